@@ -1,0 +1,1 @@
+"""Processes and hosts: who is started where, watched, restarted and stopped."""

@@ -1,0 +1,104 @@
+"""Header frames: one MessagePack array ``["zmqrl/1", KIND, field, ...]`` for each message, strictly checked.
+
+Payloads are raw frames that follow the header and never pass through here.
+"""
+
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from zmqrl.ps.messages import MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_WORKERS, PROTOCOL, Message, Uint
+
+
+class MalformedMessage(Exception):
+    """Bytes that are no message of this protocol. Never reaches a user: it is counted."""
+
+
+def kind_of(cls: type) -> str:
+    """The KIND of a message class on the wire: its name in upper case, words joined by ``_``."""
+    return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(cls.__name__)).upper()
+
+
+KINDS: dict[str, type[Any]] = {kind_of(cls): cls for cls in get_args(Message)}
+_HINTS: dict[type, tuple[tuple[str, Any], ...]] = {
+    cls: tuple((f.name, get_type_hints(cls, include_extras=True)[f.name]) for f in fields(cls))
+    for cls in KINDS.values()
+}
+
+
+def encode(message: Message) -> bytes:
+    """The header frame of a message."""
+    kind = kind_of(type(message))
+    packed: bytes = msgpack.packb([PROTOCOL, kind, *(getattr(message, name) for name, _ in _HINTS[type(message)])])
+    return packed
+
+
+def decode(frame: bytes | memoryview) -> Message:
+    """Read a header frame. Raises MalformedMessage, and nothing else, for anything that is not exactly one message."""
+    if len(frame) > MAX_HEADER_BYTES:
+        raise MalformedMessage(f"header of {len(frame)} bytes")
+    try:
+        array = msgpack.unpackb(
+            frame,
+            raw=False,
+            use_list=False,
+            strict_map_key=True,
+            max_str_len=1000,
+            max_bin_len=MAX_REPORT_BYTES,
+            max_array_len=MAX_WORKERS,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except Exception as error:  # msgpack raises a dozen kinds of errors on hostile bytes
+        raise MalformedMessage(f"no MessagePack: {type(error).__name__}") from error
+    if not isinstance(array, tuple) or len(array) < 2 or array[0] != PROTOCOL or not isinstance(array[1], str):
+        raise MalformedMessage(f"no {PROTOCOL} header")
+    cls = KINDS.get(array[1])
+    if cls is None:
+        raise MalformedMessage(f"unknown kind {array[1]!r}")
+    hints = _HINTS[cls]
+    if len(array) != 2 + len(hints):
+        raise MalformedMessage(f"{array[1]} with {len(array) - 2} fields instead of {len(hints)}")
+    for (name, hint), value in zip(hints, array[2:], strict=True):
+        if not _fits(value, hint):
+            raise MalformedMessage(f"{array[1]}.{name} is {value!r:.60}")
+    message: Message = cls(**dict(zip((name for name, _ in hints), array[2:], strict=True)))
+    return message
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a decoded MessagePack value satisfies the annotation of its field."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        base, limit = hint.__origin__, hint.__metadata__[0]
+        if isinstance(limit, Uint):
+            return type(value) is int and bool(0 <= value < 2**limit.bits)
+        if not _fits(value, base):
+            return False
+        assert isinstance(value, str | bytes | tuple)
+        return len(value) <= limit.most
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if origin is tuple:
+        item = get_args(hint)[0]
+        return isinstance(value, tuple) and all(_fits(v, item) for v in value)
+    if origin is None:
+        return bool(isinstance(value, hint))
+    return any(_fits(value, option) for option in get_args(hint))
+
+
+def presence_topic(rank: int, incarnation: int) -> bytes:
+    """The topic by whose subscription a worker shows that it is there: ``P/<rank>/<incarnation>``."""
+    return b"P/%d/%d" % (rank, incarnation)
+
+
+def parse_presence(topic: bytes) -> tuple[int, int] | None:
+    """Rank and incarnation of a presence topic, or None for any other topic."""
+    parts = topic.split(b"/")
+    if len(parts) != 3 or parts[0] != b"P":
+        return None
+    if not all(p.isdigit() and len(p) <= 16 and p == b"%d" % int(p) for p in parts[1:]):
+        return None
+    rank, incarnation = int(parts[1]), int(parts[2])
+    return (rank, incarnation) if rank < 2**16 and incarnation < 2**53 else None

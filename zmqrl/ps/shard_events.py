@@ -1,0 +1,179 @@
+"""What can happen to a shard, and what it can ask to be done: the vocabulary of its state machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from zmqrl.ps import messages as m
+
+Outcome: TypeAlias = Literal["used", "late", "duplicate", "rejected"]
+OUTCOMES: tuple[Outcome, ...] = ("used", "late", "duplicate", "rejected")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Who may contribute, and how many contributions make an update."""
+
+    id: int
+    quorum: int
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """How a version came to be. Committed with it, so that a restarted shard knows what it had published.
+
+    ``late``, ``duplicate`` and ``rejected`` count arrivals since the version before; ``tallies`` are totals by rank,
+    ``(used, late, duplicate, rejected)``.
+    """
+
+    generation: int
+    version: int
+    view: View
+    quorum: int
+    ranks: tuple[int, ...]
+    late: int
+    duplicate: int
+    rejected: int
+    tallies: dict[int, tuple[int, int, int, int]]
+    unattributed: int
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class GradientArrived:
+    """``payload`` is opaque here; ``is_finite`` looks at its numbers only when everything else is right."""
+
+    header: m.Gradient
+    payload: Any
+    payload_bytes: int
+    is_finite: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlArrived:
+    """A message on the ROUTER socket from the connection ``peer``."""
+
+    peer: bytes
+    message: m.Message
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChanged:
+    """A worker's presence topic was subscribed (``here``) or unsubscribed."""
+
+    rank: int
+    incarnation: int
+    here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedArrived:
+    """Something arrived that is no message for the socket it came to."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateRestored:
+    """Weights and optimizer state of ``record.version`` are in place: found after a restart, or loaded.
+
+    ``recovered``: this shard had made (and perhaps published) them before, so workers may hold them.
+    """
+
+    record: Record
+    recovered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event: TypeAlias = GradientArrived | ControlArrived | PresenceChanged | MalformedArrived | StateRestored | Tick
+
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate:
+    """Add ``payload`` to the sum of the open version; ``first`` starts the sum."""
+
+    payload: Any
+    codec: m.Codec
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Take the mean, step the optimizer, commit ``record``, append it to the history."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class PublishWeights:
+    """Publish the newest committed weights on topic ``W``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Publish a message without payload."""
+
+    topic: bytes
+    message: m.Heartbeat | m.Need | m.Bye
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a control message to a connection."""
+
+    peer: bytes
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendSnapshot:
+    """Send the weights of ``version`` (the newest or the one before) to a connection."""
+
+    peer: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Copy weights and optimizer state of the newest version aside for FETCH."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendChunk:
+    """Answer a FETCH from the copy set aside."""
+
+    peer: bytes
+    request: m.Fetch
+
+
+@dataclass(frozen=True, slots=True)
+class TakeChunk:
+    """Take over a piece of state; after the last one the server feeds ``StateRestored`` back."""
+
+    peer: bytes
+    message: m.Load
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line for the shard's log."""
+
+    level: Literal["debug", "info", "warning"]
+    text: str
+
+
+Action: TypeAlias = (
+    Accumulate | Update | PublishWeights | Publish | Send | SendSnapshot | Capture | SendChunk | TakeChunk | Log
+)
