@@ -97,6 +97,7 @@ class Client:
         self.links = [Link(heard_at=now) for _ in range(shards)]
         self.contribution: tuple[int, int] | None = None  # generation, version
         self.pulling_above: int | None = None
+        self.assembled_generation = -1
         self.ended = False
         self.tally = Tally()
         self.progress = 0
@@ -142,6 +143,10 @@ class Client:
     def passed(self, version: int) -> bool:
         """Whether every shard is past ``version``, so that work on it is of no more use."""
         return all(link.version > version for link in self.links)
+
+    def where(self, now: float) -> str:
+        """Where each shard stands, in words."""
+        return ", ".join(self._where(shard, link, now) for shard, link in enumerate(self.links))
 
     # weights
 
@@ -228,10 +233,14 @@ class Client:
 
     def _assemble(self, now: float) -> list[Action]:
         """Give the waiting worker a version whose slices are all here, or ask for what is missing to help a shard."""
-        low = min(link.version for link in self.links)
-        if self.pulling_above is None or low <= self.pulling_above or self.ended:
+        if self.pulling_above is None or self.ended or not all(link.welcomed for link in self.links):
             return []
-        if len({link.generation for link in self.links}) > 1 or not all(link.welcomed for link in self.links):
+        generation = self.links[0].generation
+        if any(link.generation != generation for link in self.links):
+            return []
+        low = min(link.version for link in self.links)
+        # After a rollback the versions are lower, and all of them are new.
+        if generation == self.assembled_generation and low <= self.pulling_above:
             return []
         lagging = [link for link in self.links if link.version == low]
         if len(lagging) < len(self.links) and not self._may_help(low, lagging):
@@ -239,8 +248,8 @@ class Client:
         missing = [shard for shard, link in enumerate(self.links) if low not in link.payloads]
         if missing:
             return [action for shard in missing for action in self._request(shard, low, now)]
-        self.pulling_above = None
-        return [Assembled(self.links[0].generation, low, tuple(link.payloads[low] for link in self.links))]
+        self.pulling_above, self.assembled_generation = None, generation
+        return [Assembled(generation, low, tuple(link.payloads[low] for link in self.links))]
 
     def _may_help(self, low: int, lagging: list[Link]) -> bool:
         """Whether this idle worker could complete version ``low`` where it is stuck: see docs/protocol.md, repair."""
@@ -371,8 +380,7 @@ class Client:
             self.ping_at = now
         if self.pulling_above is not None and now - self.notice_at >= self.timing.stall_notice_s:
             self.notice_at = now
-            where = ", ".join(self._where(shard, link, now) for shard, link in enumerate(self.links))
-            actions.append(Log("info", f"waiting for a version above {self.pulling_above}: {where}"))
+            actions.append(Log("info", f"waiting for a version above {self.pulling_above}: {self.where(now)}"))
         return actions + self._assemble(now)
 
     def _ping(self, link: Link, now: float) -> m.Ping:

@@ -77,7 +77,7 @@ def _fits(value: object, hint: Any) -> bool:
         if not _fits(value, base):
             return False
         assert isinstance(value, str | bytes | tuple)
-        return len(value) <= limit.most
+        return bool(len(value) <= limit.most)
     if origin is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if origin is tuple:

@@ -224,8 +224,7 @@ class Shard:
         if self.state == "empty":
             return actions
         if self.armed == self.version:
-            self.captured, self.armed = self.version, None
-            actions.append(Capture(self.version))
+            actions += self._checkpoint(self.version)
         if self.stop is not None and self.version >= self.stop:
             if self.state == "open" and self.version == self.stop:
                 self.state = "ended"
@@ -233,6 +232,14 @@ class Shard:
         elif self.state == "ended":
             self.state = "open"
         return actions
+
+    def _checkpoint(self, version: int) -> list[Action]:
+        """Set ``version`` aside, now if it is held, when it is made if it is to come."""
+        self.armed = version if version > self.version else None
+        if self.state == "empty" or version not in (self.version, self.previous) or version == self.captured:
+            return []
+        self.captured = version
+        return [Capture(version)]
 
     def _count(self, rank: int | None, outcome: Outcome) -> None:
         if rank in self.view.members or rank in self.tallies:
@@ -248,7 +255,7 @@ class Shard:
         record = event.record
         self.state = "open"
         self.generation, self.version, self.last = record.generation, record.version, record
-        self.previous = None
+        self.previous = event.previous
         self.held, self.accumulated = {}, 0
         self._set_view(record.view)
         if event.recovered:
@@ -336,8 +343,7 @@ class Shard:
                     self.stop = message.version
                 return [*self._milestones(), self._heartbeat(now), Send(peer, self._stats(now))]
             case m.Checkpoint():
-                self.armed = message.version if message.version >= self.version else None
-                return [*self._milestones(), Send(peer, self._stats(now))]
+                return [*self._checkpoint(message.version), Send(peer, self._stats(now))]
             case m.Fetch():
                 return [SendChunk(peer, message)]
             case m.Load() if self.state == "empty" or message.generation > self.generation:

@@ -79,11 +79,13 @@ class MalformedArrived:
 class StateRestored:
     """Weights and optimizer state of ``record.version`` are in place: found after a restart, or loaded.
 
-    ``recovered``: this shard had made (and perhaps published) them before, so workers may hold them.
+    ``recovered``: this shard had made (and perhaps published) them before, so workers may hold them. ``previous`` is
+    the version before, if it is still held.
     """
 
     record: Record
     recovered: bool
+    previous: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ class SendSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Copy weights and optimizer state of the newest version aside for FETCH."""
+    """Copy weights and optimizer state of ``version``, the newest or the one before, aside for FETCH."""
 
     version: int
 

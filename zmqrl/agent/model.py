@@ -1,0 +1,196 @@
+"""The networks: observations in, action logits and state values out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zmqrl.errors import UsageError
+
+ModelName = Literal["small", "nature", "dba3c", "mlp"]
+Compute = Literal["float32", "bfloat16"]
+
+CPU = torch.device("cpu")
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conv:
+    """One convolution without padding, then a 2x2 max-pool if asked, then ReLU."""
+
+    filters: int
+    kernel: int
+    stride: int = 1
+    pool: bool = False
+
+
+# Mnih et al. 2013 and 2015 (the "small" and the "nature" net), Adamski et al. 2018 (dba3c).
+CONVOLUTIONS = {
+    "small": (Conv(filters=16, kernel=8, stride=4), Conv(filters=32, kernel=4, stride=2)),
+    "nature": (
+        Conv(filters=32, kernel=8, stride=4),
+        Conv(filters=64, kernel=4, stride=2),
+        Conv(filters=64, kernel=3),
+    ),
+    "dba3c": (
+        Conv(filters=32, kernel=5, pool=True),
+        Conv(filters=32, kernel=5, pool=True),
+        Conv(filters=64, kernel=5, pool=True),
+        Conv(filters=64, kernel=3),
+    ),
+}
+
+
+class ConvPolicy(nn.Module):
+    """Convolutions, one hidden layer, and two heads that share both.
+
+    The parameters are float32 whatever ``compute`` says: bfloat16 copies are made inside each forward, and the heads
+    always compute in float32. The hidden layer reads the last convolution in the order height, width, channel.
+    """
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        num_actions: int,
+        convolutions: Sequence[Conv],
+        *,
+        hidden: int,
+        biases: bool,
+        hidden_relu: bool,
+        compute: Compute,
+    ) -> None:
+        """``biases`` is about the convolutions and the hidden layer. Raises ValueError if the image is too small."""
+        super().__init__()
+        channels, height, width = observation_shape
+        self.convs = nn.ModuleList()
+        self.pools = [conv.pool for conv in convolutions]
+        for conv in convolutions:
+            layer = nn.Conv2d(channels, conv.filters, conv.kernel, conv.stride, bias=biases)
+            self.convs.append(_orthogonal(layer, math.sqrt(2)))
+            channels = conv.filters
+            height, width = (((side - conv.kernel) // conv.stride + 1) // (1 + conv.pool) for side in (height, width))
+            if min(height, width) < 1:
+                raise ValueError("the image is smaller than the convolutions need")
+        gain = math.sqrt(2) if hidden_relu else 1.0
+        self.hidden = _orthogonal(nn.Linear(channels * height * width, hidden, bias=biases), gain)
+        self.hidden_relu = hidden_relu
+        self.actor = _orthogonal(nn.Linear(hidden, num_actions), 0.01)
+        self.critic = _orthogonal(nn.Linear(hidden, 1), 1.0)
+        self.dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
+
+        uint8 means 0 to 255; float observations are taken as they are. Fastest when the observations lie in memory
+        channels-last, as ``Rollout`` keeps them: then the only pass over them is the cast.
+        """
+        # Dividing the few weights costs nothing; dividing the frames is a pass over 28 KB a sample. The stored weights
+        # stay undivided: Adam's steps do not scale with the weights.
+        scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
+        x = observations.to(self.dtype, memory_format=torch.channels_last)
+        for conv, pool in zip(self.convs, self.pools, strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            weight = (conv.weight * scale).to(self.dtype)
+            x = F.conv2d(x, weight, self._cast(conv.bias), conv.stride)
+            x = F.relu_(F.max_pool2d(x, 2) if pool else x)
+            scale = 1.0
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        x = F.linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias))
+        x = (F.relu_(x) if self.hidden_relu else x).float()
+        return self.actor(x), self.critic(x).squeeze(-1)
+
+    def _cast(self, bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias.to(self.dtype)
+
+
+class VectorPolicy(nn.Module):
+    """Two trunks of two tanh layers, one for the actor and one for the critic, in float32."""
+
+    def __init__(self, observation_shape: Sequence[int], num_actions: int, *, hidden: int = 64) -> None:
+        super().__init__()
+        (inputs,) = observation_shape
+        self.actor = _tanh_trunk(inputs, hidden, num_actions, head_gain=0.01)
+        self.critic = _tanh_trunk(inputs, hidden, 1, head_gain=1.0)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 (B, A) and values float32 (B,) of observations float32 (B, n)."""
+        return self.actor(observations), self.critic(observations).squeeze(-1)
+
+
+def make_model(
+    name: ModelName,
+    observation_shape: Sequence[int],
+    num_actions: int,
+    *,
+    compute: Compute | None = None,
+    device: torch.device = CPU,
+    dba3c_fc: int = 128,
+) -> ConvPolicy | VectorPolicy:
+    """The network called ``name`` for these observations, drawn from torch's global random state, on ``device``.
+
+    The parameters are drawn on the CPU, so one seed gives the same ones for every device. ``compute`` None means
+    ``fastest_compute(device)``. ``dba3c_fc`` is the width of the hidden layer of the dba3c net.
+
+    Raises UsageError if the network does not fit the observations, or is not one that computes in bfloat16.
+    """
+    shape = tuple(observation_shape)
+    unfit = f"model {name!r} does not fit observations of shape {shape}"
+    if name == "mlp":
+        if len(shape) != 1:
+            raise UsageError(f"{unfit}: it reads vectors; use small, nature or dba3c for images.")
+        if compute == "bfloat16":
+            raise UsageError("model 'mlp' computes in float32 only; leave compute unset, or set it to float32.")
+        return VectorPolicy(shape, num_actions).to(device)
+    if len(shape) != 3:
+        raise UsageError(f"{unfit}: it reads images (channels, height, width); use mlp for vectors.")
+    # The hidden layer of dba3c is linear, and neither it nor the convolutions have biases: so is the original.
+    seed_net = name == "dba3c"
+    try:
+        model = ConvPolicy(
+            shape,
+            num_actions,
+            CONVOLUTIONS[name],
+            hidden={"small": 256, "nature": 512, "dba3c": dba3c_fc}[name],
+            biases=not seed_net,
+            hidden_relu=not seed_net,
+            compute=compute or fastest_compute(device),
+        )
+    except ValueError as error:
+        raise UsageError(f"{unfit}: {error}; use a larger screen or another model.") from error
+    return model.to(device)
+
+
+@cache
+def fastest_compute(device: torch.device) -> Compute:
+    """bfloat16 where the hardware multiplies it (about twice as fast), float32 where it would be emulated."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # torch's own question, mkldnn's, also says yes to AVX-512 without the bf16 instructions, where bf16 is slow.
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return "float32"
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+
+
+def _tanh_trunk(inputs: int, hidden: int, outputs: int, *, head_gain: float) -> nn.Sequential:
+    return nn.Sequential(
+        _orthogonal(nn.Linear(inputs, hidden), math.sqrt(2)),
+        nn.Tanh(),
+        _orthogonal(nn.Linear(hidden, hidden), math.sqrt(2)),
+        nn.Tanh(),
+        _orthogonal(nn.Linear(hidden, outputs), head_gain),
+    )
+
+
+def _orthogonal(layer: Layer, gain: float) -> Layer:
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,164 @@
+"""Checkpoints: the parameters as safetensors, the optimizer's state per shard, and a manifest written last."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from zmqrl.errors import UsageError
+from zmqrl.ps.partition import Layout
+
+Floats = npt.NDArray[np.float32]
+
+MODEL = "model.safetensors"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """All that a run is at one version.
+
+    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``,
+    float32 little-endian, as it travels between shard and supervisor.
+    """
+
+    layout: Layout
+    generation: int
+    version: int
+    optimizer: str
+    state_names: tuple[str, ...]
+    states: tuple[bytes, ...]
+    counters: dict[str, Any]
+
+    @classmethod
+    def initial(cls, layout: Layout, vector: Floats, optimizer: str, state_names: tuple[str, ...]) -> "Checkpoint":
+        """Version 0: the given parameters and an optimizer that has not moved."""
+        zeros = [np.zeros(cut.count * len(state_names), np.float32) for cut in layout.slices]
+        states = [
+            vector[cut.start : cut.stop].tobytes() + zero.tobytes()
+            for cut, zero in zip(layout.slices, zeros, strict=True)
+        ]
+        return cls(
+            layout=layout,
+            generation=0,
+            version=0,
+            optimizer=optimizer,
+            state_names=state_names,
+            states=tuple(states),
+            counters={},
+        )
+
+    def vector(self) -> Floats:
+        """The parameter vector: float32 (count,)."""
+        slices = [
+            np.frombuffer(state, "<f4", cut.count) for state, cut in zip(self.states, self.layout.slices, strict=True)
+        ]
+        return np.concatenate(slices)
+
+    def params_sha256(self) -> str:
+        """SHA-256 of the whole parameter vector as little-endian float32."""
+        return hashlib.sha256(self.vector().tobytes()).hexdigest()
+
+    def write(self, root: Path) -> Path:
+        """Write to ``root/v<version>``. It counts as a checkpoint only once its manifest is there, whole."""
+        path = root / f"v{self.version:08d}"
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir(parents=True)
+        save_file(tensors_of(self.layout, self.vector()), path / MODEL)
+        for shard, (state, cut) in enumerate(zip(self.states, self.layout.slices, strict=True)):
+            arrays = np.frombuffer(state, "<f4").reshape(-1, cut.count)[1:]
+            save_file(dict(zip(self.state_names, arrays, strict=True)), path / _optimizer_file(shard))
+        files = [MODEL, *(_optimizer_file(shard) for shard in range(len(self.states)))]
+        manifest = {
+            "version": self.version,
+            "generation": self.generation,
+            "layout": self.layout.to_json(),
+            "optimizer": {"name": self.optimizer, "state": list(self.state_names)},
+            "params_sha256": self.params_sha256(),
+            "files": {name: _sha256(path / name) for name in files},
+            "counters": self.counters,
+        }
+        for name in files:
+            _sync(path / name)
+        unfinished = path / f".{MANIFEST}"
+        unfinished.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _sync(unfinished)
+        unfinished.replace(path / MANIFEST)
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Read one checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            for name, digest in manifest["files"].items():
+                if _sha256(path / name) != digest:
+                    raise UsageError(f"{path / name} is damaged: its checksum is not the one in {MANIFEST}.")
+            layout = Layout.from_json(manifest["layout"])
+            names = tuple(manifest["optimizer"]["state"])
+            model = load_file(path / MODEL)
+            vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
+            states = []
+            for cut in layout.slices:
+                arrays = load_file(path / _optimizer_file(cut.shard))
+                whole = [vector[cut.start : cut.stop], *(arrays[name] for name in names)]
+                states.append(b"".join(array.tobytes() for array in whole))
+            return cls(
+                layout=layout,
+                generation=manifest["generation"],
+                version=manifest["version"],
+                optimizer=manifest["optimizer"]["name"],
+                state_names=names,
+                states=tuple(states),
+                counters=manifest["counters"],
+            )
+        except OSError as error:
+            raise UsageError(f"cannot read checkpoint {path}: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UsageError(f"{path} is no checkpoint: {error}.") from error
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The finished checkpoints under ``root``, oldest first."""
+    return sorted(path.parent for path in root.glob(f"v*/{MANIFEST}"))
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints: the manifest first, so that none is ever half there."""
+    for path in checkpoints(root)[:-keep]:
+        (path / MANIFEST).unlink()
+        shutil.rmtree(path)
+
+
+def tensors_of(layout: Layout, vector: Floats) -> dict[str, Floats]:
+    """The parameter vector as named tensors."""
+    tensors: dict[str, Floats] = {}
+    start = 0
+    for name, shape in layout.tensors:
+        stop = start + int(np.prod(shape, dtype=np.int64))
+        tensors[name] = np.ascontiguousarray(vector[start:stop].reshape(shape))
+        start = stop
+    return tensors
+
+
+def _optimizer_file(shard: int) -> str:
+    return f"optimizer-shard-{shard:02d}.safetensors"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,44 @@
+"""What every child process of a run does first: read its job, tie its life to its parent's. Standard library only."""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+
+def read_job(die_with: signal.Signals) -> dict[str, Any]:
+    """Read this process's job, one line of JSON on standard input, and ask the kernel to end us with our parent.
+
+    Standard input stays open: its end means that the parent is gone, whatever became of the signal.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
+    # Ctrl-C reaches the whole terminal group; ending children is the supervisor's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        # One byte at a time, so that nothing behind the line disappears into a buffer.
+        byte = os.read(0, 1)
+        if not byte:
+            sys.exit(0)
+        line += byte
+    job: dict[str, Any] = json.loads(line)
+    return job
+
+
+def log_to_stderr(name: str) -> logging.Logger:
+    """The process's log: plain lines with time and level on standard error, which the parent keeps in a file."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    return logging.getLogger(name)
+
+
+def say_ready(facts: dict[str, Any]) -> None:
+    """Tell the parent, in one line of JSON on standard output, that we are up and what it needs to know."""
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,154 @@
+"""A training run on this machine: everything that can be wrong is looked at first, then the supervisor takes over."""
+
+import dataclasses
+import errno
+import os
+import signal
+import socket as host_socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from zmqrl.agent.envs import describe_env
+from zmqrl.agent.model import make_model
+from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.child import log_to_stderr
+from zmqrl.cluster.supervisor import Supervisor
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.observe.console import Console, console_for
+from zmqrl.observe.spans import merge_traces
+from zmqrl.ps.connection import Cluster
+from zmqrl.ps.flat import FlatParameters
+from zmqrl.ps.optimizer import Optimizer
+from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.worker import join as work
+
+
+def train(config: Config) -> int:
+    """Train as ``config`` says; the exit status: 0 done, 130 interrupted after a checkpoint. Raises ZmqrlError."""
+    config.check()
+    initial = initial_checkpoint(config)
+    check_ports(config)
+    path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config = dataclasses.replace(config, run_dir=path)
+    directory = RunDirectory(path)
+    if config.resume:
+        checkpoint = newest_checkpoint(directory, initial)
+    elif directory.config.exists():
+        raise UsageError(f"{path} holds a run already: choose another --run-dir, or go on with it by --resume.")
+    else:
+        checkpoint = initial
+    directory.claim()
+    try:
+        write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
+        if not config.resume:
+            initial.write(directory.checkpoints)
+        return _supervise(config, directory, checkpoint)
+    finally:
+        directory.release()
+
+
+def initial_checkpoint(config: Config) -> Checkpoint:
+    """Version 0 of a run: the parameters that its seed gives. Raises UsageError for a game or model that cannot be."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
+    spec = describe_env(config.env, config.envs)
+    config.algorithm.minibatch_samples(config.envs.num_envs)
+    torch.manual_seed(config.seed)
+    parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions))
+    optimizer = Optimizer(config.optimizer)
+    layout = parameters.layout(config.shards)
+    return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)
+
+
+def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
+    """The checkpoint to resume from. Raises UsageError when there is none, or when it is of another layout."""
+    found = checkpoints(directory.checkpoints)
+    if not found:
+        raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
+    checkpoint = Checkpoint.read(found[-1])
+    if checkpoint.layout.hash != initial.layout.hash:
+        theirs, ours = checkpoint.layout, initial.layout
+        what = (
+            f"{theirs.shards} shards, not {ours.shards}"
+            if theirs.tensors == ours.tensors
+            else f"a network of {theirs.count} parameters, not of {ours.count}"
+        )
+        raise UsageError(f"{found[-1]} has {what}: resume with the settings it was made with.")
+    if (checkpoint.optimizer, checkpoint.state_names) != (initial.optimizer, initial.state_names):
+        raise UsageError(
+            f"{found[-1]} has the state of optimizer {checkpoint.optimizer} ({', '.join(checkpoint.state_names)}), "
+            f"not of {initial.optimizer} ({', '.join(initial.state_names)})."
+        )
+    return checkpoint
+
+
+def check_ports(config: Config) -> None:
+    """Raise UsageError that names the first port of the run that is taken, or the address that is not ours."""
+    for port in (config.ports() or range(1))[: 3 * config.shards]:
+        if config.ports() is None and config.wire.transport == "ipc":
+            return
+        with host_socket.socket() as probe:
+            probe.setsockopt(host_socket.SOL_SOCKET, host_socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.wire.address, port))
+            except OSError as error:
+                in_use = error.errno == errno.EADDRINUSE
+                what = f"port {port} is in use" if in_use else f"cannot bind {config.wire.address}:{port}"
+                raise UsageError(f"{what} ({error.strerror}): choose another --wire.port-range or address.") from error
+
+
+def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint) -> int:
+    console = console_for(sys.stdout)
+    try:
+        console.notice(f"run directory {directory.path}; scores: {config.env}, {config.envs.flavour()}")
+        if checkpoint.version:
+            console.notice(f"resuming from version {checkpoint.version}")
+        supervisor = Supervisor(config, directory, checkpoint, console)
+        with _interrupts(supervisor, console):
+            reason = supervisor.run()
+        if config.profile:
+            merge_traces(sorted(directory.trace.with_name("traces").glob("*.json")), directory.trace)
+            console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
+        console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
+    finally:
+        console.close()
+    return 130 if reason == "interrupted" else 0
+
+
+@contextmanager
+def _interrupts(supervisor: Supervisor, console: Console) -> Iterator[None]:
+    """The first Ctrl-C (or TERM) asks for a checkpoint and a clean end, the second ends everything at once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        supervisor.interrupts += 1
+        if supervisor.interrupts > 1:
+            raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def join(cluster_path: Path, rank: int | None, threads: int) -> int:
+    """Work as an outside worker for the run of ``cluster_path`` until it ends. Raises ZmqrlError."""
+    cluster, config = Cluster.read(cluster_path), Config.read(cluster_path)
+    if rank is None:
+        if not cluster.open_ranks:
+            raise UsageError(f"{cluster_path} has no open rank: start the run with --external-workers.")
+        rank = cluster.open_ranks[0]
+    elif rank not in cluster.open_ranks:
+        raise UsageError(f"rank {rank} is not open; open are {', '.join(map(str, cluster.open_ranks)) or 'none'}.")
+    log = log_to_stderr("zmqrl.worker")
+    log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
+    work(cluster, config, rank, threads=threads, trace_path=None, log=log)
+    return 0

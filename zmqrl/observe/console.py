@@ -1,0 +1,260 @@
+"""The live view of a run: a panel on a terminal, a line every ten seconds anywhere else."""
+
+import contextlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+REFRESH_S = 0.25
+LINE_S = 10.0
+NOTICES_SHOWN = 4
+RANKS_SHOWN = 6
+
+# A worker that contributes to every update is still missing for most of each one.
+MISSING_AFTER_S = 2.0
+
+_LEARNING = {
+    "loss": "loss",
+    "policy_loss": "policy",
+    "value_loss": "value",
+    "entropy": "entropy",
+    "grad_norm": "grad norm",
+    "policy_lag": "policy lag",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What there is to show: the newest row of ``metrics.jsonl`` and what only the command knows.
+
+    ``frames_per_agent_step`` is 4 for ALE games; ``left_s`` are the seconds until the run ends, if it has an end.
+    """
+
+    title: str
+    row: Mapping[str, Any]
+    frames_per_agent_step: int | None = None
+    left_s: float | None = None
+
+
+class Console(Protocol):
+    """Where a run is watched. A viewer that goes away (a closed pipe or terminal) is no error: it just ends."""
+
+    def update(self, view: View) -> None:
+        """Show ``view``, now or with a later one. Call it as often as there is something new."""
+
+    def notice(self, text: str) -> None:
+        """Tell at once that something happened: a worker died and was restarted, a checkpoint was written."""
+
+    def close(self) -> None:
+        """Show the last view and leave the terminal as it was. May be called twice."""
+
+
+class _Terminal(RichConsole):
+    def on_broken_pipe(self) -> None:
+        # Rich would end the process here.
+        raise
+
+
+def console_for(stream: TextIO) -> Console:
+    """The live panel when ``stream`` is a terminal that can move its cursor, else plain lines."""
+    if stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
+        return LiveConsole(_Terminal(file=stream, markup=False, emoji=False, highlight=False))
+    return PlainConsole(stream)
+
+
+class PlainConsole:
+    """A line with the same facts every ten seconds, and every notice as a line."""
+
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._row: dict[str, Any] = {}
+        self._unwritten: View | None = None
+        self._due_s = -float("inf")
+        self._gone = False
+
+    def update(self, view: View) -> None:
+        self._row |= _told(view.row)
+        self._unwritten = view
+        if self._clock() >= self._due_s:
+            self._due_s = self._clock() + LINE_S
+            self._write_view()
+
+    def notice(self, text: str) -> None:
+        self._write(_printable(text))
+
+    def close(self) -> None:
+        self._write_view()
+
+    def _write_view(self) -> None:
+        if self._unwritten is not None:
+            self._write("; ".join(f"{label} {text}" for label, text in _facts(self._unwritten, self._row)))
+            self._unwritten = None
+
+    def _write(self, line: str) -> None:
+        if self._gone:
+            return
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            self._stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+            self._stream.flush()
+        except OSError:
+            self._gone = True
+
+
+class LiveConsole:
+    """A panel that is redrawn in place at most four times a second, with the last few notices under the facts.
+
+    It is drawn by the caller's own thread, inside ``update`` and ``notice``.
+    """
+
+    def __init__(self, console: RichConsole, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        # What others print to the same terminal goes above the panel; a redirected stream stays redirected.
+        self._live = Live(
+            console=console,
+            auto_refresh=False,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._row: dict[str, Any] = {}
+        self._view: View | None = None
+        self._notices: deque[str] = deque(maxlen=NOTICES_SHOWN)
+        self._due_s = -float("inf")
+        self._over = False
+
+    def update(self, view: View) -> None:
+        self._row |= _told(view.row)
+        self._view = view
+        if self._clock() >= self._due_s:
+            self._draw()
+
+    def notice(self, text: str) -> None:
+        self._notices.append(f"{_duration(self._row.get('wall_s', 0.0))} {_printable(text)}")
+        self._draw()
+
+    def close(self) -> None:
+        if self._live.is_started or self._view is not None:
+            self._draw()
+        self._stop()
+
+    def _draw(self) -> None:
+        if self._over:
+            return
+        self._due_s = self._clock() + REFRESH_S
+        try:
+            self._live.start()
+            self._live.update(self._panel(), refresh=True)
+        except OSError:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._over = True
+        with contextlib.suppress(OSError):
+            self._live.stop()
+
+    def _panel(self) -> Panel:
+        facts = Table.grid(padding=(0, 2, 0, 0))
+        facts.add_column(style="dim", no_wrap=True)
+        facts.add_column(overflow="fold")
+        if self._view is not None:
+            for label, text in _facts(self._view, self._row):
+                facts.add_row(label, Text(text, style="bold" if label == "score" else ""))
+        notices = [Text(notice, style="yellow", overflow="fold") for notice in self._notices]
+        return Panel(
+            Group(facts, Rule(style="dim"), *notices) if notices else facts,
+            title=Text(_printable(self._view.title)) if self._view is not None else "zmqrl",
+            title_align="left",
+            box=box.ROUNDED,
+            border_style="dim",
+            # The terminal echoes ^C behind the last line: if that wrapped, the panel would not be drawn over itself.
+            width=max(8, self._console.width - 2),
+        )
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is null in a row was not told since the last one: the view keeps showing what was."""
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _facts(view: View, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """``(label, text)`` in the order of showing. What the run does not know yet is left out or a dash."""
+    left = "" if view.left_s is None else f", {_duration(view.left_s)} left"
+    facts = [
+        ("time", _duration(row.get("wall_s", 0.0)) + left),
+        ("speed", _speed(row, view.frames_per_agent_step)),
+        ("updates", f"{row.get('version', 0):,}, {_number(row.get('updates_per_s'))}/s"),
+        ("score", _score(row)),
+        ("workers", _workers(row)),
+        ("contributions", ", ".join(f"{n:,} {outcome}" for outcome, n in row.get("contributions", {}).items())),
+        ("learning", ", ".join(f"{name} {_number(row[key])}" for key, name in _LEARNING.items() if key in row)),
+    ]
+    return [(label, text) for label, text in facts if text]
+
+
+def _speed(row: Mapping[str, Any], frames_per_agent_step: int | None) -> str:
+    rate = row.get("agent_steps_per_s_smoothed")
+    frames = ""
+    if rate is not None and frames_per_agent_step is not None:
+        frames = f" ({rate * frames_per_agent_step:,.0f} frames/s)"
+    steps_per_s = "-" if rate is None else f"{rate:,.0f}"
+    return f"{steps_per_s} agent steps/s{frames}, {row.get('agent_steps', 0):,} made"
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    episodes = row.get("episodes", 0)
+    if "score_mean_50" not in row:
+        return "no game finished yet"
+    games = "1 game" if episodes == 1 else f"{episodes:,} games"
+    return f"{_number(row['score_mean_50'])} in {f'the last 50 of {games}' if episodes > 50 else games}"
+
+
+def _workers(row: Mapping[str, Any]) -> str:
+    missing = {rank: seconds for rank, seconds in row.get("missing_s", {}).items() if seconds >= MISSING_AFTER_S}
+    behind = dict(row.get("late_by_rank", {}))
+    for rank, skipped in row.get("skipped_by_rank", {}).items():
+        behind[rank] = behind.get(rank, 0) + skipped
+    behind = {rank: n for rank, n in behind.items() if n}
+    text = f"{row.get('workers_present', 0)} present"
+    if missing:
+        text += f", waiting for {_ranks(missing, lambda seconds: f'{seconds:,.0f} s')}"
+    if behind:
+        text += f", late or skipped: {_ranks(behind, lambda n: f'{n:,}')}"
+    return text
+
+
+def _ranks(figures: Mapping[str, float], shown: Callable[[float], str]) -> str:
+    """The ranks with the largest figures: ``rank 3 (12 s), rank 0 (4 s) and 2 more``."""
+    worst = sorted(figures, key=lambda rank: -figures[rank])
+    text = ", ".join(f"rank {rank} ({shown(figures[rank])})" for rank in worst[:RANKS_SHOWN])
+    return f"{text} and {len(worst) - RANKS_SHOWN} more" if len(worst) > RANKS_SHOWN else text
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _printable(text: str) -> str:
+    """``text`` may quote what a stranger sent: nothing in it may move the cursor or forge a line."""
+    return "".join(character if character.isprintable() else " " for character in text)

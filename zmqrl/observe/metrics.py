@@ -1,0 +1,397 @@
+"""What the supervisor knows of a run: worker reports and shard statistics in, rows of ``metrics.jsonl`` out."""
+
+import json
+import math
+import os
+import re
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NotRequired, Self, TypedDict
+
+SHARD_OUTCOMES = ("used", "late", "duplicate", "rejected")
+OUTCOMES = (*SHARD_OUTCOMES, "skipped")
+
+# What a row always has, null when no worker has told it since the last one; a worker may report more.
+LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
+
+SCORES_KEPT = 50
+SMOOTHING_S = 30.0
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_NOBODY = -1
+
+
+class ShardStats(TypedDict):
+    """Where a shard stands. ``outcomes`` is ``{rank: [used, late, duplicate, rejected]}``, cumulative.
+
+    ``held`` are the ranks whose contribution to the open version has arrived, ``present`` those subscribed.
+    ``unattributed`` counts rejected messages that no member can be blamed for.
+    """
+
+    version: int
+    quorum: int
+    held: Collection[int]
+    present: Collection[int]
+    outcomes: Mapping[int, Sequence[int]]
+    unattributed: NotRequired[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counters:
+    """The figures of a run that go on when it is resumed; they travel in a checkpoint's manifest.
+
+    ``scores`` are those of the last games, at most 50, newest last.
+    """
+
+    version: int = 0
+    agent_steps: int = 0
+    abandoned_steps: int = 0
+    episodes: int = 0
+    wall_s: float = 0.0
+    contributions: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    scores: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_json``. Raises KeyError, TypeError or ValueError when ``data`` is something else."""
+        return cls(
+            version=int(data["version"]),
+            agent_steps=int(data["agent_steps"]),
+            abandoned_steps=int(data["abandoned_steps"]),
+            episodes=int(data["episodes"]),
+            wall_s=float(data["wall_s"]),
+            contributions={outcome: int(data["contributions"][outcome]) for outcome in OUTCOMES},
+            scores=tuple(float(score) for score in data["scores"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerReport:
+    """A worker's own figures, checked: anybody may have written the program that sent them.
+
+    ``agent_steps``, ``abandoned_steps`` and ``skipped`` are cumulative in the incarnation. ``games`` are
+    ``(seq, score, agent_steps)`` with seq 1, 2, ... for the games of the incarnation. ``spans`` are the seconds by
+    name since the last report, ``policy_lag`` is in versions.
+    """
+
+    rank: int
+    incarnation: int
+    version: int
+    agent_steps: int
+    abandoned_steps: int
+    skipped: int
+    games: tuple[tuple[int, float, int], ...]
+    losses: dict[str, float]
+    policy_lag: float | None
+    spans: dict[str, float]
+
+    @classmethod
+    def parse(cls, report: object) -> Self:
+        """Check ``report``; unknown keys are ignored, what is optional may be missing. Raises ValueError."""
+        if not isinstance(report, dict):
+            raise ValueError(f"a report is a map, not {type(report).__name__}")
+        spans = _figures(report.get("spans", {}))
+        if any(seconds < 0 for seconds in spans.values()):
+            raise ValueError("a span is negative")
+        return cls(
+            rank=_count(report.get("rank"), limit=2**16),
+            incarnation=_count(report.get("incarnation")),
+            version=_count(report.get("version")),
+            agent_steps=_count(report.get("agent_steps")),
+            abandoned_steps=_count(report.get("abandoned_steps", 0)),
+            skipped=_count(report.get("skipped", 0)),
+            games=_games(report.get("games", [])),
+            losses=_figures(report.get("losses", {})),
+            policy_lag=_finite(report["policy_lag"]) if "policy_lag" in report else None,
+            spans=spans,
+        )
+
+
+def _count(value: object, limit: int = 2**53) -> int:
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
+def _finite(value: object) -> float:
+    # A language with one kind of number sends 3 for 3.0. The limit keeps sums of many finite.
+    if type(value) not in (int, float) or not -1e100 < value < 1e100:  # type: ignore[operator]
+        raise ValueError(f"{value!r:.40} is no finite number")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _figures(value: object) -> dict[str, float]:
+    if not isinstance(value, dict) or len(value) > 64:
+        raise ValueError("figures are a map of at most 64 names")
+    return {name: _finite(x) for name, x in value.items() if isinstance(name, str) and _NAME.fullmatch(name)}
+
+
+def _games(value: object) -> tuple[tuple[int, float, int], ...]:
+    if not isinstance(value, list | tuple) or len(value) > 1024:
+        raise ValueError("games are a list of at most 1024")
+    games = []
+    for game in value:
+        if not isinstance(game, list | tuple) or len(game) != 3:
+            raise ValueError("a game is [seq, score, agent_steps]")
+        games.append((_count(game[0]), _finite(game[1]), _count(game[2])))
+    return tuple(sorted(games))
+
+
+@dataclass(slots=True)
+class _Worker:
+    """The newest figures of a rank in its newest incarnation."""
+
+    incarnation: int
+    version: int | None = None
+    agent_steps: int = 0
+    abandoned_steps: int = 0
+    skipped: int = 0
+    last_seq: int = -1
+
+
+class _WorkerMeans:
+    """Means over workers of each worker's own mean, so that a worker which reports more often weighs no more."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0]))
+
+    def add(self, name: str, rank: int, value: float) -> None:
+        cell = self._sums[name][rank]
+        cell[0] += value
+        cell[1] += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: _mean([total / n for total, n in ranks.values()]) for name, ranks in self._sums.items()}
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
+
+
+class RunMetrics:
+    """Adds up what workers and shards tell. Every figure they send is cumulative, so a lost message costs nothing.
+
+    Holds no clock: ``wall_s`` is handed in.
+    """
+
+    def __init__(self, *, start: Counters) -> None:
+        """``start`` is ``Counters()`` for a new run, or what the checkpoint says that the run resumes from."""
+        self._start = start
+        self._version = start.version
+        self._wall_s = start.wall_s
+        self._agent_steps = start.agent_steps
+        self._abandoned_steps = start.abandoned_steps
+        self._episodes = start.episodes
+        self._contributions = {outcome: start.contributions.get(outcome, 0) for outcome in OUTCOMES}
+        self._scores = deque(start.scores, maxlen=SCORES_KEPT)
+        self._workers: dict[int, _Worker] = {}
+        self._skipped_by_rank: defaultdict[int, int] = defaultdict(int)
+        self._late_by_rank: defaultdict[int, int] = defaultdict(int)
+
+        self._shards: dict[int, ShardStats] = {}
+        self._tallies: defaultdict[int, dict[int, list[int]]] = defaultdict(dict)
+        self._members: frozenset[int] = frozenset()
+        self._arrived: set[int] = set()  # ranks that contributed since the last row
+        self._contributed_at_s: dict[int, float] = {}
+
+        self._row_version, self._row_agent_steps = self._version, self._agent_steps
+        self._smooth_steps = self._smooth_s = 0.0
+        self._begin_row()
+
+    def _begin_row(self) -> None:
+        self._figures = _WorkerMeans()
+        self._lags = _WorkerMeans()
+        self._span_s: defaultdict[str, float] = defaultdict(float)
+        self._worker_updates = 0
+
+    def on_report(self, report: object) -> bool:
+        """Take a worker's report (the keys of ``WorkerReport``). False if it is malformed or of an old incarnation."""
+        try:
+            r = WorkerReport.parse(report)
+        except ValueError:
+            return False
+        worker = self._workers.get(r.rank)
+        if worker is None or r.incarnation > worker.incarnation:
+            worker = self._workers[r.rank] = _Worker(r.incarnation)
+        elif r.incarnation < worker.incarnation:
+            return False
+        self._finished(worker, r)
+        self._agent_steps += max(0, r.agent_steps - worker.agent_steps)
+        self._abandoned_steps += max(0, r.abandoned_steps - worker.abandoned_steps)
+        self._contributions["skipped"] += max(0, r.skipped - worker.skipped)
+        self._skipped_by_rank[r.rank] += max(0, r.skipped - worker.skipped)
+        # After a rollback the version falls, but steps go on. What is neither newer was here before or was overtaken.
+        if worker.version is None or r.version > worker.version or r.agent_steps > worker.agent_steps:
+            self._since_last(worker, r)
+            worker.version = r.version
+        worker.agent_steps = max(worker.agent_steps, r.agent_steps)
+        worker.abandoned_steps = max(worker.abandoned_steps, r.abandoned_steps)
+        worker.skipped = max(worker.skipped, r.skipped)
+        return True
+
+    def _since_last(self, worker: _Worker, report: WorkerReport) -> None:
+        for name, value in report.losses.items():
+            self._figures.add(name, report.rank, value)
+        if report.policy_lag is not None:
+            self._lags.add("policy_lag", report.rank, report.policy_lag)
+        for name, seconds in report.spans.items():
+            self._span_s[name] += seconds
+        self._worker_updates += 1 if worker.version is None else max(1, report.version - worker.version)
+
+    def _finished(self, worker: _Worker, report: WorkerReport) -> None:
+        for seq, score, _ in report.games:
+            if seq > worker.last_seq:
+                # Short games outrun the list: what no report had room for has no score here, but it was played.
+                self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
+                self._scores.append(score)
+                worker.last_seq = seq
+
+    def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
+        """Take the statistics of all shards, in their order; None for one that has not answered.
+
+        ``members`` are the ranks that count now; without them, every rank that was ever present.
+        """
+        for shard, now in enumerate(stats):
+            if now is None:
+                continue
+            self._shards[shard] = now
+            outcomes = {rank: list(counts) for rank, counts in now["outcomes"].items()}
+            outcomes[_NOBODY] = [0, 0, 0, now.get("unattributed", 0)]
+            self._tally(shard, outcomes, now["quorum"])
+            self._arrived.update(now["held"])
+        seen = {rank for shard in self._shards.values() for rank in (*shard["present"], *shard["outcomes"])}
+        self._members = frozenset(seen | self._members if members is None else members)
+        if self._shards:
+            self._version = min(shard["version"] for shard in self._shards.values())
+
+    def _tally(self, shard: int, outcomes: dict[int, list[int]], quorum: int) -> None:
+        """Add what is new in the shard's tallies, which may fall when its process was restarted.
+
+        One that found its own state has forgotten the open version, two at most, and counts those contributions
+        again when they are resent; one that was given a checkpoint counts from zero.
+        """
+        known = self._tallies[shard]
+        if sum(counts[0] for counts in known.values()) - sum(counts[0] for counts in outcomes.values()) > 2 * quorum:
+            known = {}
+        newest = dict(known)
+        for rank, counts in outcomes.items():
+            before = known.get(rank, [0, 0, 0, 0])
+            grown = [max(0, now - then) for now, then in zip(counts, before, strict=True)]
+            for outcome, n in zip(SHARD_OUTCOMES, grown, strict=True):
+                self._contributions[outcome] += n
+            if any(grown):
+                self._arrived.add(rank)
+            self._late_by_rank[rank] += grown[1]
+            newest[rank] = [max(pair) for pair in zip(counts, before, strict=True)]
+        self._tallies[shard] = newest
+
+    def row(self, wall_s: float) -> dict[str, Any]:
+        """The next row of ``metrics.jsonl``; ``wall_s`` are the seconds since this start of the run.
+
+        ``wall_s`` in the row goes on from the checkpoint's. Means and rates are over the time since the last row,
+        ``agent_steps_per_s_smoothed`` over about the last 30 s: workers report whole rollouts. ``split_s`` is the mean
+        time of one worker in one update, by span. ``missing_s`` are the members whose contribution to the open version
+        has not arrived, and how long ago they last made one. ``contributions`` and ``agent_steps`` are cumulative over
+        the run, the counts by rank since this start.
+        """
+        elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
+        self._wall_s += elapsed_s
+        steps = self._agent_steps - self._row_agent_steps
+        updates = max(0, self._version - self._row_version)
+        keep = math.exp(-elapsed_s / SMOOTHING_S)
+        self._smooth_steps = self._smooth_steps * keep + steps
+        self._smooth_s = self._smooth_s * keep + elapsed_s
+        row = {
+            # The worker chooses these names: what follows overrules them.
+            **dict.fromkeys(LOSSES),
+            **self._figures.means(),
+            "version": self._version,
+            "wall_s": self._wall_s,
+            "agent_steps": self._agent_steps,
+            "abandoned_steps": self._abandoned_steps,
+            "agent_steps_per_s": _rate(steps, elapsed_s),
+            "agent_steps_per_s_smoothed": _rate(self._smooth_steps, self._smooth_s),
+            "updates_per_s": _rate(updates, elapsed_s),
+            "score_mean_50": _mean(self._scores) if self._scores else None,
+            "episodes": self._episodes,
+            "policy_lag": self._lags.means().get("policy_lag"),
+            "contributions": dict(self._contributions),
+            "late_by_rank": _by_rank(self._late_by_rank),
+            "skipped_by_rank": _by_rank(self._skipped_by_rank),
+            "missing_s": self._missing(),
+            "workers_present": self._present(),
+            "split_s": {name: seconds / self._worker_updates for name, seconds in self._span_s.items()},
+        }
+        self._row_version, self._row_agent_steps = self._version, self._agent_steps
+        self._begin_row()
+        return row
+
+    def _present(self) -> int:
+        """Workers that every shard sees."""
+        present = [set(shard["present"]) for shard in self._shards.values()]
+        return len(set.intersection(*present)) if present else 0
+
+    def _missing(self) -> dict[str, float]:
+        for rank in self._members:
+            self._contributed_at_s.setdefault(rank, self._wall_s)
+        for rank in self._arrived:
+            self._contributed_at_s[rank] = self._wall_s
+        self._arrived.clear()
+        open_at = [set(shard["held"]) for shard in self._shards.values() if shard["version"] == self._version]
+        held = set.intersection(*open_at) if open_at else set()
+        return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
+
+    def counters(self) -> Counters:
+        """What a checkpoint must keep; ``wall_s`` is that of the last row."""
+        return Counters(
+            version=self._version,
+            agent_steps=self._agent_steps,
+            abandoned_steps=self._abandoned_steps,
+            episodes=self._episodes,
+            wall_s=self._wall_s,
+            contributions=dict(self._contributions),
+            scores=tuple(self._scores),
+        )
+
+
+def _rate(amount: float, seconds: float) -> float | None:
+    return amount / seconds if seconds > 0 else None
+
+
+def _by_rank(figures: Mapping[int, float]) -> dict[str, float]:
+    """JSON knows only names as keys."""
+    return {str(rank): figure for rank, figure in sorted(figures.items()) if rank != _NOBODY}
+
+
+class JsonLines:
+    """A file of one JSON object per line, appended to. A line is one write: a reader finds it whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make ``path``. A line that an earlier process left unfinished is cut off. Raises OSError."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append ``record``; what is not finite in it is written as null. Raises OSError when the disk is full."""
+        line = json.dumps(_nulled(record), allow_nan=False).encode() + b"\n"
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError("the disk is full: a line was not written whole")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _nulled(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _nulled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nulled(item) for item in value]
+    return value

@@ -1,0 +1,159 @@
+"""Where a process spends its time: named spans that are always on, and the trace they leave when profiling."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+# About 40 MB of tuples: a profile that forgets to stop must not take the host's memory.
+MAX_EVENTS = 200_000
+
+
+class SpanEvent(NamedTuple):
+    """One span as it happened; ``start_ns`` is ``time.monotonic_ns`` of the host, ``version`` the one worked on."""
+
+    name: str
+    start_ns: int
+    duration_ns: int
+    version: int
+
+
+class Span:
+    """The running total of one name, and the context that adds to it."""
+
+    __slots__ = ("_spans", "_started_ns", "count", "name", "taken_ns", "total_ns")
+
+    def __init__(self, spans: "Spans", name: str) -> None:
+        self._spans = spans
+        self._started_ns = 0
+        self.name = name
+        self.count = 0
+        self.total_ns = 0
+        self.taken_ns = 0
+
+    def __enter__(self) -> None:
+        self._started_ns = time.monotonic_ns()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        duration_ns = time.monotonic_ns() - self._started_ns
+        self.count += 1
+        self.total_ns += duration_ns
+        if self._spans.recording:
+            self._spans.keep(SpanEvent(self.name, self._started_ns, duration_ns, self._spans.version))
+
+
+class Spans:
+    """The spans of one thread: ``with spans("gradient"): ...``.
+
+    One name for one thing in every process, report, row and trace: ``env_step, act, gradient, encode, push, wait,
+    assemble`` in a worker, ``receive, accumulate, optimize, commit, publish`` in a shard.
+
+    Different names may nest, and then the outer one contains the inner one; a name may not nest in itself, as there
+    is one context object for each name. That object is what keeps a span well under a microsecond.
+
+    The clock is ``time.monotonic_ns``: on Linux the same clock as ``perf_counter_ns``, and the one that PING and PONG
+    compare between hosts.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        """The version being worked on, written into the events; the owner of the thread sets it."""
+        self.recording = False
+        self.events: list[SpanEvent] = []
+        self.dropped = 0
+        """Events that found the list full since recording began."""
+        self._spans: dict[str, Span] = {}
+
+    def __call__(self, name: str) -> Span:
+        try:
+            return self._spans[name]
+        except KeyError:
+            return self._spans.setdefault(name, Span(self, name))
+
+    def take(self) -> dict[str, float]:
+        """Seconds by name since the last take, only of names that came up in between."""
+        taken = {}
+        for span in self._spans.values():
+            if span.total_ns > span.taken_ns:
+                taken[span.name] = (span.total_ns - span.taken_ns) / 1e9
+                span.taken_ns = span.total_ns
+        return taken
+
+    def totals(self) -> dict[str, tuple[int, float]]:
+        """``(count, seconds)`` by name since the process began; taking does not change it."""
+        return {span.name: (span.count, span.total_ns / 1e9) for span in self._spans.values()}
+
+    def record(self, on: bool) -> None:
+        """Begin to keep events, from an empty list and at most ``MAX_EVENTS``, or stop and leave them in ``events``."""
+        if on:
+            self.events, self.dropped = [], 0
+        self.recording = on
+
+    def keep(self, event: SpanEvent) -> None:
+        """Append ``event`` while there is room. The oldest stay, so that a trace has no holes in the middle."""
+        if len(self.events) < MAX_EVENTS:
+            self.events.append(event)
+        else:
+            self.dropped += 1
+
+
+def chrome_events(
+    events: Iterable[SpanEvent], pid: int, process_name: str, *, tid: int = 0, offset_ns: int = 0
+) -> list[dict[str, Any]]:
+    """The events of one thread in the Trace Event Format that Perfetto and chrome://tracing read.
+
+    ``pid`` must differ for each process of the trace, also on different hosts. ``offset_ns`` is added to every start:
+    the clock all hosts share, minus this host's. Times come out in microseconds.
+    """
+    named = {"ph": "M", "name": "process_name", "pid": pid, "tid": tid, "args": {"name": process_name}}
+    return [
+        named,
+        *(
+            {
+                "ph": "X",
+                "name": event.name,
+                "cat": "span",
+                "pid": pid,
+                "tid": tid,
+                "ts": (event.start_ns + offset_ns) / 1000,
+                "dur": event.duration_ns / 1000,
+                "args": {"version": event.version},
+            }
+            for event in events
+        ),
+    ]
+
+
+def write_trace(path: Path, events: Sequence[dict[str, Any]]) -> None:
+    """Write Chrome events as a trace file. It appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def merge_traces(paths: Iterable[Path], out: Path) -> list[Path]:
+    """Merge the trace files of the processes into ``out``, its time beginning at the earliest event.
+
+    Returns the files left out because they are missing or broken: a process that was killed has not written its own.
+    """
+    merged: list[dict[str, Any]] = []
+    left_out = []
+    for path in paths:
+        try:
+            merged += json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        except (OSError, ValueError, KeyError, TypeError):
+            left_out.append(path)
+    timed = [event for event in merged if "ts" in event]
+    begin_us = min((event["ts"] for event in timed), default=0)
+    for event in timed:
+        event["ts"] -= begin_us
+    write_trace(out, sorted(merged, key=lambda event: event.get("ts", -1.0)))
+    return left_out

@@ -1,0 +1,66 @@
+"""The rows of ``metrics.jsonl`` for TensorBoard, under the groups that CleanRL made common."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_CHARTS = frozenset(
+    {
+        "abandoned_steps",
+        "agent_steps",
+        "agent_steps_per_s",
+        "agent_steps_per_s_smoothed",
+        "episodes",
+        "policy_lag",
+        "score_mean_50",
+        "updates_per_s",
+        "version",
+        "wall_s",
+        "workers_present",
+    }
+)
+_GROUPS = {
+    "contributions": "contributions/",
+    "late_by_rank": "contributions/late_rank_",
+    "skipped_by_rank": "contributions/skipped_rank_",
+    "missing_s": "time/missing_rank_",
+    "split_s": "time/",
+}
+
+
+class TensorBoard:
+    """Writes the numbers of a row as scalars; the x-axis is the version, agent steps are a chart of their own."""
+
+    def __init__(self, directory: Path, *, resumed_at: int | None = None) -> None:
+        """``resumed_at`` hides what an earlier start of this run logged for this version and later ones."""
+        # Here, because importing it takes seconds that other commands should not pay.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=resumed_at, flush_secs=10)
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Write ``row`` of ``RunMetrics`` at version ``step``. What is null in it is left out."""
+        for tag, value in scalars(row):
+            self._writer.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class NoTensorBoard:
+    """Takes the place of ``TensorBoard`` where none is wanted."""
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """``(tag, value)`` of every number in ``row``: charts/*, contributions/* and time/*, and losses/* for the rest."""
+    for key, value in row.items():
+        if key in _GROUPS:
+            yield from ((_GROUPS[key] + name, number) for name, number in value.items())
+        elif value is not None:
+            yield f"charts/{key}" if key in _CHARTS else f"losses/{key}", value

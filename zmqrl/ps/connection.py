@@ -1,0 +1,352 @@
+"""A worker's connection to every shard: ``pull`` the weights, ``push`` a gradient.
+
+One thread owns the sockets and the state machine of ``client.py``, so that the shards get their answers while the
+computing thread is deep in a rollout.
+"""
+
+import json
+import logging
+import os
+import queue
+import socket as host_socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.observe.spans import Spans
+from zmqrl.ps import client_events as e
+from zmqrl.ps import codec, framing
+from zmqrl.ps import messages as m
+from zmqrl.ps.client import Client, Tally, Timing
+from zmqrl.ps.partition import Layout
+from zmqrl.ps.sockets import Role, new_context, worker_sockets
+
+Floats = npt.NDArray[np.float32]
+
+POLL_MS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What a worker must know to join: the contents of ``cluster.json``."""
+
+    run: str
+    layout: Layout
+    codec: m.Codec
+    endpoints: tuple[dict[Role, str], ...]
+    open_ranks: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> "Cluster":
+        """Read ``cluster.json``. Raises UsageError when it is missing or no such file."""
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}; it exists only while the run lives.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is no cluster file: {error!r}.") from error
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Cluster":
+        """From the parsed file; keys that only people and tools read are ignored."""
+        return cls(
+            run=data["run"],
+            layout=Layout.from_json(data["layout"]),
+            codec=data["codec"],
+            endpoints=tuple({role: shard[role] for role in ("grad", "weights", "control")} for shard in data["shards"]),
+            open_ranks=tuple(data.get("open_ranks", ())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The parameter vector of one version: float32 (count,). Valid until the next ``pull``."""
+
+    generation: int
+    version: int
+    vector: Floats
+
+
+class Connection:
+    """One worker's connection to all shards of a run.
+
+    ``pull`` and ``push`` are for one thread. Use it as a context manager, or ``close`` it.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        rank: int,
+        *,
+        spans: Spans | None = None,
+        timing: Timing | None = None,
+        log: logging.Logger | None = None,
+    ) -> None:
+        self.cluster = cluster
+        self.rank = rank
+        self.incarnation = time.time_ns() // 1_000_000
+        self.spans = spans or Spans()
+        self._log = log or logging.getLogger("zmqrl.connection")
+        self._slices = cluster.layout.slices
+        self._vector = np.zeros(cluster.layout.count, np.float32)
+        self._buffers: list[tuple[Floats, list[zmq.MessageTracker]]] = []
+        self._unreleased: Floats | None = None  # the buffer of a contribution that may have to be sent again
+        # Version and payload of the contribution, and what tells when ZeroMQ no longer reads it.
+        self._outgoing: tuple[int, npt.NDArray[Any], list[zmq.MessageTracker]] = (-1, self._vector, [])
+        self._machine = Client(
+            run=cluster.run,
+            layout=cluster.layout.hash,
+            shards=len(self._slices),
+            rank=rank,
+            incarnation=self.incarnation,
+            codec=cluster.codec,
+            host=host_socket.gethostname()[:64],
+            pid=os.getpid(),
+            now=time.monotonic(),
+            timing=timing,
+        )
+        self._lock = threading.Lock()  # guards the machine: the computing thread reads a little of it
+        self._inbox: queue.SimpleQueue[e.Event | m.Report | None] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._answers: queue.SimpleQueue[e.Assembled | e.Ended | e.Failed] = queue.SimpleQueue()
+        self._final: e.Ended | e.Failed | None = None
+        self._failed = False
+        self._left = 0
+        self._thread = threading.Thread(target=self._run, name="zmqrl-connection", daemon=True)
+        self._thread.start()
+
+    # for the computing thread
+
+    def pull(self, above: int = -1, *, timeout_s: float | None = None) -> Weights | None:
+        """Wait for a version above ``above`` that is whole, and return it; None when the run has ended.
+
+        After a rollback versions are lower than before, and every one of them counts as above ``above``. The state
+        machine gives up when a shard says nothing for ``Timing.lease_s``; ``timeout_s`` is a shorter deadline. Raises
+        ClusterError then, and when a shard refuses this worker.
+        """
+        if self._final is None:
+            self._post(e.Pulling(above))
+            with self.spans("wait"):
+                try:
+                    answer = self._answers.get(timeout=timeout_s)
+                except queue.Empty:
+                    raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.") from None
+            if isinstance(answer, e.Assembled):
+                return self._assemble(answer)
+            self._final = answer
+        if isinstance(self._final, e.Failed):
+            raise ClusterError(self._final.reason)
+        return None
+
+    def gradient_buffer(self) -> Floats:
+        """A float32 (count,) vector to compute the next gradient in, which nothing else reads until it is pushed."""
+        for i, (buffer, trackers) in enumerate(self._buffers):
+            if buffer is not self._unreleased and all(tracker.done for tracker in trackers):
+                del self._buffers[i]
+                return buffer
+        return np.zeros(self.cluster.layout.count, np.float32)
+
+    def push(self, weights: Weights, gradient: Floats) -> None:
+        """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not wait.
+
+        ``gradient`` is read in place until the next ``pull`` has returned, and perhaps longer: take another one from
+        ``gradient_buffer`` each time.
+        """
+        assert gradient.dtype == np.float32
+        assert gradient.shape == self._vector.shape
+        with self.spans("encode"):
+            payload = codec.encode(self.cluster.codec, gradient)
+        with self.spans("push"):
+            trackers: list[zmq.MessageTracker] = []
+            self._buffers.append((gradient, trackers))
+            self._outgoing, self._unreleased = (weights.version, payload, trackers), gradient
+            self._post(e.Contributed(weights.generation, weights.version))
+
+    def passed(self, version: int) -> bool:
+        """Whether every shard is past ``version``, so that work on it is of no more use."""
+        with self._lock:
+            return self._machine.passed(version)
+
+    def newest(self) -> int:
+        """The newest version that every shard has reached, as far as this worker has heard."""
+        with self._lock:
+            return min(link.version for link in self._machine.links)
+
+    def tally(self) -> Tally:
+        """What became of this worker's slices."""
+        with self._lock:
+            return self._machine.tally
+
+    def where(self) -> str:
+        """Where each shard stands, in words."""
+        with self._lock:
+            return self._machine.where(time.monotonic())
+
+    def report(self, figures: dict[str, Any]) -> None:
+        """Tell the run's supervisor ``figures``: plain numbers, texts, lists and maps."""
+        packed = msgpack.packb(figures)
+        if len(packed) <= m.MAX_REPORT_BYTES:
+            report = m.Report(run=self.cluster.run, rank=self.rank, incarnation=self.incarnation, figures=packed)
+            self._post(report)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Tell the shards that we leave, wait at most ``timeout_s`` for their answer, and release everything."""
+        if self._thread.is_alive():
+            self._post(e.Leaving())
+            deadline = time.monotonic() + timeout_s
+            while self._left < len(self._slices) and time.monotonic() < deadline and self._thread.is_alive():
+                time.sleep(0.01)
+            self._post(None)
+            self._thread.join()
+        os.close(self._wake)
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _post(self, event: "e.Event | m.Report | None") -> None:
+        self._inbox.put(event)
+        os.eventfd_write(self._wake, 1)
+
+    def _assemble(self, answer: e.Assembled) -> Weights:
+        self.spans.version = answer.version
+        with self.spans("assemble"):
+            for cut, (name, payload) in zip(self._slices, answer.payloads, strict=True):
+                codec.decode_into(name, payload.buffer, self._vector[cut.start : cut.stop])
+        return Weights(answer.generation, answer.version, self._vector)
+
+    # for the thread that owns the sockets
+
+    def _run(self) -> None:
+        context = new_context()
+        try:
+            self._sockets = [
+                worker_sockets(context, self.rank, self.incarnation, endpoints) for endpoints in self.cluster.endpoints
+            ]
+            self._serve()
+        except Exception as error:
+            self._log.exception("the connection failed")
+            self._answers.put(e.Failed(f"the connection of worker {self.rank} failed: {error!r}."))
+        finally:
+            context.destroy(linger=0)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake, zmq.POLLIN)
+        for sockets in self._sockets:
+            poller.register(sockets["weights"], zmq.POLLIN)
+            poller.register(sockets["control"], zmq.POLLIN)
+        self._handle(e.Tick())
+        tick_at = time.monotonic()
+        while not self._failed:
+            for shard, sockets in enumerate(self._sockets):
+                poller.register(sockets["grad"], zmq.POLLOUT if self._machine.pending(shard) else 0)
+            ready = dict(poller.poll(POLL_MS))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            while not self._inbox.empty():
+                event = self._inbox.get()
+                if event is None:
+                    return
+                if isinstance(event, m.Report):
+                    self._send(0, event)
+                else:
+                    self._handle(event)
+            for shard, sockets in enumerate(self._sockets):
+                if sockets["weights"] in ready:
+                    self._receive_publications(shard)
+                if sockets["control"] in ready:
+                    self._receive_control(shard)
+                if sockets["grad"] in ready:
+                    self._handle(e.Writable(shard))
+            if time.monotonic() - tick_at >= POLL_MS / 1000:
+                tick_at = time.monotonic()
+                self._handle(e.Tick())
+
+    def _receive_publications(self, shard: int) -> None:
+        for frames in _all_messages(self._sockets[shard]["weights"]):
+            message = _decode(frames[1]) if len(frames) in (2, 3) else None
+            if isinstance(message, m.Weights) and len(frames) == 3 and self._fits(shard, message, frames[2]):
+                self._handle(e.PublicationArrived(shard, message, frames[2]))
+            elif isinstance(message, m.Heartbeat | m.Need | m.Bye) and len(frames) == 2:
+                self._handle(e.PublicationArrived(shard, message))
+
+    def _receive_control(self, shard: int) -> None:
+        for frames in _all_messages(self._sockets[shard]["control"]):
+            message = _decode(frames[0])
+            if isinstance(message, m.Snapshot):
+                if len(frames) == 2 and self._fits(shard, message, frames[1]):
+                    self._handle(e.ControlArrived(shard, message, frames[1]))
+            elif isinstance(message, m.Left):
+                self._left += 1
+            elif message is not None and len(frames) == 1:
+                self._handle(e.ControlArrived(shard, message))
+
+    def _fits(self, shard: int, message: m.Weights | m.Snapshot, payload: zmq.Frame) -> bool:
+        return len(payload) == codec.payload_bytes(message.codec, self._slices[shard].count)
+
+    def _handle(self, event: e.Event) -> None:
+        with self._lock:
+            actions = self._machine.handle(event, time.monotonic())
+        for action in actions:
+            match action:
+                case e.SendControl():
+                    self._send(action.shard, action.message)
+                case e.SendGradient():
+                    self._send_gradient(action.shard, action.header)
+                case e.Release():
+                    self._unreleased = None
+                case e.Assembled() | e.Ended():
+                    self._answers.put(action)
+                case e.Failed():
+                    self._answers.put(action)
+                    self._failed = True
+                case e.Log():
+                    self._log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
+
+    def _send(self, shard: int, message: m.Message) -> None:
+        try:
+            self._sockets[shard]["control"].send(framing.encode(message), zmq.NOBLOCK)
+        except zmq.Again:  # not connected now: whatever matters is sent again by a timer
+            self._log.debug("%s to shard %d not sent", type(message).__name__, shard)
+
+    def _send_gradient(self, shard: int, header: m.Gradient) -> None:
+        cut = self._slices[shard]
+        version, vector, trackers = self._outgoing
+        assert version == header.version
+        payload = vector[cut.start : cut.stop].data.cast("B")
+        try:
+            tracker = self._sockets[shard]["grad"].send_multipart(
+                [framing.encode(header), payload], zmq.NOBLOCK, copy=False, track=True
+            )
+            assert tracker is not None
+            trackers.append(tracker)
+        except zmq.Again:
+            self._handle(e.SendBlocked(shard))
+
+
+def _decode(frame: zmq.Frame) -> m.Message | None:
+    try:
+        return framing.decode(frame.buffer)
+    except framing.MalformedMessage:
+        return None
+
+
+def _all_messages(socket: "zmq.Socket[bytes]") -> list[list[zmq.Frame]]:
+    """Every message that is there now."""
+    messages = []
+    while True:
+        try:
+            messages.append(socket.recv_multipart(zmq.NOBLOCK, copy=False))
+        except zmq.Again:
+            return messages

@@ -1,0 +1,421 @@
+"""The process of one shard: sockets, arithmetic and storage around the state machine of ``shard.py``.
+
+``python -m zmqrl.ps.server`` reads its job on standard input and says on standard output where it is bound.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from zmqrl.child import log_to_stderr, read_job, say_ready
+from zmqrl.errors import ClusterError
+from zmqrl.observe.spans import Spans, chrome_events, write_trace
+from zmqrl.ps import codec, framing
+from zmqrl.ps import messages as m
+from zmqrl.ps import shard_events as e
+from zmqrl.ps.history import History, pack_record, unpack_record
+from zmqrl.ps.job import ShardJob
+from zmqrl.ps.optimizer import Optimizer
+from zmqrl.ps.shard import Identity, Shard
+from zmqrl.ps.sockets import FailureMonitor, Role, new_context, shard_sockets
+from zmqrl.ps.store import Slot, SlotStore
+
+Floats = npt.NDArray[np.float32]
+
+POLL_MS = 25
+BIND_WITHIN_S = 10.0
+FAILURES_EVERY_S = 5.0
+
+
+class Payload:
+    """The numbers of a received payload, decoded at most once; for float32 a view into the received frame."""
+
+    def __init__(self, codec_name: m.Codec, frame: zmq.Frame) -> None:
+        self.codec_name = codec_name
+        self.frame = frame
+
+    @cached_property
+    def numbers(self) -> Floats:
+        """float32 (count,), read-only."""
+        return codec.as_float32(self.codec_name, self.frame.buffer)
+
+    def is_finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
+        return codec.is_finite(self.numbers)
+
+
+class GradientSum:
+    """The sum of the open version's contributions. One contribution is not copied, only more are summed."""
+
+    def __init__(self, count: int) -> None:
+        self.buffer = np.zeros(count, np.float32)  # zeros are touched once, here
+        self.buffer.fill(0)
+        self.value: Floats = self.buffer
+
+    def add(self, numbers: Floats, *, first: bool) -> None:
+        """Start the sum with ``numbers`` or add them to it."""
+        if first:
+            self.value = numbers
+        else:
+            np.add(self.value, numbers, out=self.buffer)
+            self.value = self.buffer
+
+
+class ShardServer:
+    """One shard at work. ``serve`` returns when standard input ends or a stop signal comes."""
+
+    def __init__(self, job: ShardJob, log: logging.Logger) -> None:
+        self.job = job
+        self.log = log
+        self.count = job.layout.slices[job.shard].count
+        self.spans = Spans()
+        self.spans.record(job.trace_path is not None)
+        self.optimizer = Optimizer(job.optimizer)
+        self.sum = GradientSum(self.count)
+        self.identity = Identity(
+            run=job.run,
+            layout=job.layout.hash,
+            shard=job.shard,
+            incarnation=time.time_ns() // 1_000_000,
+            codec=job.codec,
+            payload_bytes={
+                "f32": codec.payload_bytes("f32", self.count),
+                "bf16": codec.payload_bytes("bf16", self.count),
+            },
+            secret=job.secret,
+        )
+        self.machine = Shard(self.identity, job.timing, consistent=job.consistent)
+        self.history = History(job.history_path)
+        self.store = self._open_store()
+        self.captured: tuple[int, bytes] | None = None
+        self.context = new_context(io_threads=2)
+        self.sockets = shard_sockets(self.context, self.identity.payload_bytes["f32"])
+        self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
+        self.payload: npt.NDArray[Any] = self.sum.buffer  # the newest weights as they are published
+        self.loading = bytearray()
+        self.traced_from: int | None = None
+        self.tick_at = self.failures_at = 0.0
+
+    def bind(self) -> dict[Role, str]:
+        """Bind the three sockets; port 0 picks a free one. Raises ClusterError when an address stays in use."""
+        endpoints: dict[Role, str] = {}
+        for role, socket in self.sockets.items():
+            deadline = time.monotonic() + BIND_WITHIN_S
+            while True:
+                try:
+                    socket.bind(self.job.bind[role])
+                    break
+                except zmq.ZMQError as error:
+                    if time.monotonic() > deadline:
+                        raise ClusterError(f"cannot bind {self.job.bind[role]}: {error.strerror}.") from error
+                    time.sleep(0.1)
+            endpoints[role] = str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+        return endpoints
+
+    def serve(self) -> None:
+        """Answer until standard input ends: then the supervisor is gone, or has no more use for us."""
+        if self.store.newest is not None:
+            self._recover(self.store.newest)
+        poller = zmq.Poller()
+        for socket in self.sockets.values():
+            poller.register(socket, zmq.POLLIN)
+        poller.register(0, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll(POLL_MS))
+            if 0 in ready and not os.read(0, 4096):
+                return
+            self._drain(self.sockets["control"], self._receive_control)
+            self._drain(self.sockets["weights"], self._receive_presence)
+            self._drain(self.sockets["grad"], self._receive_gradient)
+            now = time.monotonic()
+            if now - self.tick_at >= POLL_MS / 1000:
+                self.tick_at = now
+                self._handle(e.Tick())
+            if now - self.failures_at >= FAILURES_EVERY_S:
+                self.failures_at = now
+                self._log_failures()
+
+    def close(self) -> None:
+        """Release sockets and files."""
+        for monitor in self.monitors:
+            monitor.close()
+        self.context.destroy(linger=0)
+        self.store.close()
+        self.history.close()
+        if self.job.trace_path is not None:
+            events = chrome_events(self.spans.events, os.getpid(), f"shard {self.job.shard}")
+            write_trace(self.job.trace_path, events)
+
+    # what arrives
+
+    def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], None]) -> None:
+        """Take in what is there, but come back to the other sockets after a while."""
+        for _ in range(64):
+            try:
+                with self.spans("receive"):
+                    frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            receive(frames)
+
+    def _receive_gradient(self, frames: list[zmq.Frame]) -> None:
+        header = self._decode(frames[0])
+        if not isinstance(header, m.Gradient) or len(frames) != 2:
+            return self._handle(e.MalformedArrived())
+        payload = Payload(header.codec, frames[1])
+        return self._handle(e.GradientArrived(header, payload, len(frames[1]), payload.is_finite))
+
+    def _receive_presence(self, frames: list[zmq.Frame]) -> None:
+        message = frames[0].bytes
+        if len(frames) != 1 or message[:1] not in (b"\0", b"\1"):
+            return self._handle(e.MalformedArrived())
+        topic = message[1:]
+        presence = framing.parse_presence(topic)
+        if presence is not None:
+            return self._handle(e.PresenceChanged(*presence, here=message[:1] == b"\1"))
+        return None if topic in m.TOPICS else self._handle(e.MalformedArrived())
+
+    def _receive_control(self, frames: list[zmq.Frame]) -> None:
+        message = self._decode(frames[1]) if len(frames) in (2, 3) else None
+        if message is None or (len(frames) == 3) != isinstance(message, m.Load):
+            return self._handle(e.MalformedArrived())
+        payload = frames[2].bytes if len(frames) == 3 else None
+        return self._handle(e.ControlArrived(frames[0].bytes, message, payload))
+
+    def _decode(self, frame: zmq.Frame) -> m.Message | None:
+        try:
+            return framing.decode(frame.buffer)
+        except framing.MalformedMessage as error:
+            self.log.debug("malformed: %s", error)
+            return None
+
+    # what is to be done
+
+    def _handle(self, event: e.Event) -> None:
+        for action in self.machine.handle(event, time.monotonic()):
+            self._do(action)
+
+    def _do(self, action: e.Action) -> None:
+        match action:
+            case e.Accumulate():
+                with self.spans("accumulate"):
+                    self.sum.add(action.payload.numbers, first=action.first)
+            case e.Update():
+                self._update(action.record)
+            case e.PublishWeights():
+                self._publish_weights()
+            case e.Publish():
+                self.sockets["weights"].send_multipart([action.topic, framing.encode(action.message)])
+            case e.Send():
+                self._send(action.peer, action.message)
+            case e.SendSnapshot():
+                self._send_snapshot(action.peer, action.version)
+            case e.Capture():
+                self._capture(action.version)
+            case e.SendChunk():
+                self._send_chunk(action.peer, action.request)
+            case e.TakeChunk():
+                self._take_chunk(action.peer, action.message, action.payload)
+            case e.Log():
+                self.log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
+
+    def _update(self, record: e.Record) -> None:
+        self.spans.version = record.version
+        if self.traced_from is None:
+            self.traced_from = record.version
+        elif record.version >= self.traced_from + self.job.trace_versions:
+            self.spans.recording = False
+        old, new = self.store.newest, self.store.free_slot()
+        assert old is not None
+        with self.spans("optimize"):
+            self.optimizer.step(
+                record.version - 1, self.sum.value, record.quorum, old.weights, old.state, new.weights, new.state
+            )
+            self.sum.value = self.sum.buffer
+        with self.spans("commit"):
+            self.payload = self._encoded(new)
+            crc32 = zlib.crc32(self.payload.data)
+            self.store.commit(
+                new, generation=record.generation, version=record.version, record=pack_record(record), crc32=crc32
+            )
+            self.history.append(record, crc32)
+
+    def _publish_weights(self) -> None:
+        slot = self.store.newest
+        assert slot is not None
+        with self.spans("publish"):
+            header = framing.encode(m.Weights(**self._describe(slot)))
+            payload = self.payload
+            # A slow subscriber may read the slot's own memory, unless too many are read like that already.
+            in_place = self.job.codec == "f32" and self.store.can_pin()
+            if self.job.codec == "f32" and not in_place:
+                payload = payload.copy()
+            tracker = self.sockets["weights"].send_multipart(
+                [m.TOPIC_WEIGHTS, header, payload.data.cast("B")], copy=False, track=True
+            )
+            if in_place:
+                assert tracker is not None
+                self.store.pin(slot, lambda: tracker.done)
+
+    def _encoded(self, slot: Slot) -> npt.NDArray[Any]:
+        return codec.encode(self.job.codec, slot.weights)
+
+    def _describe(self, slot: Slot) -> dict[str, Any]:
+        """The fields of a publication or snapshot of ``slot``."""
+        record = unpack_record(slot.record)
+        return {
+            "run": self.job.run,
+            "shard": self.job.shard,
+            "incarnation": self.identity.incarnation,
+            "generation": slot.generation,
+            "version": slot.version,
+            "view": self.machine.view.id,
+            "quorum": self.machine.view.quorum,
+            "members": self.machine.view.members,
+            "ranks": record.ranks,
+            "codec": self.job.codec,
+            "crc32": slot.crc32,
+        }
+
+    def _send(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> None:
+        frames = [peer, framing.encode(message)] + ([payload] if payload is not None else [])
+        try:
+            self.sockets["control"].send_multipart(frames, zmq.NOBLOCK)
+        except zmq.ZMQError as error:  # gone, or its queue is full: whoever needs an answer asks again
+            self.log.debug("%s not sent: %s", type(message).__name__, error)
+
+    def _send_snapshot(self, peer: bytes, version: int) -> None:
+        slot = self._held(version)
+        assert slot is not None
+        self._send(peer, m.Snapshot(**self._describe(slot)), self._encoded(slot).tobytes())
+
+    def _held(self, version: int) -> Slot | None:
+        slots = (self.store.newest, self.store.previous)
+        return next((slot for slot in slots if slot is not None and slot.version == version), None)
+
+    # checkpoints and loads: weights, then the optimizer's state in the order of its names, float32 little-endian
+
+    def _arrays(self, slot: Slot) -> list[Floats]:
+        return [slot.weights, *(slot.state[name] for name in self.optimizer.state_names)]
+
+    def _capture(self, version: int) -> None:
+        slot = self._held(version)
+        assert slot is not None
+        self.captured = slot.version, b"".join(array.tobytes() for array in self._arrays(slot))
+
+    def _send_chunk(self, peer: bytes, request: m.Fetch) -> None:
+        if self.captured is None or self.captured[0] != request.version:
+            missing = m.Missing(run=self.job.run, shard=self.job.shard, version=request.version)
+            return self._send(peer, missing)
+        state = self.captured[1]
+        chunk = m.Chunk(
+            run=self.job.run,
+            shard=self.job.shard,
+            version=request.version,
+            offset=request.offset,
+            total=len(state),
+        )
+        return self._send(peer, chunk, state[request.offset : request.offset + m.CHUNK_BYTES])
+
+    def _take_chunk(self, peer: bytes, load: m.Load, payload: bytes) -> None:
+        total = 4 * self.count * (1 + len(self.optimizer.state_names))
+        if load.offset == 0:
+            self.loading = bytearray()
+        if load.total != total or load.offset != len(self.loading) or load.offset + len(payload) > total:
+            return self._handle(e.MalformedArrived())
+        self.loading += payload
+        if len(self.loading) == total:
+            self._load(load)
+        offset = load.offset + len(payload)
+        loaded = m.Loaded(run=self.job.run, shard=self.job.shard, generation=load.generation, offset=offset)
+        return self._send(peer, loaded)
+
+    def _load(self, load: m.Load) -> None:
+        record = e.Record(
+            generation=load.generation,
+            version=load.version,
+            view=e.View(load.view, load.quorum, load.members),
+            quorum=0,
+            ranks=(),
+            late=0,
+            duplicate=0,
+            rejected=0,
+            tallies={},
+            unattributed=0,
+        )
+        slot = self.store.free_slot()
+        numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
+        for array, source in zip(self._arrays(slot), numbers, strict=True):
+            array[:] = source
+        self.history.rewind(load.version, load.generation)
+        self.payload = self._encoded(slot)
+        crc32 = zlib.crc32(self.payload.data)
+        self.store.commit(
+            slot, generation=load.generation, version=load.version, record=pack_record(record), crc32=crc32
+        )
+        self.loading = bytearray()
+        self.captured = None
+        self.log.info("loaded version %d, generation %d", load.version, load.generation)
+        self._handle(e.StateRestored(record, recovered=False))
+
+    def _recover(self, slot: Slot) -> None:
+        """A process before this one committed ``slot``, and may have been killed before it could say so."""
+        record = unpack_record(slot.record)
+        self.payload = self._encoded(slot)
+        self.history.recover(record, slot.crc32)
+        self.log.info("recovered version %d, generation %d", slot.version, slot.generation)
+        previous = self.store.previous.version if self.store.previous is not None else None
+        self._handle(e.StateRestored(record, recovered=True, previous=previous))
+
+    def _open_store(self) -> SlotStore:
+        names = self.optimizer.state_names
+        identity = f"{self.job.run} {self.job.layout.hash} {self.job.shard} {self.job.codec}".encode()
+        path = self.job.state_path
+        try:
+            found = SlotStore.open(path, identity=identity, count=self.count, state_names=names)
+            if found is not None:
+                return found
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return SlotStore.create(path, identity=identity, count=self.count, state_names=names)
+        except OSError as error:
+            raise ClusterError(
+                f"cannot keep the state of shard {self.job.shard} in {path}: {error.strerror}."
+            ) from error
+
+    def _log_failures(self) -> None:
+        for role, monitor in zip(self.sockets, self.monitors, strict=True):
+            monitor.read()
+            if failures := monitor.take():
+                self.log.info("connections to %s: %s", role, failures)
+
+
+def main() -> None:
+    """Run one shard, as told on standard input."""
+    job = ShardJob.from_json(read_job(signal.SIGTERM))
+    log = log_to_stderr("zmqrl.shard")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server = ShardServer(job, log)
+        endpoints = server.bind()
+    except ClusterError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_status)
+    say_ready({"endpoints": endpoints, "pid": os.getpid()})
+    try:
+        server.serve()
+    finally:
+        server.close()
+
+
+if __name__ == "__main__":
+    main()

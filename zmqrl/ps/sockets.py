@@ -1,0 +1,113 @@
+"""ZeroMQ sockets with the options of the protocol, and a log of connections that failed."""
+
+from collections import Counter
+from typing import Any, Literal, TypeAlias
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from zmqrl.errors import ClusterError
+from zmqrl.ps import messages as m
+from zmqrl.ps.framing import presence_topic
+
+Role: TypeAlias = Literal["grad", "weights", "control"]
+
+LIBZMQ = (4, 3, 5)
+MARGIN_BYTES = 64 * 1024
+FAILURES = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_ACCEPT_FAILED
+)
+
+
+def new_context(io_threads: int = 1) -> "zmq.Context[zmq.Socket[bytes]]":
+    """A context for one process. Never share it over a fork. Raises ClusterError on an outdated libzmq."""
+    if zmq.zmq_version_info() < LIBZMQ:
+        raise ClusterError(f"libzmq {zmq.zmq_version()} is too old: install pyzmq with libzmq 4.3.5 or newer.")
+    context = zmq.Context(io_threads)
+    context.linger = 0
+    return context
+
+
+def new_socket(
+    context: "zmq.Context[zmq.Socket[bytes]]", kind: int, *, send_most: int, receive_most: int, most_bytes: int = -1
+) -> "zmq.Socket[bytes]":
+    """A socket that queues at most ``send_most`` and ``receive_most`` messages a peer (0 is not unlimited here).
+
+    A peer that sends more than ``most_bytes`` in one frame is disconnected by libzmq; -1 is for sockets that connect
+    to a shard, whose messages are as long as the slice.
+    """
+    assert send_most > 0
+    assert receive_most > 0
+    socket = context.socket(kind)
+    socket.linger = 0
+    socket.sndhwm, socket.rcvhwm = send_most, receive_most
+    socket.maxmsgsize = most_bytes
+    socket.ipv6 = True
+    socket.backlog = 1024
+    socket.handshake_ivl = 5000
+    socket.heartbeat_ivl, socket.heartbeat_timeout, socket.heartbeat_ttl = 2000, 6000, 6000
+    socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 3000
+    socket.tcp_keepalive, socket.tcp_keepalive_idle = 1, 30
+    socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = 10, 3
+    socket.setsockopt(zmq.TCP_MAXRT, 10_000)
+    if kind in (zmq.PUSH, zmq.DEALER):
+        socket.immediate = True
+    if kind == zmq.XPUB:
+        socket.setsockopt(zmq.XPUB_VERBOSER, 1)
+    if kind == zmq.ROUTER:
+        socket.router_mandatory = True
+    return socket
+
+
+def shard_sockets(context: "zmq.Context[zmq.Socket[bytes]]", slice_bytes: int) -> "dict[Role, zmq.Socket[bytes]]":
+    """The three sockets of a shard, not yet bound."""
+    return {
+        "grad": new_socket(context, zmq.PULL, send_most=1, receive_most=2, most_bytes=slice_bytes + MARGIN_BYTES),
+        "weights": new_socket(context, zmq.XPUB, send_most=2, receive_most=64, most_bytes=m.MAX_SUBSCRIPTION_BYTES),
+        "control": new_socket(context, zmq.ROUTER, send_most=64, receive_most=64, most_bytes=m.MAX_CONTROL_BYTES),
+    }
+
+
+def worker_sockets(
+    context: "zmq.Context[zmq.Socket[bytes]]", rank: int, incarnation: int, endpoints: dict[Role, str]
+) -> "dict[Role, zmq.Socket[bytes]]":
+    """A worker's three sockets to one shard, connected and subscribed."""
+    grad = new_socket(context, zmq.PUSH, send_most=2, receive_most=1)
+    weights = new_socket(context, zmq.SUB, send_most=64, receive_most=3)
+    control = new_socket(context, zmq.DEALER, send_most=8, receive_most=8)
+    for topic in (*m.TOPICS, presence_topic(rank, incarnation)):
+        weights.subscribe(topic)
+    sockets: dict[Role, zmq.Socket[bytes]] = {"grad": grad, "weights": weights, "control": control}
+    for role, socket in sockets.items():
+        socket.connect(endpoints[role])
+    return sockets
+
+
+class FailureMonitor:
+    """Counts the connections of a socket that closed or failed their handshake, for the log."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self.socket = socket
+        self.monitor: zmq.Socket[Any] = socket.get_monitor_socket(FAILURES)
+        self.counts: Counter[str] = Counter()
+
+    def read(self) -> None:
+        """Take in what the monitor socket holds."""
+        while self.monitor.poll(0):
+            event = parse_monitor_message(self.monitor.recv_multipart())
+            name = str(zmq.Event(event["event"]).name).removeprefix("HANDSHAKE_")
+            self.counts[name.lower().replace("_", " ")] += 1
+
+    def take(self) -> str:
+        """What was counted since the last call, as text; empty when nothing was."""
+        text = ", ".join(f"{count} x {name}" for name, count in sorted(self.counts.items()))
+        self.counts.clear()
+        return text
+
+    def close(self) -> None:
+        """Close the monitor; before its socket."""
+        self.socket.disable_monitor()

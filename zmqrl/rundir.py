@@ -1,0 +1,94 @@
+"""The run directory: where everything that a run leaves has its place."""
+
+import fcntl
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from zmqrl.errors import UsageError
+
+LONGEST_SOCKET_PATH = 90  # of the 107 bytes that a Unix socket's address may have
+
+
+class RunDirectory:
+    """The paths of a run, and the lock that keeps two runs out of one directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: int | None = None
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
+
+    config = property(lambda self: self.path / "config.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    tensorboard = property(lambda self: self.path / "tensorboard")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    cluster = property(lambda self: self.path / "cluster.json")
+    trace = property(lambda self: self.path / "trace.json")
+    summary = property(lambda self: self.path / "summary.json")
+
+    def log(self, name: str) -> Path:
+        """The log of the process ``name``, such as ``worker-3``."""
+        return self.path / "logs" / f"{name}.log"
+
+    def trace_of(self, name: str) -> Path:
+        """The trace of one process, before they are merged."""
+        return self.path / "traces" / f"{name}.json"
+
+    def history(self, shard: int) -> Path:
+        """The history of a shard."""
+        return self.path / "history" / f"shard-{shard}.jsonl"
+
+    def state(self, shard: int) -> Path:
+        """The memory-mapped slots of a shard."""
+        return self.path / "state" / f"shard-{shard}.slots"
+
+    def sockets(self) -> Path:
+        """A directory of mode 0700 whose path is short enough for Unix sockets."""
+        place = self.path / "sockets"
+        if len(str(place)) <= LONGEST_SOCKET_PATH:
+            place.mkdir(mode=0o700, exist_ok=True)
+            place.chmod(0o700)
+            return place
+        if self._sockets is None:
+            self._sockets = tempfile.TemporaryDirectory(prefix="zmqrl-")
+        return Path(self._sockets.name)
+
+    def claim(self) -> None:
+        """Make the directory and take its lock, held until :meth:`release`. Raises UsageError when that cannot be."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UsageError(f"cannot use {self.path} as the run directory: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
+
+    def release(self) -> None:
+        """Give the lock back and remove what is only for a living run."""
+        self.cluster.unlink(missing_ok=True)
+        if self._sockets is not None:
+            self._sockets.cleanup()
+        sockets = self.path / "sockets"
+        if sockets.is_dir():
+            for leftover in sockets.iterdir():  # of shards that were killed
+                leftover.unlink()
+            sockets.rmdir()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
+    """Write ``data`` so that a reader finds the old file or the new one, never a part."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1)
+        file.write("\n")
+    unfinished.replace(path)

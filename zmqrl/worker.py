@@ -1,0 +1,166 @@
+"""A worker: pull -> play -> gradient -> push. The whole distributed algorithm is in ``work``."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zmqrl.agent.envs import Game, make_envs
+from zmqrl.agent.losses import Learner
+from zmqrl.agent.model import make_model
+from zmqrl.agent.rollout import Player, Rollout
+from zmqrl.child import log_to_stderr, read_job
+from zmqrl.config import Config
+from zmqrl.errors import ZmqrlError
+from zmqrl.observe.spans import Spans, chrome_events, write_trace
+from zmqrl.ps.connection import Cluster, Connection, Weights
+from zmqrl.ps.flat import FlatParameters
+
+REPORT_EVERY_S = 0.2
+GAMES_IN_A_REPORT = 32
+
+
+def work(connection: Connection, config: Config, rank: int, *, threads: int, log: logging.Logger) -> None:
+    """Contribute to every version until the run ends.
+
+    Versions i*U to (i+1)*U - 1 are learned from one rollout (iteration i). A rollout that took so long that the run
+    is more than one iteration further is dropped.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.seed)
+    device = torch.device(config.device)
+    seed = config.seed * 10_000 + rank
+    envs = make_envs(config.env, config.envs, threads=threads)
+    model = make_model(config.model, envs.observation_shape, envs.num_actions, device=device)
+    parameters = FlatParameters(model)
+    algorithm = config.algorithm
+    learner = Learner(model, algorithm, seed=seed)
+    player = Player(model, envs, seed, device, connection.spans)
+    rollout = Rollout(
+        steps=algorithm.rollout_steps,
+        num_envs=envs.num_envs,
+        observation_shape=envs.observation_shape,
+        observation_dtype=envs.observation_dtype,
+        device=device,
+    )
+    reporter = Reporter(connection, rollout.steps * rollout.num_envs)
+    delay_s = config.straggle_s().get(rank, 0.0)
+    per_rollout = algorithm.updates_per_rollout
+    iteration, acted_at = -1, 0
+
+    weights = connection.pull()
+    profile_until = weights.version + (config.profile or 0) if weights is not None else 0
+    while weights is not None:
+        connection.spans.recording = weights.version < profile_until
+        parameters.load(weights.vector)
+        if weights.version // per_rollout != iteration:
+            acted_at = weights.version
+            reporter.played(player.play(rollout))
+            weights = connection.pull(weights.version - 1)
+            if weights is None:
+                break
+            parameters.load(weights.vector)
+            iteration = weights.version // per_rollout
+            if iteration - acted_at // per_rollout > 1:
+                log.info("rollout of version %d dropped: the run is at version %d", acted_at, weights.version)
+                reporter.abandoned()
+                iteration = -1
+                continue
+            learner.prepare(rollout)
+        gradient = connection.gradient_buffer()
+        with connection.spans("gradient"), parameters.gradient_in(gradient):
+            losses = learner.gradient(rollout, weights.version % per_rollout, weights.version)
+        time.sleep(delay_s)
+        connection.push(weights, gradient)
+        reporter.learned(weights, losses, lag=weights.version - acted_at)
+        weights = connection.pull(weights.version)
+    reporter.send()
+    envs.close()
+
+
+class Reporter:
+    """Tells the supervisor this worker's figures: cumulative, so that a lost report costs nothing."""
+
+    def __init__(self, connection: Connection, steps_per_rollout: int) -> None:
+        self.connection = connection
+        self.steps_per_rollout = steps_per_rollout
+        self.agent_steps = self.abandoned_steps = self.games_played = 0
+        self.games: deque[tuple[int, float, int]] = deque(maxlen=GAMES_IN_A_REPORT)
+        self.figures: dict[str, Any] = {"version": 0}
+        self.sent_at = 0.0
+
+    def played(self, games: list[Game]) -> None:
+        """A rollout is complete, and these games ended in it."""
+        self.agent_steps += self.steps_per_rollout
+        for game in games:
+            self.games_played += 1
+            self.games.append((self.games_played, game.score, game.agent_steps))
+            if self.games_played % GAMES_IN_A_REPORT == 0:
+                self.send()
+
+    def abandoned(self) -> None:
+        """The last rollout came too late to learn from."""
+        self.abandoned_steps += self.steps_per_rollout
+
+    def learned(self, weights: Weights, losses: dict[str, float], *, lag: int) -> None:
+        """A gradient was pushed; report if the last report is a while ago."""
+        self.figures = {"version": weights.version, "losses": losses, "policy_lag": float(lag)}
+        if time.monotonic() - self.sent_at >= REPORT_EVERY_S:
+            self.send()
+
+    def send(self) -> None:
+        """Report now."""
+        self.sent_at = time.monotonic()
+        self.connection.report(
+            self.figures
+            | {
+                "agent_steps": self.agent_steps,
+                "abandoned_steps": self.abandoned_steps,
+                "skipped": self.connection.tally().skipped,
+                "games": list(self.games),
+                "spans": self.connection.spans.take(),
+            }
+        )
+
+
+def join(
+    cluster: Cluster, config: Config, rank: int, *, threads: int, trace_path: Path | None, log: logging.Logger
+) -> None:
+    """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError."""
+    spans = Spans()
+    try:
+        with Connection(cluster, rank, spans=spans, log=log) as connection:
+            work(connection, config, rank, threads=threads, log=log)
+    finally:
+        if trace_path is not None:
+            write_trace(trace_path, chrome_events(spans.events, os.getpid(), f"worker {rank}"))
+
+
+def main() -> None:
+    """Run one worker, as told on standard input."""
+    job = read_job(signal.SIGKILL)
+    log = log_to_stderr("zmqrl.worker")
+    trace_path = Path(job["trace_path"]) if job["trace_path"] else None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        join(
+            Cluster.from_json(job["cluster"]),
+            Config.from_json(job["config"]),
+            job["rank"],
+            threads=job["threads"],
+            trace_path=trace_path,
+            log=log,
+        )
+    except ZmqrlError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
