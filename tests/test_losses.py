@@ -73,10 +73,10 @@ def test_ppo_loss_is_the_clipped_surrogate_of_the_paper(normalize: bool) -> None
     entropy = reference_entropy(policy)
 
     assert 0 < clipped < SAMPLES
-    assert float(loss) == pytest.approx(-mean(surrogates) + 0.7 * value_loss - 0.03 * entropy, rel=1e-4)
+    assert loss.item() == pytest.approx(-mean(surrogates) + 0.7 * value_loss - 0.03 * entropy, rel=1e-4)
     assert {name: float(stat) for name, stat in stats.items()} == pytest.approx(
         {
-            "loss": float(loss),
+            "loss": loss.item(),
             "policy_loss": -mean(surrogates),
             "value_loss": value_loss,
             "entropy": entropy,
@@ -100,7 +100,7 @@ def test_ba3c_loss_is_that_of_advantage_actor_critic() -> None:
     policy_loss = -mean([p * a for p, a in zip(log_probs, advantages, strict=True)])
     value_loss = mean([a * a for a in advantages])
     entropy = reference_entropy(policy)
-    assert float(loss) == pytest.approx(policy_loss + 0.7 * value_loss - 0.03 * entropy, rel=1e-4)
+    assert loss.item() == pytest.approx(policy_loss + 0.7 * value_loss - 0.03 * entropy, rel=1e-4)
     assert float(stats["policy_loss"]) == pytest.approx(policy_loss, rel=1e-4)
     assert float(stats["value_loss"]) == pytest.approx(value_loss, rel=1e-4)
     assert float(stats["entropy"]) == pytest.approx(entropy, rel=1e-4)
@@ -112,12 +112,13 @@ def test_ppo_gradients_are_those_of_the_textbook_expression() -> None:
     loss, _ = ppo_loss(logits, values, batch, PPOConfig(clip=0.1), 0.02)
     ours = torch.autograd.grad(loss, (logits, values))
 
-    policy = torch.distributions.Categorical(logits=logits)
-    ratio = torch.exp(policy.log_prob(batch.actions) - batch.log_probs)
+    policy = torch.softmax(logits, dim=1)
+    ratio = policy[torch.arange(SAMPLES), batch.actions] / torch.exp(batch.log_probs)
     advantages = (batch.advantages - batch.advantages.mean()) / batch.advantages.std(unbiased=False)
     surrogate = torch.min(ratio * advantages, torch.clamp(ratio, 0.9, 1.1) * advantages)
     naive = -surrogate.mean() + 0.5 * torch.nn.functional.mse_loss(values, batch.returns)
-    theirs = torch.autograd.grad(naive - 0.02 * policy.entropy().mean(), (logits, values))
+    entropy = -(policy * torch.log(policy)).sum() / SAMPLES
+    theirs = torch.autograd.grad(naive - 0.02 * entropy, (logits, values))
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
 
@@ -196,7 +197,7 @@ def test_each_epoch_shows_every_sample_once(shuffle: Any) -> None:
     config = PPOConfig(rollout_steps=8, epochs=2, minibatches=3, shuffle=shuffle)
     shown = shown_samples(config)
     assert [len(samples) for samples in shown] == [16] * 6
-    first, second = (sum(shown[epoch * 3 : epoch * 3 + 3], []) for epoch in range(2))
+    first, second = ([s for samples in shown[epoch * 3 : epoch * 3 + 3] for s in samples] for epoch in range(2))
     assert sorted(first) == sorted(second) == list(range(48))
     assert first != second
 
@@ -316,13 +317,14 @@ def test_gradients_that_are_views_into_one_vector_are_overwritten_in_place(image
     for parameter in model.parameters():
         parameter.grad = flat[begin : begin + parameter.numel()].view(parameter.shape)
         begin += parameter.numel()
-    addresses = [cast(Tensor, parameter.grad).data_ptr() for parameter in model.parameters()]
-    learner = Learner(model, PPOConfig(minibatches=3), seed=0)
+    learner = Learner(model, PPOConfig(minibatches=3, max_grad_norm=1e9), seed=0)
     learner.prepare(rollout)
-    for index in range(2):
-        metrics = learner.gradient(rollout, index, version=index)
-        assert [cast(Tensor, parameter.grad).data_ptr() for parameter in model.parameters()] == addresses
-        assert float(flat.norm()) == pytest.approx(metrics["grad_norm_clipped"], rel=1e-3)
+    learner.gradient(rollout, 0, version=0)
+    in_place = flat.clone()
+    for parameter in model.parameters():
+        parameter.grad = None
+    learner.gradient(rollout, 0, version=0)
+    assert torch.equal(in_place, torch.cat([cast(Tensor, p.grad).flatten() for p in model.parameters()]))
 
 
 def test_the_same_minibatch_gives_the_same_gradient_bit_for_bit() -> None:

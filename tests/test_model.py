@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -135,10 +136,10 @@ def test_bfloat16_is_close_to_float32(name: ModelName) -> None:
     results = []
     for compute in ("float32", "bfloat16"):
         torch.manual_seed(1)
-        model = make_model(name, ATARI, 4, compute=compute)  # type: ignore[arg-type]
+        model = make_model(name, ATARI, 4, compute=compute)
         logits, values = model(frames(16))
         (logits.log_softmax(-1)[:, 0].sum() + values.square().sum()).backward()
-        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
+        gradient = torch.cat([cast(Tensor, parameter.grad).flatten() for parameter in model.parameters()])
         assert gradient.dtype == torch.float32
         results.append((logits, values, gradient))
     (logits, values, gradient), (logits16, values16, gradient16) = results
@@ -165,7 +166,7 @@ def test_layers_begin_orthogonal_with_zero_biases() -> None:
     model = make_model("small", ATARI, 4)
     assert isinstance(model, ConvPolicy)
     for weight, gain in (
-        (model.convs[1].weight.flatten(1), math.sqrt(2)),  # type: ignore[operator, union-attr]
+        (cast(Tensor, model.convs[1].weight).flatten(1), math.sqrt(2)),
         (model.hidden.weight, math.sqrt(2)),
         (model.actor.weight, 0.01),
         (model.critic.weight, 1.0),

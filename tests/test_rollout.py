@@ -1,6 +1,6 @@
 """The player: what it keeps of each step, where it bootstraps, and that it allocates once."""
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ class CountingEnvs:
     """Vectors (game, step); game i ends after every 3rd or 5th step, in turn with i, and a final one holds -1."""
 
     num_actions = 4
-    observation_shape = (2,)
-    observation_dtype = np.dtype(np.float32)
+    observation_shape: tuple[int, ...] = (2,)
+    observation_dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def __init__(self, num_envs: int = 4) -> None:
         self.num_envs = num_envs
@@ -139,8 +139,15 @@ def test_games_go_on_from_one_rollout_to_the_next() -> None:
     assert rollout.number == 1
     assert [game.agent_steps for game in second_games] == [5, 5, 6, 6]
     np.testing.assert_array_equal(rollout.observations[0].numpy(), envs.observe(4))
-    # what the first rollout bootstrapped is gone
-    assert rollout.bootstrap_values.nonzero().tolist() == [[0, 1], [0, 3]]
+
+
+def test_what_the_rollout_before_bootstrapped_is_gone() -> None:
+    envs = CountingEnvs()
+    rollout, player = make_rollout(envs), make_player(envs)
+    player.play(rollout)
+    assert rollout.bootstrap_values.nonzero().tolist() == [[4, 1], [4, 3]]
+    player.play(rollout)
+    assert rollout.bootstrap_values.nonzero().tolist() == [[3, 1], [3, 3]]
 
 
 def test_playing_again_writes_into_the_same_memory() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket as host_socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.child import log_to_stderr
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
-from zmqrl.errors import UsageError
+from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.observe.console import Console, console_for
 from zmqrl.observe.spans import merge_traces
 from zmqrl.ps.connection import Cluster
@@ -50,6 +51,12 @@ def train(config: Config) -> int:
         if not config.resume:
             initial.write(directory.checkpoints)
         return _supervise(config, directory, checkpoint)
+    except (ZmqrlError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        log_path = directory.log("supervisor")
+        log_path.write_text(traceback.format_exc(), encoding="utf-8")
+        raise ClusterError(f"the supervisor failed: {error!r}; the whole story is in {log_path}.") from error
     finally:
         directory.release()
 

@@ -1,19 +1,17 @@
 """The supervisor of a run: starts shards and workers, watches them, decides membership, checkpoints and the end."""
 
 import dataclasses
-import os
-import secrets
-import socket as host_socket
 import time
 from typing import Any, Literal, TypeAlias
 
 import msgpack
 
-from zmqrl import __version__
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
+from zmqrl.cluster.ending import stop_shards
 from zmqrl.cluster.local import Exited, LocalLauncher, Ready, Task
 from zmqrl.cluster.membership import Membership
+from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.restarts import Restarts
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
@@ -21,9 +19,7 @@ from zmqrl.observe.console import Console, View
 from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
 from zmqrl.observe.tensorboard import TensorBoard
 from zmqrl.ps import messages as m
-from zmqrl.ps.control import ShardControl, only
-from zmqrl.ps.job import ShardJob
-from zmqrl.ps.shard import Timing
+from zmqrl.ps.control import ShardControl
 from zmqrl.ps.sockets import Role
 from zmqrl.rundir import RunDirectory, write_json
 
@@ -42,11 +38,10 @@ class Supervisor:
 
     def __init__(self, config: Config, directory: RunDirectory, checkpoint: Checkpoint, console: Console) -> None:
         self.config, self.directory, self.checkpoint, self.console = config, directory, checkpoint, console
-        self.run_id = secrets.token_hex(8)
-        self.secret = secrets.token_hex(16)
         self.layout = checkpoint.layout
         self.shards = range(self.layout.shards)
-        self.local_ranks = range(config.ranks - config.external_workers)
+        self.plan = Plan(config, directory, self.layout)
+        self.run_id = self.plan.run
         self.generation = checkpoint.generation
         self.membership = Membership(config.ranks, config.effective_quorum(), config.on_loss)
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
@@ -55,7 +50,6 @@ class Supervisor:
         self.tensorboard = TensorBoard(directory.tensorboard, resumed_at=checkpoint.version or None)
         self.launcher = LocalLauncher()
         self.restarts = Restarts()
-        self.tasks: dict[str, Task] = {}
         self.start_at: dict[str, float] = {}  # processes that died, and when they are started again
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.stats: dict[int, m.Stats] = {}
@@ -73,7 +67,7 @@ class Supervisor:
         """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when it failed."""
         reason: Reason = "failed"
         try:
-            self._start()
+            self._bring_up()
             reason = self._watch()
             self._finish(reason)
         finally:
@@ -87,12 +81,12 @@ class Supervisor:
         """End every process of the run at once."""
         self.launcher.stop(self.launcher.names(), grace_s=0)
 
-    def _start(self) -> None:
+    def _bring_up(self) -> None:
         for shard in self.shards:
-            self._start_task(self._shard_task(shard))
+            self._start(self.plan.shard_task(shard, None))
         self._wait_until(lambda: len(self.endpoints) == len(self.shards), START_WITHIN_S, "the shards to come up")
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards]
-        self.control = ShardControl(self.run_id, self.layout.hash, self.secret, endpoints)
+        self.control = ShardControl(self.run_id, self.layout.hash, self.plan.secret, endpoints)
         now = time.monotonic()
         every_s = 60 * self.config.checkpoint.every_minutes
         self.checkpointer = Checkpointer(
@@ -106,11 +100,11 @@ class Supervisor:
         self.control.greet(self.shards, within_s=START_WITHIN_S)
         self.greeting.clear()
         self._load(self.checkpoint)
-        for rank in self.local_ranks:
-            self._start_task(self._worker_task(rank))
+        for rank in self.plan.local_ranks:
+            self._start(self.plan.worker_task(rank, self._cluster()))
         self._write_cluster()
         if self.config.external_workers:
-            ranks = ", ".join(str(rank) for rank in range(len(self.local_ranks), self.config.ranks))
+            ranks = ", ".join(map(str, self.plan.open_ranks))
             self.console.notice(f"ranks {ranks} are open: zmqrl worker {self.directory.cluster}")
 
     def _watch(self) -> Reason:
@@ -145,8 +139,8 @@ class Supervisor:
             return "interrupted"
         if self.stats and all(s.state == "ended" for s in self.stats.values()) and len(self.stats) == len(self.shards):
             return "updates"
-        score, episodes = self.row["score_mean_50"], len(self.metrics.counters().scores)
-        if config.stop_score is not None and episodes >= SCORES_FOR_STOP and score >= config.stop_score:
+        score = self.row["score_mean_50"] if self.row["episodes"] >= SCORES_FOR_STOP else None
+        if config.stop_score is not None and score is not None and score >= config.stop_score:
             return "stop_score"
         if config.agent_steps is not None and self.row["agent_steps"] >= config.agent_steps:
             return "agent_steps"
@@ -192,51 +186,8 @@ class Supervisor:
 
     # processes
 
-    def _shard_task(self, shard: int) -> Task:
-        name = f"shard-{shard}"
-        wire = self.config.wire
-        job = ShardJob(
-            run=self.run_id,
-            layout=self.layout,
-            shard=shard,
-            codec=wire.codec,
-            optimizer=self.config.optimizer,
-            bind=self.endpoints.get(shard) or self._addresses(shard),
-            secret=self.secret,
-            state_path=self.directory.state(shard),
-            history_path=self.directory.history(shard),
-            consistent=self.config.consistent,
-            timing=Timing(need_s=wire.need_s),
-            trace_path=self.directory.trace_of(name) if self.config.profile else None,
-            trace_versions=self.config.profile or 0,
-        )
-        return Task(
-            name=name, module="zmqrl.ps.server", job=job.to_json(), log_path=self.directory.log(name), threads=1
-        )
-
-    def _addresses(self, shard: int) -> dict[Role, str]:
-        roles: tuple[Role, ...] = ("grad", "weights", "control")
-        wire, ports = self.config.wire, self.config.ports()
-        if ports is None and wire.transport == "ipc":
-            return {role: f"ipc://{self.directory.sockets()}/{shard}-{role}" for role in roles}
-        port = [0] * 3 if ports is None else ports[3 * shard : 3 * shard + 3]
-        return {role: f"tcp://{wire.address}:{n}" for role, n in zip(roles, port, strict=True)}
-
-    def _worker_task(self, rank: int) -> Task:
-        name = f"worker-{rank}"
-        threads = max(1, len(os.sched_getaffinity(0)) // max(1, len(self.local_ranks)))
-        job = {
-            "cluster": self._cluster(),
-            "rank": rank,
-            "config": self.config.to_json(),
-            "threads": threads,
-            "trace_path": str(self.directory.trace_of(name)) if self.config.profile else None,
-        }
-        return Task(name=name, module="zmqrl.worker", job=job, log_path=self.directory.log(name), threads=threads)
-
-    def _start_task(self, task: Task) -> None:
+    def _start(self, task: Task) -> None:
         self.start_at.pop(task.name, None)
-        self.tasks[task.name] = task
         self.launcher.start(task)
 
     def _check_processes(self) -> None:
@@ -253,8 +204,10 @@ class Supervisor:
         now = time.monotonic()
         for name in [name for name, at in self.start_at.items() if now >= at]:
             role, _, number = name.partition("-")
-            task = self._shard_task(int(number)) if role == "shard" else self._worker_task(int(number))
-            self._start_task(task)
+            if role == "shard":
+                self._start(self.plan.shard_task(int(number), self.endpoints.get(int(number))))
+            else:
+                self._start(self.plan.worker_task(int(number), self._cluster()))
             self._write_cluster()
 
     def _exited(self, exited: Exited) -> None:
@@ -348,26 +301,8 @@ class Supervisor:
         )
 
     def _cluster(self) -> dict[str, Any]:
-        host = host_socket.gethostname()
-        return {
-            "protocol": m.PROTOCOL,
-            "zmqrl": __version__,
-            "run": self.run_id,
-            "host": host,
-            "supervisor": {"pid": os.getpid(), "host": host},
-            "shards": [
-                {"shard": shard, "host": host, "pid": self.launcher.pid(f"shard-{shard}"), **self.endpoints[shard]}
-                for shard in sorted(self.endpoints)
-            ],
-            "workers": [
-                {"rank": rank, "host": host, "pid": self.launcher.pid(f"worker-{rank}")} for rank in self.local_ranks
-            ],
-            "open_ranks": list(range(len(self.local_ranks), self.config.ranks)),
-            "codec": self.config.wire.codec,
-            "layout": self.layout.to_json(),
-            "keys": None,
-            "config": self.config.to_json(),
-        }
+        pids = {name: self.launcher.pid(name) for name in self.launcher.names()}
+        return self.plan.cluster(self.endpoints, pids)
 
     def _write_cluster(self) -> None:
         if len(self.endpoints) == len(self.shards):
@@ -378,46 +313,13 @@ class Supervisor:
     def _finish(self, reason: Reason) -> None:
         """Let all shards end at one version and write it as the last checkpoint."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
-        version = self._stop_shards()
+        version, self.stats = stop_shards(self.control, self.shards, STOP_WITHIN_S, lambda: self._pump(0.1))
         self.metrics.on_shards([_shard_stats(s) for _, s in sorted(self.stats.items())], self.membership.view.members)
         self.row = self.metrics.row(self._trained_s())
         counters = dataclasses.replace(self.metrics.counters(), version=version).to_json()
         self.checkpoint = self.checkpointer.take_now(version, self.generation, counters, time.monotonic())
-        self.rows.write(self.row | {"version": version})
-        self.tensorboard.log(self.row, version)
-
-    def _stop_shards(self) -> int:
-        """Agree on a last version at or above every shard's own; the version that all of them ended with.
-
-        Where the workers are gone, the shards stay where they are, and the newest version that all hold is the last.
-        """
-        deadline = time.monotonic() + STOP_WITHIN_S
-        self.stats = self.control.stats(self.shards, within_s=STOP_WITHIN_S, what="stopping the shards")
-        end = max(s.version for s in self.stats.values())
-        while time.monotonic() < deadline:
-            stop = m.Stop(run=self.run_id, version=end)
-            self.stats = self.control.ask(
-                self.shards,
-                lambda _, stop=stop: stop,
-                only(m.Stats),
-                within_s=STOP_WITHIN_S,
-                what="stopping the shards",
-            )
-            if all(s.state == "ended" and s.version == end for s in self.stats.values()):
-                return end
-            end = max(end, *(s.version for s in self.stats.values()))
-            self._pump(0.1)
         for shard in self.shards:
-            while self.stats[shard].state != "ended":
-                stop = m.Stop(run=self.run_id, version=self.stats[shard].version)
-                self.stats |= self.control.ask(
-                    [shard],
-                    lambda _, stop=stop: stop,
-                    only(m.Stats),
-                    within_s=STOP_WITHIN_S,
-                    what="stopping the shards",
-                )
-        return min(s.version for s in self.stats.values())
+            self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has it all
 
     def _pump(self, wait_s: float) -> None:
         """Take in reports while waiting; deaths no longer matter."""

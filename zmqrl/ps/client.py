@@ -114,7 +114,7 @@ class Client:
             case ControlArrived():
                 actions = self._control(event, now)
             case Pulling():
-                self.pulling_above = event.above
+                self.pulling_above, self.notice_at = event.above, now
                 self.progress += 1
                 actions = self._assemble(now)
             case Contributed():

@@ -1,0 +1,94 @@
+"""What is started: the job of every process of a run, and the file by which others find them."""
+
+import os
+import secrets
+import socket as host_socket
+from collections.abc import Mapping
+from typing import Any
+
+from zmqrl import __version__
+from zmqrl.cluster.local import Task
+from zmqrl.config import Config
+from zmqrl.ps import messages as m
+from zmqrl.ps.job import ShardJob
+from zmqrl.ps.partition import Layout
+from zmqrl.ps.shard import Timing
+from zmqrl.ps.sockets import Role
+from zmqrl.rundir import RunDirectory
+
+ROLES: tuple[Role, ...] = ("grad", "weights", "control")
+
+
+class Plan:
+    """The processes of one run. ``run`` is new each time; ``secret`` proves the supervisor to the shards."""
+
+    def __init__(self, config: Config, directory: RunDirectory, layout: Layout) -> None:
+        self.config, self.directory, self.layout = config, directory, layout
+        self.run = secrets.token_hex(8)
+        self.secret = secrets.token_hex(16)
+        self.local_ranks = range(config.ranks - config.external_workers)
+        self.open_ranks = range(len(self.local_ranks), config.ranks)
+        cores = len(os.sched_getaffinity(0))
+        self.worker_threads = max(1, cores // max(1, len(self.local_ranks)))
+
+    def shard_task(self, shard: int, endpoints: dict[Role, str] | None) -> Task:
+        """A shard; one that is started again is bound to the ``endpoints`` where the workers look for it."""
+        name = f"shard-{shard}"
+        config = self.config
+        job = ShardJob(
+            run=self.run,
+            layout=self.layout,
+            shard=shard,
+            codec=config.wire.codec,
+            optimizer=config.optimizer,
+            bind=endpoints or self._addresses(shard),
+            secret=self.secret,
+            state_path=self.directory.state(shard),
+            history_path=self.directory.history(shard),
+            consistent=config.consistent,
+            timing=Timing(need_s=config.wire.need_s),
+            trace_path=self.directory.trace_of(name) if config.profile else None,
+            trace_versions=config.profile or 0,
+        )
+        log_path = self.directory.log(name)
+        return Task(name=name, module="zmqrl.ps.server", job=job.to_json(), log_path=log_path, threads=1)
+
+    def worker_task(self, rank: int, cluster: Mapping[str, Any]) -> Task:
+        """A worker that finds the shards by ``cluster``."""
+        name = f"worker-{rank}"
+        job = {
+            "cluster": cluster,
+            "rank": rank,
+            "config": self.config.to_json(),
+            "threads": self.worker_threads,
+            "trace_path": str(self.directory.trace_of(name)) if self.config.profile else None,
+        }
+        log_path = self.directory.log(name)
+        return Task(name=name, module="zmqrl.worker", job=job, log_path=log_path, threads=self.worker_threads)
+
+    def cluster(self, endpoints: Mapping[int, Mapping[Role, str]], pids: Mapping[str, int | None]) -> dict[str, Any]:
+        """The contents of ``cluster.json``: all that an outside worker needs to join, and people to look."""
+        host = host_socket.gethostname()
+        return {
+            "protocol": m.PROTOCOL,
+            "zmqrl": __version__,
+            "run": self.run,
+            "supervisor": {"host": host, "pid": os.getpid()},
+            "shards": [
+                {"shard": shard, "host": host, "pid": pids.get(f"shard-{shard}"), **endpoints[shard]}
+                for shard in sorted(endpoints)
+            ],
+            "workers": [{"rank": rank, "host": host, "pid": pids.get(f"worker-{rank}")} for rank in self.local_ranks],
+            "open_ranks": list(self.open_ranks),
+            "codec": self.config.wire.codec,
+            "layout": self.layout.to_json(),
+            "keys": None,
+            "config": self.config.to_json(),
+        }
+
+    def _addresses(self, shard: int) -> dict[Role, str]:
+        wire, ports = self.config.wire, self.config.ports()
+        if ports is None and wire.transport == "ipc":
+            return {role: f"ipc://{self.directory.sockets()}/{shard}-{role}" for role in ROLES}
+        chosen = [0, 0, 0] if ports is None else ports[3 * shard : 3 * shard + 3]
+        return {role: f"tcp://{wire.address}:{port}" for role, port in zip(ROLES, chosen, strict=True)}
