@@ -134,7 +134,7 @@ def _parse(cls: type[T], default: T | None, options: list[str], prog: str) -> T:
 def _with_profile_default(options: list[str]) -> list[str]:
     """``--profile`` may stand without its number."""
     completed = []
-    for option, following in zip(options, [*options[1:], "--"], strict=True):
+    for option, following in zip(options, [*options, "--"][1:], strict=True):
         completed.append(option)
         if option == "--profile" and following.startswith("--"):
             completed.append(DEFAULT_PROFILE_VERSIONS)

@@ -1,0 +1,50 @@
+"""Updates per second with one slow worker out of four: waiting for it (N=4, b=0) against a backup (N=3, b=1).
+
+    python benchmarks/straggler.py [--rounds 3] [--minutes 0.5] [--delay-s 1.0] [RECIPE options ...]
+
+The two settings run in turn, so that both meet the same noise of the machine.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SETTINGS = {"N=4, b=0": ["--workers", "4", "--backups", "0"], "N=3, b=1": ["--workers", "3", "--backups", "1"]}
+
+
+def run(options: list[str]) -> dict[str, Any]:
+    """One training; its summary, with updates and agent steps per second."""
+    with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
+        directory = Path(scratch) / "run"
+        command = [sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+        return summary | {"updates_per_s": summary["updates"] / summary["wall_s"]}
+
+
+def main() -> None:
+    """Print one line a setting: the median and the range over the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=0.5)
+    parser.add_argument("--delay-s", type=float, default=1.0)
+    parser.add_argument("recipe", nargs="*", default=["cartpole"])
+    arguments = parser.parse_args()
+    common = [*arguments.recipe, "--minutes", str(arguments.minutes), "--straggle", f"3:{arguments.delay_s}"]
+    rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    for _ in range(arguments.rounds):
+        for name, setting in SETTINGS.items():
+            summary = run([*common, *setting])
+            rates[name].append(summary["updates_per_s"])
+            print(f"{name}: {summary['updates_per_s']:.2f} updates/s, {summary['contributions']}", flush=True)
+    for name, values in rates.items():
+        print(f"{name}: median {statistics.median(values):.2f} updates/s ({min(values):.2f} to {max(values):.2f})")
+
+
+if __name__ == "__main__":
+    main()

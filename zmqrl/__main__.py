@@ -1,0 +1,5 @@
+"""``python -m zmqrl`` is ``zmqrl``."""
+
+from zmqrl.cli import main
+
+main()
