@@ -205,7 +205,8 @@ def test_split_is_the_time_of_one_worker_in_one_update() -> None:
         tested.on_report(report(rank, version=10, spans={"act": 0.5, "wait": 0.1}))
         tested.on_report(report(rank, version=13, spans={"act": 1.5}))
     assert tested.row(1.0)["split_s"] == {"act": 4.0 / 8, "wait": pytest.approx(0.2 / 8)}
-    assert tested.row(2.0)["split_s"] == {}
+    # A rollout takes many rows: its spans stay in the mean for a while.
+    assert tested.row(2.0)["split_s"] == {"act": pytest.approx(0.5), "wait": pytest.approx(0.2 / 8)}
 
 
 def test_a_doubled_report_weighs_once_in_the_means() -> None:
@@ -217,16 +218,16 @@ def test_a_doubled_report_weighs_once_in_the_means() -> None:
     assert (row["loss"], row["split_s"]) == (2.5, {"act": 1.5})
 
 
-def test_rates_are_over_the_time_since_the_last_row() -> None:
+def test_updates_per_s_are_since_the_last_row_and_agent_steps_per_s_over_half_a_minute() -> None:
     tested = metrics()
     tested.on_report(report(agent_steps=1000))
     tested.on_shards([shard(20)])
     row = tested.row(2.0)
     assert (row["agent_steps_per_s"], row["updates_per_s"]) == (500.0, 10.0)
     row = tested.row(4.0)
-    assert (row["agent_steps_per_s"], row["updates_per_s"]) == (0.0, 0.0)
-    assert row["agent_steps_per_s_smoothed"] == pytest.approx(250, rel=0.1)
-    assert tested.row(4.0)["agent_steps_per_s"] is None
+    assert row["updates_per_s"] == 0.0
+    assert row["agent_steps_per_s"] == pytest.approx(250, rel=0.1)
+    assert tested.row(4.0)["updates_per_s"] is None
 
 
 def test_after_a_rollback_the_version_falls_and_the_totals_do_not() -> None:

@@ -207,7 +207,7 @@ def _facts(view: View, row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _speed(row: Mapping[str, Any], frames_per_agent_step: int | None) -> str:
-    rate = row.get("agent_steps_per_s_smoothed")
+    rate = row.get("agent_steps_per_s")
     frames = ""
     if rate is not None and frames_per_agent_step is not None:
         frames = f" ({rate * frames_per_agent_step:,.0f} frames/s)"

@@ -200,13 +200,13 @@ class RunMetrics:
 
         self._row_version, self._row_agent_steps = self._version, self._agent_steps
         self._smooth_steps = self._smooth_s = 0.0
+        self._span_s: defaultdict[str, float] = defaultdict(float)
+        self._worker_updates = 0.0
         self._begin_row()
 
     def _begin_row(self) -> None:
         self._figures = _WorkerMeans()
         self._lags = _WorkerMeans()
-        self._span_s: defaultdict[str, float] = defaultdict(float)
-        self._worker_updates = 0
 
     def on_report(self, report: object) -> bool:
         """Take a worker's report (the keys of ``WorkerReport``). False if it is malformed or of an old incarnation."""
@@ -292,9 +292,9 @@ class RunMetrics:
     def row(self, wall_s: float) -> dict[str, Any]:
         """The next row of ``metrics.jsonl``; ``wall_s`` are the seconds since this start of the run.
 
-        ``wall_s`` in the row goes on from the checkpoint's. Means and rates are over the time since the last row,
-        ``agent_steps_per_s_smoothed`` over about the last 30 s: workers report whole rollouts. ``split_s`` is the mean
-        time of one worker in one update, by span. ``missing_s`` are the members whose contribution to the open version
+        ``wall_s`` in the row goes on from the checkpoint's. Means and ``updates_per_s`` are over the time since the
+        last row. Workers report whole rollouts, so ``agent_steps_per_s`` and ``split_s``, the mean time of one worker
+        in one update by span, are over about the last 30 s. ``missing_s`` are the members whose contribution to the open version
         has not arrived, and how long ago they last made one. ``contributions`` and ``agent_steps`` are cumulative over
         the run, the counts by rank since this start.
         """
@@ -313,8 +313,7 @@ class RunMetrics:
             "wall_s": self._wall_s,
             "agent_steps": self._agent_steps,
             "abandoned_steps": self._abandoned_steps,
-            "agent_steps_per_s": _rate(steps, elapsed_s),
-            "agent_steps_per_s_smoothed": _rate(self._smooth_steps, self._smooth_s),
+            "agent_steps_per_s": _rate(self._smooth_steps, self._smooth_s),
             "updates_per_s": _rate(updates, elapsed_s),
             "score_mean_50": _mean(self._scores) if self._scores else None,
             "episodes": self._episodes,
@@ -326,6 +325,8 @@ class RunMetrics:
             "workers_present": self._present(),
             "split_s": {name: seconds / self._worker_updates for name, seconds in self._span_s.items()},
         }
+        self._span_s = defaultdict(float, {name: keep * seconds for name, seconds in self._span_s.items()})
+        self._worker_updates *= keep
         self._row_version, self._row_agent_steps = self._version, self._agent_steps
         self._begin_row()
         return row

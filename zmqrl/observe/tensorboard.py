@@ -9,7 +9,6 @@ _CHARTS = frozenset(
         "abandoned_steps",
         "agent_steps",
         "agent_steps_per_s",
-        "agent_steps_per_s_smoothed",
         "episodes",
         "policy_lag",
         "score_mean_50",

@@ -1,0 +1,547 @@
+"""What the tests of the parameter server share: shard processes, toy workers, a listener, a TCP proxy that fails.
+
+``python tests/rig.py`` runs a worker, or shards, in a process of its own that a test can stop and kill.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from zmqrl.ps import codec, framing
+from zmqrl.ps import messages as m
+from zmqrl.ps.client import Timing as WorkerTiming
+from zmqrl.ps.connection import Cluster, Connection, Floats, Weights
+from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
+from zmqrl.ps.partition import Layout
+from zmqrl.ps.shard import Timing
+from zmqrl.ps.sockets import Role
+from zmqrl.ps.standalone import StandaloneShards, standalone_shards
+
+WITHIN_S = 30.0
+QUICK = Timing(heartbeat_s=0.1, need_s=0.15, need_most_s=0.5, stall_notice_s=5.0)
+QUICK_WORKER = WorkerTiming(hello_s=0.2, ping_s=0.2, snapshot_s=0.3)
+SGD = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5)
+ROLES: tuple[Role, ...] = ("grad", "weights", "control")
+HISTORY_KEYS = {"version", "view", "quorum", "ranks", "late", "duplicate", "rejected", "crc32", "generation"}
+
+Gradient = Callable[[int, Weights], Floats]
+
+
+def flat_layout(count: int, shards: int) -> Layout:
+    return Layout.of([("w", (count,))], shards)
+
+
+def start_vector(count: int) -> Floats:
+    return np.random.default_rng(7).standard_normal(count, np.float32)
+
+
+def toy_gradient(rank: int, version: int, count: int) -> Floats:
+    """A gradient of few bits: a handful of them add up to the same float32 in any order."""
+    numbers = np.arange(count, dtype=np.int64) * 7 + rank * 13 + version * 31
+    return ((numbers % 17 - 8) / 16).astype(np.float32)
+
+
+def eventually(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+@dataclass(slots=True)
+class Served:
+    """Running shards and what a test asks of them."""
+
+    shards: StandaloneShards
+    optimizer: OptimizerConfig
+    start: Floats
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.shards.cluster
+
+    @property
+    def all(self) -> range:
+        return range(self.cluster.layout.shards)
+
+    def pid(self, shard: int) -> int:
+        return self.shards.processes[shard].pid
+
+    def tell(self, message: m.Message) -> None:
+        for shard in self.all:
+            assert self.shards.control.send(shard, message)
+
+    def stop_at(self, version: int | None) -> None:
+        self.tell(m.Stop(run=self.cluster.run, version=version))
+
+    def stats(self) -> list[m.Stats]:
+        control = self.shards.control
+        # Answers that came twice, or after a question was given up, are older than this one.
+        list(control.arrivals(0))
+        found = control.stats(self.all, within_s=WITHIN_S, what="statistics")
+        return [found[shard] for shard in self.all]
+
+    def version(self) -> int:
+        """The newest version that every shard has made."""
+        return min(stats.version for stats in self.stats())
+
+    def wait_for(self, version: int, within_s: float = WITHIN_S) -> None:
+        eventually(lambda: self.version() >= version, f"version {version}", within_s)
+
+    def kill(self, shard: int) -> None:
+        self.shards.processes[shard].kill()
+        self.shards.processes[shard].wait()
+
+    def restart(self, shard: int) -> m.Welcome:
+        self.shards.start(shard)
+        control = self.shards.control
+        list(control.arrivals(0))
+        return control.greet([shard], within_s=WITHIN_S)[shard]
+
+    def end_with(self, version: int) -> Floats:
+        """The vector of ``version`` as a checkpoint has it: float32 (count,)."""
+        control, layout = self.shards.control, self.cluster.layout
+        request = m.Checkpoint(run=self.cluster.run, version=version)
+        control.ask(
+            self.all,
+            lambda _: request,
+            lambda answer: answer if isinstance(answer, m.Stats) and answer.captured == version else None,
+            within_s=WITHIN_S,
+            what=f"checkpoint {version}",
+        )
+        states = [control.fetch(cut.shard, version) for cut in layout.slices]
+        return np.concatenate(
+            [np.frombuffer(state, "<f4", cut.count) for state, cut in zip(states, layout.slices, strict=True)]
+        )
+
+    def history(self, shard: int) -> list[dict[str, Any]]:
+        text = self.shards.jobs[shard].history_path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def replay(self, gradient: Callable[[int, int, int], Floats] = toy_gradient) -> Floats:
+        """The vector that the histories say must have come out, computed here without any server.
+
+        Asserts on the way that every version stands there once, made by distinct ranks, and was published as made.
+        """
+        optimizer, layout = Optimizer(self.optimizer), self.cluster.layout
+        vector = np.zeros(layout.count, np.float32)
+        for cut in layout.slices:
+            part = slice(cut.start, cut.stop)
+            weights = self.start[part].copy()
+            state = {name: np.zeros(cut.count, np.float32) for name in optimizer.state_names}
+            for version, line in enumerate(self.history(cut.shard)):
+                assert set(line) == HISTORY_KEYS
+                assert line["version"] == version + 1, "a version was lost or made twice"
+                assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"]
+                total = np.zeros(cut.count, np.float32)
+                for rank in line["ranks"]:
+                    total += gradient(rank, version, layout.count)[part]
+                new_weights, new_state = np.empty_like(weights), {k: np.empty_like(v) for k, v in state.items()}
+                optimizer.step(version, total, line["quorum"], weights, state, new_weights, new_state)
+                weights, state = new_weights, new_state
+                assert zlib.crc32(codec.encode(self.cluster.codec, weights).data) == line["crc32"]
+            vector[part] = weights
+        return vector
+
+
+@contextlib.contextmanager
+def served(
+    directory: Path,
+    *,
+    count: int = 1000,
+    shards: int = 2,
+    workers: int = 2,
+    quorum: int | None = None,
+    optimizer: OptimizerConfig = SGD,
+    timing: Timing = QUICK,
+    layout: Layout | None = None,
+    start: Floats | None = None,
+    **options: Any,
+) -> Iterator[Served]:
+    """Shard processes with their state in ``directory``; ``options`` as in ``standalone_shards``."""
+    layout = layout or flat_layout(count, shards)
+    start = start_vector(layout.count) if start is None else start
+    with standalone_shards(
+        layout,
+        start,
+        optimizer=optimizer,
+        workers=workers,
+        quorum=quorum,
+        directory=directory,
+        timing=timing,
+        **options,
+    ) as running:
+        yield Served(running, optimizer, start)
+
+
+class Worker:
+    """A worker in a thread that pulls and pushes until the run ends; use it as a context manager.
+
+    ``pause_s(rank, version)`` is how long a gradient takes. Leaving the block waits for the end of the run, unless
+    ``leave`` was called, and raises what the thread raised.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        rank: int,
+        *,
+        gradient: Gradient | None = None,
+        pause_s: Callable[[int, int], float] = lambda rank, version: 0.0,
+        timing: WorkerTiming = QUICK_WORKER,
+    ) -> None:
+        self.rank = rank
+        self.count = cluster.layout.count
+        self.gradient = gradient
+        self.pause_s = pause_s
+        self.connection = Connection(cluster, rank, timing=timing)
+        self.pulled: list[tuple[int, int]] = []  # generation, version
+        self.last: Floats | None = None
+        self.error: BaseException | None = None
+        self.ended = threading.Event()  # its run is over; the connection stays open until the block is left
+        self.leaving = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Worker":
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and not self.leaving.is_set():
+            self.thread.join(WITHIN_S)
+        self.leaving.set()
+        alive = self.thread.is_alive()
+        self.connection.close()
+        if kind is None:
+            assert self.leaving.is_set()
+            if self.error is not None:
+                raise self.error
+            assert self.ended.is_set() or not alive or self.left, f"worker {self.rank} did not end"
+
+    @property
+    def left(self) -> bool:
+        return self.leaving.is_set()
+
+    @property
+    def version(self) -> int:
+        """The newest version it computed on."""
+        return self.pulled[-1][1] if self.pulled else -1
+
+    def _run(self) -> None:
+        version = -1
+        try:
+            while (weights := self.connection.pull(version, timeout_s=WITHIN_S)) is not None:
+                version = weights.version
+                self.pulled.append((weights.generation, version))
+                self.last = weights.vector.copy()
+                time.sleep(self.pause_s(self.rank, version))
+                if self.leaving.is_set():
+                    return
+                buffer = self.connection.gradient_buffer()
+                buffer[:] = self.gradient(self.rank, weights) if self.gradient else self._toy(version)
+                self.connection.push(weights, buffer)
+            self.ended.set()
+        except BaseException as error:
+            self.error = error
+
+    def _toy(self, version: int) -> Floats:
+        return toy_gradient(self.rank, version, self.count)
+
+
+def random_pause_s(most_s: float) -> Callable[[int, int], float]:
+    """Pauses that look random and are the same in every run."""
+    return lambda rank, version: most_s * float(np.random.default_rng([rank, version]).random())
+
+
+class Listener:
+    """A subscriber of everything, in a thread of its own: what a shard published, as it was on the wire."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.context.linger = 0
+        self.sockets: list[zmq.Socket[Any]] = []
+        for endpoints in cluster.endpoints:
+            subscriber = self.context.socket(zmq.SUB)
+            subscriber.rcvhwm = 1000
+            subscriber.subscribe(b"")
+            subscriber.reconnect_ivl_max = 0
+            subscriber.connect(endpoints["weights"])
+            self.sockets.append(subscriber)
+        self.weights: list[dict[tuple[int, int], tuple[m.Weights, int]]] = [{} for _ in self.sockets]
+        self.contradictions: list[str] = []
+        self.said: list[list[m.Message]] = [[] for _ in self.sockets]
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def newest(self, shard: int) -> int:
+        """The newest version heard of ``shard`` by its weights."""
+        return max((version for _, version in self.weights[shard]), default=-1)
+
+    def __enter__(self) -> "Listener":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self.thread.join()
+        self.context.destroy(linger=0)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for subscriber in self.sockets:
+            poller.register(subscriber, zmq.POLLIN)
+        while not self.closing.is_set():
+            for subscriber, _ in poller.poll(50):
+                frames = subscriber.recv_multipart()
+                shard = self.sockets.index(subscriber)
+                message = framing.decode(frames[1])
+                if not isinstance(message, m.Weights):
+                    self.said[shard].append(message)
+                    continue
+                key, crc32 = (message.generation, message.version), zlib.crc32(frames[2])
+                if self.weights[shard].setdefault(key, (message, crc32))[1] != crc32:
+                    self.contradictions.append(f"shard {shard} published two variants of {key}")
+
+
+class Wire:
+    """Raw connections to one shard, for messages that no honest worker sends."""
+
+    def __init__(self, endpoints: dict[Role, str], *, send_most: int = 1000) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.context.linger = 0
+        self.grad = self._connect(zmq.PUSH, endpoints["grad"], send_most)
+        self.weights = self._connect(zmq.XSUB, endpoints["weights"], send_most)
+        self.control = self._connect(zmq.DEALER, endpoints["control"], send_most)
+
+    def _connect(self, kind: int, endpoint: str, send_most: int) -> "zmq.Socket[Any]":
+        made = self.context.socket(kind)
+        made.sndhwm = send_most
+        made.sndtimeo = int(1000 * WITHIN_S)
+        made.connect(endpoint)
+        return made
+
+    def ask(self, message: m.Message, payload: bytes | None = None) -> m.Message:
+        """Send over control and wait for one answer."""
+        self.control.send_multipart([framing.encode(message)] + ([payload] if payload is not None else []))
+        return self.answer()
+
+    def answer(self, within_s: float = WITHIN_S) -> m.Message:
+        assert self.control.poll(int(1000 * within_s)), "no answer"
+        return framing.decode(self.control.recv_multipart()[0])
+
+    def hello(self, cluster: Cluster, rank: int, incarnation: int) -> m.Hello:
+        return m.Hello(
+            run=cluster.run,
+            layout=cluster.layout.hash,
+            role="worker",
+            rank=rank,
+            incarnation=incarnation,
+            host="test",
+            pid=1,
+            secret="",
+        )
+
+    def join(self, cluster: Cluster, rank: int, incarnation: int) -> m.Message:
+        """Do what the protocol asks of a worker that joins; the answer to HELLO."""
+        for topic in (*m.TOPICS, framing.presence_topic(rank, incarnation)):
+            self.weights.send(b"\1" + topic)
+        return self.ask(self.hello(cluster, rank, incarnation))
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.destroy(linger=0)
+
+
+class Proxy:
+    """A TCP proxy in front of one endpoint, which can hold, delay and cut what passes."""
+
+    def __init__(self, endpoint: str) -> None:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        self.target = host, int(port)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.flowing = threading.Event()
+        self.flowing.set()
+        self.open = True
+        self.delay_s = 0.0
+        self.cut_after_bytes: int | None = None  # of what the clients send, from now on
+        self.cuts = 0
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
+        self.threads[0].start()
+
+    def cut(self, *, heal: bool = False) -> None:
+        """Reset every connection; with ``heal`` new ones are let through, else they are reset too."""
+        self.open = heal
+        self.cuts += 1
+        for pair in self.pairs:
+            for end in pair:
+                _reset(end)
+        self.pairs.clear()
+
+    def heal(self) -> None:
+        self.open = True
+        self.flowing.set()
+
+    def close(self) -> None:
+        self.flowing.set()
+        self.cut()
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for thread in self.threads:
+            thread.join(5)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            if not self.open:
+                _reset(client)
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(self.target, 5)
+            except OSError:
+                client.close()
+                continue
+            self.pairs.append((client, server))
+            for source, sink, counts in ((client, server, True), (server, client, False)):
+                thread = threading.Thread(target=self._pump, args=(source, sink, counts), daemon=True)
+                self.threads.append(thread)
+                thread.start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
+        try:
+            while data := source.recv(16 * 1024):
+                self.flowing.wait()
+                time.sleep(self.delay_s)
+                if counts and self.cut_after_bytes is not None:
+                    self.cut_after_bytes -= len(data)
+                    if self.cut_after_bytes <= 0:
+                        self.cut_after_bytes = None
+                        sink.sendall(data[: len(data) // 2])
+                        self.cut(heal=True)
+                        return
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, sink):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            if not counts:
+                source.close()
+                sink.close()
+
+
+def _reset(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def proxied(cluster: Cluster, shards: set[int]) -> Iterator[tuple[Cluster, dict[tuple[int, Role], Proxy]]]:
+    """The same cluster, reached through a proxy for each socket of ``shards``."""
+    proxies = {(shard, role): Proxy(cluster.endpoints[shard][role]) for shard in sorted(shards) for role in ROLES}
+    endpoints = tuple(
+        {role: proxies[shard, role].endpoint if (shard, role) in proxies else there[role] for role in ROLES}
+        for shard, there in enumerate(cluster.endpoints)
+    )
+    try:
+        yield replace(cluster, endpoints=endpoints), proxies
+    finally:
+        for proxy in proxies.values():
+            proxy.close()
+
+
+# processes of their own
+
+
+def start_process(job: dict[str, Any]) -> "subprocess.Popen[bytes]":
+    """Run this file with ``job``: it ends with the test, or when it is killed."""
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(job).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+@contextlib.contextmanager
+def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterator["subprocess.Popen[bytes]"]:
+    """A toy worker in a process; it exits with status 0 when the run has ended."""
+    facts = {
+        "run": cluster.run,
+        "codec": cluster.codec,
+        "layout": cluster.layout.to_json(),
+        "shards": list(cluster.endpoints),
+    }
+    process = start_process({"cluster": facts, "rank": rank, "pause_s": pause_s})
+    try:
+        yield process
+    finally:
+        end_process(process)
+
+
+def end_process(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+
+
+def anonymous_mb(pid: int) -> float:
+    """Memory of a process that is its own: the mapped state file is not in it."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no RssAnon")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = json.loads(sys.stdin.readline())
+    if "cluster" in job:
+        cluster = Cluster.from_json(job["cluster"])
+        with Worker(cluster, job["rank"], pause_s=lambda rank, version: job["pause_s"]):
+            pass
+        return
+    with served(Path(job["directory"]), shards=job["shards"]) as running:
+        facts = {"pids": [running.pid(shard) for shard in running.all], "endpoints": list(running.cluster.endpoints)}
+        sys.stdout.write(json.dumps(facts) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _main()
+    os._exit(0)
