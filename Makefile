@@ -1,9 +1,12 @@
 # `make train` and `make test` set everything up by themselves; everything lives in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Extra options for pip, such as PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup train test test-all lint clean
+.PHONY: help setup train test lint clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,8 +16,8 @@ setup: .venv/ready ## make .venv with everything that training and tests need
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zmqrl needs Python 3.11 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 train: setup ## train Breakout on this machine (Ctrl-C: checkpoint and end); ARGS="pong --minutes 10" for another run

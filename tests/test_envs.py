@@ -1,8 +1,8 @@
-"""Games against the real thing: Gymnasium's Atari preprocessing, the bare emulator, and Gymnasium's own environments."""
+"""Games against the real thing: Gymnasium's Atari preprocessing, the bare emulator, Gymnasium's own environments."""
 
 import dataclasses
-import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,21 +11,22 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from zmqrl.agent.envs import EnvConfig, Envs, EnvSpec, Game, Step, describe_env, make_envs
+from zmqrl.agent.envs import EnvConfig, Envs, Game, Step, describe_env, make_envs
 from zmqrl.errors import UsageError
 
 # A game that starts at once is the same for Gymnasium's preprocessing, which knows no FIRE and counts no-ops otherwise.
 PLAIN = EnvConfig(num_envs=1, noop_max=0, fire_reset=False)
 
 
-def reference(
-    env_id: str, *, lives_end_it: bool = False, max_frames: int = 108_000
-) -> FrameStackObservation[Any, Any, Any]:
+def preprocessed(emulator: gymnasium.Env[Any, Any], *, lives_end_it: bool = False) -> gymnasium.Env[Any, Any]:
     """Gymnasium's own preprocessing of one game."""
     pytest.importorskip("cv2", reason="Gymnasium's Atari preprocessing needs opencv-python-headless")
-    emulator = gymnasium.make(env_id, frameskip=1, repeat_action_probability=0.0, max_num_frames_per_episode=max_frames)
     frames = AtariPreprocessing(emulator, noop_max=0, terminal_on_life_loss=lives_end_it)
     return FrameStackObservation(frames, 4, padding_type="zero")
+
+
+def emulator(env_id: str, *, max_frames: int = 108_000) -> gymnasium.Env[Any, Any]:
+    return gymnasium.make(env_id, frameskip=1, repeat_action_probability=0.0, max_num_frames_per_episode=max_frames)
 
 
 def random_actions(envs: Envs, steps: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -42,7 +43,7 @@ def play(envs: Envs, steps: int, seed: int = 0) -> list[Step]:
 )
 def test_frames_rewards_and_ends_are_those_of_gymnasiums_preprocessing(env_id: str, steps: int) -> None:
     """Bit for bit, over whole games. A lost life changes nothing but ``terminated``."""
-    theirs = reference(env_id)
+    theirs = preprocessed(emulator(env_id))
     ours = make_envs(env_id, PLAIN, threads=1)
     ours_without_lives = make_envs(env_id, dataclasses.replace(PLAIN, life_loss=False), threads=1)
     expected, info = theirs.reset(seed=1)
@@ -62,7 +63,7 @@ def test_frames_rewards_and_ends_are_those_of_gymnasiums_preprocessing(env_id: s
             np.testing.assert_array_equal(step.observations[0], expected)
             assert step.rewards[0] == reward
             assert step.terminated[0] == terminated
-            assert step.truncated[0] == truncated == False  # noqa: E712
+            assert step.truncated[0] == truncated
             assert len(step.games) == over
     assert games >= 1
     assert lost_lives >= 2 or env_id == "ALE/Pong-v5"
@@ -73,7 +74,7 @@ def test_frames_rewards_and_ends_are_those_of_gymnasiums_preprocessing(env_id: s
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/Seaquest-v5", "ALE/SpaceInvaders-v5"])
 def test_a_lost_life_ends_the_return_in_the_step_where_gymnasium_ends_it(env_id: str) -> None:
     """Up to there only: Gymnasium's wrapper leaves the rest of that step's frames out, and we play on."""
-    theirs = reference(env_id, lives_end_it=True)
+    theirs = preprocessed(emulator(env_id), lives_end_it=True)
     ours = make_envs(env_id, PLAIN, threads=1)
     ours.reset(0)
     theirs.reset(seed=0)
@@ -90,75 +91,75 @@ def test_a_lost_life_ends_the_return_in_the_step_where_gymnasium_ends_it(env_id:
     ours.close()
 
 
+class Wait(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Lets ``frames`` pass at the start of a game, the first with FIRE if so asked: as ale_py does."""
+
+    frames = 0
+    fire = False
+
+    def reset(self, **how: Any) -> Any:
+        started = self.env.reset(**how)
+        for frame in range(self.frames):
+            self.env.step(1 if self.fire and frame == 0 else 0)
+        return started
+
+
 @pytest.mark.parametrize(("fire_reset", "waits"), [(True, range(1, 30)), (False, range(30))])
 def test_a_game_starts_with_fire_and_fewer_than_noop_max_frames(fire_reset: bool, waits: range) -> None:
-    theirs = reference("ALE/Breakout-v5")
+    """River Raid moves from its first frame on, and keeps nothing of the game before, as other games do."""
+    wait = Wait(emulator("ALE/Riverraid-v5"))
+    wait.fire = fire_reset
+    theirs = preprocessed(wait)
     starts = set()
-    for wait in waits:
-        theirs.reset()
-        for frame in range(wait):
-            theirs.unwrapped.step(1 if fire_reset and frame == 0 else 0)
-        screen = AtariPreprocessing._get_obs
-        atari = theirs.env
-        assert isinstance(atari, AtariPreprocessing)
-        atari.ale.getScreenGrayscale(atari.obs_buffer[0])
-        atari.obs_buffer[1].fill(0)
-        starts.add(screen(atari).tobytes())
-    config = EnvConfig(num_envs=8, fire_reset=fire_reset)
-    envs = make_envs("ALE/Breakout-v5", config, threads=2)
-    first = envs.reset(5)
-    assert not first[:, :3].any()
-    seen = {start.tobytes() for start in first[:, 3]}
-    finished = 0
-    for step in play(envs, 300):
+    for wait.frames in waits:
+        starts.add(theirs.reset()[0].tobytes())
+    envs = make_envs("ALE/Riverraid-v5", EnvConfig(num_envs=4, fire_reset=fire_reset, max_frames=8), threads=1)
+    seen = {start.tobytes() for start in envs.reset(5)}
+    for step in play(envs, 20):
         if step.games:
-            fresh = [start for start in step.observations if not start[:3].any()]
-            assert len(fresh) == len(step.games)
-            finished += len(fresh)
-            seen |= {start[3].tobytes() for start in fresh}
-    assert finished >= 4
+            seen |= {start.tobytes() for start in step.observations}
     assert seen <= starts
-    assert len(seen) > 3
+    assert len(seen) > 10
     envs.close()
 
 
-@pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/Seaquest-v5", "ALE/BankHeist-v5", "ALE/Amidar-v5"])
+@pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/BankHeist-v5", "ALE/Amidar-v5"])
 def test_scores_are_those_of_whole_games_in_the_bare_emulator(env_id: str) -> None:
-    envs = make_envs(env_id, dataclasses.replace(PLAIN, num_envs=2), threads=2)
-    bare = [gymnasium.make(env_id, repeat_action_probability=0.0) for _ in range(2)]
+    """Amidar's count of lives is no guide: it starts at 0, and a game can end at 8."""
+    envs = make_envs(env_id, PLAIN, threads=1)
+    bare = gymnasium.make(env_id, repeat_action_probability=0.0)
     envs.reset(0)
-    for env in bare:
-        env.reset(seed=0)
-    expected, scores, lengths = [], [0.0, 0.0], [0, 0]
-    games = []
+    bare.reset(seed=0)
+    expected, games = [], []
+    score, length = 0.0, 0
     for actions in random_actions(envs, 800):
         games += envs.step(actions).games
-        for i, env in enumerate(bare):
-            _, reward, over, _, _ = env.step(int(actions[i]))
-            scores[i] += float(reward)
-            lengths[i] += 1
-            if over:
-                expected.append(Game(scores[i], lengths[i]))
-                scores[i], lengths[i] = 0.0, 0
-                env.reset()
+        _, reward, over, _, _ = bare.step(int(actions[0]))
+        score += float(reward)
+        length += 1
+        if over:
+            expected.append(Game(score, length))
+            score, length = 0.0, 0
+            bare.reset()
     assert games == expected
-    assert len({game.score for game in games}) > 1
+    assert games
     envs.close()
 
 
 def test_an_atari_game_cut_off_by_its_time_limit_hands_over_its_last_observation() -> None:
-    theirs = reference("ALE/Pong-v5", max_frames=400)
-    envs = make_envs("ALE/Pong-v5", dataclasses.replace(PLAIN, max_frames=400), threads=1)
+    theirs = preprocessed(emulator("ALE/Amidar-v5", max_frames=400))
+    envs = make_envs("ALE/Amidar-v5", dataclasses.replace(PLAIN, max_frames=400), threads=1)
     start = envs.reset(0)
     theirs.reset(seed=0)
     score = 0.0
     for actions in random_actions(envs, 100):
         step = envs.step(actions)
-        expected, reward, _, truncated, _ = theirs.step(int(actions[0]))
+        expected, reward, _, truncated, info = theirs.step(int(actions[0]))
         score += float(reward)
         assert step.truncated[0] == truncated
         assert not step.terminated[0]
     assert truncated
+    assert info["lives"] > 0  # more than the 0 of a new game, which is no lost life
     np.testing.assert_array_equal(step.final_observations[0], expected)
     np.testing.assert_array_equal(step.observations, start)
     assert step.games == [Game(score, 100)]
@@ -196,20 +197,21 @@ def test_a_life_lost_in_the_last_step_before_the_time_limit_ends_return_and_game
 
 
 def test_a_seed_decides_every_game_whatever_the_threads() -> None:
-    config = EnvConfig(num_envs=3, sticky_actions=0.25)
+    config = EnvConfig(num_envs=2, sticky_actions=0.25)
     runs = []
-    for threads, seed in ((1, 7), (2, 7), (1, 8)):
+    for threads, seed, played_before in ((1, 7, False), (2, 7, True), (1, 8, False)):
         envs = make_envs("ALE/Breakout-v5", config, threads=threads)
-        envs.reset(seed)
-        play(envs, 5, seed=9)
-        start = envs.reset(seed)  # also in the middle of games
+        if played_before:
+            envs.reset(1)
+            play(envs, 5)
+        start = envs.reset(seed)
         steps = play(envs, 200)
         runs.append([start, *(step.observations for step in steps)])
         envs.close()
     same, again, other = (np.stack(run) for run in runs)
     np.testing.assert_array_equal(same, again)
     games = [*np.moveaxis(same, 1, 0), *np.moveaxis(other, 1, 0)]
-    assert len({game[:40].tobytes() for game in games}) == 6
+    assert len({game.tobytes() for game in games}) == 4
 
 
 def test_game_i_of_a_seed_is_the_same_in_gymnasiums_environments_too() -> None:
@@ -226,7 +228,7 @@ def test_game_i_of_a_seed_is_the_same_in_gymnasiums_environments_too() -> None:
 
 def test_what_a_step_returned_stays_as_it_was() -> None:
     for env_id in ("ALE/Breakout-v5", "CartPole-v1"):
-        envs = make_envs(env_id, EnvConfig(num_envs=2), threads=1)
+        envs = make_envs(env_id, EnvConfig(num_envs=1), threads=1)
         envs.reset(0)
         (step,) = play(envs, 1)
         kept = (step.observations.copy(), step.rewards.copy(), step.terminated.copy())
@@ -238,13 +240,12 @@ def test_what_a_step_returned_stays_as_it_was() -> None:
 
 def test_every_id_of_an_atari_game_plays_the_same() -> None:
     played = []
-    for env_id in ("ALE/Breakout-v5", "BreakoutNoFrameskip-v4", "Breakout-v0"):
-        envs = make_envs(env_id, EnvConfig(num_envs=2), threads=1)
+    for env_id in ("ALE/Breakout-v5", "Breakout-v0"):
+        envs = make_envs(env_id, EnvConfig(num_envs=1), threads=1)
         envs.reset(3)
         played.append(np.stack([step.observations for step in play(envs, 30)]))
         envs.close()
     np.testing.assert_array_equal(played[0], played[1])
-    np.testing.assert_array_equal(played[0], played[2])
 
 
 def test_an_action_that_does_not_exist_is_refused() -> None:
@@ -258,12 +259,14 @@ def test_an_action_that_does_not_exist_is_refused() -> None:
 
 
 def test_closing_ends_the_emulator_threads() -> None:
-    before = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = threads()
     envs = make_envs("ALE/Pong-v5", PLAIN, threads=1)
-    envs.reset(0)
-    assert len(os.listdir("/proc/self/task")) == before + 1  # noqa: PTH208
+    assert threads() == before + 1
     envs.close()
-    assert len(os.listdir("/proc/self/task")) == before  # noqa: PTH208
+    assert threads() == before
 
 
 def test_a_balanced_pole_is_cut_off_after_500_steps() -> None:
@@ -282,7 +285,7 @@ def test_a_balanced_pole_is_cut_off_after_500_steps() -> None:
     envs.close()
 
 
-class Corridor(gymnasium.Env[np.ndarray, int]):
+class Corridor(gymnasium.Env[np.ndarray, np.int64]):
     """Action 6 takes one step forward, 5 one back; the exit is at 3; every step costs half a point."""
 
     observation_space = Box(-10.0, 10.0, (1,), np.float64)
@@ -295,7 +298,7 @@ class Corridor(gymnasium.Env[np.ndarray, int]):
         self.position = 0
         return np.zeros(1), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
         self.position += 1 if action == 6 else -1
         return np.array([float(self.position)]), -0.5, self.position == 3, False, {}
@@ -304,14 +307,14 @@ class Corridor(gymnasium.Env[np.ndarray, int]):
 @pytest.fixture
 def corridor() -> Iterator[str]:
     env_id = "zmqrl-test/Corridor-v0"
-    gymnasium.register(env_id, Corridor, max_episode_steps=5)
+    gymnasium.register(env_id, f"{__name__}:Corridor", max_episode_steps=5)
     yield env_id
     del gymnasium.registry[env_id]
 
 
 def test_any_registered_environment_with_vectors_and_discrete_actions_can_be_played(corridor: str) -> None:
     envs = make_envs(corridor, EnvConfig(num_envs=3), threads=1)
-    assert (envs.num_actions, envs.observation_shape, envs.observation_dtype) == (2, (1,), np.float32)
+    assert (envs.num_actions, envs.observation_shape) == (2, (1,))
     envs.reset(0)
     # Game 0 walks out in 3 steps, game 1 gets lost, game 2 reaches the exit in the step of the time limit.
     plan = np.array([[1, 0, 0], [1, 0, 1], [1, 0, 1], [1, 0, 1], [1, 0, 1]])
@@ -333,18 +336,14 @@ def test_any_registered_environment_with_vectors_and_discrete_actions_can_be_pla
 
 def test_a_game_is_described_without_playing_it() -> None:
     spec = describe_env("ALE/Pong-v5", EnvConfig(frame_stack=2, screen_size=42))
-    assert (spec.observation_shape, spec.observation_dtype, spec.num_actions) == ((2, 42, 42), np.uint8, 6)
+    assert (spec.observation_shape, spec.observation_dtype, spec.num_actions) == ((2, 42, 42), np.dtype(np.uint8), 6)
     envs = make_envs("ALE/Pong-v5", EnvConfig(num_envs=2, frame_stack=2, screen_size=42), threads=1)
     assert envs.reset(0).shape == (2, 2, 42, 42)
     assert envs.num_actions == 6
     envs.close()
     spec = describe_env("Acrobot-v1", EnvConfig())
-    assert spec == EnvSpec(
-        observation_shape=(6,),
-        observation_dtype=np.dtype(np.float32),
-        num_actions=3,
-        flavour="played as registered, scores are sums of true rewards",
-    )
+    assert (spec.observation_shape, spec.observation_dtype, spec.num_actions) == ((6,), np.dtype(np.float32), 3)
+    assert spec.flavour == "played as registered, scores are sums of true rewards"
 
 
 def test_the_flavour_names_what_a_score_depends_on() -> None:
@@ -380,7 +379,7 @@ def test_an_environment_that_cannot_be_learned_is_refused_in_one_sentence(env_id
 
 
 def test_an_environment_that_does_not_start_is_refused_with_its_own_reason() -> None:
-    def broken() -> gymnasium.Env[Any, Any]:
+    def broken(**_: Any) -> gymnasium.Env[Any, Any]:
         raise RuntimeError("the maze is closed.\nfor good")
 
     gymnasium.register("zmqrl-test/Broken-v0", broken)
@@ -389,19 +388,11 @@ def test_an_environment_that_does_not_start_is_refused_with_its_own_reason() -> 
     del gymnasium.registry["zmqrl-test/Broken-v0"]
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("num_envs", 0),
-        ("frame_skip", 0),
-        ("frame_stack", 0),
-        ("screen_size", 0),
-        ("sticky_actions", 1.0),
-        ("noop_max", -1),
-        ("max_frames", 0),
-    ],
-)
-def test_a_setting_that_cannot_be_is_refused_by_its_option(setting: str, value: float) -> None:
-    config = dataclasses.replace(EnvConfig(), **{setting: value})
+WRONG = {"num_envs": 0, "frame_skip": 0, "frame_stack": 0, "screen_size": 0, "sticky_actions": 1.0, "noop_max": -1}
+
+
+@pytest.mark.parametrize(("setting", "value"), [*WRONG.items(), ("max_frames", 0)])
+def test_a_setting_that_cannot_be_is_refused_by_its_option(setting: str, value: Any) -> None:
+    config = EnvConfig(**{setting: value})
     with pytest.raises(UsageError, match=f"^--envs.{setting.replace('_', '-')} {value}: "):
         describe_env("ALE/Breakout-v5", config)

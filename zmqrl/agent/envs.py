@@ -230,7 +230,7 @@ class _AtariEnvs:
         return np.asarray(observations)
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
-        # An unknown action ends the emulator's thread without a result: the step would never return.
+        # An unknown action raises in the emulator's thread, which then hands in no result: the step would never return.
         assert actions.min() >= 0
         assert actions.max() < self.num_actions
         observations, rewards, terminated, truncated, info = self._vector.step(actions)

@@ -294,9 +294,9 @@ class RunMetrics:
 
         ``wall_s`` in the row goes on from the checkpoint's. Means and ``updates_per_s`` are over the time since the
         last row. Workers report whole rollouts, so ``agent_steps_per_s`` and ``split_s``, the mean time of one worker
-        in one update by span, are over about the last 30 s. ``missing_s`` are the members whose contribution to the open version
-        has not arrived, and how long ago they last made one. ``contributions`` and ``agent_steps`` are cumulative over
-        the run, the counts by rank since this start.
+        in one update by span, are over about the last 30 s. ``missing_s`` are the members whose contribution to the
+        open version has not arrived, and how long ago they last made one. ``contributions`` and ``agent_steps`` are
+        cumulative over the run, the counts by rank since this start.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s

@@ -107,7 +107,10 @@ class Client:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; return what is to be done, in order."""
         match event:
-            case PublicationArrived() | ControlArrived() if event.message.run != self.run:
+            # A shard that refuses us because it serves another run names its own.
+            case PublicationArrived() | ControlArrived() if event.message.run != self.run and not isinstance(
+                event.message, m.Refuse
+            ):
                 actions: list[Action] = [Log("debug", f"a message of another run from shard {event.shard}")]
             case PublicationArrived():
                 actions = self._publication(event, now)
@@ -330,7 +333,9 @@ class Client:
         match message:
             case m.Welcome():
                 actions = self._heard(shard, message.incarnation, message.generation, now)
-                if message.incarnation < link.incarnation or message.state == "empty":
+                if message.generation < link.generation or message.incarnation < link.incarnation:
+                    return actions
+                if message.state == "empty":
                     return actions
                 link.welcomed, link.view = True, message.view
                 actions = [a for a in actions if not (isinstance(a, SendControl) and isinstance(a.message, m.Hello))]

@@ -97,6 +97,7 @@ class Connection:
         self._log = log or logging.getLogger("zmqrl.connection")
         self._slices = cluster.layout.slices
         self._vector = np.zeros(cluster.layout.count, np.float32)
+        self._generation = -1  # of what ``pull`` last returned
         self._buffers: list[tuple[Floats, list[zmq.MessageTracker]]] = []
         self._unreleased: Floats | None = None  # the buffer of a contribution that may have to be sent again
         # Version and payload of the contribution, and what tells when ZeroMQ no longer reads it.
@@ -135,10 +136,7 @@ class Connection:
         if self._final is None:
             self._post(e.Pulling(above))
             with self.spans("wait"):
-                try:
-                    answer = self._answers.get(timeout=timeout_s)
-                except queue.Empty:
-                    raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.") from None
+                answer = self._answer(above, timeout_s)
             if isinstance(answer, e.Assembled):
                 return self._assemble(answer)
             self._final = answer
@@ -218,7 +216,18 @@ class Connection:
         self._inbox.put(event)
         os.eventfd_write(self._wake, 1)
 
+    def _answer(self, above: int, timeout_s: float | None) -> e.Assembled | e.Ended | e.Failed:
+        while True:
+            try:
+                answer = self._answers.get(timeout=timeout_s)
+            except queue.Empty:
+                raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.") from None
+            # An old version is the answer to a pull that was given up.
+            if not isinstance(answer, e.Assembled) or answer.version > above or answer.generation != self._generation:
+                return answer
+
     def _assemble(self, answer: e.Assembled) -> Weights:
+        self._generation = answer.generation
         self.spans.version = answer.version
         with self.spans("assemble"):
             for cut, (name, payload) in zip(self._slices, answer.payloads, strict=True):

@@ -44,7 +44,7 @@ def decode(frame: bytes | memoryview) -> Message:
             raw=False,
             use_list=False,
             strict_map_key=True,
-            max_str_len=1000,
+            max_str_len=4 * 1000,  # the longest Sentence, in bytes of UTF-8
             max_bin_len=MAX_REPORT_BYTES,
             max_array_len=MAX_WORKERS,
             max_map_len=0,
@@ -62,7 +62,8 @@ def decode(frame: bytes | memoryview) -> Message:
         raise MalformedMessage(f"{array[1]} with {len(array) - 2} fields instead of {len(hints)}")
     for (name, hint), value in zip(hints, array[2:], strict=True):
         if not _fits(value, hint):
-            raise MalformedMessage(f"{array[1]}.{name} is {value!r:.60}")
+            # Not the value: a deeply nested one cannot be printed.
+            raise MalformedMessage(f"{array[1]}.{name} is a {type(value).__name__} that does not fit")
     message: Message = cls(**dict(zip((name for name, _ in hints), array[2:], strict=True)))
     return message
 

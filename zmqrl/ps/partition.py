@@ -10,6 +10,7 @@ from zmqrl.errors import UsageError
 
 ALIGNMENT = 16  # float32 elements: 64 bytes, one cache line
 MAX_SHARDS = 64
+MAX_COUNT = 2**40  # float32 elements: 4 TiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Layout:
         layout = cls(tuple((name, tuple(int(n) for n in shape)) for name, shape in tensors), shards)
         if not 1 <= shards <= MAX_SHARDS:
             raise UsageError(f"shards is {shards}, but it must be between 1 and {MAX_SHARDS}.")
+        if any(n < 0 for _, shape in layout.tensors for n in shape) or layout.count > MAX_COUNT:
+            raise UsageError(f"a tensor has a negative length, or there are more than {MAX_COUNT} parameters.")
         if layout.blocks < shards:
             raise UsageError(
                 f"{layout.count} parameters cannot be cut into {shards} shards of at least {ALIGNMENT * 4} bytes: "
@@ -100,12 +103,11 @@ class Layout:
     def from_json(cls, data: dict[str, object]) -> "Layout":
         """Inverse of :meth:`to_json`. Raises UsageError when the data contradicts its own hash."""
         try:
-            tensors = data["tensors"]
-            assert isinstance(tensors, list)
-            shards = data["shards"]
-            assert isinstance(shards, int)
+            tensors, shards = data["tensors"], data["shards"]
+            if not isinstance(tensors, list) or not isinstance(shards, int):
+                raise TypeError("tensors is no list, or shards no number")
             layout = cls.of(((str(name), shape) for name, shape in tensors), shards)
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"unreadable layout: {error!r}.") from error
         if layout.hash != data.get("hash"):
             raise UsageError(f"layout hash is {data.get('hash')!r}, but its tensors and cuts hash to {layout.hash!r}.")

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,10 +106,10 @@ class ShardServer:
         self.loading = bytearray()
         self.traced_from: int | None = None
         self.tick_at = self.failures_at = 0.0
+        self.endpoints: dict[Role, str] = {}
 
     def bind(self) -> dict[Role, str]:
         """Bind the three sockets; port 0 picks a free one. Raises ClusterError when an address stays in use."""
-        endpoints: dict[Role, str] = {}
         for role, socket in self.sockets.items():
             deadline = time.monotonic() + BIND_WITHIN_S
             while True:
@@ -119,8 +120,8 @@ class ShardServer:
                     if time.monotonic() > deadline:
                         raise ClusterError(f"cannot bind {self.job.bind[role]}: {error.strerror}.") from error
                     time.sleep(0.1)
-            endpoints[role] = str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
-        return endpoints
+            self.endpoints[role] = str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+        return self.endpoints
 
     def serve(self) -> None:
         """Answer until standard input ends: then the supervisor is gone, or has no more use for us."""
@@ -150,6 +151,9 @@ class ShardServer:
         for monitor in self.monitors:
             monitor.close()
         self.context.destroy(linger=0)
+        for endpoint in self.endpoints.values():
+            if endpoint.startswith("ipc://"):  # libzmq leaves the file
+                Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         self.store.close()
         self.history.close()
         if self.job.trace_path is not None:
@@ -414,6 +418,7 @@ def main() -> None:
     try:
         server.serve()
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes after the end of standard input when our parent dies
         server.close()
 
 

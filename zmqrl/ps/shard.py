@@ -138,10 +138,7 @@ class Shard:
         self.held[header.rank] = (event.payload, header.codec)
         self.workers[header.rank].heard_at = now
         self._progressed(now)
-        actions = self._accumulate()
-        if len(self.held) >= self.view.quorum:
-            actions += self._close(now)
-        return actions
+        return [*self._accumulate(), *self._close_if_complete(now)]
 
     def _judge(self, event: GradientArrived) -> tuple[Outcome, str]:
         g, me = event.header, self.identity
@@ -191,8 +188,10 @@ class Shard:
         self.accumulated += 1
         return [Accumulate(payload, codec, first=self.accumulated == 1)]
 
-    def _close(self, now: float) -> list[Action]:
-        """The quorum is complete: make the next version."""
+    def _close_if_complete(self, now: float) -> list[Action]:
+        """Make the next version when the quorum is complete."""
+        if self.state != "open" or len(self.held) < self.view.quorum:
+            return []
         actions: list[Action] = []
         for rank in sorted(self.held):
             actions += self._accumulate_one(rank)
@@ -212,7 +211,7 @@ class Shard:
         assert self.accumulated == len(ranks) >= 1
         self.previous, self.version, self.last = self.version, record.version, record
         self.since_last = dict.fromkeys(self.since_last, 0)
-        self.held, self.accumulated = {}, 0
+        self.held, self.accumulated, self.published = {}, 0, True
         self._progressed(now)
         actions += [Update(record), PublishWeights()]
         self.heartbeat_at = now
@@ -253,6 +252,8 @@ class Shard:
 
     def _restored(self, event: StateRestored, now: float) -> list[Action]:
         record = event.record
+        for rank in self.held:
+            self._count(rank, "late")
         self.state = "open"
         self.generation, self.version, self.last = record.generation, record.version, record
         self.previous = event.previous
@@ -339,9 +340,7 @@ class Shard:
             case m.ViewChange():
                 return self._view_change(peer, message, now)
             case m.Stop():
-                if message.version is None or message.version >= self.version:
-                    self.stop = message.version
-                return [*self._milestones(), self._heartbeat(now), Send(peer, self._stats(now))]
+                return [*self._stop(message.version, now), Send(peer, self._stats(now))]
             case m.Checkpoint():
                 return [*self._checkpoint(message.version), Send(peer, self._stats(now))]
             case m.Fetch():
@@ -390,8 +389,9 @@ class Shard:
     def _ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
         worker = self.workers.get(ping.rank)
         actions: list[Action] = []
-        if worker is not None and worker.peer == peer and worker.incarnation == ping.incarnation:
-            worker.heard_at, worker.progress = now, ping.progress
+        if worker is not None and worker.incarnation == ping.incarnation:
+            # A connection that was cut and made again is another peer.
+            worker.peer, worker.heard_at, worker.progress = peer, now, ping.progress
             ahead = ping.generation == self.generation and ping.version > self.version
             if ahead and self.supervisor is not None:
                 actions.append(Send(self.supervisor, self._lost(ping.rank, ping.version)))
@@ -410,12 +410,17 @@ class Shard:
         if change.view > self.view.id and self.state != "empty" and 1 <= change.quorum <= len(change.members):
             self._set_view(View(change.view, change.quorum, change.members))
             actions.append(Log("info", f"view {change.view}: {change.quorum} of {len(change.members)} members"))
-            actions += [*self._publish_first(), *self._accumulate()]
-            if self.state == "open" and len(self.held) >= change.quorum:
-                actions += self._close(now)
+            actions += [*self._publish_first(), *self._accumulate(), *self._close_if_complete(now)]
             self._progressed(now)
             actions.append(self._heartbeat(now))
         return [*actions, Send(peer, self._stats(now))]
+
+    def _stop(self, version: int | None, now: float) -> list[Action]:
+        if self.state == "empty" or (version is not None and version < self.version):
+            return []
+        self.stop = version
+        # A version that is open again may have had its quorum all the while.
+        return [*self._milestones(), *self._close_if_complete(now), self._heartbeat(now)]
 
     def _rank_of(self, peer: bytes) -> int | None:
         return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)

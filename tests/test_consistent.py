@@ -1,0 +1,66 @@
+"""Consistent mode: the parameters depend on the contributions alone, not on who was first or how the vector is cut."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from rig import Worker, flat_layout, served, start_vector
+
+from zmqrl.ps.connection import Floats, Weights
+from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
+
+COUNT = 5000
+WORKERS = 4
+UPDATES = 50
+ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
+
+
+def numbers_of(rank: int, version: int) -> Floats:
+    """Of very different sizes, so that another order of summation gives other bits."""
+    random = np.random.default_rng([rank, version])
+    return random.standard_normal(COUNT, np.float32) * np.float32(10.0 ** random.integers(-3, 4))
+
+
+def gradient(rank: int, weights: Weights) -> Floats:
+    """Depends on the weights, as a real one does: one wrong bit spreads."""
+    return numbers_of(rank, weights.version) - weights.vector
+
+
+def trained(directory: Path, shards: int, seed: int) -> Floats:
+    def pause_s(rank: int, version: int) -> float:
+        return 0.012 * float(np.random.default_rng([seed, rank, version]).random())
+
+    options = {"workers": WORKERS, "consistent": True, "optimizer": ADAM, "layout": flat_layout(COUNT, shards)}
+    with served(directory, **options) as running:  # type: ignore[arg-type]
+        running.stop_at(UPDATES)
+        with ExitStack() as stack:
+            for rank in range(WORKERS):
+                stack.enter_context(Worker(running.cluster, rank, gradient=gradient, pause_s=pause_s))
+        for shard in running.all:
+            assert [line["ranks"] for line in running.history(shard)] == [list(range(WORKERS))] * UPDATES
+        return running.end_with(UPDATES)
+
+
+def summed_alone(start: Floats) -> Floats:
+    """The same training in rank order, without any server: float32 (COUNT,)."""
+    optimizer = Optimizer(ADAM)
+    weights, state = start.copy(), {name: np.zeros(COUNT, np.float32) for name in optimizer.state_names}
+    for version in range(UPDATES):
+        total = np.zeros(COUNT, np.float32)
+        for rank in range(WORKERS):
+            total += numbers_of(rank, version) - weights
+        new_weights, new_state = np.empty_like(weights), {k: np.empty_like(v) for k, v in state.items()}
+        optimizer.step(version, total, WORKERS, weights, state, new_weights, new_state)
+        weights, state = new_weights, new_state
+    return weights
+
+
+def test_one_and_four_shards_and_any_order_of_arrival_give_the_same_bits(tmp_path: Path) -> None:
+    vectors = [trained(tmp_path / f"{shards}-{seed}", shards, seed) for shards, seed in ((1, 1), (1, 2), (4, 3))]
+    for vector in vectors:
+        np.testing.assert_array_equal(vector.view(np.uint32), vectors[0].view(np.uint32))
+
+
+def test_it_is_the_training_in_rank_order_that_one_process_would_do(tmp_path: Path) -> None:
+    vector = trained(tmp_path, 2, 4)
+    np.testing.assert_array_equal(vector.view(np.uint32), summed_alone(start_vector(COUNT)).view(np.uint32))

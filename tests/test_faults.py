@@ -1,0 +1,340 @@
+"""Processes are killed and stopped, connections cut and held: the run goes on, and its history stays exact."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from network import Listener, proxied
+from rig import (
+    QUICK_WORKER,
+    WITHIN_S,
+    Served,
+    Worker,
+    anonymous_mb,
+    end_process,
+    eventually,
+    is_alive,
+    random_pause_s,
+    served,
+    start_process,
+    toy_gradient,
+    worker_process,
+)
+
+from zmqrl.ps import messages as m
+from zmqrl.ps.connection import Connection
+
+
+def finish(running: Served, workers: ExitStack, more: int = 5) -> int:
+    """Let the run end ``more`` versions from here, and assert that what came out is what its history says."""
+    version = max(stats.version for stats in running.stats()) + more
+    running.stop_at(version)
+    workers.close()
+    assert [(stats.version, stats.state) for stats in running.stats()] == [(version, "ended")] * len(running.all)
+    np.testing.assert_array_equal(running.end_with(version), running.replay())
+    return version
+
+
+def used_by(running: Served, rank: int, shard: int) -> int:
+    return sum(row[1] for row in running.stats()[shard].tallies if row[0] == rank)
+
+
+def heard_of(running: Served, rank: int, shard: int) -> int:
+    return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
+
+
+def recovered(capfd: pytest.CaptureFixture[str]) -> int:
+    """The version that the shard started last found, as its log says: the run is past it when it welcomes us."""
+    return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
+
+
+def test_a_shard_killed_ten_times_comes_back_at_the_version_it_published_last(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    moments = random.Random(5)
+    with served(tmp_path, shards=2, workers=3) as running, Listener(running.cluster) as listener, ExitStack() as stack:
+        for rank in range(3):
+            stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.004)))
+        for kill in range(10):
+            running.wait_for(running.version() + 3)
+            time.sleep(moments.uniform(0, 0.2))
+            shard = kill % 2
+            running.kill(shard)
+            time.sleep(0.05)
+            published = listener.newest(shard)
+            welcome = running.restart(shard)
+            assert (welcome.state, welcome.generation) == ("open", 1)
+            # One more when it died between the commit and the publication.
+            assert published <= recovered(capfd) <= published + 1
+        running.wait_for(running.version() + 3)
+        version = finish(running, stack)
+        for shard in running.all:
+            assert listener.contradictions == []
+            lines = running.history(shard)
+            assert len(lines) == version
+            assert all(
+                (lines[v - 1]["crc32"], tuple(lines[v - 1]["ranks"])) == (crc32, message.ranks)
+                for (_, v), (message, crc32) in listener.weights[shard].items()
+                if v
+            )
+
+
+def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_goes_on(tmp_path: Path) -> None:
+    moments = random.Random(6)
+    with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
+        stack.enter_context(Worker(running.cluster, 0, pause_s=random_pause_s(0.004)))
+        for _ in range(10):
+            version = running.version()
+            with worker_process(running.cluster, 1):
+                running.wait_for(version + 3)
+                time.sleep(moments.uniform(0, 0.1))
+        stack.enter_context(Worker(running.cluster, 1))
+        running.wait_for(running.version() + 3)
+        finish(running, stack)
+
+
+def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoint(tmp_path: Path) -> None:
+    with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
+        control, layout = running.shards.control, running.cluster.layout
+        first, second = (
+            stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.005))) for rank in range(2)
+        )
+        kept = running.version() + 20
+        control.ask(
+            running.all,
+            lambda _: m.Checkpoint(run=running.cluster.run, version=kept),
+            lambda answer: answer if isinstance(answer, m.Stats) and answer.captured == kept else None,
+            within_s=WITHIN_S,
+            what="the checkpoint",
+        )
+        states = [control.fetch(shard, kept) for shard in running.all]
+        running.wait_for(kept + 10)
+        running.kill(0)
+        running.shards.jobs[0].state_path.unlink()
+        assert running.restart(0).state == "empty"
+        stopped_at = first.version
+        for shard, state in enumerate(states):
+            control.load(shard, 2, kept, 2, 2, (0, 1), state)
+        running.wait_for(kept + 15)
+        finish(running, stack)
+        for worker in (first, second):
+            generations = [generation for generation, _ in worker.pulled]
+            assert generations == sorted(generations)
+            assert next(pull for pull in worker.pulled if pull[0] == 2) == (2, kept)
+        for shard in running.all:
+            made = {line["version"]: line["generation"] for line in running.history(shard)}
+            assert {made[version] for version in range(1, kept + 1)} == {1}
+            assert {made[version] for version in range(kept + 1, max(made) + 1)} == {2}
+            undone = running.shards.jobs[shard].history_path.with_name(f"shard-{shard}.before-generation-2.jsonl")
+            lost = [json.loads(line)["version"] for line in undone.read_text().splitlines()]
+            assert lost == list(range(kept + 1, lost[-1] + 1))
+            assert lost[-1] >= stopped_at
+        assert layout.shards == 2
+
+
+def test_a_shard_that_came_back_with_an_old_state_is_found_out_by_its_workers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.005))) for rank in range(2)
+        ]
+        state_path = running.shards.jobs[0].state_path
+        running.wait_for(5)
+        running.kill(0)
+        shutil.copy(state_path, tmp_path / "old")
+        running.restart(0)
+        old = recovered(capfd)
+        running.wait_for(old + 10)
+        running.kill(0)
+        shutil.copy(tmp_path / "old", state_path)
+        running.restart(0)
+        assert recovered(capfd) == old
+        lost: list[m.Lost] = []
+
+        def told() -> bool:
+            arrivals = running.shards.control.arrivals(0.1)
+            lost.extend(message for _, message, _ in arrivals if isinstance(message, m.Lost))
+            return bool(lost)
+
+        eventually(told, "LOST")
+        assert lost[0].shard == 0
+        assert lost[0].version >= old + 10
+        for worker in workers:
+            worker.leaving.set()
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Path, transport: str) -> None:
+    options = {"count": 500_000, "shards": 1, "workers": 2, "quorum": 1, "transport": transport}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        stack.enter_context(Worker(running.cluster, 0, pause_s=lambda rank, version: 0.005))
+        sleeper = stack.enter_context(worker_process(running.cluster, 1, 0.005))
+        eventually(lambda: heard_of(running, 1, 0) > 3, "the sleeper's contributions")
+        running.wait_for(running.version() + 20)
+        sleeper.send_signal(signal.SIGSTOP)
+        running.wait_for(running.version() + 20)  # queues fill up
+        before_mb, version, heard = anonymous_mb(running.pid(0)), running.version(), heard_of(running, 1, 0)
+        running.wait_for(version + 100)
+        after_mb = anonymous_mb(running.pid(0))
+        assert heard_of(running, 1, 0) <= heard + 1
+        sleeper.send_signal(signal.SIGCONT)
+        eventually(lambda: heard_of(running, 1, 0) > heard + 5, "the sleeper's contributions after its sleep")
+        assert after_mb < before_mb + 8, "a stopped subscriber grows the shard"
+        running.stop_at(running.version() + 5)
+        assert sleeper.wait(WITHIN_S) == 0
+
+
+def test_a_worker_cut_off_from_one_shard_holds_nobody_up_and_is_back_when_it_heals(tmp_path: Path) -> None:
+    options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
+        workers = ExitStack()
+        stack.enter_context(workers)
+        for rank, where in enumerate((running.cluster, running.cluster, cluster)):
+            workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.01)))
+        eventually(lambda: used_by(running, 2, 0) > 3, "contributions of worker 2")
+        for proxy in proxies.values():
+            proxy.cut()
+        eventually(lambda: running.stats()[0].present == (0, 1), "worker 2 gone from shard 0")
+        assert running.stats()[1].present == (0, 1, 2)
+        counted = heard_of(running, 2, 0)
+        running.wait_for(running.version() + 20)
+        assert heard_of(running, 2, 0) == counted
+        for proxy in proxies.values():
+            proxy.heal()
+        used = used_by(running, 2, 0)
+        eventually(lambda: used_by(running, 2, 0) > used + 3, "contributions of worker 2 after the cut")
+        assert running.stats()[0].present == (0, 1, 2)
+        finish(running, workers)
+
+
+def test_a_contributor_that_reached_one_shard_only_and_died_does_not_wedge_the_run(tmp_path: Path) -> None:
+    options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
+        connections = [Connection(cluster if rank else running.cluster, rank, timing=QUICK_WORKER) for rank in (0, 1)]
+        for version in range(4):
+            for rank, connection in enumerate(connections):
+                weights = connection.pull(version - 1, timeout_s=10)
+                assert weights is not None
+                assert weights.version == version
+                if (rank, version) == (1, 3):
+                    proxies[0, "grad"].flowing.clear()
+                connection.push(weights, toy_gradient(rank, version, 1000))
+        eventually(lambda: [stats.version for stats in running.stats()] == [3, 4], "shard 1 ahead of shard 0")
+        for proxy in proxies.values():
+            proxy.cut()
+        connections[1].close(timeout_s=0)
+        workers = ExitStack()
+        stack.enter_context(workers)
+        # It never saw version 3 whole: it must ask shard 1 for the version before its newest.
+        helper = workers.enter_context(Worker(running.cluster, 2))
+        running.wait_for(4)
+        assert helper.pulled[0] == (1, 3)
+        connections[0].close()
+        workers.enter_context(Worker(running.cluster, 0))
+        running.wait_for(10)
+        finish(running, workers)
+        assert running.history(0)[3]["ranks"] == [0, 2]
+        assert running.history(1)[3]["ranks"] == [0, 1]
+
+
+def test_a_connection_cut_in_the_middle_of_a_gradient_tears_nothing(tmp_path: Path) -> None:
+    options = {"count": 300_000, "shards": 2, "workers": 2, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
+        workers = ExitStack()
+        stack.enter_context(workers)
+        for rank, where in enumerate((running.cluster, cluster)):
+            workers.enter_context(Worker(where, rank))
+        for cut in range(5):
+            running.wait_for(running.version() + 2)
+            proxies[0, "grad"].cut_after_bytes = 200_000 + 100_000 * cut
+            eventually(lambda cut=cut: proxies[0, "grad"].cuts == cut + 1, "a cut")  # type: ignore[misc]
+        running.wait_for(running.version() + 2)
+        finish(running, workers)
+
+
+def test_each_connection_of_a_worker_can_be_reset_again_and_again(tmp_path: Path) -> None:
+    options = {"shards": 2, "workers": 2, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
+        workers = ExitStack()
+        stack.enter_context(workers)
+        for rank, where in enumerate((running.cluster, cluster)):
+            workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.004)))
+        for proxy in (*proxies.values(), *proxies.values()):
+            running.wait_for(running.version() + 2)
+            proxy.cut(heal=True)
+        running.wait_for(running.version() + 2)
+        finish(running, workers)
+
+
+def test_a_worker_on_a_slow_path_is_late_and_nothing_else(tmp_path: Path) -> None:
+    options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
+        for proxy in proxies.values():
+            proxy.delay_s = 0.03
+        workers = ExitStack()
+        stack.enter_context(workers)
+        for rank, where in enumerate((running.cluster, running.cluster, cluster)):
+            workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.004)))
+        eventually(lambda: heard_of(running, 2, 0) > 5, "contributions over the slow path")
+        _, used, late, duplicate, rejected = next(row for row in running.stats()[0].tallies if row[0] == 2)
+        assert late > used
+        assert (duplicate, rejected) == (0, 0)
+        finish(running, workers)
+
+
+def test_a_slow_path_to_one_shard_slows_the_run_when_nobody_can_stand_in(tmp_path: Path) -> None:
+    options = {"shards": 2, "workers": 2, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
+        for proxy in proxies.values():
+            proxy.delay_s = 0.03
+        workers = ExitStack()
+        stack.enter_context(workers)
+        for rank, where in enumerate((running.cluster, cluster)):
+            workers.enter_context(Worker(where, rank))
+        running.wait_for(20)
+        finish(running, workers)
+
+
+def shard_pids_and_places(process: "subprocess.Popen[bytes]") -> tuple[list[int], list[Path]]:
+    assert process.stdout is not None
+    facts = json.loads(process.stdout.readline())
+    places = [Path(at.removeprefix("ipc://")) for shard in facts["endpoints"] for at in shard.values()]
+    return facts["pids"], places
+
+
+def test_nothing_is_left_when_the_block_ends(tmp_path: Path) -> None:
+    with served(tmp_path, shards=3) as running:
+        pids = [running.pid(shard) for shard in running.all]
+        places = [Path(at.removeprefix("ipc://")) for shard in running.cluster.endpoints for at in shard.values()]
+        assert all(place.is_socket() for place in places)
+        assert {place.parent.stat().st_mode & 0o777 for place in places} == {0o700}
+    assert not any(map(is_alive, pids))
+    assert not any(place.exists() for place in places)
+    assert not places[0].parent.exists()
+
+
+def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
+    process = start_process({"directory": str(tmp_path), "shards": 3})
+    try:
+        pids, places = shard_pids_and_places(process)
+        assert all(map(is_alive, pids))
+        process.send_signal(signal.SIGKILL)
+        eventually(lambda: not any(map(is_alive, pids)), "every shard gone", 5)
+        places[0].parent.rmdir()  # empty: no socket file is left
+    finally:
+        end_process(process)
