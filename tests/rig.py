@@ -105,6 +105,7 @@ class Served:
         self.shards.start(shard)
         control = self.shards.control
         list(control.arrivals(0))
+        eventually(lambda: control.send(shard, control.hello()), "a connection")
         return control.greet([shard], within_s=WITHIN_S)[shard]
 
     def end_with(self, version: int) -> Floats:
@@ -151,6 +152,15 @@ class Served:
                 assert zlib.crc32(codec.encode(self.cluster.codec, weights).data) == line["crc32"]
             vector[part] = weights
         return vector
+
+    def finish(self, workers: contextlib.ExitStack, more: int = 5) -> int:
+        """Let the run end ``more`` versions from here, and assert that what came out is what its history says."""
+        version = max(stats.version for stats in self.stats()) + more
+        self.stop_at(version)
+        workers.close()
+        assert [(stats.version, stats.state) for stats in self.stats()] == [(version, "ended")] * len(self.all)
+        np.testing.assert_array_equal(self.end_with(version), self.replay())
+        return version
 
 
 @contextlib.contextmanager

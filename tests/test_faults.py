@@ -6,12 +6,14 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
+import zmq
 from network import Listener, proxied
 from rig import (
     QUICK_WORKER,
@@ -29,18 +31,10 @@ from rig import (
     worker_process,
 )
 
+from zmqrl.ps import framing
 from zmqrl.ps import messages as m
 from zmqrl.ps.connection import Connection
-
-
-def finish(running: Served, workers: ExitStack, more: int = 5) -> int:
-    """Let the run end ``more`` versions from here, and assert that what came out is what its history says."""
-    version = max(stats.version for stats in running.stats()) + more
-    running.stop_at(version)
-    workers.close()
-    assert [(stats.version, stats.state) for stats in running.stats()] == [(version, "ended")] * len(running.all)
-    np.testing.assert_array_equal(running.end_with(version), running.replay())
-    return version
+from zmqrl.ps.control import ShardControl
 
 
 def used_by(running: Served, rank: int, shard: int) -> int:
@@ -48,6 +42,7 @@ def used_by(running: Served, rank: int, shard: int) -> int:
 
 
 def heard_of(running: Served, rank: int, shard: int) -> int:
+    """How many contributions of ``rank`` have arrived, but for the one that is held."""
     return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
 
 
@@ -75,7 +70,7 @@ def test_a_shard_killed_ten_times_comes_back_at_the_version_it_published_last(
             # One more when it died between the commit and the publication.
             assert published <= recovered(capfd) <= published + 1
         running.wait_for(running.version() + 3)
-        version = finish(running, stack)
+        version = running.finish(stack)
         for shard in running.all:
             assert listener.contradictions == []
             lines = running.history(shard)
@@ -98,7 +93,7 @@ def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_goes_on(tmp
                 time.sleep(moments.uniform(0, 0.1))
         stack.enter_context(Worker(running.cluster, 1))
         running.wait_for(running.version() + 3)
-        finish(running, stack)
+        running.finish(stack)
 
 
 def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoint(tmp_path: Path) -> None:
@@ -124,7 +119,7 @@ def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoi
         for shard, state in enumerate(states):
             control.load(shard, 2, kept, 2, 2, (0, 1), state)
         running.wait_for(kept + 15)
-        finish(running, stack)
+        running.finish(stack)
         for worker in (first, second):
             generations = [generation for generation, _ in worker.pulled]
             assert generations == sorted(generations)
@@ -179,11 +174,11 @@ def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Pat
         stack.enter_context(Worker(running.cluster, 0, pause_s=lambda rank, version: 0.005))
         sleeper = stack.enter_context(worker_process(running.cluster, 1, 0.005))
         eventually(lambda: heard_of(running, 1, 0) > 3, "the sleeper's contributions")
-        running.wait_for(running.version() + 20)
+        running.wait_for(running.version() + 10)
         sleeper.send_signal(signal.SIGSTOP)
         running.wait_for(running.version() + 20)  # queues fill up
         before_mb, version, heard = anonymous_mb(running.pid(0)), running.version(), heard_of(running, 1, 0)
-        running.wait_for(version + 100)
+        running.wait_for(version + 60)
         after_mb = anonymous_mb(running.pid(0))
         assert heard_of(running, 1, 0) <= heard + 1
         sleeper.send_signal(signal.SIGCONT)
@@ -191,6 +186,26 @@ def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Pat
         assert after_mb < before_mb + 8, "a stopped subscriber grows the shard"
         running.stop_at(running.version() + 5)
         assert sleeper.wait(WITHIN_S) == 0
+
+
+def test_a_subscriber_that_reads_late_still_reads_what_was_published(tmp_path: Path) -> None:
+    options = {"count": 500_000, "shards": 1, "workers": 1, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        context: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
+        late = stack.enter_context(context.socket(zmq.SUB))
+        late.rcvhwm = 1
+        late.subscribe(m.TOPIC_WEIGHTS)
+        late.connect(running.cluster.endpoints[0]["weights"])
+        workers = ExitStack()
+        stack.enter_context(workers)
+        workers.enter_context(Worker(running.cluster, 0))
+        running.wait_for(30)  # its slots of memory were all written again and again
+        for _ in range(3):
+            _, header, payload = late.recv_multipart()
+            message = framing.decode(header)
+            assert isinstance(message, m.Weights)
+            assert zlib.crc32(payload) == message.crc32
+        running.finish(workers)
 
 
 def test_a_worker_cut_off_from_one_shard_holds_nobody_up_and_is_back_when_it_heals(tmp_path: Path) -> None:
@@ -214,7 +229,7 @@ def test_a_worker_cut_off_from_one_shard_holds_nobody_up_and_is_back_when_it_hea
         used = used_by(running, 2, 0)
         eventually(lambda: used_by(running, 2, 0) > used + 3, "contributions of worker 2 after the cut")
         assert running.stats()[0].present == (0, 1, 2)
-        finish(running, workers)
+        running.finish(workers)
 
 
 def test_a_contributor_that_reached_one_shard_only_and_died_does_not_wedge_the_run(tmp_path: Path) -> None:
@@ -243,9 +258,47 @@ def test_a_contributor_that_reached_one_shard_only_and_died_does_not_wedge_the_r
         connections[0].close()
         workers.enter_context(Worker(running.cluster, 0))
         running.wait_for(10)
-        finish(running, workers)
+        running.finish(workers)
         assert running.history(0)[3]["ranks"] == [0, 2]
         assert running.history(1)[3]["ranks"] == [0, 1]
+
+
+def test_the_supervisor_is_known_again_after_its_connection_was_cut(tmp_path: Path) -> None:
+    with served(tmp_path, transport="tcp") as running, proxied(running.cluster, {0, 1}) as (cluster, proxies):
+        secret = running.shards.jobs[0].secret
+        places = [endpoints["control"] for endpoints in cluster.endpoints]
+        control = ShardControl(cluster.run, cluster.layout.hash, secret, places)
+        try:
+            control.greet(running.all, within_s=10)
+            proxies[0, "control"].cut(heal=True)
+            assert set(control.stats(running.all, within_s=10, what="statistics")) == {0, 1}
+        finally:
+            control.close()
+
+
+def test_a_contribution_that_arrives_twice_counts_once(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def pause_s(_: int, version: int) -> float:
+        go_on.wait(0 if version else 20)
+        return 0.0
+
+    options = {"shards": 2, "workers": 3, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
+        workers = ExitStack()
+        stack.enter_context(workers)
+        proxies[0, "grad"].flowing.clear()
+        workers.enter_context(Worker(running.cluster, 0))
+        held_up = workers.enter_context(Worker(cluster, 1))
+        workers.enter_context(Worker(running.cluster, 2, pause_s=pause_s))
+        eventually(lambda: held_up.connection.tally().resent > 0, "a NEED and a second copy")
+        proxies[0, "grad"].heal()
+        eventually(lambda: heard_of(running, 1, 0) > 0, "the second copy")
+        assert running.stats()[0].held == (0, 1)
+        go_on.set()
+        running.finish(workers)
+        assert running.history(0)[0]["duplicate"] >= 1
 
 
 def test_a_connection_cut_in_the_middle_of_a_gradient_tears_nothing(tmp_path: Path) -> None:
@@ -261,10 +314,10 @@ def test_a_connection_cut_in_the_middle_of_a_gradient_tears_nothing(tmp_path: Pa
             proxies[0, "grad"].cut_after_bytes = 200_000 + 100_000 * cut
             eventually(lambda cut=cut: proxies[0, "grad"].cuts == cut + 1, "a cut")  # type: ignore[misc]
         running.wait_for(running.version() + 2)
-        finish(running, workers)
+        running.finish(workers)
 
 
-def test_each_connection_of_a_worker_can_be_reset_again_and_again(tmp_path: Path) -> None:
+def test_each_connection_of_a_worker_can_be_reset(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
@@ -272,11 +325,11 @@ def test_each_connection_of_a_worker_can_be_reset_again_and_again(tmp_path: Path
         stack.enter_context(workers)
         for rank, where in enumerate((running.cluster, cluster)):
             workers.enter_context(Worker(where, rank, pause_s=random_pause_s(0.004)))
-        for proxy in (*proxies.values(), *proxies.values()):
+        for proxy in proxies.values():
             running.wait_for(running.version() + 2)
             proxy.cut(heal=True)
         running.wait_for(running.version() + 2)
-        finish(running, workers)
+        running.finish(workers)
 
 
 def test_a_worker_on_a_slow_path_is_late_and_nothing_else(tmp_path: Path) -> None:
@@ -293,7 +346,7 @@ def test_a_worker_on_a_slow_path_is_late_and_nothing_else(tmp_path: Path) -> Non
         _, used, late, duplicate, rejected = next(row for row in running.stats()[0].tallies if row[0] == 2)
         assert late > used
         assert (duplicate, rejected) == (0, 0)
-        finish(running, workers)
+        running.finish(workers)
 
 
 def test_a_slow_path_to_one_shard_slows_the_run_when_nobody_can_stand_in(tmp_path: Path) -> None:
@@ -307,7 +360,7 @@ def test_a_slow_path_to_one_shard_slows_the_run_when_nobody_can_stand_in(tmp_pat
         for rank, where in enumerate((running.cluster, cluster)):
             workers.enter_context(Worker(where, rank))
         running.wait_for(20)
-        finish(running, workers)
+        running.finish(workers)
 
 
 def shard_pids_and_places(process: "subprocess.Popen[bytes]") -> tuple[list[int], list[Path]]:

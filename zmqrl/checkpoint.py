@@ -68,10 +68,10 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``. It counts as a checkpoint only once its manifest is there, whole."""
-        path = root / f"v{self.version:08d}"
-        if path.exists():
-            shutil.rmtree(path)
+        """Write to ``root/v<version>``, which appears there whole; what had that name stays until then."""
+        finished = root / f"v{self.version:08d}"
+        path = root / f".{finished.name}"
+        _remove(path)
         path.mkdir(parents=True)
         save_file(tensors_of(self.layout, self.vector()), path / MODEL)
         for shard, (state, cut) in enumerate(zip(self.states, self.layout.slices, strict=True)):
@@ -87,23 +87,26 @@ class Checkpoint:
             "files": {name: _sha256(path / name) for name in files},
             "counters": self.counters,
         }
-        for name in files:
+        (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for name in [*files, MANIFEST]:
             _sync(path / name)
-        unfinished = path / f".{MANIFEST}"
-        unfinished.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        _sync(unfinished)
-        unfinished.replace(path / MANIFEST)
-        return path
+        replaced = finished.with_name(f"{finished.name}.replaced")
+        if finished.exists():
+            _remove(replaced)
+            finished.rename(replaced)
+        path.rename(finished)
+        _remove(replaced)
+        return finished
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
         """Read one checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            manifest = _read_manifest(path / MANIFEST)
             for name, digest in manifest["files"].items():
                 if _sha256(path / name) != digest:
                     raise UsageError(f"{path / name} is damaged: its checksum is not the one in {MANIFEST}.")
-            layout = Layout.from_json(manifest["layout"])
+            layout = _read_layout(path / MANIFEST, manifest["layout"])
             names = tuple(manifest["optimizer"]["state"])
             model = load_file(path / MODEL)
             vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
@@ -122,9 +125,26 @@ class Checkpoint:
                 counters=manifest["counters"],
             )
         except OSError as error:
-            raise UsageError(f"cannot read checkpoint {path}: {error.strerror}.") from error
+            raise UsageError(f"cannot read {error.filename or path}: {error.strerror}.") from error
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UsageError(f"{path} is no checkpoint: {error}.") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}.") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise UsageError(f"{path} is no manifest of a checkpoint.")
+    return manifest
+
+
+def _read_layout(path: Path, layout: Any) -> Layout:
+    try:
+        return Layout.from_json(layout)
+    except UsageError as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -133,10 +153,15 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints: the manifest first, so that none is ever half there."""
+    """Remove all but the newest ``keep`` checkpoints."""
     for path in checkpoints(root)[:-keep]:
-        (path / MANIFEST).unlink()
-        shutil.rmtree(path)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, if it is there: the manifest first, so that it is never half there."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def tensors_of(layout: Layout, vector: Floats) -> dict[str, Floats]:
@@ -145,7 +170,7 @@ def tensors_of(layout: Layout, vector: Floats) -> dict[str, Floats]:
     start = 0
     for name, shape in layout.tensors:
         stop = start + int(np.prod(shape, dtype=np.int64))
-        tensors[name] = np.ascontiguousarray(vector[start:stop].reshape(shape))
+        tensors[name] = vector[start:stop].reshape(shape)
         start = stop
     return tensors
 

@@ -4,6 +4,7 @@ import ctypes
 import json
 import logging
 import os
+import select
 import signal
 import sys
 from typing import Any
@@ -17,6 +18,10 @@ def read_job(die_with: signal.Signals) -> dict[str, Any]:
     Standard input stays open: its end means that the parent is gone, whatever became of the signal.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
+    parent = select.poll()
+    parent.register(0, 0)
+    if parent.poll(0):  # it hung up before we asked, perhaps while our imports took their seconds: no signal will come
+        sys.exit(0)
     # Ctrl-C reaches the whole terminal group; ending children is the supervisor's to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = bytearray()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,17 +154,18 @@ class Config:
                 0 <= self.external_workers <= self.ranks,
                 f"--external-workers {self.external_workers}: must be between 0 and the {self.ranks} workers (N + b).",
             ),
-            (_positive(self.updates), f"--updates {self.updates}: must be above 0."),
-            (_positive(self.agent_steps), f"--agent-steps {self.agent_steps}: must be above 0."),
-            (_positive(self.minutes), f"--minutes {self.minutes}: must be above 0."),
-            (_positive(self.profile), f"--profile {self.profile}: must be above 0."),
-            (self.wire.need_s > 0, f"--wire.need-s {self.wire.need_s}: must be above 0."),
+            (_positive(self.updates), f"--updates {self.updates}: must be above 0 and below 2^53."),
+            (_positive(self.agent_steps), f"--agent-steps {self.agent_steps}: must be above 0 and below 2^53."),
+            (_positive(self.minutes), f"--minutes {self.minutes}: must be above 0 and finite."),
+            (_positive(self.profile), f"--profile {self.profile}: must be above 0 and below 2^53."),
+            (_finite(self.stop_score), f"--stop-score {self.stop_score}: must be a finite number."),
+            (_positive(self.wire.need_s), f"--wire.need-s {self.wire.need_s}: must be above 0 and finite."),
             (
-                self.checkpoint.every_minutes > 0,
-                f"--checkpoint.every-minutes {self.checkpoint.every_minutes}: must be above 0.",
+                _positive(self.checkpoint.every_minutes),
+                f"--checkpoint.every-minutes {self.checkpoint.every_minutes}: must be above 0 and finite.",
             ),
             (self.checkpoint.keep >= 1, f"--checkpoint.keep {self.checkpoint.keep}: at least 1 must stay."),
-            (self.seed >= 0, f"--seed {self.seed} cannot be negative."),
+            (0 <= self.seed < 2**32, f"--seed {self.seed}: must be from 0 to below 2^32."),
             (
                 not self.consistent or (self.backups == 0 and k == self.workers),
                 f"--consistent needs every contribution: --backups 0 and K = N, not b = {self.backups} and K = {k}.",
@@ -200,8 +202,12 @@ class Config:
         return cls.from_json(data.get("config", data) if isinstance(data, dict) else data)
 
 
+def _finite(value: float | None) -> bool:
+    return value is None or math.isfinite(value)
+
+
 def _positive(value: float | None) -> bool:
-    return value is None or value > 0
+    return value is None or 0 < value < (2**53 if isinstance(value, int) else math.inf)
 
 
 def _build(cls: type[Any], data: object, path: str) -> Any:
@@ -215,7 +221,10 @@ def _build(cls: type[Any], data: object, path: str) -> Any:
         if name not in hints:
             raise UsageError(f"unknown setting {where}.")
         values[name] = _value(hints[name], value, where)
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UsageError(f"the settings {path or 'of the run'} are not complete: {error}.") from error
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -231,7 +240,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         fits = value in arguments
     elif origin is tuple:
-        fits = isinstance(value, list)
+        fits = isinstance(value, list) and all(type(item) is arguments[0] for item in value)
         value = tuple(value) if fits else value
     elif hint is Path:
         fits = isinstance(value, str)

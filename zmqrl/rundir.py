@@ -25,6 +25,7 @@ class RunDirectory:
     tensorboard = property(lambda self: self.path / "tensorboard")
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
+    traces = property(lambda self: self.path / "traces")
     trace = property(lambda self: self.path / "trace.json")
     summary = property(lambda self: self.path / "summary.json")
 
@@ -34,7 +35,7 @@ class RunDirectory:
 
     def trace_of(self, name: str) -> Path:
         """The trace of one process, before they are merged."""
-        return self.path / "traces" / f"{name}.json"
+        return Path(self.traces / f"{name}.json")
 
     def history(self, shard: int) -> Path:
         """The history of a shard."""
@@ -68,6 +69,7 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
             raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
+        self.cluster.unlink(missing_ok=True)  # of a run that was killed
 
     def release(self) -> None:
         """Give the lock back and remove what is only for a living run."""
@@ -88,7 +90,10 @@ def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
     """Write ``data`` so that a reader finds the old file or the new one, never a part."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
-    unfinished.replace(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

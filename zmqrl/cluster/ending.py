@@ -1,10 +1,17 @@
-"""How a run ends: all shards at one version."""
+"""How a run ends: all shards at one version, and what is written of it."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
 
+from zmqrl.checkpoint import Checkpoint
+from zmqrl.config import Config
+from zmqrl.observe.metrics import Counters
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl, only
+
+Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
 
 
 def stop_shards(
@@ -34,3 +41,23 @@ def stop_shards(
         while stats[shard].state != "ended":
             stats |= ask([shard], stats[shard].version)
     return min(s.version for s in stats.values()), stats
+
+
+def summary(reason: Reason, config: Config, last: Checkpoint, counters: Counters) -> dict[str, Any]:
+    """The contents of ``summary.json``: all sittings of the run together, up to its ``last`` checkpoint."""
+    return {
+        "exit_reason": reason,
+        "updates": last.version,
+        "agent_steps": counters.agent_steps,
+        "abandoned_steps": counters.abandoned_steps,
+        "wall_s": counters.wall_s,
+        "agent_steps_per_s": counters.agent_steps / counters.wall_s if counters.wall_s else None,
+        "episodes": counters.episodes,
+        "score_mean_50": statistics.fmean(counters.scores) if counters.scores else None,
+        "workers": config.workers,
+        "backups": config.backups,
+        "quorum": config.effective_quorum(),
+        "shards": last.layout.shards,
+        "contributions": dict(counters.contributions),
+        "params_sha256": last.params_sha256(),
+    }

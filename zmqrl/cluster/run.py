@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import shutil
 import signal
 import socket as host_socket
 import sys
@@ -15,7 +16,7 @@ from types import FrameType
 
 import torch
 
-from zmqrl.agent.envs import describe_env
+from zmqrl.agent.envs import EnvSpec, describe_env
 from zmqrl.agent.model import make_model
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.child import log_to_stderr
@@ -34,38 +35,40 @@ from zmqrl.worker import join as work
 def train(config: Config) -> int:
     """Train as ``config`` says; the exit status: 0 done, 130 interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
-    initial = initial_checkpoint(config)
+    spec = describe_env(config.env, config.envs)
+    initial = initial_checkpoint(config, spec)
     check_ports(config)
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = dataclasses.replace(config, run_dir=path)
     directory = RunDirectory(path)
-    if config.resume:
-        checkpoint = newest_checkpoint(directory, initial)
-    elif directory.config.exists():
-        raise UsageError(f"{path} holds a run already: choose another --run-dir, or go on with it by --resume.")
-    else:
-        checkpoint = initial
     directory.claim()
     try:
-        write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-        if not config.resume:
+        if config.resume:
+            checkpoint = newest_checkpoint(directory, initial)
+            if config.updates is not None and checkpoint.version > config.updates:
+                raise UsageError(f"--updates {config.updates}: {path} is at version {checkpoint.version} already.")
+        elif directory.config.exists():
+            raise UsageError(f"{path} holds a run already: choose another --run-dir, or go on with it by --resume.")
+        else:
+            checkpoint = initial
             initial.write(directory.checkpoints)
-        return _supervise(config, directory, checkpoint)
+        write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
+        return _supervise(config, directory, checkpoint, spec.flavour)
     except (ZmqrlError, KeyboardInterrupt):
         raise
     except Exception as error:
         log_path = directory.log("supervisor")
+        log_path.parent.mkdir(exist_ok=True)
         log_path.write_text(traceback.format_exc(), encoding="utf-8")
         raise ClusterError(f"the supervisor failed: {error!r}; the whole story is in {log_path}.") from error
     finally:
         directory.release()
 
 
-def initial_checkpoint(config: Config) -> Checkpoint:
-    """Version 0 of a run: the parameters that its seed gives. Raises UsageError for a game or model that cannot be."""
+def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
+    """Version 0 of a run: the parameters that its seed gives. Raises UsageError for what cannot be."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
-    spec = describe_env(config.env, config.envs)
     config.algorithm.minibatch_samples(config.envs.num_envs)
     torch.manual_seed(config.seed)
     parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions))
@@ -111,17 +114,20 @@ def check_ports(config: Config) -> None:
                 raise UsageError(f"{what} ({error.strerror}): choose another --wire.port-range or address.") from error
 
 
-def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint) -> int:
+def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint, flavour: str) -> int:
     console = console_for(sys.stdout)
     try:
-        console.notice(f"run directory {directory.path}; scores: {config.env}, {config.envs.flavour()}")
+        console.notice(f"run directory {directory.path}; scores: {config.env}, {flavour}")
         if checkpoint.version:
             console.notice(f"resuming from version {checkpoint.version}")
+        if config.profile:
+            shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier sitting
+            directory.traces.mkdir()
         supervisor = Supervisor(config, directory, checkpoint, console)
         with _interrupts(supervisor, console):
             reason = supervisor.run()
         if config.profile:
-            merge_traces(sorted(directory.trace.with_name("traces").glob("*.json")), directory.trace)
+            merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
     finally:

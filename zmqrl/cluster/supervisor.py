@@ -2,13 +2,13 @@
 
 import dataclasses
 import time
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import msgpack
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
-from zmqrl.cluster.ending import stop_shards
+from zmqrl.cluster.ending import Reason, stop_shards, summary
 from zmqrl.cluster.local import Exited, LocalLauncher, Ready, Task
 from zmqrl.cluster.membership import Membership
 from zmqrl.cluster.plan import Plan
@@ -20,12 +20,12 @@ from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
 from zmqrl.observe.tensorboard import TensorBoard
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl
+from zmqrl.ps.history import History
 from zmqrl.ps.sockets import Role
 from zmqrl.rundir import RunDirectory, write_json
 
-Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
-
 ASK_EVERY_S = 0.2
+ASK_AT_FIRST_EVERY_S = 0.05  # until the first version, from which the time of the run counts
 ROW_EVERY_S = 1.0
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 30.0
@@ -54,7 +54,7 @@ class Supervisor:
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.stats: dict[int, m.Stats] = {}
         self.seen = dict.fromkeys(self.shards, 0)  # the newest version each shard is known to have made
-        self.greeting: set[int] = set()  # shards that came up and have not welcomed us
+        self.down: set[int] = set()  # shards that died and have not welcomed us since
         self.rollback: str | None = None
         self.interrupts = 0
         self.first_version_at: float | None = None
@@ -70,16 +70,15 @@ class Supervisor:
             self._bring_up()
             reason = self._watch()
             self._finish(reason)
+        except KeyboardInterrupt:
+            reason = "interrupted"
+            raise
         finally:
             self._end_processes(graceful=reason != "failed" and self.interrupts < 2)
             self._write_summary(reason)
             self.rows.close()
             self.tensorboard.close()
         return reason
-
-    def kill(self) -> None:
-        """End every process of the run at once."""
-        self.launcher.stop(self.launcher.names(), grace_s=0)
 
     def _bring_up(self) -> None:
         for shard in self.shards:
@@ -98,7 +97,7 @@ class Supervisor:
             due_at=now + every_s,
         )
         self.control.greet(self.shards, within_s=START_WITHIN_S)
-        self.greeting.clear()
+        self.down.clear()
         self._load(self.checkpoint)
         for rank in self.plan.local_ranks:
             self._start(self.plan.worker_task(rank, self._cluster()))
@@ -108,10 +107,15 @@ class Supervisor:
             self.console.notice(f"ranks {ranks} are open: zmqrl worker {self.directory.cluster}")
 
     def _watch(self) -> Reason:
+        """Until there is a reason to stop, and every shard is there to hear of it."""
+        give_up_at: float | None = None
         while True:
             self._turn()
             reason = self._reason_to_stop()
-            if reason is not None:
+            if reason is None:
+                continue
+            give_up_at = give_up_at or time.monotonic() + STOP_WITHIN_S
+            if (not self.down and self.rollback is None) or time.monotonic() >= give_up_at:
                 return reason
 
     def _turn(self) -> None:
@@ -120,13 +124,13 @@ class Supervisor:
             self._arrived(shard, message)
         self._check_processes()
         now = time.monotonic()
-        if now - self.asked_at < ASK_EVERY_S:
+        if now - self.asked_at < (ASK_AT_FIRST_EVERY_S if self.first_version_at is None else ASK_EVERY_S):
             return
         self.asked_at = now
         for shard in self.shards:
-            question = self.control.hello() if shard in self.greeting else m.StatsRequest(run=self.run_id)
+            question = self.control.hello() if shard in self.down else m.StatsRequest(run=self.run_id)
             self.control.send(shard, question)
-        if self.rollback is not None and not self.greeting and not self.start_at:
+        if self.rollback is not None and not self.down:
             self._roll_back(self.rollback)
         if len(self.stats) == len(self.shards):
             self._observe_members(now)
@@ -163,7 +167,7 @@ class Supervisor:
                 self.seen[shard] = max(self.seen[shard], message.version)
                 if message.version > self.checkpoint.version:
                     self.restarts.worked(f"shard-{shard}")
-            case m.Welcome():
+            case m.Welcome() if shard in self.down:
                 self._welcomed(shard, message)
             case m.Report():
                 figures = _unpack(message.figures) | {"rank": message.rank, "incarnation": message.incarnation}
@@ -176,7 +180,7 @@ class Supervisor:
 
     def _welcomed(self, shard: int, welcome: m.Welcome) -> None:
         """A shard has come up: with its state, or without."""
-        self.greeting.discard(shard)
+        self.down.discard(shard)
         if welcome.state == "empty" or welcome.generation != self.generation or welcome.version < self.seen[shard]:
             self.rollback = f"shard {shard} came back without the newest state"
             return
@@ -194,10 +198,7 @@ class Supervisor:
         for event in self.launcher.poll():
             match event:
                 case Ready() if event.name.startswith("shard-"):
-                    shard = int(event.name.removeprefix("shard-"))
-                    if shard in self.endpoints:
-                        self.greeting.add(shard)
-                    self.endpoints[shard] = event.facts["endpoints"]
+                    self.endpoints[int(event.name.removeprefix("shard-"))] = event.facts["endpoints"]
                     self._write_cluster()
                 case Exited():
                     self._exited(event)
@@ -212,7 +213,9 @@ class Supervisor:
 
     def _exited(self, exited: Exited) -> None:
         if exited.name.startswith("shard-"):
-            self.stats.pop(int(exited.name.removeprefix("shard-")), None)
+            shard = int(exited.name.removeprefix("shard-"))
+            self.down.add(shard)
+            self.stats.pop(shard, None)
         delay_s = self.restarts.delay_s(exited)
         self.start_at[exited.name] = time.monotonic() + delay_s
         words = exited.log_tail.splitlines()[-1:] if exited.status in (-9, -15, 0) else exited.log_tail.splitlines()
@@ -232,6 +235,9 @@ class Supervisor:
     def _load(self, checkpoint: Checkpoint) -> None:
         """Start, resume and rollback: all shards take over ``checkpoint`` under a new generation."""
         self.generation += 1
+        rows = History(self.directory.metrics)
+        rows.rewind(checkpoint.version, self.generation)
+        rows.close()
         view = self.membership.view
         for shard in self.shards:
             state = checkpoint.states[shard]
@@ -244,8 +250,12 @@ class Supervisor:
 
     def _roll_back(self, why: str) -> None:
         self.console.notice(f"{why}: all shards go back to the checkpoint of version {self.checkpoint.version}")
-        self._load(self.checkpoint)
-        self.rollback = None
+        try:
+            self._load(self.checkpoint)
+        except ClusterError as error:  # another shard died: once it is back, all are loaded anew
+            self.console.notice(f"going back has to wait: {error}")
+        else:
+            self.rollback = None
 
     def _tell_view(self, shard: int) -> None:
         view = self.membership.view
@@ -271,11 +281,18 @@ class Supervisor:
         if version is None:
             return
         try:
-            counters = self.metrics.counters().to_json()
-            self.checkpoint = self.checkpointer.take(version, self.generation, counters, now)
+            self.checkpoint = self.checkpointer.take(version, self.generation, self._counters_of(version), now)
             self.console.notice(f"checkpoint of version {version} written")
         except ClusterError as error:
             self.console.notice(f"checkpoint of version {version} put off: {error}")
+
+    def _counters_of(self, version: int) -> dict[str, Any]:
+        """The run's figures at ``version``, which every shard has reached: what is used since then is not counted."""
+        self._take_in_stats()
+        counters = self.metrics.counters()
+        since = sum((s.version - version) * s.quorum for s in self.stats.values())
+        contributions = {**counters.contributions, "used": counters.contributions["used"] - since}
+        return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
     # showing
 
@@ -283,9 +300,15 @@ class Supervisor:
         if self.first_version_at is None or now - self.row_at < ROW_EVERY_S:
             return
         self.row_at = now
-        version = self.row["version"]
+        self._take_in_stats()
+        self._show_row()
+
+    def _take_in_stats(self) -> None:
         stats = [_shard_stats(self.stats[shard]) if shard in self.stats else None for shard in self.shards]
         self.metrics.on_shards(stats, self.membership.view.members)
+
+    def _show_row(self) -> None:
+        version = self.row["version"]
         self.row = self.metrics.row(self._trained_s())
         if self.row["version"] != version:
             self.rows.write(self.row)
@@ -314,9 +337,9 @@ class Supervisor:
         """Let all shards end at one version and write it as the last checkpoint."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         version, self.stats = stop_shards(self.control, self.shards, STOP_WITHIN_S, lambda: self._pump(0.1))
-        self.metrics.on_shards([_shard_stats(s) for _, s in sorted(self.stats.items())], self.membership.view.members)
-        self.row = self.metrics.row(self._trained_s())
-        counters = dataclasses.replace(self.metrics.counters(), version=version).to_json()
+        self._take_in_stats()
+        self._show_row()
+        counters = self._counters_of(version)
         self.checkpoint = self.checkpointer.take_now(version, self.generation, counters, time.monotonic())
         for shard in self.shards:
             self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has it all
@@ -338,26 +361,8 @@ class Supervisor:
             self.control.close()
 
     def _write_summary(self, reason: Reason) -> None:
-        counters = self.metrics.counters()
-        write_json(
-            self.directory.summary,
-            {
-                "exit_reason": reason,
-                "updates": self.checkpoint.version,
-                "agent_steps": counters.agent_steps,
-                "abandoned_steps": counters.abandoned_steps,
-                "wall_s": counters.wall_s,
-                "agent_steps_per_s": counters.agent_steps / counters.wall_s if counters.wall_s else None,
-                "episodes": counters.episodes,
-                "score_mean_50": self.row["score_mean_50"],
-                "workers": self.config.workers,
-                "backups": self.config.backups,
-                "quorum": self.config.effective_quorum(),
-                "shards": self.layout.shards,
-                "contributions": dict(counters.contributions),
-                "params_sha256": self.checkpoint.params_sha256(),
-            },
-        )
+        figures = summary(reason, self.config, self.checkpoint, self.metrics.counters())
+        write_json(self.directory.summary, figures)
 
 
 def _shard_stats(stats: m.Stats) -> ShardStats:

@@ -53,7 +53,8 @@ class Link:
     # The contribution, at this shard. "closed": the shard is past its version, or it was not sent as already late.
     push: Literal["none", "pending", "sent", "closed"] = "none"
     attempt: int = 0
-    needs_heard: int = 0  # NEEDs in a row for `version` that do not hold this rank
+    needs_heard: int = 0  # NEEDs in a row for `version`
+    wanted: bool = False  # the last of them does not hold this rank
     heard_at: float = 0.0
     hello_at: float | None = None
     snapshot_at: float | None = None
@@ -61,7 +62,11 @@ class Link:
 
 @dataclass(slots=True)
 class Tally:
-    """Slices of this worker's contributions, by what became of them as far as it knows."""
+    """Slices of this worker's contributions, by what became of them as far as it knows.
+
+    ``sent`` slices were sent at least once and become ``used``, ``unused`` or ``unknown``; the ``skipped`` were never
+    sent. ``resent`` counts sends after the first.
+    """
 
     sent: int = 0
     resent: int = 0
@@ -69,6 +74,10 @@ class Tally:
     unused: int = 0
     unknown: int = 0
     skipped: int = 0
+
+    def settle(self, outcome: Literal["used", "unused", "unknown", "skipped"]) -> None:
+        """Count a slice of which nothing more will be heard."""
+        setattr(self, outcome, getattr(self, outcome) + 1)
 
 
 class Client:
@@ -126,7 +135,7 @@ class Client:
                 link = self.links[event.shard]
                 if link.push == "sent":
                     link.push = "pending"
-                    self.tally.sent -= 1
+                    self._sent(link, -1)
                 actions = []
             case Writable():
                 actions = self._push(event.shard)
@@ -175,8 +184,8 @@ class Client:
                     actions += self._request(shard, None, now)
             case m.Need():
                 actions += self._seen(shard, message.version)
-                if message.version == link.version and self.rank not in message.held:
-                    actions += self._needed(shard)
+                if message.version == link.version:
+                    actions += self._needed(shard, wanted=self.rank not in message.held)
         return actions + self._assemble(now)
 
     def _heard(self, shard: int, incarnation: int, generation: int, now: float) -> list[Action]:
@@ -211,26 +220,19 @@ class Client:
                 del other.payloads[old]
         if self.contribution is None or link.version <= self.contribution[1]:
             return []
-        if link.push == "sent":
-            self.tally.unknown += 1
-        elif link.push == "pending":
-            self.tally.skipped += 1
         return self._close(link)
 
     def _settle(self, link: Link, message: m.Weights | m.Snapshot) -> list[Action]:
         """Learn from the record of a version what became of the slice sent for it."""
-        if link.push != "sent" or self.contribution != (message.generation, message.version - 1):
+        if self.contribution != (message.generation, message.version - 1):
             return []
-        if self.rank in message.ranks:
-            self.tally.used += 1
-        else:
-            self.tally.unused += 1
-        return self._close(link)
+        return self._close(link, "used" if self.rank in message.ranks else "unused")
 
-    def _close(self, link: Link) -> list[Action]:
+    def _close(self, link: Link, outcome: Literal["used", "unused", "unknown"] = "unknown") -> list[Action]:
         """The contribution is of no more use to this shard; when it is to none, it is released."""
         if link.push not in ("pending", "sent"):
             return []
+        self.tally.settle(outcome if link.attempt else "skipped")
         link.push = "closed"
         return [] if any(other.push in ("pending", "sent") for other in self.links) else [Release()]
 
@@ -256,7 +258,7 @@ class Client:
 
     def _may_help(self, low: int, lagging: list[Link]) -> bool:
         """Whether this idle worker could complete version ``low`` where it is stuck: see docs/protocol.md, repair."""
-        stuck = all(link.needs_heard >= 2 for link in lagging)
+        stuck = all(link.needs_heard >= 2 for link in lagging) and any(link.wanted for link in lagging)
         return stuck and all(link.version <= low + 1 for link in self.links)
 
     def _request(self, shard: int, version: int | None, now: float) -> list[Action]:
@@ -281,6 +283,7 @@ class Client:
         self.progress += 1
         actions: list[Action] = []
         for link in self.links:
+            self._close(link)  # what was still open of the contribution before: its gradient is gone
             link.attempt = 0
             late = link.generation != event.generation or link.version > event.version
             link.push = "closed" if late else "pending"
@@ -310,17 +313,24 @@ class Client:
             codec=self.codec,
         )
         link.push = "sent"
-        link.attempt += 1
-        self.tally.sent += 1
+        self._sent(link, 1)
         return [SendGradient(shard, header)]
 
-    def _needed(self, shard: int) -> list[Action]:
-        """The shard asks for contributions to its open version and does not hold ours."""
+    def _sent(self, link: Link, count: int) -> None:
+        """Count one more attempt to send, or take it back."""
+        if max(link.attempt, link.attempt + count) == 1:
+            self.tally.sent += count
+        else:
+            self.tally.resent += count
+        link.attempt += count
+
+    def _needed(self, shard: int, *, wanted: bool) -> list[Action]:
+        """The shard asks for contributions to its open version; ``wanted``: it does not hold ours."""
         link = self.links[shard]
         link.needs_heard += 1
-        if link.push == "sent" and self.contribution == (link.generation, link.version):
+        link.wanted = wanted
+        if wanted and link.push == "sent" and self.contribution == (link.generation, link.version):
             link.push = "pending"
-            self.tally.resent += 1
             return self._push(shard)
         return []
 

@@ -89,7 +89,7 @@ class ShardControl:
         waiting = set(shards)
         answers: dict[int, T] = {}
         deadline = time.monotonic() + within_s
-        ask_at = 0.0
+        ask_at, again = 0.0, False
         while waiting:
             now = time.monotonic()
             if now >= deadline:
@@ -98,7 +98,12 @@ class ShardControl:
             if now >= ask_at:
                 ask_at = now + ASK_AGAIN_S
                 for shard in waiting:
-                    self.send(shard, question(shard))
+                    message = question(shard)
+                    if again and not isinstance(message, m.Hello):
+                        # A connection that was cut and made again is a stranger to the shard.
+                        self.send(shard, self.hello())
+                    self.send(shard, message)
+                again = True
             for socket, _ in self.poller.poll(50):
                 shard = self.sockets.index(socket)
                 for arrival in self._read(shard, socket):

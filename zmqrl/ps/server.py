@@ -142,6 +142,8 @@ class ShardServer:
             if now - self.tick_at >= POLL_MS / 1000:
                 self.tick_at = now
                 self._handle(e.Tick())
+                for monitor in self.monitors:
+                    monitor.read()
             if now - self.failures_at >= FAILURES_EVERY_S:
                 self.failures_at = now
                 self._log_failures()
@@ -398,7 +400,6 @@ class ShardServer:
 
     def _log_failures(self) -> None:
         for role, monitor in zip(self.sockets, self.monitors, strict=True):
-            monitor.read()
             if failures := monitor.take():
                 self.log.info("connections to %s: %s", role, failures)
 

@@ -96,7 +96,7 @@ class FailureMonitor:
         self.counts: Counter[str] = Counter()
 
     def read(self) -> None:
-        """Take in what the monitor socket holds."""
+        """Take in what the monitor socket holds. Often: when it is full, libzmq's I/O thread waits, and all traffic."""
         while self.monitor.poll(0):
             event = parse_monitor_message(self.monitor.recv_multipart())
             name = str(zmq.Event(event["event"]).name).removeprefix("HANDSHAKE_")

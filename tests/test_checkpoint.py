@@ -1,0 +1,371 @@
+"""What a run keeps on disk: checkpoints that are whole or do not count, and a directory for one run at a time."""
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from zmqrl import checkpoint as checkpoint_module
+from zmqrl.checkpoint import Checkpoint, checkpoints, prune
+from zmqrl.cluster.checkpointer import Checkpointer
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.ps import messages as m
+from zmqrl.ps.partition import Layout
+from zmqrl.rundir import LONGEST_SOCKET_PATH, RunDirectory, write_json
+
+LAYOUT = Layout.of([("hidden.weight", (7, 5)), ("hidden.bias", (7,)), ("scale", ())], 2)
+ADAM = ("exp_avg", "exp_avg_sq")
+
+
+def example(version: int = 3, layout: Layout = LAYOUT, seed: int = 0) -> Checkpoint:
+    numbers = np.random.default_rng(seed)
+    states = [numbers.standard_normal(3 * cut.count).astype("<f4").tobytes() for cut in layout.slices]
+    return Checkpoint(
+        layout=layout,
+        generation=2,
+        version=version,
+        optimizer="adam",
+        state_names=ADAM,
+        states=tuple(states),
+        counters={"agent_steps": 17},
+    )
+
+
+def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = example().write(tmp_path)
+    assert path == tmp_path / "v00000003"
+    assert Checkpoint.read(path) == example()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"v00000003"}
+
+
+def test_the_vector_is_cut_into_named_tensors_and_optimizer_state_per_shard(tmp_path: Path) -> None:
+    checkpoint = example()
+    path = checkpoint.write(tmp_path)
+    model = load_file(path / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in model.items()} == dict(LAYOUT.tensors)
+    whole = np.concatenate([model[name].reshape(-1) for name, _ in LAYOUT.tensors])
+    np.testing.assert_array_equal(whole, checkpoint.vector())
+    for cut in LAYOUT.slices:
+        state = load_file(path / f"optimizer-shard-{cut.shard:02d}.safetensors")
+        assert {name: array.shape for name, array in state.items()} == dict.fromkeys(ADAM, (cut.count,))
+
+
+def test_the_first_checkpoint_has_the_parameters_and_an_optimizer_that_has_not_moved() -> None:
+    vector = np.arange(LAYOUT.count, dtype=np.float32)
+    checkpoint = Checkpoint.initial(LAYOUT, vector, "adam", ADAM)
+    np.testing.assert_array_equal(checkpoint.vector(), vector)
+    for state, cut in zip(checkpoint.states, LAYOUT.slices, strict=True):
+        assert not np.frombuffer(state, "<f4")[cut.count :].any()
+
+
+def test_the_hash_of_the_parameters_does_not_depend_on_the_number_of_shards() -> None:
+    vector = np.arange(LAYOUT.count, dtype=np.float32)
+    hashes = {
+        Checkpoint.initial(Layout(LAYOUT.tensors, shards), vector, "sgd", ()).params_sha256() for shards in (1, 2, 3)
+    }
+    assert len(hashes) == 1
+
+
+FILES = ["manifest.json", "model.safetensors", "optimizer-shard-00.safetensors", "optimizer-shard-01.safetensors"]
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x80
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [Path.unlink, cut_short, flip_a_bit])
+def test_a_file_that_is_missing_or_damaged_is_named(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    path = example().write(tmp_path)
+    damage(path / name)
+    with pytest.raises(UsageError, match=name):
+        Checkpoint.read(path)
+
+
+@pytest.mark.parametrize("manifest", [[], {}, {"files": []}, {"files": {}}, {"files": {}, "layout": 3}])
+def test_a_manifest_of_something_else_is_no_checkpoint(tmp_path: Path, manifest: Any) -> None:
+    path = example().write(tmp_path)
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UsageError, match=str(path)):
+        Checkpoint.read(path)
+
+
+def test_checkpoints_are_listed_oldest_first_and_unfinished_ones_are_not(tmp_path: Path) -> None:
+    for version in (200, 3, 40):
+        example(version).write(tmp_path)
+    (tmp_path / "v00000300").mkdir()
+    (tmp_path / ".v00000400").mkdir()
+    (tmp_path / ".v00000400" / "manifest.json").write_text("{}", encoding="utf-8")
+    assert [path.name for path in checkpoints(tmp_path)] == ["v00000003", "v00000040", "v00000200"]
+    assert checkpoints(tmp_path / "nowhere") == []
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint_of_that_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    old, new = example(seed=1), example(seed=2)
+    old.write(tmp_path)
+    steps = iter(range(100))
+
+    def may_die(step: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            if next(steps) == moment:
+                raise Killed
+            return step(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_module, "save_file", may_die(checkpoint_module.save_file))
+        patched.setattr(checkpoint_module, "_sync", may_die(checkpoint_module._sync))
+        patched.setattr(checkpoint_module.shutil, "rmtree", may_die(shutil.rmtree))
+        patched.setattr(Path, "rename", may_die(Path.rename))
+        try:
+            new.write(tmp_path)
+            died = False
+        except Killed:
+            died = True
+    assert Checkpoint.read(checkpoints(tmp_path)[-1]) in ((old, new) if died else (new,))
+    new.write(tmp_path)
+    assert [Checkpoint.read(path) for path in checkpoints(tmp_path)] == [new]
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    for version in range(1, 8):
+        example(version).write(tmp_path)
+    prune(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000005", "v00000006", "v00000007"]
+    prune(tmp_path, 5)
+    assert len(checkpoints(tmp_path)) == 3
+
+
+# taking a checkpoint while the shards go on
+
+
+class Shards:
+    """Stands for the control connections: remembers what was asked, answers fetches with an example's states."""
+
+    def __init__(self) -> None:
+        self.run = "0123456789abcdef"
+        self.asked: list[tuple[int, int]] = []
+        self.gone = False
+
+    def send(self, shard: int, message: m.Checkpoint) -> bool:
+        self.asked.append((shard, message.version))
+        return True
+
+    def fetch(self, shard: int, version: int) -> bytes:
+        if self.gone:
+            raise ClusterError(f"shard {shard} no longer has version {version} set aside.")
+        return example(version).states[shard]
+
+
+def stats(version: int, captured: int | None = None, state: str = "open") -> m.Stats:
+    return m.Stats(
+        run="0123456789abcdef",
+        shard=0,
+        incarnation=1,
+        generation=1,
+        version=version,
+        view=1,
+        quorum=2,
+        state=state,  # type: ignore[arg-type]
+        held=(),
+        present=(),
+        silent_ms=(),
+        tallies=(),
+        unattributed=0,
+        captured=captured,
+    )
+
+
+@pytest.fixture
+def shards() -> Shards:
+    return Shards()
+
+
+@pytest.fixture
+def checkpointer(tmp_path: Path, shards: Shards) -> Checkpointer:
+    return Checkpointer(
+        control=shards,  # type: ignore[arg-type]
+        directory=RunDirectory(tmp_path),
+        model=example(0),
+        every_s=60.0,
+        keep=2,
+        due_at=60.0,
+    )
+
+
+def test_nothing_is_asked_for_before_it_is_due(checkpointer: Checkpointer, shards: Shards) -> None:
+    assert checkpointer.step({0: stats(5), 1: stats(5)}, 10.0, now=59.9) is None
+    assert shards.asked == []
+
+
+def test_all_shards_are_asked_for_one_version_that_none_has_made_yet(
+    checkpointer: Checkpointer, shards: Shards
+) -> None:
+    assert checkpointer.step({0: stats(5), 1: stats(6)}, 10.0, now=60.0) is None
+    (first, second) = shards.asked
+    assert first[1] == second[1] > 6
+    assert {first[0], second[0]} == {0, 1}
+
+
+def test_a_request_is_repeated_only_to_the_shards_that_have_not_set_it_aside(
+    checkpointer: Checkpointer, shards: Shards
+) -> None:
+    checkpointer.step({0: stats(5), 1: stats(5)}, 10.0, now=60.0)
+    wanted = shards.asked[0][1]
+    shards.asked.clear()
+    assert checkpointer.step({0: stats(wanted, captured=wanted), 1: stats(wanted - 1)}, 10.0, now=61.0) is None
+    assert shards.asked == [(1, wanted)]
+
+
+def test_a_version_that_a_shard_passed_unheard_is_given_up_for_a_later_one(
+    checkpointer: Checkpointer, shards: Shards
+) -> None:
+    checkpointer.step({0: stats(5), 1: stats(5)}, 10.0, now=60.0)
+    wanted = shards.asked[0][1]
+    shards.asked.clear()
+    passed = wanted + 3
+    assert checkpointer.step({0: stats(passed, captured=wanted), 1: stats(passed)}, 10.0, now=61.0) is None
+    assert {version for _, version in shards.asked} == {shards.asked[0][1]}
+    assert shards.asked[0][1] > passed
+
+
+def test_a_shard_that_is_down_or_ended_puts_the_checkpoint_off(checkpointer: Checkpointer, shards: Shards) -> None:
+    assert checkpointer.step({0: stats(5)}, 10.0, now=60.0) is None
+    assert checkpointer.step({0: stats(5), 1: stats(5, state="ended")}, 10.0, now=60.0) is None
+    assert shards.asked == []
+
+
+def test_a_version_that_all_have_set_aside_is_written_and_the_oldest_go(
+    checkpointer: Checkpointer, shards: Shards
+) -> None:
+    root = checkpointer.directory.checkpoints
+    for round_ in range(1, 4):
+        now = 60.0 * round_
+        checkpointer.step({0: stats(5), 1: stats(5)}, 10.0, now)
+        wanted = shards.asked[-1][1] + round_
+        checkpointer.wanted = wanted
+        ready = checkpointer.step({shard: stats(wanted + 1, captured=wanted) for shard in range(2)}, 10.0, now)
+        assert ready == wanted
+        written = checkpointer.take(wanted, 2, {"agent_steps": 17}, now)
+        assert written == example(wanted)
+        assert Checkpoint.read(checkpoints(root)[-1]) == written
+        assert checkpointer.step({0: stats(50), 1: stats(50)}, 10.0, now + 59.0) is None
+    assert len(checkpoints(root)) == 2
+
+
+def test_a_checkpoint_that_fails_leaves_no_trace_and_is_due_again_later(
+    checkpointer: Checkpointer, shards: Shards
+) -> None:
+    shards.gone = True
+    with pytest.raises(ClusterError, match="version 9"):
+        checkpointer.take(9, 2, {}, now=60.0)
+    assert checkpoints(checkpointer.directory.checkpoints) == []
+    assert checkpointer.step({0: stats(9), 1: stats(9)}, 1.0, now=119.0) is None
+    checkpointer.step({0: stats(9), 1: stats(9)}, 1.0, now=120.0)
+    assert shards.asked
+
+
+def test_a_checkpoint_that_cannot_be_written_says_why(checkpointer: Checkpointer, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ClusterError, match="cannot write checkpoint 9"):
+        checkpointer.take(9, 2, {}, now=60.0)
+
+
+# the run directory
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[RunDirectory]:
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim()
+    yield directory
+    directory.release()
+
+
+def test_a_run_directory_is_for_one_run_at_a_time(held: RunDirectory) -> None:
+    with pytest.raises(UsageError, match="in use by a run that is still alive"):
+        RunDirectory(held.path).claim()
+    held.release()
+    again = RunDirectory(held.path)
+    again.claim()
+    again.release()
+
+
+def test_the_lock_does_not_outlive_a_holder_that_is_killed(held: RunDirectory) -> None:
+    held.release()
+    script = "import os, pathlib, sys; from zmqrl.rundir import RunDirectory\n"
+    script += "RunDirectory(pathlib.Path(sys.argv[1])).claim(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", script, str(held.path)], timeout=30).returncode == -9
+    held.claim()
+
+
+def test_claiming_removes_the_cluster_file_of_a_run_that_was_killed(held: RunDirectory) -> None:
+    held.release()
+    held.cluster.write_text("{}", encoding="utf-8")
+    held.claim()
+    assert not held.cluster.exists()
+
+
+def test_releasing_removes_what_is_only_for_a_living_run(held: RunDirectory) -> None:
+    (held.sockets() / "0-grad").touch()
+    held.cluster.touch()
+    held.config.touch()
+    held.release()
+    assert {path.name for path in held.path.iterdir()} == {".lock", "config.json"}
+
+
+@pytest.mark.parametrize("length", [1, LONGEST_SOCKET_PATH])
+def test_sockets_are_in_a_private_directory_with_a_short_path(tmp_path: Path, length: int) -> None:
+    directory = RunDirectory(tmp_path / ("x" * length))
+    directory.claim()
+    try:
+        place = directory.sockets()
+        assert place == directory.sockets()
+        assert len(str(place)) <= LONGEST_SOCKET_PATH
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    finally:
+        directory.release()
+    assert not place.exists()
+
+
+def test_json_is_replaced_as_a_whole_and_with_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.json"
+    write_json(path, {"run": 1}, mode=0o600)
+    before = path.open(encoding="utf-8")
+    write_json(path, {"run": 2}, mode=0o600)
+    with before:
+        assert json.load(before) == {"run": 1}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"run": 2}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cluster.json"]
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"updates": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"updates": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"updates": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]

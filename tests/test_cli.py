@@ -1,0 +1,292 @@
+"""The command line: what it offers, and what it says to those who ask for what cannot be."""
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from zmqrl import __version__, cli
+from zmqrl.checkpoint import Checkpoint
+from zmqrl.cluster import local, run
+from zmqrl.cluster.run import initial_checkpoint
+from zmqrl.config import Config
+from zmqrl.recipes import cartpole
+from zmqrl.rundir import RunDirectory, write_json
+
+GOLDEN = Path(__file__).parent / "golden" / "train_options.txt"
+
+
+class Refused:
+    """What a command line that was refused left: one sentence on standard error, and nothing else."""
+
+    def __init__(self, where: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.where, self.capsys = where, capsys
+        self.monkeypatch = monkeypatch
+        monkeypatch.chdir(where)
+
+        def started(*_: object, **__: object) -> None:
+            raise AssertionError("a process was started")
+
+        monkeypatch.setattr(local.subprocess, "Popen", started)
+        monkeypatch.setattr(run, "Supervisor", started)
+
+    def sentence(self, *arguments: str) -> str:
+        before = self.files()
+        self.monkeypatch.setattr(sys, "argv", ["zmqrl", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = self.capsys.readouterr()
+        assert stop.value.code == 2, said
+        assert said.out == ""
+        assert re.fullmatch(r"zmqrl: .+[.?]\n", said.err), said.err
+        assert "Traceback" not in said.err
+        assert self.files() == before, "it made or changed files"
+        return said.err
+
+    def files(self) -> dict[Path, int]:
+        """Every file and directory, with the time of its last change; the lock file of a run may appear."""
+        found = [path for path in self.where.rglob("*") if path.name != ".lock"]
+        return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in found}
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    return Refused(tmp_path, monkeypatch, capsys)
+
+
+BAD_INPUT: list[tuple[str, str]] = [
+    ("--env NoSuchGame-v3", "NoSuchGame-v3"),
+    ("--env ALE/Brekout-v5", "ALE/Brekout-v5"),
+    ("--env no_such_module:Game-v0", "no_such_module"),
+    ("--env Pendulum-v1", "Pendulum-v1"),
+    ("--env FrozenLake-v1", "FrozenLake-v1"),
+    ("--quorum 3", "--quorum 3"),
+    ("--workers 2 --backups 1 --quorum 4", "--quorum 4"),
+    ("--workers 0", "--workers 0"),
+    ("--workers two", "two"),
+    ("--shards 0", "--shards 0"),
+    ("--shards 65", "--shards 65"),
+    ("--minutes -1", "--minutes -1"),
+    ("--minutes inf", "--minutes inf"),
+    ("--minutes soon", "soon"),
+    ("--updates -3", "--updates -3"),
+    ("--updates 1.5", "1.5"),
+    ("--updates 99999999999999999999999", "99999999999999999999999"),
+    ("--seed 99999999999999999999999", "99999999999999999999999"),
+    ("--straggle 1", "--straggle 1"),
+    ("--straggle 7:0.5", "--straggle 7:0.5"),
+    ("--straggle 1:soon", "--straggle 1:soon"),
+    ("--bogus 3", "--bogus"),
+    ("--workers 2 surplus", "surplus"),
+    ("--stop-score", "--stop-score"),
+    ("--algo dqn", "dqn"),
+    ("--model nature", "nature"),
+    ("--env ALE/Breakout-v5 --model mlp", "mlp"),
+    ("--env ALE/Breakout-v5 --model nature --envs.screen-size 8", "nature"),
+    ("--device tpu", "tpu"),
+    ("--external-workers 3", "--external-workers 3"),
+    ("--consistent --backups 1", "--backups 0"),
+    ("--profile 0", "--profile 0"),
+    ("--ppo.epochs 0", "epochs"),
+    ("--ppo.minibatches 7", "7"),
+    ("--envs.num-envs 0", "--envs.num-envs 0"),
+    ("--optimizer.learning-rate -1", "-1"),
+    ("--wire.port-range 80-90", "80-90"),
+    ("--wire.port-range 5000-5003", "5000-5003"),
+    ("--wire.transport tcp --wire.address 192.0.2.1", "192.0.2.1"),
+    ("--resume", "--run-dir"),
+]
+
+
+@pytest.mark.parametrize(("options", "names"), BAD_INPUT, ids=[options for options, _ in BAD_INPUT])
+def test_bad_input_is_named_in_one_sentence_and_starts_nothing(refused: Refused, options: str, names: str) -> None:
+    # A run directory unless the absence of one is the point.
+    place = [] if options == "--resume" else ["--run-dir", str(refused.where / "run")]
+    assert names in refused.sentence("train", "cartpole", *options.split(), *place)
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest_one(refused: Refused) -> None:
+    sentence = refused.sentence("train", "brakeout", "--updates", "3")
+    assert "brakeout" in sentence
+    assert "did you mean breakout?" in sentence
+
+
+def test_an_unknown_command_is_named_with_the_nearest_one(refused: Refused) -> None:
+    sentence = refused.sentence("trian")
+    assert "trian" in sentence
+    assert "train" in sentence
+
+
+def test_cuda_without_a_cuda_device_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "cuda" in refused.sentence("train", "cartpole", "--device", "cuda")
+
+
+def test_a_port_in_use_is_named(refused: Refused) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = min(taken.getsockname()[1], 65535 - 5)
+        assert str(taken.getsockname()[1]) in refused.sentence(
+            "train", "cartpole", "--wire.port-range", f"{port}-{port + 5}"
+        )
+
+
+def test_a_run_directory_that_cannot_be_is_named(refused: Refused) -> None:
+    (refused.where / "file").write_text("", encoding="utf-8")
+    for path in (refused.where / "file", refused.where / "file" / "below", refused.where / ("x" * 300)):
+        assert str(path) in refused.sentence("train", "cartpole", "--run-dir", str(path))
+
+
+def finished_run(path: Path, config: Config | None = None, version: int = 40) -> Path:
+    """A run directory as a run leaves it, as far as going on with it needs."""
+    config = config or cartpole()
+    directory = RunDirectory(path)
+    path.mkdir()
+    checkpoint = initial_checkpoint(config, run.describe_env(config.env, config.envs))
+    Checkpoint(
+        layout=checkpoint.layout,
+        generation=1,
+        version=version,
+        optimizer=checkpoint.optimizer,
+        state_names=checkpoint.state_names,
+        states=checkpoint.states,
+        counters={},
+    ).write(directory.checkpoints)
+    write_json(directory.config, config.to_json())
+    return path
+
+
+def test_a_directory_that_holds_a_run_is_not_overwritten(refused: Refused) -> None:
+    path = finished_run(refused.where / "run")
+    sentence = refused.sentence("train", "cartpole", "--run-dir", str(path))
+    assert str(path) in sentence
+    assert "--resume" in sentence
+
+
+def test_a_directory_that_a_living_run_holds_is_refused(refused: Refused) -> None:
+    path = finished_run(refused.where / "run")
+    holder = RunDirectory(path)
+    holder.claim()
+    try:
+        for options in ([], ["--resume"]):
+            assert "still alive" in refused.sentence("train", "cartpole", "--run-dir", str(path), *options)
+    finally:
+        holder.release()
+
+
+def test_resuming_where_there_is_no_run_is_refused(refused: Refused) -> None:
+    path = refused.where / "nowhere"
+    assert str(path) in refused.sentence("train", "cartpole", "--run-dir", str(path), "--resume")
+
+
+def test_resuming_without_a_checkpoint_is_refused(refused: Refused) -> None:
+    path = finished_run(refused.where / "run")
+    (path / "checkpoints" / "v00000040" / "manifest.json").unlink()
+    assert "no checkpoint" in refused.sentence("train", "cartpole", "--run-dir", str(path), "--resume")
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--shards 3", "2 shards, not 3"),
+        ("--env Acrobot-v1", "parameters"),
+        ("--env ALE/Breakout-v5 --model small", "parameters"),
+        ("--optimizer.name rmsprop", "rmsprop"),
+        ("--updates 39", "--updates 39"),
+    ],
+)
+def test_resuming_with_settings_that_do_not_fit_the_checkpoint_is_refused(
+    refused: Refused, options: str, names: str
+) -> None:
+    path = finished_run(refused.where / "run")
+    assert names in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
+
+
+def test_resuming_with_another_recipe_is_refused(refused: Refused) -> None:
+    path = finished_run(refused.where / "run")
+    sentence = refused.sentence("train", "pong", "--run-dir", str(path), "--resume")
+    assert "cartpole" in sentence
+    assert "pong" in sentence
+
+
+def damage_checksum(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (checkpoint / "model.safetensors").write_bytes(content)
+
+
+def remove_optimizer(checkpoint: Path) -> None:
+    (checkpoint / "optimizer-shard-01.safetensors").unlink()
+
+
+def cut_manifest(checkpoint: Path) -> None:
+    content = (checkpoint / "manifest.json").read_bytes()
+    (checkpoint / "manifest.json").write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        (damage_checksum, "model.safetensors"),
+        (remove_optimizer, "optimizer-shard-01.safetensors"),
+        (cut_manifest, "manifest.json"),
+    ],
+)
+def test_resuming_from_a_damaged_checkpoint_names_the_file(
+    refused: Refused, damage: Callable[[Path], None], names: str
+) -> None:
+    path = finished_run(refused.where / "run")
+    damage(path / "checkpoints" / "v00000040")
+    assert names in refused.sentence("train", "--run-dir", str(path), "--resume")
+
+
+def test_a_worker_without_a_cluster_file_is_told_so(refused: Refused) -> None:
+    path = refused.where / "cluster.json"
+    assert str(path) in refused.sentence("worker", str(path))
+    path.write_text("{}", encoding="utf-8")
+    assert str(path) in refused.sentence("worker", str(path))
+
+
+def test_settings_on_the_command_line_override_those_of_the_run_that_is_resumed(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "run", cartpole())
+    config = cli.train_config(["--resume", "--run-dir", str(path), "--updates", "90", "--ppo.clip", "0.3"])
+    assert (config.recipe, config.env, config.envs.num_envs) == ("cartpole", "CartPole-v1", 8)
+    assert (config.updates, config.ppo.clip, config.resume) == (90, 0.3, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "versions"),
+    [([], None), (["--profile"], 100), (["--profile", "--seed", "2"], 100), (["--profile", "7"], 7)],
+)
+def test_profile_may_stand_without_its_number(options: list[str], versions: int | None) -> None:
+    assert cli.train_config(["cartpole", *options]).profile == versions
+
+
+def test_straggle_may_be_repeated() -> None:
+    config = cli.train_config(["cartpole", "--straggle", "0:0.5", "--straggle", "1:2"])
+    assert config.straggle_s() == {0: 0.5, 1: 2.0}
+
+
+def test_the_options_of_train_change_only_on_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(["train", "--help"])
+    assert stop.value.code == 0
+    shown = re.findall(r"^\W*(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
+    assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if this is meant, write the new ones to {GOLDEN}"
+
+
+def test_the_installed_command_answers_with_its_exit_status() -> None:
+    version = subprocess.run([sys.executable, "-m", "zmqrl", "--version"], capture_output=True, text=True, timeout=60)
+    assert (version.returncode, version.stdout) == (0, f"zmqrl {__version__}\n")
+    bare = subprocess.run([sys.executable, "-m", "zmqrl"], capture_output=True, text=True, timeout=60)
+    assert bare.returncode == 0
+    assert "zmqrl train" in bare.stdout
+    bad = subprocess.run([sys.executable, "-m", "zmqrl", "trian"], capture_output=True, text=True, timeout=60)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("zmqrl: ")

@@ -1,0 +1,152 @@
+"""The settings of a run: they travel as JSON, and what cannot be is named before anything starts."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zmqrl.config import CheckpointConfig, Config, WireConfig
+from zmqrl.errors import UsageError
+from zmqrl.recipes import RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_comes_back_from_its_json_as_it_was(recipe: str) -> None:
+    config = RECIPES[recipe]()
+    assert Config.from_json(json.loads(json.dumps(config.to_json(), allow_nan=False))) == config
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_bears_its_own_name_and_passes_its_checks(recipe: str) -> None:
+    config = RECIPES[recipe]()
+    config.check()
+    assert config.recipe == recipe
+    assert config.ppo.minibatch_samples(config.envs.num_envs) > 0
+
+
+def test_settings_of_every_kind_come_back_from_their_json(tmp_path: Path) -> None:
+    config = Config(
+        run_dir=tmp_path,
+        straggle=("0:1.5", "1:2"),
+        quorum=1,
+        stop_score=-3.5,
+        profile=7,
+        wire=WireConfig(port_range="5000-5010", codec="bf16"),
+    )
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_json()), encoding="utf-8")
+    assert Config.read(path) == config
+
+
+def test_settings_that_are_missing_keep_their_defaults() -> None:
+    assert Config.from_json({"workers": 5, "wire": {"codec": "bf16"}}) == Config(
+        workers=5, wire=WireConfig(codec="bf16")
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        ({"wokers": 3}, "wokers"),
+        ({"ppo": {"epoch": 3}}, "ppo.epoch"),
+        ({"workers": "3"}, "workers"),
+        ({"workers": 3.0}, "workers"),
+        ({"workers": True}, "workers"),
+        ({"consistent": 1}, "consistent"),
+        ({"algo": "a3c"}, "algo"),
+        ({"minutes": "soon"}, "minutes"),
+        ({"seed": None}, "seed"),
+        ({"straggle": "0:1"}, "straggle"),
+        ({"straggle": [1]}, "straggle"),
+        ({"run_dir": 3}, "run_dir"),
+        ({"ppo": 3}, "ppo"),
+        ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate"),
+        ({"optimizer": {"learning_rate": -1.0}}, "learning_rate"),
+        ({"optimizer": {}}, "learning_rate"),
+        ({"wire": {"transport": ["ipc"]}}, "wire.transport"),
+    ],
+)
+def test_a_setting_that_is_unknown_or_of_the_wrong_kind_is_named(data: dict[str, Any], names: str) -> None:
+    with pytest.raises(UsageError, match=names):
+        Config.from_json(data)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{", '"run"', "null"])
+def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError):
+        Config.read(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"gone/config\.json"):
+        Config.read(tmp_path / "gone" / "config.json")
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"workers": 0}, "--workers 0"),
+    ({"backups": -1}, "--backups -1"),
+    ({"workers": 1000, "backups": 100}, "1100"),
+    ({"shards": 0}, "--shards 0"),
+    ({"shards": 65}, "--shards 65"),
+    ({"quorum": 0}, "--quorum 0"),
+    ({"quorum": 3}, "--quorum 3"),
+    ({"external_workers": 3}, "--external-workers 3"),
+    ({"external_workers": -1}, "--external-workers -1"),
+    ({"updates": 0}, "--updates 0"),
+    ({"updates": -5}, "--updates -5"),
+    ({"updates": 2**60}, f"--updates {2**60}"),
+    ({"agent_steps": 0}, "--agent-steps 0"),
+    ({"minutes": 0.0}, "--minutes 0"),
+    ({"minutes": -1.0}, "--minutes -1"),
+    ({"minutes": float("inf")}, "--minutes inf"),
+    ({"minutes": float("nan")}, "--minutes nan"),
+    ({"stop_score": float("nan")}, "--stop-score nan"),
+    ({"profile": 0}, "--profile 0"),
+    ({"seed": -1}, "--seed -1"),
+    ({"seed": 2**70}, f"--seed {2**70}"),
+    ({"consistent": True, "backups": 1}, "--consistent"),
+    ({"consistent": True, "quorum": 1}, "--consistent"),
+    ({"straggle": ("1",)}, "--straggle 1"),
+    ({"straggle": ("x:1",)}, "--straggle x:1"),
+    ({"straggle": ("0:nan",)}, "--straggle 0:nan"),
+    ({"straggle": ("0:-1",)}, "--straggle 0:-1"),
+    ({"straggle": ("2:1",)}, "--straggle 2:1"),
+    ({"wire": WireConfig(need_s=0.0)}, "--wire.need-s 0"),
+    ({"wire": WireConfig(need_s=float("inf"))}, "--wire.need-s inf"),
+    ({"wire": WireConfig(port_range="80-90")}, "80-90"),
+    ({"wire": WireConfig(port_range="5000")}, "--wire.port-range 5000"),
+    ({"wire": WireConfig(port_range="5009-5000")}, "5009-5000"),
+    ({"wire": WireConfig(port_range="5000-5004")}, "2 shards need 6"),
+    ({"checkpoint": CheckpointConfig(every_minutes=0.0)}, "--checkpoint.every-minutes 0"),
+    ({"checkpoint": CheckpointConfig(keep=0)}, "--checkpoint.keep 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "names"), BAD, ids=[names for _, names in BAD])
+def test_a_setting_that_cannot_be_is_named_with_its_value(changes: dict[str, Any], names: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        dataclasses.replace(Config(), **changes).check()
+    assert names in str(caught.value)
+
+
+def test_settings_at_their_limits_pass() -> None:
+    Config(
+        workers=1,
+        backups=1023,
+        quorum=1024,
+        shards=64,
+        external_workers=1024,
+        straggle=("1023:0",),
+        seed=2**32 - 1,
+        wire=WireConfig(port_range="1024-65535"),
+        checkpoint=CheckpointConfig(keep=1),
+    ).check()
+
+
+def test_the_quorum_is_the_number_of_workers_unless_it_is_set() -> None:
+    assert Config(workers=4, backups=2).effective_quorum() == 4
+    assert Config(workers=4, backups=2, quorum=5).effective_quorum() == 5

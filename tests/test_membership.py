@@ -1,0 +1,143 @@
+"""Who counts in a run, and which process is started again: decided from numbers handed in, without clock or sockets."""
+
+import pytest
+
+from zmqrl.cluster.local import Exited
+from zmqrl.cluster.membership import NOTICE_EVERY_S, SHRINK_AFTER_S, Membership
+from zmqrl.cluster.restarts import (
+    FAILURES_IN_A_ROW,
+    FIRST_DELAY_S,
+    KILLS_IN_A_ROW,
+    LONGEST_DELAY_S,
+    Restarts,
+)
+from zmqrl.errors import ClusterError
+from zmqrl.ps.shard_events import View
+
+
+def test_a_run_begins_with_every_rank_a_member() -> None:
+    assert Membership(4, 3, "wait").view == View(1, 3, (0, 1, 2, 3))
+
+
+def test_a_quorum_of_workers_is_nothing_to_speak_of() -> None:
+    membership = Membership(4, 3, "shrink")
+    assert membership.observe({0, 1, 3}, 0.0) == (None, None)
+    assert membership.observe({0, 1, 2, 3}, 100.0) == (None, None)
+
+
+def test_the_missing_workers_are_named_at_intervals() -> None:
+    membership = Membership(4, 3, "wait")
+    assert membership.observe({1}, 0.0) == (None, None)
+    assert membership.observe({1}, NOTICE_EVERY_S - 0.1) == (None, None)
+    view, notice = membership.observe({1, 9}, NOTICE_EVERY_S)
+    assert view is None
+    assert notice == "waiting for workers 0, 2, 3: 1 of the 3 needed are here"
+    assert membership.observe({1}, NOTICE_EVERY_S + 0.1) == (None, None)
+    assert membership.observe({1}, 2 * NOTICE_EVERY_S)[1] is not None
+
+
+def test_waiting_starts_anew_when_the_workers_were_here_in_between() -> None:
+    membership = Membership(2, 2, "wait")
+    membership.observe({0}, 0.0)
+    membership.observe({0, 1}, 4.9)
+    assert membership.observe({0}, 5.0) == (None, None)
+    assert membership.observe({0}, 5.0 + NOTICE_EVERY_S)[1] is not None
+
+
+def test_a_run_that_waits_never_lowers_its_quorum() -> None:
+    membership = Membership(2, 2, "wait")
+    membership.observe({0, 1}, 0.0)
+    for now in range(1, 1000):
+        assert membership.observe({0}, float(now))[0] is None
+
+
+def test_a_run_that_shrinks_goes_on_with_the_living_after_a_while() -> None:
+    membership = Membership(3, 3, "shrink")
+    membership.observe({0, 1, 2}, 0.0)
+    membership.observe({0, 2}, 1.0)
+    assert membership.observe({0, 2}, 1.0 + SHRINK_AFTER_S - 0.1)[0] is None
+    view, notice = membership.observe({0, 2}, 1.0 + SHRINK_AFTER_S)
+    assert view == View(2, 2, (0, 1, 2))
+    assert notice == "going on with 2 workers instead of 3"
+    assert membership.observe({0, 2}, 500.0) == (None, None)
+
+
+def test_a_shrunk_run_shrinks_further_but_not_below_one() -> None:
+    membership = Membership(3, 3, "shrink")
+    membership.observe({0, 1, 2}, 0.0)
+    membership.observe({0, 2}, 1.0)
+    membership.observe({0, 2}, 20.0)
+    membership.observe({2}, 21.0)
+    assert membership.observe({2}, 40.0)[0] == View(3, 1, (0, 1, 2))
+    membership.observe(set(), 41.0)
+    view, notice = membership.observe(set(), 99.0)
+    assert view is None
+    assert notice == "waiting for workers 0, 1, 2: 0 of the 1 needed are here"
+
+
+def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> None:
+    membership = Membership(4, 3, "shrink")
+    membership.observe({0, 1, 2, 3}, 0.0)
+    membership.observe({0}, 1.0)
+    membership.observe({0}, 20.0)
+    assert membership.observe({0, 3}, 21.0) == (View(3, 2, (0, 1, 2, 3)), "2 workers are here again")
+    assert membership.observe({0, 1, 2, 3}, 22.0)[0] == View(4, 3, (0, 1, 2, 3))
+    assert membership.observe({0, 1, 2, 3}, 23.0) == (None, None)
+
+
+def test_a_run_does_not_shrink_before_it_was_whole_once() -> None:
+    membership = Membership(2, 2, "shrink")
+    membership.observe({0}, 0.0)
+    assert membership.observe({0}, 1000.0)[0] is None
+
+
+def test_strangers_do_not_count() -> None:
+    membership = Membership(2, 2, "wait")
+    membership.observe({0, 7, 8}, 0.0)
+    assert membership.observe({0, 7, 8}, NOTICE_EVERY_S)[1] == "waiting for workers 1: 1 of the 2 needed are here"
+
+
+def exited(name: str = "worker-0", status: int = 1) -> Exited:
+    return Exited(name, status, "Traceback\nRuntimeError: no display", 1.0)
+
+
+def test_each_restart_waits_twice_as_long_as_the_one_before() -> None:
+    restarts = Restarts()
+    delays = [restarts.delay_s(exited(status=-9)) for _ in range(8)]
+    assert delays[:3] == [FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
+    assert delays[-1] == LONGEST_DELAY_S
+
+
+def test_a_process_that_worked_in_between_starts_with_a_clean_record() -> None:
+    restarts = Restarts()
+    for _ in range(3 * FAILURES_IN_A_ROW):
+        assert restarts.delay_s(exited()) == FIRST_DELAY_S
+        restarts.worked("worker-0")
+
+
+def test_one_process_does_not_pay_for_another() -> None:
+    restarts = Restarts()
+    for number in range(3 * FAILURES_IN_A_ROW):
+        assert restarts.delay_s(exited(f"worker-{number}")) == FIRST_DELAY_S
+
+
+def test_a_process_that_keeps_failing_ends_the_run_with_its_last_words() -> None:
+    restarts = Restarts()
+    for _ in range(FAILURES_IN_A_ROW - 1):
+        restarts.delay_s(exited())
+    with pytest.raises(ClusterError, match=r"(?s)worker-0 died 4 times.*exit status 1.*no display"):
+        restarts.delay_s(exited())
+
+
+def test_being_killed_by_others_is_forgiven_longer_but_not_for_ever() -> None:
+    restarts = Restarts()
+    for _ in range(KILLS_IN_A_ROW - 1):
+        restarts.delay_s(exited(status=-9))
+    with pytest.raises(ClusterError, match="SIGKILL"):
+        restarts.delay_s(exited(status=-9))
+
+
+def test_the_way_a_process_ended_is_told_in_words() -> None:
+    assert exited(status=3).how() == "exit status 3"
+    assert exited(status=-11).how() == "killed by SIGSEGV"
+    assert exited(status=-63).how() == "killed by signal 63"

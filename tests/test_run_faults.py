@@ -1,0 +1,180 @@
+"""Processes of a run are killed: it goes on with an exact history, or ends soon and says why. Nothing is left behind."""
+
+import contextlib
+import itertools
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from run_rig import Run, trained, training
+
+from zmqrl.checkpoint import checkpoints
+
+pytestmark = pytest.mark.timeout(100)
+
+SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
+
+
+def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path) -> None:
+    with training(tmp_path / "run", *SLOWLY) as run:
+        for turn in range(3):
+            for role, number in (("shard", turn % 2), ("worker", (turn + 1) % 2)):
+                run.wait_for(run.files.version() + 5)
+                run.kill(role, number)
+        run.wait_for(run.files.version() + 5)
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+        summary = run.files.assert_summary_exact("interrupted")
+        run.files.assert_history_exact(summary["updates"])
+        said = run.said()
+        assert said.count("died (killed by SIGKILL) and is started again") == 6
+        assert "go back" not in said
+
+
+def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with training(path, *SLOWLY, "--checkpoint.every-minutes", "0.01") as run:
+        run.wait_to_say("checkpoint of version")
+        run.wait_for(run.files.version() + 20)
+        (path / "state" / "shard-1.slots").unlink()
+        run.kill("shard", 1)
+        run.wait_to_say("all shards go back to the checkpoint of version")
+        run.eventually(
+            lambda: run.files.history(1) and run.files.history(1)[-1]["generation"] > 1, "a version of generation 2"
+        )
+        run.wait_for(run.files.version() + 5)
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+    updates = run.files.summary()["updates"]
+    run.files.assert_history_exact(updates)
+    assert run.files.newest().version == updates
+    assert run.files.summary()["params_sha256"] == run.files.newest().params_sha256()
+    for shard in range(2):
+        generations = [line["generation"] for line in run.files.history(shard)]
+        assert generations == sorted(generations)
+    undone = list((path / "history").glob("shard-*.before-generation-2.jsonl"))
+    assert undone, "the versions that were undone are kept"
+    versions = [row["version"] for row in run.files.metrics()]
+    assert versions == sorted(set(versions))
+
+
+def test_a_shard_killed_just_before_the_end_does_not_cost_the_last_checkpoint(tmp_path: Path) -> None:
+    with training(tmp_path / "run") as run:
+        run.wait_for(5)
+        run.kill("shard", 0)
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 130, run.said()
+        summary = run.files.assert_summary_exact("interrupted")
+        assert summary["updates"] >= 5
+        run.files.assert_history_exact(summary["updates"])
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with training(path, *SLOWLY, "--checkpoint.every-minutes", "0.03") as run:
+        run.wait_to_say("checkpoint of version")
+        run.wait_for(run.files.version() + 10)
+        pids = run.pids()
+        assert len(pids) == 4
+        run.process.kill()
+        run.process.wait()
+        run.assert_nothing_left(pids, within_s=5)
+    last = checkpoints(path / "checkpoints")[-1]
+    resumed_at = run.files.newest().version
+    killed_at = run.files.version()
+    assert killed_at > resumed_at
+    kept = [run.files.history(shard)[:resumed_at] for shard in range(2)]
+
+    files = trained(path, "--resume", "--updates", str(killed_at + 10))
+    assert f"resuming from version {resumed_at}" in (tmp_path / "run.stdout").read_text(encoding="utf-8")
+    files.assert_summary_exact("updates")
+    files.assert_history_exact(killed_at + 10)
+    assert [files.history(shard)[:resumed_at] for shard in range(2)] == kept
+    assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
+    versions = [row["version"] for row in files.metrics()]
+    assert versions == sorted(set(versions))
+    assert last.exists()
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_start(tmp_path: Path) -> None:
+    with training(tmp_path / "run") as run:
+        run.eventually(
+            lambda: (run.files.path / "cluster.json").exists() and run.pid("worker", 1), "the start of worker 1"
+        )
+        pids = run.pids()
+        run.process.kill()
+        run.process.wait()
+        run.assert_nothing_left(pids, within_s=8)  # the workers import for seconds before they look around
+
+
+BROKEN_GAME = """
+import sys
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class BrokenGame(CartPoleEnv):
+    def __init__(self, **options):
+        if "worker" in sys.argv[0]:
+            raise RuntimeError("the joystick is not plugged in")
+        super().__init__(**options)
+
+gymnasium.register("Broken-v0", entry_point=BrokenGame)
+"""
+
+
+def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(tmp_path: Path) -> None:
+    (tmp_path / "broken_game.py").write_text(BROKEN_GAME, encoding="utf-8")
+    path = tmp_path / "run"
+    options = ("--env", "broken_game:Broken-v0", "--workers", "1", "--shards", "1")
+    with training(path, *options, environment={"PYTHONPATH": str(tmp_path)}) as run:
+        assert run.wait() == 3
+        assert run.complaint().startswith("zmqrl: worker-0 died 4 times in a row (exit status")
+        assert "the joystick is not plugged in" in run.complaint()
+        assert "Traceback (most recent call last)" not in run.said()
+        summary = run.files.summary()
+        assert (summary["exit_reason"], summary["updates"]) == ("failed", 0)
+        assert not (path / "cluster.json").exists()
+
+
+# A run waits ten seconds before it shrinks; here it waits one.
+IMPATIENT = """
+from zmqrl import cli
+from zmqrl.cluster import membership
+membership.SHRINK_AFTER_S = 1.0
+cli.main()
+"""
+
+
+def test_a_run_may_go_on_with_fewer_when_an_outside_worker_is_lost_and_grow_again(tmp_path: Path) -> None:
+    options = ("--external-workers", "1", "--on-loss", "shrink")
+    with training(tmp_path / "run", *options, program=("-c", IMPATIENT)) as run:
+        run.wait_to_say("ranks 1 are open")
+        with outside_worker(run) as worker:
+            run.wait_for(3)
+            worker.kill()
+        run.wait_to_say("going on with 1 workers instead of 2")
+        run.wait_for(run.files.version() + 20)
+        with outside_worker(run):
+            run.wait_to_say("2 workers are here again")
+            run.eventually(lambda: run.files.history(0)[-1]["quorum"] == 2, "a version of both")
+            run.signal(signal.SIGINT)
+            assert run.wait() == 130, run.said()
+        for shard in range(2):
+            history = run.files.history(shard)
+            assert [line["version"] for line in history] == list(range(1, run.files.summary()["updates"] + 1))
+            assert all(len(set(line["ranks"])) == len(line["ranks"]) == line["quorum"] for line in history)
+            assert [quorum for quorum, _ in itertools.groupby(line["quorum"] for line in history)] == [2, 1, 2]
+
+
+@contextlib.contextmanager
+def outside_worker(run: Run) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json")]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
