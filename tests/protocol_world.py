@@ -1,21 +1,17 @@
 """A whole run on a simulated network that loses, delays, repeats and cuts, under a supervisor."""
 
-import random
 from collections import deque
-from dataclasses import replace
 from typing import Any
 
 from protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, Journal, Link, ShardHost, Slice, WorkerHost
 
+from zmqrl.ps import client_events as c
 from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as s
-from zmqrl.ps import client_events as c
 
 ROUND_S = 0.25
 MOST_ROUNDS = 600
-HELLO = m.Hello(
-    run=RUN, layout=LAYOUT, role="supervisor", rank=0, incarnation=1, host="host", pid=1, secret=SECRET
-)
+HELLO = m.Hello(run=RUN, layout=LAYOUT, role="supervisor", rank=0, incarnation=1, host="host", pid=1, secret=SECRET)
 
 
 class Supervisor:
@@ -144,8 +140,8 @@ class World:
             worker.feed(c.Tick())
 
     def restart_worker(self, rank: int) -> None:
-        """A new process for a worker that died; one that has ended stays away."""
-        if self.workers[rank].state == "dead":
+        """A new process for a worker that died, or that has ended and the STOP was taken back."""
+        if not self.workers[rank].alive and (self.workers[rank].state == "dead" or not self.supervisor.stop):
             self.workers[rank] = WorkerHost(self, rank)
 
     def forge(self, header: m.Gradient, payload_bytes: int = 4, *, finite: bool = True) -> None:
@@ -183,7 +179,7 @@ class World:
 
     def must_get_on(self, versions: int = 2) -> None:
         """After the faults, every shard makes more versions."""
-        done = {shard: 0 for shard in self.shards}
+        done = dict.fromkeys(self.shards, 0)
         for _ in range(MOST_ROUNDS):
             before = {shard: shard.at() for shard in self.shards}
             self.heal()
@@ -209,11 +205,8 @@ class World:
         lines = [f"{self.now:.2f} s, supervisor: {self.supervisor.view}, generation {self.supervisor.generation}"]
         for shard in self.shards:
             if shard.machine is not None:
-                machine = shard.machine
-                lines.append(
-                    f"shard {shard.number}: {machine.state} {shard.at()} view {machine.view} held {sorted(machine.held)} "
-                    f"published {machine.published} stop {machine.stop}"
-                )
+                machine, held = shard.machine, sorted(shard.machine.held)
+                lines.append(f"shard {shard.number}: {machine.state} {shard.at()} {machine.view} {held} {machine.stop}")
         for worker in self.workers:
             lines.append(f"worker {worker.rank}.{worker.incarnation}: {worker.state} above {worker.above}")
             lines += [f"    {link}" for link in worker.machine.links if worker.alive]

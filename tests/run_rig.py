@@ -19,6 +19,8 @@ from zmqrl.checkpoint import Checkpoint, checkpoints
 
 # Deadlines are for a busy machine: a run of a second needs five when its processes have to import torch.
 WITHIN_S = 60.0
+# Short rollouts: a new one every 16 updates, of 256 agent steps a worker.
+QUICKLY = ("--ppo.rollout-steps", "32")
 
 SUMMARY_KEYS = {
     "exit_reason",
@@ -176,7 +178,7 @@ def training(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
     """``zmqrl train cartpole --run-dir PATH OPTIONS``; leaving the block ends it and asserts that nothing is left."""
-    command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *options]
+    command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     with (
         (path.parent / f"{path.name}.stdout").open("wb") as stdout,
         (path.parent / f"{path.name}.stderr").open("wb") as stderr,

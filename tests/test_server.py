@@ -2,6 +2,7 @@
 
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zmq
 from network import Listener, Wire, proxied
 from rig import (
     QUICK_WORKER,
@@ -198,12 +200,14 @@ def test_nothing_is_published_before_a_quorum_is_there_to_hear_it(tmp_path: Path
         Connection(running.cluster, 0, timing=QUICK_WORKER) as first,
     ):
         eventually(lambda: running.stats()[0].present == (0,), "worker 0")
-        assert first.pull(timeout_s=10) is not None, "who asks gets it, so that it can begin to play"
+        with pytest.raises(ClusterError, match="no version above -1"):
+            first.pull(timeout_s=0.5)
         heard = len(listener.said[0])
         eventually(lambda: len(listener.said[0]) > heard + 2, "heartbeats")
         assert listener.newest(0) == -1
         with Connection(running.cluster, 1, timing=QUICK_WORKER) as second:
             assert second.pull(timeout_s=10) is not None
+            assert first.pull(timeout_s=10) is not None
             eventually(lambda: listener.newest(0) == 0, "version 0")
 
 
@@ -244,6 +248,26 @@ def test_a_late_joiner_gets_the_newest_version_at_once(tmp_path: Path) -> None:
         assert late.pulled[0] == (1, 100)
         first.thread.join()
         np.testing.assert_array_equal(running.end_with(120), running.replay())
+
+
+def test_a_subscriber_that_reads_late_still_reads_what_was_published(tmp_path: Path) -> None:
+    options = {"count": 500_000, "shards": 1, "workers": 1, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        context: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
+        late = stack.enter_context(context.socket(zmq.SUB))
+        late.rcvhwm = 1
+        late.subscribe(m.TOPIC_WEIGHTS)
+        late.connect(running.cluster.endpoints[0]["weights"])
+        workers = ExitStack()
+        stack.enter_context(workers)
+        workers.enter_context(Worker(running.cluster, 0))
+        running.wait_for(30)  # its slots of memory were all written again and again
+        for _ in range(8):
+            _, header, payload = late.recv_multipart()
+            message = framing.decode(header)
+            assert isinstance(message, m.Weights)
+            assert zlib.crc32(payload) == message.crc32
+        running.finish(workers)
 
 
 def test_a_worker_can_leave_and_come_back(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def pong() -> Config:
         recipe="pong",
         env="ALE/Pong-v5",
         envs=EnvConfig(num_envs=16),
-        ppo=PPOConfig(rollout_steps=64, epochs=3, minibatches=4),
-        optimizer=OptimizerConfig(learning_rate=5e-4, epsilon=1e-5),
+        ppo=PPOConfig(rollout_steps=64, epochs=3, minibatches=8, clip=0.2),
+        optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5),
     )
 
 

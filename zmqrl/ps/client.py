@@ -27,6 +27,8 @@ from zmqrl.ps.client_events import (
     Writable,
 )
 
+SNAPSHOT_MOST_S = 30.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -58,6 +60,7 @@ class Link:
     heard_at: float = 0.0
     hello_at: float | None = None
     snapshot_at: float | None = None
+    snapshot_wait_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -250,9 +253,13 @@ class Client:
         lagging = [link for link in self.links if link.version == low]
         if len(lagging) < len(self.links) and not self._may_help(low, lagging):
             return []
+        if any(link.final is not None and link.final <= low for link in self.links):
+            return []  # nobody will take a contribution to the last version
         missing = [shard for shard, link in enumerate(self.links) if low not in link.payloads]
         if missing:
-            return [action for shard in missing for action in self._request(shard, low, now)]
+            # What a lagging shard has not published yet is not asked for: the start waits for a quorum of listeners.
+            helping = [shard for shard in missing if self.links[shard].version > low]
+            return [action for shard in helping for action in self._request(shard, low, now)]
         self.pulling_above, self.assembled_generation = None, generation
         return [Assembled(generation, low, tuple(link.payloads[low] for link in self.links))]
 
@@ -263,8 +270,11 @@ class Client:
 
     def _request(self, shard: int, version: int | None, now: float) -> list[Action]:
         link = self.links[shard]
-        if not link.welcomed or (link.snapshot_at is not None and now - link.snapshot_at < self.timing.snapshot_s):
+        if not link.welcomed or (link.snapshot_at is not None and now - link.snapshot_at < link.snapshot_wait_s):
             return []
+        # On a slow link the answer to the last request may still be on its way.
+        again = link.snapshot_at is not None
+        link.snapshot_wait_s = min(2 * link.snapshot_wait_s, SNAPSHOT_MOST_S) if again else self.timing.snapshot_s
         link.snapshot_at = now
         return [SendControl(shard, m.SnapshotRequest(run=self.run, version=version))]
 
@@ -361,8 +371,6 @@ class Client:
                 link.payloads[message.version] = (message.codec, event.payload)
                 actions += [*self._settle(link, message), *self._seen(shard, message.version)]
                 return [*actions, *self._assemble(now)]
-            case m.Missing():
-                link.snapshot_at = None
             case m.Refuse():
                 return [Failed(f"shard {shard} refuses worker {self.rank}: {message.reason}")]
         return []

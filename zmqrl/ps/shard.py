@@ -4,6 +4,7 @@ Events go in, actions come out in the order in which they must be carried out. `
 """
 
 import hmac
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,13 +64,13 @@ class Worker:
 
     incarnation: int | None = None
     peer: bytes | None = None
-    here: set[int] = field(default_factory=set)
+    here: Counter[int] = field(default_factory=Counter)  # live subscriptions by incarnation
     heard_at: float | None = None
     progress: int = 0
 
     def present(self) -> bool:
         """Whether the subscription of the newest incarnation is alive."""
-        return self.incarnation in self.here if self.incarnation is not None else bool(self.here)
+        return bool(self.here if self.incarnation is None else self.here[self.incarnation])
 
 
 class Shard:
@@ -206,6 +207,7 @@ class Shard:
             ranks=ranks,
             tallies={rank: (t[0], t[1], t[2], t[3]) for rank, t in self.tallies.items()},
             unattributed=self.unattributed,
+            stop=self.stop,
             **self.since_last,
         )
         assert self.accumulated == len(ranks) >= 1
@@ -264,11 +266,10 @@ class Shard:
             self.unattributed = record.unattributed
         self.published = event.recovered
         self.armed = self.captured = None
-        self.stop = None
+        self.stop = record.stop
         self._progressed(now)
-        waiting = [worker.peer for worker in self.workers.values() if worker.peer is not None and worker.present()]
-        welcomes = [Send(peer, self._welcome()) for peer in waiting]
-        return [*welcomes, *self._publish_first(), *self._milestones(), self._heartbeat(now)]
+        answers = [action for rank in sorted(self.workers) for action in self._answer_hello(rank)]
+        return [*answers, *self._publish_first(), *self._milestones(), self._heartbeat(now)]
 
     def _set_view(self, view: View) -> None:
         self.view = view
@@ -282,16 +283,17 @@ class Shard:
                 return []
             worker = self.workers[event.rank] = Worker()
         if not event.here:
-            worker.here.discard(event.incarnation)
+            # The subscription of a connection that was cut may end after that of the next one began.
+            worker.here -= Counter([event.incarnation])
             return [Log("info", f"worker {event.rank} is gone")] if not worker.here else []
         # Bounded: an honest rank has one live subscription, or two while it is being replaced.
         if len(worker.here) >= 16:
-            worker.here.discard(min(worker.here))
-        worker.here.add(event.incarnation)
+            del worker.here[min(worker.here)]
+        worker.here[event.incarnation] += 1
         worker.heard_at = now
         actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
-        if worker.peer is not None and worker.incarnation == event.incarnation and self.state != "empty":
-            actions.append(Send(worker.peer, self._welcome()))
+        if worker.incarnation == event.incarnation:
+            actions += self._answer_hello(event.rank)
         return actions + self._publish_first()
 
     def _publish_first(self) -> list[Action]:
@@ -323,7 +325,7 @@ class Shard:
             case m.Leave():
                 worker = self.workers.get(message.rank)
                 if worker is not None and worker.incarnation == message.incarnation:
-                    worker.here.discard(message.incarnation)
+                    del worker.here[message.incarnation]
                     worker.peer = None
                 return [
                     Send(peer, m.Left(run=message.run, shard=self.identity.shard)),
@@ -363,9 +365,16 @@ class Shard:
         if worker.peer not in (None, peer) and worker.incarnation != hello.incarnation:
             actions.append(Send(worker.peer, self._refuse("replaced", f"a newer process took rank {hello.rank}.")))
         worker.incarnation, worker.peer, worker.heard_at = hello.incarnation, peer, now
-        if self.state != "empty" and hello.incarnation in worker.here:
-            actions += [Send(peer, self._welcome()), *self._publish_first()]
-        return actions
+        return [*actions, *self._answer_hello(hello.rank), *self._publish_first()]
+
+    def _answer_hello(self, rank: int) -> list[Action]:
+        """A HELLO is answered when there is something to be welcomed to, and the subscription to hear it is there."""
+        worker = self.workers[rank]
+        if self.state == "empty" or worker.peer is None or worker.incarnation not in worker.here:
+            return []
+        if rank not in self.view.members:
+            return [Send(worker.peer, self._refuse("rank", f"rank {rank} is no member of this run."))]
+        return [Send(worker.peer, self._welcome())]
 
     def _refusal(self, hello: m.Hello) -> m.Refuse | None:
         me = self.identity

@@ -24,7 +24,7 @@ class Record:
     """How a version came to be. Committed with it, so that a restarted shard knows what it had published.
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the version before; ``tallies`` are totals by rank,
-    ``(used, late, duplicate, rejected)``.
+    ``(used, late, duplicate, rejected)``. ``stop`` is the last version to make, as far as it was known.
     """
 
     generation: int
@@ -37,6 +37,7 @@ class Record:
     rejected: int
     tallies: dict[int, tuple[int, int, int, int]]
     unattributed: int
+    stop: int | None = None
 
 
 # Events
