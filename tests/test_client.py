@@ -162,8 +162,7 @@ def test_a_version_is_assembled_when_all_its_slices_are_here() -> None:
     client = welcomed()
     client.handle(Pulling(-1), 0.0)
     assert of(Assembled, weights(client, 1, 0)) == []
-    slices = (("f32", "slice 0 of 0"), ("f32", "slice 1 of 0"))
-    assert of(Assembled, weights(client, 0, 0)) == [Assembled(1, 0, slices)]
+    assert of(Assembled, weights(client, 0, 0)) == [Assembled(1, 0, (("f32", "slice 0 of 0"), ("f32", "slice 1 of 0")))]
 
 
 def test_slices_that_came_before_the_pull_are_assembled_at_once() -> None:
@@ -217,14 +216,26 @@ def test_a_lost_publication_is_noticed_by_the_heartbeat_and_asked_for_once() -> 
 
 
 def test_nothing_is_asked_for_that_was_not_published() -> None:
-    assert snapshots(heartbeat(welcomed(), 0, 0, published=False)) == []
+    client = welcomed()
+    assert snapshots(client.handle(Pulling(-1), 0.0)) == []
+    assert snapshots(heartbeat(client, 0, 0, published=False)) == []
 
 
-def test_a_missing_snapshot_may_be_asked_for_again_at_once() -> None:
+def test_requests_without_an_answer_back_off_until_one_comes() -> None:
+    client = contributed()
+    asked = [at for at in range(100) if snapshots(heartbeat(client, 0, 1, now=float(at)))]
+    assert asked == [0, 2, 6, 14, 30, 60, 90]
+    snapshot(client, 0, 1)
+    heartbeat(client, 0, 2, now=200.0)
+    assert snapshots(heartbeat(client, 0, 2, now=202.0)) == [(0, None)]
+
+
+def test_a_missing_snapshot_is_asked_for_again_later() -> None:
     client = contributed()
     heartbeat(client, 0, 1, now=1.0)
     client.handle(ControlArrived(0, m.Missing(run="run", shard=0, version=1)), 1.1)
-    assert snapshots(heartbeat(client, 0, 1, now=1.2)) == [(0, None)]
+    assert snapshots(heartbeat(client, 0, 1, now=1.2)) == []
+    assert snapshots(heartbeat(client, 0, 1, now=3.0)) == [(0, None)]
 
 
 def test_an_older_snapshot_does_not_take_a_shard_back() -> None:
@@ -351,7 +362,8 @@ def test_a_resend_names_the_view_of_the_shard_by_then() -> None:
 
 
 def need_message(**fields: Any) -> m.Need:
-    return m.Need(**{"shard": 0, "version": 0, "held": ()} | ABOUT | fields)
+    about: dict[str, Any] = {"shard": 0, "version": 0, "held": ()}
+    return m.Need(**about | ABOUT | fields)
 
 
 def test_the_record_of_a_version_tells_what_became_of_our_slice() -> None:
@@ -546,6 +558,15 @@ def test_bye_releases_the_gradient_and_nothing_is_assembled_after_the_end() -> N
     assert of(Release, [*bye(client, 0, 1), *bye(client, 1, 1)]) == [Release()]
     client.handle(Pulling(0), 0.0)
     assert of(Assembled, [*weights(client, 0, 1), *weights(client, 1, 1)]) == []
+
+
+def test_no_work_begins_that_a_shard_will_not_take() -> None:
+    client = contributed()
+    weights(client, 0, 1)
+    weights(client, 1, 1)
+    bye(client, 0, 1)
+    assert of(Assembled, client.handle(Pulling(0), 0.0)) == []
+    assert [a.version for a in of(Assembled, heartbeat(client, 0, 1))] == [1]
 
 
 def test_a_shard_that_ended_ahead_of_a_stuck_one_does_not_keep_us_from_helping() -> None:

@@ -94,7 +94,9 @@ def arrive(shard: Shard, worker: int, now: float = 0.0, incarnation: int = 10) -
 
 def push(machine: Shard, worker: int, now: float = 0.0, *, finite: bool = True, size: int = 64, **fields: Any) -> Any:
     """A contribution to the open version arrives, or one that differs from it in ``fields``."""
-    header = replace(GRADIENT, rank=worker, generation=machine.generation, version=machine.version, view=machine.view.id)
+    header = replace(
+        GRADIENT, rank=worker, generation=machine.generation, version=machine.version, view=machine.view.id
+    )
     return machine.handle(GradientArrived(replace(header, **fields), f"payload {worker}", size, lambda: finite), now)
 
 
@@ -533,6 +535,15 @@ def test_a_stranger_gets_no_snapshot() -> None:
     assert shard.unattributed == 1
 
 
+def test_a_new_connection_counts_when_the_end_of_the_one_before_is_noticed_later() -> None:
+    shard = opened()
+    shard.handle(PresenceChanged(0, 10, here=True), 0.0)
+    shard.handle(PresenceChanged(0, 10, here=False), 0.0)
+    assert shard.workers[0].present()
+    shard.handle(PresenceChanged(0, 10, here=False), 0.0)
+    assert not shard.workers[0].present()
+
+
 def test_who_leaves_is_told_so_and_no_longer_there() -> None:
     shard = opened()
     leave = m.Leave(run="run", rank=0, incarnation=10)
@@ -735,6 +746,15 @@ def test_a_recovered_shard_goes_on_with_its_tallies_and_serves_both_versions() -
     assert tallies(shard) == {0: [4, 1, 1, 0], 2: [0, 1, 0, 0]}
     assert shard.unattributed == 3
     assert of(Update, make_version(shard, 0, 1))
+
+
+def test_a_shard_that_had_ended_has_ended_when_it_is_back() -> None:
+    shard = opened()
+    control(shard, stop_at(1))
+    (update,) = of(Update, make_version(shard, 0, 1))
+    again = Shard(IDENTITY, Timing())
+    assert published(again.handle(StateRestored(update.record, recovered=True), 0.0)) == ["bye", "bye"]
+    assert again.state == "ended"
 
 
 def test_a_recovered_shard_uses_no_contribution_before_it_knows_the_workers_incarnation() -> None:

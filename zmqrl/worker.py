@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from zmqrl.agent.envs import Game, make_envs
@@ -26,42 +27,26 @@ REPORT_EVERY_S = 0.2
 GAMES_IN_A_REPORT = 32
 
 
-def work(connection: Connection, config: Config, rank: int, *, threads: int, log: logging.Logger) -> None:
+def work(connection: Connection, agent: "Agent", config: Config, log: logging.Logger) -> None:
     """Contribute to every version until the run ends.
 
     Versions i*U to (i+1)*U - 1 are learned from one rollout (iteration i). A rollout that took so long that the run
     is more than one iteration further is dropped.
     """
-    torch.set_num_threads(threads)
-    torch.manual_seed(config.seed)
-    device = torch.device(config.device)
-    seed = config.seed * 10_000 + rank
-    envs = make_envs(config.env, config.envs, threads=threads)
-    model = make_model(config.model, envs.observation_shape, envs.num_actions, device=device)
-    parameters = FlatParameters(model)
-    algorithm = config.algorithm
-    learner = Learner(model, algorithm, seed=seed)
-    player = Player(model, envs, seed, device, connection.spans)
-    rollout = Rollout(
-        steps=algorithm.rollout_steps,
-        num_envs=envs.num_envs,
-        observation_shape=envs.observation_shape,
-        observation_dtype=envs.observation_dtype,
-        device=device,
-    )
+    spans, parameters, rollout, learner = connection.spans, agent.parameters, agent.rollout, agent.learner
     reporter = Reporter(connection, rollout.steps * rollout.num_envs)
-    delay_s = config.straggle_s().get(rank, 0.0)
-    per_rollout = algorithm.updates_per_rollout
+    delay_s = config.straggle_s().get(connection.rank, 0.0)
+    per_rollout = config.algorithm.updates_per_rollout
     iteration, acted_at = -1, 0
 
     weights = connection.pull()
     profile_until = weights.version + (config.profile or 0) if weights is not None else 0
     while weights is not None:
-        connection.spans.recording = weights.version < profile_until
+        spans.recording = weights.version < profile_until
         parameters.load(weights.vector)
         if weights.version // per_rollout != iteration:
             acted_at = weights.version
-            reporter.played(player.play(rollout))
+            reporter.played(agent.player.play(rollout))
             weights = connection.pull(weights.version - 1)
             if weights is None:
                 break
@@ -74,14 +59,35 @@ def work(connection: Connection, config: Config, rank: int, *, threads: int, log
                 continue
             learner.prepare(rollout)
         gradient = connection.gradient_buffer()
-        with connection.spans("gradient"), parameters.gradient_in(gradient):
+        with spans("gradient"), parameters.gradient_in(gradient):
             losses = learner.gradient(rollout, weights.version % per_rollout, weights.version)
         time.sleep(delay_s)
         connection.push(weights, gradient)
         reporter.learned(weights, losses, lag=weights.version - acted_at)
         weights = connection.pull(weights.version)
     reporter.send()
-    envs.close()
+
+
+class Agent:
+    """What a worker computes with: games, network, memory. Making it takes seconds."""
+
+    def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
+        """``version`` is about where the run is: a worker that is started again does not play the same games."""
+        torch.set_num_threads(threads)
+        device = torch.device(config.device)
+        seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
+        self.envs = make_envs(config.env, config.envs, threads=threads)
+        model = make_model(config.model, self.envs.observation_shape, self.envs.num_actions, device=device)
+        self.parameters = FlatParameters(model)
+        self.learner = Learner(model, config.algorithm, seed=seed)
+        self.player = Player(model, self.envs, seed, device, spans)
+        self.rollout = Rollout(
+            steps=config.algorithm.rollout_steps,
+            num_envs=self.envs.num_envs,
+            observation_shape=self.envs.observation_shape,
+            observation_dtype=self.envs.observation_dtype,
+            device=device,
+        )
 
 
 class Reporter:
@@ -130,14 +136,24 @@ class Reporter:
 
 
 def join(
-    cluster: Cluster, config: Config, rank: int, *, threads: int, trace_path: Path | None, log: logging.Logger
+    cluster: Cluster,
+    config: Config,
+    rank: int,
+    *,
+    version: int,
+    threads: int,
+    trace_path: Path | None,
+    log: logging.Logger,
 ) -> None:
     """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError."""
     spans = Spans()
+    agent = Agent(config, rank, version, threads=threads, spans=spans)
     try:
+        # Only now: to be connected means to be ready to play.
         with Connection(cluster, rank, spans=spans, log=log) as connection:
-            work(connection, config, rank, threads=threads, log=log)
+            work(connection, agent, config, log)
     finally:
+        agent.envs.close()
         if trace_path is not None:
             write_trace(trace_path, chrome_events(spans.events, os.getpid(), f"worker {rank}"))
 
@@ -153,6 +169,7 @@ def main() -> None:
             Cluster.from_json(job["cluster"]),
             Config.from_json(job["config"]),
             job["rank"],
+            version=job["version"],
             threads=job["threads"],
             trace_path=trace_path,
             log=log,

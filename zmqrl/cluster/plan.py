@@ -53,12 +53,13 @@ class Plan:
         log_path = self.directory.log(name)
         return Task(name=name, module="zmqrl.ps.server", job=job.to_json(), log_path=log_path, threads=1)
 
-    def worker_task(self, rank: int, cluster: Mapping[str, Any]) -> Task:
-        """A worker that finds the shards by ``cluster``."""
+    def worker_task(self, rank: int, version: int, cluster: Mapping[str, Any]) -> Task:
+        """A worker that finds the shards by ``cluster``; the run is at about ``version``."""
         name = f"worker-{rank}"
         job = {
             "cluster": cluster,
             "rank": rank,
+            "version": version,
             "config": self.config.to_json(),
             "threads": self.worker_threads,
             "trace_path": str(self.directory.trace_of(name)) if self.config.profile else None,

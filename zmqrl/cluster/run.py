@@ -163,5 +163,6 @@ def join(cluster_path: Path, rank: int | None, threads: int) -> int:
         raise UsageError(f"rank {rank} is not open; open are {', '.join(map(str, cluster.open_ranks)) or 'none'}.")
     log = log_to_stderr("zmqrl.worker")
     log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-    work(cluster, config, rank, threads=threads, trace_path=None, log=log)
+    # Where the run is, it learns only when it has joined; the time is as good to seed its games with.
+    work(cluster, config, rank, version=int(time.time()), threads=threads, trace_path=None, log=log)
     return 0

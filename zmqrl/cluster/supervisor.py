@@ -100,7 +100,7 @@ class Supervisor:
         self.down.clear()
         self._load(self.checkpoint)
         for rank in self.plan.local_ranks:
-            self._start(self.plan.worker_task(rank, self._cluster()))
+            self._start(self._worker_task(rank))
         self._write_cluster()
         if self.config.external_workers:
             ranks = ", ".join(map(str, self.plan.open_ranks))
@@ -208,8 +208,11 @@ class Supervisor:
             if role == "shard":
                 self._start(self.plan.shard_task(int(number), self.endpoints.get(int(number))))
             else:
-                self._start(self.plan.worker_task(int(number), self._cluster()))
+                self._start(self._worker_task(int(number)))
             self._write_cluster()
+
+    def _worker_task(self, rank: int) -> Task:
+        return self.plan.worker_task(rank, max(self.seen.values()), self._cluster())
 
     def _exited(self, exited: Exited) -> None:
         if exited.name.startswith("shard-"):

@@ -199,7 +199,7 @@ class RunMetrics:
         self._contributed_at_s: dict[int, float] = {}
 
         self._row_version, self._row_agent_steps = self._version, self._agent_steps
-        self._smooth_steps = self._smooth_s = 0.0
+        self._smooth_steps = self._smooth_updates = self._smooth_s = 0.0
         self._span_s: defaultdict[str, float] = defaultdict(float)
         self._worker_updates = 0.0
         self._begin_row()
@@ -292,9 +292,9 @@ class RunMetrics:
     def row(self, wall_s: float) -> dict[str, Any]:
         """The next row of ``metrics.jsonl``; ``wall_s`` are the seconds since this start of the run.
 
-        ``wall_s`` in the row goes on from the checkpoint's. Means and ``updates_per_s`` are over the time since the
-        last row. Workers report whole rollouts, so ``agent_steps_per_s`` and ``split_s``, the mean time of one worker
-        in one update by span, are over about the last 30 s. ``missing_s`` are the members whose contribution to the
+        ``wall_s`` in the row goes on from the checkpoint's. Means are over the time since the last row, rates
+        and ``split_s``, the mean time of one worker in one update by span, over about the last 30 s, because workers
+        report whole rollouts. ``missing_s`` are the members whose contribution to the
         open version has not arrived, and how long ago they last made one. ``contributions`` and ``agent_steps`` are
         cumulative over the run, the counts by rank since this start.
         """
@@ -304,6 +304,7 @@ class RunMetrics:
         updates = max(0, self._version - self._row_version)
         keep = math.exp(-elapsed_s / SMOOTHING_S)
         self._smooth_steps = self._smooth_steps * keep + steps
+        self._smooth_updates = self._smooth_updates * keep + updates
         self._smooth_s = self._smooth_s * keep + elapsed_s
         row = {
             # The worker chooses these names: what follows overrules them.
@@ -314,7 +315,7 @@ class RunMetrics:
             "agent_steps": self._agent_steps,
             "abandoned_steps": self._abandoned_steps,
             "agent_steps_per_s": _rate(self._smooth_steps, self._smooth_s),
-            "updates_per_s": _rate(updates, elapsed_s),
+            "updates_per_s": _rate(self._smooth_updates, self._smooth_s),
             "score_mean_50": _mean(self._scores) if self._scores else None,
             "episodes": self._episodes,
             "policy_lag": self._lags.means().get("policy_lag"),

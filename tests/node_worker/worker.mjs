@@ -1,0 +1,270 @@
+// A worker of `zmqrl/1` in Node.js, written from docs/protocol.md alone; § are sections of that page.
+// It plays no game and has no network: its gradient is a constant, all around the gradient is real.
+//
+//     node worker.mjs DIR/cluster.json RANK
+//
+// Exit status: 0 the run has ended, 1 refused or left alone, 2 bad usage, 130 interrupted. The last line on stdout is
+// a JSON object of what it did. Node has one thread: a real gradient belongs in a worker_threads.Worker (§1.3).
+import { readFileSync } from "node:fs";
+import { hostname } from "node:os";
+import { decode, encode } from "@msgpack/msgpack";
+import { Dealer, Push, Subscriber } from "zeromq";
+
+const PROTOCOL = "zmqrl/1";
+const HELLO_S = 1.0, PING_S = 1.0, SNAPSHOT_S = 2.0, LEASE_S = 60.0; // §1.10
+const LEAVE_S = 2.0, REPORT_S = 0.2, TICK_S = 0.02;
+const SOCKET = { // §1.3; milliseconds
+  linger: 0, ipv6: true, handshakeInterval: 5000, reconnectInterval: 100, reconnectMaxInterval: 3000,
+  heartbeatInterval: 2000, heartbeatTimeout: 6000, heartbeatTimeToLive: 6000,
+};
+const SENDING = { ...SOCKET, immediate: true, sendTimeout: 0 }; // a timeout of 0 is ZMQ_DONTWAIT here
+
+// What a worker receives: the fields in the order of §1.8. JavaScript cannot tell 1.0 from 1.
+const text = (x) => typeof x === "string", bool = (x) => typeof x === "boolean";
+const int = (x) => Number.isSafeInteger(x) && x >= 0, ints = (x) => Array.isArray(x) && x.every(int);
+const ONE = { run: text, shard: int }, STAND = { ...ONE, incarnation: int, generation: int, version: int };
+const WEIGHTS = { ...STAND, view: int, quorum: int, members: ints, ranks: ints, codec: text, crc32: int };
+const FIELDS = {
+  WEIGHTS, SNAPSHOT: WEIGHTS,
+  WELCOME: { ...STAND, view: int, quorum: int, members: ints, codec: text, state: text, published: bool },
+  HEARTBEAT: { ...STAND, view: int, held: ints, published: bool },
+  NEED: { ...STAND, view: int, held: ints },
+  BYE: STAND,
+  MISSING: { ...ONE, version: int },
+  PONG: { ...ONE, sent_us: int, received_us: int, answered_us: int },
+  REFUSE: { run: text, code: text, reason: text },
+  LEFT: ONE,
+};
+
+/** The message in the frames behind the topic, as {kind, field: value, ..., payload}; null when it is malformed. */
+function parse(frames) {
+  let values;
+  try { values = decode(frames[0]); } catch { return null; }
+  if (!Array.isArray(values) || values[0] !== PROTOCOL || !Object.hasOwn(FIELDS, values[1])) return null;
+  const [, kind, ...fields] = values, types = Object.entries(FIELDS[kind]);
+  if (frames.length !== (FIELDS[kind] === WEIGHTS ? 2 : 1)) return null;
+  if (fields.length !== types.length || !types.every(([, accepts], i) => accepts(fields[i]))) return null;
+  return { kind, ...Object.fromEntries(types.map(([name], i) => [name, fields[i]])), payload: frames[1] };
+}
+
+// §1.5. Typed arrays have the byte order of the machine, which is little-endian wherever Node runs but on s390x.
+const BYTES = { f32: 4, bf16: 2 };
+function toFloats({ codec, payload }) {
+  const bytes = payload.buffer.slice(payload.byteOffset, payload.byteOffset + payload.length);
+  return new Float32Array(codec === "f32" ? bytes : Uint32Array.from(new Uint16Array(bytes), (x) => x << 16).buffer);
+}
+function toPayload(codec, floats) {
+  const bytes = floats.slice().buffer;
+  if (codec === "f32") return Buffer.from(bytes);
+  const round = (x, i) => (Number.isNaN(floats[i]) ? 0x7fc0 : (x + 0x7fff + ((x >>> 16) & 1)) >>> 16);
+  return Buffer.from(Uint16Array.from(new Uint32Array(bytes), round).buffer);
+}
+
+const seconds = () => performance.now() / 1000;
+const fail = (status, sentence) => { console.error(`node worker: ${sentence}`); process.exit(status); };
+
+/** One shard as this worker knows it (§1.6), and the three sockets to it (§1.3). */
+class Shard {
+  incarnation = 0; generation = 0; version = 0; view = 0; welcomed = false;
+  slices = new Map(); // version -> {codec, payload}: the newest and the one before
+  contribution = null; // none or closed; else {generation, version, payload, attempt, state: "pending" or "sent"}
+  needs = []; // `held` of each NEED for `version`
+  ended = false; // its newest word is BYE
+  left = false;
+  helloAt = 0; pingAt = 0; askAt = 0; heardAt = seconds();
+
+  constructor(index, endpoints, worker) {
+    Object.assign(this, { index, worker });
+    this.grad = new Push({ ...SENDING, sendHighWaterMark: 2 });
+    this.weights = new Subscriber({ ...SOCKET, receiveHighWaterMark: 3 });
+    this.control = new Dealer({ ...SENDING, sendHighWaterMark: 8, receiveHighWaterMark: 8 });
+    this.weights.subscribe("W", "H", "N", "X");
+    this.weights.subscribe(`P/${worker.rank}/${worker.incarnation}`);
+    for (const name of ["grad", "weights", "control"]) this[name].connect(endpoints[name]);
+    this.read(this.weights, 1);
+    this.read(this.control, 0);
+  }
+
+  async read(socket, topics) {
+    for await (const frames of socket) {
+      const message = parse(frames.slice(topics));
+      if (message?.kind === "REFUSE") fail(1, `shard ${this.index} refuses (${message.code}): ${message.reason}`);
+      if (message?.run !== this.worker.run || message.shard !== this.index) continue;
+      this.heardAt = seconds();
+      if (message.kind === "LEFT") this.left = true;
+      if ("generation" in message && this.follow(message)) this.act(message);
+      this.worker.advance();
+    }
+  }
+
+  /** The four rules at the head of §1.6. False: the message is out of date. */
+  follow({ incarnation, generation, version, view = 0 }) {
+    if (incarnation > this.incarnation) { // helloAt 0: HELLO with the next tick, unless this is a WELCOME
+      Object.assign(this, { incarnation, view: 0, welcomed: false, needs: [], ended: false, helloAt: 0, askAt: 0 });
+    }
+    if (incarnation < this.incarnation || generation < this.generation) return false;
+    if (generation > this.generation) {
+      Object.assign(this, { generation, version: 0, slices: new Map(), contribution: null, needs: [], ended: false });
+    }
+    if (version > this.version) {
+      Object.assign(this, { version, needs: [] });
+      for (const old of this.slices.keys()) if (old < version - 1) this.slices.delete(old);
+      if (this.contribution?.attempt === 0) this.worker.totals.skipped += 1; // never sent, and late by now
+      this.contribution = null;
+    }
+    this.view = Math.max(this.view, view);
+    return true;
+  }
+
+  act({ kind, version, held, published, codec, payload }) {
+    if (kind === "BYE") this.ended = true;
+    if (["HEARTBEAT", "NEED", "WEIGHTS"].includes(kind)) this.ended = false;
+    if (kind === "WELCOME") this.welcomed = true;
+    if (kind === "SNAPSHOT") this.askAt = 0;
+    const [start, stop] = this.worker.layout.slices[this.index];
+    if (payload?.length === (stop - start) * BYTES[codec] && version >= this.version - 1) {
+      this.slices.set(version, { codec, payload });
+    }
+    if (published && version === this.version && !this.slices.has(version)) this.ask(version); // Gap
+    if (kind !== "NEED" || version !== this.version) return;
+    this.needs.push(held);
+    if (this.contribution?.state === "sent" && !held.includes(this.worker.rank)) {
+      this.contribution.state = "pending";
+      this.worker.totals.resent += 1;
+      this.push();
+    }
+  }
+
+  tick(now) {
+    const { rank, incarnation, layout, totals } = this.worker;
+    if (now - this.heardAt > LEASE_S) fail(1, `shard ${this.index} was silent for ${LEASE_S} s`);
+    if (!this.welcomed && now >= this.helloAt) {
+      this.helloAt = now + HELLO_S;
+      this.say("HELLO", layout.hash, "worker", rank, incarnation, hostname().slice(0, 64), process.pid, "");
+    }
+    if (this.welcomed && now >= this.pingAt) {
+      this.pingAt = now + PING_S;
+      this.say("PING", rank, incarnation, this.generation, this.version, totals.steps, Math.floor(now * 1e6));
+    }
+    this.push();
+  }
+
+  ask(version) {
+    if (seconds() < this.askAt) return;
+    this.askAt = seconds() + SNAPSHOT_S;
+    this.say("SNAPSHOT_REQUEST", version);
+  }
+
+  say(kind, ...fields) { // what cannot go now is dropped: the timer that wanted it does it again
+    this.control.send(encode([PROTOCOL, kind, this.worker.run, ...fields])).catch(() => {});
+  }
+
+  async push() {
+    const { run, layout, rank, incarnation, codec } = this.worker, mine = this.contribution;
+    if (!this.welcomed || mine?.state !== "pending") return;
+    const header = [PROTOCOL, "GRADIENT", run, layout.hash, mine.generation, this.view, this.index, mine.version, rank,
+      incarnation, Math.min(mine.attempt, 65535), codec];
+    mine.state = "sent";
+    try {
+      await this.grad.send([encode(header), mine.payload]);
+      mine.attempt += 1;
+    } catch {
+      mine.state = "pending"; // EAGAIN: the next tick tries again
+    }
+  }
+}
+
+class Worker {
+  incarnation = Date.now();
+  newest = { generation: 0, version: -1 }; // what it has contributed to last
+  totals = { steps: 0, repairs: 0, resent: 0, skipped: 0 };
+  leaving = false;
+  reportAt = 0;
+
+  constructor({ run, layout, codec, shards }, rank) {
+    Object.assign(this, { run, layout, codec, rank });
+    this.shards = shards.map((endpoints, index) => new Shard(index, endpoints, this));
+    this.timer = setInterval(() => {
+      for (const shard of this.shards) shard.tick(seconds());
+      this.advance();
+    }, TICK_S * 1000);
+  }
+
+  /** Mean gradient of the loss that is to be minimized at `weights`, both float32 (count,): here a constant. */
+  gradient(weights) {
+    return new Float32Array(weights.length).fill(1e-6);
+  }
+
+  /** Does what is due now: end, step or repair (§1.6). */
+  advance() {
+    const { shards } = this, { generation } = shards[0];
+    if (this.leaving || shards.some((shard) => shard.generation !== generation)) return;
+    const version = Math.min(...shards.map((shard) => shard.version));
+    const behind = shards.filter((shard) => shard.version === version);
+    const level = behind.length === shards.length, ended = shards.filter((shard) => shard.ended);
+    if (level && ended.length === shards.length) { this.leave(0); return; }
+    if (!shards.every((shard) => shard.welcomed)) return;
+    if (this.newest.generation === generation && this.newest.version >= version) return;
+    if (level && ended.length === 0) this.step(version);
+    if (!level && this.isNeeded(version, behind)) {
+      for (const shard of shards) if (!shard.slices.has(version)) shard.ask(version);
+      if (this.step(version)) this.totals.repairs += 1;
+    }
+  }
+
+  isNeeded(version, behind) {
+    return this.shards.every((shard) => shard.version <= version + 1)
+      && behind.every((shard) => shard.needs.length >= 2)
+      && behind.some((shard) => !shard.needs.at(-1).includes(this.rank));
+  }
+
+  /** Contributes to `version` where it is open; false when a slice of it is not here yet. */
+  step(version) {
+    const { layout, codec, shards, totals } = this, { generation } = shards[0];
+    if (!shards.every((shard) => shard.slices.has(version))) return false;
+    const weights = new Float32Array(layout.count);
+    for (const shard of shards) weights.set(toFloats(shard.slices.get(version)), layout.slices[shard.index][0]);
+    const gradient = this.gradient(weights);
+    this.newest = { generation, version };
+    totals.steps += 1;
+    for (const shard of shards) {
+      if (shard.version > version) { totals.skipped += 1; continue; } // Late
+      const payload = toPayload(codec, gradient.subarray(...layout.slices[shard.index]));
+      shard.contribution = { generation, version, payload, attempt: 0, state: "pending" };
+      shard.push();
+    }
+    if (seconds() >= this.reportAt) this.report();
+    return true;
+  }
+
+  /** §1.7. A step counts as one action, so that a part of the run's total comes from here. */
+  report() {
+    this.reportAt = seconds() + REPORT_S;
+    const { steps, skipped } = this.totals;
+    const figures = { version: this.newest.version, agent_steps: steps, skipped, policy_lag: 0 };
+    this.shards[0].say("REPORT", this.rank, this.incarnation, encode(figures));
+  }
+
+  async leave(status) {
+    this.leaving = true;
+    clearInterval(this.timer);
+    if (this.totals.steps > 0) this.report();
+    for (const shard of this.shards) shard.say("LEAVE", this.rank, this.incarnation);
+    const deadline = seconds() + LEAVE_S;
+    while (seconds() < deadline && !this.shards.every((shard) => shard.left)) {
+      await new Promise((resolve) => setTimeout(resolve, TICK_S * 1000));
+    }
+    for (const { grad, weights, control } of this.shards) for (const socket of [grad, weights, control]) socket.close();
+    console.log(JSON.stringify({ rank: this.rank, version: this.newest.version, ...this.totals }));
+    process.exitCode = status;
+  }
+}
+
+const [path, rank] = process.argv.slice(2);
+if (!/^\d+$/.test(rank ?? "")) fail(2, "usage: node worker.mjs DIR/cluster.json RANK");
+const cluster = JSON.parse(readFileSync(path, "utf8"));
+if (cluster.protocol !== PROTOCOL) fail(2, `${path} is of protocol ${cluster.protocol}, not ${PROTOCOL}`);
+if (cluster.keys !== null) fail(2, `${path} has keys, and this worker cannot encrypt`);
+if (!cluster.open_ranks.includes(Number(rank))) fail(2, `rank ${rank} is not one of ${cluster.open_ranks}`);
+const worker = new Worker(cluster, Number(rank));
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => worker.leaving || worker.leave(130));
