@@ -76,7 +76,9 @@ class RunFiles:
         return _lines(self.path / "history" / f"shard-{shard}.jsonl")
 
     def log(self, name: str) -> str:
-        return (self.path / "logs" / f"{name}.log").read_text(encoding="utf-8")
+        """The log of a process; empty before there is one."""
+        path = self.path / "logs" / f"{name}.log"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def newest(self) -> Checkpoint:
         return Checkpoint.read(checkpoints(self.path / "checkpoints")[-1])

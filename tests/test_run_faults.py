@@ -1,4 +1,4 @@
-"""Processes of a run are killed: it goes on with an exact history, or ends soon and says why; nothing is left behind."""
+"""Processes of a run are killed: it goes on with an exact history, or ends soon and says why, and leaves nothing."""
 
 import contextlib
 import itertools

@@ -137,11 +137,14 @@ def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint, 
 
 @contextmanager
 def _interrupts(supervisor: Supervisor, console: Console) -> Iterator[None]:
-    """The first Ctrl-C (or TERM) asks for a checkpoint and a clean end, the second ends everything at once."""
+    """The first Ctrl-C (or TERM) asks for a checkpoint and a clean end, the second ends everything at once.
+
+    A third would only keep the second from its work.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         supervisor.interrupts += 1
-        if supervisor.interrupts > 1:
+        if supervisor.interrupts == 2:
             raise KeyboardInterrupt
 
     old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

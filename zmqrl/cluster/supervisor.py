@@ -70,11 +70,14 @@ class Supervisor:
             self._bring_up()
             reason = self._watch()
             self._finish(reason)
+            self._let_leave()
         except KeyboardInterrupt:
             reason = "interrupted"
             raise
         finally:
-            self._end_processes(graceful=reason != "failed" and self.interrupts < 2)
+            self.launcher.stop(self.launcher.names(), grace_s=0)
+            if hasattr(self, "control"):
+                self.control.close()
             self._write_summary(reason)
             self.rows.close()
             self.tensorboard.close()
@@ -354,14 +357,12 @@ class Supervisor:
                 self._arrived(shard, message)
         self.launcher.poll()
 
-    def _end_processes(self, *, graceful: bool) -> None:
+    def _let_leave(self) -> None:
+        """Workers end because they have heard BYE, then shards with their standard input."""
         workers = [name for name in self.launcher.names() if name.startswith("worker-")]
-        if graceful:
-            self.launcher.wait(workers, within_s=LEAVE_WITHIN_S)  # they have heard BYE
+        self.launcher.wait(workers, within_s=LEAVE_WITHIN_S)
         self.launcher.stop(workers, grace_s=0)
-        self.launcher.stop(self.launcher.names(), grace_s=LEAVE_WITHIN_S if graceful else 0)
-        if hasattr(self, "control"):
-            self.control.close()
+        self.launcher.stop(self.launcher.names(), grace_s=LEAVE_WITHIN_S)
 
     def _write_summary(self, reason: Reason) -> None:
         figures = summary(reason, self.config, self.checkpoint, self.metrics.counters())

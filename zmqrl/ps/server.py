@@ -10,7 +10,6 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from zmqrl.observe.spans import Spans, chrome_events, write_trace
 from zmqrl.ps import codec, framing
 from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as e
+from zmqrl.ps.gradients import GradientSum, Payload
 from zmqrl.ps.history import History, pack_record, unpack_record
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.optimizer import Optimizer
@@ -36,40 +36,6 @@ Floats = npt.NDArray[np.float32]
 POLL_MS = 25
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
-
-
-class Payload:
-    """The numbers of a received payload, decoded at most once; for float32 a view into the received frame."""
-
-    def __init__(self, codec_name: m.Codec, frame: zmq.Frame) -> None:
-        self.codec_name = codec_name
-        self.frame = frame
-
-    @cached_property
-    def numbers(self) -> Floats:
-        """float32 (count,), read-only."""
-        return codec.as_float32(self.codec_name, self.frame.buffer)
-
-    def is_finite(self) -> bool:
-        """Whether no number is NaN or infinite."""
-        return codec.is_finite(self.numbers)
-
-
-class GradientSum:
-    """The sum of the open version's contributions. One contribution is not copied, only more are summed."""
-
-    def __init__(self, count: int) -> None:
-        self.buffer = np.zeros(count, np.float32)  # zeros are touched once, here
-        self.buffer.fill(0)
-        self.value: Floats = self.buffer
-
-    def add(self, numbers: Floats, *, first: bool) -> None:
-        """Start the sum with ``numbers`` or add them to it."""
-        if first:
-            self.value = numbers
-        else:
-            np.add(self.value, numbers, out=self.buffer)
-            self.value = self.buffer
 
 
 class ShardServer:
