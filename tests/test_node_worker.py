@@ -112,10 +112,10 @@ def test_a_node_worker_contributes_to_every_version_until_the_run_ends(
 
 def test_a_node_worker_carries_on_when_a_shard_is_killed(node_worker: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    with run_with_a_node_worker(node_worker, run_dir, "--updates", "100") as processes:
+    with run_with_a_node_worker(node_worker, run_dir, "--updates", "150") as processes:
         wait_until(lambda: len(history(run_dir, 1)) >= 20, "20 versions")
         killed = json.loads((run_dir / "cluster.json").read_text())["shards"][1]["pid"]
         os.kill(killed, signal.SIGKILL)
         totals = wait_for_both(processes, run_dir)
-    assert_that_node_was_used_throughout(run_dir, 100, totals)
+    assert_that_node_was_used_throughout(run_dir, 150, totals)
     assert {row["generation"] for row in history(run_dir, 1)} == {1}, "nothing was rolled back"

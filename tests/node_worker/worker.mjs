@@ -262,7 +262,8 @@ class Worker {
 
 const [path, rank] = process.argv.slice(2);
 if (!/^\d+$/.test(rank ?? "")) fail(2, "usage: node worker.mjs DIR/cluster.json RANK");
-const cluster = JSON.parse(readFileSync(path, "utf8"));
+let cluster;
+try { cluster = JSON.parse(readFileSync(path, "utf8")); } catch (error) { fail(2, `no run there: ${error.message}`); }
 if (cluster.protocol !== PROTOCOL) fail(2, `${path} is of protocol ${cluster.protocol}, not ${PROTOCOL}`);
 if (cluster.keys !== null) fail(2, `${path} has keys, and this worker cannot encrypt`);
 if (!cluster.open_ranks.includes(Number(rank))) fail(2, `rank ${rank} is not one of ${cluster.open_ranks}`);
