@@ -1,32 +1,14 @@
-"""What tests share that need programs which not every machine has."""
+"""Hypothesis profiles: the default one takes seconds and tries the same each time, ``thorough`` looks for more.
 
-import os
-import shutil
-from collections.abc import Callable
-from typing import NoReturn
+``pytest --hypothesis-profile=thorough --timeout=0 tests/test_protocol.py`` takes some minutes.
+"""
 
-import pytest
+from hypothesis import HealthCheck, settings
 
-
-@pytest.fixture(scope="session")
-def skip_or_fail() -> Callable[[str], NoReturn]:
-    """Skips the test with a reason, or fails it where `ZMQRL_REQUIRE_ALL` says that nothing may be missing."""
-
-    def stop(reason: str) -> NoReturn:
-        if os.environ.get("ZMQRL_REQUIRE_ALL"):
-            pytest.fail(f"ZMQRL_REQUIRE_ALL is set, but {reason}")
-        pytest.skip(reason)
-
-    return stop
-
-
-@pytest.fixture(scope="session")
-def need_programs(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]:
-    """`need_programs("node", "npm")` goes on only where all of these are on the PATH."""
-
-    def need(*names: str) -> None:
-        missing = [name for name in names if shutil.which(name) is None]
-        if missing:
-            skip_or_fail(f"{' and '.join(missing)} cannot be found on the PATH")
-
-    return need
+settings.register_profile(
+    "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "thorough", settings.get_profile("default"), derandomize=False, max_examples=3000, stateful_step_count=120
+)
+settings.load_profile("default")

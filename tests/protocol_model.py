@@ -6,7 +6,9 @@ every step is asserted where it happens; ``Journal`` keeps what must hold over t
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
+
+from protocol_journal import Slice, Slot, step
 
 from zmqrl.ps import client_events as c
 from zmqrl.ps import messages as m
@@ -18,60 +20,6 @@ if TYPE_CHECKING:
     from protocol_world import World
 
 RUN, LAYOUT, SECRET, SUPERVISOR = "run", "layout", "secret", b"supervisor"
-PRIME = 2**31 - 1
-
-Version: TypeAlias = tuple[int, int, int]  # generation, shard, version
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """The payload of a contribution: what it was computed on."""
-
-    rank: int
-    generation: int
-    version: int
-    shard: int
-    forged: bool = False
-
-    def gradient(self) -> int:
-        return self.rank * 1009 + self.version * 31 + self.shard
-
-
-def step(weights: int, gradients: list[int]) -> int:
-    """A toy optimizer whose result depends on every contribution and on their number."""
-    return (weights * 31 + sum(gradients) * 7 + len(gradients)) % PRIME
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """What a shard keeps of a version."""
-
-    record: s.Record
-    weights: int
-
-
-@dataclass(slots=True)
-class Journal:
-    """Every version that was ever loaded or committed, and every payload that was ever shown."""
-
-    loaded: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    committed: dict[Version, Slot] = field(default_factory=dict)
-    shown: dict[Version, int] = field(default_factory=dict)
-
-    def show(self, at: Version, weights: int) -> None:
-        assert self.shown.setdefault(at, weights) == weights, f"two different payloads for {at}"
-
-    def check(self) -> None:
-        """Compute every version again from the ranks in the records."""
-        versions = {at: slot.weights for at, slot in self.committed.items()}
-        for (generation, shard), (version, weights) in self.loaded.items():
-            versions[generation, shard, version] = weights
-        for (generation, shard, version), slot in self.committed.items():
-            before = versions[generation, shard, version - 1]
-            slices = [Slice(rank, generation, version - 1, shard) for rank in slot.record.ranks]
-            assert slot.weights == step(before, [slice.gradient() for slice in slices])
-        for at, weights in self.shown.items():
-            assert versions[at] == weights
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,8 @@
 from collections import deque
 from typing import Any
 
-from protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, Journal, Link, ShardHost, Slice, WorkerHost
+from protocol_journal import Journal, Slice
+from protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, Link, ShardHost, WorkerHost
 
 from zmqrl.ps import client_events as c
 from zmqrl.ps import messages as m

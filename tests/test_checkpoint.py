@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from zmqrl import checkpoint as checkpoint_module
 from zmqrl.checkpoint import Checkpoint, checkpoints, prune
@@ -135,9 +135,9 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint_of_that_versi
         return wrapped
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_module, "save_file", may_die(checkpoint_module.save_file))
+        patched.setattr(checkpoint_module, "save_file", may_die(save_file))
         patched.setattr(checkpoint_module, "_sync", may_die(checkpoint_module._sync))
-        patched.setattr(checkpoint_module.shutil, "rmtree", may_die(shutil.rmtree))
+        patched.setattr(shutil, "rmtree", may_die(shutil.rmtree))
         patched.setattr(Path, "rename", may_die(Path.rename))
         try:
             new.write(tmp_path)

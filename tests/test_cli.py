@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from zmqrl import __version__, cli
+from zmqrl.agent.envs import describe_env
 from zmqrl.checkpoint import Checkpoint
-from zmqrl.cluster import local, run
+from zmqrl.cluster import run
 from zmqrl.cluster.run import initial_checkpoint
 from zmqrl.config import Config
 from zmqrl.recipes import cartpole
@@ -32,7 +33,7 @@ class Refused:
         def started(*_: object, **__: object) -> None:
             raise AssertionError("a process was started")
 
-        monkeypatch.setattr(local.subprocess, "Popen", started)
+        monkeypatch.setattr(subprocess, "Popen", started)
         monkeypatch.setattr(run, "Supervisor", started)
 
     def sentence(self, *arguments: str) -> str:
@@ -148,7 +149,7 @@ def finished_run(path: Path, config: Config | None = None, version: int = 40) ->
     config = config or cartpole()
     directory = RunDirectory(path)
     path.mkdir()
-    checkpoint = initial_checkpoint(config, run.describe_env(config.env, config.envs))
+    checkpoint = initial_checkpoint(config, describe_env(config.env, config.envs))
     Checkpoint(
         layout=checkpoint.layout,
         generation=1,

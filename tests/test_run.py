@@ -91,7 +91,9 @@ def test_the_metrics_have_their_keys_and_end_with_the_last_version(finished: Fin
 
 
 def test_tensorboard_reads_what_the_run_wrote(finished: Finished) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
 
     events = EventAccumulator(str(finished.path / "tensorboard"))
     events.Reload()
@@ -230,18 +232,6 @@ def test_a_score_ends_a_run_and_nobody_waits_for_a_straggler_when_there_is_a_bac
     assert all(line["ranks"] == [0] for line in files.history(0))
 
 
-def test_a_termination_signal_ends_a_run_with_a_checkpoint_of_its_last_version(tmp_path: Path) -> None:
-    with training(tmp_path / "run") as run:
-        run.wait_for(5)
-        pids = run.pids()
-        run.signal(signal.SIGTERM)
-        assert run.wait() == 130, run.said()
-        run.assert_nothing_left(pids, within_s=0.1)
-        summary = run.files.assert_summary_exact("interrupted")
-        assert summary["updates"] >= 5
-        run.files.assert_history_exact(summary["updates"])
-
-
 def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(tmp_path: Path) -> None:
     # Workers that sleep for a minute keep the run waiting for them to leave.
     with training(tmp_path / "run", "--straggle", "0:60", "--straggle", "1:60") as run:
@@ -312,27 +302,3 @@ def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
             assert words is None, f"the terminal was closed before {words!r}; it showed {shown[-2000:]!r}"
             break
     return shown.decode(errors="replace")
-
-
-# other ways to run
-
-
-def test_a_worker_that_others_start_joins_and_its_contributions_are_used(tmp_path: Path) -> None:
-    with training(tmp_path / "run", "--external-workers", "1", "--updates", "40") as run:
-        run.wait_to_say("ranks 1 are open: zmqrl worker")
-        cluster = run.files.path / "cluster.json"
-        assert run.files.cluster()["open_ranks"] == [1]
-        run.wait_to_say("waiting for workers 1: 1 of the 2 needed are here")
-        assert run.files.version() == 0
-        closed = outside_worker(cluster, "--rank", "0")
-        assert closed.wait(30) == 2
-        joined = outside_worker(cluster)
-        assert run.wait() == 0, run.said()
-        assert joined.wait(10) == 0
-        run.files.assert_history_exact(40)
-        run.files.assert_summary_exact("updates")
-
-
-def outside_worker(cluster: Path, *options: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "zmqrl", "worker", str(cluster), *options]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -9,11 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_rig import Run, trained, training
+from run_rig import WITHIN_S, Run, trained, training
 
 from zmqrl.checkpoint import checkpoints
 
 pytestmark = pytest.mark.timeout(100)
+
+# Not ten seconds until a run shrinks, and not four deaths until it gives up.
+IMPATIENT = """
+from zmqrl import cli
+from zmqrl.cluster import membership, restarts
+membership.SHRINK_AFTER_S = 1.0
+restarts.FAILURES_IN_A_ROW = 2
+cli.main()
+"""
 
 SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
@@ -61,7 +70,9 @@ def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_p
     assert versions == sorted(set(versions))
 
 
-def test_a_shard_killed_just_before_the_end_does_not_cost_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_when_a_shard_was_killed_just_before(
+    tmp_path: Path,
+) -> None:
     with training(tmp_path / "run") as run:
         run.wait_for(5)
         run.kill("shard", 0)
@@ -129,9 +140,9 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(tmp_path: P
     (tmp_path / "broken_game.py").write_text(BROKEN_GAME, encoding="utf-8")
     path = tmp_path / "run"
     options = ("--env", "broken_game:Broken-v0", "--workers", "1", "--shards", "1")
-    with training(path, *options, environment={"PYTHONPATH": str(tmp_path)}) as run:
+    with training(path, *options, program=("-c", IMPATIENT), environment={"PYTHONPATH": str(tmp_path)}) as run:
         assert run.wait() == 3
-        assert run.complaint().startswith("zmqrl: worker-0 died 4 times in a row (exit status")
+        assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
         assert "the joystick is not plugged in" in run.complaint()
         assert "Traceback (most recent call last)" not in run.said()
         summary = run.files.summary()
@@ -139,29 +150,26 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(tmp_path: P
         assert not (path / "cluster.json").exists()
 
 
-# A run waits ten seconds before it shrinks; here it waits one.
-IMPATIENT = """
-from zmqrl import cli
-from zmqrl.cluster import membership
-membership.SHRINK_AFTER_S = 1.0
-cli.main()
-"""
-
-
-def test_a_run_may_go_on_with_fewer_when_an_outside_worker_is_lost_and_grow_again(tmp_path: Path) -> None:
+def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path: Path) -> None:
     options = ("--external-workers", "1", "--on-loss", "shrink")
     with training(tmp_path / "run", *options, program=("-c", IMPATIENT)) as run:
-        run.wait_to_say("ranks 1 are open")
+        run.wait_to_say("ranks 1 are open: zmqrl worker")
+        assert run.files.cluster()["open_ranks"] == [1]
+        with outside_worker(run, "--rank", "0") as intruder:
+            assert intruder.wait(WITHIN_S) == 2
+        run.wait_to_say("waiting for workers 1: 1 of the 2 needed are here")
+        assert run.files.version() == 0
         with outside_worker(run) as worker:
             run.wait_for(3)
             worker.kill()
         run.wait_to_say("going on with 1 workers instead of 2")
         run.wait_for(run.files.version() + 20)
-        with outside_worker(run):
+        with outside_worker(run) as worker:
             run.wait_to_say("2 workers are here again")
-            run.eventually(lambda: run.files.history(0)[-1]["quorum"] == 2, "a version of both")
+            run.eventually(lambda: all(run.files.history(shard)[-1]["quorum"] == 2 for shard in range(2)), "both")
             run.signal(signal.SIGINT)
             assert run.wait() == 130, run.said()
+            assert worker.wait(WITHIN_S) == 0
         for shard in range(2):
             history = run.files.history(shard)
             assert [line["version"] for line in history] == list(range(1, run.files.summary()["updates"] + 1))
@@ -170,8 +178,8 @@ def test_a_run_may_go_on_with_fewer_when_an_outside_worker_is_lost_and_grow_agai
 
 
 @contextlib.contextmanager
-def outside_worker(run: Run) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json")]
+def outside_worker(run: Run, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json"), *options]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process

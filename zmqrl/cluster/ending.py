@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
+from zmqrl.errors import ClusterError
 from zmqrl.observe.metrics import Counters
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl, only
@@ -31,14 +32,19 @@ def stop_shards(
 
     deadline = time.monotonic() + within_s
     stats = control.stats(shards, within_s=within_s, what="stopping the shards")
+    end, margin = max(s.version for s in stats.values()), 1
     while time.monotonic() < deadline:
-        end = max(s.version for s in stats.values())
         stats = ask(shards, end)
+        newest = max(s.version for s in stats.values())
         if all(s.state == "ended" and s.version == end for s in stats.values()):
             return end, stats
+        if newest > end:  # somebody was past it before it heard of it
+            end, margin = newest + margin, 2 * margin
         wait()
-    for shard in shards:
-        while stats[shard].state != "ended":
+    while any(s.state != "ended" for s in stats.values()):
+        if time.monotonic() >= deadline + within_s:
+            raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
+        for shard in shards:
             stats |= ask([shard], stats[shard].version)
     return min(s.version for s in stats.values()), stats
 

@@ -88,6 +88,8 @@ class ShardControl:
         """
         waiting = set(shards)
         answers: dict[int, T] = {}
+        # What is there already answers an earlier question.
+        self.backlog += [arrival for shard, socket in enumerate(self.sockets) for arrival in self._read(shard, socket)]
         deadline = time.monotonic() + within_s
         ask_at, again = 0.0, False
         while waiting:
