@@ -28,6 +28,7 @@ ASK_EVERY_S = 0.2
 ASK_AT_FIRST_EVERY_S = 0.05  # until the first version, from which the time of the run counts
 ROW_EVERY_S = 1.0
 START_WITHIN_S = 60.0
+GREET_AGAIN_S = 2.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 SCORES_FOR_STOP = 50
@@ -53,6 +54,7 @@ class Supervisor:
         self.start_at: dict[str, float] = {}  # processes that died, and when they are started again
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.stats: dict[int, m.Stats] = {}
+        self.heard_at: dict[int, float] = {}
         self.seen = dict.fromkeys(self.shards, 0)  # the newest version each shard is known to have made
         self.down: set[int] = set()  # shards that died and have not welcomed us since
         self.rollback: str | None = None
@@ -131,8 +133,9 @@ class Supervisor:
             return
         self.asked_at = now
         for shard in self.shards:
-            question = self.control.hello() if shard in self.down else m.StatsRequest(run=self.run_id)
-            self.control.send(shard, question)
+            # After its connection was cut and made again, a shard knows us by HELLO only.
+            stranger = shard in self.down or now - self.heard_at.get(shard, now) > GREET_AGAIN_S
+            self.control.send(shard, self.control.hello() if stranger else m.StatsRequest(run=self.run_id))
         if self.rollback is not None and not self.down:
             self._roll_back(self.rollback)
         if len(self.stats) == len(self.shards):
@@ -163,7 +166,10 @@ class Supervisor:
 
     def _arrived(self, shard: int, message: m.Message) -> None:
         match message:
+            case m.Welcome() if shard not in self.down:
+                self.heard_at[shard] = time.monotonic()
             case m.Stats():
+                self.heard_at[shard] = time.monotonic()
                 if message.state == "empty" or message.generation != self.generation:
                     return  # its WELCOME tells the same, and what is to be done
                 self.stats[shard] = message

@@ -200,7 +200,7 @@ class Client:
             if link.incarnation:
                 actions.append(Log("info", f"shard {shard} has restarted"))
             link.incarnation = incarnation
-            link.welcomed, link.needs_heard, link.snapshot_at = False, 0, None
+            link.welcomed, link.needs_heard, link.snapshot_at, link.final = False, 0, None, None
             actions.append(self._hello(shard, now))
         if incarnation == link.incarnation and generation > link.generation:
             if link.generation >= 0:
@@ -279,8 +279,8 @@ class Client:
         return [SendControl(shard, m.SnapshotRequest(run=self.run, version=version))]
 
     def _end(self) -> list[Action]:
-        finals = {link.final for link in self.links}
-        if self.ended or len(finals) > 1 or None in finals:
+        ends = {(link.generation, link.final) for link in self.links}
+        if self.ended or len(ends) > 1 or self.links[0].final is None:
             return []
         self.ended = True
         return [Ended(self.links[0].version)]

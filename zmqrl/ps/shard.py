@@ -324,9 +324,11 @@ class Shard:
                 return [Send(peer, m.Missing(run=message.run, shard=self.identity.shard, version=wanted))]
             case m.Leave():
                 worker = self.workers.get(message.rank)
-                if worker is not None and worker.incarnation == message.incarnation:
-                    del worker.here[message.incarnation]
-                    worker.peer = None
+                if worker is None or (worker.peer, worker.incarnation) != (peer, message.incarnation):
+                    self._count(None, "rejected")
+                    return []
+                del worker.here[message.incarnation]
+                worker.peer = None
                 return [
                     Send(peer, m.Left(run=message.run, shard=self.identity.shard)),
                     Log("info", f"worker {message.rank} leaves"),
