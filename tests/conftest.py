@@ -9,6 +9,6 @@ settings.register_profile(
     "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile(
-    "thorough", settings.get_profile("default"), derandomize=False, max_examples=3000, stateful_step_count=120
+    "thorough", settings.get_profile("default"), derandomize=False, max_examples=1000, stateful_step_count=60
 )
 settings.load_profile("default")

@@ -365,10 +365,6 @@ def test_the_flavour_names_what_a_score_depends_on() -> None:
         ("xyzzy", "there is no environment 'xyzzy': Atari games are named like ALE/Breakout-v5."),
         ("nowhere:Corridor-v0", "cannot import nowhere, which should register Corridor-v0: No module named 'nowhere'."),
         ("Pendulum-v1", "Pendulum-v1 takes Box (1,) actions, but only Discrete ones can be learned."),
-        (
-            "FrozenLake-v1",
-            "FrozenLake-v1 shows Discrete observations, but outside Atari only Box vectors can be learned from.",
-        ),
     ],
 )
 def test_an_environment_that_cannot_be_learned_is_refused_in_one_sentence(env_id: str, sentence: str) -> None:
@@ -376,6 +372,17 @@ def test_an_environment_that_cannot_be_learned_is_refused_in_one_sentence(env_id
         with pytest.raises(UsageError) as refused:
             refuse(env_id, EnvConfig())
         assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize(("env_id", "length"), [("FrozenLake-v1", 16), ("Blackjack-v1", 32 + 11 + 2)])
+def test_observations_that_are_no_box_become_vectors(env_id: str, length: int) -> None:
+    spec = describe_env(env_id, EnvConfig())
+    assert spec.observation_shape == (length,)
+    envs = make_envs(env_id, EnvConfig(num_envs=3), threads=1)
+    observations = [envs.reset(7), *(envs.step(np.zeros(3, np.int64)).observations for _ in range(20))]
+    envs.close()
+    assert {(o.shape, o.dtype) for o in observations} == {((3, length), np.dtype(np.float32))}
+    assert all(set(np.unique(o)) <= {0.0, 1.0} for o in observations)
 
 
 def test_an_environment_that_does_not_start_is_refused_with_its_own_reason() -> None:

@@ -6,6 +6,7 @@ sent is accounted for; a version never shows in two variants. ``protocol_model.p
 """
 
 import itertools
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from protocol_model import LAYOUT, RUN, Link, ShardHost, WorkerHost
 from protocol_world import World
 
@@ -142,17 +143,17 @@ class RunUnderFaults(RuleBasedStateMachine):
 
     # faults of the network
 
-    @precondition(lambda self: self.world.links)
     @rule(n=which, arrived=st.booleans())
     def a_worker_is_cut_off_from_a_shard(self, n: int, arrived: bool) -> None:
-        self.link(n).cut = True
-        self.link(n).disconnect(arrived=arrived)
+        if self.world.links:
+            self.link(n).cut = True
+            self.link(n).disconnect(arrived=arrived)
 
-    @precondition(lambda self: self.world.links)
     @rule(n=which)
     def a_connection_is_made_again(self, n: int) -> None:
-        self.link(n).cut = False
-        self.link(n).connect()
+        if self.world.links:
+            self.link(n).cut = False
+            self.link(n).connect()
 
     @rule(n=which)
     def a_publication_is_lost(self, n: int) -> None:
@@ -201,6 +202,46 @@ class RunUnderFaults(RuleBasedStateMachine):
         )
         self.world.forge(replace(header, **wrong), payload_bytes, finite=finite)
 
+    @rule(seed=which, count=st.integers(5, 60), calm=st.sampled_from([4, 10, 30]))
+    def many_things_happen(self, seed: int, count: int, calm: int) -> None:
+        """Long histories in one step; ``calm`` is the number of ordinary events for each fault."""
+        chance = random.Random(seed)
+
+        def n() -> int:
+            return chance.randrange(2**16)
+
+        def ordinary() -> None:
+            event = chance.choices(["message", "worker", "supervisor", "time"], [12, 5, 2, 2])[0]
+            match event:
+                case "message":
+                    self.a_message_arrives(n(), 1)
+                case "worker":
+                    self.a_worker_gets_on(n())
+                case "supervisor":
+                    self.the_supervisor_looks_at_a_shard(n())
+                case "time":
+                    self.time_passes(chance.choice([0.05, 0.3, 1.0, 2.5]))
+
+        faults: list[Callable[[], None]] = [
+            lambda: self.a_worker_dies(n()),
+            lambda: self.a_worker_is_started_again(n()),
+            lambda: self.a_worker_drops_its_work(n()),
+            lambda: self.a_shard_dies(n(), chance.random() < 0.5),
+            lambda: self.a_shard_will_die_in_the_middle_of_its_work(n(), chance.randrange(7)),
+            lambda: self.a_shard_is_started_again(n()),
+            lambda: self.a_shard_is_started_again(n()),
+            lambda: self.a_shard_dies_with_its_state(n(), chance.random() < 0.3),
+            lambda: self.a_worker_is_cut_off_from_a_shard(n(), chance.random() < 0.5),
+            lambda: self.a_connection_is_made_again(n()),
+            lambda: self.a_publication_is_lost(n()),
+            lambda: self.a_contribution_arrives_twice(n()),
+        ]
+        for _ in range(count):
+            for _ in range(calm):
+                ordinary()
+            chance.choice(faults)()
+            self.shards_are_at_most_one_version_apart()
+
     # what must hold
 
     @invariant()
@@ -220,7 +261,6 @@ class RunUnderFaults(RuleBasedStateMachine):
 
 
 TestRunUnderFaults = RunUnderFaults.TestCase
-TestRunUnderFaults.settings = settings(max_examples=5 * settings().max_examples)
 
 
 def reach(world: World, links: list[Link]) -> None:

@@ -70,7 +70,7 @@ def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_p
     assert versions == sorted(set(versions))
 
 
-def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_when_a_shard_was_killed_just_before(
+def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_just_after_a_shard_was_killed(
     tmp_path: Path,
 ) -> None:
     with training(tmp_path / "run") as run:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -105,6 +106,9 @@ def worker(arguments: list[str]) -> int:
         threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
         """Threads for games and network."""
 
+    from zmqrl.cluster.local import PATIENCE
+
+    os.environ.update(PATIENCE | os.environ)  # before torch comes with its OpenMP
     from zmqrl.cluster.run import join
 
     options = _parse(Join, None, arguments, "zmqrl worker")

@@ -1,6 +1,7 @@
 """The settings of a run: one tree, frozen, that travels as JSON. Each component owns its own part."""
 
 import dataclasses
+import ipaddress
 import json
 import math
 import types
@@ -27,7 +28,7 @@ class WireConfig:
     transport: Literal["ipc", "tcp"] = "ipc"
     """Unix sockets in a private directory, or TCP."""
     address: str = "127.0.0.1"
-    """Address that shards bind with TCP."""
+    """Loopback address that shards bind with TCP."""
     port_range: str | None = None
     """FIRST-LAST: TCP ports for the shards, three each; free ones if not given. Implies TCP."""
     need_s: float = 1.0
@@ -170,12 +171,33 @@ class Config:
                 not self.consistent or (self.backups == 0 and k == self.workers),
                 f"--consistent needs every contribution: --backups 0 and K = N, not b = {self.backups} and K = {k}.",
             ),
+            (
+                not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
+                "--consistent cannot be promised with --external-workers or --on-loss shrink.",
+            ),
+            (
+                self.wire.address == "127.0.0.1" or self.wire.transport == "tcp" or self.wire.port_range is not None,
+                f"--wire.address {self.wire.address} is for TCP: add --wire.transport tcp.",
+            ),
         ]
         for holds, sentence in rules:
             if not holds:
                 raise UsageError(sentence)
+        self._check_address()
         self.straggle_s()
         self.ports()
+
+    def _check_address(self) -> None:
+        """Nothing on the wire is encrypted, so it must not leave this machine."""
+        try:
+            loopback = ipaddress.IPv4Address(self.wire.address).is_loopback
+        except ValueError:
+            raise UsageError(f"--wire.address {self.wire.address} is no IPv4 address.") from None
+        if not loopback:
+            raise UsageError(
+                f"--wire.address {self.wire.address} is not a loopback address: the wire is not encrypted, "
+                "and must not leave this machine."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""

@@ -18,8 +18,9 @@ from zmqrl.agent.model import make_model
 from zmqrl.agent.rollout import Player, Rollout
 from zmqrl.child import log_to_stderr, read_job
 from zmqrl.config import Config
-from zmqrl.errors import ZmqrlError
+from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.observe.spans import Spans, chrome_events, write_trace
+from zmqrl.ps.codec import is_finite
 from zmqrl.ps.connection import Cluster, Connection, Weights
 from zmqrl.ps.flat import FlatParameters
 
@@ -61,6 +62,8 @@ def work(connection: Connection, agent: "Agent", config: Config, log: logging.Lo
         gradient = connection.gradient_buffer()
         with spans("gradient"), parameters.gradient_in(gradient):
             losses = learner.gradient(rollout, weights.version % per_rollout, weights.version)
+        if not is_finite(gradient):
+            raise ClusterError(f"the gradient of version {weights.version} is not finite (loss {losses['loss']}).")
         time.sleep(delay_s)
         connection.push(weights, gradient)
         reporter.learned(weights, losses, lag=weights.version - acted_at)
@@ -73,6 +76,8 @@ class Agent:
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
         """``version`` is about where the run is: a worker that is started again does not play the same games."""
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("the run computes on CUDA devices, but torch sees none on this machine.")
         torch.set_num_threads(threads)
         device = torch.device(config.device)
         seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])

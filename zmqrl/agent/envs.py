@@ -18,7 +18,9 @@ import numpy.typing as npt
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import FlattenObservation
 
 from zmqrl.errors import UsageError
 
@@ -164,7 +166,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     ``env_id`` may be ``module:id``, as in Gymnasium: the module that registers it is imported first.
 
     Raises UsageError for settings that cannot be, an unknown id, an environment that does not start, actions that are
-    not discrete, and observations that are not vectors (Atari pictures aside).
+    not discrete, and observations that make no vector, such as graphs and texts of any length.
     """
     config.check()
     registered = _find(env_id)
@@ -183,13 +185,10 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
         raise UsageError(f"{env_id} does not start: {reason}.") from error
     if not isinstance(env.action_space, Discrete):
         raise UsageError(f"{env_id} takes {_kind(env.action_space)} actions, but only Discrete ones can be learned.")
-    if not isinstance(env.observation_space, Box) or len(env.observation_space.shape) != 1:
-        raise UsageError(
-            f"{env_id} shows {_kind(env.observation_space)} observations, "
-            "but outside Atari only Box vectors can be learned from."
-        )
+    if not env.observation_space.is_np_flattenable:
+        raise UsageError(f"{env_id} shows {_kind(env.observation_space)} observations, which make no vector.")
     return EnvSpec(
-        observation_shape=env.observation_space.shape,
+        observation_shape=(flatdim(env.observation_space),),
         observation_dtype=np.dtype(np.float32),
         num_actions=int(env.action_space.n),
         flavour="played as registered, scores are sums of true rewards",
@@ -259,7 +258,10 @@ class _AtariEnvs:
 
 
 class _GymnasiumEnvs:
-    """Games of any Gymnasium environment with discrete actions and vectors to see, played one after the other."""
+    """Games of any Gymnasium environment with discrete actions, played one after the other; all they show is a vector.
+
+    ``FlattenObservation`` makes a one-hot vector of a discrete observation and one row of everything else.
+    """
 
     def __init__(self, registered: gymnasium.envs.registration.EnvSpec, spec: EnvSpec, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -270,6 +272,7 @@ class _GymnasiumEnvs:
             registered,
             num_envs,
             vectorization_mode="sync",
+            wrappers=[FlattenObservation],
             vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
         )
         assert isinstance(self._vector.single_action_space, Discrete)

@@ -259,5 +259,14 @@ def _check(config: PPOConfig | BA3CConfig, *, at_least_one: tuple[str, ...]) -> 
     for name in at_least_one:
         if getattr(config, name) < 1:
             raise UsageError(f"{name} must be at least 1, not {getattr(config, name)}.")
-    if config.final_entropy_coefficient is not None and config.entropy_schedule_updates < 1:
-        raise UsageError("final_entropy_coefficient needs entropy_schedule_updates: the versions until it is reached.")
+    for name, most in (("gamma", 1.0), ("gae_lambda", 1.0), ("value_coefficient", 1e6), ("entropy_coefficient", 1e6)):
+        if not 0 <= getattr(config, name, 0.0) <= most:
+            raise UsageError(f"{name} must be between 0 and {most:g}, not {getattr(config, name)}.")
+    for name in ("clip", "max_grad_norm"):
+        if not 0 < getattr(config, name, 1.0) < float("inf"):
+            raise UsageError(f"{name} must be above 0, not {getattr(config, name)}.")
+    if (config.final_entropy_coefficient is None) != (config.entropy_schedule_updates == 0):
+        raise UsageError(
+            "final_entropy_coefficient and entropy_schedule_updates, the versions until it is reached, "
+            "need each other: set both or neither."
+        )

@@ -23,7 +23,7 @@ from zmqrl.child import log_to_stderr
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
-from zmqrl.observe.console import Console, console_for
+from zmqrl.observe.console import Console, LoggedConsole, console_for
 from zmqrl.observe.spans import merge_traces
 from zmqrl.ps.connection import Cluster
 from zmqrl.ps.flat import FlatParameters
@@ -52,6 +52,8 @@ def train(config: Config) -> int:
         else:
             checkpoint = initial
             initial.write(directory.checkpoints)
+        for old in (directory.summary, directory.trace):  # of an earlier sitting
+            old.unlink(missing_ok=True)
         write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
         return _supervise(config, directory, checkpoint, spec.flavour)
     except (ZmqrlError, KeyboardInterrupt):
@@ -59,7 +61,8 @@ def train(config: Config) -> int:
     except Exception as error:
         log_path = directory.log("supervisor")
         log_path.parent.mkdir(exist_ok=True)
-        log_path.write_text(traceback.format_exc(), encoding="utf-8")
+        with log_path.open("a", encoding="utf-8") as log:
+            log.write(traceback.format_exc())
         raise ClusterError(f"the supervisor failed: {error!r}; the whole story is in {log_path}.") from error
     finally:
         directory.release()
@@ -115,7 +118,7 @@ def check_ports(config: Config) -> None:
 
 
 def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint, flavour: str) -> int:
-    console = console_for(sys.stdout)
+    console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
     try:
         console.notice(f"run directory {directory.path}; scores: {config.env}, {flavour}")
         if checkpoint.version:
@@ -158,9 +161,13 @@ def _interrupts(supervisor: Supervisor, console: Console) -> Iterator[None]:
 def join(cluster_path: Path, rank: int | None, threads: int) -> int:
     """Work as an outside worker for the run of ``cluster_path`` until it ends. Raises ZmqrlError."""
     cluster, config = Cluster.read(cluster_path), Config.read(cluster_path)
+    if threads < 1:
+        raise UsageError(f"--threads {threads}: at least 1 is needed.")
     if rank is None:
         if not cluster.open_ranks:
             raise UsageError(f"{cluster_path} has no open rank: start the run with --external-workers.")
+        if len(cluster.open_ranks) > 1:
+            raise UsageError(f"several ranks are open ({', '.join(map(str, cluster.open_ranks))}): choose by --rank.")
         rank = cluster.open_ranks[0]
     elif rank not in cluster.open_ranks:
         raise UsageError(f"rank {rank} is not open; open are {', '.join(map(str, cluster.open_ranks)) or 'none'}.")

@@ -1,6 +1,7 @@
 """The supervisor of a run: starts shards and workers, watches them, decides membership, checkpoints and the end."""
 
 import dataclasses
+import signal
 import time
 from typing import Any
 
@@ -29,6 +30,8 @@ ASK_AT_FIRST_EVERY_S = 0.05  # until the first version, from which the time of t
 ROW_EVERY_S = 1.0
 START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
+SILENCE_S = 5.0
+HUNG_S = 30.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 SCORES_FOR_STOP = 50
@@ -55,6 +58,8 @@ class Supervisor:
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.stats: dict[int, m.Stats] = {}
         self.heard_at: dict[int, float] = {}
+        self.silence_told_at = 0.0
+        self.reports_closed = False
         self.seen = dict.fromkeys(self.shards, 0)  # the newest version each shard is known to have made
         self.down: set[int] = set()  # shards that died and have not welcomed us since
         self.rollback: str | None = None
@@ -108,8 +113,8 @@ class Supervisor:
             self._start(self._worker_task(rank))
         self._write_cluster()
         if self.config.external_workers:
-            ranks = ", ".join(map(str, self.plan.open_ranks))
-            self.console.notice(f"ranks {ranks} are open: zmqrl worker {self.directory.cluster}")
+            for rank in self.plan.open_ranks:
+                self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
 
     def _watch(self) -> Reason:
         """Until there is a reason to stop, and every shard is there to hear of it."""
@@ -136,6 +141,7 @@ class Supervisor:
             # After its connection was cut and made again, a shard knows us by HELLO only.
             stranger = shard in self.down or now - self.heard_at.get(shard, now) > GREET_AGAIN_S
             self.control.send(shard, self.control.hello() if stranger else m.StatsRequest(run=self.run_id))
+        self._watch_silence(now)
         if self.rollback is not None and not self.down:
             self._roll_back(self.rollback)
         if len(self.stats) == len(self.shards):
@@ -149,7 +155,7 @@ class Supervisor:
             return "interrupted"
         if self.stats and all(s.state == "ended" for s in self.stats.values()) and len(self.stats) == len(self.shards):
             return "updates"
-        score = self.row["score_mean_50"] if self.row["episodes"] >= SCORES_FOR_STOP else None
+        score = self.row["score_mean_50"] if len(self.metrics.counters().scores) >= SCORES_FOR_STOP else None
         if config.stop_score is not None and score is not None and score >= config.stop_score:
             return "stop_score"
         if config.agent_steps is not None and self.row["agent_steps"] >= config.agent_steps:
@@ -173,12 +179,12 @@ class Supervisor:
                 if message.state == "empty" or message.generation != self.generation:
                     return  # its WELCOME tells the same, and what is to be done
                 self.stats[shard] = message
-                self.seen[shard] = max(self.seen[shard], message.version)
-                if message.version > self.checkpoint.version:
+                if message.version > self.seen[shard]:
+                    self.seen[shard] = message.version
                     self.restarts.worked(f"shard-{shard}")
             case m.Welcome() if shard in self.down:
                 self._welcomed(shard, message)
-            case m.Report():
+            case m.Report() if not self.reports_closed:
                 figures = _unpack(message.figures) | {"rank": message.rank, "incarnation": message.incarnation}
                 if self.metrics.on_report(figures):
                     self.restarts.worked(f"worker-{message.rank}")
@@ -219,6 +225,22 @@ class Supervisor:
             else:
                 self._start(self._worker_task(int(number)))
             self._write_cluster()
+
+    def _watch_silence(self, now: float) -> None:
+        """Name a shard that lives but does not answer, and start it again when that lasts."""
+        for shard, heard_at in list(self.heard_at.items()):
+            silent_s = now - heard_at
+            if shard in self.down or silent_s < SILENCE_S:
+                continue
+            self.stats.pop(shard, None)
+            if silent_s >= HUNG_S:
+                self.console.notice(f"shard {shard} has not answered for {silent_s:.0f} s and is started again")
+                self.launcher.signal(f"shard-{shard}", signal.SIGKILL)
+                self.heard_at[shard] = now
+            elif now - self.silence_told_at >= SILENCE_S:
+                self.silence_told_at = now
+                pid = self.launcher.pid(f"shard-{shard}")
+                self.console.notice(f"shard {shard} (process {pid}) has not answered for {silent_s:.0f} s")
 
     def _worker_task(self, rank: int) -> Task:
         return self.plan.worker_task(rank, max(self.seen.values()), self._cluster())
@@ -348,6 +370,7 @@ class Supervisor:
     def _finish(self, reason: Reason) -> None:
         """Let all shards end at one version and write it as the last checkpoint."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
+        self.reports_closed = reason == "stop_score"  # games that end from now on do not undo the reason
         version, self.stats = stop_shards(self.control, self.shards, STOP_WITHIN_S, lambda: self._pump(0.1))
         self._take_in_stats()
         self._show_row()

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich import box
@@ -60,6 +61,27 @@ class Console(Protocol):
 
     def close(self) -> None:
         """Show the last view and leave the terminal as it was. May be called twice."""
+
+
+class LoggedConsole:
+    """A console whose notices also go to a file, with their time: what scrolls off a screen can still be read."""
+
+    def __init__(self, console: Console, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._console = console
+        self._file = path.open("a", encoding="utf-8")
+
+    def update(self, view: View) -> None:
+        self._console.update(view)
+
+    def notice(self, text: str) -> None:
+        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._file.flush()
+        self._console.notice(text)
+
+    def close(self) -> None:
+        self._file.close()
+        self._console.close()
 
 
 class _Terminal(RichConsole):

@@ -51,10 +51,13 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise UsageError(f"optimizer {name} is {value}, but it must be at least 0 and below 1.")
-        if self.final_learning_rate is not None and self.schedule_updates < 1:
+        if (self.final_learning_rate is None) != (self.schedule_updates < 1):
             raise UsageError(
-                f"final_learning_rate needs schedule_updates of at least 1, but it is {self.schedule_updates}."
+                "optimizer final_learning_rate and schedule_updates, the versions until it is reached, "
+                "need each other: set both or neither."
             )
+        if self.name == "adam" and self.momentum:
+            raise UsageError(f"optimizer momentum {self.momentum} is for sgd and rmsprop; adam has beta1.")
 
 
 class Optimizer:

@@ -34,6 +34,8 @@ from zmqrl.ps.shard_events import (
     View,
 )
 
+NOT_FINITE = "not finite"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -132,7 +134,8 @@ class Shard:
         outcome, why = self._judge(event)
         if outcome != "used":
             self._count(header.rank, outcome)
-            actions: list[Action] = [Log("debug", f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
+            level: Literal["debug", "warning"] = "warning" if why == NOT_FINITE else "debug"
+            actions: list[Action] = [Log(level, f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
             if why == "ahead" and self.supervisor is not None:
                 actions.append(Send(self.supervisor, self._lost(header.rank, header.version)))
             return actions
@@ -168,7 +171,7 @@ class Shard:
         if g.view != self.view.id:
             return "rejected", f"of view {g.view}"
         if not event.is_finite():
-            return "rejected", "not finite"
+            return "rejected", NOT_FINITE
         return "used", ""
 
     def _accumulate(self) -> list[Action]:
