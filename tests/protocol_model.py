@@ -31,11 +31,11 @@ class Link:
     up: bool = False
     cut: bool = False  # a partition, until it heals
     peer: bytes = b""
-    gradients: deque[s.Event] = field(default_factory=deque)
+    gradients: deque[s.GradientArrived] = field(default_factory=deque)
     requests: deque[m.Message] = field(default_factory=deque)
     presence: deque[s.Event] = field(default_factory=deque)
-    publications: deque[c.Event] = field(default_factory=deque)
-    answers: deque[c.Event] = field(default_factory=deque)
+    publications: deque[c.PublicationArrived] = field(default_factory=deque)
+    answers: deque[c.ControlArrived] = field(default_factory=deque)
 
     def queues(self) -> list[deque[Any]]:
         return [self.gradients, self.requests, self.presence, self.publications, self.answers]

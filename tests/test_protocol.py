@@ -326,6 +326,30 @@ def test_a_shard_that_dies_between_commit_and_publication_shows_what_it_committe
         world.journal.check()
 
 
+def test_who_was_cut_off_from_a_publication_that_all_wait_for_gets_it_over_the_next_connection() -> None:
+    world = computed(shards=2, workers=2, quorum=2)
+    reach(world, [link for worker in world.workers for link in worker.links])
+    link = world.workers[0].links[0]
+    assert any(isinstance(event.message, m.Weights) for event in link.publications)
+    link.disconnect(arrived=False)
+    link.connect()
+    world.must_get_on(versions=3)
+
+
+def test_a_welcome_that_a_rollback_overtook_takes_nobody_back() -> None:
+    world = computed(shards=2, workers=1, quorum=1)
+    worker = world.workers[0]
+    world.must_get_on(versions=6)
+    world.shards[0].feed(s.PresenceChanged(worker.rank, worker.incarnation, here=True))
+    stale = worker.links[0].answers.pop()
+    assert isinstance(stale.message, m.Welcome)
+    world.shards[1].crash()
+    world.shards[1].slots = []
+    world.must_get_on(versions=1)
+    worker.feed(stale)
+    world.must_get_on(versions=3)
+
+
 def test_a_contribution_on_its_way_while_the_run_rolls_back_is_not_used_after_it() -> None:
     world = computed(shards=2, workers=2, quorum=2)
     late = [(link.shard, link.gradients.popleft()) for worker in world.workers for link in worker.links]

@@ -104,7 +104,7 @@ def test_tensorboard_reads_what_the_run_wrote(finished: Finished) -> None:
 
 def test_every_process_keeps_a_log(finished: Finished) -> None:
     assert {path.name for path in (finished.path / "logs").iterdir()} == {
-        f"{name}.log" for name in ("shard-0", "shard-1", "worker-0", "worker-1")
+        f"{name}.log" for name in ("supervisor", "shard-0", "shard-1", "worker-0", "worker-1")
     }
     assert "loaded version 0" in finished.log("shard-0")
 

@@ -153,7 +153,7 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(tmp_path: P
 def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path: Path) -> None:
     options = ("--external-workers", "1", "--on-loss", "shrink")
     with training(tmp_path / "run", *options, program=("-c", IMPATIENT)) as run:
-        run.wait_to_say("ranks 1 are open: zmqrl worker")
+        run.wait_to_say("rank 1 is open: zmqrl worker")
         assert run.files.cluster()["open_ranks"] == [1]
         with outside_worker(run, "--rank", "0") as intruder:
             assert intruder.wait(WITHIN_S) == 2

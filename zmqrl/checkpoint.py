@@ -148,13 +148,17 @@ def _read_layout(path: Path, layout: Any) -> Layout:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The finished checkpoints under ``root``, oldest first."""
-    return sorted(path.parent for path in root.glob(f"v*/{MANIFEST}"))
+    """The finished checkpoints under ``root``, oldest first.
+
+    One that was being replaced when its writer was killed counts while its successor is not there.
+    """
+    found = sorted(path.parent for path in root.glob(f"v*/{MANIFEST}"))
+    return [path for path in found if not (path.suffix and path.with_suffix("") in found)]
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints."""
-    for path in checkpoints(root)[:-keep]:
+    """Remove all but the newest ``keep`` checkpoints, and what unfinished writes have left."""
+    for path in [*checkpoints(root)[:-keep], *root.glob(".v*"), *root.glob("v*.replaced")]:
         _remove(path)
 
 

@@ -38,22 +38,22 @@ def work(connection: Connection, agent: "Agent", config: Config, log: logging.Lo
     reporter = Reporter(connection, rollout.steps * rollout.num_envs)
     delay_s = config.straggle_s().get(connection.rank, 0.0)
     per_rollout = config.algorithm.updates_per_rollout
-    iteration, acted_at = -1, 0
+    iteration, acted_at, generation = -1, 0, 0
 
     weights = connection.pull()
     profile_until = weights.version + (config.profile or 0) if weights is not None else 0
     while weights is not None:
         spans.recording = weights.version < profile_until
         parameters.load(weights.vector)
-        if weights.version // per_rollout != iteration:
-            acted_at = weights.version
+        if (weights.generation, weights.version // per_rollout) != (generation, iteration):
+            generation, acted_at = weights.generation, weights.version
             reporter.played(agent.player.play(rollout))
             weights = connection.pull(weights.version - 1)
             if weights is None:
                 break
             parameters.load(weights.vector)
             iteration = weights.version // per_rollout
-            if iteration - acted_at // per_rollout > 1:
+            if weights.generation != generation or iteration - acted_at // per_rollout > 1:
                 log.info("rollout of version %d dropped: the run is at version %d", acted_at, weights.version)
                 reporter.abandoned()
                 iteration = -1

@@ -62,6 +62,7 @@ class Supervisor:
         self.reports_closed = False
         self.seen = dict.fromkeys(self.shards, 0)  # the newest version each shard is known to have made
         self.down: set[int] = set()  # shards that died and have not welcomed us since
+        self.claims: dict[int, dict[int, int]] = {}  # versions that workers say to have seen of a shard, above its own
         self.rollback: str | None = None
         self.interrupts = 0
         self.first_version_at: float | None = None
@@ -80,6 +81,9 @@ class Supervisor:
             self._let_leave()
         except KeyboardInterrupt:
             reason = "interrupted"
+            raise
+        except BaseException:
+            reason = "failed"
             raise
         finally:
             self.launcher.stop(self.launcher.names(), grace_s=0)
@@ -136,6 +140,9 @@ class Supervisor:
         now = time.monotonic()
         if now - self.asked_at < (ASK_AT_FIRST_EVERY_S if self.first_version_at is None else ASK_EVERY_S):
             return
+        # What was not asked could not be answered: time that this process itself was stopped is not silence.
+        paused_s = now - self.asked_at if now - self.asked_at > GREET_AGAIN_S else 0.0
+        self.heard_at = {shard: heard_at + paused_s for shard, heard_at in self.heard_at.items()}
         self.asked_at = now
         for shard in self.shards:
             # After its connection was cut and made again, a shard knows us by HELLO only.
@@ -188,10 +195,17 @@ class Supervisor:
                 figures = _unpack(message.figures) | {"rank": message.rank, "incarnation": message.incarnation}
                 if self.metrics.on_report(figures):
                     self.restarts.worked(f"worker-{message.rank}")
-            case m.Lost() if shard in self.stats and self.seen[shard] > self.stats[shard].version:
-                self.rollback = (
-                    f"shard {shard} is at version {self.stats[shard].version} but had made {message.version}"
-                )
+            case m.Lost() if shard in self.stats:
+                self._claimed_lost(shard, message)
+
+    def _claimed_lost(self, shard: int, lost: m.Lost) -> None:
+        """A worker has seen more of a shard than it has. Believed if we have too, or if a quorum of workers say so."""
+        version = self.stats[shard].version
+        claims = self.claims.setdefault(shard, {})
+        claims[lost.rank] = lost.version
+        confirmed = sum(claimed > version for claimed in claims.values()) >= self.membership.view.quorum
+        if self.seen[shard] > version or (confirmed and lost.version > version):
+            self.rollback = f"shard {shard} is at version {version} but had made {lost.version}"
 
     def _welcomed(self, shard: int, welcome: m.Welcome) -> None:
         """A shard has come up: with its state, or without."""
@@ -199,6 +213,7 @@ class Supervisor:
         if welcome.state == "empty" or welcome.generation != self.generation or welcome.version < self.seen[shard]:
             self.rollback = f"shard {shard} came back without the newest state"
             return
+        self.heard_at[shard] = time.monotonic()
         self.console.notice(f"shard {shard} is back at version {welcome.version}")
         self._tell_view(shard)
         self._tell_end(shard)
@@ -280,6 +295,7 @@ class Supervisor:
             self._tell_end(shard)
         self.checkpoint = checkpoint
         self.stats.clear()
+        self.claims.clear()
         self.checkpointer.wanted = None
 
     def _roll_back(self, why: str) -> None:

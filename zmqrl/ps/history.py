@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgpack
 
+from zmqrl.errors import ClusterError
 from zmqrl.ps.shard_events import Record, View
 
 
@@ -46,7 +47,11 @@ class History:
             "crc32": crc32,
             "generation": record.generation,
         }
-        os.write(self.file, json.dumps(line).encode() + b"\n")
+        packed = json.dumps(line).encode() + b"\n"
+        written = os.write(self.file, packed)
+        if written < len(packed):
+            os.ftruncate(self.file, os.fstat(self.file).st_size - written)
+            raise ClusterError(f"cannot write {self.path}: the disk is full.")
 
     def recover(self, record: Record, crc32: int) -> None:
         """Add the newest committed version if the process was killed between its commit and its line."""

@@ -290,8 +290,8 @@ class Shard:
             worker.here -= Counter([event.incarnation])
             return [Log("info", f"worker {event.rank} is gone")] if not worker.here else []
         # Bounded: an honest rank has one live subscription, or two while it is being replaced.
-        if len(worker.here) >= 16:
-            del worker.here[min(worker.here)]
+        if len(worker.here) >= 16 and event.incarnation != worker.incarnation:
+            return []
         worker.here[event.incarnation] += 1
         worker.heard_at = now
         actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
