@@ -1,7 +1,6 @@
 """Hosts of the real state machines: shards and workers whose processes crash, and the connections between them.
 
-Weights are integers, so that every version can be computed again from the ranks its record names. What must hold at
-every step is asserted where it happens; ``Journal`` keeps what must hold over the whole history.
+What must hold at every step is asserted where it happens; ``Journal`` keeps what must hold over the whole history.
 """
 
 from collections import deque

@@ -96,7 +96,12 @@ def test_who_is_held_at_one_stuck_shard_helps_the_other() -> None:
 def test_who_is_further_behind_than_one_version_waits_for_news() -> None:
     client = late_worker()
     weights(client, 1, 3)
-    assert of(Assembled, [action for _ in range(4) for action in need(client, 0, 1)]) == []
+    assert [action for _ in range(4) for action in need(client, 0, 1)] == []
+
+
+def test_need_of_a_version_that_is_past_asks_for_no_help() -> None:
+    client = late_worker()
+    assert [action for _ in range(4) for action in need(client, 0, 0)] == []
 
 
 def test_news_of_a_shard_that_got_on_makes_us_stop_helping() -> None:
