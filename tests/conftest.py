@@ -1,8 +1,15 @@
-"""Hypothesis profiles: the default one takes seconds and tries the same each time, ``thorough`` looks for more.
+"""What all tests share: Hypothesis profiles, and fixtures for programs that not every machine has.
 
+The default profile takes seconds and tries the same each time, ``thorough`` looks for more:
 ``pytest --hypothesis-profile=thorough --timeout=0 tests/test_protocol.py`` takes some minutes.
 """
 
+import os
+import shutil
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -12,3 +19,27 @@ settings.register_profile(
     "thorough", settings.get_profile("default"), derandomize=False, max_examples=1000, stateful_step_count=60
 )
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def skip_or_fail() -> Callable[[str], NoReturn]:
+    """Skips the test with a reason, or fails it where `ZMQRL_REQUIRE_ALL` says that nothing may be missing."""
+
+    def stop(reason: str) -> NoReturn:
+        if os.environ.get("ZMQRL_REQUIRE_ALL"):
+            pytest.fail(f"ZMQRL_REQUIRE_ALL is set, but {reason}")
+        pytest.skip(reason)
+
+    return stop
+
+
+@pytest.fixture(scope="session")
+def need_programs(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]:
+    """`need_programs("node", "npm")` goes on only where all of these are on the PATH."""
+
+    def need(*names: str) -> None:
+        missing = [name for name in names if shutil.which(name) is None]
+        if missing:
+            skip_or_fail(f"{' and '.join(missing)} cannot be found on the PATH")
+
+    return need
