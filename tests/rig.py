@@ -21,7 +21,8 @@ import numpy as np
 from zmqrl.ps import codec
 from zmqrl.ps import messages as m
 from zmqrl.ps.client import Timing as WorkerTiming
-from zmqrl.ps.connection import Cluster, Connection, Floats, Weights
+from zmqrl.ps.codec import FloatVector
+from zmqrl.ps.connection import Cluster, Connection, Weights
 from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.partition import Layout
 from zmqrl.ps.shard import Timing
@@ -33,18 +34,18 @@ QUICK_WORKER = WorkerTiming(hello_s=0.2, ping_s=0.2, snapshot_s=0.3)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5)
 HISTORY_KEYS = {"version", "view", "quorum", "ranks", "late", "duplicate", "rejected", "crc32", "generation"}
 
-Gradient = Callable[[int, Weights], Floats]
+Gradient = Callable[[int, Weights], FloatVector]
 
 
 def flat_layout(count: int, shards: int) -> Layout:
     return Layout.of([("w", (count,))], shards)
 
 
-def start_vector(count: int) -> Floats:
+def start_vector(count: int) -> FloatVector:
     return np.random.default_rng(7).standard_normal(count, np.float32)
 
 
-def toy_gradient(rank: int, version: int, count: int) -> Floats:
+def toy_gradient(rank: int, version: int, count: int) -> FloatVector:
     """A gradient of few bits: a handful of them add up to the same float32 in any order."""
     numbers = np.arange(count, dtype=np.int64) * 7 + rank * 13 + version * 31
     return ((numbers % 17 - 8) / 16).astype(np.float32)
@@ -63,7 +64,7 @@ class Served:
 
     shards: StandaloneShards
     optimizer: OptimizerConfig
-    start: Floats
+    start: FloatVector
 
     @property
     def cluster(self) -> Cluster:
@@ -108,7 +109,7 @@ class Served:
         eventually(lambda: control.send(shard, control.hello()), "a connection")
         return control.greet([shard], within_s=WITHIN_S)[shard]
 
-    def end_with(self, version: int) -> Floats:
+    def end_with(self, version: int) -> FloatVector:
         """The vector of ``version`` as a checkpoint has it: float32 (count,)."""
         control, layout = self.shards.control, self.cluster.layout
         request = m.Checkpoint(run=self.cluster.run, version=version)
@@ -128,7 +129,7 @@ class Served:
         text = self.shards.jobs[shard].history_path.read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
-    def replay(self, gradient: Callable[[int, int, int], Floats] = toy_gradient) -> Floats:
+    def replay(self, gradient: Callable[[int, int, int], FloatVector] = toy_gradient) -> FloatVector:
         """The vector that the histories say must have come out, computed here without any server.
 
         Asserts on the way that every version stands there once, made by distinct ranks, and was published as made.
@@ -174,7 +175,7 @@ def served(
     optimizer: OptimizerConfig = SGD,
     timing: Timing = QUICK,
     layout: Layout | None = None,
-    start: Floats | None = None,
+    start: FloatVector | None = None,
     **options: Any,
 ) -> Iterator[Served]:
     """Shard processes with their state in ``directory``; ``options`` as in ``standalone_shards``."""
@@ -215,7 +216,7 @@ class Worker:
         self.pause_s = pause_s
         self.connection = Connection(cluster, rank, timing=timing)
         self.pulled: list[tuple[int, int]] = []  # generation, version
-        self.last: Floats | None = None
+        self.last: FloatVector | None = None
         self.error: BaseException | None = None
         self.ended = threading.Event()  # its run is over; the connection stays open until the block is left
         self.leaving = threading.Event()
@@ -256,7 +257,7 @@ class Worker:
         except BaseException as error:
             self.error = error
 
-    def _toy(self, version: int) -> Floats:
+    def _toy(self, version: int) -> FloatVector:
         return toy_gradient(self.rank, version, self.count)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from rig import Worker, flat_layout, served, start_vector
 
-from zmqrl.ps.connection import Floats, Weights
+from zmqrl.ps.codec import FloatVector
+from zmqrl.ps.connection import Weights
 from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
 
 COUNT = 5000
@@ -15,18 +16,18 @@ UPDATES = 50
 ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
 
 
-def numbers_of(rank: int, version: int) -> Floats:
+def numbers_of(rank: int, version: int) -> FloatVector:
     """Of very different sizes, so that another order of summation gives other bits."""
     random = np.random.default_rng([rank, version])
     return random.standard_normal(COUNT, np.float32) * np.float32(10.0 ** random.integers(-3, 4))
 
 
-def gradient(rank: int, weights: Weights) -> Floats:
+def gradient(rank: int, weights: Weights) -> FloatVector:
     """Depends on the weights, as a real one does: one wrong bit spreads."""
     return numbers_of(rank, weights.version) - weights.vector
 
 
-def trained(directory: Path, shards: int, seed: int) -> Floats:
+def trained(directory: Path, shards: int, seed: int) -> FloatVector:
     def pause_s(rank: int, version: int) -> float:
         return 0.012 * float(np.random.default_rng([seed, rank, version]).random())
 
@@ -41,7 +42,7 @@ def trained(directory: Path, shards: int, seed: int) -> Floats:
         return running.end_with(UPDATES)
 
 
-def summed_alone(start: Floats) -> Floats:
+def summed_alone(start: FloatVector) -> FloatVector:
     """The same training in rank order, without any server: float32 (COUNT,)."""
     optimizer = Optimizer(ADAM)
     weights, state = start.copy(), {name: np.zeros(COUNT, np.float32) for name in optimizer.state_names}

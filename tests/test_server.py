@@ -26,7 +26,8 @@ from torch import nn
 from zmqrl.errors import ClusterError
 from zmqrl.ps import codec, framing
 from zmqrl.ps import messages as m
-from zmqrl.ps.connection import Connection, Floats, Weights
+from zmqrl.ps.codec import FloatVector
+from zmqrl.ps.connection import Connection, Weights
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.optimizer import OptimizerConfig
 
@@ -68,7 +69,7 @@ class Learner:
         self.model = make_model()
         self.flat = FlatParameters(self.model)
 
-    def gradient(self, rank: int, weights: Weights) -> Floats:
+    def gradient(self, rank: int, weights: Weights) -> FloatVector:
         self.flat.load(weights.vector)
         buffer = np.empty(weights.vector.size, np.float32)
         with self.flat.gradient_in(buffer):

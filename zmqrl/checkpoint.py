@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from zmqrl.errors import UsageError
+from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.partition import Layout
-
-Floats = npt.NDArray[np.float32]
 
 MODEL = "model.safetensors"
 MANIFEST = "manifest.json"
@@ -39,7 +37,7 @@ class Checkpoint:
     counters: dict[str, Any]
 
     @classmethod
-    def initial(cls, layout: Layout, vector: Floats, optimizer: str, state_names: tuple[str, ...]) -> "Checkpoint":
+    def initial(cls, layout: Layout, vector: FloatVector, optimizer: str, state_names: tuple[str, ...]) -> "Checkpoint":
         """Version 0: the given parameters and an optimizer that has not moved."""
         zeros = [np.zeros(cut.count * len(state_names), np.float32) for cut in layout.slices]
         states = [
@@ -56,7 +54,7 @@ class Checkpoint:
             counters={},
         )
 
-    def vector(self) -> Floats:
+    def vector(self) -> FloatVector:
         """The parameter vector: float32 (count,)."""
         slices = [
             np.frombuffer(state, "<f4", cut.count) for state, cut in zip(self.states, self.layout.slices, strict=True)
@@ -168,9 +166,9 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def tensors_of(layout: Layout, vector: Floats) -> dict[str, Floats]:
+def tensors_of(layout: Layout, vector: FloatVector) -> dict[str, FloatVector]:
     """The parameter vector as named tensors."""
-    tensors: dict[str, Floats] = {}
+    tensors: dict[str, FloatVector] = {}
     start = 0
     for name, shape in layout.tensors:
         stop = start + int(np.prod(shape, dtype=np.int64))

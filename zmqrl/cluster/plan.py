@@ -13,10 +13,8 @@ from zmqrl.ps import messages as m
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.partition import Layout
 from zmqrl.ps.shard import Timing
-from zmqrl.ps.sockets import Role
+from zmqrl.ps.sockets import ROLES, Role
 from zmqrl.rundir import RunDirectory
-
-ROLES: tuple[Role, ...] = ("grad", "weights", "control")
 
 
 class Plan:

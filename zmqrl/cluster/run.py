@@ -23,7 +23,7 @@ from zmqrl.child import log_to_stderr
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
-from zmqrl.observe.console import Console, LoggedConsole, console_for
+from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.spans import merge_traces
 from zmqrl.ps.connection import Cluster
 from zmqrl.ps.flat import FlatParameters
@@ -127,7 +127,7 @@ def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint, 
             shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier sitting
             directory.traces.mkdir()
         supervisor = Supervisor(config, directory, checkpoint, console)
-        with _interrupts(supervisor, console):
+        with _interrupts(supervisor):
             reason = supervisor.run()
         if config.profile:
             merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
@@ -139,7 +139,7 @@ def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint, 
 
 
 @contextmanager
-def _interrupts(supervisor: Supervisor, console: Console) -> Iterator[None]:
+def _interrupts(supervisor: Supervisor) -> Iterator[None]:
     """The first Ctrl-C (or TERM) asks for a checkpoint and a clean end, the second ends everything at once.
 
     A third would only keep the second from its work.

@@ -179,8 +179,10 @@ class Supervisor:
 
     def _arrived(self, shard: int, message: m.Message) -> None:
         match message:
-            case m.Welcome() if shard not in self.down:
+            case m.Welcome():
                 self.heard_at[shard] = time.monotonic()
+                if shard in self.down:
+                    self._welcomed(shard, message)
             case m.Stats():
                 self.heard_at[shard] = time.monotonic()
                 if message.state == "empty" or message.generation != self.generation:
@@ -189,8 +191,6 @@ class Supervisor:
                 if message.version > self.seen[shard]:
                     self.seen[shard] = message.version
                     self.restarts.worked(f"shard-{shard}")
-            case m.Welcome() if shard in self.down:
-                self._welcomed(shard, message)
             case m.Report() if not self.reports_closed:
                 figures = _unpack(message.figures) | {"rank": message.rank, "incarnation": message.incarnation}
                 if self.metrics.on_report(figures):
@@ -213,7 +213,6 @@ class Supervisor:
         if welcome.state == "empty" or welcome.generation != self.generation or welcome.version < self.seen[shard]:
             self.rollback = f"shard {shard} came back without the newest state"
             return
-        self.heard_at[shard] = time.monotonic()
         self.console.notice(f"shard {shard} is back at version {welcome.version}")
         self._tell_view(shard)
         self._tell_end(shard)

@@ -46,16 +46,6 @@ class TensorBoard:
         self._writer.close()
 
 
-class NoTensorBoard:
-    """Takes the place of ``TensorBoard`` where none is wanted."""
-
-    def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write nothing."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """``(tag, value)`` of every number in ``row``: charts/*, contributions/* and time/*, and losses/* for the rest."""
     for key, value in row.items():

@@ -26,10 +26,9 @@ from zmqrl.ps import client_events as e
 from zmqrl.ps import codec, framing
 from zmqrl.ps import messages as m
 from zmqrl.ps.client import Client, Tally, Timing
+from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.partition import Layout
-from zmqrl.ps.sockets import Role, new_context, worker_sockets
-
-Floats = npt.NDArray[np.float32]
+from zmqrl.ps.sockets import ROLES, Role, new_context, worker_sockets
 
 POLL_MS = 50
 
@@ -61,7 +60,7 @@ class Cluster:
             run=data["run"],
             layout=Layout.from_json(data["layout"]),
             codec=data["codec"],
-            endpoints=tuple({role: shard[role] for role in ("grad", "weights", "control")} for shard in data["shards"]),
+            endpoints=tuple({role: shard[role] for role in ROLES} for shard in data["shards"]),
             open_ranks=tuple(data.get("open_ranks", ())),
         )
 
@@ -72,7 +71,7 @@ class Weights:
 
     generation: int
     version: int
-    vector: Floats
+    vector: FloatVector
 
 
 class Connection:
@@ -98,8 +97,8 @@ class Connection:
         self._slices = cluster.layout.slices
         self._vector = np.zeros(cluster.layout.count, np.float32)
         self._generation = -1  # of what ``pull`` last returned
-        self._buffers: list[tuple[Floats, list[zmq.MessageTracker]]] = []
-        self._unreleased: Floats | None = None  # the buffer of a contribution that may have to be sent again
+        self._buffers: list[tuple[FloatVector, list[zmq.MessageTracker]]] = []
+        self._unreleased: FloatVector | None = None  # the buffer of a contribution that may have to be sent again
         # Version and payload of the contribution, and what tells when ZeroMQ no longer reads it.
         self._outgoing: tuple[int, npt.NDArray[Any], list[zmq.MessageTracker]] = (-1, self._vector, [])
         self._machine = Client(
@@ -144,7 +143,7 @@ class Connection:
             raise ClusterError(self._final.reason)
         return None
 
-    def gradient_buffer(self) -> Floats:
+    def gradient_buffer(self) -> FloatVector:
         """A float32 (count,) vector to compute the next gradient in, which nothing else reads until it is pushed."""
         for i, (buffer, trackers) in enumerate(self._buffers):
             if buffer is not self._unreleased and all(tracker.done for tracker in trackers):
@@ -152,7 +151,7 @@ class Connection:
                 return buffer
         return np.zeros(self.cluster.layout.count, np.float32)
 
-    def push(self, weights: Weights, gradient: Floats) -> None:
+    def push(self, weights: Weights, gradient: FloatVector) -> None:
         """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not wait.
 
         ``gradient`` is read in place until the next ``pull`` has returned, and perhaps longer: take another one from

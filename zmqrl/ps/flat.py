@@ -3,14 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.partition import Layout
-
-Floats = npt.NDArray[np.float32]
 
 
 class FlatParameters:
@@ -25,7 +22,7 @@ class FlatParameters:
         if any(p.dtype != torch.float32 for _, p in self.named):
             raise TypeError("every trainable parameter must be float32")
         self.device = self.named[0][1].device
-        self._vector: Floats | None = None
+        self._vector: FloatVector | None = None
         self._on_device: torch.Tensor | None = None
         self._gradient: torch.Tensor | None = None
 
@@ -33,12 +30,12 @@ class FlatParameters:
         """The layout of these parameters, cut for ``shards`` shards."""
         return Layout.of(((name, p.shape) for name, p in self.named), shards)
 
-    def vector(self) -> Floats:
+    def vector(self) -> FloatVector:
         """A copy of the parameters: float32 (count,)."""
         with torch.no_grad():
             return torch.cat([p.detach().reshape(-1).cpu() for _, p in self.named]).numpy()
 
-    def load(self, vector: Floats) -> None:
+    def load(self, vector: FloatVector) -> None:
         """Make ``vector``, float32 (count,), the parameters. On the CPU they stay views of it."""
         if self.device.type != "cpu":
             if self._on_device is None:
@@ -50,7 +47,7 @@ class FlatParameters:
             self._cut(torch.from_numpy(vector))
 
     @contextmanager
-    def gradient_in(self, buffer: Floats) -> Iterator[None]:
+    def gradient_in(self, buffer: FloatVector) -> Iterator[None]:
         """Collect the gradients computed inside the block in ``buffer``: float32 (count,), zeroed first."""
         if self.device.type == "cpu":
             gradient = torch.from_numpy(buffer)

@@ -3,13 +3,11 @@
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import zmq
 
 from zmqrl.ps import codec
 from zmqrl.ps import messages as m
-
-Floats = npt.NDArray[np.float32]
+from zmqrl.ps.codec import FloatVector
 
 
 class Payload:
@@ -20,7 +18,7 @@ class Payload:
         self.frame = frame
 
     @cached_property
-    def numbers(self) -> Floats:
+    def numbers(self) -> FloatVector:
         """float32 (count,), read-only."""
         return codec.as_float32(self.codec_name, self.frame.buffer)
 
@@ -35,9 +33,9 @@ class GradientSum:
     def __init__(self, count: int) -> None:
         self.buffer = np.zeros(count, np.float32)  # zeros are touched once, here
         self.buffer.fill(0)
-        self.value: Floats = self.buffer
+        self.value: FloatVector = self.buffer
 
-    def add(self, numbers: Floats, *, first: bool) -> None:
+    def add(self, numbers: FloatVector, *, first: bool) -> None:
         """Start the sum with ``numbers`` or add them to it."""
         if first:
             self.value = numbers

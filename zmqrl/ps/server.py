@@ -23,6 +23,7 @@ from zmqrl.observe.spans import Spans, chrome_events, write_trace
 from zmqrl.ps import codec, framing
 from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as e
+from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.gradients import GradientSum, Payload
 from zmqrl.ps.history import History, pack_record, unpack_record
 from zmqrl.ps.job import ShardJob
@@ -30,8 +31,6 @@ from zmqrl.ps.optimizer import Optimizer
 from zmqrl.ps.shard import Identity, Shard
 from zmqrl.ps.sockets import FailureMonitor, Role, new_context, shard_sockets
 from zmqrl.ps.store import Slot, SlotStore
-
-Floats = npt.NDArray[np.float32]
 
 POLL_MS = 25
 BIND_WITHIN_S = 10.0
@@ -215,18 +214,23 @@ class ShardServer:
             )
             self.sum.value = self.sum.buffer
         with self.spans("commit"):
-            self.payload = self._encoded(new)
-            crc32 = zlib.crc32(self.payload.data)
-            self.store.commit(
-                new, generation=record.generation, version=record.version, record=pack_record(record), crc32=crc32
-            )
-            self.history.append(record, crc32)
+            self.history.append(record, self._commit(new, record))
+
+    def _commit(self, slot: Slot, record: e.Record) -> int:
+        """Make ``slot`` the newest version; the CRC-32 of what is published for it."""
+        self.payload = self._encoded(slot)
+        crc32 = zlib.crc32(self.payload.data)
+        self.store.commit(
+            slot, generation=record.generation, version=record.version, record=pack_record(record), crc32=crc32
+        )
+        return crc32
 
     def _publish_weights(self) -> None:
-        slot = self.store.newest
+        slot, record = self.store.newest, self.machine.last
         assert slot is not None
+        assert record is not None
         with self.spans("publish"):
-            header = framing.encode(m.Weights(**self._describe(slot)))
+            header = framing.encode(m.Weights(**self._describe(slot, record.ranks)))
             payload = self.payload
             # A slow subscriber may read the slot's own memory, unless too many are read like that already.
             in_place = self.job.codec == "f32" and self.store.can_pin()
@@ -242,9 +246,8 @@ class ShardServer:
     def _encoded(self, slot: Slot) -> npt.NDArray[Any]:
         return codec.encode(self.job.codec, slot.weights)
 
-    def _describe(self, slot: Slot) -> dict[str, Any]:
-        """The fields of a publication or snapshot of ``slot``."""
-        record = unpack_record(slot.record)
+    def _describe(self, slot: Slot, ranks: tuple[int, ...]) -> dict[str, Any]:
+        """The fields of a publication or snapshot of ``slot``, which ``ranks`` made."""
         return {
             "run": self.job.run,
             "shard": self.job.shard,
@@ -254,7 +257,7 @@ class ShardServer:
             "view": self.machine.view.id,
             "quorum": self.machine.view.quorum,
             "members": self.machine.view.members,
-            "ranks": record.ranks,
+            "ranks": ranks,
             "codec": self.job.codec,
             "crc32": slot.crc32,
         }
@@ -269,7 +272,8 @@ class ShardServer:
     def _send_snapshot(self, peer: bytes, version: int) -> None:
         slot = self._held(version)
         assert slot is not None
-        self._send(peer, m.Snapshot(**self._describe(slot)), self._encoded(slot).tobytes())
+        about = self._describe(slot, unpack_record(slot.record).ranks)
+        self._send(peer, m.Snapshot(**about), self._encoded(slot).tobytes())
 
     def _held(self, version: int) -> Slot | None:
         slots = (self.store.newest, self.store.previous)
@@ -277,7 +281,7 @@ class ShardServer:
 
     # checkpoints and loads: weights, then the optimizer's state in the order of its names, float32 little-endian
 
-    def _arrays(self, slot: Slot) -> list[Floats]:
+    def _arrays(self, slot: Slot) -> list[FloatVector]:
         return [slot.weights, *(slot.state[name] for name in self.optimizer.state_names)]
 
     def _capture(self, version: int) -> None:
@@ -330,11 +334,7 @@ class ShardServer:
         for array, source in zip(self._arrays(slot), numbers, strict=True):
             array[:] = source
         self.history.rewind(load.version, load.generation)
-        self.payload = self._encoded(slot)
-        crc32 = zlib.crc32(self.payload.data)
-        self.store.commit(
-            slot, generation=load.generation, version=load.version, record=pack_record(record), crc32=crc32
-        )
+        self._commit(slot, record)
         self.loading = bytearray()
         self.captured = None
         self.log.info("loaded version %d, generation %d", load.version, load.generation)

@@ -1,7 +1,7 @@
 """ZeroMQ sockets with the options of the protocol, and a log of connections that failed."""
 
 from collections import Counter
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -11,6 +11,7 @@ from zmqrl.ps import messages as m
 from zmqrl.ps.framing import presence_topic
 
 Role: TypeAlias = Literal["grad", "weights", "control"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 LIBZMQ = (4, 3, 5)
 MARGIN_BYTES = 64 * 1024

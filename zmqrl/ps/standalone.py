@@ -21,7 +21,7 @@ from zmqrl.ps.job import ShardJob
 from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.partition import Layout
 from zmqrl.ps.shard import Timing
-from zmqrl.ps.sockets import Role
+from zmqrl.ps.sockets import ROLES, Role
 
 STOP_WITHIN_S = 5.0
 
@@ -64,7 +64,6 @@ def standalone_shards(
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
-        roles: tuple[Role, ...] = ("grad", "weights", "control")
         ipc, tcp = f"ipc://{scratch}", "tcp://127.0.0.1:0"
         run, secret = secrets.token_hex(8), secrets.token_hex(16)
         jobs = [
@@ -74,7 +73,7 @@ def standalone_shards(
                 shard=shard,
                 codec=codec,
                 optimizer=optimizer,
-                bind={role: f"{ipc}/{shard}-{role}" if transport == "ipc" else tcp for role in roles},
+                bind={role: f"{ipc}/{shard}-{role}" if transport == "ipc" else tcp for role in ROLES},
                 secret=secret,
                 state_path=place / "state" / f"shard-{shard}.slots",
                 history_path=place / "history" / f"shard-{shard}.jsonl",
