@@ -37,6 +37,11 @@ SUMMARY_KEYS = {
     "shards",
     "contributions",
     "params_sha256",
+    "recipe",
+    "env",
+    "seed",
+    "flavour",
+    "provenance",
 }
 OUTCOMES = {"used", "late", "duplicate", "rejected", "skipped"}
 ROW_KEYS = {

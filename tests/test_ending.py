@@ -18,7 +18,10 @@ class LateControl:
         self.pace = pace
         self.answers: list[dict[int, m.Stats]] = [self._stats() for _ in range(late + 1)]
 
-    def stats(self, shards: Iterable[int], *, within_s: float, what: str) -> dict[int, m.Stats]:
+    def stats(
+        self, shards: Iterable[int], *, within_s: float, what: str, meanwhile: Callable[[], None]
+    ) -> dict[int, m.Stats]:
+        meanwhile()
         return self._answer(shards)
 
     def ask(
@@ -29,7 +32,9 @@ class LateControl:
         *,
         within_s: float,
         what: str,
+        meanwhile: Callable[[], None],
     ) -> dict[int, m.Stats]:
+        meanwhile()
         stop = question(0)
         assert isinstance(stop, m.Stop)
         if stop.version is not None and stop.version >= max(self.versions):

@@ -15,7 +15,7 @@ from zmqrl.agent.envs import EnvConfig, Envs, Game, Step, describe_env, make_env
 from zmqrl.errors import UsageError
 
 # A game that starts at once is the same for Gymnasium's preprocessing, which knows no FIRE and counts no-ops otherwise.
-PLAIN = EnvConfig(num_envs=1, noop_max=0, fire_reset=False)
+PLAIN = EnvConfig(num_envs=1, noop_max=0, fire_reset=False, clip_rewards=False)
 
 
 def preprocessed(emulator: gymnasium.Env[Any, Any], *, lives_end_it: bool = False) -> gymnasium.Env[Any, Any]:
@@ -238,6 +238,24 @@ def test_what_a_step_returned_stays_as_it_was() -> None:
         envs.close()
 
 
+def test_rewards_are_clipped_for_learning_and_scores_are_not() -> None:
+    """Two shots in Space Invaders are worth 5 to 30 points each."""
+    clipped, true = [
+        make_envs("ALE/SpaceInvaders-v5", EnvConfig(num_envs=1, clip_rewards=clip), threads=1) for clip in (True, False)
+    ]
+    clipped.reset(0)
+    true.reset(0)
+    theirs, ours = play(true, 1500), play(clipped, 1500)
+    rewards = np.array([step.rewards for step in theirs])
+    assert rewards.max() > 1
+    np.testing.assert_array_equal([step.rewards for step in ours], rewards.clip(-1, 1))
+    assert [step.games for step in ours] == [step.games for step in theirs]
+    assert sum(game.score for step in ours for game in step.games) > 5
+    assert describe_env("ALE/SpaceInvaders-v5", EnvConfig(clip_rewards=False)).flavour.count("rewards unclipped") == 1
+    for envs in (clipped, true):
+        envs.close()
+
+
 def test_every_id_of_an_atari_game_plays_the_same() -> None:
     played = []
     for env_id in ("ALE/Breakout-v5", "Breakout-v0"):
@@ -349,7 +367,7 @@ def test_a_game_is_described_without_playing_it() -> None:
 def test_the_flavour_names_what_a_score_depends_on() -> None:
     assert EnvConfig().flavour() == (
         "sticky 0, life loss ends returns, no-ops 30, fire at the start, skip 4, stack 4, grey 84x84, "
-        "at most 108000 frames, scores unclipped"
+        "at most 108000 frames, rewards clipped for learning, scores unclipped"
     )
     other = EnvConfig(sticky_actions=0.25, life_loss=False, fire_reset=False)
     assert other.flavour().startswith("sticky 0.25, lives ignored, no-ops 30, no fire at the start")

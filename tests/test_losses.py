@@ -240,21 +240,19 @@ def test_counts_below_one_are_refused(field: str) -> None:
         PPOConfig(**{field: 0})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("clip", [True, False])
-def test_targets_learn_from_clipped_rewards_and_the_rollout_keeps_the_true_ones(clip: bool) -> None:
+def test_targets_come_from_the_rewards_of_the_rollout_which_stay_as_they_are() -> None:
     rollout = draw_rollout()
-    true_rewards = rollout.rewards.clone()
-    rewards = true_rewards.clamp(-1, 1) if clip else true_rewards
+    rewards = rollout.rewards.clone()
     ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
 
-    Learner(Recording(), PPOConfig(clip_rewards=clip, gamma=0.9, gae_lambda=0.8), seed=0).prepare(rollout)
+    Learner(Recording(), PPOConfig(gamma=0.9, gae_lambda=0.8), seed=0).prepare(rollout)
     advantages, returns = gae(rewards, rollout.values, *ends, 0.9, 0.8)
     assert torch.equal(rollout.advantages, advantages)
     assert torch.equal(rollout.returns, returns)
 
-    Learner(Recording(), BA3CConfig(clip_rewards=clip, gamma=0.9), seed=0).prepare(rollout)
+    Learner(Recording(), BA3CConfig(gamma=0.9), seed=0).prepare(rollout)
     assert torch.equal(rollout.returns, n_step_returns(rewards, *ends, 0.9))
-    assert torch.equal(rollout.rewards, true_rewards)
+    assert torch.equal(rollout.rewards, rewards)
 
 
 def test_explained_variance_is_one_for_perfect_values_and_finite_without_variance() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ pytestmark = pytest.mark.timeout(100)
 # Not ten seconds until a run shrinks, and not four deaths until it gives up.
 IMPATIENT = """
 from zmqrl import cli
-from zmqrl.cluster import membership, restarts
+from zmqrl.cluster import keeper, membership, restarts
 membership.SHRINK_AFTER_S = 1.0
 restarts.FAILURES_IN_A_ROW = 2
+keeper.SILENCE_S = 2.0
+keeper.HUNG_S = 4.0
 cli.main()
 """
 
@@ -83,6 +86,34 @@ def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_just_after_a_sha
         run.files.assert_history_exact(summary["updates"])
 
 
+def test_a_shard_that_is_killed_while_the_run_starts_or_ends_comes_back_and_the_run_ends_well(tmp_path: Path) -> None:
+    with training(tmp_path / "run", *SLOWLY) as run:
+        run.eventually(lambda: (run.files.path / "cluster.json").exists() and run.pid("shard", 1), "the start")
+        run.kill("shard", 1)
+        run.wait_for(5)
+        run.signal(signal.SIGINT)
+        run.wait_to_say("stopping (interrupted)")
+        run.kill("shard", 0)
+        assert run.wait() == 130, run.said()
+        summary = run.files.assert_summary_exact("interrupted")
+        assert summary["updates"] >= 5
+        run.files.assert_history_exact(summary["updates"])
+
+
+def test_a_worker_that_is_stopped_is_named_and_started_again(tmp_path: Path) -> None:
+    with training(tmp_path / "run", program=("-c", IMPATIENT)) as run:
+        run.wait_for(5)
+        pid = run.pid("worker", 1)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        run.wait_to_say(f"worker-1 (process {pid}) has not answered for")
+        run.wait_to_say("worker-1 has not answered for 4 s and is started again")
+        run.wait_for(run.files.version() + 20)
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+        run.files.assert_history_exact(run.files.assert_summary_exact("interrupted")["updates"])
+
+
 def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY, "--checkpoint.every-minutes", "0.03") as run:
@@ -122,32 +153,81 @@ def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_start(tm
 
 
 BROKEN_GAME = """
+import os
+import pathlib
 import sys
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
+BREAKS_FOR, AFTER_STEPS = map(int, os.environ["BREAKS"].split(":"))
+BROKEN = pathlib.Path(__file__).with_name("broken")
+
+def rank():
+    frame = sys._getframe()
+    while frame.f_code.co_name != "join":
+        frame = frame.f_back
+        if frame is None:
+            return None  # not in a worker
+    return frame.f_locals["rank"]
+
 class BrokenGame(CartPoleEnv):
+    '''For one rank it breaks after so many steps, and from then on at once.'''
+
     def __init__(self, **options):
-        if "worker" in sys.argv[0]:
-            raise RuntimeError("the joystick is not plugged in")
         super().__init__(**options)
+        self.played = 0
+        if rank() == BREAKS_FOR and (AFTER_STEPS == 0 or BROKEN.exists()):
+            raise RuntimeError("the joystick is not plugged in")
+
+    def step(self, action):
+        self.played += 1
+        if rank() == BREAKS_FOR and self.played > AFTER_STEPS:
+            BROKEN.touch()
+            raise RuntimeError("the joystick broke")
+        return super().step(action)
 
 gymnasium.register("Broken-v0", entry_point=BrokenGame)
 """
 
 
-def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(tmp_path: Path) -> None:
+def broken(tmp_path: Path, breaks: str, *options: str) -> contextlib.AbstractContextManager[Run]:
     (tmp_path / "broken_game.py").write_text(BROKEN_GAME, encoding="utf-8")
-    path = tmp_path / "run"
-    options = ("--env", "broken_game:Broken-v0", "--workers", "1", "--shards", "1")
-    with training(path, *options, program=("-c", IMPATIENT), environment={"PYTHONPATH": str(tmp_path)}) as run:
+    return training(
+        tmp_path / "run",
+        *("--env", "broken_game:Broken-v0", "--shards", "1", *options),
+        program=("-c", IMPATIENT),
+        environment={"PYTHONPATH": str(tmp_path), "BREAKS": breaks},
+    )
+
+
+def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(tmp_path: Path) -> None:
+    with broken(tmp_path, "0:0", "--workers", "1") as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
         assert "the joystick is not plugged in" in run.complaint()
         assert "Traceback (most recent call last)" not in run.said()
         summary = run.files.summary()
         assert (summary["exit_reason"], summary["updates"]) == ("failed", 0)
-        assert not (path / "cluster.json").exists()
+        assert not (run.files.path / "cluster.json").exists()
+
+
+def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path: Path) -> None:
+    with broken(tmp_path, "0:200", "--workers", "1") as run:
+        assert run.wait() == 3
+        assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
+        summary = run.files.assert_summary_exact("failed", quorum=1, shards=1)
+        assert summary["updates"] == run.files.version(shards=1) >= 3 * 16
+        run.files.assert_history_exact(summary["updates"], shards=1, quorum=1)
+
+
+def test_a_run_goes_on_without_a_worker_that_cannot_start_while_the_others_are_enough(tmp_path: Path) -> None:
+    with broken(tmp_path, "1:0", "--workers", "1", "--backups", "1") as run:
+        run.eventually(lambda: run.said().count("worker-1 died (exit status") >= 3, "three deaths")
+        version = run.files.version(shards=1)
+        run.eventually(lambda: run.files.version(shards=1) > version + 5, "more versions")
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+        run.files.assert_history_exact(run.files.summary()["updates"], shards=1, quorum=1)
 
 
 def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Config:
     env: str = "ALE/Breakout-v5"
     """Environment: an ALE game, or any Gymnasium environment with discrete actions."""
     workers: int = 2
-    """N: contributions that make an update, unless --quorum says otherwise."""
+    """N: contributions that make an update, unless a quorum is given."""
     backups: int = 0
     """b: workers on top of N, so that nobody waits for the slowest."""
     quorum: int | None = None
@@ -75,7 +75,7 @@ class Config:
     seed: int = 1
     """Seed of the initial parameters, the games and the actions."""
     consistent: bool = False
-    """Sum contributions in rank order: bit-identical runs for any number of shards. Needs --backups 0."""
+    """Sum contributions in rank order: bit-identical runs for any number of shards. Needs b = 0."""
     on_loss: Literal["wait", "shrink"] = "wait"
     """With fewer than K workers alive: wait for them, or lower K until they are back."""
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -89,7 +89,7 @@ class Config:
     run_dir: Path | None = None
     """Run directory; runs/RECIPE-DATE-TIME if not given."""
     resume: bool = False
-    """Go on from the newest checkpoint in --run-dir."""
+    """Go on from the newest checkpoint in the run directory."""
     envs: EnvConfig = field(default_factory=EnvConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     ba3c: BA3CConfig = field(default_factory=BA3CConfig)

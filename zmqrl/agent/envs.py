@@ -49,6 +49,8 @@ class EnvConfig:
     """A lost life ends the return, and the game plays on."""
     fire_reset: bool = True
     """Press FIRE when a game starts, where there is such an action; not after a lost life."""
+    clip_rewards: bool = True
+    """Learn from rewards clipped to [-1, 1]. Scores are never clipped."""
     max_frames: int = 108_000
     """Emulator frames after which a game is cut off."""
 
@@ -64,6 +66,7 @@ class EnvConfig:
                 f"stack {self.frame_stack}",
                 f"grey {self.screen_size}x{self.screen_size}",
                 f"at most {self.max_frames} frames",
+                f"{'rewards clipped for learning' if self.clip_rewards else 'rewards unclipped'}",
                 "scores unclipped",
             ]
         )
@@ -110,9 +113,10 @@ class Step:
     """What one agent step of B games gave.
 
     ``observations``: (B, *shape), what to act on next, of the new game where one finished. ``rewards``: float32 (B,),
-    true, unclipped. ``terminated``: bool (B,), the return ends here: do not bootstrap. ``truncated``: bool (B,), cut
-    off by a time limit and never together with ``terminated``: bootstrap from ``final_observations``, which maps the
-    index of each truncated game to its last observation (*shape). ``games``: whole games that finished in this step.
+    to learn from, clipped where ``EnvConfig`` says so. ``terminated``: bool (B,), the return ends here: do not
+    bootstrap. ``truncated``: bool (B,), cut off by a time limit and never together with ``terminated``: bootstrap from
+    ``final_observations``, which maps the index of each truncated game to its last observation (*shape). ``games``:
+    whole games that finished in this step.
     """
 
     observations: np.ndarray
@@ -204,6 +208,7 @@ class _AtariEnvs:
         self.observation_shape = spec.observation_shape
         self.observation_dtype = spec.observation_dtype
         self._life_loss = config.life_loss
+        self._clip_rewards = config.clip_rewards
         self._vector = AtariVectorEnv(
             game,
             config.num_envs,
@@ -243,9 +248,10 @@ class _AtariEnvs:
             # Some games play the last life with a count of 0; ale_py does not signal the loss that leads there.
             terminated = terminated | ((info["lives"] < self._lives) & ~over)
         self._lives = info["lives"]
+        learned_from = rewards.clip(-1, 1) if self._clip_rewards else rewards
         return Step(
             observations=observations,
-            rewards=rewards.astype(np.float32),
+            rewards=learned_from.astype(np.float32),
             terminated=terminated,
             truncated=truncated,
             final_observations={int(i): info["final_obs"][i] for i in np.flatnonzero(truncated)},

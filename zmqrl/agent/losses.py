@@ -30,8 +30,6 @@ class PPOConfig:
     """Reached linearly after ``entropy_schedule_updates`` versions; None: constant."""
     entropy_schedule_updates: int = 0
     max_grad_norm: float = 0.5
-    clip_rewards: bool = True
-    """Learn from rewards clipped to [-1, 1]. Scores are never clipped."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of each minibatch to mean 0 and standard deviation 1."""
 
@@ -68,8 +66,6 @@ class BA3CConfig:
     """Reached linearly after ``entropy_schedule_updates`` versions; None: constant."""
     entropy_schedule_updates: int = 0
     max_grad_norm: float = 0.5
-    clip_rewards: bool = True
-    """Learn from rewards clipped to [-1, 1]. Scores are never clipped."""
 
     def __post_init__(self) -> None:
         _check(self, at_least_one=("rollout_steps",))
@@ -161,13 +157,12 @@ class Learner:
 
     def prepare(self, rollout: Rollout) -> None:
         """Compute the rollout's ``advantages`` and ``returns``, once before its gradients."""
-        rewards = rollout.rewards.clamp(-1, 1) if self.config.clip_rewards else rollout.rewards
         ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
         match self.config:
             case PPOConfig(gamma=gamma, gae_lambda=lam):
-                advantages, returns = gae(rewards, rollout.values, *ends, gamma, lam)
+                advantages, returns = gae(rollout.rewards, rollout.values, *ends, gamma, lam)
             case BA3CConfig(gamma=gamma):
-                returns = n_step_returns(rewards, *ends, gamma)
+                returns = n_step_returns(rollout.rewards, *ends, gamma)
                 advantages = returns - rollout.values
         rollout.advantages.copy_(advantages)
         rollout.returns.copy_(returns)

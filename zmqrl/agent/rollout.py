@@ -21,10 +21,10 @@ class Rollout:
 
     ``observations``: (T, B, *shape), uint8 or float32, what was acted on; ``last_observations``: (B, *shape), what
     comes after. ``actions``: int64 (T, B). ``log_probs``, ``values``: float32 (T, B), of the policy that acted.
-    ``rewards``: float32 (T, B), unclipped. ``terminated``, ``truncated``: bool (T, B). ``bootstrap_values``: float32
-    (T, B), V(final observation) where truncated, else 0. ``last_values``: float32 (B,). ``advantages``, ``returns``:
-    float32 (T, B), and ``explained_variance``, a scalar, are filled by ``Learner.prepare``. ``number``: how many
-    rollouts the player had played before.
+    ``rewards``: float32 (T, B), as the games give them to learn from. ``terminated``, ``truncated``: bool (T, B).
+    ``bootstrap_values``: float32 (T, B), V(final observation) where truncated, else 0. ``last_values``: float32 (B,).
+    ``advantages``, ``returns``: float32 (T, B), and ``explained_variance``, a scalar, are filled by
+    ``Learner.prepare``. ``number``: how many rollouts the player had played before.
 
     Images are kept channels-last in memory, in the shape (channels, height, width): interleaving them once here costs
     about 10 us a sample, in front of each forward it would cost 35.

@@ -1,6 +1,6 @@
 """Takes checkpoints from the shards while they go on: one version, the same on all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,9 @@ class Checkpointer:
             raise ClusterError(f"cannot write checkpoint {version}: {error.strerror}.") from error
         return checkpoint
 
-    def take_now(self, version: int, generation: int, counters: dict[str, Any], now: float) -> Checkpoint:
+    def take_now(
+        self, version: int, generation: int, counters: dict[str, Any], now: float, meanwhile: Callable[[], None]
+    ) -> Checkpoint:
         """The same for a version that every shard holds and will hold: the last one. Raises ClusterError."""
         request = m.Checkpoint(run=self.control.run, version=version)
         self.control.ask(
@@ -72,5 +74,6 @@ class Checkpointer:
             lambda answer: answer if isinstance(answer, m.Stats) and answer.captured == version else None,
             within_s=FETCH_WITHIN_S,
             what=f"checkpoint of version {version}",
+            meanwhile=meanwhile,
         )
         return self.take(version, generation, counters, now)

@@ -5,33 +5,39 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias
 
+from zmqrl.agent.envs import describe_env
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
 from zmqrl.observe.metrics import Counters
+from zmqrl.observe.provenance import provenance
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl, only
 
 Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
 
+LOOK_EVERY_S = 0.1
+
 
 def stop_shards(
-    control: ShardControl, shards: Iterable[int], within_s: float, wait: Callable[[], None]
+    control: ShardControl, shards: Iterable[int], within_s: float, meanwhile: Callable[[], None]
 ) -> tuple[int, dict[int, m.Stats]]:
     """Agree on a last version at or above every shard's own, and wait until all have ended with it.
 
     Where the workers are gone, the shards stay where they are, and the newest version that all of them still hold is
-    the last. ``wait`` passes the time between two looks. Returns that version and where each shard stands; raises
-    ClusterError when a shard does not answer.
+    the last. ``meanwhile`` is called again and again while that takes. Returns that version and where each shard
+    stands; raises ClusterError when a shard does not answer.
     """
     shards = list(shards)
 
     def ask(asked: list[int], version: int) -> dict[int, m.Stats]:
         stop = m.Stop(run=control.run, version=version)
-        return control.ask(asked, lambda _: stop, only(m.Stats), within_s=within_s, what="stopping the shards")
+        return control.ask(
+            asked, lambda _: stop, only(m.Stats), within_s=within_s, what="stopping the shards", meanwhile=meanwhile
+        )
 
     deadline = time.monotonic() + within_s
-    stats = control.stats(shards, within_s=within_s, what="stopping the shards")
+    stats = control.stats(shards, within_s=within_s, what="stopping the shards", meanwhile=meanwhile)
     end, margin = max(s.version for s in stats.values()), 1
     while time.monotonic() < deadline:
         stats = ask(shards, end)
@@ -40,7 +46,8 @@ def stop_shards(
             return end, stats
         if newest > end:  # somebody was past it before it heard of it
             end, margin = newest + margin, 2 * margin
-        wait()
+        meanwhile()
+        time.sleep(LOOK_EVERY_S)
     while any(s.state != "ended" for s in stats.values()):
         if time.monotonic() >= deadline + within_s:
             raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
@@ -49,8 +56,9 @@ def stop_shards(
     return min(s.version for s in stats.values()), stats
 
 
-def summary(reason: Reason, config: Config, last: Checkpoint, counters: Counters) -> dict[str, Any]:
+def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
     """The contents of ``summary.json``: all sittings of the run together, up to its ``last`` checkpoint."""
+    counters = Counters.from_json(last.counters) if last.counters else Counters()
     return {
         "exit_reason": reason,
         "updates": last.version,
@@ -66,4 +74,9 @@ def summary(reason: Reason, config: Config, last: Checkpoint, counters: Counters
         "shards": last.layout.shards,
         "contributions": dict(counters.contributions),
         "params_sha256": last.params_sha256(),
+        "recipe": config.recipe,
+        "env": config.env,
+        "seed": config.seed,
+        "flavour": describe_env(config.env, config.envs).flavour,
+        "provenance": provenance(),
     }

@@ -1,24 +1,22 @@
 """The supervisor of a run: starts shards and workers, watches them, decides membership, checkpoints and the end."""
 
 import dataclasses
-import signal
+import math
 import time
 from typing import Any
-
-import msgpack
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
 from zmqrl.cluster.ending import Reason, stop_shards, summary
+from zmqrl.cluster.keeper import SILENCE_S, Keeper
 from zmqrl.cluster.local import Exited, LocalLauncher, Ready, Task
 from zmqrl.cluster.membership import Membership
 from zmqrl.cluster.plan import Plan
-from zmqrl.cluster.restarts import Restarts
+from zmqrl.cluster.progress import Progress
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
-from zmqrl.observe.console import Console, View
-from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
-from zmqrl.observe.tensorboard import TensorBoard
+from zmqrl.observe.console import Console
+from zmqrl.observe.metrics import Counters
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.history import History
@@ -27,14 +25,12 @@ from zmqrl.rundir import RunDirectory, write_json
 
 ASK_EVERY_S = 0.2
 ASK_AT_FIRST_EVERY_S = 0.05  # until the first version, from which the time of the run counts
-ROW_EVERY_S = 1.0
 START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
-SILENCE_S = 5.0
-HUNG_S = 30.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 SCORES_FOR_STOP = 50
+START = "the run starts"
 
 
 class Supervisor:
@@ -49,25 +45,21 @@ class Supervisor:
         self.generation = checkpoint.generation
         self.membership = Membership(config.ranks, config.effective_quorum(), config.on_loss)
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
-        self.metrics = RunMetrics(start=counters)
-        self.rows = JsonLines(directory.metrics)
-        self.tensorboard = TensorBoard(directory.tensorboard, resumed_at=checkpoint.version or None)
+        self.progress = Progress(config, directory, counters, console)
         self.launcher = LocalLauncher()
-        self.restarts = Restarts()
-        self.start_at: dict[str, float] = {}  # processes that died, and when they are started again
+        self.keeper = Keeper(self.launcher, self._task, console.notice)
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.stats: dict[int, m.Stats] = {}
-        self.heard_at: dict[int, float] = {}
-        self.silence_told_at = 0.0
-        self.reports_closed = False
-        self.seen = dict.fromkeys(self.shards, 0)  # the newest version each shard is known to have made
-        self.down: set[int] = set()  # shards that died and have not welcomed us since
+        self.reports_closed = self.ending = False
+        self.seen = dict.fromkeys(self.shards, checkpoint.version)  # the newest version each is known to have made
+        self.down = set(self.shards)  # shards that have not welcomed us since they were started
         self.claims: dict[int, dict[int, int]] = {}  # versions that workers say to have seen of a shard, above its own
-        self.rollback: str | None = None
+        # Why all shards are to take over the checkpoint as soon as all are up, and since when: at first for the start.
+        self.rollback: str | None = START
+        self.rollback_at = 0.0
+        self.written_pids: dict[str, int | None] = {}  # as they stand in cluster.json
         self.interrupts = 0
-        self.first_version_at: float | None = None
-        self.asked_at = self.row_at = 0.0
-        self.row: dict[str, Any] = self.metrics.row(0.0)
+        self.asked_at = 0.0
 
     # the run
 
@@ -76,31 +68,38 @@ class Supervisor:
         reason: Reason = "failed"
         try:
             self._bring_up()
-            reason = self._watch()
-            self._finish(reason)
+            wish = self._watch()
+            self._finish(wish)
+            reason = wish
             self._let_leave()
         except KeyboardInterrupt:
             reason = "interrupted"
             raise
-        except BaseException:
-            reason = "failed"
+        except ClusterError:
+            self._save_what_is_left()
             raise
         finally:
             self.launcher.stop(self.launcher.names(), grace_s=0)
             if hasattr(self, "control"):
                 self.control.close()
-            self._write_summary(reason)
-            self.rows.close()
-            self.tensorboard.close()
+            write_json(self.directory.summary, summary(reason, self.config, self.checkpoint))
+            self.progress.close()
         return reason
 
     def _bring_up(self) -> None:
         for shard in self.shards:
-            self._start(self.plan.shard_task(shard, None))
-        self._wait_until(lambda: len(self.endpoints) == len(self.shards), START_WITHIN_S, "the shards to come up")
+            self.keeper.start(f"shard-{shard}")
+        deadline = time.monotonic() + START_WITHIN_S
+        while len(self.endpoints) < len(self.shards):
+            if time.monotonic() >= deadline:
+                missing = ", ".join(f"shard {shard}" for shard in self.shards if shard not in self.endpoints)
+                logs = self.directory.path / "logs"
+                raise ClusterError(f"{missing} did not come up within {START_WITHIN_S:g} s: see {logs}.")
+            self._check_processes()
+            time.sleep(0.01)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards]
         self.control = ShardControl(self.run_id, self.layout.hash, self.plan.secret, endpoints)
-        now = time.monotonic()
+        self.rollback_at = now = time.monotonic()
         every_s = 60 * self.config.checkpoint.every_minutes
         self.checkpointer = Checkpointer(
             control=self.control,
@@ -110,12 +109,8 @@ class Supervisor:
             keep=self.config.checkpoint.keep,
             due_at=now + every_s,
         )
-        self.control.greet(self.shards, within_s=START_WITHIN_S)
-        self.down.clear()
-        self._load(self.checkpoint)
         for rank in self.plan.local_ranks:
-            self._start(self._worker_task(rank))
-        self._write_cluster()
+            self.keeper.start(f"worker-{rank}")
         if self.config.external_workers:
             for rank in self.plan.open_ranks:
                 self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
@@ -138,63 +133,62 @@ class Supervisor:
             self._arrived(shard, message)
         self._check_processes()
         now = time.monotonic()
-        if now - self.asked_at < (ASK_AT_FIRST_EVERY_S if self.first_version_at is None else ASK_EVERY_S):
+        if now - self.asked_at < (ASK_AT_FIRST_EVERY_S if self.progress.began_at is None else ASK_EVERY_S):
             return
-        # What was not asked could not be answered: time that this process itself was stopped is not silence.
-        paused_s = now - self.asked_at if now - self.asked_at > GREET_AGAIN_S else 0.0
-        self.heard_at = {shard: heard_at + paused_s for shard, heard_at in self.heard_at.items()}
-        self.asked_at = now
-        for shard in self.shards:
-            # After its connection was cut and made again, a shard knows us by HELLO only.
-            stranger = shard in self.down or now - self.heard_at.get(shard, now) > GREET_AGAIN_S
-            self.control.send(shard, self.control.hello() if stranger else m.StatsRequest(run=self.run_id))
-        self._watch_silence(now)
-        if self.rollback is not None and not self.down:
-            self._roll_back(self.rollback)
+        self._ask_shards(now)
+        for name in self.keeper.watch_silence(now):
+            self.stats.pop(_number(name) if name.startswith("shard-") else -1, None)
+        if self.rollback is not None:
+            self._roll_back(self.rollback, now)
         if len(self.stats) == len(self.shards):
             self._observe_members(now)
             self._checkpoint_if_due(now)
-        self._show(now)
+        if self.progress.due(now):
+            self._show(now)
+
+    def _ask_shards(self, now: float) -> None:
+        # What was not asked could not be answered: time that this process itself was stopped is not silence.
+        if now - self.asked_at > GREET_AGAIN_S:
+            self.keeper.pardon(now - self.asked_at)
+        self.asked_at = now
+        for shard in self.shards:
+            # After its connection was cut and made again, a shard knows us by HELLO only.
+            stranger = shard in self.down or self.keeper.silent_s(f"shard-{shard}", now) > GREET_AGAIN_S
+            self.control.send(shard, self.control.hello() if stranger else m.StatsRequest(run=self.run_id))
 
     def _reason_to_stop(self) -> Reason | None:
-        config = self.config
+        config, progress = self.config, self.progress
         if self.interrupts:
             return "interrupted"
-        if self.stats and all(s.state == "ended" for s in self.stats.values()) and len(self.stats) == len(self.shards):
+        if len(self.stats) == len(self.shards) and all(s.state == "ended" for s in self.stats.values()):
             return "updates"
-        score = self.row["score_mean_50"] if len(self.metrics.counters().scores) >= SCORES_FOR_STOP else None
-        if config.stop_score is not None and score is not None and score >= config.stop_score:
+        if config.stop_score is not None and progress.metrics.mean_score(SCORES_FOR_STOP) >= config.stop_score:
             return "stop_score"
-        if config.agent_steps is not None and self.row["agent_steps"] >= config.agent_steps:
+        if config.agent_steps is not None and progress.row["agent_steps"] >= config.agent_steps:
             return "agent_steps"
-        if config.minutes is not None and self._trained_s() >= 60 * config.minutes:
+        if config.minutes is not None and progress.trained_s() >= 60 * config.minutes:
             return "minutes"
         return None
-
-    def _trained_s(self) -> float:
-        """Seconds of this sitting, counted from its first version."""
-        return 0.0 if self.first_version_at is None else time.monotonic() - self.first_version_at
 
     # arrivals
 
     def _arrived(self, shard: int, message: m.Message) -> None:
         match message:
             case m.Welcome():
-                self.heard_at[shard] = time.monotonic()
+                self.keeper.heard(f"shard-{shard}", time.monotonic())
                 if shard in self.down:
                     self._welcomed(shard, message)
             case m.Stats():
-                self.heard_at[shard] = time.monotonic()
+                self.keeper.heard(f"shard-{shard}", time.monotonic())
                 if message.state == "empty" or message.generation != self.generation:
                     return  # its WELCOME tells the same, and what is to be done
                 self.stats[shard] = message
                 if message.version > self.seen[shard]:
                     self.seen[shard] = message.version
-                    self.restarts.worked(f"shard-{shard}")
+                    self.keeper.restarts.worked(f"shard-{shard}")
             case m.Report() if not self.reports_closed:
-                figures = _unpack(message.figures) | {"rank": message.rank, "incarnation": message.incarnation}
-                if self.metrics.on_report(figures):
-                    self.restarts.worked(f"worker-{message.rank}")
+                if self.progress.on_report(message):
+                    self.keeper.restarts.worked(f"worker-{message.rank}")
             case m.Lost() if shard in self.stats:
                 self._claimed_lost(shard, message)
 
@@ -205,78 +199,50 @@ class Supervisor:
         claims[lost.rank] = lost.version
         confirmed = sum(claimed > version for claimed in claims.values()) >= self.membership.view.quorum
         if self.seen[shard] > version or (confirmed and lost.version > version):
-            self.rollback = f"shard {shard} is at version {version} but had made {lost.version}"
+            self._must_roll_back(f"shard {shard} is at version {version} but had made {lost.version}")
 
     def _welcomed(self, shard: int, welcome: m.Welcome) -> None:
         """A shard has come up: with its state, or without."""
         self.down.discard(shard)
         if welcome.state == "empty" or welcome.generation != self.generation or welcome.version < self.seen[shard]:
-            self.rollback = f"shard {shard} came back without the newest state"
-            return
+            return self._must_roll_back(f"shard {shard} came back without the newest state")
         self.console.notice(f"shard {shard} is back at version {welcome.version}")
         self._tell_view(shard)
-        self._tell_end(shard)
+        return self._tell_end(shard)
 
     # processes
 
-    def _start(self, task: Task) -> None:
-        self.start_at.pop(task.name, None)
-        self.launcher.start(task)
+    def _task(self, name: str) -> Task:
+        number = _number(name)
+        if name.startswith("shard-"):
+            return self.plan.shard_task(number, self.endpoints.get(number))
+        return self.plan.worker_task(number, max(self.seen.values()), self.plan.cluster(self.endpoints, {}))
 
     def _check_processes(self) -> None:
-        for event in self.launcher.poll():
+        for event in self.keeper.poll():
             match event:
                 case Ready() if event.name.startswith("shard-"):
-                    self.endpoints[int(event.name.removeprefix("shard-"))] = event.facts["endpoints"]
-                    self._write_cluster()
+                    self.endpoints[_number(event.name)] = event.facts["endpoints"]
                 case Exited():
                     self._exited(event)
-        now = time.monotonic()
-        for name in [name for name, at in self.start_at.items() if now >= at]:
-            role, _, number = name.partition("-")
-            if role == "shard":
-                self._start(self.plan.shard_task(int(number), self.endpoints.get(int(number))))
-            else:
-                self._start(self._worker_task(int(number)))
-            self._write_cluster()
-
-    def _watch_silence(self, now: float) -> None:
-        """Name a shard that lives but does not answer, and start it again when that lasts."""
-        for shard, heard_at in list(self.heard_at.items()):
-            silent_s = now - heard_at
-            if shard in self.down or silent_s < SILENCE_S:
-                continue
-            self.stats.pop(shard, None)
-            if silent_s >= HUNG_S:
-                self.console.notice(f"shard {shard} has not answered for {silent_s:.0f} s and is started again")
-                self.launcher.signal(f"shard-{shard}", signal.SIGKILL)
-                self.heard_at[shard] = now
-            elif now - self.silence_told_at >= SILENCE_S:
-                self.silence_told_at = now
-                pid = self.launcher.pid(f"shard-{shard}")
-                self.console.notice(f"shard {shard} (process {pid}) has not answered for {silent_s:.0f} s")
-
-    def _worker_task(self, rank: int) -> Task:
-        return self.plan.worker_task(rank, max(self.seen.values()), self._cluster())
+        if (pids := self._pids()) != self.written_pids:
+            self._write_cluster(pids)
 
     def _exited(self, exited: Exited) -> None:
         if exited.name.startswith("shard-"):
-            shard = int(exited.name.removeprefix("shard-"))
-            self.down.add(shard)
-            self.stats.pop(shard, None)
-        delay_s = self.restarts.delay_s(exited)
-        self.start_at[exited.name] = time.monotonic() + delay_s
-        words = exited.log_tail.splitlines()[-1:] if exited.status in (-9, -15, 0) else exited.log_tail.splitlines()
-        tail = "".join(f"\n  | {line}" for line in words)
-        self.console.notice(f"{exited.name} died ({exited.how()}) and is started again; its log ends:{tail}")
-
-    def _wait_until(self, condition: Any, within_s: float, what: str) -> None:
-        deadline = time.monotonic() + within_s
-        while not condition():
-            if time.monotonic() >= deadline:
-                raise ClusterError(f"waited {within_s:g} s for {what}: see {self.directory.path / 'logs'}.")
-            self._check_processes()
-            time.sleep(0.01)
+            self.down.add(_number(exited.name))
+            self.stats.pop(_number(exited.name), None)
+        elif self.ending and exited.status == 0:
+            return
+        self.keeper.start_again(exited)
+        hopeless = self.keeper.restarts.hopeless
+        workers_left = self.config.ranks - sum(name.startswith("worker-") for name in hopeless)
+        needed = self.membership.view.quorum if self.config.on_loss == "wait" else 1
+        if exited.name in hopeless and (exited.name.startswith("shard-") or workers_left < needed):
+            deaths = self.keeper.restarts.deaths(exited.name)
+            raise ClusterError(
+                f"{exited.name} died {deaths} times in a row ({exited.how()}). Its last words:\n{exited.log_tail}"
+            )
 
     # state of the shards
 
@@ -297,8 +263,18 @@ class Supervisor:
         self.claims.clear()
         self.checkpointer.wanted = None
 
-    def _roll_back(self, why: str) -> None:
-        self.console.notice(f"{why}: all shards go back to the checkpoint of version {self.checkpoint.version}")
+    def _must_roll_back(self, why: str) -> None:
+        if self.rollback is None:
+            self.rollback, self.rollback_at = why, time.monotonic()
+
+    def _roll_back(self, why: str, now: float) -> None:
+        if now - self.rollback_at > START_WITHIN_S:
+            down = ", ".join(f"shard {shard}" for shard in sorted(self.down)) or "all shards at once"
+            raise ClusterError(f"waited {START_WITHIN_S:g} s for {down}: see {self.directory.path / 'logs'}.")
+        if self.down:
+            return
+        if why != START:
+            self.console.notice(f"{why}: all shards go back to the checkpoint of version {self.checkpoint.version}")
         try:
             self._load(self.checkpoint)
         except ClusterError as error:  # another shard died: once it is back, all are loaded anew
@@ -316,8 +292,12 @@ class Supervisor:
 
     def _observe_members(self, now: float) -> None:
         alive = set.intersection(*(set(s.present) for s in self.stats.values()))
-        if self.first_version_at is None and len(alive) >= self.membership.view.quorum:
-            self.first_version_at = self.row_at = now
+        for rank in self.plan.local_ranks:
+            # As long as any shard hears of it, it lives; one that none sees is missing, and has a notice of its own.
+            if any(_silent_s(stats, rank) < SILENCE_S for stats in self.stats.values()):
+                self.keeper.heard(f"worker-{rank}", now)
+        if self.progress.began_at is None and len(alive) >= self.membership.view.quorum:
+            self.progress.begin(now)
         view, notice = self.membership.observe(alive, now)
         if notice is not None:
             self.console.notice(notice)
@@ -326,7 +306,7 @@ class Supervisor:
                 self._tell_view(shard)
 
     def _checkpoint_if_due(self, now: float) -> None:
-        version = self.checkpointer.step(self.stats, self.row["updates_per_s"] or 0.0, now)
+        version = self.checkpointer.step(self.stats, self.progress.row["updates_per_s"] or 0.0, now)
         if version is None:
             return
         try:
@@ -337,69 +317,65 @@ class Supervisor:
 
     def _counters_of(self, version: int) -> dict[str, Any]:
         """The run's figures at ``version``, which every shard has reached: what is used since then is not counted."""
-        self._take_in_stats()
-        counters = self.metrics.counters()
+        self.progress.on_stats(self.stats, self.shards, self.membership.view.members)
+        counters = self.progress.metrics.counters()
         since = sum((s.version - version) * s.quorum for s in self.stats.values())
         contributions = {**counters.contributions, "used": counters.contributions["used"] - since}
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
-    # showing
-
     def _show(self, now: float) -> None:
-        if self.first_version_at is None or now - self.row_at < ROW_EVERY_S:
-            return
-        self.row_at = now
-        self._take_in_stats()
-        self._show_row()
+        self.progress.on_stats(self.stats, self.shards, self.membership.view.members)
+        self.progress.show(now)
 
-    def _take_in_stats(self) -> None:
-        stats = [_shard_stats(self.stats[shard]) if shard in self.stats else None for shard in self.shards]
-        self.metrics.on_shards(stats, self.membership.view.members)
+    def _pids(self) -> dict[str, int | None]:
+        return {name: self.launcher.pid(name) for name in self.launcher.names()}
 
-    def _show_row(self) -> None:
-        version = self.row["version"]
-        self.row = self.metrics.row(self._trained_s())
-        if self.row["version"] != version:
-            self.rows.write(self.row)
-            self.tensorboard.log(self.row, self.row["version"])
-        minutes = self.config.minutes
-        self.console.update(
-            View(
-                title=f"{self.config.recipe} · {self.config.env} · {self.directory.path.name}",
-                row=self.row,
-                frames_per_agent_step=self.config.envs.frame_skip if self.config.env.startswith("ALE/") else None,
-                left_s=None if minutes is None else max(0.0, 60 * minutes - self._trained_s()),
-            )
-        )
-
-    def _cluster(self) -> dict[str, Any]:
-        pids = {name: self.launcher.pid(name) for name in self.launcher.names()}
-        return self.plan.cluster(self.endpoints, pids)
-
-    def _write_cluster(self) -> None:
+    def _write_cluster(self, pids: dict[str, int | None]) -> None:
         if len(self.endpoints) == len(self.shards):
-            write_json(self.directory.cluster, self._cluster(), mode=0o600)
+            write_json(self.directory.cluster, self.plan.cluster(self.endpoints, pids), mode=0o600)
+            self.written_pids = pids
 
     # the end
 
     def _finish(self, reason: Reason) -> None:
-        """Let all shards end at one version and write it as the last checkpoint."""
+        """Let all shards end at one version and write it as the last checkpoint. One that dies meanwhile comes back."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not undo the reason
-        version, self.stats = stop_shards(self.control, self.shards, STOP_WITHIN_S, lambda: self._pump(0.1))
-        self._take_in_stats()
-        self._show_row()
-        counters = self._counters_of(version)
-        self.checkpoint = self.checkpointer.take_now(version, self.generation, counters, time.monotonic())
+        self.ending = True
+        give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
+        while True:
+            try:
+                version, self.stats = stop_shards(self.control, self.shards, STOP_WITHIN_S, self._pump)
+                self._show(time.monotonic())
+                counters = self._counters_of(version)
+                self.checkpoint = self.checkpointer.take_now(
+                    version, self.generation, counters, time.monotonic(), self._pump
+                )
+                break
+            except ClusterError as error:
+                if self.rollback is not None or time.monotonic() >= give_up_at:
+                    raise
+                self.console.notice(f"the last checkpoint has to wait: {error}")
         for shard in self.shards:
             self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has it all
 
-    def _pump(self, wait_s: float) -> None:
-        """Take in reports while waiting; deaths no longer matter."""
-        for shard, message, _ in self.control.arrivals(wait_s):
-            if isinstance(message, m.Report):
+    def _pump(self) -> None:
+        """Take in what arrives while the run ends; shards that die are started again, workers have done their work."""
+        for shard, message, _ in self.control.arrivals(0.0):
+            if isinstance(message, m.Report | m.Welcome):
                 self._arrived(shard, message)
-        self.launcher.poll()
+        self._check_processes()
+        if self.rollback is not None:
+            raise ClusterError(f"{self.rollback}, and the run ends.")
+
+    def _save_what_is_left(self) -> None:
+        """After a failure: the version that the shards still hold is worth a checkpoint, if they can be asked."""
+        if self.ending or self.down or self.rollback is not None or max(self.seen.values()) == self.checkpoint.version:
+            return
+        try:
+            self._finish("failed")
+        except ClusterError as error:
+            self.console.notice(f"no checkpoint could be written: {error}")
 
     def _let_leave(self) -> None:
         """Workers end because they have heard BYE, then shards with their standard input."""
@@ -408,25 +384,12 @@ class Supervisor:
         self.launcher.stop(workers, grace_s=0)
         self.launcher.stop(self.launcher.names(), grace_s=LEAVE_WITHIN_S)
 
-    def _write_summary(self, reason: Reason) -> None:
-        figures = summary(reason, self.config, self.checkpoint, self.metrics.counters())
-        write_json(self.directory.summary, figures)
+
+def _number(name: str) -> int:
+    """The number in the name of a process, such as 3 in ``worker-3``."""
+    return int(name.rpartition("-")[2])
 
 
-def _shard_stats(stats: m.Stats) -> ShardStats:
-    return {
-        "version": stats.version,
-        "quorum": stats.quorum,
-        "held": stats.held,
-        "present": stats.present,
-        "outcomes": {tally[0]: tally[1:] for tally in stats.tallies if len(tally) == 5},
-        "unattributed": stats.unattributed,
-    }
-
-
-def _unpack(figures: bytes) -> dict[str, Any]:
-    try:
-        unpacked = msgpack.unpackb(figures, strict_map_key=True)
-    except Exception:  # msgpack raises a dozen kinds of errors on hostile bytes
-        return {}
-    return unpacked if isinstance(unpacked, dict) else {}
+def _silent_s(stats: m.Stats, rank: int) -> float:
+    """Seconds since the shard heard of ``rank``; infinite for one that it does not see."""
+    return dict(zip(stats.present, stats.silent_ms, strict=False)).get(rank, math.inf) / 1000

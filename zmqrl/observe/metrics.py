@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, Self, TypedDict
 
+from zmqrl.observe.spans import WORKER_SPANS
+
 SHARD_OUTCOMES = ("used", "late", "duplicate", "rejected")
 OUTCOMES = (*SHARD_OUTCOMES, "skipped")
 
@@ -238,8 +240,9 @@ class RunMetrics:
             self._figures.add(name, report.rank, value)
         if report.policy_lag is not None:
             self._lags.add("policy_lag", report.rank, report.policy_lag)
-        for name, seconds in report.spans.items():
-            self._span_s[name] += seconds
+        for name in WORKER_SPANS:  # a stranger's other names would pile up
+            if name in report.spans:
+                self._span_s[name] += report.spans[name]
         self._worker_updates += 1 if worker.version is None else max(1, report.version - worker.version)
 
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
@@ -346,6 +349,10 @@ class RunMetrics:
         open_at = [set(shard["held"]) for shard in self._shards.values() if shard["version"] == self._version]
         held = set.intersection(*open_at) if open_at else set()
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
+
+    def mean_score(self, games: int) -> float:
+        """Mean score of the last games; minus infinity before there are ``games`` of them."""
+        return _mean(self._scores) if len(self._scores) >= games else -math.inf
 
     def counters(self) -> Counters:
         """What a checkpoint must keep; ``wall_s`` is that of the last row."""

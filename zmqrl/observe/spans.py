@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+WORKER_SPANS = ("env_step", "act", "gradient", "encode", "push", "wait", "assemble")
+
 # About 40 MB of tuples: a profile that forgets to stop must not take the host's memory.
 MAX_EVENTS = 200_000
 

@@ -80,11 +80,13 @@ class ShardControl:
         *,
         within_s: float,
         what: str,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> dict[int, T]:
         """Ask ``shards`` and wait for the answer of each; what else arrives is kept for ``arrivals``.
 
         ``answer`` returns None for a message that is not the answer. The question is repeated, as either may be lost.
-        Raises ClusterError that names the silent shards after ``within_s``.
+        ``meanwhile`` is called again and again, to look after what else may happen. Raises ClusterError that names the
+        silent shards after ``within_s``.
         """
         waiting = set(shards)
         answers: dict[int, T] = {}
@@ -93,6 +95,7 @@ class ShardControl:
         deadline = time.monotonic() + within_s
         ask_at, again = 0.0, False
         while waiting:
+            meanwhile()
             now = time.monotonic()
             if now >= deadline:
                 silent = ", ".join(f"shard {shard}" for shard in sorted(waiting))
@@ -117,10 +120,12 @@ class ShardControl:
                         waiting.discard(shard)
         return answers
 
-    def stats(self, shards: Iterable[int], *, within_s: float, what: str) -> dict[int, m.Stats]:
+    def stats(
+        self, shards: Iterable[int], *, within_s: float, what: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[int, m.Stats]:
         """Where ``shards`` stand now."""
         question = m.StatsRequest(run=self.run)
-        return self.ask(shards, lambda _: question, only(m.Stats), within_s=within_s, what=what)
+        return self.ask(shards, lambda _: question, only(m.Stats), within_s=within_s, what=what, meanwhile=meanwhile)
 
     def load(
         self, shard: int, generation: int, version: int, view: int, quorum: int, members: tuple[int, ...], state: bytes

@@ -1,0 +1,75 @@
+"""Keeps the processes of a run alive: starts them, says who died or does not answer, and starts them again."""
+
+import signal
+import time
+from collections.abc import Callable
+
+from zmqrl.cluster.local import Exited, LocalLauncher, Ready, Task
+from zmqrl.cluster.restarts import Restarts
+
+SILENCE_S = 5.0
+HUNG_S = 30.0
+
+
+class Keeper:
+    """The processes of one run, by name, such as ``shard-0`` and ``worker-3``.
+
+    ``task`` says how a process is started, each time anew; ``notice`` tells the user.
+    """
+
+    def __init__(self, launcher: LocalLauncher, task: Callable[[str], Task], notice: Callable[[str], None]) -> None:
+        self.launcher, self.task, self.notice = launcher, task, notice
+        self.restarts = Restarts()
+        self._start_at: dict[str, float] = {}
+        self._heard_at: dict[str, float] = {}
+        self._told_at = 0.0
+
+    def start(self, name: str) -> None:
+        """Start a process now."""
+        self._start_at.pop(name, None)
+        self.launcher.start(self.task(name))
+
+    def poll(self) -> list[Ready | Exited]:
+        """What happened since the last call; who died before and is due is started again. Never waits."""
+        events = self.launcher.poll()
+        for event in events:
+            if isinstance(event, Exited):
+                self._heard_at.pop(event.name, None)
+        now = time.monotonic()
+        for name in [name for name, at in self._start_at.items() if now >= at]:
+            self.start(name)
+        return events
+
+    def start_again(self, exited: Exited) -> None:
+        """Start a process that died, after a while that grows with each of its deaths."""
+        self._start_at[exited.name] = time.monotonic() + self.restarts.delay_s(exited)
+        words = exited.log_tail.splitlines()[-1:] if exited.status in (-9, -15, 0) else exited.log_tail.splitlines()
+        tail = "".join(f"\n  | {line}" for line in words)
+        self.notice(f"{exited.name} died ({exited.how()}) and is started again; its log ends:{tail}")
+
+    def heard(self, name: str, at: float) -> None:
+        """The process gave a sign of life."""
+        self._heard_at[name] = at
+
+    def silent_s(self, name: str, now: float) -> float:
+        """Seconds since its last sign of life; 0 before the first one."""
+        return now - self._heard_at.get(name, now)
+
+    def pardon(self, seconds: float) -> None:
+        """Nobody could be heard for so long, because it was us who did not listen."""
+        self._heard_at = {name: at + seconds for name, at in self._heard_at.items()}
+
+    def watch_silence(self, now: float) -> set[str]:
+        """Name those that live but give no sign of it, and start them again when that lasts. Returns their names."""
+        silent = {name for name in self._heard_at if self.silent_s(name, now) >= SILENCE_S}
+        tell = now - self._told_at >= SILENCE_S
+        for name in sorted(silent):
+            seconds = self.silent_s(name, now)
+            if seconds >= HUNG_S:
+                self.notice(f"{name} has not answered for {seconds:.0f} s and is started again")
+                self.launcher.signal(name, signal.SIGKILL)
+                self._heard_at[name] = now
+            elif tell:
+                self._told_at = now
+                self.notice(f"{name} (process {self.launcher.pid(name)}) has not answered for {seconds:.0f} s")
+        return silent

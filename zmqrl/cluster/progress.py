@@ -1,0 +1,100 @@
+"""What a run shows while it goes on: a row of figures now and then, to the files that keep them and to the screen."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgpack
+
+from zmqrl.config import Config
+from zmqrl.observe.console import Console, View
+from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
+from zmqrl.observe.tensorboard import TensorBoard
+from zmqrl.ps import messages as m
+from zmqrl.rundir import RunDirectory
+
+ROW_EVERY_S = 1.0
+
+
+class Progress:
+    """The figures of a run. ``row`` is the newest one; time counts from ``begin``, at the first version."""
+
+    def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
+        self.config, self.console = config, console
+        self.title = f"{config.recipe} · {config.env} · {directory.path.name}"
+        self.metrics = RunMetrics(start=counters)
+        self.rows = JsonLines(directory.metrics)
+        self.tensorboard = TensorBoard(directory.tensorboard, resumed_at=counters.version or None)
+        self.began_at: float | None = None
+        self.row_at = 0.0
+        self.row: dict[str, Any] = self.metrics.row(0.0)
+
+    def begin(self, now: float) -> None:
+        """The first version is in the making: from here on the run's time counts."""
+        self.began_at = self.row_at = now
+
+    def trained_s(self) -> float:
+        """Seconds of this sitting, counted from its first version."""
+        return 0.0 if self.began_at is None else time.monotonic() - self.began_at
+
+    def on_report(self, report: m.Report) -> bool:
+        """Take a worker's own figures; False if they are malformed or of an old incarnation."""
+        figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
+        return self.metrics.on_report(figures)
+
+    def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
+        """Take where the shards stand; those that have not answered are missing in ``stats``."""
+        self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for the next row."""
+        return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
+
+    def show(self, now: float) -> None:
+        """Make the next row, keep it if there is a new version in it, and show it."""
+        self.row_at = now
+        version = self.row["version"]
+        self.row = self.metrics.row(self.trained_s())
+        if self.row["version"] != version:
+            self.rows.write(self.row)
+            self.tensorboard.log(self.row, self.row["version"])
+        frames = self.config.envs.frame_skip if self.config.env.startswith("ALE/") else None
+        self.console.update(View(title=self.title, row=self.row, frames_per_agent_step=frames, left_s=self._left_s()))
+
+    def close(self) -> None:
+        """Close the files."""
+        self.rows.close()
+        self.tensorboard.close()
+
+    def _left_s(self) -> float | None:
+        """Seconds until the first of the run's limits, at the speed of now; None without a limit or a speed."""
+        config, row = self.config, self.row
+        left = []
+        if config.minutes is not None:
+            left.append(60 * config.minutes - self.trained_s())
+        for limit, done, per_s in (
+            (config.updates, row["version"], row["updates_per_s"]),
+            (config.agent_steps, row["agent_steps"], row["agent_steps_per_s"]),
+        ):
+            if limit is not None and per_s:
+                left.append((limit - done) / per_s)
+        return max(0.0, min(left)) if left else None
+
+
+def _shard_stats(stats: m.Stats) -> ShardStats:
+    return {
+        "version": stats.version,
+        "quorum": stats.quorum,
+        "held": stats.held,
+        "present": stats.present,
+        "outcomes": {tally[0]: tally[1:] for tally in stats.tallies if len(tally) == 5},
+        "unattributed": stats.unattributed,
+    }
+
+
+def _unpack(figures: bytes) -> dict[str, Any]:
+    try:
+        unpacked = msgpack.unpackb(figures, strict_map_key=True)
+    except Exception:  # msgpack raises a dozen kinds of errors on hostile bytes
+        return {}
+    return unpacked if isinstance(unpacked, dict) else {}

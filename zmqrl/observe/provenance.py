@@ -1,0 +1,55 @@
+"""What a result was made with: versions, commit and hardware, so that a figure can be made again."""
+
+import contextlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import zmqrl
+
+PACKAGES = ("torch", "numpy", "pyzmq", "gymnasium", "ale-py")
+
+
+def provenance() -> dict[str, Any]:
+    """Plain data: package versions, the commit of the code (None outside a git checkout), processor and cores."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "zmqrl": zmqrl.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def _commit() -> str | None:
+    """The commit that the package was imported from, with ``+`` behind it when files differ from it."""
+    root = Path(zmqrl.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
