@@ -1,13 +1,12 @@
-"""The command line: ``zmqrl train`` and ``zmqrl worker``."""
+"""The command line: ``zmqrl train`` and the commands around it."""
 
 import contextlib
 import difflib
+import importlib
 import io
-import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from zmqrl import __version__
 from zmqrl.errors import UsageError, ZmqrlError
@@ -17,18 +16,19 @@ if TYPE_CHECKING:  # torch and the games take seconds to import: only the comman
 
 T = TypeVar("T")
 
-COMMANDS = {
-    "train": "zmqrl train [RECIPE] [options]    train on this machine",
-    "worker": "zmqrl worker DIR/cluster.json     join a living run as one of its open ranks",
-}
-USAGE = f"""\
-zmqrl {__version__}: synchronous distributed actor-critic over ZeroMQ parameter servers
 
-  {COMMANDS["train"]}
-  {COMMANDS["worker"]}
-  zmqrl COMMAND --help              every option of a command
-  zmqrl --version
-"""
+class Command(NamedTuple):
+    """A command is a module with a frozen dataclass ``Options`` and a function ``run(options) -> exit status``."""
+
+    module: str
+    arguments: str
+    purpose: str
+
+
+COMMANDS = {
+    "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
+    "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
+}
 DEFAULT_PROFILE_VERSIONS = "100"
 
 
@@ -47,24 +47,21 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit status. Raises ZmqrlError."""
     command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     match command:
-        case "train":
-            return train(rest)
-        case "worker":
-            return worker(rest)
         case "--version":
             sys.stdout.write(f"zmqrl {__version__}\n")
             return 0
         case "--help" | "-h":
-            sys.stdout.write(USAGE)
+            sys.stdout.write(_usage())
             return 0
-    raise UsageError(f"unknown command {command!r}{_did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
+        case "train":
+            from zmqrl.cluster.run import train
 
-
-def train(arguments: list[str]) -> int:
-    """``zmqrl train``: read the settings, then run. Raises ZmqrlError."""
-    from zmqrl.cluster.run import train as run_training
-
-    return run_training(train_config(arguments))
+            return train(train_config(rest))
+    if command not in COMMANDS:
+        raise UsageError(f"unknown command {command!r}{_did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
+    module = importlib.import_module(COMMANDS[command].module)
+    status: int = module.run(_parse(module.Options, None, rest, f"zmqrl {command}"))
+    return status
 
 
 def train_config(arguments: list[str]) -> "Config":
@@ -86,33 +83,6 @@ def train_config(arguments: list[str]) -> "Config":
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{config.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
     return _parse(Config, stored, options, "zmqrl train")
-
-
-def worker(arguments: list[str]) -> int:
-    """``zmqrl worker``: join a run from its ``cluster.json``. Raises ZmqrlError."""
-    from dataclasses import dataclass
-    from typing import Annotated
-
-    import tyro
-
-    @dataclass(frozen=True, kw_only=True)
-    class Join:
-        """Join a living run as one of its open ranks, and work until it ends."""
-
-        cluster: tyro.conf.Positional[Path]
-        """The cluster.json of the run."""
-        rank: int | None = None
-        """Which open rank; the first one if not given."""
-        threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-        """Threads for games and network."""
-
-    from zmqrl.cluster.local import PATIENCE
-
-    os.environ.update(PATIENCE | os.environ)  # before torch comes with its OpenMP
-    from zmqrl.cluster.run import join
-
-    options = _parse(Join, None, arguments, "zmqrl worker")
-    return join(options.cluster, options.rank, options.threads)
 
 
 def _parse(cls: type[T], default: T | None, options: list[str], prog: str) -> T:
@@ -143,6 +113,20 @@ def _with_profile_default(options: list[str]) -> list[str]:
         if option == "--profile" and following.startswith("--"):
             completed.append(DEFAULT_PROFILE_VERSIONS)
     return completed
+
+
+def _usage() -> str:
+    commands = [f"  zmqrl {f'{name} {about.arguments}':34}{about.purpose}" for name, about in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"zmqrl {__version__}: synchronous distributed actor-critic over ZeroMQ parameter servers",
+            "",
+            *commands,
+            f"  {'zmqrl COMMAND --help':40}every option of a command",
+            "  zmqrl --version",
+            "",
+        ]
+    )
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import os
 import shutil
 import signal
 import socket as host_socket
@@ -19,17 +18,14 @@ import torch
 from zmqrl.agent.envs import EnvSpec, describe_env
 from zmqrl.agent.model import make_model
 from zmqrl.checkpoint import Checkpoint, checkpoints
-from zmqrl.child import log_to_stderr
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.spans import merge_traces
-from zmqrl.ps.connection import Cluster
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.optimizer import Optimizer
 from zmqrl.rundir import RunDirectory, write_json
-from zmqrl.worker import join as work
 
 
 def train(config: Config) -> int:
@@ -156,23 +152,3 @@ def _interrupts(supervisor: Supervisor) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def join(cluster_path: Path, rank: int | None, threads: int) -> int:
-    """Work as an outside worker for the run of ``cluster_path`` until it ends. Raises ZmqrlError."""
-    cluster, config = Cluster.read(cluster_path), Config.read(cluster_path)
-    if threads < 1:
-        raise UsageError(f"--threads {threads}: at least 1 is needed.")
-    if rank is None:
-        if not cluster.open_ranks:
-            raise UsageError(f"{cluster_path} has no open rank: start the run with --external-workers.")
-        if len(cluster.open_ranks) > 1:
-            raise UsageError(f"several ranks are open ({', '.join(map(str, cluster.open_ranks))}): choose by --rank.")
-        rank = cluster.open_ranks[0]
-    elif rank not in cluster.open_ranks:
-        raise UsageError(f"rank {rank} is not open; open are {', '.join(map(str, cluster.open_ranks)) or 'none'}.")
-    log = log_to_stderr("zmqrl.worker")
-    log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-    # Where the run is, it learns only when it has joined; the time is as good to seed its games with.
-    work(cluster, config, rank, version=int(time.time()), threads=threads, trace_path=None, log=log)
-    return 0

@@ -1,0 +1,52 @@
+"""``zmqrl worker``: join a living run from its ``cluster.json``."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from zmqrl.cluster.local import PATIENCE
+
+os.environ.update(PATIENCE | os.environ)  # before torch comes with its OpenMP
+
+from zmqrl.child import log_to_stderr
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.ps.connection import Cluster
+from zmqrl.worker import join
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Join a living run as one of its open ranks, and work until it ends."""
+
+    cluster: tyro.conf.Positional[Path]
+    """The cluster.json of the run."""
+    rank: int | None = None
+    """Which open rank; the first one if not given."""
+    threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Threads for games and network."""
+
+
+def run(options: Options) -> int:
+    """Work as an outside worker until the run ends. Raises ZmqrlError."""
+    cluster, config = Cluster.read(options.cluster), Config.read(options.cluster)
+    if options.threads < 1:
+        raise UsageError(f"--threads {options.threads}: at least 1 is needed.")
+    rank, ranks = options.rank, ", ".join(map(str, cluster.open_ranks))
+    if rank is None:
+        if not cluster.open_ranks:
+            raise UsageError(f"{options.cluster} has no open rank: start the run with --external-workers.")
+        if len(cluster.open_ranks) > 1:
+            raise UsageError(f"several ranks are open ({ranks}): choose by --rank.")
+        rank = cluster.open_ranks[0]
+    elif rank not in cluster.open_ranks:
+        raise UsageError(f"rank {rank} is not open; open are {ranks or 'none'}.")
+    log = log_to_stderr("zmqrl.worker")
+    log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
+    # Where the run is, it learns only when it has joined; the time is as good to seed its games with.
+    join(cluster, config, rank, version=int(time.time()), threads=options.threads, trace_path=None, log=log)
+    return 0
