@@ -157,6 +157,7 @@ def test_no_report_can_break_a_row(hostile: object) -> None:
         {"losses": [0.1]},
         {"losses": {f"loss_{i}": 0.0 for i in range(65)}},
         {"policy_lag": float("inf")},
+        {"policy_lag": 1.0, "policy_lag_max": 0.5},
         {"spans": {"act": -1.0}},
         {"games": [[1, 2.0]]},
         {"games": [[1, float("nan"), 3]]},
@@ -191,11 +192,12 @@ def test_losses_are_means_over_workers_since_the_last_row() -> None:
     tested = metrics()
     for version in (1, 2, 3):
         tested.on_report(report(0, version=version, losses={"loss": 1.0}, policy_lag=2))
-    tested.on_report(report(1, losses={"loss": 3.0, "approx_kl": 0.5}, policy_lag=4))
+    tested.on_report(report(1, losses={"loss": 3.0, "approx_kl": 0.5}, policy_lag=4, policy_lag_max=9))
     row = tested.row(1.0)
     assert (row["loss"], row["approx_kl"], row["policy_lag"], row["entropy"]) == (2.0, 0.5, 3.0, None)
+    assert (row["policy_lag_min"], row["policy_lag_max"]) == (2, 9)
     row = tested.row(2.0)
-    assert (row["loss"], row["policy_lag"]) == (None, None)
+    assert (row["loss"], row["policy_lag"], row["policy_lag_max"]) == (None, None, None)
     assert "approx_kl" not in row
 
 

@@ -104,6 +104,7 @@ class Reporter:
         self.agent_steps = self.abandoned_steps = self.games_played = 0
         self.games: deque[tuple[int, float, int]] = deque(maxlen=GAMES_IN_A_REPORT)
         self.figures: dict[str, Any] = {"version": 0}
+        self.lags: list[int] = []
         self.sent_at = 0.0
 
     def played(self, games: list[Game]) -> None:
@@ -121,13 +122,21 @@ class Reporter:
 
     def learned(self, weights: Weights, losses: dict[str, float], *, lag: int) -> None:
         """A gradient was pushed; report if the last report is a while ago."""
-        self.figures = {"version": weights.version, "losses": losses, "policy_lag": float(lag)}
+        self.lags.append(lag)
+        self.figures = {
+            "version": weights.version,
+            "losses": losses,
+            "policy_lag": sum(self.lags) / len(self.lags),
+            "policy_lag_min": min(self.lags),
+            "policy_lag_max": max(self.lags),
+        }
         if time.monotonic() - self.sent_at >= REPORT_EVERY_S:
             self.send()
 
     def send(self) -> None:
         """Report now."""
         self.sent_at = time.monotonic()
+        self.lags.clear()
         self.connection.report(
             self.figures
             | {

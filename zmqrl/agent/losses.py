@@ -201,6 +201,7 @@ class Learner:
         stats["explained_variance"] = rollout.explained_variance
         # One transfer for all of them: each would wait for the device.
         metrics = dict(zip(stats, torch.stack(list(stats.values())).tolist(), strict=True))
+        metrics["entropy_coefficient"] = entropy_coefficient
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.max_grad_norm)
         return metrics
 

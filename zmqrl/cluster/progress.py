@@ -11,6 +11,7 @@ from zmqrl.observe.console import Console, View
 from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
 from zmqrl.observe.tensorboard import TensorBoard
 from zmqrl.ps import messages as m
+from zmqrl.ps.optimizer import Optimizer
 from zmqrl.rundir import RunDirectory
 
 ROW_EVERY_S = 1.0
@@ -55,6 +56,7 @@ class Progress:
         self.row_at = now
         version = self.row["version"]
         self.row = self.metrics.row(self.trained_s())
+        self.row["learning_rate"] = Optimizer(self.config.optimizer).learning_rate(max(0, self.row["version"] - 1))
         if self.row["version"] != version:
             self.rows.write(self.row)
             self.tensorboard.log(self.row, self.row["version"])

@@ -77,7 +77,7 @@ class WorkerReport:
 
     ``agent_steps``, ``abandoned_steps`` and ``skipped`` are cumulative in the incarnation. ``games`` are
     ``(seq, score, agent_steps)`` with seq 1, 2, ... for the games of the incarnation. ``spans`` are the seconds by
-    name since the last report, ``policy_lag`` is in versions.
+    name since the last report, ``policy_lag`` is in versions: shortest, mean and longest since the last report.
     """
 
     rank: int
@@ -88,7 +88,7 @@ class WorkerReport:
     skipped: int
     games: tuple[tuple[int, float, int], ...]
     losses: dict[str, float]
-    policy_lag: float | None
+    policy_lag: tuple[float, float, float] | None
     spans: dict[str, float]
 
     @classmethod
@@ -108,7 +108,7 @@ class WorkerReport:
             skipped=_count(report.get("skipped", 0)),
             games=_games(report.get("games", [])),
             losses=_figures(report.get("losses", {})),
-            policy_lag=_finite(report["policy_lag"]) if "policy_lag" in report else None,
+            policy_lag=_lag(report),
             spans=spans,
         )
 
@@ -130,6 +130,16 @@ def _figures(value: object) -> dict[str, float]:
     if not isinstance(value, dict) or len(value) > 64:
         raise ValueError("figures are a map of at most 64 names")
     return {name: _finite(x) for name, x in value.items() if isinstance(name, str) and _NAME.fullmatch(name)}
+
+
+def _lag(report: dict[str, object]) -> tuple[float, float, float] | None:
+    if "policy_lag" not in report:
+        return None
+    mean = _finite(report["policy_lag"])
+    low, high = _finite(report.get("policy_lag_min", mean)), _finite(report.get("policy_lag_max", mean))
+    if not low <= mean <= high:
+        raise ValueError("the mean lag is not between the shortest and the longest")
+    return low, mean, high
 
 
 def _games(value: object) -> tuple[tuple[int, float, int], ...]:
@@ -209,6 +219,7 @@ class RunMetrics:
     def _begin_row(self) -> None:
         self._figures = _WorkerMeans()
         self._lags = _WorkerMeans()
+        self._lag_range = math.inf, -math.inf
 
     def on_report(self, report: object) -> bool:
         """Take a worker's report (the keys of ``WorkerReport``). False if it is malformed or of an old incarnation."""
@@ -239,7 +250,9 @@ class RunMetrics:
         for name, value in report.losses.items():
             self._figures.add(name, report.rank, value)
         if report.policy_lag is not None:
-            self._lags.add("policy_lag", report.rank, report.policy_lag)
+            low, mean, high = report.policy_lag
+            self._lags.add("policy_lag", report.rank, mean)
+            self._lag_range = min(low, self._lag_range[0]), max(high, self._lag_range[1])
         for name in WORKER_SPANS:  # a stranger's other names would pile up
             if name in report.spans:
                 self._span_s[name] += report.spans[name]
@@ -322,6 +335,8 @@ class RunMetrics:
             "score_mean_50": _mean(self._scores) if self._scores else None,
             "episodes": self._episodes,
             "policy_lag": self._lags.means().get("policy_lag"),
+            "policy_lag_min": self._lag_range[0] if math.isfinite(self._lag_range[0]) else None,
+            "policy_lag_max": self._lag_range[1] if math.isfinite(self._lag_range[1]) else None,
             "contributions": dict(self._contributions),
             "late_by_rank": _by_rank(self._late_by_rank),
             "skipped_by_rank": _by_rank(self._skipped_by_rank),
