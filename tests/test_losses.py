@@ -270,7 +270,7 @@ def test_explained_variance_is_one_for_perfect_values_and_finite_without_varianc
 
 METRICS = {
     *("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "value_mean", "advantage_mean", "advantage_std"),
-    *("grad_norm", "grad_norm_clipped", "explained_variance"),
+    *("grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient"),
 }
 
 
