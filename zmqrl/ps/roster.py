@@ -20,6 +20,7 @@ class Worker:
     here: Counter[int] = field(default_factory=Counter)  # live subscriptions by incarnation
     heard_at: float | None = None
     progress: int = 0
+    progressed_at: float | None = None
 
     def present(self) -> bool:
         """Whether the subscription of the newest incarnation is alive."""
@@ -64,10 +65,12 @@ class Roster:
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
     def describe(self, rank: int, now: float) -> str:
-        """A worker in words: whether it is there, and when it was last heard."""
+        """A worker in words: whether it is there, when it was last heard and when its computing part last got on."""
         worker = self.workers[rank]
-        silent = "" if worker.heard_at is None else f", last heard {now - worker.heard_at:.1f} s ago"
-        return f"worker {rank} ({'here' if worker.present() else 'absent'}{silent})"
+        words = ["here" if worker.present() else "absent"]
+        for what, at in (("heard", worker.heard_at), ("progress", worker.progressed_at)):
+            words += [] if at is None else [f"last {what} {now - at:.1f} s ago"]
+        return f"worker {rank} ({', '.join(words)})"
 
     def to_supervisor(self, message: m.Message) -> list[Action]:
         """Tell the supervisor, if it has come."""
@@ -101,7 +104,8 @@ class Roster:
         actions: list[Action] = []
         if worker.peer not in (None, peer) and worker.incarnation != hello.incarnation:
             actions.append(Send(worker.peer, self._replaced(hello.rank)))
-        worker.incarnation, worker.peer, worker.heard_at = hello.incarnation, peer, now
+        worker.incarnation, worker.peer = hello.incarnation, peer
+        worker.heard_at = worker.progressed_at = now
         return actions + self._answer(hello.rank, welcome)
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
@@ -137,7 +141,9 @@ class Roster:
             return False
         worker = self.workers[ping.rank]
         # A connection that was cut and made again is another peer.
-        worker.peer, worker.heard_at, worker.progress = peer, now, ping.progress
+        worker.peer, worker.heard_at = peer, now
+        if ping.progress != worker.progress:
+            worker.progress, worker.progressed_at = ping.progress, now
         return True
 
     def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
