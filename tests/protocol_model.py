@@ -13,7 +13,7 @@ from zmqrl.ps import client_events as c
 from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as s
 from zmqrl.ps.client import Client
-from zmqrl.ps.shard import Identity, Shard, Timing
+from zmqrl.ps.shard import Shard, Timing
 
 if TYPE_CHECKING:
     from protocol_world import World
@@ -85,7 +85,7 @@ class ShardHost:
         if self.machine is not None:
             return
         self.incarnation = self.world.number()
-        identity = Identity(
+        identity = s.Identity(
             run=RUN,
             layout=LAYOUT,
             shard=self.number,
@@ -136,8 +136,8 @@ class ShardHost:
 
     def _accounted(self) -> int:
         assert self.machine is not None
-        tallies = self.machine.tallies.values()
-        return sum(map(sum, tallies)) + self.machine.unattributed + len(self.machine.held)
+        contributions = self.machine.contributions
+        return sum(map(sum, contributions.tallies.values())) + contributions.unattributed + len(contributions.held)
 
     def _do(self, action: s.Action) -> None:
         match action:

@@ -38,7 +38,7 @@ class Supervisor:
         n = shard.number
         if shard.machine is None:
             return
-        if shard.machine.supervisor is None:
+        if shard.machine.roster.supervisor is None:
             self._tell(shard, HELLO)
         stats = self._tell(shard, m.StatsRequest(run=RUN))
         if stats is None:
@@ -206,7 +206,7 @@ class World:
         lines = [f"{self.now:.2f} s, supervisor: {self.supervisor.view}, generation {self.supervisor.generation}"]
         for shard in self.shards:
             if shard.machine is not None:
-                machine, held = shard.machine, sorted(shard.machine.held)
+                machine, held = shard.machine, sorted(shard.machine.contributions.held)
                 lines.append(f"shard {shard.number}: {machine.state} {shard.at()} {machine.view} {held} {machine.stop}")
         for worker in self.workers:
             lines.append(f"worker {worker.rank}.{worker.incarnation}: {worker.state} above {worker.above}")

@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from zmqrl.ps import messages as m
-from zmqrl.ps.shard import Identity, Shard, Timing
+from zmqrl.ps.shard import Shard, Timing
 from zmqrl.ps.shard_events import (
     Action,
     ControlArrived,
     GradientArrived,
+    Identity,
     PresenceChanged,
     Publish,
     PublishWeights,
@@ -106,7 +107,7 @@ def opened(*, consistent: bool = False, workers: tuple[int, ...] = (0, 1, 2), **
 
 def tallies(shard: Shard) -> dict[int, list[int]]:
     """Used, late, duplicate and rejected by rank."""
-    return {rank: list(tally) for rank, tally in shard.tallies.items()}
+    return {rank: list(tally) for rank, tally in shard.contributions.tallies.items()}
 
 
 def stop_at(version: int | None) -> m.Stop:

@@ -236,7 +236,7 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
     assert len(judged) == len(FAULTS)
     fault = FAULTS[row]
     sizes: dict[m.Codec, int] = {"f32": 64, "bf16": 32}
-    identity = shard.Identity(run="r", layout="l", shard=0, incarnation=1, codec="f32", payload_bytes=sizes, secret="s")
+    identity = e.Identity(run="r", layout="l", shard=0, incarnation=1, codec="f32", payload_bytes=sizes, secret="s")
     machine = shard.Shard(identity, shard.Timing())
     tallies = {"late": 0, "duplicate": 0, "rejected": 0}
     record = e.Record(
@@ -273,7 +273,7 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
         # The first line that holds decides, whatever else is wrong.
         last_faults = {"view": 8, "finite": False} if row < 12 else {}
         contribute(last_faults | fault)
-    outcome = next((name for name, count in machine.since_last.items() if count), "used")
+    outcome = next((name for name, count in machine.contributions.since_last.items() if count), "used")
     assert outcome == judged[row][1]
 
 

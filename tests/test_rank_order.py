@@ -12,7 +12,7 @@ from protocol_model import LAYOUT, RUN
 
 from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as s
-from zmqrl.ps.shard import Identity, Shard, Timing
+from zmqrl.ps.shard import Shard, Timing
 
 Floats = npt.NDArray[np.float32]
 WORKERS, COUNT, UPDATES = 4, 64, 50
@@ -35,7 +35,7 @@ def trained(shards: int, order: Callable[[int, int], tuple[int, ...]], *, consis
     """Weights after all updates, when contributions arrive at each shard in ``order(version, shard)``."""
     slices = np.split(np.ones(COUNT, np.float32), shards)
     for shard, weights in enumerate(slices):
-        identity = Identity(
+        identity = s.Identity(
             run=RUN, layout=LAYOUT, shard=shard, incarnation=1, codec="f32", payload_bytes={"f32": 1}, secret=""
         )
         machine = Shard(identity, Timing(), consistent=consistent)

@@ -47,7 +47,7 @@ def test_the_contribution_that_completes_the_quorum_makes_the_next_version_and_p
     assert push(shard, 2) == [Accumulate("payload 2", "f32", first=True)]
     update = Update(replace(RECORD, version=1, quorum=2, ranks=(0, 2), tallies={0: (1, 0, 0, 0), 2: (1, 0, 0, 0)}))
     assert push(shard, 0) == [Accumulate("payload 0", "f32", first=False), update, PublishWeights()]
-    assert (shard.version, shard.previous, shard.held) == (1, 0, {})
+    assert (shard.version, shard.previous, shard.contributions.held) == (1, 0, {})
 
 
 def test_the_sum_of_each_version_starts_anew() -> None:
@@ -62,7 +62,7 @@ def test_a_late_contribution_is_counted_but_not_used() -> None:
     make_version(shard, 0, 1)
     assert of(Accumulate, push(shard, 2, version=0)) == []
     assert tallies(shard)[2] == [0, 1, 0, 0]
-    assert shard.held == {}
+    assert shard.contributions.held == {}
 
 
 def test_a_contribution_that_was_used_is_a_duplicate_also_after_the_version_closed() -> None:
@@ -111,7 +111,7 @@ def test_whatever_is_not_meant_for_the_open_version_is_not_used(wrong: dict[str,
     expected = [0, 0, 0, 0]
     expected[outcome] = 1
     assert tallies(shard)[0] == expected
-    assert shard.held == {}
+    assert shard.contributions.held == {}
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_a_contribution_in_the_other_codec_is_used() -> None:
 def test_a_contribution_before_the_state_is_there_is_rejected() -> None:
     shard = Shard(IDENTITY, Timing())
     assert of(Accumulate, push(shard, 0)) == []
-    assert shard.unattributed == 1
+    assert shard.contributions.unattributed == 1
 
 
 def test_what_no_member_can_be_blamed_for_is_counted_without_a_rank() -> None:
     shard = opened()
     push(shard, 9)
     shard.handle(MalformedArrived(), 0.0)
-    assert shard.unattributed == 2
+    assert shard.contributions.unattributed == 2
     assert tallies(shard) == {}
 
 
@@ -159,7 +159,7 @@ def test_a_record_counts_what_arrived_since_the_version_before() -> None:
     assert (update.record.late, update.record.duplicate, update.record.rejected) == (1, 2, 2)
     assert update.record.tallies == {0: (1, 0, 1, 1), 1: (2, 0, 1, 0), 2: (1, 1, 0, 0)}
     assert update.record.unattributed == 1
-    assert (shard.since_last["late"], shard.since_last["duplicate"], shard.since_last["rejected"]) == (0, 0, 0)
+    assert shard.contributions.since_last == {"late": 0, "duplicate": 0, "rejected": 0}
 
 
 def test_a_message_ahead_of_the_shard_is_told_to_the_supervisor_as_a_sign_of_lost_state() -> None:
@@ -230,7 +230,7 @@ def test_a_new_member_may_come_and_a_former_one_no_longer_counts() -> None:
     control(shard, m.ViewChange(run="run", view=2, quorum=2, members=(1, 2, 3)))
     assert [type(message) for message in sent(arrive(shard, 3))] == [m.Welcome]
     push(shard, 0)
-    assert shard.unattributed == 1
+    assert shard.contributions.unattributed == 1
     assert of(Update, make_version(shard, 3, 1))
 
 
@@ -276,6 +276,17 @@ def test_a_stall_names_who_is_missing() -> None:
     assert "version 0 waits for 6 s with 1 of 2" in log.text
     assert "worker 1 (here" in log.text
     assert "worker 2 (absent" in log.text
+
+
+def test_a_stall_tells_a_worker_that_hangs_from_one_that_computes() -> None:
+    shard = opened()
+    push(shard, 0)
+    for rank, progress in ((1, 0), (2, 7)):
+        ping = m.Ping(run="run", rank=rank, incarnation=10, generation=1, version=0, progress=progress, sent_us=0)
+        control(shard, ping, b"%d" % rank, now=5.5)
+    (log,) = of(Log, shard.handle(Tick(), 6.0))
+    assert "worker 1 (here, last heard 0.5 s ago, last progress 6.0 s ago)" in log.text
+    assert "worker 2 (here, last heard 0.5 s ago, last progress 0.5 s ago)" in log.text
 
 
 # the first publication

@@ -53,7 +53,7 @@ def test_a_hello_of_a_stranger_is_refused_and_counted(wrong: dict[str, Any], cod
     assert isinstance(refuse, m.Refuse)
     assert refuse.code == code
     assert refuse.run == "run"
-    assert shard.unattributed == 1
+    assert shard.contributions.unattributed == 1
 
 
 def test_a_worker_is_welcomed_when_its_subscription_is_there_whichever_comes_first() -> None:
@@ -115,8 +115,8 @@ def test_the_bookkeeping_of_a_rank_stays_bounded_however_often_it_subscribes() -
     for incarnation in range(1000):
         shard.handle(PresenceChanged(0, incarnation, here=True), 0.0)
     shard.handle(PresenceChanged(60_000, 1, here=True), 0.0)
-    assert len(shard.workers[0].here) <= 16
-    assert 60_000 not in shard.workers
+    assert len(shard.roster.workers[0].here) <= 16
+    assert 60_000 not in shard.roster.workers
 
 
 # control
@@ -127,7 +127,7 @@ def test_a_ping_is_answered_with_the_clock_and_proves_life() -> None:
     ping = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progress=5, sent_us=77)
     (pong,) = sent(control(shard, ping, b"0", now=3.0))
     assert pong == m.Pong(run="run", shard=1, sent_us=77, received_us=3_000_000, answered_us=3_000_000)
-    assert (shard.workers[0].heard_at, shard.workers[0].progress) == (3.0, 5)
+    assert (shard.roster.workers[0].heard_at, shard.roster.workers[0].progress) == (3.0, 5)
 
 
 def test_a_worker_whose_connection_was_cut_is_known_again_by_its_ping() -> None:
@@ -139,7 +139,7 @@ def test_a_worker_whose_connection_was_cut_is_known_again_by_its_ping() -> None:
 def test_the_ping_of_a_replaced_process_changes_nothing() -> None:
     shard = opened()
     control(shard, m.Ping(run="run", rank=0, incarnation=9, generation=1, version=0, progress=0, sent_us=0), b"old")
-    assert shard.workers[0].peer == b"0"
+    assert shard.roster.workers[0].peer == b"0"
 
 
 def test_snapshots_of_the_newest_version_and_the_one_before_are_served() -> None:
@@ -156,23 +156,23 @@ def test_snapshots_of_the_newest_version_and_the_one_before_are_served() -> None
 def test_a_stranger_gets_no_snapshot() -> None:
     shard = opened()
     assert control(shard, m.SnapshotRequest(run="run", version=None), b"stranger") == []
-    assert shard.unattributed == 1
+    assert shard.contributions.unattributed == 1
 
 
 def test_a_new_connection_counts_when_the_end_of_the_one_before_is_noticed_later() -> None:
     shard = opened()
     shard.handle(PresenceChanged(0, 10, here=True), 0.0)
     shard.handle(PresenceChanged(0, 10, here=False), 0.0)
-    assert shard.workers[0].present()
+    assert shard.roster.workers[0].present()
     shard.handle(PresenceChanged(0, 10, here=False), 0.0)
-    assert not shard.workers[0].present()
+    assert not shard.roster.workers[0].present()
 
 
 def test_who_leaves_is_told_so_and_no_longer_there() -> None:
     shard = opened()
     leave = m.Leave(run="run", rank=0, incarnation=10)
     assert sent(control(shard, leave, b"0")) == [m.Left(run="run", shard=1)]
-    assert not shard.workers[0].present()
+    assert not shard.roster.workers[0].present()
 
 
 def test_a_late_leave_of_a_replaced_process_does_not_remove_its_successor() -> None:
@@ -180,7 +180,7 @@ def test_a_late_leave_of_a_replaced_process_does_not_remove_its_successor() -> N
     arrive(shard, 0, incarnation=11)
     control(shard, m.Leave(run="run", rank=0, incarnation=10), b"0")
     shard.handle(PresenceChanged(0, 10, here=False), 0.0)
-    assert shard.workers[0].present()
+    assert shard.roster.workers[0].present()
 
 
 def test_a_report_goes_to_the_supervisor_when_it_is_the_senders_own() -> None:
@@ -204,7 +204,7 @@ SUPERVISORS_OWN: list[m.Message] = [
 def test_only_the_supervisor_commands(message: m.Message) -> None:
     shard = opened()
     assert control(shard, message, b"0") == []
-    assert shard.unattributed == 1
+    assert shard.contributions.unattributed == 1
     assert control(shard, message) != []
 
 
@@ -212,7 +212,7 @@ def test_a_message_of_another_run_or_not_for_a_shard_is_rejected() -> None:
     shard = opened()
     assert control(shard, m.StatsRequest(run="other")) == []
     assert control(shard, m.Left(run="run", shard=1)) == []
-    assert shard.unattributed == 2
+    assert shard.contributions.unattributed == 2
 
 
 def test_stats_tell_where_the_shard_stands() -> None:

@@ -81,7 +81,8 @@ def test_a_rollback_opens_the_loaded_version_and_forgets_what_was_held() -> None
     push(shard, 0)
     actions = shard.handle(StateRestored(replace(RECORD, generation=2), recovered=False), 0.0)
     assert published(actions) == ["weights", "heartbeat"]
-    assert (shard.generation, shard.version, shard.previous, shard.held, shard.captured) == (2, 0, None, {}, None)
+    assert (shard.generation, shard.version, shard.previous, shard.captured) == (2, 0, None, None)
+    assert shard.contributions.held == {}
     assert tallies(shard)[0] == [1, 1, 0, 0]
 
 
@@ -110,7 +111,7 @@ def test_a_recovered_shard_goes_on_with_its_tallies_and_serves_both_versions() -
     push(shard, 0, version=3)
     push(shard, 2, version=3)
     assert tallies(shard) == {0: [4, 1, 1, 0], 2: [0, 1, 0, 0]}
-    assert shard.unattributed == 3
+    assert shard.contributions.unattributed == 3
     assert of(Update, make_version(shard, 0, 1))
 
 
@@ -140,5 +141,5 @@ def test_a_recovered_shard_asks_for_what_it_had_not_committed() -> None:
 def test_a_worker_that_is_gone_is_absent_until_it_subscribes_again() -> None:
     shard = opened()
     shard.handle(PresenceChanged(0, 10, here=False), 0.0)
-    assert not shard.workers[0].present()
+    assert not shard.roster.workers[0].present()
     assert [type(message) for message in sent(shard.handle(PresenceChanged(0, 10, here=True), 0.0))] == [m.Welcome]

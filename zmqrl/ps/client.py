@@ -3,7 +3,7 @@
 Events go in, actions come out in the order in which they must be carried out. ``connection.py`` does the rest.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from zmqrl.ps import messages as m
@@ -26,8 +26,7 @@ from zmqrl.ps.client_events import (
     Tick,
     Writable,
 )
-
-SNAPSHOT_MOST_S = 30.0
+from zmqrl.ps.link import Link, Statement, Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,48 +38,6 @@ class Timing:
     snapshot_s: float = 2.0
     stall_notice_s: float = 10.0
     lease_s: float = 60.0
-
-
-@dataclass(slots=True)
-class Link:
-    """What the worker knows of one shard."""
-
-    incarnation: int = 0
-    generation: int = -1
-    version: int = -1
-    view: int = 0
-    welcomed: bool = False
-    final: int | None = None
-    payloads: dict[int, tuple[m.Codec, Any]] = field(default_factory=dict)
-    # The contribution, at this shard. "closed": the shard is past its version, or it was not sent as already late.
-    push: Literal["none", "pending", "sent", "closed"] = "none"
-    attempt: int = 0
-    needs_heard: int = 0  # NEEDs in a row for `version`
-    wanted: bool = False  # the last of them does not hold this rank
-    heard_at: float = 0.0
-    hello_at: float | None = None
-    snapshot_at: float | None = None
-    snapshot_wait_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Tally:
-    """Slices of this worker's contributions, by what became of them as far as it knows.
-
-    ``sent`` slices were sent at least once and become ``used``, ``unused`` or ``unknown``; the ``skipped`` were never
-    sent. ``resent`` counts sends after the first.
-    """
-
-    sent: int = 0
-    resent: int = 0
-    used: int = 0
-    unused: int = 0
-    unknown: int = 0
-    skipped: int = 0
-
-    def settle(self, outcome: Literal["used", "unused", "unknown", "skipped"]) -> None:
-        """Count a slice of which nothing more will be heard."""
-        setattr(self, outcome, getattr(self, outcome) + 1)
 
 
 class Client:
@@ -106,12 +63,12 @@ class Client:
         self.run, self.layout, self.rank, self.incarnation = run, layout, rank, incarnation
         self.codec, self.host, self.pid = codec, host, pid
         self.timing = timing or Timing()
-        self.links = [Link(heard_at=now) for _ in range(shards)]
+        self.tally = Tally()
+        self.links = [Link(shard, self.tally, heard_at=now) for shard in range(shards)]
         self.contribution: tuple[int, int] | None = None  # generation, version
         self.pulling_above: int | None = None
         self.assembled_generation = -1
         self.ended = False
-        self.tally = Tally()
         self.progress = 0
         self.ping_at = now
         self.notice_at = now
@@ -125,9 +82,9 @@ class Client:
             ):
                 actions: list[Action] = [Log("debug", f"a message of another run from shard {event.shard}")]
             case PublicationArrived():
-                actions = self._publication(event, now)
+                actions = self._publication(self.links[event.shard], event.message, event.payload, now)
             case ControlArrived():
-                actions = self._control(event, now)
+                actions = self._control(self.links[event.shard], event.message, event.payload, now)
             case Pulling():
                 self.pulling_above, self.notice_at = event.above, now
                 self.progress += 1
@@ -135,25 +92,22 @@ class Client:
             case Contributed():
                 actions = self._contribute(event)
             case SendBlocked():
-                link = self.links[event.shard]
-                if link.push == "sent":
-                    link.push = "pending"
-                    self._sent(link, -1)
+                self.links[event.shard].blocked()
                 actions = []
             case Writable():
-                actions = self._push(event.shard)
+                actions = self._push(self.links[event.shard])
             case Leaving():
                 message = m.Leave(run=self.run, rank=self.rank, incarnation=self.incarnation)
-                actions = [SendControl(shard, message) for shard in range(len(self.links))]
+                actions = [SendControl(link.shard, message) for link in self.links]
             case Tick():
                 actions = self._tick(now)
-        self._check()
+        for link in self.links:
+            link.check(self.contribution)
         return actions
 
     def pending(self, shard: int) -> bool:
         """Whether a push to ``shard`` waits for its socket to become writable."""
-        link = self.links[shard]
-        return link.push == "pending" and link.welcomed
+        return self.links[shard].can_push()
 
     def passed(self, version: int) -> bool:
         """Whether every shard is past ``version``, so that work on it is of no more use."""
@@ -161,83 +115,75 @@ class Client:
 
     def where(self, now: float) -> str:
         """Where each shard stands, in words."""
-        return ", ".join(self._where(shard, link, now) for shard, link in enumerate(self.links))
+        return ", ".join(link.where(now) for link in self.links)
 
     # weights
 
-    def _publication(self, event: PublicationArrived, now: float) -> list[Action]:
-        shard, message = event.shard, event.message
-        link = self.links[shard]
-        actions = self._heard(shard, message.incarnation, message.generation, now)
-        if message.generation < link.generation or message.incarnation < link.incarnation:
+    def _publication(
+        self, link: Link, message: m.Weights | m.Heartbeat | m.Need | m.Bye, payload: Any, now: float
+    ) -> list[Action]:
+        actions = self._heard(link, message, now)
+        if link.is_outdated(message):
             return actions
         if isinstance(message, m.Bye):
-            actions += self._seen(shard, message.version)
+            actions += self._reached(link, message.version)
             link.final = message.version
             return actions + self._end()
-        link.final = None
-        link.view = message.view
+        link.final, link.view = None, message.view
         match message:
             case m.Weights():
-                link.payloads[message.version] = (message.codec, event.payload)
-                actions += [*self._settle(link, message), *self._seen(shard, message.version)]
+                actions += self._slice(link, message, payload)
             case m.Heartbeat():
-                actions += self._seen(shard, message.version)
-                if message.published and message.version not in link.payloads:
-                    actions += self._request(shard, None, now)
+                actions += self._catch_up(link, message, now)
             case m.Need():
-                actions += self._seen(shard, message.version)
+                actions += self._reached(link, message.version)
                 if message.version == link.version:
-                    actions += self._needed(shard, wanted=self.rank not in message.held)
+                    again = link.need(self.contribution, wanted=self.rank not in message.held)
+                    actions += self._push(link) if again else []
         return actions + self._assemble(now)
 
-    def _heard(self, shard: int, incarnation: int, generation: int, now: float) -> list[Action]:
+    def _heard(self, link: Link, message: Statement, now: float) -> list[Action]:
         """Take note of who speaks: a shard that restarted is greeted anew, a rollback forgets what it undid."""
-        link = self.links[shard]
         link.heard_at = now
         actions: list[Action] = []
-        if incarnation > link.incarnation:
+        if message.incarnation > link.incarnation:
             if link.incarnation:
-                actions.append(Log("info", f"shard {shard} has restarted"))
-            link.incarnation = incarnation
-            link.welcomed, link.needs_heard, link.snapshot_at, link.final = False, 0, None, None
-            actions.append(self._hello(shard, now))
-        if incarnation == link.incarnation and generation > link.generation:
+                actions.append(Log("info", f"shard {link.shard} has restarted"))
+            link.restart(message.incarnation)
+            actions.append(self._hello(link, now))
+        if message.incarnation == link.incarnation and message.generation > link.generation:
             if link.generation >= 0:
-                actions.append(Log("info", f"shard {shard} was rolled back to generation {generation}"))
-            link.generation, link.version, link.final = generation, -1, None
-            link.payloads.clear()
-            link.needs_heard, link.snapshot_at = 0, None
+                actions.append(Log("info", f"shard {link.shard} was rolled back to generation {message.generation}"))
+            link.roll_back(message.generation)
             actions += self._close(link)
         return actions
 
-    def _seen(self, shard: int, version: int) -> list[Action]:
-        """The shard is at ``version``: older contributions are closed, older payloads dropped."""
-        link = self.links[shard]
-        if version > link.version:
-            link.version, link.needs_heard = version, 0
-        # The slice before the newest is kept while some shard may still need help with that version.
-        floor = min(other.version for other in self.links)
-        for other in self.links:
-            for old in [v for v in other.payloads if v < other.version and v < max(floor, other.version - 1)]:
-                del other.payloads[old]
-        if self.contribution is None or link.version <= self.contribution[1]:
-            return []
-        return self._close(link)
+    def _catch_up(self, link: Link, message: m.Heartbeat | m.Welcome, now: float) -> list[Action]:
+        """The shard says where it stands: ask for what it has published and this worker has missed."""
+        actions = self._reached(link, message.version)
+        missed = message.published and message.version not in link.payloads
+        return actions + (self._request(link, None, now) if missed else [])
 
-    def _settle(self, link: Link, message: m.Weights | m.Snapshot) -> list[Action]:
-        """Learn from the record of a version what became of the slice sent for it."""
-        if self.contribution != (message.generation, message.version - 1):
-            return []
-        return self._close(link, "used" if self.rank in message.ranks else "unused")
+    def _slice(self, link: Link, message: m.Weights | m.Snapshot, payload: Any) -> list[Action]:
+        """Keep a slice, and learn from its record what became of the slice that was sent for it."""
+        link.payloads[message.version] = (message.codec, payload)
+        actions: list[Action] = []
+        if self.contribution == (message.generation, message.version - 1):
+            actions = self._close(link, "used" if self.rank in message.ranks else "unused")
+        return actions + self._reached(link, message.version)
+
+    def _reached(self, link: Link, version: int) -> list[Action]:
+        """The shard is at ``version``: older contributions are closed, older payloads dropped."""
+        link.reach(version)
+        slowest = min(other.version for other in self.links)
+        for other in self.links:
+            other.prune(slowest)
+        return self._close(link) if self.contribution is not None and link.version > self.contribution[1] else []
 
     def _close(self, link: Link, outcome: Literal["used", "unused", "unknown"] = "unknown") -> list[Action]:
         """The contribution is of no more use to this shard; when it is to none, it is released."""
-        if link.push not in ("pending", "sent"):
-            return []
-        self.tally.settle(outcome if link.attempt else "skipped")
-        link.push = "closed"
-        return [] if any(other.push in ("pending", "sent") for other in self.links) else [Release()]
+        closed = link.close(outcome)
+        return [Release()] if closed and not any(other.is_open() for other in self.links) else []
 
     def _assemble(self, now: float) -> list[Action]:
         """Give the waiting worker a version whose slices are all here, or ask for what is missing to help a shard."""
@@ -255,11 +201,10 @@ class Client:
             return []
         if any(link.final is not None and link.final <= low for link in self.links):
             return []  # nobody will take a contribution to the last version
-        missing = [shard for shard, link in enumerate(self.links) if low not in link.payloads]
+        missing = [link for link in self.links if low not in link.payloads]
         if missing:
             # What a lagging shard has not published yet is not asked for: the start waits for a quorum of listeners.
-            helping = [shard for shard in missing if self.links[shard].version > low]
-            return [action for shard in helping for action in self._request(shard, low, now)]
+            return [action for link in missing if link.version > low for action in self._request(link, low, now)]
         self.pulling_above, self.assembled_generation = None, generation
         return [Assembled(generation, low, tuple(link.payloads[low] for link in self.links))]
 
@@ -268,15 +213,11 @@ class Client:
         stuck = all(link.needs_heard >= 2 for link in lagging) and any(link.wanted for link in lagging)
         return stuck and all(link.version <= low + 1 for link in self.links)
 
-    def _request(self, shard: int, version: int | None, now: float) -> list[Action]:
-        link = self.links[shard]
-        if not link.welcomed or (link.snapshot_at is not None and now - link.snapshot_at < link.snapshot_wait_s):
+    def _request(self, link: Link, version: int | None, now: float) -> list[Action]:
+        if not link.may_request(now):
             return []
-        # On a slow link the answer to the last request may still be on its way.
-        again = link.snapshot_at is not None
-        link.snapshot_wait_s = min(2 * link.snapshot_wait_s, SNAPSHOT_MOST_S) if again else self.timing.snapshot_s
-        link.snapshot_at = now
-        return [SendControl(shard, m.SnapshotRequest(run=self.run, version=version))]
+        link.requested(now, self.timing.snapshot_s)
+        return [SendControl(link.shard, m.SnapshotRequest(run=self.run, version=version))]
 
     def _end(self) -> list[Action]:
         ends = {(link.generation, link.final) for link in self.links}
@@ -291,92 +232,57 @@ class Client:
         self.contribution = (event.generation, event.version)
         self.pulling_above = None
         self.progress += 1
-        actions: list[Action] = []
         for link in self.links:
-            self._close(link)  # what was still open of the contribution before: its gradient is gone
-            link.attempt = 0
-            late = link.generation != event.generation or link.version > event.version
-            link.push = "closed" if late else "pending"
-            self.tally.skipped += late
-        if all(link.push == "closed" for link in self.links):
+            link.offer(event.generation, event.version)
+        if not any(link.is_open() for link in self.links):
             return [Release()]
-        for shard in range(len(self.links)):
-            actions += self._push(shard)
-        return actions
+        return [action for link in self.links for action in self._push(link)]
 
-    def _push(self, shard: int) -> list[Action]:
-        if not self.pending(shard):
+    def _push(self, link: Link) -> list[Action]:
+        if not link.can_push():
             return []
         assert self.contribution is not None
-        link = self.links[shard]
         generation, version = self.contribution
         header = m.Gradient(
             run=self.run,
             layout=self.layout,
             generation=generation,
             view=link.view,
-            shard=shard,
+            shard=link.shard,
             version=version,
             rank=self.rank,
             incarnation=self.incarnation,
             attempt=min(link.attempt, 0xFFFF),
             codec=self.codec,
         )
-        link.push = "sent"
-        self._sent(link, 1)
-        return [SendGradient(shard, header)]
-
-    def _sent(self, link: Link, count: int) -> None:
-        """Count one more attempt to send, or take it back."""
-        if max(link.attempt, link.attempt + count) == 1:
-            self.tally.sent += count
-        else:
-            self.tally.resent += count
-        link.attempt += count
-
-    def _needed(self, shard: int, *, wanted: bool) -> list[Action]:
-        """The shard asks for contributions to its open version; ``wanted``: it does not hold ours."""
-        link = self.links[shard]
-        link.needs_heard += 1
-        link.wanted = wanted
-        if wanted and link.push == "sent" and self.contribution == (link.generation, link.version):
-            link.push = "pending"
-            return self._push(shard)
-        return []
+        link.pushed()
+        return [SendGradient(link.shard, header)]
 
     # control
 
-    def _control(self, event: ControlArrived, now: float) -> list[Action]:
-        shard, message = event.shard, event.message
-        link = self.links[shard]
+    def _control(self, link: Link, message: m.Message, payload: Any, now: float) -> list[Action]:
         link.heard_at = now
         match message:
             case m.Welcome():
-                actions = self._heard(shard, message.incarnation, message.generation, now)
-                if message.generation < link.generation or message.incarnation < link.incarnation:
-                    return actions
-                if message.state == "empty":
+                actions = self._heard(link, message, now)
+                if link.is_outdated(message) or message.state == "empty":
                     return actions
                 link.welcomed, link.view = True, message.view
+                # Who welcomes us needs no greeting, even if this is the first we hear of a new process.
                 actions = [a for a in actions if not (isinstance(a, SendControl) and isinstance(a.message, m.Hello))]
-                actions += self._seen(shard, message.version)
-                if message.published and message.version not in link.payloads:
-                    actions += self._request(shard, None, now)
-                return [*actions, *self._push(shard), *self._assemble(now)]
+                return [*actions, *self._catch_up(link, message, now), *self._push(link), *self._assemble(now)]
             case m.Snapshot():
-                actions = self._heard(shard, message.incarnation, message.generation, now)
+                actions = self._heard(link, message, now)
                 link.snapshot_at = None
-                if message.generation < link.generation or message.incarnation < link.incarnation:
+                if link.is_outdated(message):
                     return actions
-                link.payloads[message.version] = (message.codec, event.payload)
-                actions += [*self._settle(link, message), *self._seen(shard, message.version)]
-                return [*actions, *self._assemble(now)]
+                return [*actions, *self._slice(link, message, payload), *self._assemble(now)]
             case m.Refuse():
-                return [Failed(f"shard {shard} refuses worker {self.rank}: {message.reason}")]
+                return [Failed(f"shard {link.shard} refuses worker {self.rank}: {message.reason}")]
         return []
 
-    def _hello(self, shard: int, now: float) -> SendControl:
-        self.links[shard].hello_at = now
+    def _hello(self, link: Link, now: float) -> SendControl:
+        link.hello_at = now
         hello = m.Hello(
             run=self.run,
             layout=self.layout,
@@ -387,18 +293,19 @@ class Client:
             pid=self.pid,
             secret="",
         )
-        return SendControl(shard, hello)
+        return SendControl(link.shard, hello)
 
     def _tick(self, now: float) -> list[Action]:
         actions: list[Action] = []
         ping = now - self.ping_at >= self.timing.ping_s
-        for shard, link in enumerate(self.links):
-            if now - link.heard_at >= self.timing.lease_s:
-                return [Failed(f"no word from shard {shard} for {now - link.heard_at:.0f} s: is it still running?")]
+        for link in self.links:
+            silent_s = now - link.heard_at
+            if silent_s >= self.timing.lease_s:
+                return [Failed(f"no word from shard {link.shard} for {silent_s:.0f} s: is it still running?")]
             if not link.welcomed and (link.hello_at is None or now - link.hello_at >= self.timing.hello_s):
-                actions.append(self._hello(shard, now))
+                actions.append(self._hello(link, now))
             if ping and link.welcomed:
-                actions.append(SendControl(shard, self._ping(link, now)))
+                actions.append(SendControl(link.shard, self._ping(link, now)))
         if ping:
             self.ping_at = now
         if self.pulling_above is not None and now - self.notice_at >= self.timing.stall_notice_s:
@@ -416,18 +323,3 @@ class Client:
             progress=self.progress,
             sent_us=int(now * 1e6),
         )
-
-    def _where(self, shard: int, link: Link, now: float) -> str:
-        if not link.welcomed:
-            return f"shard {shard} has not welcomed us"
-        return f"shard {shard} at {link.version} (heard {now - link.heard_at:.1f} s ago)"
-
-    def _check(self) -> None:
-        """Invariants, after every event."""
-        for link in self.links:
-            assert all(version <= link.version for version in link.payloads), "a slice from the future"
-            assert len(link.payloads) <= 2, "slices pile up"
-            assert link.push in ("none", "closed") or self.contribution is not None
-            if link.push in ("pending", "sent") and self.contribution is not None:
-                assert link.generation == self.contribution[0]
-                assert link.version <= self.contribution[1]

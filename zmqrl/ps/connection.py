@@ -25,8 +25,9 @@ from zmqrl.observe.spans import Spans
 from zmqrl.ps import client_events as e
 from zmqrl.ps import codec, framing
 from zmqrl.ps import messages as m
-from zmqrl.ps.client import Client, Tally, Timing
+from zmqrl.ps.client import Client, Timing
 from zmqrl.ps.codec import FloatVector
+from zmqrl.ps.link import Tally
 from zmqrl.ps.partition import Layout
 from zmqrl.ps.sockets import ROLES, Role, new_context, worker_sockets
 

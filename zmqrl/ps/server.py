@@ -28,7 +28,7 @@ from zmqrl.ps.gradients import GradientSum, Payload
 from zmqrl.ps.history import History, pack_record, unpack_record
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.optimizer import Optimizer
-from zmqrl.ps.shard import Identity, Shard
+from zmqrl.ps.shard import Shard
 from zmqrl.ps.sockets import FailureMonitor, Role, new_context, shard_sockets
 from zmqrl.ps.store import Slot, SlotStore
 
@@ -48,7 +48,7 @@ class ShardServer:
         self.spans.record(job.trace_path is not None)
         self.optimizer = Optimizer(job.optimizer)
         self.sum = GradientSum(self.count)
-        self.identity = Identity(
+        self.identity = e.Identity(
             run=job.run,
             layout=job.layout.hash,
             shard=job.shard,

@@ -3,20 +3,19 @@
 Events go in, actions come out in the order in which they must be carried out. ``server.py`` does the rest.
 """
 
-import hmac
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from zmqrl.ps import messages as m
+from zmqrl.ps.contributions import Contributions
+from zmqrl.ps.roster import Roster
 from zmqrl.ps.shard_events import (
-    OUTCOMES,
-    Accumulate,
     Action,
     Capture,
     ControlArrived,
     Event,
     GradientArrived,
+    Identity,
     Log,
     MalformedArrived,
     Outcome,
@@ -47,34 +46,6 @@ class Timing:
     stall_notice_s: float = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What a message must name to be meant for this shard of this run, and what only its supervisor knows."""
-
-    run: str
-    layout: str
-    shard: int
-    incarnation: int
-    codec: m.Codec
-    payload_bytes: dict[m.Codec, int]
-    secret: str
-
-
-@dataclass(slots=True)
-class Worker:
-    """What the shard knows of a member."""
-
-    incarnation: int | None = None
-    peer: bytes | None = None
-    here: Counter[int] = field(default_factory=Counter)  # live subscriptions by incarnation
-    heard_at: float | None = None
-    progress: int = 0
-
-    def present(self) -> bool:
-        """Whether the subscription of the newest incarnation is alive."""
-        return bool(self.here if self.incarnation is None else self.here[self.incarnation])
-
-
 class Shard:
     """One slice of the parameter vector: which contributions make its next version.
 
@@ -84,7 +55,6 @@ class Shard:
     def __init__(self, identity: Identity, timing: Timing, *, consistent: bool = False) -> None:
         self.identity = identity
         self.timing = timing
-        self.consistent = consistent
         self.state: Literal["empty", "open", "ended"] = "empty"
         self.generation = 0
         self.version = 0
@@ -95,18 +65,10 @@ class Shard:
         self.stop: int | None = None
         self.armed: int | None = None
         self.captured: int | None = None
-        self.supervisor: bytes | None = None
-        self.workers: dict[int, Worker] = {}
-        self.held: dict[int, tuple[Any, m.Codec] | None] = {}  # rank -> payload not yet accumulated
-        self.accumulated = 0
-        self.tallies: dict[int, list[int]] = {}
-        self.unattributed = 0
-        self.since_last = {"late": 0, "duplicate": 0, "rejected": 0}
-        self.progress_at = 0.0
-        self.need_at = 0.0
+        self.roster = Roster(identity)
+        self.contributions = Contributions(consistent=consistent)
+        self.progress_at = self.need_at = self.heartbeat_at = self.notice_at = 0.0
         self.need_wait_s = timing.need_s
-        self.heartbeat_at = 0.0
-        self.notice_at = 0.0
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; return what is to be done, in order."""
@@ -116,10 +78,9 @@ class Shard:
             case ControlArrived():
                 actions = self._control(event, now)
             case PresenceChanged():
-                actions = self._presence(event, now)
+                actions = self.roster.presence(event, self._welcome(), now) + self._publish_first()
             case MalformedArrived():
-                self._count(None, "rejected")
-                actions = []
+                actions = self._reject()
             case StateRestored():
                 actions = self._restored(event, now)
             case Tick():
@@ -127,22 +88,20 @@ class Shard:
         self._check()
         return actions
 
-    # contributions
+    # versions
 
     def _gradient(self, event: GradientArrived, now: float) -> list[Action]:
         header = event.header
         outcome, why = self._judge(event)
         if outcome != "used":
-            self._count(header.rank, outcome)
+            self.contributions.count(header.rank, outcome, self.view)
             level: Literal["debug", "warning"] = "warning" if why == NOT_FINITE else "debug"
             actions: list[Action] = [Log(level, f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
-            if why == "ahead" and self.supervisor is not None:
-                actions.append(Send(self.supervisor, self._lost(header.rank, header.version)))
-            return actions
-        self.held[header.rank] = (event.payload, header.codec)
-        self.workers[header.rank].heard_at = now
+            return actions + (self._lost(header) if why == "ahead" else [])
+        self.contributions.hold(header.rank, event.payload, header.codec)
+        self.roster.heard(header.rank, now)
         self._progressed(now)
-        return [*self._accumulate(), *self._close_if_complete(now)]
+        return [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
 
     def _judge(self, event: GradientArrived) -> tuple[Outcome, str]:
         g, me = event.header, self.identity
@@ -154,7 +113,7 @@ class Shard:
             return "rejected", "of a generation that is not here"
         if g.rank not in self.view.members:
             return "rejected", "no member"
-        if self.workers[g.rank].incarnation != g.incarnation:
+        if not self.roster.is_newest(g.rank, g.incarnation):
             return "rejected", "not the newest incarnation"
         if g.generation < self.generation:
             return "late", "of a generation that was rolled back"
@@ -166,7 +125,7 @@ class Shard:
             return "late", f"{self.version - g.version} versions"
         if self.state == "ended":
             return "late", "after the last version"
-        if g.rank in self.held:
+        if g.rank in self.contributions.held:
             return "duplicate", "held already"
         if g.view != self.view.id:
             return "rejected", f"of view {g.view}"
@@ -174,61 +133,22 @@ class Shard:
             return "rejected", NOT_FINITE
         return "used", ""
 
-    def _accumulate(self) -> list[Action]:
-        """Hand on payloads: as they come, or in consistent mode those whose lower ranks have all come."""
-        actions: list[Action] = []
-        for rank in sorted(self.held):
-            if self.consistent and any(r not in self.held for r in self.view.members if r < rank):
-                break
-            actions += self._accumulate_one(rank)
-        return actions
-
-    def _accumulate_one(self, rank: int) -> list[Action]:
-        waiting = self.held[rank]
-        if waiting is None:
-            return []
-        payload, codec = waiting
-        self.held[rank] = None
-        self.accumulated += 1
-        return [Accumulate(payload, codec, first=self.accumulated == 1)]
-
     def _close_if_complete(self, now: float) -> list[Action]:
         """Make the next version when the quorum is complete."""
-        if self.state != "open" or len(self.held) < self.view.quorum:
+        if self.state != "open" or len(self.contributions.held) < self.view.quorum:
             return []
-        actions: list[Action] = []
-        for rank in sorted(self.held):
-            actions += self._accumulate_one(rank)
-        ranks = tuple(sorted(self.held))
-        for rank in ranks:
-            self._count(rank, "used")
-        record = Record(
-            generation=self.generation,
-            version=self.version + 1,
-            view=self.view,
-            quorum=len(ranks),
-            ranks=ranks,
-            tallies={rank: (t[0], t[1], t[2], t[3]) for rank, t in self.tallies.items()},
-            unattributed=self.unattributed,
-            stop=self.stop,
-            **self.since_last,
+        actions, record = self.contributions.close(
+            generation=self.generation, version=self.version + 1, view=self.view, stop=self.stop
         )
-        assert self.accumulated == len(ranks) >= 1
         self.previous, self.version, self.last = self.version, record.version, record
-        self.since_last = dict.fromkeys(self.since_last, 0)
-        self.held, self.accumulated, self.published = {}, 0, True
+        self.published = True
         self._progressed(now)
-        actions += [Update(record), PublishWeights()]
         self.heartbeat_at = now
-        return actions + self._milestones()
+        return [*actions, Update(record), PublishWeights(), *self._milestones()]
 
     def _milestones(self) -> list[Action]:
         """What is due because the newest version is what it is: a copy for a checkpoint, the end of the run."""
-        actions: list[Action] = []
-        if self.state == "empty":
-            return actions
-        if self.armed == self.version:
-            actions += self._checkpoint(self.version)
+        actions = self._checkpoint(self.version) if self.armed == self.version else []
         if self.stop is not None and self.version >= self.stop:
             if self.state == "open" and self.version == self.stop:
                 self.state = "ended"
@@ -245,65 +165,29 @@ class Shard:
         self.captured = version
         return [Capture(version)]
 
-    def _count(self, rank: int | None, outcome: Outcome) -> None:
-        if rank in self.view.members or rank in self.tallies:
-            self.tallies.setdefault(rank, [0, 0, 0, 0])[OUTCOMES.index(outcome)] += 1
-        else:
-            self.unattributed += 1
-        if outcome != "used":
-            self.since_last[outcome] += 1
-
-    # state and members
-
     def _restored(self, event: StateRestored, now: float) -> list[Action]:
         record = event.record
-        for rank in self.held:
-            self._count(rank, "late")
+        self.contributions.drop(self.view)
+        if event.recovered:
+            self.contributions.recover(record)
         self.state = "open"
         self.generation, self.version, self.last = record.generation, record.version, record
         self.previous = event.previous
-        self.held, self.accumulated = {}, 0
         self._set_view(record.view)
-        if event.recovered:
-            self.tallies = {rank: list(t) for rank, t in record.tallies.items()}
-            self.unattributed = record.unattributed
         self.published = event.recovered
         self.armed = self.captured = None
         self.stop = record.stop
         self._progressed(now)
-        answers = [action for rank in sorted(self.workers) for action in self._answer_hello(rank)]
+        answers = self.roster.answer_all(self._welcome())
         return [*answers, *self._publish_first(), *self._milestones(), self._heartbeat(now)]
 
     def _set_view(self, view: View) -> None:
         self.view = view
-        for rank in view.members:
-            self.workers.setdefault(rank, Worker())
-
-    def _presence(self, event: PresenceChanged, now: float) -> list[Action]:
-        worker = self.workers.get(event.rank)
-        if worker is None:
-            if event.rank >= m.MAX_WORKERS:
-                return []
-            worker = self.workers[event.rank] = Worker()
-        if not event.here:
-            # The subscription of a connection that was cut may end after that of the next one began.
-            worker.here -= Counter([event.incarnation])
-            return [Log("info", f"worker {event.rank} is gone")] if not worker.here else []
-        # Bounded: an honest rank has one live subscription, or two while it is being replaced.
-        if len(worker.here) >= 16 and event.incarnation != worker.incarnation:
-            return []
-        worker.here[event.incarnation] += 1
-        worker.heard_at = now
-        actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
-        if worker.incarnation == event.incarnation:
-            actions += self._answer_hello(event.rank)
-        return actions + self._publish_first()
+        self.roster.admit(view.members)
 
     def _publish_first(self) -> list[Action]:
         """At first start nothing is published before a quorum of subscribers is there to hear it."""
-        if self.state == "empty" or self.published:
-            return []
-        if sum(self.workers[rank].present() for rank in self.view.members) < self.view.quorum:
+        if self.state == "empty" or self.published or len(self.roster.present()) < self.view.quorum:
             return []
         self.published = True
         return [PublishWeights()]
@@ -315,100 +199,56 @@ class Shard:
         if isinstance(message, m.Hello):
             return self._hello(peer, message, now)
         if getattr(message, "run", None) != self.identity.run:
-            self._count(None, "rejected")
-            return []
+            return self._reject()
+        by_supervisor = peer == self.roster.supervisor
         match message:
             case m.Ping():
                 return self._ping(peer, message, now)
-            case m.SnapshotRequest() if peer == self.supervisor or self._rank_of(peer) is not None:
-                wanted = self.version if message.version is None else message.version
-                if self.state != "empty" and wanted in (self.version, self.previous):
-                    return [SendSnapshot(peer, wanted)]
-                return [Send(peer, m.Missing(run=message.run, shard=self.identity.shard, version=wanted))]
+            case m.SnapshotRequest() if by_supervisor or self.roster.rank_of(peer) is not None:
+                return self._snapshot(peer, message)
             case m.Leave():
-                worker = self.workers.get(message.rank)
-                if worker is None or (worker.peer, worker.incarnation) != (peer, message.incarnation):
-                    self._count(None, "rejected")
-                    return []
-                del worker.here[message.incarnation]
-                worker.peer = None
-                return [
-                    Send(peer, m.Left(run=message.run, shard=self.identity.shard)),
-                    Log("info", f"worker {message.rank} leaves"),
-                ]
-            case m.Report() if self._rank_of(peer) == message.rank:
-                return [Send(self.supervisor, message)] if self.supervisor is not None else []
-        if peer != self.supervisor:
-            self._count(None, "rejected")
-            return []
+                return self.roster.leave(peer, message) or self._reject()
+            case m.Report() if self.roster.rank_of(peer) == message.rank:
+                return self.roster.to_supervisor(message)
+            case _ if by_supervisor:
+                return self._command(event, now)
+        return self._reject()
+
+    def _command(self, event: ControlArrived, now: float) -> list[Action]:
+        """Do what the supervisor says; unless it moves state, the answer is STATS."""
+        peer, message = event.peer, event.message
+        actions: list[Action] = []
         match message:
             case m.StatsRequest():
-                return [Send(peer, self._stats(now))]
+                pass
             case m.ViewChange():
-                return self._view_change(peer, message, now)
+                actions = self._view_change(message, now)
             case m.Stop():
-                return [*self._stop(message.version, now), Send(peer, self._stats(now))]
+                actions = self._stop(message.version, now)
             case m.Checkpoint():
-                return [*self._checkpoint(message.version), Send(peer, self._stats(now))]
+                actions = self._checkpoint(message.version)
             case m.Fetch():
                 return [SendChunk(peer, message)]
             case m.Load() if self.state == "empty" or message.generation > self.generation:
                 return [TakeChunk(peer, message, event.payload)]
-        self._count(None, "rejected")
+            case _:
+                return self._reject()
+        return [*actions, Send(peer, self._stats(now))]
+
+    def _reject(self) -> list[Action]:
+        self.contributions.reject()
         return []
 
     def _hello(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
-        refusal = self._refusal(hello)
+        refusal = self.roster.refusal(hello)
         if refusal is not None:
-            self._count(None, "rejected")
+            self.contributions.reject()
             return [Send(peer, refusal)]
-        if hello.role == "supervisor":
-            self.supervisor = peer
-            return [Send(peer, self._welcome())]
-        worker = self.workers.setdefault(hello.rank, Worker())
-        actions: list[Action] = []
-        if worker.peer not in (None, peer) and worker.incarnation != hello.incarnation:
-            actions.append(Send(worker.peer, self._refuse("replaced", f"a newer process took rank {hello.rank}.")))
-        worker.incarnation, worker.peer, worker.heard_at = hello.incarnation, peer, now
-        return [*actions, *self._answer_hello(hello.rank), *self._publish_first()]
-
-    def _answer_hello(self, rank: int) -> list[Action]:
-        """A HELLO is answered when there is something to be welcomed to, and the subscription to hear it is there."""
-        worker = self.workers[rank]
-        if self.state == "empty" or worker.peer is None or worker.incarnation not in worker.here:
-            return []
-        if rank not in self.view.members:
-            return [Send(worker.peer, self._refuse("rank", f"rank {rank} is no member of this run."))]
-        return [Send(worker.peer, self._welcome())]
-
-    def _refusal(self, hello: m.Hello) -> m.Refuse | None:
-        me = self.identity
-        if hello.run != me.run:
-            return self._refuse("run", f"shard {me.shard} here serves run {me.run}, not run {hello.run}.")
-        if hello.layout != me.layout:
-            return self._refuse("layout", f"the parameters here have layout {me.layout}, yours {hello.layout}.")
-        if hello.role == "supervisor":
-            wrong = not hmac.compare_digest(hello.secret.encode(), me.secret.encode())
-            return self._refuse("secret", "only the supervisor of this run may say so.") if wrong else None
-        if hello.rank >= m.MAX_WORKERS or (self.state != "empty" and hello.rank not in self.view.members):
-            return self._refuse("rank", f"rank {hello.rank} is no member of this run.")
-        known = self.workers[hello.rank].incarnation if hello.rank in self.workers else None
-        if known is not None and hello.incarnation < known:
-            return self._refuse("replaced", f"a newer process took rank {hello.rank}.")
-        return None
-
-    def _refuse(self, code: Literal["run", "layout", "rank", "replaced", "secret"], reason: str) -> m.Refuse:
-        return m.Refuse(run=self.identity.run, code=code, reason=reason)
+        return [*self.roster.hello(peer, hello, self._welcome(), now), *self._publish_first()]
 
     def _ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
-        worker = self.workers.get(ping.rank)
-        actions: list[Action] = []
-        if worker is not None and worker.incarnation == ping.incarnation:
-            # A connection that was cut and made again is another peer.
-            worker.peer, worker.heard_at, worker.progress = peer, now, ping.progress
-            ahead = ping.generation == self.generation and ping.version > self.version
-            if ahead and self.supervisor is not None:
-                actions.append(Send(self.supervisor, self._lost(ping.rank, ping.version)))
+        known = self.roster.ping(peer, ping, now)
+        ahead = ping.generation == self.generation and ping.version > self.version
         now_us = int(now * 1e6)
         pong = m.Pong(
             run=self.identity.run,
@@ -417,17 +257,28 @@ class Shard:
             received_us=now_us,
             answered_us=now_us,
         )
-        return [*actions, Send(peer, pong)]
+        return [*(self._lost(ping) if known and ahead else []), Send(peer, pong)]
 
-    def _view_change(self, peer: bytes, change: m.ViewChange, now: float) -> list[Action]:
-        actions: list[Action] = []
-        if change.view > self.view.id and self.state != "empty" and 1 <= change.quorum <= len(change.members):
-            self._set_view(View(change.view, change.quorum, change.members))
-            actions.append(Log("info", f"view {change.view}: {change.quorum} of {len(change.members)} members"))
-            actions += [*self._publish_first(), *self._accumulate(), *self._close_if_complete(now)]
-            self._progressed(now)
-            actions.append(self._heartbeat(now))
-        return [*actions, Send(peer, self._stats(now))]
+    def _lost(self, evidence: m.Gradient | m.Ping) -> list[Action]:
+        """A worker has seen a version that this shard has not: the state that is here is not the newest."""
+        me = self.identity
+        lost = m.Lost(run=me.run, shard=me.shard, rank=evidence.rank, version=evidence.version)
+        return self.roster.to_supervisor(lost)
+
+    def _snapshot(self, peer: bytes, request: m.SnapshotRequest) -> list[Action]:
+        version = self.version if request.version is None else request.version
+        if self.state != "empty" and version in (self.version, self.previous):
+            return [SendSnapshot(peer, version)]
+        return [Send(peer, m.Missing(run=request.run, shard=self.identity.shard, version=version))]
+
+    def _view_change(self, change: m.ViewChange, now: float) -> list[Action]:
+        if change.view <= self.view.id or self.state == "empty" or not 1 <= change.quorum <= len(change.members):
+            return []
+        self._set_view(View(change.view, change.quorum, change.members))
+        actions: list[Action] = [Log("info", f"view {change.view}: {change.quorum} of {len(change.members)} members")]
+        actions += self._publish_first() + self.contributions.accumulate(self.view) + self._close_if_complete(now)
+        self._progressed(now)
+        return [*actions, self._heartbeat(now)]
 
     def _stop(self, version: int | None, now: float) -> list[Action]:
         if self.state == "empty" or (version is not None and version < self.version):
@@ -435,9 +286,6 @@ class Shard:
         self.stop = version
         # A version that is open again may have had its quorum all the while.
         return [*self._milestones(), *self._close_if_complete(now), self._heartbeat(now)]
-
-    def _rank_of(self, peer: bytes) -> int | None:
-        return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
 
     # time
 
@@ -453,7 +301,8 @@ class Shard:
         if waiting and now - self.need_at >= self.need_wait_s:
             self.need_at, self.need_wait_s = now, min(2 * self.need_wait_s, self.timing.need_most_s)
             self.heartbeat_at = now
-            actions.append(Publish(m.TOPIC_NEED, self._need()))
+            need = m.Need(**self._about(), view=self.view.id, held=self.contributions.ranks())
+            actions.append(Publish(m.TOPIC_NEED, need))
         if now - self.heartbeat_at >= self.timing.heartbeat_s:
             actions.append(self._heartbeat(now))
         if self.state == "open" and now - self.notice_at >= self.timing.stall_notice_s:
@@ -462,14 +311,10 @@ class Shard:
         return actions
 
     def _stall(self, now: float) -> str:
-        missing = []
-        for rank in self.view.members:
-            worker = self.workers[rank]
-            if rank not in self.held:
-                silent = "" if worker.heard_at is None else f", last heard {now - worker.heard_at:.1f} s ago"
-                missing.append(f"worker {rank} ({'here' if worker.present() else 'absent'}{silent})")
+        held = self.contributions.held
+        missing = [self.roster.describe(rank, now) for rank in self.view.members if rank not in held]
         return (
-            f"version {self.version} waits for {now - self.progress_at:.0f} s with {len(self.held)} of "
+            f"version {self.version} waits for {now - self.progress_at:.0f} s with {len(held)} of "
             f"{self.view.quorum} contributions; missing: {', '.join(missing)}"
         )
 
@@ -489,12 +334,9 @@ class Shard:
         self.heartbeat_at = now
         if self.state == "ended":
             return Publish(m.TOPIC_BYE, self._bye())
-        held = tuple(sorted(self.held))
+        held = self.contributions.ranks()
         message = m.Heartbeat(**self._about(), view=self.view.id, held=held, published=self.published)
         return Publish(m.TOPIC_HEARTBEAT, message)
-
-    def _need(self) -> m.Need:
-        return m.Need(**self._about(), view=self.view.id, held=tuple(sorted(self.held)))
 
     def _bye(self) -> m.Bye:
         return m.Bye(**self._about())
@@ -510,28 +352,24 @@ class Shard:
             published=self.published,
         )
 
-    def _lost(self, rank: int, version: int) -> m.Lost:
-        return m.Lost(run=self.identity.run, shard=self.identity.shard, rank=rank, version=version)
-
     def _stats(self, now: float) -> m.Stats:
-        present = [rank for rank in self.view.members if self.workers[rank].present()]
-        heard = [self.workers[rank].heard_at for rank in present]
+        present = self.roster.present()
         return m.Stats(
             **self._about(),
             view=self.view.id,
             quorum=self.view.quorum,
             state=self.state,
-            held=tuple(sorted(self.held)),
+            held=self.contributions.ranks(),
             present=tuple(present),
-            silent_ms=tuple(0 if at is None else max(0, int(1000 * (now - at))) for at in heard),
-            tallies=tuple((rank, *t) for rank, t in sorted(self.tallies.items())),
-            unattributed=self.unattributed,
+            silent_ms=tuple(self.roster.silent_ms(rank, now) for rank in present),
+            tallies=tuple((rank, *t) for rank, t in sorted(self.contributions.tallies.items())),
+            unattributed=self.contributions.unattributed,
             captured=self.captured,
         )
 
     def _check(self) -> None:
         """Invariants, after every event."""
-        assert self.state != "open" or len(self.held) < self.view.quorum, "a complete quorum was not closed"
-        assert self.accumulated == sum(payload is None for payload in self.held.values())
+        complete = len(self.contributions.held) >= self.view.quorum
+        assert self.state != "open" or not complete, "a complete quorum was not closed"
         assert self.stop is None or self.state != "ended" or self.version == self.stop
         assert self.last is None or self.last.version == self.version

@@ -10,6 +10,19 @@ Outcome: TypeAlias = Literal["used", "late", "duplicate", "rejected"]
 OUTCOMES: tuple[Outcome, ...] = ("used", "late", "duplicate", "rejected")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a message must name to be meant for this shard of this run, and what only its supervisor knows."""
+
+    run: str
+    layout: str
+    shard: int
+    incarnation: int
+    codec: m.Codec
+    payload_bytes: dict[m.Codec, int]
+    secret: str
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """Who may contribute, and how many contributions make an update."""

@@ -1,0 +1,173 @@
+"""Who is there: what a shard knows of its workers and its supervisor, and what it says to who comes and goes."""
+
+import hmac
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zmqrl.ps import messages as m
+from zmqrl.ps.shard_events import Action, Identity, Log, PresenceChanged, Send
+
+MOST_INCARNATIONS = 16
+
+
+@dataclass(slots=True)
+class Worker:
+    """What the shard knows of a rank: its newest incarnation, and the connection ``peer`` of that."""
+
+    incarnation: int | None = None
+    peer: bytes | None = None
+    here: Counter[int] = field(default_factory=Counter)  # live subscriptions by incarnation
+    heard_at: float | None = None
+    progress: int = 0
+    progressed_at: float | None = None
+
+    def present(self) -> bool:
+        """Whether the subscription of the newest incarnation is alive."""
+        return bool(self.here if self.incarnation is None else self.here[self.incarnation])
+
+
+class Roster:
+    """Which process and which connection is whose, who is present and who is welcome.
+
+    ``now`` is monotonic, in seconds. ``welcome`` is what the shard would say of itself now.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.members: tuple[int, ...] | None = None  # None before there is a state: then it is not known who they are
+        self.workers: dict[int, Worker] = {}
+        self.supervisor: bytes | None = None
+
+    def admit(self, members: tuple[int, ...]) -> None:
+        """These ranks are the members from now on, and no others."""
+        self.members = members
+        for rank in members:
+            self.workers.setdefault(rank, Worker())
+
+    # who is who
+
+    def is_newest(self, rank: int, incarnation: int) -> bool:
+        """Whether this is the newest process of its rank."""
+        return rank in self.workers and self.workers[rank].incarnation == incarnation
+
+    def rank_of(self, peer: bytes) -> int | None:
+        """Whose connection this is; None if it is no worker's."""
+        return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
+
+    def present(self) -> list[int]:
+        """The members that are there to hear a publication."""
+        return [rank for rank in self.members or () if self.workers[rank].present()]
+
+    def silent_ms(self, rank: int, now: float) -> int:
+        """Milliseconds since a worker was last heard, 0 if it never was."""
+        heard_at = self.workers[rank].heard_at
+        return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
+
+    def describe(self, rank: int, now: float) -> str:
+        """A worker in words: whether it is there, when it was last heard and when its computing part last got on."""
+        worker = self.workers[rank]
+        words = ["here" if worker.present() else "absent"]
+        for what, at in (("heard", worker.heard_at), ("progress", worker.progressed_at)):
+            words += [] if at is None else [f"last {what} {now - at:.1f} s ago"]
+        return f"worker {rank} ({', '.join(words)})"
+
+    def to_supervisor(self, message: m.Message) -> list[Action]:
+        """Tell the supervisor, if it has come."""
+        return [] if self.supervisor is None else [Send(self.supervisor, message)]
+
+    # who comes and goes
+
+    def refusal(self, hello: m.Hello) -> m.Refuse | None:
+        """Why this HELLO must not be taken in; None if it may."""
+        me = self.identity
+        if hello.run != me.run:
+            return self._refuse("run", f"shard {me.shard} here serves run {me.run}, not run {hello.run}.")
+        if hello.layout != me.layout:
+            return self._refuse("layout", f"the parameters here have layout {me.layout}, yours {hello.layout}.")
+        if hello.role == "supervisor":
+            wrong = not hmac.compare_digest(hello.secret.encode(), me.secret.encode())
+            return self._refuse("secret", "only the supervisor of this run may say so.") if wrong else None
+        if hello.rank >= m.MAX_WORKERS or (self.members is not None and hello.rank not in self.members):
+            return self._no_member(hello.rank)
+        known = self.workers[hello.rank].incarnation if hello.rank in self.workers else None
+        if known is not None and hello.incarnation < known:
+            return self._replaced(hello.rank)
+        return None
+
+    def hello(self, peer: bytes, hello: m.Hello, welcome: m.Welcome, now: float) -> list[Action]:
+        """Take in who says this HELLO; there must be no ``refusal`` of it."""
+        if hello.role == "supervisor":
+            self.supervisor = peer
+            return [Send(peer, welcome)]
+        worker = self.workers.setdefault(hello.rank, Worker())
+        actions: list[Action] = []
+        if worker.peer not in (None, peer) and worker.incarnation != hello.incarnation:
+            actions.append(Send(worker.peer, self._replaced(hello.rank)))
+        worker.incarnation, worker.peer = hello.incarnation, peer
+        worker.heard_at = worker.progressed_at = now
+        return actions + self._answer(hello.rank, welcome)
+
+    def answer_all(self, welcome: m.Welcome) -> list[Action]:
+        """Answer everyone whose HELLO waits, or who has to know that there is another state."""
+        return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
+
+    def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
+        """A subscription began or ended; who said HELLO before it began is answered now."""
+        worker = self.workers.get(event.rank)
+        if worker is None:
+            if event.rank >= m.MAX_WORKERS:
+                return []
+            worker = self.workers[event.rank] = Worker()
+        if not event.here:
+            # The subscription of a connection that was cut may end after that of the next one began.
+            worker.here -= Counter([event.incarnation])
+            return [Log("info", f"worker {event.rank} is gone")] if not worker.here else []
+        # An honest rank has one live subscription, or two while it is being replaced.
+        if len(worker.here) >= MOST_INCARNATIONS and event.incarnation != worker.incarnation:
+            return []
+        worker.here[event.incarnation] += 1
+        worker.heard_at = now
+        actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
+        return actions + (self._answer(event.rank, welcome) if worker.incarnation == event.incarnation else [])
+
+    def heard(self, rank: int, now: float) -> None:
+        """A worker has given a sign of life."""
+        self.workers[rank].heard_at = now
+
+    def ping(self, peer: bytes, ping: m.Ping, now: float) -> bool:
+        """Take note of a PING; whether it is from the newest process of its rank."""
+        if not self.is_newest(ping.rank, ping.incarnation):
+            return False
+        worker = self.workers[ping.rank]
+        # A connection that was cut and made again is another peer.
+        worker.peer, worker.heard_at = peer, now
+        if ping.progress != worker.progress:
+            worker.progress, worker.progressed_at = ping.progress, now
+        return True
+
+    def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
+        """See a worker off; nothing is done if ``peer`` is not the connection of this process."""
+        if not self.is_newest(leave.rank, leave.incarnation) or self.workers[leave.rank].peer != peer:
+            return []
+        worker = self.workers[leave.rank]
+        del worker.here[leave.incarnation]
+        worker.peer = None
+        left = m.Left(run=self.identity.run, shard=self.identity.shard)
+        return [Send(peer, left), Log("info", f"worker {leave.rank} leaves")]
+
+    def _answer(self, rank: int, welcome: m.Welcome) -> list[Action]:
+        """A HELLO is answered when there is something to be welcomed to, and the subscription to hear it is there."""
+        worker = self.workers[rank]
+        if self.members is None or worker.peer is None or worker.incarnation not in worker.here:
+            return []
+        return [Send(worker.peer, welcome if rank in self.members else self._no_member(rank))]
+
+    def _no_member(self, rank: int) -> m.Refuse:
+        return self._refuse("rank", f"rank {rank} is no member of this run.")
+
+    def _replaced(self, rank: int) -> m.Refuse:
+        return self._refuse("replaced", f"a newer process took rank {rank}.")
+
+    def _refuse(self, code: Literal["run", "layout", "rank", "replaced", "secret"], reason: str) -> m.Refuse:
+        return m.Refuse(run=self.identity.run, code=code, reason=reason)
