@@ -72,7 +72,7 @@ def welcome(client: Client, shard: int, version: int = 0, now: float = 0.0, **fi
     return client.handle(ControlArrived(shard, m.Welcome(shard=shard, version=version, **about)), now)
 
 
-def new(shards: int = 2) -> Client:
+def new(shards: int = 2, *, asynchronous: bool = False) -> Client:
     return Client(
         run="run",
         layout="layout",
@@ -84,12 +84,13 @@ def new(shards: int = 2) -> Client:
         pid=1,
         now=0.0,
         timing=Timing(),
+        asynchronous=asynchronous,
     )
 
 
-def welcomed(shards: int = 2) -> Client:
+def welcomed(shards: int = 2, *, asynchronous: bool = False) -> Client:
     """A worker that every shard, at version 0, has welcomed."""
-    client = new(shards)
+    client = new(shards, asynchronous=asynchronous)
     client.handle(Tick(), 0.0)
     for shard in range(shards):
         welcome(client, shard)

@@ -65,6 +65,7 @@ class Served:
     shards: StandaloneShards
     optimizer: OptimizerConfig
     start: FloatVector
+    asynchronous: bool
 
     @property
     def cluster(self) -> Cluster:
@@ -141,7 +142,7 @@ class Served:
             weights = self.start[part].copy()
             state = {name: np.zeros(cut.count, np.float32) for name in optimizer.state_names}
             for version, line in enumerate(self.history(cut.shard)):
-                assert set(line) == HISTORY_KEYS
+                assert set(line) == HISTORY_KEYS | ({"staleness"} if self.asynchronous else set())
                 assert line["version"] == version + 1, "a version was lost or made twice"
                 assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"]
                 total = np.zeros(cut.count, np.float32)
@@ -154,13 +155,18 @@ class Served:
             vector[part] = weights
         return vector
 
-    def finish(self, workers: contextlib.ExitStack, more: int = 5) -> int:
+    def finish(
+        self,
+        workers: contextlib.ExitStack,
+        more: int = 5,
+        gradient: Callable[[int, int, int], FloatVector] = toy_gradient,
+    ) -> int:
         """Let the run end ``more`` versions from here, and assert that what came out is what its history says."""
         version = max(stats.version for stats in self.stats()) + more
         self.stop_at(version)
         workers.close()
         assert [(stats.version, stats.state) for stats in self.stats()] == [(version, "ended")] * len(self.all)
-        np.testing.assert_array_equal(self.end_with(version), self.replay())
+        np.testing.assert_array_equal(self.end_with(version), self.replay(gradient))
         return version
 
 
@@ -191,7 +197,7 @@ def served(
         timing=timing,
         **options,
     ) as running:
-        yield Served(running, optimizer, start)
+        yield Served(running, optimizer, start, options.get("asynchronous", False))
 
 
 class Worker:

@@ -1,9 +1,12 @@
 """Who counts in a run, and which process is started again: decided from numbers handed in, without clock or sockets."""
 
+from pathlib import Path
+
 import pytest
 
 from zmqrl.cluster.local import Exited
 from zmqrl.cluster.membership import NOTICE_EVERY_S, SHRINK_AFTER_S, Membership
+from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.restarts import (
     FAILURES_IN_A_ROW,
     FIRST_DELAY_S,
@@ -11,8 +14,10 @@ from zmqrl.cluster.restarts import (
     LONGEST_DELAY_S,
     Restarts,
 )
-from zmqrl.errors import ClusterError
+from zmqrl.config import Config
+from zmqrl.ps.partition import Layout
 from zmqrl.ps.shard_events import View
+from zmqrl.rundir import RunDirectory
 
 
 def test_a_run_begins_with_every_rank_a_member() -> None:
@@ -121,23 +126,33 @@ def test_one_process_does_not_pay_for_another() -> None:
         assert restarts.delay_s(exited(f"worker-{number}")) == FIRST_DELAY_S
 
 
-def test_a_process_that_keeps_failing_ends_the_run_with_its_last_words() -> None:
+@pytest.mark.parametrize(("status", "in_a_row"), [(1, FAILURES_IN_A_ROW), (-9, KILLS_IN_A_ROW)])
+def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int, in_a_row: int) -> None:
+    """Being killed by others is forgiven longer."""
     restarts = Restarts()
-    for _ in range(FAILURES_IN_A_ROW - 1):
-        restarts.delay_s(exited())
-    with pytest.raises(ClusterError, match=r"(?s)worker-0 died 4 times.*exit status 1.*no display"):
-        restarts.delay_s(exited())
-
-
-def test_being_killed_by_others_is_forgiven_longer_but_not_for_ever() -> None:
-    restarts = Restarts()
-    for _ in range(KILLS_IN_A_ROW - 1):
-        restarts.delay_s(exited(status=-9))
-    with pytest.raises(ClusterError, match="SIGKILL"):
-        restarts.delay_s(exited(status=-9))
+    for _ in range(in_a_row - 1):
+        restarts.delay_s(exited(status=status))
+    assert not restarts.hopeless
+    restarts.delay_s(exited(status=status))
+    assert restarts.hopeless == {"worker-0"}
+    assert restarts.deaths("worker-0") == in_a_row
+    restarts.worked("worker-0")
+    assert not restarts.hopeless
 
 
 def test_the_way_a_process_ended_is_told_in_words() -> None:
     assert exited(status=3).how() == "exit status 3"
     assert exited(status=-11).how() == "killed by SIGSEGV"
     assert exited(status=-63).how() == "killed by signal 63"
+
+
+def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(Config(), RunDirectory(tmp_path), Layout.of([("w", (1000,))], 2))
+    found = []
+    for now_ms in (5_000, 6_000, 2_000, 2_000):
+        monkeypatch.setattr("time.time_ns", lambda now_ms=now_ms: now_ms * 1_000_000)
+        found.append(plan.worker_task(0, 0, {}).job["incarnation"])
+    assert found == [5_000, 6_000, 6_001, 6_002]
+    assert plan.shard_task(0, None).job["incarnation"] == 2_000

@@ -74,6 +74,8 @@ class Config:
     """Stop when the mean score of the last 50 games reaches this."""
     seed: int = 1
     """Seed of the initial parameters, the games and the actions."""
+    mode: Literal["sync", "async"] = "sync"
+    """async: every contribution is an update of its own, applied when it arrives, however old. To compare with."""
     consistent: bool = False
     """Sum contributions in rank order: bit-identical runs for any number of shards. Needs b = 0."""
     on_loss: Literal["wait", "shrink"] = "wait"
@@ -109,6 +111,8 @@ class Config:
 
     def effective_quorum(self) -> int:
         """K."""
+        if self.mode == "async":
+            return 1
         return self.workers if self.quorum is None else self.quorum
 
     def straggle_s(self) -> dict[int, float]:
@@ -167,6 +171,10 @@ class Config:
             ),
             (self.checkpoint.keep >= 1, f"--checkpoint.keep {self.checkpoint.keep}: at least 1 must stay."),
             (0 <= self.seed < 2**32, f"--seed {self.seed}: must be from 0 to below 2^32."),
+            (
+                self.mode == "sync" or (self.backups == 0 and self.quorum is None and not self.consistent),
+                "--mode async uses every contribution by itself: it goes with no --backups, --quorum or --consistent.",
+            ),
             (
                 not self.consistent or (self.backups == 0 and k == self.workers),
                 f"--consistent needs every contribution: --backups 0 and K = N, not b = {self.backups} and K = {k}.",

@@ -32,28 +32,31 @@ def work(connection: Connection, agent: "Agent", config: Config, log: logging.Lo
     """Contribute to every version until the run ends.
 
     Versions i*U to (i+1)*U - 1 are learned from one rollout (iteration i). A rollout that took so long that the run
-    is more than one iteration further is dropped.
+    is more than one iteration further is dropped. In asynchronous mode U contributions of this worker are an iteration.
     """
     spans, parameters, rollout, learner = connection.spans, agent.parameters, agent.rollout, agent.learner
     reporter = Reporter(connection, rollout.steps * rollout.num_envs)
     delay_s = config.straggle_s().get(connection.rank, 0.0)
     per_rollout = config.algorithm.updates_per_rollout
-    iteration, acted_at, generation = -1, 0, 0
+    iteration, acted_at, generation, contributed = -1, 0, 0, 0
+
+    def position(weights: Weights) -> int:
+        return contributed if config.mode == "async" else weights.version
 
     weights = connection.pull()
     profile_until = weights.version + (config.profile or 0) if weights is not None else 0
     while weights is not None:
         spans.recording = weights.version < profile_until
         parameters.load(weights.vector)
-        if (weights.generation, weights.version // per_rollout) != (generation, iteration):
-            generation, acted_at = weights.generation, weights.version
+        if (weights.generation, position(weights) // per_rollout) != (generation, iteration):
+            generation, acted_at, begun_at = weights.generation, weights.version, position(weights)
             reporter.played(agent.player.play(rollout))
             weights = connection.pull(weights.version - 1)
             if weights is None:
                 break
             parameters.load(weights.vector)
-            iteration = weights.version // per_rollout
-            if weights.generation != generation or iteration - acted_at // per_rollout > 1:
+            iteration = position(weights) // per_rollout
+            if weights.generation != generation or iteration - begun_at // per_rollout > 1:
                 log.info("rollout of version %d dropped: the run is at version %d", acted_at, weights.version)
                 reporter.abandoned()
                 iteration = -1
@@ -61,11 +64,12 @@ def work(connection: Connection, agent: "Agent", config: Config, log: logging.Lo
             learner.prepare(rollout)
         gradient = connection.gradient_buffer()
         with spans("gradient"), parameters.gradient_in(gradient):
-            losses = learner.gradient(rollout, weights.version % per_rollout, weights.version)
+            losses = learner.gradient(rollout, position(weights) % per_rollout, weights.version)
         if not is_finite(gradient):
             raise ClusterError(f"the gradient of version {weights.version} is not finite (loss {losses['loss']}).")
         time.sleep(delay_s)
         connection.push(weights, gradient)
+        contributed += 1
         reporter.learned(weights, losses, lag=weights.version - acted_at)
         weights = connection.pull(weights.version)
     reporter.send()
@@ -158,13 +162,14 @@ def join(
     threads: int,
     trace_path: Path | None,
     log: logging.Logger,
+    incarnation: int | None = None,
 ) -> None:
     """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError."""
     spans = Spans()
     agent = Agent(config, rank, version, threads=threads, spans=spans)
     try:
         # Only now: to be connected means to be ready to play.
-        with Connection(cluster, rank, spans=spans, log=log) as connection:
+        with Connection(cluster, rank, incarnation=incarnation, spans=spans, log=log) as connection:
             work(connection, agent, config, log)
     finally:
         agent.envs.close()
@@ -187,6 +192,7 @@ def main() -> None:
             threads=job["threads"],
             trace_path=trace_path,
             log=log,
+            incarnation=job["incarnation"],
         )
     except ZmqrlError as error:
         log.error("%s", error)

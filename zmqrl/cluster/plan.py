@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket as host_socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ class Plan:
         self.secret = secrets.token_hex(16)
         self.local_ranks = range(config.ranks - config.external_workers)
         self.open_ranks = range(len(self.local_ranks), config.ranks)
+        self._incarnations: dict[str, int] = {}
         cores = len(os.sched_getaffinity(0))
         self.worker_threads = max(1, cores // max(1, len(self.local_ranks)))
 
@@ -44,9 +46,11 @@ class Plan:
             state_path=self.directory.state(shard),
             history_path=self.directory.history(shard),
             consistent=config.consistent,
+            asynchronous=config.mode == "async",
             timing=Timing(need_s=config.wire.need_s),
             trace_path=self.directory.trace_of(name) if config.profile else None,
             trace_versions=config.profile or 0,
+            incarnation=self._incarnation(name),
         )
         log_path = self.directory.log(name)
         return Task(name=name, module="zmqrl.ps.server", job=job.to_json(), log_path=log_path, threads=1)
@@ -59,6 +63,7 @@ class Plan:
             "rank": rank,
             "version": version,
             "config": self.config.to_json(),
+            "incarnation": self._incarnation(name),
             "threads": self.worker_threads,
             "trace_path": str(self.directory.trace_of(name)) if self.config.profile else None,
         }
@@ -79,11 +84,17 @@ class Plan:
             ],
             "workers": [{"rank": rank, "host": host, "pid": pids.get(f"worker-{rank}")} for rank in self.local_ranks],
             "open_ranks": list(self.open_ranks),
+            "mode": self.config.mode,
             "codec": self.config.wire.codec,
             "layout": self.layout.to_json(),
             "keys": None,
             "config": self.config.to_json(),
         }
+
+    def _incarnation(self, name: str) -> int:
+        """The time, or more where the clock was set back since the last start of the process."""
+        self._incarnations[name] = max(time.time_ns() // 1_000_000, self._incarnations.get(name, 0) + 1)
+        return self._incarnations[name]
 
     def _addresses(self, shard: int) -> dict[Role, str]:
         wire, ports = self.config.wire, self.config.ports()

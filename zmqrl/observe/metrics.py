@@ -77,7 +77,7 @@ class WorkerReport:
 
     ``agent_steps``, ``abandoned_steps`` and ``skipped`` are cumulative in the incarnation. ``games`` are
     ``(seq, score, agent_steps)`` with seq 1, 2, ... for the games of the incarnation. ``spans`` are the seconds by
-    name since the last report, ``policy_lag`` is in versions: shortest, mean and longest since the last report.
+    name since the last report, ``policy_lag`` is in versions: the mean, the shortest and the longest of that time.
     """
 
     rank: int
@@ -88,7 +88,9 @@ class WorkerReport:
     skipped: int
     games: tuple[tuple[int, float, int], ...]
     losses: dict[str, float]
-    policy_lag: tuple[float, float, float] | None
+    policy_lag: float | None
+    policy_lag_min: float | None
+    policy_lag_max: float | None
     spans: dict[str, float]
 
     @classmethod
@@ -108,7 +110,7 @@ class WorkerReport:
             skipped=_count(report.get("skipped", 0)),
             games=_games(report.get("games", [])),
             losses=_figures(report.get("losses", {})),
-            policy_lag=_lag(report),
+            **_lag(report),
             spans=spans,
         )
 
@@ -132,14 +134,14 @@ def _figures(value: object) -> dict[str, float]:
     return {name: _finite(x) for name, x in value.items() if isinstance(name, str) and _NAME.fullmatch(name)}
 
 
-def _lag(report: dict[str, object]) -> tuple[float, float, float] | None:
+def _lag(report: dict[str, object]) -> dict[str, float | None]:
+    names = ("policy_lag_min", "policy_lag", "policy_lag_max")
     if "policy_lag" not in report:
-        return None
-    mean = _finite(report["policy_lag"])
-    low, high = _finite(report.get("policy_lag_min", mean)), _finite(report.get("policy_lag_max", mean))
+        return dict.fromkeys(names)
+    low, mean, high = (_finite(report.get(name, report["policy_lag"])) for name in names)
     if not low <= mean <= high:
         raise ValueError("the mean lag is not between the shortest and the longest")
-    return low, mean, high
+    return dict(zip(names, (low, mean, high), strict=True))
 
 
 def _games(value: object) -> tuple[tuple[int, float, int], ...]:
@@ -219,7 +221,7 @@ class RunMetrics:
     def _begin_row(self) -> None:
         self._figures = _WorkerMeans()
         self._lags = _WorkerMeans()
-        self._lag_range = math.inf, -math.inf
+        self._lag_range: list[float] = []
 
     def on_report(self, report: object) -> bool:
         """Take a worker's report (the keys of ``WorkerReport``). False if it is malformed or of an old incarnation."""
@@ -250,9 +252,8 @@ class RunMetrics:
         for name, value in report.losses.items():
             self._figures.add(name, report.rank, value)
         if report.policy_lag is not None:
-            low, mean, high = report.policy_lag
-            self._lags.add("policy_lag", report.rank, mean)
-            self._lag_range = min(low, self._lag_range[0]), max(high, self._lag_range[1])
+            self._lags.add("policy_lag", report.rank, report.policy_lag)
+            self._lag_range += [lag for lag in (report.policy_lag_min, report.policy_lag_max) if lag is not None]
         for name in WORKER_SPANS:  # a stranger's other names would pile up
             if name in report.spans:
                 self._span_s[name] += report.spans[name]
@@ -335,8 +336,8 @@ class RunMetrics:
             "score_mean_50": _mean(self._scores) if self._scores else None,
             "episodes": self._episodes,
             "policy_lag": self._lags.means().get("policy_lag"),
-            "policy_lag_min": self._lag_range[0] if math.isfinite(self._lag_range[0]) else None,
-            "policy_lag_max": self._lag_range[1] if math.isfinite(self._lag_range[1]) else None,
+            "policy_lag_min": min(self._lag_range, default=None),
+            "policy_lag_max": max(self._lag_range, default=None),
             "contributions": dict(self._contributions),
             "late_by_rank": _by_rank(self._late_by_rank),
             "skipped_by_rank": _by_rank(self._skipped_by_rank),

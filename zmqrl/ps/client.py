@@ -59,13 +59,16 @@ class Client:
         pid: int,
         now: float,
         timing: Timing | None = None,
+        asynchronous: bool = False,
     ) -> None:
+        """``asynchronous``: shards go on with every contribution; the slices computed on may be of any versions."""
         self.run, self.layout, self.rank, self.incarnation = run, layout, rank, incarnation
         self.codec, self.host, self.pid = codec, host, pid
         self.timing = timing or Timing()
         self.tally = Tally()
-        self.links = [Link(shard, self.tally, heard_at=now) for shard in range(shards)]
-        self.contribution: tuple[int, int] | None = None  # generation, version
+        self.asynchronous = asynchronous
+        self.links = [Link(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
+        self.contribution: int | None = None  # its generation; the version is each link's `computed_on`
         self.pulling_above: int | None = None
         self.assembled_generation = -1
         self.ended = False
@@ -126,9 +129,8 @@ class Client:
         if link.is_outdated(message):
             return actions
         if isinstance(message, m.Bye):
-            actions += self._reached(link, message.version)
             link.final = message.version
-            return actions + self._end()
+            return [*actions, *self._reached(link, message.version), *self._end()]
         link.final, link.view = None, message.view
         match message:
             case m.Weights():
@@ -168,8 +170,9 @@ class Client:
         """Keep a slice, and learn from its record what became of the slice that was sent for it."""
         link.payloads[message.version] = (message.codec, payload)
         actions: list[Action] = []
-        if self.contribution == (message.generation, message.version - 1):
-            actions = self._close(link, "used" if self.rank in message.ranks else "unused")
+        if self.contribution == message.generation:
+            outcome = link.learns(message.version, named=self.rank in message.ranks)
+            actions = self._close(link, outcome) if outcome is not None else []
         return actions + self._reached(link, message.version)
 
     def _reached(self, link: Link, version: int) -> list[Action]:
@@ -178,7 +181,7 @@ class Client:
         slowest = min(other.version for other in self.links)
         for other in self.links:
             other.prune(slowest)
-        return self._close(link) if self.contribution is not None and link.version > self.contribution[1] else []
+        return self._close(link) if link.is_past() else []
 
     def _close(self, link: Link, outcome: Literal["used", "unused", "unknown"] = "unknown") -> list[Action]:
         """The contribution is of no more use to this shard; when it is to none, it is released."""
@@ -192,6 +195,8 @@ class Client:
         generation = self.links[0].generation
         if any(link.generation != generation for link in self.links):
             return []
+        if self.asynchronous:
+            return self._assemble_newest(generation)
         low = min(link.version for link in self.links)
         # After a rollback the versions are lower, and all of them are new.
         if generation == self.assembled_generation and low <= self.pulling_above:
@@ -205,8 +210,23 @@ class Client:
         if missing:
             # What a lagging shard has not published yet is not asked for: the start waits for a quorum of listeners.
             return [action for link in missing if link.version > low for action in self._request(link, low, now)]
+        return self._hand_out(generation, [low] * len(self.links))
+
+    def _assemble_newest(self, generation: int) -> list[Action]:
+        """Give the newest slice of each shard, once none is one that a contribution was computed on already."""
+        open_links = [link for link in self.links if link.final is None]
+        if not open_links or any(link.version <= link.computed_on for link in open_links):
+            return []
+        if any(link.version not in link.payloads for link in self.links):
+            return []  # what was lost is asked for at the shard's next heartbeat
+        # From here on the gradient may be overwritten: what is still open of it can't be sent again.
+        closed = [action for link in self.links for action in self._close(link)]
+        return [*closed, *self._hand_out(generation, [link.version for link in self.links])]
+
+    def _hand_out(self, generation: int, versions: list[int]) -> list[Action]:
         self.pulling_above, self.assembled_generation = None, generation
-        return [Assembled(generation, low, tuple(link.payloads[low] for link in self.links))]
+        slices = tuple(link.hand_out(version) for link, version in zip(self.links, versions, strict=True))
+        return [Assembled(generation, min(versions), slices)]
 
     def _may_help(self, low: int, lagging: list[Link]) -> bool:
         """Whether this idle worker could complete version ``low`` where it is stuck: see docs/protocol.md, repair."""
@@ -229,11 +249,11 @@ class Client:
     # contributions
 
     def _contribute(self, event: Contributed) -> list[Action]:
-        self.contribution = (event.generation, event.version)
+        self.contribution = event.generation
         self.pulling_above = None
         self.progress += 1
         for link in self.links:
-            link.offer(event.generation, event.version)
+            link.offer(event.generation)
         if not any(link.is_open() for link in self.links):
             return [Release()]
         return [action for link in self.links for action in self._push(link)]
@@ -242,14 +262,13 @@ class Client:
         if not link.can_push():
             return []
         assert self.contribution is not None
-        generation, version = self.contribution
         header = m.Gradient(
             run=self.run,
             layout=self.layout,
-            generation=generation,
+            generation=self.contribution,
             view=link.view,
             shard=link.shard,
-            version=version,
+            version=link.computed_on,
             rank=self.rank,
             incarnation=self.incarnation,
             attempt=min(link.attempt, 0xFFFF),

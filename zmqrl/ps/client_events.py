@@ -88,7 +88,10 @@ class SendGradient:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """Every slice of ``version`` is here: ``payloads`` by shard, with the codec of each."""
+    """Every slice of ``version`` is here: ``payloads`` by shard, with the codec of each.
+
+    In asynchronous mode they are of this version or newer.
+    """
 
     generation: int
     version: int

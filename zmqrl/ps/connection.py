@@ -43,6 +43,7 @@ class Cluster:
     codec: m.Codec
     endpoints: tuple[dict[Role, str], ...]
     open_ranks: tuple[int, ...] = ()
+    asynchronous: bool = False
 
     @classmethod
     def read(cls, path: Path) -> "Cluster":
@@ -63,6 +64,7 @@ class Cluster:
             codec=data["codec"],
             endpoints=tuple({role: shard[role] for role in ROLES} for shard in data["shards"]),
             open_ranks=tuple(data.get("open_ranks", ())),
+            asynchronous=data.get("mode") == "async",
         )
 
 
@@ -86,13 +88,15 @@ class Connection:
         cluster: Cluster,
         rank: int,
         *,
+        incarnation: int | None = None,
         spans: Spans | None = None,
         timing: Timing | None = None,
         log: logging.Logger | None = None,
     ) -> None:
+        """``incarnation`` is to be greater than that of the process before it in this rank; by the clock if None."""
         self.cluster = cluster
         self.rank = rank
-        self.incarnation = time.time_ns() // 1_000_000
+        self.incarnation = incarnation or time.time_ns() // 1_000_000
         self.spans = spans or Spans()
         self._log = log or logging.getLogger("zmqrl.connection")
         self._slices = cluster.layout.slices
@@ -113,6 +117,7 @@ class Connection:
             pid=os.getpid(),
             now=time.monotonic(),
             timing=timing,
+            asynchronous=cluster.asynchronous,
         )
         self._lock = threading.Lock()  # guards the machine: the computing thread reads a little of it
         self._inbox: queue.SimpleQueue[e.Event | m.Report | None] = queue.SimpleQueue()
@@ -129,9 +134,10 @@ class Connection:
     def pull(self, above: int = -1, *, timeout_s: float | None = None) -> Weights | None:
         """Wait for a version above ``above`` that is whole, and return it; None when the run has ended.
 
-        After a rollback versions are lower than before, and every one of them counts as above ``above``. The state
-        machine gives up when a shard says nothing for ``Timing.lease_s``; ``timeout_s`` is a shorter deadline. Raises
-        ClusterError then, and when a shard refuses this worker.
+        In asynchronous mode ``above`` does not matter: it waits for slices newer than those of the last contribution,
+        and ``version`` is the oldest of theirs. After a rollback versions are lower than before, and every one of them
+        counts as above ``above``. The state machine gives up when a shard says nothing for ``Timing.lease_s``;
+        ``timeout_s`` is a shorter deadline. Raises ClusterError then, and when a shard refuses this worker.
         """
         if self._final is None:
             self._post(e.Pulling(above))
@@ -332,7 +338,7 @@ class Connection:
     def _send_gradient(self, shard: int, header: m.Gradient) -> None:
         cut = self._slices[shard]
         version, vector, trackers = self._outgoing
-        assert version == header.version
+        assert self.cluster.asynchronous or version == header.version
         payload = vector[cut.start : cut.stop].data.cast("B")
         try:
             tracker = self._sockets[shard]["grad"].send_multipart(

@@ -10,11 +10,13 @@ class Contributions:
     """The open version's contributions, and the outcomes of all others: none is in both, none in neither.
 
     ``view`` says who may contribute to the open version. ``consistent``: contributions are summed in rank order.
+    ``asynchronous``: they may be computed on older versions.
     """
 
-    def __init__(self, *, consistent: bool) -> None:
-        self.consistent = consistent
+    def __init__(self, *, consistent: bool, asynchronous: bool) -> None:
+        self.consistent, self.asynchronous = consistent, asynchronous
         self.held: dict[int, tuple[Any, m.Codec] | None] = {}  # rank -> payload, None once it is accumulated
+        self.computed_on: dict[int, int] = {}  # rank -> version its newest contribution that counts was computed on
         self.tallies: dict[int, list[int]] = {}  # rank -> totals, in the order of OUTCOMES
         self.unattributed = 0
         self.since_last = {"late": 0, "duplicate": 0, "rejected": 0}
@@ -23,9 +25,14 @@ class Contributions:
         """Who has contributed to the open version."""
         return tuple(sorted(self.held))
 
-    def hold(self, rank: int, payload: Any, codec: m.Codec) -> None:
+    def hold(self, header: m.Gradient, payload: Any) -> None:
         """Take in a contribution to the open version."""
-        self.held[rank] = payload, codec
+        self.held[header.rank] = payload, header.codec
+        self.computed_on[header.rank] = header.version
+
+    def counts_already(self, rank: int, version: int) -> bool:
+        """Whether what ``rank`` computed on ``version`` is held or was used."""
+        return version <= self.computed_on.get(rank, -1)
 
     def accumulate(self, view: View) -> list[Action]:
         """Hand on payloads: as they come, or in consistent mode those whose lower ranks have all come."""
@@ -52,6 +59,8 @@ class Contributions:
             tallies={rank: (t[0], t[1], t[2], t[3]) for rank, t in self.tallies.items()},
             unattributed=self.unattributed,
             stop=stop,
+            staleness=tuple(version - 1 - self.computed_on[rank] for rank in ranks) if self.asynchronous else (),
+            applied=dict(self.computed_on) if self.asynchronous else {},
             **self.since_last,
         )
         self.since_last = dict.fromkeys(self.since_last, 0)
@@ -62,7 +71,7 @@ class Contributions:
         """The open version is given up: what is held comes too late for another."""
         for rank in self.held:
             self.count(rank, "late", view)
-        self.held = {}
+        self.held, self.computed_on = {}, {}
 
     def count(self, rank: int, outcome: Outcome, view: View) -> None:
         """Count a contribution under its rank, if that is a member or was one."""
@@ -82,6 +91,7 @@ class Contributions:
         """Go on with the totals of ``record``."""
         self.tallies = {rank: list(t) for rank, t in record.tallies.items()}
         self.unattributed = record.unattributed
+        self.computed_on = dict(record.applied)
 
     def _hand_on(self, rank: int) -> list[Action]:
         waiting = self.held[rank]

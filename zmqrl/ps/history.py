@@ -47,6 +47,8 @@ class History:
             "crc32": crc32,
             "generation": record.generation,
         }
+        if record.staleness:
+            line["staleness"] = list(record.staleness)
         packed = json.dumps(line).encode() + b"\n"
         written = os.write(self.file, packed)
         if written < len(packed):

@@ -28,14 +28,17 @@ class ShardJob:
     state_path: Path
     history_path: Path
     consistent: bool = False
+    asynchronous: bool = False
     timing: Timing = field(default_factory=Timing)
     trace_path: Path | None = None
     trace_versions: int = 0
+    incarnation: int | None = None
+    """Greater than that of the process before it; by the clock if not given."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        plain = {name: getattr(self, name) for name in ("run", "shard", "codec", "bind", "secret", "consistent")}
-        return plain | {
+        names = ("run", "shard", "codec", "bind", "secret", "consistent", "asynchronous")
+        return {name: getattr(self, name) for name in names} | {
             "layout": self.layout.to_json(),
             "optimizer": asdict(self.optimizer),
             "timing": asdict(self.timing),
@@ -43,6 +46,7 @@ class ShardJob:
             "history_path": str(self.history_path),
             "trace_path": str(self.trace_path) if self.trace_path else None,
             "trace_versions": self.trace_versions,
+            "incarnation": self.incarnation,
         }
 
     @classmethod

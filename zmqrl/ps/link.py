@@ -33,10 +33,14 @@ class Tally:
 
 @dataclass(slots=True)
 class Link:
-    """One shard as the worker knows it. Slices of the contribution are counted in ``tally``; times are in seconds."""
+    """One shard as the worker knows it. Slices of the contribution are counted in ``tally``; times are in seconds.
+
+    ``asynchronous``: the shard takes a contribution whatever version it was computed on.
+    """
 
     shard: int
     tally: Tally
+    asynchronous: bool
     heard_at: float
     incarnation: int = 0
     generation: int = -1
@@ -47,6 +51,8 @@ class Link:
     payloads: dict[int, tuple[m.Codec, Any]] = field(default_factory=dict)
     # The contribution, at this shard. "closed": the shard is past its version, or it was not sent as already late.
     push: Literal["none", "pending", "sent", "closed"] = "none"
+    handed_out: int = -1  # version of the slice that the worker computes on
+    computed_on: int = -1  # version of the slice that the contribution was computed on
     attempt: int = 0
     needs_heard: int = 0  # NEEDs in a row for `version`
     wanted: bool = False  # the last of them does not hold this rank
@@ -68,6 +74,7 @@ class Link:
     def roll_back(self, generation: int) -> None:
         """Forget the versions that a rollback undid."""
         self.generation, self.version, self.final = generation, -1, None
+        self.handed_out = self.computed_on = -1
         self.payloads.clear()
         self.needs_heard, self.snapshot_at = 0, None
 
@@ -80,6 +87,11 @@ class Link:
         """Keep slices from version ``slowest`` on, where the slowest shard may need help, and never more than two."""
         for old in [version for version in self.payloads if version < max(slowest, self.version - 1)]:
             del self.payloads[old]
+
+    def hand_out(self, version: int) -> tuple[m.Codec, Any]:
+        """Give the slice of ``version`` to the worker."""
+        self.handed_out = version
+        return self.payloads[version]
 
     def may_request(self, now: float) -> bool:
         """Whether to ask for a snapshot: on a slow link the answer to the last request may still be on its way."""
@@ -107,13 +119,26 @@ class Link:
         """Whether a slice waits for the socket to become writable."""
         return self.push == "pending" and self.welcomed
 
-    def offer(self, generation: int, version: int) -> None:
+    def offer(self, generation: int) -> None:
         """Begin a contribution; what is still open of the one before is given up, as its gradient is gone."""
         self.close("unknown")
         self.attempt = 0
-        late = self.generation != generation or self.version > version
+        self.computed_on = self.handed_out
+        late = self.generation != generation or self.is_past()
         self.push = "closed" if late else "pending"
         self.tally.skipped += late
+
+    def is_past(self) -> bool:
+        """Whether the shard takes no contribution that was computed on this slice any more."""
+        return self.final is not None if self.asynchronous else self.version > self.computed_on
+
+    def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:
+        """What the record of ``version`` tells of the slice that was sent, ``named`` if this rank is in it."""
+        if self.asynchronous:
+            return "used" if named and version > self.computed_on else None
+        if version != self.computed_on + 1:
+            return None
+        return "used" if named else "unused"
 
     def pushed(self) -> None:
         """The slice goes out, for the first time or again."""
@@ -128,11 +153,11 @@ class Link:
             self._count_attempt(-1)
             self.attempt -= 1
 
-    def need(self, contribution: tuple[int, int] | None, *, wanted: bool) -> bool:
+    def need(self, generation: int | None, *, wanted: bool) -> bool:
         """The shard lacks contributions to its open version, ours if ``wanted``; whether to send that again."""
         self.needs_heard += 1
         self.wanted = wanted
-        again = wanted and self.push == "sent" and contribution == (self.generation, self.version)
+        again = wanted and self.push == "sent" and generation == self.generation and not self.is_past()
         if again:
             self.push = "pending"
         return again
@@ -145,14 +170,13 @@ class Link:
         self.push = "closed"
         return True
 
-    def check(self, contribution: tuple[int, int] | None) -> None:
+    def check(self, generation: int | None) -> None:
         """Invariants, after every event."""
         assert all(version <= self.version for version in self.payloads), "a slice from the future"
         assert len(self.payloads) <= 2, "slices pile up"
         if self.is_open():
-            assert contribution is not None
-            assert self.generation == contribution[0]
-            assert self.version <= contribution[1]
+            assert self.generation == generation
+            assert not self.is_past()
 
     def _count_attempt(self, count: int) -> None:
         if self.attempt == 1:

@@ -52,7 +52,7 @@ class ShardServer:
             run=job.run,
             layout=job.layout.hash,
             shard=job.shard,
-            incarnation=time.time_ns() // 1_000_000,
+            incarnation=job.incarnation or time.time_ns() // 1_000_000,
             codec=job.codec,
             payload_bytes={
                 "f32": codec.payload_bytes("f32", self.count),
@@ -60,7 +60,7 @@ class ShardServer:
             },
             secret=job.secret,
         )
-        self.machine = Shard(self.identity, job.timing, consistent=job.consistent)
+        self.machine = Shard(self.identity, job.timing, consistent=job.consistent, asynchronous=job.asynchronous)
         self.history = History(job.history_path)
         self.store = self._open_store()
         self.captured: tuple[int, bytes] | None = None

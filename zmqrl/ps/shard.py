@@ -49,10 +49,13 @@ class Timing:
 class Shard:
     """One slice of the parameter vector: which contributions make its next version.
 
+    ``asynchronous``: each contribution makes one, whatever version it was computed on; the quorum is to be 1.
     ``handle(event, now)`` returns the actions; ``now`` is monotonic, in seconds.
     """
 
-    def __init__(self, identity: Identity, timing: Timing, *, consistent: bool = False) -> None:
+    def __init__(
+        self, identity: Identity, timing: Timing, *, consistent: bool = False, asynchronous: bool = False
+    ) -> None:
         self.identity = identity
         self.timing = timing
         self.state: Literal["empty", "open", "ended"] = "empty"
@@ -66,7 +69,7 @@ class Shard:
         self.armed: int | None = None
         self.captured: int | None = None
         self.roster = Roster(identity)
-        self.contributions = Contributions(consistent=consistent)
+        self.contributions = Contributions(consistent=consistent, asynchronous=asynchronous)
         self.progress_at = self.need_at = self.heartbeat_at = self.notice_at = 0.0
         self.need_wait_s = timing.need_s
 
@@ -98,7 +101,7 @@ class Shard:
             level: Literal["debug", "warning"] = "warning" if why == NOT_FINITE else "debug"
             actions: list[Action] = [Log(level, f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
             return actions + (self._lost(header) if why == "ahead" else [])
-        self.contributions.hold(header.rank, event.payload, header.codec)
+        self.contributions.hold(header, event.payload)
         self.roster.heard(header.rank, now)
         self._progressed(now)
         return [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
@@ -119,7 +122,9 @@ class Shard:
             return "late", "of a generation that was rolled back"
         if g.version > self.version:
             return "rejected", "ahead"
-        if g.version < self.version:
+        if self.contributions.asynchronous and self.contributions.counts_already(g.rank, g.version):
+            return "duplicate", "used already"
+        if g.version < self.version and not self.contributions.asynchronous:
             if self.last is not None and g.version == self.last.version - 1 and g.rank in self.last.ranks:
                 return "duplicate", "used already"
             return "late", f"{self.version - g.version} versions"

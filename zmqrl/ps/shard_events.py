@@ -1,7 +1,7 @@
 """What can happen to a shard, and what it can ask to be done: the vocabulary of its state machine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from zmqrl.ps import messages as m
@@ -37,7 +37,9 @@ class Record:
     """How a version came to be. Committed with it, so that a restarted shard knows what it had published.
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the version before; ``tallies`` are totals by rank,
-    ``(used, late, duplicate, rejected)``. ``stop`` is the last version to make, as far as it was known.
+    ``(used, late, duplicate, rejected)``. ``stop`` is the last version to make, as far as it was known. Asynchronous
+    mode only: ``staleness`` of each of ``ranks`` in versions, and ``applied``, the newest version that each rank has
+    computed on and whose contribution was used.
     """
 
     generation: int
@@ -51,6 +53,8 @@ class Record:
     tallies: dict[int, tuple[int, int, int, int]]
     unattributed: int
     stop: int | None = None
+    staleness: tuple[int, ...] = ()
+    applied: dict[int, int] = field(default_factory=dict)
 
 
 # Events

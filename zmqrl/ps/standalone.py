@@ -55,12 +55,13 @@ def standalone_shards(
     codec: m.Codec = "f32",
     transport: str = "ipc",
     consistent: bool = False,
+    asynchronous: bool = False,
     timing: Timing | None = None,
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, loaded with ``vector`` (float32 (count,)) as version 0.
 
-    ``quorum`` of ``workers`` make an update (all of them if not given). State and history stay in ``directory``, or
-    go with the block. Raises ClusterError when a shard does not come up.
+    ``quorum`` of ``workers`` make an update (all of them if not given; in asynchronous mode 1). State and history stay
+    in ``directory``, or go with the block. Raises ClusterError when a shard does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
@@ -78,6 +79,7 @@ def standalone_shards(
                 state_path=place / "state" / f"shard-{shard}.slots",
                 history_path=place / "history" / f"shard-{shard}.jsonl",
                 consistent=consistent,
+                asynchronous=asynchronous,
                 timing=timing or Timing(),
             )
             for shard in range(layout.shards)
@@ -93,8 +95,12 @@ def standalone_shards(
             zeros = len(Optimizer(optimizer).state_names)
             for cut in layout.slices:
                 state = vector[cut.start : cut.stop].tobytes() + bytes(4 * cut.count * zeros)
-                control.load(cut.shard, 1, 0, 1, quorum or workers, tuple(range(workers)), state)
-            cluster = Cluster(run=run, layout=layout, codec=codec, endpoints=tuple(endpoints))
+                control.load(
+                    cut.shard, 1, 0, 1, quorum or (1 if asynchronous else workers), tuple(range(workers)), state
+                )
+            cluster = Cluster(
+                run=run, layout=layout, codec=codec, endpoints=tuple(endpoints), asynchronous=asynchronous
+            )
             yield StandaloneShards(cluster, control, jobs, processes)
         finally:
             if control is not None:

@@ -1,0 +1,184 @@
+"""Asynchronous mode: every contribution is a version of its own, whatever version it was computed on."""
+
+import contextlib
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from client_rig import bye, heartbeat, need, of, pushed, snapshot, snapshots, weights, welcomed
+from rig import HISTORY_KEYS, Worker, random_pause_s, served, toy_gradient
+from run_rig import training
+from shard_rig import RECORD, make_version, opened, push, tallies
+
+from zmqrl.ps.client import Client
+from zmqrl.ps.client_events import Assembled, Contributed, Ended, Pulling, Release
+from zmqrl.ps.codec import FloatVector
+from zmqrl.ps.history import pack_record, unpack_record
+from zmqrl.ps.shard import Shard
+from zmqrl.ps.shard_events import Record, StateRestored, Update, View
+
+ONE = View(1, 1, (0, 1, 2))
+
+
+# the shard
+
+
+def shard() -> Shard:
+    return opened(asynchronous=True, view=ONE)
+
+
+def test_an_old_contribution_makes_a_version_and_its_staleness_is_recorded() -> None:
+    machine = shard()
+    make_version(machine, 0, 0, 0)
+    (update,) = of(Update, push(machine, 1, version=0))
+    assert (update.record.version, update.record.ranks, update.record.staleness) == (4, (1,), (3,))
+    assert tallies(machine) == {0: [3, 0, 0, 0], 1: [1, 0, 0, 0]}
+
+
+def test_a_contribution_that_arrives_twice_is_used_once() -> None:
+    machine = shard()
+    make_version(machine, 0, 1, 1)
+    assert of(Update, push(machine, 0, version=0)) == []
+    assert of(Update, push(machine, 1, version=1)) == []
+    assert tallies(machine) == {0: [1, 0, 1, 0], 1: [2, 0, 1, 0]}
+
+
+def test_a_restarted_shard_still_knows_what_it_has_used() -> None:
+    machine = shard()
+    make_version(machine, 0)
+    (update,) = of(Update, push(machine, 1, version=0))
+    after = opened(asynchronous=True, view=ONE)
+    record = unpack_record(pack_record(update.record))
+    after.handle(StateRestored(record, recovered=True), 1.0)
+    for rank in (0, 1):
+        assert of(Update, push(after, rank, version=0)) == []
+    assert of(Update, push(after, 2, version=0)) != []
+
+
+def test_after_a_rollback_old_versions_may_be_computed_on_again() -> None:
+    machine = shard()
+    make_version(machine, 0, 0)
+    loaded: Record = replace(RECORD, generation=2, view=ONE)
+    machine.handle(StateRestored(loaded, recovered=False), 1.0)
+    assert len(of(Update, push(machine, 0, version=0))) == 1
+
+
+# the worker
+
+
+def computing(*versions: int) -> Client:
+    """A worker that computes on slices of these versions."""
+    client = welcomed(len(versions), asynchronous=True)
+    client.handle(Pulling(-1), 0.0)
+    actions = [action for shard, version in enumerate(versions) for action in weights(client, shard, version)]
+    (assembled,) = of(Assembled, actions)
+    assert assembled.version == min(versions)
+    assert [payload for _, payload in assembled.payloads] == [f"slice {s} of {v}" for s, v in enumerate(versions)]
+    return client
+
+
+def test_a_worker_computes_on_slices_of_different_versions_and_names_each_shards_own() -> None:
+    client = computing(4, 7)
+    assert pushed(client.handle(Contributed(1, 4), 0.0)) == [(0, 4, 0), (1, 7, 0)]
+
+
+def test_a_worker_goes_on_when_every_shard_has_something_newer_than_it_contributed_to() -> None:
+    client = computing(4, 7)
+    client.handle(Contributed(1, 4), 0.0)
+    assert of(Assembled, client.handle(Pulling(4), 0.0)) == []
+    assert of(Assembled, weights(client, 0, 6, ranks=(1,))) == []
+    actions = weights(client, 1, 8, ranks=(3,))
+    assert [(a.version, len(a.payloads)) for a in of(Assembled, actions)] == [(6, 2)]
+    assert of(Release, actions), "it may overwrite the gradient now"
+    assert pushed(need(client, 0, 6)) == []
+
+
+def test_a_worker_that_has_contributed_nothing_since_gets_the_newest_at_once() -> None:
+    client = computing(4, 7)
+    weights(client, 0, 9)
+    assert [a.version for a in of(Assembled, client.handle(Pulling(4), 0.0))] == [7]
+
+
+def test_a_shard_in_need_is_sent_the_contribution_again() -> None:
+    client = computing(4, 7)
+    client.handle(Contributed(1, 4), 0.0)
+    client.handle(Pulling(4), 0.0)
+    assert pushed(need(client, 0, 4)) == [(0, 4, 1)]
+    weights(client, 0, 5, ranks=(3,))
+    assert pushed(need(client, 0, 5)) == [], "it was used"
+
+
+def test_a_lost_publication_is_asked_for() -> None:
+    client = computing(4, 7)
+    client.handle(Contributed(1, 4), 0.0)
+    client.handle(Pulling(4), 0.0)
+    weights(client, 1, 8, ranks=(3,))
+    assert snapshots(heartbeat(client, 0, 5)) == [(0, None)]
+    assert [a.version for a in of(Assembled, snapshot(client, 0, 5, ranks=(3,)))] == [5]
+
+
+def test_a_worker_goes_on_for_the_shards_that_have_not_ended() -> None:
+    client = computing(9, 7)
+    client.handle(Contributed(1, 7), 0.0)
+    weights(client, 0, 10, ranks=(1,))
+    bye(client, 0, 10)
+    client.handle(Pulling(7), 0.0)
+    assert [a.version for a in of(Assembled, weights(client, 1, 8, ranks=(3,)))] == [8]
+    assert pushed(client.handle(Contributed(1, 8), 0.0)) == [(1, 8, 0)]
+    client.handle(Pulling(8), 0.0)
+    weights(client, 1, 10, ranks=(3,))
+    assert of(Ended, bye(client, 1, 10)) == [Ended(10)]
+
+
+# real processes
+
+
+def constant_gradient(rank: int, version: int, count: int) -> FloatVector:
+    return toy_gradient(rank, 0, count)
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_every_contribution_is_applied_once_and_the_history_says_how_stale_it_was(tmp_path: Path, kill: bool) -> None:
+    with served(tmp_path, workers=3, asynchronous=True) as running:
+        with contextlib.ExitStack() as stack:
+            for rank in range(3):
+                stack.enter_context(
+                    Worker(
+                        running.cluster,
+                        rank,
+                        gradient=lambda rank, weights: toy_gradient(rank, 0, weights.vector.size),
+                        pause_s=random_pause_s(0.01 * (1 + 3 * rank)),
+                    )
+                )
+            running.wait_for(30)
+            if kill:
+                running.kill(1)
+                running.restart(1)
+                running.wait_for(60)
+            running.finish(stack, gradient=constant_gradient)
+        for shard_number in running.all:
+            lines = running.history(shard_number)
+            assert {rank for line in lines for rank in line["ranks"]} == {0, 1, 2}
+            assert all(len(line["ranks"]) == 1 for line in lines)
+            assert max(line["staleness"][0] for line in lines) >= 1
+            computed_on = [(line["ranks"][0], line["version"] - 1 - line["staleness"][0]) for line in lines]
+            assert len(set(computed_on)) == len(computed_on), "a contribution was used twice"
+
+
+def test_an_asynchronous_run_does_not_wait_for_a_slow_worker(tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--mode", "async", "--straggle", "1:1.0") as run:
+        run.wait_for(10)
+        run.eventually(
+            lambda: all(any(line["ranks"] == [1] for line in run.files.history(shard)) for shard in range(2)),
+            "a contribution of the slow worker",
+        )
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+        summary = run.files.assert_summary_exact("interrupted", quorum=1)
+        for number in range(2):
+            lines = run.files.history(number)
+            assert [line["version"] for line in lines] == list(range(1, summary["updates"] + 1))
+            assert all(set(line) == HISTORY_KEYS | {"staleness"} for line in lines)
+            slow = [line["staleness"][0] for line in lines if line["ranks"] == [1]]
+            assert max(slow) > 5
