@@ -18,7 +18,7 @@ import pytest
 import zmq
 
 from zmqrl.cluster.ending import stop_shards
-from zmqrl.observe.metrics import WorkerReport
+from zmqrl.observe.reports import WorkerReport
 from zmqrl.ps import client, codec, framing, shard
 from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as e

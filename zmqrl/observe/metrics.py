@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import re
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, Self, TypedDict
 
+from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.spans import WORKER_SPANS
 
 SHARD_OUTCOMES = ("used", "late", "duplicate", "rejected")
@@ -20,7 +20,6 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _NOBODY = -1
 
 
@@ -69,90 +68,6 @@ class Counters:
             contributions={outcome: int(data["contributions"][outcome]) for outcome in OUTCOMES},
             scores=tuple(float(score) for score in data["scores"]),
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerReport:
-    """A worker's own figures, checked: anybody may have written the program that sent them.
-
-    ``agent_steps``, ``abandoned_steps`` and ``skipped`` are cumulative in the incarnation. ``games`` are
-    ``(seq, score, agent_steps)`` with seq 1, 2, ... for the games of the incarnation. ``spans`` are the seconds by
-    name since the last report, ``policy_lag`` is in versions: the mean, the shortest and the longest of that time.
-    """
-
-    rank: int
-    incarnation: int
-    version: int
-    agent_steps: int
-    abandoned_steps: int
-    skipped: int
-    games: tuple[tuple[int, float, int], ...]
-    losses: dict[str, float]
-    policy_lag: float | None
-    policy_lag_min: float | None
-    policy_lag_max: float | None
-    spans: dict[str, float]
-
-    @classmethod
-    def parse(cls, report: object) -> Self:
-        """Check ``report``; unknown keys are ignored, what is optional may be missing. Raises ValueError."""
-        if not isinstance(report, dict):
-            raise ValueError(f"a report is a map, not {type(report).__name__}")
-        spans = _figures(report.get("spans", {}))
-        if any(seconds < 0 for seconds in spans.values()):
-            raise ValueError("a span is negative")
-        return cls(
-            rank=_count(report.get("rank"), limit=2**16),
-            incarnation=_count(report.get("incarnation")),
-            version=_count(report.get("version")),
-            agent_steps=_count(report.get("agent_steps")),
-            abandoned_steps=_count(report.get("abandoned_steps", 0)),
-            skipped=_count(report.get("skipped", 0)),
-            games=_games(report.get("games", [])),
-            losses=_figures(report.get("losses", {})),
-            **_lag(report),
-            spans=spans,
-        )
-
-
-def _count(value: object, limit: int = 2**53) -> int:
-    if type(value) is not int or not 0 <= value < limit:
-        raise ValueError(f"{value!r:.40} is no count")
-    return value
-
-
-def _finite(value: object) -> float:
-    # A language with one kind of number sends 3 for 3.0. The limit keeps sums of many finite.
-    if type(value) not in (int, float) or not -1e100 < value < 1e100:  # type: ignore[operator]
-        raise ValueError(f"{value!r:.40} is no finite number")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _figures(value: object) -> dict[str, float]:
-    if not isinstance(value, dict) or len(value) > 64:
-        raise ValueError("figures are a map of at most 64 names")
-    return {name: _finite(x) for name, x in value.items() if isinstance(name, str) and _NAME.fullmatch(name)}
-
-
-def _lag(report: dict[str, object]) -> dict[str, float | None]:
-    names = ("policy_lag_min", "policy_lag", "policy_lag_max")
-    if "policy_lag" not in report:
-        return dict.fromkeys(names)
-    low, mean, high = (_finite(report.get(name, report["policy_lag"])) for name in names)
-    if not low <= mean <= high:
-        raise ValueError("the mean lag is not between the shortest and the longest")
-    return dict(zip(names, (low, mean, high), strict=True))
-
-
-def _games(value: object) -> tuple[tuple[int, float, int], ...]:
-    if not isinstance(value, list | tuple) or len(value) > 1024:
-        raise ValueError("games are a list of at most 1024")
-    games = []
-    for game in value:
-        if not isinstance(game, list | tuple) or len(game) != 3:
-            raise ValueError("a game is [seq, score, agent_steps]")
-        games.append((_count(game[0]), _finite(game[1]), _count(game[2])))
-    return tuple(sorted(games))
 
 
 @dataclass(slots=True)
