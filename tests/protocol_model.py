@@ -152,6 +152,10 @@ class ShardHost:
                 self.sum.append(slice)
             case s.Update():
                 self._update(action.record)
+            case s.CommitAgain():
+                newest = self.slots[-1]
+                assert (action.record.generation, action.record.version) == self.at()
+                self.slots[-1] = Slot(action.record, newest.weights)
             case s.PublishWeights():
                 header = m.Weights(**self._describe(self.slots[-1]))
                 self._publish(c.PublicationArrived(self.number, header, self._show(self.slots[-1])))

@@ -24,7 +24,9 @@ from zmqrl.ps.shard import Shard, Timing
 from zmqrl.ps.shard_events import (
     Accumulate,
     Capture,
+    CommitAgain,
     PresenceChanged,
+    Publish,
     SendChunk,
     SendSnapshot,
     StateRestored,
@@ -143,3 +145,16 @@ def test_a_worker_that_is_gone_is_absent_until_it_subscribes_again() -> None:
     shard.handle(PresenceChanged(0, 10, here=False), 0.0)
     assert not shard.roster.workers[0].present()
     assert [type(message) for message in sent(shard.handle(PresenceChanged(0, 10, here=True), 0.0))] == [m.Welcome]
+
+
+def test_a_stop_at_the_version_that_is_there_outlives_the_process() -> None:
+    shard = opened()
+    make_version(shard, 0, 1)
+    actions = control(shard, stop_at(1))
+    (again,) = of(CommitAgain, actions)
+    assert (again.record.version, again.record.ranks, again.record.stop) == (1, (0, 1), 1)
+    assert actions.index(again) < actions.index(of(Publish, actions)[0]), "kept before anybody hears of it"
+    assert of(CommitAgain, control(shard, stop_at(1))) == []
+    restarted = opened()
+    restarted.handle(StateRestored(again.record, recovered=True), 1.0)
+    assert restarted.state == "ended"

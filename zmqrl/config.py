@@ -46,6 +46,26 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """What the evaluator does."""
+
+    episodes: int = 50
+    """Whole games for each evaluated checkpoint, from a fixed list of seeds."""
+    every_minutes: float = 5.0
+    """Training minutes between two evaluated checkpoints; the first and the last one are always evaluated."""
+    greedy: bool = False
+    """Take the most probable action instead of drawing one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingConfig:
+    """What the recorder does."""
+
+    minutes: tuple[float, ...] = (0.0, 15.0, 30.0)
+    """Training minutes at which a game is recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Train one agent with workers, backup workers and parameter-server shards."""
 
@@ -82,6 +102,10 @@ class Config:
     """With fewer than K workers alive: wait for them, or lower K until they are back."""
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """RANK:SECONDS: slow one worker down by so much per update. May be repeated."""
+    evaluator: bool = False
+    """Start one process more that plays whole games with the checkpoints, into evaluations.jsonl."""
+    recorder: bool = False
+    """Start one process more that records a game at chosen minutes, into videos/."""
     external_workers: int = 0
     """M: the last M ranks are left for workers that others start with `zmqrl worker DIR/cluster.json`."""
     profile: int | None = None
@@ -98,6 +122,8 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=5e-4))
     wire: WireConfig = field(default_factory=WireConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
 
     @property
     def ranks(self) -> int:
@@ -170,6 +196,18 @@ class Config:
                 f"--checkpoint.every-minutes {self.checkpoint.every_minutes}: must be above 0 and finite.",
             ),
             (self.checkpoint.keep >= 1, f"--checkpoint.keep {self.checkpoint.keep}: at least 1 must stay."),
+            (
+                self.evaluation.episodes >= 1,
+                f"--evaluation.episodes {self.evaluation.episodes}: at least 1 game is needed.",
+            ),
+            (
+                _positive(self.evaluation.every_minutes),
+                f"--evaluation.every-minutes {self.evaluation.every_minutes}: must be above 0 and finite.",
+            ),
+            (
+                all(minute >= 0 and math.isfinite(minute) for minute in self.recording.minutes),
+                f"--recording.minutes {self.recording.minutes}: must be 0 or above, and finite.",
+            ),
             (0 <= self.seed < 2**32, f"--seed {self.seed}: must be from 0 to below 2^32."),
             (
                 self.mode == "sync" or (self.backups == 0 and self.quorum is None and not self.consistent),

@@ -27,6 +27,7 @@ class RunDirectory:
     cluster = property(lambda self: self.path / "cluster.json")
     traces = property(lambda self: self.path / "traces")
     trace = property(lambda self: self.path / "trace.json")
+    evaluations = property(lambda self: self.path / "evaluations.jsonl")
     summary = property(lambda self: self.path / "summary.json")
 
     def log(self, name: str) -> Path:

@@ -2,10 +2,11 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from zmqrl.cluster.local import Exited, LocalLauncher, Ready, Task
+from zmqrl.cluster.local import Exited, LocalLauncher, Said, Task
 from zmqrl.cluster.restarts import Restarts
+from zmqrl.ps import messages as m
 
 SILENCE_S = 5.0
 HUNG_S = 30.0
@@ -29,7 +30,7 @@ class Keeper:
         self._start_at.pop(name, None)
         self.launcher.start(self.task(name))
 
-    def poll(self) -> list[Ready | Exited]:
+    def poll(self) -> list[Said | Exited]:
         """What happened since the last call; who died before and is due is started again. Never waits."""
         events = self.launcher.poll()
         for event in events:
@@ -47,9 +48,21 @@ class Keeper:
         tail = "".join(f"\n  | {line}" for line in words)
         self.notice(f"{exited.name} died ({exited.how()}) and is started again; its log ends:{tail}")
 
+    def give_up(self, name: str) -> None:
+        """Do not start a process again that waits for it."""
+        self._start_at.pop(name, None)
+
     def heard(self, name: str, at: float) -> None:
         """The process gave a sign of life."""
         self._heard_at[name] = at
+
+    def hear_workers(self, stats: Iterable[m.Stats], now: float) -> None:
+        """A worker of ours lives as long as any shard hears of it; one that none sees is missing, not silent."""
+        for each in stats:
+            for rank, silent_ms in zip(each.present, each.silent_ms, strict=False):
+                name = f"worker-{rank}"
+                if silent_ms < 1000 * SILENCE_S and self.launcher.pid(name) is not None:
+                    self.heard(name, now)
 
     def silent_s(self, name: str, now: float) -> float:
         """Seconds since its last sign of life; 0 before the first one."""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,22 @@ LOG_TAIL_LINES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A process to run: ``python -m module`` with ``job`` on standard input, its log in ``log_path``."""
+    """A process to run: ``python -m module`` with ``job`` on standard input, its log in ``log_path``.
+
+    ``messages`` are told to it behind the job.
+    """
 
     name: str
     module: str
     job: Mapping[str, Any]
     log_path: Path
     threads: int
+    messages: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """The process said, on its standard output, that it is up."""
+class Said:
+    """The process said something on its standard output: at first, that it is up."""
 
     name: str
     facts: dict[str, Any]
@@ -92,20 +96,25 @@ class LocalLauncher:
         assert process.stdin is not None
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
-        try:
-            process.stdin.write(json.dumps(task.job).encode() + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once; poll() tells
         self._children[task.name] = _Child(task, process, time.monotonic())
+        for message in (task.job, *task.messages):
+            self.tell(task.name, message)
         return process.pid
 
-    def poll(self) -> list[Ready | Exited]:
+    def tell(self, name: str, message: Mapping[str, Any]) -> None:
+        """Say something on a process's standard input; one that died meanwhile is told of by ``poll``."""
+        child = self._children.get(name)
+        if child is not None and child.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                child.process.stdin.write(json.dumps(message).encode() + b"\n")
+                child.process.stdin.flush()
+
+    def poll(self) -> list[Said | Exited]:
         """What happened since the last call. Never waits."""
-        events: list[Ready | Exited] = []
+        events: list[Said | Exited] = []
         for name, child in list(self._children.items()):
             status = child.process.poll()
-            events += [Ready(name, facts) for facts in self._read(child)]
+            events += [Said(name, facts) for facts in self._read(child)]
             if status is not None:
                 events.append(Exited(name, status, self.logs(name), time.monotonic() - child.started_at))
                 self._forget(name)
@@ -153,6 +162,10 @@ class LocalLauncher:
         """The process id, while it runs."""
         child = self._children.get(name)
         return child.process.pid if child else None
+
+    def pids(self) -> dict[str, int]:
+        """The process id of every process that was started and not seen to end, by name."""
+        return {name: child.process.pid for name, child in self._children.items()}
 
     def logs(self, name: str) -> str:
         """The last lines of a process's log."""

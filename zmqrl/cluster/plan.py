@@ -4,7 +4,7 @@ import os
 import secrets
 import socket as host_socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zmqrl import __version__
@@ -15,7 +15,10 @@ from zmqrl.ps.job import ShardJob
 from zmqrl.ps.partition import Layout
 from zmqrl.ps.shard import Timing
 from zmqrl.ps.sockets import ROLES, Role
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, write_json
+
+EVALUATOR, RECORDER = "evaluator-0", "recorder-0"
+FOLLOWERS = {EVALUATOR: "zmqrl.evaluate", RECORDER: "zmqrl.record"}
 
 
 class Plan:
@@ -28,6 +31,7 @@ class Plan:
         self.local_ranks = range(config.ranks - config.external_workers)
         self.open_ranks = range(len(self.local_ranks), config.ranks)
         self._incarnations: dict[str, int] = {}
+        self._written_pids: dict[str, int] = {}
         cores = len(os.sched_getaffinity(0))
         self.worker_threads = max(1, cores // max(1, len(self.local_ranks)))
 
@@ -70,7 +74,30 @@ class Plan:
         log_path = self.directory.log(name)
         return Task(name=name, module="zmqrl.worker", job=job, log_path=log_path, threads=self.worker_threads)
 
-    def cluster(self, endpoints: Mapping[int, Mapping[Role, str]], pids: Mapping[str, int | None]) -> dict[str, Any]:
+    def follower_task(self, name: str, messages: Sequence[Mapping[str, Any]]) -> Task:
+        """The evaluator or the recorder, to be told ``messages`` at once."""
+        job = {
+            "run_dir": str(self.directory.path),
+            "episodes": self.config.evaluation.episodes,
+            "greedy": self.config.evaluation.greedy,
+            "threads": self.worker_threads,
+        }
+        return Task(
+            name=name,
+            module=FOLLOWERS[name],
+            job=job,
+            log_path=self.directory.log(name),
+            threads=self.worker_threads,
+            messages=messages,
+        )
+
+    def write_cluster(self, endpoints: Mapping[int, Mapping[Role, str]], pids: dict[str, int]) -> None:
+        """Write ``cluster.json`` if there are other processes than it says."""
+        if pids != self._written_pids:
+            self._written_pids = pids
+            write_json(self.directory.cluster, self.cluster(endpoints, pids), mode=0o600)
+
+    def cluster(self, endpoints: Mapping[int, Mapping[Role, str]], pids: Mapping[str, int]) -> dict[str, Any]:
         """The contents of ``cluster.json``: all that an outside worker needs to join, and people to look."""
         host = host_socket.gethostname()
         return {
@@ -83,6 +110,7 @@ class Plan:
                 for shard in sorted(endpoints)
             ],
             "workers": [{"rank": rank, "host": host, "pid": pids.get(f"worker-{rank}")} for rank in self.local_ranks],
+            "followers": [{"name": name, "host": host, "pid": pids[name]} for name in FOLLOWERS if name in pids],
             "open_ranks": list(self.open_ranks),
             "mode": self.config.mode,
             "codec": self.config.wire.codec,

@@ -1,15 +1,15 @@
 """The supervisor of a run: starts shards and workers, watches them, decides membership, checkpoints and the end."""
 
 import dataclasses
-import math
 import time
 from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
 from zmqrl.cluster.ending import Reason, stop_shards, summary
-from zmqrl.cluster.keeper import SILENCE_S, Keeper
-from zmqrl.cluster.local import Exited, LocalLauncher, Ready, Task
+from zmqrl.cluster.followers import Followers
+from zmqrl.cluster.keeper import Keeper
+from zmqrl.cluster.local import Exited, LocalLauncher, Said, Task
 from zmqrl.cluster.membership import Membership
 from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.progress import Progress
@@ -48,6 +48,7 @@ class Supervisor:
         self.progress = Progress(config, directory, counters, console)
         self.launcher = LocalLauncher()
         self.keeper = Keeper(self.launcher, self._task, console.notice)
+        self.followers = Followers(config, directory, self.keeper, console)
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.stats: dict[int, m.Stats] = {}
         self.reports_closed = self.ending = False
@@ -57,7 +58,6 @@ class Supervisor:
         # Why all shards are to take over the checkpoint as soon as all are up, and since when: at first for the start.
         self.rollback: str | None = START
         self.rollback_at = 0.0
-        self.written_pids: dict[str, int | None] = {}  # as they stand in cluster.json
         self.interrupts = 0
         self.asked_at = 0.0
 
@@ -72,6 +72,9 @@ class Supervisor:
             self._finish(wish)
             reason = wish
             self._let_leave()
+            if reason != "interrupted":
+                trained_s = self.checkpoint.counters["wall_s"]
+                self.followers.finish(self.checkpoint.version, trained_s, self._check_processes, self._interrupted)
         except KeyboardInterrupt:
             reason = "interrupted"
             raise
@@ -84,6 +87,7 @@ class Supervisor:
                 self.control.close()
             write_json(self.directory.summary, summary(reason, self.config, self.checkpoint))
             self.progress.close()
+            self.followers.close()
         return reason
 
     def _bring_up(self) -> None:
@@ -111,6 +115,9 @@ class Supervisor:
         )
         for rank in self.plan.local_ranks:
             self.keeper.start(f"worker-{rank}")
+        trained_s = self.progress.metrics.counters().wall_s
+        self.followers.start(trained_s)
+        self.followers.on_checkpoint(self.checkpoint.version, trained_s)
         if self.config.external_workers:
             for rank in self.plan.open_ranks:
                 self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
@@ -156,6 +163,9 @@ class Supervisor:
             stranger = shard in self.down or self.keeper.silent_s(f"shard-{shard}", now) > GREET_AGAIN_S
             self.control.send(shard, self.control.hello() if stranger else m.StatsRequest(run=self.run_id))
 
+    def _interrupted(self) -> bool:
+        return self.interrupts > 0
+
     def _reason_to_stop(self) -> Reason | None:
         config, progress = self.config, self.progress
         if self.interrupts:
@@ -197,8 +207,8 @@ class Supervisor:
         version = self.stats[shard].version
         claims = self.claims.setdefault(shard, {})
         claims[lost.rank] = lost.version
-        confirmed = sum(claimed > version for claimed in claims.values()) >= self.membership.view.quorum
-        if self.seen[shard] > version or (confirmed and lost.version > version):
+        claimants = sum(claimed > version for claimed in claims.values())
+        if self.seen[shard] > version or claimants >= self.membership.view.quorum:
             self._must_roll_back(f"shard {shard} is at version {version} but had made {lost.version}")
 
     def _welcomed(self, shard: int, welcome: m.Welcome) -> None:
@@ -208,7 +218,7 @@ class Supervisor:
             return self._must_roll_back(f"shard {shard} came back without the newest state")
         self.console.notice(f"shard {shard} is back at version {welcome.version}")
         self._tell_view(shard)
-        return self._tell_end(shard)
+        return None if self.ending else self._tell_end(shard)
 
     # processes
 
@@ -216,17 +226,23 @@ class Supervisor:
         number = _number(name)
         if name.startswith("shard-"):
             return self.plan.shard_task(number, self.endpoints.get(number))
-        return self.plan.worker_task(number, max(self.seen.values()), self.plan.cluster(self.endpoints, {}))
+        if name.startswith("worker-"):
+            return self.plan.worker_task(number, max(self.seen.values()), self.plan.cluster(self.endpoints, {}))
+        return self.plan.follower_task(name, self.followers.pending[name])
 
     def _check_processes(self) -> None:
         for event in self.keeper.poll():
             match event:
-                case Ready() if event.name.startswith("shard-"):
+                case Said() if event.name.startswith("shard-"):
                     self.endpoints[_number(event.name)] = event.facts["endpoints"]
+                case Said():
+                    self.followers.on_answer(event)
+                case Exited() if event.name in self.followers.names:
+                    self.followers.on_exit(event)
                 case Exited():
                     self._exited(event)
-        if (pids := self._pids()) != self.written_pids:
-            self._write_cluster(pids)
+        if len(self.endpoints) == len(self.shards):
+            self.plan.write_cluster(self.endpoints, self.launcher.pids())
 
     def _exited(self, exited: Exited) -> None:
         if exited.name.startswith("shard-"):
@@ -292,10 +308,7 @@ class Supervisor:
 
     def _observe_members(self, now: float) -> None:
         alive = set.intersection(*(set(s.present) for s in self.stats.values()))
-        for rank in self.plan.local_ranks:
-            # As long as any shard hears of it, it lives; one that none sees is missing, and has a notice of its own.
-            if any(_silent_s(stats, rank) < SILENCE_S for stats in self.stats.values()):
-                self.keeper.heard(f"worker-{rank}", now)
+        self.keeper.hear_workers(self.stats.values(), now)
         if self.progress.began_at is None and len(alive) >= self.membership.view.quorum:
             self.progress.begin(now)
         view, notice = self.membership.observe(alive, now)
@@ -306,12 +319,15 @@ class Supervisor:
                 self._tell_view(shard)
 
     def _checkpoint_if_due(self, now: float) -> None:
+        if self.followers.wants_checkpoint(self.progress.row["wall_s"]):
+            self.checkpointer.due_at = min(self.checkpointer.due_at, now)
         version = self.checkpointer.step(self.stats, self.progress.row["updates_per_s"] or 0.0, now)
         if version is None:
             return
         try:
             self.checkpoint = self.checkpointer.take(version, self.generation, self._counters_of(version), now)
             self.console.notice(f"checkpoint of version {version} written")
+            self.followers.on_checkpoint(version, self.checkpoint.counters["wall_s"])
         except ClusterError as error:
             self.console.notice(f"checkpoint of version {version} put off: {error}")
 
@@ -326,14 +342,6 @@ class Supervisor:
     def _show(self, now: float) -> None:
         self.progress.on_stats(self.stats, self.shards, self.membership.view.members)
         self.progress.show(now)
-
-    def _pids(self) -> dict[str, int | None]:
-        return {name: self.launcher.pid(name) for name in self.launcher.names()}
-
-    def _write_cluster(self, pids: dict[str, int | None]) -> None:
-        if len(self.endpoints) == len(self.shards):
-            write_json(self.directory.cluster, self.plan.cluster(self.endpoints, pids), mode=0o600)
-            self.written_pids = pids
 
     # the end
 
@@ -382,14 +390,9 @@ class Supervisor:
         workers = [name for name in self.launcher.names() if name.startswith("worker-")]
         self.launcher.wait(workers, within_s=LEAVE_WITHIN_S)
         self.launcher.stop(workers, grace_s=0)
-        self.launcher.stop(self.launcher.names(), grace_s=LEAVE_WITHIN_S)
+        self.launcher.stop([f"shard-{shard}" for shard in self.shards], grace_s=LEAVE_WITHIN_S)
 
 
 def _number(name: str) -> int:
     """The number in the name of a process, such as 3 in ``worker-3``."""
     return int(name.rpartition("-")[2])
-
-
-def _silent_s(stats: m.Stats, rank: int) -> float:
-    """Seconds since the shard heard of ``rank``; infinite for one that it does not see."""
-    return dict(zip(stats.present, stats.silent_ms, strict=False)).get(rank, math.inf) / 1000

@@ -183,6 +183,8 @@ class ShardServer:
                     self.sum.add(action.payload.numbers, first=action.first)
             case e.Update():
                 self._update(action.record)
+            case e.CommitAgain():
+                self._commit_again(action.record)
             case e.PublishWeights():
                 self._publish_weights()
             case e.Publish():
@@ -215,6 +217,13 @@ class ShardServer:
             self.sum.value = self.sum.buffer
         with self.spans("commit"):
             self.history.append(record, self._commit(new, record))
+
+    def _commit_again(self, record: e.Record) -> None:
+        old, new = self.store.newest, self.store.free_slot()
+        assert old is not None
+        for target, source in zip(self._arrays(new), self._arrays(old), strict=True):
+            target[:] = source
+        self._commit(new, record)
 
     def _commit(self, slot: Slot, record: e.Record) -> int:
         """Make ``slot`` the newest version; the CRC-32 of what is published for it."""

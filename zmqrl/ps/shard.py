@@ -3,7 +3,7 @@
 Events go in, actions come out in the order in which they must be carried out. ``server.py`` does the rest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from zmqrl.ps import messages as m
@@ -12,6 +12,7 @@ from zmqrl.ps.roster import Roster
 from zmqrl.ps.shard_events import (
     Action,
     Capture,
+    CommitAgain,
     ControlArrived,
     Event,
     GradientArrived,
@@ -288,9 +289,15 @@ class Shard:
     def _stop(self, version: int | None, now: float) -> list[Action]:
         if self.state == "empty" or (version is not None and version < self.version):
             return []
+        assert self.last is not None
+        actions: list[Action] = []
+        if version != self.last.stop:
+            # A process that is started again must not run past it before it is told.
+            self.last = replace(self.last, stop=version)
+            actions.append(CommitAgain(self.last))
         self.stop = version
         # A version that is open again may have had its quorum all the while.
-        return [*self._milestones(), *self._close_if_complete(now), self._heartbeat(now)]
+        return [*actions, *self._milestones(), *self._close_if_complete(now), self._heartbeat(now)]
 
     # time
 

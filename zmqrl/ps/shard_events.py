@@ -134,6 +134,13 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitAgain:
+    """Commit the newest version once more, with this record: more has become known that must outlive the process."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
 class PublishWeights:
     """Publish the newest committed weights on topic ``W``."""
 
@@ -195,5 +202,15 @@ class Log:
 
 
 Action: TypeAlias = (
-    Accumulate | Update | PublishWeights | Publish | Send | SendSnapshot | Capture | SendChunk | TakeChunk | Log
+    Accumulate
+    | Update
+    | CommitAgain
+    | PublishWeights
+    | Publish
+    | Send
+    | SendSnapshot
+    | Capture
+    | SendChunk
+    | TakeChunk
+    | Log
 )
