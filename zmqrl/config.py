@@ -13,6 +13,7 @@ import tyro
 
 from zmqrl.agent.envs import EnvConfig
 from zmqrl.agent.losses import BA3CConfig, PPOConfig
+from zmqrl.agent.model import NetworkConfig
 from zmqrl.errors import UsageError
 from zmqrl.ps.messages import MAX_WORKERS, Codec
 from zmqrl.ps.optimizer import OptimizerConfig
@@ -91,6 +92,7 @@ class Config:
     resume: bool = False
     """Go on from the newest checkpoint in the run directory."""
     envs: EnvConfig = field(default_factory=EnvConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     ba3c: BA3CConfig = field(default_factory=BA3CConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=5e-4))

@@ -82,7 +82,8 @@ class Agent:
         device = torch.device(config.device)
         seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
         self.envs = make_envs(config.env, config.envs, threads=threads)
-        model = make_model(config.model, self.envs.observation_shape, self.envs.num_actions, device=device)
+        shape, num_actions = self.envs.observation_shape, self.envs.num_actions
+        model = make_model(config.model, shape, num_actions, config.network, device=device)
         self.parameters = FlatParameters(model)
         self.learner = Learner(model, config.algorithm, seed=seed)
         self.player = Player(model, self.envs, seed, device, spans)

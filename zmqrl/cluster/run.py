@@ -70,7 +70,7 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
     config.algorithm.minibatch_samples(config.envs.num_envs)
     torch.manual_seed(config.seed)
-    parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions))
+    parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions, config.network))
     optimizer = Optimizer(config.optimizer)
     layout = parameters.layout(config.shards)
     return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)
