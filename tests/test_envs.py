@@ -18,10 +18,12 @@ from zmqrl.errors import UsageError
 PLAIN = EnvConfig(num_envs=1, noop_max=0, fire_reset=False, clip_rewards=False)
 
 
-def preprocessed(emulator: gymnasium.Env[Any, Any], *, lives_end_it: bool = False) -> gymnasium.Env[Any, Any]:
+def preprocessed(
+    emulator: gymnasium.Env[Any, Any], *, lives_end_it: bool = False, grayscale: bool = True
+) -> gymnasium.Env[Any, Any]:
     """Gymnasium's own preprocessing of one game."""
     pytest.importorskip("cv2", reason="Gymnasium's Atari preprocessing needs opencv-python-headless")
-    frames = AtariPreprocessing(emulator, noop_max=0, terminal_on_life_loss=lives_end_it)
+    frames = AtariPreprocessing(emulator, noop_max=0, terminal_on_life_loss=lives_end_it, grayscale_obs=grayscale)
     return FrameStackObservation(frames, 4, padding_type="zero")
 
 
@@ -69,6 +71,32 @@ def test_frames_rewards_and_ends_are_those_of_gymnasiums_preprocessing(env_id: s
     assert lost_lives >= 2 or env_id == "ALE/Pong-v5"
     ours.close()
     ours_without_lives.close()
+
+
+def test_rgb_frames_are_those_of_gymnasiums_preprocessing_one_after_the_other() -> None:
+    """Channel 3 * t + c of an observation is colour c of frame t, also where the time limit cuts a game off."""
+    config = dataclasses.replace(PLAIN, grayscale=False, max_frames=600)
+    theirs = preprocessed(emulator("ALE/Seaquest-v5", max_frames=600), grayscale=False)
+    ours = make_envs("ALE/Seaquest-v5", config, threads=1)
+    assert ours.observation_shape == (12, 84, 84)
+
+    def colours_together(frames: np.ndarray) -> np.ndarray:
+        return np.concatenate([frame.transpose(2, 0, 1) for frame in frames])
+
+    expected, _ = theirs.reset(seed=1)
+    np.testing.assert_array_equal(ours.reset(1)[0], colours_together(expected))
+    cut_off = 0
+    for actions in random_actions(ours, 320):
+        step = ours.step(actions)
+        expected, _, over, truncated, _ = theirs.step(int(actions[0]))
+        if truncated:
+            np.testing.assert_array_equal(step.final_observations[0], colours_together(expected))
+            cut_off += 1
+        if over or truncated:
+            expected, _ = theirs.reset()
+        np.testing.assert_array_equal(step.observations[0], colours_together(expected))
+    assert cut_off == 2
+    ours.close()
 
 
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/Seaquest-v5", "ALE/SpaceInvaders-v5"])
@@ -369,6 +397,7 @@ def test_the_flavour_names_what_a_score_depends_on() -> None:
         "sticky 0, life loss ends returns, no-ops 30, fire at the start, skip 4, stack 4, grey 84x84, "
         "at most 108000 frames, rewards clipped for learning, scores unclipped"
     )
+    assert "RGB 84x84" in EnvConfig(grayscale=False).flavour()
     other = EnvConfig(sticky_actions=0.25, life_loss=False, fire_reset=False)
     assert other.flavour().startswith("sticky 0.25, lives ignored, no-ops 30, no fire at the start")
     assert describe_env("ALE/Pong-v5", other).flavour == other.flavour()
