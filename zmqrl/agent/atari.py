@@ -1,9 +1,14 @@
 """Atari games, emulated by ``ale_py``."""
 
+from collections.abc import Sequence
+
 import ale_py
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from ale_py import roms
+from ale_py.env import AtariEnv
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
@@ -75,6 +80,80 @@ class AtariEnvs:
     def close(self) -> None:
         self._vector.close()
         del self._vector.ale  # ends its threads
+
+
+class RandomSkipEnvs:
+    """Games of one ROM that skip a random number of frames, as Gym's ``-v0`` ids did; played one after the other.
+
+    A step shows its last frame, not pooled with the one before; a new game begins with its first frame on top of
+    frames of zeros.
+    """
+
+    def __init__(self, game: str, spec: EnvSpec, config: EnvConfig) -> None:
+        assert config.min_frame_skip is not None
+        self.num_envs = config.num_envs
+        self.num_actions = spec.num_actions
+        self.observation_shape = spec.observation_shape
+        self.observation_dtype = spec.observation_dtype
+        self._config = config
+        self._emulators = [
+            AtariEnv(
+                game,
+                obs_type="grayscale" if config.grayscale else "rgb",
+                frameskip=(config.min_frame_skip, config.frame_skip + 1),
+                repeat_action_probability=config.sticky_actions,
+                max_num_frames_per_episode=config.max_frames,
+            )
+            for _ in range(config.num_envs)
+        ]
+
+    def reset(self, seed: int) -> np.ndarray:
+        seeds = game_seeds(seed, self.num_envs).tolist()
+        started = [emulator.reset(seed=s) for emulator, s in zip(self._emulators, seeds, strict=True)]
+        self._scores = Scores(self.num_envs)
+        self._lives = np.array([info["lives"] for _, info in started])
+        self._stacks = np.zeros((self.num_envs, *self.observation_shape), np.uint8)
+        self._stacks[:, -self._config.frame_channels :] = self._frames([screen for screen, _ in started])
+        return self._stacks
+
+    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+        played = [emulator.step(action) for emulator, action in zip(self._emulators, actions, strict=True)]
+        screens, *figures = zip(*played, strict=True)
+        rewards, terminated, truncated = map(np.array, figures[:3])
+        lives = np.array([info["lives"] for info in figures[3]])
+        channels = self._config.frame_channels
+        # A new array each time: the one before may still be in use.
+        stacks = np.concatenate((self._stacks[:, channels:], self._frames(screens)), axis=1)
+        over = terminated | truncated
+        if self._config.life_loss:
+            terminated = terminated | (lives < self._lives)
+        truncated = truncated & ~terminated
+        final_observations = {int(i): stacks[i].copy() for i in np.flatnonzero(truncated)}
+        for i in np.flatnonzero(over):
+            screen, info = self._emulators[i].reset()
+            stacks[i, :-channels] = 0
+            stacks[i, -channels:] = self._frames([screen])[0]
+            lives[i] = info["lives"]
+        self._stacks, self._lives = stacks, lives
+        learned_from = rewards.clip(-1, 1) if self._config.clip_rewards else rewards
+        return Step(
+            observations=stacks,
+            rewards=learned_from.astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            final_observations=final_observations,
+            games=self._scores.add(rewards, over),
+        )
+
+    def close(self) -> None:
+        self._emulators.clear()
+
+    def _frames(self, screens: Sequence[np.ndarray]) -> np.ndarray:
+        """Frames (B, channels, H, W) of screens (height, width[, 3]), bilinear as OpenCV's default, not antialiased."""
+        batch = torch.from_numpy(np.stack(screens))
+        batch = batch[:, None] if self._config.grayscale else batch.permute(0, 3, 1, 2)
+        size = (self._config.screen_size, self._config.screen_size)
+        return F.interpolate(batch, size, mode="bilinear", align_corners=False).numpy()
 
 
 def _channels_together(frames: np.ndarray) -> np.ndarray:

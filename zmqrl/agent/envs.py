@@ -19,7 +19,7 @@ from gymnasium.spaces.utils import flatdim
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FlattenObservation
 
-from zmqrl.agent.atari import AtariEnvs, atari_actions
+from zmqrl.agent.atari import AtariEnvs, RandomSkipEnvs, atari_actions
 from zmqrl.agent.games import EnvConfig, Envs, EnvSpec, Game, Scores, Step, game_seeds
 from zmqrl.errors import UsageError
 
@@ -35,13 +35,16 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
 
     Of an Atari id only the game counts: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and ``Breakout-v0`` are the
     same here, and frame skip, sticky actions and time limit are those of ``config``, whatever the id stands for
-    elsewhere. ``threads`` emulate Atari games; others are played by the calling thread.
+    elsewhere. ``threads`` emulate Atari games; those of random frame skip, and other environments, are played by the
+    calling thread.
 
     Raises UsageError as ``describe_env`` does.
     """
     spec = describe_env(env_id, config)
     registered = _find(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
+        if config.min_frame_skip is not None:
+            return RandomSkipEnvs(registered.kwargs["game"], spec, config)
         return AtariEnvs(registered.kwargs["game"], spec, config, threads=threads)
     return _GymnasiumEnvs(registered, spec, config.num_envs)
 

@@ -17,6 +17,8 @@ class EnvConfig:
     """Games per worker."""
     frame_skip: int = 4
     """Emulator frames per agent step; the last two are max-pooled."""
+    min_frame_skip: int | None = None
+    """Skip a random number of frames from this to frame_skip in each step, and show the last one as it is."""
     frame_stack: int = 4
     """Frames in one observation."""
     screen_size: int = 84
@@ -49,7 +51,9 @@ class EnvConfig:
                 "life loss ends returns" if self.life_loss else "lives ignored",
                 f"no-ops {self.noop_max}",
                 "fire at the start" if self.fire_reset else "no fire at the start",
-                f"skip {self.frame_skip}",
+                f"skip {self.frame_skip}"
+                if self.min_frame_skip is None
+                else f"random skip {self.min_frame_skip}-{self.frame_skip} without max-pooling",
                 f"stack {self.frame_stack}",
                 f"{'grey' if self.grayscale else 'RGB'} {self.screen_size}x{self.screen_size}",
                 f"at most {self.max_frames} frames",
@@ -63,6 +67,15 @@ class EnvConfig:
         rules = [
             (self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: at least 1 game is needed."),
             (self.frame_skip >= 1, f"--envs.frame-skip {self.frame_skip}: must be at least 1."),
+            (
+                self.min_frame_skip is None or 1 <= self.min_frame_skip <= self.frame_skip,
+                f"--envs.min-frame-skip {self.min_frame_skip}: must be from 1 to --envs.frame-skip {self.frame_skip}.",
+            ),
+            (
+                self.min_frame_skip is None or (self.noop_max == 0 and not self.fire_reset),
+                f"--envs.min-frame-skip {self.min_frame_skip} needs --envs.noop-max 0 --envs.no-fire-reset: "
+                "games of random frame skip start at once.",
+            ),
             (self.frame_stack >= 1, f"--envs.frame-stack {self.frame_stack}: must be at least 1."),
             (self.screen_size >= 1, f"--envs.screen-size {self.screen_size}: must be at least 1."),
             (
