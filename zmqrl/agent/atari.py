@@ -118,9 +118,9 @@ class RandomSkipEnvs:
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
         played = [emulator.step(action) for emulator, action in zip(self._emulators, actions, strict=True)]
-        screens, *figures = zip(*played, strict=True)
-        rewards, terminated, truncated = map(np.array, figures[:3])
-        lives = np.array([info["lives"] for info in figures[3]])
+        screens, *figures, infos = zip(*played, strict=True)
+        rewards, terminated, truncated = map(np.array, figures)
+        lives = np.array([info["lives"] for info in infos])
         channels = self._config.frame_channels
         # A new array each time: the one before may still be in use.
         stacks = np.concatenate((self._stacks[:, channels:], self._frames(screens)), axis=1)
