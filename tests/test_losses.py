@@ -78,7 +78,6 @@ def test_ppo_loss_is_the_clipped_surrogate_of_the_paper(normalize: bool) -> None
     assert loss.item() == pytest.approx(-mean(surrogates) + 0.7 * value_loss - 0.03 * entropy, rel=1e-4)
     assert {name: float(stat) for name, stat in stats.items()} == pytest.approx(
         {
-            "loss": loss.item(),
             "policy_loss": -mean(surrogates),
             "value_loss": value_loss,
             "entropy": entropy,

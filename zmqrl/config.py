@@ -63,8 +63,10 @@ class Config:
     """Parameter-server shards."""
     algo: Literal["ppo", "ba3c"] = "ppo"
     """Algorithm."""
-    model: Literal["small", "nature", "dba3c", "mlp"] = "small"
-    """Network."""
+    model: str = "small"
+    """Network: small, nature or dba3c for images, mlp for vectors, or a function of your own as module:function."""
+    loss: str | None = None
+    """A function of your own, module:function, instead of the algorithm's loss."""
     updates: int | None = None
     """Stop at this version."""
     agent_steps: int | None = None

@@ -15,6 +15,7 @@ import torch
 from zmqrl.agent.envs import Game, make_envs
 from zmqrl.agent.losses import Learner
 from zmqrl.agent.model import make_model
+from zmqrl.agent.plugin import load_loss
 from zmqrl.agent.rollout import Player, Rollout
 from zmqrl.child import log_to_stderr, read_job
 from zmqrl.config import Config
@@ -85,7 +86,8 @@ class Agent:
         shape, num_actions = self.envs.observation_shape, self.envs.num_actions
         model = make_model(config.model, shape, num_actions, config.network, device=device)
         self.parameters = FlatParameters(model)
-        self.learner = Learner(model, config.algorithm, seed=seed)
+        loss = load_loss(config.loss, config.algorithm) if config.loss is not None else None
+        self.learner = Learner(model, config.algorithm, seed=seed, loss=loss)
         self.player = Player(model, self.envs, seed, device, spans)
         self.rollout = Rollout(
             steps=config.algorithm.rollout_steps,

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zmqrl.errors import UsageError
+from zmqrl.agent.plugin import load_model
+from zmqrl.errors import UsageError, did_you_mean
 
-ModelName = Literal["small", "nature", "dba3c", "mlp"]
 Compute = Literal["float32", "bfloat16"]
 
 CPU = torch.device("cpu")
@@ -143,20 +143,28 @@ class VectorPolicy(nn.Module):
 
 
 def make_model(
-    name: ModelName,
+    name: str,
     observation_shape: Sequence[int],
     num_actions: int,
     network: NetworkConfig = AS_IT_IS,
     *,
     device: torch.device = CPU,
-) -> ConvPolicy | VectorPolicy:
+) -> nn.Module:
     """The network called ``name`` for these observations, drawn from torch's global random state, on ``device``.
 
-    The parameters are drawn on the CPU, so one seed gives the same ones for every device.
+    A name like ``module:function`` is that of a user's own function, see ``load_model``. The parameters are drawn on
+    the CPU, so one seed gives the same ones for every device.
 
-    Raises UsageError if the network does not fit the observations, or is not one that computes in bfloat16.
+    Raises UsageError if there is no such network, if it does not fit the observations, or does not compute in bfloat16.
     """
     shape = tuple(observation_shape)
+    if ":" in name:
+        if network != AS_IT_IS:
+            raise UsageError(f"--model {name} chooses its own width and numbers, so --network.* settings do not apply.")
+        return load_model(name, shape, num_actions).to(device)
+    if name not in HIDDEN:
+        known = f"there are {', '.join(HIDDEN)}, or your own as module:function."
+        raise UsageError(f"unknown model {name!r}{did_you_mean(name, HIDDEN)}; {known}")
     hidden = network.hidden or HIDDEN[name]
     unfit = f"model {name!r} does not fit observations of shape {shape}"
     if name == "mlp":
