@@ -194,6 +194,27 @@ def test_an_environment_that_cannot_be_learned_is_refused_in_one_sentence(env_id
         assert str(refused.value) == sentence
 
 
+@pytest.mark.parametrize("settings", [{}, {"grayscale": False, "frame_stack": 2, "screen_size": 42}])
+def test_the_dummy_shows_the_same_frames_again_and_ends_its_games(settings: dict[str, Any]) -> None:
+    config = EnvConfig(num_envs=4, **settings)
+    spec, game = describe_env("zmqrl/Dummy-v0", config), describe_env("ALE/Breakout-v5", config)
+    assert spec.flavour.startswith("no game: ")
+    assert dataclasses.replace(spec, flavour=game.flavour) == game
+    envs = make_envs("zmqrl/Dummy-v0", config, threads=1)
+    start = envs.reset(3)
+    assert (start.shape, start.dtype) == ((4, *spec.observation_shape), spec.observation_dtype)
+    assert start.std() > 50
+    steps = play(envs, 600)
+    assert all(step.observations is start for step in steps)
+    games = [game for step in steps for game in step.games]
+    assert len(games) == sum(step.terminated.sum() for step in steps) > 4
+    assert 0 < sum(game.score for game in games) <= sum(step.rewards.sum() for step in steps)
+    assert not any(step.truncated.any() for step in steps)
+    envs.reset(3)
+    assert [step.games for step in play(envs, 600)] == [step.games for step in steps]
+    assert not np.array_equal(envs.reset(4), start)
+
+
 @pytest.mark.parametrize(("env_id", "length"), [("FrozenLake-v1", 16), ("Blackjack-v1", 32 + 11 + 2)])
 def test_observations_that_are_no_box_become_vectors(env_id: str, length: int) -> None:
     spec = describe_env(env_id, EnvConfig())

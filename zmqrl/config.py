@@ -85,6 +85,8 @@ class Config:
     """RANK:SECONDS: slow one worker down by so much per update. May be repeated."""
     external_workers: int = 0
     """M: the last M ranks are left for workers that others start with `zmqrl worker DIR/cluster.json`."""
+    act_only: bool = False
+    """To measure the rest: workers play, and push gradients of zeros without computing any."""
     profile: int | None = None
     """Trace the first VERSIONS versions (100 if no number is given) to DIR/trace.json."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from zmqrl.agent.envs import Game, make_envs
-from zmqrl.agent.losses import Learner
+from zmqrl.agent.losses import Learner, NoLearner
 from zmqrl.agent.model import make_model
 from zmqrl.agent.plugin import load_loss
 from zmqrl.agent.rollout import Player, Rollout
@@ -87,7 +87,7 @@ class Agent:
         model = make_model(config.model, shape, num_actions, config.network, device=device)
         self.parameters = FlatParameters(model)
         loss = load_loss(config.loss, config.algorithm) if config.loss is not None else None
-        self.learner = Learner(model, config.algorithm, seed=seed, loss=loss)
+        self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
         self.player = Player(model, self.envs, seed, device, spans)
         self.rollout = Rollout(
             steps=config.algorithm.rollout_steps,

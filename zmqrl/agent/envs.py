@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FlattenObservation
 
 from zmqrl.agent.atari import AtariEnvs, RandomSkipEnvs, atari_actions
+from zmqrl.agent.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.agent.games import EnvConfig, Envs, EnvSpec, Game, Scores, Step, game_seeds
 from zmqrl.errors import UsageError
 
@@ -36,11 +37,13 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     Of an Atari id only the game counts: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and ``Breakout-v0`` are the
     same here, and frame skip, sticky actions and time limit are those of ``config``, whatever the id stands for
     elsewhere. ``threads`` emulate Atari games; those of random frame skip, and other environments, are played by the
-    calling thread.
+    calling thread. ``zmqrl/Dummy-v0`` is no game: it shows frames of an Atari game's shape at no cost.
 
     Raises UsageError as ``describe_env`` does.
     """
     spec = describe_env(env_id, config)
+    if env_id == DUMMY_ID:
+        return DummyEnvs(spec, config)
     registered = _find(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         if config.min_frame_skip is not None:
@@ -58,10 +61,12 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     not discrete, and observations that make no vector, such as graphs and texts of any length.
     """
     config.check()
+    if env_id == DUMMY_ID:
+        return describe_dummy(config)
     registered = _find(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         return EnvSpec(
-            observation_shape=(config.frame_stack * config.frame_channels, config.screen_size, config.screen_size),
+            observation_shape=config.atari_shape,
             observation_dtype=np.dtype(np.uint8),
             num_actions=atari_actions(registered.kwargs["game"]),
             flavour=config.flavour(),

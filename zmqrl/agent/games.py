@@ -43,6 +43,11 @@ class EnvConfig:
         """Channels of one frame."""
         return 1 if self.grayscale else 3
 
+    @property
+    def atari_shape(self) -> tuple[int, int, int]:
+        """The shape of one observation of an Atari game."""
+        return self.frame_stack * self.frame_channels, self.screen_size, self.screen_size
+
     def flavour(self) -> str:
         """One line to print with each score of an Atari game: what the score depends on besides the agent."""
         return ", ".join(

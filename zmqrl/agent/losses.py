@@ -230,6 +230,17 @@ class Learner:
         return torch.from_numpy(samples).to(rollout.actions.device)
 
 
+class NoLearner:
+    """Stands in for a ``Learner`` where a worker only plays, to measure the rest: gradients stay as they are, zero."""
+
+    def prepare(self, rollout: Rollout) -> None:
+        """Nothing is learned from ``rollout``."""
+
+    def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
+        """There is nothing to report."""
+        return {}
+
+
 def _log_probs_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of ``actions`` (M,), and the mean entropy, a scalar, of the categoricals of logits (M, A)."""
     log_probs = logits.log_softmax(-1)
