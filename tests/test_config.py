@@ -23,7 +23,7 @@ def test_a_recipe_bears_its_own_name_and_passes_its_checks(recipe: str) -> None:
     config = RECIPES[recipe]()
     config.check()
     assert config.recipe == recipe
-    assert config.ppo.minibatch_samples(config.envs.num_envs) > 0
+    assert config.algorithm.minibatch_samples(config.envs.num_envs) > 0
 
 
 def test_settings_of_every_kind_come_back_from_their_json(tmp_path: Path) -> None:

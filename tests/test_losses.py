@@ -78,7 +78,6 @@ def test_ppo_loss_is_the_clipped_surrogate_of_the_paper(normalize: bool) -> None
     assert loss.item() == pytest.approx(-mean(surrogates) + 0.7 * value_loss - 0.03 * entropy, rel=1e-4)
     assert {name: float(stat) for name, stat in stats.items()} == pytest.approx(
         {
-            "loss": loss.item(),
             "policy_loss": -mean(surrogates),
             "value_loss": value_loss,
             "entropy": entropy,
@@ -152,6 +151,25 @@ def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOCon
     assert [entropy_coefficient_at(falling, v) for v in (0, 50, 100, 500)] == pytest.approx([0.02, 0.015, 0.01, 0.01])
     with pytest.raises(UsageError, match="entropy_schedule_updates"):
         make_config(final_entropy_coefficient=0.0)
+
+
+@pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])
+def test_a_gradient_is_that_of_its_version_whatever_was_computed_before(
+    make_config: Callable[..., PPOConfig | BA3CConfig],
+) -> None:
+    coefficients = []
+
+    def loss(logits: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        coefficients.append(rest[-1])
+        return logits.sum() + values.sum(), {}
+
+    config = make_config(entropy_coefficient=0.02, final_entropy_coefficient=0.01, entropy_schedule_updates=100)
+    learner, rollout = Learner(Recording(), config, seed=0, loss=loss), draw_rollout(num_envs=8)
+    learner.prepare(rollout)
+    for version in (100, 0, 50, 50, 10**9):
+        metrics = learner.gradient(rollout, 0, version)
+        assert set(metrics) == {"loss", "grad_norm", "grad_norm_clipped", "explained_variance"}
+    assert coefficients == pytest.approx([0.01, 0.02, 0.015, 0.015, 0.01])
 
 
 def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: int = 0) -> Rollout:

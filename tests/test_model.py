@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zmqrl.agent import model as models
-from zmqrl.agent.model import CPU, ConvPolicy, ModelName, fastest_compute, make_model
+from zmqrl.agent.model import CPU, ConvPolicy, NetworkConfig, fastest_compute, make_model
 from zmqrl.errors import UsageError
 
 ATARI = (4, 84, 84)
-IMAGE_MODELS: list[ModelName] = ["small", "nature", "dba3c"]
+FLOAT32 = NetworkConfig(compute="float32")
+IMAGE_MODELS: list[str] = ["small", "nature", "dba3c"]
 
 
 def frames(batch: int, *, seed: int = 0, shape: tuple[int, ...] = ATARI) -> Tensor:
@@ -24,8 +25,8 @@ def frames(batch: int, *, seed: int = 0, shape: tuple[int, ...] = ATARI) -> Tens
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_an_image_model_gives_float32_logits_and_values(name: ModelName, compute: models.Compute) -> None:
-    logits, values = make_model(name, ATARI, 6, compute=compute)(frames(3))
+def test_an_image_model_gives_float32_logits_and_values(name: str, compute: models.Compute) -> None:
+    logits, values = make_model(name, ATARI, 6, NetworkConfig(compute=compute))(frames(3))
     assert (logits.shape, values.shape) == ((3, 6), (3,))
     assert logits.dtype == values.dtype == torch.float32
 
@@ -66,7 +67,7 @@ def test_the_vector_model_gives_float32_logits_and_values() -> None:
         ),
     ],
 )
-def test_a_model_has_the_parameters_of_its_paper(name: ModelName, layers: list[tuple[int, int]]) -> None:
+def test_a_model_has_the_parameters_of_its_paper(name: str, layers: list[tuple[int, int]]) -> None:
     parameters = list(make_model(name, ATARI, 4).parameters())
     assert sum(parameter.numel() for parameter in parameters) == sum(map(sum, layers))
     assert all(parameter.dtype == torch.float32 for parameter in parameters)
@@ -76,19 +77,19 @@ def test_dba3c_on_twelve_channels_has_the_published_size_less_the_padding() -> N
     published, padding_to_16_channels = 331_909, 4 * 32 * 5 * 5
     counted = sum(parameter.numel() for parameter in make_model("dba3c", (12, 84, 84), 4).parameters())
     assert counted == published - padding_to_16_channels
-    wide = sum(parameter.numel() for parameter in make_model("dba3c", (12, 84, 84), 4, dba3c_fc=512).parameters())
-    assert wide == 948_229 - padding_to_16_channels
+    wide = make_model("dba3c", (12, 84, 84), 4, NetworkConfig(hidden=512))
+    assert sum(parameter.numel() for parameter in wide.parameters()) == 948_229 - padding_to_16_channels
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
-def test_bytes_mean_the_same_as_the_frame_divided_by_255(name: ModelName) -> None:
-    model = make_model(name, ATARI, 4, compute="float32")
+def test_bytes_mean_the_same_as_the_frame_divided_by_255(name: str) -> None:
+    model = make_model(name, ATARI, 4, FLOAT32)
     for of_bytes, of_floats in zip(model(frames(4)), model(frames(4) / 255), strict=True):
         torch.testing.assert_close(of_bytes, of_floats, rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_are_those_of_the_undivided_weights() -> None:
-    model = make_model("small", ATARI, 4, compute="float32")
+    model = make_model("small", ATARI, 4, FLOAT32)
     gradients = []
     for observations in (frames(4), frames(4) / 255):
         model.zero_grad()
@@ -100,7 +101,7 @@ def test_gradients_are_those_of_the_undivided_weights() -> None:
 
 
 def test_small_is_two_convolutions_and_a_hidden_layer() -> None:
-    model = make_model("small", ATARI, 4, compute="float32")
+    model = make_model("small", ATARI, 4, FLOAT32)
     assert isinstance(model, ConvPolicy)
     first, second = model.convs
     x = F.relu(second(F.relu(first(frames(2) / 255))))
@@ -111,7 +112,7 @@ def test_small_is_two_convolutions_and_a_hidden_layer() -> None:
 
 
 def test_dba3c_pools_after_three_convolutions_and_its_hidden_layer_is_linear() -> None:
-    model = make_model("dba3c", ATARI, 4, compute="float32")
+    model = make_model("dba3c", ATARI, 4, FLOAT32)
     assert isinstance(model, ConvPolicy)
     x = frames(2) / 255
     for conv in model.convs[:3]:
@@ -125,18 +126,19 @@ def test_dba3c_pools_after_three_convolutions_and_its_hidden_layer_is_linear() -
 
 
 def test_the_order_in_memory_does_not_matter() -> None:
-    model = make_model("nature", ATARI, 4, compute="float32")
+    model = make_model("nature", ATARI, 4, FLOAT32)
     interleaved = frames(3).to(memory_format=torch.channels_last)
     for ours, theirs in zip(model(interleaved), model(frames(3)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
-def test_bfloat16_is_close_to_float32(name: ModelName) -> None:
+def test_bfloat16_is_close_to_float32(name: str) -> None:
+    computes: list[models.Compute] = ["float32", "bfloat16"]
     results = []
-    for compute in ("float32", "bfloat16"):
+    for compute in computes:
         torch.manual_seed(1)
-        model = make_model(name, ATARI, 4, compute=compute)
+        model = make_model(name, ATARI, 4, NetworkConfig(compute=compute))
         logits, values = model(frames(16))
         (logits.log_softmax(-1)[:, 0].sum() + values.square().sum()).backward()
         gradient = torch.cat([cast(Tensor, parameter.grad).flatten() for parameter in model.parameters()])
@@ -150,7 +152,7 @@ def test_bfloat16_is_close_to_float32(name: ModelName) -> None:
 
 
 @pytest.mark.parametrize("name", [*IMAGE_MODELS, "mlp"])
-def test_the_first_policy_is_nearly_uniform_and_one_seed_gives_one_network(name: ModelName) -> None:
+def test_the_first_policy_is_nearly_uniform_and_one_seed_gives_one_network(name: str) -> None:
     shape = (5,) if name == "mlp" else ATARI
     observations = torch.randn(8, 5) if name == "mlp" else frames(8)
     outputs = []
@@ -185,7 +187,7 @@ def test_layers_begin_orthogonal_with_zero_biases() -> None:
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_by_name_and_shape(
-    name: ModelName, shape: tuple[int, ...], words: list[str]
+    name: str, shape: tuple[int, ...], words: list[str]
 ) -> None:
     with pytest.raises(UsageError) as error:
         make_model(name, shape, 4)
@@ -193,8 +195,22 @@ def test_a_model_that_does_not_fit_is_refused_by_name_and_shape(
 
 
 def test_the_vector_model_refuses_bfloat16() -> None:
-    with pytest.raises(UsageError, match="float32 only"):
-        make_model("mlp", (4,), 2, compute="bfloat16")
+    with pytest.raises(UsageError, match=r"--network.compute bfloat16: .* float32 only"):
+        make_model("mlp", (4,), 2, NetworkConfig(compute="bfloat16"))
+
+
+@pytest.mark.parametrize("name", [*IMAGE_MODELS, "mlp"])
+def test_the_width_of_the_hidden_layer_can_be_chosen_for_every_model(name: str) -> None:
+    shape = (5,) if name == "mlp" else ATARI
+    model = make_model(name, shape, 4, NetworkConfig(hidden=24))
+    heads = [p for key, p in model.named_parameters() if key.endswith("weight") and len(p) in (1, 4)]
+    assert [head.shape for head in heads] == [(4, 24), (1, 24)]
+
+
+@pytest.mark.parametrize("hidden", [0, -3, 10**9])
+def test_a_width_that_cannot_be_is_refused_by_its_option(hidden: int) -> None:
+    with pytest.raises(UsageError, match=rf"^--network.hidden {hidden}: must be from 1 to 8192\.$"):
+        NetworkConfig(hidden=hidden)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import importlib
 import io
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from zmqrl import __version__
@@ -34,6 +35,9 @@ DEFAULT_PROFILE_VERSIONS = "100"
 
 def main() -> None:
     """Run a command; exit with 0 done, 2 bad usage, 3 the cluster failed, 130 interrupted."""
+    # As in the processes of a run: what users wrote (games, a model, a loss) is found where they stand.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         sys.exit(run(sys.argv[1:]))
     except ZmqrlError as error:

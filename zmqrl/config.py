@@ -13,6 +13,7 @@ import tyro
 
 from zmqrl.agent.envs import EnvConfig
 from zmqrl.agent.losses import BA3CConfig, PPOConfig
+from zmqrl.agent.model import NetworkConfig
 from zmqrl.errors import UsageError
 from zmqrl.ps.messages import MAX_WORKERS, Codec
 from zmqrl.ps.optimizer import OptimizerConfig
@@ -82,8 +83,10 @@ class Config:
     """Parameter-server shards."""
     algo: Literal["ppo", "ba3c"] = "ppo"
     """Algorithm."""
-    model: Literal["small", "nature", "dba3c", "mlp"] = "small"
-    """Network."""
+    model: str = "small"
+    """Network: small, nature or dba3c for images, mlp for vectors, or a function of your own as module:function."""
+    loss: str | None = None
+    """A function of your own, module:function, instead of the algorithm's loss."""
     updates: int | None = None
     """Stop at this version."""
     agent_steps: int | None = None
@@ -108,6 +111,8 @@ class Config:
     """Start one process more that records a game at chosen minutes, into videos/."""
     external_workers: int = 0
     """M: the last M ranks are left for workers that others start with `zmqrl worker DIR/cluster.json`."""
+    act_only: bool = False
+    """To measure the rest: workers play, and push gradients of zeros without computing any."""
     profile: int | None = None
     """Trace the first VERSIONS versions (100 if no number is given) to DIR/trace.json."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -117,6 +122,7 @@ class Config:
     resume: bool = False
     """Go on from the newest checkpoint in the run directory."""
     envs: EnvConfig = field(default_factory=EnvConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     ba3c: BA3CConfig = field(default_factory=BA3CConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=5e-4))

@@ -1,5 +1,8 @@
 """The errors a user sees: one sentence that says what, where and what to do. Standard library only."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ZmqrlError(Exception):
     """Base of every error meant for the user. ``exit_status`` is what the command line returns for it."""
@@ -15,3 +18,9 @@ class UsageError(ZmqrlError):
 
 class ClusterError(ZmqrlError):
     """The cluster failed: a process that keeps dying, a deadline that passed, a shard that refused us."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The one of ``known`` that comes closest, in parentheses behind a space; nothing if none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

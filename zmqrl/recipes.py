@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from zmqrl.agent.envs import EnvConfig
-from zmqrl.agent.losses import PPOConfig
+from zmqrl.agent.losses import BA3CConfig, PPOConfig
+from zmqrl.agent.model import NetworkConfig
 from zmqrl.config import Config
 from zmqrl.ps.optimizer import OptimizerConfig
 
@@ -42,4 +43,49 @@ def cartpole() -> Config:
     )
 
 
-RECIPES: dict[str, Callable[[], Config]] = {"breakout": breakout, "pong": pong, "cartpole": cartpole}
+def dba3c_breakout() -> Config:
+    """Breakout as DBA3C learned it in 2017 (Adamski et al. 2018), with its own hyper-parameters, on two workers.
+
+    Its best run had 64 training nodes, 60 of which made an update, and 4 parameter servers: ``zmqrl train
+    dba3c-breakout --workers 60 --backups 4 --shards 4``.
+    """
+    return Config(
+        recipe="dba3c-breakout",
+        env="ALE/Breakout-v5",
+        algo="ba3c",
+        model="dba3c",
+        # Of 128 hidden units, as in their best run. Theirs has zeros as channels 13 to 16 of its input, for speed, and
+        # draws weights from truncated normals (convolutions) and uniforms; ours are orthogonal.
+        network=NetworkConfig(compute="float32"),
+        # Theirs learns from batches of 32 that mix pieces of 5 steps of 10 games, as they come in; the nearest to it
+        # with whole pieces is 6 games by 5 steps.
+        envs=EnvConfig(
+            num_envs=6,
+            frame_skip=4,
+            min_frame_skip=2,
+            grayscale=False,
+            sticky_actions=0.25,
+            noop_max=0,
+            life_loss=False,
+            fire_reset=False,
+            max_frames=30_000,  # theirs: 10 000 steps, 3 frames on average, behind which nothing counts
+        ),
+        # Both bootstrap with values of the policy that acted, but theirs acts with weights as new as each step's own,
+        # ours with those of one version in a whole rollout. In theirs the logarithms are of p + 1e-6.
+        ba3c=BA3CConfig(
+            rollout_steps=5,
+            gamma=0.99,
+            value_coefficient=0.5,  # theirs: 1/2 (V - R)^2
+            entropy_coefficient=0.01,
+            max_grad_norm=1e9,  # theirs clips a tensor of n numbers at a norm of 0.1 n: only the heads' biases, if any
+        ),
+        optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, beta1=0.8, beta2=0.75, epsilon=1e-8),
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "breakout": breakout,
+    "pong": pong,
+    "cartpole": cartpole,
+    "dba3c-breakout": dba3c_breakout,
+}

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from zmqrl.agent.envs import Game, make_envs
-from zmqrl.agent.losses import Learner
+from zmqrl.agent.losses import Learner, NoLearner
 from zmqrl.agent.model import make_model
+from zmqrl.agent.plugin import load_loss
 from zmqrl.agent.rollout import Player, Rollout
 from zmqrl.child import log_to_stderr, read_job
 from zmqrl.config import Config
@@ -86,9 +87,11 @@ class Agent:
         device = torch.device(config.device)
         seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
         self.envs = make_envs(config.env, config.envs, threads=threads)
-        model = make_model(config.model, self.envs.observation_shape, self.envs.num_actions, device=device)
+        shape, num_actions = self.envs.observation_shape, self.envs.num_actions
+        model = make_model(config.model, shape, num_actions, config.network, device=device)
         self.parameters = FlatParameters(model)
-        self.learner = Learner(model, config.algorithm, seed=seed)
+        loss = load_loss(config.loss, config.algorithm) if config.loss is not None else None
+        self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
         self.player = Player(model, self.envs, seed, device, spans)
         self.rollout = Rollout(
             steps=config.algorithm.rollout_steps,

@@ -1,7 +1,8 @@
 """The algorithms: their settings, their losses, and the learner that turns a rollout into gradients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -93,6 +94,11 @@ class Batch:
     returns: Tensor
 
 
+# Of logits (M, A), values (M,), the batch, the algorithm's settings, and the weight of the entropy bonus now: the loss,
+# a scalar, and detached scalars to report.
+Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
+
+
 def ppo_loss(
     logits: Tensor, values: Tensor, batch: Batch, config: PPOConfig, entropy_coefficient: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -112,7 +118,7 @@ def ppo_loss(
     value_loss = (values - batch.returns).square().mean()
     loss = policy_loss + config.value_coefficient * value_loss - entropy_coefficient * entropy
     with torch.no_grad():
-        stats = _stats(loss, policy_loss, value_loss, entropy, log_ratio, values, batch.advantages)
+        stats = _stats(policy_loss, value_loss, entropy, log_ratio, values, batch.advantages)
         stats["clip_fraction"] = ((ratio - 1).abs() > config.clip).float().mean()
     return loss, stats
 
@@ -133,7 +139,7 @@ def ba3c_loss(
     loss = policy_loss + config.value_coefficient * value_loss - entropy_coefficient * entropy
     with torch.no_grad():
         log_ratio = log_probs - batch.log_probs
-        stats = _stats(loss, policy_loss, value_loss, entropy, log_ratio, values, advantages)
+        stats = _stats(policy_loss, value_loss, entropy, log_ratio, values, advantages)
     return loss, stats
 
 
@@ -148,10 +154,17 @@ def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int) -> floa
 class Learner:
     """Turns rollouts into gradients, one minibatch at a time. It takes no optimizer step."""
 
-    def __init__(self, model: nn.Module, config: PPOConfig | BA3CConfig, *, seed: int) -> None:
-        """``seed`` decides how rollouts are shuffled, together with their number and the epoch."""
+    def __init__(
+        self, model: nn.Module, config: PPOConfig | BA3CConfig, *, seed: int, loss: Loss | None = None
+    ) -> None:
+        """``seed`` decides how rollouts are shuffled, together with their number and the epoch.
+
+        ``loss`` takes the place of the algorithm's own.
+        """
         self.model = model
         self.config = config
+        losses: dict[type, Loss] = {PPOConfig: ppo_loss, BA3CConfig: ba3c_loss}
+        self._loss = loss or losses[type(config)]
         self._seed = seed
         self._parameters = list(model.parameters())
 
@@ -190,15 +203,11 @@ class Learner:
             returns=rollout.returns.flatten()[indices],
         )
         logits, values = self.model(rollout.gather_observations(indices))
-        entropy_coefficient = entropy_coefficient_at(self.config, version)
-        match self.config:
-            case PPOConfig():
-                loss, stats = ppo_loss(logits, values, batch, self.config, entropy_coefficient)
-            case BA3CConfig():
-                loss, stats = ba3c_loss(logits, values, batch, self.config, entropy_coefficient)
+        loss, stats = self._loss(logits, values, batch, self.config, entropy_coefficient_at(self.config, version))
         torch.autograd.backward(loss)
-        stats["grad_norm"] = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
-        stats["explained_variance"] = rollout.explained_variance
+        grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        whole = {"loss": loss.detach(), "grad_norm": grad_norm, "explained_variance": rollout.explained_variance}
+        stats = {**stats, **whole}
         # One transfer for all of them: each would wait for the device.
         metrics = dict(zip(stats, torch.stack(list(stats.values())).tolist(), strict=True))
         metrics["entropy_coefficient"] = entropy_coefficient
@@ -222,6 +231,17 @@ class Learner:
         return torch.from_numpy(samples).to(rollout.actions.device)
 
 
+class NoLearner:
+    """Stands in for a ``Learner`` where a worker only plays, to measure the rest: gradients stay as they are, zero."""
+
+    def prepare(self, rollout: Rollout) -> None:
+        """Nothing is learned from ``rollout``."""
+
+    def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
+        """There is nothing to report."""
+        return {}
+
+
 def _log_probs_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of ``actions`` (M,), and the mean entropy, a scalar, of the categoricals of logits (M, A)."""
     log_probs = logits.log_softmax(-1)
@@ -230,7 +250,6 @@ def _log_probs_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Ten
 
 
 def _stats(
-    loss: Tensor,
     policy_loss: Tensor,
     value_loss: Tensor,
     entropy: Tensor,
@@ -240,7 +259,6 @@ def _stats(
 ) -> dict[str, Tensor]:
     """What both algorithms report. ``approx_kl`` is the mean of (r - 1) - log r (Schulman 2020, "Approximating KL")."""
     return {
-        "loss": loss.detach(),
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),
         "entropy": entropy.detach(),

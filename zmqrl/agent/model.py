@@ -11,13 +11,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zmqrl.errors import UsageError
+from zmqrl.agent.plugin import load_model
+from zmqrl.errors import UsageError, did_you_mean
 
-ModelName = Literal["small", "nature", "dba3c", "mlp"]
 Compute = Literal["float32", "bfloat16"]
 
 CPU = torch.device("cpu")
+HIDDEN = {"small": 256, "nature": 512, "dba3c": 128, "mlp": 64}
+MAX_HIDDEN = 8192  # drawing orthogonal weights takes minutes beyond it
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkConfig:
+    """What can be chosen about every network."""
+
+    hidden: int | None = None
+    """Units of the hidden layers; if not given the network's own: small 256, nature 512, dba3c 128, mlp 64."""
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers to compute with; auto: bfloat16 where the hardware multiplies it. Weights are float32 in any case."""
+
+    def __post_init__(self) -> None:
+        if self.hidden is not None and not 1 <= self.hidden <= MAX_HIDDEN:
+            raise UsageError(f"--network.hidden {self.hidden}: must be from 1 to {MAX_HIDDEN}.")
+
+
+AS_IT_IS = NetworkConfig()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +131,7 @@ class ConvPolicy(nn.Module):
 class VectorPolicy(nn.Module):
     """Two trunks of two tanh layers, one for the actor and one for the critic, in float32."""
 
-    def __init__(self, observation_shape: Sequence[int], num_actions: int, *, hidden: int = 64) -> None:
+    def __init__(self, observation_shape: Sequence[int], num_actions: int, *, hidden: int) -> None:
         super().__init__()
         (inputs,) = observation_shape
         self.actor = _tanh_trunk(inputs, hidden, num_actions, head_gain=0.01)
@@ -124,29 +143,36 @@ class VectorPolicy(nn.Module):
 
 
 def make_model(
-    name: ModelName,
+    name: str,
     observation_shape: Sequence[int],
     num_actions: int,
+    network: NetworkConfig = AS_IT_IS,
     *,
-    compute: Compute | None = None,
     device: torch.device = CPU,
-    dba3c_fc: int = 128,
-) -> ConvPolicy | VectorPolicy:
+) -> nn.Module:
     """The network called ``name`` for these observations, drawn from torch's global random state, on ``device``.
 
-    The parameters are drawn on the CPU, so one seed gives the same ones for every device. ``compute`` None means
-    ``fastest_compute(device)``. ``dba3c_fc`` is the width of the hidden layer of the dba3c net.
+    A name like ``module:function`` is that of a user's own function, see ``load_model``. The parameters are drawn on
+    the CPU, so one seed gives the same ones for every device.
 
-    Raises UsageError if the network does not fit the observations, or is not one that computes in bfloat16.
+    Raises UsageError if there is no such network, if it does not fit the observations, or does not compute in bfloat16.
     """
     shape = tuple(observation_shape)
+    if ":" in name:
+        if network != AS_IT_IS:
+            raise UsageError(f"--model {name} chooses its own width and numbers, so --network.* settings do not apply.")
+        return load_model(name, shape, num_actions).to(device)
+    if name not in HIDDEN:
+        known = f"there are {', '.join(HIDDEN)}, or your own as module:function."
+        raise UsageError(f"unknown model {name!r}{did_you_mean(name, HIDDEN)}; {known}")
+    hidden = network.hidden or HIDDEN[name]
     unfit = f"model {name!r} does not fit observations of shape {shape}"
     if name == "mlp":
         if len(shape) != 1:
             raise UsageError(f"{unfit}: it reads vectors; use small, nature or dba3c for images.")
-        if compute == "bfloat16":
-            raise UsageError("model 'mlp' computes in float32 only; leave compute unset, or set it to float32.")
-        return VectorPolicy(shape, num_actions).to(device)
+        if network.compute == "bfloat16":
+            raise UsageError("--network.compute bfloat16: model 'mlp' computes in float32 only.")
+        return VectorPolicy(shape, num_actions, hidden=hidden).to(device)
     if len(shape) != 3:
         raise UsageError(f"{unfit}: it reads images (channels, height, width); use mlp for vectors.")
     # The hidden layer of dba3c is linear, and neither it nor the convolutions have biases: so is the original.
@@ -156,10 +182,10 @@ def make_model(
             shape,
             num_actions,
             CONVOLUTIONS[name],
-            hidden={"small": 256, "nature": 512, "dba3c": dba3c_fc}[name],
+            hidden=hidden,
             biases=not seed_net,
             hidden_relu=not seed_net,
-            compute=compute or fastest_compute(device),
+            compute=fastest_compute(device) if network.compute == "auto" else network.compute,
         )
     except ValueError as error:
         raise UsageError(f"{unfit}: {error}; use a larger screen or another model.") from error

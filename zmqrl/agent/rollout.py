@@ -1,17 +1,14 @@
 """Playing: T steps in B environments, kept in memory that is allocated once."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from zmqrl.agent.games import Envs, Game
 from zmqrl.observe.spans import Spans
-
-if TYPE_CHECKING:  # the games are heavy to import, and only their interface is needed here
-    from zmqrl.agent.envs import Envs, Game
 
 CPU = torch.device("cpu")
 
@@ -86,7 +83,7 @@ class Player:
     def __init__(
         self,
         model: nn.Module,
-        envs: "Envs",
+        envs: Envs,
         seed: int,
         device: torch.device = CPU,
         spans: Spans | None = None,
@@ -100,7 +97,7 @@ class Player:
         self._observations = envs.reset(seed)
         self._rollouts = 0
 
-    def play(self, rollout: Rollout) -> "list[Game]":
+    def play(self, rollout: Rollout) -> list[Game]:
         """Fill ``rollout`` with the next steps of every game, acting with the model as it is now.
 
         Returns the games that ended on the way.

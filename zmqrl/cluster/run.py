@@ -17,6 +17,7 @@ import torch
 
 from zmqrl.agent.envs import EnvSpec, describe_env
 from zmqrl.agent.model import make_model
+from zmqrl.agent.plugin import load_loss
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
@@ -69,8 +70,10 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
     config.algorithm.minibatch_samples(config.envs.num_envs)
+    if config.loss is not None:
+        load_loss(config.loss, config.algorithm)
     torch.manual_seed(config.seed)
-    parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions))
+    parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions, config.network))
     optimizer = Optimizer(config.optimizer)
     layout = parameters.layout(config.shards)
     return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)

@@ -1,0 +1,56 @@
+"""The recipe of the original system: what it computes is what DBA3C computed."""
+
+import torch
+from torch.nn import functional as F
+
+from zmqrl.agent.losses import BA3CConfig, Batch, ba3c_loss
+from zmqrl.observe.spans import Spans
+from zmqrl.recipes import dba3c_breakout
+from zmqrl.worker import Agent
+
+
+def test_the_loss_is_the_originals() -> None:
+    """The sum over the batch of log pi(a) (V - R) + 0.01 p log p + (V - R)^2 / 2, over the size of the batch.
+
+    The first V is held constant. Theirs adds 1e-6 to p inside the logarithms.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits, values, returns = (torch.randn(32, *shape, generator=generator) for shape in ((4,), (), ()))
+    actions = torch.randint(0, 4, (32,), generator=generator)
+    batch = Batch(actions=actions, log_probs=torch.zeros(32), advantages=torch.zeros(32), returns=returns)
+    for tensor in (logits, values):
+        tensor.requires_grad_()
+    config = dba3c_breakout().algorithm
+    assert isinstance(config, BA3CConfig)
+    ours, _ = ba3c_loss(logits, values, batch, config, config.entropy_coefficient)
+
+    policy = logits.softmax(1)
+    log_policy = torch.log(policy + 1e-6)
+    policy_loss = (log_policy * F.one_hot(actions, 4)).sum(1) * (values.detach() - returns)
+    theirs = (policy_loss + 0.01 * (policy * log_policy).sum(1) + (values - returns).square() / 2).sum() / 32
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for our, their in zip(*(torch.autograd.grad(loss, (logits, values)) for loss in (ours, theirs)), strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-5)
+
+
+def test_a_worker_learns_from_pieces_of_five_steps_whose_values_the_acting_policy_gave() -> None:
+    config = dba3c_breakout()
+    agent = Agent(config, rank=0, version=0, threads=1, spans=Spans())
+    rollout = agent.rollout
+    assert rollout.observations.shape == (5, 6, 12, 84, 84)
+    agent.player.play(rollout)
+    # The first frame of a game is the only one in its stack.
+    assert rollout.observations[0, :, 9:].any()
+    assert not rollout.observations[0, :, :9].any()
+    last_values = rollout.last_values.clone()
+    with torch.no_grad():
+        for parameter in agent.player.model.parameters():
+            parameter.mul_(1.1)  # the weights that learn may be newer than those that acted
+    agent.learner.prepare(rollout)
+    expected = last_values
+    for t in reversed(range(5)):
+        expected = rollout.rewards[t] + 0.99 * expected * ~rollout.terminated[t]
+        torch.testing.assert_close(rollout.returns[t], expected)
+    metrics = agent.learner.gradient(rollout, 0, version=0)
+    assert metrics["grad_norm_clipped"] == metrics["grad_norm"] > 0
+    agent.envs.close()
