@@ -210,7 +210,7 @@ class Learner:
         stats = {**stats, **whole}
         # One transfer for all of them: each would wait for the device.
         metrics = dict(zip(stats, torch.stack(list(stats.values())).tolist(), strict=True))
-        metrics["entropy_coefficient"] = entropy_coefficient
+        metrics["entropy_coefficient"] = entropy_coefficient_at(self.config, version)
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.max_grad_norm)
         return metrics
 
