@@ -9,7 +9,7 @@ from zmqrl.cluster.run import initial_checkpoint
 from zmqrl.config import Config
 from zmqrl.rundir import RunDirectory, write_json
 
-BREAKOUT = Config(env="ALE/Breakout-v5", envs=EnvConfig(max_frames=1200))
+BREAKOUT = Config(env="ALE/Breakout-v5", envs=EnvConfig(max_frames=800))
 CARTPOLE = Config(env="CartPole-v1", model="mlp")
 
 

@@ -9,6 +9,7 @@ import importlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import ale_py
@@ -330,6 +331,7 @@ def _seeds(seed: int, num_envs: int) -> npt.NDArray[np.int64]:
     return (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int64)
 
 
+@cache  # loading a game takes 90 ms
 def _atari_actions(game: str) -> int:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
