@@ -168,7 +168,10 @@ def test_a_gradient_is_that_of_its_version_whatever_was_computed_before(
     learner.prepare(rollout)
     for version in (100, 0, 50, 50, 10**9):
         metrics = learner.gradient(rollout, 0, version)
-        assert set(metrics) == {"loss", "grad_norm", "grad_norm_clipped", "explained_variance"}
+        assert set(metrics) == {
+            *("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
+        }
+        assert metrics["entropy_coefficient"] == coefficients[-1]
     assert coefficients == pytest.approx([0.01, 0.02, 0.015, 0.015, 0.01])
 
 

@@ -49,8 +49,10 @@ def run_with_a_node_worker(
     worker: Path, run_dir: Path, *options: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
     """A live run of one worker of ours and one of Node's: the supervisor and the Node process."""
-    train = [sys.executable, "-m", "zmqrl", "train", "cartpole", "--workers", "2", "--external-workers", "1", "--run-dir", str(run_dir)]
-    with started([*train, *options], run_dir.parent / "train.log") as supervisor:
+    train = [sys.executable, "-m", "zmqrl", "train", "cartpole", "--run-dir", str(run_dir)]
+    with started(
+        [*train, "--workers", "2", "--external-workers", "1", *options], run_dir.parent / "train.log"
+    ) as supervisor:
         cluster = run_dir / "cluster.json"
         wait_until(lambda: cluster.exists() or supervisor.poll() is not None, "cluster.json")
         node = ["node", str(worker), str(cluster), str(NODE_RANK)]

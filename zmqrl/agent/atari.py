@@ -1,6 +1,7 @@
 """Atari games, emulated by ``ale_py``."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import ale_py
 import numpy as np
@@ -164,6 +165,7 @@ def _channels_together(frames: np.ndarray) -> np.ndarray:
     return frames.transpose(0, 1, 4, 2, 3).reshape(batch, stack * channels, height, width)
 
 
+@cache  # loading a game takes 90 ms
 def atari_actions(game: str) -> int:
     """How many actions a game takes: those that mean something in it."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,8 @@ class ConvPolicy(nn.Module):
     """Convolutions, one hidden layer, and two heads that share both.
 
     The parameters are float32 whatever ``compute`` says: bfloat16 copies are made inside each forward, and the heads
-    always compute in float32. The hidden layer reads the last convolution in the order height, width, channel.
+    compute in float32. After ``double()`` everything is float64. The hidden layer reads the last convolution in the
+    order height, width, channel.
     """
 
     def __init__(
@@ -121,8 +122,13 @@ class ConvPolicy(nn.Module):
             scale = 1.0
         x = x.permute(0, 2, 3, 1).flatten(1)
         x = F.linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias))
-        x = (F.relu_(x) if self.hidden_relu else x).float()
+        x = (F.relu_(x) if self.hidden_relu else x).to(self.actor.weight.dtype)
         return self.actor(x), self.critic(x).squeeze(-1)
+
+    def double(self) -> Self:
+        """Keep the parameters, compute and answer in float64 from here on."""
+        self.dtype = torch.float64
+        return super().double()
 
     def _cast(self, bias: Tensor | None) -> Tensor | None:
         return None if bias is None else bias.to(self.dtype)

@@ -1,0 +1,129 @@
+"""Policies read from a run: what they know, how they act, and what is said when there is nothing to read."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from policy_rig import BREAKOUT, CARTPOLE, write_run
+
+import zmqrl
+from zmqrl.agent.model import ModelName, make_model
+from zmqrl.errors import UsageError
+from zmqrl.policy import Policy, load_policy
+from zmqrl.rundir import write_json
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return load_policy(write_run(tmp_path_factory.mktemp("runs") / "cartpole", CARTPOLE, 0))
+
+
+@pytest.fixture(scope="module")
+def breakout(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return load_policy(write_run(tmp_path_factory.mktemp("runs") / "breakout", BREAKOUT, 0))
+
+
+def frames(batch: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=(batch, 4, 84, 84), dtype=np.uint8)
+
+
+def test_the_newest_checkpoint_is_read_unless_a_version_is_given(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CARTPOLE, 3, 40, 200, counters={"wall_s": 12.5, "agent_steps": 4096})
+    policy = zmqrl.load_policy(str(run))
+    assert (policy.version, policy.wall_s, policy.agent_steps) == (200, 12.5, 4096)
+    assert (policy.env_id, policy.config.model) == ("CartPole-v1", "mlp")
+    assert zmqrl.load_policy(run, 40).version == 40
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    program = "import sys, zmqrl; assert 'load_policy' in zmqrl.__all__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
+    def refusal(version: int | None = None) -> str:
+        with pytest.raises(UsageError) as refused:
+            load_policy(tmp_path / "run", version)
+        return str(refused.value)
+
+    assert refusal() == f"{tmp_path / 'run'} is no run directory: it has no config.json."
+    run = write_run(tmp_path / "run", CARTPOLE)
+    assert refusal() == f"there is no checkpoint in {run / 'checkpoints'} yet."
+    (run / "config.json").unlink()
+    run.rmdir()
+    write_run(run, CARTPOLE, 3, 40)
+    assert refusal(7) == (
+        f"there is no checkpoint of version 7 in {run / 'checkpoints'}: there are v00000003, v00000040."
+    )
+    model = run / "checkpoints" / "v00000040" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    assert refusal() == f"{model} is damaged: its checksum is not the one in manifest.json."
+    other = dataclasses.replace(CARTPOLE, env="Acrobot-v1")
+    write_json(run / "config.json", other.to_json())
+    assert refusal(3) == f"{run}: checkpoint 3 is of another network than config.json says."
+
+
+def test_one_observation_gives_one_action_and_a_batch_gives_one_each(cartpole: Policy, breakout: Policy) -> None:
+    for policy, observations in ((cartpole, np.zeros((5, 4), np.float64)), (breakout, frames(5))):
+        actions = policy.act(observations)
+        assert isinstance(actions, np.ndarray)
+        assert (actions.shape, actions.dtype) == ((5,), np.int64)
+        action = policy.act(observations[0], greedy=True)
+        assert isinstance(action, int)
+        assert 0 <= action < policy.spec.num_actions
+
+
+@pytest.mark.parametrize(
+    "observations",
+    [frames(1)[0, :3], frames(2)[:, :, 1:], frames(2) / 255, frames(2).astype(np.int64), np.zeros(4, np.uint8), 0],
+    ids=["three frames", "a row short", "divided", "not bytes", "a vector", "a number"],
+)
+def test_observations_of_another_shape_or_kind_are_refused(breakout: Policy, observations: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"but the policy acts on uint8 \(4, 84, 84\) or a batch of them\.$"):
+        breakout.act(observations)
+
+
+def test_actions_are_drawn_as_often_as_the_policy_says(tmp_path: Path) -> None:
+    cartpole = load_policy(write_run(tmp_path / "run", CARTPOLE, 0))
+    with torch.no_grad():
+        cartpole.model.get_parameter("actor.4.weight").mul_(100)  # an untrained policy is nearly uniform
+    observation = np.array([0.3, -1.0, 0.1, 2.0], np.float32)
+    logits, _ = cartpole.model(torch.from_numpy(observation[None]).double())
+    expected = logits.softmax(-1).detach().numpy()[0]
+    drawn = cartpole.act(np.tile(observation, (20_000, 1)), np.random.default_rng(0))
+    np.testing.assert_allclose(np.bincount(drawn) / 20_000, expected, atol=0.015)
+    assert cartpole.act(observation, greedy=True) == expected.argmax()
+
+
+def test_a_generator_decides_the_actions_in_a_batch_as_one_by_one(breakout: Policy) -> None:
+    one_by_one = np.random.default_rng(7)
+    np.testing.assert_array_equal(
+        breakout.act(frames(16), np.random.default_rng(7)), [breakout.act(frame, one_by_one) for frame in frames(16)]
+    )
+
+
+@pytest.mark.parametrize("name", ["small", "nature", "dba3c"])
+def test_a_network_turned_to_float64_computes_in_it_from_end_to_end(name: ModelName) -> None:
+    """A float32 anywhere on the way would leave an error of about 1e-7 between one batch and another."""
+    model = make_model(name, (4, 84, 84), 6, compute="bfloat16")
+    torch.nn.init.normal_(model.actor.weight)
+    single = make_model(name, (4, 84, 84), 6, compute="float32")
+    single.load_state_dict(model.state_dict())
+    model.double()
+    observations = torch.from_numpy(frames(3))
+    for whole, one, rounded in zip(model(observations), model(observations[:1]), single(observations), strict=True):
+        assert whole.dtype == torch.float64
+        torch.testing.assert_close(whole[:1], one, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(whole.float(), rounded, rtol=1e-3, atol=1e-4)
+        assert (whole != whole.float()).any()
+
+
+def test_loading_a_policy_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CARTPOLE, 0)
+    before = torch.random.get_rng_state()
+    load_policy(run)
+    assert torch.equal(before, torch.random.get_rng_state())

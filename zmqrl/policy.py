@@ -1,0 +1,117 @@
+"""A trained policy, read from a checkpoint: observations in, actions out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from zmqrl.agent.envs import EnvSpec, describe_env
+from zmqrl.agent.model import make_model
+from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.ps.flat import FlatParameters
+from zmqrl.rundir import RunDirectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Policy:
+    """What a run had learned at ``version``, after ``wall_s`` seconds and ``agent_steps`` actions of training.
+
+    It computes in float64, on the CPU. In float32 the last digits of a logit depend on the processor's vector width,
+    the number of threads and the rest of the batch, and now and then an action with them, after which a game is
+    another one. In float64 these differences are about 1e-15, so that the same seeds give the same games everywhere.
+    """
+
+    config: Config
+    version: int
+    wall_s: float
+    agent_steps: int
+    spec: EnvSpec
+    model: nn.Module
+
+    @property
+    def env_id(self) -> str:
+        """The environment that it was trained in."""
+        return self.config.env
+
+    def act(
+        self, observations: npt.ArrayLike, rng: np.random.Generator | None = None, greedy: bool = False
+    ) -> npt.NDArray[np.int64] | int:
+        """Actions int64 (B,) for ``observations`` (B, *shape), or one int for a single observation (*shape).
+
+        Frames are uint8 (B, stack, height, width), from 0 to 255; all else is a vector (B, n). An action is drawn
+        from the policy's distribution by one number of ``rng`` (one that nobody seeded if not given), or is the most
+        probable one if ``greedy``. Actions count from 0, also where the environment's do not.
+
+        Raises UsageError for observations of another shape or kind.
+        """
+        seen = np.asarray(observations)
+        shape, dtype = self.spec.observation_shape, self.spec.observation_dtype
+        is_one = seen.shape == shape
+        batch = seen[np.newaxis] if is_one else seen
+        if batch.shape[1:] != shape or not np.can_cast(batch.dtype, dtype, "same_kind"):
+            raise UsageError(
+                f"the observations are {seen.dtype} {seen.shape}, "
+                f"but the policy acts on {dtype} {shape} or a batch of them."
+            )
+        inputs = torch.from_numpy(batch.astype(dtype))  # vectors are rounded to float32, as in training
+        with torch.inference_mode():
+            logits, _ = self.model(inputs.double() if inputs.is_floating_point() else inputs)
+        if greedy:
+            actions = logits.argmax(-1).numpy()
+        else:
+            numbers = (rng or np.random.default_rng()).random(len(batch))
+            actions = _inverse_cdf(logits.softmax(-1).numpy(), numbers)
+        return int(actions[0]) if is_one else actions
+
+
+def load_policy(run: str | Path, version: int | None = None) -> Policy:
+    """The policy of the run directory ``run`` at its newest checkpoint, or at the one of ``version``.
+
+    Raises UsageError when there is no run or no such checkpoint, or when a file is damaged.
+    """
+    directory = RunDirectory(Path(run))
+    if not directory.config.exists():
+        raise UsageError(f"{run} is no run directory: it has no config.json.")
+    config = Config.read(directory.config)
+    checkpoint = Checkpoint.read(_find(directory.checkpoints, version))
+    spec = describe_env(config.env, config.envs)
+    with torch.random.fork_rng(devices=[]):  # what it draws is not used: leave the caller's random state alone
+        model = make_model(config.model, spec.observation_shape, spec.num_actions)
+    parameters = FlatParameters(model)
+    if parameters.layout(1).tensors != checkpoint.layout.tensors:
+        raise UsageError(f"{run}: checkpoint {checkpoint.version} is of another network than config.json says.")
+    parameters.load(checkpoint.vector())
+    return Policy(
+        config=config,
+        version=checkpoint.version,
+        wall_s=float(checkpoint.counters.get("wall_s", 0.0)),
+        agent_steps=int(checkpoint.counters.get("agent_steps", 0)),
+        spec=spec,
+        model=model.double(),
+    )
+
+
+def _find(root: Path, version: int | None) -> Path:
+    """The checkpoint of ``version`` under ``root``, the newest for None."""
+    found = checkpoints(root)
+    if not found:
+        raise UsageError(f"there is no checkpoint in {root} yet.")
+    if version is None:
+        return found[-1]
+    for path in found:
+        if path.stem == f"v{version:08d}":
+            return path
+    there = ", ".join(path.stem for path in found)
+    raise UsageError(f"there is no checkpoint of version {version} in {root}: there are {there}.")
+
+
+def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Actions (B,) of ``probabilities`` (B, A): the first at which their sum is above ``numbers`` (B,) in [0, 1)."""
+    # Without the last sum, which rounding may leave below the number.
+    actions: npt.NDArray[np.int64] = (probabilities.cumsum(1)[:, :-1] <= numbers[:, np.newaxis]).sum(1)
+    return actions
