@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
     "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
+    "plot": Command("zmqrl.plot", "RUN [RUN ...]", "draw what runs did over time"),
 }
 DEFAULT_PROFILE_VERSIONS = "100"
 
