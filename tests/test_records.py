@@ -72,7 +72,10 @@ def test_a_run_named_twice_is_read_once(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_is_placed_where_its_version_was_made(tmp_path: Path) -> None:
-    lines = [{"version": 20, "mean": 5.0, "ci95": [4.0, 7.0], "episodes": 30}, {"version": 99, "mean": 6.0}]
+    lines: list[dict[str, Any]] = [
+        {"version": 20, "mean": 5.0, "ci95": [4.0, 7.0], "episodes": 30},
+        {"version": 99, "mean": 6.0},
+    ]
     run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2), row(3)], evaluations=lines))
     placed = [(each.wall_s, each.agent_steps, each.low, each.mean, each.high) for each in run.evaluations]
     assert placed == [(2, 2000, 4, 5, 7), (3, 3000, 6, 6, 6)]
