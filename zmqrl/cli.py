@@ -30,6 +30,8 @@ COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
     "eval": Command("zmqrl.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
     "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
+    "plot": Command("zmqrl.plot", "RUN [RUN ...]", "draw what runs did over time"),
+    "compare": Command("zmqrl.compare", "RUN RUN [RUN ...]", "show the settings and results of runs side by side"),
 }
 DEFAULT_PROFILE_VERSIONS = "100"
 

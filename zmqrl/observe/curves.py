@@ -1,0 +1,122 @@
+"""Figures of several runs over time as the curves of a picture: seeds of one experiment become a mean and a spread."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zmqrl.observe.metrics import OUTCOMES
+from zmqrl.observe.records import PLACE, Figures, RunRecord, differing
+
+GRID_POINTS = 200
+SETTINGS_IN_A_LABEL = 3
+MIN_MAX_SEEDS = 4  # of more seeds, the extremes say more about their number than about their spread
+
+_SEED = frozenset({"seed"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Runs whose settings differ in nothing but the seed."""
+
+    label: str
+    runs: tuple[RunRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """A figure of a group on the grid ``x``, as far as all its runs go, and ``beyond`` it each run that went farther.
+
+    ``low`` and ``high`` are the smallest and the largest of up to four runs, of more the mean minus and plus one
+    standard deviation, and None for one run.
+    """
+
+    x: Figures
+    mean: Figures
+    low: Figures | None
+    high: Figures | None
+    beyond: tuple[tuple[Figures, Figures], ...]
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+    """Put seeds of one experiment together, in the order of their first runs.
+
+    A group is called by the settings in which the groups differ, or by its directories where those are too many.
+    """
+    found: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        settings = {name: value for name, value in run.settings.items() if name not in PLACE | _SEED}
+        found.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+    groups = list(found.values())
+    settings = differing([group[0] for group in groups], but=_SEED)
+    labels = [
+        " ".join(f"{name}={_shown(values[index])}" for name, values in settings.items())
+        if 1 <= len(settings) <= SETTINGS_IN_A_LABEL
+        else _common_name(group)
+        for index, group in enumerate(groups)
+    ]
+    if len(set(labels)) < len(labels):
+        labels = [str(group[0].path) for group in groups]
+    return [Group(label=label, runs=tuple(group)) for label, group in zip(labels, groups, strict=True)]
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def _common_name(runs: Sequence[RunRecord]) -> str:
+    """``pong`` for pong-1 and pong-2."""
+    names = [run.name for run in runs]
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in alike).rstrip("-_. ") or ", ".join(names)
+
+
+def curve(series: Sequence[tuple[Figures, Figures]]) -> Curve:
+    """One curve of ``(x, y)`` of each run of a group. NaN in y is left out; y is averaged over 1 % of its run."""
+    known = [smoothed(x, y) for x, y in series]
+    known = [(x, y) for x, y in known if len(x)]
+    if not known:
+        nothing = np.empty(0)
+        return Curve(x=nothing, mean=nothing, low=None, high=None, beyond=())
+    first, last = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
+    grid = np.linspace(first, last, GRID_POINTS) if first < last else np.array([last])
+    on_grid = np.stack([np.interp(grid, x, y) for x, y in known])
+    mean, low, high = on_grid.mean(axis=0), None, None
+    if len(known) > MIN_MAX_SEEDS:
+        low, high = mean - on_grid.std(axis=0, ddof=1), mean + on_grid.std(axis=0, ddof=1)
+    elif len(known) > 1:
+        low, high = on_grid.min(axis=0), on_grid.max(axis=0)
+    beyond = tuple((x[x >= last], y[x >= last]) for x, y in known if x[-1] > last)
+    return Curve(x=grid, mean=mean, low=low, high=high, beyond=beyond)
+
+
+def smoothed(x: Figures, y: Figures) -> tuple[Figures, Figures]:
+    """The points that are known, one for each x, as moving means over 1 % of them."""
+    known = np.isfinite(x) & np.isfinite(y)
+    x, index = np.unique(x[known], return_inverse=True)
+    y = np.bincount(index, y[known], minlength=len(x)) / np.bincount(index, minlength=len(x))
+    first, last = _window(len(x))
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    return x, (sums[last] - sums[first]) / (last - first)
+
+
+def outcome_shares(run: RunRecord) -> dict[str, Figures]:
+    """The share of each outcome in the contributions of a short while, in percent: (rows,) each.
+
+    The counts in a row are of the whole run so far, so a while is the difference of two rows, 1 % of the run apart.
+    """
+    columns = {outcome: np.nan_to_num(run.column("contributions", outcome)) for outcome in OUTCOMES}
+    counts = {outcome: np.concatenate([[0.0], column]) for outcome, column in columns.items()}
+    total = np.sum(list(counts.values()), axis=0)
+    first, last = _window(len(run.rows))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: 100 * (made[last] - made[first]) / (total[last] - total[first]) for name, made in counts.items()}
+
+
+def _window(points: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """From which to before which point the window around each of ``points`` goes, 1 % of them wide."""
+    index, half = np.arange(points), points // 200
+    return np.maximum(index - half, 0), np.minimum(index + half + 1, points)

@@ -1,0 +1,164 @@
+"""What a run has left in its directory, read back: its settings, its figures over time, evaluations and summary."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zmqrl.errors import UsageError
+from zmqrl.rundir import RunDirectory
+
+Figures = NDArray[np.float64]
+
+# Where a run is kept, and whether it was resumed, are no settings of what it learns.
+PLACE: Final = frozenset({"run_dir", "resume"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The mean score of one checkpoint in games of its own; ``low`` to ``high`` is the mean's 95 % interval."""
+
+    version: int
+    wall_s: float
+    agent_steps: float
+    episodes: int | None
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """A run as its files tell it, also while it goes on.
+
+    ``settings`` are those of ``config.json`` by dotted path (``envs.num_envs``), as plain data: runs of other versions,
+    with other settings, can be read too. ``rows`` are those of ``metrics.jsonl``, oldest first, less those that a
+    resumed run has undone. ``summary`` is None while the run goes on, and after it was killed.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Evaluation]
+    summary: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the run directory ``path``. Raises UsageError when it is none, or when a file in it is damaged."""
+        directory = RunDirectory(path.resolve())
+        if not directory.config.is_file():
+            raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+        rows = _lineage(list(_lines(directory.metrics, needs=("version", "wall_s", "agent_steps"))))
+        return cls(
+            path=directory.path,
+            settings=dict(_flat(_object(directory.config))),
+            rows=rows,
+            evaluations=_evaluations(directory.path / "evaluations.jsonl", rows),
+            summary=_object(directory.summary) if directory.summary.is_file() else None,
+        )
+
+    @property
+    def name(self) -> str:
+        """The name of the directory."""
+        return self.path.name
+
+    def column(self, *keys: str) -> Figures:
+        """A figure over time, such as ``column("contributions", "late")``: (rows,), NaN where it is null or missing."""
+        return np.array([_number(row, keys) for row in self.rows], dtype=np.float64)
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Read run directories, each once. Raises UsageError when there are none, or when one is none."""
+    if not paths:
+        raise UsageError("name at least one run directory, such as runs/first.")
+    return [RunRecord.read(path) for path in {path.resolve(): path for path in paths}.values()]
+
+
+def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
+    """The settings that are not the same in all ``runs``, less ``PLACE`` and ``but``: the value in each run by name.
+
+    A run that has no such setting has None.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    values = {name: [run.settings.get(name) for run in runs] for name in names if name not in but | PLACE}
+    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _lineage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` less those after the checkpoint that a later sitting resumed from: there, time goes back to it."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and kept[-1]["wall_s"] >= row["wall_s"]:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
+    """Evaluations know the version of their checkpoint; when that was made stands in ``rows``."""
+    evaluations = []
+    for line in _lines(path, needs=("version", "mean")) if rows else ():
+        at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])
+        low, high = line.get("ci95") or (line["mean"], line["mean"])
+        evaluations.append(
+            Evaluation(
+                version=line["version"],
+                wall_s=line.get("wall_s", at["wall_s"]),
+                agent_steps=line.get("agent_steps", at["agent_steps"]),
+                episodes=line.get("episodes"),
+                mean=line["mean"],
+                low=low,
+                high=high,
+            )
+        )
+    return evaluations
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged: it holds no JSON object.")
+    return found
+
+
+def _lines(path: Path, *, needs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, none if there is no file; a last line still being written is left out."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
+    for number, line in enumerate(content.rpartition(b"\n")[0].splitlines(), start=1):
+        try:
+            found = json.loads(line)
+            whole = all(np.isfinite(_number(found, (name,))) for name in needs)
+        except (ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise UsageError(f"{path} is damaged: line {number} is no object with {', '.join(needs)}.")
+        yield found
+
+
+def _number(row: Mapping[str, Any], keys: Sequence[str]) -> float:
+    value: Any = row
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) else np.nan
