@@ -1,5 +1,6 @@
 """A model or a loss of the user's own: found where the user stands, tried before anything starts, and learned with."""
 
+import dataclasses
 import itertools
 import sys
 import textwrap
@@ -11,10 +12,15 @@ import torch
 from run_rig import training
 
 from zmqrl import cli
+from zmqrl.agent.envs import describe_env
 from zmqrl.agent.losses import BA3CConfig, PPOConfig
 from zmqrl.agent.model import NetworkConfig, make_model
 from zmqrl.agent.plugin import load_loss
+from zmqrl.cluster.run import initial_checkpoint
 from zmqrl.errors import UsageError
+from zmqrl.observe.spans import Spans
+from zmqrl.recipes import cartpole
+from zmqrl.worker import Agent
 
 ROOT = Path(__file__).parent.parent
 NUMBERS = itertools.count()
@@ -122,6 +128,28 @@ def test_a_function_that_is_not_there_is_named(write: Write) -> None:
         assert str(refused.value) == f"--model {reference}: {sentence}"
     with pytest.raises(UsageError, match=f"^--model {name}:model returned str, not a torch.nn.Module.$"):
         make_model(f"{name}:model", (5,), 3)
+
+
+def test_what_a_model_does_not_train_is_the_same_in_every_worker(write: Write) -> None:
+    name = write("""
+        class Net(nn.Module):
+            def __init__(self, shape, num_actions):
+                super().__init__()
+                self.features = nn.Linear(*shape, 8).requires_grad_(False)
+                self.actor = nn.Linear(8, num_actions)
+            def forward(self, observations):
+                logits = self.actor(self.features(observations))
+                return logits, logits[:, 0]
+    """)
+    config = dataclasses.replace(cartpole(), model=f"{name}:Net")
+    drawn = []
+    for rank in (0, 1):
+        agent = Agent(config, rank, version=0, threads=1, spans=Spans())
+        agent.envs.close()
+        drawn.append(agent.player.model.get_parameter("features.weight"))
+    assert torch.equal(*drawn)
+    layout = initial_checkpoint(config, describe_env(config.env, config.envs)).layout
+    assert [name for name, _ in layout.tensors] == ["actor.weight", "actor.bias"]
 
 
 @pytest.mark.parametrize(

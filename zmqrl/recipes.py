@@ -14,9 +14,9 @@ def breakout() -> Config:
     return Config(
         recipe="breakout",
         env="ALE/Breakout-v5",
-        envs=EnvConfig(num_envs=32),
-        ppo=PPOConfig(rollout_steps=64, epochs=3, minibatches=8),
-        optimizer=OptimizerConfig(learning_rate=5e-4, epsilon=1e-5),
+        envs=EnvConfig(num_envs=16),
+        ppo=PPOConfig(rollout_steps=128, epochs=4, minibatches=16, shuffle="samples"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5),
     )
 
 
@@ -26,7 +26,7 @@ def pong() -> Config:
         recipe="pong",
         env="ALE/Pong-v5",
         envs=EnvConfig(num_envs=16),
-        ppo=PPOConfig(rollout_steps=64, epochs=3, minibatches=8, clip=0.2),
+        ppo=PPOConfig(rollout_steps=128, epochs=4, minibatches=16, shuffle="samples"),
         optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5),
     )
 

@@ -88,6 +88,8 @@ class Agent:
         seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
         self.envs = make_envs(config.env, config.envs, threads=threads)
         shape, num_actions = self.envs.observation_shape, self.envs.num_actions
+        # The weights come from the shards; what a model of the user's own does not train is drawn alike everywhere.
+        torch.manual_seed(config.seed)
         model = make_model(config.model, shape, num_actions, config.network, device=device)
         self.parameters = FlatParameters(model)
         loss = load_loss(config.loss, config.algorithm) if config.loss is not None else None

@@ -1,0 +1,152 @@
+"""The evaluator follows a run: told of checkpoints, it plays whole games; the recorder gets its minutes."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_rig import training
+
+from zmqrl.cluster.followers import Followers
+from zmqrl.cluster.keeper import Keeper
+from zmqrl.cluster.local import Exited, Said, Task
+from zmqrl.config import Config, RecordingConfig
+from zmqrl.observe.console import View
+from zmqrl.rundir import RunDirectory
+
+pytestmark = pytest.mark.timeout(100)
+
+
+class Launcher:
+    """Remembers what was started and told."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.told: list[tuple[str, dict[str, Any]]] = []
+
+    def start(self, task: Task) -> int:
+        self.started.append(task.name)
+        return 1
+
+    def tell(self, name: str, message: dict[str, Any]) -> None:
+        self.told.append((name, message))
+
+    def poll(self) -> list[Said | Exited]:
+        return []
+
+
+class Notices:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def update(self, view: View) -> None: ...
+
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def launcher() -> Launcher:
+    return Launcher()
+
+
+@pytest.fixture
+def notices() -> Notices:
+    return Notices()
+
+
+@pytest.fixture
+def followers(tmp_path: Path, launcher: Any, notices: Notices) -> Followers:
+    config = Config(evaluator=True, recorder=True, recording=RecordingConfig(minutes=(15, 0)))
+    task = Task(name="evaluator-0", module="module", job={}, log_path=tmp_path, threads=1)
+    keeper = Keeper(launcher, lambda name: task, notices.notice)
+    return Followers(config, RunDirectory(tmp_path), keeper, notices)
+
+
+def evaluation(version: int) -> Said:
+    found = {"version": version, "wall_s": 300.0, "mean": 12.5, "ci95": [10.0, 15.0], "episodes": 50}
+    return Said("evaluator-0", {"evaluation": found})
+
+
+def test_checkpoints_are_evaluated_every_five_minutes_and_the_last_one_always(
+    followers: Followers, launcher: Launcher
+) -> None:
+    for version, minutes in ((0, 0.0), (100, 2.0), (200, 4.9), (300, 5.1), (400, 7.0)):
+        followers.on_checkpoint(version, 60 * minutes)
+    followers.on_checkpoint(500, 60 * 8.0, last=True)
+    assert [told["version"] for name, told in launcher.told if name == "evaluator-0"] == [0, 300, 500]
+
+
+def test_a_game_is_recorded_with_the_first_checkpoint_after_each_minute(
+    followers: Followers, launcher: Launcher
+) -> None:
+    assert followers.wants_checkpoint(0.0)
+    followers.on_checkpoint(0, 0.0)
+    assert not followers.wants_checkpoint(60 * 14.9)
+    followers.on_checkpoint(100, 60 * 14.9)
+    assert followers.wants_checkpoint(60 * 15.0)
+    followers.on_checkpoint(200, 60 * 15.1)
+    assert [told for name, told in launcher.told if name == "recorder-0"] == [
+        {"version": 0, "name": "minute-000"},
+        {"version": 200, "name": "minute-015"},
+    ]
+
+
+def test_a_resumed_run_records_only_what_is_still_to_come(followers: Followers) -> None:
+    followers.start(60 * 10.0)
+    assert followers.to_record == [15]
+
+
+def test_an_evaluation_is_kept_and_told(followers: Followers, notices: Notices, tmp_path: Path) -> None:
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(evaluation(300))
+    assert json.loads((tmp_path / "evaluations.jsonl").read_text())["mean"] == 12.5
+    assert notices.texts == [
+        "evaluation of version 300 (5.0 min): mean 12.5, 95% interval 10.0 to 15.0, 50 games",
+    ]
+    assert not followers.pending["evaluator-0"]
+
+
+def test_what_an_evaluator_that_died_has_not_answered_is_told_to_the_next_one(followers: Followers) -> None:
+    followers.on_checkpoint(0, 0.0)
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(evaluation(0))
+    followers.on_exit(Exited("evaluator-0", -9, "", 1.0))
+    assert followers.pending["evaluator-0"] == [{"version": 300}]
+    followers.on_answer(Said("evaluator-0", {"skipped": 300, "reason": "it was pruned"}))
+    assert not followers.pending["evaluator-0"]
+
+
+def test_a_run_goes_on_without_an_evaluator_that_keeps_dying(followers: Followers, notices: Notices) -> None:
+    followers.on_checkpoint(0, 0.0)
+    for _ in range(4):
+        followers.on_exit(Exited("evaluator-0", 1, "no memory", 1.0))
+    assert notices.texts[-1] == "evaluator-0 is given up after 4 deaths"
+    waited: list[None] = []
+    followers.finish(100, 60.0, lambda: waited.append(None), lambda: len(waited) > 3)
+    assert len(waited) <= 4
+
+
+def test_a_run_is_followed_from_its_first_checkpoint_to_its_last(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    options = ("--evaluator", "--evaluation.episodes", "3", "--recorder", "--recording.minutes", "0")
+    with training(path, *options, "--updates", "40") as run:
+        assert run.wait() == 0, run.said()
+        run.wait_to_say("evaluation of version 40")
+        run.wait_to_say("recorded ")
+    rows = [json.loads(line) for line in (path / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["version"] for row in rows] in ([0, 40], [40])
+    assert all(len(row["scores"]) == row["episodes"] == 3 for row in rows)
+    assert rows[-1]["wall_s"] == run.files.summary()["wall_s"]
+    assert [video.name for video in (path / "videos").iterdir()] == ["minute-000-v00000000.mp4"]
+
+
+def test_an_interrupted_run_does_not_wait_for_an_evaluation(tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--evaluator", "--evaluation.episodes", "5000") as run:
+        run.wait_for(3)
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+        assert "waiting for" not in run.said().partition("stopping")[2]
