@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
     "eval": Command("zmqrl.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
+    "record": Command("zmqrl.record", "RUN [options]", "play one game with a run's policy, keep it as a video"),
     "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
 }
 DEFAULT_PROFILE_VERSIONS = "100"

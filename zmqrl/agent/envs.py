@@ -159,7 +159,7 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     Raises UsageError as ``describe_env`` does.
     """
     spec = describe_env(env_id, config)
-    registered = _find(env_id)
+    registered = find_env(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         return _AtariEnvs(registered.kwargs["game"], spec, config, threads=threads)
     return _GymnasiumEnvs(registered, spec, config.num_envs)
@@ -174,7 +174,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     not discrete, and observations that make no vector, such as graphs and texts of any length.
     """
     config.check()
-    registered = _find(env_id)
+    registered = find_env(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         return EnvSpec(
             observation_shape=(config.frame_stack, config.screen_size, config.screen_size),
@@ -186,8 +186,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
         env = gymnasium.make(registered)
         env.close()
     except Exception as error:  # whatever its constructor raises, mostly a package that is not installed
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UsageError(f"{env_id} does not start: {reason}.") from error
+        raise UsageError(f"{env_id} does not start: {reason_of(error)}.") from error
     if not isinstance(env.action_space, Discrete):
         raise UsageError(f"{env_id} takes {_kind(env.action_space)} actions, but only Discrete ones can be learned.")
     if not env.observation_space.is_np_flattenable:
@@ -228,7 +227,7 @@ class _AtariEnvs:
         )
 
     def reset(self, seed: int) -> np.ndarray:
-        observations, info = self._vector.reset(seed=_seeds(seed, self.num_envs))
+        observations, info = self._vector.reset(seed=game_seeds(seed, self.num_envs))
         self._scores = _Scores(self.num_envs)
         self._lives = info["lives"]
         self._first_frames = info["frame_number"] - info["episode_frame_number"]
@@ -288,7 +287,7 @@ class _GymnasiumEnvs:
     def reset(self, seed: int) -> np.ndarray:
         # The interface allows one int only, but every vector environment takes a list; one int would seed the games
         # of different workers alike.
-        seeds: object = _seeds(seed, self.num_envs).tolist()
+        seeds: object = game_seeds(seed, self.num_envs).tolist()
         observations, _ = self._vector.reset(seed=seeds)  # type: ignore[arg-type]
         self._scores = _Scores(self.num_envs)
         return np.asarray(observations, np.float32)
@@ -326,7 +325,7 @@ class _Scores:
         return games
 
 
-def _seeds(seed: int, num_envs: int) -> npt.NDArray[np.int64]:
+def game_seeds(seed: int, num_envs: int) -> npt.NDArray[np.int64]:
     """Seeds (num_envs,) from 0 to 2^31 - 1, unlike those of any other ``seed``, its neighbours included."""
     return (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int64)
 
@@ -346,7 +345,7 @@ def _kind(space: gymnasium.Space[Any]) -> str:
     return f"{type(space).__name__}{shape}"
 
 
-def _find(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     """The registration of ``env_id``. Raises UsageError with the ids that come closest."""
     module, _, name = env_id.rpartition(":")
     try:
@@ -359,6 +358,11 @@ def _find(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         close = _closest(name, gymnasium.registry)
         hint = f"did you mean {' or '.join(close)}?" if close else "Atari games are named like ALE/Breakout-v5."
         raise UsageError(f"there is no environment {env_id!r}: {hint}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an environment's own error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:
