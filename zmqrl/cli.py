@@ -29,6 +29,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
     "eval": Command("zmqrl.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
+    "record": Command("zmqrl.record", "RUN [options]", "play one game with a run's policy, keep it as a video"),
     "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
     "plot": Command("zmqrl.plot", "RUN [RUN ...]", "draw what runs did over time"),
     "compare": Command("zmqrl.compare", "RUN RUN [RUN ...]", "show the settings and results of runs side by side"),

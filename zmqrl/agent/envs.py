@@ -44,7 +44,7 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     spec = describe_env(env_id, config)
     if env_id == DUMMY_ID:
         return DummyEnvs(spec, config)
-    registered = _find(env_id)
+    registered = find_env(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         if config.min_frame_skip is not None:
             return RandomSkipEnvs(registered.kwargs["game"], spec, config)
@@ -63,7 +63,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     config.check()
     if env_id == DUMMY_ID:
         return describe_dummy(config)
-    registered = _find(env_id)
+    registered = find_env(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         return EnvSpec(
             observation_shape=config.atari_shape,
@@ -75,8 +75,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
         env = gymnasium.make(registered)
         env.close()
     except Exception as error:  # whatever its constructor raises, mostly a package that is not installed
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UsageError(f"{env_id} does not start: {reason}.") from error
+        raise UsageError(f"{env_id} does not start: {reason_of(error)}.") from error
     if not isinstance(env.action_space, Discrete):
         raise UsageError(f"{env_id} takes {_kind(env.action_space)} actions, but only Discrete ones can be learned.")
     if not env.observation_space.is_np_flattenable:
@@ -139,7 +138,7 @@ def _kind(space: gymnasium.Space[Any]) -> str:
     return f"{type(space).__name__}{shape}"
 
 
-def _find(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     """The registration of ``env_id``. Raises UsageError with the ids that come closest."""
     module, _, name = env_id.rpartition(":")
     try:
@@ -152,6 +151,11 @@ def _find(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         close = _closest(name, gymnasium.registry)
         hint = f"did you mean {' or '.join(close)}?" if close else "Atari games are named like ALE/Breakout-v5."
         raise UsageError(f"there is no environment {env_id!r}: {hint}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an environment's own error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:

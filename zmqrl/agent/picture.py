@@ -1,0 +1,135 @@
+"""One game as people see it, in colour and full size, beside the game that a policy plays in its own frames.
+
+For the same seed and actions it is the same game as the first one of ``make_envs``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import ale_py
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from ale_py import roms
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode
+
+from zmqrl.agent.envs import ATARI_ENTRY_POINT, find_env, reason_of
+from zmqrl.agent.games import EnvConfig, game_seeds
+from zmqrl.errors import UsageError
+
+EMULATOR_FRAMES_PER_S = 60.0
+
+Screen = npt.NDArray[np.uint8]
+
+
+class Picture(Protocol):
+    """A game on a screen: uint8 (height, width, 3). ``frames_per_s`` is about what makes it lively to watch."""
+
+    frames_per_s: float
+
+    def reset(self, seed: int) -> Screen:
+        """Start the game of ``seed``; its first screen. Once only: some games keep memory across a reset."""
+
+    def step(self, action: int) -> tuple[Screen, float]:
+        """Play ``action``; the screen after it and the true reward. Not after the end of the game."""
+
+    def close(self) -> None:
+        """End the game."""
+
+
+def make_picture(env_id: str, config: EnvConfig) -> Picture:
+    """The picture of one game. Raises UsageError when the environment cannot draw one."""
+    registered = find_env(env_id)
+    if registered.entry_point == ATARI_ENTRY_POINT:
+        if config.min_frame_skip is not None:
+            raise UsageError(f"{env_id} with a random frame skip cannot be recorded: its game cannot be played again.")
+        return _AtariPicture(registered.kwargs["game"], config)
+    return _GymnasiumPicture(registered)
+
+
+class _AtariPicture:
+    """The emulator's own screen, with the last two frames of a step max-pooled: many games draw each other frame."""
+
+    def __init__(self, game: str, config: EnvConfig) -> None:
+        self.frames_per_s = EMULATOR_FRAMES_PER_S / config.frame_skip
+        height, width = _screen_size(game)
+        self._vector = AtariVectorEnv(
+            game,
+            1,
+            num_threads=1,
+            max_num_frames_per_episode=config.max_frames,
+            repeat_action_probability=config.sticky_actions,
+            autoreset_mode=AutoresetMode.NEXT_STEP,  # so that the last screen of a game is seen
+            img_height=height,
+            img_width=width,
+            grayscale=False,
+            stack_num=1,
+            frameskip=config.frame_skip,
+            noop_max=config.noop_max,
+            reward_clipping=False,
+            use_fire_reset=config.fire_reset,
+        )
+
+    def reset(self, seed: int) -> Screen:
+        observations, _ = self._vector.reset(seed=game_seeds(seed, 1))
+        return np.asarray(observations[0, 0])
+
+    def step(self, action: int) -> tuple[Screen, float]:
+        observations, rewards, *_ = self._vector.step(np.array([action]))
+        return np.asarray(observations[0, 0]), float(rewards[0])
+
+    def close(self) -> None:
+        self._vector.close()
+        del self._vector.ale  # ends its thread
+
+
+class _GymnasiumPicture:
+    """What an environment draws of itself."""
+
+    def __init__(self, registered: gymnasium.envs.registration.EnvSpec) -> None:
+        self._id = registered.id
+        with self._drawing():
+            self._env: gymnasium.Env[Any, Any] = gymnasium.make(registered, render_mode="rgb_array")
+        assert isinstance(self._env.action_space, Discrete)
+        self._first_action = self._env.action_space.start
+        self.frames_per_s = float(self._env.metadata.get("render_fps") or 30)
+
+    def reset(self, seed: int) -> Screen:
+        with self._drawing():
+            self._env.reset(seed=int(game_seeds(seed, 1)[0]))
+            return self._screen()
+
+    def step(self, action: int) -> tuple[Screen, float]:
+        _, reward, *_ = self._env.step(action + self._first_action)
+        return self._screen(), float(reward)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _screen(self) -> Screen:
+        screen = self._env.render()
+        if not isinstance(screen, np.ndarray):
+            raise ValueError("it has no picture in render_mode rgb_array")
+        return screen
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """What stops an environment that cannot draw, mostly a package that is not installed, becomes one sentence."""
+        try:
+            yield
+        except Exception as error:
+            raise UsageError(f"{self._id} cannot be drawn: {reason_of(error)}.") from error
+
+
+def _screen_size(game: str) -> tuple[int, int]:
+    """Height and width in pixels; most games have 210 x 160."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    rom = roms.get_rom_path(game)
+    assert rom is not None
+    ale.loadROM(rom)
+    height, width = ale.getScreenDims()
+    return height, width
