@@ -16,6 +16,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster import run
 from zmqrl.cluster.run import initial_checkpoint
 from zmqrl.config import Config
+from zmqrl.observe import trackers
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
 
@@ -140,6 +141,12 @@ def test_an_unknown_command_is_named_with_the_nearest_one(refused: Refused) -> N
 def test_cuda_without_a_cuda_device_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "cuda" in refused.sentence("train", "cartpole", "--device", "cuda")
+
+
+def test_a_tracker_that_is_not_installed_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(trackers.KINDS, "wandb", trackers.KINDS["wandb"]._replace(module="no_such_module"))
+    sentence = refused.sentence("train", "cartpole", "--trackers", "wandb", "--run-dir", str(refused.where / "run"))
+    assert "pip install wandb" in sentence
 
 
 def test_a_port_in_use_is_named(refused: Refused) -> None:

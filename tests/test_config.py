@@ -33,6 +33,7 @@ def test_settings_of_every_kind_come_back_from_their_json(tmp_path: Path) -> Non
         quorum=1,
         stop_score=-3.5,
         profile=7,
+        trackers=("wandb", "mlflow"),
         wire=WireConfig(port_range="5000-5010", codec="bf16"),
     )
     path = tmp_path / "config.json"
@@ -61,6 +62,8 @@ def test_settings_that_are_missing_keep_their_defaults() -> None:
         ({"straggle": "0:1"}, "straggle"),
         ({"straggle": [1]}, "straggle"),
         ({"run_dir": 3}, "run_dir"),
+        ({"trackers": "mlflow"}, "trackers"),
+        ({"trackers": ["mlflow", "paper"]}, "trackers"),
         ({"ppo": 3}, "ppo"),
         ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate"),
         ({"optimizer": {"learning_rate": -1.0}}, "learning_rate"),

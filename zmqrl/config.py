@@ -115,6 +115,8 @@ class Config:
     """To measure the rest: workers play, and push gradients of zeros without computing any."""
     profile: int | None = None
     """Trace the first VERSIONS versions (100 if no number is given) to DIR/trace.json."""
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where to follow the run, besides its own files; none if the option stands alone."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the workers compute."""
     run_dir: Path | None = None
@@ -255,7 +257,7 @@ class Config:
         """Plain data, as in ``config.json``."""
         plain = dataclasses.asdict(self)
         plain["run_dir"] = str(self.run_dir) if self.run_dir else None
-        plain["straggle"] = list(self.straggle)
+        plain["straggle"], plain["trackers"] = list(self.straggle), list(self.trackers)
         return plain
 
     @classmethod
@@ -314,8 +316,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         fits = value in arguments
     elif origin is tuple:
-        fits = isinstance(value, list) and all(type(item) is arguments[0] for item in value)
-        value = tuple(value) if fits else value
+        fits = isinstance(value, list)
+        value = tuple(_value(arguments[0], item, where) for item in value) if fits else value
     elif hint is Path:
         fits = isinstance(value, str)
         value = Path(value) if fits else value

@@ -9,7 +9,7 @@ import msgpack
 from zmqrl.config import Config
 from zmqrl.observe.console import Console, View
 from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
-from zmqrl.observe.tensorboard import TensorBoard
+from zmqrl.observe.trackers import Tracked, Trackers
 from zmqrl.ps import messages as m
 from zmqrl.ps.optimizer import Optimizer
 from zmqrl.rundir import RunDirectory
@@ -25,7 +25,8 @@ class Progress:
         self.title = f"{config.recipe} · {config.env} · {directory.path.name}"
         self.metrics = RunMetrics(start=counters)
         self.rows = JsonLines(directory.metrics)
-        self.tensorboard = TensorBoard(directory.tensorboard, resumed_at=counters.version or None)
+        tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
+        self.trackers = Trackers(config.trackers, tracked, console.notice)
         self.began_at: float | None = None
         self.row_at = 0.0
         self.row: dict[str, Any] = self.metrics.row(0.0)
@@ -59,14 +60,14 @@ class Progress:
         self.row["learning_rate"] = Optimizer(self.config.optimizer).learning_rate(max(0, self.row["version"] - 1))
         if self.row["version"] != version:
             self.rows.write(self.row)
-            self.tensorboard.log(self.row, self.row["version"])
+            self.trackers.log(self.row, self.row["version"])
         frames = self.config.envs.frame_skip if self.config.env.startswith("ALE/") else None
         self.console.update(View(title=self.title, row=self.row, frames_per_agent_step=frames, left_s=self._left_s()))
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and hand the summary to those who track the run."""
         self.rows.close()
-        self.tensorboard.close()
+        self.trackers.close()
 
     def _left_s(self) -> float | None:
         """Seconds until the first of the run's limits, at the speed of now; None without a limit or a speed."""

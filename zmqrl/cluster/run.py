@@ -24,6 +24,7 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.spans import merge_traces
+from zmqrl.observe.trackers import check_installed
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.optimizer import Optimizer
 from zmqrl.rundir import RunDirectory, write_json
@@ -32,6 +33,7 @@ from zmqrl.rundir import RunDirectory, write_json
 def train(config: Config) -> int:
     """Train as ``config`` says; the exit status: 0 done, 130 interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
+    check_installed(config.trackers)
     spec = describe_env(config.env, config.envs)
     initial = initial_checkpoint(config, spec)
     check_ports(config)

@@ -14,8 +14,8 @@ from zmqrl.rundir import RunDirectory
 
 Figures = NDArray[np.float64]
 
-# Where a run is kept, and whether it was resumed, are no settings of what it learns.
-PLACE: Final = frozenset({"run_dir", "resume"})
+# Where a run is kept and followed, and whether it was resumed, are no settings of what it learns.
+PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class RunRecord:
         rows = _lineage(list(_lines(directory.metrics, needs=("version", "wall_s", "agent_steps"))))
         return cls(
             path=directory.path,
-            settings=dict(_flat(_object(directory.config))),
+            settings=dict(flat(_object(directory.config))),
             rows=rows,
             evaluations=_evaluations(directory.path / "evaluations.jsonl", rows),
             summary=_object(directory.summary) if directory.summary.is_file() else None,
@@ -88,10 +88,11 @@ def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """``(dotted path, value)`` of every setting."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
+            yield from flat(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value
 

@@ -45,7 +45,8 @@ class TensorBoard:
         for tag, value in scalars(row):
             self._writer.add_scalar(tag, value, step)
 
-    def close(self) -> None:
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Write what is left. TensorBoard has no place for a ``summary``."""
         self._writer.close()
 
 
