@@ -4,6 +4,7 @@ The default profile takes seconds and tries the same each time, ``thorough`` loo
 ``pytest --hypothesis-profile=thorough --timeout=0 tests/test_protocol.py`` takes some minutes.
 """
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -41,5 +42,17 @@ def need_programs(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None
         missing = [name for name in names if shutil.which(name) is None]
         if missing:
             skip_or_fail(f"{' and '.join(missing)} cannot be found on the PATH")
+
+    return need
+
+
+@pytest.fixture(scope="session")
+def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]:
+    """`need_modules("mlflow")` goes on only where all of these are installed."""
+
+    def need(*names: str) -> None:
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        if missing:
+            skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install 'zmqrl[{','.join(missing)}]'")
 
     return need

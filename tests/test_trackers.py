@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,8 @@ def test_the_option_takes_any_number_of_trackers() -> None:
 
 
 @pytest.fixture
-def no_mlflow_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_mlflow_server(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[..., None]) -> None:
+    need_modules("mlflow")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -189,7 +190,8 @@ def test_mlflow_goes_where_its_own_variables_say(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture
-def wandb_mode(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def wandb_mode(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[..., None]) -> Iterator[pytest.MonkeyPatch]:
+    need_modules("wandb")
     """W&B without an account; its process ends with the test."""
     import wandb
 
