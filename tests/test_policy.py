@@ -11,7 +11,8 @@ import torch
 from policy_rig import BREAKOUT, CARTPOLE, write_run
 
 import zmqrl
-from zmqrl.agent.model import ModelName, make_model
+from zmqrl.agent.model import ModelName, NetworkConfig, make_model
+from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.policy import Policy, load_policy
 from zmqrl.rundir import write_json
@@ -109,9 +110,9 @@ def test_a_generator_decides_the_actions_in_a_batch_as_one_by_one(breakout: Poli
 @pytest.mark.parametrize("name", ["small", "nature", "dba3c"])
 def test_a_network_turned_to_float64_computes_in_it_from_end_to_end(name: ModelName) -> None:
     """A float32 anywhere on the way would leave an error of about 1e-7 between one batch and another."""
-    model = make_model(name, (4, 84, 84), 6, compute="bfloat16")
+    model = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="bfloat16"))
     torch.nn.init.normal_(model.actor.weight)
-    single = make_model(name, (4, 84, 84), 6, compute="float32")
+    single = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="float32"))
     single.load_state_dict(model.state_dict())
     model.double()
     observations = torch.from_numpy(frames(3))
@@ -127,3 +128,18 @@ def test_loading_a_policy_leaves_the_callers_random_numbers_alone(tmp_path: Path
     before = torch.random.get_rng_state()
     load_policy(run)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_policy_has_the_width_that_its_run_had(tmp_path: Path) -> None:
+    config = dataclasses.replace(CARTPOLE, network=NetworkConfig(hidden=16))
+    assert load_policy(write_run(tmp_path / "run", config, 0)).act(np.zeros(4, np.float32)) in (0, 1)
+
+
+@pytest.mark.parametrize("config", [CARTPOLE, BREAKOUT])
+def test_the_example_plays_a_game(config: Config, tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="Gymnasium's Atari preprocessing needs opencv-python-headless")
+    run = write_run(tmp_path / "run", config, 0)
+    example = Path(__file__).parent.parent / "docs" / "examples" / "play_policy.py"
+    played = subprocess.run([sys.executable, str(example), str(run)], capture_output=True, text=True, timeout=100)
+    assert played.returncode == 0, played.stderr
+    assert played.stdout.startswith(f"{config.env}, version 0: score ")

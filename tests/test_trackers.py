@@ -191,8 +191,8 @@ def test_mlflow_goes_where_its_own_variables_say(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def wandb_mode(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[..., None]) -> Iterator[pytest.MonkeyPatch]:
-    need_modules("wandb")
     """W&B without an account; its process ends with the test."""
+    need_modules("wandb")
     import wandb
 
     for name in ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID", "WANDB_DIR"):

@@ -4,9 +4,11 @@ import ctypes
 import json
 import logging
 import os
+import queue
 import select
 import signal
 import sys
+import threading
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -43,7 +45,25 @@ def log_to_stderr(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def say_ready(facts: dict[str, Any]) -> None:
-    """Tell the parent, in one line of JSON on standard output, that we are up and what it needs to know."""
+def messages() -> "queue.SimpleQueue[dict[str, Any]]":
+    """What the parent says after the job, as it comes: a line of JSON each. When it hangs up, this process ends.
+
+    It ends by SIGTERM to itself, so that what the main thread is at is cleaned up.
+    """
+    arrived: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with os.fdopen(0, "rb", buffering=0, closefd=False) as lines:
+            for line in lines:
+                arrived.put(json.loads(line))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    threading.Thread(target=listen, name="messages", daemon=True).start()
+    return arrived
+
+
+def say(facts: dict[str, Any]) -> None:
+    """Tell the parent something in one line of JSON on standard output; at first, that we are up."""
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from zmqrl.child import log_to_stderr, messages, read_job, say
 from zmqrl.errors import UsageError
 from zmqrl.game import Turn, whole_game
 from zmqrl.observe.provenance import provenance
@@ -125,6 +127,25 @@ def play_games(
     return [game.result() for game in games]
 
 
+def main() -> None:
+    """Follow a run: evaluate the newest checkpoint that we are told of, again and again."""
+    job = read_job(signal.SIGKILL)
+    log = log_to_stderr("zmqrl.evaluate")
+    told = messages()
+    while True:
+        version = told.get()["version"]
+        while not told.empty():  # what was told meanwhile is overtaken
+            version = told.get()["version"]
+        log.info("evaluating version %d", version)
+        try:
+            policy = load_policy(job["run_dir"], version)
+        except UsageError as error:  # it may have been pruned
+            say({"skipped": version, "reason": str(error)})
+        else:
+            seeds = range(job["episodes"])
+            say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
+
+
 class _Progress:
     """One line on a terminal that says how far the games are; nothing anywhere else."""
 
@@ -157,3 +178,7 @@ def _report(result: dict[str, Any]) -> str:
         f"min {result['min']:g}, max {result['max']:g}; {result['cut_off']} cut off by a time limit\n"
         f"scores: {result['flavour']}\n"
     )
+
+
+if __name__ == "__main__":
+    main()

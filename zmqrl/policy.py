@@ -81,7 +81,7 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     checkpoint = Checkpoint.read(_find(directory.checkpoints, version))
     spec = describe_env(config.env, config.envs)
     with torch.random.fork_rng(devices=[]):  # what it draws is not used: leave the caller's random state alone
-        model = make_model(config.model, spec.observation_shape, spec.num_actions)
+        model = make_model(config.model, spec.observation_shape, spec.num_actions, config.network)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != checkpoint.layout.tensors:
         raise UsageError(f"{run}: checkpoint {checkpoint.version} is of another network than config.json says.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,6 +16,7 @@ import tyro
 
 from zmqrl.agent.envs import reason_of
 from zmqrl.agent.picture import Screen, make_picture
+from zmqrl.child import log_to_stderr, messages, read_job, say
 from zmqrl.errors import UsageError
 from zmqrl.game import whole_game
 from zmqrl.policy import Policy, load_policy
@@ -114,6 +116,22 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
     }
 
 
+def main() -> None:
+    """Follow a run: record a game with each checkpoint that we are told of, under the name it is to have."""
+    job = read_job(signal.SIGKILL)
+    log = log_to_stderr("zmqrl.record")
+    told, run = messages(), Path(job["run_dir"])
+    while True:
+        message = told.get()
+        log.info("recording version %d as %s", message["version"], message["name"])
+        try:
+            policy = load_policy(run, message["version"])
+            path = video_path(run, policy, message["name"])
+            say({"recording": record(policy, path, seed=0, greedy=job["greedy"])})
+        except UsageError as error:
+            say({"skipped": message["version"], "reason": str(error)})
+
+
 class _Video:
     """A video being written, enlarged by whole pixels so that it stays sharp."""
 
@@ -158,3 +176,7 @@ def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or reason_of(error)}.") from error
+
+
+if __name__ == "__main__":
+    main()

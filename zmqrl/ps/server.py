@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from zmqrl.child import log_to_stderr, read_job, say_ready
+from zmqrl.child import log_to_stderr, read_job, say
 from zmqrl.errors import ClusterError
 from zmqrl.observe.spans import Spans, chrome_events, write_trace
 from zmqrl.ps import codec, framing
@@ -390,7 +390,7 @@ def main() -> None:
     except ClusterError as error:
         log.error("%s", error)
         sys.exit(error.exit_status)
-    say_ready({"endpoints": endpoints, "pid": os.getpid()})
+    say({"endpoints": endpoints, "pid": os.getpid()})
     try:
         server.serve()
     finally:
