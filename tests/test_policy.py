@@ -11,7 +11,7 @@ import torch
 from policy_rig import BREAKOUT, CARTPOLE, write_run
 
 import zmqrl
-from zmqrl.agent.model import ModelName, NetworkConfig, make_model
+from zmqrl.agent.model import NetworkConfig, make_model
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.policy import Policy, load_policy
@@ -108,7 +108,7 @@ def test_a_generator_decides_the_actions_in_a_batch_as_one_by_one(breakout: Poli
 
 
 @pytest.mark.parametrize("name", ["small", "nature", "dba3c"])
-def test_a_network_turned_to_float64_computes_in_it_from_end_to_end(name: ModelName) -> None:
+def test_a_network_turned_to_float64_computes_in_it_from_end_to_end(name: str) -> None:
     """A float32 anywhere on the way would leave an error of about 1e-7 between one batch and another."""
     model = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="bfloat16"))
     torch.nn.init.normal_(model.actor.weight)
