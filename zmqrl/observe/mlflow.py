@@ -47,7 +47,7 @@ class MLflow:
             return by_id
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "zmqrl")
         found = self._client.get_experiment_by_name(name)
-        return found.experiment_id if found else self._client.create_experiment(name, artifact_location=artifacts)
+        return str(found.experiment_id if found else self._client.create_experiment(name, artifact_location=artifacts))
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
         """Write the numbers of ``row`` at version ``step``, under the names that TensorBoard has for them."""
