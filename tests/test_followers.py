@@ -132,8 +132,9 @@ def test_a_run_goes_on_without_an_evaluator_that_keeps_dying(followers: Follower
 
 def test_a_run_is_followed_from_its_first_checkpoint_to_its_last(tmp_path: Path) -> None:
     path = tmp_path / "run"
+    game = ("--env", "ALE/Breakout-v5", "--model", "small", "--network.hidden", "16", "--envs.max-frames", "400")
     options = ("--evaluator", "--evaluation.episodes", "3", "--recorder", "--recording.minutes", "0")
-    with training(path, *options, "--updates", "40") as run:
+    with training(path, *game, *options, "--updates", "40") as run:
         assert run.wait() == 0, run.said()
         run.wait_to_say("evaluation of version 40")
         run.wait_to_say("recorded ")
