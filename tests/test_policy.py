@@ -135,6 +135,41 @@ def test_a_policy_has_the_width_that_its_run_had(tmp_path: Path) -> None:
     assert load_policy(write_run(tmp_path / "run", config, 0)).act(np.zeros(4, np.float32)) in (0, 1)
 
 
+OWN_NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape, num_actions):
+        super().__init__()
+        self.body = nn.Linear(shape[-1], 16).requires_grad_(False)
+        self.register_buffer("shift", torch.randn(16))
+        self.actor, self.critic = nn.Linear(16, num_actions), nn.Linear(16, 1)
+
+    def forward(self, observations):
+        x = self.body(observations.float().flatten(1)[:, : self.body.in_features] / 255) + self.shift
+        return self.actor(x), self.critic(x).squeeze(-1)
+"""
+
+
+@pytest.mark.parametrize("config", [CARTPOLE, BREAKOUT])
+def test_a_network_of_the_users_own_computes_as_in_its_workers(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, which its code asks for, and with what it does not train drawn from the seed of the run."""
+    (tmp_path / "own_network_of_a_policy.py").write_text(OWN_NETWORK, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(config, model="own_network_of_a_policy:Net", seed=7)
+    policy = load_policy(write_run(tmp_path / "run", config, 0))
+    torch.manual_seed(7)
+    model = make_model(config.model, policy.spec.observation_shape, policy.spec.num_actions)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(policy.model.state_dict()[name], tensor), name
+    observation = np.ones(policy.spec.observation_shape, policy.spec.observation_dtype)
+    logits, _ = model(torch.from_numpy(observation[np.newaxis]))
+    assert policy.act(observation, greedy=True) == logits.argmax()
+
+
 @pytest.mark.parametrize("config", [CARTPOLE, BREAKOUT])
 def test_the_example_plays_a_game(config: Config, tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="Gymnasium's Atari preprocessing needs opencv-python-headless")

@@ -24,6 +24,7 @@ class Policy:
     It computes in float64, on the CPU. In float32 the last digits of a logit depend on the processor's vector width,
     the number of threads and the rest of the batch, and now and then an action with them, after which a game is
     another one. In float64 these differences are about 1e-15, so that the same seeds give the same games everywhere.
+    Only a network of the user's own computes as it did in training: its code may ask for float32.
     """
 
     config: Config
@@ -59,13 +60,15 @@ class Policy:
                 f"but the policy acts on {dtype} {shape} or a batch of them."
             )
         inputs = torch.from_numpy(batch.astype(dtype))  # vectors are rounded to float32, as in training
+        if inputs.is_floating_point() and not _is_own(self.config):
+            inputs = inputs.double()
         with torch.inference_mode():
-            logits, _ = self.model(inputs.double() if inputs.is_floating_point() else inputs)
+            logits, _ = self.model(inputs)
         if greedy:
             actions = logits.argmax(-1).numpy()
         else:
             numbers = (rng or np.random.default_rng()).random(len(batch))
-            actions = _inverse_cdf(logits.softmax(-1).numpy(), numbers)
+            actions = _inverse_cdf(logits.double().softmax(-1).numpy(), numbers)
         return int(actions[0]) if is_one else actions
 
 
@@ -80,7 +83,8 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     config = Config.read(directory.config)
     checkpoint = Checkpoint.read(_find(directory.checkpoints, version))
     spec = describe_env(config.env, config.envs)
-    with torch.random.fork_rng(devices=[]):  # what it draws is not used: leave the caller's random state alone
+    with torch.random.fork_rng(devices=[]):  # leave the caller's random state alone
+        torch.manual_seed(config.seed)  # what a model of the user's own does not train is drawn as in the workers
         model = make_model(config.model, spec.observation_shape, spec.num_actions, config.network)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != checkpoint.layout.tensors:
@@ -92,8 +96,13 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
         wall_s=float(checkpoint.counters.get("wall_s", 0.0)),
         agent_steps=int(checkpoint.counters.get("agent_steps", 0)),
         spec=spec,
-        model=model.double(),
+        model=model if _is_own(config) else model.double(),
     )
+
+
+def _is_own(config: Config) -> bool:
+    """Whether the network is a function of the user's own."""
+    return ":" in config.model
 
 
 def _find(root: Path, version: int | None) -> Path:
