@@ -12,7 +12,7 @@ from run_rig import training
 from shard_rig import RECORD, make_version, opened, push, tallies
 
 from zmqrl.ps.client import Client
-from zmqrl.ps.client_events import Assembled, Contributed, Ended, Pulling, Release
+from zmqrl.ps.client_events import Assembled, Contributed, Ended, Pulling, Release, SendBlocked, Writable
 from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.history import pack_record, unpack_record
 from zmqrl.ps.shard import Shard
@@ -106,7 +106,8 @@ def test_a_shard_in_need_is_sent_the_contribution_again() -> None:
     client.handle(Pulling(4), 0.0)
     assert pushed(need(client, 0, 4)) == [(0, 4, 1)]
     weights(client, 0, 5, ranks=(3,))
-    assert pushed(need(client, 0, 5)) == [], "it was used"
+    weights(client, 1, 8, ranks=(1,))
+    assert pushed(need(client, 0, 5)) == [], "its gradient may be overwritten"
 
 
 def test_a_lost_publication_is_asked_for() -> None:
@@ -129,6 +130,27 @@ def test_a_worker_goes_on_for_the_shards_that_have_not_ended() -> None:
     client.handle(Pulling(8), 0.0)
     weights(client, 1, 10, ranks=(3,))
     assert of(Ended, bye(client, 1, 10)) == [Ended(10)]
+
+
+def test_the_last_slice_of_a_shard_that_has_ended_is_asked_for() -> None:
+    client = computing(9, 7)
+    client.handle(Contributed(1, 7), 0.0)
+    client.handle(Pulling(7), 0.0)
+    assert snapshots(bye(client, 0, 10)) == [(0, None)]
+    weights(client, 1, 8, ranks=(3,))
+    assert [a.version for a in of(Assembled, snapshot(client, 0, 10, ranks=(1,)))] == [8]
+
+
+def test_a_contribution_that_waits_is_not_taken_for_the_one_before_that_was_used() -> None:
+    client = computing(5, 5)
+    client.handle(Contributed(1, 5), 0.0)
+    client.handle(Pulling(5), 0.0)
+    for number in range(2):
+        weights(client, number, 6, ranks=(1,))
+    client.handle(Contributed(1, 6), 0.0)
+    client.handle(SendBlocked(0), 0.0)
+    weights(client, 0, 7, ranks=(3,))
+    assert pushed(client.handle(Writable(0), 0.0)) == [(0, 6, 0)]
 
 
 # real processes

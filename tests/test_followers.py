@@ -125,9 +125,18 @@ def test_a_run_goes_on_without_an_evaluator_that_keeps_dying(followers: Follower
     for _ in range(4):
         followers.on_exit(Exited("evaluator-0", 1, "no memory", 1.0))
     assert notices.texts[-1] == "evaluator-0 is given up after 4 deaths"
+    followers.on_checkpoint(600, 600.0)
     waited: list[None] = []
-    followers.finish(100, 60.0, lambda: waited.append(None), lambda: len(waited) > 3)
-    assert len(waited) <= 4
+    followers.on_answer(Said("recorder-0", {"recording": {"version": 0, "path": "a.mp4", "score": 1.0}}))
+    followers.finish(700, 660.0, lambda: waited.append(None), lambda: len(waited) > 3)
+    assert not waited
+
+
+def test_two_games_recorded_with_one_checkpoint_are_both_waited_for(followers: Followers) -> None:
+    followers.on_checkpoint(900, 60 * 40.0)
+    assert [message["name"] for message in followers.pending["recorder-0"]] == ["minute-000", "minute-015"]
+    followers.on_answer(Said("recorder-0", {"recording": {"version": 900, "path": "a.mp4", "score": 1.0}}))
+    assert [message["name"] for message in followers.pending["recorder-0"]] == ["minute-015"]
 
 
 def test_a_run_is_followed_from_its_first_checkpoint_to_its_last(tmp_path: Path) -> None:

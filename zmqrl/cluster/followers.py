@@ -55,10 +55,10 @@ class Followers:
                 f"evaluation of version {evaluation['version']} ({evaluation['wall_s'] / 60:.1f} min): "
                 f"mean {evaluation['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, {evaluation['episodes']} games"
             )
-            self._settle(EVALUATOR, evaluation["version"])
+            self._settle(answer.name, evaluation["version"])
         elif recording := facts.get("recording"):
             self.console.notice(f"recorded {recording['path']}: score {recording['score']:g}")
-            self._settle(RECORDER, recording["version"])
+            self._settle(answer.name, recording["version"])
         elif "skipped" in facts:
             self.console.notice(f"{answer.name} skipped version {facts['skipped']}: {facts['reason']}")
             self._settle(answer.name, facts["skipped"])
@@ -69,7 +69,7 @@ class Followers:
         if exited.name in self.keeper.restarts.hopeless:
             self.keeper.give_up(exited.name)
             self.console.notice(f"{exited.name} is given up after {self.keeper.restarts.deaths(exited.name)} deaths")
-            self.pending[exited.name] = []
+            del self.pending[exited.name]
 
     def finish(
         self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]
@@ -97,10 +97,14 @@ class Followers:
             self.rows.close()
 
     def _tell(self, name: str, message: dict[str, Any]) -> None:
-        self.pending[name].append(message)
-        self.keeper.launcher.tell(name, message)
+        if name in self.pending:
+            self.pending[name].append(message)
+            self.keeper.launcher.tell(name, message)
 
     def _settle(self, name: str, version: int) -> None:
-        """Nothing more will come of this message, nor of an evaluation that was overtaken by it."""
-        self.pending[name] = [message for message in self.pending[name] if message["version"] > version]
+        """A message is answered: the recorder takes one after the other, the evaluator leaves out what is overtaken."""
+        if name == RECORDER:
+            del self.pending[name][:1]
+        else:
+            self.pending[name] = [message for message in self.pending[name] if message["version"] > version]
         self.keeper.restarts.worked(name)

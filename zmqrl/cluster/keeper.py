@@ -24,6 +24,7 @@ class Keeper:
         self._start_at: dict[str, float] = {}
         self._heard_at: dict[str, float] = {}
         self._told_at = 0.0
+        self._used: dict[int, int] = {}  # by rank: the most that any shard has used
 
     def start(self, name: str) -> None:
         """Start a process now."""
@@ -47,6 +48,13 @@ class Keeper:
         words = exited.log_tail.splitlines()[-1:] if exited.status in (-9, -15, 0) else exited.log_tail.splitlines()
         tail = "".join(f"\n  | {line}" for line in words)
         self.notice(f"{exited.name} died ({exited.how()}) and is started again; its log ends:{tail}")
+
+    def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
+        """A shard's totals by rank: a worker of which it has used more than before has worked."""
+        for rank, used, *_ in tallies:
+            if used > self._used.get(rank, 0):
+                self._used[rank] = used
+                self.restarts.worked(f"worker-{rank}")
 
     def give_up(self, name: str) -> None:
         """Do not start a process again that waits for it."""

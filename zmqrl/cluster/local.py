@@ -186,8 +186,9 @@ class LocalLauncher:
         child.output = bytearray(rest)
         facts = []
         for line in lines:
-            with contextlib.suppress(ValueError):  # a library's own words
-                facts.append(json.loads(line))
+            with contextlib.suppress(ValueError):  # somebody else's words
+                if isinstance(said := json.loads(line), dict):
+                    facts.append(said)
         return facts
 
     def _forget(self, name: str) -> None:

@@ -78,7 +78,7 @@ class Supervisor:
         except KeyboardInterrupt:
             reason = "interrupted"
             raise
-        except ClusterError:
+        except Exception:
             self._save_what_is_left()
             raise
         finally:
@@ -147,6 +147,7 @@ class Supervisor:
             self.stats.pop(_number(name) if name.startswith("shard-") else -1, None)
         if self.rollback is not None:
             self._roll_back(self.rollback, now)
+        self.keeper.hear_workers(self.stats.values(), now)
         if len(self.stats) == len(self.shards):
             self._observe_members(now)
             self._checkpoint_if_due(now)
@@ -196,9 +197,9 @@ class Supervisor:
                 if message.version > self.seen[shard]:
                     self.seen[shard] = message.version
                     self.keeper.restarts.worked(f"shard-{shard}")
+                self.keeper.contributed(message.tallies)
             case m.Report() if not self.reports_closed:
-                if self.progress.on_report(message):
-                    self.keeper.restarts.worked(f"worker-{message.rank}")
+                self.progress.on_report(message)
             case m.Lost() if shard in self.stats:
                 self._claimed_lost(shard, message)
 
@@ -233,11 +234,11 @@ class Supervisor:
     def _check_processes(self) -> None:
         for event in self.keeper.poll():
             match event:
-                case Said() if event.name.startswith("shard-"):
+                case Said() if event.name.startswith("shard-") and "endpoints" in event.facts:
                     self.endpoints[_number(event.name)] = event.facts["endpoints"]
-                case Said():
+                case Said() if event.name in self.followers.pending:
                     self.followers.on_answer(event)
-                case Exited() if event.name in self.followers.names:
+                case Exited() if event.name in self.followers.pending:
                     self.followers.on_exit(event)
                 case Exited():
                     self._exited(event)
@@ -308,7 +309,6 @@ class Supervisor:
 
     def _observe_members(self, now: float) -> None:
         alive = set.intersection(*(set(s.present) for s in self.stats.values()))
-        self.keeper.hear_workers(self.stats.values(), now)
         if self.progress.began_at is None and len(alive) >= self.membership.view.quorum:
             self.progress.begin(now)
         view, notice = self.membership.observe(alive, now)
@@ -369,9 +369,11 @@ class Supervisor:
 
     def _pump(self) -> None:
         """Take in what arrives while the run ends; shards that die are started again, workers have done their work."""
-        for shard, message, _ in self.control.arrivals(0.0):
+        for shard, message, payload in list(self.control.arrivals(0.0)):
             if isinstance(message, m.Report | m.Welcome):
                 self._arrived(shard, message)
+            else:
+                self.control.backlog.append((shard, message, payload))
         self._check_processes()
         if self.rollback is not None:
             raise ClusterError(f"{self.rollback}, and the run ends.")
@@ -382,11 +384,13 @@ class Supervisor:
             return
         try:
             self._finish("failed")
-        except ClusterError as error:
+        except Exception as error:  # it must not hide what went wrong first
             self.console.notice(f"no checkpoint could be written: {error}")
 
     def _let_leave(self) -> None:
         """Workers end because they have heard BYE, then shards with their standard input."""
+        for name in (*(f"worker-{rank}" for rank in self.plan.local_ranks), *(f"shard-{i}" for i in self.shards)):
+            self.keeper.give_up(name)
         workers = [name for name in self.launcher.names() if name.startswith("worker-")]
         self.launcher.wait(workers, within_s=LEAVE_WITHIN_S)
         self.launcher.stop(workers, grace_s=0)

@@ -130,7 +130,11 @@ class Client:
             return actions
         if isinstance(message, m.Bye):
             link.final = message.version
-            return [*actions, *self._reached(link, message.version), *self._end()]
+            actions += [*self._reached(link, message.version), *self._end()]
+            if self.asynchronous and not self.ended:  # the others go on, for which this shard's last slice is needed
+                actions += self._request(link, None, now) if message.version not in link.payloads else []
+                actions += self._assemble(now)
+            return actions
         link.final, link.view = None, message.view
         match message:
             case m.Weights():

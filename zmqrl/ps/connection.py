@@ -229,7 +229,12 @@ class Connection:
             except queue.Empty:
                 raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.") from None
             # An old version is the answer to a pull that was given up.
-            if not isinstance(answer, e.Assembled) or answer.version > above or answer.generation != self._generation:
+            if (
+                not isinstance(answer, e.Assembled)
+                or answer.version > above
+                or answer.generation != self._generation
+                or self.cluster.asynchronous
+            ):
                 return answer
 
     def _assemble(self, answer: e.Assembled) -> Weights:

@@ -133,10 +133,11 @@ class Link:
         return self.final is not None if self.asynchronous else self.version > self.computed_on
 
     def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:
-        """What the record of ``version`` tells of the slice that was sent, ``named`` if this rank is in it."""
-        if self.asynchronous:
-            return "used" if named and version > self.computed_on else None
-        if version != self.computed_on + 1:
+        """What the record of ``version`` tells of the slice that was sent, ``named`` if this rank is in it.
+
+        In asynchronous mode nothing: it may be the contribution before that was used.
+        """
+        if self.asynchronous or version != self.computed_on + 1:
             return None
         return "used" if named else "unused"
 
