@@ -51,7 +51,9 @@ def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]
     """`need_modules("mlflow")` goes on only where all of these are installed."""
 
     def need(*names: str) -> None:
-        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        specs = {name: importlib.util.find_spec(name) for name in names}
+        # A directory that a tracker left looks like a package without a file.
+        missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
         if missing:
             skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install 'zmqrl[{','.join(missing)}]'")
 
