@@ -1,16 +1,15 @@
 """The command line: ``zmqrl train`` and the commands around it."""
 
 import contextlib
-import difflib
 import importlib
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from zmqrl import __version__
-from zmqrl.errors import UsageError, ZmqrlError
+from zmqrl.errors import UsageError, ZmqrlError, did_you_mean
 
 if TYPE_CHECKING:  # torch and the games take seconds to import: only the commands that need them do
     from zmqrl.config import Config
@@ -66,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
 
             return train(train_config(rest))
     if command not in COMMANDS:
-        raise UsageError(f"unknown command {command!r}{_did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
+        raise UsageError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
     module = importlib.import_module(COMMANDS[command].module)
     status: int = module.run(_parse(module.Options, None, rest, f"zmqrl {command}"))
     return status
@@ -80,7 +79,7 @@ def train_config(arguments: list[str]) -> "Config":
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
     options = _with_profile_default(arguments[1:] if recipe else arguments)
     if recipe is not None and recipe not in RECIPES:
-        raise UsageError(f"unknown recipe {recipe!r}{_did_you_mean(recipe, RECIPES)}; there are {', '.join(RECIPES)}.")
+        raise UsageError(f"unknown recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; there are {', '.join(RECIPES)}.")
     base = RECIPES[recipe or "breakout"]()
     config = _parse(Config, base, options, f"zmqrl train [{'|'.join(RECIPES)}]")
     if not config.resume:
@@ -135,8 +134,3 @@ def _usage() -> str:
             "",
         ]
     )
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -20,16 +20,16 @@ class Followers:
 
     def __init__(self, config: Config, directory: RunDirectory, keeper: Keeper, console: Console) -> None:
         self.config, self.keeper, self.console = config, keeper, console
-        self.names = [name for name, wanted in ((EVALUATOR, config.evaluator), (RECORDER, config.recorder)) if wanted]
         self.rows = JsonLines(directory.evaluations) if config.evaluator else None
         self.evaluate_at_s = 0.0
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
-        self.pending: dict[str, list[dict[str, Any]]] = {name: [] for name in self.names}
+        wanted = {EVALUATOR: config.evaluator, RECORDER: config.recorder}
+        self.pending: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
 
     def start(self, trained_s: float) -> None:
         """Start them in a run that has trained for ``trained_s`` already: what was due before is past."""
         self.to_record = [minute for minute in self.to_record if 60 * minute >= trained_s]
-        for name in self.names:
+        for name in self.pending:
             self.keeper.start(name)
 
     def wants_checkpoint(self, trained_s: float) -> bool:

@@ -39,10 +39,10 @@ class Progress:
         """Seconds of this sitting, counted from its first version."""
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
-    def on_report(self, report: m.Report) -> bool:
-        """Take a worker's own figures; False if they are malformed or of an old incarnation."""
+    def on_report(self, report: m.Report) -> None:
+        """Take a worker's own figures, unless they are malformed or of an old incarnation."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
-        return self.metrics.on_report(figures)
+        self.metrics.on_report(figures)
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
         """Take where the shards stand; those that have not answered are missing in ``stats``."""

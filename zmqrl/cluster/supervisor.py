@@ -263,8 +263,9 @@ class Supervisor:
 
     # state of the shards
 
-    def _load(self, checkpoint: Checkpoint) -> None:
-        """Start, resume and rollback: all shards take over ``checkpoint`` under a new generation."""
+    def _load(self) -> None:
+        """Start, resume and rollback: all shards take over the checkpoint under a new generation."""
+        checkpoint = self.checkpoint
         self.generation += 1
         rows = History(self.directory.metrics)
         rows.rewind(checkpoint.version, self.generation)
@@ -275,7 +276,6 @@ class Supervisor:
             self.control.load(shard, self.generation, checkpoint.version, view.id, view.quorum, view.members, state)
             self.seen[shard] = checkpoint.version
             self._tell_end(shard)
-        self.checkpoint = checkpoint
         self.stats.clear()
         self.claims.clear()
         self.checkpointer.wanted = None
@@ -293,7 +293,7 @@ class Supervisor:
         if why != START:
             self.console.notice(f"{why}: all shards go back to the checkpoint of version {self.checkpoint.version}")
         try:
-            self._load(self.checkpoint)
+            self._load()
         except ClusterError as error:  # another shard died: once it is back, all are loaded anew
             self.console.notice(f"going back has to wait: {error}")
         else:

@@ -57,7 +57,7 @@ class RunRecord:
             path=directory.path,
             settings=dict(flat(_object(directory.config))),
             rows=rows,
-            evaluations=_evaluations(directory.path / "evaluations.jsonl", rows),
+            evaluations=_evaluations(directory.evaluations, rows),
             summary=_object(directory.summary) if directory.summary.is_file() else None,
         )
 
