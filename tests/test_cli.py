@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from zmqrl.cluster import run
 from zmqrl.cluster.run import initial_checkpoint
 from zmqrl.config import Config
 from zmqrl.observe import trackers
-from zmqrl.recipes import cartpole
+from zmqrl.observe.metrics import Counters
+from zmqrl.recipes import cartpole, pong
 from zmqrl.rundir import RunDirectory, write_json
 
 GOLDEN = Path(__file__).parent / "golden" / "train_options.txt"
@@ -165,7 +167,9 @@ def test_a_run_directory_that_cannot_be_is_named(refused: Refused) -> None:
         assert str(path) in refused.sentence("train", "cartpole", "--run-dir", str(path))
 
 
-def finished_run(path: Path, config: Config | None = None, version: int = 40) -> Path:
+def finished_run(
+    path: Path, config: Config | None = None, version: int = 40, counters: dict[str, Any] | None = None
+) -> Path:
     """A run directory as a run leaves it, as far as going on with it needs."""
     config = config or cartpole()
     directory = RunDirectory(path)
@@ -178,7 +182,7 @@ def finished_run(path: Path, config: Config | None = None, version: int = 40) ->
         optimizer=checkpoint.optimizer,
         state_names=checkpoint.state_names,
         states=checkpoint.states,
-        counters={},
+        counters=counters or {},
     ).write(directory.checkpoints)
     write_json(directory.config, config.to_json())
     return path
@@ -217,11 +221,9 @@ def test_resuming_without_a_checkpoint_is_refused(refused: Refused) -> None:
     ("options", "names"),
     [
         ("--shards 3", "2 shards, not 3"),
-        ("--env Acrobot-v1", "parameters"),
-        ("--env ALE/Breakout-v5 --model small", "parameters"),
+        ("--env Acrobot-v1", "CartPole-v1, not on Acrobot-v1"),
         ("--network.hidden 32", "parameters"),
         ("--optimizer.name rmsprop", "rmsprop"),
-        ("--updates 39", "--updates 39"),
     ],
 )
 def test_resuming_with_settings_that_do_not_fit_the_checkpoint_is_refused(
@@ -229,6 +231,30 @@ def test_resuming_with_settings_that_do_not_fit_the_checkpoint_is_refused(
 ) -> None:
     path = finished_run(refused.where / "run")
     assert names in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
+
+
+def test_resuming_with_games_of_another_flavour_is_refused(refused: Refused) -> None:
+    path = finished_run(refused.where / "run", pong())
+    sentence = refused.sentence("train", "--run-dir", str(path), "--resume", "--envs.sticky-actions", "0.25")
+    assert "sticky 0, " in sentence
+    assert "sticky 0.25" in sentence
+
+
+COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--updates 40", "--updates 40: {} is at 40 already"),
+        ("--updates 39", "--updates 39: {} is at 40 already"),
+        ("--agent-steps 4096", "--agent-steps 4096: {} is at 5000 already"),
+        ("--stop-score 8.5", "--stop-score 8.5: {} is at 9 already"),
+    ],
+)
+def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:
+    path = finished_run(refused.where / "run", counters=COUNTERS)
+    assert names.format(path) in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
 
 
 def test_resuming_with_another_recipe_is_refused(refused: Refused) -> None:

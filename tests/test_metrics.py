@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rig import file_size_limit
 
 from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
 
@@ -364,6 +365,21 @@ def test_a_resumed_run_appends_after_the_last_whole_line(tmp_path: Path, torn: s
     file.write({"version": 3})
     file.close()
     assert lines(path) == [{"version": 1}, {"version": 3}]
+
+
+def test_a_full_disk_is_told_of_when_it_begins_and_leaves_whole_lines(tmp_path: Path) -> None:
+    path, told = tmp_path / "metrics.jsonl", list[str]()
+    file = JsonLines(path)
+    file.write_or_tell({"version": 1}, told.append)
+    with file_size_limit(path.stat().st_size + 5):
+        file.write_or_tell({"version": 2}, told.append)
+        file.write_or_tell({"version": 3}, told.append)
+    file.write_or_tell({"version": 4}, told.append)
+    with file_size_limit(path.stat().st_size):
+        file.write_or_tell({"version": 5}, told.append)
+    file.close()
+    assert lines(path) == [{"version": 1}, {"version": 4}]
+    assert [text.startswith(f"{path} misses lines from here on: ") for text in told] == [True, True]
 
 
 # TensorBoard

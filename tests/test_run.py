@@ -173,14 +173,24 @@ def test_consistent_runs_are_bit_identical_for_any_number_of_shards(
 def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: Finished, tmp_path: Path) -> None:
     path = copied(finished, tmp_path / "run")
     before, summary = finished.newest(), finished.summary()
-    resumed = trained(path, "--resume")
-    after = resumed.newest()
-    # Nothing is left to be done, so what the shards gave back is what they were given.
-    assert after.version == UPDATES
-    assert after.states == before.states
-    assert after.generation > before.generation
-    assert resumed.summary() == summary
-    resumed.assert_history_exact(UPDATES)
+    # Workers that sleep for a minute contribute nothing, so what the shards give back is what they were given.
+    with training(path, "--resume", "--updates", "60", "--straggle", "0:60", "--straggle", "1:60") as run:
+        run.wait_to_say("from here on with other settings: updates 40 -> 60, straggle [] -> ['0:60', '1:60']")
+        run.eventually(lambda: run.files.log("shard-0").count("is here") == 4, "the workers")
+        run.signal(signal.SIGINT)
+        run.eventually(lambda: run.files.newest().generation > before.generation, "the last checkpoint")
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130
+        after = run.files.newest()
+        assert after.version == UPDATES
+        assert after.states == before.states
+        assert {**run.files.summary(), "wall_s": 0, "agent_steps_per_s": 0} == {
+            **summary,
+            "exit_reason": "interrupted",
+            "wall_s": 0,
+            "agent_steps_per_s": 0,
+        }
+        run.files.assert_history_exact(UPDATES)
 
 
 def test_a_resumed_run_goes_on_where_it_ended(finished: Finished, tmp_path: Path) -> None:

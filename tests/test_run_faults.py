@@ -177,6 +177,7 @@ class BrokenGame(CartPoleEnv):
         super().__init__(**options)
         self.played = 0
         if rank() == BREAKS_FOR and (AFTER_STEPS == 0 or BROKEN.exists()):
+            print("looking for a joystick")
             raise RuntimeError("the joystick is not plugged in")
 
     def step(self, action):
@@ -205,6 +206,7 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(tmp_path: P
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
         assert "the joystick is not plugged in" in run.complaint()
+        assert run.files.log("worker-0").count("looking for a joystick\n") == 2
         assert "Traceback (most recent call last)" not in run.said()
         summary = run.files.summary()
         assert (summary["exit_reason"], summary["updates"]) == ("failed", 0)
@@ -228,6 +230,19 @@ def test_a_run_goes_on_without_a_worker_that_cannot_start_while_the_others_are_e
         run.signal(signal.SIGINT)
         assert run.wait() == 130, run.said()
         run.files.assert_history_exact(run.files.summary()["updates"], shards=1, quorum=1)
+
+
+def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with training(path, *SLOWLY, program=("-c", IMPATIENT)) as run:
+        run.wait_for(3)
+        (path / "history" / "shard-1.jsonl").unlink()
+        (path / "history" / "shard-1.jsonl").mkdir()
+        run.kill("shard", 1)
+        assert run.wait() == 3
+        assert run.complaint().startswith("zmqrl: shard-1 died 2 times in a row (exit status 3)")
+        assert "shard-1.jsonl" in run.complaint()
+        assert run.files.summary()["exit_reason"] == "failed"
 
 
 def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path: Path) -> None:
@@ -255,6 +270,21 @@ def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path
             assert [line["version"] for line in history] == list(range(1, run.files.summary()["updates"] + 1))
             assert all(len(set(line["ranks"])) == len(line["ranks"]) == line["quorum"] for line in history)
             assert [quorum for quorum, _ in itertools.groupby(line["quorum"] for line in history)] == [2, 1, 2]
+
+
+def test_an_outside_worker_that_takes_over_a_living_ones_rank_replaces_it(tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--external-workers", "1") as run:
+        run.wait_to_say("rank 1 is open: zmqrl worker")
+        with outside_worker(run) as first:
+            run.wait_for(3)
+            with outside_worker(run) as second:
+                assert first.wait(WITHIN_S) == 3
+                run.wait_to_say("rank 1 has been taken over by another worker")
+                run.wait_for(run.files.version() + 5)
+                run.signal(signal.SIGINT)
+                assert run.wait() == 130, run.said()
+                assert second.wait(WITHIN_S) == 0
+        run.files.assert_history_exact(run.files.summary()["updates"])
 
 
 @contextlib.contextmanager

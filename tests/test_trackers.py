@@ -25,7 +25,9 @@ def tracked(path: Path) -> Tracked:
     return Tracked(directory=RunDirectory(path), settings=SETTINGS)
 
 
-def track(path: Path, *names: str, rows: int = 2, first: int = 1, summary: bool = True) -> list[str]:
+def track(
+    path: Path, *names: str, rows: int = 2, first: int = 1, summary: bool = True, within_s: float = 30.0
+) -> list[str]:
     """Rows from ``first`` on, as a run hands them over, and its end; the notices that came of it."""
     notices: list[str] = []
     run = Trackers(names, tracked(path), notices.append)
@@ -33,7 +35,7 @@ def track(path: Path, *names: str, rows: int = 2, first: int = 1, summary: bool 
         run.log(row(second), 10 * second)
     if summary:
         write_json(path / "summary.json", SUMMARY)
-    run.close()
+    run.close(within_s)
     return notices
 
 
@@ -109,13 +111,10 @@ def test_a_tracker_that_takes_nothing_is_left_out_and_nobody_waits(
     released.set()
 
 
-def test_a_tracker_that_does_not_finish_is_waited_for_only_so_long(
-    tmp_path: Path, kinds: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tracker_that_does_not_finish_is_waited_for_only_so_long(tmp_path: Path, kinds: dict[str, Any]) -> None:
     released = threading.Event()
     kinds["stuck"] = kind(Recorder(stuck=released))
-    monkeypatch.setattr(trackers, "CLOSE_WITHIN_S", 0.0)
-    assert track(tmp_path, "stuck") == ["stuck is left out from here on: it did not finish within 0 s"]
+    assert track(tmp_path, "stuck", within_s=0.0) == ["stuck is left out from here on: it did not finish within 0 s"]
     released.set()
 
 

@@ -26,7 +26,7 @@ class Options:
     cluster: tyro.conf.Positional[Path]
     """The cluster.json of the run."""
     rank: int | None = None
-    """Which open rank; the first one if not given."""
+    """Which open rank; not needed where only one is open. A worker that has it already is replaced, and ends."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Threads for games and network."""
 

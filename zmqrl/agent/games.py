@@ -48,6 +48,11 @@ class EnvConfig:
         """The shape of one observation of an Atari game."""
         return self.frame_stack * self.frame_channels, self.screen_size, self.screen_size
 
+    @property
+    def mean_frame_skip(self) -> float:
+        """Emulator frames per agent step of an Atari game, on average."""
+        return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
+
     def flavour(self) -> str:
         """One line to print with each score of an Atari game: what the score depends on besides the agent."""
         return ", ".join(

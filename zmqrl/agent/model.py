@@ -1,7 +1,8 @@
 """The networks: observations in, action logits and state values out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -148,6 +149,17 @@ class VectorPolicy(nn.Module):
         return self.actor(observations), self.critic(observations).squeeze(-1)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()  # orthogonal weights differ in their last bits from one number of threads to another
 def make_model(
     name: str,
     observation_shape: Sequence[int],
@@ -159,7 +171,7 @@ def make_model(
     """The network called ``name`` for these observations, drawn from torch's global random state, on ``device``.
 
     A name like ``module:function`` is that of a user's own function, see ``load_model``. The parameters are drawn on
-    the CPU, so one seed gives the same ones for every device.
+    the CPU by one thread, so one seed gives the same ones for every device and number of cores.
 
     Raises UsageError if there is no such network, if it does not fit the observations, or does not compute in bfloat16.
     """

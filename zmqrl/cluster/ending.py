@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from zmqrl.agent.envs import describe_env
@@ -13,6 +14,7 @@ from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl, only
+from zmqrl.rundir import write_json
 
 Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
 
@@ -54,6 +56,14 @@ def stop_shards(
         for shard in shards:
             stats |= ask([shard], stats[shard].version)
     return min(s.version for s in stats.values()), stats
+
+
+def write_summary(path: Path, reason: Reason, config: Config, last: Checkpoint) -> None:
+    """Write ``summary.json``. Raises ClusterError when the disk does not take it."""
+    try:
+        write_json(path, summary(reason, config, last))
+    except OSError as error:
+        raise ClusterError(f"cannot write {path}: {error.strerror}.") from error
 
 
 def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:

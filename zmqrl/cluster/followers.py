@@ -49,7 +49,7 @@ class Followers:
         facts = answer.facts
         if evaluation := facts.get("evaluation"):
             assert self.rows is not None
-            self.rows.write(evaluation)
+            self.rows.write_or_tell(evaluation, self.console.notice)
             low, high = evaluation["ci95"]
             self.console.notice(
                 f"evaluation of version {evaluation['version']} ({evaluation['wall_s'] / 60:.1f} min): "

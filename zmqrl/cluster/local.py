@@ -66,6 +66,7 @@ class _Child:
     task: Task
     process: "subprocess.Popen[bytes]"
     started_at: float
+    log_start: int  # where in the log the words of this process begin
     output: bytearray = field(default_factory=bytearray)
 
 
@@ -85,6 +86,7 @@ class LocalLauncher:
         threads = str(task.threads)
         environment = PATIENCE | os.environ | MALLOC | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with task.log_path.open("ab") as log:
+            log_start = log.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", task.module],
                 stdin=subprocess.PIPE,
@@ -96,7 +98,7 @@ class LocalLauncher:
         assert process.stdin is not None
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
-        self._children[task.name] = _Child(task, process, time.monotonic())
+        self._children[task.name] = _Child(task, process, time.monotonic(), log_start)
         for message in (task.job, *task.messages):
             self.tell(task.name, message)
         return process.pid
@@ -168,8 +170,9 @@ class LocalLauncher:
         return {name: child.process.pid for name, child in self._children.items()}
 
     def logs(self, name: str) -> str:
-        """The last lines of a process's log."""
-        lines = self._children[name].task.log_path.read_bytes()[-8192:].decode(errors="replace").splitlines()
+        """The last lines that the process has written to its log."""
+        child = self._children[name]
+        lines = child.task.log_path.read_bytes()[child.log_start :][-8192:].decode(errors="replace").splitlines()
         return "\n".join(lines[-LOG_TAIL_LINES:])
 
     def _read(self, child: _Child) -> list[dict[str, Any]]:
@@ -186,9 +189,15 @@ class LocalLauncher:
         child.output = bytearray(rest)
         facts = []
         for line in lines:
-            with contextlib.suppress(ValueError):  # somebody else's words
-                if isinstance(said := json.loads(line), dict):
-                    facts.append(said)
+            try:
+                said = json.loads(line)
+            except ValueError:
+                said = None
+            if isinstance(said, dict):
+                facts.append(said)
+            else:  # printed by what the process runs: an environment, a model of the user's own
+                with contextlib.suppress(OSError), child.task.log_path.open("ab") as log:
+                    log.write(line + b"\n")
         return facts
 
     def _forget(self, name: str) -> None:

@@ -1,5 +1,6 @@
 """What a run shows while it goes on: a row of figures now and then, to the files that keep them and to the screen."""
 
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ import msgpack
 from zmqrl.config import Config
 from zmqrl.observe.console import Console, View
 from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
-from zmqrl.observe.trackers import Tracked, Trackers
+from zmqrl.observe.trackers import CLOSE_WITHIN_S, Tracked, Trackers
 from zmqrl.ps import messages as m
 from zmqrl.ps.optimizer import Optimizer
 from zmqrl.rundir import RunDirectory
@@ -27,6 +28,7 @@ class Progress:
         self.rows = JsonLines(directory.metrics)
         tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
         self.trackers = Trackers(config.trackers, tracked, console.notice)
+        self.outside: dict[int, int] = {}  # incarnations of the workers that others have started, by rank
         self.began_at: float | None = None
         self.row_at = 0.0
         self.row: dict[str, Any] = self.metrics.row(0.0)
@@ -43,10 +45,22 @@ class Progress:
         """Take a worker's own figures, unless they are malformed or of an old incarnation."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
         self.metrics.on_report(figures)
+        known = self.outside.get(report.rank, report.incarnation)
+        if report.rank >= self.config.ranks - self.config.external_workers and report.incarnation >= known:
+            self.outside[report.rank] = report.incarnation
+            if report.incarnation > known:
+                self.console.notice(f"rank {report.rank} has been taken over by another worker")
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
         """Take where the shards stand; those that have not answered are missing in ``stats``."""
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
+
+    def counters_at(self, version: int, stats: Iterable[m.Stats]) -> dict[str, Any]:
+        """The figures at ``version``, which every shard has reached: what is used since then is not counted."""
+        counters = self.metrics.counters()
+        since = sum((s.version - version) * s.quorum for s in stats)
+        contributions = {**counters.contributions, "used": counters.contributions["used"] - since}
+        return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
     def due(self, now: float) -> bool:
         """Whether it is time for the next row."""
@@ -59,15 +73,15 @@ class Progress:
         self.row = self.metrics.row(self.trained_s())
         self.row["learning_rate"] = Optimizer(self.config.optimizer).learning_rate(max(0, self.row["version"] - 1))
         if self.row["version"] != version:
-            self.rows.write(self.row)
+            self.rows.write_or_tell(self.row, self.console.notice)
             self.trackers.log(self.row, self.row["version"])
-        frames = self.config.envs.frame_skip if self.config.env.startswith("ALE/") else None
+        frames = self.config.envs.mean_frame_skip if self.config.env.startswith("ALE/") else None
         self.console.update(View(title=self.title, row=self.row, frames_per_agent_step=frames, left_s=self._left_s()))
 
-    def close(self) -> None:
-        """Close the files, and hand the summary to those who track the run."""
+    def close(self, *, hurried: bool) -> None:
+        """Close the files, and hand the summary to those who track the run, who get no time for it if ``hurried``."""
         self.rows.close()
-        self.trackers.close()
+        self.trackers.close(within_s=0.0 if hurried else CLOSE_WITHIN_S)
 
     def _left_s(self) -> float | None:
         """Seconds until the first of the run's limits, at the speed of now; None without a limit or a speed."""

@@ -1,5 +1,6 @@
 """A training run on this machine: everything that can be wrong is looked at first, then the supervisor takes over."""
 
+import contextlib
 import dataclasses
 import errno
 import shutil
@@ -8,8 +9,7 @@ import socket as host_socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,8 @@ import torch
 from zmqrl.agent.envs import EnvSpec, describe_env
 from zmqrl.agent.model import make_model
 from zmqrl.agent.plugin import load_loss
-from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.checkpoint import Checkpoint
+from zmqrl.cluster import resume
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
@@ -42,10 +43,13 @@ def train(config: Config) -> int:
     directory = RunDirectory(path)
     directory.claim()
     try:
+        changes: list[str] = []
         if config.resume:
-            checkpoint = newest_checkpoint(directory, initial)
-            if config.updates is not None and checkpoint.version > config.updates:
-                raise UsageError(f"--updates {config.updates}: {path} is at version {checkpoint.version} already.")
+            stored = Config.read(directory.config)
+            resume.check_task(stored, config, directory.path)
+            checkpoint = resume.newest_checkpoint(directory, initial)
+            resume.check_unfinished(config, checkpoint, directory.path)
+            changes = resume.changes(stored, config)
         elif directory.config.exists():
             raise UsageError(f"{path} holds a run already: choose another --run-dir, or go on with it by --resume.")
         else:
@@ -54,14 +58,15 @@ def train(config: Config) -> int:
         for old in (directory.summary, directory.trace):  # of an earlier sitting
             old.unlink(missing_ok=True)
         write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-        return _supervise(config, directory, checkpoint, spec.flavour)
+        return _supervise(config, directory, checkpoint, spec.flavour, changes)
     except (ZmqrlError, KeyboardInterrupt):
         raise
     except Exception as error:
         log_path = directory.log("supervisor")
-        log_path.parent.mkdir(exist_ok=True)
-        with log_path.open("a", encoding="utf-8") as log:
-            log.write(traceback.format_exc())
+        with contextlib.suppress(OSError):  # a full disk, perhaps what we are to tell of
+            log_path.parent.mkdir(exist_ok=True)
+            with log_path.open("a", encoding="utf-8") as log:
+                log.write(traceback.format_exc())
         raise ClusterError(f"the supervisor failed: {error!r}; the whole story is in {log_path}.") from error
     finally:
         directory.release()
@@ -81,28 +86,6 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)
 
 
-def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
-    """The checkpoint to resume from. Raises UsageError when there is none, or when it is of another layout."""
-    found = checkpoints(directory.checkpoints)
-    if not found:
-        raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
-    checkpoint = Checkpoint.read(found[-1])
-    if checkpoint.layout.hash != initial.layout.hash:
-        theirs, ours = checkpoint.layout, initial.layout
-        what = (
-            f"{theirs.shards} shards, not {ours.shards}"
-            if theirs.tensors == ours.tensors
-            else f"a network of {theirs.count} parameters, not of {ours.count}"
-        )
-        raise UsageError(f"{found[-1]} has {what}: resume with the settings it was made with.")
-    if (checkpoint.optimizer, checkpoint.state_names) != (initial.optimizer, initial.state_names):
-        raise UsageError(
-            f"{found[-1]} has the state of optimizer {checkpoint.optimizer} ({', '.join(checkpoint.state_names)}), "
-            f"not of {initial.optimizer} ({', '.join(initial.state_names)})."
-        )
-    return checkpoint
-
-
 def check_ports(config: Config) -> None:
     """Raise UsageError that names the first port of the run that is taken, or the address that is not ours."""
     for port in (config.ports() or range(1))[: 3 * config.shards]:
@@ -118,12 +101,16 @@ def check_ports(config: Config) -> None:
                 raise UsageError(f"{what} ({error.strerror}): choose another --wire.port-range or address.") from error
 
 
-def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint, flavour: str) -> int:
+def _supervise(
+    config: Config, directory: RunDirectory, checkpoint: Checkpoint, flavour: str, changes: Sequence[str]
+) -> int:
     console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
     try:
         console.notice(f"run directory {directory.path}; scores: {config.env}, {flavour}")
         if checkpoint.version:
             console.notice(f"resuming from version {checkpoint.version}")
+        if changes:
+            console.notice(f"from here on with other settings: {', '.join(changes)}")
         if config.profile:
             shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier sitting
             directory.traces.mkdir()
@@ -139,7 +126,7 @@ def _supervise(config: Config, directory: RunDirectory, checkpoint: Checkpoint, 
     return 130 if reason == "interrupted" else 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interrupts(supervisor: Supervisor) -> Iterator[None]:
     """The first Ctrl-C (or TERM) asks for a checkpoint and a clean end, the second ends everything at once.
 

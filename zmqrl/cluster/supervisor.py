@@ -1,12 +1,11 @@
 """The supervisor of a run: starts shards and workers, watches them, decides membership, checkpoints and the end."""
 
-import dataclasses
+import contextlib
 import time
-from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
-from zmqrl.cluster.ending import Reason, stop_shards, summary
+from zmqrl.cluster.ending import Reason, stop_shards, write_summary
 from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
 from zmqrl.cluster.local import Exited, LocalLauncher, Said, Task
@@ -21,7 +20,7 @@ from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.history import History
 from zmqrl.ps.sockets import Role
-from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.rundir import RunDirectory
 
 ASK_EVERY_S = 0.2
 ASK_AT_FIRST_EVERY_S = 0.05  # until the first version, from which the time of the run counts
@@ -66,28 +65,27 @@ class Supervisor:
     def run(self) -> Reason:
         """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when it failed."""
         reason: Reason = "failed"
-        try:
-            self._bring_up()
-            wish = self._watch()
-            self._finish(wish)
-            reason = wish
-            self._let_leave()
-            if reason != "interrupted":
-                trained_s = self.checkpoint.counters["wall_s"]
-                self.followers.finish(self.checkpoint.version, trained_s, self._check_processes, self._interrupted)
-        except KeyboardInterrupt:
-            reason = "interrupted"
-            raise
-        except Exception:
-            self._save_what_is_left()
-            raise
-        finally:
-            self.launcher.stop(self.launcher.names(), grace_s=0)
-            if hasattr(self, "control"):
-                self.control.close()
-            write_json(self.directory.summary, summary(reason, self.config, self.checkpoint))
-            self.progress.close()
-            self.followers.close()
+        with contextlib.ExitStack() as at_the_end:  # all of it, whatever happens to one part; in the reverse order
+            at_the_end.callback(self.followers.close)
+            at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
+            at_the_end.callback(lambda: write_summary(self.directory.summary, reason, self.config, self.checkpoint))
+            at_the_end.callback(lambda: self.control.close() if hasattr(self, "control") else None)
+            at_the_end.callback(lambda: self.launcher.stop(self.launcher.names(), grace_s=0))
+            try:
+                self._bring_up()
+                wish = self._watch()
+                self._finish(wish)
+                reason = wish
+                self._let_leave()
+                if reason != "interrupted":
+                    trained_s = self.checkpoint.counters["wall_s"]
+                    self.followers.finish(self.checkpoint.version, trained_s, self._check_processes, self._interrupted)
+            except KeyboardInterrupt:
+                reason = "interrupted"
+                raise
+            except Exception:
+                self._save_what_is_left()
+                raise
         return reason
 
     def _bring_up(self) -> None:
@@ -152,7 +150,8 @@ class Supervisor:
             self._observe_members(now)
             self._checkpoint_if_due(now)
         if self.progress.due(now):
-            self._show(now)
+            self._take_in_stats()
+            self.progress.show(now)
 
     def _ask_shards(self, now: float) -> None:
         # What was not asked could not be answered: time that this process itself was stopped is not silence.
@@ -243,7 +242,10 @@ class Supervisor:
                 case Exited():
                     self._exited(event)
         if len(self.endpoints) == len(self.shards):
-            self.plan.write_cluster(self.endpoints, self.launcher.pids())
+            try:
+                self.plan.write_cluster(self.endpoints, self.launcher.pids())
+            except OSError as error:
+                self.console.notice(f"{self.directory.cluster} is out of date: {error.strerror}")
 
     def _exited(self, exited: Exited) -> None:
         if exited.name.startswith("shard-"):
@@ -324,24 +326,17 @@ class Supervisor:
         version = self.checkpointer.step(self.stats, self.progress.row["updates_per_s"] or 0.0, now)
         if version is None:
             return
+        self._take_in_stats()
+        counters = self.progress.counters_at(version, self.stats.values())
         try:
-            self.checkpoint = self.checkpointer.take(version, self.generation, self._counters_of(version), now)
+            self.checkpoint = self.checkpointer.take(version, self.generation, counters, now)
             self.console.notice(f"checkpoint of version {version} written")
             self.followers.on_checkpoint(version, self.checkpoint.counters["wall_s"])
         except ClusterError as error:
             self.console.notice(f"checkpoint of version {version} put off: {error}")
 
-    def _counters_of(self, version: int) -> dict[str, Any]:
-        """The run's figures at ``version``, which every shard has reached: what is used since then is not counted."""
+    def _take_in_stats(self) -> None:
         self.progress.on_stats(self.stats, self.shards, self.membership.view.members)
-        counters = self.progress.metrics.counters()
-        since = sum((s.version - version) * s.quorum for s in self.stats.values())
-        contributions = {**counters.contributions, "used": counters.contributions["used"] - since}
-        return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
-
-    def _show(self, now: float) -> None:
-        self.progress.on_stats(self.stats, self.shards, self.membership.view.members)
-        self.progress.show(now)
 
     # the end
 
@@ -354,8 +349,9 @@ class Supervisor:
         while True:
             try:
                 version, self.stats = stop_shards(self.control, self.shards, STOP_WITHIN_S, self._pump)
-                self._show(time.monotonic())
-                counters = self._counters_of(version)
+                self._take_in_stats()
+                self.progress.show(time.monotonic())
+                counters = self.progress.counters_at(version, self.stats.values())
                 self.checkpoint = self.checkpointer.take_now(
                     version, self.generation, counters, time.monotonic(), self._pump
                 )

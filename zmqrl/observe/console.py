@@ -41,12 +41,13 @@ _LEARNING = {
 class View:
     """What there is to show: the newest row of ``metrics.jsonl`` and what only the command knows.
 
-    ``frames_per_agent_step`` is 4 for ALE games; ``left_s`` are the seconds until the run ends, if it has an end.
+    ``frames_per_agent_step`` is 4 for most runs of Atari games; ``left_s`` are the seconds until the run ends, if it
+    has an end.
     """
 
     title: str
     row: Mapping[str, Any]
-    frames_per_agent_step: int | None = None
+    frames_per_agent_step: float | None = None
     left_s: float | None = None
 
 
@@ -69,14 +70,14 @@ class LoggedConsole:
     def __init__(self, console: Console, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._console = console
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def update(self, view: View) -> None:
         self._console.update(view)
 
     def notice(self, text: str) -> None:
-        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self._file.flush()
+        with contextlib.suppress(OSError):  # a full disk, of which others tell
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
         self._console.notice(text)
 
     def close(self) -> None:
@@ -228,7 +229,7 @@ def _facts(view: View, row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, text) for label, text in facts if text]
 
 
-def _speed(row: Mapping[str, Any], frames_per_agent_step: int | None) -> str:
+def _speed(row: Mapping[str, Any], frames_per_agent_step: float | None) -> str:
     rate = row.get("agent_steps_per_s")
     frames = ""
     if rate is not None and frames_per_agent_step is not None:

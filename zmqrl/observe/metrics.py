@@ -1,10 +1,11 @@
 """What the supervisor knows of a run: worker reports and shard statistics in, rows of ``metrics.jsonl`` out."""
 
+import errno
 import json
 import math
 import os
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, Self, TypedDict
@@ -312,16 +313,29 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         """Open or make ``path``. A line that an earlier process left unfinished is cut off. Raises OSError."""
+        self.path, self._failing = path, False
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append ``record``; what is not finite in it is written as null. Raises OSError when the disk is full."""
+        """Append ``record``; what is not finite in it is written as null. Raises OSError, and leaves no part of it."""
         line = json.dumps(_nulled(record), allow_nan=False).encode() + b"\n"
-        if os.write(self._descriptor, line) < len(line):
-            raise OSError("the disk is full: a line was not written whole")
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+        """Append ``record``; tell by ``notice`` when that begins to fail."""
+        try:
+            self.write(record)
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                notice(f"{self.path} misses lines from here on: {error.strerror}")
+            self._failing = True
 
     def close(self) -> None:
         os.close(self._descriptor)

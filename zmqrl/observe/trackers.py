@@ -92,17 +92,18 @@ class Trackers:
         for feed in self._feeds:
             feed.put(_Row(row, step))
 
-    def close(self) -> None:
-        """Hand on the run's summary, if it has one, and wait a while until all have taken everything."""
+    def close(self, within_s: float) -> None:
+        """Hand on the run's summary, if it has one, and wait until all have taken everything, at most ``within_s``."""
         try:
             summary = json.loads(self._summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             summary = None
         for feed in self._feeds:
             feed.put(_End(summary))
-        deadline = time.monotonic() + CLOSE_WITHIN_S
+        deadline = time.monotonic() + within_s
         for feed in self._feeds:
-            feed.join(deadline)
+            if not feed.join(deadline):
+                feed.give_up(f"it did not finish within {within_s:g} s")
 
 
 class _Row(NamedTuple):
@@ -139,23 +140,23 @@ class _Feed:
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
-            self._give_up(f"it has not taken {ROWS_WAITING} rows")
+            self.give_up(f"it has not taken {ROWS_WAITING} rows")
         self._look()
 
-    def join(self, deadline: float) -> None:
-        """Wait until the tracker has closed, at most until ``deadline`` on the monotonic clock."""
+    def join(self, deadline: float) -> bool:
+        """Wait until the tracker has closed, at most until ``deadline`` on the monotonic clock; whether it has."""
         if not self._given_up:
             self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.is_alive():
-            self._give_up(f"it did not finish within {CLOSE_WITHIN_S:g} s")
         self._look()
+        return not self._thread.is_alive()
 
     def _look(self) -> None:
         # The thread leaves its error to us: a console is drawn by the run's own thread.
         if self._error is not None:
-            self._give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
+            self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """Go on without the tracker, and tell why, once."""
         if not self._given_up:
             self._given_up = True
             self._notice(f"{self._name} is left out from here on: {why}")

@@ -28,13 +28,17 @@ class History:
     """Appends to ``path``; what a kill left half-written is cut off when it is opened."""
 
     def __init__(self, path: Path) -> None:
+        """Raises ClusterError when it cannot be opened."""
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise ClusterError(f"cannot write {path}: {error.strerror}.") from error
         self.last_version = self._cut_torn_tail()
 
     def append(self, record: Record, crc32: int) -> None:
-        """Write the line of one version, in one system call."""
+        """Write the line of one version, in one system call. Raises ClusterError, and leaves no part of it."""
         self.last_version = record.version
         line = {
             "version": record.version,
@@ -50,7 +54,10 @@ class History:
         if record.staleness:
             line["staleness"] = list(record.staleness)
         packed = json.dumps(line).encode() + b"\n"
-        written = os.write(self.file, packed)
+        try:
+            written = os.write(self.file, packed)
+        except OSError as error:
+            raise ClusterError(f"cannot write {self.path}: {error.strerror}.") from error
         if written < len(packed):
             os.ftruncate(self.file, os.fstat(self.file).st_size - written)
             raise ClusterError(f"cannot write {self.path}: the disk is full.")

@@ -326,18 +326,7 @@ class ShardServer:
         return self._send(peer, loaded)
 
     def _load(self, load: m.Load) -> None:
-        record = e.Record(
-            generation=load.generation,
-            version=load.version,
-            view=e.View(load.view, load.quorum, load.members),
-            quorum=0,
-            ranks=(),
-            late=0,
-            duplicate=0,
-            rejected=0,
-            tallies={},
-            unattributed=0,
-        )
+        record = e.Record.loaded(load)
         slot = self.store.free_slot()
         numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
         for array, source in zip(self._arrays(slot), numbers, strict=True):
@@ -386,16 +375,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server = ShardServer(job, log)
-        endpoints = server.bind()
+        say({"endpoints": server.bind(), "pid": os.getpid()})
+        try:
+            server.serve()
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes after the end of input when our parent dies
+            server.close()
     except ClusterError as error:
         log.error("%s", error)
         sys.exit(error.exit_status)
-    say({"endpoints": endpoints, "pid": os.getpid()})
-    try:
-        server.serve()
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes after the end of standard input when our parent dies
-        server.close()
 
 
 if __name__ == "__main__":

@@ -56,6 +56,22 @@ class Record:
     staleness: tuple[int, ...] = ()
     applied: dict[int, int] = field(default_factory=dict)
 
+    @classmethod
+    def loaded(cls, load: m.Load) -> "Record":
+        """Of a version that was not made here, but handed over."""
+        return cls(
+            generation=load.generation,
+            version=load.version,
+            view=View(load.view, load.quorum, load.members),
+            quorum=0,
+            ranks=(),
+            late=0,
+            duplicate=0,
+            rejected=0,
+            tallies={},
+            unattributed=0,
+        )
+
 
 # Events
 

@@ -1,0 +1,65 @@
+"""Going on with a run: from which checkpoint, and what may be different from here on."""
+
+import statistics
+from pathlib import Path
+
+from zmqrl.agent.envs import describe_env
+from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.observe.metrics import SCORES_KEPT, Counters
+from zmqrl.observe.records import PLACE, flat
+from zmqrl.rundir import RunDirectory
+
+
+def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
+    """The checkpoint to resume from. Raises UsageError when there is none, or when it is of another layout."""
+    found = checkpoints(directory.checkpoints)
+    if not found:
+        raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
+    checkpoint = Checkpoint.read(found[-1])
+    if checkpoint.layout.hash != initial.layout.hash:
+        theirs, ours = checkpoint.layout, initial.layout
+        what = (
+            f"{theirs.shards} shards, not {ours.shards}"
+            if theirs.tensors == ours.tensors
+            else f"a network of {theirs.count} parameters, not of {ours.count}"
+        )
+        raise UsageError(f"{found[-1]} has {what}: resume with the settings it was made with.")
+    if (checkpoint.optimizer, checkpoint.state_names) != (initial.optimizer, initial.state_names):
+        raise UsageError(
+            f"{found[-1]} has the state of optimizer {checkpoint.optimizer} ({', '.join(checkpoint.state_names)}), "
+            f"not of {initial.optimizer} ({', '.join(initial.state_names)})."
+        )
+    return checkpoint
+
+
+def check_task(stored: Config, config: Config, path: Path) -> None:
+    """Raise UsageError when the games are not those that the run at ``path`` was trained on.
+
+    Its scores, all in one file, would be scores of different things.
+    """
+    if config.env != stored.env:
+        raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for that.")
+    before, now = (describe_env(each.env, each.envs).flavour for each in (stored, config))
+    if before != now:
+        raise UsageError(f"{path} was trained on games of another flavour ({before}; not {now}): start a new run.")
+
+
+def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None:
+    """Raise UsageError when the run at ``path`` has reached what it is to stop at."""
+    counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
+    score = statistics.fmean(counters.scores) if len(counters.scores) >= SCORES_KEPT else None
+    for option, limit, reached in (
+        ("--updates", config.updates, checkpoint.version),
+        ("--agent-steps", config.agent_steps, counters.agent_steps),
+        ("--stop-score", config.stop_score, score),
+    ):
+        if limit is not None and reached is not None and reached >= limit:
+            raise UsageError(f"{option} {limit:g}: {path} is at {reached:g} already; ask for more to go on.")
+
+
+def changes(stored: Config, config: Config) -> list[str]:
+    """The settings that differ from those of the run so far, such as ``ppo.clip 0.1 -> 0.2``."""
+    before, now = (dict(flat(each.to_json())) for each in (stored, config))
+    return [f"{name} {before[name]} -> {now[name]}" for name in now if name not in PLACE and now[name] != before[name]]
