@@ -10,7 +10,7 @@ from run_rig import training
 
 from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
-from zmqrl.cluster.local import Exited, Said, Task
+from zmqrl.cluster.launcher import Exited, Said, Task
 from zmqrl.config import Config, RecordingConfig
 from zmqrl.observe.console import View
 from zmqrl.rundir import RunDirectory

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zmqrl.cluster.local import Exited
+from zmqrl.cluster.launcher import Exited
 from zmqrl.cluster.membership import NOTICE_EVERY_S, SHRINK_AFTER_S, Membership
 from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.restarts import (

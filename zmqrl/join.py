@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from zmqrl.cluster.local import PATIENCE
+from zmqrl.cluster.agents import PATIENCE
 
 os.environ.update(PATIENCE | os.environ)  # before torch comes with its OpenMP
 

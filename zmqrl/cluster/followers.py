@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zmqrl.cluster.keeper import Keeper
-from zmqrl.cluster.local import Exited, Said
+from zmqrl.cluster.launcher import Exited, Said
 from zmqrl.cluster.plan import EVALUATOR, RECORDER
 from zmqrl.config import Config
 from zmqrl.observe.console import Console

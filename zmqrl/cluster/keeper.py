@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from zmqrl.cluster.local import Exited, LocalLauncher, Said, Task
+from zmqrl.cluster.launcher import Exited, Launcher, Said, Task
 from zmqrl.cluster.restarts import Restarts
 from zmqrl.ps import messages as m
 
@@ -18,7 +18,7 @@ class Keeper:
     ``task`` says how a process is started, each time anew; ``notice`` tells the user.
     """
 
-    def __init__(self, launcher: LocalLauncher, task: Callable[[str], Task], notice: Callable[[str], None]) -> None:
+    def __init__(self, launcher: Launcher, task: Callable[[str], Task], notice: Callable[[str], None]) -> None:
         self.launcher, self.task, self.notice = launcher, task, notice
         self.restarts = Restarts()
         self._start_at: dict[str, float] = {}
@@ -69,7 +69,7 @@ class Keeper:
         for each in stats:
             for rank, silent_ms in zip(each.present, each.silent_ms, strict=False):
                 name = f"worker-{rank}"
-                if silent_ms < 1000 * SILENCE_S and self.launcher.pid(name) is not None:
+                if silent_ms < 1000 * SILENCE_S and name in self.launcher.names():
                     self.heard(name, now)
 
     def silent_s(self, name: str, now: float) -> float:
@@ -92,5 +92,5 @@ class Keeper:
                 self._heard_at[name] = now
             elif tell:
                 self._told_at = now
-                self.notice(f"{name} (process {self.launcher.pid(name)}) has not answered for {seconds:.0f} s")
+                self.notice(f"{name} (process {self.launcher.pids().get(name)}) has not answered for {seconds:.0f} s")
         return silent

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zmqrl import __version__
-from zmqrl.cluster.local import Task
+from zmqrl.cluster.launcher import Task
 from zmqrl.config import Config
 from zmqrl.ps import messages as m
 from zmqrl.ps.job import ShardJob

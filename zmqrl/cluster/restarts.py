@@ -1,6 +1,6 @@
 """When a process that died is started again, and when there is no hope left in it. No processes, no clock."""
 
-from zmqrl.cluster.local import Exited
+from zmqrl.cluster.launcher import Exited
 
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0

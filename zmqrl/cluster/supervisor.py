@@ -8,7 +8,8 @@ from zmqrl.cluster.checkpointer import Checkpointer
 from zmqrl.cluster.ending import Reason, stop_shards, write_summary
 from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
-from zmqrl.cluster.local import Exited, LocalLauncher, Said, Task
+from zmqrl.cluster.launcher import Exited, Said, Task
+from zmqrl.cluster.local import local_launcher
 from zmqrl.cluster.membership import Membership
 from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.progress import Progress
@@ -45,7 +46,7 @@ class Supervisor:
         self.membership = Membership(config.ranks, config.effective_quorum(), config.on_loss)
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
         self.progress = Progress(config, directory, counters, console)
-        self.launcher = LocalLauncher()
+        self.launcher = local_launcher(directory.path)
         self.keeper = Keeper(self.launcher, self._task, console.notice)
         self.followers = Followers(config, directory, self.keeper, console)
         self.endpoints: dict[int, dict[Role, str]] = {}
@@ -70,7 +71,7 @@ class Supervisor:
             at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
             at_the_end.callback(lambda: write_summary(self.directory.summary, reason, self.config, self.checkpoint))
             at_the_end.callback(lambda: self.control.close() if hasattr(self, "control") else None)
-            at_the_end.callback(lambda: self.launcher.stop(self.launcher.names(), grace_s=0))
+            at_the_end.callback(self.launcher.close)
             try:
                 self._bring_up()
                 wish = self._watch()

@@ -1,0 +1,371 @@
+"""The agent of a run on one host: starts what it is told to, passes on what that says, and ends it when it must.
+
+``python -m zmqrl.cluster.agent`` takes requests on standard input and writes events on standard output, each a line of
+JSON. It ends all that it has started when its input ends, when nothing came for longer than its lease, and on a signal.
+Standard library only: it is to be up before anything else could be.
+"""
+
+import base64
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zmqrl import __version__
+from zmqrl.child import PR_SET_PDEATHSIG
+
+PR_SET_CHILD_SUBREAPER = 36
+PREDECESSOR_ENDS_WITHIN_S = 20.0
+GRACE_S = 3.0
+KILLED_WITHIN_S = 2.0
+TURN_S = 0.25  # a signal is looked after between two turns
+CHUNK_BYTES = 1 << 20
+MOST_UNSENT_BYTES = 64 << 20  # to a launcher that does not read, or cannot be reached: then lines of logs are dropped
+
+Request = Mapping[str, Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    name: str
+    process: "subprocess.Popen[bytes]"
+    exit_fd: int
+    started_at: float
+    to_say: bytearray = field(default_factory=bytearray)  # on its standard input
+    unfinished: dict[int, bytearray] = field(default_factory=dict)  # lines, by the pipe they come from
+
+
+class Agent:
+    """The processes of one run on this host, by name. ``out`` is where events go."""
+
+    def __init__(self, out: int) -> None:
+        self.out = out
+        self.children: dict[str, _Child] = {}
+        self.why_end: str | None = None
+        self._selector = selectors.DefaultSelector()
+        self._requests = bytearray()
+        self._unsent = bytearray()
+        self._lost_lines = 0
+        self._lease_s: float | None = None
+        self._heard_at = time.monotonic()
+        os.set_blocking(out, False)
+
+    def serve(self, requests: int) -> None:
+        """Do as is asked on the descriptor ``requests`` until there is a reason to end."""
+        os.set_blocking(requests, False)
+        self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
+        while self.why_end is None:
+            self._turn(TURN_S)
+            if self._lease_s is not None and time.monotonic() - self._heard_at > self._lease_s:
+                self.why_end = f"nothing was heard for {self._lease_s:g} s"
+
+    def end(self) -> None:
+        """End everything: hang up and terminate, kill after a while, and then what those have started."""
+        for number, within_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, KILLED_WITHIN_S)):
+            for child in self.children.values():
+                self._hang_up(child)
+                self._signal(child, number)
+            deadline = time.monotonic() + within_s
+            while self.children and (left_s := deadline - time.monotonic()) > 0:
+                self._turn(left_s)
+        deadline = time.monotonic() + KILLED_WITHIN_S
+        while (strays := _own_children()) and time.monotonic() < deadline:
+            for pid in strays:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            time.sleep(0.01)
+
+    # requests
+
+    def _hear(self, requests: int) -> None:
+        try:
+            piece = os.read(requests, CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        if not piece:
+            self._selector.unregister(requests)
+            self.why_end = self.why_end or "the launcher hung up"
+            return
+        self._heard_at = time.monotonic()
+        self._requests += piece
+        *lines, rest = self._requests.split(b"\n")
+        self._requests = bytearray(rest)
+        for line in lines:
+            if self.why_end is None:
+                self._do(json.loads(line))
+
+    def _do(self, request: Request) -> None:
+        match request["do"]:
+            case "begin":
+                self._begin(Path(request["work"]).expanduser(), request["lease_s"])
+            case "start":
+                self._start(request)
+            case "tell":
+                if child := self.children.get(request["name"]):
+                    self._tell(child, request["message"])
+            case "hang_up":
+                if child := self.children.get(request["name"]):
+                    self._hang_up(child)
+            case "signal":
+                if child := self.children.get(request["name"]):
+                    self._signal(child, signal.Signals(request["number"]))
+            case "fetch":
+                self._fetch(Path(request["path"]), request["offset"])
+            case "put":
+                self._put(Path(request["path"]), request["offset"], base64.b64decode(request["data"]))
+            case "renew":
+                self._send({"is": "alive"})
+
+    def _begin(self, work: Path, lease_s: float | None) -> None:
+        """Take over ``work``, the directory of this run on this host, from an agent that may still be ending."""
+        self._lease_s = lease_s
+        try:
+            work.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(work / ".agent", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            return self._refuse(f"cannot use {work}: {error.strerror}")
+        deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return self._refuse(f"another agent of this run is still alive in {work}")
+                time.sleep(0.1)
+        self._heard_at = time.monotonic()
+        return self._send({"is": "up", **_about_this_host(), "work": str(work)})
+
+    def _refuse(self, why: str) -> None:
+        self._send({"is": "refused", "why": why})
+        self.why_end = why
+
+    def _start(self, request: Request) -> None:
+        name = request["name"]
+        environment = request["before"] | os.environ | request["environment"]
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", request["module"]],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # so that ending it ends what it started, and no terminal's signal reaches it
+            )
+            exit_fd = os.pidfd_open(process.pid)
+        except OSError as error:
+            return self._exited(name, 127, f"cannot be started: {error}", 0.0)
+        child = _Child(name, process, exit_fd, time.monotonic())
+        self.children[name] = child
+        for pipe, take in ((process.stdout, self._take_said), (process.stderr, self._take_log)):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+            child.unfinished[pipe.fileno()] = bytearray()
+            self._selector.register(pipe, selectors.EVENT_READ, partial(self._read, child, pipe.fileno(), take))
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        self._selector.register(exit_fd, selectors.EVENT_READ, partial(self._take_exit, child))
+        self._send({"is": "started", "name": name, "pid": process.pid})
+        for message in request["messages"]:
+            self._tell(child, message)
+        return None
+
+    def _fetch(self, path: Path, offset: int) -> None:
+        """A piece of a file, and how long the file is; -1 if there is none."""
+        data, size = b"", -1
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(offset)
+            data = file.read(CHUNK_BYTES)
+        encoded = base64.b64encode(data).decode()
+        self._send({"is": "file", "path": str(path), "offset": offset, "size": size, "data": encoded})
+
+    def _put(self, path: Path, offset: int, data: bytes) -> None:
+        error = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("r+b" if offset else "wb") as file:
+                file.seek(offset)
+                file.write(data)
+        except OSError as failure:
+            error = failure.strerror
+        self._send({"is": "put", "path": str(path), "offset": offset + len(data), "error": error})
+
+    # children
+
+    def _tell(self, child: _Child, message: Any) -> None:
+        if child.process.stdin is not None and not child.process.stdin.closed:
+            child.to_say += json.dumps(message).encode() + b"\n"
+            self._say(child)
+
+    def _say(self, child: _Child) -> None:
+        stdin = child.process.stdin
+        assert stdin is not None
+        try:
+            while child.to_say:
+                del child.to_say[: os.write(stdin.fileno(), child.to_say)]
+        except BlockingIOError:
+            return self._watch_write(stdin.fileno(), partial(self._say, child))
+        except BrokenPipeError:
+            child.to_say.clear()
+        return self._unwatch(stdin.fileno())
+
+    def _hang_up(self, child: _Child) -> None:
+        stdin = child.process.stdin
+        if stdin is not None and not stdin.closed:
+            self._unwatch(stdin.fileno())
+            with contextlib.suppress(BrokenPipeError):
+                stdin.close()
+
+    def _signal(self, child: _Child, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, number)  # it is not reaped before it is forgotten: the id is still its own
+
+    def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
+        """Take the whole lines of what is there; False if nothing is."""
+        try:
+            piece = os.read(pipe, 65536)
+        except BlockingIOError:
+            return False
+        if not piece:
+            self._unwatch(pipe)
+            return False
+        child.unfinished[pipe] += piece
+        *lines, rest = child.unfinished[pipe].split(b"\n")
+        child.unfinished[pipe] = bytearray(rest)
+        for line in lines:
+            take(child, bytes(line))
+        return True
+
+    def _take_said(self, child: _Child, line: bytes) -> None:
+        try:
+            said = json.loads(line)
+        except ValueError:
+            said = None
+        if isinstance(said, dict):
+            self._send({"is": "said", "name": child.name, "facts": said})
+        else:  # printed by what it runs: an environment, a model of the user's own
+            self._take_log(child, line)
+
+    def _take_log(self, child: _Child, line: bytes) -> None:
+        if len(self._unsent) > MOST_UNSENT_BYTES:
+            self._lost_lines += 1
+            return
+        if self._lost_lines:
+            self._send({"is": "log", "name": child.name, "line": f"... {self._lost_lines} lines of logs are lost ..."})
+            self._lost_lines = 0
+        self._send({"is": "log", "name": child.name, "line": line.decode(errors="replace")})
+
+    def _take_exit(self, child: _Child) -> None:
+        # What it has started, in its session, goes with it, and before it is reaped: until then the id is its own.
+        self._signal(child, signal.SIGKILL)
+        status = child.process.wait()
+        for pipe, take in ((child.process.stdout, self._take_said), (child.process.stderr, self._take_log)):
+            assert pipe is not None
+            while self._read(child, pipe.fileno(), take):
+                pass
+            if rest := bytes(child.unfinished[pipe.fileno()]):
+                take(child, rest)
+            self._unwatch(pipe.fileno())
+            pipe.close()
+        self._hang_up(child)
+        self._selector.unregister(child.exit_fd)
+        os.close(child.exit_fd)
+        del self.children[child.name]
+        self._exited(child.name, status, None, time.monotonic() - child.started_at)
+
+    def _exited(self, name: str, status: int, why: str | None, lived_s: float) -> None:
+        self._send({"is": "exited", "name": name, "status": status, "why": why, "lived_s": lived_s})
+
+    # the loop
+
+    def _turn(self, timeout_s: float) -> None:
+        for key, _ in self._selector.select(timeout_s):
+            if key.fd in self._selector.get_map():
+                key.data()
+
+    def _watch_write(self, fd: int, callback: Callable[[], None]) -> None:
+        if fd not in self._selector.get_map():
+            self._selector.register(fd, selectors.EVENT_WRITE, callback)
+
+    def _unwatch(self, fd: int) -> None:
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    def _send(self, event: Mapping[str, Any]) -> None:
+        self._unsent += json.dumps(event).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self.out, self._unsent)]
+        except BlockingIOError:
+            return self._watch_write(self.out, self._flush)
+        except BrokenPipeError:
+            self._unsent.clear()
+            self.why_end = self.why_end or "the launcher is gone"
+        return self._unwatch(self.out)
+
+
+def _about_this_host() -> dict[str, Any]:
+    """What the launcher wants to know first. ``address``: where it has reached this host, if by ssh."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "zmqrl": __version__,
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+        "address": connection[2] if len(connection) == 4 else None,
+    }
+
+
+def _own_children() -> list[int]:
+    """What is left of our descendants: who loses its parent becomes our child."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except OSError:  # a kernel without it
+        return []
+
+
+def main() -> None:
+    """Serve until there is a reason to end, and end everything."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    # Events keep their descriptor; a stray print of ours must not get between them.
+    out = os.dup(1)
+    os.dup2(2, 1)
+    agent = Agent(out)
+
+    def stop(number: int, _: object) -> None:
+        agent.why_end = f"{signal.Signals(number).name} came"
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the launcher decides what it means
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        agent.serve(0)
+    finally:
+        agent.end()
+
+
+if __name__ == "__main__":
+    main()
