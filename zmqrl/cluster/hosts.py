@@ -1,0 +1,274 @@
+"""What the user says about machines: a list, an MPI hostfile or a TOML file. Nothing is looked up or reached."""
+
+import itertools
+import math
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from zmqrl.errors import UsageError, did_you_mean
+
+MAX_RANGE = 1024  # hosts that one name with ranges may stand for
+
+# What ssh and its ProxyCommand take to be a name, and neither an option nor something for a shell.
+_WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_NUMBER: Final = r"[0-9]{1,9}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A machine, and what may run on it. What is None is found out, or decided by default."""
+
+    name: str
+    """Where ssh goes: a name that the user's ssh_config or the resolver knows, maybe behind user@."""
+    slots: int | None = None
+    """Workers that it takes at most by default; as many as cores, or more if need be, if not given."""
+    address: str | None = None
+    """The address by which other hosts reach it."""
+    python: str | None = None
+    """Its Python interpreter."""
+    threads: int | None = None
+    """Threads of each worker, and of the evaluator and the recorder."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of its processes, on top of those they have anyway."""
+    shards: int | None = None
+    """Shards that run here, by hand."""
+    workers: int | None = None
+    """Workers that run here, by hand."""
+    evaluator: bool = False
+    """The evaluator, if there is one, runs here."""
+    recorder: bool = False
+    """The recorder, if there is one, runs here."""
+
+
+def read_hosts(text: str) -> tuple[Host, ...]:
+    """The hosts that ``-H text`` means: ``h1,node[01-16]:4``, or a file as in ``launch/hosts/``, TOML by its name.
+
+    Raises UsageError with one sentence for what cannot be read, is unknown, cannot be a host or stands twice.
+    """
+    if _is_file(text):
+        where = text
+        hosts = tuple(_from_toml(text) if text.endswith(".toml") else _from_hostfile(text))
+    elif "/" in text or text.endswith((".toml", ".txt")):
+        raise UsageError(f"-H {text}: there is no file {text}.")
+    else:
+        where = "-H"
+        hosts = tuple(_from_list(text))
+    if not hosts:
+        raise UsageError(f"{where} names no host.")
+    for name, times in Counter(host.name for host in hosts).items():
+        if times > 1:
+            raise UsageError(f"{where}: the host {name} stands there {times} times, but once is enough.")
+    return hosts
+
+
+def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> tuple[Host, ...]:
+    """Those of ``hosts`` that are in the list ``include``, if there is one, and not in the list ``exclude``.
+
+    Lists are as in :func:`read_hosts`, without slots; the order of ``hosts`` stays. Raises UsageError for a name
+    that is no host, and when no host is left.
+    """
+    hosts = tuple(hosts)
+    known = [host.name for host in hosts]
+    kept = known if include is None else _members(include, known, "--include")
+    dropped = [] if exclude is None else _members(exclude, known, "--exclude")
+    left = set(kept) - set(dropped)
+    if not left:
+        raise UsageError("--include and --exclude leave no host.")
+    return tuple(host for host in hosts if host.name in left)
+
+
+def _members(text: str, known: list[str], option: str) -> list[str]:
+    names = [name for item in _split(text, option) for name in _expand(item, option)]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{option} {name}: there is no such host{did_you_mean(name, known)}.")
+    return names
+
+
+def _is_file(text: str) -> bool:
+    try:
+        # Not is_file(), because a shell's <(...) is a pipe.
+        return Path(text).exists() and not Path(text).is_dir()
+    except OSError:  # a list that is longer than the name of a file can be
+        return False
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text in UTF-8.") from error
+
+
+def _from_list(text: str) -> Iterator[Host]:
+    for item in _split(text, "-H"):
+        name, _, slots = item.rpartition(":")
+        if not re.fullmatch(_NUMBER, slots):
+            name, slots = item, ""
+        elif not name:
+            raise UsageError(f"-H: there is no name before :{slots}.")
+        for one in _names(name, "-H"):
+            yield Host(name=one, slots=int(slots) if slots else None)
+
+
+def _from_hostfile(path: str) -> Iterator[Host]:
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        where = f"{path}, line {number}"
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        name, *settings = words
+        limits = []
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            if key not in ("slots", "max_slots"):
+                hint = did_you_mean(key, ("slots", "max_slots"))
+                raise UsageError(f"{where}: unknown setting {key!r}{hint}; other settings need a TOML file.")
+            if not re.fullmatch(_NUMBER, value):
+                raise UsageError(f"{where}: {setting} is not {key}=N, such as {key}=4.")
+            limits.append(int(value))
+        for one in _names(name, where):
+            # For MPI, slots may be exceeded up to max_slots; here neither is.
+            yield Host(name=one, slots=min(limits, default=None))
+
+
+def _from_toml(path: str) -> Iterator[Host]:
+    try:
+        document = tomllib.loads(_read(path))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no TOML: {error}.") from error
+    for key in document:
+        if key not in ("defaults", "host"):
+            hint = did_you_mean(key, ("defaults", "host"))
+            raise UsageError(f"{path}: unknown key {key!r}{hint}; there are [defaults] and [[host]].")
+    defaults, tables = document.get("defaults", {}), document.get("host", [])
+    if not isinstance(defaults, dict):
+        raise UsageError(f"{path}: the defaults stand below a line [defaults].")
+    if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
+        raise UsageError(f"{path}: each host stands below a line [[host]].")
+    for key in ("name", "address"):
+        if key in defaults:
+            raise UsageError(f"{path}, [defaults]: {key} belongs to one host, below its [[host]].")
+    _check(defaults, f"{path}, [defaults]")
+    for number, table in enumerate(tables, start=1):
+        if not _is_text(table.get("name")):
+            raise UsageError(f"{path}: [[host]] number {number} needs a name, a string on one line.")
+        where = f"{path}, host {table['name']}"
+        _check(table, where)
+        names = _names(table["name"], where)
+        addresses = _addresses(table["address"], names, where) if "address" in table else [None] * len(names)
+        settings = defaults | table | {"env": defaults.get("env", {}) | table.get("env", {})}
+        for name, address in zip(names, addresses, strict=True):
+            yield Host(**settings | {"name": name, "address": address})
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and value != ""
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0  # True is an int, too
+
+
+def _is_env(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and isinstance(text, str) and "\0" not in text
+        for name, text in value.items()
+    )
+
+
+_TEXT: Final = (_is_text, "a string on one line, not empty")
+_COUNT: Final = (_is_count, "a whole number from 0")
+_FLAG: Final = (lambda value: isinstance(value, bool), "true or false")
+_KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "name": _TEXT,
+    "slots": _COUNT,
+    "address": _TEXT,
+    "python": _TEXT,
+    "threads": (lambda value: _is_count(value) and value > 0, "a whole number from 1"),
+    "env": (_is_env, 'a table of strings, such as { TMPDIR = "/scratch" }'),
+    "shards": _COUNT,
+    "workers": _COUNT,
+    "evaluator": _FLAG,
+    "recorder": _FLAG,
+}
+
+
+def _check(table: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError for a key of a TOML table that is unknown, or whose value is of the wrong kind."""
+    for key, value in table.items():
+        if key not in _KINDS:
+            raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(key, _KINDS)}.")
+        fits, kind = _KINDS[key]
+        if not fits(value):
+            raise UsageError(f"{where}: {key} is {value!r:.60}, but it must be {kind}.")
+
+
+def _names(pattern: str, where: str) -> list[str]:
+    """The names that ``pattern`` stands for. Raises UsageError for what cannot be the name of a host."""
+    if ":" in pattern:
+        raise UsageError(
+            f"{where}: {pattern!r} has a colon: slots are a number, in a list h1:4, in a hostfile slots=4, "
+            "and a host with an IPv6 address needs a name in ssh_config."
+        )
+    names = _expand(pattern, where)
+    for name in names:
+        if not re.fullmatch(f"({_WORD}@)?{_WORD}", name):
+            raise UsageError(
+                f"{where}: {name!r} cannot be a host: a name has letters, digits, '.', '_' and '-', "
+                "begins with neither '.' nor '-', and may stand behind user@."
+            )
+    return names
+
+
+def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
+    """The addresses of the hosts ``names``, as many: a range of hosts has a range of addresses."""
+    addresses = _expand(pattern, where)
+    for address in addresses:
+        if not re.fullmatch(_WORD, address):
+            raise UsageError(f"{where}: the address {address!r} is neither an IPv4 address nor the name of one.")
+    if len(addresses) != len(names):
+        raise UsageError(f"{where}: name and address must mean as many, not {len(names)} and {len(addresses)}.")
+    return addresses
+
+
+def _split(text: str, where: str) -> list[str]:
+    """The items of a list, cut at the commas that are in no brackets."""
+    items = [item.strip() for item in re.split(r",(?![^\[\]]*\])", text)]
+    if "" in items:
+        raise UsageError(f"{where}: a name is missing in {text!r:.60}.")
+    return items
+
+
+def _expand(pattern: str, where: str) -> list[str]:
+    """``node[01-16]`` written out; with several brackets the last one counts fastest."""
+    pieces = re.split(r"\[([^\[\]]*)\]", pattern)
+    if any(bracket in text for text in pieces[::2] for bracket in "[]"):
+        raise UsageError(f"{where}: the brackets in {pattern} do not match.")
+    choices = [_numbers(piece, where) if index % 2 else [piece] for index, piece in enumerate(pieces)]
+    if math.prod(map(len, choices)) > MAX_RANGE:
+        raise UsageError(f"{where}: {pattern} means more than {MAX_RANGE} hosts.")
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _numbers(ranges: str, where: str) -> list[str]:
+    """``01-03,7`` written out, with as many digits as the first number of a range has."""
+    numbers: list[str] = []
+    for item in ranges.split(","):
+        match = re.fullmatch(f"({_NUMBER})(?:-({_NUMBER}))?", item)
+        if match is None:
+            raise UsageError(f"{where}: [{ranges}] is no range, such as [01-16] or [1-3,7].")
+        first, last = match[1], match[2] or match[1]
+        if int(first) > int(last):
+            raise UsageError(f"{where}: the range [{item}] is reversed; write [{last}-{first}].")
+        if int(last) - int(first) >= MAX_RANGE:
+            raise UsageError(f"{where}: the range [{item}] means more than {MAX_RANGE} hosts.")
+        numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return numbers
