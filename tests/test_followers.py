@@ -63,7 +63,7 @@ def followers(tmp_path: Path, launcher: Any, notices: Notices) -> Followers:
     config = Config(evaluator=True, recorder=True, recording=RecordingConfig(minutes=(15, 0)))
     task = Task(name="evaluator-0", module="module", job={}, log_path=tmp_path, threads=1)
     keeper = Keeper(launcher, lambda name: task, notices.notice)
-    return Followers(config, RunDirectory(tmp_path), keeper, notices)
+    return Followers(config, RunDirectory(tmp_path), keeper, notices, lambda name, version: None)
 
 
 def evaluation(version: int) -> Said:

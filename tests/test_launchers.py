@@ -14,8 +14,8 @@ import pytest
 from rig import eventually, is_alive
 
 from zmqrl.cluster.agents import Agents
+from zmqrl.cluster.deployment import local_launcher
 from zmqrl.cluster.launcher import Exited, Said, Task
-from zmqrl.cluster.local import local_launcher
 
 WITHIN_S = 30.0
 TESTS = Path(__file__).parent
@@ -169,7 +169,7 @@ LAUNCHING = """
 import json, sys, time
 from pathlib import Path
 from zmqrl.cluster.launcher import Said, Task
-from zmqrl.cluster.local import local_launcher
+from zmqrl.cluster.deployment import local_launcher
 where = Path(sys.argv[1])
 launcher = local_launcher(where)
 for name, job in (("one", {"with_children": True}), ("stubborn", {"stubborn": True})):

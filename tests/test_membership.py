@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from zmqrl.cluster.deployment import on_this_machine
 from zmqrl.cluster.launcher import Exited
 from zmqrl.cluster.membership import NOTICE_EVERY_S, SHRINK_AFTER_S, Membership
 from zmqrl.cluster.plan import Plan
@@ -149,7 +150,8 @@ def test_the_way_a_process_ended_is_told_in_words() -> None:
 def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan(Config(), RunDirectory(tmp_path), Layout.of([("w", (1000,))], 2))
+    directory = RunDirectory(tmp_path)
+    plan = Plan(Config(), directory, Layout.of([("w", (1000,))], 2), on_this_machine(Config(), directory))
     found = []
     for now_ms in (5_000, 6_000, 2_000, 2_000):
         monkeypatch.setattr("time.time_ns", lambda now_ms=now_ms: now_ms * 1_000_000)

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
+    "launch": Command("zmqrl.cluster.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts, over ssh"),
     "eval": Command("zmqrl.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
     "record": Command("zmqrl.record", "RUN [options]", "play one game with a run's policy, keep it as a video"),
     "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
@@ -64,6 +65,11 @@ def run(arguments: Sequence[str]) -> int:
             from zmqrl.cluster.run import train
 
             return train(train_config(rest))
+        case "launch":
+            from zmqrl.cluster import launch
+
+            options, rest = _parse_known(launch.Options, rest, "zmqrl launch")
+            return launch.run(options, train_config([*rest, "--wire.transport", "tcp"]))
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
     module = importlib.import_module(COMMANDS[command].module)
@@ -93,15 +99,31 @@ def train_config(arguments: list[str]) -> "Config":
 
 
 def _parse(cls: type[T], default: T | None, options: list[str], prog: str) -> T:
-    """Parse ``options`` over ``default``; what tyro has against them becomes one sentence of ours."""
+    """Parse ``options`` over ``default``. Raises UsageError for what is unknown or cannot be."""
     import tyro
 
+    with _one_sentence(prog):
+        if default is None:
+            return tyro.cli(cls, args=options, prog=prog)
+        return tyro.cli(cls, default=default, args=options, prog=prog)
+
+
+def _parse_known(cls: type[T], options: list[str], prog: str) -> tuple[T, list[str]]:
+    """Parse those of ``options`` that ``cls`` has; the others are given back, in their order. Raises UsageError."""
+    import tyro
+
+    with _one_sentence(prog):
+        return tyro.cli(cls, args=options, prog=prog, return_unknown_args=True)
+
+
+@contextlib.contextmanager
+def _one_sentence(prog: str) -> Iterator[None]:
+    """What tyro has against the command line becomes one sentence of ours; ``--help`` exits as it does."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            if default is None:
-                return tyro.cli(cls, args=options, prog=prog)
-            return tyro.cli(cls, default=default, args=options, prog=prog)
+            yield
+            return
     except SystemExit as stop:
         if not stop.code:
             raise

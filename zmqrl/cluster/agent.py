@@ -13,12 +13,13 @@ import json
 import os
 import platform
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 
 from zmqrl import __version__
 from zmqrl.child import PR_SET_PDEATHSIG
+from zmqrl.observe.provenance import code_hash
 
 PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
@@ -55,6 +57,7 @@ class Agent:
         self.out = out
         self.children: dict[str, _Child] = {}
         self.why_end: str | None = None
+        self.work = Path()
         self._selector = selectors.DefaultSelector()
         self._requests = bytearray()
         self._unsent = bytearray()
@@ -112,7 +115,7 @@ class Agent:
     def _do(self, request: Request) -> None:
         match request["do"]:
             case "begin":
-                self._begin(Path(request["work"]).expanduser(), request["lease_s"])
+                self._begin(request["work"], request["lease_s"])
             case "start":
                 self._start(request)
             case "tell":
@@ -124,17 +127,31 @@ class Agent:
             case "signal":
                 if child := self.children.get(request["name"]):
                     self._signal(child, signal.Signals(request["number"]))
+            case "list":
+                self._list(request["under"])
             case "fetch":
-                self._fetch(Path(request["path"]), request["offset"])
+                self._fetch(request["path"], request["offset"])
             case "put":
-                self._put(Path(request["path"]), request["offset"], base64.b64decode(request["data"]))
+                self._put(request["path"], request["offset"], base64.b64decode(request["data"]))
+            case "clean":
+                shutil.rmtree(self.work, ignore_errors=True)
             case "renew":
                 self._send({"is": "alive"})
 
-    def _begin(self, work: Path, lease_s: float | None) -> None:
-        """Take over ``work``, the directory of this run on this host, from an agent that may still be ending."""
-        self._lease_s = lease_s
+    def _begin(self, place: str, lease_s: float | None) -> None:
+        """Take over the directory of this run on this host from an agent that may still be ending.
+
+        ``place`` is its path, or only a name: then it is in a directory of the user's own that outlives a reboot, and
+        holds no other host's files where several share a file system.
+        """
+        base = Path(f"/var/tmp/zmqrl-{os.getuid()}")
+        work = Path(place) if place.startswith("/") else base / socket.gethostname() / place
+        self._lease_s, self.work = lease_s, work
         try:
+            if work.is_relative_to(base):
+                base.mkdir(mode=0o700, exist_ok=True)
+                if base.lstat().st_uid != os.getuid() or base.is_symlink():
+                    return self._refuse(f"{base} belongs to somebody else")
             work.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(work / ".agent", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -185,26 +202,37 @@ class Agent:
             self._tell(child, message)
         return None
 
-    def _fetch(self, path: Path, offset: int) -> None:
-        """A piece of a file, and how long the file is; -1 if there is none."""
-        data, size = b"", -1
-        with contextlib.suppress(OSError), path.open("rb") as file:
+    # files, by their path in the directory of the run
+
+    def _list(self, under: Sequence[str]) -> None:
+        """Every file directly in these directories, and how long it is."""
+        files = {}
+        for directory in under:
+            with contextlib.suppress(OSError):
+                for path in sorted((self.work / directory).iterdir()):
+                    files[f"{directory}/{path.name}"] = path.stat().st_size
+        self._send({"is": "list", "files": files})
+
+    def _fetch(self, path: str, offset: int) -> None:
+        """A piece of a file, and how long the file is: 0 if there is none."""
+        data, size = b"", 0
+        with contextlib.suppress(OSError), (self.work / path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(offset)
             data = file.read(CHUNK_BYTES)
         encoded = base64.b64encode(data).decode()
-        self._send({"is": "file", "path": str(path), "offset": offset, "size": size, "data": encoded})
+        self._send({"is": "file", "path": path, "offset": offset, "size": size, "data": encoded})
 
-    def _put(self, path: Path, offset: int, data: bytes) -> None:
+    def _put(self, path: str, offset: int, data: bytes) -> None:
         error = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("r+b" if offset else "wb") as file:
+            (self.work / path).parent.mkdir(parents=True, exist_ok=True)
+            with (self.work / path).open("r+b" if offset else "wb") as file:
                 file.seek(offset)
                 file.write(data)
         except OSError as failure:
             error = failure.strerror
-        self._send({"is": "put", "path": str(path), "offset": offset + len(data), "error": error})
+        self._send({"is": "put", "path": path, "error": error})
 
     # children
 
@@ -330,6 +358,7 @@ def _about_this_host() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "zmqrl": __version__,
+        "code": code_hash(),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
         "address": connection[2] if len(connection) == 4 else None,

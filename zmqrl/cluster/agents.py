@@ -4,12 +4,13 @@ import contextlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from zmqrl.cluster.launcher import LOG_TAIL_LINES, Exited, Said, Task
 from zmqrl.cluster.link import Link, LinkLost
+from zmqrl.cluster.mirror import Mirror
 
 # Large tensors go back to the kernel at every free, and their pages fault in anew, unless glibc is told otherwise.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
@@ -37,11 +38,20 @@ class Agents:
     """Runs tasks on the hosts of ``links``; ``place`` says on which one, by the name of the task.
 
     An agent that is lost takes its processes with it. It is sought again when the next of them is to be started.
+    ``environments`` are variables for the processes of a host, by its name. What an agent says about files goes to
+    ``files``.
     """
 
-    def __init__(self, links: Sequence[Link], place: Callable[[str], str]) -> None:
-        self.links = {link.host: link for link in links}
-        self.place = place
+    def __init__(
+        self,
+        links: Mapping[str, Link],
+        place: Callable[[str], str],
+        *,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+        files: Mirror | None = None,
+    ) -> None:
+        self.links, self.place, self.files = links, place, files
+        self.environments = environments or {}
         self._running: dict[str, _Running] = {}
         self._events: list[Said | Exited] = []
 
@@ -61,7 +71,9 @@ class Agents:
                 "name": task.name,
                 "module": task.module,
                 "before": PATIENCE,
-                "environment": MALLOC | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                "environment": MALLOC
+                | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+                | dict(self.environments.get(link.host, {})),
                 "messages": [task.job, *task.messages],
             }
         )
@@ -72,7 +84,7 @@ class Agents:
 
     def poll(self) -> list[Said | Exited]:
         """What happened since the last call. Never waits."""
-        self._take_in()
+        self.take_in()
         events, self._events = self._events, []
         return events
 
@@ -93,10 +105,10 @@ class Agents:
     def wait(self, names: Collection[str], *, within_s: float) -> None:
         """Wait until the processes have ended, at most ``within_s``."""
         deadline = time.monotonic() + within_s
-        self._take_in()
+        self.take_in()
         while not self._running.keys().isdisjoint(names) and time.monotonic() < deadline:
             time.sleep(0.02)
-            self._take_in()
+            self.take_in()
 
     def names(self) -> list[str]:
         """Every process that was started and not seen to end."""
@@ -124,17 +136,21 @@ class Agents:
         if name in self._running:
             self._running[name].link.send(request | {"name": name})
 
-    def _take_in(self) -> None:
+    def take_in(self) -> None:
+        """Read what the agents say, for the next ``poll``."""
         for link in self.links.values():
             try:
                 for event in link.poll():
-                    self._take(event)
+                    if "name" in event:
+                        self._take(event)
+                    elif self.files is not None:
+                        self.files.take(link.host, event)
             except LinkLost as lost:
                 for name in [name for name, running in self._running.items() if running.link is link]:
                     self._end(name, LOST, f"host {lost.host} is lost: {lost.why}")
 
     def _take(self, event: dict[str, Any]) -> None:
-        running = self._running.get(event.get("name", ""))
+        running = self._running.get(event["name"])
         if running is None:
             return
         match event["is"]:

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from zmqrl.cluster.deployment import EVALUATOR, RECORDER
 from zmqrl.cluster.keeper import Keeper
 from zmqrl.cluster.launcher import Exited, Said
-from zmqrl.cluster.plan import EVALUATOR, RECORDER
 from zmqrl.config import Config
 from zmqrl.observe.console import Console
 from zmqrl.observe.metrics import JsonLines
@@ -18,8 +18,16 @@ FINISH_WITHIN_S = 1800.0
 class Followers:
     """Those that were asked for. What one that dies has not answered, the process in its place is told again."""
 
-    def __init__(self, config: Config, directory: RunDirectory, keeper: Keeper, console: Console) -> None:
-        self.config, self.keeper, self.console = config, keeper, console
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        keeper: Keeper,
+        console: Console,
+        bring: Callable[[str, int], None],
+    ) -> None:
+        """``bring`` brings a checkpoint to where the one called so finds it, by its version."""
+        self.config, self.keeper, self.console, self.bring = config, keeper, console, bring
         self.rows = JsonLines(directory.evaluations) if config.evaluator else None
         self.evaluate_at_s = 0.0
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
@@ -98,6 +106,7 @@ class Followers:
 
     def _tell(self, name: str, message: dict[str, Any]) -> None:
         if name in self.pending:
+            self.bring(name, message["version"])
             self.pending[name].append(message)
             self.keeper.launcher.tell(name, message)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zmqrl import __version__
+from zmqrl.cluster.deployment import EVALUATOR, RECORDER, Deployment
 from zmqrl.cluster.launcher import Task
 from zmqrl.config import Config
 from zmqrl.ps import messages as m
@@ -17,28 +18,29 @@ from zmqrl.ps.shard import Timing
 from zmqrl.ps.sockets import ROLES, Role
 from zmqrl.rundir import RunDirectory, write_json
 
-EVALUATOR, RECORDER = "evaluator-0", "recorder-0"
 FOLLOWERS = {EVALUATOR: "zmqrl.evaluate", RECORDER: "zmqrl.record"}
 
 
 class Plan:
-    """The processes of one run. ``run`` is new each time; ``secret`` proves the supervisor to the shards."""
+    """The processes of one run. ``run`` is new each time; ``secret`` proves the supervisor to the shards.
 
-    def __init__(self, config: Config, directory: RunDirectory, layout: Layout) -> None:
+    ``deployment`` says where each of them runs.
+    """
+
+    def __init__(self, config: Config, directory: RunDirectory, layout: Layout, deployment: Deployment) -> None:
         self.config, self.directory, self.layout = config, directory, layout
+        self.sites, self.threads = deployment.sites, deployment.threads
         self.run = secrets.token_hex(8)
         self.secret = secrets.token_hex(16)
         self.local_ranks = range(config.ranks - config.external_workers)
         self.open_ranks = range(len(self.local_ranks), config.ranks)
         self._incarnations: dict[str, int] = {}
         self._written_pids: dict[str, int] = {}
-        cores = len(os.sched_getaffinity(0))
-        self.worker_threads = max(1, cores // max(1, len(self.local_ranks)))
 
     def shard_task(self, shard: int, endpoints: dict[Role, str] | None) -> Task:
         """A shard; one that is started again is bound to the ``endpoints`` where the workers look for it."""
         name = f"shard-{shard}"
-        config = self.config
+        config, directory = self.config, self.sites[name].directory
         job = ShardJob(
             run=self.run,
             layout=self.layout,
@@ -47,17 +49,16 @@ class Plan:
             optimizer=config.optimizer,
             bind=endpoints or self._addresses(shard),
             secret=self.secret,
-            state_path=self.directory.state(shard),
-            history_path=self.directory.history(shard),
+            state_path=directory.state(shard),
+            history_path=directory.history(shard),
             consistent=config.consistent,
             asynchronous=config.mode == "async",
             timing=Timing(need_s=config.wire.need_s),
-            trace_path=self.directory.trace_of(name) if config.profile else None,
+            trace_path=directory.trace_of(name) if config.profile else None,
             trace_versions=config.profile or 0,
             incarnation=self._incarnation(name),
         )
-        log_path = self.directory.log(name)
-        return Task(name=name, module="zmqrl.ps.server", job=job.to_json(), log_path=log_path, threads=1)
+        return self._task(name, "zmqrl.ps.server", job.to_json())
 
     def worker_task(self, rank: int, version: int, cluster: Mapping[str, Any]) -> Task:
         """A worker that finds the shards by ``cluster``; the run is at about ``version``."""
@@ -68,28 +69,24 @@ class Plan:
             "version": version,
             "config": self.config.to_json(),
             "incarnation": self._incarnation(name),
-            "threads": self.worker_threads,
-            "trace_path": str(self.directory.trace_of(name)) if self.config.profile else None,
+            "threads": self.threads[name],
+            "trace_path": str(self.sites[name].directory.trace_of(name)) if self.config.profile else None,
         }
-        log_path = self.directory.log(name)
-        return Task(name=name, module="zmqrl.worker", job=job, log_path=log_path, threads=self.worker_threads)
+        return self._task(name, "zmqrl.worker", job)
 
     def follower_task(self, name: str, messages: Sequence[Mapping[str, Any]]) -> Task:
         """The evaluator or the recorder, to be told ``messages`` at once."""
         job = {
-            "run_dir": str(self.directory.path),
+            "run_dir": str(self.sites[name].directory.path),
             "episodes": self.config.evaluation.episodes,
             "greedy": self.config.evaluation.greedy,
-            "threads": self.worker_threads,
+            "threads": self.threads[name],
         }
-        return Task(
-            name=name,
-            module=FOLLOWERS[name],
-            job=job,
-            log_path=self.directory.log(name),
-            threads=self.worker_threads,
-            messages=messages,
-        )
+        return self._task(name, FOLLOWERS[name], job, messages)
+
+    def _task(self, name: str, module: str, job: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()) -> Task:
+        log_path = self.directory.log(name)
+        return Task(name=name, module=module, job=job, log_path=log_path, threads=self.threads[name], messages=messages)
 
     def write_cluster(self, endpoints: Mapping[int, Mapping[Role, str]], pids: dict[str, int]) -> None:
         """Write ``cluster.json`` if there are other processes than it says."""
@@ -99,18 +96,17 @@ class Plan:
 
     def cluster(self, endpoints: Mapping[int, Mapping[Role, str]], pids: Mapping[str, int]) -> dict[str, Any]:
         """The contents of ``cluster.json``: all that an outside worker needs to join, and people to look."""
-        host = host_socket.gethostname()
         return {
             "protocol": m.PROTOCOL,
             "zmqrl": __version__,
             "run": self.run,
-            "supervisor": {"host": host, "pid": os.getpid()},
+            "supervisor": {"host": host_socket.gethostname(), "pid": os.getpid()},
             "shards": [
-                {"shard": shard, "host": host, "pid": pids.get(f"shard-{shard}"), **endpoints[shard]}
+                {"shard": shard, **self._process(f"shard-{shard}", pids), **endpoints[shard]}
                 for shard in sorted(endpoints)
             ],
-            "workers": [{"rank": rank, "host": host, "pid": pids.get(f"worker-{rank}")} for rank in self.local_ranks],
-            "followers": [{"name": name, "host": host, "pid": pids[name]} for name in FOLLOWERS if name in pids],
+            "workers": [{"rank": rank, **self._process(f"worker-{rank}", pids)} for rank in self.local_ranks],
+            "followers": [{"name": name, **self._process(name, pids)} for name in FOLLOWERS if name in pids],
             "open_ranks": list(self.open_ranks),
             "mode": self.config.mode,
             "codec": self.config.wire.codec,
@@ -118,6 +114,9 @@ class Plan:
             "keys": None,
             "config": self.config.to_json(),
         }
+
+    def _process(self, name: str, pids: Mapping[str, int]) -> dict[str, Any]:
+        return {"host": self.sites[name].host, "pid": pids.get(name)}
 
     def _incarnation(self, name: str) -> int:
         """The time, or more where the clock was set back since the last start of the process."""
@@ -129,4 +128,5 @@ class Plan:
         if ports is None and wire.transport == "ipc":
             return {role: f"ipc://{self.directory.sockets()}/{shard}-{role}" for role in ROLES}
         chosen = [0, 0, 0] if ports is None else ports[3 * shard : 3 * shard + 3]
-        return {role: f"tcp://{wire.address}:{port}" for role, port in zip(ROLES, chosen, strict=True)}
+        address = self.sites[f"shard-{shard}"].address
+        return {role: f"tcp://{address}:{port}" for role, port in zip(ROLES, chosen, strict=True)}

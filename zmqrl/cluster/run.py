@@ -9,7 +9,7 @@ import socket as host_socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +20,7 @@ from zmqrl.agent.model import make_model
 from zmqrl.agent.plugin import load_loss
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster import resume
+from zmqrl.cluster.deployment import Deployment, on_this_machine
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
@@ -32,33 +33,44 @@ from zmqrl.rundir import RunDirectory, write_json
 
 
 def train(config: Config) -> int:
-    """Train as ``config`` says; the exit status: 0 done, 130 interrupted after a checkpoint. Raises ZmqrlError."""
+    """Train on this machine, as ``config`` says; the exit status as of :func:`train_on`. Raises ZmqrlError."""
+    config.check()
+    check_ports(config)
+    return train_on(config, on_this_machine)
+
+
+def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
+    """Train where ``deploy`` says; the exit status: 0 done, 130 interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
     check_installed(config.trackers)
     spec = describe_env(config.env, config.envs)
     initial = initial_checkpoint(config, spec)
-    check_ports(config)
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = dataclasses.replace(config, run_dir=path)
     directory = RunDirectory(path)
     directory.claim()
     try:
-        changes: list[str] = []
+        news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if config.resume:
             stored = Config.read(directory.config)
             resume.check_task(stored, config, directory.path)
             checkpoint = resume.newest_checkpoint(directory, initial)
             resume.check_unfinished(config, checkpoint, directory.path)
-            changes = resume.changes(stored, config)
+            news.append(f"resuming from version {checkpoint.version}")
+            if changes := resume.changes(stored, config):
+                news.append(f"from here on with other settings: {', '.join(changes)}")
         elif directory.config.exists():
             raise UsageError(f"{path} holds a run already: choose another --run-dir, or go on with it by --resume.")
         else:
             checkpoint = initial
-            initial.write(directory.checkpoints)
-        for old in (directory.summary, directory.trace):  # of an earlier sitting
-            old.unlink(missing_ok=True)
-        write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-        return _supervise(config, directory, checkpoint, spec.flavour, changes)
+        deployment = deploy(config, directory)
+        with contextlib.closing(deployment.launcher):
+            if not config.resume:
+                initial.write(directory.checkpoints)
+            for old in (directory.summary, directory.trace):  # of an earlier sitting
+                old.unlink(missing_ok=True)
+            write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
+            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices])
     except (ZmqrlError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -102,25 +114,22 @@ def check_ports(config: Config) -> None:
 
 
 def _supervise(
-    config: Config, directory: RunDirectory, checkpoint: Checkpoint, flavour: str, changes: Sequence[str]
+    config: Config, directory: RunDirectory, checkpoint: Checkpoint, deployment: Deployment, news: Sequence[str]
 ) -> int:
     console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
     try:
-        console.notice(f"run directory {directory.path}; scores: {config.env}, {flavour}")
-        if checkpoint.version:
-            console.notice(f"resuming from version {checkpoint.version}")
-        if changes:
-            console.notice(f"from here on with other settings: {', '.join(changes)}")
+        for text in news:
+            console.notice(text)
         if config.profile:
             shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier sitting
             directory.traces.mkdir()
-        supervisor = Supervisor(config, directory, checkpoint, console)
+        supervisor = Supervisor(config, directory, checkpoint, console, deployment)
         with _interrupts(supervisor):
             reason = supervisor.run()
         if config.profile:
             merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
-        console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
+        console.notice(f"ended ({reason}) at version {supervisor.shards.checkpoint.version}; see {directory.summary}")
     finally:
         console.close()
     return 130 if reason == "interrupted" else 0

@@ -5,14 +5,15 @@ import time
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
+from zmqrl.cluster.deployment import Deployment
 from zmqrl.cluster.ending import Reason, stop_shards, write_summary
 from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
 from zmqrl.cluster.launcher import Exited, Said, Task
-from zmqrl.cluster.local import local_launcher
 from zmqrl.cluster.membership import Membership
 from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.progress import Progress
+from zmqrl.cluster.shards import Shards
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
 from zmqrl.observe.console import Console
@@ -29,35 +30,33 @@ START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
+HOME_WITHIN_S = 30.0
 SCORES_FOR_STOP = 50
-START = "the run starts"
 
 
 class Supervisor:
     """One run on this host, from a checkpoint to the next. ``interrupts`` counts the user's wishes to end it."""
 
-    def __init__(self, config: Config, directory: RunDirectory, checkpoint: Checkpoint, console: Console) -> None:
-        self.config, self.directory, self.checkpoint, self.console = config, directory, checkpoint, console
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        checkpoint: Checkpoint,
+        console: Console,
+        deployment: Deployment,
+    ) -> None:
+        self.config, self.directory, self.console = config, directory, console
         self.layout = checkpoint.layout
-        self.shards = range(self.layout.shards)
-        self.plan = Plan(config, directory, self.layout)
-        self.run_id = self.plan.run
-        self.generation = checkpoint.generation
+        self.plan = Plan(config, directory, self.layout, deployment)
         self.membership = Membership(config.ranks, config.effective_quorum(), config.on_loss)
+        self.shards = Shards(checkpoint, self.membership, config.updates, console.notice)
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
         self.progress = Progress(config, directory, counters, console)
-        self.launcher = local_launcher(directory.path)
+        self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
         self.keeper = Keeper(self.launcher, self._task, console.notice)
-        self.followers = Followers(config, directory, self.keeper, console)
+        self.followers = Followers(config, directory, self.keeper, console, self._bring_checkpoint)
         self.endpoints: dict[int, dict[Role, str]] = {}
-        self.stats: dict[int, m.Stats] = {}
         self.reports_closed = self.ending = False
-        self.seen = dict.fromkeys(self.shards, checkpoint.version)  # the newest version each is known to have made
-        self.down = set(self.shards)  # shards that have not welcomed us since they were started
-        self.claims: dict[int, dict[int, int]] = {}  # versions that workers say to have seen of a shard, above its own
-        # Why all shards are to take over the checkpoint as soon as all are up, and since when: at first for the start.
-        self.rollback: str | None = START
-        self.rollback_at = 0.0
         self.interrupts = 0
         self.asked_at = 0.0
 
@@ -69,7 +68,9 @@ class Supervisor:
         with contextlib.ExitStack() as at_the_end:  # all of it, whatever happens to one part; in the reverse order
             at_the_end.callback(self.followers.close)
             at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
-            at_the_end.callback(lambda: write_summary(self.directory.summary, reason, self.config, self.checkpoint))
+            at_the_end.callback(
+                lambda: write_summary(self.directory.summary, reason, self.config, self.shards.checkpoint)
+            )
             at_the_end.callback(lambda: self.control.close() if hasattr(self, "control") else None)
             at_the_end.callback(self.launcher.close)
             try:
@@ -79,35 +80,43 @@ class Supervisor:
                 reason = wish
                 self._let_leave()
                 if reason != "interrupted":
-                    trained_s = self.checkpoint.counters["wall_s"]
-                    self.followers.finish(self.checkpoint.version, trained_s, self._check_processes, self._interrupted)
+                    trained_s = self.shards.checkpoint.counters["wall_s"]
+                    self.followers.finish(
+                        self.shards.checkpoint.version, trained_s, self._check_processes, self._interrupted
+                    )
             except KeyboardInterrupt:
                 reason = "interrupted"
                 raise
             except Exception:
                 self._save_what_is_left()
+                self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)
                 raise
+            if self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S):
+                self.files.clean()
+            else:
+                self.console.notice("not everything came home: what is missing is still on the hosts")
         return reason
 
     def _bring_up(self) -> None:
-        for shard in self.shards:
+        for shard in self.shards.numbers:
+            self.files.put(self.sites[f"shard-{shard}"].host, f"history/shard-{shard}.jsonl")
             self.keeper.start(f"shard-{shard}")
         deadline = time.monotonic() + START_WITHIN_S
-        while len(self.endpoints) < len(self.shards):
+        while len(self.endpoints) < len(self.shards.numbers):
             if time.monotonic() >= deadline:
-                missing = ", ".join(f"shard {shard}" for shard in self.shards if shard not in self.endpoints)
+                missing = ", ".join(f"shard {shard}" for shard in self.shards.numbers if shard not in self.endpoints)
                 logs = self.directory.path / "logs"
                 raise ClusterError(f"{missing} did not come up within {START_WITHIN_S:g} s: see {logs}.")
             self._check_processes()
             time.sleep(0.01)
-        endpoints = [self.endpoints[shard]["control"] for shard in self.shards]
-        self.control = ShardControl(self.run_id, self.layout.hash, self.plan.secret, endpoints)
-        self.rollback_at = now = time.monotonic()
+        endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
+        self.control = self.shards.control = ShardControl(self.plan.run, self.layout.hash, self.plan.secret, endpoints)
+        now = time.monotonic()
         every_s = 60 * self.config.checkpoint.every_minutes
         self.checkpointer = Checkpointer(
             control=self.control,
             directory=self.directory,
-            model=self.checkpoint,
+            model=self.shards.checkpoint,
             every_s=every_s,
             keep=self.config.checkpoint.keep,
             due_at=now + every_s,
@@ -116,7 +125,7 @@ class Supervisor:
             self.keeper.start(f"worker-{rank}")
         trained_s = self.progress.metrics.counters().wall_s
         self.followers.start(trained_s)
-        self.followers.on_checkpoint(self.checkpoint.version, trained_s)
+        self.followers.on_checkpoint(self.shards.checkpoint.version, trained_s)
         if self.config.external_workers:
             for rank in self.plan.open_ranks:
                 self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
@@ -130,7 +139,7 @@ class Supervisor:
             if reason is None:
                 continue
             give_up_at = give_up_at or time.monotonic() + STOP_WITHIN_S
-            if (not self.down and self.rollback is None) or time.monotonic() >= give_up_at:
+            if self.shards.ready or time.monotonic() >= give_up_at:
                 return reason
 
     def _turn(self) -> None:
@@ -143,13 +152,14 @@ class Supervisor:
             return
         self._ask_shards(now)
         for name in self.keeper.watch_silence(now):
-            self.stats.pop(_number(name) if name.startswith("shard-") else -1, None)
-        if self.rollback is not None:
-            self._roll_back(self.rollback, now)
-        self.keeper.hear_workers(self.stats.values(), now)
-        if len(self.stats) == len(self.shards):
+            self.shards.stats.pop(_number(name) if name.startswith("shard-") else -1, None)
+        if self.shards.roll_back(now):
+            self._undo_rows()
+        self.keeper.hear_workers(self.shards.stats.values(), now)
+        if self.shards.all_told:
             self._observe_members(now)
             self._checkpoint_if_due(now)
+        self.files.step(now)
         if self.progress.due(now):
             self._take_in_stats()
             self.progress.show(now)
@@ -159,10 +169,10 @@ class Supervisor:
         if now - self.asked_at > GREET_AGAIN_S:
             self.keeper.pardon(now - self.asked_at)
         self.asked_at = now
-        for shard in self.shards:
+        for shard in self.shards.numbers:
             # After its connection was cut and made again, a shard knows us by HELLO only.
-            stranger = shard in self.down or self.keeper.silent_s(f"shard-{shard}", now) > GREET_AGAIN_S
-            self.control.send(shard, self.control.hello() if stranger else m.StatsRequest(run=self.run_id))
+            stranger = shard in self.shards.down or self.keeper.silent_s(f"shard-{shard}", now) > GREET_AGAIN_S
+            self.control.send(shard, self.control.hello() if stranger else m.StatsRequest(run=self.plan.run))
 
     def _interrupted(self) -> bool:
         return self.interrupts > 0
@@ -171,7 +181,7 @@ class Supervisor:
         config, progress = self.config, self.progress
         if self.interrupts:
             return "interrupted"
-        if len(self.stats) == len(self.shards) and all(s.state == "ended" for s in self.stats.values()):
+        if self.shards.all_told and all(s.state == "ended" for s in self.shards.stats.values()):
             return "updates"
         if config.stop_score is not None and progress.metrics.mean_score(SCORES_FOR_STOP) >= config.stop_score:
             return "stop_score"
@@ -187,39 +197,17 @@ class Supervisor:
         match message:
             case m.Welcome():
                 self.keeper.heard(f"shard-{shard}", time.monotonic())
-                if shard in self.down:
-                    self._welcomed(shard, message)
+                if shard in self.shards.down:
+                    self.shards.on_welcome(shard, message)
             case m.Stats():
                 self.keeper.heard(f"shard-{shard}", time.monotonic())
-                if message.state == "empty" or message.generation != self.generation:
-                    return  # its WELCOME tells the same, and what is to be done
-                self.stats[shard] = message
-                if message.version > self.seen[shard]:
-                    self.seen[shard] = message.version
+                if self.shards.on_stats(shard, message):
                     self.keeper.restarts.worked(f"shard-{shard}")
                 self.keeper.contributed(message.tallies)
             case m.Report() if not self.reports_closed:
                 self.progress.on_report(message)
-            case m.Lost() if shard in self.stats:
-                self._claimed_lost(shard, message)
-
-    def _claimed_lost(self, shard: int, lost: m.Lost) -> None:
-        """A worker has seen more of a shard than it has. Believed if we have too, or if a quorum of workers say so."""
-        version = self.stats[shard].version
-        claims = self.claims.setdefault(shard, {})
-        claims[lost.rank] = lost.version
-        claimants = sum(claimed > version for claimed in claims.values())
-        if self.seen[shard] > version or claimants >= self.membership.view.quorum:
-            self._must_roll_back(f"shard {shard} is at version {version} but had made {lost.version}")
-
-    def _welcomed(self, shard: int, welcome: m.Welcome) -> None:
-        """A shard has come up: with its state, or without."""
-        self.down.discard(shard)
-        if welcome.state == "empty" or welcome.generation != self.generation or welcome.version < self.seen[shard]:
-            return self._must_roll_back(f"shard {shard} came back without the newest state")
-        self.console.notice(f"shard {shard} is back at version {welcome.version}")
-        self._tell_view(shard)
-        return None if self.ending else self._tell_end(shard)
+            case m.Lost():
+                self.shards.on_lost(shard, message)
 
     # processes
 
@@ -228,8 +216,11 @@ class Supervisor:
         if name.startswith("shard-"):
             return self.plan.shard_task(number, self.endpoints.get(number))
         if name.startswith("worker-"):
-            return self.plan.worker_task(number, max(self.seen.values()), self.plan.cluster(self.endpoints, {}))
+            return self.plan.worker_task(number, max(self.shards.seen.values()), self.plan.cluster(self.endpoints, {}))
         return self.plan.follower_task(name, self.followers.pending[name])
+
+    def _bring_checkpoint(self, name: str, version: int) -> None:
+        self.files.put_checkpoint(self.sites[name].host, f"v{version:08d}")
 
     def _check_processes(self) -> None:
         for event in self.keeper.poll():
@@ -242,7 +233,7 @@ class Supervisor:
                     self.followers.on_exit(event)
                 case Exited():
                     self._exited(event)
-        if len(self.endpoints) == len(self.shards):
+        if len(self.endpoints) == len(self.shards.numbers):
             try:
                 self.plan.write_cluster(self.endpoints, self.launcher.pids())
             except OSError as error:
@@ -250,8 +241,7 @@ class Supervisor:
 
     def _exited(self, exited: Exited) -> None:
         if exited.name.startswith("shard-"):
-            self.down.add(_number(exited.name))
-            self.stats.pop(_number(exited.name), None)
+            self.shards.on_exit(_number(exited.name))
         elif self.ending and exited.status == 0:
             return
         self.keeper.start_again(exited)
@@ -264,80 +254,42 @@ class Supervisor:
                 f"{exited.name} died {deaths} times in a row ({exited.how()}). Its last words:\n{exited.log_tail}"
             )
 
-    # state of the shards
-
-    def _load(self) -> None:
-        """Start, resume and rollback: all shards take over the checkpoint under a new generation."""
-        checkpoint = self.checkpoint
-        self.generation += 1
+    def _undo_rows(self) -> None:
+        """All shards have taken over the checkpoint: what was made after it has not been."""
         rows = History(self.directory.metrics)
-        rows.rewind(checkpoint.version, self.generation)
+        rows.rewind(self.shards.checkpoint.version, self.shards.generation)
         rows.close()
-        view = self.membership.view
-        for shard in self.shards:
-            state = checkpoint.states[shard]
-            self.control.load(shard, self.generation, checkpoint.version, view.id, view.quorum, view.members, state)
-            self.seen[shard] = checkpoint.version
-            self._tell_end(shard)
-        self.stats.clear()
-        self.claims.clear()
+        self.files.forget_histories()
         self.checkpointer.wanted = None
 
-    def _must_roll_back(self, why: str) -> None:
-        if self.rollback is None:
-            self.rollback, self.rollback_at = why, time.monotonic()
-
-    def _roll_back(self, why: str, now: float) -> None:
-        if now - self.rollback_at > START_WITHIN_S:
-            down = ", ".join(f"shard {shard}" for shard in sorted(self.down)) or "all shards at once"
-            raise ClusterError(f"waited {START_WITHIN_S:g} s for {down}: see {self.directory.path / 'logs'}.")
-        if self.down:
-            return
-        if why != START:
-            self.console.notice(f"{why}: all shards go back to the checkpoint of version {self.checkpoint.version}")
-        try:
-            self._load()
-        except ClusterError as error:  # another shard died: once it is back, all are loaded anew
-            self.console.notice(f"going back has to wait: {error}")
-        else:
-            self.rollback = None
-
-    def _tell_view(self, shard: int) -> None:
-        view = self.membership.view
-        self.control.send(shard, m.ViewChange(run=self.run_id, view=view.id, quorum=view.quorum, members=view.members))
-
-    def _tell_end(self, shard: int) -> None:
-        if self.config.updates is not None:
-            self.control.send(shard, m.Stop(run=self.run_id, version=self.config.updates))
-
     def _observe_members(self, now: float) -> None:
-        alive = set.intersection(*(set(s.present) for s in self.stats.values()))
+        alive = set.intersection(*(set(s.present) for s in self.shards.stats.values()))
         if self.progress.began_at is None and len(alive) >= self.membership.view.quorum:
             self.progress.begin(now)
         view, notice = self.membership.observe(alive, now)
         if notice is not None:
             self.console.notice(notice)
-        if view is not None or any(s.view != self.membership.view.id for s in self.stats.values()):
-            for shard in self.shards:
-                self._tell_view(shard)
+        if view is not None or any(s.view != self.membership.view.id for s in self.shards.stats.values()):
+            for shard in self.shards.numbers:
+                self.shards.tell_view(shard)
 
     def _checkpoint_if_due(self, now: float) -> None:
         if self.followers.wants_checkpoint(self.progress.row["wall_s"]):
             self.checkpointer.due_at = min(self.checkpointer.due_at, now)
-        version = self.checkpointer.step(self.stats, self.progress.row["updates_per_s"] or 0.0, now)
+        version = self.checkpointer.step(self.shards.stats, self.progress.row["updates_per_s"] or 0.0, now)
         if version is None:
             return
         self._take_in_stats()
-        counters = self.progress.counters_at(version, self.stats.values())
+        counters = self.progress.counters_at(version, self.shards.stats.values())
         try:
-            self.checkpoint = self.checkpointer.take(version, self.generation, counters, now)
+            self.shards.checkpoint = self.checkpointer.take(version, self.shards.generation, counters, now)
             self.console.notice(f"checkpoint of version {version} written")
-            self.followers.on_checkpoint(version, self.checkpoint.counters["wall_s"])
+            self.followers.on_checkpoint(version, self.shards.checkpoint.counters["wall_s"])
         except ClusterError as error:
             self.console.notice(f"checkpoint of version {version} put off: {error}")
 
     def _take_in_stats(self) -> None:
-        self.progress.on_stats(self.stats, self.shards, self.membership.view.members)
+        self.progress.on_stats(self.shards.stats, self.shards.numbers, self.membership.view.members)
 
     # the end
 
@@ -345,23 +297,23 @@ class Supervisor:
         """Let all shards end at one version and write it as the last checkpoint. One that dies meanwhile comes back."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not undo the reason
-        self.ending = True
+        self.ending, self.shards.stop_at = True, None
         give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
         while True:
             try:
-                version, self.stats = stop_shards(self.control, self.shards, STOP_WITHIN_S, self._pump)
+                version, self.shards.stats = stop_shards(self.control, self.shards.numbers, STOP_WITHIN_S, self._pump)
                 self._take_in_stats()
                 self.progress.show(time.monotonic())
-                counters = self.progress.counters_at(version, self.stats.values())
-                self.checkpoint = self.checkpointer.take_now(
-                    version, self.generation, counters, time.monotonic(), self._pump
+                counters = self.progress.counters_at(version, self.shards.stats.values())
+                self.shards.checkpoint = self.checkpointer.take_now(
+                    version, self.shards.generation, counters, time.monotonic(), self._pump
                 )
                 break
             except ClusterError as error:
-                if self.rollback is not None or time.monotonic() >= give_up_at:
+                if self.shards.rollback is not None or time.monotonic() >= give_up_at:
                     raise
                 self.console.notice(f"the last checkpoint has to wait: {error}")
-        for shard in self.shards:
+        for shard in self.shards.numbers:
             self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has it all
 
     def _pump(self) -> None:
@@ -372,12 +324,12 @@ class Supervisor:
             else:
                 self.control.backlog.append((shard, message, payload))
         self._check_processes()
-        if self.rollback is not None:
-            raise ClusterError(f"{self.rollback}, and the run ends.")
+        if self.shards.rollback is not None:
+            raise ClusterError(f"{self.shards.rollback}, and the run ends.")
 
     def _save_what_is_left(self) -> None:
         """After a failure: the version that the shards still hold is worth a checkpoint, if they can be asked."""
-        if self.ending or self.down or self.rollback is not None or max(self.seen.values()) == self.checkpoint.version:
+        if self.ending or not self.shards.ready or max(self.shards.seen.values()) == self.shards.checkpoint.version:
             return
         try:
             self._finish("failed")
@@ -386,12 +338,15 @@ class Supervisor:
 
     def _let_leave(self) -> None:
         """Workers end because they have heard BYE, then shards with their standard input."""
-        for name in (*(f"worker-{rank}" for rank in self.plan.local_ranks), *(f"shard-{i}" for i in self.shards)):
+        for name in (
+            *(f"worker-{rank}" for rank in self.plan.local_ranks),
+            *(f"shard-{i}" for i in self.shards.numbers),
+        ):
             self.keeper.give_up(name)
         workers = [name for name in self.launcher.names() if name.startswith("worker-")]
         self.launcher.wait(workers, within_s=LEAVE_WITHIN_S)
         self.launcher.stop(workers, grace_s=0)
-        self.launcher.stop([f"shard-{shard}" for shard in self.shards], grace_s=LEAVE_WITHIN_S)
+        self.launcher.stop([f"shard-{shard}" for shard in self.shards.numbers], grace_s=LEAVE_WITHIN_S)
 
 
 def _number(name: str) -> int:

@@ -1,6 +1,7 @@
 """What a result was made with: versions, commit and hardware, so that a figure can be made again."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import subprocess
@@ -27,6 +28,15 @@ def provenance() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
     }
+
+
+def code_hash() -> str:
+    """SHA-256 of the package's code, by which two hosts can tell whether they run the same."""
+    root = Path(zmqrl.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _commit() -> str | None:

@@ -1,0 +1,124 @@
+"""``zmqrl launch``: the same run as ``zmqrl train``, on the hosts of a list or a file, over ssh."""
+
+import hashlib
+import os
+import socket as host_socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from zmqrl.cluster.agents import Agents
+from zmqrl.cluster.deployment import Deployment, Site
+from zmqrl.cluster.hosts import Host, read_hosts, select
+from zmqrl.cluster.link import Link
+from zmqrl.cluster.mirror import Mirror
+from zmqrl.cluster.placement import Placement, place
+from zmqrl.cluster.run import train_on
+from zmqrl.cluster.ssh import connect, ssh_command
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError
+from zmqrl.observe.provenance import code_hash
+from zmqrl.rundir import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train on several hosts, reached by ssh. All options of `zmqrl train` go with it."""
+
+    hosts: Annotated[str, tyro.conf.arg(aliases=["-H"])]
+    """Hosts: a list such as h1,node[01-16]:4 (workers behind the colon), a hostfile, or a .toml file."""
+    include: str | None = None
+    """Only these of the hosts, as a list."""
+    exclude: str | None = None
+    """All but these of the hosts, as a list."""
+    dry_run: bool = False
+    """Print what would be started where, and start nothing."""
+    ssh_config: Path | None = None
+    """File that ssh is to read instead of your own ssh_config."""
+    lease_s: float = 8.0
+    """Processes on a host end when nothing was heard from here for so long."""
+
+
+def run(options: Options, config: Config) -> int:
+    """Launch a run; the exit status. Raises ZmqrlError."""
+    hosts = select(read_hosts(options.hosts), options.include, options.exclude)
+    if options.dry_run:
+        _print_plan(options, hosts, config)
+        return 0
+    return train_on(config, partial(over_ssh, options, hosts))
+
+
+def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory: RunDirectory) -> Deployment:
+    """Connect to all ``hosts`` and place the processes on them. Raises ClusterError that names each that fails."""
+    links = {host.name: _link(options, host, directory) for host in hosts}
+    try:
+        failed = connect(list(links.values()))
+        if failed:
+            told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
+            raise ClusterError(f"{len(failed)} of {len(hosts)} hosts cannot be used:{told}")
+        facts = {name: link.up for name, link in links.items() if link.up is not None}
+        _check_code(facts)
+        placement = _place(hosts, {name: up["cores"] for name, up in facts.items()}, config)
+        places = {name: RunDirectory(Path(up["work"])) for name, up in facts.items()}
+        addresses = {host.name: host.address or facts[host.name]["address"] for host in hosts}
+    except BaseException:
+        for link in links.values():
+            link.hang_up()
+        raise
+    sites = {
+        name: Site(host=host, directory=places[host], address=addresses[host])
+        for name, host in placement.host_of.items()
+    }
+    files = Mirror(links, directory)
+    environments = {host.name: host.env for host in hosts}
+    launcher = Agents(links, lambda name: placement.host_of[name], environments=environments, files=files)
+    return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=placement.notices)
+
+
+def _link(options: Options, host: Host, directory: RunDirectory) -> Link:
+    command = ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
+    return Link(host.name, command, work=_work(directory), lease_s=options.lease_s)
+
+
+def _work(directory: RunDirectory) -> str:
+    """The name of this run's place on any host: the same for every sitting of the run, and for no other run."""
+    identity = f"{host_socket.gethostname()}:{directory.path}"
+    return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def _check_code(facts: Mapping[str, Mapping[str, str]]) -> None:
+    ours = code_hash()
+    other = [name for name, up in facts.items() if up["code"] != ours]
+    if other:
+        raise ClusterError(
+            f"{', '.join(other)}: zmqrl there ({facts[other[0]]['zmqrl']}, code {facts[other[0]]['code'][:8]}) is not "
+            f"the one here (code {ours[:8]}): install the same, or let `python` in the hosts file name another one."
+        )
+
+
+def _place(hosts: Sequence[Host], cores: Mapping[str, int], config: Config) -> Placement:
+    workers = config.ranks - config.external_workers
+    return place(
+        hosts,
+        cores,
+        shards=config.shards,
+        workers=workers,
+        evaluator=config.evaluator,
+        recorder=config.recorder,
+    )
+
+
+def _print_plan(options: Options, hosts: Sequence[Host], config: Config) -> None:
+    """What a dry run prints. No host is asked, so those without slots are taken to have as many cores as this one."""
+    cores = len(os.sched_getaffinity(0))
+    placement = _place(hosts, {host.name: host.slots or cores for host in hosts}, config)
+    lines = [placement.table(), *placement.notices, ""]
+    for host in hosts:
+        command = ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
+        lines.append(" ".join(f"'{word}'" if " " in word else word for word in command))
+    sys.stdout.write("\n".join(lines) + "\n")
