@@ -29,6 +29,21 @@ def row(second: int, **figures: Any) -> Line:
     }
 
 
+def summary(**figures: Any) -> Line:
+    """The parts of ``summary.json`` that are read back, of a run that ended after twelve seconds."""
+    return {
+        "exit_reason": "updates",
+        "updates": 60,
+        "agent_steps": 6000,
+        "wall_s": 12.0,
+        "episodes": 60,
+        "score_mean_50": 5.5,
+        "contributions": {"used": 90, "late": 6, "duplicate": 0, "rejected": 0, "skipped": 4},
+        "provenance": {"commit": "abc", "cpu": "EPYC"},
+        **figures,
+    }
+
+
 def run_directory(
     path: Path,
     rows: Sequence[Line] = (),

@@ -5,28 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from record_rig import row, run_directory
+from record_rig import row, run_directory, summary
 
 from zmqrl import cli
 from zmqrl.compare import result
 from zmqrl.errors import UsageError
 from zmqrl.observe.records import RunRecord
-
-COUNTS = {"used": 90, "late": 6, "duplicate": 0, "rejected": 0, "skipped": 4}
-
-
-def summary(**figures: Any) -> dict[str, Any]:
-    return {
-        "exit_reason": "updates",
-        "updates": 60,
-        "agent_steps": 6000,
-        "wall_s": 12.0,
-        "episodes": 60,
-        "score_mean_50": 5.5,
-        "contributions": COUNTS,
-        "provenance": {"commit": "abc", "cpu": "EPYC"},
-        **figures,
-    }
 
 
 @pytest.fixture
@@ -64,7 +48,7 @@ def test_json_has_the_settings_that_differ_and_the_results_of_each_run(
         "score_mean_50": 5.5,
         "best": {"score_mean_50": 6.0, "minutes": 0.1, "agent_steps": 6000},
         "evaluation": {"version": 60, "mean": 4.0, "ci95": [3.5, 4.5], "episodes": 30},
-        "contributions": COUNTS,
+        "contributions": summary()["contributions"],
         "commit": "abc",
         "cpu": "EPYC",
     }
@@ -112,3 +96,18 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path, capsys: pytest.Cap
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere is not a run directory"):
         cli.run(["compare", str(tmp_path / "nowhere")])
+
+
+def test_figures_that_are_null_are_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(6), row(7, episodes=None, score_mean_50=None)]
+    told = json.loads(printed(capsys, str(run_directory(tmp_path / "run", rows)), "--json"))["results"]["run"]
+    assert (told["games"], told["score_mean_50"], told["best"]["score_mean_50"]) == (None, None, 6.0)
+    ended = run_directory(tmp_path / "ended", rows, summary=summary(score_mean_50=None, provenance={"commit": None}))
+    assert "score, last 50 games" in printed(capsys, str(ended))
+
+
+def test_a_damaged_file_is_refused_by_compare_and_plot_alike(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run", [row(1)], summary=summary(provenance="unknown"))
+    for command in ("compare", "plot"):
+        with pytest.raises(UsageError, match=r"summary\.json is damaged: provenance is not an object"):
+            cli.run([command, str(path)])

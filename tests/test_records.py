@@ -1,12 +1,13 @@
 """A run directory read back, and the figures of several runs as curves."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from record_rig import row, run_directory
+from record_rig import row, run_directory, summary
 
 from zmqrl.errors import UsageError
 from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, smoothed
@@ -16,10 +17,10 @@ from zmqrl.observe.records import RunRecord, differing, read_runs
 
 
 def test_a_run_is_read_with_its_settings_by_dotted_path(tmp_path: Path) -> None:
-    run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2)], summary={"exit_reason": "updates"}))
+    run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2)], summary=summary()))
     assert (run.name, run.settings["workers"], run.settings["envs.num_envs"]) == ("run", 2, 8)
     assert [each["version"] for each in run.rows] == [10, 20]
-    assert run.summary == {"exit_reason": "updates"}
+    assert run.summary == summary()
 
 
 def test_settings_that_this_version_does_not_know_are_read_too(tmp_path: Path) -> None:
@@ -38,20 +39,108 @@ def test_what_a_row_does_not_tell_is_nan_in_its_column(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.column("policy_lag_max"), [np.nan, np.nan])
 
 
-def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
-    path = run_directory(tmp_path / "run", [row(1)])
-    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"version": 20, "wa')
-    assert len(RunRecord.read(path).rows) == 1
+@pytest.mark.parametrize("rest", [b'{"version": 20, "wa', b'{"version": 20, "note": "\xc3', b"\x00\x00"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
+def test_a_last_line_that_breaks_off_is_left_out(tmp_path: Path, name: str, rest: bytes) -> None:
+    path = run_directory(tmp_path / "run", [row(1)], evaluations=[{"version": 10, "mean": 5.0}])
+    with (path / name).open("ab") as file:
+        file.write(rest)
+    run = RunRecord.read(path)
+    assert (len(run.rows), len(run.evaluations)) == (1, 1)
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"version": 3}', '{"version": "x", "wall_s": 1, "agent_steps": 1}'])
-def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
-    path = run_directory(tmp_path / "run", [row(1)])
-    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-    with pytest.raises(UsageError, match=r"metrics\.jsonl is damaged: line 2"):
+def test_a_whole_last_line_counts_though_an_editor_left_no_newline_behind_it(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run", [row(1), row(2)])
+    (path / "metrics.jsonl").write_bytes((path / "metrics.jsonl").read_bytes().rstrip())
+    assert len(RunRecord.read(path).rows) == 2
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UsageError) as refused:
         RunRecord.read(path)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("", "there is no JSON object"),
+        ("{", "there is no JSON object"),
+        ("[1]", "there is no JSON object"),
+        pytest.param("[" * 100_000, "there is no JSON object", id="nested too deeply"),
+        ('{"version": 3, "wall_s": 1}', "there is no agent_steps"),
+        ('{"version": "x", "wall_s": 1, "agent_steps": 1}', "version is not a number"),
+        ('{"version": 1, "wall_s": null, "agent_steps": 1}', "wall_s is not a number"),
+        ('{"version": 1, "wall_s": NaN, "agent_steps": 1}', "wall_s is not a number"),
+        pytest.param(json.dumps(row(2, wall_s=10**400)), "wall_s is not a number", id="too large for a float"),
+        (json.dumps(row(2, entropy="high")), "entropy is not a number, null or an object of those"),
+        (json.dumps(row(2, split_s={"act": []})), "split_s is not a number, null or an object of those"),
+        (json.dumps(row(2, episodes={})), "episodes is not a number or null"),
+        (json.dumps(row(2, contributions=3)), "contributions is not an object of numbers"),
+        (json.dumps(row(2, contributions={"used": None})), "contributions is not an object of numbers"),
+    ],
+)
+def test_a_damaged_row_is_named_with_what_is_wrong(tmp_path: Path, line: str, complaint: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1)])
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n{json.dumps(row(3))}\n")
+    sentence = f"{path / 'metrics.jsonl'} is damaged: in line 2 {complaint}; mend that line, or remove it."
+    assert refusal(path) == sentence
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({"mean": 5.0}, "there is no version"),
+        ({"version": 10, "mean": "5"}, "mean is not a number"),
+        ({"version": 10, "mean": 5.0, "wall_s": "x"}, "wall_s is not a number"),
+        ({"version": 10, "mean": 5.0, "ci95": 5.0}, "ci95 is not a pair of numbers"),
+        ({"version": 10, "mean": 5.0, "ci95": [4.0]}, "ci95 is not a pair of numbers"),
+    ],
+)
+def test_a_damaged_evaluation_is_named_with_what_is_wrong(tmp_path: Path, line: dict[str, Any], complaint: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1)], evaluations=[{"version": 10, "mean": 5.0}, line])
+    sentence = f"{path / 'evaluations.jsonl'} is damaged: in line 2 {complaint}; mend that line, or remove it."
+    assert refusal(path) == sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "there is no JSON object"),
+        pytest.param("\x00" * 100, "there is no JSON object", id="zeros"),
+        ("[]", "there is no JSON object"),
+        ("{}", "there is no exit_reason"),
+        (json.dumps(summary(wall_s=None)), "wall_s is not a number"),
+        (json.dumps(summary(score_mean_50="5")), "score_mean_50 is not a number or null"),
+        (json.dumps(summary(provenance=None)), "provenance is not an object with commit and cpu"),
+        (json.dumps(summary(provenance={"commit": ["abc"]})), "provenance is not an object with commit and cpu"),
+    ],
+)
+def test_a_damaged_summary_is_named_with_what_is_wrong(tmp_path: Path, content: str, complaint: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1)])
+    (path / "summary.json").write_text(content, encoding="utf-8")
+    sentence = f"{path / 'summary.json'} is damaged: {complaint}; remove it, and metrics.jsonl tells of the run."
+    assert refusal(path) == sentence
+
+
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run")
+    (path / "config.json").write_text("{", encoding="utf-8")
+    sentence = f"{path / 'config.json'} is damaged: there is no JSON object; restore it, or name other runs."
+    assert refusal(path) == sentence
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1)])
+    (path / name).unlink(missing_ok=True)
+    (path / name).mkdir()
+    assert refusal(path) == f"cannot read {path / name}: Is a directory; make it readable, or name other runs."
+
+
+def test_a_path_that_cannot_be_is_named(tmp_path: Path) -> None:
+    assert "File name too long; make it readable" in refusal(tmp_path / ("x" * 300))
 
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:

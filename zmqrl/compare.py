@@ -77,7 +77,9 @@ def result(run: RunRecord) -> Result:
 
 def _best(run: RunRecord) -> Result | None:
     """Only means of whole 50 games are compared: the first game alone may be a lucky one."""
-    rows = [row for row in run.rows if row.get("episodes", 0) >= SCORES_KEPT and row.get("score_mean_50") is not None]
+    rows = [
+        row for row in run.rows if (row.get("episodes") or 0) >= SCORES_KEPT and row.get("score_mean_50") is not None
+    ]
     if not rows:
         return None
     best = max(rows, key=lambda row: row["score_mean_50"])

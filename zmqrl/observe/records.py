@@ -1,6 +1,5 @@
 """What a run has left in its directory, read back: its settings, its figures over time, evaluations and summary."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmqrl.errors import UsageError
+from zmqrl.observe.forms import EVALUATION, ROW, SETTINGS, SUMMARY, read_lines, read_object
 from zmqrl.rundir import RunDirectory
 
 Figures = NDArray[np.float64]
@@ -50,15 +50,16 @@ class RunRecord:
     def read(cls, path: Path) -> Self:
         """Read the run directory ``path``. Raises UsageError when it is none, or when a file in it is damaged."""
         directory = RunDirectory(path.resolve())
-        if not directory.config.is_file():
+        settings = read_object(directory.config, SETTINGS, "restore it, or name other runs")
+        if settings is None:
             raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
-        rows = _lineage(list(_lines(directory.metrics, needs=("version", "wall_s", "agent_steps"))))
+        rows = _lineage(list(read_lines(directory.metrics, ROW)))
         return cls(
             path=directory.path,
-            settings=dict(flat(_object(directory.config))),
+            settings=dict(flat(settings)),
             rows=rows,
             evaluations=_evaluations(directory.evaluations, rows),
-            summary=_object(directory.summary) if directory.summary.is_file() else None,
+            summary=read_object(directory.summary, SUMMARY, "remove it, and metrics.jsonl tells of the run"),
         )
 
     @property
@@ -110,7 +111,7 @@ def _lineage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
     """Evaluations know the version of their checkpoint; when that was made stands in ``rows``."""
     evaluations = []
-    for line in _lines(path, needs=("version", "mean")) if rows else ():
+    for line in read_lines(path, EVALUATION) if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])
         low, high = line.get("ci95") or (line["mean"], line["mean"])
         evaluations.append(
@@ -125,37 +126,6 @@ def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluati
             )
         )
     return evaluations
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged: {error}.") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is damaged: it holds no JSON object.")
-    return found
-
-
-def _lines(path: Path, *, needs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, none if there is no file; a last line still being written is left out."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
-    for number, line in enumerate(content.rpartition(b"\n")[0].splitlines(), start=1):
-        try:
-            found = json.loads(line)
-            whole = all(np.isfinite(_number(found, (name,))) for name in needs)
-        except (ValueError, AttributeError):
-            whole = False
-        if not whole:
-            raise UsageError(f"{path} is damaged: line {number} is no object with {', '.join(needs)}.")
-        yield found
 
 
 def _number(row: Mapping[str, Any], keys: Sequence[str]) -> float:

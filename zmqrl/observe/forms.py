@@ -1,0 +1,140 @@
+"""The JSON files of a run directory: what has to be in them, and what is said when it is not."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from zmqrl.errors import UsageError
+
+
+class _Kind(NamedTuple):
+    """What a value has to be, in words and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_number(value: object) -> bool:
+    """Finite, and small enough for a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_number_or_null(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _is_figure(value: object) -> bool:
+    return all(map(_is_number_or_null, value.values())) if isinstance(value, dict) else _is_number_or_null(value)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_provenance(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str | None) for name in ("commit", "cpu"))
+
+
+_NUMBER: Final = _Kind("a number", _is_number)
+_NUMBER_OR_NULL: Final = _Kind("a number or null", _is_number_or_null)
+_COUNTS: Final = _Kind("an object of numbers", _are_numbers)
+_FIGURE: Final = _Kind("a number, null or an object of those", _is_figure)
+_PAIR: Final = _Kind("a pair of numbers", _is_pair)
+_TEXT: Final = _Kind("a text", lambda value: isinstance(value, str))
+_PROVENANCE: Final = _Kind("an object with commit and cpu", _is_provenance)
+
+
+class Form(NamedTuple):
+    """What an object must have, what else of it is read if it is there, and what all other values are."""
+
+    must: Mapping[str, _Kind] = {}
+    may: Mapping[str, _Kind] = {}
+    others: _Kind | None = None
+
+    def complaint(self, found: object) -> str | None:
+        """What is wrong with ``found``; None if nothing is."""
+        if not isinstance(found, dict):
+            return "there is no JSON object"
+        for name in self.must:
+            if name not in found:
+                return f"there is no {name}"
+        for name, value in found.items():
+            kind = self.must.get(name) or self.may.get(name) or self.others
+            if kind is not None and not kind.fits(value):
+                return f"{name} is not {kind.words}"
+        return None
+
+
+SETTINGS: Final = Form()  # of any version: whatever they are, they can be compared
+ROW: Final = Form(
+    must={"version": _NUMBER, "wall_s": _NUMBER, "agent_steps": _NUMBER},
+    may={"contributions": _COUNTS, "episodes": _NUMBER_OR_NULL, "score_mean_50": _NUMBER_OR_NULL},
+    others=_FIGURE,
+)
+EVALUATION: Final = Form(
+    must={"version": _NUMBER, "mean": _NUMBER},
+    may={"wall_s": _NUMBER, "agent_steps": _NUMBER, "episodes": _NUMBER, "ci95": _PAIR},
+)
+SUMMARY: Final = Form(
+    must={
+        "exit_reason": _TEXT,
+        "updates": _NUMBER,
+        "agent_steps": _NUMBER,
+        "wall_s": _NUMBER,
+        "episodes": _NUMBER,
+        "score_mean_50": _NUMBER_OR_NULL,
+        "contributions": _COUNTS,
+    },
+    may={"provenance": _PROVENANCE},
+)
+
+
+def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:
+    """The object in a file, None if there is no file. Raises UsageError, with ``remedy`` for a file that is damaged."""
+    content = _content(path)
+    return None if content is None else _checked(_parsed(content), form, path, "", remedy)
+
+
+def read_lines(path: Path, form: Form) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, none if there is no file. Raises UsageError that names a damaged line.
+
+    A last line that breaks off is left out: a living run is still writing it, a killed one never got further.
+    """
+    *whole, last = (_content(path) or b"").split(b"\n")
+    for number, line in enumerate([*whole, last], start=1):
+        found = _parsed(line)
+        if found is None and number > len(whole):
+            return
+        yield _checked(found, form, path, f"in line {number} ", "mend that line, or remove it")
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; make it readable, or name other runs.") from error
+
+
+def _parsed(text: bytes) -> object:
+    """Plain data; None for what is no JSON."""
+    try:
+        found: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
+def _checked(found: object, form: Form, path: Path, where: str, remedy: str) -> dict[str, Any]:
+    complaint = form.complaint(found)
+    if complaint is not None:
+        raise UsageError(f"{path} is damaged: {where}{complaint}; {remedy}.")
+    assert isinstance(found, dict)
+    return found
