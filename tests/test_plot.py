@@ -1,6 +1,8 @@
 """``zmqrl plot``: the picture is there, and says what is in it. How it looks, only eyes can tell."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from record_rig import row, run_directory
@@ -84,6 +86,31 @@ def test_only_the_panels_asked_for_are_drawn(tmp_path: Path, panels: list[str]) 
 
 def test_a_run_of_one_row_without_a_finished_game_has_a_picture(tmp_path: Path) -> None:
     assert "nothing yet" in words(run_directory(tmp_path / "run", [row(1, score_mean_50=None)]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(1)],
+        [row(second, agent_steps=0) for second in (1, 2, 3)],
+        [row(0, agent_steps_per_s=None, policy_lag=None)],
+        [row(second, agent_steps_per_s=0.0, policy_lag=0.0) for second in (1, 2)],
+    ],
+    ids=["one row", "no agent steps", "nothing at all", "figures of zero"],
+)
+def test_a_run_that_has_not_got_far_is_drawn_without_a_warning(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    picture = words(run_directory(tmp_path / "run", rows))
+    assert ("duplicate" in picture) == (rows[0]["wall_s"] > 0)
+
+
+def test_agent_steps_are_counted_in_whole_ones(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run", [row(1, agent_steps=0)])
+    assert not re.search(r"\dm<", words(run, "--x", "agent-steps", "--panels", "score"))
+
+
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    assert "a$^$b" in words(run_directory(tmp_path / "a$^$b", [row(1), row(2)]), "--panels", "score")
 
 
 def test_more_groups_than_colours_are_drawn(tmp_path: Path) -> None:

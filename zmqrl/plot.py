@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from zmqrl.errors import UsageError
 from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares
@@ -40,6 +40,7 @@ STYLE: Final[dict[Any, Any]] = {
     "lines.linewidth": 1.6,
     "savefig.dpi": 180,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name of the user's own may have two dollar signs
 }
 BANDS_THAT_CAN_BE_TOLD_APART: Final = 3
 SUFFIXES: Final = (".png", ".svg", ".pdf")
@@ -164,11 +165,17 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         _from_zero(axes)
         axes.set_ylabel("contributions\nnot used (%)")
         return
+    axes.set_ylabel("contributions\n(%)")
     shares = [(_xs(run, x), outcome_shares(run)) for run in groups[0].runs]
     curves = {outcome: curve([(xs, share[outcome]) for xs, share in shares]) for outcome in OUTCOME_COLOURS}
+    xs = curves["used"].x
+    if not xs.any():
+        _say_nothing_yet(axes)
+        return
+    # The shares of the first row are those since the start: a run of one row has no other width.
     axes.stackplot(
-        curves["used"].x,
-        [found.mean for found in curves.values()],
+        np.concatenate([[0.0], xs]),
+        [np.concatenate([found.mean[:1], found.mean]) for found in curves.values()],
         colors=list(OUTCOME_COLOURS.values()),
         labels=list(OUTCOME_COLOURS),
     )
@@ -176,7 +183,6 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
     axes.legend(
         loc="lower left", ncols=len(curves), fontsize="small", columnspacing=1.0, handlelength=1.0, frameon=True
     )
-    axes.set_ylabel("contributions\n(%)")
 
 
 def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
@@ -223,18 +229,22 @@ def _draw_curves(
 ) -> None:
     """A curve for each group with its spread, or the band between ``extremes`` where the runs have those."""
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
-        axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", va="center", color="#666666")
-        axes.set_yticks([])
+        _say_nothing_yet(axes)
     for group, look in _looks(groups):
         found = curve([(_xs(run, x), column(run)) for run in group.runs])
-        # A single point would be an invisible line.
-        axes.plot(found.x, found.mean, marker="o" if len(found.x) == 1 else None, markersize=4, **look)
+        single = len(found.x) == 1  # an invisible line, and half a point on the edge
+        axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **look)
         for beyond in found.beyond:
             axes.plot(*beyond, **(look | {"linewidth": 0.8, "alpha": 0.6}))
         lows, highs = found, found
         if extremes is not None and len(groups) <= BANDS_THAT_CAN_BE_TOLD_APART:
             lows, highs = (curve([(_xs(run, x), extreme(run)) for run in group.runs]) for extreme in extremes)
         _draw_band(axes, lows, highs, look["color"])
+
+
+def _say_nothing_yet(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", va="center", color="#666666")
+    axes.set_yticks([])
 
 
 def _draw_band(axes: Axes, lows: Curve, highs: Curve, colour: str) -> None:
@@ -259,11 +269,13 @@ def _position(evaluation: Evaluation, x: XAxis) -> float:
 
 
 def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: bool) -> None:
-    axes.set_xlim(0, 1.01 * max(_xs(run, x)[-1] for group in groups for run in group.runs))
+    farthest = max(_xs(run, x)[-1] for group in groups for run in group.runs)
+    axes.set_xlim(0, 1.01 * farthest or 1)  # a run that has not got anywhere needs an axis too
     axes.tick_params(labelbottom=labelled)
     if labelled:
         axes.set_xlabel("training time (minutes)" if x == "minutes" else "agent steps")
     if x == "agent-steps":
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
