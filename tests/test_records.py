@@ -180,7 +180,7 @@ def test_differing_settings_are_listed_with_the_value_in_each_run(tmp_path: Path
     found = differing(runs)
     assert (found["seed"], found["wire.codec"], found["wire.transport"]) == ([1, 2], ["f32", "bf16"], ["ipc", None])
     assert "run_dir" not in found
-    assert "seed" not in differing(runs, but=frozenset({"seed"}))
+    assert not {"seed", "wire.codec"} & differing(runs, but=frozenset({"seed", "wire"})).keys()
 
 
 # groups
@@ -200,14 +200,37 @@ def test_runs_that_differ_in_the_seed_only_are_one_group_named_by_what_differs_f
     ) == [("workers=4 backups=0", 2), ("workers=3 backups=1", 1)]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"minutes": 5.0, "updates": 900, "agent_steps": 1000, "stop_score": 400.0},
+        {"evaluator": True, "evaluation": {"episodes": 3, "every_minutes": 1.0, "greedy": True}},
+        {"recorder": True, "recording": {"minutes": [1.0]}},
+        {"checkpoint": {"every_minutes": 1.0, "keep": 3}, "profile": 100, "trackers": ["wandb"]},
+        {"recipe": "mine"},
+    ],
+)
+def test_settings_that_cannot_change_what_is_learned_do_not_split_a_group(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    assert labels(tmp_path, {"seed": 1}, {"seed": 2, **other}) == [("run", 2)]
+    runs = read_runs([tmp_path / "run-0", tmp_path / "run-1"])
+    assert {name.partition(".")[0] for name in differing(runs)} - {"trackers"} == {"seed", *other} - {"trackers"}
+
+
+@pytest.mark.parametrize("other", [{"shards": 3}, {"wire": {"codec": "bf16"}}, {"envs": {"num_envs": 9}}])
+def test_settings_that_can_change_what_is_learned_split_a_group(tmp_path: Path, other: dict[str, Any]) -> None:
+    assert [size for _, size in labels(tmp_path, {"seed": 1}, {"seed": 2, **other})] == [1, 1]
+
+
 def test_a_group_on_its_own_or_one_that_differs_in_much_is_named_by_its_directories(tmp_path: Path) -> None:
     assert labels(tmp_path / "one", {"seed": 1}, {"seed": 2}) == [("run", 2)]
-    other: dict[str, Any] = {"workers": 3, "shards": 3, "minutes": 3.0, "quorum": 3}
+    other: dict[str, Any] = {"workers": 3, "shards": 3, "backups": 3, "quorum": 3}
     assert labels(tmp_path / "two", {}, other) == [("run-0", 1), ("run-1", 1)]
 
 
 def test_directories_of_the_same_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
-    other: dict[str, Any] = {"workers": 3, "shards": 3, "minutes": 3.0, "quorum": 3}
+    other: dict[str, Any] = {"workers": 3, "shards": 3, "backups": 3, "quorum": 3}
     paths = [run_directory(tmp_path / "a" / "run"), run_directory(tmp_path / "b" / "run", **other)]
     assert [group.label for group in grouped(read_runs(paths))] == [str(path) for path in paths]
 

@@ -48,7 +48,7 @@ SUFFIXES: Final = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw one picture of what runs did over time; runs that differ in nothing but the seed become one curve."""
+    """Draw one picture of what runs did over time; seeds of one experiment become one curve."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories."""

@@ -9,18 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmqrl.observe.metrics import OUTCOMES
-from zmqrl.observe.records import PLACE, Figures, RunRecord, differing
+from zmqrl.observe.records import ASIDE, Figures, RunRecord, differing
 
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
 MIN_MAX_SEEDS = 4  # of more seeds, the extremes say more about their number than about their spread
 
-_SEED = frozenset({"seed"})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Runs whose settings differ in nothing but the seed."""
+    """Runs that were to learn the same: their settings differ in nothing but ``ASIDE``."""
 
     label: str
     runs: tuple[RunRecord, ...]
@@ -48,10 +46,9 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
-        settings = {name: value for name, value in run.settings.items() if name not in PLACE | _SEED}
-        found.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+        found.setdefault(json.dumps(run.settings_but(ASIDE), sort_keys=True), []).append(run)
     groups = list(found.values())
-    settings = differing([group[0] for group in groups], but=_SEED)
+    settings = differing([group[0] for group in groups], but=ASIDE)
     labels = [
         " ".join(f"{name}={_shown(values[index])}" for name, values in settings.items())
         if 1 <= len(settings) <= SETTINGS_IN_A_LABEL

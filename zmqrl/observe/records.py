@@ -1,5 +1,6 @@
 """What a run has left in its directory, read back: its settings, its figures over time, evaluations and summary."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,26 @@ Figures = NDArray[np.float64]
 
 # Where a run is kept and followed, and whether it was resumed, are no settings of what it learns.
 PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
+
+# Nor do these make it another experiment: its chance, its name, how long it goes on, what is kept and who looks on.
+ASIDE: Final = frozenset(
+    {
+        "seed",
+        "recipe",
+        "updates",
+        "agent_steps",
+        "minutes",
+        "stop_score",
+        "wire.address",
+        "wire.port_range",
+        "checkpoint",
+        "profile",
+        "evaluator",
+        "evaluation",
+        "recorder",
+        "recording",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +88,15 @@ class RunRecord:
         """The name of the directory."""
         return self.path.name
 
+    def settings_but(self, names: frozenset[str]) -> dict[str, Any]:
+        """The settings less ``PLACE`` and ``names``, where ``evaluation`` stands for all of ``evaluation.*``."""
+        left_out = names | PLACE
+        return {
+            name: value
+            for name, value in self.settings.items()
+            if name not in left_out and name.partition(".")[0] not in left_out
+        }
+
     def column(self, *keys: str) -> Figures:
         """A figure over time, such as ``column("contributions", "late")``: (rows,), NaN where it is null or missing."""
         return np.array([_number(row, keys) for row in self.rows], dtype=np.float64)
@@ -84,8 +114,8 @@ def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -
 
     A run that has no such setting has None.
     """
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    values = {name: [run.settings.get(name) for run in runs] for name in names if name not in but | PLACE}
+    settings = [run.settings_but(but) for run in runs]
+    values = {name: [each.get(name) for each in settings] for name in dict.fromkeys(itertools.chain(*settings))}
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
