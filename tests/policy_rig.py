@@ -1,5 +1,6 @@
 """Run directories with one checkpoint, made without training: for the tests of all that plays a policy."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,26 @@ def write_run(path: Path, config: Config, *versions: int, counters: dict[str, An
             counters=counters or {},
         ).write(directory.checkpoints)
     return path
+
+
+FAILING_NETWORK = """
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, shape, num_actions):
+        super().__init__(4, num_actions)
+
+    def forward(self, observations):
+        logits = super().forward(observations.float().flatten(1)[:, :4])
+        if len(observations) == 1:
+            {fails}
+        return logits, logits[:, 0]
+"""
+_NUMBERS = itertools.count()
+
+
+def write_failing_network(directory: Path, fails: str) -> str:
+    """A module with a network ``Net`` that can be loaded, but fails for the one observation of a game."""
+    name = f"failing_network_{next(_NUMBERS)}"
+    (directory / f"{name}.py").write_text(FAILING_NETWORK.format(fails=fails), encoding="utf-8")
+    return name

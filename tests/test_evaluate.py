@@ -1,6 +1,8 @@
 """Evaluations: whole games that depend on their own seeds only, and what is said about their scores."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from policy_rig import BREAKOUT, CARTPOLE, write_run
+from policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
 
 from zmqrl import cli, game
 from zmqrl.agent.envs import EnvConfig
@@ -165,3 +167,35 @@ def test_eval_refuses_what_cannot_be_in_one_sentence(
         cli.run(["eval", str(cartpole_run), *options.split()])
     assert str(refused.value) == sentence.format(run=cartpole_run)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("follower", "message"),
+    [("zmqrl.evaluate", {"version": 0}), ("zmqrl.record", {"version": 0, "name": "minute-000"})],
+)
+def test_a_follower_skips_what_a_network_of_the_users_own_fails_in_and_logs_the_whole_story(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follower: str, message: dict[str, Any]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = write_failing_network(tmp_path, "raise ValueError('too few')")
+    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, model=f"{module}:Net"), 0)
+    job = {"run_dir": str(run), "episodes": 1, "greedy": False, "threads": 1}
+    with subprocess.Popen(
+        [sys.executable, "-m", follower],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(f"{json.dumps(job)}\n{json.dumps(message)}\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        process.stdin.close()
+        log = process.stderr.read()
+    assert answer["skipped"] == 0
+    assert answer["reason"].startswith(f"--model {module}:Net fails for observations of shape (4, 84, 84): ValueError")
+    assert f'{module}.py", line' in log

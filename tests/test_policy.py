@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from policy_rig import BREAKOUT, CARTPOLE, write_run
+from policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
 
 import zmqrl
+from zmqrl import cli
 from zmqrl.agent.model import NetworkConfig, make_model
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
@@ -168,6 +169,35 @@ def test_a_network_of_the_users_own_computes_as_in_its_workers(
     observation = np.ones(policy.spec.observation_shape, policy.spec.observation_dtype)
     logits, _ = model(torch.from_numpy(observation[np.newaxis]))
     assert policy.act(observation, greedy=True) == logits.argmax()
+
+
+@pytest.mark.parametrize(
+    ("fails", "sentence"),
+    [
+        ("raise ValueError('too few.\\nreally')", "fails for observations of shape (4, 84, 84): ValueError: too few."),
+        ("raise SystemExit(0)", "fails for observations of shape (4, 84, 84): SystemExit: 0."),
+        ("raise AssertionError", "fails for observations of shape (4, 84, 84): AssertionError."),
+        (
+            "return logits",
+            "fails for observations of shape (4, 84, 84): ValueError: not enough values to unpack (expected 2, got 1).",
+        ),
+        (
+            "return logits.squeeze(), logits[:, 0]",
+            "gives Tensor float32 (4,) as the logits of a batch of 1: they must be float32 (1, 4).",
+        ),
+    ],
+)
+def test_a_network_of_the_users_own_that_fails_in_a_game_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, sentence: str
+) -> None:
+    module = write_failing_network(tmp_path, fails)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, model=f"{module}:Net"), 0)
+    for command in ("eval", "record"):
+        with pytest.raises(UsageError) as refused:
+            cli.run([command, str(run)])
+        assert str(refused.value) == f"--model {module}:Net {sentence}"
+    assert list(run.glob("videos/*")) == []
 
 
 @pytest.mark.parametrize("config", [CARTPOLE, BREAKOUT])

@@ -139,11 +139,11 @@ def main() -> None:
         log.info("evaluating version %d", version)
         try:
             policy = load_policy(job["run_dir"], version)
-        except UsageError as error:  # it may have been pruned
-            say({"skipped": version, "reason": str(error)})
-        else:
             seeds = range(job["episodes"])
             say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
+        except UsageError as error:  # it may have been pruned
+            log.info("skipping version %d: %s", version, error, exc_info=error.__cause__)
+            say({"skipped": version, "reason": str(error)})
 
 
 class _Progress:

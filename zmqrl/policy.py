@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zmqrl.agent.envs import EnvSpec, describe_env
 from zmqrl.agent.model import make_model
+from zmqrl.agent.plugin import logits_of
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
@@ -48,7 +49,7 @@ class Policy:
         from the policy's distribution by one number of ``rng`` (one that nobody seeded if not given), or is the most
         probable one if ``greedy``. Actions count from 0, also where the environment's do not.
 
-        Raises UsageError for observations of another shape or kind.
+        Raises UsageError for observations of another shape or kind, and when a network of the user's own fails.
         """
         seen = np.asarray(observations)
         shape, dtype = self.spec.observation_shape, self.spec.observation_dtype
@@ -60,10 +61,8 @@ class Policy:
                 f"but the policy acts on {dtype} {shape} or a batch of them."
             )
         inputs = torch.from_numpy(batch.astype(dtype))  # vectors are rounded to float32, as in training
-        if inputs.is_floating_point() and not _is_own(self.config):
-            inputs = inputs.double()
         with torch.inference_mode():
-            logits, _ = self.model(inputs)
+            logits = self._logits(inputs)
         if greedy:
             actions = logits.argmax(-1).numpy()
         else:
@@ -71,11 +70,19 @@ class Policy:
             actions = _inverse_cdf(logits.double().softmax(-1).numpy(), numbers)
         return int(actions[0]) if is_one else actions
 
+    def _logits(self, inputs: Tensor) -> Tensor:
+        if _is_own(self.config):
+            return logits_of(self.config.model, self.model, inputs, self.spec.num_actions)
+        logits: Tensor
+        logits, _ = self.model(inputs.double() if inputs.is_floating_point() else inputs)
+        return logits
+
 
 def load_policy(run: str | Path, version: int | None = None) -> Policy:
     """The policy of the run directory ``run`` at its newest checkpoint, or at the one of ``version``.
 
-    Raises UsageError when there is no run or no such checkpoint, or when a file is damaged.
+    Raises UsageError when there is no run or no such checkpoint, when a file is damaged, and when a network of the
+    user's own cannot be made.
     """
     directory = RunDirectory(Path(run))
     if not directory.config.exists():

@@ -129,6 +129,7 @@ def main() -> None:
             path = video_path(run, policy, message["name"])
             say({"recording": record(policy, path, seed=0, greedy=job["greedy"])})
         except UsageError as error:
+            log.info("skipping version %d: %s", message["version"], error, exc_info=error.__cause__)
             say({"skipped": message["version"], "reason": str(error)})
 
 

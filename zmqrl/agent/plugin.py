@@ -49,6 +49,24 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
     return model
 
 
+def logits_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
+    """Logits float32 (B, num_actions) of ``observations`` (B, ...) by the ``model`` that ``reference`` made.
+
+    The try had several observations, here it may be one. Raises UsageError for whatever the user's code raises, and for
+    logits of another shape.
+    """
+    blame, count = f"--model {reference}", len(observations)
+    with _blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
+        logits, _ = model(observations)
+    if _shape(logits) != (count, num_actions):
+        raise UsageError(
+            f"{blame} gives {_kind(logits)} as the logits of a batch of {count}: "
+            f"they must be float32 {(count, num_actions)}."
+        )
+    assert isinstance(logits, Tensor)
+    return logits
+
+
 def load_loss(reference: str, config: PPOConfig | BA3CConfig) -> Loss:
     """The function ``reference``, called as ``ppo_loss`` and ``ba3c_loss`` are. Raises UsageError if a try fails."""
     blame = f"--loss {reference}"
@@ -94,8 +112,8 @@ def _blaming(what: str) -> Iterator[None]:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise UsageError(f"{what}: {type(error).__name__}: {reason}.") from error
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")
+        raise UsageError(f"{what}: {reason}.") from error
 
 
 def _observations(shape: tuple[int, ...]) -> Tensor:
