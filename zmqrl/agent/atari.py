@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import ale_py
 import numpy as np
@@ -26,22 +27,17 @@ class AtariEnvs:
         self.observation_dtype = spec.observation_dtype
         self._life_loss = config.life_loss
         self._clip_rewards = config.clip_rewards
-        self._vector = AtariVectorEnv(
+        self._vector = emulators(
             game,
-            config.num_envs,
+            config,
+            num_envs=config.num_envs,
             num_threads=threads,
-            max_num_frames_per_episode=config.max_frames,
-            repeat_action_probability=config.sticky_actions,
             autoreset_mode=AutoresetMode.SAME_STEP,
             img_height=config.screen_size,
             img_width=config.screen_size,
             grayscale=config.grayscale,
             stack_num=config.frame_stack,
-            frameskip=config.frame_skip,
-            noop_max=config.noop_max,
             life_loss_info=config.life_loss,
-            reward_clipping=False,
-            use_fire_reset=config.fire_reset,
         )
 
     def reset(self, seed: int) -> np.ndarray:
@@ -98,12 +94,11 @@ class RandomSkipEnvs:
         self.observation_dtype = spec.observation_dtype
         self._config = config
         self._emulators = [
-            AtariEnv(
+            bare_emulator(
                 game,
+                config,
                 obs_type="grayscale" if config.grayscale else "rgb",
                 frameskip=(config.min_frame_skip, config.frame_skip + 1),
-                repeat_action_probability=config.sticky_actions,
-                max_num_frames_per_episode=config.max_frames,
             )
             for _ in range(config.num_envs)
         ]
@@ -165,12 +160,46 @@ def _channels_together(frames: np.ndarray) -> np.ndarray:
     return frames.transpose(0, 1, 4, 2, 3).reshape(batch, stack * channels, height, width)
 
 
+def emulators(game: str, config: EnvConfig, **shown: Any) -> AtariVectorEnv:
+    """Games as ``config`` has them played; ``shown`` says how many, and how they are shown."""
+    return AtariVectorEnv(
+        game,
+        frameskip=config.frame_skip,
+        repeat_action_probability=config.sticky_actions,
+        max_num_frames_per_episode=config.max_frames,
+        noop_max=config.noop_max,
+        use_fire_reset=config.fire_reset,
+        reward_clipping=False,
+        **shown,
+    )
+
+
+def bare_emulator(game: str, config: EnvConfig, **shown: Any) -> AtariEnv:
+    """One game as ``config`` has it played, but for its frame skip, which with all else is in ``shown``."""
+    return AtariEnv(
+        game,
+        repeat_action_probability=config.sticky_actions,
+        max_num_frames_per_episode=config.max_frames,
+        **shown,
+    )
+
+
 @cache  # loading a game takes 90 ms
 def atari_actions(game: str) -> int:
     """How many actions a game takes: those that mean something in it."""
+    return len(_loaded(game).getMinimalActionSet())
+
+
+def screen_size(game: str) -> tuple[int, int]:
+    """Height and width in pixels; most games have 210 x 160."""
+    height, width = _loaded(game).getScreenDims()
+    return height, width
+
+
+def _loaded(game: str) -> ale_py.ALEInterface:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     rom = roms.get_rom_path(game)
     assert rom is not None
     ale.loadROM(rom)
-    return len(ale.getMinimalActionSet())
+    return ale

@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import ale_py
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from ale_py import roms
-from ale_py.vector_env import AtariVectorEnv
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 
+from zmqrl.agent.atari import emulators, screen_size
 from zmqrl.agent.envs import ATARI_ENTRY_POINT, find_env, reason_of
 from zmqrl.agent.games import EnvConfig, game_seeds
 from zmqrl.errors import UsageError
@@ -55,22 +53,17 @@ class _AtariPicture:
 
     def __init__(self, game: str, config: EnvConfig) -> None:
         self.frames_per_s = EMULATOR_FRAMES_PER_S / config.frame_skip
-        height, width = _screen_size(game)
-        self._vector = AtariVectorEnv(
+        height, width = screen_size(game)
+        self._vector = emulators(
             game,
-            1,
+            config,
+            num_envs=1,
             num_threads=1,
-            max_num_frames_per_episode=config.max_frames,
-            repeat_action_probability=config.sticky_actions,
             autoreset_mode=AutoresetMode.NEXT_STEP,  # so that the last screen of a game is seen
             img_height=height,
             img_width=width,
             grayscale=False,
             stack_num=1,
-            frameskip=config.frame_skip,
-            noop_max=config.noop_max,
-            reward_clipping=False,
-            use_fire_reset=config.fire_reset,
         )
 
     def reset(self, seed: int) -> Screen:
@@ -122,14 +115,3 @@ class _GymnasiumPicture:
             yield
         except Exception as error:
             raise UsageError(f"{self._id} cannot be drawn: {reason_of(error)}.") from error
-
-
-def _screen_size(game: str) -> tuple[int, int]:
-    """Height and width in pixels; most games have 210 x 160."""
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    ale = ale_py.ALEInterface()
-    rom = roms.get_rom_path(game)
-    assert rom is not None
-    ale.loadROM(rom)
-    height, width = ale.getScreenDims()
-    return height, width
