@@ -1,5 +1,6 @@
 """Videos: the game that a policy plays, as people see it."""
 
+import dataclasses
 import json
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from games_rig import RANDOM_SKIP, random_actions
 from gymnasium.spaces import Box, Discrete
+from PIL import Image
 from policy_rig import BREAKOUT, write_run
 
 from zmqrl import cli
@@ -93,12 +96,54 @@ def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
         action = int(actions.integers(envs.num_actions))
         step = envs.step(np.array([action]))
         newest = step.observations[0, -1]
-        screen, reward = picture.step(action)
+        (screen,), reward = picture.step(action)
         assert reward == step.rewards[0]
         score += reward
     assert score > 0
     envs.close()
     picture.close()
+
+
+@pytest.mark.parametrize("env_id", ["ALE/SpaceInvaders-v5", "ALE/Carnival-v5"])
+def test_the_picture_of_a_random_frame_skip_shows_every_frame_of_the_game_that_is_played(env_id: str) -> None:
+    config = dataclasses.replace(RANDOM_SKIP, grayscale=False, screen_size=84, frame_stack=1)
+    envs = make_envs(env_id, config, threads=1)
+    picture = make_picture(env_id, config)
+    seen, screens = envs.reset(3)[0], [picture.reset(3)]
+    frames, score = [], 0.0
+    for actions in random_actions(envs, 150):
+        shrunk = F.interpolate(torch.from_numpy(screens[-1]).movedim(-1, 0)[None], (84, 84), mode="bilinear")[0]
+        np.testing.assert_array_equal(shrunk.numpy(), seen)
+        step = envs.step(actions)
+        seen = step.observations[0]
+        screens, reward = picture.step(int(actions[0]))
+        assert reward == step.rewards[0]
+        frames.append(len(screens))
+        score += reward
+    assert set(frames) == {2, 3, 4}
+    assert score > 0
+    envs.close()
+    picture.close()
+
+
+def test_a_game_of_random_frame_skip_becomes_a_video_at_its_true_speed(tmp_path: Path) -> None:
+    envs = dataclasses.replace(RANDOM_SKIP, num_envs=8, max_frames=120)
+    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, envs=envs), 0)
+    result = record(load_policy(run), tmp_path / "game.mp4", seed=1, greedy=False)
+    assert (result["whole"], result["video_s"]) == (True, pytest.approx(2.0, abs=0.1))
+    assert imageio_ffmpeg.count_frames_and_secs(tmp_path / "game.mp4") == (
+        round(60 * result["video_s"]),
+        pytest.approx(result["video_s"], abs=0.02),
+    )
+    assert result["steps"] < 120 / 2
+
+
+def test_a_gif_is_no_faster_than_browsers_show_it(tmp_path: Path) -> None:
+    envs = dataclasses.replace(RANDOM_SKIP, num_envs=8, max_frames=20)
+    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, envs=envs), 0)
+    record(load_policy(run), tmp_path / "game.gif", seed=1, greedy=False)
+    with Image.open(tmp_path / "game.gif") as gif:
+        assert gif.info["duration"] >= 20
 
 
 def test_a_game_becomes_a_video_with_a_frame_for_each_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from zmqrl.policy import Policy, load_policy
 
 HEIGHT = 640  # pixels that a video is enlarged to at most
 FORMATS = (".mp4", ".gif")
+SHORTEST_MS = 20  # of a gif's frame: browsers take whatever is shorter for a tenth of a second
 
 # imageio would start ffmpeg by a bare fork amid the emulator's threads, and in a process group that Ctrl-C misses.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
@@ -91,12 +92,13 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
         screen = picture.reset(seed)
         with _video(path, picture.frames_per_s, screen) as video:
             for turn in turns:
-                screen, reward = picture.step(turn.action)
+                screens, reward = picture.step(turn.action)
                 if np.float32(reward) != turn.reward:
                     raise UsageError(
                         f"{policy.env_id} cannot be recorded: the same seed and actions do not give the same game."
                     )
-                video.add(screen)
+                for screen in screens:
+                    video.add(screen)
                 if video.frames >= seconds * picture.frames_per_s:
                     break
             else:
@@ -140,7 +142,7 @@ class _Video:
         self.frames = 0
         self._scale = max(1, HEIGHT // height)
         if path.suffix == ".gif":
-            self._writer = imageio.get_writer(path, duration=1000 / frames_per_s, loop=0)
+            self._writer = imageio.get_writer(path, duration=max(SHORTEST_MS, 1000 / frames_per_s), loop=0)
         else:
             self._writer = imageio.get_writer(
                 path,

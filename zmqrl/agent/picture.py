@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 
-from zmqrl.agent.atari import emulators, screen_size
+from zmqrl.agent.atari import bare_emulator, emulators, screen_size
 from zmqrl.agent.envs import ATARI_ENTRY_POINT, find_env, reason_of
 from zmqrl.agent.games import EnvConfig, game_seeds
 from zmqrl.errors import UsageError
@@ -31,8 +31,8 @@ class Picture(Protocol):
     def reset(self, seed: int) -> Screen:
         """Start the game of ``seed``; its first screen. Once only: some games keep memory across a reset."""
 
-    def step(self, action: int) -> tuple[Screen, float]:
-        """Play ``action``; the screen after it and the true reward. Not after the end of the game."""
+    def step(self, action: int) -> tuple[list[Screen], float]:
+        """Play ``action``; the screens that show it and the true reward. Not after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
@@ -42,9 +42,8 @@ def make_picture(env_id: str, config: EnvConfig) -> Picture:
     """The picture of one game. Raises UsageError when the environment cannot draw one."""
     registered = find_env(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
-        if config.min_frame_skip is not None:
-            raise UsageError(f"{env_id} with a random frame skip cannot be recorded: its game cannot be played again.")
-        return _AtariPicture(registered.kwargs["game"], config)
+        picture = _AtariPicture if config.min_frame_skip is None else _RandomSkipPicture
+        return picture(registered.kwargs["game"], config)
     return _GymnasiumPicture(registered)
 
 
@@ -70,13 +69,36 @@ class _AtariPicture:
         observations, _ = self._vector.reset(seed=game_seeds(seed, 1))
         return np.asarray(observations[0, 0])
 
-    def step(self, action: int) -> tuple[Screen, float]:
+    def step(self, action: int) -> tuple[list[Screen], float]:
         observations, rewards, *_ = self._vector.step(np.array([action]))
-        return np.asarray(observations[0, 0]), float(rewards[0])
+        return [np.asarray(observations[0, 0])], float(rewards[0])
 
     def close(self) -> None:
         self._vector.close()
         del self._vector.ale  # ends its thread
+
+
+class _RandomSkipPicture:
+    """Every frame of the emulator: only then does each step take as long as it was."""
+
+    def __init__(self, game: str, config: EnvConfig) -> None:
+        assert config.min_frame_skip is not None
+        self.frames_per_s = EMULATOR_FRAMES_PER_S
+        self._skips = (config.min_frame_skip, config.frame_skip + 1)
+        self._emulator = bare_emulator(game, config, obs_type="rgb", frameskip=1)
+
+    def reset(self, seed: int) -> Screen:
+        screen, _ = self._emulator.reset(seed=int(game_seeds(seed, 1)[0]))
+        return np.asarray(screen)
+
+    def step(self, action: int) -> tuple[list[Screen], float]:
+        # The same draw from the same generator as that of an emulator that skips them itself.
+        frames = int(self._emulator.np_random.integers(*self._skips))
+        played = [self._emulator.step(action) for _ in range(frames)]
+        return [np.asarray(screen) for screen, *_ in played], sum(float(reward) for _, reward, *_ in played)
+
+    def close(self) -> None:
+        self._emulator.close()
 
 
 class _GymnasiumPicture:
@@ -95,9 +117,9 @@ class _GymnasiumPicture:
             self._env.reset(seed=int(game_seeds(seed, 1)[0]))
             return self._screen()
 
-    def step(self, action: int) -> tuple[Screen, float]:
+    def step(self, action: int) -> tuple[list[Screen], float]:
         _, reward, *_ = self._env.step(action + self._first_action)
-        return self._screen(), float(reward)
+        return [self._screen()], float(reward)
 
     def close(self) -> None:
         self._env.close()
