@@ -1,6 +1,7 @@
 """Policies read from a run: what they know, how they act, and what is said when there is nothing to read."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from games_rig import RANDOM_SKIP
 from policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
 
 import zmqrl
 from zmqrl import cli
+from zmqrl.agent.envs import EnvConfig
 from zmqrl.agent.model import NetworkConfig, make_model
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
+from zmqrl.game import whole_game
 from zmqrl.policy import Policy, load_policy
 from zmqrl.rundir import write_json
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +206,28 @@ def test_a_network_of_the_users_own_that_fails_in_a_game_is_told_in_one_sentence
     assert list(run.glob("videos/*")) == []
 
 
-@pytest.mark.parametrize("config", [CARTPOLE, BREAKOUT])
-def test_the_example_plays_a_game(config: Config, tmp_path: Path) -> None:
-    pytest.importorskip("cv2", reason="Gymnasium's Atari preprocessing needs opencv-python-headless")
+@pytest.mark.parametrize(
+    "config",
+    [
+        CARTPOLE,
+        dataclasses.replace(CARTPOLE, env="FrozenLake-v1"),  # shows a number, which becomes a vector
+        BREAKOUT,
+        dataclasses.replace(BREAKOUT, envs=EnvConfig(max_frames=400, grayscale=False, frame_skip=2, frame_stack=3)),
+        dataclasses.replace(
+            BREAKOUT, envs=dataclasses.replace(RANDOM_SKIP, num_envs=8, screen_size=64, max_frames=400)
+        ),
+    ],
+    ids=["CartPole", "FrozenLake", "Breakout", "RGB", "random skip"],
+)
+def test_the_example_plays_the_game_that_an_evaluation_plays(config: Config, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", config, 0)
-    example = Path(__file__).parent.parent / "docs" / "examples" / "play_policy.py"
-    played = subprocess.run([sys.executable, str(example), str(run)], capture_output=True, text=True, timeout=100)
+    played = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "examples" / "play_policy.py"), str(run), "3"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert played.returncode == 0, played.stderr
-    assert played.stdout.startswith(f"{config.env}, version 0: score ")
+    *_, last = whole_game(load_policy(run), 3, greedy=False)
+    assert played.stdout == f"{config.env}, version 0: score {last.score:g} in {last.agent_steps} steps\n"

@@ -1,29 +1,25 @@
-"""Play one game with a trained policy in a Gymnasium environment of your own: play_policy.py RUN [SEED]"""
+"""Play one game with a trained policy, in the environment of its run: play_policy.py RUN [SEED]
+
+It is the game that `zmqrl eval` plays for this seed.
+"""
 
 import sys
 
-import ale_py
-import gymnasium
 import numpy as np
-from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 import zmqrl
+from zmqrl.agent.envs import make_envs
+from zmqrl.game import ACTIONS, whole_game_config
 
-gymnasium.register_envs(ale_py)
 policy = zmqrl.load_policy(sys.argv[1])
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 
-if policy.env_id.startswith("ALE/"):  # needs opencv-python-headless
-    env = gymnasium.make(policy.env_id, frameskip=1, repeat_action_probability=0.0)
-    env = FrameStackObservation(AtariPreprocessing(env), 4)
-else:
-    env = gymnasium.make(policy.env_id)
-
-rng = np.random.default_rng(seed)
-observation, _ = env.reset(seed=seed)
-score, over = 0.0, False
-while not over:
-    observation, reward, terminated, truncated, _ = env.step(policy.act(observation, rng))
-    score += float(reward)
-    over = terminated or truncated
-print(f"{policy.env_id}, version {policy.version}: score {score:g}")
+# One game with the frame skip, the colours and all other settings of the run, but whole and with its true rewards.
+envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
+rng = np.random.default_rng((seed, ACTIONS))
+observations, games = envs.reset(seed), []
+while not games:
+    step = envs.step(policy.act(observations, rng))
+    observations, games = step.observations, step.games
+envs.close()
+print(f"{policy.env_id}, version {policy.version}: score {games[0].score:g} in {games[0].agent_steps} steps")
