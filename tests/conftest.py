@@ -7,11 +7,13 @@ The default profile takes seconds and tries the same each time, ``thorough`` loo
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
+from lab import PROGRAMS, Lab, running_lab
 
 settings.register_profile(
     "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -58,3 +60,26 @@ def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]
             skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install 'zmqrl[{','.join(missing)}]'")
 
     return need
+
+
+@pytest.fixture(scope="session")
+def need_a_lab(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> None:
+    """Goes on only where a network lab can be made."""
+    need_programs(*PROGRAMS)
+    if os.geteuid() != 0:
+        skip_or_fail("a network lab needs root")
+    if subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
+        skip_or_fail("this machine lets nobody make namespaces, which a network lab is made of")
+
+
+@pytest.fixture(scope="session")
+def lab_of_all_tests(need_a_lab: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(4, tmp_path_factory.mktemp("shared")) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(lab_of_all_tests: Lab) -> Iterator[Lab]:
+    """Hosts h1 to h4 with networks, SSH servers and processes of their own; the network is healed after each test."""
+    yield lab_of_all_tests
+    lab_of_all_tests.heal()

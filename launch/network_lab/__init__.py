@@ -1,0 +1,1 @@
+"""What `launch/netlab` does; standard library only."""

@@ -1,0 +1,98 @@
+"""The first process of a host of the network lab. `netlab up` starts it in namespaces of its own:
+
+    python host.py DIR HOST ADDRESS [SHARED ...]
+
+It gives the host directories and a name of its own, starts its SSH server, and then only sleeps.
+"""
+
+import ctypes
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+HOME = pwd.getpwuid(0).pw_dir
+# What a host has of its own, and its mode.
+OWN = {HOME: "0700", "/tmp": "1777", "/dev/shm": "1777", "/run": "0755"}
+OWN = {os.path.realpath(path): mode for path, mode in OWN.items()}
+FILES = Path("/run/netlab")
+MS_BIND, MS_REC = 0x1000, 0x4000  # <linux/mount.h>
+SSHD_CONFIG = f"""\
+HostKey {FILES}/host_key
+AuthenticationMethods publickey
+PermitRootLogin prohibit-password
+UsePAM no
+UseDNS no
+PrintMotd no
+MaxStartups 100
+MaxSessions 100
+Subsystem sftp internal-sftp
+"""
+
+
+def is_a_host() -> bool:
+    return (FILES / "host_key").exists()
+
+
+def main() -> NoReturn:
+    lab, host, address, *shared = sys.argv[1:]
+    os.umask(0o022)
+    # /proc is still the machine's, so this is the number that the machine knows this process by.
+    Path(lab, host, "pid").write_text(Path("/proc/self").readlink().name)
+    files = host_files(Path(lab), host, address)
+    # Own directories may cover shared ones, which then are still reached through these.
+    doors = {path: os.open(path, os.O_PATH) for path in shared}
+    mount("proc", "/proc", "proc")
+    for own, mode in OWN.items():
+        mount("tmpfs", own, "tmpfs", options=f"mode={mode}")
+    Path("/run/sshd").mkdir()
+    # Before there is anything shared, so that none of it is written there.
+    for file, (permissions, text) in files.items():
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        file.touch(permissions)
+        file.write_text(text)
+    for path, door in doors.items():
+        Path(path).mkdir(parents=True, exist_ok=True)
+        mount(f"/proc/self/fd/{door}", path, flags=MS_BIND | MS_REC)
+        os.close(door)
+    for name in ("hosts", "shadow"):
+        mount(str(FILES / name), f"/etc/{name}", flags=MS_BIND)
+    socket.sethostname(host)
+    os.chdir("/")
+    subprocess.Popen([str(shutil.which("sshd")), "-D", "-e", "-f", str(FILES / "sshd_config")])
+    # Ignored here, the kernel itself clears away the orphans that this process inherits.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.execvp("sleep", ["sleep", "infinity"])
+
+
+def host_files(lab: Path, host: str, address: str) -> dict[Path, tuple[int, str]]:
+    """What a host has of its own, with modes, read from the lab's directory before that is covered."""
+    ssh = Path(HOME, ".ssh")
+    key = lab / "id_ed25519"
+    return {
+        ssh / key.name: (0o600, key.read_text()),
+        ssh / "authorized_keys": (0o600, key.with_suffix(".pub").read_text()),
+        ssh / "known_hosts": (0o600, (lab / "known_hosts").read_text()),
+        ssh / "config": (0o600, "Host h*\n  StrictHostKeyChecking yes\n  UpdateHostKeys no\n  BatchMode yes\n"),
+        FILES / "host_key": (0o600, (lab / host / "host_key").read_text()),
+        FILES / "sshd_config": (0o600, f"ListenAddress {address}\n{SSHD_CONFIG}"),
+        FILES / "hosts": (0o644, (lab / "hosts").read_text()),
+        # Without PAM, sshd lets nobody into an account that is locked, as root's is on Ubuntu.
+        FILES / "shadow": (0o600, re.sub(r"(?m)^root:!", "root:*", Path("/etc/shadow").read_text())),
+    }
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()):
+        raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())} at mounting {source}", target)
+
+
+if __name__ == "__main__":
+    main()

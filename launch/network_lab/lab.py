@@ -1,0 +1,103 @@
+"""A lab and its hosts, as they are: the kernel is asked, nothing is remembered."""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class Refusal(Exception):
+    """What was asked for cannot be done, and nothing was changed."""
+
+
+class Failure(Exception):
+    """It should have worked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    """What `netlab up` was asked for; `state.json` in the lab's directory holds it.
+
+    The switch is a network namespace of its own, named as the lab is, with a port named as each host is. So no packet
+    filter of the machine, such as Docker's, sees what passes between the hosts.
+    """
+
+    directory: str
+    name: str
+    subnet: str
+    hosts: list[str]
+    rate: str | None
+    shared: list[str]
+
+    @property
+    def cable(self) -> str:
+        """The machine's own end of its cable to the switch."""
+        return f"{self.name}-net"
+
+    def netns(self, host: str) -> str:
+        return f"{self.name}-{host}"
+
+    def address(self, host: str) -> str:
+        return f"{self.subnet}.{host[1:]}"
+
+    def path(self, name: str) -> Path:
+        return Path(self.directory, name)
+
+
+def run(*command: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs a program; raises `Failure` with what it said last, unless `check` is off."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
+    if check and done.returncode:
+        raise Failure(f"`{shlex.join(command)}` failed: {' '.join(done.stderr.split())[-300:]}")
+    return done
+
+
+def ip(*lines: str, netns: str = "") -> None:
+    """Runs lines of the program `ip`, all in one process."""
+    run("ip", *(("-n", netns) if netns else ()), "-batch", "-", stdin="\n".join(lines))
+
+
+def read_lab(directory: str) -> Lab | None:
+    """The lab in a directory, or None if there is none, or not even its state was written."""
+    state = Path(directory, "state.json")
+    try:
+        # Anyone can make a directory in /tmp that looks like a lab's; root is not to act on what it says.
+        return Lab(**json.loads(state.read_text())) if state.stat().st_uid == 0 else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_in(pid: int, netns: str) -> bool:
+    """Whether a process is in the network namespace of this name."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").samefile(f"/run/netns/{netns}")
+    except OSError:
+        return False
+
+
+def first_process(lab: Lab, host: str) -> int:
+    """The first process of a host, as the machine numbers it; raises `Refusal` if the host is not running."""
+    try:
+        pid = int(lab.path(f"{host}/pid").read_text())
+    except (OSError, ValueError):
+        pid = 0
+    if not is_in(pid, lab.netns(host)):
+        raise Refusal(f"{host} is not running: take the lab down and up again")
+    return pid
+
+
+def processes(lab: Lab, host: str) -> Iterator[dict[str, Any]]:
+    """What runs on a host, by the host's own pids, but its first process and those of its SSH server."""
+    # The host's /proc also has processes in namespaces that it made itself.
+    proc = Path(f"/proc/{first_process(lab, host)}/root/proc")
+    for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()):
+        try:
+            program = (proc / f"{pid}/exe").readlink().name
+            argv = (proc / f"{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")
+        except OSError:  # it has ended
+            continue
+        if pid != 1 and not program.startswith("sshd"):
+            yield {"pid": pid, "argv": argv}
