@@ -1,5 +1,9 @@
-"""One life cycle for all launchers: what is started is told of, what ends is told of, and nothing is left behind."""
+"""One life cycle for all launchers: what is started is told of, what ends is told of, and nothing is left behind.
 
+Every test runs with processes of this machine, and with those of a host that is reached by ssh.
+"""
+
+import contextlib
 import json
 import os
 import signal
@@ -11,21 +15,68 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import Lab
 from rig import eventually, is_alive
 
 from zmqrl.cluster.agents import Agents
-from zmqrl.cluster.deployment import local_launcher
+from zmqrl.cluster.deployment import HERE
 from zmqrl.cluster.launcher import Exited, Said, Task
+from zmqrl.cluster.link import Link
+from zmqrl.cluster.ssh import connect, ssh_command
 
 WITHIN_S = 30.0
 TESTS = Path(__file__).parent
 
 
+class Place:
+    """Where processes are: how an agent is started there, and how to look at them without it."""
+
+    host = HERE
+    lease_s: float | None = None
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "zmqrl.cluster.agent"]
+
+    def alive(self, pid: int) -> bool:
+        return is_alive(pid)
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    def link(self, work: Path) -> Link:
+        return Link(self.host, self.command(), work=str(work), lease_s=self.lease_s)
+
+    def launcher(self, work: Path) -> Agents:
+        # The same environment on every host; there, ssh would not take this one along.
+        environments = {self.host: {"PYTHONPATH": str(TESTS)}}
+        return Agents({self.host: self.link(work)}, lambda name: self.host, environments=environments)
+
+
+class OverSSH(Place):
+    """A host of the lab. Its process ids are its own."""
+
+    lease_s = 5.0
+
+    def __init__(self, lab: Lab, host: str) -> None:
+        self.lab, self.host = lab, host
+
+    def command(self) -> list[str]:
+        return ssh_command(self.host, sys.executable, config=self.lab.ssh_config)
+
+    def alive(self, pid: int) -> bool:
+        state = self.lab.run(self.host, ["ps", "-o", "stat=", "-p", str(pid)], check=False).stdout.strip()
+        return state != "" and not state.startswith("Z")
+
+    def kill(self, pid: int) -> None:
+        self.lab.run(self.host, ["kill", "-9", str(pid)])
+
+
 class Watched:
     """A launcher, and all that it told."""
 
-    def __init__(self, launcher: Agents, where: Path) -> None:
-        self.launcher, self.where = launcher, where
+    def __init__(self, place: Place, where: Path) -> None:
+        self.place, self.where = place, where
+        self.launcher = place.launcher(where / "work")
         self.told: list[Said | Exited] = []
 
     def start(self, name: str, *, module: str = "a_child", **job: Any) -> None:
@@ -53,12 +104,22 @@ class Watched:
         return self.ends(name)[-1]
 
 
+@pytest.fixture(params=["local", "ssh"])
+def place(request: pytest.FixtureRequest) -> Place:
+    return Place() if request.param == "local" else OverSSH(request.getfixturevalue("lab"), "h1")
+
+
 @pytest.fixture
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    launcher = local_launcher(tmp_path / "work")
-    yield Watched(launcher, tmp_path)
-    launcher.close()
+def where(place: Place, tmp_path: Path) -> Path:
+    """A directory that both this machine and the host have, each its own on a host."""
+    return tmp_path
+
+
+@pytest.fixture
+def watched(place: Place, where: Path) -> Iterator[Watched]:
+    watched = Watched(place, where)
+    yield watched
+    watched.launcher.close()
 
 
 def test_a_process_is_told_its_job_and_tells_that_it_is_up(watched: Watched) -> None:
@@ -118,7 +179,7 @@ def test_a_signal_ends_it_and_is_named(watched: Watched) -> None:
 def test_one_that_is_killed_by_somebody_else_is_told_at_once_and_can_be_started_again(watched: Watched) -> None:
     watched.start("one")
     (facts,) = watched.up("one")
-    os.kill(facts["pid"], signal.SIGKILL)
+    watched.place.kill(facts["pid"])
     assert watched.end("one").status == -signal.SIGKILL
     watched.start("one")
     eventually(lambda: len(watched.said("one")) == 2, "up again", WITHIN_S)
@@ -127,9 +188,9 @@ def test_one_that_is_killed_by_somebody_else_is_told_at_once_and_can_be_started_
 def test_what_a_process_started_in_its_session_ends_with_it(watched: Watched) -> None:
     watched.start("one", with_children=True)
     (facts,) = watched.up("one")
-    os.kill(facts["pid"], signal.SIGKILL)
+    watched.place.kill(facts["pid"])
     watched.end("one")
-    eventually(lambda: not is_alive(facts["started"][0]), "its child ends", WITHIN_S)
+    eventually(lambda: not watched.place.alive(facts["started"][0]), "its child ends", WITHIN_S)
 
 
 def test_stopping_ends_the_willing_and_the_stubborn_and_leaves_the_others(watched: Watched) -> None:
@@ -149,7 +210,7 @@ def test_closing_ends_everything_even_what_left_its_session(watched: Watched) ->
     facts = watched.up("one", "stubborn")
     watched.launcher.close()
     assert watched.launcher.names() == []
-    assert not any(map(is_alive, [*(each["pid"] for each in facts), *facts[0]["started"]]))
+    assert not any(map(watched.place.alive, [*(each["pid"] for each in facts), *facts[0]["started"]]))
 
 
 def test_an_agent_that_is_killed_takes_its_processes_with_it_and_is_started_anew(watched: Watched) -> None:
@@ -157,10 +218,10 @@ def test_an_agent_that_is_killed_takes_its_processes_with_it_and_is_started_anew
     (facts,) = watched.up("one")
     (link,) = watched.launcher.links.values()
     assert link.up is not None
-    os.kill(link.up["pid"], signal.SIGKILL)
+    watched.place.kill(link.up["pid"])
     end = watched.end("one")
     assert end.how().startswith(f"host {link.host} is lost: ")
-    eventually(lambda: not is_alive(facts["pid"]), "the end of its process", WITHIN_S)
+    eventually(lambda: not watched.place.alive(facts["pid"]), "the end of its process", WITHIN_S)
     watched.start("one")
     eventually(lambda: len(watched.said("one")) == 2, "up again", WITHIN_S)
 
@@ -168,38 +229,47 @@ def test_an_agent_that_is_killed_takes_its_processes_with_it_and_is_started_anew
 LAUNCHING = """
 import json, sys, time
 from pathlib import Path
+from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.launcher import Said, Task
-from zmqrl.cluster.deployment import local_launcher
-where = Path(sys.argv[1])
-launcher = local_launcher(where)
+from zmqrl.cluster.link import Link
+where, host, command, lease_s, tests = json.loads(sys.argv[1])
+link = Link(host, command, work=where + "/work", lease_s=lease_s)
+launcher = Agents({host: link}, lambda name: host, environments={host: {"PYTHONPATH": tests}})
 for name, job in (("one", {"with_children": True}), ("stubborn", {"stubborn": True})):
-    launcher.start(Task(name=name, module="a_child", job=job, log_path=where / f"{name}.log", threads=1))
+    launcher.start(Task(name=name, module="a_child", job=job, log_path=Path(where) / f"{name}.log", threads=1))
 pids = []
 while True:
     for event in launcher.poll():
         if isinstance(event, Said):
             pids += [event.facts["pid"], *event.facts["started"]]
     if len(pids) == 4:
-        print(json.dumps([*pids, *(link.up["pid"] for link in launcher.links.values())]), flush=True)
-        time.sleep(600)
+        print(json.dumps([*pids, link.up["pid"]]), flush=True)
+        pids.append(None)
     time.sleep(0.01)
 """
 
 
+@contextlib.contextmanager
+def launching(place: Place, where: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
+    """A launcher in a process of its own, and the processes that it has started."""
+    arguments = json.dumps([str(where), place.host, place.command(), place.lease_s, str(TESTS)])
+    with subprocess.Popen([sys.executable, "-c", LAUNCHING, arguments], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield process, json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-c", LAUNCHING, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(TESTS)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as launching:
-        assert launching.stdout is not None
-        pids = json.loads(launching.stdout.readline())
-        launching.send_signal(number)
-    eventually(lambda: not any(map(is_alive, pids)), f"the end of {pids}", 15)
+def test_nothing_outlives_a_launcher_that_is_killed(place: Place, where: Path, number: signal.Signals) -> None:
+    with launching(place, where) as (process, pids):
+        process.send_signal(number)
+        eventually(lambda: not any(map(place.alive, pids)), f"the end of {pids}", 15)
 
 
-def test_a_second_agent_waits_for_the_first_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    first, second = (Watched(local_launcher(tmp_path / "work"), tmp_path / name) for name in ("first", "second"))
+def test_a_second_agent_waits_for_the_first_to_end(place: Place, where: Path) -> None:
+    first, second = Watched(place, where), Watched(place, where)
     try:
         first.start("one")
         first.up("one")
@@ -213,9 +283,86 @@ def test_a_second_agent_waits_for_the_first_to_end(tmp_path: Path, monkeypatch: 
         second.launcher.close()
 
 
-def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    watched = Watched(local_launcher(tmp_path / "file" / "work"), tmp_path)
+def test_a_directory_that_cannot_be_used_is_named(place: Place, where: Path) -> None:
+    launcher = place.launcher(Path("/proc/version/work"))
+    launcher.start(Task(name="one", module="a_child", job={}, log_path=where / "one.log", threads=1))
+    events: list[Said | Exited] = []
+    eventually(lambda: events.extend(launcher.poll()) or events, "its end", WITHIN_S)
+    (end,) = events
+    assert isinstance(end, Exited)
+    assert "cannot use /proc/version/work: Not a directory" in end.how()
+    launcher.close()
+
+
+# what only a network can do
+
+
+@pytest.fixture
+def far(lab: Lab) -> OverSSH:
+    return OverSSH(lab, "h2")
+
+
+def test_everything_ends_on_a_host_that_is_cut_off_and_it_is_used_again_afterwards(
+    lab: Lab, far: OverSSH, where: Path
+) -> None:
+    watched = Watched(far, where)
+    watched.start("one", with_children=True)
+    watched.start("stubborn", stubborn=True)
+    pids = [pid for facts in watched.up("one", "stubborn") for pid in (facts["pid"], *facts["started"])]
+    lab.blackhole(far.host, "on")
+    for name in ("one", "stubborn"):
+        assert watched.end(name).how().startswith("host h2 is lost: ")
+    eventually(lambda: not any(map(far.alive, pids)), f"the end of {pids}", 15)
+    lab.blackhole(far.host, "off")
     watched.start("one")
-    assert f"cannot use {tmp_path}/file/work: Not a directory" in watched.end("one").how()
+    eventually(lambda: len(watched.said("one")) == 2, "up again", WITHIN_S)
+    watched.launcher.close()
+
+
+def test_a_short_break_of_the_network_ends_nothing(lab: Lab, far: OverSSH, where: Path) -> None:
+    watched = Watched(far, where)
+    watched.start("one", echo=True)
+    watched.up("one")
+    lab.blackhole(far.host, "on")
+    time.sleep(1.5)
+    lab.blackhole(far.host, "off")
+    watched.launcher.tell("one", {"n": 1})
+    eventually(lambda: len(watched.said("one")) == 2, "an answer", WITHIN_S)
+    assert watched.ends("one") == []
+    watched.launcher.close()
+
+
+def test_hosts_that_cannot_be_reached_each_say_why(lab: Lab, where: Path) -> None:
+    lab("refuse", "h3", "22", "on")
+    stranger = where / "stranger"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(stranger)], check=True)
+    wrong_key = where / "ssh_config"
+    ours = lab.ssh_config.read_text(encoding="utf-8")
+    wrong_key.write_text(ours.replace(str(lab.directory / "id_ed25519"), str(stranger)), encoding="utf-8")
+    commands = {
+        "h1": ssh_command("h1", sys.executable, config=lab.ssh_config),
+        "h2": ssh_command("h2", sys.executable, config=wrong_key),
+        "h3": ssh_command("h3", sys.executable, config=lab.ssh_config),
+        "h4": ssh_command("h4", "/nowhere/python", config=lab.ssh_config),
+        "h9": ssh_command("h9", sys.executable, config=lab.ssh_config),
+    }
+    links = [Link(host, command, work=str(where), lease_s=5.0) for host, command in commands.items()]
+    failed = connect(links)
+    assert failed.keys() == {"h2", "h3", "h4", "h9"}
+    assert "Permission denied" in failed["h2"]
+    assert "Connection refused" in failed["h3"]
+    assert "/nowhere/python" in failed["h4"]
+    assert "h9" in failed["h9"]
+    for link in links:
+        link.close()
+
+
+def test_nothing_about_a_run_is_on_the_command_line_of_any_host(lab: Lab, far: OverSSH, where: Path) -> None:
+    watched = Watched(far, where)
+    watched.start("one", padding="a-secret")
+    watched.up("one")
+    assert any("zmqrl.cluster.agent" in line for line in lab.processes(far.host))
+    shown = lab.run(far.host, ["sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '"]).stdout
+    assert "a-secret" not in shown
+    assert str(where) not in shown
     watched.launcher.close()
