@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import Lab
 from rig import HISTORY_KEYS, eventually, is_alive
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
@@ -78,7 +79,9 @@ class RunFiles:
         return _lines(self.path / "metrics.jsonl")
 
     def history(self, shard: int) -> list[Line]:
-        return _lines(self.path / "history" / f"shard-{shard}.jsonl")
+        """The history of a shard; empty before there is one, as at the home of a run on other hosts."""
+        path = self.path / "history" / f"shard-{shard}.jsonl"
+        return _lines(path) if path.exists() else []
 
     def log(self, name: str) -> str:
         """The log of a process; empty before there is one."""
@@ -90,10 +93,7 @@ class RunFiles:
 
     def version(self, shards: int = 2) -> int:
         """The newest version that all ``shards`` have made."""
-        try:
-            return min(len(self.history(shard)) for shard in range(shards))
-        except FileNotFoundError:
-            return 0
+        return min(len(self.history(shard)) for shard in range(shards))
 
     def assert_history_exact(self, updates: int, *, shards: int = 2, quorum: int = 2) -> None:
         """Every version from 1 to ``updates`` stands there once, on every shard, made by ``quorum`` distinct ranks."""
@@ -186,14 +186,8 @@ def training(
 ) -> Iterator[Run]:
     """``zmqrl train cartpole --run-dir PATH OPTIONS``; leaving the block ends it and asserts that nothing is left."""
     command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
-    with (
-        (path.parent / f"{path.name}.stdout").open("wb") as stdout,
-        (path.parent / f"{path.name}.stderr").open("wb") as stderr,
-    ):
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=os.environ | (environment or {})
-        )
-    run = Run(process, path)
+    run = _started(command, path, environment or {})
+    process = run.process
     try:
         yield run
     finally:
@@ -201,6 +195,30 @@ def training(
         process.kill()
         process.wait()
         run.assert_nothing_left(pids, within_s=10)
+
+
+@contextlib.contextmanager
+def launching(lab: Lab, path: Path, *options: str, hosts: str | None = None) -> Iterator[Run]:
+    """``zmqrl launch cartpole`` on the hosts of ``lab``, all of them if not said; leaving the block kills it."""
+    where = ("-H", hosts or ",".join(lab.hosts), "--ssh-config", str(lab.ssh_config))
+    command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
+    run = _started(command, path, {})
+    try:
+        yield run
+    finally:
+        run.process.kill()
+        run.process.wait()
+
+
+def _started(command: Sequence[str], path: Path, environment: Mapping[str, str]) -> Run:
+    with (
+        (path.parent / f"{path.name}.stdout").open("wb") as stdout,
+        (path.parent / f"{path.name}.stderr").open("wb") as stderr,
+    ):
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=os.environ | environment
+        )
+    return Run(process, path)
 
 
 def trained(path: Path, *options: str) -> RunFiles:

@@ -361,7 +361,7 @@ def _about_this_host() -> dict[str, Any]:
         "code": code_hash(),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
-        "address": connection[2] if len(connection) == 4 else None,
+        "address": connection[2].removeprefix("::ffff:") if len(connection) == 4 else None,
     }
 
 
