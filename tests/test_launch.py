@@ -13,6 +13,8 @@ from rig import eventually
 from run_rig import Run, launching
 
 import zmqrl
+from zmqrl.cluster.launch import place_of
+from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -42,7 +44,8 @@ def test_a_run_on_four_hosts_learns_ends_well_and_everything_comes_home(lab: Lab
     assert (run.files.path / "trace.json").stat().st_size > 1000
     assert "is here" in run.files.log("shard-1")
     eventually(lambda: no_process_on(lab), "the end of every process", 15)
-    assert all(lab.run(host, ["sh", "-c", "ls /var/tmp/zmqrl-0/$(hostname)"]).stdout == "" for host in lab.hosts)
+    name = place_of(RunDirectory(run.files.path))
+    assert not any((Path("/var/tmp/zmqrl-0") / host / name).exists() for host in lab.hosts)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -197,11 +197,12 @@ def test_stopping_ends_the_willing_and_the_stubborn_and_leaves_the_others(watche
     watched.start("willing")
     watched.start("stubborn", stubborn=True)
     watched.start("other")
-    watched.up("willing", "stubborn", "other")
+    facts = watched.up("willing", "stubborn", "other")
     watched.launcher.stop(["willing", "stubborn"], grace_s=0.1)
-    assert watched.end("willing").status == 0
-    assert watched.end("stubborn").status == -signal.SIGKILL
     assert watched.launcher.names() == ["other"]
+    assert [watched.place.alive(each["pid"]) for each in facts] == [False, False, True]
+    # Who ends a process knows that it ends.
+    assert watched.ends("willing") == watched.ends("stubborn") == []
 
 
 def test_closing_ends_everything_even_what_left_its_session(watched: Watched) -> None:

@@ -184,12 +184,10 @@ def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: 
         after = run.files.newest()
         assert after.version == UPDATES
         assert after.states == before.states
-        assert {**run.files.summary(), "wall_s": 0, "agent_steps_per_s": 0} == {
-            **summary,
-            "exit_reason": "interrupted",
-            "wall_s": 0,
-            "agent_steps_per_s": 0,
-        }
+        for key in ("updates", "contributions", "params_sha256"):
+            assert run.files.summary()[key] == summary[key]
+        for key in ("agent_steps", "episodes", "wall_s"):
+            assert run.files.summary()[key] >= summary[key]
         run.files.assert_history_exact(UPDATES)
 
 

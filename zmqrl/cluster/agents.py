@@ -93,7 +93,10 @@ class Agents:
         self._ask(name, {"do": "signal", "number": int(number)})
 
     def stop(self, names: Collection[str], *, grace_s: float) -> None:
-        """End processes: close their standard input, wait ``grace_s``, terminate, and after two more seconds kill."""
+        """End processes: close their standard input, wait ``grace_s``, terminate, and after two more seconds kill.
+
+        What was ended like this, or waited for, is not told by ``poll``.
+        """
         for name in names:
             self._ask(name, {"do": "hang_up"})
         self.wait(names, within_s=grace_s)
@@ -109,6 +112,7 @@ class Agents:
         while not self._running.keys().isdisjoint(names) and time.monotonic() < deadline:
             time.sleep(0.02)
             self.take_in()
+        self._events = [event for event in self._events if isinstance(event, Said) or event.name not in names]
 
     def names(self) -> list[str]:
         """Every process that was started and not seen to end."""

@@ -82,10 +82,10 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
 
 def _link(options: Options, host: Host, directory: RunDirectory) -> Link:
     command = ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
-    return Link(host.name, command, work=_work(directory), lease_s=options.lease_s)
+    return Link(host.name, command, work=place_of(directory), lease_s=options.lease_s)
 
 
-def _work(directory: RunDirectory) -> str:
+def place_of(directory: RunDirectory) -> str:
     """The name of this run's place on any host: the same for every sitting of the run, and for no other run."""
     identity = f"{host_socket.gethostname()}:{directory.path}"
     return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"

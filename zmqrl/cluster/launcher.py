@@ -70,7 +70,10 @@ class Launcher(Protocol):
         """Send a signal to a process and everything it started."""
 
     def stop(self, names: Collection[str], *, grace_s: float) -> None:
-        """End processes: close their standard input, wait ``grace_s``, terminate, and after two more seconds kill."""
+        """End processes: close their standard input, wait ``grace_s``, terminate, and after two more seconds kill.
+
+        What was ended like this, or waited for, is not told by ``poll``.
+        """
 
     def wait(self, names: Collection[str], *, within_s: float) -> None:
         """Wait until the processes have ended, at most ``within_s``."""

@@ -5,6 +5,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -33,6 +34,7 @@ from zmqrl.ps.sockets import FailureMonitor, Role, new_context, shard_sockets
 from zmqrl.ps.store import Slot, SlotStore
 
 POLL_MS = 25
+MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # how a socket that could do IPv6 writes an IPv4 address
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
 
@@ -85,7 +87,8 @@ class ShardServer:
                     if time.monotonic() > deadline:
                         raise ClusterError(f"cannot bind {self.job.bind[role]}: {error.strerror}.") from error
                     time.sleep(0.1)
-            self.endpoints[role] = str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+            endpoint = str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+            self.endpoints[role] = MAPPED.sub(r"\1", endpoint)
         return self.endpoints
 
     def serve(self) -> None:
