@@ -189,11 +189,10 @@ def test_timers_and_limits_are_those_of_the_code() -> None:
     }
 
 
-def test_the_socket_table_is_that_of_the_code(tmp_path: Path) -> None:
+def test_the_socket_table_is_that_of_the_code() -> None:
     slice_bytes = 4000
     context = new_context()
-    endpoints: Any = {role: f"ipc://{tmp_path}/{role}" for role in ("grad", "weights", "control")}
-    made = {"shard": shard_sockets(context, slice_bytes), "worker": worker_sockets(context, 0, 1, endpoints)}
+    made = {"shard": shard_sockets(context, slice_bytes), "worker": worker_sockets(context, 0, 1)}
     (rows,) = tables(section("1.3"))
     for side, role, kind, send_most, receive_most, most_bytes, _ in rows:
         made_socket = made[side][role]  # type: ignore[index]
@@ -294,9 +293,11 @@ def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints:
         time.sleep(0.002)
         return np.subtract(weights, 1.0, dtype=np.float32)
 
+    keys = shards.keys.of_worker(rank).to_json() if shards.keys else None
+
     def run() -> None:
         with contextlib.suppress(ConnectionRefusedError):
-            bare_worker.work(cluster, rank, gradient)
+            bare_worker.work(cluster, rank, gradient, keys)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -318,13 +319,21 @@ def end(shards: StandaloneShards, threads: list[threading.Thread]) -> tuple[int,
     return version, stats
 
 
-@pytest.fixture(params=["f32", "bf16"])
+WIRES: dict[str, dict[str, Any]] = {
+    "f32": {},
+    "bf16": {"codec": "bf16"},
+    "curve": {"transport": "tcp", "curve": True},
+}
+
+
+@pytest.fixture(params=WIRES)
 def shards(request: pytest.FixtureRequest) -> Iterator[StandaloneShards]:
     """Two shards, two workers, K = 2."""
     layout = Layout.of([("w", (7, 9)), ("b", (9,))], 2)
     zeros, rule = np.zeros(layout.count, np.float32), OptimizerConfig(name="sgd", learning_rate=0.5)
     timing = shard.Timing(need_s=0.1)
-    with standalone_shards(layout, zeros, optimizer=rule, workers=2, codec=request.param, timing=timing) as running:
+    options = WIRES[request.param]
+    with standalone_shards(layout, zeros, optimizer=rule, workers=2, timing=timing, **options) as running:
         yield running
 
 
