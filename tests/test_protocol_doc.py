@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import re
 import signal
 import threading
@@ -17,7 +18,10 @@ import numpy as np
 import pytest
 import zmq
 
+from zmqrl.cluster.deployment import on_this_machine
 from zmqrl.cluster.ending import stop_shards
+from zmqrl.cluster.plan import Plan
+from zmqrl.config import Config, WireConfig
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.ps import client, codec, framing, shard
 from zmqrl.ps import messages as m
@@ -26,6 +30,7 @@ from zmqrl.ps.optimizer import OptimizerConfig
 from zmqrl.ps.partition import MAX_SHARDS, Layout
 from zmqrl.ps.sockets import new_context, shard_sockets, worker_sockets
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
+from zmqrl.rundir import RunDirectory
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "protocol.md").read_text(encoding="utf-8")
@@ -207,6 +212,18 @@ def test_the_keys_of_a_report_are_those_that_the_supervisor_reads() -> None:
     read = [field.name for field in dataclasses.fields(WorkerReport)]
     assert sorted([*keys, "rank", "incarnation"]) == sorted(read)
     WorkerReport.parse({"rank": 0, "incarnation": 1, "version": 2, "agent_steps": 3})
+
+
+def test_the_table_of_a_key_file_has_what_a_run_writes_there(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    config = Config(external_workers=1, wire=WireConfig(transport="tcp", curve=True))
+    plan = Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
+    plan.write_cluster({}, {"shard-0": 1})
+    written = json.loads((tmp_path / plan.cluster({}, {})["keys"]["1"]).read_text(encoding="utf-8"))
+    key_file, judged = tables(section("1.15"))
+    types = {"text": str, "int": int, "list of text": list}
+    assert [(key, types[kind]) for key, kind, _ in key_file] == [(key, type(value)) for key, value in written.items()]
+    assert len(judged) == 4
 
 
 # How a shard judges: what is wrong with a contribution, in the order of the page's table. None is no message at all.

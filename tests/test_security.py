@@ -13,6 +13,7 @@ from network import Wire, proxied
 from rig import QUICK_WORKER, SGD, Served, Worker, eventually, flat_layout, served, start_vector, toy_gradient
 from zmq.utils import z85
 
+from zmqrl.cluster.launcher import Task
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.ps import framing, shard_events
 from zmqrl.ps import messages as m
@@ -384,6 +385,7 @@ def test_secrets_are_not_in_the_repr_of_what_carries_them() -> None:
         worker_keys,
         job,
         Cluster(run="r", layout=layout, codec="f32", endpoints=(), keys=worker_keys),
+        Task(name="shard-0", module="x", job=job.to_json(), log_path=Path("l"), threads=1),
         m.Hello(
             run="r", layout="l", role="supervisor", rank=0, incarnation=1, host="h", pid=1, secret="of the supervisor"
         ),
