@@ -16,6 +16,7 @@ from rig import WITHIN_S
 from zmqrl.ps import framing
 from zmqrl.ps import messages as m
 from zmqrl.ps.connection import Cluster
+from zmqrl.ps.security import ClientKeys
 from zmqrl.ps.sockets import Role
 
 ROLES: tuple[Role, ...] = ("grad", "weights", "control")
@@ -74,7 +75,10 @@ class Listener:
 class Wire:
     """Raw connections to one shard, for messages that no honest worker sends."""
 
-    def __init__(self, endpoints: dict[Role, str], *, send_most: int = 1000) -> None:
+    def __init__(
+        self, endpoints: dict[Role, str], *, send_most: int = 1000, keys: ClientKeys | None = None, shard: int = 0
+    ) -> None:
+        self.keys, self.shard = keys, shard
         self.context: zmq.Context[Any] = zmq.Context()
         self.context.linger = 0
         self.grad = self._connect(zmq.PUSH, endpoints["grad"], send_most)
@@ -85,6 +89,8 @@ class Wire:
         made: zmq.Socket[Any] = self.context.socket(kind)
         made.sndhwm = send_most
         made.sndtimeo = int(1000 * WITHIN_S)
+        if self.keys is not None:
+            self.keys.secure(made, self.shard)
         made.connect(endpoint)
         return made
 
@@ -135,6 +141,7 @@ class Proxy:
         self.delay_s = 0.0
         self.cut_after_bytes: int | None = None  # of what the clients send, from now on
         self.cuts = 0
+        self.overheard = bytearray()  # by who listens on the network, in both directions
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.threads = [threading.Thread(target=self._accept, daemon=True)]
         self.threads[0].start()
@@ -185,6 +192,7 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
         try:
             while data := source.recv(16 * 1024):
+                self.overheard += data
                 self.flowing.wait()
                 time.sleep(self.delay_s)
                 if counts and self.cut_after_bytes is not None:

@@ -221,6 +221,18 @@ def _started(command: Sequence[str], path: Path, environment: Mapping[str, str])
     return Run(process, path)
 
 
+@contextlib.contextmanager
+def outside_worker(run: Run, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """``zmqrl worker`` with the cluster file of ``run``; it is killed if it has not ended with the block."""
+    command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json"), *options]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def trained(path: Path, *options: str) -> RunFiles:
     """Train until the run ends by itself, with exit status 0."""
     with training(path, *options) as run:

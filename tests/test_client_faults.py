@@ -25,6 +25,7 @@ from zmqrl.ps.client_events import (
     ControlArrived,
     Ended,
     Failed,
+    HandshakeFailed,
     Leaving,
     Log,
     PublicationArrived,
@@ -232,6 +233,27 @@ def test_a_shard_that_says_nothing_for_the_lease_ends_the_worker() -> None:
     assert of(Failed, client.handle(Tick(), 59.9)) == []
     (failed,) = of(Failed, client.handle(Tick(), 60.0))
     assert failed.reason == "no word from shard 1 for 60 s: is it still running?"
+
+
+def test_a_failed_handshake_is_told_at_once_and_named_when_the_worker_gives_up() -> None:
+    client = new()
+    failed = client.handle(HandshakeFailed(1), 2.0)
+    assert [type(action) for action in failed] == [Log]
+    assert client.handle(HandshakeFailed(1), 3.0) == [], "told already"
+    assert "the handshake with shard 1 failed" in client.where(3.0)
+    heartbeat(client, 0, 0, now=50.0)
+    (failure,) = of(Failed, client.handle(Tick(), 60.0))
+    assert failure.reason.startswith("no word from shard 1 for 60 s: the handshake with shard 1 failed")
+
+
+def test_a_handshake_that_failed_before_the_shard_was_heard_is_forgotten() -> None:
+    client = new()
+    client.handle(HandshakeFailed(1), 2.0)
+    for shard in range(2):
+        heartbeat(client, shard, 0, now=3.0)
+    assert "handshake" not in client.where(3.0)
+    (failure,) = of(Failed, client.handle(Tick(), 70.0))
+    assert failure.reason.endswith("is it still running?")
 
 
 def test_any_word_renews_the_lease() -> None:

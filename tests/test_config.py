@@ -117,7 +117,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"consistent": True, "on_loss": "shrink"}, "--on-loss shrink"),
     ({"wire": WireConfig(address="127.0.0.2")}, "--wire.transport tcp"),
     ({"wire": WireConfig(transport="tcp", address="0.0.0.0")}, "--wire.address 0.0.0.0"),
+    ({"wire": WireConfig(transport="tcp", address="0.0.0.0", insecure_plaintext=True)}, "--wire.address 0.0.0.0"),
     ({"wire": WireConfig(transport="tcp", address="localhost")}, "--wire.address localhost"),
+    ({"wire": WireConfig(curve=True)}, "--wire.transport tcp"),
+    ({"wire": WireConfig(transport="tcp", curve=True, insecure_plaintext=True)}, "--wire.insecure-plaintext"),
     ({"straggle": ("1",)}, "--straggle 1"),
     ({"straggle": ("x:1",)}, "--straggle x:1"),
     ({"straggle": ("0:nan",)}, "--straggle 0:nan"),
@@ -153,6 +156,30 @@ def test_settings_at_their_limits_pass() -> None:
         wire=WireConfig(port_range="1024-65535"),
         checkpoint=CheckpointConfig(keep=1),
     ).check()
+
+
+@pytest.mark.parametrize(
+    ("wire", "addresses", "encrypted"),
+    [
+        (WireConfig(), ["127.0.0.1"], False),
+        (WireConfig(transport="tcp"), ["127.0.0.1", "127.0.0.2", "::1"], False),
+        (WireConfig(transport="tcp", curve=True), ["127.0.0.1"], True),
+        (WireConfig(port_range="5000-5005", curve=True), ["127.0.0.1"], True),
+        (WireConfig(transport="tcp"), ["10.1.2.3"], True),
+        (WireConfig(transport="tcp"), ["127.0.0.1", "fe80::1%eth0"], True),
+        (WireConfig(port_range="5000-5005"), ["127.0.0.1", "node7"], True),
+        (WireConfig(transport="tcp", insecure_plaintext=True), ["10.1.2.3", "node7"], False),
+    ],
+)
+def test_what_leaves_a_machine_is_encrypted_unless_that_is_given_up(
+    wire: WireConfig, addresses: list[str], encrypted: bool
+) -> None:
+    Config(wire=wire).check()
+    assert wire.encrypts(addresses) is encrypted
+
+
+def test_a_run_may_be_bound_to_an_address_of_a_network() -> None:
+    Config(wire=WireConfig(transport="tcp", address="10.1.2.3")).check()
 
 
 def test_the_quorum_is_the_number_of_workers_unless_it_is_set() -> None:

@@ -309,6 +309,7 @@ HOST = '[[host]]\nname = "h1"\n'
         (HOST + 'address = "alice@h2"\n', "the address 'alice@h2' is neither an IPv4 address nor the name of one"),
         (HOST + 'address = "fe80::1"\n', "the address 'fe80::1' is neither"),
         (HOST + 'address = "h[1-2]"\n', "host h1: name and address must mean as many, not 1 and 2"),
+        (HOST + 'address = "0.0.0.0"\n', "the address 0.0.0.0 would listen on every network"),
         ('[[host]]\nname = "h[1-2]"\naddress = "a"\n', "must mean as many, not 2 and 1"),
         (HOST + HOST, "hosts.toml: the host h1 stands there 2 times"),
     ],

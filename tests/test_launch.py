@@ -35,6 +35,7 @@ def test_a_run_on_four_hosts_learns_ends_well_and_everything_comes_home(lab: Lab
         cluster = run.files.cluster()
         assert {entry["host"] for entry in cluster["workers"]} == set(lab.hosts)
         assert [entry["host"] for entry in cluster["shards"]] == ["h1", "h2"]
+        assert cluster["keys"] is not None, "what crosses the network is not encrypted"
         assert cluster["shards"][1]["grad"].startswith(f"tcp://{lab.address('h2')}:")
         assert run.wait(within_s=120) == 0, run.said()
     summary = run.files.assert_summary_exact("stop_score", quorum=4)

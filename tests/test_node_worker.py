@@ -100,12 +100,19 @@ def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: di
     assert 0 < summary["agent_steps"] % CARTPOLE_ROLLOUT <= totals["steps"]
 
 
-@pytest.mark.parametrize(("transport", "codec"), [("ipc", "f32"), ("tcp", "bf16")])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        ("--wire.transport", "ipc", "--wire.codec", "f32"),
+        ("--wire.transport", "tcp", "--wire.codec", "bf16"),
+        ("--wire.transport", "tcp", "--wire.curve"),
+    ],
+)
 def test_a_node_worker_contributes_to_every_version_until_the_run_ends(
-    node_worker: Path, tmp_path: Path, transport: str, codec: str
+    node_worker: Path, tmp_path: Path, wire: tuple[str, ...]
 ) -> None:
     run_dir = tmp_path / "run"
-    options = ["--updates", "60", "--wire.transport", transport, "--wire.codec", codec]
+    options = ["--updates", "60", *wire]
     with run_with_a_node_worker(node_worker, run_dir, *options) as processes:
         totals = wait_for_both(processes, run_dir)
     assert_that_node_was_used_throughout(run_dir, 60, totals)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import re
 import signal
 import threading
@@ -17,7 +18,10 @@ import numpy as np
 import pytest
 import zmq
 
+from zmqrl.cluster.deployment import on_this_machine
 from zmqrl.cluster.ending import stop_shards
+from zmqrl.cluster.plan import Plan
+from zmqrl.config import Config, WireConfig
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.ps import client, codec, framing, shard
 from zmqrl.ps import messages as m
@@ -26,6 +30,7 @@ from zmqrl.ps.optimizer import OptimizerConfig
 from zmqrl.ps.partition import MAX_SHARDS, Layout
 from zmqrl.ps.sockets import new_context, shard_sockets, worker_sockets
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
+from zmqrl.rundir import RunDirectory
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "protocol.md").read_text(encoding="utf-8")
@@ -189,11 +194,10 @@ def test_timers_and_limits_are_those_of_the_code() -> None:
     }
 
 
-def test_the_socket_table_is_that_of_the_code(tmp_path: Path) -> None:
+def test_the_socket_table_is_that_of_the_code() -> None:
     slice_bytes = 4000
     context = new_context()
-    endpoints: Any = {role: f"ipc://{tmp_path}/{role}" for role in ("grad", "weights", "control")}
-    made = {"shard": shard_sockets(context, slice_bytes), "worker": worker_sockets(context, 0, 1, endpoints)}
+    made = {"shard": shard_sockets(context, slice_bytes), "worker": worker_sockets(context, 0, 1)}
     (rows,) = tables(section("1.3"))
     for side, role, kind, send_most, receive_most, most_bytes, _ in rows:
         made_socket = made[side][role]  # type: ignore[index]
@@ -208,6 +212,18 @@ def test_the_keys_of_a_report_are_those_that_the_supervisor_reads() -> None:
     read = [field.name for field in dataclasses.fields(WorkerReport)]
     assert sorted([*keys, "rank", "incarnation"]) == sorted(read)
     WorkerReport.parse({"rank": 0, "incarnation": 1, "version": 2, "agent_steps": 3})
+
+
+def test_the_table_of_a_key_file_has_what_a_run_writes_there(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    config = Config(external_workers=1, wire=WireConfig(transport="tcp", curve=True))
+    plan = Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
+    plan.write_cluster({}, {"shard-0": 1})
+    written = json.loads((tmp_path / plan.cluster({}, {})["keys"]["1"]).read_text(encoding="utf-8"))
+    key_file, judged = tables(section("1.15"))
+    types = {"text": str, "int": int, "list of text": list}
+    assert [(key, types[kind]) for key, kind, _ in key_file] == [(key, type(value)) for key, value in written.items()]
+    assert len(judged) == 4
 
 
 # How a shard judges: what is wrong with a contribution, in the order of the page's table. None is no message at all.
@@ -294,9 +310,11 @@ def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints:
         time.sleep(0.002)
         return np.subtract(weights, 1.0, dtype=np.float32)
 
+    keys = shards.keys.of_worker(rank).to_json() if shards.keys else None
+
     def run() -> None:
         with contextlib.suppress(ConnectionRefusedError):
-            bare_worker.work(cluster, rank, gradient)
+            bare_worker.work(cluster, rank, gradient, keys)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -318,13 +336,21 @@ def end(shards: StandaloneShards, threads: list[threading.Thread]) -> tuple[int,
     return version, stats
 
 
-@pytest.fixture(params=["f32", "bf16"])
+WIRES: dict[str, dict[str, Any]] = {
+    "f32": {},
+    "bf16": {"codec": "bf16"},
+    "curve": {"transport": "tcp", "curve": True},
+}
+
+
+@pytest.fixture(params=WIRES)
 def shards(request: pytest.FixtureRequest) -> Iterator[StandaloneShards]:
     """Two shards, two workers, K = 2."""
     layout = Layout.of([("w", (7, 9)), ("b", (9,))], 2)
     zeros, rule = np.zeros(layout.count, np.float32), OptimizerConfig(name="sgd", learning_rate=0.5)
     timing = shard.Timing(need_s=0.1)
-    with standalone_shards(layout, zeros, optimizer=rule, workers=2, codec=request.param, timing=timing) as running:
+    options = WIRES[request.param]
+    with standalone_shards(layout, zeros, optimizer=rule, workers=2, timing=timing, **options) as running:
         yield running
 
 

@@ -4,13 +4,10 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_rig import WITHIN_S, Run, trained, training
+from run_rig import WITHIN_S, Run, outside_worker, trained, training
 
 from zmqrl.checkpoint import checkpoints
 
@@ -285,14 +282,3 @@ def test_an_outside_worker_that_takes_over_a_living_ones_rank_replaces_it(tmp_pa
                 assert run.wait() == 130, run.said()
                 assert second.wait(WITHIN_S) == 0
         run.files.assert_history_exact(run.files.summary()["updates"])
-
-
-@contextlib.contextmanager
-def outside_worker(run: Run, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json"), *options]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()

@@ -24,6 +24,7 @@ from shard_rig import (
 from zmqrl.ps import messages as m
 from zmqrl.ps.shard import Shard, Timing
 from zmqrl.ps.shard_events import (
+    FalseHello,
     PresenceChanged,
     Send,
     SendSnapshot,
@@ -53,6 +54,15 @@ def test_a_hello_of_a_stranger_is_refused_and_counted(wrong: dict[str, Any], cod
     assert isinstance(refuse, m.Refuse)
     assert refuse.code == code
     assert refuse.run == "run"
+    assert shard.contributions.unattributed == 1
+
+
+def test_a_hello_with_the_key_of_somebody_else_is_refused_and_counted() -> None:
+    shard = opened()
+    (refuse,) = sent(shard.handle(FalseHello(b"stranger"), 0.0))
+    assert refuse == m.Refuse(
+        run="run", code="key", reason="the key that you connected with is for another rank or role."
+    )
     assert shard.contributions.unattributed == 1
 
 

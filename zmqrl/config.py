@@ -5,6 +5,7 @@ import ipaddress
 import json
 import math
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -29,11 +30,24 @@ class WireConfig:
     transport: Literal["ipc", "tcp"] = "ipc"
     """Unix sockets in a private directory, or TCP."""
     address: str = "127.0.0.1"
-    """Loopback address that shards bind with TCP."""
+    """IPv4 address of this machine that shards bind with TCP."""
     port_range: str | None = None
     """FIRST-LAST: TCP ports for the shards, three each; free ones if not given. Implies TCP."""
+    curve: bool = False
+    """Encrypt and authenticate TCP on a loopback address, too, with keys of this run. Elsewhere this is always done."""
+    insecure_plaintext: bool = False
+    """Never encrypt TCP: anybody on the network can then read the weights, and contribute gradients of their own."""
     need_s: float = 1.0
     """A shard asks for resends after this time without progress; longer than a slice takes to cross the network."""
+
+    @property
+    def tcp(self) -> bool:
+        """Whether processes reach each other over TCP."""
+        return self.transport == "tcp" or self.port_range is not None
+
+    def encrypts(self, addresses: Iterable[str]) -> bool:
+        """Whether shards at ``addresses`` use CURVE: where any of them leaves its machine, unless that is given up."""
+        return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(_is_loopback, addresses))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,8 +244,13 @@ class Config:
                 "--consistent cannot be promised with --external-workers or --on-loss shrink.",
             ),
             (
-                self.wire.address == "127.0.0.1" or self.wire.transport == "tcp" or self.wire.port_range is not None,
+                self.wire.address == "127.0.0.1" or self.wire.tcp,
                 f"--wire.address {self.wire.address} is for TCP: add --wire.transport tcp.",
+            ),
+            (not self.wire.curve or self.wire.tcp, "--wire.curve is for TCP: add --wire.transport tcp."),
+            (
+                not (self.wire.curve and self.wire.insecure_plaintext),
+                "--wire.curve and --wire.insecure-plaintext contradict each other: choose one.",
             ),
         ]
         for holds, sentence in rules:
@@ -242,16 +261,13 @@ class Config:
         self.ports()
 
     def _check_address(self) -> None:
-        """Nothing on the wire is encrypted, so it must not leave this machine."""
+        address = self.wire.address
         try:
-            loopback = ipaddress.IPv4Address(self.wire.address).is_loopback
+            wildcard = ipaddress.IPv4Address(address).is_unspecified
         except ValueError:
-            raise UsageError(f"--wire.address {self.wire.address} is no IPv4 address.") from None
-        if not loopback:
-            raise UsageError(
-                f"--wire.address {self.wire.address} is not a loopback address: the wire is not encrypted, "
-                "and must not leave this machine."
-            )
+            raise UsageError(f"--wire.address {address} is no IPv4 address.") from None
+        if wildcard:
+            raise UsageError(f"--wire.address {address} would listen on every network: name one of this machine's own.")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""
@@ -276,6 +292,13 @@ class Config:
         except ValueError as error:
             raise UsageError(f"{path} is no JSON: {error}.") from error
         return cls.from_json(data.get("config", data) if isinstance(data, dict) else data)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name may mean anything
+        return False
 
 
 def _finite(value: float | None) -> bool:

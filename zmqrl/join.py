@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from zmqrl.child import log_to_stderr
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.ps.connection import Cluster
+from zmqrl.ps.security import ClientKeys
 from zmqrl.worker import join
 
 
@@ -45,6 +46,9 @@ def run(options: Options) -> int:
         rank = cluster.open_ranks[0]
     elif rank not in cluster.open_ranks:
         raise UsageError(f"rank {rank} is not open; open are {ranks or 'none'}.")
+    if cluster.key_files is not None:
+        path = options.cluster.parent / cluster.key_files[rank]
+        cluster = replace(cluster, keys=ClientKeys.read(path, run=cluster.run, rank=rank))
     log = log_to_stderr("zmqrl.worker")
     log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
     # Where the run is, it learns only when it has joined; the time is as good to seed its games with.

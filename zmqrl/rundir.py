@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class RunDirectory:
     tensorboard = property(lambda self: self.path / "tensorboard")
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
+    keys = property(lambda self: self.path / "keys")
     traces = property(lambda self: self.path / "traces")
     trace = property(lambda self: self.path / "trace.json")
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
@@ -45,6 +47,10 @@ class RunDirectory:
     def state(self, shard: int) -> Path:
         """The memory-mapped slots of a shard."""
         return self.path / "state" / f"shard-{shard}.slots"
+
+    def key_file(self, rank: int) -> Path:
+        """The keys of a rank that is open to outside workers."""
+        return Path(self.keys / f"worker-{rank}.json")
 
     def sockets(self) -> Path:
         """A directory of mode 0700 whose path is short enough for Unix sockets."""
@@ -70,11 +76,11 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
             raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
-        self.cluster.unlink(missing_ok=True)  # of a run that was killed
+        self._remove_what_lets_join()  # of a run that was killed
 
     def release(self) -> None:
         """Give the lock back and remove what is only for a living run."""
-        self.cluster.unlink(missing_ok=True)
+        self._remove_what_lets_join()
         if self._sockets is not None:
             self._sockets.cleanup()
         sockets = self.path / "sockets"
@@ -85,6 +91,10 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _remove_what_lets_join(self) -> None:
+        self.cluster.unlink(missing_ok=True)
+        shutil.rmtree(self.keys, ignore_errors=True)
 
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:

@@ -24,6 +24,7 @@ from zmqrl.observe.spans import Spans, chrome_events, write_trace
 from zmqrl.ps.codec import is_finite
 from zmqrl.ps.connection import Cluster, Connection, Weights
 from zmqrl.ps.flat import FlatParameters
+from zmqrl.ps.security import ClientKeys
 
 REPORT_EVERY_S = 0.2
 GAMES_IN_A_REPORT = 32
@@ -186,11 +187,12 @@ def main() -> None:
     """Run one worker, as told on standard input."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")
+    keys = ClientKeys.from_json(job["keys"]) if job["keys"] else None
     trace_path = Path(job["trace_path"]) if job["trace_path"] else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         join(
-            Cluster.from_json(job["cluster"]),
+            Cluster.from_json(job["cluster"], keys),
             Config.from_json(job["config"]),
             job["rank"],
             version=job["version"],

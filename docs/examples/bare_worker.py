@@ -23,7 +23,14 @@ HELLO_S, PING_S, SNAPSHOT_S, LEASE_S = 1.0, 1.0, 2.0, 60.0
 class Link:
     """What the worker knows of one shard, and its sockets to it."""
 
-    def __init__(self, context: "zmq.Context[Any]", index: int, shard: dict[str, Any], topics: list[bytes]) -> None:
+    def __init__(
+        self,
+        context: "zmq.Context[Any]",
+        index: int,
+        shard: dict[str, Any],
+        topics: list[bytes],
+        keys: dict[str, Any] | None,
+    ) -> None:
         self.index = index
         self.incarnation, self.generation, self.version, self.view = 0, -1, -1, 0
         self.welcomed = False
@@ -44,20 +51,23 @@ class Link:
             end.linger, end.ipv6 = 0, 1
             end.heartbeat_ivl, end.heartbeat_timeout, end.heartbeat_ttl = 2000, 6000, 6000
             end.reconnect_ivl, end.reconnect_ivl_max = 100, 3000
+            if keys is not None:
+                end.curve_publickey, end.curve_secretkey = keys["public"].encode(), keys["secret"].encode()
+                end.curve_serverkey = keys["shards"][index].encode()
             end.connect(shard[role])
 
 
 class Worker:
-    """One rank of the run that ``cluster`` (the parsed cluster.json) describes."""
+    """One rank of the run that ``cluster`` (the parsed cluster.json) describes, with the ``keys`` of its key file."""
 
-    def __init__(self, cluster: dict[str, Any], rank: int) -> None:
+    def __init__(self, cluster: dict[str, Any], rank: int, keys: dict[str, Any] | None) -> None:
         self.run, self.layout, self.cuts = cluster["run"], cluster["layout"]["hash"], cluster["layout"]["slices"]
         self.rank, self.incarnation = rank, time.time_ns() // 1_000_000
         self.contribution: tuple[int, int, Floats] | None = None  # generation, version, gradient
         self.ping_at = 0.0
         self.context = zmq.Context()
         topics = [b"W", b"H", b"N", b"X", b"P/%d/%d" % (rank, self.incarnation)]
-        self.links = [Link(self.context, i, shard, topics) for i, shard in enumerate(cluster["shards"])]
+        self.links = [Link(self.context, i, shard, topics, keys) for i, shard in enumerate(cluster["shards"])]
 
     def ended(self) -> bool:
         """Whether every shard has said BYE at the same version."""
@@ -198,9 +208,11 @@ class Worker:
             del link.slices[old]
 
 
-def work(cluster: dict[str, Any], rank: int, gradient: Callable[[Floats, int], Floats]) -> None:
+def work(
+    cluster: dict[str, Any], rank: int, gradient: Callable[[Floats, int], Floats], keys: dict[str, Any] | None = None
+) -> None:
     """Contribute to every version until the run ends. Raises ConnectionRefusedError and TimeoutError."""
-    worker = Worker(cluster, rank)
+    worker = Worker(cluster, rank, keys)
     try:
         while not worker.ended():
             worker.read(wait_ms=50)

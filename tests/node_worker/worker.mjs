@@ -7,6 +7,7 @@
 // a JSON object of what it did. Node has one thread: a real gradient belongs in a worker_threads.Worker (§1.3).
 import { readFileSync } from "node:fs";
 import { hostname } from "node:os";
+import { dirname, resolve } from "node:path";
 import { decode, encode } from "@msgpack/msgpack";
 import { Dealer, Push, Subscriber } from "zeromq";
 
@@ -75,9 +76,12 @@ class Shard {
 
   constructor(index, endpoints, worker) {
     Object.assign(this, { index, worker });
-    this.grad = new Push({ ...SENDING, sendHighWaterMark: 2 });
-    this.weights = new Subscriber({ ...SOCKET, receiveHighWaterMark: 3 });
-    this.control = new Dealer({ ...SENDING, sendHighWaterMark: 8, receiveHighWaterMark: 8 });
+    const { keys } = worker;
+    const curve = keys // §1.15
+      ? { curvePublicKey: keys.public, curveSecretKey: keys.secret, curveServerKey: keys.shards[index] } : {};
+    this.grad = new Push({ ...SENDING, ...curve, sendHighWaterMark: 2 });
+    this.weights = new Subscriber({ ...SOCKET, ...curve, receiveHighWaterMark: 3 });
+    this.control = new Dealer({ ...SENDING, ...curve, sendHighWaterMark: 8, receiveHighWaterMark: 8 });
     this.weights.subscribe("W", "H", "N", "X");
     this.weights.subscribe(`P/${worker.rank}/${worker.incarnation}`);
     for (const name of ["grad", "weights", "control"]) this[name].connect(endpoints[name]);
@@ -181,8 +185,8 @@ class Worker {
   leaving = false;
   reportAt = 0;
 
-  constructor({ run, layout, codec, shards }, rank) {
-    Object.assign(this, { run, layout, codec, rank });
+  constructor({ run, layout, codec, shards }, rank, keys) {
+    Object.assign(this, { run, layout, codec, rank, keys });
     this.shards = shards.map((endpoints, index) => new Shard(index, endpoints, this));
     this.timer = setInterval(() => {
       for (const shard of this.shards) shard.tick(seconds());
@@ -262,10 +266,13 @@ class Worker {
 
 const [path, rank] = process.argv.slice(2);
 if (!/^\d+$/.test(rank ?? "")) fail(2, "usage: node worker.mjs DIR/cluster.json RANK");
-let cluster;
+let cluster, keys = null;
 try { cluster = JSON.parse(readFileSync(path, "utf8")); } catch (error) { fail(2, `no run there: ${error.message}`); }
 if (cluster.protocol !== PROTOCOL) fail(2, `${path} is of protocol ${cluster.protocol}, not ${PROTOCOL}`);
-if (cluster.keys !== null) fail(2, `${path} has keys, and this worker cannot encrypt`);
 if (!cluster.open_ranks.includes(Number(rank))) fail(2, `rank ${rank} is not one of ${cluster.open_ranks}`);
-const worker = new Worker(cluster, Number(rank));
+if (cluster.keys !== null) {
+  const file = resolve(dirname(path), cluster.keys[rank]);
+  try { keys = JSON.parse(readFileSync(file, "utf8")); } catch { fail(2, `no keys of rank ${rank} in ${file}`); }
+}
+const worker = new Worker(cluster, Number(rank), keys);
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => worker.leaving || worker.leave(130));

@@ -234,6 +234,8 @@ def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
     for address in addresses:
         if not re.fullmatch(_WORD, address):
             raise UsageError(f"{where}: the address {address!r} is neither an IPv4 address nor the name of one.")
+        if address == "0.0.0.0":
+            raise UsageError(f"{where}: the address {address} would listen on every network: name the host's own.")
     if len(addresses) != len(names):
         raise UsageError(f"{where}: name and address must mean as many, not {len(names)} and {len(addresses)}.")
     return addresses

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ class Task:
 
     name: str
     module: str
-    job: Mapping[str, Any]
+    job: Mapping[str, Any] = field(repr=False)  # it may hold keys
     log_path: Path
     threads: int
     messages: Sequence[Mapping[str, Any]] = ()

@@ -12,8 +12,10 @@ from zmqrl.cluster.deployment import EVALUATOR, RECORDER, Deployment
 from zmqrl.cluster.launcher import Task
 from zmqrl.config import Config
 from zmqrl.ps import messages as m
+from zmqrl.ps.control import ShardControl
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.partition import Layout
+from zmqrl.ps.security import RunKeys
 from zmqrl.ps.shard import Timing
 from zmqrl.ps.sockets import ROLES, Role
 from zmqrl.rundir import RunDirectory, write_json
@@ -32,6 +34,9 @@ class Plan:
         self.sites, self.threads = deployment.sites, deployment.threads
         self.run = secrets.token_hex(8)
         self.secret = secrets.token_hex(16)
+        addresses = [self.sites[f"shard-{shard}"].address for shard in range(layout.shards)]
+        encrypted = config.wire.encrypts(addresses)
+        self.keys = RunKeys.make(workers=config.ranks, shards=layout.shards) if encrypted else None
         self.local_ranks = range(config.ranks - config.external_workers)
         self.open_ranks = range(len(self.local_ranks), config.ranks)
         self._incarnations: dict[str, int] = {}
@@ -57,6 +62,7 @@ class Plan:
             trace_path=directory.trace_of(name) if config.profile else None,
             trace_versions=config.profile or 0,
             incarnation=self._incarnation(name),
+            keys=self.keys.of_shard(shard) if self.keys else None,
         )
         return self._task(name, "zmqrl.ps.server", job.to_json())
 
@@ -65,6 +71,7 @@ class Plan:
         name = f"worker-{rank}"
         job = {
             "cluster": cluster,
+            "keys": self.keys.of_worker(rank).to_json() if self.keys else None,
             "rank": rank,
             "version": version,
             "config": self.config.to_json(),
@@ -73,6 +80,11 @@ class Plan:
             "trace_path": str(self.sites[name].directory.trace_of(name)) if self.config.profile else None,
         }
         return self._task(name, "zmqrl.worker", job)
+
+    def control(self, endpoints: list[str]) -> ShardControl:
+        """The supervisor's connections to the shards."""
+        keys = self.keys.of_supervisor() if self.keys else None
+        return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys)
 
     def follower_task(self, name: str, messages: Sequence[Mapping[str, Any]]) -> Task:
         """The evaluator or the recorder, to be told ``messages`` at once."""
@@ -89,9 +101,10 @@ class Plan:
         return Task(name=name, module=module, job=job, log_path=log_path, threads=self.threads[name], messages=messages)
 
     def write_cluster(self, endpoints: Mapping[int, Mapping[Role, str]], pids: dict[str, int]) -> None:
-        """Write ``cluster.json`` if there are other processes than it says."""
+        """Write ``cluster.json`` if there are other processes than it says, and the key files that it names."""
         if pids != self._written_pids:
             self._written_pids = pids
+            self._write_key_files()
             write_json(self.directory.cluster, self.cluster(endpoints, pids), mode=0o600)
 
     def cluster(self, endpoints: Mapping[int, Mapping[Role, str]], pids: Mapping[str, int]) -> dict[str, Any]:
@@ -111,12 +124,26 @@ class Plan:
             "mode": self.config.mode,
             "codec": self.config.wire.codec,
             "layout": self.layout.to_json(),
-            "keys": None,
+            "keys": {str(rank): self._key_file(rank) for rank in self.open_ranks} if self.keys else None,
             "config": self.config.to_json(),
         }
 
     def _process(self, name: str, pids: Mapping[str, int]) -> dict[str, Any]:
         return {"host": self.sites[name].host, "pid": pids.get(name)}
+
+    def _key_file(self, rank: int) -> str:
+        """Relative to ``cluster.json``, so that both can be copied to another host."""
+        return str(self.directory.key_file(rank).relative_to(self.directory.path))
+
+    def _write_key_files(self) -> None:
+        if self.keys is None:
+            return
+        for rank in self.open_ranks:
+            self.directory.keys.mkdir(mode=0o700, exist_ok=True)
+            path = self.directory.key_file(rank)
+            if not path.exists():
+                facts = {"run": self.run, "rank": rank, **self.keys.of_worker(rank).to_json()}
+                write_json(path, facts, mode=0o600)
 
     def _incarnation(self, name: str) -> int:
         """The time, or more where the clock was set back since the last start of the process."""

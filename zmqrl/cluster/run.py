@@ -101,7 +101,7 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
 def check_ports(config: Config) -> None:
     """Raise UsageError that names the first port of the run that is taken, or the address that is not ours."""
     for port in (config.ports() or range(1))[: 3 * config.shards]:
-        if config.ports() is None and config.wire.transport == "ipc":
+        if not config.wire.tcp:
             return
         with host_socket.socket() as probe:
             probe.setsockopt(host_socket.SOL_SOCKET, host_socket.SO_REUSEADDR, 1)

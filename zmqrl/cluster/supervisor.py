@@ -19,7 +19,6 @@ from zmqrl.errors import ClusterError
 from zmqrl.observe.console import Console
 from zmqrl.observe.metrics import Counters
 from zmqrl.ps import messages as m
-from zmqrl.ps.control import ShardControl
 from zmqrl.ps.history import History
 from zmqrl.ps.sockets import Role
 from zmqrl.rundir import RunDirectory
@@ -110,7 +109,7 @@ class Supervisor:
             self._check_processes()
             time.sleep(0.01)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
-        self.control = self.shards.control = ShardControl(self.plan.run, self.layout.hash, self.plan.secret, endpoints)
+        self.control = self.shards.control = self.plan.control(endpoints)
         now = time.monotonic()
         every_s = 60 * self.config.checkpoint.every_minutes
         self.checkpointer = Checkpointer(

@@ -15,6 +15,7 @@ from zmqrl.ps.client_events import (
     Ended,
     Event,
     Failed,
+    HandshakeFailed,
     Leaving,
     Log,
     PublicationArrived,
@@ -99,6 +100,8 @@ class Client:
                 actions = []
             case Writable():
                 actions = self._push(self.links[event.shard])
+            case HandshakeFailed():
+                actions = self._locked_out(self.links[event.shard], now)
             case Leaving():
                 message = m.Leave(run=self.run, rank=self.rank, incarnation=self.incarnation)
                 actions = [SendControl(link.shard, message) for link in self.links]
@@ -318,13 +321,19 @@ class Client:
         )
         return SendControl(link.shard, hello)
 
+    def _locked_out(self, link: Link, now: float) -> list[Action]:
+        known = link.is_locked_out()
+        link.handshake_failed_at = now
+        return [] if known else [Log("warning", link.locked_out())]
+
     def _tick(self, now: float) -> list[Action]:
         actions: list[Action] = []
         ping = now - self.ping_at >= self.timing.ping_s
         for link in self.links:
             silent_s = now - link.heard_at
             if silent_s >= self.timing.lease_s:
-                return [Failed(f"no word from shard {link.shard} for {silent_s:.0f} s: is it still running?")]
+                why = link.locked_out() + "." if link.is_locked_out() else "is it still running?"
+                return [Failed(f"no word from shard {link.shard} for {silent_s:.0f} s: {why}")]
             if not link.welcomed and (link.hello_at is None or now - link.hello_at >= self.timing.hello_s):
                 actions.append(self._hello(link, now))
             if ping and link.welcomed:

@@ -56,6 +56,13 @@ class Writable:
 
 
 @dataclass(frozen=True, slots=True)
+class HandshakeFailed:
+    """``shard`` and this worker could not agree to speak: as a rule, one has other keys than the other expects."""
+
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
 class Leaving:
     """The worker wants to go."""
 
@@ -65,7 +72,17 @@ class Tick:
     """Time has passed."""
 
 
-Event: TypeAlias = PublicationArrived | ControlArrived | Pulling | Contributed | SendBlocked | Writable | Leaving | Tick
+Event: TypeAlias = (
+    PublicationArrived
+    | ControlArrived
+    | Pulling
+    | Contributed
+    | SendBlocked
+    | Writable
+    | HandshakeFailed
+    | Leaving
+    | Tick
+)
 
 # Actions
 

@@ -11,6 +11,7 @@ import queue
 import socket as host_socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from zmqrl.ps.client import Client, Timing
 from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.link import Tally
 from zmqrl.ps.partition import Layout
-from zmqrl.ps.sockets import ROLES, Role, new_context, worker_sockets
+from zmqrl.ps.security import ClientKeys
+from zmqrl.ps.sockets import ROLES, FailureMonitor, Role, connect, new_context, worker_sockets
 
 POLL_MS = 50
 
@@ -44,6 +46,10 @@ class Cluster:
     endpoints: tuple[dict[Role, str], ...]
     open_ranks: tuple[int, ...] = ()
     asynchronous: bool = False
+    key_files: Mapping[int, str] | None = None
+    """Where CURVE is on: the file with the keys of each open rank, beside ``cluster.json``."""
+    keys: ClientKeys | None = None
+    """This worker's own, which it needs where CURVE is on."""
 
     @classmethod
     def read(cls, path: Path) -> "Cluster":
@@ -56,15 +62,18 @@ class Cluster:
             raise UsageError(f"{path} is no cluster file: {error!r}.") from error
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Cluster":
-        """From the parsed file; keys that only people and tools read are ignored."""
+    def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
+        """From the parsed file; what only people and tools read is ignored. ``keys`` do not stand there."""
+        files, open_ranks = data.get("keys"), tuple(data.get("open_ranks", ()))
         return cls(
             run=data["run"],
             layout=Layout.from_json(data["layout"]),
             codec=data["codec"],
             endpoints=tuple({role: shard[role] for role in ROLES} for shard in data["shards"]),
-            open_ranks=tuple(data.get("open_ranks", ())),
+            open_ranks=open_ranks,
             asynchronous=data.get("mode") == "async",
+            key_files=None if files is None else {rank: files[str(rank)] for rank in open_ranks},
+            keys=keys,
         )
 
 
@@ -93,7 +102,12 @@ class Connection:
         timing: Timing | None = None,
         log: logging.Logger | None = None,
     ) -> None:
-        """``incarnation`` is to be greater than that of the process before it in this rank; by the clock if None."""
+        """``incarnation`` is to be greater than that of the process before it in this rank; by the clock if None.
+
+        Raises UsageError where CURVE is on and ``cluster`` has no keys.
+        """
+        if cluster.key_files is not None and cluster.keys is None:
+            raise UsageError(f"this run is encrypted: worker {rank} cannot join without the keys made for it.")
         self.cluster = cluster
         self.rank = rank
         self.incarnation = incarnation or time.time_ns() // 1_000_000
@@ -125,6 +139,7 @@ class Connection:
         self._answers: queue.SimpleQueue[e.Assembled | e.Ended | e.Failed] = queue.SimpleQueue()
         self._final: e.Ended | e.Failed | None = None
         self._failed = False
+        self._monitors: list[FailureMonitor] = []
         self._left = 0
         self._thread = threading.Thread(target=self._run, name="zmqrl-connection", daemon=True)
         self._thread.start()
@@ -251,13 +266,20 @@ class Connection:
         context = new_context()
         try:
             self._sockets = [
-                worker_sockets(context, self.rank, self.incarnation, endpoints) for endpoints in self.cluster.endpoints
+                worker_sockets(context, self.rank, self.incarnation, self.cluster.keys, cut.shard)
+                for cut in self._slices
             ]
+            # Before they connect: some failures come only once. The keys are the same for all three sockets.
+            self._monitors = [FailureMonitor(sockets["control"]) for sockets in self._sockets]
+            for sockets, endpoints in zip(self._sockets, self.cluster.endpoints, strict=True):
+                connect(sockets, endpoints)
             self._serve()
         except Exception as error:
             self._log.exception("the connection failed")
             self._answers.put(e.Failed(f"the connection of worker {self.rank} failed: {error!r}."))
         finally:
+            for monitor in self._monitors:
+                monitor.close()
             context.destroy(linger=0)
 
     def _serve(self) -> None:
@@ -291,6 +313,10 @@ class Connection:
                     self._handle(e.Writable(shard))
             if time.monotonic() - tick_at >= POLL_MS / 1000:
                 tick_at = time.monotonic()
+                for shard, monitor in enumerate(self._monitors):
+                    monitor.read()
+                    if "handshake" in monitor.take():
+                        self._handle(e.HandshakeFailed(shard))
                 self._handle(e.Tick())
 
     def _receive_publications(self, shard: int) -> None:

@@ -11,6 +11,7 @@ import zmq
 from zmqrl.errors import ClusterError
 from zmqrl.ps import framing
 from zmqrl.ps import messages as m
+from zmqrl.ps.security import ClientKeys
 from zmqrl.ps.sockets import new_context, new_socket
 
 T = TypeVar("T")
@@ -22,15 +23,19 @@ ASK_AGAIN_S = 0.5
 class ShardControl:
     """Speaks to every shard as the supervisor of the run."""
 
-    def __init__(self, run: str, layout: str, secret: str, endpoints: list[str]) -> None:
+    def __init__(
+        self, run: str, layout: str, secret: str, endpoints: list[str], keys: ClientKeys | None = None
+    ) -> None:
         self.run, self.layout, self.secret = run, layout, secret
         self.incarnation = time.time_ns() // 1_000_000
         self.context = new_context()
         self.poller = zmq.Poller()
         self.backlog: list[Arrival] = []
         self.sockets: list[zmq.Socket[bytes]] = []
-        for endpoint in endpoints:
+        for shard, endpoint in enumerate(endpoints):
             socket = new_socket(self.context, zmq.DEALER, send_most=64, receive_most=256)
+            if keys is not None:
+                keys.secure(socket, shard)
             socket.connect(endpoint)
             self.poller.register(socket, zmq.POLLIN)
             self.sockets.append(socket)

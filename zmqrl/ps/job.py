@@ -7,6 +7,7 @@ from typing import Any
 from zmqrl.ps import messages as m
 from zmqrl.ps.optimizer import OptimizerConfig
 from zmqrl.ps.partition import Layout
+from zmqrl.ps.security import ShardKeys
 from zmqrl.ps.shard import Timing
 from zmqrl.ps.sockets import Role
 
@@ -24,12 +25,14 @@ class ShardJob:
     codec: m.Codec
     optimizer: OptimizerConfig
     bind: dict[Role, str]
-    secret: str
+    secret: str = field(repr=False)
     state_path: Path
     history_path: Path
     consistent: bool = False
     asynchronous: bool = False
     timing: Timing = field(default_factory=Timing)
+    keys: ShardKeys | None = None
+    """With these every connection is encrypted and authenticated."""
     trace_path: Path | None = None
     trace_versions: int = 0
     incarnation: int | None = None
@@ -42,6 +45,7 @@ class ShardJob:
             "layout": self.layout.to_json(),
             "optimizer": asdict(self.optimizer),
             "timing": asdict(self.timing),
+            "keys": self.keys.to_json() if self.keys else None,
             "state_path": str(self.state_path),
             "history_path": str(self.history_path),
             "trace_path": str(self.trace_path) if self.trace_path else None,
@@ -58,6 +62,7 @@ class ShardJob:
                 "layout": Layout.from_json(data["layout"]),
                 "optimizer": OptimizerConfig(**data["optimizer"]),
                 "timing": Timing(**data["timing"]),
+                "keys": ShardKeys.from_json(data["keys"]) if data["keys"] else None,
                 "state_path": Path(data["state_path"]),
                 "history_path": Path(data["history_path"]),
                 "trace_path": Path(data["trace_path"]) if data["trace_path"] else None,

@@ -59,6 +59,7 @@ class Link:
     hello_at: float | None = None
     snapshot_at: float | None = None
     snapshot_wait_s: float = 0.0
+    handshake_failed_at: float = float("-inf")
 
     # where the shard stands
 
@@ -105,9 +106,19 @@ class Link:
 
     def where(self, now: float) -> str:
         """Where the shard stands, in words."""
+        if self.is_locked_out():
+            return self.locked_out()
         if not self.welcomed:
             return f"shard {self.shard} has not welcomed us"
         return f"shard {self.shard} at {self.version} (heard {now - self.heard_at:.1f} s ago)"
+
+    def is_locked_out(self) -> bool:
+        """Whether the newest sign of the shard is a failed handshake."""
+        return self.handshake_failed_at > self.heard_at
+
+    def locked_out(self) -> str:
+        """What is wrong then, in words."""
+        return f"the handshake with shard {self.shard} failed, as one of us has keys that the other does not expect"
 
     # the contribution at this shard
 

@@ -3,7 +3,7 @@
 ``framing.py`` turns them into bytes, fields in the order declared here. ``docs/protocol.md`` is the specification.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
 PROTOCOL = "zmqrl/1"
@@ -127,7 +127,7 @@ class Hello:
     incarnation: U53
     host: Name
     pid: U32
-    secret: Name
+    secret: Name = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class Refuse:
     """ROUTER to DEALER: the answer to HELLO that ends the conversation. ``reason`` is a sentence for the user."""
 
     run: Name
-    code: Literal["run", "layout", "rank", "replaced", "secret"]
+    code: Literal["run", "layout", "rank", "replaced", "secret", "key"]
     reason: Sentence
 
 

@@ -95,6 +95,10 @@ class Roster:
             return self._replaced(hello.rank)
         return None
 
+    def wrong_key(self) -> m.Refuse:
+        """The answer to a HELLO that came with the key of somebody else."""
+        return self._refuse("key", "the key that you connected with is for another rank or role.")
+
     def hello(self, peer: bytes, hello: m.Hello, welcome: m.Welcome, now: float) -> list[Action]:
         """Take in who says this HELLO; there must be no ``refusal`` of it."""
         if hello.role == "supervisor":
@@ -169,5 +173,5 @@ class Roster:
     def _replaced(self, rank: int) -> m.Refuse:
         return self._refuse("replaced", f"a newer process took rank {rank}.")
 
-    def _refuse(self, code: Literal["run", "layout", "rank", "replaced", "secret"], reason: str) -> m.Refuse:
+    def _refuse(self, code: Literal["run", "layout", "rank", "replaced", "secret", "key"], reason: str) -> m.Refuse:
         return m.Refuse(run=self.identity.run, code=code, reason=reason)

@@ -25,10 +25,12 @@ from zmqrl.ps import codec, framing
 from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as e
 from zmqrl.ps.codec import FloatVector
-from zmqrl.ps.gradients import GradientSum, Payload
+from zmqrl.ps.gradients import GradientSum
 from zmqrl.ps.history import History, pack_record, unpack_record
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.optimizer import Optimizer
+from zmqrl.ps.reception import Reception
+from zmqrl.ps.security import authenticate
 from zmqrl.ps.shard import Shard
 from zmqrl.ps.sockets import FailureMonitor, Role, new_context, shard_sockets
 from zmqrl.ps.store import Slot, SlotStore
@@ -67,7 +69,9 @@ class ShardServer:
         self.store = self._open_store()
         self.captured: tuple[int, bytes] | None = None
         self.context = new_context(io_threads=2)
-        self.sockets = shard_sockets(self.context, self.identity.payload_bytes["f32"])
+        self.authenticator = authenticate(self.context, job.keys) if job.keys else None
+        self.reception = Reception(job.keys, log)
+        self.sockets = shard_sockets(self.context, self.identity.payload_bytes["f32"], job.keys)
         self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
         self.payload: npt.NDArray[Any] = self.sum.buffer  # the newest weights as they are published
         self.loading = bytearray()
@@ -103,9 +107,9 @@ class ShardServer:
             ready = dict(poller.poll(POLL_MS))
             if 0 in ready and not os.read(0, 4096):
                 return
-            self._drain(self.sockets["control"], self._receive_control)
-            self._drain(self.sockets["weights"], self._receive_presence)
-            self._drain(self.sockets["grad"], self._receive_gradient)
+            self._drain(self.sockets["control"], self.reception.control)
+            self._drain(self.sockets["weights"], self.reception.presence)
+            self._drain(self.sockets["grad"], self.reception.gradient)
             now = time.monotonic()
             if now - self.tick_at >= POLL_MS / 1000:
                 self.tick_at = now
@@ -120,6 +124,8 @@ class ShardServer:
         """Release sockets and files."""
         for monitor in self.monitors:
             monitor.close()
+        if self.authenticator is not None:
+            self.authenticator.stop()
         self.context.destroy(linger=0)
         for endpoint in self.endpoints.values():
             if endpoint.startswith("ipc://"):  # libzmq leaves the file
@@ -132,7 +138,7 @@ class ShardServer:
 
     # what arrives
 
-    def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], None]) -> None:
+    def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], e.Event | None]) -> None:
         """Take in what is there, but come back to the other sockets after a while."""
         for _ in range(64):
             try:
@@ -140,38 +146,9 @@ class ShardServer:
                     frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            receive(frames)
-
-    def _receive_gradient(self, frames: list[zmq.Frame]) -> None:
-        header = self._decode(frames[0])
-        if not isinstance(header, m.Gradient) or len(frames) != 2:
-            return self._handle(e.MalformedArrived())
-        payload = Payload(header.codec, frames[1])
-        return self._handle(e.GradientArrived(header, payload, len(frames[1]), payload.is_finite))
-
-    def _receive_presence(self, frames: list[zmq.Frame]) -> None:
-        message = frames[0].bytes
-        if len(frames) != 1 or message[:1] not in (b"\0", b"\1"):
-            return self._handle(e.MalformedArrived())
-        topic = message[1:]
-        presence = framing.parse_presence(topic)
-        if presence is not None:
-            return self._handle(e.PresenceChanged(*presence, here=message[:1] == b"\1"))
-        return None if topic in m.TOPICS else self._handle(e.MalformedArrived())
-
-    def _receive_control(self, frames: list[zmq.Frame]) -> None:
-        message = self._decode(frames[1]) if len(frames) in (2, 3) else None
-        if message is None or (len(frames) == 3) != isinstance(message, m.Load):
-            return self._handle(e.MalformedArrived())
-        payload = frames[2].bytes if len(frames) == 3 else None
-        return self._handle(e.ControlArrived(frames[0].bytes, message, payload))
-
-    def _decode(self, frame: zmq.Frame) -> m.Message | None:
-        try:
-            return framing.decode(frame.buffer)
-        except framing.MalformedMessage as error:
-            self.log.debug("malformed: %s", error)
-            return None
+            event = receive(frames)
+            if event is not None:
+                self._handle(event)
 
     # what is to be done
 
@@ -369,6 +346,8 @@ class ShardServer:
         for role, monitor in zip(self.sockets, self.monitors, strict=True):
             if failures := monitor.take():
                 self.log.info("connections to %s: %s", role, failures)
+        if false_names := self.reception.take_false_names():
+            self.log.warning("under false names: %s", false_names)
 
 
 def main() -> None:
@@ -378,8 +357,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server = ShardServer(job, log)
-        say({"endpoints": server.bind(), "pid": os.getpid()})
         try:
+            say({"endpoints": server.bind(), "pid": os.getpid()})
             server.serve()
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes after the end of input when our parent dies

@@ -15,6 +15,7 @@ from zmqrl.ps.shard_events import (
     CommitAgain,
     ControlArrived,
     Event,
+    FalseHello,
     GradientArrived,
     Identity,
     Log,
@@ -85,6 +86,8 @@ class Shard:
                 actions = self.roster.presence(event, self._welcome(), now) + self._publish_first()
             case MalformedArrived():
                 actions = self._reject()
+            case FalseHello():
+                actions = [*self._reject(), Send(event.peer, self.roster.wrong_key())]
             case StateRestored():
                 actions = self._restored(event, now)
             case Tick():

@@ -20,7 +20,7 @@ class Identity:
     incarnation: int
     codec: m.Codec
     payload_bytes: dict[m.Codec, int]
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,14 @@ class PresenceChanged:
 
 @dataclass(frozen=True, slots=True)
 class MalformedArrived:
-    """Something arrived that is no message for the socket it came to."""
+    """Something arrived that is no message for the socket it came to, or not for its sender to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class FalseHello:
+    """A HELLO came over the connection ``peer`` with a key that is not for the rank or the role which it names."""
+
+    peer: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,9 @@ class Tick:
     """Time has passed."""
 
 
-Event: TypeAlias = GradientArrived | ControlArrived | PresenceChanged | MalformedArrived | StateRestored | Tick
+Event: TypeAlias = (
+    GradientArrived | ControlArrived | PresenceChanged | MalformedArrived | FalseHello | StateRestored | Tick
+)
 
 
 # Actions

@@ -9,6 +9,7 @@ from zmq.utils.monitor import parse_monitor_message
 from zmqrl.errors import ClusterError
 from zmqrl.ps import messages as m
 from zmqrl.ps.framing import presence_topic
+from zmqrl.ps.security import ClientKeys, ShardKeys
 
 Role: TypeAlias = Literal["grad", "weights", "control"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -64,28 +65,45 @@ def new_socket(
     return socket
 
 
-def shard_sockets(context: "zmq.Context[zmq.Socket[bytes]]", slice_bytes: int) -> "dict[Role, zmq.Socket[bytes]]":
+def shard_sockets(
+    context: "zmq.Context[zmq.Socket[bytes]]", slice_bytes: int, keys: ShardKeys | None = None
+) -> "dict[Role, zmq.Socket[bytes]]":
     """The three sockets of a shard, not yet bound."""
-    return {
+    sockets: dict[Role, zmq.Socket[bytes]] = {
         "grad": new_socket(context, zmq.PULL, send_most=1, receive_most=2, most_bytes=slice_bytes + MARGIN_BYTES),
         "weights": new_socket(context, zmq.XPUB, send_most=2, receive_most=64, most_bytes=m.MAX_SUBSCRIPTION_BYTES),
         "control": new_socket(context, zmq.ROUTER, send_most=64, receive_most=64, most_bytes=m.MAX_CONTROL_BYTES),
     }
+    if keys is not None:
+        for socket in sockets.values():
+            keys.secure(socket)
+    return sockets
 
 
 def worker_sockets(
-    context: "zmq.Context[zmq.Socket[bytes]]", rank: int, incarnation: int, endpoints: dict[Role, str]
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    rank: int,
+    incarnation: int,
+    keys: ClientKeys | None = None,
+    shard: int = 0,
 ) -> "dict[Role, zmq.Socket[bytes]]":
-    """A worker's three sockets to one shard, connected and subscribed."""
+    """A worker's three sockets to ``shard``, subscribed, not yet connected."""
     grad = new_socket(context, zmq.PUSH, send_most=2, receive_most=1)
     weights = new_socket(context, zmq.SUB, send_most=64, receive_most=3)
     control = new_socket(context, zmq.DEALER, send_most=8, receive_most=8)
     for topic in (*m.TOPICS, presence_topic(rank, incarnation)):
         weights.subscribe(topic)
     sockets: dict[Role, zmq.Socket[bytes]] = {"grad": grad, "weights": weights, "control": control}
+    if keys is not None:
+        for socket in sockets.values():
+            keys.secure(socket, shard)
+    return sockets
+
+
+def connect(sockets: "dict[Role, zmq.Socket[bytes]]", endpoints: dict[Role, str]) -> None:
+    """Connect each of a worker's sockets to its counterpart."""
     for role, socket in sockets.items():
         socket.connect(endpoints[role])
-    return sockets
 
 
 class FailureMonitor:
@@ -100,8 +118,7 @@ class FailureMonitor:
         """Take in what the monitor socket holds. Often: when it is full, libzmq's I/O thread waits, and all traffic."""
         while self.monitor.poll(0):
             event = parse_monitor_message(self.monitor.recv_multipart())
-            name = str(zmq.Event(event["event"]).name).removeprefix("HANDSHAKE_")
-            self.counts[name.lower().replace("_", " ")] += 1
+            self.counts[str(zmq.Event(event["event"]).name).lower().replace("_", " ")] += 1
 
     def take(self) -> str:
         """What was counted since the last call, as text; empty when nothing was."""

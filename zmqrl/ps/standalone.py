@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from zmqrl.ps.control import ShardControl
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.partition import Layout
+from zmqrl.ps.security import RunKeys
 from zmqrl.ps.shard import Timing
 from zmqrl.ps.sockets import ROLES, Role
 
@@ -28,12 +29,20 @@ STOP_WITHIN_S = 5.0
 
 @dataclass(slots=True)
 class StandaloneShards:
-    """Running shards: ``cluster`` is what workers need, ``control`` speaks to the shards as their supervisor."""
+    """Running shards: ``cluster_for`` is what a worker needs, ``control`` speaks to the shards as their supervisor.
+
+    ``cluster`` is the same for all workers, where there are no ``keys``.
+    """
 
     cluster: Cluster
     control: ShardControl
     jobs: list[ShardJob]
+    keys: RunKeys | None
     processes: "list[subprocess.Popen[bytes]]"
+
+    def cluster_for(self, rank: int) -> Cluster:
+        """What worker ``rank`` needs, its keys too."""
+        return replace(self.cluster, keys=self.keys.of_worker(rank)) if self.keys else self.cluster
 
     def start(self, shard: int) -> None:
         """Start the process of ``shard`` again, after it died."""
@@ -54,6 +63,7 @@ def standalone_shards(
     directory: Path | None = None,
     codec: m.Codec = "f32",
     transport: str = "ipc",
+    curve: bool = False,
     consistent: bool = False,
     asynchronous: bool = False,
     timing: Timing | None = None,
@@ -61,12 +71,14 @@ def standalone_shards(
     """Run one process for each shard of ``layout``, loaded with ``vector`` (float32 (count,)) as version 0.
 
     ``quorum`` of ``workers`` make an update (all of them if not given; in asynchronous mode 1). State and history stay
-    in ``directory``, or go with the block. Raises ClusterError when a shard does not come up.
+    in ``directory``, or go with the block. ``curve``: connections are encrypted, and a worker is who its key says.
+    Raises ClusterError when a shard does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
         ipc, tcp = f"ipc://{scratch}", "tcp://127.0.0.1:0"
         run, secret = secrets.token_hex(8), secrets.token_hex(16)
+        keys = RunKeys.make(workers=workers, shards=layout.shards) if curve else None
         jobs = [
             ShardJob(
                 run=run,
@@ -81,6 +93,7 @@ def standalone_shards(
                 consistent=consistent,
                 asynchronous=asynchronous,
                 timing=timing or Timing(),
+                keys=keys.of_shard(shard) if keys else None,
             )
             for shard in range(layout.shards)
         ]
@@ -90,7 +103,8 @@ def standalone_shards(
             endpoints = [_endpoints(process) for process in processes]
             for job, bound in zip(jobs, endpoints, strict=True):
                 job.bind.update(bound)  # a shard that is started again must be found where it was
-            control = ShardControl(run, layout.hash, secret, [bound["control"] for bound in endpoints])
+            supervisor = keys.of_supervisor() if keys else None
+            control = ShardControl(run, layout.hash, secret, [bound["control"] for bound in endpoints], supervisor)
             control.greet(range(layout.shards), within_s=STOP_WITHIN_S)
             zeros = len(Optimizer(optimizer).state_names)
             for cut in layout.slices:
@@ -101,7 +115,7 @@ def standalone_shards(
             cluster = Cluster(
                 run=run, layout=layout, codec=codec, endpoints=tuple(endpoints), asynchronous=asynchronous
             )
-            yield StandaloneShards(cluster, control, jobs, processes)
+            yield StandaloneShards(cluster, control, jobs, keys, processes)
         finally:
             if control is not None:
                 control.close()

@@ -1,0 +1,111 @@
+"""What arrives at a shard, as events for its state machine: checked for its form, and for who may say it."""
+
+import logging
+from collections import Counter
+
+import zmq
+
+from zmqrl.ps import framing
+from zmqrl.ps import messages as m
+from zmqrl.ps import shard_events as e
+from zmqrl.ps.gradients import Payload
+from zmqrl.ps.security import ShardKeys, Speaker
+
+USER_ID = "User-Id"  # under this name the authenticator attaches the sender's public key to every message
+
+
+class Reception:
+    """Turns frames into events. With ``keys``, a key speaks only for the rank or the role that it was made for."""
+
+    def __init__(self, keys: ShardKeys | None, log: logging.Logger) -> None:
+        self.speakers = keys.speakers() if keys is not None else None
+        self.log = log
+        self.false_names: Counter[str] = Counter()
+        # libzmq reports the end of a connection's subscriptions without saying whose it was. That of one which was not
+        # believed must not look like the end of the worker that it named.
+        self._false_presences: Counter[bytes] = Counter()
+
+    def gradient(self, frames: list[zmq.Frame]) -> e.Event:
+        """What came over PULL."""
+        header = self._decode(frames[0])
+        if not isinstance(header, m.Gradient) or len(frames) != 2 or not self._may_say(frames[0], header):
+            return e.MalformedArrived()
+        payload = Payload(header.codec, frames[1])
+        return e.GradientArrived(header, payload, len(frames[1]), payload.is_finite)
+
+    def presence(self, frames: list[zmq.Frame]) -> e.Event | None:
+        """What came over XPUB; None for what says nothing about who is there."""
+        message = frames[0].bytes
+        if len(frames) != 1 or message[:1] not in (b"\0", b"\1"):
+            return e.MalformedArrived()
+        here, topic = message[:1] == b"\1", message[1:]
+        presence = framing.parse_presence(topic)
+        if presence is None:
+            return None if topic in m.TOPICS else e.MalformedArrived()
+        if self.speakers is not None and not self._may_show(frames[0], topic, presence[0], here):
+            return e.MalformedArrived()
+        return e.PresenceChanged(*presence, here=here)
+
+    def control(self, frames: list[zmq.Frame]) -> e.Event:
+        """What came over ROUTER."""
+        message = self._decode(frames[1]) if len(frames) in (2, 3) else None
+        if message is None or (len(frames) == 3) != isinstance(message, m.Load):
+            return e.MalformedArrived()
+        peer, payload = frames[0].bytes, frames[2].bytes if len(frames) == 3 else None
+        if not self._may_say(frames[1], message):
+            return e.FalseHello(peer) if isinstance(message, m.Hello) else e.MalformedArrived()
+        return e.ControlArrived(peer, message, payload)
+
+    def take_false_names(self) -> str:
+        """What came under false names since the last call, as text; empty when nothing did."""
+        text = ", ".join(f"{count} x {name}" for name, count in sorted(self.false_names.items()))
+        self.false_names.clear()
+        return text
+
+    def _decode(self, frame: zmq.Frame) -> m.Message | None:
+        try:
+            return framing.decode(frame.buffer)
+        except framing.MalformedMessage as error:
+            self.log.debug("malformed: %s", error)
+            return None
+
+    def _may_say(self, frame: zmq.Frame, message: m.Message) -> bool:
+        """Whether ``message`` came with a key that may send it; what is not for workers is for the supervisor only."""
+        if self.speakers is None:
+            return True
+        speaker = self._speaker(frame)
+        match message:
+            case m.Hello(role="worker") | m.Gradient() | m.Ping() | m.Report() | m.Leave():
+                allowed = speaker == message.rank
+            case m.SnapshotRequest():
+                allowed = True  # from whom is seen by the connection
+            case _:
+                allowed = speaker == "supervisor"
+        if not allowed:
+            self._note(speaker, framing.kind_of(type(message)))
+        return allowed
+
+    def _may_show(self, frame: zmq.Frame, topic: bytes, rank: int, here: bool) -> bool:
+        """Whether a subscription, or its end, tells of ``rank``."""
+        speaker = self._speaker(frame)
+        if speaker == rank:
+            return True
+        if speaker is not None or here:
+            self._false_presences[topic] += here
+            self._note(speaker, "subscription")
+            return False
+        false = self._false_presences.pop(topic, 0)
+        if false > 1:
+            self._false_presences[topic] = false - 1
+        return false == 0
+
+    def _speaker(self, frame: zmq.Frame) -> Speaker | None:
+        """Whose key ``frame`` came with; None if it is libzmq's own, about a connection that has ended."""
+        assert self.speakers is not None
+        try:
+            return self.speakers[str(frame.get(USER_ID))]
+        except zmq.ZMQError:
+            return None
+
+    def _note(self, speaker: Speaker | None, what: str) -> None:
+        self.false_names[f"{what} by {'supervisor' if speaker == 'supervisor' else f'worker {speaker}'}"] += 1
