@@ -92,6 +92,28 @@ def test_a_shard_whose_host_is_cut_off_comes_back_with_its_state(lab: Lab, tmp_p
         run.files.assert_history_exact(run.files.summary()["updates"], shards=4, quorum=2)
 
 
+@pytest.mark.parametrize(("options", "readable"), [((), False), (("--wire.insecure-plaintext",), True)])
+def test_nobody_on_the_network_can_read_the_weights_unless_that_was_given_up(
+    lab: Lab, tmp_path: Path, need_programs: Callable[..., None], options: tuple[str, ...], readable: bool
+) -> None:
+    need_programs("tcpdump")
+    capture = tmp_path / "capture"
+    dump = ["ip", "netns", "exec", lab.slot.name, "tcpdump", "-i", "any", "-s", "0", "-U", "-w", str(capture)]
+    with subprocess.Popen(dump, stderr=subprocess.DEVNULL) as dumping:
+        try:
+            with launching(lab, tmp_path / "run", "--workers", "2", "--updates", "30", *options) as run:
+                assert run.wait() == 0, run.said()
+        finally:
+            dumping.terminate()
+    seen = capture.read_bytes()
+    # All that went through the switch is in it: both slices of every version, to workers on other hosts.
+    last = run.files.newest()
+    for state, cut in zip(last.states, last.layout.slices, strict=True):
+        weights = state[: 4 * cut.count]
+        assert readable == any(weights[start : start + 64] in seen for start in range(0, len(weights) - 64, 64))
+    assert readable == (b"zmqrl/1" in seen)
+
+
 def test_hosts_that_cannot_be_used_are_all_named_and_nothing_is_started(lab: Lab, tmp_path: Path) -> None:
     lab("refuse", "h2", "22", "on")
     with launching(lab, tmp_path / "run", hosts="h1,h2,h9") as run:

@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
             from zmqrl.cluster import launch
 
             options, rest = _parse_known(launch.Options, rest, "zmqrl launch")
-            return launch.run(options, train_config([*rest, "--wire.transport", "tcp"]))
+            return launch.run(options, train_config(rest))
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
     module = importlib.import_module(COMMANDS[command].module)

@@ -1,5 +1,6 @@
 """``zmqrl launch``: the same run as ``zmqrl train``, on the hosts of a list or a file, over ssh."""
 
+import dataclasses
 import hashlib
 import os
 import socket as host_socket
@@ -47,6 +48,7 @@ class Options:
 def run(options: Options, config: Config) -> int:
     """Launch a run; the exit status. Raises ZmqrlError."""
     hosts = select(read_hosts(options.hosts), options.include, options.exclude)
+    config = dataclasses.replace(config, wire=dataclasses.replace(config.wire, transport="tcp"))
     if options.dry_run:
         _print_plan(options, hosts, config)
         return 0
