@@ -58,6 +58,20 @@ def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: 
         eventually(lambda: no_process_on(lab), "the end of every process", 15)
 
 
+def test_a_run_whose_launcher_was_killed_is_resumed_with_its_whole_history(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with launching(lab, path, "--workers", "2", "--shards", "2", "--checkpoint.every-minutes", "0.02") as run:
+        run.wait_to_say("checkpoint of version")
+        run.wait_for(20)
+        run.signal(signal.SIGKILL)
+        run.wait()
+    resumed_at = run.files.newest().version
+    # The histories stood with h1 and h2; now the shards are on others.
+    with launching(lab, path, "--resume", "--updates", str(resumed_at + 30), hosts="h2,h1,h3") as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    run.files.assert_history_exact(resumed_at + 30)
+
+
 @pytest.mark.parametrize("fault", ["link", "blackhole"])
 def test_a_run_goes_on_without_a_host_that_is_cut_off_and_takes_it_back(lab: Lab, tmp_path: Path, fault: str) -> None:
     # The shards are on h1 and h2: what h4 has is worker 3 only.

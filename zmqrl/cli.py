@@ -31,6 +31,9 @@ COMMANDS = {
     "eval": Command("zmqrl.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
     "record": Command("zmqrl.record", "RUN [options]", "play one game with a run's policy, keep it as a video"),
     "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
+    "status": Command("zmqrl.status", "RUN [options]", "show what a run is doing, or what a dead one left where"),
+    "logs": Command("zmqrl.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
+    "stop": Command("zmqrl.stop", "RUN", "let a run end with a checkpoint, and wait for it"),
     "plot": Command("zmqrl.plot", "RUN [RUN ...]", "draw what runs did over time"),
     "compare": Command("zmqrl.compare", "RUN RUN [RUN ...]", "show the settings and results of runs side by side"),
 }

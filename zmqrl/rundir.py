@@ -78,6 +78,17 @@ class RunDirectory:
             raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
         self._remove_what_lets_join()  # of a run that was killed
 
+    def in_use(self) -> bool:
+        """Whether a run lives in it now."""
+        try:
+            with (self.path / ".lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def release(self) -> None:
         """Give the lock back and remove what is only for a living run."""
         self._remove_what_lets_join()

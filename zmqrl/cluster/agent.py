@@ -5,21 +5,20 @@ JSON. It ends all that it has started when its input ends, when nothing came for
 Standard library only: it is to be up before anything else could be.
 """
 
-import base64
 import contextlib
 import ctypes
 import fcntl
 import json
 import os
 import platform
+import select
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 from zmqrl import __version__
 from zmqrl.child import PR_SET_PDEATHSIG
+from zmqrl.cluster import agent_files
 from zmqrl.observe.provenance import code_hash
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -34,7 +34,9 @@ PREDECESSOR_ENDS_WITHIN_S = 20.0
 GRACE_S = 3.0
 KILLED_WITHIN_S = 2.0
 TURN_S = 0.25  # a signal is looked after between two turns
-CHUNK_BYTES = 1 << 20
+READ_BYTES = 1 << 20
+READS_AT_THE_END = 64
+LONGEST_LINE_BYTES = 1 << 20
 MOST_UNSENT_BYTES = 64 << 20  # to a launcher that does not read, or cannot be reached: then lines of logs are dropped
 
 Request = Mapping[str, Any]
@@ -57,7 +59,7 @@ class Agent:
         self.out = out
         self.children: dict[str, _Child] = {}
         self.why_end: str | None = None
-        self.work = Path()
+        self.work, self._lock = Path("/nowhere"), -1
         self._selector = selectors.DefaultSelector()
         self._requests = bytearray()
         self._unsent = bytearray()
@@ -72,6 +74,7 @@ class Agent:
         self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
         while self.why_end is None:
             self._turn(TURN_S)
+            self._reap_strays()
             if self._lease_s is not None and time.monotonic() - self._heard_at > self._lease_s:
                 self.why_end = f"nothing was heard for {self._lease_s:g} s"
 
@@ -97,7 +100,7 @@ class Agent:
 
     def _hear(self, requests: int) -> None:
         try:
-            piece = os.read(requests, CHUNK_BYTES)
+            piece = os.read(requests, READ_BYTES)
         except BlockingIOError:
             return
         if not piece:
@@ -128,45 +131,37 @@ class Agent:
                 if child := self.children.get(request["name"]):
                     self._signal(child, signal.Signals(request["number"]))
             case "list":
-                self._list(request["under"])
+                self._send({"is": "list", "files": agent_files.sizes(self.work, request["under"])})
             case "fetch":
-                self._fetch(request["path"], request["offset"])
+                self._send({"is": "file", **agent_files.read(self.work, request["path"], request["offset"])})
             case "put":
-                self._put(request["path"], request["offset"], base64.b64decode(request["data"]))
+                error = agent_files.write(self.work, request["path"], request["offset"], request["data"])
+                self._send({"is": "put", "path": request["path"], "error": error})
             case "clean":
-                shutil.rmtree(self.work, ignore_errors=True)
+                agent_files.clean(self.work, whole=request["whole"])
             case "renew":
                 self._send({"is": "alive"})
+            case "look":
+                self._send({"is": "look", **agent_files.look(Path(request["work"]))})
 
     def _begin(self, place: str, lease_s: float | None) -> None:
-        """Take over the directory of this run on this host from an agent that may still be ending.
-
-        ``place`` is its path, or only a name: then it is in a directory of the user's own that outlives a reboot, and
-        holds no other host's files where several share a file system.
-        """
-        base = Path(f"/var/tmp/zmqrl-{os.getuid()}")
-        work = Path(place) if place.startswith("/") else base / socket.gethostname() / place
-        self._lease_s, self.work = lease_s, work
+        """Take over the place of this run on this host from an agent that may still be ending."""
+        self._lease_s = lease_s
         try:
-            if work.is_relative_to(base):
-                base.mkdir(mode=0o700, exist_ok=True)
-                if base.lstat().st_uid != os.getuid() or base.is_symlink():
-                    return self._refuse(f"{base} belongs to somebody else")
-            work.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(work / ".agent", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.work, self._lock = agent_files.open_place(place)
         except OSError as error:
-            return self._refuse(f"cannot use {work}: {error.strerror}")
+            return self._refuse(f"cannot use {error.filename or place}: {error.strerror}")
         deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
-        while True:
+        while self.why_end is None and not _hung_up(0):
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    return self._refuse(f"another agent of this run is still alive in {work}")
+                    return self._refuse(f"processes of this run are still alive in {self.work}")
                 time.sleep(0.1)
         self._heard_at = time.monotonic()
-        return self._send({"is": "up", **_about_this_host(), "work": str(work)})
+        return self._send({"is": "up", **_about_this_host(), "work": str(self.work)})
 
     def _refuse(self, why: str) -> None:
         self._send({"is": "refused", "why": why})
@@ -174,6 +169,8 @@ class Agent:
 
     def _start(self, request: Request) -> None:
         name = request["name"]
+        if name in self.children:
+            return None
         environment = request["before"] | os.environ | request["environment"]
         try:
             process = subprocess.Popen(
@@ -182,6 +179,7 @@ class Agent:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=environment,
+                pass_fds=[self._lock],  # whoever comes after us waits for what we have started, too
                 start_new_session=True,  # so that ending it ends what it started, and no terminal's signal reaches it
             )
             exit_fd = os.pidfd_open(process.pid)
@@ -201,38 +199,6 @@ class Agent:
         for message in request["messages"]:
             self._tell(child, message)
         return None
-
-    # files, by their path in the directory of the run
-
-    def _list(self, under: Sequence[str]) -> None:
-        """Every file directly in these directories, and how long it is."""
-        files = {}
-        for directory in under:
-            with contextlib.suppress(OSError):
-                for path in sorted((self.work / directory).iterdir()):
-                    files[f"{directory}/{path.name}"] = path.stat().st_size
-        self._send({"is": "list", "files": files})
-
-    def _fetch(self, path: str, offset: int) -> None:
-        """A piece of a file, and how long the file is: 0 if there is none."""
-        data, size = b"", 0
-        with contextlib.suppress(OSError), (self.work / path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(offset)
-            data = file.read(CHUNK_BYTES)
-        encoded = base64.b64encode(data).decode()
-        self._send({"is": "file", "path": path, "offset": offset, "size": size, "data": encoded})
-
-    def _put(self, path: str, offset: int, data: bytes) -> None:
-        error = None
-        try:
-            (self.work / path).parent.mkdir(parents=True, exist_ok=True)
-            with (self.work / path).open("r+b" if offset else "wb") as file:
-                file.seek(offset)
-                file.write(data)
-        except OSError as failure:
-            error = failure.strerror
-        self._send({"is": "put", "path": path, "error": error})
 
     # children
 
@@ -260,6 +226,14 @@ class Agent:
             with contextlib.suppress(BrokenPipeError):
                 stdin.close()
 
+    def _reap_strays(self) -> None:
+        """Who has lost its parent is our child now, and its end ours to take note of."""
+        known = {child.process.pid for child in self.children.values()}
+        for pid in _own_children():
+            if pid not in known:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+
     def _signal(self, child: _Child, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.process.pid, number)  # it is not reaped before it is forgotten: the id is still its own
@@ -273,11 +247,17 @@ class Agent:
         if not piece:
             self._unwatch(pipe)
             return False
-        child.unfinished[pipe] += piece
-        *lines, rest = child.unfinished[pipe].split(b"\n")
-        child.unfinished[pipe] = bytearray(rest)
-        for line in lines:
-            take(child, bytes(line))
+        whole, newline, rest = piece.rpartition(b"\n")
+        if newline:
+            lines = bytes(child.unfinished[pipe] + whole).split(b"\n")
+            child.unfinished[pipe] = bytearray(rest)
+            for line in lines:
+                take(child, line)
+        else:
+            child.unfinished[pipe] += rest
+        if len(child.unfinished[pipe]) > LONGEST_LINE_BYTES:
+            take(child, bytes(child.unfinished[pipe]))
+            child.unfinished[pipe].clear()
         return True
 
     def _take_said(self, child: _Child, line: bytes) -> None:
@@ -305,8 +285,9 @@ class Agent:
         status = child.process.wait()
         for pipe, take in ((child.process.stdout, self._take_said), (child.process.stderr, self._take_log)):
             assert pipe is not None
-            while self._read(child, pipe.fileno(), take):
-                pass
+            for _ in range(READS_AT_THE_END):  # what it has started may live, and write for ever
+                if not self._read(child, pipe.fileno(), take):
+                    break
             if rest := bytes(child.unfinished[pipe.fileno()]):
                 take(child, rest)
             self._unwatch(pipe.fileno())
@@ -365,6 +346,12 @@ def _about_this_host() -> dict[str, Any]:
     }
 
 
+def _hung_up(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
+
+
 def _own_children() -> list[int]:
     """What is left of our descendants: who loses its parent becomes our child."""
     try:
@@ -393,6 +380,8 @@ def main() -> None:
     try:
         agent.serve(0)
     finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"zmqrl agent: {agent.why_end}\n")
         agent.end()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,8 @@ from zmqrl.cluster.mirror import Mirror
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
 # On a host that has other work too, OpenMP threads that spin while they wait cost a small network fifty times its time.
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
+RENEW_EVERY_S = 1.0
+END_WITHIN_S = 8.0  # an agent kills what does not end by itself, and that takes it some seconds
 LOST = -int(signal.SIGKILL)  # what became of a process on a host that is lost: as good as killed
 
 
@@ -54,16 +57,23 @@ class Agents:
         self.environments = environments or {}
         self._running: dict[str, _Running] = {}
         self._events: list[Said | Exited] = []
+        self._closed = threading.Event()
+        # Whatever keeps the run's own thread, such as a disk or a shard that does not answer: the leases go on.
+        threading.Thread(target=self._renew, name="renew", daemon=True).start()
 
     def start(self, task: Task) -> None:
         """Start ``task``; that it could not be is told by ``poll``."""
         assert task.name not in self._running
         link = self.links[self.place(task.name)]
-        if link.process is None:
-            link.open()
         task.log_path.parent.mkdir(parents=True, exist_ok=True)
         log = task.log_path.open("ab", buffering=0)
         self._running[task.name] = _Running(task, link, log, time.monotonic())
+        if link.process is None:
+            try:
+                link.open()
+            except LinkLost as lost:
+                self._end(task.name, LOST, f"host {lost.host} is lost: {lost.why}")
+                return
         threads = str(task.threads)
         link.send(
             {
@@ -122,6 +132,10 @@ class Agents:
         """The process ids, each on its own host, by name."""
         return {name: running.pid for name, running in self._running.items() if running.pid is not None}
 
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The hosts, as somebody else needs to know them to look after them when we are gone: plain data."""
+        return [link.to_dict() for link in self.links.values()]
+
     def logs(self, name: str) -> str:
         """The last lines that a process, while it is known, has written to its log."""
         return "\n".join(self._running[name].tail)
@@ -130,11 +144,20 @@ class Agents:
         """End everything that still runs, and the agents."""
         for link in self.links.values():
             link.hang_up()
-        self.wait(list(self._running), within_s=0)
+        deadline = time.monotonic() + END_WITHIN_S
+        while any(link.process is not None for link in self.links.values()) and time.monotonic() < deadline:
+            self.take_in()
+            time.sleep(0.01)
+        self._closed.set()
         for link in self.links.values():
-            link.close()
+            link.cut()
         for name in list(self._running):
             self._running.pop(name).log.close()
+
+    def _renew(self) -> None:
+        while not self._closed.wait(RENEW_EVERY_S):
+            for link in self.links.values():
+                link.renew()
 
     def _ask(self, name: str, request: dict[str, Any]) -> None:
         if name in self._running:
@@ -146,16 +169,18 @@ class Agents:
             try:
                 for event in link.poll():
                     if "name" in event:
-                        self._take(event)
+                        self._take(link, event)
                     elif self.files is not None:
                         self.files.take(link.host, event)
             except LinkLost as lost:
+                if self.files is not None:
+                    self.files.lost(link.host)
                 for name in [name for name, running in self._running.items() if running.link is link]:
                     self._end(name, LOST, f"host {lost.host} is lost: {lost.why}")
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, link: Link, event: dict[str, Any]) -> None:
         running = self._running.get(event["name"])
-        if running is None:
+        if running is None or running.link is not link:  # nobody speaks for the processes of another host
             return
         match event["is"]:
             case "started":

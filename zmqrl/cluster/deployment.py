@@ -59,7 +59,7 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
         launcher=local_launcher(directory.path),
         sites=dict.fromkeys(names, here),
         threads={name: 1 if name.startswith("shard-") else share for name in names},
-        files=Mirror({}, directory),
+        files=Mirror({}, directory, {}),
     )
 
 

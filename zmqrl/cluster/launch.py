@@ -22,9 +22,11 @@ from zmqrl.cluster.placement import Placement, place
 from zmqrl.cluster.run import train_on
 from zmqrl.cluster.ssh import connect, ssh_command
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UsageError
 from zmqrl.observe.provenance import code_hash
 from zmqrl.rundir import RunDirectory
+
+LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; with the time to end, agents wait 20 s for each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class Options:
 def run(options: Options, config: Config) -> int:
     """Launch a run; the exit status. Raises ZmqrlError."""
     hosts = select(read_hosts(options.hosts), options.include, options.exclude)
+    if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
+        raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g}.")
     config = dataclasses.replace(config, wire=dataclasses.replace(config.wire, transport="tcp"))
     if options.dry_run:
         _print_plan(options, hosts, config)
@@ -68,6 +72,9 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
         placement = _place(hosts, {name: up["cores"] for name, up in facts.items()}, config)
         places = {name: RunDirectory(Path(up["work"])) for name, up in facts.items()}
         addresses = {host.name: host.address or facts[host.name]["address"] for host in hosts}
+        unknown = [name for name, address in addresses.items() if address is None]
+        if unknown:
+            raise ClusterError(f"where do the others reach {', '.join(unknown)}? Give `address` in the hosts file.")
     except BaseException:
         for link in links.values():
             link.hang_up()
@@ -76,7 +83,9 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
         name: Site(host=host, directory=places[host], address=addresses[host])
         for name, host in placement.host_of.items()
     }
-    files = Mirror(links, directory)
+    files = Mirror(links, directory, placement.host_of)
+    if not config.resume:
+        files.clean(whole=False)  # of an earlier run in a directory of this name
     environments = {host.name: host.env for host in hosts}
     launcher = Agents(links, lambda name: placement.host_of[name], environments=environments, files=files)
     return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=placement.notices)

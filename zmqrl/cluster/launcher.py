@@ -84,6 +84,9 @@ class Launcher(Protocol):
     def pids(self) -> dict[str, int]:
         """The process ids, each on its own host, by name."""
 
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The hosts, as somebody else needs to know them to look after them when we are gone: plain data."""
+
     def logs(self, name: str) -> str:
         """The last lines that a process, while it is known, has written to its log."""
 

@@ -3,14 +3,14 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-RENEW_EVERY_S = 1.0
 UP_WITHIN_S = 30.0
-END_WITHIN_S = 8.0  # an agent kills what does not end by itself, and that takes it some seconds
 WORDS_BYTES = 4096
 
 
@@ -25,32 +25,64 @@ class Link:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
         self.up: dict[str, Any] | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self._sending = threading.Lock()
         self._unsent = bytearray()
         self._arrived = bytearray()
         self._words = bytearray()  # of what runs the agent, such as ssh
-        self._opened_at = self._heard_at = self._renewed_at = 0.0
+        self._opened_at = self._heard_at = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What somebody else needs to look after this host: plain data."""
+        work = self.work if self.up is None else self.up["work"]
+        return {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Link":
+        """Inverse of :meth:`to_dict`."""
+        return cls(data["host"], data["command"], work=data["work"], lease_s=data["lease_s"])
+
+    def look(self, within_s: float) -> dict[str, Any]:
+        """Whether an agent of the run lives on the host, and the files of the run there. Raises LinkLost."""
+        self._run()
+        self.send({"do": "look", "work": self.work})
+        self.hang_up()
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            for event in self.poll():
+                if event["is"] == "look":
+                    self._forget()
+                    return event
+            time.sleep(0.02)
+        return self._lose(f"no answer within {within_s:g} s")
 
     def open(self) -> None:
         """Start the agent; ``poll`` tells when it is up, or that it is not to be."""
+        self._run()
+        self.send({"do": "begin", "work": self.work, "lease_s": self.lease_s})
+
+    def _run(self) -> None:
         assert self.process is None
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C at the terminal is ours to answer
-        )
+        try:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C at the terminal is ours to answer
+            )
+        except OSError as error:
+            raise LinkLost(self.host, f"cannot run {self.command[0]}: {error.strerror}") from error
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
-        self.up, self._unsent, self._arrived, self._words = None, bytearray(), bytearray(), bytearray()
+        self.up, self._arrived, self._words = None, bytearray(), bytearray()
         self._opened_at = self._heard_at = time.monotonic()
-        self.send({"do": "begin", "work": self.work, "lease_s": self.lease_s})
 
     def send(self, request: Mapping[str, Any]) -> None:
-        """Ask the agent for something, in the order of the calls, as soon as it can be reached."""
-        self._unsent += json.dumps(request).encode() + b"\n"
-        self._flush()
+        """Ask the agent for something, in the order of the calls, as soon as it can be reached. From any thread."""
+        with self._sending:
+            self._unsent += json.dumps(request).encode() + b"\n"
+            self._flush()
 
     def poll(self) -> list[dict[str, Any]]:
         """What the agent has said since the last call. Never waits. Raises LinkLost when there is none any more."""
@@ -60,17 +92,15 @@ class Link:
         assert process.stdout is not None
         assert process.stderr is not None
         now = time.monotonic()
-        if self.lease_s is not None and self.up is not None and now - self._renewed_at >= RENEW_EVERY_S:
-            self._renewed_at = now
-            self.send({"do": "renew"})
-        self._flush()
+        with self._sending:
+            self._flush()
         ended = process.poll() is not None
         if piece := _read_all(process.stdout.fileno()):
             self._heard_at = now
         self._words = (self._words + _read_all(process.stderr.fileno()))[-WORDS_BYTES:]
-        *lines, rest = (self._arrived + piece).split(b"\n")
-        self._arrived = bytearray(rest)
-        events = [json.loads(line) for line in lines]
+        whole, newline, rest = piece.rpartition(b"\n")
+        events = [self._event(line) for line in bytes(self._arrived + whole).split(b"\n")] if newline else []
+        self._arrived = bytearray(rest) if newline else self._arrived + rest
         for event in events:
             if event["is"] == "up":
                 self.up = event
@@ -85,28 +115,44 @@ class Link:
                 self._lose(f"nothing was heard for {self.lease_s:g} s")
         return events
 
+    def renew(self) -> None:
+        """Let the agent hear from us. From any thread."""
+        if self.lease_s is not None and self.up is not None:
+            self.send({"do": "renew"})
+
     def hang_up(self) -> None:
         """Let the agent end everything that it has started."""
-        if self.process is not None and self.process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
+        with self._sending:
+            if self.process is not None and self.process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self.process.stdin.close()
 
-    def close(self) -> None:
-        """Hang up, and wait until the agent has ended everything."""
+    def cut(self) -> None:
+        """Hang up, and do not wait any longer for the agent."""
         self.hang_up()
-        if self.process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(END_WITHIN_S)
-            self._forget()
+        self._forget()
 
-    def _lose(self, why: str) -> None:
+    def _event(self, line: bytes) -> dict[str, Any]:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or not isinstance(event.get("is"), str):
+            self._lose(f"it said {line[:60]!r}, as no agent does: does a startup file of the shell there print it?")
+        return event
+
+    def _lose(self, why: str) -> NoReturn:
         self._forget()
         raise LinkLost(self.host, why)
 
     def _forget(self) -> None:
-        process, self.process, self.up = self.process, None, None
+        with self._sending:
+            process, self.process, self.up = self.process, None, None
+            self._unsent.clear()
         if process is not None:
-            process.kill()  # what runs the agent, not the agent: that ends by itself
+            # What runs the agent, such as ssh and its jumps, not the agent: that ends by itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
@@ -116,7 +162,7 @@ class Link:
     def _flush(self) -> None:
         if self.process is None or self.process.stdin is None or self.process.stdin.closed:
             return
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        with contextlib.suppress(OSError):  # full for now, or broken, of which the end of the process tells
             while self._unsent:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 

@@ -31,7 +31,7 @@ class Plan:
 
     def __init__(self, config: Config, directory: RunDirectory, layout: Layout, deployment: Deployment) -> None:
         self.config, self.directory, self.layout = config, directory, layout
-        self.sites, self.threads = deployment.sites, deployment.threads
+        self.deployment, self.sites, self.threads = deployment, deployment.sites, deployment.threads
         self.run = secrets.token_hex(8)
         self.secret = secrets.token_hex(16)
         addresses = [self.sites[f"shard-{shard}"].address for shard in range(layout.shards)]
@@ -114,6 +114,7 @@ class Plan:
             "zmqrl": __version__,
             "run": self.run,
             "supervisor": {"host": host_socket.gethostname(), "pid": os.getpid()},
+            "hosts": self.deployment.launcher.to_dict(),
             "shards": [
                 {"shard": shard, **self._process(f"shard-{shard}", pids), **endpoints[shard]}
                 for shard in sorted(endpoints)

@@ -11,6 +11,7 @@ from zmqrl.cluster.link import Link, LinkLost
 AT_A_TIME = 16
 TRIES = 5
 FIRST_PAUSE_S = 0.5
+RENEW_EVERY_S = 1.0
 # What a server says, or the client of it, when it drops connections because too many are not logged in (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
 
@@ -22,6 +23,8 @@ def ssh_command(destination: str, python: str, *, config: Path | None) -> list[s
     """
     options = [] if config is None else ["-F", str(config)]
     alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
+    # Not shared with the user's other sessions: they would end with it, or it with them.
+    alive += ["-o", "ControlMaster=no", "-o", "ControlPath=none"]
     remote = f"exec {shlex.quote(python)} -m zmqrl.cluster.agent"
     return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]
 
@@ -34,27 +37,26 @@ def connect(links: Sequence[Link]) -> dict[str, str]:
     waiting = {link.host: 0.0 for link in links}  # when each is to be tried next
     tries = dict.fromkeys(waiting, 0)
     failed: dict[str, str] = {}
-    opening: list[Link] = []
-    while waiting or opening:
+    renewed_at = 0.0
+    while len(failed) + sum(link.up is not None for link in links) < len(links):
         now = time.monotonic()
         for link in links:
-            if len(opening) < AT_A_TIME and waiting.get(link.host, now + 1) <= now:
-                del waiting[link.host]
-                tries[link.host] += 1
-                link.open()
-                opening.append(link)
-        for link in list(opening):
             try:
-                link.poll()
+                opening = sum(other.process is not None and other.up is None for other in links)
+                if opening < AT_A_TIME and waiting.get(link.host, now + 1) <= now:
+                    del waiting[link.host]
+                    tries[link.host] += 1
+                    link.open()
+                link.poll()  # those that are up, too: they are to hear from us
             except LinkLost as lost:
-                opening.remove(link)
                 if tries[link.host] < TRIES and any(words in lost.why for words in CROWDED):
                     pause_s = FIRST_PAUSE_S * 2.0 ** (tries[link.host] - 1)
                     waiting[link.host] = now + pause_s * random.uniform(0.5, 1.5)
                 else:
                     failed[link.host] = lost.why
-            else:
-                if link.up is not None:
-                    opening.remove(link)
+        if now - renewed_at >= RENEW_EVERY_S:
+            renewed_at = now
+            for link in links:
+                link.renew()
         time.sleep(0.02)
     return failed

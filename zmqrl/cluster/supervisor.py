@@ -11,6 +11,7 @@ from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
 from zmqrl.cluster.launcher import Exited, Said, Task
 from zmqrl.cluster.membership import Membership
+from zmqrl.cluster.mirror import last_version
 from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.progress import Progress
 from zmqrl.cluster.shards import Shards
@@ -88,20 +89,23 @@ class Supervisor:
                 raise
             except Exception:
                 self._save_what_is_left()
-                self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)
+                with contextlib.suppress(ClusterError):  # the run has failed already, and for another reason
+                    self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)
                 raise
             if self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S):
-                self.files.clean()
+                self.files.clean(whole=True)
             else:
                 self.console.notice("not everything came home: what is missing is still on the hosts")
         return reason
 
     def _bring_up(self) -> None:
+        self._bring_histories()
         for shard in self.shards.numbers:
-            self.files.put(self.sites[f"shard-{shard}"].host, f"history/shard-{shard}.jsonl")
             self.keeper.start(f"shard-{shard}")
         deadline = time.monotonic() + START_WITHIN_S
         while len(self.endpoints) < len(self.shards.numbers):
+            if self.interrupts:
+                raise KeyboardInterrupt
             if time.monotonic() >= deadline:
                 missing = ", ".join(f"shard {shard}" for shard in self.shards.numbers if shard not in self.endpoints)
                 logs = self.directory.path / "logs"
@@ -128,6 +132,16 @@ class Supervisor:
         if self.config.external_workers:
             for rank in self.plan.open_ranks:
                 self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
+
+    def _bring_histories(self) -> None:
+        """Let every shard find its history, whoever had it last: a host of an earlier sitting, or this one."""
+        if self.shards.checkpoint.version and not self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S):
+            raise ClusterError("the histories of the run cannot be brought home from its hosts.")
+        for shard in self.shards.numbers:
+            history = self.directory.history(shard)
+            if (last := last_version(history)) < self.shards.checkpoint.version:
+                self.console.notice(f"{history} ends with version {last}: what it misses was lost with another host")
+            self.files.put(self.sites[f"shard-{shard}"].host, f"history/{history.name}")
 
     def _watch(self) -> Reason:
         """Until there is a reason to stop, and every shard is there to hear of it."""
@@ -258,7 +272,7 @@ class Supervisor:
         rows = History(self.directory.metrics)
         rows.rewind(self.shards.checkpoint.version, self.shards.generation)
         rows.close()
-        self.files.forget_histories()
+        self.files.rewind(self.shards.checkpoint.version, self.shards.generation)
         self.checkpointer.wanted = None
 
     def _observe_members(self, now: float) -> None:

@@ -1,0 +1,110 @@
+"""A run seen from another terminal: its state, its logs, its end; and what a killed one has left on its hosts."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Lab
+from run_rig import RunFiles, launching, trained, training
+
+from zmqrl import logs
+
+pytestmark = pytest.mark.timeout(150)
+
+SLOWLY = ("--straggle", "0:0.02")
+
+
+def zmqrl(*arguments: str, status: int = 0) -> str:
+    done = subprocess.run([sys.executable, "-m", "zmqrl", *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+def status_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(zmqrl("status", str(path), "--json"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    return trained(tmp_path_factory.mktemp("ended") / "run", "--updates", "20")
+
+
+def test_a_run_that_has_ended_says_how(ended: RunFiles) -> None:
+    found = status_of(ended.path)
+    assert (found["state"], found["exit_reason"], found["version"]) == ("ended", "updates", 20)
+    assert found["processes"] == []
+    assert "ended (updates)\nversion 20" in zmqrl("status", str(ended.path))
+    assert "is not running" in zmqrl("stop", str(ended.path), status=2)
+
+
+def test_logs_are_shown_with_the_process_they_are_from(ended: RunFiles) -> None:
+    said = zmqrl("logs", str(ended.path))
+    assert "[shard-0] " in said
+    assert "[supervisor] " in said
+    assert "[supervisor] " not in zmqrl("logs", str(ended.path), "shard-1")
+    assert "did you mean shard-1?" in zmqrl("logs", str(ended.path), "shard-11", status=2)
+    assert "not a run directory" in zmqrl("logs", str(ended.path / "logs"), status=2)
+
+
+def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with training(path, *SLOWLY) as run:
+        run.wait_for(3)
+        found = status_of(path)
+        assert found["state"] == "running"
+        assert {each["name"] for each in found["processes"]} == {"shard-0", "shard-1", "worker-0", "worker-1"}
+        command = [sys.executable, "-m", "zmqrl", "logs", str(path), "-f", "supervisor"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+            assert "has ended" in zmqrl("stop", str(path))
+            assert run.wait() == 130
+            said, _ = following.communicate(timeout=30)
+        assert "ended (interrupted) at version" in said
+        assert run.files.summary()["exit_reason"] == "interrupted"
+
+
+def test_a_run_whose_launcher_was_killed_tells_what_is_left_and_where(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with launching(lab, path, "--workers", "4", "--shards", "2", *SLOWLY) as run:
+        run.eventually(lambda: len(run.files.history(1)) > 3, "some versions")
+        run.signal(signal.SIGKILL)
+        run.wait()
+    assert "no process of" in zmqrl("stop", str(path))
+    found = status_of(path)
+    assert found["state"] == "killed"
+    assert {host: answer["alive"] for host, answer in found["hosts"].items()} == dict.fromkeys(lab.hosts, False)
+    assert "state/shard-1.slots" in found["hosts"]["h2"]["files"]
+    lab("refuse", "h3", "22", "on")
+    said = zmqrl("status", str(path))
+    assert "h3: cannot be asked: ssh: connect" in said
+    assert "h2: no process; history/shard-1.jsonl, state/shard-1.slots" in said
+
+
+def test_lines_that_many_processes_say_at_once_are_shown_once() -> None:
+    stamped = "2026-01-01 10:00:0{} INFO {}"
+    lines = {
+        "a": [stamped.format(1, "hello"), stamped.format(2, "mine")],
+        "b": [stamped.format(3, "hello")],
+        "c": [stamped.format(3, "other"), stamped.format(4, "hello")],
+    }
+    assert list(logs.folded(lines)) == [
+        (["a", "b", "c"], stamped.format(1, "hello")),
+        (["a"], stamped.format(2, "mine")),
+        (["c"], stamped.format(3, "other")),
+    ]
+    assert list(logs.folded({"a": ["x", "x"], "b": []})) == [(["a"], "x"), (["a"], "x")]
+
+
+def test_a_log_is_read_from_its_last_lines_on_and_whole_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(f"{n}\n" for n in range(10)) + "unfini")
+    reader = logs.Reader(path, 3)
+    assert reader.lines() == ["7", "8", "9"]
+    assert reader.lines() == []
+    with path.open("a") as file:
+        file.write("shed\nnext\n")
+    assert reader.lines() == ["unfinished", "next"]

@@ -1,0 +1,192 @@
+"""Files come home from the hosts whole and in order, whatever breaks, and only from those whose they are."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zmqrl.cluster import agent_files
+from zmqrl.cluster.agent_files import PIECE_BYTES
+from zmqrl.cluster.mirror import Mirror, last_version
+from zmqrl.errors import ClusterError
+from zmqrl.rundir import RunDirectory
+
+
+class Host:
+    """A host and its agent: answers at once, or when told to."""
+
+    def __init__(self, name: str, place: Path) -> None:
+        self.host, self.place = name, place
+        self.up: dict[str, Any] | None = {"work": str(place)}
+        self.asked: list[dict[str, Any]] = []
+        place.mkdir()
+
+    def send(self, request: dict[str, Any]) -> None:
+        self.asked.append(request)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.place / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def read(self, name: str) -> str:
+        return (self.place / name).read_text(encoding="utf-8")
+
+    def answer(self) -> dict[str, Any] | None:
+        """Do the oldest thing that was asked."""
+        asked = self.asked.pop(0)
+        match asked["do"]:
+            case "list":
+                return {"is": "list", "files": agent_files.sizes(self.place, asked["under"])}
+            case "fetch":
+                return {"is": "file", **agent_files.read(self.place, asked["path"], asked["offset"])}
+            case "put":
+                error = agent_files.write(self.place, asked["path"], asked["offset"], asked["data"])
+                return {"is": "put", "path": asked["path"], "error": error}
+        agent_files.clean(self.place, whole=asked["whole"])
+        return None
+
+
+class World:
+    def __init__(self, path: Path) -> None:
+        self.home = RunDirectory(path / "home")
+        self.home.path.mkdir()
+        self.hosts = {name: Host(name, path / name) for name in ("h1", "h2")}
+        host_of = {"shard-0": "h1", "shard-1": "h2", "worker-0": "h2", "recorder-0": "h2"}
+        links: Any = self.hosts
+        self.mirror = Mirror(links, self.home, host_of)
+
+    def answer(self) -> None:
+        """Let all hosts answer all that they are asked."""
+        while any(host.asked for host in self.hosts.values()):
+            for name, host in self.hosts.items():
+                if host.asked and (event := host.answer()) is not None:
+                    self.mirror.take(name, event)
+
+    def look(self) -> None:
+        self.mirror.step(1e9)
+        self.mirror._listed_at = 0.0
+        self.answer()
+
+    def at_home(self, name: str) -> str:
+        return (self.home.path / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def lines(first: int, last: int, generation: int = 1) -> str:
+    return "".join(
+        json.dumps({"version": version, "generation": generation}) + "\n" for version in range(first, last + 1)
+    )
+
+
+NAME = "history/shard-0.jsonl"
+
+
+def test_a_growing_file_comes_home_piece_by_piece(world: World) -> None:
+    text = lines(1, 50_000)
+    assert len(text) > 2 * PIECE_BYTES
+    for part in (10, 1000, len(text) // 2, len(text)):
+        world.hosts["h1"].write(NAME, text[:part])
+        world.look()
+        assert world.at_home(NAME) == text[:part]
+
+
+def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> None:
+    world.mirror.put("h1", "nothing")  # the sitting has begun
+    world.hosts["h1"].write(NAME, lines(1, 5))
+    world.hosts["h2"].write(NAME, lines(1, 9, generation=7))
+    world.hosts["h2"].write("traces/worker-0.json", "{}")
+    world.hosts["h1"].write("traces/worker-0.json", "{stale}")
+    world.hosts["h2"].write("videos/minute-000-v00000000.mp4", "film")
+    world.look()
+    assert world.at_home(NAME) == lines(1, 5)
+    assert world.at_home("traces/worker-0.json") == "{}"
+    assert world.at_home("videos/minute-000-v00000000.mp4") == "film"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../.ssh/authorized_keys", "history/../../x", "/etc/passwd", "config.json", "history/", "logs/shard-0.log"],
+)
+def test_a_name_that_leads_elsewhere_is_not_taken(world: World, name: str) -> None:
+    world.mirror.take("h1", {"is": "list", "files": {name: 10}})
+    assert world.hosts["h1"].asked == []
+    data = base64.b64encode(b"evil").decode()
+    world.mirror.take("h1", {"is": "file", "path": name, "offset": 0, "size": 4, "data": data})
+    assert list(world.home.path.iterdir()) == []
+
+
+def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_has_goes_there(world: World) -> None:
+    for shard in (0, 1):
+        path = world.home.history(shard)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(lines(1, 88))
+    world.hosts["h1"].write(NAME, lines(1, 95))
+    world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a sitting long ago
+    assert world.mirror.bring_home(world.answer, within_s=5)
+    assert last_version(world.home.history(0)) == 95
+    assert last_version(world.home.history(1)) == 88
+    for shard, host in ((0, "h1"), (1, "h2")):
+        world.mirror.put(host, f"history/shard-{shard}.jsonl")
+    world.answer()
+    assert world.hosts["h1"].read(NAME) == lines(1, 95)
+    assert world.hosts["h2"].read("history/shard-1.jsonl") == lines(1, 88)
+
+
+def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(world: World) -> None:
+    host = world.hosts["h1"]
+    host.write(NAME, lines(1, 10))
+    world.mirror.put("h1", "nothing")  # the sitting has begun
+    world.look()
+    host.write(NAME, lines(1, 15))
+    world.mirror.take("h1", {"is": "list", "files": agent_files.sizes(host.place, ["history"])})
+    answer = host.answer()  # lines 11 to 15, on their way
+    world.mirror.rewind(8, generation=2)
+    host.write(NAME, lines(1, 8) + lines(9, 12, generation=2))
+    assert answer is not None
+    world.mirror.take("h1", answer)
+    world.look()
+    assert world.at_home(NAME) == lines(1, 8) + lines(9, 12, generation=2)
+
+
+def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world: World) -> None:
+    host = world.hosts["h1"]
+    host.write(NAME, lines(1, 5))
+    world.mirror.take("h1", {"is": "list", "files": agent_files.sizes(host.place, ["history"])})
+    host.asked.clear()  # the question was lost with the connection
+    world.mirror.lost("h1")
+    world.look()
+    assert world.at_home(NAME) == lines(1, 5)
+
+
+def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(world: World) -> None:
+    world.hosts["h1"].write(NAME, lines(1, 5))
+    world.mirror.take("h1", {"is": "list", "files": {NAME: 5}})  # a file is on its way when it begins
+    assert world.mirror.bring_home(world.answer, within_s=5)
+    assert world.at_home(NAME) == lines(1, 5)
+    world.hosts["h2"].up = None
+    assert not world.mirror.bring_home(world.answer, within_s=0.1)
+
+
+def test_a_full_disk_there_is_an_error_for_a_history_and_none_for_a_checkpoint(world: World) -> None:
+    world.mirror.take("h1", {"is": "put", "path": "checkpoints/v00000000/model.safetensors", "error": "no space"})
+    with pytest.raises(ClusterError, match=r"host h1 cannot write history/shard-0\.jsonl: no space"):
+        world.mirror.take("h1", {"is": "put", "path": NAME, "error": "no space"})
+
+
+def test_cleaning_leaves_nothing_or_only_the_place(world: World) -> None:
+    host = world.hosts["h1"]
+    host.write(NAME, lines(1, 5))
+    (host.place / agent_files.LOCK).touch()
+    world.mirror.clean(whole=False)
+    world.answer()
+    assert [path.name for path in host.place.iterdir()] == [agent_files.LOCK]
+    world.mirror.clean(whole=True)
+    world.answer()
+    assert not host.place.exists()

@@ -1,0 +1,63 @@
+"""A run seen from another terminal: whether it lives, and what a dead one has left on its hosts."""
+
+import json
+import socket as host_socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from zmqrl.cluster.link import Link, LinkLost
+from zmqrl.errors import UsageError
+from zmqrl.rundir import RunDirectory
+
+ANSWER_WITHIN_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """``cluster`` is the contents of ``cluster.json``: of a run that lives, or that was killed; else None."""
+
+    directory: RunDirectory
+    cluster: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Look at the run directory ``path``. Raises UsageError when it is none."""
+        directory = RunDirectory(path)
+        if not directory.config.is_file():
+            raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+        try:
+            cluster = json.loads(directory.cluster.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            cluster = None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read {directory.cluster}: {error}.") from error
+        return cls(directory, cluster)
+
+    def is_alive(self) -> bool:
+        """Whether its supervisor lives."""
+        return self.directory.in_use()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its supervisor is, or was, on this machine."""
+        return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
+
+    def processes(self) -> list[tuple[str, str, int | None]]:
+        """Name, host and process id of each process that ``cluster.json`` tells of."""
+        cluster = self.cluster or {"shards": [], "workers": [], "followers": []}
+        return [
+            *((f"shard-{each['shard']}", each["host"], each["pid"]) for each in cluster["shards"]),
+            *((f"worker-{each['rank']}", each["host"], each["pid"]) for each in cluster["workers"]),
+            *((each["name"], each["host"], each["pid"]) for each in cluster["followers"]),
+        ]
+
+    def hosts(self) -> dict[str, dict[str, Any] | str]:
+        """What each host of a run says of it: ``alive`` and ``files``; or why it cannot be asked."""
+        answers: dict[str, dict[str, Any] | str] = {}
+        for data in (self.cluster or {}).get("hosts", []):
+            try:
+                answers[data["host"]] = Link.from_dict(data).look(ANSWER_WITHIN_S)
+            except LinkLost as lost:
+                answers[lost.host] = lost.why
+        return answers

@@ -1,0 +1,99 @@
+"""``zmqrl logs``: what the processes of a run have to say, all in one stream."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.living import Living
+
+LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show the logs of a run's processes, each line with the host and the process that it is from."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    process: tyro.conf.Positional[str | None] = None
+    """Only of this one, such as worker-3; the supervisor's notices are called supervisor."""
+    follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False
+    """Go on until the run ends."""
+    tail: int = 20
+    """How many of the last lines of each log to begin with."""
+
+
+def run(options: Options) -> int:
+    """Print logs. Raises UsageError."""
+    living = Living.read(options.run)
+    logs = {path.stem: path for path in sorted((living.directory.path / "logs").glob("*.log"))}
+    if options.process is not None and options.process not in logs:
+        known = did_you_mean(options.process, logs)
+        raise UsageError(
+            f"{options.run} has no log of {options.process}{known}; there are {', '.join(logs) or 'none'}."
+        )
+    hosts = {name: host for name, host, _ in living.processes()}
+    readers: dict[str, Reader] = {}
+    while True:
+        last = not (options.follow and living.is_alive())
+        for path in sorted((living.directory.path / "logs").glob("*.log")):
+            if path.stem not in readers and options.process in (None, path.stem):
+                readers[path.stem] = Reader(path, options.tail)
+        for names, line in folded({name: reader.lines() for name, reader in readers.items()}):
+            first = " ".join(filter(None, (hosts.get(names[0]), names[0])))
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            sys.stdout.write(f"[{first}{others}] {line}\n")
+        sys.stdout.flush()
+        if last:
+            return 0
+        time.sleep(LOOK_EVERY_S)
+
+
+def folded(lines: Mapping[str, list[str]]) -> Iterator[tuple[list[str], str]]:
+    """Each line once, with the names of all that have said it in this round; the order of a process's lines stays."""
+    said: dict[str, list[str]] = {}
+    for name, its in lines.items():
+        for line in its:
+            names = said.setdefault(_words(line), [])
+            if name not in names:
+                names.append(name)
+    for name, its in lines.items():
+        for line in its:
+            names = said[_words(line)]
+            if names and names[0] == name:
+                yield names, line
+            if len(names) > 1 and names[0] == name:
+                said[_words(line)] = []
+
+
+def _words(line: str) -> str:
+    """A line without its time, which no two processes have alike."""
+    date, _, rest = line.partition(" ")
+    clock, _, words = rest.partition(" ")
+    return words if date[:2].isdigit() and ":" in clock else line
+
+
+class Reader:
+    """The lines of a growing file, from ``tail`` lines before its present end."""
+
+    def __init__(self, path: Path, tail: int) -> None:
+        self._path = path
+        content = path.read_bytes()
+        starts = [0, *(i + 1 for i, byte in enumerate(content) if byte == 10)]
+        self._at = starts[max(0, len(starts) - 1 - tail)]
+
+    def lines(self) -> list[str]:
+        """The whole lines since the last call."""
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            whole = file.read().rpartition(b"\n")[0]
+        if not whole:
+            return []
+        self._at += len(whole) + 1
+        return whole.decode(errors="replace").split("\n")

@@ -1,0 +1,61 @@
+"""``zmqrl status``: what a run is doing; or what one whose launcher was killed has left, and where."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from zmqrl.living import Living
+from zmqrl.observe.records import RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show what a run is doing; of one whose launcher was killed, what is left of it on its hosts."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(options: Options) -> int:
+    """Print the state of a run. Raises UsageError."""
+    found = status(options.run)
+    sys.stdout.write((json.dumps(found) if options.json else _report(found)) + "\n")
+    return 0
+
+
+def status(path: Path) -> dict[str, Any]:
+    """Plain data. ``state``: running, killed (its launcher, which could not end it) or ended."""
+    living, record = Living.read(path), RunRecord.read(path)
+    last = record.rows[-1] if record.rows else {}
+    state = "running" if living.is_alive() else "killed" if living.cluster is not None else "ended"
+    return {
+        "state": state,
+        "exit_reason": (record.summary or {}).get("exit_reason"),
+        **{key: last.get(key) for key in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50")},
+        "processes": [dict(zip(("name", "host", "pid"), each, strict=True)) for each in living.processes()],
+        "hosts": living.hosts() if state == "killed" else {},
+    }
+
+
+def _report(found: dict[str, Any]) -> str:
+    lines = [f"{found['state']}" + (f" ({found['exit_reason']})" if found["exit_reason"] else "")]
+    if found["version"] is not None:
+        score = "" if found["score_mean_50"] is None else f", score {found['score_mean_50']:.1f}"
+        lines.append(f"version {found['version']} after {found['wall_s'] / 60:.1f} min{score}")
+    if found["state"] == "running":
+        lines += [f"{each['host']} {each['name']} (process {each['pid']})" for each in found["processes"]]
+    for host, answer in found["hosts"].items():
+        if isinstance(answer, str):
+            lines.append(f"{host}: cannot be asked: {answer}")
+        else:
+            left = ", ".join(answer["files"]) or "no files"
+            lines.append(f"{host}: {'still ends its processes' if answer['alive'] else 'no process'}; {left}")
+    if found["state"] == "killed":
+        lines.append("go on with it by --resume, from its newest checkpoint")
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""``zmqrl stop``: the first Ctrl-C, from another terminal."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.living import Living
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Let a run end with a checkpoint, and wait until it has; of a killed one, wait until its processes have ended."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    within_s: float = 120.0
+    """How long to wait."""
+
+
+def run(options: Options) -> int:
+    """Stop a run. Raises ZmqrlError."""
+    living = Living.read(options.run)
+    deadline = time.monotonic() + options.within_s
+    if living.is_alive():
+        if not living.is_here or living.cluster is None:
+            where = living.cluster["supervisor"]["host"] if living.cluster else "somewhere"
+            raise UsageError(f"the supervisor of {options.run} is on {where}: stop the run there.")
+        os.kill(living.cluster["supervisor"]["pid"], signal.SIGTERM)
+        while living.is_alive():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{options.run} has not ended within {options.within_s:g} s; see its logs.")
+            time.sleep(0.1)
+        sys.stdout.write(f"{options.run} has ended\n")
+        return 0
+    if living.cluster is None:
+        raise UsageError(f"{options.run} is not running.")
+    while busy := [host for host, answer in living.hosts().items() if isinstance(answer, str) or answer["alive"]]:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"processes of {options.run} may still run on {', '.join(busy)}.")
+        time.sleep(1.0)
+    sys.stdout.write(f"no process of {options.run} is left on its hosts\n")
+    return 0
