@@ -57,7 +57,7 @@ class Writable:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeFailed:
-    """``shard`` and this worker could not agree to speak: as a rule, one has other keys than the other expects."""
+    """A connection to ``shard`` did not come about: it was cut off meanwhile, or one side expects other keys."""
 
     shard: int
 

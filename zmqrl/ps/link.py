@@ -118,7 +118,7 @@ class Link:
 
     def locked_out(self) -> str:
         """What is wrong then, in words."""
-        return f"the handshake with shard {self.shard} failed, as one of us has keys that the other does not expect"
+        return f"the handshake with shard {self.shard} failed: it was cut off, or one of us expects other keys"
 
     # the contribution at this shard
 
