@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Extra options for pip, such as PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
+# Tests that run at a time: most of them wait for processes
+JOBS ?= 3
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 .DEFAULT_GOAL := help
 
@@ -24,7 +26,7 @@ train: setup ## train Breakout on this machine (Ctrl-C: checkpoint and end); ARG
 	$(BIN)/zmqrl train $(or $(ARGS),breakout)
 
 test: setup lint ## run the linters and the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -355,7 +355,7 @@ def test_hosts_that_cannot_be_reached_each_say_why(lab: Lab, where: Path) -> Non
     assert "/nowhere/python" in failed["h4"]
     assert "h9" in failed["h9"]
     for link in links:
-        link.close()
+        link.cut()
 
 
 def test_nothing_about_a_run_is_on_the_command_line_of_any_host(lab: Lab, far: OverSSH, where: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_run_that_has_ended_says_how(ended: RunFiles) -> None:
 
 def test_logs_are_shown_with_the_process_they_are_from(ended: RunFiles) -> None:
     said = zmqrl("logs", str(ended.path))
-    assert "[shard-0] " in said
+    assert "[shard-0 and 1 more] " in said
     assert "[supervisor] " in said
     assert "[supervisor] " not in zmqrl("logs", str(ended.path), "shard-1")
     assert "did you mean shard-1?" in zmqrl("logs", str(ended.path), "shard-11", status=2)

@@ -89,7 +89,7 @@ NAME = "history/shard-0.jsonl"
 
 
 def test_a_growing_file_comes_home_piece_by_piece(world: World) -> None:
-    text = lines(1, 50_000)
+    text = lines(1, 80_000)
     assert len(text) > 2 * PIECE_BYTES
     for part in (10, 1000, len(text) // 2, len(text)):
         world.hosts["h1"].write(NAME, text[:part])
