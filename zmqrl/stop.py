@@ -28,10 +28,18 @@ def run(options: Options) -> int:
     living = Living.read(options.run)
     deadline = time.monotonic() + options.within_s
     if living.is_alive():
-        if not living.is_here or living.cluster is None:
-            where = living.cluster["supervisor"]["host"] if living.cluster else "somewhere"
+        while living.cluster is None and time.monotonic() < deadline:  # it comes with the shards
+            time.sleep(0.1)
+            living = Living.read(options.run)
+        if living.cluster is None or not living.is_here:
+            where = living.cluster["supervisor"]["host"] if living.cluster else "a host that it has not told of yet"
             raise UsageError(f"the supervisor of {options.run} is on {where}: stop the run there.")
-        os.kill(living.cluster["supervisor"]["pid"], signal.SIGTERM)
+        try:
+            os.kill(living.cluster["supervisor"]["pid"], signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it has just ended
+        except PermissionError as error:
+            raise UsageError(f"{options.run} is somebody else's run.") from error
         while living.is_alive():
             if time.monotonic() > deadline:
                 raise ClusterError(f"{options.run} has not ended within {options.within_s:g} s; see its logs.")
