@@ -69,7 +69,8 @@ def test_the_summary_agrees_with_the_last_checkpoint_and_with_itself(finished: F
     summary = finished.assert_summary_exact("updates")
     assert (summary["workers"], summary["backups"]) == (2, 0)
     # 40 updates of 4 epochs x 4 minibatches are learned from 3 rollouts of 32 steps in 8 games, by each worker.
-    assert summary["agent_steps"] == 2 * 3 * 32 * 8
+    # One that sees the last version before it hears of the end plays once more.
+    assert summary["agent_steps"] in range(2 * 3 * 32 * 8, 2 * 4 * 32 * 8 + 1, 32 * 8)
     assert summary["abandoned_steps"] == 0
     assert summary["episodes"] > 0
     assert summary["wall_s"] > 0
@@ -138,7 +139,8 @@ def test_without_a_terminal_a_run_speaks_in_plain_lines(finished: Finished) -> N
     assert lines[0].startswith("run directory")
     assert "CartPole-v1" in lines[0]
     assert any(re.search(rf"updates {UPDATES}\b.*score", line) for line in lines)
-    assert lines[-1].startswith(f"ended (updates) at version {UPDATES}")
+    # Figures that were waiting for their ten seconds may come after it.
+    assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])
 
 
 def test_a_profile_is_a_chrome_trace_with_the_spans_of_workers_and_shards(finished: Finished) -> None:
