@@ -350,19 +350,26 @@ class ShardServer:
             self.log.warning("under false names: %s", false_names)
 
 
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
+
+
 def main() -> None:
     """Run one shard, as told on standard input."""
     job = ShardJob.from_json(read_job(signal.SIGTERM))
     log = log_to_stderr("zmqrl.shard")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _stop)
     try:
         server = ShardServer(job, log)
         try:
             say({"endpoints": server.bind(), "pid": os.getpid()})
             server.serve()
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes after the end of input when our parent dies
-            server.close()
+            try:  # it comes after the end of input when our parent dies, perhaps just before this line
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            finally:
+                server.close()
     except ClusterError as error:
         log.error("%s", error)
         sys.exit(error.exit_status)
