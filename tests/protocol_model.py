@@ -190,18 +190,7 @@ class ShardHost:
 
     def _load(self, load: m.Load, weights: int) -> None:
         view = s.View(load.view, load.quorum, load.members)
-        record = s.Record(
-            generation=load.generation,
-            version=load.version,
-            view=view,
-            quorum=0,
-            ranks=(),
-            late=0,
-            duplicate=0,
-            rejected=0,
-            tallies={},
-            unattributed=0,
-        )
+        record = s.Record.handed_over(load.generation, load.version, view)
         at = (load.generation, self.number)
         assert at not in self.world.journal.loaded
         self.world.journal.loaded[at] = load.version, weights

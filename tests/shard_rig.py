@@ -45,18 +45,7 @@ GRADIENT = m.Gradient(
     attempt=0,
     codec="f32",
 )
-RECORD = Record(
-    generation=1,
-    version=0,
-    view=View(1, 2, (0, 1, 2)),
-    quorum=0,
-    ranks=(),
-    late=0,
-    duplicate=0,
-    rejected=0,
-    tallies={},
-    unattributed=0,
-)
+RECORD = Record.handed_over(1, 0, View(1, 2, (0, 1, 2)))
 
 
 def of(kind: type[T], actions: list[Action]) -> list[T]:

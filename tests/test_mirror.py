@@ -9,8 +9,9 @@ import pytest
 
 from zmqrl.cluster import agent_files
 from zmqrl.cluster.agent_files import PIECE_BYTES
-from zmqrl.cluster.mirror import Mirror, last_version
+from zmqrl.cluster.mirror import Mirror
 from zmqrl.errors import ClusterError
+from zmqrl.ps.history import last_version
 from zmqrl.rundir import RunDirectory
 
 

@@ -39,18 +39,7 @@ def trained(shards: int, order: Callable[[int, int], tuple[int, ...]], *, consis
             run=RUN, layout=LAYOUT, shard=shard, incarnation=1, codec="f32", payload_bytes={"f32": 1}, secret=""
         )
         machine = Shard(identity, Timing(), consistent=consistent)
-        record = s.Record(
-            generation=1,
-            version=0,
-            view=s.View(1, WORKERS, tuple(range(WORKERS))),
-            quorum=0,
-            ranks=(),
-            late=0,
-            duplicate=0,
-            rejected=0,
-            tallies={},
-            unattributed=0,
-        )
+        record = s.Record.handed_over(1, 0, s.View(1, WORKERS, tuple(range(WORKERS))))
         machine.handle(s.StateRestored(record, recovered=True), 0.0)
         for rank in range(WORKERS):
             hello = m.Hello(run=RUN, layout=LAYOUT, role="worker", rank=rank, incarnation=1, host="h", pid=1, secret="")

@@ -11,6 +11,7 @@ import tyro
 
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.living import Living
+from zmqrl.rundir import RunDirectory
 
 LOOK_EVERY_S = 0.2
 
@@ -32,7 +33,7 @@ class Options:
 def run(options: Options) -> int:
     """Print logs. Raises UsageError."""
     living = Living.read(options.run)
-    logs = {path.stem: path for path in sorted((living.directory.path / "logs").glob("*.log"))}
+    logs = _logs(living.directory)
     if options.process is not None and options.process not in logs:
         known = did_you_mean(options.process, logs)
         raise UsageError(
@@ -42,9 +43,9 @@ def run(options: Options) -> int:
     readers: dict[str, Reader] = {}
     while True:
         last = not (options.follow and living.is_alive())
-        for path in sorted((living.directory.path / "logs").glob("*.log")):
-            if path.stem not in readers and options.process in (None, path.stem):
-                readers[path.stem] = Reader(path, options.tail)
+        for name, path in _logs(living.directory).items():
+            if name not in readers and options.process in (None, name):
+                readers[name] = Reader(path, options.tail)
         for names, line in folded({name: reader.lines() for name, reader in readers.items()}):
             first = " ".join(filter(None, (hosts.get(names[0]), names[0])))
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -53,6 +54,11 @@ def run(options: Options) -> int:
         if last:
             return 0
         time.sleep(LOOK_EVERY_S)
+
+
+def _logs(directory: RunDirectory) -> dict[str, Path]:
+    """The logs that there are by now, by the name of the process."""
+    return {path.stem: path for path in sorted((directory.path / "logs").glob("*.log"))}
 
 
 def folded(lines: Mapping[str, list[str]]) -> Iterator[tuple[list[str], str]]:
@@ -66,10 +72,10 @@ def folded(lines: Mapping[str, list[str]]) -> Iterator[tuple[list[str], str]]:
     for name, its in lines.items():
         for line in its:
             names = said[_words(line)]
-            if names and names[0] == name:
+            if names[:1] == [name]:
                 yield names, line
-            if len(names) > 1 and names[0] == name:
-                said[_words(line)] = []
+                if len(names) > 1:
+                    said[_words(line)] = []
 
 
 def _words(line: str) -> str:
@@ -84,9 +90,8 @@ class Reader:
 
     def __init__(self, path: Path, tail: int) -> None:
         self._path = path
-        content = path.read_bytes()
-        starts = [0, *(i + 1 for i, byte in enumerate(content) if byte == 10)]
-        self._at = starts[max(0, len(starts) - 1 - tail)]
+        *whole, _ = path.read_bytes().split(b"\n")
+        self._at = sum(len(line) + 1 for line in whole[: max(0, len(whole) - tail)])
 
     def lines(self) -> list[str]:
         """The whole lines since the last call."""

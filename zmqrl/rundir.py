@@ -80,14 +80,7 @@ class RunDirectory:
 
     def in_use(self) -> bool:
         """Whether a run lives in it now."""
-        try:
-            with (self.path / ".lock").open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return is_locked(self.path / ".lock")
 
     def release(self) -> None:
         """Give the lock back and remove what is only for a living run."""
@@ -106,6 +99,18 @@ class RunDirectory:
     def _remove_what_lets_join(self) -> None:
         self.cluster.unlink(missing_ok=True)
         shutil.rmtree(self.keys, ignore_errors=True)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock of the file ``path``; not if there is no such file."""
+    try:
+        with path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:

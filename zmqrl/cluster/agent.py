@@ -27,6 +27,7 @@ from typing import Any
 from zmqrl import __version__
 from zmqrl.child import PR_SET_PDEATHSIG
 from zmqrl.cluster import agent_files
+from zmqrl.cluster.lines import Lines
 from zmqrl.observe.provenance import code_hash
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -47,9 +48,8 @@ class _Child:
     name: str
     process: "subprocess.Popen[bytes]"
     exit_fd: int
-    started_at: float
     to_say: bytearray = field(default_factory=bytearray)  # on its standard input
-    unfinished: dict[int, bytearray] = field(default_factory=dict)  # lines, by the pipe they come from
+    lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe they come from
 
 
 class Agent:
@@ -61,7 +61,7 @@ class Agent:
         self.why_end: str | None = None
         self.work, self._lock = Path("/nowhere"), -1
         self._selector = selectors.DefaultSelector()
-        self._requests = bytearray()
+        self._requests = Lines()
         self._unsent = bytearray()
         self._lost_lines = 0
         self._lease_s: float | None = None
@@ -108,10 +108,7 @@ class Agent:
             self.why_end = self.why_end or "the launcher hung up"
             return
         self._heard_at = time.monotonic()
-        self._requests += piece
-        *lines, rest = self._requests.split(b"\n")
-        self._requests = bytearray(rest)
-        for line in lines:
+        for line in self._requests.add(piece):
             if self.why_end is None:
                 self._do(json.loads(line))
 
@@ -184,13 +181,13 @@ class Agent:
             )
             exit_fd = os.pidfd_open(process.pid)
         except OSError as error:
-            return self._exited(name, 127, f"cannot be started: {error}", 0.0)
-        child = _Child(name, process, exit_fd, time.monotonic())
+            return self._exited(name, 127, f"cannot be started: {error}")
+        child = _Child(name, process, exit_fd)
         self.children[name] = child
         for pipe, take in ((process.stdout, self._take_said), (process.stderr, self._take_log)):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
-            child.unfinished[pipe.fileno()] = bytearray()
+            child.lines[pipe.fileno()] = Lines()
             self._selector.register(pipe, selectors.EVENT_READ, partial(self._read, child, pipe.fileno(), take))
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
@@ -247,17 +244,11 @@ class Agent:
         if not piece:
             self._unwatch(pipe)
             return False
-        whole, newline, rest = piece.rpartition(b"\n")
-        if newline:
-            lines = bytes(child.unfinished[pipe] + whole).split(b"\n")
-            child.unfinished[pipe] = bytearray(rest)
-            for line in lines:
-                take(child, line)
-        else:
-            child.unfinished[pipe] += rest
-        if len(child.unfinished[pipe]) > LONGEST_LINE_BYTES:
-            take(child, bytes(child.unfinished[pipe]))
-            child.unfinished[pipe].clear()
+        for line in child.lines[pipe].add(piece):
+            take(child, line)
+        if len(child.lines[pipe].rest) > LONGEST_LINE_BYTES:
+            take(child, bytes(child.lines[pipe].rest))
+            child.lines[pipe].rest.clear()
         return True
 
     def _take_said(self, child: _Child, line: bytes) -> None:
@@ -288,7 +279,7 @@ class Agent:
             for _ in range(READS_AT_THE_END):  # what it has started may live, and write for ever
                 if not self._read(child, pipe.fileno(), take):
                     break
-            if rest := bytes(child.unfinished[pipe.fileno()]):
+            if rest := bytes(child.lines[pipe.fileno()].rest):
                 take(child, rest)
             self._unwatch(pipe.fileno())
             pipe.close()
@@ -296,10 +287,10 @@ class Agent:
         self._selector.unregister(child.exit_fd)
         os.close(child.exit_fd)
         del self.children[child.name]
-        self._exited(child.name, status, None, time.monotonic() - child.started_at)
+        self._exited(child.name, status, None)
 
-    def _exited(self, name: str, status: int, why: str | None, lived_s: float) -> None:
-        self._send({"is": "exited", "name": name, "status": status, "why": why, "lived_s": lived_s})
+    def _exited(self, name: str, status: int, why: str | None) -> None:
+        self._send({"is": "exited", "name": name, "status": status, "why": why})
 
     # the loop
 

@@ -6,13 +6,14 @@ Paths of files are relative to the place.
 import base64
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from zmqrl.rundir import is_locked
 
 PIECE_BYTES = 1 << 20
 LOCK = ".agent"
@@ -36,12 +37,7 @@ def open_place(place: str) -> tuple[Path, int]:
 
 def look(path: Path) -> dict[str, Any]:
     """Whether an agent has the place ``path`` now, and the files in it."""
-    alive, files = False, list[str]()
-    with contextlib.suppress(OSError), (path / LOCK).open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            alive = True
+    alive, files = is_locked(path / LOCK), list[str]()
     with contextlib.suppress(OSError):
         files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != LOCK)
     return {"alive": alive, "files": files}

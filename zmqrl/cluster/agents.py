@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from zmqrl.cluster.launcher import LOG_TAIL_LINES, Exited, Said, Task
-from zmqrl.cluster.link import Link, LinkLost
+from zmqrl.cluster.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.cluster.mirror import Mirror
 
 # Large tensors go back to the kernel at every free, and their pages fault in anew, unless glibc is told otherwise.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
 # On a host that has other work too, OpenMP threads that spin while they wait cost a small network fifty times its time.
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
-RENEW_EVERY_S = 1.0
 END_WITHIN_S = 8.0  # an agent kills what does not end by itself, and that takes it some seconds
 LOST = -int(signal.SIGKILL)  # what became of a process on a host that is lost: as good as killed
 

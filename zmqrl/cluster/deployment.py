@@ -3,18 +3,19 @@
 import os
 import socket as host_socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zmqrl.cluster.agents import Agents
+from zmqrl.cluster.hosts import Host
 from zmqrl.cluster.link import Link
 from zmqrl.cluster.mirror import Mirror
+from zmqrl.cluster.placement import Placement, place
 from zmqrl.config import Config
 from zmqrl.rundir import RunDirectory
 
 HERE = "localhost"
-EVALUATOR, RECORDER = "evaluator-0", "recorder-0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,24 +42,26 @@ class Deployment:
     """Sentences that the user should read."""
 
 
-def process_names(config: Config) -> list[str]:
-    """Every process that a run starts."""
-    shards = [f"shard-{shard}" for shard in range(config.shards)]
-    workers = [f"worker-{rank}" for rank in range(config.ranks - config.external_workers)]
-    followers = [EVALUATOR] * config.evaluator + [RECORDER] * config.recorder
-    return shards + workers + followers
+def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -> Placement:
+    """Where the processes that a run starts are to be, on ``hosts`` with so many ``cores``. Raises UsageError."""
+    return place(
+        hosts,
+        cores,
+        shards=config.shards,
+        workers=config.ranks - config.external_workers,
+        evaluator=config.evaluator,
+        recorder=config.recorder,
+    )
 
 
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
     """All of a run here."""
-    names = process_names(config)
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
-    workers = config.ranks - config.external_workers
-    share = max(1, len(os.sched_getaffinity(0)) // max(1, workers))
+    placement = place_run(config, [Host(name=HERE)], {HERE: len(os.sched_getaffinity(0))})
     return Deployment(
         launcher=local_launcher(directory.path),
-        sites=dict.fromkeys(names, here),
-        threads={name: 1 if name.startswith("shard-") else share for name in names},
+        sites=dict.fromkeys(placement.host_of, here),
+        threads=placement.threads,
         files=Mirror({}, directory, {}),
     )
 

@@ -4,9 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from zmqrl.cluster.deployment import EVALUATOR, RECORDER
 from zmqrl.cluster.keeper import Keeper
-from zmqrl.cluster.launcher import Exited, Said
+from zmqrl.cluster.launcher import EVALUATOR, RECORDER, Exited, Said
 from zmqrl.config import Config
 from zmqrl.observe.console import Console
 from zmqrl.observe.metrics import JsonLines

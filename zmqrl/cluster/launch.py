@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import shlex
 import socket as host_socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,10 @@ from typing import Annotated
 import tyro
 
 from zmqrl.cluster.agents import Agents
-from zmqrl.cluster.deployment import Deployment, Site
+from zmqrl.cluster.deployment import Deployment, Site, place_run
 from zmqrl.cluster.hosts import Host, read_hosts, select
 from zmqrl.cluster.link import Link
 from zmqrl.cluster.mirror import Mirror
-from zmqrl.cluster.placement import Placement, place
 from zmqrl.cluster.run import train_on
 from zmqrl.cluster.ssh import connect, ssh_command
 from zmqrl.config import Config
@@ -69,7 +69,7 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
             raise ClusterError(f"{len(failed)} of {len(hosts)} hosts cannot be used:{told}")
         facts = {name: link.up for name, link in links.items() if link.up is not None}
         _check_code(facts)
-        placement = _place(hosts, {name: up["cores"] for name, up in facts.items()}, config)
+        placement = place_run(config, hosts, {name: up["cores"] for name, up in facts.items()})
         places = {name: RunDirectory(Path(up["work"])) for name, up in facts.items()}
         addresses = {host.name: host.address or facts[host.name]["address"] for host in hosts}
         unknown = [name for name, address in addresses.items() if address is None]
@@ -92,8 +92,11 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
 
 
 def _link(options: Options, host: Host, directory: RunDirectory) -> Link:
-    command = ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
-    return Link(host.name, command, work=place_of(directory), lease_s=options.lease_s)
+    return Link(host.name, _command(options, host), work=place_of(directory), lease_s=options.lease_s)
+
+
+def _command(options: Options, host: Host) -> list[str]:
+    return ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
 
 
 def place_of(directory: RunDirectory) -> str:
@@ -112,24 +115,10 @@ def _check_code(facts: Mapping[str, Mapping[str, str]]) -> None:
         )
 
 
-def _place(hosts: Sequence[Host], cores: Mapping[str, int], config: Config) -> Placement:
-    workers = config.ranks - config.external_workers
-    return place(
-        hosts,
-        cores,
-        shards=config.shards,
-        workers=workers,
-        evaluator=config.evaluator,
-        recorder=config.recorder,
-    )
-
-
 def _print_plan(options: Options, hosts: Sequence[Host], config: Config) -> None:
     """What a dry run prints. No host is asked, so those without slots are taken to have as many cores as this one."""
     cores = len(os.sched_getaffinity(0))
-    placement = _place(hosts, {host.name: host.slots or cores for host in hosts}, config)
-    lines = [placement.table(), *placement.notices, ""]
-    for host in hosts:
-        command = ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
-        lines.append(" ".join(f"'{word}'" if " " in word else word for word in command))
+    placement = place_run(config, hosts, {host.name: host.slots or cores for host in hosts})
+    commands = [shlex.join(_command(options, host)) for host in hosts]
+    lines = [placement.table(), *placement.notices, "", *commands]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 LOG_TAIL_LINES = 8
+EVALUATOR, RECORDER = "evaluator-0", "recorder-0"  # processes are known by role and number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

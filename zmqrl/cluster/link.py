@@ -10,7 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from zmqrl.cluster.lines import Lines
+
 UP_WITHIN_S = 30.0
+RENEW_EVERY_S = 1.0  # a lease
 WORDS_BYTES = 4096
 
 
@@ -27,7 +30,7 @@ class Link:
         self.process: subprocess.Popen[bytes] | None = None
         self._sending = threading.Lock()
         self._unsent = bytearray()
-        self._arrived = bytearray()
+        self._arrived = Lines()
         self._words = bytearray()  # of what runs the agent, such as ssh
         self._opened_at = self._heard_at = 0.0
 
@@ -75,7 +78,7 @@ class Link:
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
-        self.up, self._arrived, self._words = None, bytearray(), bytearray()
+        self.up, self._arrived, self._words = None, Lines(), bytearray()
         self._opened_at = self._heard_at = time.monotonic()
 
     def send(self, request: Mapping[str, Any]) -> None:
@@ -98,9 +101,7 @@ class Link:
         if piece := _read_all(process.stdout.fileno()):
             self._heard_at = now
         self._words = (self._words + _read_all(process.stderr.fileno()))[-WORDS_BYTES:]
-        whole, newline, rest = piece.rpartition(b"\n")
-        events = [self._event(line) for line in bytes(self._arrived + whole).split(b"\n")] if newline else []
-        self._arrived = bytearray(rest) if newline else self._arrived + rest
+        events = [self._event(line) for line in self._arrived.add(piece)]
         for event in events:
             if event["is"] == "up":
                 self.up = event

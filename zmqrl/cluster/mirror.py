@@ -1,15 +1,12 @@
 """Files between the run directory and the places that the run has on other hosts: histories come home, and so on."""
 
-import base64
-import contextlib
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from zmqrl.cluster.agent_files import PIECE_BYTES
+from zmqrl.cluster import agent_files
+from zmqrl.cluster.launcher import RECORDER
 from zmqrl.cluster.link import Link
 from zmqrl.errors import ClusterError
 from zmqrl.ps.history import History
@@ -21,7 +18,6 @@ _HARMLESS = re.compile(
     r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|traces/(?P<process>[a-z]+-\d+)\.json|videos/\w[\w.-]*", re.ASCII
 )
 LIST_EVERY_S = 5.0
-RECORDER = "recorder-0"
 
 
 class Mirror:
@@ -43,14 +39,13 @@ class Mirror:
     def put(self, host: str, name: str) -> None:
         """Copy a file of the run directory, if it is there, to ``host``. Whatever is asked of it next finds it."""
         self._begun = True
-        path = self.home.path / name
-        if host not in self.links or not path.is_file():
+        if host not in self.links or not (self.home.path / name).is_file():
             return
-        data, offset = path.read_bytes(), 0
-        while offset == 0 or offset < len(data):
-            piece = base64.b64encode(data[offset : offset + PIECE_BYTES]).decode()
-            self.links[host].send({"do": "put", "path": name, "offset": offset, "data": piece})
-            offset += PIECE_BYTES
+        offset, size = 0, 1
+        while offset < size:
+            piece = agent_files.read(self.home.path, name, offset)
+            self.links[host].send({"do": "put", "path": name, "offset": offset, "data": piece["data"]})
+            offset, size = offset + agent_files.PIECE_BYTES, piece["size"]
 
     def put_checkpoint(self, host: str, name: str) -> None:
         """Copy ``config.json`` and the checkpoint ``name``, such as ``v00001000``, to ``host``."""
@@ -114,7 +109,9 @@ class Mirror:
                 if self._fetching.pop(host, None) != path:
                     return
                 if offset in (0, self._size(path)):  # else a rollback came between
-                    self._write(self.home.path / path, offset, base64.b64decode(data))
+                    error = agent_files.write(self.home.path, path, offset, data)
+                    if error is not None:
+                        raise ClusterError(f"cannot write {self.home.path / path}: {error}.")
                 self._sizes.setdefault(host, {})[path] = size
             case {"is": "put", "path": str(path), "error": str(error)} if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")
@@ -143,19 +140,3 @@ class Mirror:
             return (self.home.path / name).stat().st_size
         except FileNotFoundError:
             return 0
-
-    def _write(self, path: Path, offset: int, data: bytes) -> None:
-        try:
-            path.parent.mkdir(exist_ok=True)
-            with path.open("r+b" if offset else "wb") as file:
-                file.seek(offset)
-                file.write(data)
-        except OSError as error:
-            raise ClusterError(f"cannot write {path}: {error.strerror}.") from error
-
-
-def last_version(path: Path) -> int:
-    """The version of the last whole line of a history, 0 if there is none."""
-    with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
-        return int(json.loads(path.read_bytes().rpartition(b"\n")[0].splitlines()[-1])["version"])
-    return 0

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zmqrl import __version__
-from zmqrl.cluster.deployment import EVALUATOR, RECORDER, Deployment
-from zmqrl.cluster.launcher import Task
+from zmqrl.cluster.deployment import Deployment
+from zmqrl.cluster.launcher import EVALUATOR, RECORDER, Task
 from zmqrl.config import Config
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl

@@ -34,16 +34,16 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
     return checkpoint
 
 
-def check_task(stored: Config, config: Config, path: Path) -> None:
-    """Raise UsageError when the games are not those that the run at ``path`` was trained on.
+def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
+    """Raise UsageError when the games of ``config``, of this ``flavour``, are not those that the run was trained on.
 
     Its scores, all in one file, would be scores of different things.
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for that.")
-    before, now = (describe_env(each.env, each.envs).flavour for each in (stored, config))
-    if before != now:
-        raise UsageError(f"{path} was trained on games of another flavour ({before}; not {now}): start a new run.")
+    before = describe_env(stored.env, stored.envs).flavour
+    if before != flavour:
+        raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
 
 
 def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None:

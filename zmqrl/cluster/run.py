@@ -53,7 +53,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if config.resume:
             stored = Config.read(directory.config)
-            resume.check_task(stored, config, directory.path)
+            resume.check_task(stored, config, spec.flavour, directory.path)
             checkpoint = resume.newest_checkpoint(directory, initial)
             resume.check_unfinished(config, checkpoint, directory.path)
             news.append(f"resuming from version {checkpoint.version}")
@@ -122,7 +122,6 @@ def _supervise(
             console.notice(text)
         if config.profile:
             shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier sitting
-            directory.traces.mkdir()
         supervisor = Supervisor(config, directory, checkpoint, console, deployment)
         with _interrupts(supervisor):
             reason = supervisor.run()

@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from zmqrl.cluster.link import Link, LinkLost
+from zmqrl.cluster.link import RENEW_EVERY_S, Link, LinkLost
 
 AT_A_TIME = 16
 TRIES = 5
 FIRST_PAUSE_S = 0.5
-RENEW_EVERY_S = 1.0
 # What a server says, or the client of it, when it drops connections because too many are not logged in (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
 

@@ -11,7 +11,6 @@ from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
 from zmqrl.cluster.launcher import Exited, Said, Task
 from zmqrl.cluster.membership import Membership
-from zmqrl.cluster.mirror import last_version
 from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.progress import Progress
 from zmqrl.cluster.shards import Shards
@@ -20,7 +19,7 @@ from zmqrl.errors import ClusterError
 from zmqrl.observe.console import Console
 from zmqrl.observe.metrics import Counters
 from zmqrl.ps import messages as m
-from zmqrl.ps.history import History
+from zmqrl.ps.history import History, last_version
 from zmqrl.ps.sockets import Role
 from zmqrl.rundir import RunDirectory
 

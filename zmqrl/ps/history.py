@@ -1,5 +1,6 @@
 """The history of a shard: one JSON line for each version made, written when it was committed and never rewritten."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -89,5 +90,16 @@ class History:
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         os.ftruncate(self.file, whole)
-        lines = content[:whole].splitlines()
-        return json.loads(lines[-1])["version"] if lines else None
+        return _last_version(content[:whole])
+
+
+def last_version(path: Path) -> int:
+    """The version of the last whole line of a history, 0 if there is none; the file is not touched."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return _last_version(path.read_bytes().rpartition(b"\n")[0]) or 0
+    return 0
+
+
+def _last_version(whole_lines: bytes) -> int | None:
+    lines = whole_lines.splitlines()
+    return json.loads(lines[-1])["version"] if lines else None

@@ -306,7 +306,7 @@ class ShardServer:
         return self._send(peer, loaded)
 
     def _load(self, load: m.Load) -> None:
-        record = e.Record.loaded(load)
+        record = e.Record.handed_over(load.generation, load.version, e.View(load.view, load.quorum, load.members))
         slot = self.store.free_slot()
         numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
         for array, source in zip(self._arrays(slot), numbers, strict=True):

@@ -57,12 +57,12 @@ class Record:
     applied: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def loaded(cls, load: m.Load) -> "Record":
-        """Of a version that was not made here, but handed over."""
+    def handed_over(cls, generation: int, version: int, view: View) -> "Record":
+        """Of a version that was not made here."""
         return cls(
-            generation=load.generation,
-            version=load.version,
-            view=View(load.view, load.quorum, load.members),
+            generation=generation,
+            version=version,
+            view=view,
             quorum=0,
             ranks=(),
             late=0,
