@@ -125,6 +125,7 @@ class Reporter:
             self.games.append((self.games_played, game.score, game.agent_steps))
             if self.games_played % GAMES_IN_A_REPORT == 0:
                 self.send()
+        self.send()  # before any contribution that was learned from it, so that a version is never ahead of its steps
 
     def abandoned(self) -> None:
         """The last rollout came too late to learn from."""
