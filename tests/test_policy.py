@@ -231,3 +231,10 @@ def test_the_example_plays_the_game_that_an_evaluation_plays(config: Config, tmp
     assert played.returncode == 0, played.stderr
     *_, last = whole_game(load_policy(run), 3, greedy=False)
     assert played.stdout == f"{config.env}, version 0: score {last.score:g} in {last.agent_steps} steps\n"
+
+
+def test_acting_needs_no_optimizer_state(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CARTPOLE, 3)
+    for file in run.glob("checkpoints/*/optimizer-*"):
+        file.unlink()
+    assert load_policy(run).act(np.zeros(4, np.float32)) in (0, 1)

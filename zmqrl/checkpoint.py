@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,33 +101,65 @@ class Checkpoint:
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
         """Read one checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
-        try:
+        with _naming(path):
             manifest = _read_manifest(path / MANIFEST)
-            for name, digest in manifest["files"].items():
-                if _sha256(path / name) != digest:
-                    raise UsageError(f"{path / name} is damaged: its checksum is not the one in {MANIFEST}.")
-            layout = _read_layout(path / MANIFEST, manifest["layout"])
+            weights = Weights.read(path)
             names = tuple(manifest["optimizer"]["state"])
-            model = load_file(path / MODEL)
-            vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
             states = []
-            for cut in layout.slices:
+            for cut in weights.layout.slices:
+                _check(path, manifest, _optimizer_file(cut.shard))
                 arrays = load_file(path / _optimizer_file(cut.shard))
-                whole = [vector[cut.start : cut.stop], *(arrays[name] for name in names)]
+                whole = [weights.vector[cut.start : cut.stop], *(arrays[name] for name in names)]
                 states.append(b"".join(array.tobytes() for array in whole))
             return cls(
-                layout=layout,
+                layout=weights.layout,
                 generation=manifest["generation"],
-                version=manifest["version"],
+                version=weights.version,
                 optimizer=manifest["optimizer"]["name"],
                 state_names=names,
                 states=tuple(states),
-                counters=manifest["counters"],
+                counters=weights.counters,
             )
-        except OSError as error:
-            raise UsageError(f"cannot read {error.filename or path}: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise UsageError(f"{path} is no checkpoint: {error}.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """What acting needs of a checkpoint; the files with the optimizer's state need not be there.
+
+    ``vector``: the parameter vector, float32 (count,).
+    """
+
+    layout: Layout
+    version: int
+    counters: dict[str, Any]
+    vector: FloatVector
+
+    @classmethod
+    def read(cls, path: Path) -> "Weights":
+        """Read them from a checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
+        with _naming(path):
+            manifest = _read_manifest(path / MANIFEST)
+            _check(path, manifest, MODEL)
+            layout = _read_layout(path / MANIFEST, manifest["layout"])
+            model = load_file(path / MODEL)
+            vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
+            return cls(layout=layout, version=manifest["version"], counters=manifest["counters"], vector=vector)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading the checkpoint ``path`` into sentences."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename or path}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UsageError(f"{path} is no checkpoint: {error}.") from error
+
+
+def _check(path: Path, manifest: Mapping[str, Any], name: str) -> None:
+    if _sha256(path / name) != manifest["files"][name]:
+        raise UsageError(f"{path / name} is damaged: its checksum is not the one in {MANIFEST}.")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zmqrl.agent.envs import EnvSpec, describe_env
 from zmqrl.agent.model import make_model
 from zmqrl.agent.plugin import logits_of
-from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.checkpoint import Weights, checkpoints
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.ps.flat import FlatParameters
@@ -88,20 +88,20 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     if not directory.config.exists():
         raise UsageError(f"{run} is no run directory: it has no config.json.")
     config = Config.read(directory.config)
-    checkpoint = Checkpoint.read(_find(directory.checkpoints, version))
+    weights = Weights.read(_find(directory.checkpoints, version))
     spec = describe_env(config.env, config.envs)
     with torch.random.fork_rng(devices=[]):  # leave the caller's random state alone
         torch.manual_seed(config.seed)  # what a model of the user's own does not train is drawn as in the workers
         model = make_model(config.model, spec.observation_shape, spec.num_actions, config.network)
     parameters = FlatParameters(model)
-    if parameters.layout(1).tensors != checkpoint.layout.tensors:
-        raise UsageError(f"{run}: checkpoint {checkpoint.version} is of another network than config.json says.")
-    parameters.load(checkpoint.vector())
+    if parameters.layout(1).tensors != weights.layout.tensors:
+        raise UsageError(f"{run}: checkpoint {weights.version} is of another network than config.json says.")
+    parameters.load(weights.vector)
     return Policy(
         config=config,
-        version=checkpoint.version,
-        wall_s=float(checkpoint.counters.get("wall_s", 0.0)),
-        agent_steps=int(checkpoint.counters.get("agent_steps", 0)),
+        version=weights.version,
+        wall_s=float(weights.counters.get("wall_s", 0.0)),
+        agent_steps=int(weights.counters.get("agent_steps", 0)),
         spec=spec,
         model=model if _is_own(config) else model.double(),
     )

@@ -1,0 +1,60 @@
+"""Keep what a run has shown, small enough for a repository: settings, thinned figures, and the policy itself.
+
+    python benchmarks/keep.py RUN NAME
+
+``benchmarks/results/NAME`` is then a run directory that ``zmqrl eval``, ``record``, ``plot`` and ``compare`` can read.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from zmqrl.checkpoint import checkpoints
+
+RESULTS = Path(__file__).parent / "results"
+ROW_EVERY_S = 30.0
+
+
+def thinned(metrics: Path) -> list[str]:
+    """The first line of ``metrics`` at or after each half minute of training, and the last one."""
+    kept: list[str] = []
+    due_s, line = 0.0, ""
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        wall_s = json.loads(line)["wall_s"]
+        if wall_s >= due_s:
+            kept.append(line)
+            due_s = (wall_s // ROW_EVERY_S + 1) * ROW_EVERY_S
+    return kept if kept[-1:] == [line] else [*kept, line]
+
+
+def keep(run: Path, name: str) -> Path:
+    """Copy what is worth keeping of ``run``; the directory it is in."""
+    kept = RESULTS / name
+    kept.mkdir(parents=True, exist_ok=True)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"run_dir": f"runs/{name}"}
+    (kept / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (kept / "metrics.jsonl").write_text("\n".join(thinned(run / "metrics.jsonl")) + "\n", encoding="utf-8")
+    for file in [run / "summary.json", *run.glob("evaluations.jsonl")]:
+        shutil.copy(file, kept)
+    if (run / "videos").exists():
+        shutil.copytree(run / "videos", kept / "videos", dirs_exist_ok=True)
+    newest = checkpoints(run / "checkpoints")[-1]
+    policy = kept / "checkpoints" / newest.name
+    policy.mkdir(parents=True, exist_ok=True)
+    for part in ("manifest.json", "model.safetensors"):
+        shutil.copy(newest / part, policy)
+    return kept
+
+
+def main() -> None:
+    """Keep one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    arguments = parser.parse_args()
+    print(keep(arguments.run, arguments.name))
+
+
+if __name__ == "__main__":
+    main()
