@@ -10,7 +10,7 @@ from run_rig import training
 
 from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
-from zmqrl.cluster.launcher import Exited, Said, Task
+from zmqrl.cluster.launcher import EVALUATOR, RECORDER, Exited, Said, Task
 from zmqrl.config import Config, RecordingConfig
 from zmqrl.observe.console import View
 from zmqrl.rundir import RunDirectory
@@ -59,11 +59,24 @@ def notices() -> Notices:
 
 
 @pytest.fixture
-def followers(tmp_path: Path, launcher: Any, notices: Notices) -> Followers:
+def brought() -> set[tuple[str, int]]:
+    """The checkpoints that are with the followers."""
+    return set()
+
+
+@pytest.fixture
+def followers(tmp_path: Path, launcher: Any, notices: Notices, brought: set[tuple[str, int]]) -> Followers:
     config = Config(evaluator=True, recorder=True, recording=RecordingConfig(minutes=(15, 0)))
     task = Task(name="evaluator-0", module="module", job={}, log_path=tmp_path, threads=1)
     keeper = Keeper(launcher, lambda name: task, notices.notice)
-    return Followers(config, RunDirectory(tmp_path), keeper, notices, lambda name, version: None)
+    return Followers(
+        config,
+        RunDirectory(tmp_path),
+        keeper,
+        notices,
+        bring=lambda name, version: brought.add((name, version)),
+        drop=lambda name, version: brought.discard((name, version)),
+    )
 
 
 def evaluation(version: int) -> Said:
@@ -78,6 +91,21 @@ def test_checkpoints_are_evaluated_every_five_minutes_and_the_last_one_always(
         followers.on_checkpoint(version, 60 * minutes)
     followers.on_checkpoint(500, 60 * 8.0, last=True)
     assert [told["version"] for name, told in launcher.told if name == "evaluator-0"] == [0, 300, 500]
+
+
+def test_a_checkpoint_stays_with_them_as_long_as_one_of_them_needs_it(
+    followers: Followers, brought: set[tuple[str, int]]
+) -> None:
+    followers.on_checkpoint(0, 0.0)
+    followers.on_checkpoint(300, 60 * 5.1)
+    followers.on_checkpoint(500, 60 * 15.0)
+    assert brought == {(EVALUATOR, 0), (EVALUATOR, 300), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
+    followers.on_answer(evaluation(500))  # which leaves out what is overtaken
+    assert brought == {(EVALUATOR, 0), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
+    followers.on_answer(Said(RECORDER, {"skipped": 0, "reason": "none"}))
+    assert brought == {(EVALUATOR, 500), (RECORDER, 500)}
+    followers.on_answer(Said(RECORDER, {"skipped": 500, "reason": "none"}))
+    assert not brought
 
 
 def test_a_game_is_recorded_with_the_first_checkpoint_after_each_minute(

@@ -2,6 +2,7 @@
 
 import json
 import socket as host_socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ from zmqrl.errors import UsageError
 from zmqrl.rundir import RunDirectory
 
 ANSWER_WITHIN_S = 15.0
+MOST_AT_A_TIME = 16  # hosts asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,13 @@ class Living:
 
     def hosts(self) -> dict[str, dict[str, Any] | str]:
         """What each host of a run says of it: ``alive`` and ``files``; or why it cannot be asked."""
-        answers: dict[str, dict[str, Any] | str] = {}
-        for data in (self.cluster or {}).get("hosts", []):
-            try:
-                answers[data["host"]] = Link.from_dict(data).look(ANSWER_WITHIN_S)
-            except LinkLost as lost:
-                answers[lost.host] = lost.why
-        return answers
+        links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+        with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
+            return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
+
+
+def _look(link: Link) -> dict[str, Any] | str:
+    try:
+        return link.look(ANSWER_WITHIN_S)
+    except LinkLost as lost:
+        return lost.why

@@ -13,6 +13,7 @@ import os
 import platform
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -134,6 +135,8 @@ class Agent:
             case "put":
                 error = agent_files.write(self.work, request["path"], request["offset"], request["data"])
                 self._send({"is": "put", "path": request["path"], "error": error})
+            case "remove":
+                shutil.rmtree(self.work / request["path"], ignore_errors=True)
             case "clean":
                 agent_files.clean(self.work, whole=request["whole"])
             case "renew":

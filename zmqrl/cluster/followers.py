@@ -24,9 +24,10 @@ class Followers:
         keeper: Keeper,
         console: Console,
         bring: Callable[[str, int], None],
+        drop: Callable[[str, int], None],
     ) -> None:
-        """``bring`` brings a checkpoint to where the one called so finds it, by its version."""
-        self.config, self.keeper, self.console, self.bring = config, keeper, console, bring
+        """``bring`` brings a checkpoint to where the one called so finds it, by its version; ``drop`` undoes that."""
+        self.config, self.keeper, self.console, self.bring, self.drop = config, keeper, console, bring, drop
         self.rows = JsonLines(directory.evaluations) if config.evaluator else None
         self.evaluate_at_s = 0.0
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
@@ -111,8 +112,11 @@ class Followers:
 
     def _settle(self, name: str, version: int) -> None:
         """A message is answered: the recorder takes one after the other, the evaluator leaves out what is overtaken."""
-        if name == RECORDER:
-            del self.pending[name][:1]
-        else:
-            self.pending[name] = [message for message in self.pending[name] if message["version"] > version]
+        told = self.pending[name]
+        left = told[1:] if name == RECORDER else [message for message in told if message["version"] > version]
+        self.pending[name] = left
+        needed = {message["version"] for told in self.pending.values() for message in told}
+        for settled in {message["version"] for message in told} - needed:
+            for each in self.pending:
+                self.drop(each, settled)
         self.keeper.restarts.worked(name)

@@ -15,6 +15,7 @@ from zmqrl.cluster.lines import Lines
 UP_WITHIN_S = 30.0
 RENEW_EVERY_S = 1.0  # a lease
 WORDS_BYTES = 4096
+MOST_PIECES = 64  # of at most 64 KiB each, as long as a pipe is
 
 
 class Link:
@@ -180,8 +181,9 @@ class LinkLost(Exception):
 
 
 def _read_all(pipe: int) -> bytes:
+    """What is there, or a part of it if that is very much: others have something to say, too."""
     pieces = []
     with contextlib.suppress(BlockingIOError):
-        while piece := os.read(pipe, 1 << 20):
+        while len(pieces) < MOST_PIECES and (piece := os.read(pipe, 1 << 20)):
             pieces.append(piece)
     return b"".join(pieces)

@@ -56,6 +56,11 @@ class Mirror:
         for file in (self.home.config, *files):
             self.put(host, str(file.relative_to(self.home.path)))
 
+    def drop_checkpoint(self, host: str, name: str) -> None:
+        """Remove a checkpoint that was brought to ``host``."""
+        if host in self.links:
+            self.links[host].send({"do": "remove", "path": f"checkpoints/{name}"})
+
     def clean(self, *, whole: bool) -> None:
         """Remove the run's files from the hosts, and its place there if ``whole``."""
         for link in self.links.values():

@@ -53,7 +53,9 @@ class Supervisor:
         self.progress = Progress(config, directory, counters, console)
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
         self.keeper = Keeper(self.launcher, self._task, console.notice)
-        self.followers = Followers(config, directory, self.keeper, console, self._bring_checkpoint)
+        self.followers = Followers(
+            config, directory, self.keeper, console, self._bring_checkpoint, self._drop_checkpoint
+        )
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.reports_closed = self.ending = False
         self.interrupts = 0
@@ -233,6 +235,9 @@ class Supervisor:
 
     def _bring_checkpoint(self, name: str, version: int) -> None:
         self.files.put_checkpoint(self.sites[name].host, f"v{version:08d}")
+
+    def _drop_checkpoint(self, name: str, version: int) -> None:
+        self.files.drop_checkpoint(self.sites[name].host, f"v{version:08d}")
 
     def _check_processes(self) -> None:
         for event in self.keeper.poll():
