@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-
 from policy_rig import CARTPOLE, write_run
+
 from zmqrl.evaluate import evaluate
 from zmqrl.policy import load_policy
 
