@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
     "launch": Command("zmqrl.cluster.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts, over ssh"),
+    "doctor": Command("zmqrl.cluster.doctor", "-H HOSTS [RECIPE] [options]", "look whether hosts are fit for a run"),
     "eval": Command("zmqrl.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
     "record": Command("zmqrl.record", "RUN [options]", "play one game with a run's policy, keep it as a video"),
     "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
@@ -73,6 +74,11 @@ def run(arguments: Sequence[str]) -> int:
 
             options, rest = _parse_known(launch.Options, rest, "zmqrl launch")
             return launch.run(options, train_config(rest))
+        case "doctor":
+            from zmqrl.cluster import doctor
+
+            wishes, rest = _parse_known(doctor.Options, rest, "zmqrl doctor")
+            return doctor.run(wishes, train_config(rest))
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
     module = importlib.import_module(COMMANDS[command].module)

@@ -31,11 +31,11 @@ class WireConfig:
     """Unix sockets in a private directory, or TCP."""
     address: str = "127.0.0.1"
     """IPv4 address of this machine that shards bind with TCP."""
-    port_range: str | None = None
+    port_range: Annotated[str | None, tyro.conf.arg(aliases=["--port-range"])] = None
     """FIRST-LAST: TCP ports for the shards, three each; free ones if not given. Implies TCP."""
     curve: bool = False
     """Encrypt and authenticate TCP on a loopback address, too, with keys of this run. Elsewhere this is always done."""
-    insecure_plaintext: bool = False
+    insecure_plaintext: Annotated[bool, tyro.conf.arg(aliases=["--insecure-plaintext"])] = False
     """Never encrypt TCP: anybody on the network can then read the weights, and contribute gradients of their own."""
     need_s: float = 1.0
     """A shard asks for resends after this time without progress; longer than a slice takes to cross the network."""
@@ -47,7 +47,7 @@ class WireConfig:
 
     def encrypts(self, addresses: Iterable[str]) -> bool:
         """Whether shards at ``addresses`` use CURVE: where any of them leaves its machine, unless that is given up."""
-        return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(_is_loopback, addresses))))
+        return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(is_loopback, addresses))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +294,8 @@ class Config:
         return cls.from_json(data.get("config", data) if isinstance(data, dict) else data)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether ``address`` stands for the machine itself wherever it is used."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:  # a name may mean anything

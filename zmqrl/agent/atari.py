@@ -7,8 +7,6 @@ from typing import Any
 import ale_py
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from ale_py import roms
 from ale_py.env import AtariEnv
 from ale_py.vector_env import AtariVectorEnv
@@ -146,6 +144,9 @@ class RandomSkipEnvs:
 
     def _frames(self, screens: Sequence[np.ndarray]) -> np.ndarray:
         """Frames (B, channels, H, W) of screens (height, width[, 3]), bilinear as OpenCV's default, not antialiased."""
+        import torch  # takes seconds, and nothing else about games needs it
+        import torch.nn.functional as F
+
         batch = torch.from_numpy(np.stack(screens))
         batch = batch[:, None] if self._config.grayscale else batch.permute(0, 3, 1, 2)
         size = (self._config.screen_size, self._config.screen_size)

@@ -28,6 +28,7 @@ from typing import Any
 from zmqrl import __version__
 from zmqrl.child import PR_SET_PDEATHSIG
 from zmqrl.cluster import agent_files
+from zmqrl.cluster.interfaces import interfaces
 from zmqrl.cluster.lines import Lines
 from zmqrl.observe.provenance import code_hash
 
@@ -336,6 +337,7 @@ def _about_this_host() -> dict[str, Any]:
         "code": code_hash(),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
+        "interfaces": interfaces(),
         "address": connection[2].removeprefix("::ffff:") if len(connection) == 4 else None,
     }
 

@@ -82,6 +82,19 @@ def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> t
     return tuple(host for host in hosts if host.name in left)
 
 
+def read_addresses(texts: Iterable[str], hosts: Iterable[Host]) -> dict[str, str]:
+    """Addresses by host, of items such as ``h1=10.0.0.1,node[1-4]=10.0.1.[1-4]``. Raises UsageError."""
+    known = [host.name for host in hosts]
+    found: dict[str, str] = {}
+    for item in (item for text in texts for item in _split(text, "--address")):
+        pattern, equals, addresses = item.partition("=")
+        if not equals:
+            raise UsageError(f"--address {item} is not HOST=ADDRESS, such as h1=10.0.0.1.")
+        names = _members(pattern, known, "--address")
+        found |= zip(names, _addresses(addresses, names, "--address"), strict=True)
+    return found
+
+
 def _members(text: str, known: list[str], option: str) -> list[str]:
     names = [name for item in _split(text, option) for name in _expand(item, option)]
     for name in names:

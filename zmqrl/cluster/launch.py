@@ -10,15 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from zmqrl.cluster import preflight
+from zmqrl.cluster.addresses import addresses_of, check_interface
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.deployment import Deployment, Site, place_run
-from zmqrl.cluster.hosts import Host, read_hosts, select
+from zmqrl.cluster.hosts import Host, read_addresses, read_hosts, select
 from zmqrl.cluster.link import Link
 from zmqrl.cluster.mirror import Mirror
+from zmqrl.cluster.probes import probe_on
 from zmqrl.cluster.run import train_on
 from zmqrl.cluster.ssh import connect, ssh_command
 from zmqrl.config import Config
@@ -30,8 +33,8 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; with the time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Train on several hosts, reached by ssh. All options of `zmqrl train` go with it."""
+class Where:
+    """Hosts, and how they are reached."""
 
     hosts: Annotated[str, tyro.conf.arg(aliases=["-H"])]
     """Hosts: a list such as h1,node[01-16]:4 (workers behind the colon), a hostfile, or a .toml file."""
@@ -39,17 +42,48 @@ class Options:
     """Only these of the hosts, as a list."""
     exclude: str | None = None
     """All but these of the hosts, as a list."""
-    dry_run: bool = False
-    """Print what would be started where, and start nothing."""
     ssh_config: Path | None = None
     """File that ssh is to read instead of your own ssh_config."""
+    iface: str | None = None
+    """Network for gradients and weights: the interface of every host, such as ib0, or a network as 10.0.0.0/24."""
+    address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """HOST=ADDRESS: where the others reach a host. May be repeated, or be a list."""
+
+    def chosen(self) -> tuple[Host, ...]:
+        """The hosts. Raises UsageError for what cannot be."""
+        hosts = select(read_hosts(self.hosts), self.include, self.exclude)
+        check_interface(self.iface)
+        read_addresses(self.address, hosts)
+        return hosts
+
+    def link(self, host: Host, *, work: str, lease_s: float) -> Link:
+        """The connection to the agent of ``host``, not made yet."""
+        return Link(host.name, self.command(host), work=work, lease_s=lease_s)
+
+    def command(self, host: Host) -> list[str]:
+        """What starts the agent of ``host``."""
+        return ssh_command(host.name, host.python or sys.executable, config=self.ssh_config)
+
+    def addresses(self, hosts: Sequence[Host], up: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
+        """Where the others reach each of ``hosts``, of which agents have said ``up``; a sentence for each not known."""
+        return addresses_of(hosts, up, by_hand=read_addresses(self.address, hosts), iface=self.iface)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Where):
+    """Train on several hosts, reached by ssh. All options of `zmqrl train` go with it."""
+
+    dry_run: bool = False
+    """Print what would be started where, and start nothing."""
+    preflight: bool = True
+    """Look first whether the hosts have what the run needs, and reach each other, as `zmqrl doctor` does."""
     lease_s: float = 8.0
     """Processes on a host end when nothing was heard from here for so long."""
 
 
 def run(options: Options, config: Config) -> int:
     """Launch a run; the exit status. Raises ZmqrlError."""
-    hosts = select(read_hosts(options.hosts), options.include, options.exclude)
+    hosts = options.chosen()
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g}.")
     config = dataclasses.replace(config, wire=dataclasses.replace(config.wire, transport="tcp"))
@@ -61,7 +95,7 @@ def run(options: Options, config: Config) -> int:
 
 def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory: RunDirectory) -> Deployment:
     """Connect to all ``hosts`` and place the processes on them. Raises ClusterError that names each that fails."""
-    links = {host.name: _link(options, host, directory) for host in hosts}
+    links = {host.name: options.link(host, work=place_of(directory), lease_s=options.lease_s) for host in hosts}
     try:
         failed = connect(list(links.values()))
         if failed:
@@ -70,33 +104,33 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
         facts = {name: link.up for name, link in links.items() if link.up is not None}
         _check_code(facts)
         placement = place_run(config, hosts, {name: up["cores"] for name, up in facts.items()})
-        places = {name: RunDirectory(Path(up["work"])) for name, up in facts.items()}
-        addresses = {host.name: host.address or facts[host.name]["address"] for host in hosts}
-        unknown = [name for name, address in addresses.items() if address is None]
-        if unknown:
-            raise ClusterError(f"where do the others reach {', '.join(unknown)}? Give `address` in the hosts file.")
+        host_of = placement.host_of
+        addresses, unknown = options.addresses([host for host in hosts if placement.has("shard", host.name)], facts)
+        preflight.Verdict(unknown).check()
+        files = Mirror(links, directory, host_of)
+        if not config.resume:
+            files.clean(whole=False)  # of an earlier run in a directory of this name
+        places = dict(host_of) | {probe_on(host): host for host in links}
+        environments = {host.name: host.env for host in hosts}
+        launcher = Agents(links, places.__getitem__, environments=environments, files=files)
+        notices = placement.notices
+        if options.preflight:
+            found = preflight.survey(launcher, config, placement, facts, addresses, whole=False)
+            verdict = preflight.judge(found, config, placement)
+            verdict.check()
+            notices += tuple(verdict.warnings)
     except BaseException:
         for link in links.values():
+            if not config.resume:
+                link.send({"do": "clean", "whole": True})
             link.hang_up()
         raise
+    directories = {name: RunDirectory(Path(up["work"])) for name, up in facts.items()}
     sites = {
-        name: Site(host=host, directory=places[host], address=addresses[host])
-        for name, host in placement.host_of.items()
+        name: Site(host=host, directory=directories[host], address=addresses.get(host, host))
+        for name, host in host_of.items()
     }
-    files = Mirror(links, directory, placement.host_of)
-    if not config.resume:
-        files.clean(whole=False)  # of an earlier run in a directory of this name
-    environments = {host.name: host.env for host in hosts}
-    launcher = Agents(links, lambda name: placement.host_of[name], environments=environments, files=files)
-    return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=placement.notices)
-
-
-def _link(options: Options, host: Host, directory: RunDirectory) -> Link:
-    return Link(host.name, _command(options, host), work=place_of(directory), lease_s=options.lease_s)
-
-
-def _command(options: Options, host: Host) -> list[str]:
-    return ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
+    return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=notices)
 
 
 def place_of(directory: RunDirectory) -> str:
@@ -106,19 +140,23 @@ def place_of(directory: RunDirectory) -> str:
 
 
 def _check_code(facts: Mapping[str, Mapping[str, str]]) -> None:
-    ours = code_hash()
-    other = [name for name, up in facts.items() if up["code"] != ours]
+    other = [name for name, up in facts.items() if up["code"] != code_hash()]
     if other:
-        raise ClusterError(
-            f"{', '.join(other)}: zmqrl there ({facts[other[0]]['zmqrl']}, code {facts[other[0]]['code'][:8]}) is not "
-            f"the one here (code {ours[:8]}): install the same, or let `python` in the hosts file name another one."
-        )
+        raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]])}.")
+
+
+def other_code(up: Mapping[str, str]) -> str:
+    """What is wrong with a host that has not the code that is here, and what to do about it."""
+    return (
+        f"zmqrl there ({up['zmqrl']}, code {up['code'][:8]}) is not the one here (code {code_hash()[:8]}): "
+        "install the same, or let `python` in the hosts file name another one"
+    )
 
 
 def _print_plan(options: Options, hosts: Sequence[Host], config: Config) -> None:
     """What a dry run prints. No host is asked, so those without slots are taken to have as many cores as this one."""
     cores = len(os.sched_getaffinity(0))
     placement = place_run(config, hosts, {host.name: host.slots or cores for host in hosts})
-    commands = [shlex.join(_command(options, host)) for host in hosts]
+    commands = [shlex.join(options.command(host)) for host in hosts]
     lines = [placement.table(), *placement.notices, "", *commands]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -28,6 +28,10 @@ class Placement:
         """The processes of ``host``: shards, workers, evaluator, recorder."""
         return [name for name, where in self.host_of.items() if where == host]
 
+    def has(self, role: str, host: str) -> bool:
+        """Whether ``host`` runs any process of ``role``."""
+        return any(_role(name) == role for name in self.names_on(host))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {

@@ -1,0 +1,43 @@
+"""The IPv4 addresses of this machine, by the name of their network interface. Standard library only."""
+
+import ctypes
+import socket
+
+UP = 1  # a flag of an interface
+
+
+class _SocketAddress(ctypes.Structure):
+    _fields_ = [("family", ctypes.c_ushort), ("port", ctypes.c_ushort), ("ipv4", ctypes.c_ubyte * 4)]
+
+
+class _Entry(ctypes.Structure):
+    """``struct ifaddrs`` of the C library."""
+
+
+_Entry._fields_ = [
+    ("next", ctypes.POINTER(_Entry)),
+    ("name", ctypes.c_char_p),
+    ("flags", ctypes.c_uint),
+    ("address", ctypes.POINTER(_SocketAddress)),
+    ("netmask", ctypes.c_void_p),
+    ("broadcast", ctypes.c_void_p),
+    ("data", ctypes.c_void_p),
+]
+
+
+def interfaces() -> dict[str, list[str]]:
+    """Such as ``{"lo": ["127.0.0.1"], "ib0": ["10.0.0.1"]}``; empty where the system does not tell."""
+    library = ctypes.CDLL(None)
+    first = ctypes.POINTER(_Entry)()
+    if library.getifaddrs(ctypes.byref(first)):
+        return {}
+    found: dict[str, list[str]] = {}
+    entry = first
+    while entry:
+        about = entry.contents
+        if about.flags & UP and about.address and about.address.contents.family == socket.AF_INET:
+            address = socket.inet_ntoa(bytes(about.address.contents.ipv4))
+            found.setdefault(about.name.decode(errors="replace"), []).append(address)
+        entry = about.next
+    library.freeifaddrs(first)
+    return found
