@@ -138,11 +138,8 @@ def to_json(hosts: Sequence[Host], up: Mapping[str, Facts], found: Survey, verdi
     """Plain data; what is not known of a host is null."""
     return {
         "hosts": [
-            {
-                "host": host.name,
-                **{key: {**up.get(host.name, {}), **found.facts.get(host.name, {})}.get(key) for key in KEYS},
-            }
-            for host in hosts
+            {"host": host.name, **{key: about.get(key) for key in KEYS}}
+            for host, about in ((host, known(host, up, found)) for host in hosts)
         ],
         "routes": [
             {

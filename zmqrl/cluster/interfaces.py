@@ -2,6 +2,7 @@
 
 import ctypes
 import socket
+from typing import Any
 
 UP = 1  # a flag of an interface
 
@@ -32,7 +33,7 @@ def interfaces() -> dict[str, list[str]]:
     if library.getifaddrs(ctypes.byref(first)):
         return {}
     found: dict[str, list[str]] = {}
-    entry = first
+    entry: Any = first  # a null pointer is false
     while entry:
         about = entry.contents
         if about.flags & UP and about.address and about.address.contents.family == socket.AF_INET:
