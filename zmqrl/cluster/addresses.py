@@ -31,16 +31,14 @@ def addresses_of(
     for host in hosts:
         instead = f"choose by --iface, --address {host.name}=ADDRESS or `address` in the hosts file"
         interfaces: Mapping[str, list[str]] = up[host.name]["interfaces"]
-        if host.name in by_hand:
-            address = by_hand[host.name]
-        elif iface is not None:
+        address: str | None = by_hand.get(host.name)
+        if address is None and iface is not None:
             address = next(iter(_on(iface, interfaces)), None)
-            if address is None:
-                unknown.append(f"{host.name}: --iface {iface} is not there; it has {listed(interfaces)}: {instead}.")
-                continue
-        else:
+        elif address is None:
             address = host.address or up[host.name]["address"]
-        if address is None:
+        if address is None and iface is not None:
+            unknown.append(f"{host.name}: --iface {iface} is not there; it has {listed(interfaces)}: {instead}.")
+        elif address is None:
             unknown.append(f"{host.name}: nothing says where the others reach it: {instead}.")
         elif len(up) > 1 and is_loopback(address):
             unknown.append(f"{host.name}: at {address} every other host reaches only itself: {instead}.")

@@ -72,21 +72,23 @@ def examine(options: Where, hosts: Sequence[Host], config: Config) -> tuple[dict
     """What agents say of ``hosts``, of those where one comes up; what is found there, and what of it is wrong."""
     work = f"doctor-{secrets.token_hex(6)}"
     links = {host.name: options.link(host, work=work, lease_s=LEASE_S) for host in hosts}
-    _say(f"connecting to {len(hosts)} hosts")
-    failed = connect(list(links.values()))
-    up = {name: link.up for name, link in links.items() if link.up is not None}
     places = {probe_on(host): host for host in links}
     launcher = Agents(links, places.__getitem__, environments={host.name: host.env for host in hosts})
     with contextlib.closing(launcher):
+        _say(f"connecting to {len(hosts)} hosts")
+        failed = connect(list(links.values()))
+        up: dict[str, Facts] = {name: link.up for name, link in links.items() if link.up is not None}
         # Where nobody knows better, a host is taken to have room for what it is asked to take.
         cores = {host.name: up[host.name]["cores"] if host.name in up else host.slots or 1 for host in hosts}
         placement = place_run(config, hosts, cores)
         failed |= {name: other_code(about) for name, about in up.items() if about["code"] != code_hash()}
         fit = {name: about for name, about in up.items() if name not in failed}
         addresses, unknown = options.addresses([host for host in hosts if host.name in fit], fit)
-        found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)
-        for link in links.values():
-            link.send({"do": "clean", "whole": True})
+        try:
+            found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)
+        finally:
+            for link in links.values():
+                link.send({"do": "clean", "whole": True})
     found = dataclasses.replace(found, failed={**failed, **found.failed})
     verdict = judge(found, config, placement)
     return up, found, dataclasses.replace(verdict, problems=[*verdict.problems, *unknown])

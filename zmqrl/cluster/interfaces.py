@@ -34,7 +34,7 @@ def interfaces() -> dict[str, list[str]]:
         return {}
     found: dict[str, list[str]] = {}
     entry: Any = first  # a null pointer is false
-    while entry:
+    while bool(entry):  # not the null pointer
         about = entry.contents
         if about.flags & UP and about.address and about.address.contents.family == socket.AF_INET:
             address = socket.inet_ntoa(bytes(about.address.contents.ipv4))

@@ -45,6 +45,7 @@ def measure(route: Route) -> dict[str, Any]:
             with socket.create_connection((route["address"], port), timeout=ANSWER_WITHIN_S) as connection:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.sendall(route["token"].encode())
+                _wait_for_receipt(connection)
                 round_trip_s = min(_send(connection, 0) for _ in range(PINGS))
                 if not found:
                     found = {"round_trip_s": round_trip_s}
@@ -60,9 +61,13 @@ def _send(connection: socket.socket, count: int) -> float:
     data = bytes(count)
     began_at = time.perf_counter()
     connection.sendall(count.to_bytes(LENGTH_BYTES, "big") + data)
+    _wait_for_receipt(connection)
+    return time.perf_counter() - began_at
+
+
+def _wait_for_receipt(connection: socket.socket) -> None:
     if connection.recv(1) != RECEIVED:
         raise ConnectionAbortedError(errno.ECONNABORTED, SOMEBODY_ELSE)
-    return time.perf_counter() - began_at
 
 
 def _bytes_per_s(connection: socket.socket) -> float:
@@ -112,6 +117,7 @@ def _answer(connection: socket.socket, token: bytes) -> None:
         place = bytearray(1 << 20)
         if not hmac.compare_digest(_receive(connection, len(token)), token):
             return
+        connection.sendall(RECEIVED)
         while length := _receive(connection, LENGTH_BYTES):
             left = int.from_bytes(length, "big")
             if left > MOST_BYTES:

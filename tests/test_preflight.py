@@ -1,0 +1,281 @@
+"""What is looked at before a run on several hosts: addresses, facts, routes, and what is said of them."""
+
+import dataclasses
+import socket
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from zmqrl.cluster.addresses import addresses_of, check_interface
+from zmqrl.cluster.doctor import host_table, route_table, to_json
+from zmqrl.cluster.hosts import Host, read_addresses
+from zmqrl.cluster.interfaces import interfaces
+from zmqrl.cluster.placement import Placement, place
+from zmqrl.cluster.preflight import Survey, Verdict, files_needed, judge, ports_on
+from zmqrl.cluster.probe import SOMEBODY_ELSE, game_error, listen, measure
+from zmqrl.cluster.probes import Route, rounds
+from zmqrl.config import WireConfig
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.recipes import cartpole
+
+HOSTS = (Host(name="h1"), Host(name="h2", address="10.0.0.2"))
+UP: dict[str, dict[str, Any]] = {
+    name: {
+        "zmqrl": "1",
+        "python": "3.11.2",
+        "cores": 4,
+        "work": "/var/tmp/work",
+        "address": f"192.168.0.{number}",
+        "interfaces": {"lo": ["127.0.0.1"], "eth0": [f"192.168.0.{number}"], "ib0": [f"10.0.0.{number}"]},
+    }
+    for number, name in ((1, "h1"), (2, "h2"))
+}
+FINE: dict[str, Any] = {
+    "game_error": None,
+    "memory_bytes": 8 * 10**9,
+    "open_files": 1024,
+    "disk_bytes": 50 * 10**9,
+    "shm_bytes": 10**9,
+    "clock_ahead_s": 0.002,
+    "ports": [42000],
+}
+RUN = dataclasses.replace(cartpole(), wire=WireConfig(port_range="42000-42009"))
+
+
+def addresses(up: dict[str, Any] = UP, iface: str | None = None, **by_hand: str) -> tuple[dict[str, str], list[str]]:
+    return addresses_of([host for host in HOSTS if host.name in up], up, by_hand=by_hand, iface=iface)
+
+
+def placed() -> Placement:
+    return place(HOSTS, {"h1": 4, "h2": 4}, shards=2, workers=2, evaluator=False, recorder=False)
+
+
+# addresses
+
+
+def test_an_option_counts_more_than_the_hosts_file_and_that_more_than_ssh() -> None:
+    assert addresses() == ({"h1": "192.168.0.1", "h2": "10.0.0.2"}, [])
+    assert addresses(iface="eth0") == ({"h1": "192.168.0.1", "h2": "192.168.0.2"}, [])
+    assert addresses(iface="10.0.0.0/24") == ({"h1": "10.0.0.1", "h2": "10.0.0.2"}, [])
+    assert addresses(iface="ib0", h2="172.16.0.2") == ({"h1": "10.0.0.1", "h2": "172.16.0.2"}, [])
+
+
+def test_an_interface_that_a_host_has_not_is_refused_with_those_that_it_has() -> None:
+    found, unknown = addresses(UP | {"h2": UP["h2"] | {"interfaces": {"eth1": ["192.168.0.2"]}}}, iface="eth0")
+    assert found == {"h1": "192.168.0.1"}
+    assert unknown == [
+        "h2: --iface eth0 is not there; it has eth1 192.168.0.2: choose by --iface, --address h2=ADDRESS "
+        "or `address` in the hosts file."
+    ]
+
+
+def test_a_loopback_address_is_refused_where_there_are_other_hosts() -> None:
+    _, unknown = addresses(h1="127.0.0.1")
+    assert unknown[0].startswith("h1: at 127.0.0.1 every other host reaches only itself: ")
+    alone = {"h1": UP["h1"] | {"address": "127.0.0.1"}}
+    assert addresses(alone) == ({"h1": "127.0.0.1"}, [])
+
+
+def test_a_host_of_which_nothing_says_where_it_is_is_named() -> None:
+    _, unknown = addresses(UP | {"h1": UP["h1"] | {"address": None}})
+    assert unknown[0].startswith("h1: nothing says where the others reach it")
+
+
+def test_addresses_of_hosts_are_a_list_or_come_one_by_one() -> None:
+    hosts = [Host(name="h1"), *(Host(name=f"node{number}") for number in (1, 2))]
+    expected = {"h1": "10.0.0.9", "node1": "10.0.0.1", "node2": "10.0.0.2"}
+    assert read_addresses(["h1=10.0.0.9,node[1-2]=10.0.0.[1-2]"], hosts) == expected
+    assert read_addresses(["h1=10.0.0.9", "node[1-2]=10.0.0.[1-2]"], hosts) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("10.0.0.1", "--address 10.0.0.1 is not HOST=ADDRESS, such as h1=10.0.0.1."),
+        ("h3=10.0.0.1", "--address h3: there is no such host"),
+        ("h1=0.0.0.0", "would listen on every network"),
+        ("h1=10.0.0.[1-2]", "must mean as many"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence.replace("[", r"\[")):
+        read_addresses([text], HOSTS)
+
+
+def test_a_network_that_is_none_is_refused() -> None:
+    check_interface("10.0.0.5/24")
+    with pytest.raises(UsageError, match="10.0.0.0/99 is neither"):
+        check_interface("10.0.0.0/99")
+
+
+def test_the_interfaces_of_this_machine_are_known() -> None:
+    assert "127.0.0.1" in interfaces()["lo"]
+
+
+# judgement
+
+
+def judged(route: dict[str, Any] | None = None, failed: dict[str, str] | None = None, **facts: Any) -> Verdict:
+    routes = {Route("h2", "h1", "10.0.0.1", (42000, 42001)): route or {"round_trip_s": 0.001}}
+    return judge(Survey(facts={"h1": UP["h1"] | FINE | facts}, failed=failed or {}, routes=routes), RUN, placed())
+
+
+def test_nothing_is_said_of_hosts_that_are_fit() -> None:
+    assert judged() == Verdict([], [])
+    judged().check()
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"game_error": "no ROM"}, "h1: CartPole-v1 cannot be played there: no ROM."),
+        ({"disk_bytes": 5e6}, "h1: the disk of /var/tmp/work is full (5.0 MB left): make room for at least 100.0 MB."),
+        (
+            {"open_files": 60},
+            "h1: a process may open 60 files there, but this run needs 73: raise the limit "
+            "(`ulimit -n`, /etc/security/limits.conf).",
+        ),
+        (
+            {"listen_error": {"errno": 98, "why": "Address already in use", "where": "10.0.0.1:42000"}},
+            "h1: 10.0.0.1:42000 is in use there: choose another --port-range.",
+        ),
+        (
+            {"listen_error": {"errno": 99, "why": "Cannot assign requested address", "where": "10.0.9.1:42000"}},
+            "h1: cannot listen at 10.0.9.1:42000 (Cannot assign requested address); it has lo 127.0.0.1, "
+            "eth0 192.168.0.1, ib0 10.0.0.1: choose one of them by --iface or --address.",
+        ),
+    ],
+)
+def test_what_keeps_a_run_from_a_host_is_a_problem(facts: dict[str, Any], sentence: str) -> None:
+    verdict = judged(**facts)
+    assert verdict == Verdict([sentence], [])
+    with pytest.raises(ClusterError, match="the run cannot start:\n  h1: "):
+        verdict.check()
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"disk_bytes": 5e8}, "h1: only 500.0 MB are left on the disk of /var/tmp/work."),
+        ({"shm_bytes": 1e6}, "h1: only 1.0 MB are left in /dev/shm."),
+        (
+            {"memory_bytes": 10**8},
+            "h1: 100.0 MB of memory are free, but its 2 processes take about 400.0 MB each.",
+        ),
+        ({"clock_ahead_s": -3.0}, "h1: its clock is 3.0 s behind the one here: times in logs will not match."),
+    ],
+)
+def test_what_is_only_bad_is_a_warning(facts: dict[str, Any], sentence: str) -> None:
+    assert judged(**facts) == Verdict([], [sentence])
+
+
+def test_a_route_that_is_blocked_is_named_with_the_way_out() -> None:
+    verdict = judged({"port": 42001, "error": "refused"})
+    assert verdict.problems == [
+        "h2 -> h1 (10.0.0.1:42001): refused: open TCP ports 42000-42009 of h1 to h2, or choose another --port-range."
+    ]
+
+
+def test_a_host_that_does_not_tell_is_a_problem() -> None:
+    assert judged(failed={"h2": "its probe has not answered within 15 s"}).problems == [
+        "h2: its probe has not answered within 15 s."
+    ]
+
+
+def test_ports_and_files_are_those_that_the_shards_of_a_host_need() -> None:
+    assert ports_on("h1", RUN, placed()) == [42000, 42001, 42002]
+    assert ports_on("h2", RUN, placed()) == [42003, 42004, 42005]
+    assert ports_on("h2", cartpole(), placed()) == [0]
+    crowded = dataclasses.replace(RUN, workers=99)
+    assert files_needed(crowded, ["shard-0", "worker-0"]) == 64 + 3 * 100
+    assert files_needed(crowded, ["worker-0"]) == 64 + 3 * 2
+
+
+def test_rounds_have_all_routes_and_no_host_twice() -> None:
+    names = ["launcher", *(f"h{number}" for number in range(9))]
+    routes = [Route(a, b, b, (1,)) for a in names for b in names[1:] if a != b]
+    apart = rounds(routes)
+    assert sorted(route for together in apart for route in together) == sorted(routes)
+    for together in apart:
+        ends = [end for route in together for end in route[:2]]
+        assert len(ends) == len(set(ends))
+    assert len(apart) <= 4 * len(names)
+
+
+# tables
+
+
+def found() -> Survey:
+    return Survey(
+        facts={"h1": UP["h1"] | FINE},
+        failed={"h2": "ssh: connect to host h2 port 22: Connection refused"},
+        routes={
+            Route("launcher", "h1", "10.0.0.1", (42000,)): {"round_trip_s": 0.00012, "bytes_per_s": 94e6},
+            Route("h3", "h1", "10.0.0.1", (42000,)): {"port": 42000, "error": "refused"},
+        },
+    )
+
+
+def test_the_tables_have_a_line_for_each_host_and_route() -> None:
+    console = Console(width=200, record=True)
+    with console.capture() as capture:
+        console.print(host_table(HOSTS, {"h1": UP["h1"]}, found()), route_table(found().routes))
+    lines = [line.split() for line in capture.get().splitlines()]
+    assert "h1 1 3.11.2 yes 4 8.0 GB 1024 50.0 GB 1.0 GB +2 ms".split() in lines
+    assert "h2 - - - - - - - - -".split() in lines
+    assert "launcher h1 10.0.0.1 0.12 ms 94.0 MB/s".split() in lines
+    assert "h3 h1 10.0.0.1 refused -".split() in lines
+
+
+def test_json_has_every_key_of_a_host_of_which_nothing_is_known() -> None:
+    plain = to_json(HOSTS, {"h1": UP["h1"]}, found(), Verdict(["a"], ["b"]))
+    assert [host["host"] for host in plain["hosts"]] == ["h1", "h2"]
+    assert set(plain["hosts"][0]) == set(plain["hosts"][1])
+    assert (plain["hosts"][0]["memory_bytes"], plain["hosts"][1]["memory_bytes"]) == (8 * 10**9, None)
+    assert (plain["problems"], plain["warnings"]) == (["a"], ["b"])
+
+
+# probes on this machine
+
+
+def order(port: int, token: str = "t" * 32, transfer: bool = False) -> dict[str, Any]:
+    return {"address": "127.0.0.1", "ports": [port], "token": token, "transfer": transfer}
+
+
+def test_a_route_is_measured_between_those_who_know_the_token() -> None:
+    (port,) = listen("127.0.0.1", [0], "t" * 32)
+    measured = measure(order(port, transfer=True))
+    assert measured["round_trip_s"] > 0
+    assert measured["bytes_per_s"] > 0
+    assert measure(order(port, token="x" * 32)) == {"port": port, "error": SOMEBODY_ELSE}
+
+
+def test_a_port_that_nobody_listens_on_is_refused_and_one_that_says_nothing_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zmqrl.cluster.probe.ANSWER_WITHIN_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        assert measure(order(port)) == {"port": port, "error": "no answer within 0.1 s"}
+    assert measure(order(port)) == {"port": port, "error": "refused"}
+
+
+def test_a_listener_ends_what_is_no_order() -> None:
+    (port,) = listen("127.0.0.1", [0], "t" * 32)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"t" * 32 + (1 << 40).to_bytes(8, "big"))
+        assert connection.recv(2) == b"\n"
+        assert connection.recv(1) == b""
+
+
+def test_an_address_of_somebody_else_cannot_be_listened_at() -> None:
+    with pytest.raises(OSError) as error:
+        listen("192.0.2.1", [4711], "t" * 32)
+    assert error.value.filename == "192.0.2.1:4711"
+
+
+def test_a_game_that_cannot_be_made_says_why() -> None:
+    settings = dataclasses.asdict(RUN.envs)
+    assert game_error("CartPole-v1", settings) is None
+    assert "NoSuchGame" in str(game_error("ALE/NoSuchGame-v5", settings))
