@@ -105,7 +105,7 @@ def test_an_address_that_cannot_be_is_refused(text: str, sentence: str) -> None:
 
 def test_a_network_that_is_none_is_refused() -> None:
     check_interface("10.0.0.5/24")
-    with pytest.raises(UsageError, match="10.0.0.0/99 is neither"):
+    with pytest.raises(UsageError, match=r"10\.0\.0\.0/99 is neither"):
         check_interface("10.0.0.0/99")
 
 
@@ -221,11 +221,11 @@ def test_the_tables_have_a_line_for_each_host_and_route() -> None:
     console = Console(width=200, record=True)
     with console.capture() as capture:
         console.print(host_table(HOSTS, {"h1": UP["h1"]}, found()), route_table(found().routes))
-    lines = [line.split() for line in capture.get().splitlines()]
-    assert "h1 1 3.11.2 yes 4 8.0 GB 1024 50.0 GB 1.0 GB +2 ms".split() in lines
-    assert "h2 - - - - - - - - -".split() in lines
-    assert "launcher h1 10.0.0.1 0.12 ms 94.0 MB/s".split() in lines
-    assert "h3 h1 10.0.0.1 refused -".split() in lines
+    lines = [" ".join(line.split()) for line in capture.get().splitlines()]
+    assert "h1 1 3.11.2 yes 4 8.0 GB 1024 50.0 GB 1.0 GB +2 ms" in lines
+    assert "h2 - - - - - - - - -" in lines
+    assert "launcher h1 10.0.0.1 0.12 ms 94.0 MB/s" in lines
+    assert "h3 h1 10.0.0.1 refused -" in lines
 
 
 def test_json_has_every_key_of_a_host_of_which_nothing_is_known() -> None:

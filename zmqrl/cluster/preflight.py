@@ -12,7 +12,7 @@ from typing import Any
 from zmqrl.cluster.addresses import listed
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.placement import Placement
-from zmqrl.cluster.probe import SOMEBODY_ELSE
+from zmqrl.cluster.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
 from zmqrl.cluster.probes import LAUNCHER, Probes, Route, probing, rounds
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
@@ -24,6 +24,7 @@ PROCESS_FILES = 64  # what each process has open besides its connections
 PORTS_OF_SHARD = 3
 CLOCK_OFF_S = 1.0
 TRANSFERS_WITHIN_S = 60.0
+NAMED = 4  # of the hosts for which the same is true
 PLAYERS = ("worker", "evaluator", "recorder")
 
 Facts = Mapping[str, Any]
@@ -126,11 +127,14 @@ def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
     for host, facts in found.facts.items():
         problems += [f"{host}: {text}." for text in _host_problems(facts, config, placement.names_on(host))]
         warnings += [f"{host}: {text}." for text in _host_warnings(facts, placement.names_on(host))]
+    blocked: dict[tuple[str, str, str], list[str]] = {}
+    for route, measured in found.routes.items():
+        if "error" in measured:
+            where = (route.target, f"{route.address}:{measured['port']}", measured["error"])
+            blocked.setdefault(where, []).append(route.source)
     problems += [
-        f"{route.source} -> {route.target} ({route.address}:{measured['port']}): {measured['error']}: "
-        f"{_way_out(route, measured['error'], config)}."
-        for route, measured in found.routes.items()
-        if "error" in measured
+        f"{_some(sources)} -> {target} ({where}): {error}: {_way_out(_some(sources), target, error, config)}."
+        for (target, where, error), sources in blocked.items()
     ]
     return Verdict(problems, warnings)
 
@@ -183,13 +187,21 @@ def _cannot_listen(facts: Facts) -> str:
     )
 
 
-def _way_out(route: Route, error: str, config: Config) -> str:
+def _way_out(sources: str, target: str, error: str, config: Config) -> str:
     ports = config.wire.port_range
     if error == SOMEBODY_ELSE:
-        return f"that is not {route.target} for {route.source}: choose another address by --iface or --address"
+        return f"that is not {target}: choose another address by --iface or --address"
+    if error == ONLY_LITTLE_PASSES:
+        return "is the MTU of all interfaces on the way the same?"
     if ports is None:
-        return f"let {route.source} reach TCP ports of {route.target}, some of which --port-range can choose"
-    return f"open TCP ports {ports} of {route.target} to {route.source}, or choose another --port-range"
+        return f"let {sources} reach TCP ports of {target}, some of which --port-range can choose"
+    return f"open TCP ports {ports} of {target} to {sources}, or choose another --port-range"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    more = [f"{len(names) - NAMED} others"] if len(names) > NAMED else []
+    return ", ".join([*names[:NAMED], *more])
 
 
 def size(count: float) -> str:

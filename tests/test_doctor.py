@@ -1,0 +1,161 @@
+"""``zmqrl doctor`` and the preflight of ``zmqrl launch`` on the hosts of the network lab, and a disk that fills up."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from lab import Lab
+from rig import eventually
+from run_rig import launching
+
+import zmqrl
+from zmqrl.cluster.doctor import KEYS
+
+pytestmark = pytest.mark.timeout(180)
+
+PORTS = ("--port-range", "42000-42009")
+
+
+def doctor(lab: Lab, hosts: str, *options: str) -> subprocess.CompletedProcess[str]:
+    where = ("-H", hosts, "--ssh-config", str(lab.ssh_config))
+    command = [sys.executable, "-m", "zmqrl", "doctor", *where, "cartpole", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def nothing_left(lab: Lab) -> bool:
+    places = [Path("/var/tmp/zmqrl-0") / host for host in lab.hosts]
+    return not any(lab.processes(host) for host in lab.hosts) and not any(
+        path.name.startswith("doctor-") for place in places if place.exists() for path in place.iterdir()
+    )
+
+
+@contextmanager
+def blocked(lab: Lab, host: str, *rule: str) -> Iterator[None]:
+    """A packet filter on ``host``, whose network is otherwise as it was."""
+    lab.run(host, ["iptables", "-w", "-A", "INPUT", *rule])
+    yield
+    lab.run(host, ["iptables", "-w", "-D", "INPUT", *rule])
+
+
+@contextmanager
+def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
+    """A disk of its own of ``size`` where ``host`` keeps the files of runs."""
+    place = Path("/var/tmp/zmqrl-0") / host
+    place.mkdir(parents=True, exist_ok=True)
+    lab.run(host, ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)])
+    try:
+        yield place
+    finally:
+        eventually(lambda: not lab.processes(host), f"the end of all processes of {host}", 20)
+        lab.run(host, ["umount", str(place)])
+
+
+def other_python(lab: Lab, name: str, changes: Callable[[Path], None]) -> Path:
+    """A Python of a host that has another zmqrl than this one."""
+    package = lab.shared / name / "zmqrl"
+    shutil.copytree(
+        Path(zmqrl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+    )
+    changes(package)
+    python = lab.shared / f"python-{name}"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={lab.shared}/{name} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_hosts_that_are_fit_are_shown_with_every_route(lab: Lab) -> None:
+    lab.rate("h3", "80mbit")
+    done = doctor(lab, "h1,h2,h3", *PORTS, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"hosts", "routes", "problems", "warnings"}
+    assert found["problems"] == []
+    for host in found["hosts"]:
+        assert set(host) == {"host", *KEYS}
+        assert host["game_error"] is None
+        assert host["cores"] > 0
+        assert abs(host["clock_ahead_s"]) < 1
+        assert lab.address(host["host"]) in host["interfaces"]["eth0"]
+    ends = {(route["from"], route["to"]) for route in found["routes"]}
+    assert ends == {(a, b) for a in ("launcher", "h1", "h2", "h3") for b in ("h1", "h2", "h3") if a != b}
+    for route in found["routes"]:
+        assert route["address"] == lab.address(route["to"])
+        assert set(route["ports"]) <= set(range(42000, 42010))
+        assert route["round_trip_s"] > 0
+        assert route["bytes_per_s"] > 0
+        if "h3" in (route["from"], route["to"]):
+            assert route["bytes_per_s"] < 20e6, route
+    assert "sending data over 9 routes" in done.stderr
+    eventually(lambda: nothing_left(lab), "the end of all that the doctor started", 15)
+
+
+def test_everything_that_is_wrong_with_hosts_is_told_with_the_way_out(lab: Lab, tmp_path: Path) -> None:
+    no_games = other_python(lab, "no-games", lambda package: None)  # the same code, but without the games
+    (lab.shared / "no-games" / "ale_py").mkdir(exist_ok=True)
+    (lab.shared / "no-games" / "ale_py" / "__init__.py").write_text("raise ImportError('ale_py is not installed')\n")
+    other = other_python(lab, "other", lambda package: (package / "later.py").write_text("# another version\n"))
+    hosts = tmp_path / "hosts.toml"
+    hosts.write_text(
+        f'[[host]]\nname = "h1"\n[[host]]\nname = "h2"\npython = "{no_games}"\n'
+        f'[[host]]\nname = "h3"\n[[host]]\nname = "h4"\npython = "{other}"\n'
+    )
+    h1, h2, h3 = (lab.address(host) for host in ("h1", "h2", "h3"))
+    refusing = blocked(lab, "h1", "-s", h2, "-p", "tcp", "--dport", "42001", "-j", "REJECT")
+    silent = blocked(lab, "h1", "-s", h3, "-p", "tcp", "--dport", "42000:42009", "-j", "DROP")
+    with small_disk(lab, "h3", "1m"), refusing, silent:
+        done = doctor(lab, str(hosts), *PORTS)
+    assert done.returncode == 3, done.stdout + done.stderr
+    problems = [line.removeprefix("problem: ") for line in done.stdout.splitlines() if line.startswith("problem: ")]
+    way_out = "open TCP ports 42000-42009 of h1 to {}, or choose another --port-range."
+    assert f"h2 -> h1 ({h1}:42001): refused: {way_out.format('h2')}" in problems
+    assert f"h3 -> h1 ({h1}:42000): no answer within 3 s: {way_out.format('h3')}" in problems
+    assert "h2: CartPole-v1 cannot be played there: ale_py is not installed." in problems
+    assert any(
+        text.startswith("h3: the disk of /var/tmp/zmqrl-0/h3/doctor-") and " is full " in text for text in problems
+    )
+    assert any(text.startswith("h4: ") and text.endswith("name another one.") for text in problems)
+    assert len(problems) == 5, problems
+
+
+def test_a_launch_refuses_before_anything_is_started_and_goes_on_where_it_is_told_to(lab: Lab, tmp_path: Path) -> None:
+    # The shards are on h1 and h2, the workers on h3 and h4.
+    with (
+        blocked(lab, "h2", "-s", lab.address("h3"), "-p", "tcp", "--dport", "42005", "-j", "REJECT"),
+        launching(lab, tmp_path / "run", *PORTS, "--workers", "2") as run,
+    ):
+        assert run.wait() == 3
+        route = f"h3 -> h2 ({lab.address('h2')}:42005): refused: open TCP ports 42000-42009 of h2 to h3, or choose"
+        assert run.complaint() == f"zmqrl: the run cannot start:\n  {route} another --port-range.\n"
+        assert not (run.files.path / "config.json").exists()
+    eventually(lambda: nothing_left(lab), "the end of all that was asked", 15)
+    with launching(lab, tmp_path / "run", "--iface", "eth9", "--insecure-plaintext") as run:
+        assert run.wait() == 3
+        assert "h1: --iface eth9 is not there; it has lo 127.0.0.1, eth0 " in run.complaint()
+
+
+def test_shards_are_to_be_reached_where_options_say(lab: Lab, tmp_path: Path) -> None:
+    # Only h1 has an address in this network, and this machine is not in it.
+    lab.run("h1", ["ip", "address", "add", "10.99.0.1/24", "dev", "eth0"])
+    try:
+        options = ("--iface", "10.99.0.0/24", "--address", f"h2={lab.address('h2')}")
+        with launching(lab, tmp_path / "run", *options, hosts="h1,h2") as run:
+            assert run.wait() == 3
+    finally:
+        lab.run("h1", ["ip", "address", "del", "10.99.0.1/24", "dev", "eth0"])
+    assert "\n  launcher -> h1 (10.99.0.1:" in run.complaint()
+    assert "-> h2" not in run.complaint()
+
+
+def test_a_disk_of_a_host_that_fills_up_ends_the_run_with_a_sentence(lab: Lab, tmp_path: Path) -> None:
+    with small_disk(lab, "h1", "200m") as place, launching(lab, tmp_path / "run", "--workers", "2") as run:
+        run.wait_to_say("contributions")
+        lab.run("h1", ["sh", "-c", f"cat /dev/zero > {place}/fill; true"])
+        assert run.wait(within_s=90) == 3, run.said()
+        assert f"cannot write {place}/" in run.complaint()
+        assert "/history/shard-0.jsonl: No space left on device." in run.complaint()
+        assert run.files.summary()["exit_reason"] == "failed"
