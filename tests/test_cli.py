@@ -140,6 +140,23 @@ def test_an_unknown_command_is_named_with_the_nearest_one(refused: Refused) -> N
     assert "train" in sentence
 
 
+@pytest.mark.parametrize("command", ["launch", "doctor"])
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--iface 10.0.0.0/99", "10.0.0.0/99"),
+        ("--address h2=10.0.0.2", "h2"),
+        ("--address h1", "h1"),
+        ("--port-range 80-90", "80-90"),
+        ("--env NoSuchGame-v3", "NoSuchGame-v3"),
+    ],
+)
+def test_bad_input_about_hosts_is_refused_before_any_is_asked(
+    refused: Refused, command: str, options: str, names: str
+) -> None:
+    assert names in refused.sentence(command, "-H", "h1", "cartpole", *options.split())
+
+
 def test_cuda_without_a_cuda_device_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "cuda" in refused.sentence("train", "cartpole", "--device", "cuda")

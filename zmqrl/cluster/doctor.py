@@ -83,7 +83,7 @@ def examine(options: Where, hosts: Sequence[Host], config: Config) -> tuple[dict
         placement = place_run(config, hosts, cores)
         failed |= {name: other_code(about) for name, about in up.items() if about["code"] != code_hash()}
         fit = {name: about for name, about in up.items() if name not in failed}
-        addresses, unknown = options.addresses([host for host in hosts if host.name in fit], fit)
+        addresses, unknown = options.addresses(hosts, fit, fit)
         try:
             found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)
         finally:

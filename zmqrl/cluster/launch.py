@@ -6,7 +6,7 @@ import os
 import shlex
 import socket as host_socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,9 +64,12 @@ class Where:
         """What starts the agent of ``host``."""
         return ssh_command(host.name, host.python or sys.executable, config=self.ssh_config)
 
-    def addresses(self, hosts: Sequence[Host], up: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
-        """Where the others reach each of ``hosts``, of which agents have said ``up``; a sentence for each not known."""
-        return addresses_of(hosts, up, by_hand=read_addresses(self.address, hosts), iface=self.iface)
+    def addresses(
+        self, hosts: Sequence[Host], of: Collection[str], up: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[dict[str, str], list[str]]:
+        """Where the others reach those ``of`` the hosts, whose agents have said ``up``; a sentence for each not known."""
+        by_hand = read_addresses(self.address, hosts)
+        return addresses_of([host for host in hosts if host.name in of], up, by_hand=by_hand, iface=self.iface)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,8 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
         _check_code(facts)
         placement = place_run(config, hosts, {name: up["cores"] for name, up in facts.items()})
         host_of = placement.host_of
-        addresses, unknown = options.addresses([host for host in hosts if placement.has("shard", host.name)], facts)
+        of_shards = {host_of[f"shard-{shard}"] for shard in range(config.shards)}
+        addresses, unknown = options.addresses(hosts, of_shards, facts)
         preflight.Verdict(unknown).check()
         files = Mirror(links, directory, host_of)
         if not config.resume:

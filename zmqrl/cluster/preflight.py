@@ -79,7 +79,7 @@ def survey(
             if source != target and "ports" in facts.get(target, {})
         ]
         measured = probes.measure(routes, transfer=False)
-        if whole:
+        if whole and measured:
             measured |= _transfers(probes, [route for route, about in measured.items() if "error" not in about], say)
     return Survey(facts=facts, failed=probes.failed, routes=measured)
 
@@ -192,7 +192,7 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
     if error == SOMEBODY_ELSE:
         return f"that is not {target}: choose another address by --iface or --address"
     if error == ONLY_LITTLE_PASSES:
-        return "is the MTU of all interfaces on the way the same?"
+        return "give all interfaces on the way the same MTU"
     if ports is None:
         return f"let {sources} reach TCP ports of {target}, some of which --port-range can choose"
     return f"open TCP ports {ports} of {target} to {sources}, or choose another --port-range"
