@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from zmqrl.cluster import probe
 from zmqrl.cluster.addresses import addresses_of, check_interface
 from zmqrl.cluster.doctor import host_table, route_table, to_json
 from zmqrl.cluster.hosts import Host, read_addresses
 from zmqrl.cluster.interfaces import interfaces
 from zmqrl.cluster.placement import Placement, place
 from zmqrl.cluster.preflight import Survey, Verdict, files_needed, judge, ports_on
-from zmqrl.cluster.probe import SOMEBODY_ELSE, game_error, listen, measure
+from zmqrl.cluster.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, listen, measure
 from zmqrl.cluster.probes import Route, rounds
 from zmqrl.config import WireConfig
 from zmqrl.errors import ClusterError, UsageError
@@ -177,6 +178,21 @@ def test_a_route_that_is_blocked_is_named_with_the_way_out() -> None:
     ]
 
 
+def test_what_keeps_many_hosts_from_one_is_one_problem() -> None:
+    routes = {Route(f"h{n}", "h1", "10.0.0.1", (1024,)): {"port": 1024, "error": "refused"} for n in range(2, 11)}
+    (problem,) = judge(Survey(facts={}, routes=routes), RUN, placed()).problems
+    assert problem.startswith("h2, h3, h4, h5, 5 others -> h1 (10.0.0.1:1024): refused: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"), [(SOMEBODY_ELSE, "choose another address"), (ONLY_LITTLE_PASSES, "give all interfaces")]
+)
+def test_a_route_that_ends_elsewhere_or_takes_little_is_no_closed_port(error: str, way_out: str) -> None:
+    (problem,) = judged({"port": 42000, "error": error}).problems
+    assert way_out in problem
+    assert "open TCP ports" not in problem
+
+
 def test_a_host_that_does_not_tell_is_a_problem() -> None:
     assert judged(failed={"h2": "its probe has not answered within 15 s"}).problems == [
         "h2: its probe has not answered within 15 s."
@@ -259,6 +275,14 @@ def test_a_port_that_nobody_listens_on_is_refused_and_one_that_says_nothing_does
         port = mute.getsockname()[1]
         assert measure(order(port)) == {"port": port, "error": "no answer within 0.1 s"}
     assert measure(order(port)) == {"port": port, "error": "refused"}
+
+
+def test_a_network_that_loses_long_packets_is_told() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        near.settimeout(0.05)
+        with pytest.raises(OSError, match=ONLY_LITTLE_PASSES):
+            probe._send_packets(near)
 
 
 def test_a_listener_ends_what_is_no_order() -> None:
