@@ -67,7 +67,7 @@ class Where:
     def addresses(
         self, hosts: Sequence[Host], of: Collection[str], up: Mapping[str, Mapping[str, Any]]
     ) -> tuple[dict[str, str], list[str]]:
-        """Where the others reach those ``of`` the hosts, as agents have said in ``up``; and sentences."""
+        """Where the others reach the hosts ``of``, as agents said in ``up``; a sentence for each that is unknown."""
         by_hand = read_addresses(self.address, hosts)
         return addresses_of([host for host in hosts if host.name in of], up, by_hand=by_hand, iface=self.iface)
 
