@@ -87,9 +87,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("start-up"))
     arguments, options = parser.parse_known_args()
     with lab(max(arguments.hosts)) as where:
-        rows = [
-            measure(where, hosts, options or DEFAULT) for _ in range(arguments.rounds) for hosts in arguments.hosts
-        ]
+        rows = [measure(where, hosts, options or DEFAULT) for _ in range(arguments.rounds) for hosts in arguments.hosts]
     arguments.output.mkdir(parents=True, exist_ok=True)
     result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": provenance(), "rows": rows}
     (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
