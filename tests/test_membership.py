@@ -155,6 +155,6 @@ def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_b
     found = []
     for now_ms in (5_000, 6_000, 2_000, 2_000):
         monkeypatch.setattr("time.time_ns", lambda now_ms=now_ms: now_ms * 1_000_000)
-        found.append(plan.worker_task(0, 0, {}).job["incarnation"])
+        found.append(plan.worker_job(0, 0, {})["incarnation"])
     assert found == [5_000, 6_000, 6_001, 6_002]
     assert plan.shard_task(0, None).job["incarnation"] == 2_000

@@ -118,5 +118,5 @@ def test_every_start_has_keys_of_its_own(tmp_path: Path) -> None:
     assert not ours & theirs
     shard = first.shard_task(0, None).job
     assert not [secret for secret in ours if secret in json.dumps(shard) and secret != first.keys.shards[0].secret]
-    worker = first.worker_task(1, 0, {}).job
+    worker = first.worker_job(1, 0, {})
     assert not [secret for secret in ours if secret in json.dumps(worker) and secret != first.keys.workers[1].secret]

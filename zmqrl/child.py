@@ -9,6 +9,8 @@ import select
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -35,6 +37,13 @@ def read_job(die_with: signal.Signals) -> dict[str, Any]:
         line += byte
     job: dict[str, Any] = json.loads(line)
     return job
+
+
+def lived_s() -> float:
+    """Seconds since this process was started."""
+    # Behind the name, which may have spaces in it: the 22nd field of all, counted in ticks since the machine started.
+    started_at = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_at
 
 
 def log_to_stderr(name: str) -> logging.Logger:

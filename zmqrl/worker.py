@@ -17,7 +17,7 @@ from zmqrl.agent.losses import Learner, NoLearner
 from zmqrl.agent.model import make_model
 from zmqrl.agent.plugin import load_loss
 from zmqrl.agent.rollout import Player, Rollout
-from zmqrl.child import log_to_stderr, read_job
+from zmqrl.child import lived_s, log_to_stderr, read_job
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.observe.spans import Spans, chrome_events, write_trace
@@ -172,8 +172,9 @@ def join(
     incarnation: int | None = None,
 ) -> None:
     """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError."""
-    spans = Spans()
+    spans, begun_s = Spans(), lived_s()
     agent = Agent(config, rank, version, threads=threads, spans=spans)
+    log.info("games and network made in %.1f s", lived_s() - begun_s)
     try:
         # Only now: to be connected means to be ready to play.
         with Connection(cluster, rank, incarnation=incarnation, spans=spans, log=log) as connection:
@@ -186,8 +187,10 @@ def join(
 
 def main() -> None:
     """Run one worker, as told on standard input."""
+    imported_s = lived_s()
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")
+    log.info("started and imported in %.1f s", imported_s)
     keys = ClientKeys.from_json(job["keys"]) if job["keys"] else None
     trace_path = Path(job["trace_path"]) if job["trace_path"] else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

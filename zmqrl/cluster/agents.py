@@ -83,7 +83,7 @@ class Agents:
                 "environment": MALLOC
                 | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
                 | dict(self.environments.get(link.host, {})),
-                "messages": [task.job, *task.messages],
+                "messages": [*([task.job] if task.job is not None else []), *task.messages],
             }
         )
 

@@ -14,12 +14,13 @@ EVALUATOR, RECORDER = "evaluator-0", "recorder-0"  # processes are known by role
 class Task:
     """A process to run: ``python -m module`` with ``job`` on standard input, its log in ``log_path`` of this host.
 
-    ``messages`` are told to it behind the job. ``threads`` is what its numeric libraries may use.
+    Without ``job``, it waits to be told. ``messages`` are told to it behind the job. ``threads`` is what its numeric
+    libraries may use.
     """
 
     name: str
     module: str
-    job: Mapping[str, Any] = field(repr=False)  # it may hold keys
+    job: Mapping[str, Any] | None = field(repr=False)  # it may hold keys
     log_path: Path
     threads: int
     messages: Sequence[Mapping[str, Any]] = ()

@@ -66,10 +66,14 @@ class Plan:
         )
         return self._task(name, "zmqrl.ps.server", job.to_json())
 
-    def worker_task(self, rank: int, version: int, cluster: Mapping[str, Any]) -> Task:
-        """A worker that finds the shards by ``cluster``; the run is at about ``version``."""
+    def worker_task(self, rank: int, job: Mapping[str, Any] | None) -> Task:
+        """A worker; without its ``job``, it imports what it needs, which takes seconds, and waits to be told."""
+        return self._task(f"worker-{rank}", "zmqrl.worker", job)
+
+    def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
+        """For a worker that finds the shards by ``cluster``; the run is at about ``version``."""
         name = f"worker-{rank}"
-        job = {
+        return {
             "cluster": cluster,
             "keys": self.keys.of_worker(rank).to_json() if self.keys else None,
             "rank": rank,
@@ -79,7 +83,6 @@ class Plan:
             "threads": self.threads[name],
             "trace_path": str(self.sites[name].directory.trace_of(name)) if self.config.profile else None,
         }
-        return self._task(name, "zmqrl.worker", job)
 
     def control(self, endpoints: list[str]) -> ShardControl:
         """The supervisor's connections to the shards."""
@@ -96,7 +99,9 @@ class Plan:
         }
         return self._task(name, FOLLOWERS[name], job, messages)
 
-    def _task(self, name: str, module: str, job: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()) -> Task:
+    def _task(
+        self, name: str, module: str, job: Mapping[str, Any] | None, messages: Sequence[Mapping[str, Any]] = ()
+    ) -> Task:
         log_path = self.directory.log(name)
         return Task(name=name, module=module, job=job, log_path=log_path, threads=self.threads[name], messages=messages)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
@@ -103,8 +104,10 @@ class Supervisor:
         self._bring_histories()
         for shard in self.shards.numbers:
             self.keeper.start(f"shard-{shard}")
+        for rank in self.plan.local_ranks:  # they import while the shards come up
+            self.keeper.start(f"worker-{rank}")
         deadline = time.monotonic() + START_WITHIN_S
-        while len(self.endpoints) < len(self.shards.numbers):
+        while not self._all_bound:
             if self.interrupts:
                 raise KeyboardInterrupt
             if time.monotonic() >= deadline:
@@ -126,7 +129,7 @@ class Supervisor:
             due_at=now + every_s,
         )
         for rank in self.plan.local_ranks:
-            self.keeper.start(f"worker-{rank}")
+            self.launcher.tell(f"worker-{rank}", self._worker_job(rank))
         trained_s = self.progress.metrics.counters().wall_s
         self.followers.start(trained_s)
         self.followers.on_checkpoint(self.shards.checkpoint.version, trained_s)
@@ -225,13 +228,21 @@ class Supervisor:
 
     # processes
 
+    @property
+    def _all_bound(self) -> bool:
+        """Whether it is known where every shard can be reached."""
+        return len(self.endpoints) == len(self.shards.numbers)
+
     def _task(self, name: str) -> Task:
         number = _number(name)
         if name.startswith("shard-"):
             return self.plan.shard_task(number, self.endpoints.get(number))
         if name.startswith("worker-"):
-            return self.plan.worker_task(number, max(self.shards.seen.values()), self.plan.cluster(self.endpoints, {}))
+            return self.plan.worker_task(number, self._worker_job(number) if self._all_bound else None)
         return self.plan.follower_task(name, self.followers.pending[name])
+
+    def _worker_job(self, rank: int) -> dict[str, Any]:
+        return self.plan.worker_job(rank, max(self.shards.seen.values()), self.plan.cluster(self.endpoints, {}))
 
     def _bring_checkpoint(self, name: str, version: int) -> None:
         self.files.put_checkpoint(self.sites[name].host, f"v{version:08d}")
@@ -250,7 +261,7 @@ class Supervisor:
                     self.followers.on_exit(event)
                 case Exited():
                     self._exited(event)
-        if len(self.endpoints) == len(self.shards.numbers):
+        if self._all_bound:
             try:
                 self.plan.write_cluster(self.endpoints, self.launcher.pids())
             except OSError as error:

@@ -1,0 +1,108 @@
+"""What the benchmarks of a cluster share: a network lab of their own (docs/netlab.md), and runs on its hosts."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+NETLAB = Path(__file__).parent.parent / "launch/netlab"
+NAME, SUBNET = "bench", "10.79.0"
+END_WITHIN_S = 120.0
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Hosts h1, h2 and so on, up."""
+
+    directory: Path
+
+    @property
+    def ssh_config(self) -> Path:
+        """How ssh reaches them."""
+        return self.directory / "ssh_config"
+
+    def __call__(self, *arguments: str) -> str:
+        """A command of netlab; what it prints."""
+        where = ("--dir", str(self.directory), "--name", NAME)
+        command = [sys.executable, "-B", str(NETLAB), arguments[0], *where, *arguments[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            sys.exit(done.stderr.strip())
+        return done.stdout
+
+    def bytes_by_host(self) -> dict[str, tuple[int, int]]:
+        """What each host has sent and was sent since it is up."""
+        command = ["ip", "-netns", NAME, "-statistics", "-json", "link", "show"]
+        ports = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=10).stdout)
+        # The switch receives what the host sends.
+        return {
+            port["ifname"]: (port["stats64"]["rx"]["bytes"], port["stats64"]["tx"]["bytes"])
+            for port in ports
+            if port["ifname"].startswith("h")
+        }
+
+
+@contextlib.contextmanager
+def lab(hosts: int) -> Iterator[Lab]:
+    """So many hosts, which are gone afterwards. Ends the benchmark when there cannot be any."""
+    with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
+        made = Lab(Path(scratch) / "lab")
+        try:
+            made("up", str(hosts), "--subnet", SUBNET)
+            yield made
+        finally:
+            made("down")
+
+
+class Run:
+    """``zmqrl launch`` on hosts of a lab. ``path`` is its run directory."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
+        self.process, self.path, self.begun_at = process, path, time.time()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The whole lines of ``metrics.jsonl`` by now."""
+        try:
+            return [json.loads(line) for line in (self.path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
+        except FileNotFoundError:
+            return []
+
+    def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
+        """The first thing that ``look`` finds. Ends the benchmark with what the run said when nothing comes."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if (found := look()) is not None:
+                return found
+            time.sleep(0.02)
+        said = self.path.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+        sys.exit(f"no {what} within {within_s:g} s; the run said:\n{said}")
+
+
+@contextlib.contextmanager
+def launched(where: Lab, hosts: str, options: Sequence[str]) -> Iterator[Run]:
+    """A run, which is ended by Ctrl-C at the end of the block. ``hosts`` is a list, or the text of a hosts file."""
+    with tempfile.TemporaryDirectory(prefix="zmqrl-bench-run-") as scratch:
+        path = Path(scratch) / "run"
+        if "[[host]]" in hosts:
+            (Path(scratch) / "hosts.toml").write_text(hosts, encoding="utf-8")
+            hosts = str(Path(scratch) / "hosts.toml")
+        reach = ["-H", hosts, "--ssh-config", str(where.ssh_config)]
+        command = [sys.executable, "-m", "zmqrl", "launch", *reach, *options, "--run-dir", str(path)]
+        with path.with_suffix(".log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            yield Run(process, path)
+            process.send_signal(signal.SIGINT)
+            process.wait(END_WITHIN_S)
+        finally:
+            process.kill()
+            process.wait()

@@ -1,0 +1,165 @@
+"""Speed of a training by its number of parameter servers, where the network is what it waits for.
+
+    sudo .venv/bin/python benchmarks/central_graph.py [RECIPE options ...] [--shards 1 2 4] [--workers 4]
+        [--rate 50mbit off] [--seconds 60] [--output DIR]
+
+Each shard and each worker has a host of its own in a network lab on this machine, whose network is limited to the rate,
+each way. The recipe is dba3c-breakout, with the original's own hyper-parameters, unless another one is given.
+Writes `results.json` and `central-graph.png` into the directory.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from bench_lab import Lab, Run, lab, launched
+
+from zmqrl.observe.provenance import provenance
+from zmqrl.plot import COLOURS, STYLE
+
+MOST_HOSTS = 8
+FIRST_ROW_WITHIN_S = 180.0
+WARM_UP_S = 10.0
+UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+
+
+def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[str], seconds: float) -> dict[str, Any]:
+    """One training: its updates and agent steps per second, and how busy the links and the processors were."""
+    used = [f"h{number}" for number in range(1, shards + workers + 1)]
+    for host in used:
+        where("rate", host, rate)
+    hosts = "".join(
+        f'[[host]]\nname = "{host}"\n{"shards" if index < shards else "workers"} = 1\nthreads = 1\n'
+        for index, host in enumerate(used)
+    )
+    numbers = ["--shards", str(shards), "--workers", str(workers)]
+    with launched(where, hosts, [*options, *numbers]) as run:
+        first = run.wait_for(lambda: row_after(run, WARM_UP_S), "row of figures", FIRST_ROW_WITHIN_S)
+        before, begun_at = Sample(where), time.monotonic()
+        run.wait_for(lambda: True if time.monotonic() - begun_at >= seconds else None, "measurement", 2 * seconds)
+        after, elapsed_s = Sample(where), time.monotonic() - begun_at
+        last = run.rows()[-1]
+        parameters = json.loads((run.path / "cluster.json").read_text())["layout"]["count"]
+    wall_s = last["wall_s"] - first["wall_s"]
+    busiest = {
+        host: max(now - then for now, then in zip(after.links[host], before.links[host], strict=True)) * 8 / elapsed_s
+        for host in used
+    }
+    bits_per_s = max(busiest.values())
+    row = {
+        "shards": shards,
+        "workers": workers,
+        "rate": rate,
+        "parameters": parameters,
+        "updates_per_s": (last["version"] - first["version"]) / wall_s,
+        "agent_steps_per_s": (last["agent_steps"] - first["agent_steps"]) / wall_s,
+        "measured_s": wall_s,
+        "busiest_host": max(busiest, key=lambda host: busiest[host]),
+        "busiest_link_mbit_per_s": bits_per_s / 1e6,
+        "links_allow_updates_per_s": links_allow(parameters, shards, workers, rate),
+        "processors_busy": (after.busy_s - before.busy_s) / (elapsed_s * (os.cpu_count() or 1)),
+        "split_s": last["split_s"],
+    }
+    print(
+        f"{shards} shards, {workers} workers, {rate}: {row['updates_per_s']:.2f} updates/s, "
+        f"{row['agent_steps_per_s']:.0f} agent steps/s; busiest link {row['busiest_link_mbit_per_s']:.0f} Mbit/s "
+        f"({row['busiest_host']}), processors {row['processors_busy']:.0%} busy",
+        flush=True,
+    )
+    return row
+
+
+class Sample:
+    """Counters that only grow: bytes by host and direction, and busy seconds of all processors together."""
+
+    def __init__(self, where: Lab) -> None:
+        self.links = where.bytes_by_host()
+        user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+        self.busy_s = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
+    """The newest row of figures, once there is one after so many seconds of training."""
+    rows = run.rows()
+    return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
+
+
+def links_allow(parameters: int, shards: int, workers: int, rate: str) -> float | None:
+    """Updates per second if nothing took time but bytes on the busiest link: gradients first, then weights."""
+    if rate == "off":
+        return None
+    bytes_each_way = 4 * parameters * max(workers / shards, 1.0)
+    return bits_per_s(rate) / (2 * 8 * bytes_each_way)
+
+
+def bits_per_s(rate: str) -> float:
+    """A rate as netlab has it, such as 50mbit."""
+    return float(rate[:-4]) * UNITS[rate[-4:]]
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Agent steps per second by the number of shards, a curve for each rate and number of workers."""
+    matplotlib.use("agg")
+    with matplotlib.rc_context(STYLE):
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(6.4, 4.0))
+        curves = sorted({(row["rate"], row["workers"]) for row in rows}, key=lambda curve: (curve[0] == "off", curve))
+        for colour, (rate, workers) in zip(COLOURS, curves, strict=False):
+            mine = [row for row in rows if (row["rate"], row["workers"]) == (rate, workers)]
+            shards = [row["shards"] for row in mine]
+            network = "no limit" if rate == "off" else f"{rate[:-4]} {rate[-4].upper()}bit/s a host"
+            label = f"{workers} workers, {network}"
+            axes.plot(shards, [row["agent_steps_per_s"] for row in mine], "o-", color=colour, label=label)
+            if rate != "off":
+                steps = [
+                    row["links_allow_updates_per_s"] * row["agent_steps_per_s"] / row["updates_per_s"] for row in mine
+                ]
+                axes.plot(shards, steps, ":", color=colour, label="what its links allow")
+        axes.set_xticks(sorted({row["shards"] for row in rows}))
+        axes.set_xlabel("parameter-server shards, each on a host of its own")
+        axes.set_ylabel("agent steps/s")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        figure.savefig(path)
+
+
+def main() -> None:
+    """Measure one setting after the other, and keep what came out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--workers", type=int, nargs="+", default=[4])
+    parser.add_argument("--rate", nargs="+", default=["50mbit", "off"])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--output", type=Path, default=Path("central-graph"))
+    arguments, options = parser.parse_known_args()
+    hosts = max(arguments.shards) + max(arguments.workers)
+    if hosts > MOST_HOSTS:
+        parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
+    # A slice takes seconds where the network is slow: nobody is to ask for it again meanwhile.
+    options = [*(options or ["dba3c-breakout"]), "--wire.need-s", "10", "--trackers"]
+    rows = []
+    with lab(hosts) as where:
+        for rate in arguments.rate:
+            for workers in arguments.workers:
+                rows += [
+                    measure(where, shards, workers, rate, options, arguments.seconds) for shards in arguments.shards
+                ]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    result = {"command": shlex.join(sys.argv), "options": options, "provenance": provenance(), "rows": rows}
+    (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    draw(rows, arguments.output / "central-graph.png")
+    print(arguments.output / "central-graph.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Seconds from the command to the first update, by the number of hosts, and where they go.
+
+    sudo .venv/bin/python benchmarks/start_up.py [RECIPE options ...] [--hosts 1 4 8] [--rounds 3] [--output DIR]
+
+Every host of a network lab on this machine has a shard and three workers. All of them share this machine's processors,
+and its file cache is warm. Writes `results.json` into the directory.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench_lab import Lab, lab, launched
+
+from zmqrl.cluster.launch import place_of
+from zmqrl.observe.provenance import provenance
+from zmqrl.rundir import RunDirectory
+
+WORKERS_ON_A_HOST = 3
+WITHIN_S = 300.0
+DEFAULT = ["pong", "--envs.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.minibatches", "4"]
+SAID = {"imports_s": r"started and imported in ([\d.]+) s", "games_s": r"games and network made in ([\d.]+) s"}
+
+
+def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
+    """One start: seconds of each phase, which follow each other, and of what a worker does in its own."""
+    names = [f"h{number}" for number in range(1, hosts + 1)]
+    workers = WORKERS_ON_A_HOST * hosts
+    numbers = ["--shards", str(hosts), "--workers", str(workers), "--wire.need-s", "30"]
+    with launched(where, ",".join(names), [*options, *numbers]) as run:
+        log = run.path / "logs/shard-0.log"
+        history = Path(f"/var/tmp/zmqrl-{os.getuid()}/h1/{place_of(RunDirectory(run.path))}/history/shard-0.jsonl")
+        phases: dict[str, Callable[[], bool]] = {
+            "command": run.path.exists,  # it imports, and draws the first parameters
+            "hosts": (run.path / "config.json").exists,  # ssh to all at a time, and an agent on each
+            "shards": (run.path / "cluster.json").exists,
+            "workers": lambda: log.exists() and log.read_text(errors="replace").count(" is here") >= workers,
+            "first update": lambda: history.exists() and b"\n" in history.read_bytes(),
+        }
+        took_s, since = {}, run.begun_at
+        for phase, is_over in phases.items():
+            run.wait_for(lambda is_over=is_over: is_over() or None, phase, WITHIN_S)
+            took_s[phase], since = time.time() - since, time.time()
+        logs = [(run.path / f"logs/worker-{rank}.log").read_text(errors="replace") for rank in range(workers)]
+    row = {
+        "hosts": hosts,
+        "processes": hosts + workers,
+        "total_s": sum(took_s.values()),
+        "phases_s": took_s,
+        # What a worker says of its own start, in the middle of them.
+        "worker": {
+            what: statistics.median(float(re.findall(words, said)[0]) for said in logs) for what, words in SAID.items()
+        },
+    }
+    print(f"{hosts} hosts, {row['processes']} processes: {row['total_s']:.1f} s", took_s, row["worker"], flush=True)
+    return row
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The medians over the rounds, in Markdown."""
+    phases = list(rows[0]["phases_s"])
+    lines = [f"| hosts | processes | total s | {' | '.join(phases)} |", "|---" * (3 + len(phases)) + "|"]
+    for hosts in sorted({row["hosts"] for row in rows}):
+        mine = [row for row in rows if row["hosts"] == hosts]
+        figures = [statistics.median(row["total_s"] for row in mine)]
+        figures += [statistics.median(row["phases_s"][phase] for row in mine) for phase in phases]
+        shown = " | ".join(f"{figure:.1f}" for figure in figures)
+        lines.append(f"| {hosts} | {mine[0]['processes']} | {shown} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure each number of hosts in turn, round by round, and keep what came out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 4, 8], choices=range(1, 9))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("start-up"))
+    arguments, options = parser.parse_known_args()
+    with lab(max(arguments.hosts)) as where:
+        rows = [measure(where, hosts, options or DEFAULT) for _ in range(arguments.rounds) for hosts in arguments.hosts]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    result = {"command": shlex.join(sys.argv), "options": options or DEFAULT, "provenance": provenance(), "rows": rows}
+    (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
