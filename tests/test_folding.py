@@ -44,7 +44,7 @@ def test_nothing_is_lost_and_the_lines_of_each_process_stay_in_order(said: list[
 
 @given(SAID)
 def test_no_line_is_held_back_for_longer_than_the_window(said: list[tuple[Source, str, float]]) -> None:
-    held = Folding(window_s=1.0)
+    held = Folding()
     now, unseen = 0.0, list[float]()
     for source, line, pause_s in said:
         now += pause_s
@@ -52,8 +52,8 @@ def test_no_line_is_held_back_for_longer_than_the_window(said: list[tuple[Source
         unseen.append(now)
         if held.take(now):
             unseen.clear()
-        assert not unseen or now - unseen[0] < 1.0
-    held.take(now + 1.0)
+        assert not unseen or now - unseen[0] < folding.WINDOW_S
+    held.take(now + folding.WINDOW_S)
     assert held.take_all() == []
 
 

@@ -4,23 +4,32 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
+from zmqrl.cluster.failures import Failures
 from zmqrl.cluster.launcher import Exited, Launcher, Said, Task
 from zmqrl.cluster.restarts import Restarts
 from zmqrl.ps import messages as m
 
 SILENCE_S = 5.0
 HUNG_S = 30.0
+LINES_TOLD = 3  # of the log of a process that died
 
 
 class Keeper:
     """The processes of one run, by name, such as ``shard-0`` and ``worker-3``.
 
-    ``task`` says how a process is started, each time anew; ``notice`` tells the user.
+    ``task`` says how a process is started, each time anew; ``notice`` tells the user, ``say`` what a process of this
+    name has to say.
     """
 
-    def __init__(self, launcher: Launcher, task: Callable[[str], Task], notice: Callable[[str], None]) -> None:
-        self.launcher, self.task, self.notice = launcher, task, notice
-        self.restarts = Restarts()
+    def __init__(
+        self,
+        launcher: Launcher,
+        task: Callable[[str], Task],
+        notice: Callable[[str], None],
+        say: Callable[[str, str], None],
+    ) -> None:
+        self.launcher, self.task, self.notice, self.say = launcher, task, notice, say
+        self.restarts, self.failures = Restarts(), Failures()
         self._start_at: dict[str, float] = {}
         self._heard_at: dict[str, float] = {}
         self._told_at = 0.0
@@ -44,10 +53,13 @@ class Keeper:
 
     def start_again(self, exited: Exited) -> None:
         """Start a process that died, after a while that grows with each of its deaths."""
-        self._start_at[exited.name] = time.monotonic() + self.restarts.delay_s(exited)
-        words = exited.log_tail.splitlines()[-1:] if exited.status in (-9, -15, 0) else exited.log_tail.splitlines()
-        tail = "".join(f"\n  | {line}" for line in words)
-        self.notice(f"{exited.name} died ({exited.how()}) and is started again; its log ends:{tail}")
+        now = time.monotonic()
+        self._start_at[exited.name] = now + self.restarts.delay_s(exited)
+        self.failures.died(exited, now)
+        words = exited.log_tail.splitlines()[-1 if exited.status in (-9, -15, 0) else -LINES_TOLD :]
+        self.say(exited.name, f"died ({exited.how()}) and is started again{'; its log ends:' if words else ''}")
+        for line in words:
+            self.say(exited.name, f"  | {line}")
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
         """A shard's totals by rank: a worker of which it has used more than before has worked."""

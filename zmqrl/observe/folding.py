@@ -24,17 +24,16 @@ class Folded:
     def __str__(self) -> str:
         hosts, processes = (set(each) for each in zip(*self.sources, strict=True))
         first = " ".join(filter(None, (ranges(hosts), ranges(processes, short=True))))
-        return f"[{first}] {self.line}" + (f" ({self.count}x)" if self.count > 1 else "")
+        return f"[{first}] {printable(self.line)}" + (f" ({self.count}x)" if self.count > 1 else "")
 
 
 class Folding:
-    """Holds lines back for ``window_s`` seconds from the first one on, and makes one of those that are the same.
+    """Holds lines back for ``WINDOW_S`` from the first one on, and makes one of those that are the same.
 
     The lines of each process stay in their order. The time that a line begins with does not make it another one.
     """
 
-    def __init__(self, window_s: float = WINDOW_S) -> None:
-        self.window_s = window_s
+    def __init__(self) -> None:
         self._opened_at = 0.0
         self._held: list[Folded] = []
         self._newest: dict[Source, Folded] = {}  # of those held, by source
@@ -60,7 +59,7 @@ class Folding:
 
     def take(self, now: float) -> list[Folded]:
         """The lines whose time to be folded is over."""
-        if self._held and now - self._opened_at >= self.window_s:
+        if self._held and now - self._opened_at >= WINDOW_S:
             self._close()
         over, self._over = self._over, []
         return over
@@ -116,3 +115,8 @@ def _words(line: str) -> str:
     date, _, rest = line.partition(" ")
     clock, _, words = rest.partition(" ")
     return words if date[:2].isdigit() and ":" in clock else line
+
+
+def printable(text: str) -> str:
+    """``text`` may quote what a stranger sent: nothing in it may move the cursor or forge a line."""
+    return "".join(character if character.isprintable() else " " for character in text)
