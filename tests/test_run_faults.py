@@ -13,6 +13,7 @@ from run_rig import WITHIN_S, Run, outside_worker, trained, training
 from zmqrl.checkpoint import checkpoints
 
 pytestmark = pytest.mark.timeout(100)
+LONG = (pytest.mark.slow, pytest.mark.timeout(900))
 
 # Not ten seconds until a run shrinks, and not four deaths until it gives up.
 IMPATIENT = """
@@ -29,9 +30,16 @@ FOLDING = f"from zmqrl.observe import folding\nfolding.WINDOW_S = 5.0\n{IMPATIEN
 SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
 
-def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path) -> None:
+def killed(said: str) -> int:
+    """How many deaths by SIGKILL a run has told of, some of them in one line."""
+    words = r"died \(killed by SIGKILL\) and is started again(?:; its log ends:)?(?: \((\d+)x\))?$"
+    return sum(int(times or 1) for times in re.findall(words, said, re.MULTILINE))
+
+
+@pytest.mark.parametrize("turns", [3, pytest.param(25, marks=LONG)])
+def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path, turns: int) -> None:
     with training(tmp_path / "run", *SLOWLY) as run:
-        for turn in range(3):
+        for turn in range(turns):
             for role, number in (("shard", turn % 2), ("worker", (turn + 1) % 2)):
                 run.wait_for(run.files.version() + 5)
                 run.kill(role, number)
@@ -41,7 +49,7 @@ def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tm
         summary = run.files.assert_summary_exact("interrupted")
         run.files.assert_history_exact(summary["updates"])
         said = run.said()
-        assert said.count("died (killed by SIGKILL) and is started again") == 6
+        assert killed(said) == 2 * turns
         assert "go back" not in said
 
 
