@@ -46,6 +46,16 @@ def test_versions_that_were_made_before_a_death_but_told_after_it_prove_nothing(
     assert failures.first is None
 
 
+def test_a_kill_that_nobody_explains_is_told_only_if_there_is_nothing_else() -> None:
+    failures = Failures()
+    failures.died(died("worker-0", -9), 1.0)
+    assert failures.first == died("worker-0", -9)
+    lost = died("shard-0", -9, why="host h1 is lost: nothing was heard for 8 s")
+    failures.died(lost, 1.5)
+    failures.died(died("worker-1", 1), 2.0)
+    assert failures.first == lost
+
+
 @pytest.mark.parametrize(
     ("status", "kind"), [(1, ClusterError), (2, UsageError), (3, ClusterError), (-9, ClusterError)]
 )

@@ -98,7 +98,7 @@ def test_a_run_goes_on_without_a_host_that_is_cut_off_and_takes_it_back(lab: Lab
     with launching(lab, tmp_path / "run", "--workers", "3", "--backups", "1", "--straggle", "0:0.02") as run:
         run.eventually(has_ranks_ever(run, {0, 1, 2, 3}), "all four workers")
         lab(fault, "h4", *{"link": ["down"], "blackhole": ["on"]}[fault])
-        run.wait_to_say("host h4 is lost")
+        run.wait_to_say("[h4 worker-3] died (host h4 is lost: ")
         run.eventually(has_ranks(run, {0, 1, 2}), "versions of the others")
         lab(fault, "h4", *{"link": ["up"], "blackhole": ["off"]}[fault])
         run.eventually(lambda: 3 in {rank for line in run.files.history(0)[-20:] for rank in line["ranks"]}, "worker 3")

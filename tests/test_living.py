@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
         found = status_of(path)
         assert found["state"] == "running"
         assert {each["name"] for each in found["processes"]} == {"shard-0", "shard-1", "worker-0", "worker-1"}
+        assert f"[{socket.gethostname()} shard-0,shard-1] " in zmqrl("logs", str(path))
         command = [sys.executable, "-m", "zmqrl", "logs", str(path), "-f", "supervisor"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
             assert "has ended" in zmqrl("stop", str(path))

@@ -258,8 +258,7 @@ def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_
         run.kill("shard", 1)
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: shard-1 died 2 times in a row (exit status 3)\n  | ")
-        assert "\nThe first to fail was shard-1 on " in run.complaint()
-        assert " (killed by SIGKILL); its log " in run.complaint()
+        assert " (exit status 3); its log " in run.complaint().split("\nThe first to fail was shard-1 on ")[1]
         assert f"cannot write {path}/history/shard-1.jsonl: Is a directory." in run.complaint()
         assert run.files.summary()["exit_reason"] == "failed"
 

@@ -11,7 +11,10 @@ TOLD_WITHIN_S = 2.0  # how late it may be told that a version was made
 
 
 class Failures:
-    """Keeps the first death since the run last made versions; others may have followed from it."""
+    """Keeps the first death since the run last made versions; others may have followed from it.
+
+    One that was killed for no reason we know counts only as long as no other is dead: it says less.
+    """
 
     def __init__(self) -> None:
         self.first: Exited | None = None
@@ -20,7 +23,7 @@ class Failures:
 
     def died(self, exited: Exited, now: float) -> None:
         """A process died."""
-        if self.first is None:
+        if self.first is None or (_killed(self.first) and not _killed(exited)):
             self.first, self._at = exited, now
 
     def made(self, version: int, now: float) -> None:
@@ -28,6 +31,10 @@ class Failures:
         if self.first is not None and now - self._at > TOLD_WITHIN_S and version > self._version:
             self.first = None
         self._version = max(version, self._version)
+
+
+def _killed(exited: Exited) -> bool:
+    return exited.status == -9 and exited.why is None
 
 
 def quoted(lines: Sequence[str]) -> str:

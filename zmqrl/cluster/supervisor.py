@@ -2,13 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Iterable
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
 from zmqrl.cluster.deployment import Deployment
 from zmqrl.cluster.ending import Reason, stop_shards, write_summary
-from zmqrl.cluster.failures import explained, quoted
+from zmqrl.cluster.failures import Failures, explained, quoted
 from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
 from zmqrl.cluster.launcher import Exited, Said, Task
@@ -19,7 +18,6 @@ from zmqrl.cluster.shards import Shards
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
 from zmqrl.observe.console import Console
-from zmqrl.observe.folding import Folded, Folding
 from zmqrl.observe.metrics import Counters
 from zmqrl.ps import messages as m
 from zmqrl.ps.history import History, last_version
@@ -55,8 +53,8 @@ class Supervisor:
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
         self.progress = Progress(config, directory, counters, console)
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
-        self.lines = Folding()
-        self.keeper = Keeper(self.launcher, self._task, console.notice, self._say)
+        self.keeper = Keeper(self.launcher, self._task, console.notice, lambda name: self.sites[name].host)
+        self.failures = Failures()
         self.followers = Followers(
             config, directory, self.keeper, console, self._bring_checkpoint, self._drop_checkpoint
         )
@@ -78,7 +76,7 @@ class Supervisor:
             )
             at_the_end.callback(lambda: self.control.close() if hasattr(self, "control") else None)
             at_the_end.callback(self.launcher.close)
-            at_the_end.callback(lambda: self._tell(self.lines.take_all()))
+            at_the_end.callback(self.keeper.tell_all)
             try:
                 self._bring_up()
                 wish = self._watch()
@@ -97,7 +95,7 @@ class Supervisor:
                 self._save_what_is_left()
                 with contextlib.suppress(ClusterError):  # the run has failed already, and for another reason
                     self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)
-                first = self.keeper.failures.first
+                first = self.failures.first
                 if first is None or not isinstance(error, ClusterError):
                     raise
                 raise explained(error, first, self.sites[first.name].host, self.directory.log(first.name)) from error
@@ -191,7 +189,7 @@ class Supervisor:
         if now - self.asked_at > GREET_AGAIN_S:
             self.keeper.pardon(now - self.asked_at)
         self.asked_at = now
-        self.keeper.failures.made(min(self.shards.seen.values()), now)
+        self.failures.made(min(self.shards.seen.values()), now)
         for shard in self.shards.numbers:
             # After its connection was cut and made again, a shard knows us by HELLO only.
             stranger = shard in self.shards.down or self.keeper.silent_s(f"shard-{shard}", now) > GREET_AGAIN_S
@@ -248,15 +246,7 @@ class Supervisor:
     def _drop_checkpoint(self, name: str, version: int) -> None:
         self.files.drop_checkpoint(self.sites[name].host, f"v{version:08d}")
 
-    def _say(self, name: str, line: str) -> None:
-        self.lines.add((self.sites[name].host, name), line, time.monotonic())
-
-    def _tell(self, lines: Iterable[Folded]) -> None:
-        for line in lines:
-            self.console.notice(str(line))
-
     def _check_processes(self) -> None:
-        self._tell(self.lines.take(time.monotonic()))
         for event in self.keeper.poll():
             match event:
                 case Said() if event.name.startswith("shard-") and "endpoints" in event.facts:
@@ -278,6 +268,7 @@ class Supervisor:
             self.shards.on_exit(_number(exited.name))
         elif self.ending and exited.status == 0:
             return
+        self.failures.died(exited, time.monotonic())
         self.keeper.start_again(exited)
         hopeless = self.keeper.restarts.hopeless
         workers_left = self.config.ranks - sum(name.startswith("worker-") for name in hopeless)

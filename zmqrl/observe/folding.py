@@ -77,7 +77,8 @@ class Folding:
 
 def ranges(names: Iterable[str], *, short: bool = False) -> str:
     """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges, only how many more names."""
-    parts, told, names = [], 0, set(names)
+    parts: list[str] = []
+    told, names = 0, set(names)
     for run in _runs(names):
         if len(parts) == PARTS_SHOWN:
             return f"{','.join(parts)} and {len(names) - told} more"
