@@ -28,7 +28,7 @@ train: setup ## train Breakout on this machine (Ctrl-C: checkpoint and end); ARG
 test: setup lint ## run the linters and the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-test-all: setup lint ## the tests, the slow ones too, and random ones with many more examples: an hour or so
+test-all: setup lint ## all tests: the slow ones too, and random ones with many more examples
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" --hypothesis-profile=thorough --timeout 1800
 
 lint: setup ## ruff and mypy
