@@ -8,7 +8,7 @@ JOBS ?= 3
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup train test lint clean
+.PHONY: help setup train test test-all lint clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ train: setup ## train Breakout on this machine (Ctrl-C: checkpoint and end); ARG
 
 test: setup lint ## run the linters and the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-all: setup lint ## all tests: the slow ones too, and random ones with many more examples
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow or not slow" --hypothesis-profile=thorough --timeout 1800
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

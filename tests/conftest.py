@@ -1,7 +1,8 @@
 """What all tests share: Hypothesis profiles, and fixtures for programs that not every machine has.
 
 The default profile takes seconds and tries the same each time, ``thorough`` looks for more:
-``pytest --hypothesis-profile=thorough --timeout=0 tests/test_protocol.py`` takes some minutes.
+``pytest --hypothesis-profile=thorough --timeout=0 tests/test_protocol.py`` takes some minutes. What takes as long
+whatever the profile is marked ``slow`` and left out; ``make test-all`` runs all of it.
 """
 
 import importlib.util

@@ -177,13 +177,13 @@ def test_the_panel_shows_all_the_facts_at_any_width(width: int) -> None:
 def test_the_panel_ends_with_the_last_few_notices() -> None:
     console, terminal, _ = live()
     console.update(VIEW)
-    for rank in range(6):
+    for rank in range(10):
         console.notice(f"worker {rank} died [red] and was restarted")
     terminal.export_text()
     console.close()
     shown = words(terminal.export_text())
     assert "worker 1 died" not in shown
-    for rank in range(2, 6):
+    for rank in range(2, 10):
         assert f"0:12:33 worker {rank} died [red] and was restarted" in shown
 
 

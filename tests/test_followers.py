@@ -68,7 +68,7 @@ def brought() -> set[tuple[str, int]]:
 def followers(tmp_path: Path, launcher: Any, notices: Notices, brought: set[tuple[str, int]]) -> Followers:
     config = Config(evaluator=True, recorder=True, recording=RecordingConfig(minutes=(15, 0)))
     task = Task(name="evaluator-0", module="module", job={}, log_path=tmp_path, threads=1)
-    keeper = Keeper(launcher, lambda name: task, notices.notice)
+    keeper = Keeper(launcher, lambda name: task, notices.notice, lambda name: "h1")
     return Followers(
         config,
         RunDirectory(tmp_path),

@@ -1,5 +1,6 @@
 """Whole runs on the hosts of the network lab, started by ``zmqrl launch`` over ssh."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from lab import Lab
 from rig import eventually
-from run_rig import Run, launching
+from run_rig import Run, RunFiles, launching
 
 import zmqrl
 from zmqrl.cluster.launch import place_of
@@ -49,6 +50,25 @@ def test_a_run_on_four_hosts_learns_ends_well_and_everything_comes_home(lab: Lab
     assert not any((Path("/var/tmp/zmqrl-0") / host / name).exists() for host in lab.hosts)
 
 
+def test_pong_on_four_hosts_makes_thirty_updates(lab: Lab, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "launch" / "ssh.sh"
+    command = [str(script), ",".join(lab.hosts), "pong", "--ssh-config", str(lab.ssh_config)]
+    options = ["--run-dir", str(tmp_path / "run"), "--workers", "4", "--updates", "30"]
+    small = ["--envs.num-envs", "2", "--ppo.rollout-steps", "32", "--ppo.epochs", "1", "--ppo.minibatches", "2"]
+    program = {"ZMQRL": str(Path(sys.executable).with_name("zmqrl"))}
+    done = subprocess.run(
+        [*command, *options, *small], capture_output=True, text=True, timeout=150, env=os.environ | program
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.index("worker-3") < done.stdout.index("run directory"), "what would run where is shown first"
+    files = RunFiles(tmp_path / "run")
+    summary = files.assert_summary_exact("updates", quorum=4)
+    assert (summary["env"], summary["updates"]) == ("ALE/Pong-v5", 30)
+    files.assert_history_exact(30, quorum=4)
+    # Two updates are learned from each rollout of 32 steps of 2 games.
+    assert summary["agent_steps"] >= 15 * 4 * 64
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
     with launching(lab, tmp_path / "run", "--workers", "4") as run:
@@ -78,7 +98,7 @@ def test_a_run_goes_on_without_a_host_that_is_cut_off_and_takes_it_back(lab: Lab
     with launching(lab, tmp_path / "run", "--workers", "3", "--backups", "1", "--straggle", "0:0.02") as run:
         run.eventually(has_ranks_ever(run, {0, 1, 2, 3}), "all four workers")
         lab(fault, "h4", *{"link": ["down"], "blackhole": ["on"]}[fault])
-        run.wait_to_say("host h4 is lost")
+        run.wait_to_say("[h4 worker-3] died (host h4 is lost: ")
         run.eventually(has_ranks(run, {0, 1, 2}), "versions of the others")
         lab(fault, "h4", *{"link": ["up"], "blackhole": ["off"]}[fault])
         run.eventually(lambda: 3 in {rank for line in run.files.history(0)[-20:] for rank in line["ranks"]}, "worker 3")

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_rig import OUTCOMES, QUICKLY, ROW_KEYS, Line, RunFiles, copied, trained, training
+from run_rig import OUTCOMES, QUICKLY, ROW_KEYS, WITHIN_S, Line, RunFiles, copied, trained, training
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.config import Config
@@ -211,6 +211,24 @@ def test_a_resumed_run_goes_on_where_it_ended(finished: Finished, tmp_path: Path
 
 
 # how a run ends
+
+
+def test_the_script_for_this_machine_trains_and_takes_options(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "launch" / "local.sh"
+    program = {"ZMQRL": str(Path(sys.executable).with_name("zmqrl"))}
+    command = [
+        str(script),
+        "cartpole",
+        "--workers",
+        "2",
+        "--updates",
+        "3",
+        "--run-dir",
+        str(tmp_path / "run"),
+        *QUICKLY,
+    ]
+    subprocess.run(command, check=True, timeout=WITHIN_S, stdout=subprocess.DEVNULL, env=os.environ | program)
+    RunFiles(tmp_path / "run").assert_summary_exact("updates")
 
 
 def test_minutes_end_a_run_and_periodic_checkpoints_are_taken_meanwhile(tmp_path: Path) -> None:

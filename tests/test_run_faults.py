@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from run_rig import WITHIN_S, Run, outside_worker, trained, training
 from zmqrl.checkpoint import checkpoints
 
 pytestmark = pytest.mark.timeout(100)
+LONG = (pytest.mark.slow, pytest.mark.timeout(900))
 
 # Not ten seconds until a run shrinks, and not four deaths until it gives up.
 IMPATIENT = """
@@ -23,13 +25,21 @@ keeper.SILENCE_S = 2.0
 keeper.HUNG_S = 4.0
 cli.main()
 """
+FOLDING = f"from zmqrl.observe import folding\nfolding.WINDOW_S = 5.0\n{IMPATIENT}"
 
 SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
 
-def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path) -> None:
+def killed(said: str) -> int:
+    """How many deaths by SIGKILL a run has told of, some of them in one line."""
+    words = r"died \(killed by SIGKILL\) and is started again(?:; its log ends:)?(?: \((\d+)x\))?$"
+    return sum(int(times or 1) for times in re.findall(words, said, re.MULTILINE))
+
+
+@pytest.mark.parametrize("turns", [3, pytest.param(25, marks=LONG)])
+def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path, turns: int) -> None:
     with training(tmp_path / "run", *SLOWLY) as run:
-        for turn in range(3):
+        for turn in range(turns):
             for role, number in (("shard", turn % 2), ("worker", (turn + 1) % 2)):
                 run.wait_for(run.files.version() + 5)
                 run.kill(role, number)
@@ -39,7 +49,7 @@ def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tm
         summary = run.files.assert_summary_exact("interrupted")
         run.files.assert_history_exact(summary["updates"])
         said = run.said()
-        assert said.count("died (killed by SIGKILL) and is started again") == 6
+        assert killed(said) == 2 * turns
         assert "go back" not in said
 
 
@@ -167,19 +177,22 @@ def rank():
             return None  # not in a worker
     return frame.f_locals["rank"]
 
+def concerned():
+    return rank() is not None and BREAKS_FOR in (-1, rank())
+
 class BrokenGame(CartPoleEnv):
-    '''For one rank it breaks after so many steps, and from then on at once.'''
+    '''For one rank, or all if it is -1, it breaks after so many steps, and from then on at once.'''
 
     def __init__(self, **options):
         super().__init__(**options)
         self.played = 0
-        if rank() == BREAKS_FOR and (AFTER_STEPS == 0 or BROKEN.exists()):
+        if concerned() and (AFTER_STEPS == 0 or BROKEN.exists()):
             print("looking for a joystick")
             raise RuntimeError("the joystick is not plugged in")
 
     def step(self, action):
         self.played += 1
-        if rank() == BREAKS_FOR and self.played > AFTER_STEPS:
+        if concerned() and self.played > AFTER_STEPS:
             BROKEN.touch()
             raise RuntimeError("the joystick broke")
         return super().step(action)
@@ -188,12 +201,14 @@ gymnasium.register("Broken-v0", entry_point=BrokenGame)
 """
 
 
-def broken(tmp_path: Path, breaks: str, *options: str) -> contextlib.AbstractContextManager[Run]:
+def broken(
+    tmp_path: Path, breaks: str, *options: str, program: str = IMPATIENT
+) -> contextlib.AbstractContextManager[Run]:
     (tmp_path / "broken_game.py").write_text(BROKEN_GAME, encoding="utf-8")
     return training(
         tmp_path / "run",
         *("--env", "broken_game:Broken-v0", "--shards", "1", *options),
-        program=("-c", IMPATIENT),
+        program=("-c", program),
         environment={"PYTHONPATH": str(tmp_path), "BREAKS": breaks},
     )
 
@@ -202,7 +217,10 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words(tmp_path: P
     with broken(tmp_path, "0:0", "--workers", "1") as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
-        assert "the joystick is not plugged in" in run.complaint()
+        log = run.files.path / "logs" / "worker-0.log"
+        _, ending = run.complaint().split("\nThe first to fail was worker-0 on ")
+        assert f" (exit status 1); its log {log} ended with\n  | " in ending
+        assert ending.endswith("  | RuntimeError: the joystick is not plugged in\n")
         assert run.files.log("worker-0").count("looking for a joystick\n") == 2
         assert "Traceback (most recent call last)" not in run.said()
         summary = run.files.summary()
@@ -214,6 +232,8 @@ def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path
     with broken(tmp_path, "0:200", "--workers", "1") as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
+        assert run.complaint().endswith("  | RuntimeError: the joystick broke\n"), "what was first is told last"
+        assert run.complaint().splitlines()[-1] in run.files.log("supervisor")
         summary = run.files.assert_summary_exact("failed", quorum=1, shards=1)
         assert summary["updates"] == run.files.version(shards=1) >= 3 * 16
         run.files.assert_history_exact(summary["updates"], shards=1, quorum=1)
@@ -221,7 +241,7 @@ def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path
 
 def test_a_run_goes_on_without_a_worker_that_cannot_start_while_the_others_are_enough(tmp_path: Path) -> None:
     with broken(tmp_path, "1:0", "--workers", "1", "--backups", "1") as run:
-        run.eventually(lambda: run.said().count("worker-1 died (exit status") >= 3, "three deaths")
+        run.eventually(lambda: run.said().count("worker-1] died (exit status") >= 3, "three deaths")
         version = run.files.version(shards=1)
         run.eventually(lambda: run.files.version(shards=1) > version + 5, "more versions")
         run.signal(signal.SIGINT)
@@ -237,9 +257,29 @@ def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_
         (path / "history" / "shard-1.jsonl").mkdir()
         run.kill("shard", 1)
         assert run.wait() == 3
-        assert "times in a row (exit status 3). Its last words:" in run.complaint()
+        assert run.complaint().startswith("zmqrl: shard-1 died 2 times in a row (exit status 3)\n  | ")
+        assert " (exit status 3); its log " in run.complaint().split("\nThe first to fail was shard-1 on ")[1]
         assert f"cannot write {path}/history/shard-1.jsonl: Is a directory." in run.complaint()
         assert run.files.summary()["exit_reason"] == "failed"
+
+
+def test_of_a_cascade_the_failure_that_began_it_is_told_last_and_decides_the_exit_status(tmp_path: Path) -> None:
+    with broken(tmp_path, "0:200", "--workers", "2") as run:
+        run.wait_to_say("worker-0] died (exit status 1)")
+        (run.files.path / "history" / "shard-0.jsonl").rename(tmp_path / "history")
+        (run.files.path / "history" / "shard-0.jsonl").mkdir()
+        run.kill("shard", 0)
+        assert run.wait() == 3
+        assert run.complaint().startswith("zmqrl: ")
+        assert "\nThe first to fail was worker-0 on " in run.complaint()
+        assert run.complaint().endswith("  | RuntimeError: the joystick broke\n")
+
+
+def test_what_many_processes_die_of_is_told_once(tmp_path: Path) -> None:
+    with broken(tmp_path, "-1:200", "--workers", "3", program=FOLDING) as run:
+        assert run.wait() == 3
+        assert re.search(r"\[\S+ worker-0\.\.2\] died \(exit status 1\) and is started again; .* \(3x\)", run.said())
+        assert re.search(r"\[\S+ worker-0\.\.2\]   \| RuntimeError: the joystick broke \(3x\)", run.said())
 
 
 def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import tyro
 
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.living import Living
+from zmqrl.observe.folding import Folding
 from zmqrl.rundir import RunDirectory
 
 LOOK_EVERY_S = 0.2
@@ -18,7 +18,7 @@ LOOK_EVERY_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show the logs of a run's processes, each line with the host and the process that it is from."""
+    """Show the logs of a run's processes: each line with its host and process, once if many have said it."""
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
@@ -39,17 +39,21 @@ def run(options: Options) -> int:
         raise UsageError(
             f"{options.run} has no log of {options.process}{known}; there are {', '.join(logs) or 'none'}."
         )
-    hosts = {name: host for name, host, _ in living.processes()}
+    hosts: dict[str, str] = {}
     readers: dict[str, Reader] = {}
+    folding = Folding()
     while True:
         last = not (options.follow and living.is_alive())
         for name, path in _logs(living.directory).items():
             if name not in readers and options.process in (None, name):
                 readers[name] = Reader(path, options.tail)
-        for names, line in folded({name: reader.lines() for name, reader in readers.items()}):
-            first = " ".join(filter(None, (hosts.get(names[0]), names[0])))
-            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            sys.stdout.write(f"[{first}{others}] {line}\n")
+        hosts = hosts or {name: host for name, host, _ in Living.read(options.run).processes()}
+        now = time.monotonic()
+        for name, reader in readers.items():
+            for line in reader.lines():
+                folding.add((hosts.get(name, ""), name), line, now)
+        for folded in folding.take_all() if last else folding.take(now):
+            sys.stdout.write(f"{folded}\n")
         sys.stdout.flush()
         if last:
             return 0
@@ -59,30 +63,6 @@ def run(options: Options) -> int:
 def _logs(directory: RunDirectory) -> dict[str, Path]:
     """The logs that there are by now, by the name of the process."""
     return {path.stem: path for path in sorted((directory.path / "logs").glob("*.log"))}
-
-
-def folded(lines: Mapping[str, list[str]]) -> Iterator[tuple[list[str], str]]:
-    """Each line once, with the names of all that have said it in this round; the order of a process's lines stays."""
-    said: dict[str, list[str]] = {}
-    for name, its in lines.items():
-        for line in its:
-            names = said.setdefault(_words(line), [])
-            if name not in names:
-                names.append(name)
-    for name, its in lines.items():
-        for line in its:
-            names = said[_words(line)]
-            if names[:1] == [name]:
-                yield names, line
-                if len(names) > 1:
-                    said[_words(line)] = []
-
-
-def _words(line: str) -> str:
-    """A line without its time, which no two processes have alike."""
-    date, _, rest = line.partition(" ")
-    clock, _, words = rest.partition(" ")
-    return words if date[:2].isdigit() and ":" in clock else line
 
 
 class Reader:

@@ -6,21 +6,30 @@ from collections.abc import Callable, Iterable
 
 from zmqrl.cluster.launcher import Exited, Launcher, Said, Task
 from zmqrl.cluster.restarts import Restarts
+from zmqrl.observe.folding import Folded, Folding
 from zmqrl.ps import messages as m
 
 SILENCE_S = 5.0
 HUNG_S = 30.0
+LINES_TOLD = 3  # of the log of a process that died
 
 
 class Keeper:
     """The processes of one run, by name, such as ``shard-0`` and ``worker-3``.
 
-    ``task`` says how a process is started, each time anew; ``notice`` tells the user.
+    ``task`` says how a process is started, each time anew, ``host`` where; ``notice`` tells the user.
     """
 
-    def __init__(self, launcher: Launcher, task: Callable[[str], Task], notice: Callable[[str], None]) -> None:
-        self.launcher, self.task, self.notice = launcher, task, notice
+    def __init__(
+        self,
+        launcher: Launcher,
+        task: Callable[[str], Task],
+        notice: Callable[[str], None],
+        host: Callable[[str], str],
+    ) -> None:
+        self.launcher, self.task, self.notice, self.host = launcher, task, notice, host
         self.restarts = Restarts()
+        self._lines = Folding()
         self._start_at: dict[str, float] = {}
         self._heard_at: dict[str, float] = {}
         self._told_at = 0.0
@@ -38,16 +47,27 @@ class Keeper:
             if isinstance(event, Exited):
                 self._heard_at.pop(event.name, None)
         now = time.monotonic()
+        self._tell(self._lines.take(now))
         for name in [name for name, at in self._start_at.items() if now >= at]:
             self.start(name)
         return events
 
     def start_again(self, exited: Exited) -> None:
         """Start a process that died, after a while that grows with each of its deaths."""
-        self._start_at[exited.name] = time.monotonic() + self.restarts.delay_s(exited)
-        words = exited.log_tail.splitlines()[-1:] if exited.status in (-9, -15, 0) else exited.log_tail.splitlines()
-        tail = "".join(f"\n  | {line}" for line in words)
-        self.notice(f"{exited.name} died ({exited.how()}) and is started again; its log ends:{tail}")
+        now = time.monotonic()
+        self._start_at[exited.name] = now + self.restarts.delay_s(exited)
+        words = exited.log_tail.splitlines()[-1 if exited.status in (-9, -15, 0) else -LINES_TOLD :]
+        death = f"died ({exited.how()}) and is started again{'; its log ends:' if words else ''}"
+        for line in (death, *(f"  | {line}" for line in words)):
+            self._lines.add((self.host(exited.name), exited.name), line, now)
+
+    def tell_all(self) -> None:
+        """Tell now what was held back because others might die alike."""
+        self._tell(self._lines.take_all())
+
+    def _tell(self, lines: Iterable[Folded]) -> None:
+        for line in lines:
+            self.notice(str(line))
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
         """A shard's totals by rank: a worker of which it has used more than before has worked."""

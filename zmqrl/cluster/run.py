@@ -129,6 +129,9 @@ def _supervise(
             merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.shards.checkpoint.version}; see {directory.summary}")
+    except ZmqrlError as error:  # the screen has it from whoever takes it
+        console.log(f"failed: {error}")
+        raise
     finally:
         console.close()
     return 130 if reason == "interrupted" else 0

@@ -8,6 +8,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster.checkpointer import Checkpointer
 from zmqrl.cluster.deployment import Deployment
 from zmqrl.cluster.ending import Reason, stop_shards, write_summary
+from zmqrl.cluster.failures import Failures, explained, quoted
 from zmqrl.cluster.followers import Followers
 from zmqrl.cluster.keeper import Keeper
 from zmqrl.cluster.launcher import Exited, Said, Task
@@ -53,7 +54,8 @@ class Supervisor:
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
         self.progress = Progress(config, directory, counters, console)
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
-        self.keeper = Keeper(self.launcher, self._task, console.notice)
+        self.keeper = Keeper(self.launcher, self._task, console.notice, lambda name: self.sites[name].host)
+        self.failures = Failures()
         self.followers = Followers(
             config, directory, self.keeper, console, self._bring_checkpoint, self._drop_checkpoint
         )
@@ -75,6 +77,7 @@ class Supervisor:
             )
             at_the_end.callback(lambda: self.control.close() if hasattr(self, "control") else None)
             at_the_end.callback(self.launcher.close)
+            at_the_end.callback(self.keeper.tell_all)
             try:
                 self._bring_up()
                 wish = self._watch()
@@ -89,11 +92,14 @@ class Supervisor:
             except KeyboardInterrupt:
                 reason = "interrupted"
                 raise
-            except Exception:
+            except Exception as error:
                 self._save_what_is_left()
                 with contextlib.suppress(ClusterError):  # the run has failed already, and for another reason
                     self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)
-                raise
+                first = self.failures.first
+                if first is None or not isinstance(error, ClusterError):
+                    raise
+                raise explained(error, first, self.sites[first.name].host, self.directory.log(first.name)) from error
             if self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S):
                 self.files.clean(whole=True)
             else:
@@ -186,6 +192,7 @@ class Supervisor:
         if now - self.asked_at > GREET_AGAIN_S:
             self.keeper.pardon(now - self.asked_at)
         self.asked_at = now
+        self.failures.made(min(self.shards.seen.values()), now)
         for shard in self.shards.numbers:
             # After its connection was cut and made again, a shard knows us by HELLO only.
             stranger = shard in self.shards.down or self.keeper.silent_s(f"shard-{shard}", now) > GREET_AGAIN_S
@@ -272,15 +279,15 @@ class Supervisor:
             self.shards.on_exit(_number(exited.name))
         elif self.ending and exited.status == 0:
             return
+        self.failures.died(exited, time.monotonic())
         self.keeper.start_again(exited)
         hopeless = self.keeper.restarts.hopeless
         workers_left = self.config.ranks - sum(name.startswith("worker-") for name in hopeless)
         needed = self.membership.view.quorum if self.config.on_loss == "wait" else 1
         if exited.name in hopeless and (exited.name.startswith("shard-") or workers_left < needed):
             deaths = self.keeper.restarts.deaths(exited.name)
-            raise ClusterError(
-                f"{exited.name} died {deaths} times in a row ({exited.how()}). Its last words:\n{exited.log_tail}"
-            )
+            last_words = quoted(exited.log_tail.splitlines()[-1:])
+            raise ClusterError(f"{exited.name} died {deaths} times in a row ({exited.how()}){last_words or '.'}")
 
     def _undo_rows(self) -> None:
         """All shards have taken over the checkpoint: what was made after it has not been."""

@@ -19,9 +19,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from zmqrl.observe.folding import printable
+
 REFRESH_S = 0.25
 LINE_S = 10.0
-NOTICES_SHOWN = 4
+NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 
 # A worker that contributes to every update is still missing for most of each one.
@@ -76,9 +78,13 @@ class LoggedConsole:
         self._console.update(view)
 
     def notice(self, text: str) -> None:
+        self.log(text)
+        self._console.notice(text)
+
+    def log(self, text: str) -> None:
+        """Into the file only."""
         with contextlib.suppress(OSError):  # a full disk, of which others tell
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
-        self._console.notice(text)
 
     def close(self) -> None:
         self._file.close()
@@ -117,7 +123,7 @@ class PlainConsole:
             self._write_view()
 
     def notice(self, text: str) -> None:
-        self._write(_printable(text))
+        self._write(printable(text))
 
     def close(self) -> None:
         self._write_view()
@@ -167,7 +173,7 @@ class LiveConsole:
             self._draw()
 
     def notice(self, text: str) -> None:
-        self._notices.append(f"{_duration(self._row.get('wall_s', 0.0))} {_printable(text)}")
+        self._notices.append(f"{_duration(self._row.get('wall_s', 0.0))} {printable(text)}")
         self._draw()
 
     def close(self) -> None:
@@ -200,7 +206,7 @@ class LiveConsole:
         notices = [Text(notice, style="yellow", overflow="fold") for notice in self._notices]
         return Panel(
             Group(facts, Rule(style="dim"), *notices) if notices else facts,
-            title=Text(_printable(self._view.title)) if self._view is not None else "zmqrl",
+            title=Text(printable(self._view.title)) if self._view is not None else "zmqrl",
             title_align="left",
             box=box.ROUNDED,
             border_style="dim",
@@ -276,8 +282,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-def _printable(text: str) -> str:
-    """``text`` may quote what a stranger sent: nothing in it may move the cursor or forge a line."""
-    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,6 @@
+#!/bin/sh
+# Train on this machine, with a worker for each core: launch/local.sh [RECIPE] [options of zmqrl train]
+set -eu
+zmqrl=${ZMQRL:-$(dirname "$0")/../.venv/bin/zmqrl}
+case ${1:--} in -*) recipe=breakout ;; *) recipe=$1 && shift ;; esac
+exec "$zmqrl" train "$recipe" --workers "$(nproc)" "$@"

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Show what would run where, then train there: launch/ssh.sh HOSTS [RECIPE] [options of zmqrl launch and zmqrl train]
+# HOSTS is a list (one,node[01-04]:8), a hostfile or a .toml file, as those in launch/hosts.
+set -eu
+zmqrl=${ZMQRL:-$(dirname "$0")/../.venv/bin/zmqrl}
+if [ $# -eq 0 ]; then
+	sed -n '2,3s/^# //p' "$0" >&2
+	exit 2
+fi
+hosts=$1 && shift
+case ${1:--} in -*) recipe=breakout ;; *) recipe=$1 && shift ;; esac
+"$zmqrl" launch -H "$hosts" --dry-run "$recipe" "$@"
+exec "$zmqrl" launch -H "$hosts" "$recipe" "$@"

@@ -1,0 +1,29 @@
+"""The benchmarks of a cluster, in a short form: they run, and show what they are there to show."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def rows_of(name: str, output: Path, *options: str) -> list[dict[str, Any]]:
+    """What a benchmark has measured."""
+    command = [sys.executable, str(BENCHMARKS / name), *options, "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows: list[dict[str, Any]] = json.loads((output / "results.json").read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def test_more_shards_make_more_updates_where_the_network_is_slow(need_a_lab: None, tmp_path: Path) -> None:
+    options = ("--shards", "1", "2", "--workers", "2", "--rate", "20mbit", "--seconds", "20")
+    one, two = rows_of("central_graph.py", tmp_path, *options)
+    assert (one["shards"], two["shards"]) == (1, 2)
+    assert two["updates_per_s"] > one["updates_per_s"]
+    assert (tmp_path / "central-graph.png").stat().st_size > 1000

@@ -1,0 +1,123 @@
+"""Lines that many processes say, each once with all who said it. No processes, no clock."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TypeAlias
+
+WINDOW_S = 1.0
+MOST_HELD = 200
+PARTS_SHOWN = 4
+
+Source: TypeAlias = tuple[str, str]  # host, empty if it does not matter, and process, such as worker-3
+
+
+@dataclass(slots=True, eq=False)
+class Folded:
+    """A line, and who said it how often in all."""
+
+    line: str
+    sources: dict[Source, None] = field(default_factory=dict)
+    count: int = 0
+
+    def __str__(self) -> str:
+        hosts, processes = (set(each) for each in zip(*self.sources, strict=True))
+        first = " ".join(filter(None, (ranges(hosts), ranges(processes, short=True))))
+        return f"[{first}] {printable(self.line)}" + (f" ({self.count}x)" if self.count > 1 else "")
+
+
+class Folding:
+    """Holds lines back for ``WINDOW_S`` from the first one on, and makes one of those that are the same.
+
+    The lines of each process stay in their order. The time that a line begins with does not make it another one.
+    """
+
+    def __init__(self) -> None:
+        self._opened_at = 0.0
+        self._held: list[Folded] = []
+        self._newest: dict[Source, Folded] = {}  # of those held, by source
+        self._over: list[Folded] = []
+
+    def add(self, source: Source, line: str, now: float) -> None:
+        """Take a line that ``source`` says now."""
+        if len(self._held) >= MOST_HELD:
+            self._close()
+        if not self._held:
+            self._opened_at = now
+        newest = self._newest.get(source)
+        # What is before its newest line is past for this process: a place there would put its lines out of order.
+        since = 0 if newest is None else self._held.index(newest)
+        words = _words(line)
+        folded = next((each for each in self._held[since:] if _words(each.line) == words), None)
+        if folded is None:
+            folded = Folded(line)
+            self._held.insert(len(self._held) if newest is None else since + 1, folded)
+        folded.sources[source] = None
+        folded.count += 1
+        self._newest[source] = folded
+
+    def take(self, now: float) -> list[Folded]:
+        """The lines whose time to be folded is over."""
+        if self._held and now - self._opened_at >= WINDOW_S:
+            self._close()
+        over, self._over = self._over, []
+        return over
+
+    def take_all(self) -> list[Folded]:
+        """All lines that are still held."""
+        self._close()
+        return self.take(self._opened_at)
+
+    def _close(self) -> None:
+        self._over += self._held
+        self._held = []
+        self._newest.clear()
+
+
+def ranges(names: Iterable[str], *, short: bool = False) -> str:
+    """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges, only how many more names."""
+    parts: list[str] = []
+    told, names = 0, set(names)
+    for run in _runs(names):
+        if len(parts) == PARTS_SHOWN:
+            return f"{','.join(parts)} and {len(names) - told} more"
+        first, last = run[0], run[-1]
+        if len(run) < 3:
+            parts.append(",".join(run))
+        else:
+            parts.append(f"{first}..{_split(last)[1] if short else last}")
+        told += len(run)
+    return ",".join(parts)
+
+
+def _runs(names: Iterable[str]) -> Iterator[list[str]]:
+    """Names that differ in a number only, and in that by one each."""
+    ordered = sorted(names, key=lambda name: (_split(name)[0], _split(name)[2], int(_split(name)[1] or 0), name))
+    numbered = enumerate(ordered)
+
+    def row(item: tuple[int, str]) -> tuple[object, ...]:
+        before, number, after = _split(item[1])
+        return (before, after, int(number) - item[0]) if number else (item[1],)
+
+    for _, group in groupby(numbered, key=row):
+        yield [name for _, name in group]
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """What is before its first number, the number, and what is behind it, as the domain of a host."""
+    found = re.match(r"(\D*)(\d*)(.*)", name, re.DOTALL | re.ASCII)
+    assert found is not None
+    return found[1], found[2], found[3]
+
+
+def _words(line: str) -> str:
+    """A line without its time, which no two processes have alike."""
+    date, _, rest = line.partition(" ")
+    clock, _, words = rest.partition(" ")
+    return words if date[:2].isdigit() and ":" in clock else line
+
+
+def printable(text: str) -> str:
+    """``text`` may quote what a stranger sent: nothing in it may move the cursor or forge a line."""
+    return "".join(character if character.isprintable() else " " for character in text)
