@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,7 +20,8 @@ from zmqrl.cluster.hosts import Host, read_hosts, select
 from zmqrl.cluster.link import Link
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.cluster.run import train_on
-from zmqrl.cluster.ssh import connect, ssh_command
+from zmqrl.cluster.ssh import connect_all, ssh_command
+from zmqrl.cluster.sync import PYTHON, make_environments
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.observe.provenance import code_hash
@@ -43,6 +44,8 @@ class Options:
     """Print what would be started where, and start nothing."""
     ssh_config: Path | None = None
     """File that ssh is to read instead of your own ssh_config."""
+    sync: Literal["none", "wheel"] = "none"
+    """Bring this zmqrl to the hosts as a wheel, or take what is installed there."""
     lease_s: float = 8.0
     """Processes on a host end when nothing was heard from here for so long."""
 
@@ -61,13 +64,12 @@ def run(options: Options, config: Config) -> int:
 
 def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory: RunDirectory) -> Deployment:
     """Connect to all ``hosts`` and place the processes on them. Raises ClusterError that names each that fails."""
+    if options.sync == "wheel":
+        pythons = make_environments(hosts, options.ssh_config)
+        hosts = [dataclasses.replace(host, python=pythons[host.name]) for host in hosts]
     links = {host.name: _link(options, host, directory) for host in hosts}
     try:
-        failed = connect(list(links.values()))
-        if failed:
-            told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
-            raise ClusterError(f"{len(failed)} of {len(hosts)} hosts cannot be used:{told}")
-        facts = {name: link.up for name, link in links.items() if link.up is not None}
+        facts = connect_all(list(links.values()))
         _check_code(facts)
         placement = place_run(config, hosts, {name: up["cores"] for name, up in facts.items()})
         places = {name: RunDirectory(Path(up["work"])) for name, up in facts.items()}
@@ -96,7 +98,8 @@ def _link(options: Options, host: Host, directory: RunDirectory) -> Link:
 
 
 def _command(options: Options, host: Host) -> list[str]:
-    return ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
+    python = host.python or (PYTHON if options.sync == "wheel" else sys.executable)
+    return ssh_command(host.name, python, config=options.ssh_config)
 
 
 def place_of(directory: RunDirectory) -> str:
@@ -111,7 +114,8 @@ def _check_code(facts: Mapping[str, Mapping[str, str]]) -> None:
     if other:
         raise ClusterError(
             f"{', '.join(other)}: zmqrl there ({facts[other[0]]['zmqrl']}, code {facts[other[0]]['code'][:8]}) is not "
-            f"the one here (code {ours[:8]}): install the same, or let `python` in the hosts file name another one."
+            f"the one here (code {ours[:8]}): bring it there with --sync wheel, or let `python` in the hosts file name "
+            "another one."
         )
 
 
