@@ -15,7 +15,7 @@ from rig import WITHIN_S
 
 from zmqrl.ps import framing
 from zmqrl.ps import messages as m
-from zmqrl.ps.connection import Cluster
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.security import ClientKeys
 from zmqrl.ps.sockets import Role
 

@@ -22,8 +22,9 @@ import numpy as np
 from zmqrl.ps import codec
 from zmqrl.ps import messages as m
 from zmqrl.ps.client import Timing as WorkerTiming
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.codec import FloatVector
-from zmqrl.ps.connection import Cluster, Connection, Weights
+from zmqrl.ps.connection import Connection, Weights
 from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.partition import Layout
 from zmqrl.ps.shard import Timing
@@ -289,6 +290,7 @@ def start_process(job: dict[str, Any]) -> "subprocess.Popen[bytes]":
 def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterator["subprocess.Popen[bytes]"]:
     """A toy worker in a process; it exits with status 0 when the run has ended."""
     facts = {
+        "protocol": m.PROTOCOL,
         "run": cluster.run,
         "codec": cluster.codec,
         "layout": cluster.layout.to_json(),

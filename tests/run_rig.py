@@ -222,10 +222,13 @@ def _started(command: Sequence[str], path: Path, environment: Mapping[str, str])
 
 
 @contextlib.contextmanager
-def outside_worker(run: Run, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """``zmqrl worker`` with the cluster file of ``run``; it is killed if it has not ended with the block."""
+def outside_worker(run: Run, *options: str, code: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+    """``zmqrl worker`` with the cluster file of ``run``; it is killed if it has not ended with the block.
+
+    ``code`` is a directory with another zmqrl.
+    """
     command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json"), *options]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=code)
     try:
         yield process
     finally:

@@ -85,10 +85,15 @@ def make_version(shard: Shard, *workers: int, now: float = 0.0) -> list[Action]:
 
 
 def opened(
-    *, consistent: bool = False, asynchronous: bool = False, workers: tuple[int, ...] = (0, 1, 2), **record: Any
+    *,
+    consistent: bool = False,
+    asynchronous: bool = False,
+    workers: tuple[int, ...] = (0, 1, 2),
+    identity: Identity = IDENTITY,
+    **record: Any,
 ) -> Shard:
     """A shard at version 0, two of ranks 0 to 2 make an update, whose workers are all there."""
-    shard = Shard(IDENTITY, Timing(), consistent=consistent, asynchronous=asynchronous)
+    shard = Shard(identity, Timing(), consistent=consistent, asynchronous=asynchronous)
     control(shard, replace(HELLO, role="supervisor", secret="secret"))
     shard.handle(StateRestored(replace(RECORD, **record), recovered=False), 0.0)
     for worker in workers:

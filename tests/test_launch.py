@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,23 @@ def test_other_code_on_a_host_is_refused(lab: Lab, tmp_path: Path) -> None:
     with launching(lab, tmp_path / "run", hosts=str(hosts)) as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: h2: zmqrl there (")
+
+
+def test_the_code_is_brought_to_hosts_that_have_no_zmqrl(lab: Lab, tmp_path: Path) -> None:
+    bare = lab.shared / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    places = [sysconfig.get_path("purelib", "venv", {"base": base}) for base in (sys.prefix, str(bare))]
+    # It sees the packages, but not the checkout that a file among them names.
+    Path(places[1], "others.pth").write_text(f"{places[0]}\n")
+    hosts = tmp_path / "hosts.toml"
+    hosts.write_text(f'[defaults]\npython = "{bare}/bin/python"\n[[host]]\nname = "h[1-2]"\n')
+    for path, made in (("run", True), ("again", False)):
+        options = ("--sync", "wheel", "--workers", "2", "--shards", "2", "--updates", "20")
+        with launching(lab, tmp_path / path, *options, hosts=str(hosts)) as run:
+            assert run.wait() == 0, run.said()
+        assert ("h2: making /root/.cache/zmqrl/envs/" in run.said()) == made
+        run.files.assert_history_exact(20)
+    eventually(lambda: no_process_on(lab), "the end of every process", 15)
 
 
 def test_a_dry_run_starts_nothing_and_shows_what_would_be(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Header frames: every kind survives the wire, and no bytes make ``decode`` raise anything but MalformedMessage."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqrl.ps import messages as m
-from zmqrl.ps.framing import KINDS, MalformedMessage, decode, encode, kind_of, parse_presence, presence_topic
+from zmqrl.ps.framing import (
+    KINDS,
+    MalformedMessage,
+    OtherProtocol,
+    decode,
+    encode,
+    kind_of,
+    parse_presence,
+    presence_topic,
+)
 
 BYE = m.Bye(run="r", shard=1, incarnation=2, generation=3, version=4)
 
@@ -183,6 +192,22 @@ def test_a_length_above_its_limit_is_malformed_and_nothing_is_allocated_for_it(f
 def test_a_field_outside_its_limits_is_malformed(fields: tuple[object, ...]) -> None:
     with pytest.raises(MalformedMessage):
         decode(packed(*fields))
+
+
+def test_the_last_field_of_hello_may_be_left_out_and_is_when_it_is_empty() -> None:
+    hello = m.Hello(run="r", layout="l", role="worker", rank=0, incarnation=1, host="h", pid=1, secret="")
+    assert msgpack.unpackb(encode(hello))[2:] == ["r", "l", "worker", 0, 1, "h", 1, ""]
+    named = replace(hello, code="0.1.0")
+    assert decode(encode(named)) == named
+    assert len(msgpack.unpackb(encode(named))) == 11
+
+
+def test_of_another_version_only_a_refusal_can_be_read() -> None:
+    refuse = m.Refuse(run="r", code="protocol", reason="because")
+    assert decode(packed("zmqrl/2", *msgpack.unpackb(encode(refuse))[1:])) == refuse
+    with pytest.raises(OtherProtocol) as other:
+        decode(packed("zmqrl/2", "HELLO", []))
+    assert (other.value.protocol, other.value.kind) == ("zmqrl/2", "HELLO")
 
 
 def test_the_longest_sentence_may_be_of_any_characters() -> None:

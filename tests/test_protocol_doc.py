@@ -90,6 +90,7 @@ def render(message: m.Message) -> str:
     """A header as the page shows it: the bytes of each element, and what they are."""
     kind = framing.kind_of(type(message))
     named = [(name, getattr(message, name)) for name, _ in fields(kind)]
+    named = named[: len(msgpack.unpackb(framing.encode(message))) - 2]  # the others are left out
     elements = [("", m.PROTOCOL), ("", kind), *named]
     lines = [(msgpack.Packer().pack_array_header(len(elements)), f"array of {len(elements)}")]
     for name, value in elements:

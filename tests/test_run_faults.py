@@ -4,12 +4,14 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from run_rig import WITHIN_S, Run, outside_worker, trained, training
 
+import zmqrl
 from zmqrl.checkpoint import checkpoints
 
 pytestmark = pytest.mark.timeout(100)
@@ -307,6 +309,21 @@ def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path
             assert [line["version"] for line in history] == list(range(1, run.files.summary()["updates"] + 1))
             assert all(len(set(line["ranks"])) == len(line["ranks"]) == line["quorum"] for line in history)
             assert [quorum for quorum, _ in itertools.groupby(line["quorum"] for line in history)] == [2, 1, 2]
+
+
+def test_an_outside_worker_of_another_zmqrl_is_refused_unless_it_is_told_to_join(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(Path(zmqrl.__file__).parent, other / "zmqrl", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "zmqrl" / "errors.py").open("a") as file:
+        file.write("# another version\n")
+    with training(tmp_path / "run", "--external-workers", "1", "--updates", "20") as run:
+        run.wait_to_say("rank 1 is open: zmqrl worker")
+        with outside_worker(run, code=other) as stranger:
+            assert stranger.wait(WITHIN_S) == 3
+        run.wait_to_say("refused: worker 1 on")
+        with outside_worker(run, "--any-code", code=other):
+            assert run.wait() == 0, run.said()
+        run.files.assert_history_exact(20)
 
 
 def test_an_outside_worker_that_takes_over_a_living_ones_rank_replaces_it(tmp_path: Path) -> None:

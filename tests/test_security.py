@@ -17,7 +17,8 @@ from zmqrl.cluster.launcher import Task
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.ps import framing, shard_events
 from zmqrl.ps import messages as m
-from zmqrl.ps.connection import Cluster, Connection
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.connection import Connection
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.security import ClientKeys, KeyPair, RunKeys, authenticate
 from zmqrl.ps.sockets import FailureMonitor, Role, connect, new_context, shard_sockets, worker_sockets

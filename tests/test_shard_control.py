@@ -25,6 +25,7 @@ from zmqrl.ps import messages as m
 from zmqrl.ps.shard import Shard, Timing
 from zmqrl.ps.shard_events import (
     FalseHello,
+    ForeignHello,
     PresenceChanged,
     Send,
     SendSnapshot,
@@ -63,6 +64,28 @@ def test_a_hello_with_the_key_of_somebody_else_is_refused_and_counted() -> None:
     assert refuse == m.Refuse(
         run="run", code="key", reason="the key that you connected with is for another rank or role."
     )
+    assert shard.contributions.unattributed == 1
+
+
+def test_a_worker_of_another_zmqrl_is_refused_and_the_supervisor_told_of_both() -> None:
+    shard = opened(identity=replace(IDENTITY, code="0.1.0+aaaa"))
+    refuse, told = sent(control(shard, replace(HELLO, code="0.1.0+bbbb"), b"stranger"))
+    assert isinstance(refuse, m.Refuse)
+    assert refuse.code == "code"
+    assert "'0.1.0+aaaa'" in refuse.reason
+    assert "'0.1.0+bbbb'" in refuse.reason
+    assert told == m.Refused(run="run", shard=1, reason=refuse.reason)
+    for code in ("0.1.0+aaaa", ""):  # the same, or no zmqrl at all
+        assert [type(message) for message in sent(control(shard, replace(HELLO, code=code), b"0"))] == [m.Welcome]
+
+
+def test_a_worker_of_another_protocol_is_refused_and_the_supervisor_told() -> None:
+    shard = opened()
+    refuse, told = sent(shard.handle(ForeignHello(b"stranger", "zmqrl/2"), 0.0))
+    assert isinstance(refuse, m.Refuse)
+    assert (refuse.run, refuse.code) == ("run", "protocol")
+    assert "'zmqrl/2'" in refuse.reason
+    assert told == m.Refused(run="run", shard=1, reason=refuse.reason)
     assert shard.contributions.unattributed == 1
 
 

@@ -15,7 +15,8 @@ os.environ.update(PATIENCE | os.environ)  # before torch comes with its OpenMP
 from zmqrl.child import log_to_stderr
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.ps.connection import Cluster
+from zmqrl.observe.provenance import code_id
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.security import ClientKeys
 from zmqrl.worker import join
 
@@ -30,6 +31,8 @@ class Options:
     """Which open rank; not needed where only one is open. A worker that has it already is replaced, and ends."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Threads for games and network."""
+    any_code: bool = False
+    """Join a run of another zmqrl too, if you know that the two go together."""
 
 
 def run(options: Options) -> int:
@@ -52,5 +55,14 @@ def run(options: Options) -> int:
     log = log_to_stderr("zmqrl.worker")
     log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
     # Where the run is, it learns only when it has joined; the time is as good to seed its games with.
-    join(cluster, config, rank, version=int(time.time()), threads=options.threads, trace_path=None, log=log)
+    join(
+        cluster,
+        config,
+        rank,
+        version=int(time.time()),
+        threads=options.threads,
+        trace_path=None,
+        log=log,
+        code="" if options.any_code else code_id(),
+    )
     return 0

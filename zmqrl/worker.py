@@ -20,9 +20,11 @@ from zmqrl.agent.rollout import Player, Rollout
 from zmqrl.child import lived_s, log_to_stderr, read_job
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
+from zmqrl.observe.provenance import code_id
 from zmqrl.observe.spans import Spans, chrome_events, write_trace
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.codec import is_finite
-from zmqrl.ps.connection import Cluster, Connection, Weights
+from zmqrl.ps.connection import Connection, Weights
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.security import ClientKeys
 
@@ -170,14 +172,18 @@ def join(
     trace_path: Path | None,
     log: logging.Logger,
     incarnation: int | None = None,
+    code: str = "",
 ) -> None:
-    """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError."""
+    """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError.
+
+    Shards of another zmqrl than ``code`` refuse it, unless that is empty.
+    """
     spans, begun_s = Spans(), lived_s()
     agent = Agent(config, rank, version, threads=threads, spans=spans)
     log.info("games and network made in %.1f s", lived_s() - begun_s)
     try:
         # Only now: to be connected means to be ready to play.
-        with Connection(cluster, rank, incarnation=incarnation, spans=spans, log=log) as connection:
+        with Connection(cluster, rank, incarnation=incarnation, code=code, spans=spans, log=log) as connection:
             work(connection, agent, config, log)
     finally:
         agent.envs.close()
@@ -204,6 +210,7 @@ def main() -> None:
             trace_path=trace_path,
             log=log,
             incarnation=job["incarnation"],
+            code=code_id(),
         )
     except ZmqrlError as error:
         log.error("%s", error)

@@ -11,7 +11,8 @@ import multiprocessing
 import torch
 from torch import nn
 
-from zmqrl.ps.connection import Cluster, Connection
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.connection import Connection
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import standalone_shards

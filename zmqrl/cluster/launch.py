@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -23,7 +23,8 @@ from zmqrl.cluster.link import Link
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.cluster.probes import probe_on
 from zmqrl.cluster.run import train_on
-from zmqrl.cluster.ssh import connect, ssh_command
+from zmqrl.cluster.ssh import connect_all, ssh_command
+from zmqrl.cluster.sync import PYTHON, make_environments
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.observe.provenance import code_hash
@@ -80,8 +81,16 @@ class Options(Where):
     """Print what would be started where, and start nothing."""
     preflight: bool = True
     """Look first whether the hosts have what the run needs, and reach each other, as `zmqrl doctor` does."""
+    sync: Literal["none", "wheel"] = "none"
+    """Bring this zmqrl to the hosts as a wheel, or take what is installed there."""
     lease_s: float = 8.0
     """Processes on a host end when nothing was heard from here for so long."""
+
+    def command(self, host: Host) -> list[str]:
+        """What starts the agent of ``host``."""
+        if self.sync == "wheel" and host.python is None:
+            host = dataclasses.replace(host, python=PYTHON)
+        return super().command(host)
 
 
 def run(options: Options, config: Config) -> int:
@@ -98,13 +107,12 @@ def run(options: Options, config: Config) -> int:
 
 def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory: RunDirectory) -> Deployment:
     """Connect to all ``hosts`` and place the processes on them. Raises ClusterError that names each that fails."""
+    if options.sync == "wheel":
+        pythons = make_environments(hosts, options.ssh_config)
+        hosts = [dataclasses.replace(host, python=pythons[host.name]) for host in hosts]
     links = {host.name: options.link(host, work=place_of(directory), lease_s=options.lease_s) for host in hosts}
     try:
-        failed = connect(list(links.values()))
-        if failed:
-            told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
-            raise ClusterError(f"{len(failed)} of {len(hosts)} hosts cannot be used:{told}")
-        facts = {name: link.up for name, link in links.items() if link.up is not None}
+        facts = connect_all(list(links.values()))
         _check_code(facts)
         placement = place_run(config, hosts, {name: up["cores"] for name, up in facts.items()})
         host_of = placement.host_of
@@ -153,7 +161,7 @@ def other_code(up: Mapping[str, str]) -> str:
     """What is wrong with a host that has not the code that is here, and what to do about it."""
     return (
         f"zmqrl there ({up['zmqrl']}, code {up['code'][:8]}) is not the one here (code {code_hash()[:8]}): "
-        "install the same, or let `python` in the hosts file name another one"
+        "bring it there with --sync wheel, or let `python` in the hosts file name another one"
     )
 
 

@@ -23,10 +23,22 @@ class Link:
 
     ``command`` runs the agent. ``work`` is the directory of the run on that host. Without ``lease_s``, only the end of
     the connection tells the two of each other's end. ``up`` is what the agent said of its host, once it is there.
+    ``first`` is what it is asked first, if not to begin with a run.
     """
 
-    def __init__(self, host: str, command: Sequence[str], *, work: str, lease_s: float | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        command: Sequence[str],
+        *,
+        work: str,
+        lease_s: float | None,
+        first: Mapping[str, Any] | None = None,
+        up_within_s: float = UP_WITHIN_S,
+    ) -> None:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
+        self.first = first or {"do": "begin", "work": work, "lease_s": lease_s}
+        self.up_within_s = up_within_s
         self.up: dict[str, Any] | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self._sending = threading.Lock()
@@ -45,6 +57,10 @@ class Link:
         """Inverse of :meth:`to_dict`."""
         return cls(data["host"], data["command"], work=data["work"], lease_s=data["lease_s"])
 
+    def is_silent(self) -> bool:
+        """Whether it was opened and nothing was heard yet."""
+        return self.process is not None and self._heard_at == self._opened_at
+
     def look(self, within_s: float) -> dict[str, Any]:
         """Whether an agent of the run lives on the host, and the files of the run there. Raises LinkLost."""
         self._run()
@@ -62,7 +78,7 @@ class Link:
     def open(self) -> None:
         """Start the agent; ``poll`` tells when it is up, or that it is not to be."""
         self._run()
-        self.send({"do": "begin", "work": self.work, "lease_s": self.lease_s})
+        self.send(self.first)
 
     def _run(self) -> None:
         assert self.process is None
@@ -111,8 +127,9 @@ class Link:
         if not events:
             if ended:
                 self._lose(f"{self._last_words() or f'exit status {process.returncode}'}")
-            if self.up is None and now - self._opened_at > UP_WITHIN_S:
-                self._lose(f"no agent came up within {UP_WITHIN_S:g} s: {self._last_words() or 'it said nothing'}")
+            if self.up is None and now - self._opened_at > self.up_within_s:
+                said = self._last_words() or "it said nothing"
+                self._lose(f"it did not come up within {self.up_within_s:g} s: {said}")
             if self.lease_s is not None and self.up is not None and now - self._heard_at > self.lease_s:
                 self._lose(f"nothing was heard for {self.lease_s:g} s")
         return events

@@ -11,6 +11,7 @@ from zmqrl import __version__
 from zmqrl.cluster.deployment import Deployment
 from zmqrl.cluster.launcher import EVALUATOR, RECORDER, Task
 from zmqrl.config import Config
+from zmqrl.observe.provenance import code_id
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.job import ShardJob
@@ -54,6 +55,7 @@ class Plan:
             optimizer=config.optimizer,
             bind=endpoints or self._addresses(shard),
             secret=self.secret,
+            code=code_id(),
             state_path=directory.state(shard),
             history_path=directory.history(shard),
             consistent=config.consistent,

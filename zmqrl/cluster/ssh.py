@@ -3,10 +3,15 @@
 import random
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zmqrl.cluster.link import RENEW_EVERY_S, Link, LinkLost
+from zmqrl.errors import ClusterError
+
+News = Callable[[str, Mapping[str, Any]], None]
+AGENT = ("-m", "zmqrl.cluster.agent")
 
 AT_A_TIME = 16
 TRIES = 5
@@ -15,7 +20,7 @@ FIRST_PAUSE_S = 0.5
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
 
 
-def ssh_command(destination: str, python: str, *, config: Path | None) -> list[str]:
+def ssh_command(destination: str, python: str, arguments: Sequence[str] = AGENT, *, config: Path | None) -> list[str]:
     """How to run an agent on ``destination``, as the user's ssh knows it. Nothing about the run is in it.
 
     No terminal and no questions: a key must be in the agent or without a passphrase, and the host must be known.
@@ -24,14 +29,23 @@ def ssh_command(destination: str, python: str, *, config: Path | None) -> list[s
     alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
     # Not shared with the user's other sessions: they would end with it, or it with them.
     alive += ["-o", "ControlMaster=no", "-o", "ControlPath=none"]
-    remote = f"exec {shlex.quote(python)} -m zmqrl.cluster.agent"
+    remote = f"exec {shlex.join([python, *arguments])}"
     return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]
 
 
-def connect(links: Sequence[Link]) -> dict[str, str]:
+def connect_all(links: Sequence[Link], news: News | None = None) -> dict[str, dict[str, Any]]:
+    """Open all ``links``; what each said when it was up, by host. Raises ClusterError that names each that failed."""
+    failed = connect(links, news)
+    if failed:
+        told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
+        raise ClusterError(f"{len(failed)} of {len(links)} hosts cannot be used:{told}")
+    return {link.host: link.up for link in links if link.up is not None}
+
+
+def connect(links: Sequence[Link], news: News | None = None) -> dict[str, str]:
     """Open all ``links``, several at a time, trying again where a server is crowded; why those failed that did.
 
-    Every link has a time limit of its own, so this ends.
+    Every link has a time limit of its own, so this ends. ``news`` is told what is heard, and from which host.
     """
     waiting = {link.host: 0.0 for link in links}  # when each is to be tried next
     tries = dict.fromkeys(waiting, 0)
@@ -41,12 +55,14 @@ def connect(links: Sequence[Link]) -> dict[str, str]:
         now = time.monotonic()
         for link in links:
             try:
-                opening = sum(other.process is not None and other.up is None for other in links)
+                opening = sum(other.is_silent() for other in links)
                 if opening < AT_A_TIME and waiting.get(link.host, now + 1) <= now:
                     del waiting[link.host]
                     tries[link.host] += 1
                     link.open()
-                link.poll()  # those that are up, too: they are to hear from us
+                for event in link.poll():  # of those that are up, too: they are to hear from us
+                    if news is not None:
+                        news(link.host, event)
             except LinkLost as lost:
                 if tries[link.host] < TRIES and any(words in lost.why for words in CROWDED):
                     pause_s = FIRST_PAUSE_S * 2.0 ** (tries[link.host] - 1)

@@ -33,6 +33,7 @@ STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 HOME_WITHIN_S = 30.0
 SCORES_FOR_STOP = 50
+MOST_REFUSED = 100  # sentences about workers of another zmqrl: nobody can flood the screen
 
 
 class Supervisor:
@@ -61,6 +62,7 @@ class Supervisor:
         )
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.reports_closed = self.ending = False
+        self.refused: set[str] = set()  # what was said of workers that are of another zmqrl
         self.interrupts = 0
         self.asked_at = 0.0
 
@@ -232,6 +234,9 @@ class Supervisor:
                 self.progress.on_report(message)
             case m.Lost():
                 self.shards.on_lost(shard, message)
+            case m.Refused() if message.reason not in self.refused and len(self.refused) < MOST_REFUSED:
+                self.refused.add(message.reason)
+                self.console.notice(f"refused: {message.reason}")
 
     # processes
 

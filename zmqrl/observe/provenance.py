@@ -39,6 +39,11 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+def code_id() -> str:
+    """Version and hash of the code, for people to read and for shards to compare."""
+    return f"{zmqrl.__version__}+{code_hash()[:12]}"
+
+
 def _commit() -> str | None:
     """The commit that the package was imported from, with ``+`` behind it when files differ from it."""
     root = Path(zmqrl.__file__).parent.parent

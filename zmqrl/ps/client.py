@@ -61,10 +61,11 @@ class Client:
         now: float,
         timing: Timing | None = None,
         asynchronous: bool = False,
+        code: str = "",
     ) -> None:
         """``asynchronous``: shards go on with every contribution; the slices computed on may be of any versions."""
         self.run, self.layout, self.rank, self.incarnation = run, layout, rank, incarnation
-        self.codec, self.host, self.pid = codec, host, pid
+        self.codec, self.host, self.pid, self.code = codec, host, pid, code
         self.timing = timing or Timing()
         self.tally = Tally()
         self.asynchronous = asynchronous
@@ -318,6 +319,7 @@ class Client:
             host=self.host,
             pid=self.pid,
             secret="",
+            code=self.code,
         )
         return SendControl(link.shard, hello)
 

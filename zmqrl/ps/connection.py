@@ -4,16 +4,13 @@ One thread owns the sockets and the state machine of ``client.py``, so that the 
 computing thread is deep in a rollout.
 """
 
-import json
 import logging
 import os
 import queue
 import socket as host_socket
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -27,54 +24,12 @@ from zmqrl.ps import client_events as e
 from zmqrl.ps import codec, framing
 from zmqrl.ps import messages as m
 from zmqrl.ps.client import Client, Timing
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.link import Tally
-from zmqrl.ps.partition import Layout
-from zmqrl.ps.security import ClientKeys
-from zmqrl.ps.sockets import ROLES, FailureMonitor, Role, connect, new_context, worker_sockets
+from zmqrl.ps.sockets import FailureMonitor, connect, new_context, worker_sockets
 
 POLL_MS = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """What a worker must know to join: the contents of ``cluster.json``."""
-
-    run: str
-    layout: Layout
-    codec: m.Codec
-    endpoints: tuple[dict[Role, str], ...]
-    open_ranks: tuple[int, ...] = ()
-    asynchronous: bool = False
-    key_files: Mapping[int, str] | None = None
-    """Where CURVE is on: the file with the keys of each open rank, beside ``cluster.json``."""
-    keys: ClientKeys | None = None
-    """This worker's own, which it needs where CURVE is on."""
-
-    @classmethod
-    def read(cls, path: Path) -> "Cluster":
-        """Read ``cluster.json``. Raises UsageError when it is missing or no such file."""
-        try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}; it exists only while the run lives.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path} is no cluster file: {error!r}.") from error
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
-        """From the parsed file; what only people and tools read is ignored. ``keys`` do not stand there."""
-        files, open_ranks = data.get("keys"), tuple(data.get("open_ranks", ()))
-        return cls(
-            run=data["run"],
-            layout=Layout.from_json(data["layout"]),
-            codec=data["codec"],
-            endpoints=tuple({role: shard[role] for role in ROLES} for shard in data["shards"]),
-            open_ranks=open_ranks,
-            asynchronous=data.get("mode") == "async",
-            key_files=None if files is None else {rank: files[str(rank)] for rank in open_ranks},
-            keys=keys,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +53,14 @@ class Connection:
         rank: int,
         *,
         incarnation: int | None = None,
+        code: str = "",
         spans: Spans | None = None,
         timing: Timing | None = None,
         log: logging.Logger | None = None,
     ) -> None:
         """``incarnation`` is to be greater than that of the process before it in this rank; by the clock if None.
 
+        ``code`` is the zmqrl that the worker runs, which shards of another one refuse; empty if it runs none.
         Raises UsageError where CURVE is on and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
@@ -132,6 +89,7 @@ class Connection:
             now=time.monotonic(),
             timing=timing,
             asynchronous=cluster.asynchronous,
+            code=code,
         )
         self._lock = threading.Lock()  # guards the machine: the computing thread reads a little of it
         self._inbox: queue.SimpleQueue[e.Event | m.Report | None] = queue.SimpleQueue()

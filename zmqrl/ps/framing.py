@@ -3,16 +3,24 @@
 Payloads are raw frames that follow the header and never pass through here.
 """
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from zmqrl.ps.messages import MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_WORKERS, PROTOCOL, Message, Uint
+from zmqrl.ps.messages import MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_WORKERS, PROTOCOL, Message, Refuse, Uint
 
 
 class MalformedMessage(Exception):
     """Bytes that are no message of this protocol. Never reaches a user: it is counted."""
+
+
+class OtherProtocol(MalformedMessage):
+    """A message of ``kind`` in another version of the protocol."""
+
+    def __init__(self, protocol: str, kind: str) -> None:
+        super().__init__(f"{kind} in {protocol!r:.40}")
+        self.protocol, self.kind = protocol, kind
 
 
 def kind_of(cls: type) -> str:
@@ -25,12 +33,17 @@ _HINTS: dict[type, tuple[tuple[str, Any], ...]] = {
     cls: tuple((f.name, get_type_hints(cls, include_extras=True)[f.name]) for f in fields(cls))
     for cls in KINDS.values()
 }
+# Those behind them may be left out where they are empty.
+_LEAST_FIELDS = {cls: sum(f.default is MISSING for f in fields(cls)) for cls in KINDS.values()}
 
 
 def encode(message: Message) -> bytes:
     """The header frame of a message."""
-    kind = kind_of(type(message))
-    packed: bytes = msgpack.packb([PROTOCOL, kind, *(getattr(message, name) for name, _ in _HINTS[type(message)])])
+    cls = type(message)
+    values = [getattr(message, name) for name, _ in _HINTS[cls]]
+    while len(values) > _LEAST_FIELDS[cls] and not values[-1]:
+        values.pop()
+    packed: bytes = msgpack.packb([PROTOCOL, kind_of(cls), *values])
     return packed
 
 
@@ -52,19 +65,21 @@ def decode(frame: bytes | memoryview) -> Message:
         )
     except Exception as error:  # msgpack raises a dozen kinds of errors on hostile bytes
         raise MalformedMessage(f"no MessagePack: {type(error).__name__}") from error
-    if not isinstance(array, tuple) or len(array) < 2 or array[0] != PROTOCOL or not isinstance(array[1], str):
+    if not isinstance(array, tuple) or len(array) < 2 or not all(isinstance(word, str) for word in array[:2]):
         raise MalformedMessage(f"no {PROTOCOL} header")
+    if array[0] != PROTOCOL and array[1] != kind_of(Refuse):
+        raise OtherProtocol(*array[:2])
     cls = KINDS.get(array[1])
     if cls is None:
         raise MalformedMessage(f"unknown kind {array[1]!r}")
     hints = _HINTS[cls]
-    if len(array) != 2 + len(hints):
+    if not _LEAST_FIELDS[cls] <= len(array) - 2 <= len(hints):
         raise MalformedMessage(f"{array[1]} with {len(array) - 2} fields instead of {len(hints)}")
-    for (name, hint), value in zip(hints, array[2:], strict=True):
+    for (name, hint), value in zip(hints, array[2:], strict=False):
         if not _fits(value, hint):
             # Not the value: a deeply nested one cannot be printed.
             raise MalformedMessage(f"{array[1]}.{name} is a {type(value).__name__} that does not fit")
-    message: Message = cls(**dict(zip((name for name, _ in hints), array[2:], strict=True)))
+    message: Message = cls(**dict(zip((name for name, _ in hints), array[2:], strict=False)))
     return message
 
 

@@ -35,6 +35,8 @@ class ShardJob:
     """With these every connection is encrypted and authenticated."""
     trace_path: Path | None = None
     trace_versions: int = 0
+    code: str = ""
+    """The zmqrl that workers must run if they say which they run; empty: any."""
     incarnation: int | None = None
     """Greater than that of the process before it; by the clock if not given."""
 

@@ -13,7 +13,6 @@ MAX_CONTROL_BYTES = 1024 * 1024
 MAX_SUBSCRIPTION_BYTES = 512
 MAX_REPORT_BYTES = 16 * 1024
 CHUNK_BYTES = 512 * 1024
-
 TOPIC_WEIGHTS = b"W"
 TOPIC_HEARTBEAT = b"H"
 TOPIC_NEED = b"N"
@@ -43,6 +42,7 @@ Sentence: TypeAlias = Annotated[str, Size(1000)]
 Ranks: TypeAlias = Annotated[tuple[U16, ...], Size(MAX_WORKERS)]
 Tallies: TypeAlias = Annotated[tuple[tuple[U53, ...], ...], Size(MAX_WORKERS)]
 Codec: TypeAlias = Literal["f32", "bf16"]
+Refusal: TypeAlias = Literal["run", "layout", "rank", "replaced", "secret", "key", "code", "protocol"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ class Bye:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """DEALER to ROUTER: who I am. A supervisor proves itself with ``secret``; workers leave it empty."""
+    """DEALER to ROUTER: who I am. A supervisor proves itself with ``secret``. ``code``: which zmqrl a worker runs."""
 
     run: Name
     layout: Name
@@ -128,6 +128,7 @@ class Hello:
     host: Name
     pid: U32
     secret: Name = field(repr=False)
+    code: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +150,10 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """ROUTER to DEALER: the answer to HELLO that ends the conversation. ``reason`` is a sentence for the user."""
+    """ROUTER to DEALER, in every version: the answer to HELLO that ends it. ``reason`` is a sentence for the user."""
 
     run: Name
-    code: Literal["run", "layout", "rank", "replaced", "secret", "key"]
+    code: Refusal
     reason: Sentence
 
 
@@ -359,6 +360,15 @@ class Lost:
     version: U53
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Shard to supervisor: a worker of another zmqrl was refused. ``reason`` is a sentence for the user."""
+
+    run: Name
+    shard: U16
+    reason: Sentence
+
+
 Message: TypeAlias = (
     Gradient
     | Weights
@@ -386,4 +396,5 @@ Message: TypeAlias = (
     | Load
     | Loaded
     | Lost
+    | Refused
 )

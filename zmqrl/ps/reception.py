@@ -14,6 +14,9 @@ from zmqrl.ps.security import ShardKeys, Speaker
 USER_ID = "User-Id"  # under this name the authenticator attaches the sender's public key to every message
 
 
+HELLO = framing.kind_of(m.Hello)
+
+
 class Reception:
     """Turns frames into events. With ``keys``, a key speaks only for the rank or the role that it was made for."""
 
@@ -48,7 +51,13 @@ class Reception:
 
     def control(self, frames: list[zmq.Frame]) -> e.Event:
         """What came over ROUTER."""
-        message = self._decode(frames[1]) if len(frames) in (2, 3) else None
+        try:
+            message = framing.decode(frames[1].buffer) if len(frames) in (2, 3) else None
+        except framing.MalformedMessage as error:
+            if isinstance(error, framing.OtherProtocol) and error.kind == HELLO:
+                return e.ForeignHello(frames[0].bytes, error.protocol)
+            self.log.debug("malformed: %s", error)
+            return e.MalformedArrived()
         if message is None or (len(frames) == 3) != isinstance(message, m.Load):
             return e.MalformedArrived()
         peer, payload = frames[0].bytes, frames[2].bytes if len(frames) == 3 else None

@@ -3,7 +3,6 @@
 import hmac
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
 
 from zmqrl.ps import messages as m
 from zmqrl.ps.shard_events import Action, Identity, Log, PresenceChanged, Send
@@ -83,6 +82,12 @@ class Roster:
         me = self.identity
         if hello.run != me.run:
             return self._refuse("run", f"shard {me.shard} here serves run {me.run}, not run {hello.run}.")
+        if hello.code and me.code and hello.code != me.code:
+            return self._refuse(
+                "code",
+                f"worker {hello.rank} on {hello.host!r:.70} is zmqrl {hello.code!r:.70}, this run is {me.code!r}: "
+                "install the same there, or join with --any-code if the two are known to go together.",
+            )
         if hello.layout != me.layout:
             return self._refuse("layout", f"the parameters here have layout {me.layout}, yours {hello.layout}.")
         if hello.role == "supervisor":
@@ -98,6 +103,20 @@ class Roster:
     def wrong_key(self) -> m.Refuse:
         """The answer to a HELLO that came with the key of somebody else."""
         return self._refuse("key", "the key that you connected with is for another rank or role.")
+
+    def foreign(self, protocol: str) -> m.Refuse:
+        """The answer to a HELLO in another version of the protocol."""
+        return self._refuse(
+            "protocol",
+            f"a worker speaks {protocol!r:.40}, but this run speaks {m.PROTOCOL!r}: use a worker made for that.",
+        )
+
+    def tell_refused(self, refuse: m.Refuse) -> list[Action]:
+        """Tell the supervisor of a worker of another zmqrl; whatever else is refused is for that worker to know."""
+        if refuse.code not in ("code", "protocol"):
+            return []
+        me = self.identity
+        return self.to_supervisor(m.Refused(run=me.run, shard=me.shard, reason=refuse.reason))
 
     def hello(self, peer: bytes, hello: m.Hello, welcome: m.Welcome, now: float) -> list[Action]:
         """Take in who says this HELLO; there must be no ``refusal`` of it."""
@@ -173,5 +192,5 @@ class Roster:
     def _replaced(self, rank: int) -> m.Refuse:
         return self._refuse("replaced", f"a newer process took rank {rank}.")
 
-    def _refuse(self, code: Literal["run", "layout", "rank", "replaced", "secret", "key"], reason: str) -> m.Refuse:
+    def _refuse(self, code: m.Refusal, reason: str) -> m.Refuse:
         return m.Refuse(run=self.identity.run, code=code, reason=reason)

@@ -63,6 +63,7 @@ class ShardServer:
                 "bf16": codec.payload_bytes("bf16", self.count),
             },
             secret=job.secret,
+            code=job.code,
         )
         self.machine = Shard(self.identity, job.timing, consistent=job.consistent, asynchronous=job.asynchronous)
         self.history = History(job.history_path)

@@ -16,6 +16,7 @@ from zmqrl.ps.shard_events import (
     ControlArrived,
     Event,
     FalseHello,
+    ForeignHello,
     GradientArrived,
     Identity,
     Log,
@@ -87,7 +88,9 @@ class Shard:
             case MalformedArrived():
                 actions = self._reject()
             case FalseHello():
-                actions = [*self._reject(), Send(event.peer, self.roster.wrong_key())]
+                actions = self._refuse(event.peer, self.roster.wrong_key())
+            case ForeignHello():
+                actions = self._refuse(event.peer, self.roster.foreign(event.protocol))
             case StateRestored():
                 actions = self._restored(event, now)
             case Tick():
@@ -251,9 +254,11 @@ class Shard:
     def _hello(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
         refusal = self.roster.refusal(hello)
         if refusal is not None:
-            self.contributions.reject()
-            return [Send(peer, refusal)]
+            return self._refuse(peer, refusal)
         return [*self.roster.hello(peer, hello, self._welcome(), now), *self._publish_first()]
+
+    def _refuse(self, peer: bytes, refuse: m.Refuse) -> list[Action]:
+        return [*self._reject(), Send(peer, refuse), *self.roster.tell_refused(refuse)]
 
     def _ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
         known = self.roster.ping(peer, ping, now)

@@ -21,6 +21,8 @@ class Identity:
     codec: m.Codec
     payload_bytes: dict[m.Codec, int]
     secret: str = field(repr=False)
+    code: str = ""
+    """The zmqrl that workers must run if they say which they run; empty: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,14 @@ class FalseHello:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignHello:
+    """A HELLO in another version of the protocol came over the connection ``peer``."""
+
+    peer: bytes
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True)
 class StateRestored:
     """Weights and optimizer state of ``record.version`` are in place: found after a restart, or loaded.
 
@@ -135,7 +145,14 @@ class Tick:
 
 
 Event: TypeAlias = (
-    GradientArrived | ControlArrived | PresenceChanged | MalformedArrived | FalseHello | StateRestored | Tick
+    GradientArrived
+    | ControlArrived
+    | PresenceChanged
+    | MalformedArrived
+    | FalseHello
+    | ForeignHello
+    | StateRestored
+    | Tick
 )
 
 

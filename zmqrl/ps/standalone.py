@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from zmqrl.errors import ClusterError
 from zmqrl.ps import messages as m
-from zmqrl.ps.connection import Cluster
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
