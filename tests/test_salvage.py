@@ -14,7 +14,8 @@ from zmqrl.errors import ClusterError
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT, Counters
 from zmqrl.ps import messages as m
 from zmqrl.ps.partition import Layout
-from zmqrl.rundir import RunDirectory
+from zmqrl.recipes import cartpole
+from zmqrl.rundir import RunDirectory, write_json
 
 LAYOUT = Layout.of([("w", (40,))], 2)
 
@@ -90,6 +91,17 @@ def test_what_cannot_be_read_of_a_killed_run_costs_the_versions_after_the_checkp
     directory.left.write_text(left)
     assert salvage(directory, newest, news.append) is newest
     assert news[0].startswith("what was learned after version 20 is lost: ")
+
+
+def test_a_host_that_cannot_be_reached_any_more_is_named_and_what_leads_to_it_stays(tmp_path: Path) -> None:
+    directory, news = RunDirectory(tmp_path), list[str]()
+    host = {"host": "h9", "command": ["false"], "work": "run", "lease_s": 8.0}
+    shards = [{"shard": shard, "host": "h9", "control": f"tcp://10.0.0.1:{9000 + shard}"} for shard in range(2)]
+    write_json(directory.left, {"run": "r", "config": cartpole().to_json(), "hosts": [host], "shards": shards})
+    newest = checkpoint(20, {})
+    assert salvage(directory, newest, news.append) is newest
+    assert news == ["what was learned after version 20 is lost: h9: exit status 1"]
+    assert directory.left.exists()
 
 
 def test_what_leads_to_the_state_of_a_killed_run_stays_when_it_is_taken_up(tmp_path: Path) -> None:
