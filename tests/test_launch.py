@@ -79,18 +79,23 @@ def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: 
         eventually(lambda: no_process_on(lab), "the end of every process", 15)
 
 
-def test_a_run_whose_launcher_was_killed_is_resumed_with_its_whole_history(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_whose_launcher_was_killed_is_resumed_where_its_shards_were_on_other_hosts(
+    lab: Lab, tmp_path: Path
+) -> None:
     path = tmp_path / "run"
-    with launching(lab, path, "--workers", "2", "--shards", "2", "--checkpoint.every-minutes", "0.02") as run:
-        run.wait_to_say("checkpoint of version")
+    with launching(lab, path, "--workers", "2", "--shards", "2", "--straggle", "0:0.02") as run:
         run.wait_for(20)
         run.signal(signal.SIGKILL)
         run.wait()
-    resumed_at = run.files.newest().version
-    # The histories stood with h1 and h2; now the shards are on others.
-    with launching(lab, path, "--resume", "--updates", str(resumed_at + 30), hosts="h2,h1,h3") as run:
+    killed_at = run.files.version()
+    assert run.files.newest().version == 0, "there was time for a checkpoint"
+    # State and histories stand with h1 and h2; now the shards are on others.
+    with launching(lab, path, "--resume", "--minutes", "0.03", hosts="h2,h1,h3") as run:
         assert run.wait(within_s=120) == 0, run.said()
-    run.files.assert_history_exact(resumed_at + 30)
+    resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
+    summary = run.files.assert_summary_exact("minutes")
+    assert killed_at <= resumed_at < summary["updates"]
+    run.files.assert_history_exact(summary["updates"])
 
 
 @pytest.mark.parametrize("fault", ["link", "blackhole"])

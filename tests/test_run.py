@@ -129,7 +129,7 @@ def test_the_cluster_file_is_private_and_tells_all_that_a_worker_needs(finished:
 
 def test_what_is_only_for_a_living_run_goes_with_it(finished: Finished) -> None:
     left = {path.name for path in finished.path.iterdir()}
-    assert not left & {"cluster.json", "sockets"}
+    assert not left & {"cluster.json", "left.json", "sockets"}
     assert not list((finished.path / "state").iterdir())
 
 

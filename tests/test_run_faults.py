@@ -123,7 +123,10 @@ def test_a_worker_that_is_stopped_is_named_and_started_again(tmp_path: Path) -> 
         run.files.assert_history_exact(run.files.assert_summary_exact("interrupted")["updates"])
 
 
-def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_where_its_shards_were(
+    tmp_path: Path, lost: bool
+) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY, "--checkpoint.every-minutes", "0.03") as run:
         run.wait_to_say("checkpoint of version")
@@ -134,17 +137,26 @@ def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_can_be_resumed
         run.process.wait()
         run.assert_nothing_left(pids, within_s=5)
     last = checkpoints(path / "checkpoints")[-1]
-    resumed_at = run.files.newest().version
-    killed_at = run.files.version()
-    assert killed_at > resumed_at
-    kept = [run.files.history(shard)[:resumed_at] for shard in range(2)]
+    checkpointed_at, killed_at = run.files.newest().version, run.files.version()
+    assert killed_at > checkpointed_at
+    kept = checkpointed_at if lost else killed_at
+    history = [run.files.history(shard)[:kept] for shard in range(2)]
+    if lost:
+        (path / "state" / "shard-1.slots").unlink()
 
     files = trained(path, "--resume", "--updates", str(killed_at + 10))
-    assert f"resuming from version {resumed_at}" in (tmp_path / "run.stdout").read_text(encoding="utf-8")
+    said = (tmp_path / "run.stdout").read_text(encoding="utf-8")
+    resumed_at = said.partition("resuming from version ")[2].split()[0]
+    if lost:
+        assert f"what was learned after version {kept} is lost: shard 1 of 2 found no state of this run." in said
+        assert int(resumed_at) == checkpointed_at
+        assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
+    else:  # the last version may have been made without a line of it
+        assert int(resumed_at) in (killed_at, killed_at + 1)
     files.assert_summary_exact("updates")
     files.assert_history_exact(killed_at + 10)
-    assert [files.history(shard)[:resumed_at] for shard in range(2)] == kept
-    assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
+    assert [files.history(shard)[:kept] for shard in range(2)] == history
+    assert not (path / "left.json").exists()
     versions = [row["version"] for row in files.metrics()]
     assert versions == sorted(set(versions))
     assert last.exists()
@@ -263,6 +275,7 @@ def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_
         assert " (exit status 3); its log " in run.complaint().split("\nThe first to fail was shard-1 on ")[1]
         assert f"cannot write {path}/history/shard-1.jsonl: Is a directory." in run.complaint()
         assert run.files.summary()["exit_reason"] == "failed"
+        assert (path / "left.json").exists(), "nobody could find the state of the shards"
 
 
 def test_of_a_cascade_the_failure_that_began_it_is_told_last_and_decides_the_exit_status(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class Config:
     run_dir: Path | None = None
     """Run directory; runs/RECIPE-DATE-TIME if not given."""
     resume: bool = False
-    """Go on from the newest checkpoint in the run directory."""
+    """Go on with the run in the run directory: from where it ended, or was killed."""
     envs: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

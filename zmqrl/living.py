@@ -17,7 +17,7 @@ MOST_AT_A_TIME = 16  # hosts asked
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """``cluster`` is the contents of ``cluster.json``: of a run that lives, or that was killed; else None."""
+    """``cluster`` is the contents of ``cluster.json``: of a run that lives, or that could not end; else None."""
 
     directory: RunDirectory
     cluster: dict[str, Any] | None
@@ -28,13 +28,15 @@ class Living:
         directory = RunDirectory(path)
         if not directory.config.is_file():
             raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
-        try:
-            cluster = json.loads(directory.cluster.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            cluster = None
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read {directory.cluster}: {error}.") from error
-        return cls(directory, cluster)
+        # Of one that is being resumed, only what it is now tells.
+        for file in (directory.cluster, *([] if directory.in_use() else [directory.left])):
+            try:
+                return cls(directory, json.loads(file.read_text(encoding="utf-8")))
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                raise UsageError(f"cannot read {file}: {error}.") from error
+        return cls(directory, None)
 
     def is_alive(self) -> bool:
         """Whether its supervisor lives."""

@@ -1,5 +1,6 @@
 """The run directory: where everything that a run leaves has its place."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -26,6 +27,7 @@ class RunDirectory:
     tensorboard = property(lambda self: self.path / "tensorboard")
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
+    left = property(lambda self: self.path / "left.json")
     keys = property(lambda self: self.path / "keys")
     traces = property(lambda self: self.path / "traces")
     trace = property(lambda self: self.path / "trace.json")
@@ -76,7 +78,13 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
             raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
-        self._remove_what_lets_join()  # of a run that was killed
+        self.set_aside()
+
+    def set_aside(self) -> None:
+        """Of a run that was killed or could not end, if there was one: keep what leads to the state of its shards."""
+        with contextlib.suppress(FileNotFoundError):
+            self.cluster.replace(self.left)
+        self._remove_what_lets_join()
 
     def in_use(self) -> bool:
         """Whether a run lives in it now."""

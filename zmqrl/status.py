@@ -33,13 +33,13 @@ def status(path: Path) -> dict[str, Any]:
     """Plain data. ``state``: running, killed (its launcher, which could not end it) or ended."""
     living, record = Living.read(path), RunRecord.read(path)
     last = record.rows[-1] if record.rows else {}
-    state = "running" if living.is_alive() else "killed" if living.cluster is not None else "ended"
+    state = "running" if living.is_alive() else "ended" if record.summary or living.cluster is None else "killed"
     return {
         "state": state,
         "exit_reason": (record.summary or {}).get("exit_reason"),
         **{key: last.get(key) for key in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50")},
         "processes": [dict(zip(("name", "host", "pid"), each, strict=True)) for each in living.processes()],
-        "hosts": living.hosts() if state == "killed" else {},
+        "hosts": living.hosts() if state != "running" else {},
     }
 
 
@@ -56,6 +56,6 @@ def _report(found: dict[str, Any]) -> str:
         else:
             left = ", ".join(answer["files"]) or "no files"
             lines.append(f"{host}: {'still ends its processes' if answer['alive'] else 'no process'}; {left}")
-    if found["state"] == "killed":
-        lines.append("go on with it by --resume, from its newest checkpoint")
+    if found["hosts"]:
+        lines.append("go on with it by --resume, from the newest version that its shards hold")
     return "\n".join(lines)

@@ -25,15 +25,23 @@ FOLLOWERS = {EVALUATOR: "zmqrl.evaluate", RECORDER: "zmqrl.record"}
 
 
 class Plan:
-    """The processes of one run. ``run`` is new each time; ``secret`` proves the supervisor to the shards.
+    """The processes of one run. ``run`` is new each time, unless its shards are to find the state of that run again.
 
-    ``deployment`` says where each of them runs.
+    ``deployment`` says where each of them runs. ``secret`` proves the supervisor to the shards.
     """
 
-    def __init__(self, config: Config, directory: RunDirectory, layout: Layout, deployment: Deployment) -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        layout: Layout,
+        deployment: Deployment,
+        *,
+        run: str | None = None,
+    ) -> None:
         self.config, self.directory, self.layout = config, directory, layout
         self.deployment, self.sites, self.threads = deployment, deployment.sites, deployment.threads
-        self.run = secrets.token_hex(8)
+        self.run = run or secrets.token_hex(8)
         self.secret = secrets.token_hex(16)
         addresses = [self.sites[f"shard-{shard}"].address for shard in range(layout.shards)]
         encrypted = config.wire.encrypts(addresses)

@@ -21,6 +21,7 @@ from zmqrl.agent.plugin import load_loss
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster import resume
 from zmqrl.cluster.deployment import Deployment, on_this_machine
+from zmqrl.cluster.salvage import salvage
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
@@ -54,7 +55,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
         if config.resume:
             stored = Config.read(directory.config)
             resume.check_task(stored, config, spec.flavour, directory.path)
-            checkpoint = resume.newest_checkpoint(directory, initial)
+            checkpoint = salvage(directory, resume.newest_checkpoint(directory, initial), news.append)
             resume.check_unfinished(config, checkpoint, directory.path)
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):

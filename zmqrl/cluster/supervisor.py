@@ -61,7 +61,7 @@ class Supervisor:
             config, directory, self.keeper, console, self._bring_checkpoint, self._drop_checkpoint
         )
         self.endpoints: dict[int, dict[Role, str]] = {}
-        self.reports_closed = self.ending = False
+        self.reports_closed = self.ending = self.saved = False
         self.refused: set[str] = set()  # what was said of workers that are of another zmqrl
         self.interrupts = 0
         self.asked_at = 0.0
@@ -72,6 +72,7 @@ class Supervisor:
         """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when it failed."""
         reason: Reason = "failed"
         with contextlib.ExitStack() as at_the_end:  # all of it, whatever happens to one part; in the reverse order
+            at_the_end.callback(lambda: None if self.saved else self.directory.set_aside())
             at_the_end.callback(self.followers.close)
             at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
             at_the_end.callback(
@@ -355,6 +356,8 @@ class Supervisor:
                 self.console.notice(f"the last checkpoint has to wait: {error}")
         for shard in self.shards.numbers:
             self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has it all
+        self.directory.left.unlink(missing_ok=True)
+        self.saved = True
 
     def _pump(self) -> None:
         """Take in what arrives while the run ends; shards that die are started again, workers have done their work."""
@@ -369,7 +372,9 @@ class Supervisor:
 
     def _save_what_is_left(self) -> None:
         """After a failure: the version that the shards still hold is worth a checkpoint, if they can be asked."""
-        if self.ending or not self.shards.ready or max(self.shards.seen.values()) == self.shards.checkpoint.version:
+        if max(self.shards.seen.values()) == self.shards.checkpoint.version:
+            self.saved = True
+        if self.saved or self.ending or not self.shards.ready:
             return
         try:
             self._finish("failed")
