@@ -182,7 +182,7 @@ class LinkLost(Exception):
 
 def _read_all(pipe: int) -> bytes:
     """What is there, or a part of it if that is very much: others have something to say, too."""
-    pieces = []
+    pieces: list[bytes] = []
     with contextlib.suppress(BlockingIOError):
         while len(pieces) < MOST_PIECES and (piece := os.read(pipe, 1 << 20)):
             pieces.append(piece)
