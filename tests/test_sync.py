@@ -49,7 +49,7 @@ class Host:
 
 
 def ask(python: str, code: str) -> Any:
-    return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout)
 
 
 def small_wheel(directory: Path, name: str) -> None:

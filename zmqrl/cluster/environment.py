@@ -27,7 +27,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that makes an environment whole
-LINES_TOLD = 3  # of a command that failed
+LINES_KEPT, LINES_TOLD = 30, 3  # of a command that failed: those that say that they are errors, else the last ones
 SEEN = "import json, sys; print(json.dumps(sys.path))"
 
 
@@ -78,13 +78,15 @@ def _lacking(requires: Mapping[str, str]) -> list[str]:
 
 def _install(path: Path, request: Mapping[str, Any]) -> None:
     """An environment with all packages: those that this Python has in the right version are taken from there."""
+    requires, pins = request["requires"], request["pins"]
     _run([sys.executable, "-m", "venv", str(path)])
+    pip = [str(_python_of(path)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    _run([*pip, "uninstall", "--yes", "setuptools"])  # an old one, that would hide the one which packages require
     _let_see(path, sys.executable)
     constraints = path / "constraints.txt"
-    constraints.write_text("".join(f"{name}=={version}\n" for name, version in sorted(request["pins"].items())))
-    wanted = [f"{name}=={version}" for name, version in request["requires"].items()]
-    pip = [str(_python_of(path)), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    _run([*pip, "--progress-bar", "off", "--constraint", str(constraints), *wanted])
+    constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in sorted(pins.keys() - requires.keys())))
+    wanted = [f"{name}=={version}" for name, version in requires.items()]
+    _run([*pip, "install", "--progress-bar", "off", "--constraint", str(constraints), *wanted])
 
 
 def _unpack(path: Path, wheel: bytes, base: str) -> None:
@@ -153,7 +155,7 @@ def _lock(lock: int, path: Path) -> None:
 
 def _run(argv: list[str]) -> None:
     """Run a command and tell what it says. It ends with us, and when the launcher hangs up. Raises CannotMake."""
-    last: deque[str] = deque(maxlen=LINES_TOLD)
+    last: deque[str] = deque(maxlen=LINES_KEPT)
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -171,7 +173,8 @@ def _run(argv: list[str]) -> None:
             os.killpg(process.pid, signal.SIGKILL)  # it is not reaped before: the id is its own
             raise
     if process.returncode != 0:
-        raise CannotMake(" / ".join(last) or f"{argv[2]} ended with status {process.returncode}")
+        told = [line for line in last if line.startswith("ERROR")] or list(last)
+        raise CannotMake(" / ".join(told[-LINES_TOLD:]) or f"{argv[2]} ended with status {process.returncode}")
 
 
 def _lines(pipe: int) -> Iterator[str]:
