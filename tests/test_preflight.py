@@ -162,7 +162,7 @@ def test_what_keeps_a_run_from_a_host_is_a_problem(facts: dict[str, Any], senten
         ({"shm_bytes": 1e6}, "h1: only 1.0 MB are left in /dev/shm."),
         (
             {"memory_bytes": 10**8},
-            "h1: 100.0 MB of memory are free, but its 2 processes take about 400.0 MB each.",
+            "h1: 100.0 MB of memory are free, but its 2 processes of this run take about 460.0 MB.",
         ),
         ({"clock_ahead_s": -3.0}, "h1: its clock is 3.0 s behind the one here: times in logs will not match."),
     ],

@@ -19,7 +19,7 @@ from zmqrl.errors import ClusterError
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
-PROCESS_BYTES = 400e6  # about what a worker of 32 games takes, most of it for torch
+PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # with 32 games and a small network, most of it for torch
 PROCESS_FILES = 64  # what each process has open besides its connections
 PORTS_OF_SHARD = 3
 CLOCK_OFF_S = 1.0
@@ -163,8 +163,9 @@ def _host_warnings(facts: Facts, names: Sequence[str]) -> Iterator[str]:
     if facts["shm_bytes"] < LOW_SHM_BYTES:
         yield f"only {size(facts['shm_bytes'])} are left in /dev/shm"
     memory = facts["memory_bytes"]
-    if memory is not None and memory < len(names) * PROCESS_BYTES:
-        yield f"{size(memory)} of memory are free, but its {len(names)} processes take about {size(PROCESS_BYTES)} each"
+    takes = sum(SHARD_BYTES if name.startswith("shard-") else PLAYER_BYTES for name in names)
+    if memory is not None and memory < takes:
+        yield f"{size(memory)} of memory are free, but its {len(names)} processes of this run take about {size(takes)}"
     ahead_s = facts["clock_ahead_s"]
     if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
         direction = "ahead of" if ahead_s > 0 else "behind"
