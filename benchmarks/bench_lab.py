@@ -54,6 +54,7 @@ class Lab:
 @contextlib.contextmanager
 def lab(hosts: int) -> Iterator[Lab]:
     """So many hosts, which are gone afterwards. Ends the benchmark when there cannot be any."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # it leaves nothing behind, then, too
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
         made = Lab(Path(scratch) / "lab")
         try:

@@ -4,11 +4,12 @@
         [--rate 50mbit off] [--seconds 60] [--output DIR]
 
 Each shard and each worker has a host of its own in a network lab on this machine, whose network is limited to the rate,
-each way. The recipe is dba3c-breakout, with the original's own hyper-parameters, unless another one is given.
-Writes `results.json` and `central-graph.png` into the directory.
+each way. Unless another recipe is given, each worker learns Pong from four games by five steps at a time, so that an
+update costs the network much more than the processors. Writes `results.json` and `central-graph.png`.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from zmqrl.plot import COLOURS, STYLE
 MOST_HOSTS = 8
 FIRST_ROW_WITHIN_S = 180.0
 WARM_UP_S = 10.0
+DEFAULT = ["pong", "--algo", "ba3c", "--envs.num-envs", "4", "--ba3c.rollout-steps", "5"]
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
@@ -39,6 +41,7 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
         f'[[host]]\nname = "{host}"\n{"shards" if index < shards else "workers"} = 1\nthreads = 1\n'
         for index, host in enumerate(used)
     )
+    load_before = os.getloadavg()[0]
     numbers = ["--shards", str(shards), "--workers", str(workers)]
     with launched(where, hosts, [*options, *numbers]) as run:
         first = run.wait_for(lambda: row_after(run, WARM_UP_S), "row of figures", FIRST_ROW_WITHIN_S)
@@ -52,7 +55,7 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
         host: max(now - then for now, then in zip(after.links[host], before.links[host], strict=True)) * 8 / elapsed_s
         for host in used
     }
-    bits_per_s = max(busiest.values())
+    host = max(busiest, key=lambda host: busiest[host])
     row = {
         "shards": shards,
         "workers": workers,
@@ -61,9 +64,11 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
         "updates_per_s": (last["version"] - first["version"]) / wall_s,
         "agent_steps_per_s": (last["agent_steps"] - first["agent_steps"]) / wall_s,
         "measured_s": wall_s,
-        "busiest_host": max(busiest, key=lambda host: busiest[host]),
-        "busiest_link_mbit_per_s": bits_per_s / 1e6,
+        "agent_steps_per_update": last["agent_steps"] / max(1, last["version"]),
+        "busiest_host": host,
+        "busiest_link_mbit_per_s": busiest[host] / 1e6,
         "links_allow_updates_per_s": links_allow(parameters, shards, workers, rate),
+        "load_before": load_before,  # of others, if there is any
         "processors_busy": (after.busy_s - before.busy_s) / (elapsed_s * (os.cpu_count() or 1)),
         "split_s": last["split_s"],
     }
@@ -114,14 +119,13 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         curves = sorted({(row["rate"], row["workers"]) for row in rows}, key=lambda curve: (curve[0] == "off", curve))
         for colour, (rate, workers) in zip(COLOURS, curves, strict=False):
             mine = [row for row in rows if (row["rate"], row["workers"]) == (rate, workers)]
+            mine.sort(key=lambda row: row["shards"])
             shards = [row["shards"] for row in mine]
             network = "no limit" if rate == "off" else f"{rate[:-4]} {rate[-4].upper()}bit/s a host"
             label = f"{workers} workers, {network}"
             axes.plot(shards, [row["agent_steps_per_s"] for row in mine], "o-", color=colour, label=label)
             if rate != "off":
-                steps = [
-                    row["links_allow_updates_per_s"] * row["agent_steps_per_s"] / row["updates_per_s"] for row in mine
-                ]
+                steps = [row["links_allow_updates_per_s"] * row["agent_steps_per_update"] for row in mine]
                 axes.plot(shards, steps, ":", color=colour, label="what its links allow")
         axes.set_xticks(sorted({row["shards"] for row in rows}))
         axes.set_xlabel("parameter-server shards, each on a host of its own")
@@ -146,18 +150,19 @@ def main() -> None:
     if hosts > MOST_HOSTS:
         parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
     # A slice takes seconds where the network is slow: nobody is to ask for it again meanwhile.
-    options = [*(options or ["dba3c-breakout"]), "--wire.need-s", "10", "--trackers"]
-    rows = []
-    with lab(hosts) as where:
-        for rate in arguments.rate:
-            for workers in arguments.workers:
-                rows += [
-                    measure(where, shards, workers, rate, options, arguments.seconds) for shards in arguments.shards
-                ]
+    options = [*(options or DEFAULT), "--wire.need-s", "10", "--trackers"]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    result = {"command": shlex.join(sys.argv), "options": options, "provenance": provenance(), "rows": rows}
-    (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    draw(rows, arguments.output / "central-graph.png")
+    result: dict[str, Any] = {
+        "command": shlex.join(sys.argv),
+        "options": options,
+        "provenance": provenance(),
+        "rows": [],
+    }
+    with lab(hosts) as where:
+        for rate, workers, shards in itertools.product(arguments.rate, arguments.workers, arguments.shards):
+            result["rows"].append(measure(where, shards, workers, rate, options, arguments.seconds))
+            (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    draw(result["rows"], arguments.output / "central-graph.png")
     print(arguments.output / "central-graph.png")
 
 

@@ -34,6 +34,7 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     """One start: seconds of each phase, which follow each other, and of what a worker does in its own."""
     names = [f"h{number}" for number in range(1, hosts + 1)]
     workers = WORKERS_ON_A_HOST * hosts
+    load_before = os.getloadavg()[0]
     numbers = ["--shards", str(hosts), "--workers", str(workers), "--wire.need-s", "30"]
     with launched(where, ",".join(names), [*options, *numbers]) as run:
         log = run.path / "logs/shard-0.log"
@@ -53,6 +54,7 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     row = {
         "hosts": hosts,
         "processes": hosts + workers,
+        "load_before": load_before,  # of others, if there is any
         "total_s": sum(took_s.values()),
         "phases_s": took_s,
         # What a worker says of its own start, in the middle of them.
