@@ -170,5 +170,6 @@ def _print_plan(options: Options, hosts: Sequence[Host], config: Config) -> None
     cores = len(os.sched_getaffinity(0))
     placement = place_run(config, hosts, {host.name: host.slots or cores for host in hosts})
     commands = [shlex.join(options.command(host)) for host in hosts]
-    lines = [placement.table(), *placement.notices, "", *commands]
+    first = ["with an environment for this zmqrl made first, whose Python then takes the place of the one here:"]
+    lines = [placement.table(), *placement.notices, "", *(first if options.sync == "wheel" else []), *commands]
     sys.stdout.write("\n".join(lines) + "\n")
