@@ -1,6 +1,7 @@
 """The command line: ``zmqrl train`` and the commands around it."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import sys
@@ -98,6 +99,8 @@ def train_config(arguments: list[str]) -> "Config":
     stored = Config.read(config.run_dir / "config.json")
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{config.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
+    if any(option.partition("=")[0] == "--straggle" for option in options):  # it would be appended to what is stored
+        stored = dataclasses.replace(stored, straggle=())
     return _parse(Config, stored, options, "zmqrl train")
 
 
