@@ -28,7 +28,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
-    "launch": Command("zmqrl.cluster.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts, over ssh"),
+    "launch": Command(
+        "zmqrl.cluster.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts, over ssh or Slurm"
+    ),
     "eval": Command("zmqrl.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
     "record": Command("zmqrl.record", "RUN [options]", "play one game with a run's policy, keep it as a video"),
     "worker": Command("zmqrl.join", "DIR/cluster.json", "join a living run as one of its open ranks"),
@@ -70,10 +72,13 @@ def run(arguments: Sequence[str]) -> int:
 
             return train(train_config(rest))
         case "launch":
-            from zmqrl.cluster import launch
+            from zmqrl.cluster import launch, requeue
 
             options, rest = _parse_known(launch.Options, rest, "zmqrl launch")
-            return launch.run(options, train_config(rest))
+            config = train_config(rest)
+            if options.requeue and not config.resume and requeue.is_begun(config):
+                config = train_config([*rest, "--resume"])
+            return launch.run(options, config)
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
     module = importlib.import_module(COMMANDS[command].module)

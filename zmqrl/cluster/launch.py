@@ -1,4 +1,4 @@
-"""``zmqrl launch``: the same run as ``zmqrl train``, on the hosts of a list or a file, over ssh."""
+"""``zmqrl launch``: the same run as ``zmqrl train``, on other hosts: over ssh, or on the nodes of a Slurm job."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,7 @@ import os
 import shlex
 import socket as host_socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import tyro
 
+from zmqrl.cluster import requeue, slurm
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.deployment import Deployment, Site, place_run
 from zmqrl.cluster.hosts import Host, read_hosts, select
@@ -31,10 +32,19 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; with the time
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train on several hosts, reached by ssh. All options of `zmqrl train` go with it."""
+    """Train on several hosts: those of -H over ssh, or with --slurm the nodes of the Slurm job that this runs in.
 
-    hosts: Annotated[str, tyro.conf.arg(aliases=["-H"])]
+    All options of `zmqrl train` go with it.
+    """
+
+    hosts: Annotated[str | None, tyro.conf.arg(aliases=["-H"])] = None
     """Hosts: a list such as h1,node[01-16]:4 (workers behind the colon), a hostfile, or a .toml file."""
+    slurm: bool = False
+    """On the nodes of this Slurm job, by srun."""
+    requeue: bool = False
+    """When Slurm sends USR1 ahead of a time limit, put the job back into the queue; its next start goes on."""
+    node_address: str | None = None
+    """Where other nodes reach a node, with %N for its name, such as %N-ib0; by default where Slurm does."""
     include: str | None = None
     """Only these of the hosts, as a list."""
     exclude: str | None = None
@@ -47,21 +57,63 @@ class Options:
     """Processes on a host end when nothing was heard from here for so long."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """The hosts of a run, and how they are reached."""
+
+    hosts: tuple[Host, ...]
+    command: Callable[[Host], list[str]]
+    """Runs an agent on a host."""
+    cores: Mapping[str, int]
+    """How many cores of a host we may use, where that is said and not found out."""
+    home: str
+    """The machine, or the machines, on which the path of a run directory means one directory."""
+
+
 def run(options: Options, config: Config) -> int:
     """Launch a run; the exit status. Raises ZmqrlError."""
-    hosts = select(read_hosts(options.hosts), options.include, options.exclude)
+    if options.slurm == (options.hosts is not None):
+        raise UsageError("where to? Say -H HOSTS for hosts that ssh reaches, or --slurm for the nodes of a Slurm job.")
+    if not options.slurm and (options.requeue or options.node_address is not None):
+        raise UsageError("--requeue and --node-address go with --slurm only.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g}.")
     config = dataclasses.replace(config, wire=dataclasses.replace(config.wire, transport="tcp"))
+    job = slurm.allocation() if options.slurm else None
+    reach = _by_ssh(options) if job is None else _by_slurm(options, job)
+    if options.requeue and job is not None:
+        requeue.check(job.job, config)
+        config = requeue.left_of(config)
     if options.dry_run:
-        _print_plan(options, hosts, config)
+        _print_plan(reach, config)
         return 0
-    return train_on(config, partial(over_ssh, options, hosts))
+    train = partial(train_on, config, partial(on_hosts, options, reach))
+    return train() if job is None else requeue.requeued(job.job if options.requeue else None, train)
 
 
-def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory: RunDirectory) -> Deployment:
-    """Connect to all ``hosts`` and place the processes on them. Raises ClusterError that names each that fails."""
-    links = {host.name: _link(options, host, directory) for host in hosts}
+def _by_ssh(options: Options) -> Reach:
+    assert options.hosts is not None
+    return Reach(
+        hosts=select(read_hosts(options.hosts), options.include, options.exclude),
+        command=lambda host: ssh_command(host.name, host.python or sys.executable, config=options.ssh_config),
+        cores={},
+        home=host_socket.gethostname(),
+    )
+
+
+def _by_slurm(options: Options, job: slurm.Allocation) -> Reach:
+    return Reach(
+        hosts=select(job.hosts(options.node_address), options.include, options.exclude),
+        command=lambda host: slurm.srun_command(job.job, host.name, sys.executable),
+        cores=job.cores,
+        home=job.cluster,  # its next start may be on other nodes, which have the same file systems
+    )
+
+
+def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:
+    """Connect to all hosts and place the processes on them. Raises ClusterError that names each that fails."""
+    hosts, work = reach.hosts, place_of(directory, reach.home)
+    links = {host.name: Link(host.name, reach.command(host), work=work, lease_s=options.lease_s) for host in hosts}
     try:
         failed = connect(list(links.values()))
         if failed:
@@ -69,7 +121,8 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
             raise ClusterError(f"{len(failed)} of {len(hosts)} hosts cannot be used:{told}")
         facts = {name: link.up for name, link in links.items() if link.up is not None}
         _check_code(facts)
-        placement = place_run(config, hosts, {name: up["cores"] for name, up in facts.items()})
+        cores = {name: min(up["cores"], reach.cores.get(name, up["cores"])) for name, up in facts.items()}
+        placement = place_run(config, hosts, cores)
         places = {name: RunDirectory(Path(up["work"])) for name, up in facts.items()}
         addresses = {host.name: host.address or facts[host.name]["address"] for host in hosts}
         unknown = [name for name, address in addresses.items() if address is None]
@@ -91,17 +144,12 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
     return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=placement.notices)
 
 
-def _link(options: Options, host: Host, directory: RunDirectory) -> Link:
-    return Link(host.name, _command(options, host), work=place_of(directory), lease_s=options.lease_s)
+def place_of(directory: RunDirectory, home: str) -> str:
+    """The name of this run's place on any host: the same for every sitting of the run, and for no other run.
 
-
-def _command(options: Options, host: Host) -> list[str]:
-    return ssh_command(host.name, host.python or sys.executable, config=options.ssh_config)
-
-
-def place_of(directory: RunDirectory) -> str:
-    """The name of this run's place on any host: the same for every sitting of the run, and for no other run."""
-    identity = f"{host_socket.gethostname()}:{directory.path}"
+    ``home`` says on which machine the directory is.
+    """
+    identity = f"{home}:{directory.path}"
     return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
@@ -115,10 +163,10 @@ def _check_code(facts: Mapping[str, Mapping[str, str]]) -> None:
         )
 
 
-def _print_plan(options: Options, hosts: Sequence[Host], config: Config) -> None:
-    """What a dry run prints. No host is asked, so those without slots are taken to have as many cores as this one."""
-    cores = len(os.sched_getaffinity(0))
-    placement = place_run(config, hosts, {host.name: host.slots or cores for host in hosts})
-    commands = [shlex.join(_command(options, host)) for host in hosts]
+def _print_plan(reach: Reach, config: Config) -> None:
+    """What a dry run prints. No host is asked: it is taken to have as many cores as slots, or else as this one."""
+    cores = {host.name: reach.cores.get(host.name, host.slots or len(os.sched_getaffinity(0))) for host in reach.hosts}
+    placement = place_run(config, reach.hosts, cores)
+    commands = [shlex.join(reach.command(host)) for host in reach.hosts]
     lines = [placement.table(), *placement.notices, "", *commands]
     sys.stdout.write("\n".join(lines) + "\n")
