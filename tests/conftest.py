@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
+import slurm as slurm_rig
 from hypothesis import HealthCheck, settings
 from lab import PROGRAMS, Lab, running_lab
+from slurm import Slurm, running_slurm
 
 settings.register_profile(
     "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -77,6 +79,20 @@ def need_a_lab(need_programs: Callable[..., None], skip_or_fail: Callable[[str],
 def lab_of_all_tests(need_a_lab: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with running_lab(4, tmp_path_factory.mktemp("shared")) as lab:
         yield lab
+
+
+@pytest.fixture(scope="module")
+def slurm(
+    need_programs: Callable[..., None],
+    skip_or_fail: Callable[[str], NoReturn],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Slurm]:
+    """A Slurm of three nodes, n1 to n3, that are all this machine."""
+    need_programs(*slurm_rig.PROGRAMS)
+    if os.geteuid() != 0:
+        skip_or_fail("a Slurm of its own needs root")
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as slurm:
+        yield slurm
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command line: what it offers, and what it says to those who ask for what cannot be."""
 
+import dataclasses
 import re
 import socket
 import subprocess
@@ -272,6 +273,13 @@ COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()
 def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:
     path = finished_run(refused.where / "run", counters=COUNTERS)
     assert names.format(path) in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
+
+
+def test_an_option_that_may_be_repeated_is_not_added_to_what_it_was_before(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), straggle=("0:0.1",)))
+    resume = ["--run-dir", str(path), "--resume"]
+    assert cli.train_config(resume).straggle == ("0:0.1",)
+    assert cli.train_config([*resume, "--straggle", "0:0.1"]).straggle == ("0:0.1",)
 
 
 def test_resuming_with_another_recipe_is_refused(refused: Refused) -> None:

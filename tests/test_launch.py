@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -47,7 +48,7 @@ def test_a_run_on_four_hosts_learns_ends_well_and_everything_comes_home(lab: Lab
     assert (run.files.path / "trace.json").stat().st_size > 1000
     assert "is here" in run.files.log("shard-1")
     eventually(lambda: no_process_on(lab), "the end of every process", 15)
-    name = place_of(RunDirectory(run.files.path))
+    name = place_of(RunDirectory(run.files.path), socket.gethostname())
     assert not any((Path("/var/tmp/zmqrl-0") / host / name).exists() for host in lab.hosts)
 
 

@@ -1,6 +1,6 @@
 """One life cycle for all launchers: what is started is told of, what ends is told of, and nothing is left behind.
 
-Every test runs with processes of this machine, and with those of a host that is reached by ssh.
+Every test runs with processes of this machine, of a host that is reached by ssh, and of a node of a Slurm job.
 """
 
 import contextlib
@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 from lab import Lab
 from rig import eventually, is_alive
+from slurm import NODES, Slurm
 
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.deployment import HERE
 from zmqrl.cluster.launcher import Exited, Said, Task
 from zmqrl.cluster.link import Link
+from zmqrl.cluster.slurm import srun_command
 from zmqrl.cluster.ssh import connect, ssh_command
 
 WITHIN_S = 30.0
@@ -71,6 +73,24 @@ class OverSSH(Place):
         self.lab.run(self.host, ["kill", "-9", str(pid)])
 
 
+class UnderSlurm(Place):
+    """A node of a job. Process ids are those of all nodes, but not those of this machine."""
+
+    lease_s = 5.0
+
+    def __init__(self, slurm: Slurm, job: str) -> None:
+        self.slurm, self.job, self.host = slurm, job, NODES[1]
+
+    def command(self) -> list[str]:
+        return srun_command(self.job, self.host, sys.executable)
+
+    def alive(self, pid: int) -> bool:
+        return self.slurm.alive(pid)
+
+    def kill(self, pid: int) -> None:
+        self.slurm.inside("kill", "-9", str(pid))
+
+
 class Watched:
     """A launcher, and all that it told."""
 
@@ -104,13 +124,28 @@ class Watched:
         return self.ends(name)[-1]
 
 
-@pytest.fixture(params=["local", "ssh"])
-def place(request: pytest.FixtureRequest) -> Place:
-    return Place() if request.param == "local" else OverSSH(request.getfixturevalue("lab"), "h1")
+@pytest.fixture(scope="module")
+def job(slurm: Slurm) -> Iterator[str]:
+    """A job that has all nodes."""
+    job = slurm.allocate()
+    yield job
+    slurm("scancel", job)
+
+
+@pytest.fixture(params=["local", "ssh", "slurm"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if request.param == "local":
+        return Place()
+    if request.param == "ssh":
+        return OverSSH(request.getfixturevalue("lab"), "h1")
+    slurm: Slurm = request.getfixturevalue("slurm")
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    return UnderSlurm(slurm, request.getfixturevalue("job"))
 
 
 @pytest.fixture
-def where(place: Place, tmp_path: Path) -> Path:
+def where(tmp_path: Path) -> Path:
     """A directory that both this machine and the host have, each its own on a host."""
     return tmp_path
 

@@ -23,6 +23,7 @@ from zmqrl.recipes import cartpole
 HOSTS = (Host(name="h1"), Host(name="h2", address="10.0.0.2"))
 UP: dict[str, dict[str, Any]] = {
     name: {
+        "host": name,
         "zmqrl": "1",
         "python": "3.11.2",
         "cores": 4,

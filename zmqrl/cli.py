@@ -1,6 +1,7 @@
 """The command line: ``zmqrl train`` and the commands around it."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import sys
@@ -27,7 +28,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
-    "launch": Command("zmqrl.cluster.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts, over ssh"),
+    "launch": Command(
+        "zmqrl.cluster.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts, over ssh or Slurm"
+    ),
     "doctor": Command("zmqrl.cluster.doctor", "-H HOSTS [RECIPE] [options]", "look whether hosts are fit for a run"),
     "eval": Command("zmqrl.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
     "record": Command("zmqrl.record", "RUN [options]", "play one game with a run's policy, keep it as a video"),
@@ -70,10 +73,13 @@ def run(arguments: Sequence[str]) -> int:
 
             return train(train_config(rest))
         case "launch":
-            from zmqrl.cluster import launch
+            from zmqrl.cluster import launch, requeue
 
             options, rest = _parse_known(launch.Options, rest, "zmqrl launch")
-            return launch.run(options, train_config(rest))
+            config = train_config(rest)
+            if options.requeue and not config.resume and requeue.is_begun(config):
+                config = train_config([*rest, "--resume"])
+            return launch.run(options, config)
         case "doctor":
             from zmqrl.cluster import doctor
 
@@ -104,6 +110,8 @@ def train_config(arguments: list[str]) -> "Config":
     stored = Config.read(config.run_dir / "config.json")
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{config.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
+    if any(option.partition("=")[0] == "--straggle" for option in options):  # it would be appended to what is stored
+        stored = dataclasses.replace(stored, straggle=())
     return _parse(Config, stored, options, "zmqrl train")
 
 

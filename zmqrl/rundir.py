@@ -78,6 +78,12 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
             raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
+        except OSError as error:  # some network file systems have no locks
+            os.close(self._lock)
+            self._lock = None
+            raise UsageError(
+                f"{self.path} cannot be locked ({error.strerror}): choose a --run-dir on a file system that has locks."
+            ) from error
         self.set_aside()
 
     def set_aside(self) -> None:

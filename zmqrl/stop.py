@@ -6,9 +6,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+from zmqrl.cluster.slurm import is_over
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.living import Living
 
@@ -48,9 +50,14 @@ def run(options: Options) -> int:
         return 0
     if living.cluster is None:
         raise UsageError(f"{options.run} is not running.")
-    while busy := [host for host, answer in living.hosts().items() if isinstance(answer, str) or answer["alive"]]:
+    while busy := [host for host, answer in living.hosts().items() if _may_have_processes(answer)]:
         if time.monotonic() > deadline:
             raise ClusterError(f"processes of {options.run} may still run on {', '.join(busy)}.")
         time.sleep(1.0)
     sys.stdout.write(f"no process of {options.run} is left on its hosts\n")
     return 0
+
+
+def _may_have_processes(answer: dict[str, Any] | str) -> bool:
+    """Of a host, by what it says or why it cannot be asked."""
+    return not is_over(answer) if isinstance(answer, str) else bool(answer["alive"])

@@ -40,7 +40,7 @@ def addresses_of(
             unknown.append(f"{host.name}: --iface {iface} is not there; it has {listed(interfaces)}: {instead}.")
         elif address is None:
             unknown.append(f"{host.name}: nothing says where the others reach it: {instead}.")
-        elif len(up) > 1 and is_loopback(address):
+        elif is_loopback(address) and any(other["host"] != up[host.name]["host"] for other in up.values()):
             unknown.append(f"{host.name}: at {address} every other host reaches only itself: {instead}.")
         else:
             found[host.name] = address

@@ -26,7 +26,8 @@ def open_place(place: str) -> tuple[Path, int]:
     from those of other hosts that may share it.
     """
     base = Path(f"/var/tmp/zmqrl-{os.getuid()}")
-    path = base / socket.gethostname() / place  # which is `place` itself if that is a path
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # a host may be several nodes of Slurm
+    path = base / host / place  # which is `place` itself if that is a path
     if path.is_relative_to(base):
         base.mkdir(mode=0o700, exist_ok=True)
         if base.is_symlink() or base.stat().st_uid != os.getuid():

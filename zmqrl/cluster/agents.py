@@ -56,6 +56,7 @@ class Agents:
         self.environments = environments or {}
         self._running: dict[str, _Running] = {}
         self._events: list[Said | Exited] = []
+        self._reached_at = time.monotonic()
         self._closed = threading.Event()
         # Whatever keeps the run's own thread, such as a disk or a shard that does not answer: the leases go on.
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
@@ -135,6 +136,10 @@ class Agents:
         """The hosts, as somebody else needs to know them to look after them when we are gone: plain data."""
         return [link.to_dict() for link in self.links.values()]
 
+    def alone_s(self) -> float:
+        """Seconds since the agent of any host was there."""
+        return time.monotonic() - self._reached_at
+
     def logs(self, name: str) -> str:
         """The last lines that a process, while it is known, has written to its log."""
         return "\n".join(self._running[name].tail)
@@ -171,6 +176,8 @@ class Agents:
                         self._take(link, event)
                     elif self.files is not None:
                         self.files.take(link.host, event)
+                if link.up is not None:
+                    self._reached_at = time.monotonic()
             except LinkLost as lost:
                 if self.files is not None:
                     self.files.lost(link.host)

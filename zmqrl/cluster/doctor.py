@@ -19,9 +19,10 @@ from zmqrl.agent.envs import describe_env
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.deployment import place_run
 from zmqrl.cluster.hosts import Host
-from zmqrl.cluster.launch import Where, other_code
+from zmqrl.cluster.launch import other_code
 from zmqrl.cluster.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.cluster.probes import Route, probe_on
+from zmqrl.cluster.reach import Reach, Where
 from zmqrl.cluster.ssh import connect
 from zmqrl.compare import NOT_CUT_OFF
 from zmqrl.config import Config
@@ -47,11 +48,12 @@ class Options(Where):
 
 def run(options: Options, config: Config) -> int:
     """Examine the hosts; the exit status: 0 nothing is in the way, 3 something is. Raises UsageError."""
-    hosts = options.chosen()
+    reach = options.reach()
+    hosts = reach.hosts
     config = dataclasses.replace(config, wire=dataclasses.replace(config.wire, transport="tcp"))
     config.check()
     describe_env(config.env, config.envs)
-    up, found, verdict = examine(options, hosts, config)
+    up, found, verdict = examine(reach, config)
     if options.json:
         sys.stdout.write(json.dumps(to_json(hosts, up, found, verdict)) + "\n")
         return 3 if verdict.problems else 0
@@ -68,22 +70,21 @@ def run(options: Options, config: Config) -> int:
     return 0
 
 
-def examine(options: Where, hosts: Sequence[Host], config: Config) -> tuple[dict[str, Facts], Survey, Verdict]:
-    """What agents say of ``hosts``, of those where one comes up; what is found there, and what of it is wrong."""
+def examine(reach: Reach, config: Config) -> tuple[dict[str, Facts], Survey, Verdict]:
+    """What agents say of hosts, of those where one comes up; what is found there, and what of it is wrong."""
+    hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
-    links = {host.name: options.link(host, work=work, lease_s=LEASE_S) for host in hosts}
+    links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
     places = {probe_on(host): host for host in links}
     launcher = Agents(links, places.__getitem__, environments={host.name: host.env for host in hosts})
     with contextlib.closing(launcher):
         _say(f"connecting to {len(hosts)} hosts")
         failed = connect(list(links.values()))
         up: dict[str, Facts] = {name: link.up for name, link in links.items() if link.up is not None}
-        # Where nobody knows better, a host is taken to have room for what it is asked to take.
-        cores = {host.name: up[host.name]["cores"] if host.name in up else host.slots or 1 for host in hosts}
-        placement = place_run(config, hosts, cores)
+        placement = place_run(config, hosts, reach.cores(up))
         failed |= {name: other_code(about) for name, about in up.items() if about["code"] != code_hash()}
         fit = {name: about for name, about in up.items() if name not in failed}
-        addresses, unknown = options.addresses(hosts, fit, fit)
+        addresses, unknown = reach.addresses(fit, fit)
         try:
             found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)
         finally:

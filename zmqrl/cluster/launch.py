@@ -1,29 +1,24 @@
-"""``zmqrl launch``: the same run as ``zmqrl train``, on the hosts of a list or a file, over ssh."""
+"""``zmqrl launch``: the same run as ``zmqrl train``, on other hosts: over ssh, or on the nodes of a Slurm job."""
 
 import dataclasses
 import hashlib
 import os
 import shlex
-import socket as host_socket
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import tyro
-
-from zmqrl.cluster import preflight
-from zmqrl.cluster.addresses import addresses_of, check_interface
+from zmqrl.cluster import preflight, requeue
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.deployment import Deployment, Site, place_run
-from zmqrl.cluster.hosts import Host, read_addresses, read_hosts, select
-from zmqrl.cluster.link import Link
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.cluster.probes import probe_on
+from zmqrl.cluster.reach import Reach, Where
 from zmqrl.cluster.run import train_on
-from zmqrl.cluster.ssh import connect_all, ssh_command
+from zmqrl.cluster.ssh import connect_all
 from zmqrl.cluster.sync import PYTHON, make_environments
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
@@ -34,49 +29,14 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; with the time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
-    """Hosts, and how they are reached."""
-
-    hosts: Annotated[str, tyro.conf.arg(aliases=["-H"])]
-    """Hosts: a list such as h1,node[01-16]:4 (workers behind the colon), a hostfile, or a .toml file."""
-    include: str | None = None
-    """Only these of the hosts, as a list."""
-    exclude: str | None = None
-    """All but these of the hosts, as a list."""
-    ssh_config: Path | None = None
-    """File that ssh is to read instead of your own ssh_config."""
-    iface: str | None = None
-    """Network for gradients and weights: the interface of every host, such as ib0, or a network as 10.0.0.0/24."""
-    address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """HOST=ADDRESS: where the others reach a host. May be repeated, or be a list."""
-
-    def chosen(self) -> tuple[Host, ...]:
-        """The hosts. Raises UsageError for what cannot be."""
-        hosts = select(read_hosts(self.hosts), self.include, self.exclude)
-        check_interface(self.iface)
-        read_addresses(self.address, hosts)
-        return hosts
-
-    def link(self, host: Host, *, work: str, lease_s: float) -> Link:
-        """The connection to the agent of ``host``, not made yet."""
-        return Link(host.name, self.command(host), work=work, lease_s=lease_s)
-
-    def command(self, host: Host) -> list[str]:
-        """What starts the agent of ``host``."""
-        return ssh_command(host.name, host.python or sys.executable, config=self.ssh_config)
-
-    def addresses(
-        self, hosts: Sequence[Host], of: Collection[str], up: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[dict[str, str], list[str]]:
-        """Where the others reach the hosts ``of``, as agents said in ``up``; a sentence for each that is unknown."""
-        by_hand = read_addresses(self.address, hosts)
-        return addresses_of([host for host in hosts if host.name in of], up, by_hand=by_hand, iface=self.iface)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Options(Where):
-    """Train on several hosts, reached by ssh. All options of `zmqrl train` go with it."""
+    """Train on several hosts: those of -H over ssh, or with --slurm the nodes of the Slurm job that this runs in.
 
+    All options of `zmqrl train` go with it.
+    """
+
+    requeue: bool = False
+    """When Slurm sends USR1 ahead of a time limit, put the job back into the queue; its next start goes on."""
     dry_run: bool = False
     """Print what would be started where, and start nothing."""
     preflight: bool = True
@@ -86,38 +46,41 @@ class Options(Where):
     lease_s: float = 8.0
     """Processes on a host end when nothing was heard from here for so long."""
 
-    def command(self, host: Host) -> list[str]:
-        """What starts the agent of ``host``."""
-        if self.sync == "wheel" and host.python is None:
-            host = dataclasses.replace(host, python=PYTHON)
-        return super().command(host)
-
 
 def run(options: Options, config: Config) -> int:
     """Launch a run; the exit status. Raises ZmqrlError."""
-    hosts = options.chosen()
+    if options.hosts is not None and options.requeue:
+        raise UsageError("--requeue goes with --slurm only.")
+    if options.slurm and options.sync != "none":
+        raise UsageError("--sync goes with -H only: the nodes of a job share a file system, and zmqrl is to be there.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g}.")
     config = dataclasses.replace(config, wire=dataclasses.replace(config.wire, transport="tcp"))
+    reach = options.reach()
+    if options.requeue and reach.job is not None:
+        requeue.check(reach.job, config)
+        config = requeue.left_of(config)
     if options.dry_run:
-        _print_plan(options, hosts, config)
+        _print_plan(options, reach, config)
         return 0
-    return train_on(config, partial(over_ssh, options, hosts))
+    train = partial(train_on, config, partial(on_hosts, options, reach))
+    return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
 
 
-def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory: RunDirectory) -> Deployment:
-    """Connect to all ``hosts`` and place the processes on them. Raises ClusterError that names each that fails."""
+def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:
+    """Connect to all hosts and place the processes on them. Raises ClusterError that names each that fails."""
+    hosts, work = reach.hosts, place_of(directory, reach.home)
     if options.sync == "wheel":
         pythons = make_environments(hosts, options.ssh_config)
-        hosts = [dataclasses.replace(host, python=pythons[host.name]) for host in hosts]
-    links = {host.name: options.link(host, work=place_of(directory), lease_s=options.lease_s) for host in hosts}
+        hosts = tuple(dataclasses.replace(host, python=pythons[host.name]) for host in hosts)
+    links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
     try:
         facts = connect_all(list(links.values()))
         _check_code(facts)
-        placement = place_run(config, hosts, {name: up["cores"] for name, up in facts.items()})
+        placement = place_run(config, hosts, reach.cores(facts))
         host_of = placement.host_of
         of_shards = {host_of[f"shard-{shard}"] for shard in range(config.shards)}
-        addresses, unknown = options.addresses(hosts, of_shards, facts)
+        addresses, unknown = reach.addresses(of_shards, facts)
         preflight.Verdict(unknown).check()
         files = Mirror(links, directory, host_of)
         if not config.resume:
@@ -145,9 +108,12 @@ def over_ssh(options: Options, hosts: Sequence[Host], config: Config, directory:
     return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=notices)
 
 
-def place_of(directory: RunDirectory) -> str:
-    """The name of this run's place on any host: the same for every sitting of the run, and for no other run."""
-    identity = f"{host_socket.gethostname()}:{directory.path}"
+def place_of(directory: RunDirectory, home: str) -> str:
+    """The name of this run's place on any host: the same for every sitting of the run, and for no other run.
+
+    ``home`` says on which machine the directory is.
+    """
+    identity = f"{home}:{directory.path}"
     return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
@@ -165,11 +131,15 @@ def other_code(up: Mapping[str, str]) -> str:
     )
 
 
-def _print_plan(options: Options, hosts: Sequence[Host], config: Config) -> None:
-    """What a dry run prints. No host is asked, so those without slots are taken to have as many cores as this one."""
-    cores = len(os.sched_getaffinity(0))
-    placement = place_run(config, hosts, {host.name: host.slots or cores for host in hosts})
-    commands = [shlex.join(options.command(host)) for host in hosts]
-    first = ["with an environment for this zmqrl made first, whose Python then takes the place of the one here:"]
-    lines = [placement.table(), *placement.notices, "", *(first if options.sync == "wheel" else []), *commands]
+def _print_plan(options: Options, reach: Reach, config: Config) -> None:
+    """What a dry run prints. No host is asked: it is taken to have as many cores as slots, or else as this one."""
+    here = len(os.sched_getaffinity(0))
+    cores = {host.name: reach.cores_given.get(host.name, host.slots or here) for host in reach.hosts}
+    placement = place_run(config, reach.hosts, cores)
+    hosts, first = reach.hosts, list[str]()
+    if options.sync == "wheel":
+        hosts = tuple(dataclasses.replace(host, python=host.python or PYTHON) for host in hosts)
+        first = ["with an environment for this zmqrl made first, whose Python then takes the place of the one here:"]
+    commands = [shlex.join(reach.command(host)) for host in hosts]
+    lines = [placement.table(), *placement.notices, "", *first, *commands]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -89,6 +89,9 @@ class Launcher(Protocol):
     def to_dict(self) -> list[dict[str, Any]]:
         """The hosts, as somebody else needs to know them to look after them when we are gone: plain data."""
 
+    def alone_s(self) -> float:
+        """Seconds since anything was there that could run a task."""
+
     def logs(self, name: str) -> str:
         """The last lines that a process, while it is known, has written to its log."""
 

@@ -146,6 +146,8 @@ def _interrupts(supervisor: Supervisor) -> Iterator[None]:
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1 and supervisor.interrupts:  # the time will soon be up: a run that ends knows
+            return
         supervisor.interrupts += 1
         if supervisor.interrupts == 2:
             raise KeyboardInterrupt

@@ -32,6 +32,7 @@ GREET_AGAIN_S = 2.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 HOME_WITHIN_S = 30.0
+ALONE_WITHIN_S = 10.0
 SCORES_FOR_STOP = 50
 MOST_REFUSED = 100  # sentences about workers of another zmqrl: nobody can flood the screen
 
@@ -264,7 +265,11 @@ class Supervisor:
         self.files.drop_checkpoint(self.sites[name].host, f"v{version:08d}")
 
     def _check_processes(self) -> None:
-        for event in self.keeper.poll():
+        events = self.keeper.poll()
+        if self.interrupts and self.launcher.alone_s() > ALONE_WITHIN_S:
+            self.console.notice("every host is lost, as when a job is cancelled: the newest checkpoint is the last")
+            raise KeyboardInterrupt
+        for event in events:
             match event:
                 case Said() if event.name.startswith("shard-") and "endpoints" in event.facts:
                     self.endpoints[_number(event.name)] = event.facts["endpoints"]

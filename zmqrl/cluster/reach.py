@@ -1,0 +1,108 @@
+"""Which hosts a command is about, and how they are reached: over ssh, or as the nodes of a Slurm job."""
+
+import socket as host_socket
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from zmqrl.cluster import slurm
+from zmqrl.cluster.addresses import addresses_of, check_interface
+from zmqrl.cluster.hosts import Host, read_addresses, read_hosts, select
+from zmqrl.cluster.link import Link
+from zmqrl.cluster.ssh import ssh_command
+from zmqrl.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """The hosts of a command, and how they are reached."""
+
+    hosts: tuple[Host, ...]
+    command: Callable[[Host], list[str]]
+    """Runs an agent on a host."""
+    home: str
+    """The machine, or the machines, on which the path of a run directory means one directory."""
+    cores_given: Mapping[str, int]
+    """How many cores of a host we may use, where that is said and not found out."""
+    addresses_given: Mapping[str, str]
+    """Where the others reach a host, by hand."""
+    iface: str | None
+    job: str | None = None
+    """The Slurm job whose nodes they are."""
+
+    def link(self, host: Host, *, work: str, lease_s: float) -> Link:
+        """The connection to the agent of ``host``, not made yet."""
+        return Link(host.name, self.command(host), work=work, lease_s=lease_s)
+
+    def cores(self, up: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+        """How many cores each host has for a run, as agents said in ``up``; of one that has not come up, its slots."""
+        found = {host.name: up[host.name]["cores"] if host.name in up else host.slots or 1 for host in self.hosts}
+        return {host: min(cores, self.cores_given.get(host, cores)) for host, cores in found.items()}
+
+    def addresses(self, of: Collection[str], up: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
+        """Where the others reach the hosts ``of``, as agents said in ``up``; a sentence for each that is unknown."""
+        hosts = [host for host in self.hosts if host.name in of]
+        return addresses_of(hosts, up, by_hand=self.addresses_given, iface=self.iface)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Options that say which hosts, and how they are reached."""
+
+    hosts: Annotated[str | None, tyro.conf.arg(aliases=["-H"])] = None
+    """Hosts: a list such as h1,node[01-16]:4 (workers behind the colon), a hostfile, or a .toml file."""
+    slurm: bool = False
+    """On the nodes of this Slurm job, by srun."""
+    node_address: str | None = None
+    """Where other nodes reach a node, with %N for its name, such as %N-ib0; by default where Slurm does."""
+    include: str | None = None
+    """Only these of the hosts, as a list."""
+    exclude: str | None = None
+    """All but these of the hosts, as a list."""
+    ssh_config: Path | None = None
+    """File that ssh is to read instead of your own ssh_config."""
+    iface: str | None = None
+    """Network for gradients and weights: the interface of every host, such as ib0, or a network as 10.0.0.0/24."""
+    address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """HOST=ADDRESS: where the others reach a host. May be repeated, or be a list."""
+
+    def reach(self) -> Reach:
+        """The hosts. Raises UsageError for what cannot be."""
+        if self.slurm == (self.hosts is not None):
+            raise UsageError(
+                "where to? Say -H HOSTS for hosts that ssh reaches, or --slurm for the nodes of a Slurm job."
+            )
+        if self.slurm and self.ssh_config is not None:
+            raise UsageError("--ssh-config goes with -H only: --slurm uses no ssh.")
+        if not self.slurm and self.node_address is not None:
+            raise UsageError("--node-address goes with --slurm only.")
+        check_interface(self.iface)
+        found = self._by_slurm() if self.slurm else self._by_ssh()
+        return replace(found, addresses_given=read_addresses(self.address, found.hosts))
+
+    def _by_ssh(self) -> Reach:
+        assert self.hosts is not None
+        return Reach(
+            hosts=select(read_hosts(self.hosts), self.include, self.exclude),
+            command=lambda host: ssh_command(host.name, host.python or sys.executable, config=self.ssh_config),
+            home=host_socket.gethostname(),
+            cores_given={},
+            addresses_given={},
+            iface=self.iface,
+        )
+
+    def _by_slurm(self) -> Reach:
+        job = slurm.allocation()
+        return Reach(
+            hosts=select(job.hosts(self.node_address), self.include, self.exclude),
+            command=lambda host: slurm.srun_command(job.job, host.name, sys.executable),
+            home=job.cluster,  # its next start may be on other nodes, which have the same file systems
+            cores_given=job.cores,
+            addresses_given={},
+            iface=self.iface,
+            job=job.job,
+        )
