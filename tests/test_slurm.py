@@ -55,7 +55,7 @@ def test_a_node_that_knows_itself_as_loopback_only_gets_the_address_by_which_it_
     [
         (Options(), "where to?"),
         (Options(hosts="h1", slurm=True), "where to?"),
-        (Options(hosts="h1", requeue=True), "go with --slurm only"),
+        (Options(hosts="h1", requeue=True), "--requeue goes with --slurm only"),
         (Options(slurm=True), "--slurm is for a Slurm job, and this is none"),
     ],
 )

@@ -42,7 +42,7 @@ class ShardJob:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        names = ("run", "shard", "codec", "bind", "secret", "consistent", "asynchronous")
+        names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous")
         return {name: getattr(self, name) for name in names} | {
             "layout": self.layout.to_json(),
             "optimizer": asdict(self.optimizer),
