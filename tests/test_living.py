@@ -69,6 +69,7 @@ def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
         assert run.files.summary()["exit_reason"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_run_whose_launcher_was_killed_tells_what_is_left_and_where(lab: Lab, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with launching(lab, path, "--workers", "4", "--shards", "2", *SLOWLY) as run:

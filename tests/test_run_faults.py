@@ -124,7 +124,7 @@ def test_a_worker_that_is_stopped_is_named_and_started_again(tmp_path: Path) -> 
         run.files.assert_history_exact(run.files.assert_summary_exact("interrupted")["updates"])
 
 
-@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("lost", [False, pytest.param(True, marks=LONG[0])])
 def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_where_its_shards_were(
     tmp_path: Path, lost: bool
 ) -> None:
@@ -254,6 +254,7 @@ def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path
         run.files.assert_history_exact(summary["updates"], shards=1, quorum=1)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_a_worker_that_cannot_start_while_the_others_are_enough(tmp_path: Path) -> None:
     with broken(tmp_path, "1:0", "--workers", "1", "--backups", "1") as run:
         run.eventually(lambda: run.said().count("worker-1] died (exit status") >= 3, "three deaths")

@@ -184,6 +184,7 @@ def test_a_killed_launcher_leaves_nothing_in_its_job_and_the_nodes_can_be_asked(
     assert "no process of" in slurm("zmqrl", "stop", str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_whose_job_is_cancelled_says_so_and_keeps_its_newest_checkpoint(slurm: Slurm, tmp_path: Path) -> None:
     job = slurm(
