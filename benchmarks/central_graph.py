@@ -67,8 +67,8 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
         "agent_steps_per_update": last["agent_steps"] / max(1, last["version"]),
         "busiest_host": host,
         "busiest_link_mbit_per_s": busiest[host] / 1e6,
-        "links_allow_updates_per_s": links_allow(parameters, shards, workers, rate),
-        "load_before": load_before,  # of others, if there is any
+        "links_in_turn_updates_per_s": links_in_turn(parameters, shards, workers, rate),
+        "load_before": load_before,  # of other work, and of the run before
         "processors_busy": (after.busy_s - before.busy_s) / (elapsed_s * (os.cpu_count() or 1)),
         "split_s": last["split_s"],
     }
@@ -96,8 +96,11 @@ def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
     return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
 
-def links_allow(parameters: int, shards: int, workers: int, rate: str) -> float | None:
-    """Updates per second if nothing took time but bytes on the busiest link: gradients first, then weights."""
+def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> float | None:
+    """Updates per second if only bytes on the busiest link took time, first all gradients, then all weights.
+
+    There can be more: who has all its weights plays and sends while others still receive theirs.
+    """
     if rate == "off":
         return None
     bytes_each_way = 4 * parameters * max(workers / shards, 1.0)
@@ -110,28 +113,29 @@ def bits_per_s(rate: str) -> float:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Agent steps per second by the number of shards, a curve for each rate and number of workers."""
+    """Agent steps per second by the number of shards: a panel for each rate, a curve for each number of workers."""
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
         from matplotlib import pyplot
 
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.0))
-        curves = sorted({(row["rate"], row["workers"]) for row in rows}, key=lambda curve: (curve[0] == "off", curve))
-        for colour, (rate, workers) in zip(COLOURS, curves, strict=False):
-            mine = [row for row in rows if (row["rate"], row["workers"]) == (rate, workers)]
-            mine.sort(key=lambda row: row["shards"])
-            shards = [row["shards"] for row in mine]
-            network = "no limit" if rate == "off" else f"{rate[:-4]} {rate[-4].upper()}bit/s a host"
-            label = f"{workers} workers, {network}"
-            axes.plot(shards, [row["agent_steps_per_s"] for row in mine], "o-", color=colour, label=label)
-            if rate != "off":
-                steps = [row["links_allow_updates_per_s"] * row["agent_steps_per_update"] for row in mine]
-                axes.plot(shards, steps, ":", color=colour, label="what its links allow")
-        axes.set_xticks(sorted({row["shards"] for row in rows}))
-        axes.set_xlabel("parameter-server shards, each on a host of its own")
-        axes.set_ylabel("agent steps/s")
-        axes.set_ylim(bottom=0)
-        axes.legend()
+        rates = list(dict.fromkeys(row["rate"] for row in rows))
+        figure, panels = pyplot.subplots(1, len(rates), figsize=(4.6 * len(rates), 3.8), squeeze=False)
+        for axes, rate in zip(panels[0], rates, strict=True):
+            for colour, workers in zip(COLOURS, sorted({row["workers"] for row in rows}), strict=False):
+                mine = [row for row in rows if (row["rate"], row["workers"]) == (rate, workers)]
+                mine.sort(key=lambda row: row["shards"])
+                shards = [row["shards"] for row in mine]
+                made = [row["agent_steps_per_s"] for row in mine]
+                axes.plot(shards, made, "o-", color=colour, label=f"{workers} workers")
+                if rate != "off":
+                    alone = [row["links_in_turn_updates_per_s"] * row["agent_steps_per_update"] for row in mine]
+                    axes.plot(shards, alone, ":", color=colour, label="links alone: gradients, then weights")
+            axes.set_title("no limit" if rate == "off" else f"{rate[:-4]} {rate[-4].upper()}bit/s for each host")
+            axes.set_xticks(sorted({row["shards"] for row in rows}))
+            axes.set_xlabel("shards, each on a host of its own")
+            axes.set_ylabel("agent steps/s")
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+            axes.legend(loc="lower right")
         figure.savefig(path)
 
 

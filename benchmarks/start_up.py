@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import socket as host_socket
 import statistics
 import sys
 import time
@@ -38,7 +39,8 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     numbers = ["--shards", str(hosts), "--workers", str(workers), "--wire.need-s", "30"]
     with launched(where, ",".join(names), [*options, *numbers]) as run:
         log = run.path / "logs/shard-0.log"
-        history = Path(f"/var/tmp/zmqrl-{os.getuid()}/h1/{place_of(RunDirectory(run.path))}/history/shard-0.jsonl")
+        place = place_of(RunDirectory(run.path), host_socket.gethostname())
+        history = Path(f"/var/tmp/zmqrl-{os.getuid()}/h1/{place}/history/shard-0.jsonl")
         phases: dict[str, Callable[[], bool]] = {
             "command": run.path.exists,  # it imports, and draws the first parameters
             "hosts": (run.path / "config.json").exists,  # ssh to all at a time, and an agent on each
@@ -54,7 +56,7 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     row = {
         "hosts": hosts,
         "processes": hosts + workers,
-        "load_before": load_before,  # of others, if there is any
+        "load_before": load_before,  # of other work, and of the run before
         "total_s": sum(took_s.values()),
         "phases_s": took_s,
         # What a worker says of its own start, in the middle of them.
