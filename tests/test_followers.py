@@ -48,6 +48,19 @@ class Notices:
     def close(self) -> None: ...
 
 
+class Files:
+    """Remembers the checkpoints that are with the followers."""
+
+    def __init__(self, brought: set[tuple[str, int]]) -> None:
+        self.brought = brought
+
+    def put_checkpoint(self, process: str, version: int) -> None:
+        self.brought.add((process, version))
+
+    def drop_checkpoint(self, process: str, version: int) -> None:
+        self.brought.discard((process, version))
+
+
 @pytest.fixture
 def launcher() -> Launcher:
     return Launcher()
@@ -69,14 +82,8 @@ def followers(tmp_path: Path, launcher: Any, notices: Notices, brought: set[tupl
     config = Config(evaluator=True, recorder=True, recording=RecordingConfig(minutes=(15, 0)))
     task = Task(name="evaluator-0", module="module", job={}, log_path=tmp_path, threads=1)
     keeper = Keeper(launcher, lambda name: task, notices.notice, lambda name: "h1")
-    return Followers(
-        config,
-        RunDirectory(tmp_path),
-        keeper,
-        notices,
-        bring=lambda name, version: brought.add((name, version)),
-        drop=lambda name, version: brought.discard((name, version)),
-    )
+    files: Any = Files(brought)
+    return Followers(config, RunDirectory(tmp_path), keeper, notices, files)
 
 
 def evaluation(version: int) -> Said:

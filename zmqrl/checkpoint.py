@@ -103,7 +103,7 @@ class Checkpoint:
         """Read one checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
         with _naming(path):
             manifest = _read_manifest(path / MANIFEST)
-            weights = Weights.read(path)
+            weights = _weights(path, manifest)
             names = tuple(manifest["optimizer"]["state"])
             states = []
             for cut in weights.layout.slices:
@@ -134,16 +134,19 @@ class Weights:
     counters: dict[str, Any]
     vector: FloatVector
 
-    @classmethod
-    def read(cls, path: Path) -> "Weights":
+    @staticmethod
+    def read(path: Path) -> "Weights":
         """Read them from a checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
         with _naming(path):
-            manifest = _read_manifest(path / MANIFEST)
-            _check(path, manifest, MODEL)
-            layout = _read_layout(path / MANIFEST, manifest["layout"])
-            model = load_file(path / MODEL)
-            vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
-            return cls(layout=layout, version=manifest["version"], counters=manifest["counters"], vector=vector)
+            return _weights(path, _read_manifest(path / MANIFEST))
+
+
+def _weights(path: Path, manifest: Mapping[str, Any]) -> Weights:
+    _check(path, manifest, MODEL)
+    layout = _read_layout(path / MANIFEST, manifest["layout"])
+    model = load_file(path / MODEL)
+    vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
+    return Weights(layout=layout, version=manifest["version"], counters=manifest["counters"], vector=vector)
 
 
 @contextmanager

@@ -74,14 +74,12 @@ class RunDirectory:
             raise UsageError(f"cannot use {self.path} as the run directory: {error.strerror}.") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(self._lock)
             self._lock = None
-            raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
-        except OSError as error:  # some network file systems have no locks
-            os.close(self._lock)
-            self._lock = None
-            raise UsageError(
+            if isinstance(error, BlockingIOError):
+                raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
+            raise UsageError(  # some network file systems have no locks
                 f"{self.path} cannot be locked ({error.strerror}): choose a --run-dir on a file system that has locks."
             ) from error
         self.set_aside()

@@ -62,7 +62,7 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
         launcher=local_launcher(directory.path),
         sites=dict.fromkeys(placement.host_of, here),
         threads=placement.threads,
-        files=Mirror({}, directory, {}),
+        files=Mirror({}, directory, placement.host_of),
     )
 
 

@@ -22,7 +22,7 @@ from zmqrl.cluster.hosts import Host
 from zmqrl.cluster.launch import other_code
 from zmqrl.cluster.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.cluster.probes import Route, probe_on
-from zmqrl.cluster.reach import Reach, Where
+from zmqrl.cluster.reach import Reach, Where, over_tcp
 from zmqrl.cluster.ssh import connect
 from zmqrl.compare import NOT_CUT_OFF
 from zmqrl.config import Config
@@ -50,7 +50,7 @@ def run(options: Options, config: Config) -> int:
     """Examine the hosts; the exit status: 0 nothing is in the way, 3 something is. Raises UsageError."""
     reach = options.reach()
     hosts = reach.hosts
-    config = dataclasses.replace(config, wire=dataclasses.replace(config.wire, transport="tcp"))
+    config = over_tcp(config)
     config.check()
     describe_env(config.env, config.envs)
     up, found, verdict = examine(reach, config)

@@ -6,6 +6,7 @@ from typing import Any
 
 from zmqrl.cluster.keeper import Keeper
 from zmqrl.cluster.launcher import EVALUATOR, RECORDER, Exited, Said
+from zmqrl.cluster.mirror import Mirror
 from zmqrl.config import Config
 from zmqrl.observe.console import Console
 from zmqrl.observe.metrics import JsonLines
@@ -23,11 +24,10 @@ class Followers:
         directory: RunDirectory,
         keeper: Keeper,
         console: Console,
-        bring: Callable[[str, int], None],
-        drop: Callable[[str, int], None],
+        files: Mirror,
     ) -> None:
-        """``bring`` brings a checkpoint to where the one called so finds it, by its version; ``drop`` undoes that."""
-        self.config, self.keeper, self.console, self.bring, self.drop = config, keeper, console, bring, drop
+        """``files`` brings checkpoints to where they find them."""
+        self.config, self.keeper, self.console, self.files = config, keeper, console, files
         self.rows = JsonLines(directory.evaluations) if config.evaluator else None
         self.evaluate_at_s = 0.0
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
@@ -106,7 +106,7 @@ class Followers:
 
     def _tell(self, name: str, message: dict[str, Any]) -> None:
         if name in self.pending:
-            self.bring(name, message["version"])
+            self.files.put_checkpoint(name, message["version"])
             self.pending[name].append(message)
             self.keeper.launcher.tell(name, message)
 
@@ -118,5 +118,5 @@ class Followers:
         needed = {message["version"] for told in self.pending.values() for message in told}
         for settled in {message["version"] for message in told} - needed:
             for each in self.pending:
-                self.drop(each, settled)
+                self.files.drop_checkpoint(each, settled)
         self.keeper.restarts.worked(name)

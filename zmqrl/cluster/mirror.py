@@ -47,19 +47,21 @@ class Mirror:
             self.links[host].send({"do": "put", "path": name, "offset": offset, "data": piece["data"]})
             offset, size = offset + agent_files.PIECE_BYTES, piece["size"]
 
-    def put_checkpoint(self, host: str, name: str) -> None:
-        """Copy ``config.json`` and the checkpoint ``name``, such as ``v00001000``, to ``host``."""
+    def put_checkpoint(self, process: str, version: int) -> None:
+        """Copy ``config.json`` and the checkpoint of ``version`` to the host of ``process``."""
+        host = self.host_of[process]
         if host not in self.links:
             return
-        path = self.home.checkpoints / name
+        path = self.home.checkpoints / f"v{version:08d}"
         files = sorted(path.iterdir(), key=lambda file: file.name == "manifest.json")  # it makes a checkpoint whole
         for file in (self.home.config, *files):
             self.put(host, str(file.relative_to(self.home.path)))
 
-    def drop_checkpoint(self, host: str, name: str) -> None:
-        """Remove a checkpoint that was brought to ``host``."""
+    def drop_checkpoint(self, process: str, version: int) -> None:
+        """Remove from the host of ``process`` a checkpoint that was copied there."""
+        host = self.host_of[process]
         if host in self.links:
-            self.links[host].send({"do": "remove", "path": f"checkpoints/{name}"})
+            self.links[host].send({"do": "remove", "path": f"checkpoints/v{version:08d}"})
 
     def clean(self, *, whole: bool) -> None:
         """Remove the run's files from the hosts, and its place there if ``whole``."""

@@ -4,16 +4,18 @@ import socket as host_socket
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from zmqrl.cluster import slurm
 from zmqrl.cluster.addresses import addresses_of, check_interface
 from zmqrl.cluster.hosts import Host, read_addresses, read_hosts, select
 from zmqrl.cluster.link import Link
+from zmqrl.cluster.slurm import Allocation, allocation, srun_command
 from zmqrl.cluster.ssh import ssh_command
+from zmqrl.config import Config
 from zmqrl.errors import UsageError
 
 
@@ -81,28 +83,26 @@ class Where:
         if not self.slurm and self.node_address is not None:
             raise UsageError("--node-address goes with --slurm only.")
         check_interface(self.iface)
-        found = self._by_slurm() if self.slurm else self._by_ssh()
-        return replace(found, addresses_given=read_addresses(self.address, found.hosts))
-
-    def _by_ssh(self) -> Reach:
-        assert self.hosts is not None
+        job = allocation() if self.slurm else None
+        named = read_hosts(self.hosts) if self.hosts is not None else ()
+        hosts = select(named if job is None else job.hosts(self.node_address), self.include, self.exclude)
         return Reach(
-            hosts=select(read_hosts(self.hosts), self.include, self.exclude),
-            command=lambda host: ssh_command(host.name, host.python or sys.executable, config=self.ssh_config),
-            home=host_socket.gethostname(),
-            cores_given={},
-            addresses_given={},
+            hosts=hosts,
+            command=partial(self._command, job),
+            # The next start of a job may be on other nodes, which have the same file systems.
+            home=host_socket.gethostname() if job is None else job.cluster,
+            cores_given={} if job is None else job.cores,
+            addresses_given=read_addresses(self.address, hosts),
             iface=self.iface,
+            job=None if job is None else job.job,
         )
 
-    def _by_slurm(self) -> Reach:
-        job = slurm.allocation()
-        return Reach(
-            hosts=select(job.hosts(self.node_address), self.include, self.exclude),
-            command=lambda host: slurm.srun_command(job.job, host.name, sys.executable),
-            home=job.cluster,  # its next start may be on other nodes, which have the same file systems
-            cores_given=job.cores,
-            addresses_given={},
-            iface=self.iface,
-            job=job.job,
-        )
+    def _command(self, job: Allocation | None, host: Host) -> list[str]:
+        if job is not None:
+            return srun_command(job.job, host.name, sys.executable)
+        return ssh_command(host.name, host.python or sys.executable, config=self.ssh_config)
+
+
+def over_tcp(config: Config) -> Config:
+    """The settings of a run whose processes are on several hosts."""
+    return replace(config, wire=replace(config.wire, transport="tcp"))

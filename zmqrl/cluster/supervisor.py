@@ -58,9 +58,7 @@ class Supervisor:
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
         self.keeper = Keeper(self.launcher, self._task, console.notice, lambda name: self.sites[name].host)
         self.failures = Failures()
-        self.followers = Followers(
-            config, directory, self.keeper, console, self._bring_checkpoint, self._drop_checkpoint
-        )
+        self.followers = Followers(config, directory, self.keeper, console, self.files)
         self.endpoints: dict[int, dict[Role, str]] = {}
         self.reports_closed = self.ending = self.saved = False
         self.refused: set[str] = set()  # what was said of workers that are of another zmqrl
@@ -257,12 +255,6 @@ class Supervisor:
 
     def _worker_job(self, rank: int) -> dict[str, Any]:
         return self.plan.worker_job(rank, max(self.shards.seen.values()), self.plan.cluster(self.endpoints, {}))
-
-    def _bring_checkpoint(self, name: str, version: int) -> None:
-        self.files.put_checkpoint(self.sites[name].host, f"v{version:08d}")
-
-    def _drop_checkpoint(self, name: str, version: int) -> None:
-        self.files.drop_checkpoint(self.sites[name].host, f"v{version:08d}")
 
     def _check_processes(self) -> None:
         events = self.keeper.poll()
