@@ -27,80 +27,89 @@ def test_a_run_begins_with_every_rank_a_member() -> None:
 
 def test_a_quorum_of_workers_is_nothing_to_speak_of() -> None:
     membership = Membership(4, 3, "shrink")
-    assert membership.observe({0, 1, 3}, 0.0) == (None, None)
-    assert membership.observe({0, 1, 2, 3}, 100.0) == (None, None)
+    assert membership.observe({0, 1, 3}, False, 0.0) == (None, None)
+    assert membership.observe({0, 1, 2, 3}, False, 100.0) == (None, None)
 
 
 def test_the_missing_workers_are_named_at_intervals() -> None:
     membership = Membership(4, 3, "wait")
-    assert membership.observe({1}, 0.0) == (None, None)
-    assert membership.observe({1}, NOTICE_EVERY_S - 0.1) == (None, None)
-    view, notice = membership.observe({1, 9}, NOTICE_EVERY_S)
+    assert membership.observe({1}, False, 0.0) == (None, None)
+    assert membership.observe({1}, False, NOTICE_EVERY_S - 0.1) == (None, None)
+    view, notice = membership.observe({1, 9}, False, NOTICE_EVERY_S)
     assert view is None
     assert notice == "waiting for workers 0, 2, 3: 1 of the 3 needed are here"
-    assert membership.observe({1}, NOTICE_EVERY_S + 0.1) == (None, None)
-    assert membership.observe({1}, 2 * NOTICE_EVERY_S)[1] is not None
+    assert membership.observe({1}, False, NOTICE_EVERY_S + 0.1) == (None, None)
+    assert membership.observe({1}, False, 2 * NOTICE_EVERY_S)[1] is not None
 
 
 def test_waiting_starts_anew_when_the_workers_were_here_in_between() -> None:
     membership = Membership(2, 2, "wait")
-    membership.observe({0}, 0.0)
-    membership.observe({0, 1}, 4.9)
-    assert membership.observe({0}, 5.0) == (None, None)
-    assert membership.observe({0}, 5.0 + NOTICE_EVERY_S)[1] is not None
+    membership.observe({0}, False, 0.0)
+    membership.observe({0, 1}, False, 4.9)
+    assert membership.observe({0}, False, 5.0) == (None, None)
+    assert membership.observe({0}, False, 5.0 + NOTICE_EVERY_S)[1] is not None
 
 
 def test_a_run_that_waits_never_lowers_its_quorum() -> None:
     membership = Membership(2, 2, "wait")
-    membership.observe({0, 1}, 0.0)
+    membership.observe({0, 1}, False, 0.0)
     for now in range(1, 1000):
-        assert membership.observe({0}, float(now))[0] is None
+        assert membership.observe({0}, False, float(now))[0] is None
 
 
 def test_a_run_that_shrinks_goes_on_with_the_living_after_a_while() -> None:
     membership = Membership(3, 3, "shrink")
-    membership.observe({0, 1, 2}, 0.0)
-    membership.observe({0, 2}, 1.0)
-    assert membership.observe({0, 2}, 1.0 + SHRINK_AFTER_S - 0.1)[0] is None
-    view, notice = membership.observe({0, 2}, 1.0 + SHRINK_AFTER_S)
+    membership.observe({0, 1, 2}, False, 0.0)
+    membership.observe({0, 2}, False, 1.0)
+    assert membership.observe({0, 2}, False, 1.0 + SHRINK_AFTER_S - 0.1)[0] is None
+    view, notice = membership.observe({0, 2}, False, 1.0 + SHRINK_AFTER_S)
     assert view == View(2, 2, (0, 1, 2))
     assert notice == "going on with 2 workers instead of 3"
-    assert membership.observe({0, 2}, 500.0) == (None, None)
+    assert membership.observe({0, 2}, False, 500.0) == (None, None)
 
 
 def test_a_shrunk_run_shrinks_further_but_not_below_one() -> None:
     membership = Membership(3, 3, "shrink")
-    membership.observe({0, 1, 2}, 0.0)
-    membership.observe({0, 2}, 1.0)
-    membership.observe({0, 2}, 20.0)
-    membership.observe({2}, 21.0)
-    assert membership.observe({2}, 40.0)[0] == View(3, 1, (0, 1, 2))
-    membership.observe(set(), 41.0)
-    view, notice = membership.observe(set(), 99.0)
+    membership.observe({0, 1, 2}, False, 0.0)
+    membership.observe({0, 2}, False, 1.0)
+    membership.observe({0, 2}, False, 20.0)
+    membership.observe({2}, False, 21.0)
+    assert membership.observe({2}, False, 40.0)[0] == View(3, 1, (0, 1, 2))
+    membership.observe(set(), False, 41.0)
+    view, notice = membership.observe(set(), False, 99.0)
     assert view is None
     assert notice == "waiting for workers 0, 1, 2: 0 of the 1 needed are here"
 
 
 def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> None:
     membership = Membership(4, 3, "shrink")
-    membership.observe({0, 1, 2, 3}, 0.0)
-    membership.observe({0}, 1.0)
-    membership.observe({0}, 20.0)
-    assert membership.observe({0, 3}, 21.0) == (View(3, 2, (0, 1, 2, 3)), "2 workers are here again")
-    assert membership.observe({0, 1, 2, 3}, 22.0)[0] == View(4, 3, (0, 1, 2, 3))
-    assert membership.observe({0, 1, 2, 3}, 23.0) == (None, None)
+    membership.observe({0, 1, 2, 3}, False, 0.0)
+    membership.observe({0}, False, 1.0)
+    membership.observe({0}, False, 20.0)
+    assert membership.observe({0, 3}, False, 21.0) == (View(3, 2, (0, 1, 2, 3)), "2 workers are here again")
+    assert membership.observe({0, 1, 2, 3}, False, 22.0)[0] == View(4, 3, (0, 1, 2, 3))
+    assert membership.observe({0, 1, 2, 3}, False, 23.0) == (None, None)
 
 
 def test_a_run_does_not_shrink_before_it_was_whole_once() -> None:
     membership = Membership(2, 2, "shrink")
-    membership.observe({0}, 0.0)
-    assert membership.observe({0}, 1000.0)[0] is None
+    membership.observe({0}, False, 0.0)
+    assert membership.observe({0}, False, 1000.0)[0] is None
+
+
+def test_a_worker_that_came_made_versions_and_went_between_two_looks_has_been_here() -> None:
+    membership = Membership(2, 2, "shrink")
+    membership.observe({0}, False, 0.0)
+    membership.observe({0}, True, 1.0)
+    assert membership.observe({0}, False, SHRINK_AFTER_S)[1] == "going on with 1 workers instead of 2"
 
 
 def test_strangers_do_not_count() -> None:
     membership = Membership(2, 2, "wait")
-    membership.observe({0, 7, 8}, 0.0)
-    assert membership.observe({0, 7, 8}, NOTICE_EVERY_S)[1] == "waiting for workers 1: 1 of the 2 needed are here"
+    membership.observe({0, 7, 8}, False, 0.0)
+    assert (
+        membership.observe({0, 7, 8}, False, NOTICE_EVERY_S)[1] == "waiting for workers 1: 1 of the 2 needed are here"
+    )
 
 
 def exited(name: str = "worker-0", status: int = 1) -> Exited:

@@ -19,11 +19,14 @@ class Membership:
         self.short_since: float | None = None
         self.notice_at = float("-inf")
 
-    def observe(self, alive: set[int], now: float) -> tuple[View | None, str | None]:
-        """The view to announce and the notice to give, if any; ``alive`` are the ranks that every shard sees."""
+    def observe(self, alive: set[int], updated: bool, now: float) -> tuple[View | None, str | None]:
+        """The view to announce and the notice to give, if any.
+
+        ``alive`` are the ranks that every shard sees now; ``updated`` tells of those that came, made versions and went
+        between two looks.
+        """
         here = len(alive & set(self.view.members))
-        if here >= self.wanted:
-            self.complete_once = True
+        self.complete_once = self.complete_once or updated or here >= self.wanted
         if here >= self.view.quorum:
             self.short_since = None
             if self.view.quorum < min(here, self.wanted):

@@ -302,9 +302,10 @@ class Supervisor:
 
     def _observe_members(self, now: float) -> None:
         alive = set.intersection(*(set(s.present) for s in self.shards.stats.values()))
-        if self.progress.began_at is None and len(alive) >= self.membership.view.quorum:
+        updated = any(s.version > self.shards.checkpoint.version for s in self.shards.stats.values())
+        view, notice = self.membership.observe(alive, updated, now)
+        if self.progress.began_at is None and self.membership.complete_once:
             self.progress.begin(now)
-        view, notice = self.membership.observe(alive, now)
         if notice is not None:
             self.console.notice(notice)
         if view is not None or any(s.view != self.membership.view.id for s in self.shards.stats.values()):
