@@ -1,6 +1,7 @@
 """A run seen from another terminal: its state, its logs, its end; and what a killed one has left on its hosts."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -50,6 +51,15 @@ def test_logs_are_shown_with_the_process_they_are_from(ended: RunFiles) -> None:
     assert "[supervisor] " not in zmqrl("logs", str(ended.path), "shard-1")
     assert "did you mean shard-1?" in zmqrl("logs", str(ended.path), "shard-11", status=2)
     assert "not a run directory" in zmqrl("logs", str(ended.path / "logs"), status=2)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(ended: RunFiles) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "zmqrl", "logs", str(ended.path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:

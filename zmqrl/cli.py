@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -88,7 +90,13 @@ def run(arguments: Sequence[str]) -> int:
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
     module = importlib.import_module(COMMANDS[command].module)
-    status: int = module.run(_parse(module.Options, None, rest, f"zmqrl {command}"))
+    options = _parse(module.Options, None, rest, f"zmqrl {command}")
+    try:
+        status: int = module.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads what we print has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return status
 
 
