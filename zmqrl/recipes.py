@@ -10,13 +10,23 @@ from zmqrl.ps.optimizer import OptimizerConfig
 
 
 def breakout() -> Config:
-    """Breakout by PPO with the small network: two workers on two cores."""
+    """Breakout by PPO with the small network: two workers on two cores.
+
+    The schedules end with the hour that two cores with AVX-512 need for that many updates.
+    """
     return Config(
         recipe="breakout",
         env="ALE/Breakout-v5",
         envs=EnvConfig(num_envs=16),
-        ppo=PPOConfig(rollout_steps=128, epochs=4, minibatches=16, shuffle="samples"),
-        optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5),
+        ppo=PPOConfig(
+            rollout_steps=128,
+            epochs=4,
+            minibatches=16,
+            shuffle="samples",
+            final_entropy_coefficient=0.002,
+            entropy_schedule_updates=72_000,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=5e-5, schedule_updates=72_000, epsilon=1e-5),
     )
 
 
