@@ -8,24 +8,26 @@
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from zmqrl.checkpoint import checkpoints
+from zmqrl.observe.records import RunRecord
 
 RESULTS = Path(__file__).parent / "results"
 ROW_EVERY_S = 30.0
 
 
-def thinned(metrics: Path) -> list[str]:
-    """The first line of ``metrics`` at or after each half minute of training, and the last one."""
-    kept: list[str] = []
-    due_s, line = 0.0, ""
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        wall_s = json.loads(line)["wall_s"]
-        if wall_s >= due_s:
-            kept.append(line)
-            due_s = (wall_s // ROW_EVERY_S + 1) * ROW_EVERY_S
-    return kept if kept[-1:] == [line] else [*kept, line]
+def thinned(run: Path) -> list[Mapping[str, Any]]:
+    """The first row of ``run`` at or after each half minute of training, and the last one."""
+    rows = RunRecord.read(run).rows
+    kept, due_s = [], 0.0
+    for row in rows:
+        if row["wall_s"] >= due_s or row is rows[-1]:
+            kept.append(row)
+            due_s = (row["wall_s"] // ROW_EVERY_S + 1) * ROW_EVERY_S
+    return kept
 
 
 def keep(run: Path, name: str) -> Path:
@@ -34,7 +36,7 @@ def keep(run: Path, name: str) -> Path:
     kept.mkdir(parents=True, exist_ok=True)
     config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"run_dir": f"runs/{name}"}
     (kept / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (kept / "metrics.jsonl").write_text("\n".join(thinned(run / "metrics.jsonl")) + "\n", encoding="utf-8")
+    (kept / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in thinned(run)), encoding="utf-8")
     for file in [run / "summary.json", *run.glob("evaluations.jsonl")]:
         shutil.copy(file, kept)
     if (run / "videos").exists():

@@ -1,6 +1,7 @@
 """The command line: what it offers, and what it says to those who ask for what cannot be."""
 
 import dataclasses
+import json
 import re
 import socket
 import subprocess
@@ -325,6 +326,23 @@ def test_a_worker_without_a_cluster_file_is_told_so(refused: Refused) -> None:
     assert str(path) in refused.sentence("worker", str(path))
     path.write_text("{}", encoding="utf-8")
     assert str(path) in refused.sentence("worker", str(path))
+
+
+def test_options_of_a_resumed_run_are_read_over_its_settings_and_not_over_a_recipes(tmp_path: Path) -> None:
+    rate = dataclasses.replace(cartpole().optimizer, final_learning_rate=1e-4, schedule_updates=20)
+    path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), optimizer=rate))
+    resume = ["--resume", "--run-dir", str(path), "--optimizer.schedule-updates", "90"]
+    for recipe in ([], ["cartpole"]):
+        optimizer = cli.train_config([*recipe, *resume]).optimizer
+        assert (optimizer.final_learning_rate, optimizer.schedule_updates) == (1e-4, 90)
+
+
+def test_settings_of_another_zmqrl_are_refused_with_their_file(refused: Refused) -> None:
+    path = finished_run(refused.where / "run")
+    settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    (path / "config.json").write_text(json.dumps(settings | {"foo": 1}), encoding="utf-8")
+    sentence = refused.sentence("train", "--run-dir", str(path), "--resume")
+    assert f"{path}/config.json cannot be used: unknown setting foo." in sentence
 
 
 def test_settings_on_the_command_line_override_those_of_the_run_that_is_resumed(tmp_path: Path) -> None:

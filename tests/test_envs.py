@@ -183,7 +183,10 @@ def test_the_flavour_names_what_a_score_depends_on() -> None:
         ("ALE/Braekout-v5", "there is no environment 'ALE/Braekout-v5': did you mean ALE/Breakout-v5?"),
         ("CartPole-v9", "there is no environment 'CartPole-v9': did you mean CartPole-v1?"),
         ("xyzzy", "there is no environment 'xyzzy': Atari games are named like ALE/Breakout-v5."),
-        ("nowhere:Corridor-v0", "cannot import nowhere, which should register Corridor-v0: No module named 'nowhere'."),
+        (
+            "nowhere:Corridor-v0",
+            "cannot import nowhere, which should register Corridor-v0: ModuleNotFoundError: No module named 'nowhere'.",
+        ),
         ("Pendulum-v1", "Pendulum-v1 takes Box (1,) actions, but only Discrete ones can be learned."),
     ],
 )

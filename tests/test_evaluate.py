@@ -16,6 +16,7 @@ from policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
 from zmqrl import cli, game
 from zmqrl.agent.envs import EnvConfig
 from zmqrl.config import Config
+from zmqrl.errors import UsageError
 from zmqrl.evaluate import evaluate, play_games
 from zmqrl.game import Turn, whole_game
 from zmqrl.policy import Policy, load_policy
@@ -118,6 +119,26 @@ def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch
     with pytest.raises(RuntimeError, match="the joystick broke"):
         games(load_policy(cartpole_run), list(range(50)), threads=2)
     assert len(played) < 50
+
+
+BROKEN = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Broken(CartPoleEnv):
+    def step(self, action):
+        raise RuntimeError("the joystick broke")
+
+gymnasium.register("Broken-v0", Broken)
+"""
+
+
+def test_an_environment_of_the_users_own_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_to_eval.py").write_text(BROKEN, encoding="utf-8")
+    run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="broken_to_eval:Broken-v0"), 0)
+    with pytest.raises(UsageError, match=r"broken_to_eval:Broken-v0 fails: RuntimeError: the joystick broke\."):
+        cli.run(["eval", str(run)])
 
 
 def test_eval_prints_one_json_object_and_nothing_else(cartpole_run: Path) -> None:

@@ -100,6 +100,19 @@ def test_checkpoints_are_evaluated_every_five_minutes_and_the_last_one_always(
     assert [told["version"] for name, told in launcher.told if name == "evaluator-0"] == [0, 300, 500]
 
 
+def test_a_resumed_run_does_not_evaluate_again_what_it_ended_with(
+    followers: Followers, launcher: Launcher, tmp_path: Path
+) -> None:
+    followers.on_checkpoint(300, 300.0, last=True)
+    followers.on_checkpoint(300, 300.0, last=True)
+    followers.on_answer(evaluation(300))
+    again = Followers(followers.config, RunDirectory(tmp_path), followers.keeper, followers.console, followers.files)
+    again.on_checkpoint(300, 300.0)
+    again.on_checkpoint(400, 400.0)
+    again.on_checkpoint(700, 700.0)
+    assert [told["version"] for name, told in launcher.told if name == "evaluator-0"] == [300, 700]
+
+
 def test_a_checkpoint_stays_with_them_as_long_as_one_of_them_needs_it(
     followers: Followers, brought: set[tuple[str, int]]
 ) -> None:

@@ -25,7 +25,7 @@ from zmqrl.agent.losses import {algo}_loss
 
 def loss(logits, values, batch, config, entropy_coefficient):
     total, stats = {algo}_loss(logits, values, batch, config, entropy_coefficient)
-    return total, stats | {{"entropy_coefficient": torch.tensor(entropy_coefficient)}}
+    return total, stats | {{"told_coefficient": torch.tensor(entropy_coefficient)}}
 """
 
 
@@ -41,14 +41,14 @@ def test_schedules_follow_the_version_over_the_end_of_a_process(algo: str, tmp_p
 
     files = run(path, *options, "--updates", "10", importable=tmp_path)
     learned = files.newest()
-    told = [row["entropy_coefficient"] for row in files.metrics() if "entropy_coefficient" in row]
+    told = [row["told_coefficient"] for row in files.metrics() if "told_coefficient" in row]
     assert told
     assert all(0.01 < coefficient < 0.0301 for coefficient in told)
 
     files = run(path, "--resume", "--updates", "20", importable=tmp_path)
     assert files.newest().version == 20
     assert files.newest().params_sha256() == learned.params_sha256()
-    told = [row["entropy_coefficient"] for row in files.metrics()[len(told) :] if "entropy_coefficient" in row]
+    told = [row["told_coefficient"] for row in files.metrics()[len(told) :] if "told_coefficient" in row]
     assert told[-1] == pytest.approx(0.01)
 
 

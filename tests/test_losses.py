@@ -149,8 +149,12 @@ def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOCon
     assert [entropy_coefficient_at(constant, v) for v in (0, 10**9)] == [0.01, 0.01]
     falling = make_config(entropy_coefficient=0.02, final_entropy_coefficient=0.01, entropy_schedule_updates=100)
     assert [entropy_coefficient_at(falling, v) for v in (0, 50, 100, 500)] == pytest.approx([0.02, 0.015, 0.01, 0.01])
-    with pytest.raises(UsageError, match="entropy_schedule_updates"):
-        make_config(final_entropy_coefficient=0.0)
+    for updates in (0, -100):
+        with pytest.raises(UsageError, match="entropy_schedule_updates"):
+            make_config(final_entropy_coefficient=0.0, entropy_schedule_updates=updates)
+    for final in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match="final_entropy_coefficient must be between 0 and"):
+            make_config(final_entropy_coefficient=final, entropy_schedule_updates=100)
 
 
 @pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])

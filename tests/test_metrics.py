@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 from rig import file_size_limit
 
 from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
+from zmqrl.observe.reports import WorkerReport
 
 
 def report(rank: int = 0, incarnation: int = 1, **figures: Any) -> dict[str, Any]:
     return {"rank": rank, "incarnation": incarnation, "version": 1, "agent_steps": 0, **figures}
+
+
+def told(tested: RunMetrics, report: object) -> bool:
+    """Whether ``report`` was taken."""
+    try:
+        return tested.on_report(WorkerReport.parse(report))
+    except ValueError:
+        return False
 
 
 def shard(version: int = 0, **figures: Any) -> ShardStats:
@@ -73,7 +82,7 @@ def test_totals_are_right_when_reports_are_lost_doubled_and_out_of_order(made: l
         # The last report of an incarnation arrives; of the others any number, any number of times, in any order.
         arriving = [last, *data.draw(st.lists(st.sampled_from([*some, last]), max_size=8))]
         for each in data.draw(st.permutations(arriving)):
-            assert tested.on_report(each)
+            assert told(tested, each)
     counters = tested.counters()
     assert counters.agent_steps == sum(life.agent_steps[-1] for life in made)
     assert counters.abandoned_steps == sum(life.agent_steps[-1] // 2 for life in made)
@@ -84,8 +93,8 @@ def test_totals_are_right_when_reports_are_lost_doubled_and_out_of_order(made: l
 
 def test_a_rank_that_comes_back_adds_to_what_it_had() -> None:
     tested = metrics()
-    assert tested.on_report(report(incarnation=1, agent_steps=1000, skipped=3, games=[[1, 5.0, 100]]))
-    assert tested.on_report(report(incarnation=2, agent_steps=10, skipped=1, games=[[1, 7.0, 10]]))
+    assert told(tested, report(incarnation=1, agent_steps=1000, skipped=3, games=[[1, 5.0, 100]]))
+    assert told(tested, report(incarnation=2, agent_steps=10, skipped=1, games=[[1, 7.0, 10]]))
     row = tested.row(1.0)
     assert (row["agent_steps"], row["contributions"]["skipped"], row["episodes"]) == (1010, 4, 2)
     assert row["score_mean_50"] == 6.0
@@ -94,23 +103,23 @@ def test_a_rank_that_comes_back_adds_to_what_it_had() -> None:
 
 def test_a_report_from_before_the_restart_is_dropped() -> None:
     tested = metrics()
-    assert tested.on_report(report(incarnation=2, agent_steps=10))
-    assert not tested.on_report(report(incarnation=1, agent_steps=1000))
+    assert told(tested, report(incarnation=2, agent_steps=10))
+    assert not told(tested, report(incarnation=1, agent_steps=1000))
     assert tested.row(1.0)["agent_steps"] == 10
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_game_in_several_reports_counts_once(first: int) -> None:
     tested = metrics()
-    tested.on_report(report(games=[[first, 1.0, 9]]))
-    tested.on_report(report(version=2, games=[[first, 1.0, 9], [first + 1, 3.0, 9]]))
+    told(tested, report(games=[[first, 1.0, 9]]))
+    told(tested, report(version=2, games=[[first, 1.0, 9], [first + 1, 3.0, 9]]))
     row = tested.row(1.0)
     assert (row["episodes"], row["score_mean_50"]) == (2, 2.0)
 
 
 def test_games_that_no_report_had_room_for_are_counted_without_a_score() -> None:
     tested = metrics()
-    tested.on_report(report(games=[[seq, 1.0, 9] for seq in range(69, 101)]))
+    told(tested, report(games=[[seq, 1.0, 9] for seq in range(69, 101)]))
     assert tested.counters().episodes == 100
     assert len(tested.counters().scores) == 32
 
@@ -120,7 +129,7 @@ def test_the_score_is_the_mean_of_the_last_fifty_games_of_all_workers() -> None:
     assert tested.row(0.5)["score_mean_50"] is None
     for seq in range(1, 41):
         for rank in (0, 1):
-            tested.on_report(report(rank, version=seq, games=[[seq, float(seq), 9]]))
+            told(tested, report(rank, version=seq, games=[[seq, float(seq), 9]]))
     assert tested.row(1.0)["score_mean_50"] == sum(range(16, 41)) / 25
 
 
@@ -138,7 +147,7 @@ KEYS = [*report(), "abandoned_steps", "skipped", "games", "losses", "policy_lag"
 def test_no_report_can_break_a_row(hostile: object) -> None:
     tested = metrics()
     for each in (hostile, {**report(), **hostile} if isinstance(hostile, dict) else hostile):
-        tested.on_report(each)
+        told(tested, each)
     row = tested.row(1.0)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 
@@ -167,20 +176,20 @@ def test_no_report_can_break_a_row(hostile: object) -> None:
 )
 def test_a_malformed_report_is_dropped_whole(broken: dict[str, Any]) -> None:
     tested = metrics()
-    assert not tested.on_report({**report(agent_steps=100, games=[[1, 2.0, 3]]), **broken})
+    assert not told(tested, {**report(agent_steps=100, games=[[1, 2.0, 3]]), **broken})
     assert tested.row(1.0)["agent_steps"] == tested.row(1.0)["episodes"] == 0
 
 
 def test_what_the_protocol_does_not_know_is_ignored() -> None:
     tested = metrics()
     extra: dict[Any, Any] = {"gpu": {"util": "high"}, 7: None}
-    assert tested.on_report({**report(agent_steps=5), **extra})
+    assert told(tested, {**report(agent_steps=5), **extra})
     assert tested.row(1.0)["agent_steps"] == 5
 
 
 def test_a_worker_cannot_name_a_loss_after_a_key_of_the_row() -> None:
     tested = metrics()
-    tested.on_report(report(losses={"version": 99.0, "wall_s": -1.0, "Bad name\x1b": 1.0, "approx_kl": 3}))
+    told(tested, report(losses={"version": 99.0, "wall_s": -1.0, "Bad name\x1b": 1.0, "approx_kl": 3}))
     row = tested.row(2.0)
     assert (row["version"], row["wall_s"], row["approx_kl"]) == (0, 2.0, 3.0)
     assert "Bad name\x1b" not in row
@@ -192,8 +201,8 @@ def test_a_worker_cannot_name_a_loss_after_a_key_of_the_row() -> None:
 def test_losses_are_means_over_workers_since_the_last_row() -> None:
     tested = metrics()
     for version in (1, 2, 3):
-        tested.on_report(report(0, version=version, losses={"loss": 1.0}, policy_lag=2))
-    tested.on_report(report(1, losses={"loss": 3.0, "approx_kl": 0.5}, policy_lag=4, policy_lag_max=9))
+        told(tested, report(0, version=version, losses={"loss": 1.0}, policy_lag=2))
+    told(tested, report(1, losses={"loss": 3.0, "approx_kl": 0.5}, policy_lag=4, policy_lag_max=9))
     row = tested.row(1.0)
     assert (row["loss"], row["approx_kl"], row["policy_lag"], row["entropy"]) == (2.0, 0.5, 3.0, None)
     assert (row["policy_lag_min"], row["policy_lag_max"]) == (2, 9)
@@ -205,25 +214,44 @@ def test_losses_are_means_over_workers_since_the_last_row() -> None:
 def test_split_is_the_time_of_one_worker_in_one_update() -> None:
     tested = metrics()
     for rank in (0, 1):
-        tested.on_report(report(rank, version=10, spans={"act": 0.5, "wait": 0.1}))
-        tested.on_report(report(rank, version=13, spans={"act": 1.5}))
+        told(tested, report(rank, version=10, spans={"act": 0.5, "wait": 0.1}))
+        told(tested, report(rank, version=13, spans={"act": 1.5}))
     assert tested.row(1.0)["split_s"] == {"act": 4.0 / 8, "wait": pytest.approx(0.2 / 8)}
     # A rollout takes many rows: its spans stay in the mean for a while.
     assert tested.row(2.0)["split_s"] == {"act": pytest.approx(0.5), "wait": pytest.approx(0.2 / 8)}
+
+
+def test_split_and_losses_count_the_updates_that_a_report_is_about() -> None:
+    tested = metrics()
+    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # a worker of a resumed run has played
+    told(tested, report(version=34_003, agent_steps=100, losses={"loss": 1.0}, spans={"gradient": 1.0}))
+    told(tested, report(version=34_003, agent_steps=200, spans={"act": 0.5}))  # nothing learned since then
+    told(tested, report(version=34_004, agent_steps=200, losses={"loss": 5.0}, spans={"gradient": 1.0}))
+    row = tested.row(1.0)
+    assert row["split_s"] == {"act": 1.0 / 5, "gradient": 2.0 / 5}
+    assert row["loss"] == (3 * 1.0 + 5.0) / 4
+
+
+def test_a_run_that_waits_for_days_goes_on_to_make_rows() -> None:
+    tested = metrics()
+    told(tested, report(version=10, spans={"act": 0.5}))
+    for day in range(1, 4):
+        row = tested.row(day * 86_400.0)
+    assert row["split_s"] == {}
 
 
 def test_a_doubled_report_weighs_once_in_the_means() -> None:
     tested = metrics()
     slow = report(version=1, losses={"loss": 1.0}, spans={"act": 2.0})
     for each in (slow, slow, slow, report(version=2, losses={"loss": 4.0}, spans={"act": 1.0})):
-        tested.on_report(each)
+        told(tested, each)
     row = tested.row(1.0)
     assert (row["loss"], row["split_s"]) == (2.5, {"act": 1.5})
 
 
 def test_rates_are_over_about_half_a_minute() -> None:
     tested = metrics()
-    tested.on_report(report(agent_steps=1000))
+    told(tested, report(agent_steps=1000))
     tested.on_shards([shard(20)])
     row = tested.row(2.0)
     assert (row["agent_steps_per_s"], row["updates_per_s"]) == (500.0, 10.0)
@@ -235,10 +263,10 @@ def test_rates_are_over_about_half_a_minute() -> None:
 
 def test_after_a_rollback_the_version_falls_and_the_totals_do_not() -> None:
     tested = metrics()
-    tested.on_report(report(version=50, agent_steps=1000, losses={"loss": 1.0}))
+    told(tested, report(version=50, agent_steps=1000, losses={"loss": 1.0}))
     tested.on_shards([shard(50, outcomes={0: [50, 1, 0, 0], 1: [50, 0, 0, 0]})])
     tested.row(1.0)
-    tested.on_report(report(version=31, agent_steps=1100, losses={"loss": 2.0}))
+    told(tested, report(version=31, agent_steps=1100, losses={"loss": 2.0}))
     tested.on_shards([shard(30, outcomes={0: [0, 0, 0, 0]})])
     row = tested.row(2.0)
     assert (row["version"], row["agent_steps"], row["loss"]) == (30, 1100, 2.0)
@@ -320,14 +348,14 @@ def test_a_rank_that_is_no_member_any_more_is_not_missed() -> None:
 
 def test_a_resumed_run_goes_on_from_its_checkpoint() -> None:
     first = metrics()
-    first.on_report(report(agent_steps=1000, abandoned_steps=10, skipped=2, games=[[1, 4.0, 9]]))
+    told(first, report(agent_steps=1000, abandoned_steps=10, skipped=2, games=[[1, 4.0, 9]]))
     first.on_shards([shard(20, outcomes={0: [20, 1, 0, 0]})])
     first.row(8.0)
     saved = json.loads(json.dumps(first.counters().to_json()))
     assert Counters.from_json(saved) == first.counters()
 
     resumed = RunMetrics(start=Counters.from_json(saved))
-    resumed.on_report(report(agent_steps=100, games=[[1, 6.0, 9]]))
+    told(resumed, report(agent_steps=100, games=[[1, 6.0, 9]]))
     resumed.on_shards([shard(22, outcomes={0: [2, 0, 0, 0]})])
     row = resumed.row(1.0)
     assert (row["wall_s"], row["agent_steps"], row["agent_steps_per_s"]) == (9.0, 1100, 100.0)
@@ -391,8 +419,8 @@ def test_tensorboard_gets_every_number_of_a_row_under_its_group(tmp_path: Path) 
     from zmqrl.observe.tensorboard import TensorBoard
 
     tested = metrics()
-    tested.on_report(report(agent_steps=500, games=[[1, 4.0, 9]], losses={"entropy": 0.5, "clip_fraction": 0.25}))
-    tested.on_report(report(version=3, agent_steps=1000, skipped=1, spans={"act": 1.5}))
+    told(tested, report(agent_steps=500, games=[[1, 4.0, 9]], losses={"entropy": 0.5, "clip_fraction": 0.25}))
+    told(tested, report(version=3, agent_steps=1000, skipped=1, spans={"act": 1.5}))
     tested.on_shards([shard(3, outcomes={0: [3, 2, 0, 0], 1: [3, 0, 0, 0]})])
     board = TensorBoard(tmp_path)
     board.log(tested.row(2.0), 3)

@@ -15,7 +15,7 @@ from zmqrl.errors import UsageError
 
 ATARI = (4, 84, 84)
 FLOAT32 = NetworkConfig(compute="float32")
-IMAGE_MODELS: list[str] = ["small", "nature", "dba3c"]
+IMAGE_MODELS: list[str] = ["small", "nature", "narrow", "dba3c"]
 
 
 def frames(batch: int, *, seed: int = 0, shape: tuple[int, ...] = ATARI) -> Tensor:

@@ -158,7 +158,7 @@ def test_what_a_model_does_not_train_is_the_same_in_every_worker(write: Write) -
 def test_an_unknown_model_is_named_with_the_nearest_one(name: str, hint: str) -> None:
     with pytest.raises(UsageError) as refused:
         make_model(name, (5,), 3)
-    known = "there are small, nature, dba3c, mlp, or your own as module:function."
+    known = "there are small, nature, narrow, dba3c, mlp, or your own as module:function."
     assert str(refused.value) == f"unknown model '{name}'{hint}; {known}"
 
 
@@ -170,6 +170,9 @@ def test_an_unknown_model_is_named_with_the_nearest_one(name: str, hint: str) ->
         ("values.mean().detach(), {}", "returned a tuple of Tensor float32 () and dict: it must be"),
         ("values.mean(), {'kl': 0.5}", "returned a tuple of Tensor float32 () and dict: it must be"),
         ("values.mean(), {'kl': values}", "returned a tuple of Tensor float32 () and dict: it must be"),
+        ("values.mean(), {'loss': values.mean()}", "reports 'loss': a name has small letters"),
+        ("values.mean(), {'KL': values.mean()}", "reports 'KL': a name has small letters"),
+        ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 figures: at most 59 can be told."),
         ("batch.no_such_thing", "fails: AttributeError: 'Batch' object has no attribute 'no_such_thing'."),
     ],
 )

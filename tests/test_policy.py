@@ -114,7 +114,7 @@ def test_a_generator_decides_the_actions_in_a_batch_as_one_by_one(breakout: Poli
     )
 
 
-@pytest.mark.parametrize("name", ["small", "nature", "dba3c"])
+@pytest.mark.parametrize("name", ["small", "nature", "narrow", "dba3c"])
 def test_a_network_turned_to_float64_computes_in_it_from_end_to_end(name: str) -> None:
     """A float32 anywhere on the way would leave an error of about 1e-7 between one batch and another."""
     model = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="bfloat16"))

@@ -20,6 +20,7 @@ from PIL import Image
 from policy_rig import BREAKOUT, write_run
 
 from zmqrl import cli
+from zmqrl.agent.dummy import DUMMY_ID
 from zmqrl.agent.envs import EnvConfig, make_envs
 from zmqrl.agent.picture import make_picture
 from zmqrl.config import Config
@@ -206,6 +207,11 @@ def test_a_game_that_cannot_be_recorded_leaves_no_video(tmp_path: Path, lamps: N
         cli.run(["record", str(run)])
     assert str(refused.value) == sentence
     assert list(run.glob("videos/*")) == []
+
+
+def test_the_dummy_has_no_picture() -> None:
+    with pytest.raises(UsageError, match=r"zmqrl/Dummy-v0 shows no game: there is nothing to record\."):
+        make_picture(DUMMY_ID, EnvConfig())
 
 
 @pytest.mark.parametrize(

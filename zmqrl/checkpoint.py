@@ -118,7 +118,7 @@ class Checkpoint:
                 optimizer=manifest["optimizer"]["name"],
                 state_names=names,
                 states=tuple(states),
-                counters=weights.counters,
+                counters=manifest["counters"],
             )
 
 
@@ -126,12 +126,13 @@ class Checkpoint:
 class Weights:
     """What acting needs of a checkpoint; the files with the optimizer's state need not be there.
 
-    ``vector``: the parameter vector, float32 (count,).
+    ``vector``: the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps`` are what it was trained for.
     """
 
     layout: Layout
     version: int
-    counters: dict[str, Any]
+    wall_s: float
+    agent_steps: int
     vector: FloatVector
 
     @staticmethod
@@ -146,7 +147,14 @@ def _weights(path: Path, manifest: Mapping[str, Any]) -> Weights:
     layout = _read_layout(path / MANIFEST, manifest["layout"])
     model = load_file(path / MODEL)
     vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
-    return Weights(layout=layout, version=manifest["version"], counters=manifest["counters"], vector=vector)
+    counters = dict(manifest["counters"])
+    return Weights(
+        layout=layout,
+        version=manifest["version"],
+        wall_s=float(counters.get("wall_s", 0.0)),
+        agent_steps=int(counters.get("agent_steps", 0)),
+        vector=vector,
+    )
 
 
 @contextmanager

@@ -28,6 +28,14 @@ class Command(NamedTuple):
     purpose: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Which run is to be resumed, if any: other options are read over its settings, and not over a recipe's."""
+
+    resume: bool = False
+    run_dir: Path | None = None
+
+
 COMMANDS = {
     "train": Command("zmqrl.cluster.run", "[RECIPE] [options]", "train on this machine"),
     "launch": Command(
@@ -109,15 +117,14 @@ def train_config(arguments: list[str]) -> "Config":
     options = _with_profile_default(arguments[1:] if recipe else arguments)
     if recipe is not None and recipe not in RECIPES:
         raise UsageError(f"unknown recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; there are {', '.join(RECIPES)}.")
-    base = RECIPES[recipe or "breakout"]()
-    config = _parse(Config, base, options, f"zmqrl train [{'|'.join(RECIPES)}]")
-    if not config.resume:
-        return config
-    if config.run_dir is None:
+    resumed = None if {"-h", "--help"} & set(options) else _parse_known(Resumed, options, "zmqrl train")[0]
+    if resumed is None or not resumed.resume:
+        return _parse(Config, RECIPES[recipe or "breakout"](), options, f"zmqrl train [{'|'.join(RECIPES)}]")
+    if resumed.run_dir is None:
         raise UsageError("--resume needs --run-dir: the directory of the run to go on with.")
-    stored = Config.read(config.run_dir / "config.json")
+    stored = Config.read(resumed.run_dir / "config.json")
     if recipe not in (None, stored.recipe):
-        raise UsageError(f"{config.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
+        raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
     if any(option.partition("=")[0] == "--straggle" for option in options):  # it would be appended to what is stored
         stored = dataclasses.replace(stored, straggle=())
     return _parse(Config, stored, options, "zmqrl train")

@@ -98,7 +98,7 @@ class Config:
     algo: Literal["ppo", "ba3c"] = "ppo"
     """Algorithm."""
     model: str = "small"
-    """Network: small, nature or dba3c for images, mlp for vectors, or a function of your own as module:function."""
+    """Network: small, nature, narrow or dba3c for images, mlp for vectors, or your own function as module:function."""
     loss: str | None = None
     """A function of your own, module:function, instead of the algorithm's loss."""
     updates: int | None = None
@@ -106,7 +106,7 @@ class Config:
     agent_steps: int | None = None
     """Stop after this many agent steps, all sittings together."""
     minutes: float | None = None
-    """Stop after this many minutes, counted from the first version of this sitting."""
+    """Stop after this many minutes, counted from when the first version of this sitting is in the making."""
     stop_score: float | None = None
     """Stop when the mean score of the last 50 games reaches this."""
     seed: int = 1
@@ -291,7 +291,10 @@ class Config:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from error
         except ValueError as error:
             raise UsageError(f"{path} is no JSON: {error}.") from error
-        return cls.from_json(data.get("config", data) if isinstance(data, dict) else data)
+        try:
+            return cls.from_json(data.get("config", data) if isinstance(data, dict) else data)
+        except UsageError as error:
+            raise UsageError(f"{path} cannot be used: {error}") from error
 
 
 def is_loopback(address: str) -> bool:

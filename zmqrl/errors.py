@@ -1,7 +1,8 @@
 """The errors a user sees: one sentence that says what, where and what to do. Standard library only."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ZmqrlError(Exception):
@@ -24,3 +25,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The one of ``known`` that comes closest, in parentheses behind a space; nothing if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Whatever a user's own code raises is told in one sentence; a script that ends the process does so, too."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")
+        raise UsageError(f"{what}: {reason}.") from error

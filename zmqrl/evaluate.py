@@ -169,12 +169,13 @@ class _Progress:
 
 def _report(result: dict[str, Any]) -> str:
     low, high = result["ci95"]
+    interval = f" (95 % between {low:.1f} and {high:.1f})" if result["episodes"] > 1 else ""
     how = "most probable actions" if result["greedy"] else "drawn actions"
     return (
         f"{result['env']}, version {result['version']} "
         f"({result['wall_s'] / 60:.1f} minutes, {result['agent_steps']:,} agent steps), {how}\n"
         f"{result['episodes']} whole games, seeds {result['seeds'][0]} to {result['seeds'][-1]}: "
-        f"mean {result['mean']:.1f} (95 % between {low:.1f} and {high:.1f}), median {result['median']:g}, "
+        f"mean {result['mean']:.1f}{interval}, median {result['median']:g}, "
         f"min {result['min']:g}, max {result['max']:g}; {result['cut_off']} cut off by a time limit\n"
         f"scores: {result['flavour']}\n"
     )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from zmqrl.agent.envs import EnvConfig, make_envs
+from zmqrl.errors import blaming
 from zmqrl.policy import Policy
 
 LONGEST = 100_000  # agent steps: not every environment has a time limit of its own
@@ -32,17 +33,20 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
     """Play the game of ``seed`` from its start to its end, over all lives, turn by turn.
 
     Each game is an environment of its own, because some games keep memory across a reset. Close the generator to
-    leave a game before its end. From here on torch computes with one thread.
+    leave a game before its end. From here on torch computes with one thread. Raises UsageError for whatever an
+    environment raises.
     """
     torch.set_num_threads(1)  # more would spend their time on waiting for each other: a batch of one is too small
     rng = np.random.default_rng((seed, ACTIONS))
     envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
     try:
-        observation = envs.reset(seed)[0]
+        with blaming(f"{policy.env_id} fails"):
+            observation = envs.reset(seed)[0]
         score = 0.0
         for agent_steps in range(1, LONGEST + 1):
             action = int(policy.act(observation, rng, greedy))
-            step = envs.step(np.array([action]))
+            with blaming(f"{policy.env_id} fails"):
+                step = envs.step(np.array([action]))
             reward = float(step.rewards[0])
             score = step.games[0].score if step.games else score + reward
             yield Turn(

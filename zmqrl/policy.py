@@ -100,8 +100,8 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     return Policy(
         config=config,
         version=weights.version,
-        wall_s=float(weights.counters.get("wall_s", 0.0)),
-        agent_steps=int(weights.counters.get("agent_steps", 0)),
+        wall_s=weights.wall_s,
+        agent_steps=weights.agent_steps,
         spec=spec,
         model=model if _is_own(config) else model.double(),
     )

@@ -10,13 +10,14 @@ from zmqrl.ps.optimizer import OptimizerConfig
 
 
 def breakout() -> Config:
-    """Breakout by PPO with the small network: two workers on two cores.
+    """Breakout by PPO with the narrow network: two workers on two cores.
 
     The schedules end with the hour that two cores with AVX-512 need for that many updates.
     """
     return Config(
         recipe="breakout",
         env="ALE/Breakout-v5",
+        model="narrow",
         envs=EnvConfig(num_envs=16),
         ppo=PPOConfig(
             rollout_steps=128,
@@ -24,17 +25,18 @@ def breakout() -> Config:
             minibatches=16,
             shuffle="samples",
             final_entropy_coefficient=0.002,
-            entropy_schedule_updates=72_000,
+            entropy_schedule_updates=56_000,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=5e-5, schedule_updates=72_000, epsilon=1e-5),
+        optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=5e-5, schedule_updates=56_000, epsilon=1e-5),
     )
 
 
 def pong() -> Config:
-    """Pong by PPO with the small network: two workers on two cores."""
+    """Pong by PPO with the narrow network: two workers on two cores."""
     return Config(
         recipe="pong",
         env="ALE/Pong-v5",
+        model="narrow",
         envs=EnvConfig(num_envs=16),
         ppo=PPOConfig(rollout_steps=128, epochs=4, minibatches=16, shuffle="samples"),
         optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5),

@@ -1,11 +1,12 @@
 """A worker: pull -> play -> gradient -> push. The whole distributed algorithm is in ``work``."""
 
 import logging
+import math
 import os
 import signal
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ def work(connection: Connection, agent: "Agent", config: Config, log: logging.Lo
     is more than one iteration further is dropped. In asynchronous mode U contributions of this worker are an iteration.
     """
     spans, parameters, rollout, learner = connection.spans, agent.parameters, agent.rollout, agent.learner
-    reporter = Reporter(connection, rollout.steps * rollout.num_envs)
     delay_s = config.straggle_s().get(connection.rank, 0.0)
     per_rollout = config.algorithm.updates_per_rollout
     iteration, acted_at, generation, contributed = -1, 0, 0, 0
@@ -48,7 +48,10 @@ def work(connection: Connection, agent: "Agent", config: Config, log: logging.Lo
         return contributed if config.mode == "async" else weights.version
 
     weights = connection.pull()
-    profile_until = weights.version + (config.profile or 0) if weights is not None else 0
+    if weights is None:
+        return
+    reporter = Reporter(connection, rollout.steps * rollout.num_envs, weights.version)
+    profile_until = weights.version + (config.profile or 0)
     while weights is not None:
         spans.recording = weights.version < profile_until
         parameters.load(weights.vector)
@@ -108,14 +111,16 @@ class Agent:
 
 
 class Reporter:
-    """Tells the supervisor this worker's figures: cumulative, so that a lost report costs nothing."""
+    """Tells the supervisor this worker's figures: counts are cumulative, so that a lost report costs none of them."""
 
-    def __init__(self, connection: Connection, steps_per_rollout: int) -> None:
+    def __init__(self, connection: Connection, steps_per_rollout: int, version: int) -> None:
+        """``version`` is the first that is played."""
         self.connection = connection
         self.steps_per_rollout = steps_per_rollout
         self.agent_steps = self.abandoned_steps = self.games_played = 0
         self.games: deque[tuple[int, float, int]] = deque(maxlen=GAMES_IN_A_REPORT)
-        self.figures: dict[str, Any] = {"version": 0}
+        self.version = version
+        self.losses: defaultdict[str, float] = defaultdict(float)  # sums since the last report, as many as lags
         self.lags: list[int] = []
         self.sent_at = 0.0
 
@@ -135,24 +140,20 @@ class Reporter:
 
     def learned(self, weights: Weights, losses: dict[str, float], *, lag: int) -> None:
         """A gradient was pushed; report if the last report is a while ago."""
+        self.version = weights.version
         self.lags.append(lag)
-        self.figures = {
-            "version": weights.version,
-            "losses": losses,
-            "policy_lag": sum(self.lags) / len(self.lags),
-            "policy_lag_min": min(self.lags),
-            "policy_lag_max": max(self.lags),
-        }
+        for name, value in losses.items():
+            self.losses[name] += value
         if time.monotonic() - self.sent_at >= REPORT_EVERY_S:
             self.send()
 
     def send(self) -> None:
         """Report now."""
         self.sent_at = time.monotonic()
-        self.lags.clear()
         self.connection.report(
-            self.figures
+            self._learned()
             | {
+                "version": self.version,
                 "agent_steps": self.agent_steps,
                 "abandoned_steps": self.abandoned_steps,
                 "skipped": self.connection.tally().skipped,
@@ -160,6 +161,20 @@ class Reporter:
                 "spans": self.connection.spans.take(),
             }
         )
+        self.losses.clear()
+        self.lags.clear()
+
+    def _learned(self) -> dict[str, Any]:
+        """Means over the gradients since the last report. One that is not finite would void the whole report."""
+        if not self.lags:
+            return {}
+        means = {name: total / len(self.lags) for name, total in self.losses.items()}
+        return {
+            "losses": {name: mean for name, mean in means.items() if math.isfinite(mean)},
+            "policy_lag": sum(self.lags) / len(self.lags),
+            "policy_lag_min": min(self.lags),
+            "policy_lag_max": max(self.lags),
+        }
 
 
 def join(

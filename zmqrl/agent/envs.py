@@ -22,7 +22,7 @@ from gymnasium.wrappers import FlattenObservation
 from zmqrl.agent.atari import AtariEnvs, RandomSkipEnvs, atari_actions
 from zmqrl.agent.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.agent.games import EnvConfig, Envs, EnvSpec, Game, Scores, Step, game_seeds
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, blaming
 
 __all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs"]
 
@@ -141,12 +141,11 @@ def _kind(space: gymnasium.Space[Any]) -> str:
 def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     """The registration of ``env_id``. Raises UsageError with the ids that come closest."""
     module, _, name = env_id.rpartition(":")
-    try:
-        if module:
+    if module:
+        with blaming(f"cannot import {module}, which should register {name}"):
             importlib.import_module(module)
+    try:
         return gymnasium.spec(name)
-    except ImportError as error:
-        raise UsageError(f"cannot import {module}, which should register {name}: {error}.") from error
     except gymnasium.error.Error as error:
         close = _closest(name, gymnasium.registry)
         hint = f"did you mean {' or '.join(close)}?" if close else "Atari games are named like ALE/Breakout-v5."

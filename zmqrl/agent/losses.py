@@ -96,6 +96,8 @@ class Batch:
 
 # Of logits (M, A), values (M,), the batch, the algorithm's settings, and the weight of the entropy bonus now: the loss,
 # a scalar, and detached scalars to report.
+# What a learner reports of every loss, beside what the loss itself does.
+LEARNER_METRICS = ("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
 Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -279,7 +281,10 @@ def _check(config: PPOConfig | BA3CConfig, *, at_least_one: tuple[str, ...]) -> 
     for name in ("clip", "max_grad_norm"):
         if not 0 < getattr(config, name, 1.0) < float("inf"):
             raise UsageError(f"{name} must be above 0, not {getattr(config, name)}.")
-    if (config.final_entropy_coefficient is None) != (config.entropy_schedule_updates == 0):
+    final = config.final_entropy_coefficient
+    if final is not None and not 0 <= final <= 1e6:
+        raise UsageError(f"final_entropy_coefficient must be between 0 and 1e+06, not {final}.")
+    if (final is None) != (config.entropy_schedule_updates < 1):
         raise UsageError(
             "final_entropy_coefficient and entropy_schedule_updates, the versions until it is reached, "
             "need each other: set both or neither."

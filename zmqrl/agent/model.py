@@ -18,7 +18,7 @@ from zmqrl.errors import UsageError, did_you_mean
 Compute = Literal["float32", "bfloat16"]
 
 CPU = torch.device("cpu")
-HIDDEN = {"small": 256, "nature": 512, "dba3c": 128, "mlp": 64}
+HIDDEN = {"small": 256, "nature": 512, "narrow": 128, "dba3c": 128, "mlp": 64}
 MAX_HIDDEN = 8192  # drawing orthogonal weights takes minutes beyond it
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -28,7 +28,7 @@ class NetworkConfig:
     """What can be chosen about every network."""
 
     hidden: int | None = None
-    """Units of the hidden layers; if not given the network's own: small 256, nature 512, dba3c 128, mlp 64."""
+    """Units of the hidden layers; if not given the network's own: 64 for mlp to 512 for nature."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers to compute with; auto: bfloat16 where the hardware multiplies it. Weights are float32 in any case."""
 
@@ -50,14 +50,14 @@ class Conv:
     pool: bool = False
 
 
-# Mnih et al. 2013 and 2015 (the "small" and the "nature" net), Adamski et al. 2018 (dba3c).
+NATURE = (Conv(filters=32, kernel=8, stride=4), Conv(filters=64, kernel=4, stride=2), Conv(filters=64, kernel=3))
+
+# Mnih et al. 2013 and 2015 (the "small" and the "nature" net), Adamski et al. 2018 (dba3c). "narrow" is the nature net
+# with the hidden layer of dba3c's best run.
 CONVOLUTIONS = {
     "small": (Conv(filters=16, kernel=8, stride=4), Conv(filters=32, kernel=4, stride=2)),
-    "nature": (
-        Conv(filters=32, kernel=8, stride=4),
-        Conv(filters=64, kernel=4, stride=2),
-        Conv(filters=64, kernel=3),
-    ),
+    "nature": NATURE,
+    "narrow": NATURE,
     "dba3c": (
         Conv(filters=32, kernel=5, pool=True),
         Conv(filters=32, kernel=5, pool=True),
@@ -187,7 +187,7 @@ def make_model(
     unfit = f"model {name!r} does not fit observations of shape {shape}"
     if name == "mlp":
         if len(shape) != 1:
-            raise UsageError(f"{unfit}: it reads vectors; use small, nature or dba3c for images.")
+            raise UsageError(f"{unfit}: it reads vectors; use small, nature, narrow or dba3c for images.")
         if network.compute == "bfloat16":
             raise UsageError("--network.compute bfloat16: model 'mlp' computes in float32 only.")
         return VectorPolicy(shape, num_actions, hidden=hidden).to(device)

@@ -14,6 +14,7 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 
 from zmqrl.agent.atari import bare_emulator, emulators, screen_size
+from zmqrl.agent.dummy import DUMMY_ID
 from zmqrl.agent.envs import ATARI_ENTRY_POINT, find_env, reason_of
 from zmqrl.agent.games import EnvConfig, game_seeds
 from zmqrl.errors import UsageError
@@ -40,6 +41,8 @@ class Picture(Protocol):
 
 def make_picture(env_id: str, config: EnvConfig) -> Picture:
     """The picture of one game. Raises UsageError when the environment cannot draw one."""
+    if env_id == DUMMY_ID:
+        raise UsageError(f"{DUMMY_ID} shows no game: there is nothing to record.")
     registered = find_env(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         picture = _AtariPicture if config.min_frame_skip is None else _RandomSkipPicture

@@ -2,17 +2,18 @@
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zmqrl.agent.losses import BA3CConfig, Batch, Loss, PPOConfig
-from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.agent.losses import LEARNER_METRICS, BA3CConfig, Batch, Loss, PPOConfig
+from zmqrl.errors import UsageError, blaming, did_you_mean
+from zmqrl.observe.reports import MOST_FIGURES, NAME
 
 SAMPLES = 4
+MOST_STATS = MOST_FIGURES - len(LEARNER_METRICS)
 
 
 def load_model(reference: str, observation_shape: Sequence[int], num_actions: int) -> nn.Module:
@@ -23,7 +24,7 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
     """
     blame = f"--model {reference}"
     make, shape = _load(blame, reference), tuple(observation_shape)
-    with _blaming(f"{blame} fails for observations of shape {shape}"):
+    with blaming(f"{blame} fails for observations of shape {shape}"):
         model = make(shape, num_actions)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{blame} returned {_kind(model)}, not a torch.nn.Module.")
@@ -56,7 +57,7 @@ def logits_of(reference: str, model: nn.Module, observations: Tensor, num_action
     logits of another shape.
     """
     blame, count = f"--model {reference}", len(observations)
-    with _blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
+    with blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
         logits, _ = model(observations)
     if _shape(logits) != (count, num_actions):
         raise UsageError(
@@ -79,10 +80,17 @@ def load_loss(reference: str, config: PPOConfig | BA3CConfig) -> Loss:
         advantages=torch.linspace(1, -1, SAMPLES),
         returns=torch.linspace(0, 1, SAMPLES),
     )
-    with _blaming(f"{blame} fails"):
+    with blaming(f"{blame} fails"):
         result = loss(logits, values, batch, config, config.entropy_coefficient)
     match result:
         case (Tensor(shape=(), requires_grad=True), {**stats}) if all(_shape(stat) == () for stat in stats.values()):
+            if unfit := [name for name in stats if not NAME.fullmatch(str(name)) or name in LEARNER_METRICS]:
+                raise UsageError(
+                    f"{blame} reports {unfit[0]!r}: a name has small letters, digits and _, at most 40 of them, and is "
+                    f"none of {', '.join(LEARNER_METRICS)}, which the learner reports."
+                )
+            if len(stats) > MOST_STATS:
+                raise UsageError(f"{blame} reports {len(stats)} figures: at most {MOST_STATS} can be told.")
             return loss
     raise UsageError(
         f"{blame} returned {_kind(result)}: it must be a scalar tensor computed from logits and values, and a dict of "
@@ -94,7 +102,7 @@ def _load(blame: str, reference: str) -> Callable[..., Any]:
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
         raise UsageError(f"{blame}: a function is named as module:function.")
-    with _blaming(f"{blame}: cannot import {module_name}"):
+    with blaming(f"{blame}: cannot import {module_name}"):
         module = importlib.import_module(module_name)
     if not hasattr(module, name):
         raise UsageError(f"{blame}: {module_name} has no {name!r}{did_you_mean(name, vars(module))}.")
@@ -102,18 +110,6 @@ def _load(blame: str, reference: str) -> Callable[..., Any]:
     if not callable(function):
         raise UsageError(f"{blame}: {name} is {_kind(function)}, which cannot be called.")
     return function  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    """Whatever a user's own code raises is told in one sentence; a script that ends the process does so, too."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:
-        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]]).rstrip(".")
-        raise UsageError(f"{what}: {reason}.") from error
 
 
 def _observations(shape: tuple[int, ...]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from zmqrl.cluster.keeper import Keeper
@@ -9,6 +10,7 @@ from zmqrl.cluster.launcher import EVALUATOR, RECORDER, Exited, Said
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.config import Config
 from zmqrl.observe.console import Console
+from zmqrl.observe.forms import EVALUATION, read_lines
 from zmqrl.observe.metrics import JsonLines
 from zmqrl.rundir import RunDirectory
 
@@ -29,7 +31,7 @@ class Followers:
         """``files`` brings checkpoints to where they find them."""
         self.config, self.keeper, self.console, self.files = config, keeper, console, files
         self.rows = JsonLines(directory.evaluations) if config.evaluator else None
-        self.evaluate_at_s = 0.0
+        self.evaluate_at_s, self.evaluated = 0.0, _last_version(directory.evaluations)
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
         wanted = {EVALUATOR: config.evaluator, RECORDER: config.recorder}
         self.pending: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
@@ -48,7 +50,9 @@ class Followers:
         """Checkpoint ``version`` was written after so many seconds of training."""
         if self.config.evaluator and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
-            self._tell(EVALUATOR, {"version": version})
+            if version != self.evaluated:  # as the first one of a resumed run is
+                self.evaluated = version
+                self._tell(EVALUATOR, {"version": version})
         while self.wants_checkpoint(trained_s):
             self._tell(RECORDER, {"version": version, "name": f"minute-{self.to_record.pop(0):03g}"})
 
@@ -120,3 +124,9 @@ class Followers:
             for each in self.pending:
                 self.files.drop_checkpoint(each, settled)
         self.keeper.restarts.worked(name)
+
+
+def _last_version(evaluations: Path) -> int | None:
+    """The version that was evaluated last in an earlier sitting."""
+    lines = list(read_lines(evaluations, EVALUATION))
+    return int(lines[-1]["version"]) if lines else None

@@ -10,6 +10,7 @@ import msgpack
 from zmqrl.config import Config
 from zmqrl.observe.console import Console, View
 from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
+from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.trackers import CLOSE_WITHIN_S, Tracked, Trackers
 from zmqrl.ps import messages as m
 from zmqrl.ps.optimizer import Optimizer
@@ -29,6 +30,7 @@ class Progress:
         tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
         self.trackers = Trackers(config.trackers, tracked, console.notice)
         self.outside: dict[int, int] = {}  # incarnations of the workers that others have started, by rank
+        self.malformed: set[int] = set()  # ranks whose reports could not be used
         self.began_at: float | None = None
         self.row_at = 0.0
         self.row: dict[str, Any] = self.metrics.row(0.0)
@@ -44,7 +46,12 @@ class Progress:
     def on_report(self, report: m.Report) -> None:
         """Take a worker's own figures, unless they are malformed or of an old incarnation."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
-        self.metrics.on_report(figures)
+        try:
+            self.metrics.on_report(WorkerReport.parse(figures))
+        except ValueError as error:
+            if report.rank not in self.malformed:
+                self.malformed.add(report.rank)
+                self.console.notice(f"reports of worker {report.rank} do not count, they are malformed: {error}")
         known = self.outside.get(report.rank, report.incarnation)
         if report.rank >= self.config.ranks - self.config.external_workers and report.incarnation >= known:
             self.outside[report.rank] = report.incarnation

@@ -84,15 +84,15 @@ class _Worker:
 
 
 class _WorkerMeans:
-    """Means over workers of each worker's own mean, so that a worker which reports more often weighs no more."""
+    """Means over workers of each worker's own mean, so that a worker which tells of more updates weighs no more."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0]))
 
-    def add(self, name: str, rank: int, value: float) -> None:
+    def add(self, name: str, rank: int, value: float, updates: int) -> None:
         cell = self._sums[name][rank]
-        cell[0] += value
-        cell[1] += 1
+        cell[0] += value * updates
+        cell[1] += updates
 
     def means(self) -> dict[str, float]:
         return {name: _mean([total / n for total, n in ranks.values()]) for name, ranks in self._sums.items()}
@@ -139,12 +139,8 @@ class RunMetrics:
         self._lags = _WorkerMeans()
         self._lag_range: list[float] = []
 
-    def on_report(self, report: object) -> bool:
-        """Take a worker's report (the keys of ``WorkerReport``). False if it is malformed or of an old incarnation."""
-        try:
-            r = WorkerReport.parse(report)
-        except ValueError:
-            return False
+    def on_report(self, r: WorkerReport) -> bool:
+        """Take a worker's report. False if it is of an old incarnation."""
         worker = self._workers.get(r.rank)
         if worker is None or r.incarnation > worker.incarnation:
             worker = self._workers[r.rank] = _Worker(r.incarnation)
@@ -165,15 +161,16 @@ class RunMetrics:
         return True
 
     def _since_last(self, worker: _Worker, report: WorkerReport) -> None:
+        updates = 1 if worker.version is None else max(0, report.version - worker.version)
         for name, value in report.losses.items():
-            self._figures.add(name, report.rank, value)
+            self._figures.add(name, report.rank, value, max(1, updates))
         if report.policy_lag is not None:
-            self._lags.add("policy_lag", report.rank, report.policy_lag)
+            self._lags.add("policy_lag", report.rank, report.policy_lag, max(1, updates))
             self._lag_range += [lag for lag in (report.policy_lag_min, report.policy_lag_max) if lag is not None]
         for name in WORKER_SPANS:  # a stranger's other names would pile up
             if name in report.spans:
                 self._span_s[name] += report.spans[name]
-        self._worker_updates += 1 if worker.version is None else max(1, report.version - worker.version)
+        self._worker_updates += updates
 
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
@@ -259,13 +256,18 @@ class RunMetrics:
             "skipped_by_rank": _by_rank(self._skipped_by_rank),
             "missing_s": self._missing(),
             "workers_present": self._present(),
-            "split_s": {name: seconds / self._worker_updates for name, seconds in self._span_s.items()},
+            "split_s": self._split(),
         }
         self._span_s = defaultdict(float, {name: keep * seconds for name, seconds in self._span_s.items()})
         self._worker_updates *= keep
         self._row_version, self._row_agent_steps = self._version, self._agent_steps
         self._begin_row()
         return row
+
+    def _split(self) -> dict[str, float]:
+        if not self._worker_updates:  # none yet, or none for so many hours that it has faded to zero
+            return {}
+        return {name: seconds / self._worker_updates for name, seconds in self._span_s.items()}
 
     def _present(self) -> int:
         """Workers that every shard sees."""

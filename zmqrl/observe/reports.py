@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+MOST_FIGURES = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,9 +66,9 @@ def _finite(value: object) -> float:
 
 
 def _figures(value: object) -> dict[str, float]:
-    if not isinstance(value, dict) or len(value) > 64:
-        raise ValueError("figures are a map of at most 64 names")
-    return {name: _finite(x) for name, x in value.items() if isinstance(name, str) and _NAME.fullmatch(name)}
+    if not isinstance(value, dict) or len(value) > MOST_FIGURES:
+        raise ValueError(f"figures are a map of at most {MOST_FIGURES} names")
+    return {name: _finite(x) for name, x in value.items() if isinstance(name, str) and NAME.fullmatch(name)}
 
 
 def _lag(report: dict[str, object]) -> dict[str, float | None]:
