@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from rig import file_size_limit
+from safetensors.numpy import load_file, save
 
 from zmqrl import checkpoint as checkpoint_module
 from zmqrl.checkpoint import Checkpoint, checkpoints, prune
@@ -135,7 +136,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint_of_that_versi
         return wrapped
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_module, "save_file", may_die(save_file))
+        patched.setattr(checkpoint_module, "save", may_die(save))
         patched.setattr(checkpoint_module, "_sync", may_die(checkpoint_module._sync))
         patched.setattr(shutil, "rmtree", may_die(shutil.rmtree))
         patched.setattr(Path, "rename", may_die(Path.rename))
@@ -285,6 +286,14 @@ def test_a_checkpoint_that_fails_leaves_no_trace_and_is_due_again_later(
     assert checkpointer.step({0: stats(9), 1: stats(9)}, 1.0, now=119.0) is None
     checkpointer.step({0: stats(9), 1: stats(9)}, 1.0, now=120.0)
     assert shards.asked
+
+
+def test_a_checkpoint_that_the_disk_is_too_full_for_leaves_nothing_behind(
+    checkpointer: Checkpointer, tmp_path: Path
+) -> None:
+    with file_size_limit(64), pytest.raises(ClusterError, match="cannot write checkpoint 7: File too large"):
+        checkpointer.take(7, 1, {}, now=0.0)
+    assert list(checkpointer.directory.checkpoints.iterdir()) == []
 
 
 def test_a_checkpoint_that_cannot_be_written_says_why(checkpointer: Checkpointer, tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_what_a_rollback_undoes_is_kept_beside_the_history(history: History) -> 
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
 
 
+def test_what_two_rollbacks_from_one_checkpoint_undo_is_all_kept(history: History) -> None:
+    for versions_made in ((1, 2), (2, 3)):
+        for version in versions_made:
+            history.append(record(version), crc32=7)
+        history.rewind(1, generation=2)
+    assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 2, 3]
+
+
 def test_a_history_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"cannot write .*: Is a directory"):
         History(tmp_path)

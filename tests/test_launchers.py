@@ -191,9 +191,9 @@ def test_last_words_are_those_of_the_process_that_ended_not_of_the_one_before(wa
 
 
 def test_what_is_printed_goes_to_the_log_and_is_no_answer(watched: Watched) -> None:
-    watched.start("one", print=["A.L.E.\n", "[1, 2]\n", "{broken\n"], exit=0)
+    watched.start("one", print=["A.L.E.\n", "[1, 2]\n", "{broken\n", '{"echo": 1}\n', "no end"], exit=0)
     watched.end("one")
-    assert watched.log("one").splitlines() == ["A.L.E.", "[1, 2]", "{broken"]
+    assert watched.log("one").splitlines() == ["A.L.E.", "[1, 2]", "{broken", '{"echo": 1}', "no end"]
     assert len(watched.said("one")) == 1
 
 

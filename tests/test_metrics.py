@@ -180,6 +180,14 @@ def test_a_malformed_report_is_dropped_whole(broken: dict[str, Any]) -> None:
     assert tested.row(1.0)["agent_steps"] == tested.row(1.0)["episodes"] == 0
 
 
+@pytest.mark.parametrize("where", ["version", "losses", "spans", "games", "policy_lag"])
+def test_a_report_that_is_nested_too_deeply_to_be_printed_is_malformed(where: str) -> None:
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
+    assert not told(metrics(), report() | {where: {"loss": deep} if where in ("losses", "spans") else deep})
+
+
 def test_what_the_protocol_does_not_know_is_ignored() -> None:
     tested = metrics()
     extra: dict[Any, Any] = {"gpu": {"util": "high"}, 7: None}

@@ -44,7 +44,8 @@ class Host:
             case "fetch":
                 return {"is": "file", **agent_files.read(self.place, asked["path"], asked["offset"])}
             case "put":
-                error = agent_files.write(self.place, asked["path"], asked["offset"], asked["data"])
+                data = base64.b64decode(asked["data"])
+                error = agent_files.write(self.place, asked["path"], asked["offset"], data, asked.get("unless"))
                 return {"is": "put", "path": asked["path"], "error": error}
         agent_files.clean(self.place, whole=asked["whole"])
         return None
@@ -65,6 +66,12 @@ class World:
             for name, host in self.hosts.items():
                 if host.asked and (event := host.answer()) is not None:
                     self.mirror.take(name, event)
+
+    def begin(self) -> None:
+        """The processes of this sitting write from here on."""
+        for shard in (0, 1):
+            self.mirror.put_history(f"shard-{shard}")
+        self.answer()
 
     def look(self) -> None:
         self.mirror.step(1e9)
@@ -99,7 +106,7 @@ def test_a_growing_file_comes_home_piece_by_piece(world: World) -> None:
 
 
 def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> None:
-    world.mirror.put("h1", "nothing")  # the sitting has begun
+    world.begin()
     world.hosts["h1"].write(NAME, lines(1, 5))
     world.hosts["h2"].write(NAME, lines(1, 9, generation=7))
     world.hosts["h2"].write("traces/worker-0.json", "{}")
@@ -130,20 +137,83 @@ def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_ha
         path.write_text(lines(1, 88))
     world.hosts["h1"].write(NAME, lines(1, 95))
     world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a sitting long ago
-    assert world.mirror.bring_home(world.answer, within_s=5)
+    assert world.mirror.bring_home(world.answer, within_s=5) == []
     assert last_version(world.home.history(0)) == 95
     assert last_version(world.home.history(1)) == 88
-    for shard, host in ((0, "h1"), (1, "h2")):
-        world.mirror.put(host, f"history/shard-{shard}.jsonl")
+    for shard in (0, 1):
+        world.mirror.put_history(f"shard-{shard}")
+    assert not world.hosts["h1"].asked, "it has its history"
     world.answer()
     assert world.hosts["h1"].read(NAME) == lines(1, 95)
     assert world.hosts["h2"].read("history/shard-1.jsonl") == lines(1, 88)
 
 
+@pytest.mark.parametrize("longest", [120, 150])
+def test_a_history_that_does_not_go_on_from_ours_is_of_another_lineage(world: World, longest: int) -> None:
+    path = world.home.history(0)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(lines(1, 100) + lines(101, 120, generation=2))
+    world.hosts["h1"].write(NAME, lines(1, longest))  # of a host that was away while another went on in its place
+    assert world.mirror.bring_home(world.answer, within_s=5) == []
+    assert world.at_home(NAME) == lines(1, 100) + lines(101, 120, generation=2)
+    world.begin()
+    assert world.hosts["h1"].read(NAME) == world.at_home(NAME)
+
+
+def test_a_host_that_has_lost_its_files_gets_them_again_and_ours_stay(world: World) -> None:
+    host = world.hosts["h1"]
+    world.begin()
+    host.write(NAME, lines(1, 150))
+    world.look()
+    (host.place / NAME).write_text("")
+    world.look()
+    assert world.at_home(NAME) == lines(1, 150)
+    world.mirror.reopened("h1")
+    world.answer()
+    assert host.read(NAME) == lines(1, 150)
+    host.write(NAME, lines(1, 155))
+    world.mirror.reopened("h1")
+    world.answer()
+    assert host.read(NAME) == lines(1, 155), "it had more than we knew of"
+
+
+def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) -> None:
+    for version in (100, 200):
+        path = world.home.checkpoints / f"v{version:08d}"
+        path.mkdir(parents=True)
+        for name in ("manifest.json", "model.safetensors", "optimizer-shard-00.safetensors"):
+            (path / name).write_text(name)
+        world.mirror.put_checkpoint("recorder-0", version)
+    world.mirror.drop_checkpoint("recorder-0", 100)
+    host = world.hosts["h2"]
+    host.asked.clear()  # all of it was lost with the connection
+    world.mirror.reopened("h2")
+    world.answer()
+    there = sorted(str(path.relative_to(host.place)) for path in host.place.rglob("*") if path.is_file())
+    assert there == ["checkpoints/v00000200/manifest.json", "checkpoints/v00000200/model.safetensors"]
+
+
+def test_a_rollback_to_what_is_here_drops_what_is_on_its_way(world: World) -> None:
+    host = world.hosts["h1"]
+    host.write(NAME, lines(1, 10))
+    world.begin()
+    world.look()
+    host.write(NAME, lines(1, 15))
+    world.mirror.take("h1", {"is": "list", "files": agent_files.sizes(host.place, ["history"])})
+    answer = host.answer()
+    world.mirror.rewind(10, generation=2)
+    host.write(NAME, lines(1, 10) + lines(11, 12, generation=2))
+    assert answer is not None
+    world.mirror.take("h1", {"is": "put", "path": "config.json", "error": None})  # something else is answered before
+    world.mirror.take("h1", answer)
+    world.look()
+    assert world.at_home(NAME) == lines(1, 10) + lines(11, 12, generation=2)
+
+
 def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(world: World) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 10))
-    world.mirror.put("h1", "nothing")  # the sitting has begun
+    world.begin()
     world.look()
     host.write(NAME, lines(1, 15))
     world.mirror.take("h1", {"is": "list", "files": agent_files.sizes(host.place, ["history"])})
@@ -169,10 +239,15 @@ def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world:
 def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(world: World) -> None:
     world.hosts["h1"].write(NAME, lines(1, 5))
     world.mirror.take("h1", {"is": "list", "files": {NAME: 5}})  # a file is on its way when it begins
-    assert world.mirror.bring_home(world.answer, within_s=5)
+    assert world.mirror.bring_home(world.answer, within_s=5) == []
     assert world.at_home(NAME) == lines(1, 5)
     world.hosts["h2"].up = None
-    assert not world.mirror.bring_home(world.answer, within_s=0.1)
+    assert world.mirror.bring_home(world.answer, within_s=60) == ["h2"], "nobody waits for who is lost"
+    world.mirror.clean(whole=True, but=["h2"])
+    assert [host.asked for host in world.hosts.values()] == [[{"do": "clean", "whole": True}], []]
+    world.hosts["h1"].asked.clear()
+    world.hosts["h2"].up = {}
+    assert world.mirror.bring_home(lambda: None, within_s=0.1) == ["h1", "h2"]
 
 
 def test_a_full_disk_there_is_an_error_for_a_history_and_none_for_a_checkpoint(world: World) -> None:

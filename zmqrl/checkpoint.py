@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from zmqrl.errors import UsageError
 from zmqrl.ps.codec import FloatVector
@@ -73,10 +73,24 @@ class Checkpoint:
         path = root / f".{finished.name}"
         _remove(path)
         path.mkdir(parents=True)
-        save_file(tensors_of(self.layout, self.vector()), path / MODEL)
+        try:
+            self._write_into(path)
+        except OSError:
+            _remove(path)
+            raise
+        replaced = finished.with_name(f"{finished.name}.replaced")
+        if finished.exists():
+            _remove(replaced)
+            finished.rename(replaced)
+        path.rename(finished)
+        _remove(replaced)
+        return finished
+
+    def _write_into(self, path: Path) -> None:
+        (path / MODEL).write_bytes(save(tensors_of(self.layout, self.vector())))
         for shard, (state, cut) in enumerate(zip(self.states, self.layout.slices, strict=True)):
             arrays = np.frombuffer(state, "<f4").reshape(-1, cut.count)[1:]
-            save_file(dict(zip(self.state_names, arrays, strict=True)), path / _optimizer_file(shard))
+            (path / _optimizer_file(shard)).write_bytes(save(dict(zip(self.state_names, arrays, strict=True))))
         files = [MODEL, *(_optimizer_file(shard) for shard in range(len(self.states)))]
         manifest = {
             "version": self.version,
@@ -90,13 +104,6 @@ class Checkpoint:
         (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for name in [*files, MANIFEST]:
             _sync(path / name)
-        replaced = finished.with_name(f"{finished.name}.replaced")
-        if finished.exists():
-            _remove(replaced)
-            finished.rename(replaced)
-        path.rename(finished)
-        _remove(replaced)
-        return finished
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":

@@ -15,11 +15,14 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 
+_to_parent = 1  # a descriptor
+
 
 def read_job(die_with: signal.Signals) -> dict[str, Any]:
     """Read this process's job, one line of JSON on standard input, and ask the kernel to end us with our parent.
 
-    Standard input stays open: its end means that the parent is gone, whatever became of the signal.
+    Standard input stays open: its end means that the parent is gone, whatever became of the signal. Standard output is
+    for ``say``: what else is printed goes to standard error.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
     parent = select.poll()
@@ -36,7 +39,14 @@ def read_job(die_with: signal.Signals) -> dict[str, Any]:
             sys.exit(0)
         line += byte
     job: dict[str, Any] = json.loads(line)
+    _divert_prints()
     return job
+
+
+def _divert_prints() -> None:
+    global _to_parent
+    _to_parent = os.dup(1)
+    os.dup2(2, 1)
 
 
 def lived_s() -> float:
@@ -74,5 +84,6 @@ def messages() -> "queue.SimpleQueue[dict[str, Any]]":
 
 def say(facts: dict[str, Any]) -> None:
     """Tell the parent something in one line of JSON on standard output; at first, that we are up."""
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
+    line = json.dumps(facts).encode() + b"\n"
+    while line:
+        line = line[os.write(_to_parent, line) :]

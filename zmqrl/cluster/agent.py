@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -134,7 +135,9 @@ class Agent:
             case "fetch":
                 self._send({"is": "file", **agent_files.read(self.work, request["path"], request["offset"])})
             case "put":
-                error = agent_files.write(self.work, request["path"], request["offset"], request["data"])
+                error = agent_files.write(
+                    self.work, request["path"], request["offset"], b64decode(request["data"]), request.get("unless")
+                )
                 self._send({"is": "put", "path": request["path"], "error": error})
             case "remove":
                 shutil.rmtree(self.work / request["path"], ignore_errors=True)
@@ -143,7 +146,7 @@ class Agent:
             case "renew":
                 self._send({"is": "alive"})
             case "look":
-                self._send({"is": "look", **agent_files.look(Path(request["work"]))})
+                self._send({"is": "look", **agent_files.look(request["work"])})
 
     def _begin(self, place: str, lease_s: float | None) -> None:
         """Take over the place of this run on this host from an agent that may still be ending."""

@@ -19,15 +19,22 @@ PIECE_BYTES = 1 << 20
 LOCK = ".agent"
 
 
+def _base() -> Path:
+    return Path(f"/var/tmp/zmqrl-{os.getuid()}")
+
+
+def _path(place: str) -> Path:
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # a host may be several nodes of Slurm
+    return _base() / host / place  # which is `place` itself if that is a path
+
+
 def open_place(place: str) -> tuple[Path, int]:
     """The directory, made if it is not there, and a descriptor of the file that its agent is to lock. Raises OSError.
 
     ``place`` is a path, or only a name: then it is in a directory of the user's own, on a disk of the host, and apart
     from those of other hosts that may share it.
     """
-    base = Path(f"/var/tmp/zmqrl-{os.getuid()}")
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # a host may be several nodes of Slurm
-    path = base / host / place  # which is `place` itself if that is a path
+    base, path = _base(), _path(place)
     if path.is_relative_to(base):
         base.mkdir(mode=0o700, exist_ok=True)
         if base.is_symlink() or base.stat().st_uid != os.getuid():
@@ -36,8 +43,9 @@ def open_place(place: str) -> tuple[Path, int]:
     return path, os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def look(path: Path) -> dict[str, Any]:
-    """Whether an agent has the place ``path`` now, and the files in it."""
+def look(place: str) -> dict[str, Any]:
+    """Whether an agent has the place now, and the files in it."""
+    path = _path(place)
     alive, files = is_locked(path / LOCK), list[str]()
     with contextlib.suppress(OSError):
         files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != LOCK)
@@ -79,13 +87,18 @@ def read(place: Path, path: str, offset: int) -> dict[str, Any]:
     return {"path": path, "offset": offset, "size": size, "data": base64.b64encode(data).decode()}
 
 
-def write(place: Path, path: str, offset: int, data: str) -> str | None:
-    """Write a piece of a file, from base64; at 0 the file begins anew. Why it could not be, if it could not."""
+def write(place: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
+    """Write a piece of a file; at 0 the file begins anew. Why it could not be, if it could not.
+
+    Nothing is done where the file has ``unless`` bytes or more already.
+    """
     try:
         (place / path).parent.mkdir(parents=True, exist_ok=True)
+        if unless is not None and (place / path).exists() and (place / path).stat().st_size >= unless:
+            return None
         with (place / path).open("r+b" if offset else "wb") as file:
             file.seek(offset)
-            file.write(base64.b64decode(data))
+            file.write(data)
     except OSError as error:
         return error.strerror
     return None

@@ -74,6 +74,8 @@ class Agents:
             except LinkLost as lost:
                 self._end(task.name, LOST, f"host {lost.host} is lost: {lost.why}")
                 return
+            if self.files is not None:
+                self.files.reopened(link.host)
         threads = str(task.threads)
         link.send(
             {

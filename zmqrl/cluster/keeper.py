@@ -76,6 +76,10 @@ class Keeper:
                 self._used[rank] = used
                 self.restarts.worked(f"worker-{rank}")
 
+    def count_anew(self) -> None:
+        """The shards have taken over a checkpoint, and count from zero again what they use."""
+        self._used.clear()
+
     def give_up(self, name: str) -> None:
         """Do not start a process again that waits for it."""
         self._start_at.pop(name, None)

@@ -99,8 +99,13 @@ class Link:
         self._opened_at = self._heard_at = time.monotonic()
 
     def send(self, request: Mapping[str, Any]) -> None:
-        """Ask the agent for something, in the order of the calls, as soon as it can be reached. From any thread."""
+        """Ask the agent for something, in the order of the calls, as soon as it can be reached. From any thread.
+
+        While the link is lost nobody is asked: who opens it again tells anew what is needed.
+        """
         with self._sending:
+            if self.process is None:
+                return
             self._unsent += json.dumps(request).encode() + b"\n"
             self._flush()
 

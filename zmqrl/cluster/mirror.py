@@ -1,8 +1,10 @@
 """Files between the run directory and the places that the run has on other hosts: histories come home, and so on."""
 
+import base64
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from zmqrl.cluster import agent_files
@@ -18,6 +20,8 @@ _HARMLESS = re.compile(
     r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|traces/(?P<process>[a-z]+-\d+)\.json|videos/\w[\w.-]*", re.ASCII
 )
 LIST_EVERY_S = 5.0
+TAIL_BYTES = 4096  # of a history: its last lines, whose checksums no other run has
+OUTDATED = ""  # in place of a file on its way: a rollback came between
 
 
 class Mirror:
@@ -32,41 +36,56 @@ class Mirror:
         self._listed_at = 0.0
         self._sizes: dict[str, dict[str, int]] = {}  # by host: the files there, as it said last
         self._fetching: dict[str, str] = {}  # by host: the file that is on its way
-        self._begun = False  # the processes of this sitting write: what they have is right, also where it is less
+        self._begun = False  # the processes of this sitting write: what they have is right
+        self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history goes on from ours
+        self._checkpoints: defaultdict[str, set[int]] = defaultdict(set)  # by process: those that it needs on its host
 
     # to the hosts
 
-    def put(self, host: str, name: str) -> None:
-        """Copy a file of the run directory, if it is there, to ``host``. Whatever is asked of it next finds it."""
+    def put_history(self, process: str) -> None:
+        """Let a shard find its history when it starts. Whatever is asked of its host next finds it, too."""
         self._begun = True
+        host, name = self.host_of[process], _history(process)
+        if not self._agrees.get((host, name)):
+            self._put(host, name)
+
+    def put_checkpoint(self, process: str, version: int) -> None:
+        """Let a follower find ``config.json`` and the checkpoint of ``version``, without the optimizer's state."""
+        host, path = self.host_of[process], self.home.checkpoints / f"v{version:08d}"
+        self._checkpoints[process].add(version)
+        for file in (self.home.config, path / "model.safetensors", path / "manifest.json"):  # which makes it whole
+            self._put(host, str(file.relative_to(self.home.path)))
+
+    def drop_checkpoint(self, process: str, version: int) -> None:
+        """Remove from the host of ``process`` a checkpoint that was copied there."""
+        host = self.host_of[process]
+        self._checkpoints[process].discard(version)
+        if host in self.links:
+            self.links[host].send({"do": "remove", "path": f"checkpoints/v{version:08d}"})
+
+    def reopened(self, host: str) -> None:
+        """A host that was lost is back, perhaps without its files: its processes are to find there what they need."""
+        for process in [process for process, at in self.host_of.items() if at == host]:
+            if process.startswith("shard-"):  # its own is longer, unless it is gone
+                self._put(host, _history(process), unless_longer=True)
+            for version in sorted(self._checkpoints[process]):
+                self.put_checkpoint(process, version)
+
+    def clean(self, *, whole: bool, but: Collection[str] = ()) -> None:
+        """Remove the run's files from the hosts, and its place there if ``whole``."""
+        for host in self.links.keys() - set(but):
+            self.links[host].send({"do": "clean", "whole": whole})
+
+    def _put(self, host: str, name: str, *, unless_longer: bool = False) -> None:
+        """Copy a file of the run directory, if it is there, to ``host``."""
         if host not in self.links or not (self.home.path / name).is_file():
             return
         offset, size = 0, 1
         while offset < size:
             piece = agent_files.read(self.home.path, name, offset)
-            self.links[host].send({"do": "put", "path": name, "offset": offset, "data": piece["data"]})
+            request = {"do": "put", "path": name, "offset": offset, "data": piece["data"]}
+            self.links[host].send(request | ({"unless": piece["size"]} if unless_longer else {}))
             offset, size = offset + agent_files.PIECE_BYTES, piece["size"]
-
-    def put_checkpoint(self, process: str, version: int) -> None:
-        """Copy ``config.json`` and the checkpoint of ``version`` to the host of ``process``."""
-        host = self.host_of[process]
-        if host not in self.links:
-            return
-        path = self.home.checkpoints / f"v{version:08d}"
-        files = sorted(path.iterdir(), key=lambda file: file.name == "manifest.json")  # it makes a checkpoint whole
-        for file in (self.home.config, *files):
-            self.put(host, str(file.relative_to(self.home.path)))
-
-    def drop_checkpoint(self, process: str, version: int) -> None:
-        """Remove from the host of ``process`` a checkpoint that was copied there."""
-        host = self.host_of[process]
-        if host in self.links:
-            self.links[host].send({"do": "remove", "path": f"checkpoints/v{version:08d}"})
-
-    def clean(self, *, whole: bool) -> None:
-        """Remove the run's files from the hosts, and its place there if ``whole``."""
-        for link in self.links.values():
-            link.send({"do": "clean", "whole": whole})
 
     # and back
 
@@ -86,19 +105,24 @@ class Mirror:
                 history = History(path)
                 history.rewind(version, generation)
                 history.close()
+                if self._fetching.get(host) == _history(shard):
+                    self._fetching[host] = OUTDATED
 
-    def bring_home(self, take_in: Callable[[], None], *, within_s: float) -> bool:
-        """Wait until everything is here that is on the hosts now, at most ``within_s``; whether it all came."""
+    def bring_home(self, take_in: Callable[[], None], *, within_s: float) -> list[str]:
+        """Wait until everything that is on the hosts now is here, at most ``within_s``; the hosts of which not all is.
+
+        Those that are lost are not waited for.
+        """
         self._sizes.clear()
         self._listed_at = 0.0
         self.step(LIST_EVERY_S)
         deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
+        while True:
             take_in()
-            if self._sizes.keys() >= self.links.keys() and not self._fetching:
-                return True
+            away = [host for host in self.links if host not in self._sizes or host in self._fetching]
+            if all(self.links[host].up is None for host in away) or time.monotonic() >= deadline:
+                return away
             time.sleep(0.02)
-        return False
 
     def lost(self, host: str) -> None:
         """What was asked of the host is not to be answered any more."""
@@ -115,11 +139,14 @@ class Mirror:
             case {"is": "file", "path": str(path), "offset": int(offset), "size": int(size), "data": str(data)}:
                 if self._fetching.pop(host, None) != path:
                     return
-                if offset in (0, self._size(path)):  # else a rollback came between
-                    error = agent_files.write(self.home.path, path, offset, data)
-                    if error is not None:
-                        raise ClusterError(f"cannot write {self.home.path / path}: {error}.")
                 self._sizes.setdefault(host, {})[path] = size
+                if not self._begun and (host, path) not in self._agrees and self._size(path):
+                    tail, theirs = self._tail(path), base64.b64decode(data)
+                    self._agrees[host, path] = theirs.startswith(tail)
+                    if self._agrees[host, path]:
+                        self._write(path, offset + len(tail), theirs[len(tail) :])
+                elif offset in (0, self._size(path)):  # else a rollback came between
+                    self._write(path, offset, base64.b64decode(data))
             case {"is": "put", "path": str(path), "error": str(error)} if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")
         self._fetch_next(host)
@@ -136,14 +163,37 @@ class Mirror:
         if host in self._fetching:
             return
         for name, size in self._sizes.get(host, {}).items():
-            have = self._size(name)
-            if have < size or (have > size and self._begun):  # a shorter one is of a sitting before the last one
+            have, offset = self._size(name), None
+            if not self._begun and have:
+                # A shorter one is of a sitting before the last one, and so may be one that does not go on from ours.
+                if size >= have and (host, name) not in self._agrees:
+                    offset = have - len(self._tail(name))
+                elif size > have and self._agrees[host, name]:
+                    offset = have
+            elif have < size:
+                offset = have
+            elif have > size and not name.startswith("history/"):  # a history falls by a rollback only, here and there
+                offset = 0
+            if offset is not None:
                 self._fetching[host] = name
-                self.links[host].send({"do": "fetch", "path": name, "offset": have if have < size else 0})
+                self.links[host].send({"do": "fetch", "path": name, "offset": offset})
                 return
+
+    def _write(self, name: str, offset: int, data: bytes) -> None:
+        error = agent_files.write(self.home.path, name, offset, data)
+        if error is not None:
+            raise ClusterError(f"cannot write {self.home.path / name}: {error}.")
+
+    def _tail(self, name: str) -> bytes:
+        """The last bytes of a file at home."""
+        return (self.home.path / name).read_bytes()[-TAIL_BYTES:]
 
     def _size(self, name: str) -> int:
         try:
             return (self.home.path / name).stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def _history(shard: str) -> str:
+    return f"history/{shard}.jsonl"

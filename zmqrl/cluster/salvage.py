@@ -69,8 +69,8 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint) -> Checkpoint:
             generation, version = in_common(control.greet(range(checkpoint.layout.shards), within_s=GREET_WITHIN_S))
             if version <= checkpoint.version:
                 return checkpoint
-            if not deployment.files.bring_home(launcher.take_in, within_s=HOME_WITHIN_S):
-                raise ClusterError("the histories of the shards cannot be brought home.")
+            if away := deployment.files.bring_home(launcher.take_in, within_s=HOME_WITHIN_S):
+                raise ClusterError(f"the histories of the shards cannot be brought home from {', '.join(away)}.")
             counters = counters_at(version, checkpoint, directory).to_json()
             checkpointer = Checkpointer(
                 control, directory, checkpoint, every_s=0, keep=config.checkpoint.keep, due_at=0

@@ -33,6 +33,7 @@ class Shards:
         # Why all are to take over the checkpoint as soon as all are up, and since when: at first for the start.
         self.rollback: str | None = START
         self.rollback_at: float | None = None
+        self._welcomed: dict[int, int] = {}  # the incarnation of each that has welcomed us last
         self._claims: dict[int, dict[int, int]] = {}  # versions that workers say to have seen of a shard, above its own
 
     @property
@@ -66,7 +67,10 @@ class Shards:
             self._must_roll_back(f"shard {shard} is at version {version} but had made {lost.version}")
 
     def on_welcome(self, shard: int, welcome: m.Welcome) -> None:
-        """A shard has come up: with its state, or without."""
+        """A shard has come up: with its state, or without. One that welcomes us again says nothing new."""
+        if shard not in self.down and self._welcomed.get(shard) == welcome.incarnation:
+            return None
+        self._welcomed[shard] = welcome.incarnation
         self.down.discard(shard)
         if welcome.state == "empty" or welcome.generation != self.generation or welcome.version < self.seen[shard]:
             return self._must_roll_back(f"shard {shard} came back without the newest state")

@@ -102,10 +102,10 @@ class Supervisor:
                 if first is None or not isinstance(error, ClusterError):
                     raise
                 raise explained(error, first, self.sites[first.name].host, self.directory.log(first.name)) from error
-            if self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S):
-                self.files.clean(whole=True)
-            else:
-                self.console.notice("not everything came home: what is missing is still on the hosts")
+            away = self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)
+            self.files.clean(whole=True, but=away)
+            if away:
+                self.console.notice(f"not everything came home: what is missing is still on {', '.join(away)}")
         return reason
 
     def _bring_up(self) -> None:
@@ -147,13 +147,14 @@ class Supervisor:
 
     def _bring_histories(self) -> None:
         """Let every shard find its history, whoever had it last: a host of an earlier sitting, or this one."""
-        if self.shards.checkpoint.version and not self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S):
-            raise ClusterError("the histories of the run cannot be brought home from its hosts.")
+        begun = self.shards.checkpoint.version > 0
+        if begun and (away := self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)):
+            raise ClusterError(f"the histories of the run cannot be brought home from {', '.join(away)}.")
         for shard in self.shards.numbers:
             history = self.directory.history(shard)
             if (last := last_version(history)) < self.shards.checkpoint.version:
                 self.console.notice(f"{history} ends with version {last}: what it misses was lost with another host")
-            self.files.put(self.sites[f"shard-{shard}"].host, f"history/{history.name}")
+            self.files.put_history(f"shard-{shard}")
 
     def _watch(self) -> Reason:
         """Until there is a reason to stop, and every shard is there to hear of it."""
@@ -223,8 +224,7 @@ class Supervisor:
         match message:
             case m.Welcome():
                 self.keeper.heard(f"shard-{shard}", time.monotonic())
-                if shard in self.shards.down:
-                    self.shards.on_welcome(shard, message)
+                self.shards.on_welcome(shard, message)
             case m.Stats():
                 self.keeper.heard(f"shard-{shard}", time.monotonic())
                 if self.shards.on_stats(shard, message):
@@ -298,6 +298,7 @@ class Supervisor:
         rows.rewind(self.shards.checkpoint.version, self.shards.generation)
         rows.close()
         self.files.rewind(self.shards.checkpoint.version, self.shards.generation)
+        self.keeper.count_anew()
         self.checkpointer.wanted = None
 
     def _observe_members(self, now: float) -> None:

@@ -52,16 +52,21 @@ class WorkerReport:
         )
 
 
+def _kind(value: object) -> str:
+    """What ``value`` is: itself only if it is a number, for one that is nested deeply cannot even be printed."""
+    return str(value)[:40] if isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
 def _count(value: object, limit: int = 2**53) -> int:
     if type(value) is not int or not 0 <= value < limit:
-        raise ValueError(f"{value!r:.40} is no count")
+        raise ValueError(f"{_kind(value)} is no count")
     return value
 
 
 def _finite(value: object) -> float:
     # A language with one kind of number sends 3 for 3.0. The limit keeps sums of many finite.
     if type(value) not in (int, float) or not -1e100 < value < 1e100:  # type: ignore[operator]
-        raise ValueError(f"{value!r:.40} is no finite number")
+        raise ValueError(f"{_kind(value)} is no finite number")
     return float(value)  # type: ignore[arg-type]
 
 

@@ -78,7 +78,8 @@ class History:
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if json.loads(line)["version"] <= version]
         undone = self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl")
-        undone.write_bytes(b"".join(lines[len(kept) :]))
+        with undone.open("ab") as file:  # there may have been two from the same checkpoint
+            file.write(b"".join(lines[len(kept) :]))
         os.ftruncate(self.file, sum(map(len, kept)))
         self.last_version = json.loads(kept[-1])["version"] if kept else None
 
