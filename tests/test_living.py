@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lab import Lab
 from run_rig import RunFiles, launching, trained, training
 
 from zmqrl import logs
+from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -60,6 +62,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(ended: RunFiles) -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_stop_does_not_wait_for_a_run_that_ends_before_it_has_come_up(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    directory = RunDirectory(tmp_path)
+    directory.claim()
+    with subprocess.Popen([sys.executable, "-m", "zmqrl", "stop", str(tmp_path)], stdout=subprocess.PIPE) as stop:
+        time.sleep(1.0)
+        directory.release()
+        said, _ = stop.communicate(timeout=60)
+    assert (stop.returncode, said.decode()) in ((0, f"{tmp_path} has ended\n"), (2, "")), "2: it looked only then"
 
 
 def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:

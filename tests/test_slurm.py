@@ -1,5 +1,6 @@
 """Runs on the nodes of a Slurm job: what Slurm says of it, the time limit, and what is left when it has ended."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rig import eventually
@@ -18,6 +20,7 @@ from zmqrl.agent.envs import describe_env
 from zmqrl.cluster import requeue
 from zmqrl.cluster import slurm as slurm_jobs
 from zmqrl.cluster.launch import Options, place_of, run
+from zmqrl.cluster.run import _interrupts as interrupts_of
 from zmqrl.cluster.run import initial_checkpoint
 from zmqrl.cluster.slurm import allocation, cores_of, resolve
 from zmqrl.config import Config
@@ -95,6 +98,43 @@ def test_only_a_run_that_ends_because_its_time_is_up_is_requeued(
     assert requeue.requeued(job, partial(told_by_slurm, status)) == exit_status
     assert called == asked
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+class Supervisor:
+    def __init__(self) -> None:
+        self.interrupts = 0
+        self.asked_to_end: set[int] = set()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "interrupts", "asked_to_end"),
+    [
+        ([signal.SIGUSR1, signal.SIGUSR1], 1, {signal.SIGUSR1}),
+        ([signal.SIGTERM, signal.SIGUSR1], 1, {signal.SIGTERM, signal.SIGUSR1}),
+        ([signal.SIGUSR1, signal.SIGTERM], 1, {signal.SIGTERM, signal.SIGUSR1}),
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGTERM], 1, {signal.SIGTERM}),
+        ([signal.SIGTERM, signal.SIGINT], 2, {signal.SIGTERM, signal.SIGINT}),
+        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 3, {signal.SIGINT}),
+    ],
+)
+def test_only_a_second_ctrl_c_ends_a_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, numbers: list[signal.Signals], interrupts: int, asked_to_end: set[int]
+) -> None:
+    supervisor: Any = Supervisor()
+
+    def train() -> int:
+        with interrupts_of(supervisor):
+            for number in numbers:
+                ends = number == signal.SIGINT and supervisor.interrupts == 1
+                with pytest.raises(KeyboardInterrupt) if ends else contextlib.nullcontext():
+                    signal.raise_signal(number)
+        return requeue.TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else 130
+
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(requeue, "scontrol", lambda *arguments: called.append(arguments))
+    assert requeue.requeued("7", train) == 130
+    assert (supervisor.interrupts, supervisor.asked_to_end) == (interrupts, asked_to_end)
+    assert called == ([("requeue", "7")] if asked_to_end == {signal.SIGUSR1} else [])
 
 
 def test_a_run_that_a_user_interrupts_is_not_requeued(monkeypatch: pytest.MonkeyPatch) -> None:

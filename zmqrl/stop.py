@@ -1,4 +1,4 @@
-"""``zmqrl stop``: the first Ctrl-C, from another terminal."""
+"""``zmqrl stop``: as the first Ctrl-C, from another terminal."""
 
 import os
 import signal
@@ -30,12 +30,18 @@ def run(options: Options) -> int:
     living = Living.read(options.run)
     deadline = time.monotonic() + options.within_s
     if living.is_alive():
-        while living.cluster is None and time.monotonic() < deadline:  # it comes with the shards
+        while living.cluster is None and living.is_alive():  # it comes with the shards
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{options.run} has not come up within {options.within_s:g} s; see its logs.")
             time.sleep(0.1)
             living = Living.read(options.run)
-        if living.cluster is None or not living.is_here:
-            where = living.cluster["supervisor"]["host"] if living.cluster else "a host that it has not told of yet"
-            raise UsageError(f"the supervisor of {options.run} is on {where}: stop the run there.")
+        if living.cluster is None or not living.is_alive():
+            sys.stdout.write(f"{options.run} has ended\n")
+            return 0
+        if not living.is_here:
+            raise UsageError(
+                f"the supervisor of {options.run} is on {living.cluster['supervisor']['host']}: stop the run there."
+            )
         try:
             os.kill(living.cluster["supervisor"]["pid"], signal.SIGTERM)
         except ProcessLookupError:

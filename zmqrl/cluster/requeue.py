@@ -16,7 +16,9 @@ from zmqrl.errors import UsageError
 from zmqrl.observe.metrics import Counters
 from zmqrl.rundir import RunDirectory
 
-INTERRUPTED = 130  # an exit status
+# Exit statuses of a run that was interrupted, the second if nobody but USR1 wished it to end.
+INTERRUPTED = 130
+TIME_IS_UP = 128 + signal.SIGUSR1
 
 
 def is_begun(config: Config) -> bool:
@@ -49,7 +51,7 @@ def left_of(config: Config) -> Config:
 
 
 def requeued(job: str | None, train: Callable[[], int]) -> int:
-    """The exit status of ``train``. When USR1 ended it, ``job`` goes back into the queue, if there is one."""
+    """The exit status of ``train``. When nobody but USR1 ended it, ``job``, if there is one, is queued again."""
     with _warned() as came:
         try:
             status = train()
@@ -57,23 +59,30 @@ def requeued(job: str | None, train: Callable[[], int]) -> int:
             if not came.is_set():
                 raise
             status = INTERRUPTED
-    if came.is_set() and status == INTERRUPTED and job is not None:
+    time_is_up = status == TIME_IS_UP or (status == INTERRUPTED and came.is_set())
+    if time_is_up and job is not None:
         sys.stdout.write(f"the time of job {job} is up: it goes back into the queue\n")
         sys.stdout.flush()
         scontrol("requeue", job)  # which ends us, too
-    return status
+    return INTERRUPTED if time_is_up else status
 
 
 @contextlib.contextmanager
 def _warned() -> Iterator[threading.Event]:
-    """USR1, which Slurm can send some time before it ends a job, is as the first Ctrl-C; whether it came."""
+    """USR1, which Slurm can send some time before it ends a job, is as the first Ctrl-C.
+
+    What is yielded is set if it came while the run did not answer to signals yet.
+    """
     came = threading.Event()
 
     def warn(number: int, frame: FrameType | None) -> None:
         interrupt = signal.getsignal(signal.SIGINT)
         if not came.is_set() and callable(interrupt):
-            came.set()
-            interrupt(number, frame)
+            try:
+                interrupt(number, frame)
+            except KeyboardInterrupt:
+                came.set()
+                raise
 
     old = signal.signal(signal.SIGUSR1, warn)
     try:

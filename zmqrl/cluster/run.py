@@ -21,6 +21,7 @@ from zmqrl.agent.plugin import load_loss
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster import resume
 from zmqrl.cluster.deployment import Deployment, on_this_machine
+from zmqrl.cluster.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.cluster.salvage import salvage
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
@@ -135,18 +136,22 @@ def _supervise(
         raise
     finally:
         console.close()
-    return 130 if reason == "interrupted" else 0
+    if reason != "interrupted":
+        return 0
+    return TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else INTERRUPTED
 
 
 @contextlib.contextmanager
 def _interrupts(supervisor: Supervisor) -> Iterator[None]:
-    """The first Ctrl-C (or TERM) asks for a checkpoint and a clean end, the second ends everything at once.
+    """The first Ctrl-C asks for a checkpoint and a clean end, the second ends everything at once.
 
-    A third would only keep the second from its work.
+    A third would only keep the second from its work. TERM, and USR1 where that is listened to, ask for the clean end,
+    however often they come.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1 and supervisor.interrupts:  # the time will soon be up: a run that ends knows
+        supervisor.asked_to_end.add(number)
+        if number != signal.SIGINT and supervisor.interrupts:
             return
         supervisor.interrupts += 1
         if supervisor.interrupts == 2:

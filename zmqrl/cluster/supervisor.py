@@ -63,6 +63,7 @@ class Supervisor:
         self.reports_closed = self.ending = self.saved = False
         self.refused: set[str] = set()  # what was said of workers that are of another zmqrl
         self.interrupts = 0
+        self.asked_to_end: set[int] = set()  # the signals by which somebody did
         self.asked_at = 0.0
 
     # the run
