@@ -2,5 +2,6 @@
 # Train on this machine, with a worker for each core: launch/local.sh [RECIPE] [options of zmqrl train]
 set -eu
 zmqrl=${ZMQRL:-$(dirname "$0")/../.venv/bin/zmqrl}
+case " $* " in *" --resume "*) exec "$zmqrl" train "$@" ;; esac # with the recipe and the workers that the run has
 case ${1:--} in -*) recipe=breakout ;; *) recipe=$1 && shift ;; esac
 exec "$zmqrl" train "$recipe" --workers "$(nproc)" "$@"

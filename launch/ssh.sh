@@ -8,6 +8,5 @@ if [ $# -eq 0 ]; then
 	exit 2
 fi
 hosts=$1 && shift
-case ${1:--} in -*) recipe=breakout ;; *) recipe=$1 && shift ;; esac
-"$zmqrl" launch -H "$hosts" --dry-run "$recipe" "$@"
-exec "$zmqrl" launch -H "$hosts" "$recipe" "$@"
+"$zmqrl" launch -H "$hosts" --dry-run "$@"
+exec "$zmqrl" launch -H "$hosts" "$@"

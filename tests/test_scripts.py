@@ -1,0 +1,55 @@
+"""The scripts in ``launch/``: which command of zmqrl they are."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+SLURM = {"SLURM_JOB_NAME": "first", "SLURM_JOB_ID": "7"}
+
+
+@pytest.fixture
+def zmqrl(tmp_path: Path) -> Path:
+    """A program that prints its name and its arguments."""
+    program = tmp_path / ".venv" / "bin" / "zmqrl"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "zmqrl $*"\n')
+    program.chmod(0o755)
+    return program
+
+
+def commands(script: str, *arguments: str, **variables: str) -> list[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "ZMQRL"} | variables
+    command = [str(LAUNCH / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("arguments", ["pong --workers 4", "--workers 4", "--resume --run-dir rp"])
+def test_a_launch_over_ssh_is_shown_and_then_started_with_just_what_is_asked_for(zmqrl: Path, arguments: str) -> None:
+    said = commands("ssh.sh", "one", *arguments.split(), ZMQRL=str(zmqrl))
+    assert said == [f"zmqrl launch -H one --dry-run {arguments}", f"zmqrl launch -H one {arguments}"]
+
+
+def test_a_run_on_this_machine_has_a_worker_for_each_core_unless_it_goes_on(zmqrl: Path) -> None:
+    cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True).stdout.strip()
+    for given, expected in (("", "breakout"), ("pong", "pong")):
+        said = commands("local.sh", *given.split(), "--updates", "3", ZMQRL=str(zmqrl))
+        assert said == [f"zmqrl train {expected} --workers {cores} --updates 3"]
+    for given in ("--resume --run-dir rp", "pong --run-dir rp --resume"):
+        assert commands("local.sh", *given.split(), ZMQRL=str(zmqrl)) == [f"zmqrl train {given}"]
+
+
+def test_a_job_of_slurm_has_a_run_directory_of_its_own_unless_another_is_named(zmqrl: Path, tmp_path: Path) -> None:
+    def said(*arguments: str, submitted_in: Path = tmp_path, **variables: str) -> list[str]:
+        return commands("slurm/train.sbatch", *arguments, SLURM_SUBMIT_DIR=str(submitted_in), **SLURM, **variables)
+
+    start = "zmqrl launch --slurm --requeue"
+    assert said("pong", "--updates", "3") == [f"{start} pong --updates 3 --run-dir runs/first-7"]
+    assert said() == [f"{start} --run-dir runs/first-7"]
+    for named in ("--resume --run-dir runs/first-5", "pong --run-dir=mine"):
+        assert said(*named.split()) == [f"{start} {named}"]
+    path = f"{zmqrl.parent}:{os.environ['PATH']}"
+    assert said("--run-dir", "r", submitted_in=tmp_path / "elsewhere", PATH=path) == [f"{start} --run-dir r"]
