@@ -17,8 +17,10 @@ from zmqrl import __version__, cli
 from zmqrl.agent.envs import describe_env
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster import run
+from zmqrl.cluster.hosts import Host
+from zmqrl.cluster.reach import check, over_tcp
 from zmqrl.cluster.run import initial_checkpoint
-from zmqrl.config import Config
+from zmqrl.config import Config, WireConfig
 from zmqrl.observe import trackers
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole, pong
@@ -151,12 +153,29 @@ def test_an_unknown_command_is_named_with_the_nearest_one(refused: Refused) -> N
         ("--address h1", "h1"),
         ("--port-range 80-90", "80-90"),
         ("--env NoSuchGame-v3", "NoSuchGame-v3"),
+        ("--workers 0", "--workers 0"),
+        ("--wire.address 10.9.9.9", "by --iface, --address HOST=ADDRESS or `address` in the hosts file"),
+        ("--wire.transport ipc", "--wire.transport ipc is for one machine"),
     ],
 )
 def test_bad_input_about_hosts_is_refused_before_any_is_asked(
     refused: Refused, command: str, options: str, names: str
 ) -> None:
     assert names in refused.sentence(command, "-H", "h1", "cartpole", *options.split())
+
+
+@pytest.mark.parametrize("command", ["launch", "launch --dry-run", "launch --sync wheel", "doctor"])
+def test_workers_that_hosts_have_no_place_for_are_refused_before_any_is_asked(refused: Refused, command: str) -> None:
+    sentence = refused.sentence(*command.split(), "-H", "h1:1,h2:1", "cartpole", "--workers", "12")
+    assert "12 workers, but the hosts have 2 slots" in sentence
+    assert not (refused.where / "runs").exists(), "a run directory was made"
+
+
+def test_a_run_that_was_here_may_go_on_on_hosts(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), wire=WireConfig(address="10.9.9.9")))
+    config = cli.train_config(["--resume", "--run-dir", str(path)], over_tcp)
+    assert (config.wire.transport, config.wire.address) == ("tcp", "127.0.0.1")
+    check(config, [Host(name="h1")])
 
 
 def test_cuda_without_a_cuda_device_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

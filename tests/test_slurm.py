@@ -21,6 +21,7 @@ from zmqrl.cluster import requeue
 from zmqrl.cluster import slurm as slurm_jobs
 from zmqrl.cluster.launch import Options, place_of, run
 from zmqrl.cluster.run import _interrupts as interrupts_of
+from zmqrl.cluster.reach import over_tcp
 from zmqrl.cluster.run import initial_checkpoint
 from zmqrl.cluster.slurm import allocation, cores_of, resolve
 from zmqrl.config import Config
@@ -248,7 +249,8 @@ def test_a_dry_run_shows_the_nodes_of_the_job_and_their_cores(
     environment = slurm("salloc", "--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=1", "env").splitlines()
     for name, _, value in (line.partition("=") for line in environment if line.startswith("SLURM_")):
         monkeypatch.setenv(name, value)
-    assert run(Options(slurm=True, exclude="n2", dry_run=True), dataclasses.replace(cartpole(), workers=4)) == 0
+    config = dataclasses.replace(over_tcp(cartpole()), workers=4)
+    assert run(Options(slurm=True, exclude="n2", dry_run=True), config) == 0
     said = capsys.readouterr().out
     assert "n2" not in said
     assert "2 hosts of 2 will run more workers than cores, n1 the most: 2 workers on 1 core." in said

@@ -7,7 +7,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -84,17 +84,19 @@ def run(arguments: Sequence[str]) -> int:
             return train(train_config(rest))
         case "launch":
             from zmqrl.cluster import launch, requeue
+            from zmqrl.cluster.reach import over_tcp
 
             options, rest = _parse_known(launch.Options, rest, "zmqrl launch")
-            config = train_config(rest)
+            config = train_config(rest, over_tcp)
             if options.requeue and not config.resume and requeue.is_begun(config):
-                config = train_config([*rest, "--resume"])
+                config = train_config([*rest, "--resume"], over_tcp)
             return launch.run(options, config)
         case "doctor":
             from zmqrl.cluster import doctor
+            from zmqrl.cluster.reach import over_tcp
 
             wishes, rest = _parse_known(doctor.Options, rest, "zmqrl doctor")
-            return doctor.run(wishes, train_config(rest))
+            return doctor.run(wishes, train_config(rest, over_tcp))
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
     module = importlib.import_module(COMMANDS[command].module)
@@ -108,8 +110,8 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
-def train_config(arguments: list[str]) -> "Config":
-    """The settings that a ``zmqrl train`` command line means. Raises UsageError."""
+def train_config(arguments: list[str], adapt: "Callable[[Config], Config]" = lambda config: config) -> "Config":
+    """The settings that a ``zmqrl train`` command line means, read over ``adapt`` of its recipe. Raises UsageError."""
     from zmqrl.config import Config
     from zmqrl.recipes import RECIPES
 
@@ -119,7 +121,7 @@ def train_config(arguments: list[str]) -> "Config":
         raise UsageError(f"unknown recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; there are {', '.join(RECIPES)}.")
     resumed = None if {"-h", "--help"} & set(options) else _parse_known(Resumed, options, "zmqrl train")[0]
     if resumed is None or not resumed.resume:
-        return _parse(Config, RECIPES[recipe or "breakout"](), options, f"zmqrl train [{'|'.join(RECIPES)}]")
+        return _parse(Config, adapt(RECIPES[recipe or "breakout"]()), options, f"zmqrl train [{'|'.join(RECIPES)}]")
     if resumed.run_dir is None:
         raise UsageError("--resume needs --run-dir: the directory of the run to go on with.")
     stored = Config.read(resumed.run_dir / "config.json")
@@ -127,7 +129,7 @@ def train_config(arguments: list[str]) -> "Config":
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
     if any(option.partition("=")[0] == "--straggle" for option in options):  # it would be appended to what is stored
         stored = dataclasses.replace(stored, straggle=())
-    return _parse(Config, stored, options, "zmqrl train")
+    return _parse(Config, adapt(stored), options, "zmqrl train")
 
 
 def _parse(cls: type[T], default: T | None, options: list[str], prog: str) -> T:

@@ -15,14 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zmqrl.agent.envs import describe_env
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.deployment import place_run
 from zmqrl.cluster.hosts import Host
 from zmqrl.cluster.launch import other_code
 from zmqrl.cluster.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.cluster.probes import Route, probe_on
-from zmqrl.cluster.reach import Reach, Where, over_tcp
+from zmqrl.cluster.reach import Reach, Where, check
 from zmqrl.cluster.ssh import connect
 from zmqrl.compare import NOT_CUT_OFF
 from zmqrl.config import Config
@@ -50,9 +49,7 @@ def run(options: Options, config: Config) -> int:
     """Examine the hosts; the exit status: 0 nothing is in the way, 3 something is. Raises UsageError."""
     reach = options.reach()
     hosts = reach.hosts
-    config = over_tcp(config)
-    config.check()
-    describe_env(config.env, config.envs)
+    check(config, hosts)
     up, found, verdict = examine(reach, config)
     if options.json:
         sys.stdout.write(json.dumps(to_json(hosts, up, found, verdict)) + "\n")

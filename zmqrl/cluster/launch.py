@@ -16,7 +16,7 @@ from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.deployment import Deployment, Site, place_run
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.cluster.probes import probe_on
-from zmqrl.cluster.reach import Reach, Where, over_tcp
+from zmqrl.cluster.reach import Reach, Where, check
 from zmqrl.cluster.run import train_on
 from zmqrl.cluster.ssh import connect_all
 from zmqrl.cluster.sync import PYTHON, make_environments
@@ -55,8 +55,8 @@ def run(options: Options, config: Config) -> int:
         raise UsageError("--sync goes with -H only: the nodes of a job share a file system, and zmqrl is to be there.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g}.")
-    config = over_tcp(config)
     reach = options.reach()
+    check(config, reach.hosts)
     if options.requeue and reach.job is not None:
         requeue.check(reach.job, config)
         config = requeue.left_of(config)

@@ -2,7 +2,7 @@
 
 import socket as host_socket
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +10,17 @@ from typing import Annotated, Any
 
 import tyro
 
+from zmqrl.agent.envs import describe_env
 from zmqrl.cluster.addresses import addresses_of, check_interface
+from zmqrl.cluster.deployment import place_run
 from zmqrl.cluster.hosts import Host, read_addresses, read_hosts, select
 from zmqrl.cluster.link import Link
 from zmqrl.cluster.slurm import Allocation, allocation, srun_command
 from zmqrl.cluster.ssh import ssh_command
-from zmqrl.config import Config
+from zmqrl.config import Config, WireConfig
 from zmqrl.errors import UsageError
+
+NO_ADDRESS = WireConfig().address  # none that was chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,5 +108,19 @@ class Where:
 
 
 def over_tcp(config: Config) -> Config:
-    """The settings of a run whose processes are on several hosts."""
-    return replace(config, wire=replace(config.wire, transport="tcp"))
+    """These settings for a run whose processes are on several hosts, where options have not been read yet."""
+    return replace(config, wire=replace(config.wire, transport="tcp", address=NO_ADDRESS))
+
+
+def check(config: Config, hosts: Sequence[Host]) -> None:
+    """Raise UsageError for what cannot be, or cannot be on ``hosts``, as far as they need not be asked for that."""
+    if config.wire.transport == "ipc":
+        raise UsageError("--wire.transport ipc is for one machine: leave it out, hosts reach each other by TCP.")
+    if config.wire.address != NO_ADDRESS:
+        raise UsageError(
+            f"--wire.address {config.wire.address} is for `zmqrl train`: where a host is reached is said by --iface, "
+            "--address HOST=ADDRESS or `address` in the hosts file."
+        )
+    config.check()
+    describe_env(config.env, config.envs)
+    place_run(config, hosts, {host.name: 1 for host in hosts})
