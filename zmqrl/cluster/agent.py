@@ -162,7 +162,8 @@ class Agent:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    return self._refuse(f"processes of this run are still alive in {self.work}")
+                    also = "or this is the same machine as another of the hosts"
+                    return self._refuse(f"processes of this run are still alive in {self.work}, {also}")
                 time.sleep(0.1)
         self._heard_at = time.monotonic()
         return self._send({"is": "up", **_about_this_host(), "work": str(self.work)})
