@@ -308,6 +308,7 @@ def test_a_checkpoint_that_cannot_be_written_says_why(checkpointer: Checkpointer
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[RunDirectory]:
     directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
     directory.claim()
     yield directory
     directory.release()
@@ -343,6 +344,20 @@ def test_releasing_removes_what_is_only_for_a_living_run(held: RunDirectory) -> 
     held.config.touch()
     held.release()
     assert {path.name for path in held.path.iterdir()} == {".lock", "config.json"}
+
+
+def test_a_directory_that_was_made_for_a_run_does_not_stay_when_it_came_to_none(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "runs" / "run")
+    for begun in (False, True):
+        directory.claim()
+        if begun:
+            directory.config.touch()
+        directory.release()
+        assert directory.path.exists() == begun
+    mine = RunDirectory(tmp_path)
+    mine.claim()
+    mine.release()
+    assert mine.path.exists(), "it was there before"
 
 
 @pytest.mark.parametrize("length", [1, LONGEST_SOCKET_PATH])

@@ -1,8 +1,11 @@
 """``zmqrl doctor`` and the preflight of ``zmqrl launch`` on the hosts of the network lab, and a disk that fills up."""
 
+import dataclasses
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +18,10 @@ from rig import eventually
 from run_rig import launching
 
 import zmqrl
-from zmqrl.cluster.doctor import KEYS
+from zmqrl.cluster import doctor as doctors
+from zmqrl.cluster.doctor import KEYS, Options
+from zmqrl.cluster.reach import over_tcp
+from zmqrl.recipes import cartpole
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -160,3 +166,30 @@ def test_a_disk_of_a_host_that_fills_up_ends_the_run_with_a_sentence(lab: Lab, t
         assert f"cannot write {place}/" in run.complaint()
         assert re.search(r"/history/shard-0\.jsonl: (No space left on device|the disk is full)\.", run.complaint())
         assert run.files.summary()["exit_reason"] == "failed"
+
+
+@pytest.fixture
+def ssh_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host is this machine."""
+    (tmp_path / "bin").mkdir()
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_doctor_that_is_interrupted_while_hosts_come_up_leaves_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def places() -> set[Path]:
+        return set(Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname()).glob("doctor-*"))
+
+    def interrupted(*_: object) -> None:
+        assert places() - before
+        raise KeyboardInterrupt
+
+    before = places()
+    monkeypatch.setattr(doctors, "place_run", interrupted)
+    config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    with pytest.raises(KeyboardInterrupt):
+        doctors.run(Options(hosts="h1"), config)
+    assert places() == before

@@ -11,6 +11,7 @@ from typing import Any
 
 from zmqrl.errors import UsageError
 
+LOCK = ".lock"
 LONGEST_SOCKET_PATH = 90  # of the 107 bytes that a Unix socket's address may have
 
 
@@ -20,6 +21,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._lock: int | None = None
+        self._made = False
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
 
     config = property(lambda self: self.path / "config.json")
@@ -68,8 +70,9 @@ class RunDirectory:
     def claim(self) -> None:
         """Make the directory and take its lock, held until :meth:`release`. Raises UsageError when that cannot be."""
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UsageError(f"cannot use {self.path} as the run directory: {error.strerror}.") from error
         try:
@@ -92,10 +95,10 @@ class RunDirectory:
 
     def in_use(self) -> bool:
         """Whether a run lives in it now."""
-        return is_locked(self.path / ".lock")
+        return is_locked(self.path / LOCK)
 
     def release(self) -> None:
-        """Give the lock back and remove what is only for a living run."""
+        """Give the lock back and remove what is only for a living run; if it came to no run, also what we made."""
         self._remove_what_lets_join()
         if self._sockets is not None:
             self._sockets.cleanup()
@@ -105,6 +108,10 @@ class RunDirectory:
                 leftover.unlink()
             sockets.rmdir()
         if self._lock is not None:
+            with contextlib.suppress(OSError):
+                if self._made and list(self.path.iterdir()) == [self.path / LOCK]:
+                    (self.path / LOCK).unlink()
+                    self.path.rmdir()
             os.close(self._lock)
             self._lock = None
 

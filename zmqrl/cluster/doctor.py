@@ -76,13 +76,13 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Facts], Survey, Ver
     launcher = Agents(links, places.__getitem__, environments={host.name: host.env for host in hosts})
     with contextlib.closing(launcher):
         _say(f"connecting to {len(hosts)} hosts")
-        failed = connect(list(links.values()))
-        up: dict[str, Facts] = {name: link.up for name, link in links.items() if link.up is not None}
-        placement = place_run(config, hosts, reach.cores(up))
-        failed |= {name: other_code(about) for name, about in up.items() if about["code"] != code_hash()}
-        fit = {name: about for name, about in up.items() if name not in failed}
-        addresses, unknown = reach.addresses(fit, fit)
         try:
+            failed = connect(list(links.values()))
+            up: dict[str, Facts] = {name: link.up for name, link in links.items() if link.up is not None}
+            placement = place_run(config, hosts, reach.cores(up))
+            failed |= {name: other_code(about) for name, about in up.items() if about["code"] != code_hash()}
+            fit = {name: about for name, about in up.items() if name not in failed}
+            addresses, unknown = reach.addresses(fit, fit)
             found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)
         finally:
             for link in links.values():
