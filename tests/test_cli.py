@@ -156,6 +156,7 @@ def test_an_unknown_command_is_named_with_the_nearest_one(refused: Refused) -> N
         ("--workers 0", "--workers 0"),
         ("--wire.address 10.9.9.9", "by --iface, --address HOST=ADDRESS or `address` in the hosts file"),
         ("--wire.transport ipc", "--wire.transport ipc is for one machine"),
+        ("--sync whee", "--sync"),
     ],
 )
 def test_bad_input_about_hosts_is_refused_before_any_is_asked(

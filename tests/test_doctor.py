@@ -19,8 +19,12 @@ from run_rig import launching
 
 import zmqrl
 from zmqrl.cluster import doctor as doctors
+from zmqrl.cluster import reach as reaches
 from zmqrl.cluster.doctor import KEYS, Options
-from zmqrl.cluster.reach import over_tcp
+from zmqrl.cluster.hosts import Host
+from zmqrl.cluster.reach import Reach, Where, over_tcp
+from zmqrl.cluster.ssh import connect_all
+from zmqrl.errors import ClusterError
 from zmqrl.recipes import cartpole
 
 pytestmark = pytest.mark.timeout(180)
@@ -176,6 +180,45 @@ def ssh_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
     ssh.chmod(0o755)
     monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_host_without_our_python_or_without_zmqrl_is_told_with_the_way_out(tmp_path: Path) -> None:
+    bare = tmp_path / "python-without"
+    bare.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'zmqrl'\" >&2; exit 1\n")
+    bare.chmod(0o755)
+    hosts = tmp_path / "hosts.toml"
+    missing = tmp_path / "none" / "bin" / "python"
+    hosts.write_text(f'[[host]]\nname = "h1"\npython = "{missing}"\n[[host]]\nname = "h2"\npython = "{bare}"\n')
+    where = Where(hosts=str(hosts))
+    reach = where.reach()
+    links = [reach.link(host, work="doctor-test", lease_s=5.0) for host in reach.hosts]
+    with pytest.raises(ClusterError) as error:
+        connect_all(links, instead=reach.instead)
+    way_out = ": bring it there with --sync wheel, or let `python` in the hosts file name another one"
+    h1, h2 = sorted(str(error.value).splitlines()[1:])
+    assert str(missing) in h1
+    assert h1.endswith(way_out)
+    assert h2 == f"  h2: ModuleNotFoundError: No module named 'zmqrl'{way_out}"
+
+
+def test_a_doctor_brings_zmqrl_to_hosts_as_a_launch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def made(hosts: tuple[Host, ...], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
+        say("h1: making it")
+        return {host.name: "/envs/python" for host in hosts}
+
+    def examined(reach: Reach, *_: object) -> None:
+        assert [host.python for host in reach.hosts] == ["/envs/python"]
+        raise ClusterError("seen")
+
+    monkeypatch.setattr(reaches, "make_environments", made)
+    monkeypatch.setattr(doctors, "examine", examined)
+    monkeypatch.setattr(doctors, "_say", said.append)
+    with pytest.raises(ClusterError, match="seen"):
+        doctors.run(Options(hosts="h1", sync="wheel"), over_tcp(dataclasses.replace(cartpole(), workers=1)))
+    assert said == ["h1: making it"]
 
 
 @pytest.mark.usefixtures("ssh_to_here")

@@ -50,6 +50,7 @@ def run(options: Options, config: Config) -> int:
     reach = options.reach()
     hosts = reach.hosts
     check(config, hosts)
+    reach = options.bring(reach, _say)
     up, found, verdict = examine(reach, config)
     if options.json:
         sys.stdout.write(json.dumps(to_json(hosts, up, found, verdict)) + "\n")
@@ -77,10 +78,14 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Facts], Survey, Ver
     with contextlib.closing(launcher):
         _say(f"connecting to {len(hosts)} hosts")
         try:
-            failed = connect(list(links.values()))
+            failed = connect(list(links.values()), instead=reach.instead)
             up: dict[str, Facts] = {name: link.up for name, link in links.items() if link.up is not None}
             placement = place_run(config, hosts, reach.cores(up))
-            failed |= {name: other_code(about) for name, about in up.items() if about["code"] != code_hash()}
+            failed |= {
+                name: f"{other_code(about)}: {reach.instead}"
+                for name, about in up.items()
+                if about["code"] != code_hash()
+            }
             fit = {name: about for name, about in up.items() if name not in failed}
             addresses, unknown = reach.addresses(fit, fit)
             found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)

@@ -204,7 +204,10 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "name": _TEXT,
     "slots": _COUNT,
     "address": _TEXT,
-    "python": _TEXT,
+    "python": (
+        lambda value: _is_text(value) and not value.startswith("~"),
+        "an absolute path or a name on the PATH there: nothing replaces ~",
+    ),
     "threads": (lambda value: _is_count(value) and value > 0, "a whole number from 1"),
     "env": (_is_env, 'a table of strings, such as { TMPDIR = "/scratch" }'),
     "shards": _COUNT,

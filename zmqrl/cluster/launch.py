@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from zmqrl.cluster import preflight, requeue
 from zmqrl.cluster.agents import Agents
@@ -19,7 +18,7 @@ from zmqrl.cluster.probes import probe_on
 from zmqrl.cluster.reach import Reach, Where, check
 from zmqrl.cluster.run import train_on
 from zmqrl.cluster.ssh import connect_all
-from zmqrl.cluster.sync import PYTHON, make_environments
+from zmqrl.cluster.sync import PYTHON
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.observe.provenance import code_hash
@@ -41,8 +40,6 @@ class Options(Where):
     """Print what would be started where, and start nothing."""
     preflight: bool = True
     """Look first whether the hosts have what the run needs, and reach each other, as `zmqrl doctor` does."""
-    sync: Literal["none", "wheel"] = "none"
-    """Bring this zmqrl to the hosts as a wheel, or take what is installed there."""
     lease_s: float = 8.0
     """Processes on a host end when nothing was heard from here for so long."""
 
@@ -51,8 +48,6 @@ def run(options: Options, config: Config) -> int:
     """Launch a run; the exit status. Raises ZmqrlError."""
     if options.hosts is not None and options.requeue:
         raise UsageError("--requeue goes with --slurm only.")
-    if options.slurm and options.sync != "none":
-        raise UsageError("--sync goes with -H only: the nodes of a job share a file system, and zmqrl is to be there.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
         raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g}.")
     reach = options.reach()
@@ -69,14 +64,13 @@ def run(options: Options, config: Config) -> int:
 
 def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:
     """Connect to all hosts and place the processes on them. Raises ClusterError that names each that fails."""
+    reach = options.bring(reach, _say)
     hosts, work = reach.hosts, place_of(directory, reach.home)
-    if options.sync == "wheel":
-        pythons = make_environments(hosts, options.ssh_config)
-        hosts = tuple(dataclasses.replace(host, python=pythons[host.name]) for host in hosts)
     links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
     try:
-        facts = connect_all(list(links.values()))
-        _check_code(facts)
+        facts = connect_all(list(links.values()), instead=reach.instead)
+        if other := [name for name, up in facts.items() if up["code"] != code_hash()]:
+            raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]])}: {reach.instead}.")
         placement = place_run(config, hosts, reach.cores(facts))
         host_of = placement.host_of
         of_shards = {host_of[f"shard-{shard}"] for shard in range(config.shards)}
@@ -117,18 +111,14 @@ def place_of(directory: RunDirectory, home: str) -> str:
     return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
-def _check_code(facts: Mapping[str, Mapping[str, str]]) -> None:
-    other = [name for name, up in facts.items() if up["code"] != code_hash()]
-    if other:
-        raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]])}.")
-
-
 def other_code(up: Mapping[str, str]) -> str:
-    """What is wrong with a host that has not the code that is here, and what to do about it."""
-    return (
-        f"zmqrl there ({up['zmqrl']}, code {up['code'][:8]}) is not the one here (code {code_hash()[:8]}): "
-        "bring it there with --sync wheel, or let `python` in the hosts file name another one"
-    )
+    """What is wrong with a host that has not the code that is here."""
+    return f"zmqrl there ({up['zmqrl']}, code {up['code'][:8]}) is not the one here (code {code_hash()[:8]})"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -17,6 +17,7 @@ from zmqrl.cluster.hosts import Host, read_addresses, read_hosts, select
 from zmqrl.cluster.link import Link
 from zmqrl.cluster.slurm import Allocation, allocation, srun_command
 from zmqrl.cluster.ssh import ssh_command
+from zmqrl.cluster.sync import ANOTHER_PYTHON, make_environments
 from zmqrl.config import Config, WireConfig
 from zmqrl.errors import UsageError
 
@@ -39,6 +40,13 @@ class Reach:
     iface: str | None
     job: str | None = None
     """The Slurm job whose nodes they are."""
+
+    @property
+    def instead(self) -> str:
+        """What to do where zmqrl is not there, or is not the one here."""
+        if self.job is not None:
+            return "the Python of here, with its zmqrl, is to be where all nodes of the job see it"
+        return f"bring it there with --sync wheel, or {ANOTHER_PYTHON}"
 
     def link(self, host: Host, *, work: str, lease_s: float) -> Link:
         """The connection to the agent of ``host``, not made yet."""
@@ -76,6 +84,9 @@ class Where:
     address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """HOST=ADDRESS: where the others reach a host. May be repeated, or be a list."""
 
+    sync: Literal["none", "wheel"] = "none"
+    """Bring this zmqrl to the hosts as a wheel, or take what is installed there."""
+
     def reach(self) -> Reach:
         """The hosts. Raises UsageError for what cannot be."""
         if self.slurm == (self.hosts is not None):
@@ -86,6 +97,8 @@ class Where:
             raise UsageError("--ssh-config goes with -H only: --slurm uses no ssh.")
         if not self.slurm and self.node_address is not None:
             raise UsageError("--node-address goes with --slurm only.")
+        if self.slurm and self.sync != "none":
+            raise UsageError("--sync goes with -H only: nodes of a job share a file system, and zmqrl is to be there.")
         check_interface(self.iface)
         job = allocation() if self.slurm else None
         named = read_hosts(self.hosts) if self.hosts is not None else ()
@@ -100,6 +113,13 @@ class Where:
             iface=self.iface,
             job=None if job is None else job.job,
         )
+
+    def bring(self, reach: Reach, say: Callable[[str], None]) -> Reach:
+        """The same hosts with the zmqrl that they are to use, made there if --sync says so. Raises ClusterError."""
+        if self.sync == "none":
+            return reach
+        pythons = make_environments(reach.hosts, self.ssh_config, say)
+        return replace(reach, hosts=tuple(replace(host, python=pythons[host.name]) for host in reach.hosts))
 
     def _command(self, job: Allocation | None, host: Host) -> list[str]:
         if job is not None:

@@ -1,6 +1,7 @@
 """Another machine as a host: its agent is started by the user's own OpenSSH client, whose settings stay the user's."""
 
 import random
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ TRIES = 5
 FIRST_PAUSE_S = 0.5
 # What a server says, or the client of it, when it drops connections because too many are not logged in (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
+# How a shell says that there is no such Python, and Python that it has no such module.
+NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named")
 
 
 def ssh_command(destination: str, python: str, arguments: Sequence[str] = AGENT, *, config: Path | None) -> list[str]:
@@ -33,19 +36,22 @@ def ssh_command(destination: str, python: str, arguments: Sequence[str] = AGENT,
     return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]
 
 
-def connect_all(links: Sequence[Link], news: News | None = None) -> dict[str, dict[str, Any]]:
+def connect_all(
+    links: Sequence[Link], news: News | None = None, *, instead: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Open all ``links``; what each said when it was up, by host. Raises ClusterError that names each that failed."""
-    failed = connect(links, news)
+    failed = connect(links, news, instead=instead)
     if failed:
         told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
         raise ClusterError(f"{len(failed)} of {len(links)} hosts cannot be used:{told}")
     return {link.host: link.up for link in links if link.up is not None}
 
 
-def connect(links: Sequence[Link], news: News | None = None) -> dict[str, str]:
+def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
     """Open all ``links``, several at a time, trying again where a server is crowded; why those failed that did.
 
     Every link has a time limit of its own, so this ends. ``news`` is told what is heard, and from which host.
+    ``instead`` is what to do where there is no such Python, or it lacks something.
     """
     waiting = {link.host: 0.0 for link in links}  # when each is to be tried next
     tries = dict.fromkeys(waiting, 0)
@@ -68,7 +74,8 @@ def connect(links: Sequence[Link], news: News | None = None) -> dict[str, str]:
                     pause_s = FIRST_PAUSE_S * 2.0 ** (tries[link.host] - 1)
                     waiting[link.host] = now + pause_s * random.uniform(0.5, 1.5)
                 else:
-                    failed[link.host] = lost.why
+                    advice = f": {instead}" if instead is not None and NOT_THERE.search(lost.why) else ""
+                    failed[link.host] = lost.why + advice
         if now - renewed_at >= RENEW_EVERY_S:
             renewed_at = now
             for link in links:

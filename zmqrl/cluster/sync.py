@@ -4,10 +4,9 @@ import base64
 import hashlib
 import io
 import re
-import sys
 import time
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from zmqrl.cluster.ssh import connect_all, ssh_command
 from zmqrl.errors import UsageError
 
 PYTHON = "python3"  # where the hosts file names no other
+ANOTHER_PYTHON = "let `python` in the hosts file name another one"
 MADE_WITHIN_S = 1200.0  # torch is large, and some networks are not
 TELL_EVERY_S = 10.0
 # What the host's Python is told in its arguments, whatever version it is; the rest comes on its standard input.
@@ -32,10 +32,11 @@ BOOTSTRAP = (
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same code makes the same wheel
 
 
-def make_environments(hosts: Sequence[Host], ssh_config: Path | None) -> dict[str, str]:
+def make_environments(hosts: Sequence[Host], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
     """Make on each of ``hosts``, all at once, an environment with this zmqrl; the paths of their Pythons, by host.
 
-    Raises UsageError when there is nothing to be made of, ClusterError that names each host on which it failed.
+    ``say`` is told what they are at, now and then. Raises UsageError when there is nothing to be made of, ClusterError
+    that names each host on which it failed.
     """
     asked = request()
     links = [
@@ -50,7 +51,7 @@ def make_environments(hosts: Sequence[Host], ssh_config: Path | None) -> dict[st
         for host in hosts
     ]
     try:
-        facts = connect_all(links, _Teller().tell)
+        facts = connect_all(links, _Teller(say).tell, instead=ANOTHER_PYTHON)
     finally:
         for link in links:
             link.cut()
@@ -132,12 +133,12 @@ def _digest(data: bytes) -> str:
 class _Teller:
     """Says what hosts are at: of each the first line, and then one now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._told_at: dict[str, float] = {}
 
     def tell(self, host: str, event: Mapping[str, Any]) -> None:
         now = time.monotonic()
         if event["is"] == "making" and now - self._told_at.get(host, -TELL_EVERY_S) >= TELL_EVERY_S:
             self._told_at[host] = now
-            sys.stdout.write(f"{host}: {event['line']}\n")
-            sys.stdout.flush()
+            self._say(f"{host}: {event['line']}")
