@@ -184,6 +184,12 @@ def test_cuda_without_a_cuda_device_is_refused(refused: Refused, monkeypatch: py
     assert "cuda" in refused.sentence("train", "cartpole", "--device", "cuda")
 
 
+def test_a_launch_for_cuda_devices_needs_none_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = dataclasses.replace(cartpole(), device="cuda")
+    assert initial_checkpoint(config, describe_env(config.env, config.envs)).version == 0
+
+
 def test_a_tracker_that_is_not_installed_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(trackers.KINDS, "wandb", trackers.KINDS["wandb"]._replace(module="no_such_module"))
     sentence = refused.sentence("train", "cartpole", "--trackers", "wandb", "--run-dir", str(refused.where / "run"))

@@ -132,6 +132,7 @@ def test_nothing_is_said_of_hosts_that_are_fit() -> None:
     ("facts", "sentence"),
     [
         ({"game_error": "no ROM"}, "h1: CartPole-v1 cannot be played there: no ROM."),
+        ({"cuda": False}, "h1: --device cuda: torch sees no CUDA device there."),
         ({"disk_bytes": 5e6}, "h1: the disk of /var/tmp/work is full (5.0 MB left): make room for at least 100.0 MB."),
         (
             {"open_files": 60},

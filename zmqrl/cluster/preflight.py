@@ -65,6 +65,7 @@ def survey(
             "listen": {"address": addresses[host], "ports": ports_on(host, config, placement), "token": tokens[host]}
             if host in addresses
             else None,
+            "cuda": config.device == "cuda" and placement.has("worker", host),
             "game": game if whole or any(placement.has(role, host) for role in PLAYERS) else None,
         }
         for host, about in up.items()
@@ -142,6 +143,8 @@ def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
 def _host_problems(facts: Facts, config: Config, names: Sequence[str]) -> Iterator[str]:
     if facts.get("game_error") is not None:
         yield f"{config.env} cannot be played there: {facts['game_error']}"
+    if facts.get("cuda") is False:
+        yield "--device cuda: torch sees no CUDA device there"
     if "listen_error" in facts:
         yield _cannot_listen(facts)
     if facts["disk_bytes"] < LEAST_DISK_BYTES:

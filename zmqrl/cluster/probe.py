@@ -1,7 +1,7 @@
 """What a host has for a run, and how it is reached, tried as the run would: before anything of the run is started.
 
 ``python -m zmqrl.cluster.probe`` says what it finds on its host, listens where shards would, and then, each time it is
-asked, tells the time or measures routes to others. Standard library only, besides the games.
+asked, tells the time or measures routes to others. Standard library only, besides the games and torch.
 """
 
 import contextlib
@@ -178,6 +178,13 @@ def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
     return None
 
 
+def sees_cuda() -> bool:
+    """Whether workers can compute on CUDA devices of this host."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def main() -> None:
     """Probe this host, as told on standard input, until that ends."""
     job = read_job(signal.SIGKILL)
@@ -190,6 +197,8 @@ def main() -> None:
             found["listen_error"] = {"errno": error.errno, "why": error.strerror, "where": error.filename}
     if job["game"] is not None:
         found["game_error"] = game_error(**job["game"])
+    if job["cuda"]:
+        found["cuda"] = sees_cuda()
     say(found)
     while True:
         request = asked.get()

@@ -38,6 +38,8 @@ def train(config: Config) -> int:
     """Train on this machine, as ``config`` says; the exit status as of :func:`train_on`. Raises ZmqrlError."""
     config.check()
     check_ports(config)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
     return train_on(config, on_this_machine)
 
 
@@ -88,8 +90,6 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
 
 def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     """Version 0 of a run: the parameters that its seed gives. Raises UsageError for what cannot be."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
     config.algorithm.minibatch_samples(config.envs.num_envs)
     if config.loss is not None:
         load_loss(config.loss, config.algorithm)
