@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from lab import Lab
 from run_rig import RunFiles, launching, trained, training
 
-from zmqrl import logs
+from zmqrl import logs, status
 from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.timeout(150)
@@ -107,7 +108,19 @@ def test_a_run_whose_launcher_was_killed_tells_what_is_left_and_where(lab: Lab, 
     lab("refuse", "h3", "22", "on")
     said = zmqrl("status", str(path))
     assert "h3: cannot be asked: ssh: connect" in said
-    assert "h2: no process; history/shard-1.jsonl, state/shard-1.slots" in said
+    assert re.search(
+        r"h2: no process; in /var/tmp/zmqrl-0/h2/run-\w+: history/shard-1\.jsonl, state/shard-1\.slots", said
+    )
+
+
+def test_what_is_left_on_a_host_is_named_with_its_directory() -> None:
+    hosts = {
+        "h1": {"alive": False, "files": ["state/shard-0.slots"], "directory": "/var/tmp/zmqrl-1000/h1/run"},
+        "h2": {"alive": False, "files": [], "directory": "/var/tmp/zmqrl-1000/h2/run"},
+    }
+    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    assert "h1: no process; in /var/tmp/zmqrl-1000/h1/run: state/shard-0.slots\n" in said
+    assert "h2: no process; no files\n" in said
 
 
 def test_a_log_is_read_from_its_last_lines_on_and_whole_lines_only(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class Living:
         ]
 
     def hosts(self) -> dict[str, dict[str, Any] | str]:
-        """What each host of a run says of it: ``alive`` and ``files``; or why it cannot be asked."""
+        """What each host of a run says of it: ``alive``, and ``files`` in ``directory``; or why it cannot be asked."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
@@ -65,6 +65,6 @@ class Living:
 
 def _look(link: Link) -> dict[str, Any] | str:
     try:
-        return link.look(ANSWER_WITHIN_S)
+        return {**link.look(ANSWER_WITHIN_S), "directory": link.work}
     except LinkLost as lost:
         return lost.why

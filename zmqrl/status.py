@@ -54,7 +54,7 @@ def _report(found: dict[str, Any]) -> str:
         if isinstance(answer, str):
             lines.append(f"{host}: cannot be asked: {answer}")
         else:
-            left = ", ".join(answer["files"]) or "no files"
+            left = f"in {answer['directory']}: {', '.join(answer['files'])}" if answer["files"] else "no files"
             lines.append(f"{host}: {'still ends its processes' if answer['alive'] else 'no process'}; {left}")
     if found["hosts"]:
         lines.append("go on with it by --resume, from the newest version that its shards hold")
