@@ -13,7 +13,7 @@ from zmqrl.cluster.doctor import host_table, route_table, to_json
 from zmqrl.cluster.hosts import Host, read_addresses
 from zmqrl.cluster.interfaces import interfaces
 from zmqrl.cluster.placement import Placement, place
-from zmqrl.cluster.preflight import Survey, Verdict, files_needed, judge, ports_on
+from zmqrl.cluster.preflight import Survey, Verdict, files_needed, judge, loopbacks, ports_on
 from zmqrl.cluster.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, listen, measure
 from zmqrl.cluster.probes import Route, rounds
 from zmqrl.config import WireConfig
@@ -77,6 +77,15 @@ def test_a_loopback_address_is_refused_where_there_are_other_hosts() -> None:
     assert unknown[0].startswith("h1: at 127.0.0.1 every other host reaches only itself: ")
     alone = {"h1": UP["h1"] | {"address": "127.0.0.1"}}
     assert addresses(alone) == ({"h1": "127.0.0.1"}, [])
+
+
+def test_a_name_that_means_loopback_on_its_own_host_is_refused_where_there_are_other_hosts() -> None:
+    assert listen("localhost", [0], "t" * 32)["bound"] == "127.0.0.1"
+    facts = {"h1": UP["h1"] | FINE | {"bound": "127.0.1.1"}, "h2": UP["h2"] | FINE | {"bound": "10.0.0.2"}}
+    found = loopbacks(facts, {"h1": "h1", "h2": "10.0.0.2"})
+    (problem,) = judge(Survey(facts=facts, loopback=found), RUN, placed()).problems
+    assert problem.startswith("h1: at h1 (127.0.1.1) every other host reaches only itself: ")
+    assert loopbacks({"h1": facts["h1"]}, {"h1": "h1"}) == {}
 
 
 def test_a_host_of_which_nothing_says_where_it_is_is_named() -> None:
@@ -262,7 +271,7 @@ def order(port: int, token: str = "t" * 32, transfer: bool = False) -> dict[str,
 
 
 def test_a_route_is_measured_between_those_who_know_the_token() -> None:
-    (port,) = listen("127.0.0.1", [0], "t" * 32)
+    (port,) = listen("127.0.0.1", [0], "t" * 32)["ports"]
     measured = measure(order(port, transfer=True))
     assert measured["round_trip_s"] > 0
     assert measured["bytes_per_s"] > 0
@@ -288,7 +297,7 @@ def test_a_network_that_loses_long_packets_is_told() -> None:
 
 
 def test_a_listener_ends_what_is_no_order() -> None:
-    (port,) = listen("127.0.0.1", [0], "t" * 32)
+    (port,) = listen("127.0.0.1", [0], "t" * 32)["ports"]
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(b"t" * 32 + (1 << 40).to_bytes(8, "big"))
         assert connection.recv(2) == b"\n"

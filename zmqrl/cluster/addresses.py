@@ -29,7 +29,7 @@ def addresses_of(
     found: dict[str, str] = {}
     unknown = []
     for host in hosts:
-        instead = f"choose by --iface, --address {host.name}=ADDRESS or `address` in the hosts file"
+        instead = _instead(host.name)
         interfaces: Mapping[str, list[str]] = up[host.name]["interfaces"]
         address: str | None = by_hand.get(host.name)
         if address is None and iface is not None:
@@ -41,10 +41,19 @@ def addresses_of(
         elif address is None:
             unknown.append(f"{host.name}: nothing says where the others reach it: {instead}.")
         elif is_loopback(address) and any(other["host"] != up[host.name]["host"] for other in up.values()):
-            unknown.append(f"{host.name}: at {address} every other host reaches only itself: {instead}.")
+            unknown.append(only_itself(host.name, address))
         else:
             found[host.name] = address
     return found, unknown
+
+
+def only_itself(host: str, address: str) -> str:
+    """What is wrong with a loopback ``address`` of ``host``."""
+    return f"{host}: at {address} every other host reaches only itself: {_instead(host)}."
+
+
+def _instead(host: str) -> str:
+    return f"choose by --iface, --address {host}=ADDRESS or `address` in the hosts file"
 
 
 def listed(interfaces: Mapping[str, list[str]]) -> str:

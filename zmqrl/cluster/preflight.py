@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zmqrl.cluster.addresses import listed
+from zmqrl.cluster.addresses import listed, only_itself
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.placement import Placement
 from zmqrl.cluster.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
 from zmqrl.cluster.probes import LAUNCHER, Probes, Route, probing, rounds
-from zmqrl.config import Config
+from zmqrl.config import Config, is_loopback
 from zmqrl.errors import ClusterError
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
@@ -34,12 +34,14 @@ Facts = Mapping[str, Any]
 class Survey:
     """What was found: ``facts`` by host, ``routes`` with what was measured, and ``failed``, the hosts that do not tell.
 
-    A host's facts are those of its agent and those of :mod:`zmqrl.cluster.probe`, with ``clock_ahead_s``.
+    A host's facts are those of its agent and those of :mod:`zmqrl.cluster.probe`, with ``clock_ahead_s``. ``loopback``
+    are the addresses of hosts that mean loopback there, so that nobody else reaches them.
     """
 
     facts: Mapping[str, Facts]
     failed: Mapping[str, str] = field(default_factory=dict)
     routes: Mapping[Route, Facts] = field(default_factory=dict)
+    loopback: Mapping[str, str] = field(default_factory=dict)
 
 
 def survey(
@@ -73,16 +75,25 @@ def survey(
     with probing(launcher, jobs, tokens) as (probes, found):
         ahead = probes.clocks(found)
         facts = {host: {**up[host], **about, "clock_ahead_s": ahead.get(host)} for host, about in found.items()}
+        loopback = loopbacks(facts, addresses)
         sources = [LAUNCHER, *(host for host in facts if whole or placement.has("worker", host))]
         routes = [
             Route(source, target, addresses[target], tuple(facts[target]["ports"]))
             for source, target in itertools.product(sources, addresses)
-            if source != target and "ports" in facts.get(target, {})
+            if source != target and target not in loopback and "ports" in facts.get(target, {})
         ]
         measured = probes.measure(routes, transfer=False)
         if whole and measured:
             measured |= _transfers(probes, [route for route, about in measured.items() if "error" not in about], say)
-    return Survey(facts=facts, failed=probes.failed, routes=measured)
+    return Survey(facts=facts, failed=probes.failed, routes=measured, loopback=loopback)
+
+
+def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
+    """Addresses, by host, that are names of loopback on the host itself, as Debian has it, where there are others."""
+    if len({about["host"] for about in facts.values()}) < 2:
+        return {}
+    bound = {host: about["bound"] for host, about in facts.items() if "bound" in about}
+    return {host: f"{addresses[host]} ({where})" for host, where in bound.items() if is_loopback(where)}
 
 
 def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
@@ -128,6 +139,7 @@ def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
     for host, facts in found.facts.items():
         problems += [f"{host}: {text}." for text in _host_problems(facts, config, placement.names_on(host))]
         warnings += [f"{host}: {text}." for text in _host_warnings(facts, placement.names_on(host))]
+    problems += [only_itself(host, address) for host, address in found.loopback.items()]
     blocked: dict[tuple[str, str, str], list[str]] = {}
     for route, measured in found.routes.items():
         if "error" in measured:

@@ -96,10 +96,11 @@ def _in_words(error: OSError) -> str:
     return words[:1].lower() + words[1:]
 
 
-def listen(address: str, ports: Sequence[int], token: str) -> list[int]:
-    """Answer at ``address`` whoever knows ``token``, for as long as this process lives; the ports, free ones for 0.
+def listen(address: str, ports: Sequence[int], token: str) -> dict[str, Any]:
+    """Answer at ``address`` whoever knows ``token``, for as long as this process lives.
 
-    Raises OSError, with ``filename`` saying where it could not listen.
+    Returns the ``ports``, free ones for 0, and what is ``bound``: the address that a name means here. Raises OSError,
+    with ``filename`` saying where it could not listen.
     """
     bound = []
     for port in ports:
@@ -109,8 +110,8 @@ def listen(address: str, ports: Sequence[int], token: str) -> list[int]:
         except OSError as error:
             raise OSError(error.errno, error.strerror, f"{address}:{port}") from error
         threading.Thread(target=_accept, args=(listener, token.encode()), name="listen", daemon=True).start()
-        bound.append(listener.getsockname()[1])
-    return bound
+        bound.append(listener.getsockname())
+    return {"ports": [name[1] for name in bound], "bound": bound[0][0]}
 
 
 def _accept(listener: socket.socket, token: bytes) -> None:
@@ -192,7 +193,7 @@ def main() -> None:
     found = facts(job["work"])
     if job["listen"] is not None:
         try:
-            found["ports"] = listen(**job["listen"])
+            found |= listen(**job["listen"])
         except OSError as error:
             found["listen_error"] = {"errno": error.errno, "why": error.strerror, "where": error.filename}
     if job["game"] is not None:
