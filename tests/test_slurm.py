@@ -20,8 +20,8 @@ from zmqrl.agent.envs import describe_env
 from zmqrl.cluster import requeue
 from zmqrl.cluster import slurm as slurm_jobs
 from zmqrl.cluster.launch import Options, place_of, run
-from zmqrl.cluster.run import _interrupts as interrupts_of
 from zmqrl.cluster.reach import over_tcp
+from zmqrl.cluster.run import _interrupts as interrupts_of
 from zmqrl.cluster.run import initial_checkpoint
 from zmqrl.cluster.slurm import allocation, cores_of, resolve
 from zmqrl.config import Config

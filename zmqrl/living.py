@@ -65,6 +65,6 @@ class Living:
 
 def _look(link: Link) -> dict[str, Any] | str:
     try:
-        return {**link.look(ANSWER_WITHIN_S), "directory": link.work}
+        return link.look(ANSWER_WITHIN_S)
     except LinkLost as lost:
         return lost.why

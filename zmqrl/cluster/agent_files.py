@@ -44,12 +44,12 @@ def open_place(place: str) -> tuple[Path, int]:
 
 
 def look(place: str) -> dict[str, Any]:
-    """Whether an agent has the place now, and the files in it."""
+    """Which directory the place is, whether an agent has it now, and the files in it."""
     path = _path(place)
     alive, files = is_locked(path / LOCK), list[str]()
     with contextlib.suppress(OSError):
         files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != LOCK)
-    return {"alive": alive, "files": files}
+    return {"directory": str(path), "alive": alive, "files": files}
 
 
 def clean(place: Path, *, whole: bool) -> None:

@@ -95,6 +95,8 @@ class Where:
             )
         if self.slurm and self.ssh_config is not None:
             raise UsageError("--ssh-config goes with -H only: --slurm uses no ssh.")
+        if self.ssh_config is not None and not self.ssh_config.is_file():
+            raise UsageError(f"--ssh-config {self.ssh_config}: there is no such file.")
         if not self.slurm and self.node_address is not None:
             raise UsageError("--node-address goes with --slurm only.")
         if self.slurm and self.sync != "none":

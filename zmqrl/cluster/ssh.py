@@ -28,7 +28,7 @@ def ssh_command(destination: str, python: str, arguments: Sequence[str] = AGENT,
 
     No terminal and no questions: a key must be in the agent or without a passphrase, and the host must be known.
     """
-    options = [] if config is None else ["-F", str(config)]
+    options = [] if config is None else ["-F", str(config.absolute())]
     alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
     # Not shared with the user's other sessions: they would end with it, or it with them.
     alive += ["-o", "ControlMaster=no", "-o", "ControlPath=none"]
