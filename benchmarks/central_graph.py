@@ -28,7 +28,7 @@ from zmqrl.plot import COLOURS, STYLE
 MOST_HOSTS = 8
 FIRST_ROW_WITHIN_S = 180.0
 WARM_UP_S = 10.0
-DEFAULT = ["pong", "--algo", "ba3c", "--envs.num-envs", "4", "--ba3c.rollout-steps", "5"]
+DEFAULT = ["pong", "--algo", "ba3c", "--model", "nature", "--envs.num-envs", "4", "--ba3c.rollout-steps", "5"]
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
