@@ -46,12 +46,13 @@ class Place:
         os.kill(pid, signal.SIGKILL)
 
     def link(self, work: Path) -> Link:
-        return Link(self.host, self.command(), work=str(work), lease_s=self.lease_s)
+        return Link(
+            self.host, self.command(), work=str(work), lease_s=self.lease_s, environment={"PYTHONPATH": str(TESTS)}
+        )
 
     def launcher(self, work: Path) -> Agents:
         # The same environment on every host; there, ssh would not take this one along.
-        environments = {self.host: {"PYTHONPATH": str(TESTS)}}
-        return Agents({self.host: self.link(work)}, lambda name: self.host, environments=environments)
+        return Agents({self.host: self.link(work)}, lambda name: self.host)
 
 
 class OverSSH(Place):
@@ -269,8 +270,8 @@ from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.launcher import Said, Task
 from zmqrl.cluster.link import Link
 where, host, command, lease_s, tests = json.loads(sys.argv[1])
-link = Link(host, command, work=where + "/work", lease_s=lease_s)
-launcher = Agents({host: link}, lambda name: host, environments={host: {"PYTHONPATH": tests}})
+link = Link(host, command, work=where + "/work", lease_s=lease_s, environment={"PYTHONPATH": tests})
+launcher = Agents({host: link}, lambda name: host)
 for name, job in (("one", {"with_children": True}), ("stubborn", {"stubborn": True})):
     launcher.start(Task(name=name, module="a_child", job=job, log_path=Path(where) / f"{name}.log", threads=1))
 pids = []

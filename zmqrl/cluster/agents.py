@@ -40,8 +40,7 @@ class Agents:
     """Runs tasks on the hosts of ``links``; ``place`` says on which one, by the name of the task.
 
     An agent that is lost takes its processes with it. It is sought again when the next of them is to be started.
-    ``environments`` are variables for the processes of a host, by its name. What an agent says about files goes to
-    ``files``.
+    What an agent says about files goes to ``files``.
     """
 
     def __init__(
@@ -49,11 +48,9 @@ class Agents:
         links: Mapping[str, Link],
         place: Callable[[str], str],
         *,
-        environments: Mapping[str, Mapping[str, str]] | None = None,
         files: Mirror | None = None,
     ) -> None:
         self.links, self.place, self.files = links, place, files
-        self.environments = environments or {}
         self._running: dict[str, _Running] = {}
         self._events: list[Said | Exited] = []
         self._reached_at = time.monotonic()
@@ -83,9 +80,7 @@ class Agents:
                 "name": task.name,
                 "module": task.module,
                 "before": PATIENCE,
-                "environment": MALLOC
-                | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-                | dict(self.environments.get(link.host, {})),
+                "environment": MALLOC | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | link.environment,
                 "messages": [*([task.job] if task.job is not None else []), *task.messages],
             }
         )

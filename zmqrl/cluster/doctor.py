@@ -74,7 +74,7 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Facts], Survey, Ver
     work = f"doctor-{secrets.token_hex(6)}"
     links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
     places = {probe_on(host): host for host in links}
-    launcher = Agents(links, places.__getitem__, environments={host.name: host.env for host in hosts})
+    launcher = Agents(links, places.__getitem__)
     with contextlib.closing(launcher):
         _say(f"connecting to {len(hosts)} hosts")
         try:

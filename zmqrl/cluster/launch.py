@@ -80,8 +80,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         if not config.resume:
             files.clean(whole=False)  # of an earlier run in a directory of this name
         places = dict(host_of) | {probe_on(host): host for host in links}
-        environments = {host.name: host.env for host in hosts}
-        launcher = Agents(links, places.__getitem__, environments=environments, files=files)
+        launcher = Agents(links, places.__getitem__, files=files)
         notices = placement.notices
         if options.preflight:
             found = preflight.survey(launcher, config, placement, facts, addresses, whole=False)

@@ -22,7 +22,8 @@ class Link:
     """One connection to an agent at a time; after it is lost, ``open`` makes a new one.
 
     ``command`` runs the agent. ``work`` is the directory of the run on that host. Without ``lease_s``, only the end of
-    the connection tells the two of each other's end. ``up`` is what the agent said of its host, once it is there.
+    the connection tells the two of each other's end. ``environment`` has variables for the processes that the agent
+    starts. ``up`` is what it said of its host, once it is there.
     ``first`` is what it is asked first, if not to begin with a run.
     """
 
@@ -33,10 +34,12 @@ class Link:
         *,
         work: str,
         lease_s: float | None,
+        environment: Mapping[str, str] | None = None,
         first: Mapping[str, Any] | None = None,
         up_within_s: float = UP_WITHIN_S,
     ) -> None:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
+        self.environment = dict(environment or {})
         self.first = first or {"do": "begin", "work": work, "lease_s": lease_s}
         self.up_within_s = up_within_s
         self.up: dict[str, Any] | None = None
@@ -50,12 +53,14 @@ class Link:
     def to_dict(self) -> dict[str, Any]:
         """What somebody else needs to look after this host: plain data."""
         work = self.work if self.up is None else self.up["work"]
-        return {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
+        about = {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
+        return about | {"environment": self.environment}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
         """Inverse of :meth:`to_dict`."""
-        return cls(data["host"], data["command"], work=data["work"], lease_s=data["lease_s"])
+        about = {name: data[name] for name in ("work", "lease_s", "environment")}
+        return cls(data["host"], data["command"], **about)
 
     def is_silent(self) -> bool:
         """Whether it was opened and nothing was heard yet."""

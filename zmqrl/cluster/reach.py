@@ -50,7 +50,7 @@ class Reach:
 
     def link(self, host: Host, *, work: str, lease_s: float) -> Link:
         """The connection to the agent of ``host``, not made yet."""
-        return Link(host.name, self.command(host), work=work, lease_s=lease_s)
+        return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env)
 
     def cores(self, up: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
         """How many cores each host has for a run, as agents said in ``up``; of one that has not come up, its slots."""
