@@ -59,8 +59,8 @@ class Link:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
         """Inverse of :meth:`to_dict`."""
-        about = {name: data[name] for name in ("work", "lease_s", "environment")}
-        return cls(data["host"], data["command"], **about)
+        environment = data.get("environment")
+        return cls(data["host"], data["command"], work=data["work"], lease_s=data["lease_s"], environment=environment)
 
     def is_silent(self) -> bool:
         """Whether it was opened and nothing was heard yet."""
