@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import pytest
 from lab import Lab
 from run_rig import RunFiles, launching, trained, training
 
-from zmqrl import logs, status
-from zmqrl.rundir import RunDirectory
+from zmqrl import logs, status, stop
+from zmqrl.errors import ClusterError
+from zmqrl.recipes import cartpole
+from zmqrl.rundir import RunDirectory, write_json
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -65,15 +67,28 @@ def test_a_reader_that_has_seen_enough_is_no_error(ended: RunFiles) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-def test_stop_does_not_wait_for_a_run_that_ends_before_it_has_come_up(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    directory = RunDirectory(tmp_path)
+@pytest.fixture
+def starting(tmp_path: Path) -> RunDirectory:
+    """A run that is being resumed and has not told yet where its processes are; the one before it was killed."""
+    directory = RunDirectory(tmp_path / "run")
     directory.claim()
-    with subprocess.Popen([sys.executable, "-m", "zmqrl", "stop", str(tmp_path)], stdout=subprocess.PIPE) as stop:
-        time.sleep(1.0)
-        directory.release()
-        said, _ = stop.communicate(timeout=60)
-    assert (stop.returncode, said.decode()) in ((0, f"{tmp_path} has ended\n"), (2, "")), "2: it looked only then"
+    write_json(directory.config, cartpole().to_json())
+    write_json(directory.left, {"supervisor": {"host": socket.gethostname(), "pid": os.getpid()}})
+    return directory
+
+
+def test_stop_does_not_wait_for_a_run_that_ends_before_it_has_come_up(
+    starting: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threading.Timer(0.3, starting.release).start()
+    assert stop.run(stop.Options(run=starting.path, within_s=30.0)) == 0
+    assert capsys.readouterr().out == f"{starting.path} has ended\n"
+
+
+def test_stop_says_so_when_a_run_does_not_come_up(starting: RunDirectory) -> None:
+    with pytest.raises(ClusterError, match=r"has not come up within 0\.2 s"):
+        stop.run(stop.Options(run=starting.path, within_s=0.2))
+    starting.release()
 
 
 def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:

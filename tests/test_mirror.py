@@ -193,24 +193,11 @@ def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) 
     assert there == ["checkpoints/v00000200/manifest.json", "checkpoints/v00000200/model.safetensors"]
 
 
-def test_a_rollback_to_what_is_here_drops_what_is_on_its_way(world: World) -> None:
-    host = world.hosts["h1"]
-    host.write(NAME, lines(1, 10))
-    world.begin()
-    world.look()
-    host.write(NAME, lines(1, 15))
-    world.mirror.take("h1", {"is": "list", "files": agent_files.sizes(host.place, ["history"])})
-    answer = host.answer()
-    world.mirror.rewind(10, generation=2)
-    host.write(NAME, lines(1, 10) + lines(11, 12, generation=2))
-    assert answer is not None
-    world.mirror.take("h1", {"is": "put", "path": "config.json", "error": None})  # something else is answered before
-    world.mirror.take("h1", answer)
-    world.look()
-    assert world.at_home(NAME) == lines(1, 10) + lines(11, 12, generation=2)
-
-
-def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(world: World) -> None:
+@pytest.mark.parametrize("to", [8, 10])
+@pytest.mark.parametrize("something_else_first", [False, True])
+def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
+    world: World, to: int, something_else_first: bool
+) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 10))
     world.begin()
@@ -218,12 +205,14 @@ def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(w
     host.write(NAME, lines(1, 15))
     world.mirror.take("h1", {"is": "list", "files": agent_files.sizes(host.place, ["history"])})
     answer = host.answer()  # lines 11 to 15, on their way
-    world.mirror.rewind(8, generation=2)
-    host.write(NAME, lines(1, 8) + lines(9, 12, generation=2))
+    world.mirror.rewind(to, generation=2)
+    host.write(NAME, lines(1, to) + lines(to + 1, 12, generation=2))
     assert answer is not None
+    if something_else_first:
+        world.mirror.take("h1", {"is": "put", "path": "config.json", "error": None})
     world.mirror.take("h1", answer)
     world.look()
-    assert world.at_home(NAME) == lines(1, 8) + lines(9, 12, generation=2)
+    assert world.at_home(NAME) == lines(1, to) + lines(to + 1, 12, generation=2)
 
 
 def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world: World) -> None:

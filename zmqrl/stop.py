@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,8 @@ def run(options: Options) -> int:
                 raise ClusterError(f"{options.run} has not come up within {options.within_s:g} s; see its logs.")
             time.sleep(0.1)
             living = Living.read(options.run)
-        if living.cluster is None or not living.is_alive():
-            sys.stdout.write(f"{options.run} has ended\n")
-            return 0
-        if not living.is_here:
-            raise UsageError(
-                f"the supervisor of {options.run} is on {living.cluster['supervisor']['host']}: stop the run there."
-            )
-        try:
-            os.kill(living.cluster["supervisor"]["pid"], signal.SIGTERM)
-        except ProcessLookupError:
-            pass  # it has just ended
-        except PermissionError as error:
-            raise UsageError(f"{options.run} is somebody else's run.") from error
+        if living.cluster is not None and living.is_alive():
+            _tell(options.run, living, living.cluster["supervisor"])
         while living.is_alive():
             if time.monotonic() > deadline:
                 raise ClusterError(f"{options.run} has not ended within {options.within_s:g} s; see its logs.")
@@ -62,6 +52,18 @@ def run(options: Options) -> int:
         time.sleep(1.0)
     sys.stdout.write(f"no process of {options.run} is left on its hosts\n")
     return 0
+
+
+def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
+    """Ask the supervisor for the end. Raises UsageError when it is out of reach."""
+    if not living.is_here:
+        raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
+    try:
+        os.kill(supervisor["pid"], signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has just ended
+    except PermissionError as error:
+        raise UsageError(f"{run} is somebody else's run.") from error
 
 
 def _may_have_processes(answer: dict[str, Any] | str) -> bool:

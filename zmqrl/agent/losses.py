@@ -94,10 +94,11 @@ class Batch:
     returns: Tensor
 
 
-# Of logits (M, A), values (M,), the batch, the algorithm's settings, and the weight of the entropy bonus now: the loss,
-# a scalar, and detached scalars to report.
 # What a learner reports of every loss, beside what the loss itself does.
 LEARNER_METRICS = ("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
+
+# Of logits (M, A), values (M,), the batch, the algorithm's settings, and the weight of the entropy bonus now: the loss,
+# a scalar, and detached scalars to report.
 Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
 
 

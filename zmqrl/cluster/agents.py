@@ -43,13 +43,7 @@ class Agents:
     What an agent says about files goes to ``files``.
     """
 
-    def __init__(
-        self,
-        links: Mapping[str, Link],
-        place: Callable[[str], str],
-        *,
-        files: Mirror | None = None,
-    ) -> None:
+    def __init__(self, links: Mapping[str, Link], place: Callable[[str], str], *, files: Mirror | None = None) -> None:
         self.links, self.place, self.files = links, place, files
         self._running: dict[str, _Running] = {}
         self._events: list[Said | Exited] = []

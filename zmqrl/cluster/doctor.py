@@ -81,11 +81,8 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Facts], Survey, Ver
             failed = connect(list(links.values()), instead=reach.instead)
             up: dict[str, Facts] = {name: link.up for name, link in links.items() if link.up is not None}
             placement = place_run(config, hosts, reach.cores(up))
-            failed |= {
-                name: f"{other_code(about)}: {reach.instead}"
-                for name, about in up.items()
-                if about["code"] != code_hash()
-            }
+            other = {name: about for name, about in up.items() if about["code"] != code_hash()}
+            failed |= {name: other_code(about, reach.instead) for name, about in other.items()}
             fit = {name: about for name, about in up.items() if name not in failed}
             addresses, unknown = reach.addresses(fit, fit)
             found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)

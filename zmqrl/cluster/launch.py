@@ -70,7 +70,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
     try:
         facts = connect_all(list(links.values()), instead=reach.instead)
         if other := [name for name, up in facts.items() if up["code"] != code_hash()]:
-            raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]])}: {reach.instead}.")
+            raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]], reach.instead)}.")
         placement = place_run(config, hosts, reach.cores(facts))
         host_of = placement.host_of
         of_shards = {host_of[f"shard-{shard}"] for shard in range(config.shards)}
@@ -110,9 +110,10 @@ def place_of(directory: RunDirectory, home: str) -> str:
     return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
-def other_code(up: Mapping[str, str]) -> str:
-    """What is wrong with a host that has not the code that is here."""
-    return f"zmqrl there ({up['zmqrl']}, code {up['code'][:8]}) is not the one here (code {code_hash()[:8]})"
+def other_code(up: Mapping[str, str], instead: str) -> str:
+    """What is wrong with a host that has not the code that is here, and what to do ``instead``."""
+    there = f"{up['zmqrl']}, code {up['code'][:8]}"
+    return f"zmqrl there ({there}) is not the one here (code {code_hash()[:8]}): {instead}"
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from zmqrl.checkpoint import MANIFEST, MODEL
 from zmqrl.cluster import agent_files
 from zmqrl.cluster.launcher import RECORDER
 from zmqrl.cluster.link import Link
@@ -53,7 +54,7 @@ class Mirror:
         """Let a follower find ``config.json`` and the checkpoint of ``version``, without the optimizer's state."""
         host, path = self.host_of[process], self.home.checkpoints / f"v{version:08d}"
         self._checkpoints[process].add(version)
-        for file in (self.home.config, path / "model.safetensors", path / "manifest.json"):  # which makes it whole
+        for file in (self.home.config, path / MODEL, path / MANIFEST):  # which makes it whole
             self._put(host, str(file.relative_to(self.home.path)))
 
     def drop_checkpoint(self, process: str, version: int) -> None:
@@ -100,7 +101,7 @@ class Mirror:
     def rewind(self, version: int, generation: int) -> None:
         """A rollback: the shards move what is above ``version`` out of their histories, and so do the copies here."""
         for shard, host in ((name, host) for name, host in self.host_of.items() if name.startswith("shard-")):
-            path = self.home.path / "history" / f"{shard}.jsonl"
+            path = self.home.path / _history(shard)
             if host in self.links and path.exists():
                 history = History(path)
                 history.rewind(version, generation)
@@ -163,21 +164,23 @@ class Mirror:
         if host in self._fetching:
             return
         for name, size in self._sizes.get(host, {}).items():
-            have, offset = self._size(name), None
-            if not self._begun and have:
-                # A shorter one is of a sitting before the last one, and so may be one that does not go on from ours.
-                if size >= have and (host, name) not in self._agrees:
-                    offset = have - len(self._tail(name))
-                elif size > have and self._agrees[host, name]:
-                    offset = have
-            elif have < size:
-                offset = have
-            elif have > size and not name.startswith("history/"):  # a history falls by a rollback only, here and there
-                offset = 0
+            offset = self._lacks_from(host, name, size)
             if offset is not None:
                 self._fetching[host] = name
                 self.links[host].send({"do": "fetch", "path": name, "offset": offset})
                 return
+
+    def _lacks_from(self, host: str, name: str, size: int) -> int | None:
+        """From which byte on a file that has ``size`` bytes on ``host`` is to come home, if it is."""
+        have = self._size(name)
+        compare = not self._begun and have > 0
+        if compare and size >= have and (host, name) not in self._agrees:
+            return have - len(self._tail(name))
+        if compare and not self._agrees.get((host, name)):  # of a sitting before the last one
+            return None
+        if have > size and not compare and not name.startswith("history/"):  # which a rollback shortens here and there
+            return 0
+        return have if have < size else None
 
     def _write(self, name: str, offset: int, data: bytes) -> None:
         error = agent_files.write(self.home.path, name, offset, data)
@@ -186,7 +189,9 @@ class Mirror:
 
     def _tail(self, name: str) -> bytes:
         """The last bytes of a file at home."""
-        return (self.home.path / name).read_bytes()[-TAIL_BYTES:]
+        with (self.home.path / name).open("rb") as file:
+            file.seek(max(0, self._size(name) - TAIL_BYTES))
+            return file.read()
 
     def _size(self, name: str) -> int:
         try:

@@ -139,25 +139,25 @@ class RunMetrics:
         self._lags = _WorkerMeans()
         self._lag_range: list[float] = []
 
-    def on_report(self, r: WorkerReport) -> bool:
+    def on_report(self, report: WorkerReport) -> bool:
         """Take a worker's report. False if it is of an old incarnation."""
-        worker = self._workers.get(r.rank)
-        if worker is None or r.incarnation > worker.incarnation:
-            worker = self._workers[r.rank] = _Worker(r.incarnation)
-        elif r.incarnation < worker.incarnation:
+        worker = self._workers.get(report.rank)
+        if worker is None or report.incarnation > worker.incarnation:
+            worker = self._workers[report.rank] = _Worker(report.incarnation)
+        elif report.incarnation < worker.incarnation:
             return False
-        self._finished(worker, r)
-        self._agent_steps += max(0, r.agent_steps - worker.agent_steps)
-        self._abandoned_steps += max(0, r.abandoned_steps - worker.abandoned_steps)
-        self._contributions["skipped"] += max(0, r.skipped - worker.skipped)
-        self._skipped_by_rank[r.rank] += max(0, r.skipped - worker.skipped)
+        self._finished(worker, report)
+        self._agent_steps += max(0, report.agent_steps - worker.agent_steps)
+        self._abandoned_steps += max(0, report.abandoned_steps - worker.abandoned_steps)
+        self._contributions["skipped"] += max(0, report.skipped - worker.skipped)
+        self._skipped_by_rank[report.rank] += max(0, report.skipped - worker.skipped)
         # After a rollback the version falls, but steps go on. What is neither newer was here before or was overtaken.
-        if worker.version is None or r.version > worker.version or r.agent_steps > worker.agent_steps:
-            self._since_last(worker, r)
-            worker.version = r.version
-        worker.agent_steps = max(worker.agent_steps, r.agent_steps)
-        worker.abandoned_steps = max(worker.abandoned_steps, r.abandoned_steps)
-        worker.skipped = max(worker.skipped, r.skipped)
+        if worker.version is None or report.version > worker.version or report.agent_steps > worker.agent_steps:
+            self._since_last(worker, report)
+            worker.version = report.version
+        worker.agent_steps = max(worker.agent_steps, report.agent_steps)
+        worker.abandoned_steps = max(worker.abandoned_steps, report.abandoned_steps)
+        worker.skipped = max(worker.skipped, report.skipped)
         return True
 
     def _since_last(self, worker: _Worker, report: WorkerReport) -> None:
