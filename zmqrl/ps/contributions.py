@@ -1,9 +1,10 @@
 """What became of every contribution that reached a shard: held for the open version, or counted by its outcome."""
 
+from dataclasses import replace
 from typing import Any
 
 from zmqrl.ps import messages as m
-from zmqrl.ps.shard_events import OUTCOMES, Accumulate, Action, Outcome, Record, View
+from zmqrl.ps.shard_events import OUTCOMES, Accumulate, Action, Outcome, Record, Totals, View, added
 
 
 class Contributions:
@@ -43,8 +44,13 @@ class Contributions:
             actions += self._hand_on(rank)
         return actions
 
-    def close(self, *, generation: int, version: int, view: View, stop: int | None) -> tuple[list[Action], Record]:
-        """Use all that is held: what is still to be accumulated, and how ``version`` comes to be."""
+    def close(
+        self, *, generation: int, version: int, view: View, stop: int | None, totals: Totals
+    ) -> tuple[list[Action], Record]:
+        """Use all that is held: what is still to be accumulated, and how ``version`` comes to be.
+
+        ``totals`` are those of the version before.
+        """
         ranks = self.ranks()
         actions = [action for rank in ranks for action in self._hand_on(rank)]
         assert ranks, "a version of nothing"
@@ -61,8 +67,11 @@ class Contributions:
             stop=stop,
             staleness=tuple(version - 1 - self.computed_on[rank] for rank in ranks) if self.asynchronous else (),
             applied=dict(self.computed_on) if self.asynchronous else {},
-            **self.since_last,
+            late=self.since_last["late"],
+            duplicate=self.since_last["duplicate"],
+            rejected=self.since_last["rejected"],
         )
+        record = replace(record, totals=added(totals, record.counts()))
         self.since_last = dict.fromkeys(self.since_last, 0)
         self.held = {}
         return actions, record

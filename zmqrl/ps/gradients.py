@@ -40,5 +40,6 @@ class GradientSum:
         if first:
             self.value = numbers
         else:
-            np.add(self.value, numbers, out=self.buffer)
+            with np.errstate(over="ignore"):  # the optimizer sees it
+                np.add(self.value, numbers, out=self.buffer)
             self.value = self.buffer

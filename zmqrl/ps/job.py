@@ -24,7 +24,7 @@ class ShardJob:
     shard: int
     codec: m.Codec
     optimizer: OptimizerConfig
-    bind: dict[Role, str]
+    bind: dict[Role, str]  # all, or only control if frozen
     secret: str = field(repr=False)
     state_path: Path
     history_path: Path
@@ -37,12 +37,14 @@ class ShardJob:
     trace_versions: int = 0
     code: str = ""
     """The zmqrl that workers must run if they say which they run; empty: any."""
+    frozen: bool = False
+    """Only for what is in ``state_path`` to be read: no version is made from it, and no worker is served."""
     incarnation: int | None = None
     """Greater than that of the process before it; by the clock if not given."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous")
+        names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous", "frozen")
         return {name: getattr(self, name) for name in names} | {
             "layout": self.layout.to_json(),
             "optimizer": asdict(self.optimizer),

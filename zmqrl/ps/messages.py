@@ -42,6 +42,7 @@ Sentence: TypeAlias = Annotated[str, Size(1000)]
 Ranks: TypeAlias = Annotated[tuple[U16, ...], Size(MAX_WORKERS)]
 Tallies: TypeAlias = Annotated[tuple[tuple[U53, ...], ...], Size(MAX_WORKERS)]
 Codec: TypeAlias = Literal["f32", "bf16"]
+Totals: TypeAlias = Annotated[tuple[U53, ...], Size(4)]
 Refusal: TypeAlias = Literal["run", "layout", "rank", "replaced", "secret", "key", "code", "protocol"]
 
 
@@ -150,10 +151,13 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """ROUTER to DEALER, in every version: the answer to HELLO that ends it. ``reason`` is a sentence for the user."""
+    """ROUTER to DEALER, the same in every version of the protocol: a worker that gets it ends.
+
+    ``code`` is one of ``Refusal``, or one that a later version has added. ``reason`` is a sentence for the user.
+    """
 
     run: Name
-    code: Refusal
+    code: Name
     reason: Sentence
 
 
@@ -257,8 +261,10 @@ class Stats:
     """Shard to supervisor: where it stands.
 
     ``tallies`` is one ``[rank, used, late, duplicate, rejected]`` a rank; what no member can be blamed for stands
-    under ``unattributed``. ``present`` are the ranks whose subscription is alive, ``silent_ms`` how long ago each of
-    them was last heard, in the same order.
+    under ``unattributed``. ``present`` are the members that are there, ``silent_ms`` how long ago each of them was
+    last heard, in the same order. ``totals`` are ``(used, late, duplicate, rejected)`` over the lines of the history
+    up to ``version``, ``captured_totals`` up to the version set aside (empty if none is). ``stop`` is the version to
+    end at. ``failure`` says why no version can be made any more; empty while one can.
     """
 
     run: Name
@@ -275,6 +281,10 @@ class Stats:
     tallies: Tallies
     unattributed: U53
     captured: U53 | None
+    totals: Totals
+    captured_totals: Totals
+    stop: U53 | None
+    failure: Sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from zmqrl.errors import UsageError
-from zmqrl.ps.codec import FloatVector
+from zmqrl.ps.codec import FloatVector, is_finite
 
 State: TypeAlias = Mapping[str, FloatVector]
 # (gradient, weights, old state, new weights, new state), one block of each
@@ -89,8 +89,8 @@ class Optimizer:
         state: State,
         new_weights: FloatVector,
         new_state: State,
-    ) -> None:
-        """Write version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
+    ) -> bool:
+        """Write version ``version + 1`` from ``version`` and the sum of ``count`` gradients; whether all is finite.
 
         All arrays are float32 (n,); the new ones overlap none of the others. The state of version 0 is all zeros.
         The result is that of torch.optim within float32 rounding.
@@ -110,6 +110,9 @@ class Optimizer:
                 old = [state[name][cut] for name in names]
                 new = [new_state[name][cut] for name in names]
                 update(gradient, weights[cut], old, new_weights[cut], new)
+                if not all(is_finite(block) for block in (new_weights[cut], *new)):
+                    return False
+        return True
 
     def _adam(self, version: int, scale: float) -> BlockUpdate:
         """Kingma and Ba 2015, algorithm 1 with t = version + 1, of ``scale`` times the gradient.

@@ -24,9 +24,6 @@ class Reception:
         self.speakers = keys.speakers() if keys is not None else None
         self.log = log
         self.false_names: Counter[str] = Counter()
-        # libzmq reports the end of a connection's subscriptions without saying whose it was. That of one which was not
-        # believed must not look like the end of the worker that it named.
-        self._false_presences: Counter[bytes] = Counter()
 
     def gradient(self, frames: list[zmq.Frame]) -> e.Event:
         """What came over PULL."""
@@ -45,7 +42,7 @@ class Reception:
         presence = framing.parse_presence(topic)
         if presence is None:
             return None if topic in m.TOPICS else e.MalformedArrived()
-        if self.speakers is not None and not self._may_show(frames[0], topic, presence[0], here):
+        if self.speakers is not None and not self._may_show(frames[0], presence[0], here):
             return e.MalformedArrived()
         return e.PresenceChanged(*presence, here=here)
 
@@ -94,19 +91,13 @@ class Reception:
             self._note(speaker, framing.kind_of(type(message)))
         return allowed
 
-    def _may_show(self, frame: zmq.Frame, topic: bytes, rank: int, here: bool) -> bool:
-        """Whether a subscription, or its end, tells of ``rank``."""
+    def _may_show(self, frame: zmq.Frame, rank: int, here: bool) -> bool:
+        """Whether a subscription, or its end, may tell of ``rank``: whose connection has ended, libzmq does not say."""
         speaker = self._speaker(frame)
-        if speaker == rank:
+        if speaker == rank or (speaker is None and not here):
             return True
-        if speaker is not None or here:
-            self._false_presences[topic] += here
-            self._note(speaker, "subscription")
-            return False
-        false = self._false_presences.pop(topic, 0)
-        if false > 1:
-            self._false_presences[topic] = false - 1
-        return false == 0
+        self._note(speaker, "subscription")
+        return False
 
     def _speaker(self, frame: zmq.Frame) -> Speaker | None:
         """Whose key ``frame`` came with; None if it is libzmq's own, about a connection that has ended."""

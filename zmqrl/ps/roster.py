@@ -1,29 +1,43 @@
 """Who is there: what a shard knows of its workers and its supervisor, and what it says to who comes and goes."""
 
 import hmac
-from collections import Counter
 from dataclasses import dataclass, field
 
 from zmqrl.ps import messages as m
 from zmqrl.ps.shard_events import Action, Identity, Log, PresenceChanged, Send
 
 MOST_INCARNATIONS = 16
+SILENT_S = 8.0  # a worker says something each second
+DOUBT_S = 2.5  # the same, after the end of a subscription that may have been the worker's
 
 
 @dataclass(slots=True)
 class Worker:
-    """What the shard knows of a rank: its newest incarnation, and the connection ``peer`` of that."""
+    """What the shard knows of a rank: the process that has it (``incarnation``), and the connection ``peer`` of that.
+
+    ``doubted_at``: the incarnations that have subscribed, and when a subscription like theirs has ended. Whose that was
+    is not known: libzmq does not say it, and a worker that was cut off may have subscribed again before.
+    """
 
     incarnation: int | None = None
     peer: bytes | None = None
-    here: Counter[int] = field(default_factory=Counter)  # live subscriptions by incarnation
+    doubted_at: dict[int, float | None] = field(default_factory=dict)
     heard_at: float | None = None
     progress: int = 0
     progressed_at: float | None = None
 
-    def present(self) -> bool:
-        """Whether the subscription of the newest incarnation is alive."""
-        return bool(self.here if self.incarnation is None else self.here[self.incarnation])
+    def is_alive(self, now: float) -> bool:
+        """Whether the process has not left, and has said something of late."""
+        if self.incarnation is None or self.peer is None or self.heard_at is None:
+            return False
+        doubted_at = self.doubted_at.get(self.incarnation)
+        if doubted_at is not None and doubted_at >= self.heard_at:
+            return now - doubted_at < DOUBT_S
+        return now - self.heard_at < SILENT_S
+
+    def is_present(self, now: float) -> bool:
+        """Whether the process is alive and has subscribed."""
+        return self.incarnation in self.doubted_at and self.is_alive(now)
 
 
 class Roster:
@@ -47,16 +61,20 @@ class Roster:
     # who is who
 
     def is_newest(self, rank: int, incarnation: int) -> bool:
-        """Whether this is the newest process of its rank."""
+        """Whether this is the process that has its rank."""
         return rank in self.workers and self.workers[rank].incarnation == incarnation
+
+    def is_replaced(self, rank: int, incarnation: int) -> bool:
+        """Whether another process has the rank."""
+        return rank in self.workers and self.workers[rank].incarnation not in (None, incarnation)
 
     def rank_of(self, peer: bytes) -> int | None:
         """Whose connection this is; None if it is no worker's."""
         return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
 
-    def present(self) -> list[int]:
+    def present(self, now: float) -> list[int]:
         """The members that are there to hear a publication."""
-        return [rank for rank in self.members or () if self.workers[rank].present()]
+        return [rank for rank in self.members or () if self.workers[rank].is_present(now)]
 
     def silent_ms(self, rank: int, now: float) -> int:
         """Milliseconds since a worker was last heard, 0 if it never was."""
@@ -66,7 +84,7 @@ class Roster:
     def describe(self, rank: int, now: float) -> str:
         """A worker in words: whether it is there, when it was last heard and when its computing part last got on."""
         worker = self.workers[rank]
-        words = ["here" if worker.present() else "absent"]
+        words = ["here" if worker.is_present(now) else "absent"]
         for what, at in (("heard", worker.heard_at), ("progress", worker.progressed_at)):
             words += [] if at is None else [f"last {what} {now - at:.1f} s ago"]
         return f"worker {rank} ({', '.join(words)})"
@@ -77,11 +95,9 @@ class Roster:
 
     # who comes and goes
 
-    def refusal(self, hello: m.Hello) -> m.Refuse | None:
+    def refusal(self, hello: m.Hello, now: float) -> m.Refuse | None:
         """Why this HELLO must not be taken in; None if it may."""
         me = self.identity
-        if hello.run != me.run:
-            return self._refuse("run", f"shard {me.shard} here serves run {me.run}, not run {hello.run}.")
         if hello.code and me.code and hello.code != me.code:
             return self._refuse(
                 "code",
@@ -95,9 +111,10 @@ class Roster:
             return self._refuse("secret", "only the supervisor of this run may say so.") if wrong else None
         if hello.rank >= m.MAX_WORKERS or (self.members is not None and hello.rank not in self.members):
             return self._no_member(hello.rank)
-        known = self.workers[hello.rank].incarnation if hello.rank in self.workers else None
-        if known is not None and hello.incarnation < known:
-            return self._replaced(hello.rank)
+        worker = self.workers.get(hello.rank, Worker())
+        # The newer process has the rank; but one that is gone, whatever its clock said, keeps it from no other.
+        if worker.incarnation is not None and hello.incarnation < worker.incarnation and worker.is_alive(now):
+            return self.replaced(hello.rank)
         return None
 
     def wrong_key(self) -> m.Refuse:
@@ -126,7 +143,7 @@ class Roster:
         worker = self.workers.setdefault(hello.rank, Worker())
         actions: list[Action] = []
         if worker.peer not in (None, peer) and worker.incarnation != hello.incarnation:
-            actions.append(Send(worker.peer, self._replaced(hello.rank)))
+            actions.append(Send(worker.peer, self.replaced(hello.rank)))
         worker.incarnation, worker.peer = hello.incarnation, peer
         worker.heard_at = worker.progressed_at = now
         return actions + self._answer(hello.rank, welcome)
@@ -143,16 +160,19 @@ class Roster:
                 return []
             worker = self.workers[event.rank] = Worker()
         if not event.here:
-            # The subscription of a connection that was cut may end after that of the next one began.
-            worker.here -= Counter([event.incarnation])
-            return [Log("info", f"worker {event.rank} is gone")] if not worker.here else []
-        # An honest rank has one live subscription, or two while it is being replaced.
-        if len(worker.here) >= MOST_INCARNATIONS and event.incarnation != worker.incarnation:
+            if event.incarnation in worker.doubted_at:
+                worker.doubted_at[event.incarnation] = now
+                return [Log("info", f"a subscription of worker {event.rank} has ended")]
             return []
-        worker.here[event.incarnation] += 1
+        worker.doubted_at[event.incarnation] = None
+        # An honest rank has one process, or two while it is being replaced.
+        old = [incarnation for incarnation in worker.doubted_at if incarnation != worker.incarnation]
+        for incarnation in old[:-MOST_INCARNATIONS]:
+            del worker.doubted_at[incarnation]
+        if worker.incarnation != event.incarnation:
+            return []
         worker.heard_at = now
-        actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
-        return actions + (self._answer(event.rank, welcome) if worker.incarnation == event.incarnation else [])
+        return [Log("info", f"worker {event.rank} is here"), *self._answer(event.rank, welcome)]
 
     def heard(self, rank: int, now: float) -> None:
         """A worker has given a sign of life."""
@@ -174,7 +194,7 @@ class Roster:
         if not self.is_newest(leave.rank, leave.incarnation) or self.workers[leave.rank].peer != peer:
             return []
         worker = self.workers[leave.rank]
-        del worker.here[leave.incarnation]
+        worker.doubted_at.pop(leave.incarnation, None)
         worker.peer = None
         left = m.Left(run=self.identity.run, shard=self.identity.shard)
         return [Send(peer, left), Log("info", f"worker {leave.rank} leaves")]
@@ -182,15 +202,21 @@ class Roster:
     def _answer(self, rank: int, welcome: m.Welcome) -> list[Action]:
         """A HELLO is answered when there is something to be welcomed to, and the subscription to hear it is there."""
         worker = self.workers[rank]
-        if self.members is None or worker.peer is None or worker.incarnation not in worker.here:
+        if self.members is None or worker.peer is None or worker.incarnation not in worker.doubted_at:
             return []
         return [Send(worker.peer, welcome if rank in self.members else self._no_member(rank))]
 
     def _no_member(self, rank: int) -> m.Refuse:
         return self._refuse("rank", f"rank {rank} is no member of this run.")
 
-    def _replaced(self, rank: int) -> m.Refuse:
-        return self._refuse("replaced", f"a newer process took rank {rank}.")
+    def replaced(self, rank: int) -> m.Refuse:
+        """The answer to a process whose rank another one has."""
+        return self._refuse("replaced", f"another process has taken rank {rank}.")
+
+    def other_run(self, run: str) -> m.Refuse:
+        """The answer to a message for another run than this one."""
+        me = self.identity
+        return self._refuse("run", f"shard {me.shard} here serves run {me.run}, not run {run}.")
 
     def _refuse(self, code: m.Refusal, reason: str) -> m.Refuse:
         return m.Refuse(run=self.identity.run, code=code, reason=reason)

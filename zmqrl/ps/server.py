@@ -26,7 +26,7 @@ from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as e
 from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.gradients import GradientSum
-from zmqrl.ps.history import History, pack_record, unpack_record
+from zmqrl.ps.history import History, LostState, pack_record, unpack_record
 from zmqrl.ps.job import ShardJob
 from zmqrl.ps.optimizer import Optimizer
 from zmqrl.ps.reception import Reception
@@ -39,6 +39,7 @@ POLL_MS = 25
 MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # how a socket that could do IPv6 writes an IPv4 address
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
+MOST_UNREAD_SNAPSHOTS = 2  # of one rank, each as large as the slice
 
 
 class ShardServer:
@@ -65,7 +66,13 @@ class ShardServer:
             secret=job.secret,
             code=job.code,
         )
-        self.machine = Shard(self.identity, job.timing, consistent=job.consistent, asynchronous=job.asynchronous)
+        self.machine = Shard(
+            self.identity,
+            job.timing,
+            consistent=job.consistent,
+            asynchronous=job.asynchronous,
+            frozen=job.frozen,
+        )
         self.history = History(job.history_path)
         self.store = self._open_store()
         self.captured: tuple[int, bytes] | None = None
@@ -76,13 +83,18 @@ class ShardServer:
         self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
         self.payload: npt.NDArray[Any] = self.sum.buffer  # the newest weights as they are published
         self.loading = bytearray()
+        self.snapshots: dict[int | None, list[zmq.MessageTracker]] = {}  # by rank: those it has not read
         self.traced_from: int | None = None
         self.tick_at = self.failures_at = 0.0
         self.endpoints: dict[Role, str] = {}
 
     def bind(self) -> dict[Role, str]:
-        """Bind the three sockets; port 0 picks a free one. Raises ClusterError when an address stays in use."""
-        for role, socket in self.sockets.items():
+        """Bind the sockets that ``job.bind`` names; port 0 picks a free one.
+
+        Raises ClusterError when an address stays in use.
+        """
+        for role in self.job.bind:
+            socket = self.sockets[role]
             deadline = time.monotonic() + BIND_WITHIN_S
             while True:
                 try:
@@ -98,8 +110,7 @@ class ShardServer:
 
     def serve(self) -> None:
         """Answer until standard input ends: then the supervisor is gone, or has no more use for us."""
-        if self.store.newest is not None:
-            self._recover(self.store.newest)
+        self._recover()
         poller = zmq.Poller()
         for socket in self.sockets.values():
             poller.register(socket, zmq.POLLIN)
@@ -163,7 +174,8 @@ class ShardServer:
                 with self.spans("accumulate"):
                     self.sum.add(action.payload.numbers, first=action.first)
             case e.Update():
-                self._update(action.record)
+                finite = self._update(action.record)
+                self._handle(e.Updated(action.record, finite))
             case e.CommitAgain():
                 self._commit_again(action.record)
             case e.PublishWeights():
@@ -173,7 +185,7 @@ class ShardServer:
             case e.Send():
                 self._send(action.peer, action.message)
             case e.SendSnapshot():
-                self._send_snapshot(action.peer, action.version)
+                self._send_snapshot(action.peer, action.version, action.rank)
             case e.Capture():
                 self._capture(action.version)
             case e.SendChunk():
@@ -183,7 +195,8 @@ class ShardServer:
             case e.Log():
                 self.log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
 
-    def _update(self, record: e.Record) -> None:
+    def _update(self, record: e.Record) -> bool:
+        """Make and commit the version of ``record``; False, and nothing is stored, if its numbers are not finite."""
         self.spans.version = record.version
         if self.traced_from is None:
             self.traced_from = record.version
@@ -192,12 +205,14 @@ class ShardServer:
         old, new = self.store.newest, self.store.free_slot()
         assert old is not None
         with self.spans("optimize"):
-            self.optimizer.step(
+            finite = self.optimizer.step(
                 record.version - 1, self.sum.value, record.quorum, old.weights, old.state, new.weights, new.state
             )
             self.sum.value = self.sum.buffer
-        with self.spans("commit"):
-            self.history.append(record, self._commit(new, record))
+        if finite:
+            with self.spans("commit"):
+                self.history.append(record, self._commit(new, record))
+        return finite
 
     def _commit_again(self, record: e.Record) -> None:
         old, new = self.store.newest, self.store.free_slot()
@@ -252,18 +267,24 @@ class ShardServer:
             "crc32": slot.crc32,
         }
 
-    def _send(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> None:
+    def _send(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> zmq.MessageTracker | None:
+        """Send what can be sent now; what tells whether a payload has left this process."""
         frames = [peer, framing.encode(message)] + ([payload] if payload is not None else [])
+        large = payload is not None
         try:
-            self.sockets["control"].send_multipart(frames, zmq.NOBLOCK)
+            return self.sockets["control"].send_multipart(frames, zmq.NOBLOCK, copy=not large, track=large)
         except zmq.ZMQError as error:  # gone, or its queue is full: whoever needs an answer asks again
             self.log.debug("%s not sent: %s", type(message).__name__, error)
+            return None
 
-    def _send_snapshot(self, peer: bytes, version: int) -> None:
-        slot = self._held(version)
+    def _send_snapshot(self, peer: bytes, version: int, rank: int | None) -> None:
+        slot, unread = self._held(version), [each for each in self.snapshots.get(rank, []) if not each.done]
         assert slot is not None
-        about = self._describe(slot, unpack_record(slot.record).ranks)
-        self._send(peer, m.Snapshot(**about), self._encoded(slot).tobytes())
+        if len(unread) < MOST_UNREAD_SNAPSHOTS:  # whoever has not read those gets no more; the others ask again
+            about = self._describe(slot, unpack_record(slot.record).ranks)
+            tracker = self._send(peer, m.Snapshot(**about), self._encoded(slot).tobytes())
+            unread += [tracker] if tracker is not None else []
+        self.snapshots[rank] = unread
 
     def _held(self, version: int) -> Slot | None:
         slots = (self.store.newest, self.store.previous)
@@ -281,8 +302,8 @@ class ShardServer:
 
     def _send_chunk(self, peer: bytes, request: m.Fetch) -> None:
         if self.captured is None or self.captured[0] != request.version:
-            missing = m.Missing(run=self.job.run, shard=self.job.shard, version=request.version)
-            return self._send(peer, missing)
+            self._send(peer, m.Missing(run=self.job.run, shard=self.job.shard, version=request.version))
+            return
         state = self.captured[1]
         chunk = m.Chunk(
             run=self.job.run,
@@ -291,42 +312,62 @@ class ShardServer:
             offset=request.offset,
             total=len(state),
         )
-        return self._send(peer, chunk, state[request.offset : request.offset + m.CHUNK_BYTES])
+        self._send(peer, chunk, state[request.offset : request.offset + m.CHUNK_BYTES])
 
     def _take_chunk(self, peer: bytes, load: m.Load, payload: bytes) -> None:
         total = 4 * self.count * (1 + len(self.optimizer.state_names))
         if load.offset == 0:
             self.loading = bytearray()
         if load.total != total or load.offset != len(self.loading) or load.offset + len(payload) > total:
-            return self._handle(e.MalformedArrived())
+            self._handle(e.MalformedArrived())
+            return
         self.loading += payload
         if len(self.loading) == total:
             self._load(load)
         offset = load.offset + len(payload)
         loaded = m.Loaded(run=self.job.run, shard=self.job.shard, generation=load.generation, offset=offset)
-        return self._send(peer, loaded)
+        self._send(peer, loaded)
 
     def _load(self, load: m.Load) -> None:
-        record = e.Record.handed_over(load.generation, load.version, e.View(load.view, load.quorum, load.members))
+        view, totals = e.View(load.view, load.quorum, load.members), self.history.totals(load.version)
+        record = e.Record.handed_over(load.generation, load.version, view, totals)
         slot = self.store.free_slot()
         numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
         for array, source in zip(self._arrays(slot), numbers, strict=True):
             array[:] = source
-        self.history.rewind(load.version, load.generation)
+        # In this order: of a process that is killed in between, the next one sees that there is more to undo.
         self._commit(slot, record)
+        self.history.rewind(load.version, load.generation)
+        self._tell_of_history()
         self.loading = bytearray()
         self.captured = None
         self.log.info("loaded version %d, generation %d", load.version, load.generation)
         self._handle(e.StateRestored(record, recovered=False))
 
-    def _recover(self, slot: Slot) -> None:
-        """A process before this one committed ``slot``, and may have been killed before it could say so."""
+    def _recover(self) -> None:
+        """Go on with what a process before this one has committed, and may have been killed before it could say so.
+
+        Without its newest version, nothing that is left is good for: the shard stays empty until it is loaded.
+        """
+        slot = self.store.newest
+        if slot is None:
+            return
         record = unpack_record(slot.record)
+        try:
+            self.history.recover(record, slot.crc32)
+        except LostState as lost:
+            self.log.warning("state is lost: %s", lost)
+            return
+        self._tell_of_history()
         self.payload = self._encoded(slot)
-        self.history.recover(record, slot.crc32)
         self.log.info("recovered version %d, generation %d", slot.version, slot.generation)
         previous = self.store.previous.version if self.store.previous is not None else None
         self._handle(e.StateRestored(record, recovered=True, previous=previous))
+
+    def _tell_of_history(self) -> None:
+        for text in self.history.news:
+            self.log.warning("%s", text)
+        self.history.news.clear()
 
     def _open_store(self) -> SlotStore:
         names = self.optimizer.state_names

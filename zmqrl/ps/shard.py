@@ -32,8 +32,11 @@ from zmqrl.ps.shard_events import (
     StateRestored,
     TakeChunk,
     Tick,
+    Totals,
     Update,
+    Updated,
     View,
+    added,
 )
 
 NOT_FINITE = "not finite"
@@ -52,25 +55,36 @@ class Timing:
 class Shard:
     """One slice of the parameter vector: which contributions make its next version.
 
-    ``asynchronous``: each contribution makes one, whatever version it was computed on; the quorum is to be 1.
+    ``asynchronous``: each contribution makes one, whatever version it was computed on; the quorum must be 1.
+    ``frozen``: the state that is found can be read, but no version is made from it.
     ``handle(event, now)`` returns the actions; ``now`` is monotonic, in seconds.
     """
 
     def __init__(
-        self, identity: Identity, timing: Timing, *, consistent: bool = False, asynchronous: bool = False
+        self,
+        identity: Identity,
+        timing: Timing,
+        *,
+        consistent: bool = False,
+        asynchronous: bool = False,
+        frozen: bool = False,
     ) -> None:
         self.identity = identity
         self.timing = timing
+        self.frozen = frozen
         self.state: Literal["empty", "open", "ended"] = "empty"
         self.generation = 0
         self.version = 0
         self.view = View(0, 1, ())
         self.last: Record | None = None
+        self.making: Record | None = None  # of the version that an Update asks for
+        self.failure = ""
         self.previous: int | None = None
         self.published = False
         self.stop: int | None = None
         self.armed: int | None = None
         self.captured: int | None = None
+        self.captured_totals: Totals = (0, 0, 0, 0)
         self.roster = Roster(identity)
         self.contributions = Contributions(consistent=consistent, asynchronous=asynchronous)
         self.progress_at = self.need_at = self.heartbeat_at = self.notice_at = 0.0
@@ -84,7 +98,7 @@ class Shard:
             case ControlArrived():
                 actions = self._control(event, now)
             case PresenceChanged():
-                actions = self.roster.presence(event, self._welcome(), now) + self._publish_first()
+                actions = self.roster.presence(event, self._welcome(), now) + self._publish_first(now)
             case MalformedArrived():
                 actions = self._reject()
             case FalseHello():
@@ -93,6 +107,8 @@ class Shard:
                 actions = self._refuse(event.peer, self.roster.foreign(event.protocol))
             case StateRestored():
                 actions = self._restored(event, now)
+            case Updated():
+                actions = self._updated(event, now)
             case Tick():
                 actions = self._tick(now)
         self._check()
@@ -102,6 +118,8 @@ class Shard:
 
     def _gradient(self, event: GradientArrived, now: float) -> list[Action]:
         header = event.header
+        if header.run != self.identity.run:  # its ranks are not ours
+            return self._reject()
         outcome, why = self._judge(event)
         if outcome != "used":
             self.contributions.count(header.rank, outcome, self.view)
@@ -115,8 +133,8 @@ class Shard:
 
     def _judge(self, event: GradientArrived) -> tuple[Outcome, str]:
         g, me = event.header, self.identity
-        if g.run != me.run or g.layout != me.layout or g.shard != me.shard:
-            return "rejected", "of another run, layout or shard"
+        if g.layout != me.layout or g.shard != me.shard:
+            return "rejected", "of another layout or shard"
         if me.payload_bytes[g.codec] != event.payload_bytes:
             return "rejected", f"{event.payload_bytes} bytes of {g.codec}"
         if self.state == "empty" or g.generation > self.generation:
@@ -149,14 +167,30 @@ class Shard:
         """Make the next version when the quorum is complete."""
         if self.state != "open" or len(self.contributions.held) < self.view.quorum:
             return []
-        actions, record = self.contributions.close(
-            generation=self.generation, version=self.version + 1, view=self.view, stop=self.stop
+        assert self.last is not None
+        actions, self.making = self.contributions.close(
+            generation=self.generation,
+            version=self.version + 1,
+            view=self.view,
+            stop=self.stop,
+            totals=self.last.totals,
         )
+        return [*actions, Update(self.making)]
+
+    def _updated(self, event: Updated, now: float) -> list[Action]:
+        """The next version is made: publish it. Without finite numbers there is none, and there cannot be one."""
+        record, self.making = event.record, None
+        if not event.finite:
+            ranks = ", ".join(map(str, record.ranks))
+            self.failure = f"version {record.version} has numbers that are not finite, from those of ranks {ranks}"
+            self.state, self.stop = "ended", self.version
+            told = self.roster.to_supervisor(self._stats(now))
+            return [Log("warning", self.failure), *told, self._heartbeat(now)]
         self.previous, self.version, self.last = self.version, record.version, record
         self.published = True
         self._progressed(now)
         self.heartbeat_at = now
-        return [*actions, Update(record), PublishWeights(), *self._milestones()]
+        return [PublishWeights(), *self._milestones()]
 
     def _milestones(self) -> list[Action]:
         """What is due because the newest version is what it is: a copy for a checkpoint, the end of the run."""
@@ -174,7 +208,7 @@ class Shard:
         self.armed = version if version > self.version else None
         if self.state == "empty" or version not in (self.version, self.previous) or version == self.captured:
             return []
-        self.captured = version
+        self.captured, self.captured_totals = version, self._totals(version)
         return [Capture(version)]
 
     def _restored(self, event: StateRestored, now: float) -> list[Action]:
@@ -182,24 +216,25 @@ class Shard:
         self.contributions.drop(self.view)
         if event.recovered:
             self.contributions.recover(record)
-        self.state = "open"
+        self.state = "ended" if self.frozen else "open"
         self.generation, self.version, self.last = record.generation, record.version, record
         self.previous = event.previous
         self._set_view(record.view)
         self.published = event.recovered
         self.armed = self.captured = None
-        self.stop = record.stop
+        self.failure = ""
+        self.stop = record.version if self.frozen else record.stop
         self._progressed(now)
         answers = self.roster.answer_all(self._welcome())
-        return [*answers, *self._publish_first(), *self._milestones(), self._heartbeat(now)]
+        return [*answers, *self._publish_first(now), *self._milestones(), self._heartbeat(now)]
 
     def _set_view(self, view: View) -> None:
         self.view = view
         self.roster.admit(view.members)
 
-    def _publish_first(self) -> list[Action]:
+    def _publish_first(self, now: float) -> list[Action]:
         """At first start nothing is published before a quorum of subscribers is there to hear it."""
-        if self.state == "empty" or self.published or len(self.roster.present()) < self.view.quorum:
+        if self.state == "empty" or self.published or len(self.roster.present(now)) < self.view.quorum:
             return []
         self.published = True
         return [PublishWeights()]
@@ -208,10 +243,10 @@ class Shard:
 
     def _control(self, event: ControlArrived, now: float) -> list[Action]:
         peer, message = event.peer, event.message
+        if message.run != self.identity.run:  # of a run that had these endpoints before
+            return self._refuse(peer, self.roster.other_run(message.run))
         if isinstance(message, m.Hello):
             return self._hello(peer, message, now)
-        if getattr(message, "run", None) != self.identity.run:
-            return self._reject()
         by_supervisor = peer == self.roster.supervisor
         match message:
             case m.Ping():
@@ -252,15 +287,17 @@ class Shard:
         return []
 
     def _hello(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
-        refusal = self.roster.refusal(hello)
+        refusal = self.roster.refusal(hello, now)
         if refusal is not None:
             return self._refuse(peer, refusal)
-        return [*self.roster.hello(peer, hello, self._welcome(), now), *self._publish_first()]
+        return [*self.roster.hello(peer, hello, self._welcome(), now), *self._publish_first(now)]
 
     def _refuse(self, peer: bytes, refuse: m.Refuse) -> list[Action]:
         return [*self._reject(), Send(peer, refuse), *self.roster.tell_refused(refuse)]
 
     def _ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
+        if self.roster.is_replaced(ping.rank, ping.incarnation):
+            return self._refuse(peer, self.roster.replaced(ping.rank))
         known = self.roster.ping(peer, ping, now)
         ahead = ping.generation == self.generation and ping.version > self.version
         now_us = int(now * 1e6)
@@ -282,7 +319,7 @@ class Shard:
     def _snapshot(self, peer: bytes, request: m.SnapshotRequest) -> list[Action]:
         version = self.version if request.version is None else request.version
         if self.state != "empty" and version in (self.version, self.previous):
-            return [SendSnapshot(peer, version)]
+            return [SendSnapshot(peer, version, self.roster.rank_of(peer))]
         return [Send(peer, m.Missing(run=request.run, shard=self.identity.shard, version=version))]
 
     def _view_change(self, change: m.ViewChange, now: float) -> list[Action]:
@@ -290,22 +327,29 @@ class Shard:
             return []
         self._set_view(View(change.view, change.quorum, change.members))
         actions: list[Action] = [Log("info", f"view {change.view}: {change.quorum} of {len(change.members)} members")]
-        actions += self._publish_first() + self.contributions.accumulate(self.view) + self._close_if_complete(now)
+        actions += [*self._commit_again(view=self.view), *self._publish_first(now)]
+        actions += [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
         self._progressed(now)
-        return [*actions, self._heartbeat(now)]
+        return actions + self._tell_state(now)
 
     def _stop(self, version: int | None, now: float) -> list[Action]:
-        if self.state == "empty" or (version is not None and version < self.version):
+        if self.state == "empty" or self.failure or (version is not None and version < self.version):
             return []
         assert self.last is not None
-        actions: list[Action] = []
-        if version != self.last.stop:
-            # A process that is started again must not run past it before it is told.
-            self.last = replace(self.last, stop=version)
-            actions.append(CommitAgain(self.last))
+        actions = self._commit_again(stop=version) if version != self.last.stop else []
         self.stop = version
         # A version that is open again may have had its quorum all the while.
-        return [*actions, *self._milestones(), *self._close_if_complete(now), self._heartbeat(now)]
+        return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
+
+    def _commit_again(self, **news: Any) -> list[Action]:
+        """Keep ``news`` with the newest version: a process that is started again acts before it can be told."""
+        assert self.last is not None
+        self.last = replace(self.last, **news)
+        return [CommitAgain(self.last)]
+
+    def _tell_state(self, now: float) -> list[Action]:
+        """Publish where the shard stands, unless a version is in the making: its publication says it."""
+        return [self._heartbeat(now)] if self.making is None else []
 
     # time
 
@@ -373,7 +417,7 @@ class Shard:
         )
 
     def _stats(self, now: float) -> m.Stats:
-        present = self.roster.present()
+        present = self.roster.present(now)
         return m.Stats(
             **self._about(),
             view=self.view.id,
@@ -385,7 +429,17 @@ class Shard:
             tallies=tuple((rank, *t) for rank, t in sorted(self.contributions.tallies.items())),
             unattributed=self.contributions.unattributed,
             captured=self.captured,
+            totals=self._totals(self.version),
+            captured_totals=() if self.captured is None else self.captured_totals,
+            stop=self.stop,
+            failure=self.failure,
         )
+
+    def _totals(self, version: int) -> Totals:
+        """Those of the history up to ``version``, the newest or the one before."""
+        if self.last is None:
+            return 0, 0, 0, 0
+        return self.last.totals if version == self.version else added(self.last.totals, self.last.counts(), -1)
 
     def _check(self) -> None:
         """Invariants, after every event."""

@@ -9,6 +9,15 @@ from zmqrl.ps import messages as m
 Outcome: TypeAlias = Literal["used", "late", "duplicate", "rejected"]
 OUTCOMES: tuple[Outcome, ...] = ("used", "late", "duplicate", "rejected")
 
+Totals: TypeAlias = tuple[int, int, int, int]
+"""Contributions by outcome, in the order of ``OUTCOMES``."""
+
+
+def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
+    """``totals`` with ``counts`` added, or taken away where ``sign`` is -1."""
+    used, late, duplicate, rejected = (total + sign * count for total, count in zip(totals, counts, strict=True))
+    return used, late, duplicate, rejected
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -39,7 +48,8 @@ class Record:
     """How a version came to be. Committed with it, so that a restarted shard knows what it had published.
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the version before; ``tallies`` are totals by rank,
-    ``(used, late, duplicate, rejected)``. ``stop`` is the last version to make, as far as it was known. Asynchronous
+    ``(used, late, duplicate, rejected)``, and ``totals`` those of the lines of the history up to this version. ``view``
+    is the newest view, ``stop`` the last version to make, as far as they were known at the last commit. Asynchronous
     mode only: ``staleness`` of each of ``ranks`` in versions, and ``applied``, the newest version that each rank has
     computed on and whose contribution was used.
     """
@@ -54,12 +64,17 @@ class Record:
     rejected: int
     tallies: dict[int, tuple[int, int, int, int]]
     unattributed: int
+    totals: Totals = (0, 0, 0, 0)
     stop: int | None = None
     staleness: tuple[int, ...] = ()
     applied: dict[int, int] = field(default_factory=dict)
 
+    def counts(self) -> Totals:
+        """What this version adds to the totals of the history."""
+        return len(self.ranks), self.late, self.duplicate, self.rejected
+
     @classmethod
-    def handed_over(cls, generation: int, version: int, view: View) -> "Record":
+    def handed_over(cls, generation: int, version: int, view: View, totals: Totals = (0, 0, 0, 0)) -> "Record":
         """Of a version that was not made here."""
         return cls(
             generation=generation,
@@ -72,6 +87,7 @@ class Record:
             rejected=0,
             tallies={},
             unattributed=0,
+            totals=totals,
         )
 
 
@@ -99,7 +115,7 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChanged:
-    """A worker's presence topic was subscribed (``here``) or unsubscribed."""
+    """A worker's presence topic was subscribed (``here``), or a subscription to it has ended: perhaps another's."""
 
     rank: int
     incarnation: int
@@ -140,6 +156,14 @@ class StateRestored:
 
 
 @dataclass(frozen=True, slots=True)
+class Updated:
+    """``Update`` is done: the version is committed. Not if its numbers were not ``finite``: then nothing is stored."""
+
+    record: Record
+    finite: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -152,6 +176,7 @@ Event: TypeAlias = (
     | FalseHello
     | ForeignHello
     | StateRestored
+    | Updated
     | Tick
 )
 
@@ -170,7 +195,7 @@ class Accumulate:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Take the mean, step the optimizer, commit ``record``, append it to the history."""
+    """Take the mean, step the optimizer, commit ``record``, append it to the history; then feed ``Updated`` back."""
 
     record: Record
 
@@ -205,10 +230,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendSnapshot:
-    """Send the weights of ``version`` (the newest or the one before) to a connection."""
+    """Send the weights of ``version``, the newest or the one before, to a connection; ``rank`` if it is a worker's."""
 
     peer: bytes
     version: int
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

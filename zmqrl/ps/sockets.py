@@ -51,11 +51,13 @@ def new_socket(
     socket.ipv6 = True
     socket.backlog = 1024
     socket.handshake_ivl = 5000
-    socket.heartbeat_ivl, socket.heartbeat_timeout, socket.heartbeat_ttl = 2000, 6000, 6000
+    # No heartbeats of ZMTP: their timer aborts the process (libzmq 4.3.5, `!_io_error`) when it finds a connection
+    # broken behind a queue that is full. The kernel finds broken ones; of stopped processes PING and HEARTBEAT tell.
+    socket.heartbeat_ivl = 0
     socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 3000
-    socket.tcp_keepalive, socket.tcp_keepalive_idle = 1, 30
-    socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = 10, 3
-    socket.setsockopt(zmq.TCP_MAXRT, 10_000)
+    socket.tcp_keepalive, socket.tcp_keepalive_idle = 1, 3
+    socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = 2, 3
+    socket.setsockopt(zmq.TCP_MAXRT, 8_000)
     if kind in (zmq.PUSH, zmq.DEALER):
         socket.immediate = True
     if kind == zmq.XPUB:
