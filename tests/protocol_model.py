@@ -152,6 +152,7 @@ class ShardHost:
                 self.sum.append(slice)
             case s.Update():
                 self._update(action.record)
+                self.feed(s.Updated(action.record))
             case s.CommitAgain():
                 newest = self.slots[-1]
                 assert (action.record.generation, action.record.version) == self.at()

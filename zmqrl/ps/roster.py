@@ -64,9 +64,10 @@ class Roster:
         """Whether this is the process that has its rank."""
         return rank in self.workers and self.workers[rank].incarnation == incarnation
 
-    def is_replaced(self, rank: int, incarnation: int) -> bool:
-        """Whether another process has the rank."""
-        return rank in self.workers and self.workers[rank].incarnation not in (None, incarnation)
+    def is_replaced(self, rank: int, incarnation: int, now: float) -> bool:
+        """Whether a newer process, which is alive, has the rank."""
+        worker = self.workers.get(rank, Worker())
+        return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
     def rank_of(self, peer: bytes) -> int | None:
         """Whose connection this is; None if it is no worker's."""
@@ -111,9 +112,7 @@ class Roster:
             return self._refuse("secret", "only the supervisor of this run may say so.") if wrong else None
         if hello.rank >= m.MAX_WORKERS or (self.members is not None and hello.rank not in self.members):
             return self._no_member(hello.rank)
-        worker = self.workers.get(hello.rank, Worker())
-        # The newer process has the rank; but one that is gone, whatever its clock said, keeps it from no other.
-        if worker.incarnation is not None and hello.incarnation < worker.incarnation and worker.is_alive(now):
+        if self.is_replaced(hello.rank, hello.incarnation, now):
             return self.replaced(hello.rank)
         return None
 
@@ -140,13 +139,20 @@ class Roster:
         if hello.role == "supervisor":
             self.supervisor = peer
             return [Send(peer, welcome)]
-        worker = self.workers.setdefault(hello.rank, Worker())
-        actions: list[Action] = []
-        if worker.peer not in (None, peer) and worker.incarnation != hello.incarnation:
-            actions.append(Send(worker.peer, self.replaced(hello.rank)))
-        worker.incarnation, worker.peer = hello.incarnation, peer
+        return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
+
+    def _take_rank(self, peer: bytes, message: m.Hello | m.Ping, now: float) -> list[Action]:
+        """The process that says ``message`` has its rank from now on; an older one, if it lives, is told.
+
+        Of those that live, the one with the greatest incarnation has the rank. One that is gone, whatever its clock
+        said, keeps nobody out; if it was only silent, its next PING takes the rank back.
+        """
+        worker = self.workers.setdefault(message.rank, Worker())
+        older = worker.incarnation is not None and worker.incarnation < message.incarnation
+        told: list[Action] = [Send(worker.peer, self.replaced(message.rank))] if older and worker.peer else []
+        worker.incarnation, worker.peer = message.incarnation, peer
         worker.heard_at = worker.progressed_at = now
-        return actions + self._answer(hello.rank, welcome)
+        return told
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
         """Answer everyone whose HELLO waits, or who has to know that there is another state."""
@@ -178,16 +184,17 @@ class Roster:
         """A worker has given a sign of life."""
         self.workers[rank].heard_at = now
 
-    def ping(self, peer: bytes, ping: m.Ping, now: float) -> bool:
-        """Take note of a PING; whether it is from the newest process of its rank."""
-        if not self.is_newest(ping.rank, ping.incarnation):
-            return False
-        worker = self.workers[ping.rank]
-        # A connection that was cut and made again is another peer.
-        worker.peer, worker.heard_at = peer, now
-        if ping.progress != worker.progress:
-            worker.progress, worker.progressed_at = ping.progress, now
-        return True
+    def ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
+        """Take note of a PING, which takes the rank back from a process with a lower incarnation."""
+        worker, actions = self.workers.get(ping.rank, Worker()), list[Action]()
+        if worker.incarnation is not None and worker.incarnation < ping.incarnation:
+            actions = self._take_rank(peer, ping, now)
+        if worker.incarnation == ping.incarnation:
+            # A connection that was cut and made again is another peer.
+            worker.peer, worker.heard_at = peer, now
+            if ping.progress != worker.progress:
+                worker.progress, worker.progressed_at = ping.progress, now
+        return actions
 
     def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
         """See a worker off; nothing is done if ``peer`` is not the connection of this process."""

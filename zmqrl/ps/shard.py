@@ -296,9 +296,10 @@ class Shard:
         return [*self._reject(), Send(peer, refuse), *self.roster.tell_refused(refuse)]
 
     def _ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
-        if self.roster.is_replaced(ping.rank, ping.incarnation):
+        if self.roster.is_replaced(ping.rank, ping.incarnation, now):
             return self._refuse(peer, self.roster.replaced(ping.rank))
-        known = self.roster.ping(peer, ping, now)
+        actions = self.roster.ping(peer, ping, now)
+        known = self.roster.is_newest(ping.rank, ping.incarnation)
         ahead = ping.generation == self.generation and ping.version > self.version
         now_us = int(now * 1e6)
         pong = m.Pong(
@@ -308,7 +309,7 @@ class Shard:
             received_us=now_us,
             answered_us=now_us,
         )
-        return [*(self._lost(ping) if known and ahead else []), Send(peer, pong)]
+        return [*actions, *(self._lost(ping) if known and ahead else []), Send(peer, pong)]
 
     def _lost(self, evidence: m.Gradient | m.Ping) -> list[Action]:
         """A worker has seen a version that this shard has not: the state that is here is not the newest."""
