@@ -8,6 +8,7 @@ from zmqrl.ps.shard import Shard, Timing
 from zmqrl.ps.shard_events import (
     Action,
     ControlArrived,
+    Event,
     GradientArrived,
     Identity,
     PresenceChanged,
@@ -17,6 +18,8 @@ from zmqrl.ps.shard_events import (
     Send,
     StateRestored,
     Tick,
+    Update,
+    Updated,
     View,
 )
 
@@ -56,19 +59,34 @@ def sent(actions: list[Action]) -> list[m.Message]:
     return [action.message for action in of(Send, actions)]
 
 
+def to(kind: type[T], actions: list[Action]) -> list[tuple[bytes, T]]:
+    """The messages of one kind that are sent, and to whom."""
+    return [(action.peer, action.message) for action in of(Send, actions) if isinstance(action.message, kind)]
+
+
 def published(actions: list[Action]) -> list[str]:
     """What subscribers hear, in order."""
     heard = [action for action in actions if isinstance(action, Publish | PublishWeights)]
     return ["weights" if isinstance(a, PublishWeights) else type(a.message).__name__.lower() for a in heard]
 
 
+def handle(shard: Shard, event: Event, now: float = 0.0, *, finite: bool = True) -> list[Action]:
+    """What is done in the end: each Update is carried out, with a result that is ``finite``."""
+    actions = []
+    for action in shard.handle(event, now):
+        actions.append(action)
+        if isinstance(action, Update):
+            actions += handle(shard, Updated(action.record, finite), now)
+    return actions
+
+
 def control(shard: Shard, message: m.Message, peer: bytes = SUPERVISOR, now: float = 0.0) -> list[Action]:
-    return shard.handle(ControlArrived(peer, message), now)
+    return handle(shard, ControlArrived(peer, message), now)
 
 
 def arrive(shard: Shard, worker: int, now: float = 0.0, incarnation: int = 10) -> list[Action]:
     """A worker subscribes and says HELLO."""
-    here = shard.handle(PresenceChanged(worker, incarnation, here=True), now)
+    here = handle(shard, PresenceChanged(worker, incarnation, here=True), now)
     return here + control(shard, replace(HELLO, rank=worker, incarnation=incarnation), b"%d" % worker, now)
 
 
@@ -77,7 +95,8 @@ def push(machine: Shard, worker: int, now: float = 0.0, *, finite: bool = True, 
     header = replace(
         GRADIENT, rank=worker, generation=machine.generation, version=machine.version, view=machine.view.id
     )
-    return machine.handle(GradientArrived(replace(header, **fields), f"payload {worker}", size, lambda: finite), now)
+    event = GradientArrived(replace(header, **fields), f"payload {worker}", size, lambda: finite)
+    return handle(machine, event, now)
 
 
 def make_version(shard: Shard, *workers: int, now: float = 0.0) -> list[Action]:

@@ -66,6 +66,7 @@ def trained(shards: int, order: Callable[[int, int], tuple[int, ...]], *, consis
                         total = action.payload.copy() if action.first else total + action.payload
                     elif isinstance(action, s.Update):
                         weights -= np.float32(0.01) * (total / np.float32(action.record.quorum)) * weights
+                        machine.handle(s.Updated(action.record), 0.0)
         assert machine.version == UPDATES
     return np.concatenate(slices)
 

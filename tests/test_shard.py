@@ -12,6 +12,7 @@ from shard_rig import (
     SUPERVISOR,
     arrive,
     control,
+    handle,
     make_version,
     of,
     opened,
@@ -34,6 +35,7 @@ from zmqrl.ps.shard_events import (
     Publish,
     PublishWeights,
     Send,
+    StateRestored,
     Tick,
     Update,
     View,
@@ -46,6 +48,7 @@ def test_the_contribution_that_completes_the_quorum_makes_the_next_version_and_p
     shard = opened()
     assert push(shard, 2) == [Accumulate("payload 2", "f32", first=True)]
     update = Update(replace(RECORD, version=1, quorum=2, ranks=(0, 2), tallies={0: (1, 0, 0, 0), 2: (1, 0, 0, 0)}))
+    update = replace(update, record=replace(update.record, totals=(2, 0, 0, 0)))
     assert push(shard, 0) == [Accumulate("payload 0", "f32", first=False), update, PublishWeights()]
     assert (shard.version, shard.previous, shard.contributions.held) == (1, 0, {})
 
@@ -89,7 +92,6 @@ def test_a_restarted_worker_cannot_contribute_twice_to_one_version() -> None:
 @pytest.mark.parametrize(
     ("wrong", "outcome"),
     [
-        ({"run": "other"}, 3),
         ({"layout": "other"}, 3),
         ({"shard": 0}, 3),
         ({"size": 63}, 3),
@@ -114,8 +116,32 @@ def test_whatever_is_not_meant_for_the_open_version_is_not_used(wrong: dict[str,
     assert shard.contributions.held == {}
 
 
+def test_a_contribution_to_another_run_is_blamed_on_no_rank_of_this_one() -> None:
+    shard = opened()
+    assert push(shard, 0, run="other") == []
+    assert (tallies(shard), shard.contributions.unattributed) == ({}, 1)
+
+
+def test_an_update_that_is_not_finite_makes_no_version_and_is_told_to_the_supervisor() -> None:
+    shard = opened()
+    make_version(shard, 0, 1)
+    push(shard, 2)
+    header = replace(GRADIENT, rank=1, version=1)
+    actions = handle(shard, GradientArrived(header, "payload 1", 64, lambda: True), finite=False)
+    (stats,) = sent(actions)
+    assert isinstance(stats, m.Stats)
+    assert (stats.version, stats.state, stats.totals) == (1, "ended", (2, 0, 0, 0))
+    assert stats.failure == "version 2 has numbers that are not finite, from those of ranks 1, 2"
+    assert published(actions) == ["bye"]
+    for version in (None, 9):
+        control(shard, stop_at(version))
+        assert not of(Update, make_version(shard, 0, 1)), "opened again"
+    shard.handle(StateRestored(replace(RECORD, generation=2), recovered=False), 0.0)
+    assert of(Update, make_version(shard, 0, 1)), "a checkpoint that is loaded begins anew"
+
+
 @pytest.mark.parametrize(
-    "worse", [{"run": "other"}, {"size": 1}, {"generation": 9}, {"incarnation": 9}, {"version": 5}, {"view": 9}]
+    "worse", [{"layout": "other"}, {"size": 1}, {"generation": 9}, {"incarnation": 9}, {"version": 5}, {"view": 9}]
 )
 def test_the_numbers_are_looked_at_only_when_everything_else_is_right(worse: dict[str, Any]) -> None:
     def look() -> bool:
@@ -198,7 +224,7 @@ def test_a_smaller_quorum_closes_the_open_version() -> None:
     actions = control(shard, m.ViewChange(run="run", view=2, quorum=1, members=(0, 1, 2)))
     (update,) = of(Update, actions)
     assert (update.record.ranks, update.record.quorum, update.record.view) == ((0, 2), 2, View(2, 1, (0, 1, 2)))
-    assert published(actions) == ["weights", "heartbeat"]
+    assert published(actions) == ["weights"], "which says what a heartbeat would"
 
 
 def test_a_larger_quorum_counts_for_the_open_version() -> None:

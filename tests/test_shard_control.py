@@ -19,11 +19,14 @@ from shard_rig import (
     sent,
     stop_at,
     tallies,
+    to,
 )
 
 from zmqrl.ps import messages as m
+from zmqrl.ps.roster import DOUBT_S, SILENT_S
 from zmqrl.ps.shard import Shard, Timing
 from zmqrl.ps.shard_events import (
+    Accumulate,
     FalseHello,
     ForeignHello,
     PresenceChanged,
@@ -33,6 +36,8 @@ from zmqrl.ps.shard_events import (
     Tick,
     Update,
 )
+
+PING = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progress=0, sent_us=0)
 
 # HELLO
 
@@ -148,8 +153,10 @@ def test_the_bookkeeping_of_a_rank_stays_bounded_however_often_it_subscribes() -
     for incarnation in range(1000):
         shard.handle(PresenceChanged(0, incarnation, here=True), 0.0)
     shard.handle(PresenceChanged(60_000, 1, here=True), 0.0)
-    assert len(shard.roster.workers[0].here) <= 16
+    assert len(shard.roster.workers[0].doubted_at) <= 17
+    assert shard.roster.present(0.0) == [0, 1, 2]
     assert 60_000 not in shard.roster.workers
+    assert m.Welcome in map(type, sent(arrive(shard, 0, incarnation=2000))), "nor do they keep a new process out"
 
 
 # control
@@ -165,13 +172,14 @@ def test_a_ping_is_answered_with_the_clock_and_proves_life() -> None:
 
 def test_a_worker_whose_connection_was_cut_is_known_again_by_its_ping() -> None:
     shard = opened()
-    control(shard, m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progress=0, sent_us=0), b"again")
-    assert control(shard, m.SnapshotRequest(run="run", version=None), b"again") == [SendSnapshot(b"again", 0)]
+    control(shard, PING, b"again")
+    assert control(shard, m.SnapshotRequest(run="run", version=None), b"again") == [SendSnapshot(b"again", 0, 0)]
 
 
-def test_the_ping_of_a_replaced_process_changes_nothing() -> None:
+def test_the_ping_of_a_replaced_process_is_refused_and_changes_nothing() -> None:
     shard = opened()
-    control(shard, m.Ping(run="run", rank=0, incarnation=9, generation=1, version=0, progress=0, sent_us=0), b"old")
+    actions = control(shard, replace(PING, incarnation=9), b"old")
+    assert [(peer, refusal.code) for peer, refusal in to(m.Refuse, actions)] == [(b"old", "replaced")]
     assert shard.roster.workers[0].peer == b"0"
 
 
@@ -180,7 +188,7 @@ def test_snapshots_of_the_newest_version_and_the_one_before_are_served() -> None
     make_version(shard, 0, 1)
     make_version(shard, 0, 1)
     for version, served in ((None, 2), (2, 2), (1, 1)):
-        assert control(shard, m.SnapshotRequest(run="run", version=version), b"0") == [SendSnapshot(b"0", served)]
+        assert control(shard, m.SnapshotRequest(run="run", version=version), b"0") == [SendSnapshot(b"0", served, 0)]
     for version in (0, 3):
         missing = m.Missing(run="run", shard=1, version=version)
         assert sent(control(shard, m.SnapshotRequest(run="run", version=version), b"0")) == [missing]
@@ -192,20 +200,64 @@ def test_a_stranger_gets_no_snapshot() -> None:
     assert shard.contributions.unattributed == 1
 
 
-def test_a_new_connection_counts_when_the_end_of_the_one_before_is_noticed_later() -> None:
+def test_a_worker_whose_subscription_ends_is_absent_unless_a_ping_says_that_it_lives() -> None:
     shard = opened()
+    shard.handle(PresenceChanged(0, 10, here=False), 1.0)
+    assert shard.roster.present(1.0) == [0, 1, 2], "it may be the end of another connection"
+    assert shard.roster.present(1.0 + DOUBT_S) == [1, 2]
+    control(shard, PING, b"0", now=3.0)
+    assert shard.roster.present(3.0 + DOUBT_S) == [0, 1, 2]
+
+
+def test_a_worker_that_says_nothing_is_absent_until_it_does() -> None:
+    shard = opened()
+    for now in (3.0, 6.0):
+        control(shard, PING, b"0", now=now)
+    assert shard.roster.present(SILENT_S) == [0]
+    control(shard, replace(PING, rank=2), b"2", now=SILENT_S)
+    assert shard.roster.present(SILENT_S) == [0, 2]
+
+
+def test_a_process_that_is_gone_keeps_no_other_from_its_rank_whatever_their_clocks_say() -> None:
+    shard = opened()
+    arrive(shard, 0, incarnation=2**53 - 1)
+    (refusal,) = sent(arrive(shard, 0, now=1.0, incarnation=20))
+    assert isinstance(refusal, m.Refuse)
+    assert (refusal.code, refusal.reason) == ("replaced", "another process has taken rank 0.")
+    assert [type(message) for message in sent(arrive(shard, 0, now=SILENT_S, incarnation=20))] == [m.Welcome]
+    assert of(Accumulate, push(shard, 0, incarnation=20))
+
+
+def test_a_process_that_was_only_silent_takes_its_rank_back() -> None:
+    shard = opened()
+    arrive(shard, 0, now=SILENT_S, incarnation=9)
+    actions = control(shard, PING, b"again", now=SILENT_S + 1)
+    assert [(peer, refusal.code) for peer, refusal in to(m.Refuse, actions)] == [(b"0", "replaced")]
+    assert of(Accumulate, push(shard, 0, incarnation=10))
+
+
+def test_a_worker_of_another_run_is_told_so_whatever_it_says() -> None:
+    shard = opened()
+    leave = m.Leave(run="run", rank=0, incarnation=10)
+    for message in (PING, HELLO, leave, m.SnapshotRequest(run="run", version=None)):
+        (refusal,) = sent(control(shard, replace(message, run="earlier"), b"old"))
+        assert isinstance(refusal, m.Refuse)
+        assert (refusal.run, refusal.code) == ("run", "run")
+    assert shard.roster.present(0.0) == [0, 1, 2]
+
+
+def test_a_subscription_without_a_hello_makes_nobody_present() -> None:
+    shard = opened(workers=(1,))
     shard.handle(PresenceChanged(0, 10, here=True), 0.0)
-    shard.handle(PresenceChanged(0, 10, here=False), 0.0)
-    assert shard.roster.workers[0].present()
-    shard.handle(PresenceChanged(0, 10, here=False), 0.0)
-    assert not shard.roster.workers[0].present()
+    assert shard.roster.present(0.0) == [1]
+    assert not shard.published
 
 
 def test_who_leaves_is_told_so_and_no_longer_there() -> None:
     shard = opened()
     leave = m.Leave(run="run", rank=0, incarnation=10)
     assert sent(control(shard, leave, b"0")) == [m.Left(run="run", shard=1)]
-    assert not shard.roster.workers[0].present()
+    assert shard.roster.present(0.0) == [1, 2]
 
 
 def test_a_late_leave_of_a_replaced_process_does_not_remove_its_successor() -> None:
@@ -213,7 +265,7 @@ def test_a_late_leave_of_a_replaced_process_does_not_remove_its_successor() -> N
     arrive(shard, 0, incarnation=11)
     control(shard, m.Leave(run="run", rank=0, incarnation=10), b"0")
     shard.handle(PresenceChanged(0, 10, here=False), 0.0)
-    assert shard.roster.workers[0].present()
+    assert shard.roster.present(DOUBT_S) == [0, 1, 2]
 
 
 def test_a_report_goes_to_the_supervisor_when_it_is_the_senders_own() -> None:
@@ -243,7 +295,7 @@ def test_only_the_supervisor_commands(message: m.Message) -> None:
 
 def test_a_message_of_another_run_or_not_for_a_shard_is_rejected() -> None:
     shard = opened()
-    assert control(shard, m.StatsRequest(run="other")) == []
+    assert [type(message) for message in sent(control(shard, m.StatsRequest(run="other")))] == [m.Refuse]
     assert control(shard, m.Left(run="run", shard=1)) == []
     assert shard.contributions.unattributed == 2
 
@@ -268,7 +320,23 @@ def test_stats_tell_where_the_shard_stands() -> None:
         tallies=((0, 1, 0, 0, 0), (2, 1, 0, 0, 0)),
         unattributed=0,
         captured=None,
+        totals=(2, 0, 0, 0),
+        captured_totals=(),
+        stop=None,
+        failure="",
     )
+
+
+def test_the_totals_of_a_version_set_aside_are_those_up_to_it() -> None:
+    shard = opened()
+    make_version(shard, 0, 1)
+    push(shard, 2, version=0)
+    make_version(shard, 0, 1)
+    control(shard, stop_at(5))
+    for version, expected in ((1, (2, 0, 0, 0)), (2, (4, 1, 0, 0))):
+        (stats,) = sent(control(shard, m.Checkpoint(run="run", version=version)))
+        assert isinstance(stats, m.Stats)
+        assert (stats.totals, stats.captured_totals, stats.stop) == ((4, 1, 0, 0), expected, 5)
 
 
 # the end

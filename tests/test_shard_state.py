@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shard_rig import (
+    HELLO,
     IDENTITY,
     RECORD,
     SUPERVISOR,
@@ -32,6 +33,7 @@ from zmqrl.ps.shard_events import (
     StateRestored,
     TakeChunk,
     Update,
+    View,
 )
 
 # checkpoints and state
@@ -109,7 +111,7 @@ def test_a_recovered_shard_goes_on_with_its_tallies_and_serves_both_versions() -
     assert published(actions) == ["heartbeat"]
     for worker in (0, 1, 2):
         arrive(shard, worker)
-    assert control(shard, m.SnapshotRequest(run="run", version=3), b"0") == [SendSnapshot(b"0", 3)]
+    assert control(shard, m.SnapshotRequest(run="run", version=3), b"0") == [SendSnapshot(b"0", 3, 0)]
     push(shard, 0, version=3)
     push(shard, 2, version=3)
     assert tallies(shard) == {0: [4, 1, 1, 0], 2: [0, 1, 0, 0]}
@@ -140,11 +142,38 @@ def test_a_recovered_shard_asks_for_what_it_had_not_committed() -> None:
     assert [what for _, what in ticks(shard, 1.0)][-1] == "need"
 
 
-def test_a_worker_that_is_gone_is_absent_until_it_subscribes_again() -> None:
+def test_a_worker_that_subscribes_again_is_welcomed_again() -> None:
     shard = opened()
     shard.handle(PresenceChanged(0, 10, here=False), 0.0)
-    assert not shard.roster.workers[0].present()
     assert [type(message) for message in sent(shard.handle(PresenceChanged(0, 10, here=True), 0.0))] == [m.Welcome]
+
+
+def test_a_view_outlives_the_process() -> None:
+    shard = opened()
+    make_version(shard, 0, 1)
+    actions = control(shard, m.ViewChange(run="run", view=2, quorum=3, members=(0, 1, 2)))
+    (again,) = of(CommitAgain, actions)
+    assert (again.record.version, again.record.ranks, again.record.view) == (1, (0, 1), View(2, 3, (0, 1, 2)))
+    assert actions.index(again) < actions.index(of(Publish, actions)[0]), "kept before anybody hears of it"
+    restarted = Shard(IDENTITY, Timing())
+    restarted.handle(StateRestored(again.record, recovered=True), 1.0)
+    for worker in (0, 1, 2):
+        arrive(restarted, worker)
+    assert not of(Update, make_version(restarted, 0, 1)), "closed with a smaller quorum"
+    assert of(Update, make_version(restarted, 2))
+
+
+def test_a_frozen_shard_shows_its_state_and_makes_no_version() -> None:
+    shard = Shard(IDENTITY, Timing(), frozen=True)
+    control(shard, replace(HELLO, role="supervisor", secret="secret"))
+    shard.handle(StateRestored(replace(RECORD, version=4, ranks=(0, 1)), recovered=True, previous=3), 0.0)
+    for worker in (0, 1, 2):
+        arrive(shard, worker)
+    assert not of(Update, make_version(shard, 0, 1))
+    assert of(Capture, control(shard, m.Checkpoint(run="run", version=3))) == [Capture(3)]
+    (stats,) = sent(control(shard, m.StatsRequest(run="run")))
+    assert isinstance(stats, m.Stats)
+    assert (stats.version, stats.state, stats.captured) == (4, "ended", 3)
 
 
 def test_a_stop_at_the_version_that_is_there_outlives_the_process() -> None:
