@@ -76,9 +76,15 @@ class Wire:
     """Raw connections to one shard, for messages that no honest worker sends."""
 
     def __init__(
-        self, endpoints: dict[Role, str], *, send_most: int = 1000, keys: ClientKeys | None = None, shard: int = 0
+        self,
+        endpoints: dict[Role, str],
+        *,
+        send_most: int = 1000,
+        receive_most: int = 1000,
+        keys: ClientKeys | None = None,
+        shard: int = 0,
     ) -> None:
-        self.keys, self.shard = keys, shard
+        self.keys, self.shard, self.receive_most = keys, shard, receive_most
         self.context: zmq.Context[Any] = zmq.Context()
         self.context.linger = 0
         self.grad = self._connect(zmq.PUSH, endpoints["grad"], send_most)
@@ -87,7 +93,7 @@ class Wire:
 
     def _connect(self, kind: int, endpoint: str, send_most: int) -> "zmq.Socket[Any]":
         made: zmq.Socket[Any] = self.context.socket(kind)
-        made.sndhwm = send_most
+        made.sndhwm, made.rcvhwm = send_most, self.receive_most
         made.sndtimeo = int(1000 * WITHIN_S)
         if self.keys is not None:
             self.keys.secure(made, self.shard)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from network import Listener, proxied
+from network import Listener, Wire, proxied
 from rig import (
     QUICK_WORKER,
     WITHIN_S,
@@ -30,6 +30,8 @@ from rig import (
     worker_process,
 )
 
+from zmqrl.errors import ClusterError
+from zmqrl.ps import framing, standalone, store
 from zmqrl.ps import messages as m
 from zmqrl.ps.connection import Connection
 from zmqrl.ps.control import ShardControl
@@ -149,8 +151,70 @@ def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoi
         assert layout.shards == 2
 
 
-def test_a_shard_that_came_back_with_an_old_state_is_found_out_by_its_workers(
+def damage_newest_slot(path: Path) -> int:
+    """Flip a byte of the weights in the newest slot of a store; the version that it held."""
+    content = bytearray(path.read_bytes())
+    _, slots, _ = store.FILE_HEADER.unpack_from(content)
+    slot_bytes = (len(content) - store.PAGE) // slots
+    starts = [store.PAGE + index * slot_bytes for index in range(slots)]
+    headers = {
+        start: store.SLOT_HEADER.unpack_from(content, start + store.MARK_BYTES + store.CRC.size) for start in starts
+    }
+    newest = max(starts, key=lambda start: headers[start][1])
+    content[newest + store.HEADER_BYTES] ^= 1
+    path.write_bytes(content)
+    return int(headers[newest][3])
+
+
+def test_a_shard_whose_newest_slot_is_damaged_is_empty_though_no_worker_tells_it_what_it_lost(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(tmp_path, shards=2, workers=1) as running:
+        with Worker(running.cluster, 0) as worker:
+            running.wait_for(10)
+            worker.leaving.set()
+        running.kill(0)
+        lost = damage_newest_slot(running.shards.jobs[0].state_path)
+        history = running.history(0)
+        assert running.restart(0).state == "empty"
+        assert (
+            f"state is lost: version {lost} of generation 1 was made, but the newest that is still here is {lost - 1}"
+        ) in capfd.readouterr().err
+        assert running.history(0) == history
+
+
+KILLED_AT_THE_REWIND = """
+import os
+from zmqrl.ps.history import History
+from zmqrl.ps.server import main
+History.rewind = lambda *_: os._exit(9)
+main()
+"""
+
+
+def test_a_shard_killed_between_a_load_and_the_rewind_of_its_history_ends_the_rewind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, shards=1, workers=1) as running:
+        running.stop_at(10)
+        with Worker(running.cluster, 0):
+            pass
+        running.kill(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(standalone, "SERVER", ["-c", KILLED_AT_THE_REWIND])
+            running.restart(0)
+        with pytest.raises(ClusterError, match="shard 0 did not answer LOAD"):
+            running.shards.control.load(0, 2, 5, 2, 1, (0,), bytes(8000))
+        assert running.shards.processes[0].wait(WITHIN_S) == 9
+        welcome = running.restart(0)
+        assert (welcome.generation, welcome.version, welcome.state) == (2, 5, "open")
+        assert [line["version"] for line in running.history(0)] == [1, 2, 3, 4, 5]
+        assert running.stats()[0].totals == (5, 0, 0, 0)
+
+
+@pytest.mark.parametrize("also_the_history", [False, True])
+def test_a_shard_that_came_back_with_an_old_state_finds_it_out_or_its_workers_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], also_the_history: bool
 ) -> None:
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
         workers = [
@@ -159,12 +223,20 @@ def test_a_shard_that_came_back_with_an_old_state_is_found_out_by_its_workers(
         state_path = running.shards.jobs[0].state_path
         running.wait_for(5)
         running.kill(0)
+        history_path = running.shards.jobs[0].history_path
         shutil.copy(state_path, tmp_path / "old")
+        shutil.copy(history_path, tmp_path / "old history")
         running.restart(0)
         old = recovered(capfd)
         running.wait_for(old + 10)
         running.kill(0)
         shutil.copy(tmp_path / "old", state_path)
+        if not also_the_history:
+            assert running.restart(0).state == "empty"
+            for worker in workers:
+                worker.leaving.set()
+            return
+        shutil.copy(tmp_path / "old history", history_path)
         running.restart(0)
         assert recovered(capfd) == old
         lost: list[m.Lost] = []
@@ -200,6 +272,21 @@ def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Pat
         assert after_mb < before_mb + 8, "a stopped subscriber grows the shard"
         running.stop_at(running.version() + 5)
         assert sleeper.wait(WITHIN_S) == 0
+
+
+def test_what_a_worker_asks_for_and_does_not_read_costs_the_shard_two_slices(tmp_path: Path) -> None:
+    slice_mb = 4
+    with served(tmp_path, count=slice_mb << 18, shards=1, workers=2, quorum=1) as running, ExitStack() as stack:
+        request = framing.encode(m.SnapshotRequest(run=running.cluster.run, version=None))
+        before_mb = anonymous_mb(running.pid(0))
+        for incarnation in range(1, 7):
+            wire = stack.enter_context(Wire(running.cluster.endpoints[0], receive_most=1))
+            assert isinstance(wire.join(running.cluster, 0, incarnation), m.Welcome)
+            for _ in range(64):
+                wire.control.send(request)
+        time.sleep(1.0)
+        running.stats()
+        assert anonymous_mb(running.pid(0)) < before_mb + 5 * slice_mb
 
 
 def test_a_worker_cut_off_from_one_shard_holds_nobody_up_and_is_back_when_it_heals(tmp_path: Path) -> None:

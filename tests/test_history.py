@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rig import file_size_limit
 
 from zmqrl.errors import ClusterError
-from zmqrl.ps.history import History, pack_record, unpack_record
+from zmqrl.ps.history import History, LostState, last_version, pack_record, read_lines, unpack_record
 from zmqrl.ps.shard_events import Record, View
 
 RECORD = Record(
@@ -25,8 +26,8 @@ RECORD = Record(
 )
 
 
-def record(version: int) -> Record:
-    return dataclasses.replace(RECORD, version=version)
+def record(version: int, **fields: Any) -> Record:
+    return dataclasses.replace(RECORD, version=version, **fields)
 
 
 def versions(path: Path) -> list[int]:
@@ -85,3 +86,77 @@ def test_what_two_rollbacks_from_one_checkpoint_undo_is_all_kept(history: Histor
 def test_a_history_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"cannot write .*: Is a directory"):
         History(tmp_path)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_history_that_is_ahead_of_the_store_says_that_state_is_lost(history: History, generation: int) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version, generation=generation), crc32=7)
+    history.close()
+    reopened = History(history.path)
+    with pytest.raises(LostState, match=f"version 3 of generation {generation} was made, but the newest .* is 2 of"):
+        reopened.recover(record(2), crc32=7)
+    assert versions(history.path) == [1, 2, 3]
+    reopened.close()
+
+
+def test_a_rewind_that_a_kill_kept_from_beginning_is_made_when_the_shard_is_back(history: History) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version), crc32=7)
+    history.close()
+    loaded = Record.handed_over(2, 1, View(1, 2, (0, 1)))
+    for _ in range(2):
+        reopened = History(history.path)
+        reopened.recover(loaded, crc32=7)
+        assert reopened.news == []
+        reopened.close()
+    assert versions(history.path) == [1]
+    assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
+
+
+def test_totals_are_those_of_the_lines_up_to_a_version(history: History) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version, late=version), crc32=7)
+    assert history.totals(0) == (0, 0, 0, 0)
+    assert history.totals(2) == (4, 3, 2, 0)
+    assert history.totals(9) == (6, 6, 3, 0)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"{", b"null", b"[]", b"\x00\xff", b'{"version": "2"}', b'{"version": 2, "ranks": 5}']
+)
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_history_with_a_damaged_line_is_set_aside_and_goes_on_without_it(
+    history: History, damage: bytes, place: int
+) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version), crc32=7)
+    history.close()
+    lines = history.path.read_bytes().splitlines(keepends=True)
+    lines[place] = damage + b"\n"
+    history.path.write_bytes(b"".join(lines))
+    kept = [version for version in (1, 2, 3) if version != place + 1]
+    assert last_version(history.path) == kept[-1]
+    assert [line["version"] for line in read_lines(history.path)] == kept
+    reopened = History(history.path)
+    assert reopened.totals(3)[0] == 4
+    (aside,) = history.path.parent.glob("shard-0.damaged-*.jsonl")
+    assert aside.read_bytes() == b"".join(lines)
+    assert reopened.news == [
+        f"{history.path}: line {place + 1} could not be read; the file as it was is kept as {aside.name}"
+    ]
+    reopened.append(record(4), crc32=7)
+    reopened.rewind(3, generation=2)
+    assert versions(history.path) == kept
+    reopened.close()
+
+
+@pytest.mark.parametrize(("left", "missing"), [([], "1 to 3"), ([1], "2 to 3")])
+def test_a_history_that_lost_lines_tells_which_when_the_shard_is_back(
+    history: History, left: list[int], missing: str
+) -> None:
+    for version in left:
+        history.append(record(version), crc32=7)
+    history.recover(record(4), crc32=7)
+    assert versions(history.path) == [*left, 4]
+    assert history.news == [f"{history.path}: the lines of versions {missing} are missing"]

@@ -23,7 +23,7 @@ from zmqrl.cluster.ending import stop_shards
 from zmqrl.cluster.plan import Plan
 from zmqrl.config import Config, WireConfig
 from zmqrl.observe.reports import WorkerReport
-from zmqrl.ps import client, codec, framing, shard
+from zmqrl.ps import client, codec, framing, roster, shard
 from zmqrl.ps import messages as m
 from zmqrl.ps import shard_events as e
 from zmqrl.ps.optimizer import OptimizerConfig
@@ -182,8 +182,9 @@ def test_the_layout_hash_is_explained() -> None:
 
 def test_timers_and_limits_are_those_of_the_code() -> None:
     timers, limits = tables(section("1.10"))
-    machines = {"worker": client.Timing(), "shard": shard.Timing()}
-    assert all(float(row[1]) == getattr(machines[row[2]], row[0]) for row in timers)
+    presence = {"silent_s": roster.SILENT_S, "doubt_s": roster.DOUBT_S}
+    machines = {"worker": dataclasses.asdict(client.Timing()), "shard": dataclasses.asdict(shard.Timing()) | presence}
+    assert all(float(row[1]) == machines[row[2]][row[0]] for row in timers)
     assert {row[0]: row[1] for row in limits} == {
         "ranks": f"0 to {m.MAX_WORKERS - 1}",
         "shards": str(MAX_SHARDS),
@@ -295,6 +296,34 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
 
 
 # The worker that was written from the page
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b""],
+        [b"\xc1"],
+        [b"\x93\x01\x02\x03"],
+        [msgpack.packb("zmqrl/1")],
+        [msgpack.packb(["zmqrl/1", "HEARTBEAT", "r"])],
+        [msgpack.packb(["zmqrl/1", "HEARTBEAT", "r", 0, "1", 1, 1, 1, [], True])],
+        [msgpack.packb(["zmqrl/1", "WEIGHTS", "r", 0, 1, 1, 1, 1, 1, [0], [0], "f32", 0])],
+        [msgpack.packb(["zmqrl/1", "WEIGHTS", "r", 0, 1, 1, 1, 1, 1, [0], [0], "f32", 0]), b"odd"],
+        [msgpack.packb(["zmqrl/9", "HEARTBEAT", "r", 0, 1, 1, 1, 1, [], True])],
+        [msgpack.packb(["zmqrl/1", "LATER", "r", 0])],
+    ],
+)
+def test_the_bare_worker_ignores_what_it_cannot_decode(tmp_path: Path, frames: list[bytes]) -> None:
+    layout = Layout.of([("w", (16,))], 1)
+    shards = [{role: f"ipc://{tmp_path}/{role}" for role in ("grad", "weights", "control")}]
+    worker = bare_worker.Worker({"run": "r", "layout": layout.to_json(), "shards": shards}, 0, None)
+    try:
+        worker._received(worker.links[0], frames)
+        assert worker.whole_version() is None
+        with pytest.raises(ConnectionRefusedError, match="because"):
+            worker._received(worker.links[0], [msgpack.packb(["zmqrl/9", "REFUSE", "s", "whim", "because"])])
+    finally:
+        worker.context.destroy(linger=0)
 
 
 def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints: str) -> threading.Thread:

@@ -31,6 +31,7 @@ from zmqrl.ps.connection import Connection, Weights
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.optimizer import OptimizerConfig
 
+ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
 OPTIMIZERS: dict[str, tuple[OptimizerConfig, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = {
     "adam": (
         OptimizerConfig(name="adam", learning_rate=0.01, epsilon=1e-5),
@@ -292,7 +293,7 @@ def test_a_second_process_of_a_rank_takes_over_and_the_first_is_told(tmp_path: P
         assert first.pull(timeout_s=10) is not None
         time.sleep(0.002)  # incarnations are milliseconds
         with Worker(running.cluster, 0):
-            with pytest.raises(ClusterError, match=r"refuses worker 0: a newer process took rank 0"):
+            with pytest.raises(ClusterError, match=r"refuses worker 0: another process has taken rank 0"):
                 first.pull(10_000, timeout_s=10)
             running.stop_at(running.version() + 5)
 
@@ -335,6 +336,29 @@ def test_only_the_supervisor_changes_views_stops_or_loads(tmp_path: Path) -> Non
         eventually(lambda: running.stats()[0].unattributed == before.unattributed + 7, "seven rejections")
         after = running.stats()[0]
         assert (after.view, after.quorum, after.generation, after.state) == (1, 2, 1, "open")
+
+
+@pytest.mark.parametrize("number", [3e38, 1e21], ids=["the sum overflows", "adam's square overflows"])
+def test_an_update_that_is_not_finite_is_not_stored_and_names_its_ranks(tmp_path: Path, number: float) -> None:
+    with served(tmp_path, workers=2, optimizer=ADAM) as running, ExitStack() as stack:
+        workers = [stack.enter_context(Connection(running.cluster, rank, timing=QUICK_WORKER)) for rank in range(2)]
+        for version in range(3):
+            for rank, connection in enumerate(workers):
+                weights = connection.pull(version - 1, timeout_s=10)
+                assert weights is not None
+                gradient = toy_gradient(rank, version, 1000)
+                if version == 2:
+                    gradient[17] = number  # of shard 0
+                connection.push(weights, gradient)
+        eventually(lambda: bool(running.stats()[0].failure), "the failure")
+        eventually(lambda: running.stats()[1].version == 3, "the other shard's version")
+        first, second = running.stats()
+        assert first.failure == "version 3 has numbers that are not finite, from those of ranks 0, 1"
+        assert (first.version, first.state, second.failure) == (2, "ended", "")
+        assert [line["version"] for line in running.history(0)] == [1, 2]
+        running.kill(0)
+        assert running.restart(0).version == 2, "something of it was stored"
+        assert np.isfinite(running.end_with(2)).all()
 
 
 def test_the_quorum_can_shrink_while_a_version_waits(tmp_path: Path) -> None:

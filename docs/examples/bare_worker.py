@@ -49,7 +49,8 @@ class Link:
         self.grad.immediate = self.control.immediate = 1
         for end, role in ((self.grad, "grad"), (self.weights, "weights"), (self.control, "control")):
             end.linger, end.ipv6 = 0, 1
-            end.heartbeat_ivl, end.heartbeat_timeout, end.heartbeat_ttl = 2000, 6000, 6000
+            end.tcp_keepalive, end.tcp_keepalive_idle, end.tcp_keepalive_intvl, end.tcp_keepalive_cnt = 1, 3, 2, 3
+            end.setsockopt(zmq.TCP_MAXRT, 8000)
             end.reconnect_ivl, end.reconnect_ivl_max = 100, 3000
             if keys is not None:
                 end.curve_publickey, end.curve_secretkey = keys["public"].encode(), keys["secret"].encode()
@@ -132,7 +133,7 @@ class Worker:
         """Say goodbye and close everything."""
         for link in self.links:
             self._send(link.control, "LEAVE", self.rank, self.incarnation)
-            while link.control.poll(2000) and msgpack.unpackb(link.control.recv_multipart()[0])[1] != "LEFT":
+            while link.control.poll(2000) and b"LEFT" not in link.control.recv_multipart()[0]:
                 pass
         self.context.destroy(linger=0)
 
@@ -164,13 +165,21 @@ class Worker:
             link.push, link.attempt = "sent", link.attempt + 1
 
     def _received(self, link: Link, frames: list[bytes]) -> None:
-        header = msgpack.unpackb(frames[0])
+        try:
+            header = msgpack.unpackb(frames[0])
+            protocol, kind, run = header[:3]
+            if kind == "REFUSE":
+                raise ConnectionRefusedError(header[4])
+            if (protocol, run) != ("zmqrl/1", self.run):
+                return
+            link.heard_at = time.monotonic()
+            if kind in STATES:
+                self._said(link, header, frames)
+        except (ValueError, TypeError, LookupError, msgpack.UnpackException):
+            return  # what cannot be decoded is ignored
+
+    def _said(self, link: Link, header: list[Any], frames: list[bytes]) -> None:
         kind = header[1]
-        link.heard_at = time.monotonic()
-        if kind == "REFUSE":
-            raise ConnectionRefusedError(header[4])
-        if header[2] != self.run or kind not in STATES:
-            return
         incarnation, generation, version = header[4:7]
         if incarnation > link.incarnation:
             link.incarnation, link.welcomed, link.needs, link.request_at = incarnation, False, 0, float("-inf")

@@ -25,6 +25,7 @@ from zmqrl.ps.shard import Timing
 from zmqrl.ps.sockets import ROLES, Role
 
 STOP_WITHIN_S = 5.0
+SERVER = ["-m", "zmqrl.ps.server"]
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ def standalone_shards(
 
 def _start(job: ShardJob) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen(
-        [sys.executable, "-m", "zmqrl.ps.server"],
+        [sys.executable, *SERVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
