@@ -154,6 +154,9 @@ def test_the_way_a_process_ended_is_told_in_words() -> None:
     assert exited(status=3).how() == "exit status 3"
     assert exited(status=-11).how() == "killed by SIGSEGV"
     assert exited(status=-63).how() == "killed by signal 63"
+    assert exited(status=-6).how() == "killed by SIGABRT"
+    aborted = Exited("worker-1", -6, "Assertion failed: !_io_error (src/stream_engine_base.cpp:310)", 1.0)
+    assert aborted.how() == "libzmq found an error in itself and aborted the process"
 
 
 def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_back(

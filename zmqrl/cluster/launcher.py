@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 LOG_TAIL_LINES = 8
+LIBZMQ_ASSERTION = "Assertion failed: "
 EVALUATOR, RECORDER = "evaluator-0", "recorder-0"  # processes are known by role and number
 
 
@@ -50,6 +51,8 @@ class Exited:
             return self.why
         if self.status >= 0:
             return f"exit status {self.status}"
+        if self.status == -signal.SIGABRT and LIBZMQ_ASSERTION in self.log_tail:
+            return "libzmq found an error in itself and aborted the process"
         try:
             return f"killed by {signal.Signals(-self.status).name}"
         except ValueError:
