@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from zmqrl.ps import codec
+from zmqrl.ps import codec, store
 from zmqrl.ps import messages as m
 from zmqrl.ps.client import Timing as WorkerTiming
 from zmqrl.ps.cluster_file import Cluster
@@ -310,6 +310,21 @@ def end_process(process: "subprocess.Popen[bytes]") -> None:
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):
             pipe.close()
+
+
+def damage_newest_slot(path: Path) -> int:
+    """Flip a byte of the weights in the newest slot of a store; the version that it held."""
+    content = bytearray(path.read_bytes())
+    _, slots, _ = store.FILE_HEADER.unpack_from(content)
+    slot_bytes = (len(content) - store.PAGE) // slots
+    starts = [store.PAGE + index * slot_bytes for index in range(slots)]
+    headers = {
+        start: store.SLOT_HEADER.unpack_from(content, start + store.MARK_BYTES + store.CRC.size) for start in starts
+    }
+    newest = max(starts, key=lambda start: headers[start][1])
+    content[newest + store.HEADER_BYTES] ^= 1
+    path.write_bytes(content)
+    return int(headers[newest][3])
 
 
 def anonymous_mb(pid: int) -> float:

@@ -20,6 +20,7 @@ from rig import (
     Served,
     Worker,
     anonymous_mb,
+    damage_newest_slot,
     end_process,
     eventually,
     is_alive,
@@ -31,7 +32,7 @@ from rig import (
 )
 
 from zmqrl.errors import ClusterError
-from zmqrl.ps import framing, standalone, store
+from zmqrl.ps import framing, standalone
 from zmqrl.ps import messages as m
 from zmqrl.ps.connection import Connection
 from zmqrl.ps.control import ShardControl
@@ -149,21 +150,6 @@ def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoi
             assert lost == list(range(kept + 1, lost[-1] + 1))
             assert lost[-1] >= stopped_at
         assert layout.shards == 2
-
-
-def damage_newest_slot(path: Path) -> int:
-    """Flip a byte of the weights in the newest slot of a store; the version that it held."""
-    content = bytearray(path.read_bytes())
-    _, slots, _ = store.FILE_HEADER.unpack_from(content)
-    slot_bytes = (len(content) - store.PAGE) // slots
-    starts = [store.PAGE + index * slot_bytes for index in range(slots)]
-    headers = {
-        start: store.SLOT_HEADER.unpack_from(content, start + store.MARK_BYTES + store.CRC.size) for start in starts
-    }
-    newest = max(starts, key=lambda start: headers[start][1])
-    content[newest + store.HEADER_BYTES] ^= 1
-    path.write_bytes(content)
-    return int(headers[newest][3])
 
 
 def test_a_shard_whose_newest_slot_is_damaged_is_empty_though_no_worker_tells_it_what_it_lost(

@@ -9,7 +9,7 @@ import pytest
 from rig import file_size_limit
 
 from zmqrl.errors import ClusterError
-from zmqrl.ps.history import History, LostState, last_version, pack_record, read_lines, unpack_record
+from zmqrl.ps.history import History, LostState, pack_record, read_lines, unpack_record
 from zmqrl.ps.shard_events import Record, View
 
 RECORD = Record(
@@ -136,7 +136,6 @@ def test_a_history_with_a_damaged_line_is_set_aside_and_goes_on_without_it(
     lines[place] = damage + b"\n"
     history.path.write_bytes(b"".join(lines))
     kept = [version for version in (1, 2, 3) if version != place + 1]
-    assert last_version(history.path) == kept[-1]
     assert [line["version"] for line in read_lines(history.path)] == kept
     reopened = History(history.path)
     assert reopened.totals(3)[0] == 4

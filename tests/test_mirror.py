@@ -11,7 +11,7 @@ from zmqrl.cluster import agent_files
 from zmqrl.cluster.agent_files import PIECE_BYTES
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.errors import ClusterError
-from zmqrl.ps.history import last_version
+from zmqrl.ps.history import read_lines
 from zmqrl.rundir import RunDirectory
 
 
@@ -138,8 +138,8 @@ def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_ha
     world.hosts["h1"].write(NAME, lines(1, 95))
     world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a sitting long ago
     assert world.mirror.bring_home(world.answer, within_s=5) == []
-    assert last_version(world.home.history(0)) == 95
-    assert last_version(world.home.history(1)) == 88
+    assert read_lines(world.home.history(0))[-1]["version"] == 95
+    assert read_lines(world.home.history(1))[-1]["version"] == 88
     for shard in (0, 1):
         world.mirror.put_history(f"shard-{shard}")
     assert not world.hosts["h1"].asked, "it has its history"

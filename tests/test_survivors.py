@@ -8,7 +8,7 @@ from pathlib import Path
 
 from run_rig import WITHIN_S, Run, training
 
-OUTSIDE = ("--workers", "1", "--external-workers", "1")
+OUTSIDE = ("--external-workers", "1")
 
 
 @contextlib.contextmanager

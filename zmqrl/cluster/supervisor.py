@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
@@ -21,7 +22,7 @@ from zmqrl.errors import ClusterError
 from zmqrl.observe.console import Console
 from zmqrl.observe.metrics import Counters
 from zmqrl.ps import messages as m
-from zmqrl.ps.history import History, last_version
+from zmqrl.ps.history import History
 from zmqrl.ps.sockets import Role
 from zmqrl.rundir import RunDirectory
 
@@ -152,10 +153,19 @@ class Supervisor:
         if begun and (away := self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)):
             raise ClusterError(f"the histories of the run cannot be brought home from {', '.join(away)}.")
         for shard in self.shards.numbers:
-            history = self.directory.history(shard)
-            if (last := last_version(history)) < self.shards.checkpoint.version:
-                self.console.notice(f"{history} ends with version {last}: what it misses was lost with another host")
+            if begun:
+                self._mend_history(self.directory.history(shard), self.shards.checkpoint.version)
             self.files.put_history(f"shard-{shard}")
+
+    def _mend_history(self, path: Path, version: int) -> None:
+        """Tell what is wrong with a history before its shard has it: that host and this one must have the same."""
+        history = History(path)
+        history.read()
+        if (last := history.last_version or 0) < version:
+            history.news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
+        for text in history.news:
+            self.console.notice(text)
+        history.close()
 
     def _watch(self) -> Reason:
         """Until there is a reason to stop, and every shard is there to hear of it."""

@@ -55,7 +55,7 @@ class History:
         newest = content[:whole].rpartition(b"\n")[0].rpartition(b"\n")[2]
         self.last = parse_line(newest)
         if newest and self.last is None:
-            self._set_last(self._readable_lines())
+            self._set_last(self.read())
 
     @property
     def last_version(self) -> int | None:
@@ -111,7 +111,7 @@ class History:
     def totals(self, version: int) -> Totals:
         """Contributions by outcome over the lines up to ``version``."""
         total: Totals = (0, 0, 0, 0)
-        for line, _ in self._readable_lines():
+        for line, _ in self.read():
             if line["version"] <= version:
                 total = added(total, counts_of(line))
         return total
@@ -123,7 +123,7 @@ class History:
         """
         if self.last_version is None or self.last_version <= version:
             return
-        lines = self._readable_lines()
+        lines = self.read()
         kept = [each for each in lines if each[0]["version"] <= version]
         undone = self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl")
         with undone.open("ab") as file:  # there may have been two from the same checkpoint
@@ -138,8 +138,8 @@ class History:
     def _set_last(self, lines: list[tuple[dict[str, Any], bytes]]) -> None:
         self.last = lines[-1][0] if lines else None
 
-    def _readable_lines(self) -> list[tuple[dict[str, Any], bytes]]:
-        """Each line, parsed and as it stands. A file with others is set aside, and goes on without them."""
+    def read(self) -> list[tuple[dict[str, Any], bytes]]:
+        """Each line, parsed and as it stands. If one cannot be read, the file is set aside and goes on without it."""
         raw_lines = self.path.read_bytes().splitlines(keepends=True)
         parsed = [(parse_line(raw), raw) for raw in raw_lines]
         readable = [(line, raw) for line, raw in parsed if line is not None]
@@ -176,11 +176,3 @@ def counts_of(line: dict[str, Any]) -> Totals:
     """Contributions by outcome that a line tells of."""
     late, duplicate, rejected = (int(line.get(name, 0)) for name in COUNTS)
     return len(line.get("ranks", ())), late, duplicate, rejected
-
-
-def last_version(path: Path) -> int:
-    """The version of the last line of a history that can be read, 0 if there is none; the file is not touched."""
-    with contextlib.suppress(OSError):
-        lines = read_lines(path)
-        return int(lines[-1]["version"]) if lines else 0
-    return 0
