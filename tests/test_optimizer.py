@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from zmqrl.errors import UsageError
 from zmqrl.ps.codec import FloatVector
+from zmqrl.ps.gradients import GradientSum
 from zmqrl.ps.optimizer import BLOCK, Optimizer, OptimizerConfig
 from zmqrl.ps.partition import Layout
 
@@ -204,3 +205,44 @@ def test_state_has_the_names_that_torch_gives_it(case: str, names: tuple[str, ..
 def test_values_that_cannot_be_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         OptimizerConfig(**{"learning_rate": RATE, **wrong})
+
+
+@settings(max_examples=200)
+@given(
+    case=st.sampled_from(sorted(CASES)),
+    size=st.sampled_from([1, 7, BLOCK + 5]),
+    exponent=st.integers(-45, 38),
+    weight=st.sampled_from([0.0, 1.0, -3e38]),
+    place=st.floats(0, 1, exclude_max=True),
+)
+def test_a_step_says_whether_what_it_wrote_is_finite(
+    case: str, size: int, exponent: int, weight: float, place: float
+) -> None:
+    optimizer = Optimizer(CONFIGS[case])
+    weights, gradient = normal(1, size), normal(2, size)
+    gradient[int(place * size)] = 3 * 10.0**exponent
+    weights[int(place * size)] = weight
+    state = {name: np.zeros_like(weights) for name in optimizer.state_names}
+    new_weights, new_state = np.empty_like(weights), {name: np.empty_like(weights) for name in state}
+    finite = optimizer.step(7, gradient, 1, weights, state, new_weights, new_state)
+    assert finite == all(np.isfinite(array).all() for array in (new_weights, *new_state.values()))
+
+
+def test_each_optimizer_has_numbers_that_overflow_it() -> None:
+    for case, config in CONFIGS.items():
+        optimizer = Optimizer(config)
+        weights = np.full(3, 3.4e38, np.float32)
+        state = {name: np.zeros_like(weights) for name in optimizer.state_names}
+        new = {name: np.empty_like(weights) for name in state}
+        rate = OptimizerConfig(name=config.name, learning_rate=1e30, momentum=config.momentum)
+        assert not Optimizer(rate).step(0, -weights, 1, weights, state, np.empty_like(weights), new), case
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_sum_of_finite_contributions_says_whether_it_is_finite(size: int) -> None:
+    large, small = np.full(size, 3e38, np.float32), np.ones(size, np.float32)
+    total = GradientSum(size)
+    for numbers, finite in (((large,), True), ((large, small), True), ((large, large), False), ((small, small), True)):
+        for i, each in enumerate(numbers):
+            total.add(each, first=i == 0)
+        assert total.is_finite() == finite

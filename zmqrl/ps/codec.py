@@ -81,6 +81,18 @@ def as_float32(codec: Codec, payload: Payload) -> FloatVector:
     return decoded
 
 
+def watched(left_finite: list[str]) -> np.errstate:
+    """A block in which each numpy operation that makes an inf or NaN of finite numbers adds a word to ``left_finite``.
+
+    The processor notices: it costs nothing, where a look at every number would take half as long as the update.
+    """
+
+    def note(what: str, _: int) -> None:
+        left_finite.append(what)
+
+    return np.errstate(over="call", divide="call", invalid="call", under="ignore", call=note)
+
+
 def is_finite(vector: FloatVector) -> bool:
     """Whether ``vector``, float32 (n,), holds neither NaN nor inf."""
     with np.errstate(over="ignore", invalid="ignore"):

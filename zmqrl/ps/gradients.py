@@ -34,12 +34,18 @@ class GradientSum:
         self.buffer = np.zeros(count, np.float32)  # zeros are touched once, here
         self.buffer.fill(0)
         self.value: FloatVector = self.buffer
+        self._left_finite: list[str] = []
+
+    def is_finite(self) -> bool:
+        """Whether the sum of contributions, which are all finite, is so too."""
+        return not self._left_finite or codec.is_finite(self.value)
 
     def add(self, numbers: FloatVector, *, first: bool) -> None:
         """Start the sum with ``numbers`` or add them to it."""
         if first:
             self.value = numbers
+            self._left_finite.clear()
         else:
-            with np.errstate(over="ignore"):  # the optimizer sees it
+            with codec.watched(self._left_finite):
                 np.add(self.value, numbers, out=self.buffer)
             self.value = self.buffer

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from zmqrl.errors import UsageError
-from zmqrl.ps.codec import FloatVector, is_finite
+from zmqrl.ps.codec import FloatVector, is_finite, watched
 
 State: TypeAlias = Mapping[str, FloatVector]
 # (gradient, weights, old state, new weights, new state), one block of each
@@ -92,8 +92,8 @@ class Optimizer:
     ) -> bool:
         """Write version ``version + 1`` from ``version`` and the sum of ``count`` gradients; whether all is finite.
 
-        All arrays are float32 (n,); the new ones overlap none of the others. The state of version 0 is all zeros.
-        The result is that of torch.optim within float32 rounding.
+        All arrays are float32 (n,), those that are read finite; the new ones overlap none of them. The state of version
+        0 is all zeros. The result is that of torch.optim within float32 rounding.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape
@@ -101,7 +101,8 @@ class Optimizer:
         decay = self.config.weight_decay
         rule = {"adam": self._adam, "rmsprop": self._rmsprop, "sgd": self._sgd}[self.config.name]
         update = rule(version, 1.0 if decay else 1 / count)
-        with np.errstate(all="ignore"):
+        left_finite: list[str] = []
+        with watched(left_finite):
             for start in range(0, weights.size, BLOCK):
                 cut = slice(start, start + BLOCK)
                 gradient = gradient_sum[cut]
@@ -110,9 +111,7 @@ class Optimizer:
                 old = [state[name][cut] for name in names]
                 new = [new_state[name][cut] for name in names]
                 update(gradient, weights[cut], old, new_weights[cut], new)
-                if not all(is_finite(block) for block in (new_weights[cut], *new)):
-                    return False
-        return True
+        return not left_finite or all(map(is_finite, (new_weights, *new_state.values())))
 
     def _adam(self, version: int, scale: float) -> BlockUpdate:
         """Kingma and Ba 2015, algorithm 1 with t = version + 1, of ``scale`` times the gradient.

@@ -205,7 +205,7 @@ class ShardServer:
         old, new = self.store.newest, self.store.free_slot()
         assert old is not None
         with self.spans("optimize"):
-            finite = self.optimizer.step(
+            finite = self.sum.is_finite() and self.optimizer.step(
                 record.version - 1, self.sum.value, record.quorum, old.weights, old.state, new.weights, new.state
             )
             self.sum.value = self.sum.buffer
