@@ -295,9 +295,7 @@ class Supervisor:
 
     def _undo_rows(self) -> None:
         """All shards have taken over the checkpoint: what was made after it has not been."""
-        rows = History(self.directory.metrics)
-        rows.rewind(self.shards.checkpoint.version, self.shards.generation)
-        rows.close()
+        self.progress.undo_rows(self.shards.checkpoint.version, self.shards.generation)
         self.files.rewind(self.shards.checkpoint.version, self.shards.generation)
         self.keeper.count_anew()
         self.checkpointer.wanted = None
@@ -321,7 +319,7 @@ class Supervisor:
         if version is None:
             return
         self._take_in_stats()
-        counters = self.progress.counters_at(version, self.shards.stats.values())
+        counters = self.progress.counters_at(version, self.shards.stats)
         try:
             self.shards.checkpoint = self.checkpointer.take(version, self.shards.generation, counters, now)
             self.console.notice(f"checkpoint of version {version} written")
@@ -343,12 +341,10 @@ class Supervisor:
         while True:
             try:
                 version, self.shards.stats = stop_shards(self.control, self.shards.numbers, STOP_WITHIN_S, self._pump)
-                self._take_in_stats()
-                self.progress.show(time.monotonic())
-                counters = self.progress.counters_at(version, self.shards.stats.values())
-                self.shards.checkpoint = self.checkpointer.take_now(
-                    version, self.shards.generation, counters, time.monotonic(), self._pump
-                )
+                stats = self.checkpointer.set_aside(version, self._pump)
+                now = time.monotonic()
+                counters = self.progress.end(version, stats, self.membership.view.members, now)
+                self.shards.checkpoint = self.checkpointer.take(version, self.shards.generation, counters, now)
                 break
             except ClusterError as error:
                 if self.shards.rollback is not None or time.monotonic() >= give_up_at:
