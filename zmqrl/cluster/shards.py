@@ -42,6 +42,13 @@ class Shards:
         return len(self.stats) == len(self.numbers)
 
     @property
+    def all_at_stop(self) -> bool:
+        """Whether every shard has made the version to end at."""
+        return (
+            self.all_told and self.stop_at is not None and min(s.version for s in self.stats.values()) >= self.stop_at
+        )
+
+    @property
     def ready(self) -> bool:
         """Whether every shard is there, with the state that it is to have."""
         return not self.down and self.rollback is None
@@ -50,6 +57,9 @@ class Shards:
         """A shard tells where it stands; whether it has made a version since the last time."""
         if stats.state == "empty" or stats.generation != self.generation:
             return False  # its WELCOME tells the same, and what is to be done
+        known = self.stats.get(shard)
+        if known is not None and (stats.incarnation, stats.version) < (known.incarnation, known.version):
+            return False  # an earlier answer, which a later one has overtaken
         self.stats[shard] = stats
         grown = stats.version > self.seen[shard]
         self.seen[shard] = max(self.seen[shard], stats.version)
@@ -105,6 +115,14 @@ class Shards:
             return False
         self.rollback = self.rollback_at = None
         return True
+
+    def say_again(self) -> None:
+        """Tell the view, and where to end, to each shard that says another: the first time it may have been lost."""
+        for shard, stats in self.stats.items():
+            if stats.view != self.membership.view.id:
+                self.tell_view(shard)
+            if stats.stop != self.stop_at:
+                self.control.send(shard, m.Stop(run=self.control.run, version=self.stop_at))
 
     def tell_view(self, shard: int) -> None:
         """Tell a shard who counts."""

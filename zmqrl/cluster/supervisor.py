@@ -209,7 +209,7 @@ class Supervisor:
         config, progress = self.config, self.progress
         if self.interrupts:
             return "interrupted"
-        if self.shards.all_told and all(s.state == "ended" for s in self.shards.stats.values()):
+        if self.shards.all_at_stop:
             return "updates"
         if config.stop_score is not None and progress.metrics.mean_score(SCORES_FOR_STOP) >= config.stop_score:
             return "stop_score"
@@ -303,14 +303,12 @@ class Supervisor:
     def _observe_members(self, now: float) -> None:
         alive = set.intersection(*(set(s.present) for s in self.shards.stats.values()))
         updated = any(s.version > self.shards.checkpoint.version for s in self.shards.stats.values())
-        view, notice = self.membership.observe(alive, updated, now)
+        _, notice = self.membership.observe(alive, updated, now)
         if self.progress.began_at is None and self.membership.complete_once:
             self.progress.begin(now)
         if notice is not None:
             self.console.notice(notice)
-        if view is not None or any(s.view != self.membership.view.id for s in self.shards.stats.values()):
-            for shard in self.shards.numbers:
-                self.shards.tell_view(shard)
+        self.shards.say_again()
 
     def _checkpoint_if_due(self, now: float) -> None:
         if self.followers.wants_checkpoint(self.progress.row["wall_s"]):
