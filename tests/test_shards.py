@@ -11,6 +11,7 @@ from zmqrl.cluster.launcher import Exited
 from zmqrl.cluster.membership import Membership
 from zmqrl.cluster.restarts import FAILURES_IN_A_ROW
 from zmqrl.cluster.shards import Shards
+from zmqrl.errors import ClusterError
 from zmqrl.ps import messages as m
 from zmqrl.ps.partition import Layout
 
@@ -125,6 +126,16 @@ def test_a_run_has_reached_its_end_when_every_shard_has_though_one_has_not_heard
     assert shards.all_at_stop
     shards.stop_at = 9
     assert not shards.all_at_stop
+
+
+def test_a_shard_that_can_make_no_more_versions_is_an_error_that_says_why(shards: Shards) -> None:
+    shards.on_stats(0, stats(0, 3))
+    shards.on_stats(1, stats(1, 2))
+    shards.check()
+    why = "version 3 has numbers that are not finite, from those of ranks 0"
+    shards.on_stats(1, stats(1, 2, state="ended", failure=why))
+    with pytest.raises(ClusterError, match=f"^shard 1 stays at version 2: {why}; lower the learning rate"):
+        shards.check()
 
 
 class Launcher:

@@ -53,6 +53,15 @@ class Shards:
         """Whether every shard is there, with the state that it is to have."""
         return not self.down and self.rollback is None
 
+    def check(self) -> None:
+        """Raise ClusterError that says why, if a shard can make no more versions."""
+        for shard, stats in sorted(self.stats.items()):
+            if stats.failure:
+                raise ClusterError(
+                    f"shard {shard} stays at version {stats.version}: {stats.failure}; lower the learning rate or clip "
+                    "the gradients of these workers, then go on with --resume."
+                )
+
     def on_stats(self, shard: int, stats: m.Stats) -> bool:
         """A shard tells where it stands; whether it has made a version since the last time."""
         if stats.state == "empty" or stats.generation != self.generation:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
@@ -78,6 +79,7 @@ class Supervisor:
             at_the_end.callback(
                 lambda: write_summary(self.directory.summary, reason, self.config, self.shards.checkpoint)
             )
+            at_the_end.callback(self._end_histories)
             at_the_end.callback(lambda: self.control.close() if hasattr(self, "control") else None)
             at_the_end.callback(self.launcher.close)
             at_the_end.callback(self.keeper.tell_all)
@@ -85,6 +87,7 @@ class Supervisor:
                 self._bring_up()
                 wish = self._watch()
                 self._finish(wish)
+                self.shards.check()  # the version that was to be the last may be the one that fails
                 reason = wish
                 self._let_leave()
                 if reason != "interrupted":
@@ -174,6 +177,7 @@ class Supervisor:
         for shard, message, _ in self.control.arrivals(0.05):
             self._arrived(shard, message)
         self._check_processes()
+        self.shards.check()
         now = time.monotonic()
         if now - self.asked_at < (ASK_AT_FIRST_EVERY_S if self.progress.began_at is None else ASK_EVERY_S):
             return
@@ -374,6 +378,16 @@ class Supervisor:
             self._finish("failed")
         except Exception as error:  # it must not hide what went wrong first
             self.console.notice(f"no checkpoint could be written: {error}")
+
+    def _end_histories(self) -> None:
+        """End them with the last checkpoint. A shard may have made one version more, which none goes on from."""
+        if not self.saved or self.config.mode == "async":
+            return
+        for path in filter(Path.exists, map(self.directory.history, self.shards.numbers)):
+            with contextlib.suppress(ClusterError, OSError):  # the run has ended; what there is stays
+                history = History(path)
+                history.rewind(self.shards.checkpoint.version, self.shards.generation + 1)
+                history.close()
 
     def _let_leave(self) -> None:
         """Workers end because they have heard BYE, then shards with their standard input."""
