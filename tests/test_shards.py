@@ -107,6 +107,16 @@ def test_where_to_end_is_said_until_every_shard_says_the_same(shards: Shards, wa
     assert said == [(1, m.Stop(run=RUN, version=wanted))] * 2
 
 
+def test_a_shard_that_was_past_the_end_before_it_heard_of_it_is_to_end_where_it_is(shards: Shards) -> None:
+    shards.stop_at = 3
+    said = shards.control.said  # type: ignore[attr-defined]
+    said.clear()
+    for stop in (None, 5):
+        shards.on_stats(0, stats(0, 5, stop=stop))
+        shards.say_again()
+    assert said == [(0, m.Stop(run=RUN, version=5))]
+
+
 def test_who_counts_is_said_until_every_shard_says_the_same(shards: Shards) -> None:
     said = shards.control.said  # type: ignore[attr-defined]
     said.clear()

@@ -130,8 +130,8 @@ class Shards:
         for shard, stats in self.stats.items():
             if stats.view != self.membership.view.id:
                 self.tell_view(shard)
-            if stats.stop != self.stop_at:
-                self.control.send(shard, m.Stop(run=self.control.run, version=self.stop_at))
+            if stats.stop != self._end_of(shard):
+                self.control.send(shard, m.Stop(run=self.control.run, version=self._end_of(shard)))
 
     def tell_view(self, shard: int) -> None:
         """Tell a shard who counts."""
@@ -157,4 +157,8 @@ class Shards:
 
     def _tell_end(self, shard: int) -> None:
         if self.stop_at is not None:
-            self.control.send(shard, m.Stop(run=self.control.run, version=self.stop_at))
+            self.control.send(shard, m.Stop(run=self.control.run, version=self._end_of(shard)))
+
+    def _end_of(self, shard: int) -> int | None:
+        """Where a shard is to end: at ``stop_at``, or where it is, if it was past that before it heard of it."""
+        return None if self.stop_at is None else max(self.stop_at, self.seen[shard])
