@@ -16,6 +16,7 @@ import pytest
 from lab import Lab
 from rig import HISTORY_KEYS, eventually, is_alive
 
+from zmqrl.check_history import check
 from zmqrl.checkpoint import Checkpoint, checkpoints
 
 # Deadlines are for a busy machine: a run of a second needs five when its processes have to import torch.
@@ -110,6 +111,7 @@ class RunFiles:
 
     def assert_contributions_exact(self, *, shards: int = 2) -> None:
         """Summary, last manifest and last row count what stands in the histories, and the rows only rise."""
+        assert check(self.path)["violations"] == []
         lines = [line for shard in range(shards) for line in self.history(shard)]
         counted = {name: sum(line[name] for line in lines) for name in ("late", "duplicate", "rejected")}
         counted["used"] = sum(len(line["ranks"]) for line in lines)
