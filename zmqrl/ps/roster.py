@@ -169,10 +169,11 @@ class Roster:
         old = [incarnation for incarnation in worker.doubted_at if incarnation != worker.incarnation]
         for incarnation in old[:-MOST_INCARNATIONS]:
             del worker.doubted_at[incarnation]
-        if worker.incarnation != event.incarnation:
-            return []
+        actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
+        if worker.incarnation != event.incarnation:  # its HELLO is still to come
+            return actions
         worker.heard_at = now
-        return [Log("info", f"worker {event.rank} is here"), *self._answer(event.rank, welcome)]
+        return [*actions, *self._answer(event.rank, welcome)]
 
     def heard(self, rank: int, now: float) -> None:
         """A worker has given a sign of life."""
