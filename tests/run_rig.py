@@ -16,6 +16,7 @@ import pytest
 from lab import Lab
 from rig import HISTORY_KEYS, eventually, is_alive
 
+from zmqrl.check_history import check
 from zmqrl.checkpoint import Checkpoint, checkpoints
 
 # Deadlines are for a busy machine: a run of a second needs five when its processes have to import torch.
@@ -83,6 +84,10 @@ class RunFiles:
         path = self.path / "history" / f"shard-{shard}.jsonl"
         return _lines(path) if path.exists() else []
 
+    def generation(self, shard: int) -> int:
+        """That of the newest version of a shard; 0 before there is one."""
+        return max((line["generation"] for line in self.history(shard)[-1:]), default=0)
+
     def log(self, name: str) -> str:
         """The log of a process; empty before there is one."""
         path = self.path / "logs" / f"{name}.log"
@@ -103,6 +108,20 @@ class RunFiles:
             for line in history:
                 assert set(line) == HISTORY_KEYS
                 assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"] == quorum
+
+    def assert_contributions_exact(self, *, shards: int = 2) -> None:
+        """Summary, last manifest and last row count what stands in the histories, and the rows only rise."""
+        assert check(self.path)["violations"] == []
+        lines = [line for shard in range(shards) for line in self.history(shard)]
+        counted = {name: sum(line[name] for line in lines) for name in ("late", "duplicate", "rejected")}
+        counted["used"] = sum(len(line["ranks"]) for line in lines)
+        rows = self.metrics()
+        for place in (self.summary(), self.newest().counters, rows[-1]):
+            assert {outcome: n for outcome, n in place["contributions"].items() if outcome != "skipped"} == counted
+        versions = [row["version"] for row in rows]
+        assert versions == sorted(set(versions))
+        for figure in ("agent_steps", "episodes", "wall_s"):
+            assert [row[figure] for row in rows] == sorted(row[figure] for row in rows)
 
     def assert_summary_exact(self, reason: str, *, quorum: int = 2, shards: int = 2) -> Line:
         """The summary has every key, and its figures are those of the last checkpoint and of each other."""

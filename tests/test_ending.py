@@ -8,14 +8,17 @@ from zmqrl.ps import messages as m
 
 
 class LateControl:
-    """Shards that make ``pace`` versions between two questions, and whose answers are ``late`` questions old."""
+    """Shards that make ``pace`` versions between two questions, and whose answers are ``late`` questions old.
+
+    ``failed`` is one that can make none, which keeps the others from making more than one.
+    """
 
     run = "0" * 16
 
-    def __init__(self, shards: int, *, pace: int, late: int) -> None:
+    def __init__(self, shards: int, *, pace: int, late: int, failed: int | None = None) -> None:
         self.versions = [100 + shard % 2 for shard in range(shards)]
-        self.stop: int | None = None
-        self.pace = pace
+        self.stops: list[int | None] = [None] * shards
+        self.pace, self.failed = pace, failed
         self.answers: list[dict[int, m.Stats]] = [self._stats() for _ in range(late + 1)]
 
     def stats(
@@ -37,13 +40,15 @@ class LateControl:
         meanwhile()
         stop = question(0)
         assert isinstance(stop, m.Stop)
-        if stop.version is not None and stop.version >= max(self.versions):
-            self.stop = stop.version
+        assert stop.version is not None
+        for shard in shards:
+            if shard != self.failed and stop.version >= self.versions[shard]:
+                self.stops[shard] = stop.version
         return self._answer(shards)
 
     def _answer(self, shards: Iterable[int]) -> dict[int, m.Stats]:
-        end = self.stop if self.stop is not None else 10**9
-        self.versions = [min(version + self.pace, end) for version in self.versions]
+        ends = [10**9 if stop is None else stop for stop in self.stops]
+        self.versions = [min(version + self.pace, end) for version, end in zip(self.versions, ends, strict=True)]
         self.answers.append(self._stats())
         old = self.answers.pop(0)
         return {shard: old[shard] for shard in shards}
@@ -58,13 +63,17 @@ class LateControl:
                 version=version,
                 view=1,
                 quorum=1,
-                state="ended" if version == self.stop else "open",
+                state="ended" if version == self.stops[shard] or shard == self.failed else "open",
                 held=(),
                 present=(),
                 silent_ms=(),
                 tallies=(),
                 unattributed=0,
                 captured=None,
+                totals=(version, 0, 0, 0),
+                captured_totals=(),
+                stop=version if shard == self.failed else self.stops[shard],
+                failure="version 101 has numbers that are not finite" if shard == self.failed else "",
             )
             for shard, version in enumerate(self.versions)
         }
@@ -82,3 +91,24 @@ def test_shards_that_never_stand_still_are_stopped_though_their_answers_are_old(
 def test_a_standing_run_is_stopped_at_the_version_it_has() -> None:
     control: Any = LateControl(1, pace=0, late=0)
     assert stop_shards(control, [0], 5.0, lambda: None)[0] == 100
+
+
+def test_where_a_shard_can_make_no_more_versions_all_stay_where_they_are_at_once() -> None:
+    control: Any = LateControl(2, pace=0, late=0, failed=0)
+    rounds: list[int] = []
+    version, stats = stop_shards(control, range(2), 600.0, lambda: rounds.append(1))
+    assert len(rounds) < 10
+    assert version == 100
+    assert {shard: (s.version, s.state) for shard, s in stats.items()} == {0: (100, "ended"), 1: (101, "ended")}
+
+
+def test_a_shard_that_can_make_no_more_versions_while_the_run_ends_keeps_nobody_waiting() -> None:
+    control: Any = LateControl(2, pace=0, late=0)
+    rounds: list[int] = []
+
+    def fails() -> None:
+        rounds.append(1)
+        control.failed = 0 if len(rounds) > 3 else None
+
+    assert stop_shards(control, range(2), 600.0, fails)[0] == 100
+    assert len(rounds) < 20

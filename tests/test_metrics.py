@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rig import file_size_limit
 
-from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
+from zmqrl.observe.metrics import INCARNATIONS_KEPT, Counters, JsonLines, RunMetrics, ShardStats
 from zmqrl.observe.reports import WorkerReport
 
 
@@ -19,13 +19,17 @@ def report(rank: int = 0, incarnation: int = 1, **figures: Any) -> dict[str, Any
 def told(tested: RunMetrics, report: object) -> bool:
     """Whether ``report`` was taken."""
     try:
-        return tested.on_report(WorkerReport.parse(report))
+        tested.on_report(WorkerReport.parse(report))
     except ValueError:
         return False
+    return True
 
 
 def shard(version: int = 0, **figures: Any) -> ShardStats:
-    stats: dict[str, Any] = {"version": version, "quorum": 2, "held": [], "present": [0, 1], "outcomes": {}, **figures}
+    """A shard whose process has made its history from the start, unless its ``totals`` say otherwise."""
+    stats: dict[str, Any] = {"incarnation": 1, "version": version, "held": [], "present": [0, 1], "outcomes": {}}
+    stats |= figures
+    stats.setdefault("totals", [sum(column) for column in zip([0, 0, 0, 0], *stats["outcomes"].values(), strict=True)])
     return stats  # type: ignore[return-value]
 
 
@@ -77,12 +81,13 @@ def lives(draw: st.DrawFn) -> list[Life]:
 @given(lives(), st.data())
 def test_totals_are_right_when_reports_are_lost_doubled_and_out_of_order(made: list[Life], data: st.DataObject) -> None:
     tested = metrics()
+    arriving = []
     for life in made:
         *some, last = life.reports()
         # The last report of an incarnation arrives; of the others any number, any number of times, in any order.
-        arriving = [last, *data.draw(st.lists(st.sampled_from([*some, last]), max_size=8))]
-        for each in data.draw(st.permutations(arriving)):
-            assert told(tested, each)
+        arriving += [last, *data.draw(st.lists(st.sampled_from([*some, last]), max_size=8))]
+    for each in data.draw(st.permutations(arriving)):
+        assert told(tested, each)
     counters = tested.counters()
     assert counters.agent_steps == sum(life.agent_steps[-1] for life in made)
     assert counters.abandoned_steps == sum(life.agent_steps[-1] // 2 for life in made)
@@ -101,11 +106,31 @@ def test_a_rank_that_comes_back_adds_to_what_it_had() -> None:
     assert row["skipped_by_rank"] == {"0": 4}
 
 
-def test_a_report_from_before_the_restart_is_dropped() -> None:
+def test_a_report_that_comes_after_one_of_the_next_process_counts() -> None:
     tested = metrics()
     assert told(tested, report(incarnation=2, agent_steps=10))
-    assert not told(tested, report(incarnation=1, agent_steps=1000))
-    assert tested.row(1.0)["agent_steps"] == 10
+    assert told(tested, report(incarnation=1, agent_steps=1000, games=[[1, 5.0, 100]]))
+    row = tested.row(1.0)
+    assert (row["agent_steps"], row["episodes"]) == (1010, 1)
+
+
+def test_a_process_whose_clock_was_set_back_counts_and_has_taken_the_rank_over() -> None:
+    tested = metrics()
+    over = [
+        tested.on_report(WorkerReport.parse(report(incarnation=incarnation, agent_steps=steps)))
+        for incarnation, steps in ((1000, 100), (1000, 200), (7, 10), (7, 20), (1000, 250))
+    ]
+    assert over == [False, False, True, False, False]
+    assert tested.row(1.0)["agent_steps"] == 270
+
+
+def test_a_worker_that_makes_up_incarnations_fills_no_memory() -> None:
+    tested = metrics()
+    for incarnation in range(10 * INCARNATIONS_KEPT):
+        told(tested, report(incarnation=5, agent_steps=100))
+        told(tested, report(incarnation=100 + incarnation, agent_steps=1))
+    assert len(tested._workers[0]) == INCARNATIONS_KEPT
+    assert tested.row(1.0)["agent_steps"] == 100 + 10 * INCARNATIONS_KEPT
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -269,17 +294,17 @@ def test_rates_are_over_about_half_a_minute() -> None:
     assert metrics().row(0.0)["updates_per_s"] is None
 
 
-def test_after_a_rollback_the_version_falls_and_the_totals_do_not() -> None:
+def test_after_a_rollback_the_version_and_the_contributions_fall_and_the_steps_do_not() -> None:
     tested = metrics()
     told(tested, report(version=50, agent_steps=1000, losses={"loss": 1.0}))
     tested.on_shards([shard(50, outcomes={0: [50, 1, 0, 0], 1: [50, 0, 0, 0]})])
     tested.row(1.0)
     told(tested, report(version=31, agent_steps=1100, losses={"loss": 2.0}))
-    tested.on_shards([shard(30, outcomes={0: [0, 0, 0, 0]})])
+    tested.on_shards([shard(30, outcomes={0: [50, 1, 0, 0], 1: [50, 0, 0, 0]}, totals=[60, 0, 0, 0])])
     row = tested.row(2.0)
     assert (row["version"], row["agent_steps"], row["loss"]) == (30, 1100, 2.0)
     assert row["updates_per_s"] == pytest.approx(25, rel=0.1), "of the first second; none since"
-    assert row["contributions"]["used"] == 100
+    assert (row["contributions"]["used"], row["contributions"]["late"]) == (60, 0)
 
 
 # shards
@@ -290,7 +315,7 @@ def test_the_version_is_the_lowest_and_outcomes_are_sums_over_shards() -> None:
     tested.on_shards(
         [
             shard(6, present=[0, 1, 2], outcomes={0: [6, 1, 2, 3], 1: [6, 0, 0, 0]}),
-            shard(5, present=[0, 2], outcomes={0: [5, 2, 0, 0], 1: [5, 4, 0, 0]}, unattributed=7),
+            shard(5, present=[0, 2], outcomes={0: [5, 2, 0, 0], 1: [5, 4, 0, 0]}, totals=[10, 6, 0, 7]),
         ]
     )
     row = tested.row(1.0)
@@ -300,35 +325,51 @@ def test_the_version_is_the_lowest_and_outcomes_are_sums_over_shards() -> None:
     assert row["late_by_rank"] == {"0": 3, "1": 4}
 
 
-def test_a_shard_that_does_not_answer_keeps_its_figures() -> None:
+def test_until_every_shard_has_answered_the_version_and_the_contributions_stay() -> None:
     tested = metrics()
-    tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), shard(4, outcomes={0: [4, 0, 0, 0]})])
     tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), None])
+    assert (tested.counters().version, tested.counters().contributions["used"]) == (0, 0)
+    tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), shard(4, outcomes={0: [4, 0, 0, 0]})])
+    tested.on_shards([shard(2, totals=[2, 0, 0, 0]), None])  # of a rollback that the other has still to tell of
     row = tested.row(1.0)
     assert (row["version"], row["contributions"]["used"]) == (4, 9)
 
 
 @given(
     st.lists(
-        st.tuples(st.integers(20, 200), st.integers(0, 2), st.booleans()),  # versions made, lost at the end, recovered
-        min_size=1,
-        max_size=5,
+        st.one_of(
+            st.tuples(st.just("make"), st.integers(1, 30)),
+            st.tuples(st.just("restart"), st.integers(0, 2)),  # without the counts since its last commit
+            st.tuples(st.just("back"), st.integers(0, 40)),
+        ),
+        max_size=12,
     )
 )
-def test_used_adds_up_over_restarts_of_a_shard(restarts: list[tuple[int, int, bool]]) -> None:
-    """A recovered shard forgets up to two versions and makes them again; any other counts from zero."""
+def test_contributions_are_those_of_the_histories_whatever_happens_to_the_shard(story: list[tuple[str, int]]) -> None:
     tested = metrics()
-    made = counted = 0
-    for versions, forgotten, recovered in restarts:
-        for _ in range(versions // 10):
-            counted += 10
-            tested.on_shards([shard(counted, outcomes={0: [counted, 0, 0, 0], 1: [counted, 0, 0, 0]})])
-        if recovered:
-            counted = max(0, counted - forgotten)
-        else:
-            made, counted = made + counted, 0
-    tested.on_shards([shard(counted + 2, outcomes={0: [counted + 2, 0, 0, 0], 1: [counted + 2, 0, 0, 0]})])
-    assert tested.counters().contributions["used"] == 2 * (made + counted + 2)
+    history: list[tuple[int, int, int, int]] = []
+    incarnation, counted = 1, [0, 0, 0, 0]
+    for what, number in story:
+        match what:
+            case "make":
+                history += [(2, 1, 0, 0)] * number
+                counted = [counted[0] + number, counted[1] + number, 0, 0]
+            case "restart":
+                incarnation, counted = incarnation + 1, [max(0, n - number) for n in counted]
+            case "back":
+                history = history[: max(0, len(history) - number)]
+                incarnation, counted = incarnation + 1, [0, 0, 0, 0]
+        totals = [sum(column) for column in zip((0, 0, 0, 0), *history, strict=True)]
+        tested.on_shards([shard(len(history), incarnation=incarnation, outcomes={0: counted}, totals=totals)])
+        contributions = tested.counters().contributions
+        assert (contributions["used"], contributions["late"]) == (2 * len(history), len(history))
+
+
+def test_who_was_late_is_counted_on_when_a_shard_is_restarted_or_answers_out_of_order() -> None:
+    tested = metrics()
+    for incarnation, late in ((1, 5), (1, 4), (1, 6), (2, 3), (2, 4), (3, 0), (3, 2)):
+        tested.on_shards([shard(9, incarnation=incarnation, outcomes={0: [9, late, 0, 0]})])
+    assert tested.row(1.0)["late_by_rank"] == {"0": 6 + 1 + 2}
 
 
 def test_missing_names_who_the_open_version_waits_for_and_how_long() -> None:
@@ -364,11 +405,18 @@ def test_a_resumed_run_goes_on_from_its_checkpoint() -> None:
 
     resumed = RunMetrics(start=Counters.from_json(saved))
     told(resumed, report(agent_steps=100, games=[[1, 6.0, 9]]))
-    resumed.on_shards([shard(22, outcomes={0: [2, 0, 0, 0]})])
+    assert resumed.counters().contributions == first.counters().contributions
+    resumed.on_shards([shard(22, outcomes={0: [2, 0, 0, 0]}, totals=[22, 1, 0, 0])])
     row = resumed.row(1.0)
     assert (row["wall_s"], row["agent_steps"], row["agent_steps_per_s"]) == (9.0, 1100, 100.0)
     assert (row["updates_per_s"], row["episodes"], row["score_mean_50"]) == (2.0, 2, 5.0)
     assert row["contributions"] == {"used": 22, "late": 1, "duplicate": 0, "rejected": 0, "skipped": 2}
+
+
+def test_figures_go_on_from_a_row_that_is_younger_than_the_checkpoint() -> None:
+    saved = Counters(version=20, agent_steps=1000, abandoned_steps=7, episodes=5, wall_s=8.0)
+    row = {"version": 20, "agent_steps": 1200, "abandoned_steps": None, "episodes": 4, "wall_s": 8.5}
+    assert saved.not_below(row) == Counters(version=20, agent_steps=1200, abandoned_steps=7, episodes=5, wall_s=8.5)
 
 
 # metrics.jsonl

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from run_rig import OUTCOMES, QUICKLY, ROW_KEYS, WITHIN_S, Line, RunFiles, copied, trained, training
 
+from zmqrl.check_history import check
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
@@ -63,6 +64,7 @@ def run_pids(cluster: Line) -> list[int]:
 def test_updates_end_a_run_at_exactly_that_version_on_every_shard(finished: Finished) -> None:
     finished.assert_history_exact(UPDATES)
     assert finished.newest().version == UPDATES
+    assert check(finished.path) == {"shards": 2, "versions": UPDATES, "violations": []}
 
 
 def test_the_summary_agrees_with_the_last_checkpoint_and_with_itself(finished: Finished) -> None:

@@ -6,13 +6,19 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rig import Gradient, Worker
 from run_rig import WITHIN_S, Run, outside_worker, trained, training
 
 import zmqrl
 from zmqrl.checkpoint import checkpoints
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.codec import FloatVector
+from zmqrl.ps.connection import Weights
 
 pytestmark = pytest.mark.timeout(100)
 LONG = (pytest.mark.slow, pytest.mark.timeout(900))
@@ -29,6 +35,24 @@ cli.main()
 """
 # What dies at once may be told of seconds apart where the machine is busy.
 FOLDING = "from zmqrl import cli\nfrom zmqrl.observe import folding\nfolding.WINDOW_S = 8.0\ncli.main()"
+
+# Nobody who waits half a minute for shards to stop is waited for.
+PATIENT = "from zmqrl import cli\nfrom zmqrl.cluster import supervisor\nsupervisor.STOP_WITHIN_S = 600.0\ncli.main()"
+# The first that shard 1 is told of the end is lost.
+FORGETFUL = """
+from zmqrl import cli
+from zmqrl.ps import control, messages
+send, lost = control.ShardControl.send, []
+
+def forget(self, shard, message, payload=None):
+    if isinstance(message, messages.Stop) and shard == 1 and not lost:
+        lost.append(message)
+        return True
+    return send(self, shard, message, payload)
+
+control.ShardControl.send = forget
+cli.main()
+"""
 
 SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
@@ -79,8 +103,88 @@ def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_p
         assert generations == sorted(generations)
     undone = list((path / "history").glob("shard-*.before-generation-2.jsonl"))
     assert undone, "the versions that were undone are kept"
-    versions = [row["version"] for row in run.files.metrics()]
-    assert versions == sorted(set(versions))
+    run.files.assert_contributions_exact()
+
+
+@pytest.mark.parametrize("turns", [3, pytest.param(15, marks=LONG)])
+def test_after_rollbacks_every_figure_is_that_of_the_histories(tmp_path: Path, turns: int) -> None:
+    path = tmp_path / "run"
+    options = ("--workers", "1", "--backups", "1", "--checkpoint.every-minutes", "0.01")
+    with training(path, *SLOWLY, *options) as run:
+        for turn in range(turns):
+            run.wait_to_say("checkpoint of version")
+            run.wait_for(run.files.version() + 20)
+            (path / "state" / f"shard-{turn % 2}.slots").unlink()
+            run.kill("shard", turn % 2)
+            run.eventually(lambda turn=turn: run.said().count("all shards go back") > turn, "a rollback")
+            run.eventually(
+                lambda turn=turn: all(run.files.generation(shard) == turn + 2 for shard in range(2)),
+                "versions after the rollback",
+            )
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+    summary = run.files.assert_summary_exact("interrupted", quorum=1)
+    run.files.assert_history_exact(summary["updates"], quorum=1)
+    run.files.assert_contributions_exact()
+    assert summary["contributions"]["late"] > 0
+
+
+def test_a_shard_that_never_heard_where_to_end_is_told_again(tmp_path: Path) -> None:
+    with training(tmp_path / "run", *SLOWLY, "--updates", "20", program=("-c", FORGETFUL)) as run:
+        assert run.wait() == 0, run.said()
+    run.files.assert_summary_exact("updates")
+    run.files.assert_history_exact(20)
+
+
+@contextlib.contextmanager
+def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
+    """Both ranks of ``run`` are workers of somebody else, in threads; they are not waited for."""
+    run.wait_to_say("rank 1 is open")
+    workers = [Worker(Cluster.read(run.files.path / "cluster.json"), rank, gradient=gradient) for rank in range(2)]
+    try:
+        for worker in workers:
+            worker.thread.start()
+        yield
+    finally:
+        for worker in workers:
+            worker.leaving.set()
+            worker.connection.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "everywhere"),
+    [
+        pytest.param(3e38, True, id="the sum of two is too large"),
+        pytest.param(1e25, True, id="a square is too large"),
+        pytest.param(3e38, False, id="the sum is too large on one shard only"),
+    ],
+)
+def test_contributions_of_which_comes_no_finite_version_end_the_run_with_the_version_before(
+    tmp_path: Path, number: float, everywhere: bool
+) -> None:
+    def gradient(rank: int, weights: Weights) -> FloatVector:
+        vector = np.full(weights.vector.size, 1e-3, np.float32)
+        if weights.version == 5:
+            vector[0 if everywhere else -100 :] = number
+        return vector
+
+    path, options = tmp_path / "run", ("--workers", "2", "--external-workers", "2")
+    with training(path, *options, program=("-c", PATIENT)) as run, pushing(run, gradient):
+        assert run.wait() == 3
+    (complaint,) = run.complaint().splitlines()
+    assert re.match(
+        rf"zmqrl: shard [{'01' if everywhere else '1'}] stays at version 5: version 6 has numbers that are not finite, "
+        r"from those of ranks 0, 1; lower the learning rate",
+        complaint,
+    )
+    assert run.files.assert_summary_exact("failed")["updates"] == 5
+    run.files.assert_history_exact(5)
+    if everywhere:
+        run.files.assert_contributions_exact()
+    else:  # shard 0 had made one more, which a row may have counted
+        (undone,) = (path / "history").glob("shard-0.before-generation-2.jsonl")
+        assert undone.read_text(encoding="utf-8").startswith('{"version": 6, ')
+        trained(path, "--resume", "--updates", "10", "--external-workers", "0").assert_history_exact(10)
 
 
 def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_just_after_a_shard_was_killed(
@@ -156,10 +260,9 @@ def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_whe
         assert int(resumed_at) in (killed_at, killed_at + 1)
     files.assert_summary_exact("updates")
     files.assert_history_exact(killed_at + 10)
+    files.assert_contributions_exact()
     assert [files.history(shard)[:kept] for shard in range(2)] == history
     assert not (path / "left.json").exists()
-    versions = [row["version"] for row in files.metrics()]
-    assert versions == sorted(set(versions))
     assert last.exists()
 
 

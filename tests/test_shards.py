@@ -11,6 +11,7 @@ from zmqrl.cluster.launcher import Exited
 from zmqrl.cluster.membership import Membership
 from zmqrl.cluster.restarts import FAILURES_IN_A_ROW
 from zmqrl.cluster.shards import Shards
+from zmqrl.errors import ClusterError
 from zmqrl.ps import messages as m
 from zmqrl.ps.partition import Layout
 
@@ -18,14 +19,16 @@ RUN = "0123456789abcdef"
 
 
 class Control:
-    """Remembers what was loaded."""
+    """Remembers what was loaded and what was said."""
 
     run = RUN
 
     def __init__(self) -> None:
         self.loaded: list[tuple[int, int]] = []
+        self.said: list[tuple[int, m.Message]] = []
 
     def send(self, shard: int, message: m.Message) -> bool:
+        self.said.append((shard, message))
         return True
 
     def load(self, shard: int, generation: int, *_: Any) -> None:
@@ -36,6 +39,13 @@ def welcome(shard: int, incarnation: int, state: Any, *, generation: int = 1, ve
     about = {"run": RUN, "shard": shard, "incarnation": incarnation, "generation": generation, "version": version}
     view = {"view": 1, "quorum": 1, "members": (0,)}
     return m.Welcome(**about, **view, codec="f32", state=state, published=True)  # type: ignore[arg-type]
+
+
+def stats(shard: int, version: int, **figures: Any) -> m.Stats:
+    about = {"run": RUN, "shard": shard, "incarnation": 10, "generation": 1, "version": version, "state": "open"}
+    view: dict[str, Any] = {"view": 1, "quorum": 1, "held": (), "present": (0,), "silent_ms": (0,), "tallies": ()}
+    kept: dict[str, Any] = {"captured": None, "totals": (version, 0, 0, 0), "captured_totals": (), "stop": None}
+    return m.Stats(**{"unattributed": 0, "failure": "", **about, **view, **kept, **figures})
 
 
 @pytest.fixture
@@ -74,6 +84,68 @@ def test_a_shard_that_welcomes_us_again_says_nothing_new(shards: Shards) -> None
     shards.on_welcome(0, welcome(0, 10, "open"))
     shards.on_welcome(0, welcome(0, 10, "open"))
     assert shards.ready
+
+
+def test_an_answer_that_a_later_one_has_overtaken_changes_nothing(shards: Shards) -> None:
+    assert shards.on_stats(0, stats(0, 7))
+    for old in (stats(0, 6), stats(0, 9, incarnation=9), stats(0, 9, generation=0)):
+        assert not shards.on_stats(0, old)
+    assert shards.stats[0].version == 7
+    assert not shards.on_stats(0, stats(0, 5, incarnation=11)), "a process that was started again has less"
+    assert shards.stats[0].version == 5
+
+
+@pytest.mark.parametrize("wanted", [8, None])
+def test_where_to_end_is_said_until_every_shard_says_the_same(shards: Shards, wanted: int | None) -> None:
+    shards.stop_at = wanted
+    said = shards.control.said  # type: ignore[attr-defined]
+    said.clear()
+    for stop in (9, 9, wanted):
+        shards.on_stats(0, stats(0, 3, stop=wanted))
+        shards.on_stats(1, stats(1, 3, stop=stop))
+        shards.say_again()
+    assert said == [(1, m.Stop(run=RUN, version=wanted))] * 2
+
+
+def test_a_shard_that_was_past_the_end_before_it_heard_of_it_is_to_end_where_it_is(shards: Shards) -> None:
+    shards.stop_at = 3
+    said = shards.control.said  # type: ignore[attr-defined]
+    said.clear()
+    for stop in (None, 5):
+        shards.on_stats(0, stats(0, 5, stop=stop))
+        shards.say_again()
+    assert said == [(0, m.Stop(run=RUN, version=5))]
+
+
+def test_who_counts_is_said_until_every_shard_says_the_same(shards: Shards) -> None:
+    said = shards.control.said  # type: ignore[attr-defined]
+    said.clear()
+    for view in (0, 1):
+        shards.on_stats(0, stats(0, 3, view=view))
+        shards.say_again()
+    assert said == [(0, m.ViewChange(run=RUN, view=1, quorum=1, members=(0,)))]
+
+
+def test_a_run_has_reached_its_end_when_every_shard_has_though_one_has_not_heard_of_it(shards: Shards) -> None:
+    shards.on_stats(0, stats(0, 8, state="ended", stop=8))
+    shards.on_stats(1, stats(1, 8))
+    assert not shards.all_at_stop
+    shards.stop_at = 8
+    assert shards.all_at_stop
+    shards.on_stats(1, stats(1, 9))
+    assert shards.all_at_stop
+    shards.stop_at = 9
+    assert not shards.all_at_stop
+
+
+def test_a_shard_that_can_make_no_more_versions_is_an_error_that_says_why(shards: Shards) -> None:
+    shards.on_stats(0, stats(0, 3))
+    shards.on_stats(1, stats(1, 2))
+    shards.check()
+    why = "version 3 has numbers that are not finite, from those of ranks 0"
+    shards.on_stats(1, stats(1, 2, state="ended", failure=why))
+    with pytest.raises(ClusterError, match=f"^shard 1 stays at version 2: {why}; lower the learning rate"):
+        shards.check()
 
 
 class Launcher:

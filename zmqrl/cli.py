@@ -48,6 +48,9 @@ COMMANDS = {
     "status": Command("zmqrl.status", "RUN [options]", "show what a run is doing, or what a dead one left where"),
     "logs": Command("zmqrl.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
     "stop": Command("zmqrl.stop", "RUN", "let a run end with a checkpoint, and wait for it"),
+    "check-history": Command(
+        "zmqrl.check_history", "RUN [options]", "check that every shard of a run made each version once"
+    ),
     "plot": Command("zmqrl.plot", "RUN [RUN ...]", "draw what runs did over time"),
     "compare": Command("zmqrl.compare", "RUN RUN [RUN ...]", "show the settings and results of runs side by side"),
 }

@@ -67,8 +67,13 @@ class Checkpointer:
         self, version: int, generation: int, counters: dict[str, Any], now: float, meanwhile: Callable[[], None]
     ) -> Checkpoint:
         """The same for a version that every shard holds and will hold: the last one. Raises ClusterError."""
+        self.set_aside(version, meanwhile)
+        return self.take(version, generation, counters, now)
+
+    def set_aside(self, version: int, meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
+        """Let every shard set ``version`` aside, which it holds; what each tells then. Raises ClusterError."""
         request = m.Checkpoint(run=self.control.run, version=version)
-        self.control.ask(
+        return self.control.ask(
             range(len(self.model.states)),
             lambda _: request,
             lambda answer: answer if isinstance(answer, m.Stats) and answer.captured == version else None,
@@ -76,4 +81,3 @@ class Checkpointer:
             what=f"checkpoint of version {version}",
             meanwhile=meanwhile,
         )
-        return self.take(version, generation, counters, now)

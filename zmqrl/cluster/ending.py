@@ -26,9 +26,9 @@ def stop_shards(
 ) -> tuple[int, dict[int, m.Stats]]:
     """Agree on a last version at or above every shard's own, and wait until all have ended with it.
 
-    Where the workers are gone, the shards stay where they are, and the newest version that all of them still hold is
-    the last. ``meanwhile`` is called again and again while that takes. Returns that version and where each shard
-    stands; raises ClusterError when a shard does not answer.
+    Where the workers are gone, or a shard can make no more versions, the shards stay where they are, and the newest
+    version that all of them still hold is the last. ``meanwhile`` is called again and again while that takes. Returns
+    that version and where each shard stands; raises ClusterError when a shard does not answer.
     """
     shards = list(shards)
 
@@ -41,7 +41,7 @@ def stop_shards(
     deadline = time.monotonic() + within_s
     stats = control.stats(shards, within_s=within_s, what="stopping the shards", meanwhile=meanwhile)
     end, margin = max(s.version for s in stats.values()), 1
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not any(s.failure for s in stats.values()):
         stats = ask(shards, end)
         newest = max(s.version for s in stats.values())
         if all(s.state == "ended" and s.version == end for s in stats.values()):

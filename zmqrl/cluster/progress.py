@@ -9,10 +9,11 @@ import msgpack
 
 from zmqrl.config import Config
 from zmqrl.observe.console import Console, View
-from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats
+from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats, summed
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.trackers import CLOSE_WITHIN_S, Tracked, Trackers
 from zmqrl.ps import messages as m
+from zmqrl.ps.history import History, read_lines
 from zmqrl.ps.optimizer import Optimizer
 from zmqrl.rundir import RunDirectory
 
@@ -23,13 +24,16 @@ class Progress:
     """The figures of a run. ``row`` is the newest one; time counts from ``begin``, at the first version."""
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
-        self.config, self.console = config, console
+        self.config, self.directory, self.console = config, directory, console
         self.title = f"{config.recipe} · {config.env} · {directory.path.name}"
+        written = read_lines(directory.metrics)
+        for row in (row for row in written if row["version"] <= counters.version):
+            counters = counters.not_below(row)
         self.metrics = RunMetrics(start=counters)
         self.rows = JsonLines(directory.metrics)
+        self.row_version = max((row["version"] for row in written), default=0)  # no later row has one as low
         tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
         self.trackers = Trackers(config.trackers, tracked, console.notice)
-        self.outside: dict[int, int] = {}  # incarnations of the workers that others have started, by rank
         self.malformed: set[int] = set()  # ranks whose reports could not be used
         self.began_at: float | None = None
         self.row_at = 0.0
@@ -44,42 +48,54 @@ class Progress:
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
     def on_report(self, report: m.Report) -> None:
-        """Take a worker's own figures, unless they are malformed or of an old incarnation."""
+        """Take a worker's own figures, unless they are malformed."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
         try:
-            self.metrics.on_report(WorkerReport.parse(figures))
+            taken_over = self.metrics.on_report(WorkerReport.parse(figures))
         except ValueError as error:
             if report.rank not in self.malformed:
                 self.malformed.add(report.rank)
                 self.console.notice(f"reports of worker {report.rank} do not count, they are malformed: {error}")
-        known = self.outside.get(report.rank, report.incarnation)
-        if report.rank >= self.config.ranks - self.config.external_workers and report.incarnation >= known:
-            self.outside[report.rank] = report.incarnation
-            if report.incarnation > known:
-                self.console.notice(f"rank {report.rank} has been taken over by another worker")
+            return
+        if taken_over and report.rank >= self.config.ranks - self.config.external_workers:
+            self.console.notice(f"rank {report.rank} has been taken over by another worker")
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
         """Take where the shards stand; those that have not answered are missing in ``stats``."""
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
 
-    def counters_at(self, version: int, stats: Iterable[m.Stats]) -> dict[str, Any]:
-        """The figures at ``version``, which every shard has reached: what is used since then is not counted."""
+    def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
+        """The figures at ``version``, which every shard has set aside: what they have used since is not counted."""
         counters = self.metrics.counters()
-        since = sum((s.version - version) * s.quorum for s in stats)
-        contributions = {**counters.contributions, "used": counters.contributions["used"] - since}
+        contributions = {**counters.contributions, **summed(each.captured_totals for each in stats.values())}
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
+
+    def end(self, version: int, stats: Mapping[int, m.Stats], members: tuple[int, ...], now: float) -> dict[str, Any]:
+        """Make the last row, of ``version``, which every shard has set aside; the figures of the run that ends."""
+        last = {s: dataclasses.replace(each, version=version, totals=each.captured_totals) for s, each in stats.items()}
+        self.on_stats(last, sorted(last), members)
+        self.show(now)
+        return self.counters_at(version, last)
+
+    def undo_rows(self, version: int, generation: int) -> None:
+        """All shards have gone back to ``version``: the rows above it go to a file of their own."""
+        self.metrics.go_back(version)
+        rows = History(self.directory.metrics)
+        rows.rewind(version, generation)
+        rows.close()
+        self.row_version = min(self.row_version, version)
 
     def due(self, now: float) -> bool:
         """Whether it is time for the next row."""
         return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
 
     def show(self, now: float) -> None:
-        """Make the next row, keep it if there is a new version in it, and show it."""
+        """Make the next row, keep it if its version is above all that are kept, and show it."""
         self.row_at = now
-        version = self.row["version"]
         self.row = self.metrics.row(self.trained_s())
         self.row["learning_rate"] = Optimizer(self.config.optimizer).learning_rate(max(0, self.row["version"] - 1))
-        if self.row["version"] != version:
+        if self.row["version"] > self.row_version:
+            self.row_version = self.row["version"]
             self.rows.write_or_tell(self.row, self.console.notice)
             self.trackers.log(self.row, self.row["version"])
         frames = self.config.envs.mean_frame_skip if self.config.env.startswith("ALE/") else None
@@ -107,12 +123,12 @@ class Progress:
 
 def _shard_stats(stats: m.Stats) -> ShardStats:
     return {
+        "incarnation": stats.incarnation,
         "version": stats.version,
-        "quorum": stats.quorum,
         "held": stats.held,
         "present": stats.present,
         "outcomes": {tally[0]: tally[1:] for tally in stats.tallies if len(tally) == 5},
-        "unattributed": stats.unattributed,
+        "totals": stats.totals,
     }
 
 

@@ -42,14 +42,33 @@ class Shards:
         return len(self.stats) == len(self.numbers)
 
     @property
+    def all_at_stop(self) -> bool:
+        """Whether every shard has made the version to end at."""
+        return (
+            self.all_told and self.stop_at is not None and min(s.version for s in self.stats.values()) >= self.stop_at
+        )
+
+    @property
     def ready(self) -> bool:
         """Whether every shard is there, with the state that it is to have."""
         return not self.down and self.rollback is None
+
+    def check(self) -> None:
+        """Raise ClusterError that says why, if a shard can make no more versions."""
+        for shard, stats in sorted(self.stats.items()):
+            if stats.failure:
+                raise ClusterError(
+                    f"shard {shard} stays at version {stats.version}: {stats.failure}; lower the learning rate or clip "
+                    "the gradients of these workers, then go on with --resume."
+                )
 
     def on_stats(self, shard: int, stats: m.Stats) -> bool:
         """A shard tells where it stands; whether it has made a version since the last time."""
         if stats.state == "empty" or stats.generation != self.generation:
             return False  # its WELCOME tells the same, and what is to be done
+        known = self.stats.get(shard)
+        if known is not None and (stats.incarnation, stats.version) < (known.incarnation, known.version):
+            return False  # an earlier answer, which a later one has overtaken
         self.stats[shard] = stats
         grown = stats.version > self.seen[shard]
         self.seen[shard] = max(self.seen[shard], stats.version)
@@ -106,6 +125,14 @@ class Shards:
         self.rollback = self.rollback_at = None
         return True
 
+    def say_again(self) -> None:
+        """Tell the view, and where to end, to each shard that says another: the first time it may have been lost."""
+        for shard, stats in self.stats.items():
+            if stats.view != self.membership.view.id:
+                self.tell_view(shard)
+            if stats.stop != self._end_of(shard):
+                self.control.send(shard, m.Stop(run=self.control.run, version=self._end_of(shard)))
+
     def tell_view(self, shard: int) -> None:
         """Tell a shard who counts."""
         view = self.membership.view
@@ -130,4 +157,8 @@ class Shards:
 
     def _tell_end(self, shard: int) -> None:
         if self.stop_at is not None:
-            self.control.send(shard, m.Stop(run=self.control.run, version=self.stop_at))
+            self.control.send(shard, m.Stop(run=self.control.run, version=self._end_of(shard)))
+
+    def _end_of(self, shard: int) -> int | None:
+        """Where a shard is to end: at ``stop_at``, or where it is, if it was past that before it heard of it."""
+        return None if self.stop_at is None else max(self.stop_at, self.seen[shard])

@@ -79,6 +79,7 @@ class Supervisor:
             at_the_end.callback(
                 lambda: write_summary(self.directory.summary, reason, self.config, self.shards.checkpoint)
             )
+            at_the_end.callback(self._end_histories)
             at_the_end.callback(lambda: self.control.close() if hasattr(self, "control") else None)
             at_the_end.callback(self.launcher.close)
             at_the_end.callback(self.keeper.tell_all)
@@ -86,6 +87,7 @@ class Supervisor:
                 self._bring_up()
                 wish = self._watch()
                 self._finish(wish)
+                self.shards.check()  # the version that was to be the last may be the one that fails
                 reason = wish
                 self._let_leave()
                 if reason != "interrupted":
@@ -184,6 +186,7 @@ class Supervisor:
         for shard, message, _ in self.control.arrivals(0.05):
             self._arrived(shard, message)
         self._check_processes()
+        self.shards.check()
         now = time.monotonic()
         if now - self.asked_at < (ASK_AT_FIRST_EVERY_S if self.progress.began_at is None else ASK_EVERY_S):
             return
@@ -219,7 +222,7 @@ class Supervisor:
         config, progress = self.config, self.progress
         if self.interrupts:
             return "interrupted"
-        if self.shards.all_told and all(s.state == "ended" for s in self.shards.stats.values()):
+        if self.shards.all_at_stop:
             return "updates"
         if config.stop_score is not None and progress.metrics.mean_score(SCORES_FOR_STOP) >= config.stop_score:
             return "stop_score"
@@ -305,9 +308,7 @@ class Supervisor:
 
     def _undo_rows(self) -> None:
         """All shards have taken over the checkpoint: what was made after it has not been."""
-        rows = History(self.directory.metrics)
-        rows.rewind(self.shards.checkpoint.version, self.shards.generation)
-        rows.close()
+        self.progress.undo_rows(self.shards.checkpoint.version, self.shards.generation)
         self.files.rewind(self.shards.checkpoint.version, self.shards.generation)
         self.keeper.count_anew()
         self.checkpointer.wanted = None
@@ -315,14 +316,12 @@ class Supervisor:
     def _observe_members(self, now: float) -> None:
         alive = set.intersection(*(set(s.present) for s in self.shards.stats.values()))
         updated = any(s.version > self.shards.checkpoint.version for s in self.shards.stats.values())
-        view, notice = self.membership.observe(alive, updated, now)
+        _, notice = self.membership.observe(alive, updated, now)
         if self.progress.began_at is None and self.membership.complete_once:
             self.progress.begin(now)
         if notice is not None:
             self.console.notice(notice)
-        if view is not None or any(s.view != self.membership.view.id for s in self.shards.stats.values()):
-            for shard in self.shards.numbers:
-                self.shards.tell_view(shard)
+        self.shards.say_again()
 
     def _checkpoint_if_due(self, now: float) -> None:
         if self.followers.wants_checkpoint(self.progress.row["wall_s"]):
@@ -331,7 +330,7 @@ class Supervisor:
         if version is None:
             return
         self._take_in_stats()
-        counters = self.progress.counters_at(version, self.shards.stats.values())
+        counters = self.progress.counters_at(version, self.shards.stats)
         try:
             self.shards.checkpoint = self.checkpointer.take(version, self.shards.generation, counters, now)
             self.console.notice(f"checkpoint of version {version} written")
@@ -353,12 +352,10 @@ class Supervisor:
         while True:
             try:
                 version, self.shards.stats = stop_shards(self.control, self.shards.numbers, STOP_WITHIN_S, self._pump)
-                self._take_in_stats()
-                self.progress.show(time.monotonic())
-                counters = self.progress.counters_at(version, self.shards.stats.values())
-                self.shards.checkpoint = self.checkpointer.take_now(
-                    version, self.shards.generation, counters, time.monotonic(), self._pump
-                )
+                stats = self.checkpointer.set_aside(version, self._pump)
+                now = time.monotonic()
+                counters = self.progress.end(version, stats, self.membership.view.members, now)
+                self.shards.checkpoint = self.checkpointer.take(version, self.shards.generation, counters, now)
                 break
             except ClusterError as error:
                 if self.shards.rollback is not None or time.monotonic() >= give_up_at:
@@ -390,6 +387,16 @@ class Supervisor:
             self._finish("failed")
         except Exception as error:  # it must not hide what went wrong first
             self.console.notice(f"no checkpoint could be written: {error}")
+
+    def _end_histories(self) -> None:
+        """End them with the last checkpoint. A shard may have made one version more, which none goes on from."""
+        if not self.saved or self.config.mode == "async":
+            return
+        for path in filter(Path.exists, map(self.directory.history, self.shards.numbers)):
+            with contextlib.suppress(ClusterError, OSError):  # the run has ended; what there is stays
+                history = History(path)
+                history.rewind(self.shards.checkpoint.version, self.shards.generation + 1)
+                history.close()
 
     def _let_leave(self) -> None:
         """Workers end because they have heard BYE, then shards with their standard input."""

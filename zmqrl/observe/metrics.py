@@ -6,9 +6,9 @@ import math
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NotRequired, Self, TypedDict
+from typing import Any, Self, TypedDict
 
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.spans import WORKER_SPANS
@@ -21,22 +21,23 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
-_NOBODY = -1
+INCARNATIONS_KEPT = 16  # of a rank: an honest one has one process, or two while it is being replaced
 
 
 class ShardStats(TypedDict):
-    """Where a shard stands. ``outcomes`` is ``{rank: [used, late, duplicate, rejected]}``, cumulative.
+    """Where a shard stands.
 
+    ``totals`` are ``(used, late, duplicate, rejected)`` over the lines of its history up to ``version``. ``outcomes``
+    is ``{rank: [used, late, duplicate, rejected]}``, as the process ``incarnation`` counts them.
     ``held`` are the ranks whose contribution to the open version has arrived, ``present`` those subscribed.
-    ``unattributed`` counts rejected messages that no member can be blamed for.
     """
 
+    incarnation: int
     version: int
-    quorum: int
     held: Collection[int]
     present: Collection[int]
     outcomes: Mapping[int, Sequence[int]]
-    unattributed: NotRequired[int]
+    totals: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,15 @@ class Counters:
     wall_s: float = 0.0
     contributions: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     scores: tuple[float, ...] = ()
+
+    def not_below(self, row: Mapping[str, Any]) -> Self:
+        """These figures, or those of ``row`` where they are higher: it may be younger than the checkpoint of these."""
+        higher = {
+            name: row[name]
+            for name in ("agent_steps", "abandoned_steps", "episodes", "wall_s")
+            if isinstance(row.get(name), int | float) and row[name] > getattr(self, name)
+        }
+        return replace(self, **higher)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,9 +83,8 @@ class Counters:
 
 @dataclass(slots=True)
 class _Worker:
-    """The newest figures of a rank in its newest incarnation."""
+    """The newest figures of one incarnation of a rank."""
 
-    incarnation: int
     version: int | None = None
     agent_steps: int = 0
     abandoned_steps: int = 0
@@ -118,12 +127,12 @@ class RunMetrics:
         self._episodes = start.episodes
         self._contributions = {outcome: start.contributions.get(outcome, 0) for outcome in OUTCOMES}
         self._scores = deque(start.scores, maxlen=SCORES_KEPT)
-        self._workers: dict[int, _Worker] = {}
+        self._workers: defaultdict[int, dict[int, _Worker]] = defaultdict(dict)  # by rank and incarnation
         self._skipped_by_rank: defaultdict[int, int] = defaultdict(int)
         self._late_by_rank: defaultdict[int, int] = defaultdict(int)
 
         self._shards: dict[int, ShardStats] = {}
-        self._tallies: defaultdict[int, dict[int, list[int]]] = defaultdict(dict)
+        self._tallies: dict[int, tuple[int, dict[int, list[int]]]] = {}  # by shard: its incarnation, counts by rank
         self._members: frozenset[int] = frozenset()
         self._arrived: set[int] = set()  # ranks that contributed since the last row
         self._contributed_at_s: dict[int, float] = {}
@@ -140,12 +149,12 @@ class RunMetrics:
         self._lag_range: list[float] = []
 
     def on_report(self, report: WorkerReport) -> bool:
-        """Take a worker's report. False if it is of an old incarnation."""
-        worker = self._workers.get(report.rank)
-        if worker is None or report.incarnation > worker.incarnation:
-            worker = self._workers[report.rank] = _Worker(report.incarnation)
-        elif report.incarnation < worker.incarnation:
-            return False
+        """Take a worker's report; whether it is the first one of a process that has taken the rank from another."""
+        processes = self._workers[report.rank]
+        takes_over = bool(processes) and report.incarnation not in processes
+        worker = processes[report.incarnation] = processes.pop(report.incarnation, _Worker())
+        if len(processes) > INCARNATIONS_KEPT:
+            del processes[next(iter(processes))]  # the one that was heard longest ago
         self._finished(worker, report)
         self._agent_steps += max(0, report.agent_steps - worker.agent_steps)
         self._abandoned_steps += max(0, report.abandoned_steps - worker.abandoned_steps)
@@ -158,7 +167,7 @@ class RunMetrics:
         worker.agent_steps = max(worker.agent_steps, report.agent_steps)
         worker.abandoned_steps = max(worker.abandoned_steps, report.abandoned_steps)
         worker.skipped = max(worker.skipped, report.skipped)
-        return True
+        return takes_over
 
     def _since_last(self, worker: _Worker, report: WorkerReport) -> None:
         updates = 1 if worker.version is None else max(0, report.version - worker.version)
@@ -183,41 +192,36 @@ class RunMetrics:
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
         """Take the statistics of all shards, in their order; None for one that has not answered.
 
-        ``members`` are the ranks that count now; without them, every rank that was ever present.
+        The version and the contributions stay as they were until all have. ``members`` are the ranks that count now;
+        without them, every rank that was ever present.
         """
+        told = [each for each in stats if each is not None]
         for shard, now in enumerate(stats):
-            if now is None:
-                continue
-            self._shards[shard] = now
-            outcomes = {rank: list(counts) for rank, counts in now["outcomes"].items()}
-            outcomes[_NOBODY] = [0, 0, 0, now.get("unattributed", 0)]
-            self._tally(shard, outcomes, now["quorum"])
-            self._arrived.update(now["held"])
+            if now is not None:
+                self._shards[shard] = now
+                self._tally(shard, now)
+                self._arrived.update(now["held"])
         seen = {rank for shard in self._shards.values() for rank in (*shard["present"], *shard["outcomes"])}
         self._members = frozenset(seen | self._members if members is None else members)
-        if self._shards:
-            self._version = min(shard["version"] for shard in self._shards.values())
+        if len(told) == len(stats):
+            self._version = min(each["version"] for each in told)
+            self._contributions |= summed(each["totals"] for each in told)
 
-    def _tally(self, shard: int, outcomes: dict[int, list[int]], quorum: int) -> None:
-        """Add what is new in the shard's tallies, which may fall when its process was restarted.
+    def go_back(self, version: int) -> None:
+        """All shards have gone back to ``version``, and have yet to tell what they count there."""
+        self._version = version
 
-        One that found its own state has forgotten the open version, two at most, and counts those contributions
-        again when they are resent; one that was given a checkpoint counts from zero.
-        """
-        known = self._tallies[shard]
-        if sum(counts[0] for counts in known.values()) - sum(counts[0] for counts in outcomes.values()) > 2 * quorum:
-            known = {}
-        newest = dict(known)
-        for rank, counts in outcomes.items():
+    def _tally(self, shard: int, now: ShardStats) -> None:
+        """Find out who has contributed and who was late since the last time; a new process may begin with less."""
+        incarnation, known = self._tallies.get(shard, (now["incarnation"], {}))
+        newest = dict(known) if incarnation == now["incarnation"] else {}
+        for rank, counts in now["outcomes"].items():
             before = known.get(rank, [0, 0, 0, 0])
-            grown = [max(0, now - then) for now, then in zip(counts, before, strict=True)]
-            for outcome, n in zip(SHARD_OUTCOMES, grown, strict=True):
-                self._contributions[outcome] += n
-            if any(grown):
+            if any(count > then for count, then in zip(counts, before, strict=True)):
                 self._arrived.add(rank)
-            self._late_by_rank[rank] += grown[1]
-            newest[rank] = [max(pair) for pair in zip(counts, before, strict=True)]
-        self._tallies[shard] = newest
+            self._late_by_rank[rank] += max(0, counts[1] - before[1])
+            newest[rank] = [max(pair) for pair in zip(counts, newest.get(rank, counts), strict=True)]
+        self._tallies[shard] = now["incarnation"], newest
 
     def row(self, wall_s: float) -> dict[str, Any]:
         """The next row of ``metrics.jsonl``; ``wall_s`` are the seconds since this start of the run.
@@ -226,7 +230,7 @@ class RunMetrics:
         and ``split_s``, the mean time of one worker in one update by span, over about the last 30 s, because workers
         report whole rollouts. ``missing_s`` are the members whose contribution to the
         open version has not arrived, and how long ago they last made one. ``contributions`` and ``agent_steps`` are
-        cumulative over the run, the counts by rank since this start.
+        cumulative over the run; a rollback takes back contributions, but no steps. Counts by rank are since this start.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s
@@ -280,7 +284,8 @@ class RunMetrics:
         for rank in self._arrived:
             self._contributed_at_s[rank] = self._wall_s
         self._arrived.clear()
-        open_at = [set(shard["held"]) for shard in self._shards.values() if shard["version"] == self._version]
+        lowest = min((shard["version"] for shard in self._shards.values()), default=None)
+        open_at = [set(shard["held"]) for shard in self._shards.values() if shard["version"] == lowest]
         held = set.intersection(*open_at) if open_at else set()
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
 
@@ -301,13 +306,18 @@ class RunMetrics:
         )
 
 
+def summed(totals: Iterable[Sequence[int]]) -> dict[str, int]:
+    """Contributions by outcome: the sum of the ``totals`` of all shards."""
+    return dict(zip(SHARD_OUTCOMES, map(sum, zip(*totals, strict=True)), strict=True))
+
+
 def _rate(amount: float, seconds: float) -> float | None:
     return amount / seconds if seconds > 0 else None
 
 
 def _by_rank(figures: Mapping[int, float]) -> dict[str, float]:
     """JSON knows only names as keys."""
-    return {str(rank): figure for rank, figure in sorted(figures.items()) if rank != _NOBODY}
+    return {str(rank): figure for rank, figure in sorted(figures.items())}
 
 
 class JsonLines:
