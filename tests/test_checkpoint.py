@@ -106,12 +106,15 @@ def test_a_manifest_of_something_else_is_no_checkpoint(tmp_path: Path, manifest:
 
 
 def test_checkpoints_are_listed_oldest_first_and_unfinished_ones_are_not(tmp_path: Path) -> None:
-    for version in (200, 3, 40):
+    versions = (200, 3, 100_000_010, 99_999_990, 40)
+    for version in versions:
         example(version).write(tmp_path)
     (tmp_path / "v00000300").mkdir()
     (tmp_path / ".v00000400").mkdir()
     (tmp_path / ".v00000400" / "manifest.json").write_text("{}", encoding="utf-8")
-    assert [path.name for path in checkpoints(tmp_path)] == ["v00000003", "v00000040", "v00000200"]
+    for name in ("v00000500.bad", "v5", "damaged-v00000600"):
+        shutil.copytree(tmp_path / "v00000200", tmp_path / name)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"v{version:08d}" for version in sorted(versions)]
     assert checkpoints(tmp_path / "nowhere") == []
 
 
@@ -151,12 +154,15 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint_of_that_versi
 
 
 def test_only_the_newest_stay(tmp_path: Path) -> None:
-    for version in range(1, 8):
+    for version in range(99_999_995, 100_000_003):
         example(version).write(tmp_path)
+    kept_aside = tmp_path / "v99999995.damaged"
+    (tmp_path / "v99999995").rename(kept_aside)
     prune(tmp_path, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000005", "v00000006", "v00000007"]
+    kept = ["v100000000", "v100000001", "v100000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, kept_aside.name]
     prune(tmp_path, 5)
-    assert len(checkpoints(tmp_path)) == 3
+    assert [path.name for path in checkpoints(tmp_path)] == kept
 
 
 # taking a checkpoint while the shards go on
@@ -196,6 +202,10 @@ def stats(version: int, captured: int | None = None, state: str = "open") -> m.S
         tallies=(),
         unattributed=0,
         captured=captured,
+        totals=(0, 0, 0, 0),
+        captured_totals=(),
+        stop=None,
+        failure="",
     )
 
 

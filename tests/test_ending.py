@@ -65,6 +65,10 @@ class LateControl:
                 tallies=(),
                 unattributed=0,
                 captured=None,
+                totals=(0, 0, 0, 0),
+                captured_totals=(),
+                stop=self.stop,
+                failure="",
             )
             for shard, version in enumerate(self.versions)
         }

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from zmqrl.ps.partition import Layout
 
 MODEL = "model.safetensors"
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +204,8 @@ def checkpoints(root: Path) -> list[Path]:
 
     One that was being replaced when its writer was killed counts while its successor is not there.
     """
-    found = sorted(path.parent for path in root.glob(f"v*/{MANIFEST}"))
+    named = (path.parent for path in root.glob(f"v*/{MANIFEST}") if _NAME.fullmatch(path.parent.name))
+    found = sorted(named, key=lambda path: int(path.stem[1:]))  # with nine digits a name sorts before one with eight
     return [path for path in found if not (path.suffix and path.with_suffix("") in found)]
 
 
