@@ -5,11 +5,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,6 +21,7 @@ from zmqrl.ps.partition import Layout
 
 MODEL = "model.safetensors"
 MANIFEST = "manifest.json"
+T = TypeVar("T")
 _NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 
 
@@ -58,6 +59,11 @@ class Checkpoint:
             counters={},
         )
 
+    @property
+    def name(self) -> str:
+        """What its directory is called."""
+        return name_of(self.version)
+
     def vector(self) -> FloatVector:
         """The parameter vector: float32 (count,)."""
         slices = [
@@ -71,7 +77,7 @@ class Checkpoint:
 
     def write(self, root: Path) -> Path:
         """Write to ``root/v<version>``, which appears there whole; what had that name stays until then."""
-        finished = root / f"v{self.version:08d}"
+        finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
         path.mkdir(parents=True)
@@ -199,6 +205,11 @@ def _read_layout(path: Path, layout: Any) -> Layout:
         raise UsageError(f"{path} is damaged: {error}") from error
 
 
+def name_of(version: int) -> str:
+    """What the directory of a checkpoint is called."""
+    return f"v{version:08d}"
+
+
 def checkpoints(root: Path) -> list[Path]:
     """The finished checkpoints under ``root``, oldest first.
 
@@ -207,6 +218,29 @@ def checkpoints(root: Path) -> list[Path]:
     named = (path.parent for path in root.glob(f"v*/{MANIFEST}") if _NAME.fullmatch(path.parent.name))
     found = sorted(named, key=lambda path: int(path.stem[1:]))  # with nine digits a name sorts before one with eight
     return [path for path in found if not (path.suffix and path.with_suffix("") in found)]
+
+
+def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequence[Path]], str]) -> T | None:
+    """The newest checkpoint under ``root``, as ``read`` reads it; None if there is none.
+
+    Raises UsageError when it is damaged. The error ends with ``advice``: of the newest checkpoint that is whole, if
+    there is one, and of those after it.
+    """
+    damaged: list[Path] = []
+    first: UsageError | None = None
+    for path in reversed(checkpoints(root)):
+        try:
+            found = read(path)
+        except UsageError as error:
+            first = first or error
+            damaged.append(path)
+            continue
+        if first is None:
+            return found
+        raise UsageError(f"{first} {advice(path, damaged)}") from first
+    if first is not None:
+        raise first
+    return None
 
 
 def prune(root: Path, keep: int) -> None:

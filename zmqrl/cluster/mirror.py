@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from zmqrl.checkpoint import MANIFEST, MODEL
+from zmqrl.checkpoint import MANIFEST, MODEL, name_of
 from zmqrl.cluster import agent_files
 from zmqrl.cluster.launcher import RECORDER
 from zmqrl.cluster.link import Link
@@ -52,7 +52,7 @@ class Mirror:
 
     def put_checkpoint(self, process: str, version: int) -> None:
         """Let a follower find ``config.json`` and the checkpoint of ``version``, without the optimizer's state."""
-        host, path = self.host_of[process], self.home.checkpoints / f"v{version:08d}"
+        host, path = self.host_of[process], self.home.checkpoints / name_of(version)
         self._checkpoints[process].add(version)
         for file in (self.home.config, path / MODEL, path / MANIFEST):  # which makes it whole
             self._put(host, str(file.relative_to(self.home.path)))
@@ -62,7 +62,7 @@ class Mirror:
         host = self.host_of[process]
         self._checkpoints[process].discard(version)
         if host in self.links:
-            self.links[host].send({"do": "remove", "path": f"checkpoints/v{version:08d}"})
+            self.links[host].send({"do": "remove", "path": f"checkpoints/{name_of(version)}"})
 
     def reopened(self, host: str) -> None:
         """A host that was lost is back, perhaps without its files: its processes are to find there what they need."""
