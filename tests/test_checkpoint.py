@@ -352,8 +352,16 @@ def test_releasing_removes_what_is_only_for_a_living_run(held: RunDirectory) -> 
     (held.sockets() / "0-grad").touch()
     held.cluster.touch()
     held.config.touch()
+    held.state(0).parent.mkdir()
     held.release()
     assert {path.name for path in held.path.iterdir()} == {".lock", "config.json"}
+
+
+def test_releasing_keeps_the_state_of_shards_that_could_not_end(held: RunDirectory) -> None:
+    held.state(0).parent.mkdir()
+    held.state(0).touch()
+    held.release()
+    assert held.state(0).exists()
 
 
 def test_a_directory_that_was_made_for_a_run_does_not_stay_when_it_came_to_none(tmp_path: Path) -> None:
