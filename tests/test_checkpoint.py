@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,24 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert path == tmp_path / "v00000003"
     assert Checkpoint.read(path) == example()
     assert {entry.name for entry in tmp_path.iterdir()} == {"v00000003"}
+
+
+def test_a_checkpoint_of_asynchronous_mode_has_the_version_of_each_shard(tmp_path: Path) -> None:
+    checkpoint = replace(example(3), versions=(5, 3))
+    path = checkpoint.write(tmp_path)
+    assert path.name == "v00000003"
+    assert Checkpoint.read(path) == checkpoint
+    assert [checkpoint.version_of(shard) for shard in (0, 1)] == [5, 3]
+    assert [example(3).version_of(shard) for shard in (0, 1)] == [3, 3]
+
+
+@pytest.mark.parametrize("versions", [[5], [5, 4], [3, 5, 5], "33", 3, [3, "5"], [3, None]])
+def test_versions_that_are_not_those_of_the_shards_are_damage(tmp_path: Path, versions: Any) -> None:
+    path = example(3).write(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    (path / "manifest.json").write_text(json.dumps(manifest | {"versions": versions}), encoding="utf-8")
+    with pytest.raises(UsageError, match=str(path)):
+        Checkpoint.read(path)
 
 
 def test_the_vector_is_cut_into_named_tensors_and_optimizer_state_per_shard(tmp_path: Path) -> None:

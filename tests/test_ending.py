@@ -1,8 +1,11 @@
-"""How shards agree on a last version, with shards that answer late and never stand still."""
+"""How shards come to their last version, with shards that answer late and never stand still."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
+
+from zmqrl.cluster import ending
 from zmqrl.cluster.ending import stop_shards
 from zmqrl.ps import messages as m
 
@@ -12,9 +15,9 @@ class LateControl:
 
     run = "0" * 16
 
-    def __init__(self, shards: int, *, pace: int, late: int) -> None:
-        self.versions = [100 + shard % 2 for shard in range(shards)]
-        self.stop: int | None = None
+    def __init__(self, *versions: int, pace: int, late: int) -> None:
+        self.versions = list(versions)
+        self.stops: dict[int, int] = {}
         self.pace = pace
         self.answers: list[dict[int, m.Stats]] = [self._stats() for _ in range(late + 1)]
 
@@ -35,15 +38,15 @@ class LateControl:
         meanwhile: Callable[[], None],
     ) -> dict[int, m.Stats]:
         meanwhile()
-        stop = question(0)
-        assert isinstance(stop, m.Stop)
-        if stop.version is not None and stop.version >= max(self.versions):
-            self.stop = stop.version
+        for shard in shards:
+            stop = question(shard)
+            assert isinstance(stop, m.Stop)
+            if stop.version is not None and stop.version >= self.versions[shard]:
+                self.stops[shard] = stop.version
         return self._answer(shards)
 
     def _answer(self, shards: Iterable[int]) -> dict[int, m.Stats]:
-        end = self.stop if self.stop is not None else 10**9
-        self.versions = [min(version + self.pace, end) for version in self.versions]
+        self.versions = [min(v + self.pace, self.stops.get(shard, 10**9)) for shard, v in enumerate(self.versions)]
         self.answers.append(self._stats())
         old = self.answers.pop(0)
         return {shard: old[shard] for shard in shards}
@@ -58,7 +61,7 @@ class LateControl:
                 version=version,
                 view=1,
                 quorum=1,
-                state="ended" if version == self.stop else "open",
+                state="ended" if version == self.stops.get(shard) else "open",
                 held=(),
                 present=(),
                 silent_ms=(),
@@ -67,22 +70,49 @@ class LateControl:
                 captured=None,
                 totals=(0, 0, 0, 0),
                 captured_totals=(),
-                stop=self.stop,
+                stop=self.stops.get(shard),
                 failure="",
             )
             for shard, version in enumerate(self.versions)
         }
 
 
-def test_shards_that_never_stand_still_are_stopped_though_their_answers_are_old() -> None:
-    for pace, late in ((1, 0), (7, 1), (50, 3)):
-        control: Any = LateControl(3, pace=pace, late=late)
-        rounds: list[int] = []
-        version, stats = stop_shards(control, range(3), 20.0, lambda rounds=rounds: rounds.append(1))
-        assert len(rounds) < 50
-        assert {(s.version, s.state) for s in stats.values()} == {(version, "ended")}
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(("pace", "late"), [(1, 0), (7, 1), (50, 3)])
+def test_shards_that_never_stand_still_are_stopped_though_their_answers_are_old(
+    pace: int, late: int, together: bool
+) -> None:
+    control: Any = LateControl(100, 101, 100, pace=pace, late=late)
+    rounds: list[int] = []
+    versions, stats = stop_shards(control, range(3), 20.0, lambda: rounds.append(1), together=together)
+    assert len(rounds) < 50
+    assert {shard: (s.version, s.state) for shard, s in stats.items()} == {
+        shard: (version, "ended") for shard, version in versions.items()
+    }
+    assert versions == dict(enumerate(control.versions))
+    assert not together or len(set(versions.values())) == 1
 
 
 def test_a_standing_run_is_stopped_at_the_version_it_has() -> None:
-    control: Any = LateControl(1, pace=0, late=0)
-    assert stop_shards(control, [0], 5.0, lambda: None)[0] == 100
+    control: Any = LateControl(100, pace=0, late=0)
+    assert stop_shards(control, [0], 5.0, lambda: None)[0] == {0: 100}
+
+
+def test_shards_that_count_their_own_versions_end_where_they_stand() -> None:
+    control: Any = LateControl(709, 711, 715, pace=0, late=0)
+    rounds: list[int] = []
+    versions, _ = stop_shards(control, range(3), 5.0, lambda: rounds.append(1), together=False)
+    assert versions == {0: 709, 1: 711, 2: 715}
+    assert len(rounds) <= 4, "nobody waits for versions that do not come"
+
+
+def test_shards_whose_workers_go_while_they_end_are_left_where_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "ALONE_WITHIN_S", 0.2)
+    control: Any = LateControl(709, 711, pace=1, late=0)
+
+    def watch() -> None:
+        control.pace = 0 if max(control.versions) > 715 else control.pace
+
+    versions, stats = stop_shards(control, range(2), 5.0, watch, together=False)
+    assert versions == dict(enumerate(control.versions))
+    assert {s.state for s in stats.values()} == {"ended"}

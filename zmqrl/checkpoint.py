@@ -30,7 +30,8 @@ class Checkpoint:
     """All that a run is at one version.
 
     ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``,
-    float32 little-endian, as it travels between shard and supervisor.
+    float32 little-endian, as it travels between shard and supervisor. ``versions``: those of the shards, where they
+    differ, as in asynchronous mode; then ``version`` is the lowest of them.
     """
 
     layout: Layout
@@ -40,6 +41,7 @@ class Checkpoint:
     state_names: tuple[str, ...]
     states: tuple[bytes, ...]
     counters: dict[str, Any]
+    versions: tuple[int, ...] = ()
 
     @classmethod
     def initial(cls, layout: Layout, vector: FloatVector, optimizer: str, state_names: tuple[str, ...]) -> "Checkpoint":
@@ -63,6 +65,10 @@ class Checkpoint:
     def name(self) -> str:
         """What its directory is called."""
         return name_of(self.version)
+
+    def version_of(self, shard: int) -> int:
+        """The version of a shard's state."""
+        return self.versions[shard] if self.versions else self.version
 
     def vector(self) -> FloatVector:
         """The parameter vector: float32 (count,)."""
@@ -108,7 +114,7 @@ class Checkpoint:
             "params_sha256": self.params_sha256(),
             "files": {name: _sha256(path / name) for name in files},
             "counters": self.counters,
-        }
+        } | ({"versions": list(self.versions)} if self.versions else {})
         (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for name in [*files, MANIFEST]:
             _sync(path / name)
@@ -134,6 +140,7 @@ class Checkpoint:
                 state_names=names,
                 states=tuple(states),
                 counters=manifest["counters"],
+                versions=_versions(path / MANIFEST, manifest, weights),
             )
 
 
@@ -196,6 +203,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise UsageError(f"{path} is no manifest of a checkpoint.")
     return manifest
+
+
+def _versions(path: Path, manifest: Mapping[str, Any], weights: Weights) -> tuple[int, ...]:
+    versions = tuple(manifest.get("versions", ()))
+    whole = len(versions) == weights.layout.shards and all(type(version) is int for version in versions)
+    if versions and not (whole and min(versions) == weights.version):
+        raise UsageError(f"{path} is damaged: {manifest['versions']} are not the versions of its shards.")
+    return versions
 
 
 def _read_layout(path: Path, layout: Any) -> Layout:

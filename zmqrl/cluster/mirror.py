@@ -98,13 +98,13 @@ class Mirror:
                 if link.up is not None:
                     link.send({"do": "list", "under": COMES_HOME})
 
-    def rewind(self, version: int, generation: int) -> None:
-        """A rollback: the shards move what is above ``version`` out of their histories, and so do the copies here."""
+    def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
+        """A rollback: each shard moves what is above its version out of its history, and so does the copy here."""
         for shard, host in ((name, host) for name, host in self.host_of.items() if name.startswith("shard-")):
             path = self.home.path / _history(shard)
             if host in self.links and path.exists():
                 history = History(path)
-                history.rewind(version, generation)
+                history.rewind(version_of(int(shard.removeprefix("shard-"))), generation)
                 history.close()
                 if self._fetching.get(host) == _history(shard):
                     self._fetching[host] = OUTDATED

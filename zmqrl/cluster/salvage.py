@@ -75,7 +75,9 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint) -> Checkpoint:
             checkpointer = Checkpointer(
                 control, directory, checkpoint, every_s=0, keep=config.checkpoint.keep, due_at=0
             )
-            return checkpointer.take_now(version, generation, counters, time.monotonic(), look)
+            return checkpointer.take_now(
+                dict.fromkeys(range(checkpoint.layout.shards), version), generation, counters, time.monotonic(), look
+            )
 
 
 def _where_it_was(left: Mapping[str, Any], config: Config, directory: RunDirectory) -> Deployment:

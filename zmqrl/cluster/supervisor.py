@@ -153,7 +153,7 @@ class Supervisor:
             raise ClusterError(f"the histories of the run cannot be brought home from {', '.join(away)}.")
         for shard in self.shards.numbers:
             history = self.directory.history(shard)
-            if (last := last_version(history)) < self.shards.checkpoint.version:
+            if (last := last_version(history)) < self.shards.checkpoint.version_of(shard):
                 self.console.notice(f"{history} ends with version {last}: what it misses was lost with another host")
             self.files.put_history(f"shard-{shard}")
 
@@ -298,13 +298,13 @@ class Supervisor:
         rows = History(self.directory.metrics)
         rows.rewind(self.shards.checkpoint.version, self.shards.generation)
         rows.close()
-        self.files.rewind(self.shards.checkpoint.version, self.shards.generation)
+        self.files.rewind(self.shards.checkpoint.version_of, self.shards.generation)
         self.keeper.count_anew()
         self.checkpointer.wanted = None
 
     def _observe_members(self, now: float) -> None:
         alive = set.intersection(*(set(s.present) for s in self.shards.stats.values()))
-        updated = any(s.version > self.shards.checkpoint.version for s in self.shards.stats.values())
+        updated = any(s.version > self.shards.checkpoint.version_of(s.shard) for s in self.shards.stats.values())
         view, notice = self.membership.observe(alive, updated, now)
         if self.progress.began_at is None and self.membership.complete_once:
             self.progress.begin(now)
@@ -335,19 +335,23 @@ class Supervisor:
     # the end
 
     def _finish(self, reason: Reason) -> None:
-        """Let all shards end at one version and write it as the last checkpoint. One that dies meanwhile comes back."""
+        """Let all shards end and write their last versions as a checkpoint. One that dies meanwhile comes back."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not undo the reason
         self.ending, self.shards.stop_at = True, None
         give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
+        together = self.config.mode == "sync"
         while True:
             try:
-                version, self.shards.stats = stop_shards(self.control, self.shards.numbers, STOP_WITHIN_S, self._pump)
+                versions, self.shards.stats = stop_shards(
+                    self.control, self.shards.numbers, STOP_WITHIN_S, self._pump, together=together
+                )
                 self._take_in_stats()
                 self.progress.show(time.monotonic())
-                counters = self.progress.counters_at(version, self.shards.stats.values())
+                since = self.shards.stats.values() if together else ()  # else all that was used is in the checkpoint
+                counters = self.progress.counters_at(min(versions.values()), since)
                 self.shards.checkpoint = self.checkpointer.take_now(
-                    version, self.shards.generation, counters, time.monotonic(), self._pump
+                    versions, self.shards.generation, counters, time.monotonic(), self._pump
                 )
                 break
             except ClusterError as error:
@@ -372,7 +376,7 @@ class Supervisor:
 
     def _save_what_is_left(self) -> None:
         """After a failure: the version that the shards still hold is worth a checkpoint, if they can be asked."""
-        if max(self.shards.seen.values()) == self.shards.checkpoint.version:
+        if all(seen == self.shards.checkpoint.version_of(shard) for shard, seen in self.shards.seen.items()):
             self.saved = True
         if self.saved or self.ending or not self.shards.ready:
             return
