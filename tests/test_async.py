@@ -144,6 +144,12 @@ def test_the_last_slice_of_a_shard_that_has_ended_is_asked_for() -> None:
     assert [a.version for a in of(Assembled, snapshot(client, 0, 10, ranks=(1,)))] == [8]
 
 
+def test_shards_may_end_at_different_versions() -> None:
+    client = computing(9, 7)
+    assert of(Ended, bye(client, 0, 10)) == []
+    assert of(Ended, bye(client, 1, 8)) == [Ended(8)]
+
+
 def test_a_contribution_that_waits_is_not_taken_for_the_one_before_that_was_used() -> None:
     client = computing(5, 5)
     client.handle(Contributed(1, 5), 0.0)

@@ -77,6 +77,11 @@ class Mirror:
         for host in self.links.keys() - set(but):
             self.links[host].send({"do": "clean", "whole": whole})
 
+    def remove_state(self) -> None:
+        """Remove the slots of the shards from the hosts: a checkpoint has what was in them."""
+        for link in self.links.values():
+            link.send({"do": "remove", "path": "state"})
+
     def _put(self, host: str, name: str, *, unless_longer: bool = False) -> None:
         """Copy a file of the run directory, if it is there, to ``host``."""
         if host not in self.links or not (self.home.path / name).is_file():

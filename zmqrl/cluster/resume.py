@@ -75,6 +75,13 @@ def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None
             raise UsageError(f"{option} {limit:g}: {path} is at {reached:g} already; ask for more to go on.")
 
 
+def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:
+    """Raise UsageError when the shards, which have no version in common, are to go on together."""
+    if checkpoint.versions and config.mode == "sync":
+        first, last = min(checkpoint.versions), max(checkpoint.versions)
+        raise UsageError(f"the shards of {path} are at versions {first} to {last}: go on with --mode async.")
+
+
 def changes(stored: Config, config: Config) -> list[str]:
     """The settings that differ from those of the run so far, such as ``ppo.clip 0.1 -> 0.2``."""
     before, now = (dict(flat(each.to_json())) for each in (stored, config))
