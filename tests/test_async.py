@@ -1,18 +1,22 @@
 """Asynchronous mode: every contribution is a version of its own, whatever version it was computed on."""
 
 import contextlib
+import os
 import signal
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from client_rig import bye, heartbeat, need, of, pushed, snapshot, snapshots, weights, welcomed
 from rig import HISTORY_KEYS, Worker, random_pause_s, served, toy_gradient
-from run_rig import training
+from run_rig import Run, RunFiles, training
 from shard_rig import RECORD, make_version, opened, push, tallies
 
 from zmqrl.ps.client import Client
 from zmqrl.ps.client_events import Assembled, Contributed, Ended, Pulling, Release, SendBlocked, Writable
+from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.codec import FloatVector
 from zmqrl.ps.history import pack_record, unpack_record
 from zmqrl.ps.shard import Shard
@@ -141,6 +145,12 @@ def test_the_last_slice_of_a_shard_that_has_ended_is_asked_for() -> None:
     assert [a.version for a in of(Assembled, snapshot(client, 0, 10, ranks=(1,)))] == [8]
 
 
+def test_shards_may_end_at_different_versions() -> None:
+    client = computing(9, 7)
+    assert of(Ended, bye(client, 0, 10)) == []
+    assert of(Ended, bye(client, 1, 8)) == [Ended(8)]
+
+
 def test_a_contribution_that_waits_is_not_taken_for_the_one_before_that_was_used() -> None:
     client = computing(5, 5)
     client.handle(Contributed(1, 5), 0.0)
@@ -192,8 +202,11 @@ def test_an_asynchronous_run_does_not_wait_for_a_slow_worker(tmp_path: Path) -> 
     with training(tmp_path / "run", "--mode", "async", "--straggle", "1:1.0") as run:
         run.wait_for(10)
         run.eventually(
-            lambda: all(any(line["ranks"] == [1] for line in run.files.history(shard)) for shard in range(2)),
-            "a contribution of the slow worker",
+            lambda: all(
+                any(line["ranks"] == [1] and line["staleness"][0] > 5 for line in run.files.history(shard))
+                for shard in range(2)
+            ),
+            "a stale contribution of the slow worker",
         )
         run.signal(signal.SIGINT)
         assert run.wait() == 130, run.said()
@@ -204,3 +217,58 @@ def test_an_asynchronous_run_does_not_wait_for_a_slow_worker(tmp_path: Path) -> 
             assert all(set(line) == HISTORY_KEYS | {"staleness"} for line in lines)
             slow = [line["staleness"][0] for line in lines if line["ranks"] == [1]]
             assert max(slow) > 5
+
+
+@contextlib.contextmanager
+def run_left_apart(path: Path) -> Iterator[Run]:
+    """A run whose outside workers are gone, and whose shard 1 is two versions or more behind shard 0."""
+    with training(path, "--mode", "async", "--workers", "3", "--external-workers", "3") as run:
+        run.wait_to_say("rank 2 is open")
+        cluster = Cluster.read(path / "cluster.json")
+        with contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(Worker(cluster, rank)) for rank in range(3)]
+            run.wait_for(20)
+            pid = run.pid("shard", 1)
+            assert pid is not None
+
+            def drift_apart() -> bool:
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.1)
+                os.kill(pid, signal.SIGSTOP)  # then each worker contributes once more to shard 0, if it is about to
+                time.sleep(0.5)
+                return len(run.files.history(0)) >= len(run.files.history(1)) + 2
+
+            run.eventually(drift_apart, "two versions more of shard 0")
+            for worker in workers:
+                worker.leaving.set()
+        os.kill(pid, signal.SIGKILL)  # what it was sent meanwhile is lost
+        run.wait_to_say("shard 1 is back at version")
+        yield run
+
+
+def assert_ended_apart(files: RunFiles) -> tuple[int, int]:
+    """The newest checkpoint has each shard where its history ends."""
+    ahead, behind = (len(files.history(shard)) for shard in range(2))
+    assert ahead >= behind + 2
+    newest = files.newest()
+    assert (newest.version, newest.versions) == (behind, (ahead, behind))
+    assert [[line["version"] for line in files.history(shard)] for shard in range(2)] == [
+        list(range(1, ahead + 1)),
+        list(range(1, behind + 1)),
+    ]
+    return ahead, behind
+
+
+def test_a_run_whose_workers_are_gone_ends_with_each_shard_at_its_own_version(tmp_path: Path) -> None:
+    with run_left_apart(tmp_path / "run") as run:
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 130, run.said()
+        ahead, behind = assert_ended_apart(run.files)
+        summary = run.files.summary()
+        assert (summary["updates"], summary["contributions"]["used"]) == (behind, ahead + behind)
+    with training(tmp_path / "run", "--resume", "--external-workers", "0", "--updates", str(ahead + 20)) as run:
+        assert run.wait() == 0, run.said()
+    files = run.files
+    assert [len(files.history(shard)) for shard in range(2)] == [ahead + 20] * 2
+    assert [line["version"] for line in files.history(1)] == list(range(1, ahead + 21))
+    files.assert_summary_exact("updates", quorum=1)

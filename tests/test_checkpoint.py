@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,24 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert path == tmp_path / "v00000003"
     assert Checkpoint.read(path) == example()
     assert {entry.name for entry in tmp_path.iterdir()} == {"v00000003"}
+
+
+def test_a_checkpoint_of_asynchronous_mode_has_the_version_of_each_shard(tmp_path: Path) -> None:
+    checkpoint = replace(example(3), versions=(5, 3))
+    path = checkpoint.write(tmp_path)
+    assert path.name == "v00000003"
+    assert Checkpoint.read(path) == checkpoint
+    assert [checkpoint.version_of(shard) for shard in (0, 1)] == [5, 3]
+    assert [example(3).version_of(shard) for shard in (0, 1)] == [3, 3]
+
+
+@pytest.mark.parametrize("versions", [[5], [5, 4], [3, 5, 5], "33", 3, [3, "5"], [3, None]])
+def test_versions_that_are_not_those_of_the_shards_are_damage(tmp_path: Path, versions: Any) -> None:
+    path = example(3).write(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    (path / "manifest.json").write_text(json.dumps(manifest | {"versions": versions}), encoding="utf-8")
+    with pytest.raises(UsageError, match=str(path)):
+        Checkpoint.read(path)
 
 
 def test_the_vector_is_cut_into_named_tensors_and_optimizer_state_per_shard(tmp_path: Path) -> None:
@@ -106,12 +125,15 @@ def test_a_manifest_of_something_else_is_no_checkpoint(tmp_path: Path, manifest:
 
 
 def test_checkpoints_are_listed_oldest_first_and_unfinished_ones_are_not(tmp_path: Path) -> None:
-    for version in (200, 3, 40):
+    versions = (200, 3, 100_000_010, 99_999_990, 40)
+    for version in versions:
         example(version).write(tmp_path)
     (tmp_path / "v00000300").mkdir()
     (tmp_path / ".v00000400").mkdir()
     (tmp_path / ".v00000400" / "manifest.json").write_text("{}", encoding="utf-8")
-    assert [path.name for path in checkpoints(tmp_path)] == ["v00000003", "v00000040", "v00000200"]
+    for name in ("v00000500.bad", "v5", "damaged-v00000600"):
+        shutil.copytree(tmp_path / "v00000200", tmp_path / name)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"v{version:08d}" for version in sorted(versions)]
     assert checkpoints(tmp_path / "nowhere") == []
 
 
@@ -151,12 +173,15 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint_of_that_versi
 
 
 def test_only_the_newest_stay(tmp_path: Path) -> None:
-    for version in range(1, 8):
+    for version in range(99_999_995, 100_000_003):
         example(version).write(tmp_path)
+    kept_aside = tmp_path / "v99999995.damaged"
+    (tmp_path / "v99999995").rename(kept_aside)
     prune(tmp_path, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000005", "v00000006", "v00000007"]
+    kept = ["v100000000", "v100000001", "v100000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, kept_aside.name]
     prune(tmp_path, 5)
-    assert len(checkpoints(tmp_path)) == 3
+    assert [path.name for path in checkpoints(tmp_path)] == kept
 
 
 # taking a checkpoint while the shards go on
@@ -196,6 +221,10 @@ def stats(version: int, captured: int | None = None, state: str = "open") -> m.S
         tallies=(),
         unattributed=0,
         captured=captured,
+        totals=(0, 0, 0, 0),
+        captured_totals=(),
+        stop=None,
+        failure="",
     )
 
 
@@ -342,8 +371,16 @@ def test_releasing_removes_what_is_only_for_a_living_run(held: RunDirectory) -> 
     (held.sockets() / "0-grad").touch()
     held.cluster.touch()
     held.config.touch()
+    held.state(0).parent.mkdir()
     held.release()
     assert {path.name for path in held.path.iterdir()} == {".lock", "config.json"}
+
+
+def test_releasing_keeps_the_state_of_shards_that_could_not_end(held: RunDirectory) -> None:
+    held.state(0).parent.mkdir()
+    held.state(0).touch()
+    held.release()
+    assert held.state(0).exists()
 
 
 def test_a_directory_that_was_made_for_a_run_does_not_stay_when_it_came_to_none(tmp_path: Path) -> None:

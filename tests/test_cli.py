@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import torch
 
 from zmqrl import __version__, cli
 from zmqrl.agent.envs import describe_env
-from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster import run
 from zmqrl.cluster.hosts import Host
 from zmqrl.cluster.reach import check, over_tcp
@@ -213,22 +213,20 @@ def test_a_run_directory_that_cannot_be_is_named(refused: Refused) -> None:
 
 
 def finished_run(
-    path: Path, config: Config | None = None, version: int = 40, counters: dict[str, Any] | None = None
+    path: Path,
+    config: Config | None = None,
+    versions: tuple[int, ...] = (40,),
+    counters: dict[str, Any] | None = None,
 ) -> Path:
     """A run directory as a run leaves it, as far as going on with it needs."""
     config = config or cartpole()
     directory = RunDirectory(path)
     path.mkdir()
     checkpoint = initial_checkpoint(config, describe_env(config.env, config.envs))
-    Checkpoint(
-        layout=checkpoint.layout,
-        generation=1,
-        version=version,
-        optimizer=checkpoint.optimizer,
-        state_names=checkpoint.state_names,
-        states=checkpoint.states,
-        counters=counters or {},
-    ).write(directory.checkpoints)
+    for version in versions:
+        dataclasses.replace(checkpoint, generation=1, version=version, counters=counters or {}).write(
+            directory.checkpoints
+        )
     write_json(directory.config, config.to_json())
     return path
 
@@ -345,6 +343,25 @@ def test_resuming_from_a_damaged_checkpoint_names_the_file(
     path = finished_run(refused.where / "run")
     damage(path / "checkpoints" / "v00000040")
     assert names in refused.sentence("train", "--run-dir", str(path), "--resume")
+
+
+def test_where_the_newest_checkpoints_are_damaged_the_command_that_goes_on_from_the_one_before_is_given(
+    refused: Refused,
+) -> None:
+    path = finished_run(refused.where / "my run", versions=(7, 40, 300))
+    checkpoints = path / "checkpoints"
+    for version in (40, 300):
+        cut_manifest(checkpoints / f"v{version:08d}")
+    sentence = refused.sentence("train", "--run-dir", str(path), "--resume")
+    assert f"{checkpoints}/v00000300/manifest.json is damaged" in sentence
+    command = sentence.split("To go on from v00000007, which is whole: `")[1].split("`")[0]
+    *moves, resume = command.split(" && ")
+    for move, version in zip(moves, (300, 40), strict=True):
+        found = checkpoints / f"v{version:08d}"
+        assert shlex.split(move) == ["mv", str(found), str(checkpoints / f"damaged-v{version:08d}")]
+        found.rename(checkpoints / f"damaged-v{version:08d}")
+    assert shlex.split(resume) == ["zmqrl", "train", "--resume", "--run-dir", str(path)]
+    assert "--updates 7: " in refused.sentence(*shlex.split(resume)[1:], "--updates", "7"), "it goes on from there"
 
 
 def test_a_worker_without_a_cluster_file_is_told_so(refused: Refused) -> None:

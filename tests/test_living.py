@@ -129,13 +129,21 @@ def test_a_run_whose_launcher_was_killed_tells_what_is_left_and_where(lab: Lab, 
 
 
 def test_what_is_left_on_a_host_is_named_with_its_directory() -> None:
+    files = ["state/shard-10.slots", "state/shard-2.slots"]
     hosts = {
-        "h1": {"alive": False, "files": ["state/shard-0.slots"], "directory": "/var/tmp/zmqrl-1000/h1/run"},
+        "h1": {"alive": False, "files": files, "directory": "/var/tmp/zmqrl-1000/h1/run"},
         "h2": {"alive": False, "files": [], "directory": "/var/tmp/zmqrl-1000/h2/run"},
     }
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
-    assert "h1: no process; in /var/tmp/zmqrl-1000/h1/run: state/shard-0.slots\n" in said
+    assert "h1: no process; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
     assert "h2: no process; no files\n" in said
+
+
+def test_logs_are_listed_by_the_numbers_of_their_processes(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for name in ("worker-10", "worker-2", "shard-0"):
+        (tmp_path / "logs" / f"{name}.log").touch()
+    assert list(logs._logs(RunDirectory(tmp_path))) == ["shard-0", "worker-2", "worker-10"]
 
 
 def test_a_log_is_read_from_its_last_lines_on_and_whole_lines_only(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from zmqrl.cluster import agent_files
 from zmqrl.cluster.agent_files import PIECE_BYTES
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.errors import ClusterError
-from zmqrl.ps.history import read_lines
+from zmqrl.ps.history import last_version
 from zmqrl.rundir import RunDirectory
 
 
@@ -138,8 +138,8 @@ def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_ha
     world.hosts["h1"].write(NAME, lines(1, 95))
     world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a sitting long ago
     assert world.mirror.bring_home(world.answer, within_s=5) == []
-    assert read_lines(world.home.history(0))[-1]["version"] == 95
-    assert read_lines(world.home.history(1))[-1]["version"] == 88
+    assert last_version(world.home.history(0)) == 95
+    assert last_version(world.home.history(1)) == 88
     for shard in (0, 1):
         world.mirror.put_history(f"shard-{shard}")
     assert not world.hosts["h1"].asked, "it has its history"
@@ -205,7 +205,7 @@ def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
     host.write(NAME, lines(1, 15))
     world.mirror.take("h1", {"is": "list", "files": agent_files.sizes(host.place, ["history"])})
     answer = host.answer()  # lines 11 to 15, on their way
-    world.mirror.rewind(to, generation=2)
+    world.mirror.rewind(lambda shard: to, generation=2)
     host.write(NAME, lines(1, to) + lines(to + 1, 12, generation=2))
     assert answer is not None
     if something_else_first:
@@ -213,6 +213,15 @@ def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
     world.mirror.take("h1", answer)
     world.look()
     assert world.at_home(NAME) == lines(1, to) + lines(to + 1, 12, generation=2)
+
+
+def test_a_rollback_shortens_each_history_to_the_version_of_its_shard(world: World) -> None:
+    world.begin()
+    for host, shard in (("h1", 0), ("h2", 1)):
+        world.hosts[host].write(f"history/shard-{shard}.jsonl", lines(1, 15))
+    world.look()
+    world.mirror.rewind({0: 7, 1: 9}.__getitem__, generation=2)
+    assert [last_version(world.home.history(shard)) for shard in (0, 1)] == [7, 9]
 
 
 def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world: World) -> None:

@@ -69,7 +69,9 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
     )
     model = run / "checkpoints" / "v00000040" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1])
-    assert refusal() == f"{model} is damaged: its checksum is not the one in manifest.json."
+    damage = f"{model} is damaged: its checksum is not the one in manifest.json."
+    assert refusal(40) == damage
+    assert refusal() == f"{damage} Checkpoint v00000003 is whole: choose it by --checkpoint 3."
     other = dataclasses.replace(CARTPOLE, env="Acrobot-v1")
     write_json(run / "config.json", other.to_json())
     assert refusal(3) == f"{run}: checkpoint 3 is of another network than config.json says."

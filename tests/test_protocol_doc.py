@@ -357,7 +357,8 @@ def versions_made(shards: StandaloneShards) -> list[int]:
 
 def end(shards: StandaloneShards, threads: list[threading.Thread]) -> tuple[int, dict[int, m.Stats]]:
     """Stop the shards, wait until the workers have left; the last version, and how the shards stand."""
-    version, _ = stop_shards(shards.control, range(2), 10, lambda: time.sleep(0.01))
+    versions, _ = stop_shards(shards.control, range(2), 10, lambda: time.sleep(0.01))
+    (version,) = set(versions.values())
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()

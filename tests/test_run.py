@@ -131,8 +131,8 @@ def test_the_cluster_file_is_private_and_tells_all_that_a_worker_needs(finished:
 
 def test_what_is_only_for_a_living_run_goes_with_it(finished: Finished) -> None:
     left = {path.name for path in finished.path.iterdir()}
-    assert not left & {"cluster.json", "left.json", "sockets"}
-    assert not list((finished.path / "state").iterdir())
+    assert not left & {"cluster.json", "left.json", "sockets", "state"}
+    assert [path for path in finished.path.rglob("*") if path.is_dir() and not any(path.iterdir())] == []
 
 
 def test_without_a_terminal_a_run_speaks_in_plain_lines(finished: Finished) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -253,7 +254,8 @@ def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_whe
     said = (tmp_path / "run.stdout").read_text(encoding="utf-8")
     resumed_at = said.partition("resuming from version ")[2].split()[0]
     if lost:
-        assert f"what was learned after version {kept} is lost: shard 1 of 2 found no state of this run." in said
+        gone = f"{path}/state/shard-1.slots does not exist on localhost."
+        assert f"what was learned after version {kept} is lost: {gone}" in said
         assert int(resumed_at) == checkpointed_at
         assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
     else:  # the last version may have been made without a line of it
@@ -264,6 +266,49 @@ def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_whe
     assert [files.history(shard)[:kept] for shard in range(2)] == history
     assert not (path / "left.json").exists()
     assert last.exists()
+
+
+def make_rows_long(metrics: Path) -> None:
+    """Whoever reads all of them is long enough about it for a worker to find a shard that is there again."""
+    rows = metrics.read_bytes() if metrics.exists() else b""
+    earlier = [{"version": 0, "wall_s": second - 1e6, "agent_steps": 0} for second in range(200_000)]
+    metrics.write_bytes("".join(f"{json.dumps(row)}\n" for row in earlier).encode() + rows)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_run_is_resumed_where_its_shards_stood_though_an_outside_worker_lives_on(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "run"
+    survivor: Worker | None = None
+    try:
+        with training(path, "--mode", mode, "--workers", "1", "--external-workers", "1") as run:
+            run.wait_to_say("rank 0 is open: zmqrl worker")
+            survivor = Worker(Cluster.read(path / "cluster.json"), 0)
+            survivor.thread.start()
+            run.wait_for(100)
+            pids = [entry["pid"] for entry in run.files.cluster()["shards"]]
+            run.process.kill()
+            run.process.wait()
+            run.assert_nothing_left(pids, within_s=15)
+        assert survivor.thread.is_alive()
+        make_rows_long(path / "metrics.jsonl")
+        history = [run.files.history(shard) for shard in range(2)]
+        stood = [len(lines) for lines in history]
+        end = max(stood) + 20
+        with training(path, "--resume", "--updates", str(end)) as run:
+            run.wait_to_say("rank 0 is open: zmqrl worker")
+            run.eventually(lambda: survivor.error is not None, "the end of a worker of another run")
+            with Worker(Cluster.read(path / "cluster.json"), 0):
+                assert run.wait() == 0, run.said()
+    finally:
+        if survivor is not None:
+            survivor.connection.close()
+    resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
+    assert resumed_at in (min(stood), min(stood) + 1), "the last version may have been made without a line of it"
+    assert "is lost" not in run.said()
+    for shard in range(2):
+        kept = stood[shard] if mode == "async" else min(stood)
+        assert run.files.history(shard)[:kept] == history[shard][:kept]
+        assert [line["version"] for line in run.files.history(shard)] == list(range(1, end + 1))
 
 
 def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_start(tmp_path: Path) -> None:

@@ -25,14 +25,16 @@ class Control:
 
     def __init__(self) -> None:
         self.loaded: list[tuple[int, int]] = []
-        self.said: list[tuple[int, m.Message]] = []
+        self.versions: list[int] = []
+        self.sent: list[tuple[int, m.Message]] = []
 
     def send(self, shard: int, message: m.Message) -> bool:
-        self.said.append((shard, message))
+        self.sent.append((shard, message))
         return True
 
-    def load(self, shard: int, generation: int, *_: Any) -> None:
+    def load(self, shard: int, generation: int, version: int, *_: Any) -> None:
         self.loaded.append((shard, generation))
+        self.versions.append(version)
 
 
 def welcome(shard: int, incarnation: int, state: Any, *, generation: int = 1, version: int = 0) -> m.Welcome:
@@ -48,26 +50,43 @@ def stats(shard: int, version: int, **figures: Any) -> m.Stats:
     return m.Stats(**{"unattributed": 0, "failure": "", **about, **view, **kept, **figures})
 
 
-@pytest.fixture
-def shards() -> Shards:
-    """Two shards that have taken over the first checkpoint."""
+def loaded(version: int = 0, versions: tuple[int, ...] = (), stop_at: int | None = None) -> Shards:
+    """Two shards that have taken over a checkpoint."""
     layout = Layout.of([("w", (64,))], 2)
     states = tuple(np.zeros(cut.count, "<f4").tobytes() for cut in layout.slices)
     first = Checkpoint(
         layout=layout,
         generation=0,
-        version=0,
+        version=version,
+        versions=versions,
         optimizer="sgd",
         state_names=(),
         states=states,
         counters={},
     )
-    made = Shards(first, Membership(1, 1, "wait"), None, lambda text: None)
+    made = Shards(first, Membership(1, 1, "wait"), stop_at, lambda text: None)
     made.control = Control()  # type: ignore[assignment]
     for shard in (0, 1):
         made.on_welcome(shard, welcome(shard, 10, "empty"))
     assert made.roll_back(0.0)
     return made
+
+
+@pytest.fixture
+def shards() -> Shards:
+    return loaded()
+
+
+def test_each_shard_goes_on_from_its_own_version_in_asynchronous_mode() -> None:
+    shards = loaded(709, (711, 709))
+    assert shards.control.versions == [711, 709]  # type: ignore[attr-defined]
+    assert shards.seen == {0: 711, 1: 709}
+
+
+def test_a_shard_that_is_past_the_end_of_the_run_already_ends_where_it_is() -> None:
+    shards = loaded(38, (42, 38), stop_at=40)
+    sent: list[tuple[int, m.Message]] = shards.control.sent  # type: ignore[attr-defined]
+    assert sent == [(0, m.Stop(run=RUN, version=42)), (1, m.Stop(run=RUN, version=40))]
 
 
 def test_a_shard_that_comes_back_empty_after_its_old_process_was_still_heard_is_loaded(shards: Shards) -> None:
@@ -98,7 +117,7 @@ def test_an_answer_that_a_later_one_has_overtaken_changes_nothing(shards: Shards
 @pytest.mark.parametrize("wanted", [8, None])
 def test_where_to_end_is_said_until_every_shard_says_the_same(shards: Shards, wanted: int | None) -> None:
     shards.stop_at = wanted
-    said = shards.control.said  # type: ignore[attr-defined]
+    said = shards.control.sent  # type: ignore[attr-defined]
     said.clear()
     for stop in (9, 9, wanted):
         shards.on_stats(0, stats(0, 3, stop=wanted))
@@ -109,7 +128,7 @@ def test_where_to_end_is_said_until_every_shard_says_the_same(shards: Shards, wa
 
 def test_a_shard_that_was_past_the_end_before_it_heard_of_it_is_to_end_where_it_is(shards: Shards) -> None:
     shards.stop_at = 3
-    said = shards.control.said  # type: ignore[attr-defined]
+    said = shards.control.sent  # type: ignore[attr-defined]
     said.clear()
     for stop in (None, 5):
         shards.on_stats(0, stats(0, 5, stop=stop))
@@ -118,7 +137,7 @@ def test_a_shard_that_was_past_the_end_before_it_heard_of_it_is_to_end_where_it_
 
 
 def test_who_counts_is_said_until_every_shard_says_the_same(shards: Shards) -> None:
-    said = shards.control.said  # type: ignore[attr-defined]
+    said = shards.control.sent  # type: ignore[attr-defined]
     said.clear()
     for view in (0, 1):
         shards.on_stats(0, stats(0, 3, view=view))

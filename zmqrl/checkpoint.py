@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,6 +21,8 @@ from zmqrl.ps.partition import Layout
 
 MODEL = "model.safetensors"
 MANIFEST = "manifest.json"
+T = TypeVar("T")
+_NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,8 @@ class Checkpoint:
     """All that a run is at one version.
 
     ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``,
-    float32 little-endian, as it travels between shard and supervisor.
+    float32 little-endian, as it travels between shard and supervisor. ``versions``: those of the shards, where they
+    differ, as in asynchronous mode; then ``version`` is the lowest of them.
     """
 
     layout: Layout
@@ -37,6 +41,7 @@ class Checkpoint:
     state_names: tuple[str, ...]
     states: tuple[bytes, ...]
     counters: dict[str, Any]
+    versions: tuple[int, ...] = ()
 
     @classmethod
     def initial(cls, layout: Layout, vector: FloatVector, optimizer: str, state_names: tuple[str, ...]) -> "Checkpoint":
@@ -56,6 +61,15 @@ class Checkpoint:
             counters={},
         )
 
+    @property
+    def name(self) -> str:
+        """What its directory is called."""
+        return name_of(self.version)
+
+    def version_of(self, shard: int) -> int:
+        """The version of a shard's state."""
+        return self.versions[shard] if self.versions else self.version
+
     def vector(self) -> FloatVector:
         """The parameter vector: float32 (count,)."""
         slices = [
@@ -69,7 +83,7 @@ class Checkpoint:
 
     def write(self, root: Path) -> Path:
         """Write to ``root/v<version>``, which appears there whole; what had that name stays until then."""
-        finished = root / f"v{self.version:08d}"
+        finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
         path.mkdir(parents=True)
@@ -100,7 +114,7 @@ class Checkpoint:
             "params_sha256": self.params_sha256(),
             "files": {name: _sha256(path / name) for name in files},
             "counters": self.counters,
-        }
+        } | ({"versions": list(self.versions)} if self.versions else {})
         (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for name in [*files, MANIFEST]:
             _sync(path / name)
@@ -126,6 +140,7 @@ class Checkpoint:
                 state_names=names,
                 states=tuple(states),
                 counters=manifest["counters"],
+                versions=_versions(path / MANIFEST, manifest, weights),
             )
 
 
@@ -190,6 +205,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _versions(path: Path, manifest: Mapping[str, Any], weights: Weights) -> tuple[int, ...]:
+    versions = tuple(manifest.get("versions", ()))
+    whole = len(versions) == weights.layout.shards and all(type(version) is int for version in versions)
+    if versions and not (whole and min(versions) == weights.version):
+        raise UsageError(f"{path} is damaged: {manifest['versions']} are not the versions of its shards.")
+    return versions
+
+
 def _read_layout(path: Path, layout: Any) -> Layout:
     try:
         return Layout.from_json(layout)
@@ -197,13 +220,42 @@ def _read_layout(path: Path, layout: Any) -> Layout:
         raise UsageError(f"{path} is damaged: {error}") from error
 
 
+def name_of(version: int) -> str:
+    """What the directory of a checkpoint is called."""
+    return f"v{version:08d}"
+
+
 def checkpoints(root: Path) -> list[Path]:
     """The finished checkpoints under ``root``, oldest first.
 
     One that was being replaced when its writer was killed counts while its successor is not there.
     """
-    found = sorted(path.parent for path in root.glob(f"v*/{MANIFEST}"))
+    named = (path.parent for path in root.glob(f"v*/{MANIFEST}") if _NAME.fullmatch(path.parent.name))
+    found = sorted(named, key=lambda path: int(path.stem[1:]))  # with nine digits a name sorts before one with eight
     return [path for path in found if not (path.suffix and path.with_suffix("") in found)]
+
+
+def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequence[Path]], str]) -> T | None:
+    """The newest checkpoint under ``root``, as ``read`` reads it; None if there is none.
+
+    Raises UsageError when it is damaged. The error ends with ``advice``: of the newest checkpoint that is whole, if
+    there is one, and of those after it.
+    """
+    damaged: list[Path] = []
+    first: UsageError | None = None
+    for path in reversed(checkpoints(root)):
+        try:
+            found = read(path)
+        except UsageError as error:
+            first = first or error
+            damaged.append(path)
+            continue
+        if first is None:
+            return found
+        raise UsageError(f"{first} {advice(path, damaged)}") from first
+    if first is not None:
+        raise first
+    return None
 
 
 def prune(root: Path, keep: int) -> None:

@@ -10,7 +10,7 @@ import tyro
 
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.living import Living
-from zmqrl.observe.folding import Folding
+from zmqrl.observe.folding import Folding, by_number
 from zmqrl.rundir import RunDirectory
 
 LOOK_EVERY_S = 0.2
@@ -62,7 +62,8 @@ def run(options: Options) -> int:
 
 def _logs(directory: RunDirectory) -> dict[str, Path]:
     """The logs that there are by now, by the name of the process."""
-    return {path.stem: path for path in sorted((directory.path / "logs").glob("*.log"))}
+    logs = {path.stem: path for path in (directory.path / "logs").glob("*.log")}
+    return {name: logs[name] for name in sorted(logs, key=by_number)}
 
 
 class Reader:

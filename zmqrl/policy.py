@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zmqrl.agent.envs import EnvSpec, describe_env
 from zmqrl.agent.model import make_model
 from zmqrl.agent.plugin import logits_of
-from zmqrl.checkpoint import Weights, checkpoints
+from zmqrl.checkpoint import Weights, checkpoints, name_of, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.ps.flat import FlatParameters
@@ -88,7 +88,7 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     if not directory.config.exists():
         raise UsageError(f"{run} is no run directory: it has no config.json.")
     config = Config.read(directory.config)
-    weights = Weights.read(_find(directory.checkpoints, version))
+    weights = _weights(directory.checkpoints, version)
     spec = describe_env(config.env, config.envs)
     with torch.random.fork_rng(devices=[]):  # leave the caller's random state alone
         torch.manual_seed(config.seed)  # what a model of the user's own does not train is drawn as in the workers
@@ -112,18 +112,21 @@ def _is_own(config: Config) -> bool:
     return ":" in config.model
 
 
-def _find(root: Path, version: int | None) -> Path:
-    """The checkpoint of ``version`` under ``root``, the newest for None."""
-    found = checkpoints(root)
+def _weights(root: Path, version: int | None) -> Weights:
+    """Those of the checkpoint of ``version`` under ``root``, of the newest one for None."""
+
+    def advice(whole: Path, _: object) -> str:
+        return f"Checkpoint {whole.stem} is whole: choose it by --checkpoint {int(whole.stem[1:])}."
+
+    if version is None and (weights := newest(root, Weights.read, advice)) is not None:
+        return weights
+    found = {path.stem: path for path in checkpoints(root)}
     if not found:
         raise UsageError(f"there is no checkpoint in {root} yet.")
-    if version is None:
-        return found[-1]
-    for path in found:
-        if path.stem == f"v{version:08d}":
-            return path
-    there = ", ".join(path.stem for path in found)
-    raise UsageError(f"there is no checkpoint of version {version} in {root}: there are {there}.")
+    assert version is not None
+    if name_of(version) not in found:
+        raise UsageError(f"there is no checkpoint of version {version} in {root}: there are {', '.join(found)}.")
+    return Weights.read(found[name_of(version)])
 
 
 def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -107,6 +107,8 @@ class RunDirectory:
             for leftover in sockets.iterdir():  # of shards that were killed
                 leftover.unlink()
             sockets.rmdir()
+        with contextlib.suppress(OSError):  # the shards of a run that could not end have left something there
+            (self.path / "state").rmdir()
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 if self._made and list(self.path.iterdir()) == [self.path / LOCK]:

@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from zmqrl.living import Living
+from zmqrl.observe.folding import by_number
 from zmqrl.observe.records import RunRecord
 
 
@@ -54,7 +55,8 @@ def _report(found: dict[str, Any]) -> str:
         if isinstance(answer, str):
             lines.append(f"{host}: cannot be asked: {answer}")
         else:
-            left = f"in {answer['directory']}: {', '.join(answer['files'])}" if answer["files"] else "no files"
+            files = ", ".join(sorted(answer["files"], key=by_number))
+            left = f"in {answer['directory']}: {files}" if files else "no files"
             lines.append(f"{host}: {'still ends its processes' if answer['alive'] else 'no process'}; {left}")
     if found["hosts"]:
         lines.append("go on with it by --resume, from the newest version that its shards hold")

@@ -1,4 +1,4 @@
-"""Takes checkpoints from the shards while they go on: one version, the same on all of them."""
+"""Takes checkpoints from the shards: while they go on of one version, the same on all of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,39 +45,54 @@ class Checkpointer:
 
     def take(self, version: int, generation: int, counters: dict[str, Any], now: float) -> Checkpoint:
         """Fetch what the shards have set aside for ``version`` and write it. Raises ClusterError."""
+        return self.write(dict.fromkeys(range(len(self.model.states)), version), generation, counters, now)
+
+    def take_now(
+        self,
+        versions: Mapping[int, int],
+        generation: int,
+        counters: dict[str, Any],
+        now: float,
+        meanwhile: Callable[[], None],
+    ) -> Checkpoint:
+        """The same for a version that each shard holds and will hold: its last one. Raises ClusterError."""
+        self.set_aside(versions, meanwhile)
+        return self.write(versions, generation, counters, now)
+
+    def set_aside(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
+        """Let each shard set its version aside, which it holds; what each tells then. Raises ClusterError."""
+
+        def answer(message: m.Message) -> m.Stats | None:
+            if isinstance(message, m.Stats) and message.captured == versions[message.shard]:
+                return message
+            return None
+
+        return self.control.ask(
+            versions,
+            lambda shard: m.Checkpoint(run=self.control.run, version=versions[shard]),
+            answer,
+            within_s=FETCH_WITHIN_S,
+            what=f"checkpoint of version {min(versions.values())}",
+            meanwhile=meanwhile,
+        )
+
+    def write(self, versions: Mapping[int, int], generation: int, counters: dict[str, Any], now: float) -> Checkpoint:
+        """Fetch what each shard has set aside, of its version, and write it. Raises ClusterError."""
         self.wanted, self.due_at = None, now + self.every_s
-        states = tuple(self.control.fetch(shard, version) for shard in range(len(self.model.states)))
+        each = tuple(versions[shard] for shard in sorted(versions))
         checkpoint = Checkpoint(
             layout=self.model.layout,
             generation=generation,
-            version=version,
+            version=min(each),
             optimizer=self.model.optimizer,
             state_names=self.model.state_names,
-            states=states,
+            states=tuple(self.control.fetch(shard, version) for shard, version in enumerate(each)),
             counters=counters,
+            versions=each if min(each) < max(each) else (),
         )
         try:
             checkpoint.write(self.directory.checkpoints)
             prune(self.directory.checkpoints, self.keep)
         except OSError as error:
-            raise ClusterError(f"cannot write checkpoint {version}: {error.strerror}.") from error
+            raise ClusterError(f"cannot write checkpoint {checkpoint.version}: {error.strerror}.") from error
         return checkpoint
-
-    def take_now(
-        self, version: int, generation: int, counters: dict[str, Any], now: float, meanwhile: Callable[[], None]
-    ) -> Checkpoint:
-        """The same for a version that every shard holds and will hold: the last one. Raises ClusterError."""
-        self.set_aside(version, meanwhile)
-        return self.take(version, generation, counters, now)
-
-    def set_aside(self, version: int, meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
-        """Let every shard set ``version`` aside, which it holds; what each tells then. Raises ClusterError."""
-        request = m.Checkpoint(run=self.control.run, version=version)
-        return self.control.ask(
-            range(len(self.model.states)),
-            lambda _: request,
-            lambda answer: answer if isinstance(answer, m.Stats) and answer.captured == version else None,
-            within_s=FETCH_WITHIN_S,
-            what=f"checkpoint of version {version}",
-            meanwhile=meanwhile,
-        )

@@ -1,8 +1,8 @@
-"""How a run ends: all shards at one version, and what is written of it."""
+"""How a run ends: at which version of each shard, and what is written of it."""
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,43 +19,58 @@ from zmqrl.rundir import write_json
 Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
 
 LOOK_EVERY_S = 0.1
+ALONE_WITHIN_S = 3.0  # so long may a shard that ends by itself wait for contributions to one version more
 
 
 def stop_shards(
-    control: ShardControl, shards: Iterable[int], within_s: float, meanwhile: Callable[[], None]
-) -> tuple[int, dict[int, m.Stats]]:
+    control: ShardControl,
+    shards: Iterable[int],
+    within_s: float,
+    meanwhile: Callable[[], None],
+    *,
+    together: bool = True,
+) -> tuple[dict[int, int], dict[int, m.Stats]]:
     """Agree on a last version at or above every shard's own, and wait until all have ended with it.
 
     Where the workers are gone, or a shard can make no more versions, the shards stay where they are, and the newest
-    version that all of them still hold is the last. ``meanwhile`` is called again and again while that takes. Returns
-    that version and where each shard stands; raises ClusterError when a shard does not answer.
+    version that all of them still hold is the last. Unless ``together``, as in asynchronous mode, each ends with the
+    first version that it can: its own. ``meanwhile`` is called again and again while that takes. Returns the last
+    version of each shard and where it stands; raises ClusterError when a shard does not answer.
     """
-    shards = list(shards)
 
-    def ask(asked: list[int], version: int) -> dict[int, m.Stats]:
-        stop = m.Stop(run=control.run, version=version)
+    def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
         return control.ask(
-            asked, lambda _: stop, only(m.Stats), within_s=within_s, what="stopping the shards", meanwhile=meanwhile
+            ends,
+            lambda shard: m.Stop(run=control.run, version=ends[shard]),
+            only(m.Stats),
+            within_s=within_s,
+            what="stopping the shards",
+            meanwhile=meanwhile,
         )
 
-    deadline = time.monotonic() + within_s
+    began_at = time.monotonic()
     stats = control.stats(shards, within_s=within_s, what="stopping the shards", meanwhile=meanwhile)
-    end, margin = max(s.version for s in stats.values()), 1
-    while time.monotonic() < deadline and not any(s.failure for s in stats.values()):
-        stats = ask(shards, end)
-        newest = max(s.version for s in stats.values())
-        if all(s.state == "ended" and s.version == end for s in stats.values()):
-            return end, stats
-        if newest > end:  # somebody was past it before it heard of it
-            end, margin = newest + margin, 2 * margin
+    ends, margin = {shard: s.version for shard, s in stats.items()}, 1
+    if together:
+        ends = dict.fromkeys(ends, max(ends.values()))
+    give_up_at = began_at + (within_s if together else ALONE_WITHIN_S)
+    while time.monotonic() < give_up_at and not any(s.failure for s in stats.values()):
+        stats = ask(ends)
+        if all(s.state == "ended" and s.version == ends[shard] for shard, s in stats.items()):
+            return ends, stats
+        if passed := {shard: s.version + margin for shard, s in stats.items() if s.version > ends[shard]}:
+            # They were past it before they heard of it.
+            ends = dict.fromkeys(ends, max(passed.values())) if together else ends | passed
+            margin *= 2
         meanwhile()
         time.sleep(LOOK_EVERY_S)
     while any(s.state != "ended" for s in stats.values()):
-        if time.monotonic() >= deadline + within_s:
+        if time.monotonic() >= began_at + 2 * within_s:
             raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
-        for shard in shards:
-            stats |= ask([shard], stats[shard].version)
-    return min(s.version for s in stats.values()), stats
+        for shard in ends:
+            stats |= ask({shard: stats[shard].version})
+    ends = {shard: s.version for shard, s in stats.items()}
+    return dict.fromkeys(ends, min(ends.values())) if together else ends, stats
 
 
 def write_summary(path: Path, reason: Reason, config: Config, last: Checkpoint) -> None:

@@ -10,7 +10,7 @@ from zmqrl.cluster.launcher import EVALUATOR, RECORDER, Exited, Said
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.config import Config
 from zmqrl.observe.console import Console
-from zmqrl.observe.forms import EVALUATION, read_lines
+from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.observe.metrics import JsonLines
 from zmqrl.rundir import RunDirectory
 
@@ -31,7 +31,7 @@ class Followers:
         """``files`` brings checkpoints to where they find them."""
         self.config, self.keeper, self.console, self.files = config, keeper, console, files
         self.rows = JsonLines(directory.evaluations) if config.evaluator else None
-        self.evaluate_at_s, self.evaluated = 0.0, _last_version(directory.evaluations)
+        self.evaluate_at_s, self.evaluated = 0.0, _last_version(directory.evaluations, console.notice)
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
         wanted = {EVALUATOR: config.evaluator, RECORDER: config.recorder}
         self.pending: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
@@ -126,7 +126,7 @@ class Followers:
         self.keeper.restarts.worked(name)
 
 
-def _last_version(evaluations: Path) -> int | None:
+def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:
     """The version that was evaluated last in an earlier sitting."""
-    lines = list(read_lines(evaluations, EVALUATION))
+    lines = readable_lines(evaluations, EVALUATION, notice)
     return int(lines[-1]["version"]) if lines else None

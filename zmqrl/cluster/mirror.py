@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from zmqrl.checkpoint import MANIFEST, MODEL
+from zmqrl.checkpoint import MANIFEST, MODEL, name_of
 from zmqrl.cluster import agent_files
 from zmqrl.cluster.launcher import RECORDER
 from zmqrl.cluster.link import Link
@@ -52,7 +52,7 @@ class Mirror:
 
     def put_checkpoint(self, process: str, version: int) -> None:
         """Let a follower find ``config.json`` and the checkpoint of ``version``, without the optimizer's state."""
-        host, path = self.host_of[process], self.home.checkpoints / f"v{version:08d}"
+        host, path = self.host_of[process], self.home.checkpoints / name_of(version)
         self._checkpoints[process].add(version)
         for file in (self.home.config, path / MODEL, path / MANIFEST):  # which makes it whole
             self._put(host, str(file.relative_to(self.home.path)))
@@ -62,7 +62,7 @@ class Mirror:
         host = self.host_of[process]
         self._checkpoints[process].discard(version)
         if host in self.links:
-            self.links[host].send({"do": "remove", "path": f"checkpoints/v{version:08d}"})
+            self.links[host].send({"do": "remove", "path": f"checkpoints/{name_of(version)}"})
 
     def reopened(self, host: str) -> None:
         """A host that was lost is back, perhaps without its files: its processes are to find there what they need."""
@@ -76,6 +76,11 @@ class Mirror:
         """Remove the run's files from the hosts, and its place there if ``whole``."""
         for host in self.links.keys() - set(but):
             self.links[host].send({"do": "clean", "whole": whole})
+
+    def remove_state(self) -> None:
+        """Remove the slots of the shards from the hosts: a checkpoint has what was in them."""
+        for link in self.links.values():
+            link.send({"do": "remove", "path": "state"})
 
     def _put(self, host: str, name: str, *, unless_longer: bool = False) -> None:
         """Copy a file of the run directory, if it is there, to ``host``."""
@@ -98,13 +103,13 @@ class Mirror:
                 if link.up is not None:
                     link.send({"do": "list", "under": COMES_HOME})
 
-    def rewind(self, version: int, generation: int) -> None:
-        """A rollback: the shards move what is above ``version`` out of their histories, and so do the copies here."""
+    def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
+        """A rollback: each shard moves what is above its version out of its history, and so does the copy here."""
         for shard, host in ((name, host) for name, host in self.host_of.items() if name.startswith("shard-")):
             path = self.home.path / _history(shard)
             if host in self.links and path.exists():
                 history = History(path)
-                history.rewind(version, generation)
+                history.rewind(version_of(int(shard.removeprefix("shard-"))), generation)
                 history.close()
                 if self._fetching.get(host) == _history(shard):
                     self._fetching[host] = OUTDATED

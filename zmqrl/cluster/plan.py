@@ -51,8 +51,11 @@ class Plan:
         self._incarnations: dict[str, int] = {}
         self._written_pids: dict[str, int] = {}
 
-    def shard_task(self, shard: int, endpoints: dict[Role, str] | None) -> Task:
-        """A shard; one that is started again is bound to the ``endpoints`` where the workers look for it."""
+    def shard_task(self, shard: int, endpoints: dict[Role, str] | None, *, frozen: bool = False) -> Task:
+        """A shard; one that is started again is bound to the ``endpoints`` where the workers look for it.
+
+        A ``frozen`` one is only read. No worker looks for it where it is bound, unless a port range leaves no choice.
+        """
         name = f"shard-{shard}"
         config, directory = self.config, self.sites[name].directory
         job = ShardJob(
@@ -61,7 +64,7 @@ class Plan:
             shard=shard,
             codec=config.wire.codec,
             optimizer=config.optimizer,
-            bind=endpoints or self._addresses(shard),
+            bind=endpoints or self._addresses(shard, frozen=frozen),
             secret=self.secret,
             code=code_id(),
             state_path=directory.state(shard),
@@ -73,6 +76,7 @@ class Plan:
             trace_versions=config.profile or 0,
             incarnation=self._incarnation(name),
             keys=self.keys.of_shard(shard) if self.keys else None,
+            frozen=frozen,
         )
         return self._task(name, "zmqrl.ps.server", job.to_json())
 
@@ -166,10 +170,12 @@ class Plan:
         self._incarnations[name] = max(time.time_ns() // 1_000_000, self._incarnations.get(name, 0) + 1)
         return self._incarnations[name]
 
-    def _addresses(self, shard: int) -> dict[Role, str]:
+    def _addresses(self, shard: int, *, frozen: bool) -> dict[Role, str]:
         wire, ports = self.config.wire, self.config.ports()
         if ports is None and wire.transport == "ipc":
-            return {role: f"ipc://{self.directory.sockets()}/{shard}-{role}" for role in ROLES}
+            places = f"ipc://{self.directory.sockets()}/{shard}-"
+            return {"control": f"{places}frozen"} if frozen else {role: f"{places}{role}" for role in ROLES}
         chosen = [0, 0, 0] if ports is None else ports[3 * shard : 3 * shard + 3]
         address = self.sites[f"shard-{shard}"].address
-        return {role: f"tcp://{address}:{port}" for role, port in zip(ROLES, chosen, strict=True)}
+        bound = {role: f"tcp://{address}:{port}" for role, port in zip(ROLES, chosen, strict=True)}
+        return {"control": bound["control"]} if frozen else bound

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.cluster.resume import read_newest
 from zmqrl.cluster.slurm import scontrol
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
@@ -42,9 +42,8 @@ def left_of(config: Config) -> Config:
     if config.minutes is None or not config.resume:
         return config
     assert config.run_dir is not None
-    found = checkpoints(RunDirectory(config.run_dir).checkpoints)
-    counters = Checkpoint.read(found[-1]).counters if found else {}
-    trained = Counters.from_json(counters).wall_s / 60 if counters else 0.0
+    checkpoint = read_newest(RunDirectory(config.run_dir))
+    trained = Counters.from_json(checkpoint.counters).wall_s / 60 if checkpoint and checkpoint.counters else 0.0
     if trained >= config.minutes:
         raise UsageError(f"--minutes {config.minutes:g}: {config.run_dir} has trained for {trained:.1f} already.")
     return dataclasses.replace(config, minutes=config.minutes - trained)

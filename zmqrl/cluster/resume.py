@@ -1,10 +1,12 @@
 """Going on with a run: from which checkpoint, and what may be different from here on."""
 
+import shlex
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from zmqrl.agent.envs import describe_env
-from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.checkpoint import Checkpoint, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.observe.metrics import SCORES_KEPT, Counters
@@ -14,10 +16,10 @@ from zmqrl.rundir import RunDirectory
 
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
     """The checkpoint to resume from. Raises UsageError when there is none, or when it is of another layout."""
-    found = checkpoints(directory.checkpoints)
-    if not found:
+    checkpoint = read_newest(directory)
+    if checkpoint is None:
         raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
-    checkpoint = Checkpoint.read(found[-1])
+    path = directory.checkpoints / checkpoint.name
     if checkpoint.layout.hash != initial.layout.hash:
         theirs, ours = checkpoint.layout, initial.layout
         what = (
@@ -25,13 +27,27 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
             if theirs.tensors == ours.tensors
             else f"a network of {theirs.count} parameters, not of {ours.count}"
         )
-        raise UsageError(f"{found[-1]} has {what}: resume with the settings it was made with.")
+        raise UsageError(f"{path} has {what}: resume with the settings it was made with.")
     if (checkpoint.optimizer, checkpoint.state_names) != (initial.optimizer, initial.state_names):
         raise UsageError(
-            f"{found[-1]} has the state of optimizer {checkpoint.optimizer} ({', '.join(checkpoint.state_names)}), "
+            f"{path} has the state of optimizer {checkpoint.optimizer} ({', '.join(checkpoint.state_names)}), "
             f"not of {initial.optimizer} ({', '.join(initial.state_names)})."
         )
     return checkpoint
+
+
+def read_newest(directory: RunDirectory) -> Checkpoint | None:
+    """The newest checkpoint of a run. Raises UsageError when it is damaged, with how to go on from one before it."""
+
+    def advice(whole: Path, damaged: Sequence[Path]) -> str:
+        moves = [["mv", str(path), str(path.with_name(f"damaged-{path.name}"))] for path in damaged]
+        commands = [*moves, ["zmqrl", "train", "--resume", "--run-dir", str(directory.path)]]
+        return (
+            f"To go on from {whole.name}, which is whole: `{' && '.join(map(shlex.join, commands))}` "
+            "(or `zmqrl launch` with its options, for a run on hosts)."
+        )
+
+    return newest(directory.checkpoints, Checkpoint.read, advice)
 
 
 def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
@@ -57,6 +73,13 @@ def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None
     ):
         if limit is not None and reached is not None and reached >= limit:
             raise UsageError(f"{option} {limit:g}: {path} is at {reached:g} already; ask for more to go on.")
+
+
+def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:
+    """Raise UsageError when the shards, which have no version in common, are to go on together."""
+    if checkpoint.versions and config.mode == "sync":
+        first, last = min(checkpoint.versions), max(checkpoint.versions)
+        raise UsageError(f"the shards of {path} are at versions {first} to {last}: go on with --mode async.")
 
 
 def changes(stored: Config, config: Config) -> list[str]:

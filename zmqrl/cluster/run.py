@@ -60,6 +60,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             resume.check_task(stored, config, spec.flavour, directory.path)
             checkpoint = salvage(directory, resume.newest_checkpoint(directory, initial), news.append)
             resume.check_unfinished(config, checkpoint, directory.path)
+            resume.check_mode(config, checkpoint, directory.path)
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):
                 news.append(f"from here on with other settings: {', '.join(changes)}")

@@ -5,8 +5,9 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 from urllib.parse import urlsplit
 
 from zmqrl.checkpoint import Checkpoint
@@ -17,96 +18,159 @@ from zmqrl.cluster.launcher import Exited, Said
 from zmqrl.cluster.link import Link
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.cluster.plan import Plan
+from zmqrl.cluster.slurm import is_over
 from zmqrl.cluster.ssh import connect
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.observe.metrics import SCORES_KEPT, Counters
-from zmqrl.observe.records import RunRecord
+from zmqrl.observe.forms import ROW, readable_lines
+from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
+from zmqrl.observe.records import lineage
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl
+from zmqrl.ps.history import last_version
 from zmqrl.rundir import RunDirectory
 
+TRIES = 3
+PAUSE_S = 1.0
 START_WITHIN_S = 60.0
 GREET_WITHIN_S = 20.0
 HOME_WITHIN_S = 30.0
-COUNTED_BY_SHARDS = ("late", "duplicate", "rejected")
+
+Notice = Callable[[str], None]
 
 
-def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Callable[[str], None]) -> Checkpoint:
+class Gone(ClusterError):
+    """The state of a shard does not exist any more."""
+
+
+def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
     """A checkpoint of the newest version that all shards of a run that could not end still hold.
 
-    It is ``checkpoint``, the newest there is, where that is no older, and where the state of the shards cannot be had;
-    ``notice`` is told of either.
+    It is ``checkpoint``, the newest there is, where that is no older, and where the state of a shard does not exist
+    any more, of which ``notice`` is told. Raises ClusterError where that state may be there but cannot be had: it stays
+    as it is, for another time.
     """
     if not directory.left.exists():
         return checkpoint
-    try:
-        newest = _newest(directory, checkpoint)
-    except (ClusterError, UsageError) as error:
-        notice(f"what was learned after version {checkpoint.version} is lost: {error}")
-        return checkpoint
-    directory.left.unlink()
-    if newest is not checkpoint:
-        notice(f"all shards still held version {newest.version}: it is a checkpoint now")
-    return newest
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return _newest(directory, checkpoint, notice)
+        except Gone as gone:
+            notice(f"what was learned after version {checkpoint.version} is lost: {gone}")
+            directory.left.unlink()
+            break
+        except (ClusterError, UsageError, OSError) as error:
+            if tries_left == 0:
+                raise ClusterError(
+                    f"cannot take over the state of the killed run: {str(error).rstrip('.')}. It is kept "
+                    f"{_whereabouts(directory)}: try --resume again, or remove {directory.left} to go on from "
+                    f"checkpoint {checkpoint.name} without what was learned after it."
+                ) from error
+            notice(f"cannot take over the state of the killed run yet: {error}")
+            time.sleep(PAUSE_S)
+    return checkpoint
 
 
-def _newest(directory: RunDirectory, checkpoint: Checkpoint) -> Checkpoint:
-    """Let the shards come up once more, under the id of their run, and take a checkpoint of what they hold."""
-    try:
-        left = json.loads(directory.left.read_text(encoding="utf-8"))
-        run, config = left["run"], dataclasses.replace(Config.from_json(left["config"]), profile=None)
-        deployment = _where_it_was(left, config, directory)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ClusterError(f"{directory.left} cannot be read: {error!r}.") from error
+def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
+    """Freeze the shards where they stand, under the id of their run, and take a checkpoint of what they hold."""
+    left = _Left.read(directory.left)
+    config, deployment = left.config, _where_it_was(left, directory)
     with contextlib.closing(deployment.launcher) as launcher:
 
         def look() -> None:
             _look(launcher)
 
-        plan = Plan(config, directory, checkpoint.layout, deployment, run=run)
-        with _shards_up(plan, launcher) as control:
-            generation, version = in_common(control.greet(range(checkpoint.layout.shards), within_s=GREET_WITHIN_S))
-            if version <= checkpoint.version:
-                return checkpoint
+        plan = Plan(config, directory, checkpoint.layout, deployment, run=left.run)
+        with _frozen_shards(plan, launcher) as control:
+            shards = range(checkpoint.layout.shards)
+            welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
             if away := deployment.files.bring_home(launcher.take_in, within_s=HOME_WITHIN_S):
                 raise ClusterError(f"the histories of the shards cannot be brought home from {', '.join(away)}.")
-            counters = counters_at(version, checkpoint, directory).to_json()
-            checkpointer = Checkpointer(
-                control, directory, checkpoint, every_s=0, keep=config.checkpoint.keep, due_at=0
+            made = {shard: last_version(directory.history(shard)) for shard in shards}
+            found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")
+            if versions is not None:
+                checkpointer = Checkpointer(
+                    control, directory, checkpoint, every_s=0, keep=config.checkpoint.keep, due_at=0
+                )
+                stats = checkpointer.set_aside(versions, look)
+                counters = counters_at(min(versions.values()), stats, checkpoint, directory, notice).to_json()
+                found = checkpointer.write(versions, welcomes[0].generation, counters, time.monotonic())
+                held = " to ".join(map(str, sorted({min(versions.values()), max(versions.values())})))
+                notice(f"the shards still held what was learned up to version {held}: it is a checkpoint now")
+            directory.left.unlink()
+            deployment.files.remove_state()
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Left:
+    """What ``left.json`` tells of a killed run. ``shards``: the host of each, and its address there."""
+
+    run: str
+    config: Config
+    links: Mapping[str, Link]
+    shards: Mapping[str, tuple[str, str]]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file. Raises ClusterError when it is damaged."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                run=str(data["run"]),
+                config=dataclasses.replace(Config.from_json(data["config"]), profile=None),
+                links={each["host"]: Link.from_dict(each) for each in data["hosts"]},
+                shards={
+                    f"shard-{each['shard']}": (each["host"], str(urlsplit(each["control"]).hostname))
+                    for each in data["shards"]
+                },
             )
-            return checkpointer.take_now(version, generation, counters, time.monotonic(), look)
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise ClusterError(f"{path} is damaged: {error!r}.") from error
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it was a run of this machine alone."""
+        return all(link.lease_s is None for link in self.links.values())
 
 
-def _where_it_was(left: Mapping[str, Any], config: Config, directory: RunDirectory) -> Deployment:
+def _whereabouts(directory: RunDirectory) -> str:
+    """Where the state of the shards is, as far as that can be known."""
+    here = f"in {directory.path / 'state'}"
+    with contextlib.suppress(ClusterError, OSError):
+        left = _Left.read(directory.left)
+        return here if left.is_here else f"on {', '.join(dict.fromkeys(host for host, _ in left.shards.values()))}"
+    return f"{here}, or on the hosts of the run"
+
+
+def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
     """The hosts that have the state of the shards. Raises ClusterError that names those which cannot be reached."""
-    if all(each["lease_s"] is None for each in left["hosts"]):
-        return on_this_machine(config, directory)
-    hosts = {each["host"]: each for each in left["hosts"]}
-    shards = {f"shard-{each['shard']}": each for each in left["shards"]}
-    host_of = {name: each["host"] for name, each in shards.items()}
-    links = {host: Link.from_dict(hosts[host]) for host in sorted(set(host_of.values()))}
+    if left.is_here:
+        return on_this_machine(left.config, directory)
+    host_of = {name: host for name, (host, _) in left.shards.items()}
+    links = {host: left.links[host] for host in dict.fromkeys(host_of.values())}
     failed = connect(list(links.values()))
     if failed:
         for link in links.values():
             link.cut()
-        raise ClusterError("; ".join(f"{host}: {why}" for host, why in failed.items()))
+        why = "; ".join(f"{host}: {words}" for host, words in failed.items())
+        # The nodes of a Slurm job that is over were given back, and nobody may ask them any more.
+        raise (Gone if any(map(is_over, failed.values())) else ClusterError)(why)
     places = {host: RunDirectory(Path(link.up["work"])) for host, link in links.items() if link.up is not None}
     sites = {
-        name: Site(host=each["host"], directory=places[each["host"]], address=str(urlsplit(each["control"]).hostname))
-        for name, each in shards.items()
+        name: Site(host=host, directory=places[host], address=address) for name, (host, address) in left.shards.items()
     }
     files = Mirror(links, directory, host_of)
-    launcher = Agents(links, lambda name: host_of[name], files=files)
-    return Deployment(launcher=launcher, sites=sites, threads=dict.fromkeys(shards, 1), files=files)
+    launcher = Agents(links, host_of.__getitem__, files=files)
+    return Deployment(launcher=launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
 
 
 @contextlib.contextmanager
-def _shards_up(plan: Plan, launcher: Agents) -> Iterator[ShardControl]:
-    """All shards of ``plan``, started and bound. Raises ClusterError."""
+def _frozen_shards(plan: Plan, launcher: Agents) -> Iterator[ShardControl]:
+    """All shards of ``plan``, started and bound; none makes a version. Raises ClusterError."""
     shards = range(plan.layout.shards)
     for shard in shards:
-        launcher.start(plan.shard_task(shard, None))
+        launcher.start(plan.shard_task(shard, None, frozen=True))
     endpoints: dict[str, str] = {}
     deadline = time.monotonic() + START_WITHIN_S
     while len(endpoints) < len(shards):
@@ -126,57 +190,63 @@ def _look(launcher: Agents) -> dict[str, str]:
         match event:
             case Said(facts={"endpoints": {"control": str(endpoint)}}):
                 endpoints[event.name] = endpoint
+            case Said(facts={"missing": str(path)}):
+                raise Gone(f"{path} does not exist on {launcher.place(event.name)}.")
             case Exited():
                 raise ClusterError(f"{event.name} died ({event.how()}): {' '.join(event.log_tail.splitlines()[-1:])}")
     return endpoints
 
 
-def in_common(welcomes: Mapping[int, m.Welcome]) -> tuple[int, int]:
-    """Generation and version that all shards hold. Raises ClusterError when there is none."""
-    empty = [f"shard {shard}" for shard, welcome in sorted(welcomes.items()) if welcome.state == "empty"]
+def to_save(
+    welcomes: Mapping[int, m.Welcome], made: Mapping[int, int], checkpoint: Checkpoint, *, together: bool
+) -> dict[int, int] | None:
+    """The version of each shard that is worth a checkpoint; None if ``checkpoint`` has it all.
+
+    It is the newest one that all hold, or unless ``together`` the newest of each. ``made`` are the versions that their
+    histories end with. Raises ClusterError when there is no such version, though there have been newer ones.
+    """
+    stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
+    if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):
+        return None
+    empty = [shard for shard, each in sorted(welcomes.items()) if each.state == "empty"]
     if empty:
-        raise ClusterError(f"{', '.join(empty)} of {len(welcomes)} found no state of this run.")
-    if len({welcome.generation for welcome in welcomes.values()}) > 1:
-        raise ClusterError("the shards were on their way back to a checkpoint.")
-    versions = [welcome.version for welcome in welcomes.values()]
-    if max(versions) - min(versions) > 1:  # a shard holds its newest version and the one before
-        raise ClusterError(f"the shards hold no version in common: they are at {min(versions)} to {max(versions)}.")
-    return next(iter(welcomes.values())).generation, min(versions)
+        raise ClusterError(f"shard {empty[0]} has no version that is whole, but it had made version {made[empty[0]]}.")
+    if len({each.generation for each in welcomes.values()}) > 1:
+        raise ClusterError("some shards had gone back to a checkpoint when it was killed, and others had not.")
+    if not together:
+        return stands
+    lowest, highest = min(stands.values()), max(stands.values())
+    if highest - lowest > 1:  # a shard holds its newest version and the one before
+        raise ClusterError(f"the shards hold no version in common: they are at {lowest} to {highest}.")
+    return dict.fromkeys(stands, lowest) if lowest > checkpoint.version else None
 
 
-def counters_at(version: int, checkpoint: Checkpoint, directory: RunDirectory) -> Counters:
-    """The figures of the run at ``version``, after ``checkpoint``, as far as its files tell them.
+def counters_at(
+    version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: Notice
+) -> Counters:
+    """The figures of the run at ``version``, after ``checkpoint``, as far as its shards and its files tell them.
 
-    Contributions are counted in the histories. The rest is of the newest row of ``metrics.jsonl``, a second old at
-    most; steps and time are carried on to ``version`` at their mean per version. Of the last games only the mean score
-    is known: it stands for each of them.
+    Contributions are those of the versions that the shards have set aside. The rest is of the newest row of
+    ``metrics.jsonl``, a second old at most; steps and time are carried on to ``version`` at their mean per version. Of
+    the last games only the mean score is known: it stands for each of them.
     """
     start = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
-    contributions = dict(start.contributions)
-    for shard in range(checkpoint.layout.shards):
-        for line in _lines(directory.history(shard)):
-            if checkpoint.version < line["version"] <= version:
-                contributions["used"] += len(line["ranks"])
-                for outcome in COUNTED_BY_SHARDS:
-                    contributions[outcome] += line[outcome]
-    rows = [row for row in RunRecord.read(directory.path).rows if checkpoint.version < row["version"] <= version]
-    last = rows[-1] if rows else start.to_json()
+    rows = lineage(readable_lines(directory.metrics, ROW, notice))
+    rows = [row for row in rows if checkpoint.version < row["version"] <= version]
+    told = {name: value for name, value in rows[-1].items() if value is not None} if rows else {}
+    last = start.to_json() | told
     carry_on = version / last["version"] if last["version"] else 1.0
     scores = start.scores
-    if rows and last["score_mean_50"] is not None:
-        scores = (last["score_mean_50"],) * min(SCORES_KEPT, last["episodes"])
+    if "score_mean_50" in told:
+        scores = (told["score_mean_50"],) * min(SCORES_KEPT, int(last["episodes"]))
+    totals = zip(*(stats[shard].captured_totals for shard in sorted(stats)), strict=True)
+    used = dict(zip(SHARD_OUTCOMES, map(sum, totals), strict=True))
     return Counters(
         version=version,
         agent_steps=round(last["agent_steps"] * carry_on),
-        abandoned_steps=last["abandoned_steps"],
-        episodes=last["episodes"],
+        abandoned_steps=int(last["abandoned_steps"]),
+        episodes=int(last["episodes"]),
         wall_s=last["wall_s"] * carry_on,
-        contributions=contributions | {"skipped": last["contributions"]["skipped"]},
+        contributions=used | {"skipped": last["contributions"].get("skipped", start.contributions["skipped"])},
         scores=scores,
     )
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a history; none if it is not here."""
-    with contextlib.suppress(FileNotFoundError):
-        yield from map(json.loads, path.read_bytes().rpartition(b"\n")[0].splitlines())

@@ -28,7 +28,8 @@ class Shards:
         self.numbers = range(checkpoint.layout.shards)
         self.generation = checkpoint.generation
         self.stats: dict[int, m.Stats] = {}  # what each has told last, since it was started or loaded
-        self.seen = dict.fromkeys(self.numbers, checkpoint.version)  # the newest version each is known to have made
+        # The newest version that each is known to have made.
+        self.seen = {shard: checkpoint.version_of(shard) for shard in self.numbers}
         self.down = set(self.numbers)  # those that have not welcomed us since they were started
         # Why all are to take over the checkpoint as soon as all are up, and since when: at first for the start.
         self.rollback: str | None = START
@@ -142,9 +143,9 @@ class Shards:
     def _load(self) -> None:
         """Start, resume and rollback: all shards take over the checkpoint under a new generation."""
         self.generation += 1
-        version, view = self.checkpoint.version, self.membership.view
+        view = self.membership.view
         for shard in self.numbers:
-            state = self.checkpoint.states[shard]
+            version, state = self.checkpoint.version_of(shard), self.checkpoint.states[shard]
             self.control.load(shard, self.generation, version, view.id, view.quorum, view.members, state)
             self.seen[shard] = version
             self._tell_end(shard)

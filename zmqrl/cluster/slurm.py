@@ -13,8 +13,9 @@ from zmqrl.errors import ClusterError, UsageError
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as it does for srun
-# What srun says of a job that has ended, and all its processes with it.
-OVER = "Expired or invalid job"
+# What srun says of a job that has ended, and all its processes with it; and of a node that a job, since it was
+# requeued, has no more.
+OVER = ("Expired or invalid job", "Requested node configuration is not available")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +109,8 @@ def srun_command(job: str, node: str, python: str) -> list[str]:
 
 
 def is_over(why: str) -> bool:
-    """Whether srun could not start an agent, for this reason, because the job has ended."""
-    return OVER in why
+    """Whether srun could not start an agent, for this reason, because the job has ended there."""
+    return any(words in why for words in OVER)
 
 
 def scontrol(*arguments: str) -> str:

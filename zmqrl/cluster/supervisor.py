@@ -156,7 +156,7 @@ class Supervisor:
             raise ClusterError(f"the histories of the run cannot be brought home from {', '.join(away)}.")
         for shard in self.shards.numbers:
             if begun:
-                self._mend_history(self.directory.history(shard), self.shards.checkpoint.version)
+                self._mend_history(self.directory.history(shard), self.shards.checkpoint.version_of(shard))
             self.files.put_history(f"shard-{shard}")
 
     def _mend_history(self, path: Path, version: int) -> None:
@@ -309,13 +309,13 @@ class Supervisor:
     def _undo_rows(self) -> None:
         """All shards have taken over the checkpoint: what was made after it has not been."""
         self.progress.undo_rows(self.shards.checkpoint.version, self.shards.generation)
-        self.files.rewind(self.shards.checkpoint.version, self.shards.generation)
+        self.files.rewind(self.shards.checkpoint.version_of, self.shards.generation)
         self.keeper.count_anew()
         self.checkpointer.wanted = None
 
     def _observe_members(self, now: float) -> None:
         alive = set.intersection(*(set(s.present) for s in self.shards.stats.values()))
-        updated = any(s.version > self.shards.checkpoint.version for s in self.shards.stats.values())
+        updated = any(s.version > self.shards.checkpoint.version_of(s.shard) for s in self.shards.stats.values())
         _, notice = self.membership.observe(alive, updated, now)
         if self.progress.began_at is None and self.membership.complete_once:
             self.progress.begin(now)
@@ -344,18 +344,20 @@ class Supervisor:
     # the end
 
     def _finish(self, reason: Reason) -> None:
-        """Let all shards end at one version and write it as the last checkpoint. One that dies meanwhile comes back."""
+        """Let all shards end and write their last versions as a checkpoint. One that dies meanwhile comes back."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not undo the reason
         self.ending, self.shards.stop_at = True, None
         give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
         while True:
             try:
-                version, self.shards.stats = stop_shards(self.control, self.shards.numbers, STOP_WITHIN_S, self._pump)
-                stats = self.checkpointer.set_aside(version, self._pump)
+                versions, self.shards.stats = stop_shards(
+                    self.control, self.shards.numbers, STOP_WITHIN_S, self._pump, together=self.config.mode == "sync"
+                )
+                stats = self.checkpointer.set_aside(versions, self._pump)
                 now = time.monotonic()
-                counters = self.progress.end(version, stats, self.membership.view.members, now)
-                self.shards.checkpoint = self.checkpointer.take(version, self.shards.generation, counters, now)
+                counters = self.progress.end(min(versions.values()), stats, self.membership.view.members, now)
+                self.shards.checkpoint = self.checkpointer.write(versions, self.shards.generation, counters, now)
                 break
             except ClusterError as error:
                 if self.shards.rollback is not None or time.monotonic() >= give_up_at:
@@ -379,7 +381,7 @@ class Supervisor:
 
     def _save_what_is_left(self) -> None:
         """After a failure: the version that the shards still hold is worth a checkpoint, if they can be asked."""
-        if max(self.shards.seen.values()) == self.shards.checkpoint.version:
+        if all(seen == self.shards.checkpoint.version_of(shard) for shard, seen in self.shards.seen.items()):
             self.saved = True
         if self.saved or self.ending or not self.shards.ready:
             return

@@ -93,8 +93,7 @@ def ranges(names: Iterable[str], *, short: bool = False) -> str:
 
 def _runs(names: Iterable[str]) -> Iterator[list[str]]:
     """Names that differ in a number only, and in that by one each."""
-    ordered = sorted(names, key=lambda name: (_split(name)[0], _split(name)[2], int(_split(name)[1] or 0), name))
-    numbered = enumerate(ordered)
+    numbered = enumerate(sorted(names, key=by_number))
 
     def row(item: tuple[int, str]) -> tuple[object, ...]:
         before, number, after = _split(item[1])
@@ -102,6 +101,12 @@ def _runs(names: Iterable[str]) -> Iterator[list[str]]:
 
     for _, group in groupby(numbered, key=row):
         yield [name for _, name in group]
+
+
+def by_number(name: str) -> tuple[str, str, int, str]:
+    """The key by which names sort with worker-2 before worker-10."""
+    before, number, after = _split(name)
+    return before, after, int(number or 0), name
 
 
 def _split(name: str) -> tuple[str, str, str]:

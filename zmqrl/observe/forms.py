@@ -106,12 +106,35 @@ def read_lines(path: Path, form: Form) -> Iterator[dict[str, Any]]:
 
     A last line that breaks off is left out: a living run is still writing it, a killed one never got further.
     """
+    for number, found in _numbered(path):
+        yield _checked(found, form, path, f"in line {number} ", "mend that line, or remove it")
+
+
+def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The same for who can do without some of them: ``notice`` is told of what is damaged, and that it is left out."""
+    readable, damaged = [], []
+    try:
+        for number, found in _numbered(path):
+            if isinstance(found, dict) and form.complaint(found) is None:
+                readable.append(found)
+            else:
+                damaged.append(str(number))
+    except UsageError as error:
+        notice(str(error))
+    if damaged:
+        what = f"line {damaged[0]}" + (f" and {len(damaged) - 1} more" if len(damaged) > 1 else "")
+        notice(f"{path} is damaged: {what} cannot be read, and the run goes on without")
+    return readable
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, object]]:
+    """Each line's number and what stands there, None where that is no JSON."""
     *whole, last = (_content(path) or b"").split(b"\n")
     for number, line in enumerate([*whole, last], start=1):
         found = _parsed(line)
         if found is None and number > len(whole):
             return
-        yield _checked(found, form, path, f"in line {number} ", "mend that line, or remove it")
+        yield number, found
 
 
 def _content(path: Path) -> bytes | None:

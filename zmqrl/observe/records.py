@@ -1,7 +1,7 @@
 """What a run has left in its directory, read back: its settings, its figures over time, evaluations and summary."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -74,7 +74,7 @@ class RunRecord:
         settings = read_object(directory.config, SETTINGS, "restore it, or name other runs")
         if settings is None:
             raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
-        rows = _lineage(list(read_lines(directory.metrics, ROW)))
+        rows = lineage(read_lines(directory.metrics, ROW))
         return cls(
             path=directory.path,
             settings=dict(flat(settings)),
@@ -128,7 +128,7 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
             yield f"{above}{name}", value
 
 
-def _lineage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """``rows`` less those after the checkpoint that a later sitting resumed from: there, time goes back to it."""
     kept: list[dict[str, Any]] = []
     for row in rows:

@@ -248,11 +248,12 @@ class Client:
         return [SendControl(link.shard, m.SnapshotRequest(run=self.run, version=version))]
 
     def _end(self) -> list[Action]:
-        ends = {(link.generation, link.final) for link in self.links}
-        if self.ended or len(ends) > 1 or self.links[0].final is None:
+        generations, finals = {link.generation for link in self.links}, {link.final for link in self.links}
+        # In asynchronous mode each shard has a last version of its own.
+        if self.ended or None in finals or len(generations) > 1 or (len(finals) > 1 and not self.asynchronous):
             return []
         self.ended = True
-        return [Ended(self.links[0].version)]
+        return [Ended(min(link.version for link in self.links))]
 
     # contributions
 

@@ -53,9 +53,14 @@ class ShardControl:
             secret=self.secret,
         )
 
-    def greet(self, shards: Iterable[int], *, within_s: float) -> dict[int, m.Welcome]:
+    def greet(
+        self, shards: Iterable[int], *, within_s: float, meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[int, m.Welcome]:
         """Say HELLO to ``shards`` and wait to be welcomed by each. Raises ClusterError."""
-        return self.ask(shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what="greeting the shards")
+        what = "greeting the shards"
+        return self.ask(
+            shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what=what, meanwhile=meanwhile
+        )
 
     def send(self, shard: int, message: m.Message, payload: bytes | None = None) -> bool:
         """Send without waiting; False when the shard is not connected now."""

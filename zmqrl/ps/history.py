@@ -176,3 +176,9 @@ def counts_of(line: dict[str, Any]) -> Totals:
     """Contributions by outcome that a line tells of."""
     late, duplicate, rejected = (int(line.get(name, 0)) for name in COUNTS)
     return len(line.get("ranks", ())), late, duplicate, rejected
+
+
+def last_version(path: Path) -> int:
+    """The version of the last line of a history that can be read; 0 if there is none."""
+    lines = read_lines(path)
+    return int(lines[-1]["version"]) if lines else 0

@@ -377,6 +377,8 @@ class ShardServer:
             found = SlotStore.open(path, identity=identity, count=self.count, state_names=names)
             if found is not None:
                 return found
+            if self.job.frozen:  # what is there may be all that is left of a run
+                raise ClusterError(f"{path} is damaged, or not of this run.")
             path.parent.mkdir(parents=True, exist_ok=True)
             return SlotStore.create(path, identity=identity, count=self.count, state_names=names)
         except OSError as error:
@@ -397,10 +399,22 @@ def _stop(*_: object) -> None:
     sys.exit(0)
 
 
+def _is_missing(path: Path) -> bool:
+    """Whether there is no such file; one that cannot be looked for is not missing."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def main() -> None:
     """Run one shard, as told on standard input."""
     job = ShardJob.from_json(read_job(signal.SIGTERM))
     log = log_to_stderr("zmqrl.shard")
+    if job.frozen and _is_missing(job.state_path):
+        say({"missing": str(job.state_path)})
+        return
     signal.signal(signal.SIGTERM, _stop)
     try:
         server = ShardServer(job, log)
