@@ -19,7 +19,7 @@ from zmqrl.rundir import write_json
 Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
 
 LOOK_EVERY_S = 0.1
-ALONE_WITHIN_S = 3.0  # so long may a shard that ends by itself wait for contributions to one version more
+ALONE_WITHIN_S = 3.0  # without a new version, where shards need not end together
 
 
 def stop_shards(
@@ -33,9 +33,9 @@ def stop_shards(
     """Agree on a last version at or above every shard's own, and wait until all have ended with it.
 
     Where the workers are gone, or a shard can make no more versions, the shards stay where they are, and the newest
-    version that all of them still hold is the last. Unless ``together``, as in asynchronous mode, each ends with the
-    first version that it can: its own. ``meanwhile`` is called again and again while that takes. Returns the last
-    version of each shard and where it stands; raises ClusterError when a shard does not answer.
+    version that all of them still hold is the last. Unless ``together``, as in asynchronous mode, it is then its own
+    version for each shard. ``meanwhile`` is called again and again while that takes. Returns the last version of each
+    shard and where it stands; raises ClusterError when a shard does not answer.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
@@ -50,18 +50,19 @@ def stop_shards(
 
     began_at = time.monotonic()
     stats = control.stats(shards, within_s=within_s, what="stopping the shards", meanwhile=meanwhile)
-    ends, margin = {shard: s.version for shard, s in stats.items()}, 1
-    if together:
-        ends = dict.fromkeys(ends, max(ends.values()))
-    give_up_at = began_at + (within_s if together else ALONE_WITHIN_S)
-    while time.monotonic() < give_up_at and not any(s.failure for s in stats.values()):
+    ends, margin = dict.fromkeys(stats, max(s.version for s in stats.values())), 1
+    versions, moved_at = {shard: s.version for shard, s in stats.items()}, began_at
+    while time.monotonic() < began_at + within_s and not any(s.failure for s in stats.values()):
         stats = ask(ends)
         if all(s.state == "ended" and s.version == ends[shard] for shard, s in stats.items()):
             return ends, stats
-        if passed := {shard: s.version + margin for shard, s in stats.items() if s.version > ends[shard]}:
-            # They were past it before they heard of it.
-            ends = dict.fromkeys(ends, max(passed.values())) if together else ends | passed
-            margin *= 2
+        before, versions = versions, {shard: s.version for shard, s in stats.items()}
+        if versions != before:
+            moved_at = time.monotonic()
+        elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
+            break
+        if (newest := max(versions.values())) > max(ends.values()):  # it was past it before it heard of it
+            ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
         meanwhile()
         time.sleep(LOOK_EVERY_S)
     while any(s.state != "ended" for s in stats.values()):
