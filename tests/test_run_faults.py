@@ -76,6 +76,7 @@ def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tm
         assert run.wait() == 130, run.said()
         summary = run.files.assert_summary_exact("interrupted")
         run.files.assert_history_exact(summary["updates"])
+        run.files.assert_contributions_exact()
         said = run.said()
         assert killed(said) == 2 * turns
         assert "go back" not in said

@@ -26,11 +26,11 @@ class Progress:
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
         self.title = f"{config.recipe} · {config.env} · {directory.path.name}"
+        self.rows = JsonLines(directory.metrics)
         written = read_lines(directory.metrics)
         for row in (row for row in written if row["version"] <= counters.version):
             counters = counters.not_below(row)
         self.metrics = RunMetrics(start=counters)
-        self.rows = JsonLines(directory.metrics)
         self.row_version = max((row["version"] for row in written), default=0)  # no later row has one as low
         tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
         self.trackers = Trackers(config.trackers, tracked, console.notice)
