@@ -16,6 +16,7 @@ import torch
 
 from zmqrl import __version__, cli
 from zmqrl.agent.envs import describe_env
+from zmqrl.checkpoint import Checkpoint
 from zmqrl.cluster import run
 from zmqrl.cluster.hosts import Host
 from zmqrl.cluster.reach import check, over_tcp
@@ -281,6 +282,14 @@ def test_resuming_with_games_of_another_flavour_is_refused(refused: Refused) -> 
     sentence = refused.sentence("train", "--run-dir", str(path), "--resume", "--envs.sticky-actions", "0.25")
     assert "sticky 0, " in sentence
     assert "sticky 0.25" in sentence
+
+
+def test_resuming_shards_that_count_their_own_versions_together_is_refused(refused: Refused) -> None:
+    path = finished_run(refused.where / "run")
+    checkpoints = RunDirectory(path).checkpoints
+    dataclasses.replace(Checkpoint.read(checkpoints / "v00000040"), versions=(43, 40)).write(checkpoints)
+    sentence = refused.sentence("train", "--run-dir", str(path), "--resume", "--mode", "sync")
+    assert sentence == f"zmqrl: the shards of {path} are at versions 40 to 43: go on with --mode async.\n"
 
 
 COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()

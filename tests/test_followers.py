@@ -113,6 +113,19 @@ def test_a_resumed_run_does_not_evaluate_again_what_it_ended_with(
     assert [told["version"] for name, told in launcher.told if name == "evaluator-0"] == [300, 700]
 
 
+def test_damaged_evaluations_do_not_keep_a_run_from_going_on(
+    followers: Followers, launcher: Launcher, notices: Notices, tmp_path: Path
+) -> None:
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(evaluation(300))
+    with (tmp_path / "evaluations.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
+    again = Followers(followers.config, RunDirectory(tmp_path), followers.keeper, followers.console, followers.files)
+    assert "evaluations.jsonl is damaged: line 2 cannot be read" in notices.texts[-1]
+    again.on_checkpoint(300, 300.0)
+    assert [told["version"] for name, told in launcher.told if name == "evaluator-0"] == [300]
+
+
 def test_a_checkpoint_stays_with_them_as_long_as_one_of_them_needs_it(
     followers: Followers, brought: set[tuple[str, int]]
 ) -> None:

@@ -137,6 +137,10 @@ def test_what_is_left_on_a_host_is_named_with_its_directory() -> None:
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
     assert "h1: no process; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
     assert "h2: no process; no files\n" in said
+    assert said.endswith("go on with it by --resume, from where its shards stood")
+    over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
+    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
+    assert said.endswith("go on with it by --resume, from its newest checkpoint")
 
 
 def test_logs_are_listed_by_the_numbers_of_their_processes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from record_rig import row, run_directory, summary
 
 from zmqrl.errors import UsageError
 from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, smoothed
+from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.records import RunRecord, differing, read_runs
 
 # a run directory
@@ -86,6 +87,19 @@ def test_a_damaged_row_is_named_with_what_is_wrong(tmp_path: Path, line: str, co
         file.write(f"{line}\n{json.dumps(row(3))}\n")
     sentence = f"{path / 'metrics.jsonl'} is damaged: in line 2 {complaint}; mend that line, or remove it."
     assert refusal(path) == sentence
+
+
+def test_who_can_do_without_damaged_rows_gets_the_others_and_is_told(tmp_path: Path) -> None:
+    path, news = tmp_path / "metrics.jsonl", list[str]()
+    assert readable_lines(path, ROW, news.append) == []
+    path.write_text(f"{json.dumps(row(1))}\n[1]\n{json.dumps(row(3))}\n{{\n\n{{", encoding="utf-8")
+    assert news == []
+    assert readable_lines(path, ROW, news.append) == [row(1), row(3)]
+    assert news == [f"{path} is damaged: line 2 and 2 more cannot be read, and the run goes on without"]
+    path.unlink()
+    path.mkdir()
+    assert readable_lines(path, ROW, news.append) == []
+    assert news[1].startswith(f"cannot read {path}: Is a directory")
 
 
 @pytest.mark.parametrize(

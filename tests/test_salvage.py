@@ -144,7 +144,7 @@ def test_damaged_rows_are_told_of_and_left_out(tmp_path: Path, damage: bytes) ->
 
 
 def test_rows_that_lack_figures_give_those_that_they_have(tmp_path: Path) -> None:
-    short = {"version": 40, "wall_s": 4.0, "agent_steps": 4000, "episodes": None}
+    short = {"version": 40, "wall_s": 4.0, "agent_steps": 4000, "episodes": None, "abandoned_steps": {}}
     directory = RunDirectory(run_directory(tmp_path / "run", [short]))
     counters = counters_at(40, told(), checkpoint(20, Counters(version=20, episodes=3).to_json()), directory, no_news)
     assert (counters.agent_steps, counters.episodes, counters.contributions["skipped"]) == (4000, 3, 0)

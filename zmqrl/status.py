@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from zmqrl.cluster.slurm import is_over
 from zmqrl.living import Living
 from zmqrl.observe.folding import by_number
 from zmqrl.observe.records import RunRecord
@@ -59,5 +60,6 @@ def _report(found: dict[str, Any]) -> str:
             left = f"in {answer['directory']}: {files}" if files else "no files"
             lines.append(f"{host}: {'still ends its processes' if answer['alive'] else 'no process'}; {left}")
     if found["hosts"]:
-        lines.append("go on with it by --resume, from the newest version that its shards hold")
+        over = any(isinstance(answer, str) and is_over(answer) for answer in found["hosts"].values())
+        lines.append(f"go on with it by --resume, from {'its newest checkpoint' if over else 'where its shards stood'}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from zmqrl.checkpoint import Checkpoint
@@ -232,21 +232,23 @@ def counters_at(
     """
     start = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     rows = lineage(readable_lines(directory.metrics, ROW, notice))
-    rows = [row for row in rows if checkpoint.version < row["version"] <= version]
-    told = {name: value for name, value in rows[-1].items() if value is not None} if rows else {}
+    since = [row for row in rows if checkpoint.version < row["version"] <= version]
+    newest: dict[str, Any] = since[-1] if since else {}
+    told = {name: value for name, value in newest.items() if isinstance(value, int | float)}
     last = start.to_json() | told
     carry_on = version / last["version"] if last["version"] else 1.0
     scores = start.scores
     if "score_mean_50" in told:
         scores = (told["score_mean_50"],) * min(SCORES_KEPT, int(last["episodes"]))
     totals = zip(*(stats[shard].captured_totals for shard in sorted(stats)), strict=True)
-    used = dict(zip(SHARD_OUTCOMES, map(sum, totals), strict=True))
+    contributions = dict(zip(SHARD_OUTCOMES, map(sum, totals), strict=True))
+    skipped = newest.get("contributions", start.contributions).get("skipped", start.contributions["skipped"])
     return Counters(
         version=version,
         agent_steps=round(last["agent_steps"] * carry_on),
         abandoned_steps=int(last["abandoned_steps"]),
         episodes=int(last["episodes"]),
         wall_s=last["wall_s"] * carry_on,
-        contributions=used | {"skipped": last["contributions"].get("skipped", start.contributions["skipped"])},
+        contributions=contributions | {"skipped": int(skipped)},
         scores=scores,
     )
