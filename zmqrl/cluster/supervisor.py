@@ -392,13 +392,13 @@ class Supervisor:
 
     def _end_histories(self) -> None:
         """End them with the last checkpoint. A shard may have made one version more, which none goes on from."""
-        if not self.saved or self.config.mode == "async":
-            return
-        for path in filter(Path.exists, map(self.directory.history, self.shards.numbers)):
+        for shard in self.shards.numbers if self.saved else ():
+            path = self.directory.history(shard)
             with contextlib.suppress(ClusterError, OSError):  # the run has ended; what there is stays
-                history = History(path)
-                history.rewind(self.shards.checkpoint.version, self.shards.generation + 1)
-                history.close()
+                if path.exists():
+                    history = History(path)
+                    history.rewind(self.shards.checkpoint.version_of(shard), self.shards.generation + 1)
+                    history.close()
 
     def _let_leave(self) -> None:
         """Workers end because they have heard BYE, then shards with their standard input."""
