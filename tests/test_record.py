@@ -76,7 +76,9 @@ def lamp(path: Path, name: str = "Lamp-v0") -> Path:
 def frames_of_mp4(path: Path, height: int, width: int) -> np.ndarray:
     """All frames: uint8 (n, height, width, 3)."""
     decode = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path)]
-    raw = subprocess.run([*decode, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True).stdout
+    raw = subprocess.run(
+        [*decode, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True, timeout=60
+    ).stdout
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 

@@ -16,7 +16,7 @@ import tyro
 
 from zmqrl.agent.envs import reason_of
 from zmqrl.agent.picture import Screen, make_picture
-from zmqrl.child import log_to_stderr, messages, read_job, say
+from zmqrl.child import Messages, log_to_stderr, read_job, say
 from zmqrl.errors import UsageError
 from zmqrl.game import whole_game
 from zmqrl.policy import Policy, load_policy
@@ -122,7 +122,7 @@ def main() -> None:
     """Follow a run: record a game with each checkpoint that we are told of, under the name it is to have."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.record")
-    told, run = messages(), Path(job["run_dir"])
+    told, run = Messages(), Path(job["run_dir"])
     while True:
         message = told.get()
         log.info("recording version %d as %s", message["version"], message["name"])
