@@ -1,11 +1,12 @@
 """Takes checkpoints from the shards while they go on: one version, the same on all of them."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from zmqrl.checkpoint import Checkpoint, prune
-from zmqrl.errors import ClusterError
+from zmqrl.errors import UnwritableError, naming, refusal
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl
 from zmqrl.rundir import RunDirectory
@@ -44,7 +45,7 @@ class Checkpointer:
         return None
 
     def take(self, version: int, generation: int, counters: dict[str, Any], now: float) -> Checkpoint:
-        """Fetch what the shards have set aside for ``version`` and write it. Raises ClusterError."""
+        """Fetch what the shards have set aside for ``version`` and write it. Raises ClusterError, UnwritableError."""
         self.wanted, self.due_at = None, now + self.every_s
         states = tuple(self.control.fetch(shard, version) for shard in range(len(self.model.states)))
         checkpoint = Checkpoint(
@@ -57,10 +58,12 @@ class Checkpointer:
             counters=counters,
         )
         try:
-            checkpoint.write(self.directory.checkpoints)
-            prune(self.directory.checkpoints, self.keep)
+            with naming(self.directory.checkpoints):
+                checkpoint.write(self.directory.checkpoints)
         except OSError as error:
-            raise ClusterError(f"cannot write checkpoint {version}: {error.strerror}.") from error
+            raise UnwritableError(refusal(error, self.directory.checkpoints)) from error
+        with contextlib.suppress(OSError):  # an old one that stays does no harm
+            prune(self.directory.checkpoints, self.keep)
         return checkpoint
 
     def take_now(
