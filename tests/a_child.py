@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from zmqrl.child import messages, read_job, say
+from zmqrl.child import Messages, read_job, say
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     if "exit" in job:
         sys.exit(job["exit"])
     if job.get("echo"):
-        told = messages()
+        told = Messages()
         while True:
             say({"echo": told.get()})
     time.sleep(600)

@@ -71,7 +71,8 @@ def need_a_lab(need_programs: Callable[..., None], skip_or_fail: Callable[[str],
     need_programs(*PROGRAMS)
     if os.geteuid() != 0:
         skip_or_fail("a network lab needs root")
-    if subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
+    command = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
+    if subprocess.run(command, capture_output=True, timeout=60).returncode:
         skip_or_fail("this machine lets nobody make namespaces, which a network lab is made of")
 
 

@@ -52,7 +52,7 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
-        self.thread.join()
+        self.thread.join(WITHIN_S)
         self.context.destroy(linger=0)
 
     def _run(self) -> None:

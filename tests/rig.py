@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class Served:
 
     def kill(self, shard: int) -> None:
         self.shards.processes[shard].kill()
-        self.shards.processes[shard].wait()
+        self.shards.processes[shard].wait(WITHIN_S)
 
     def restart(self, shard: int) -> m.Welcome:
         self.shards.start(shard)
@@ -274,16 +274,38 @@ def random_pause_s(most_s: float) -> Callable[[int, int], float]:
     return lambda rank, version: most_s * float(np.random.default_rng([rank, version]).random())
 
 
+class Interrupted(BaseException):
+    """What the main thread was doing is interrupted, as by Ctrl-C."""
+
+
+@contextlib.contextmanager
+def signal_that_does_not_wake() -> Iterator[None]:
+    """After a moment, a signal comes that another thread takes: in the main one it raises, once that looks up."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    old = signal.signal(signal.SIGUSR2, interrupt)
+    taker = threading.Timer(0.3, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR2))
+    taker.start()
+    try:
+        yield
+    finally:
+        taker.join(WITHIN_S)
+        signal.signal(signal.SIGUSR2, old)
+
+
 # processes of their own
 
 
-def start_process(job: dict[str, Any]) -> "subprocess.Popen[bytes]":
-    """Run this file with ``job``: it ends with the test, or when it is killed."""
-    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(job).encode() + b"\n")
-    process.stdin.flush()
-    return process
+@contextlib.contextmanager
+def start_process(job: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run this file with ``job``, at most until the block ends."""
+    with ending(subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()
+        yield process
 
 
 @contextlib.contextmanager
@@ -296,20 +318,25 @@ def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterato
         "layout": cluster.layout.to_json(),
         "shards": list(cluster.endpoints),
     }
-    process = start_process({"cluster": facts, "rank": rank, "pause_s": pause_s})
+    with start_process({"cluster": facts, "rank": rank, "pause_s": pause_s}) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def ending(process: "subprocess.Popen[AnyStr]") -> "Iterator[subprocess.Popen[AnyStr]]":
+    """Whatever happens in the block, the process is killed and waited for at its end, and its pipes are closed.
+
+    ``Popen`` itself would only wait, and without a limit.
+    """
     try:
         yield process
     finally:
-        end_process(process)
-
-
-def end_process(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()
+        process.kill()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        process.wait(WITHIN_S)
 
 
 def damage_newest_slot(path: Path) -> int:

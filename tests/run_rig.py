@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from lab import Lab
-from rig import HISTORY_KEYS, eventually, is_alive
+from rig import HISTORY_KEYS, ending, eventually, is_alive
 
 from zmqrl.check_history import check
 from zmqrl.checkpoint import Checkpoint, checkpoints
@@ -205,15 +205,14 @@ def training(
 ) -> Iterator[Run]:
     """``zmqrl train cartpole --run-dir PATH OPTIONS``; leaving the block ends it and asserts that nothing is left."""
     command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
-    run = _started(command, path, environment or {})
-    process = run.process
-    try:
-        yield run
-    finally:
-        pids = run.pids() if run.files.path.joinpath("cluster.json").exists() else []
-        process.kill()
-        process.wait()
-        run.assert_nothing_left(pids, within_s=10)
+    with _started(command, path, environment or {}) as run:
+        try:
+            yield run
+        finally:
+            pids = run.pids() if run.files.path.joinpath("cluster.json").exists() else []
+            run.process.kill()
+            run.wait()
+            run.assert_nothing_left(pids, within_s=10)
 
 
 @contextlib.contextmanager
@@ -221,23 +220,22 @@ def launching(lab: Lab, path: Path, *options: str, hosts: str | None = None) -> 
     """``zmqrl launch cartpole`` on the hosts of ``lab``, all of them if not said; leaving the block kills it."""
     where = ("-H", hosts or ",".join(lab.hosts), "--ssh-config", str(lab.ssh_config))
     command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
-    run = _started(command, path, {})
-    try:
+    with _started(command, path, {}) as run:
         yield run
-    finally:
-        run.process.kill()
-        run.process.wait()
 
 
-def _started(command: Sequence[str], path: Path, environment: Mapping[str, str]) -> Run:
+@contextlib.contextmanager
+def _started(command: Sequence[str], path: Path, environment: Mapping[str, str]) -> Iterator[Run]:
     with (
         (path.parent / f"{path.name}.stdout").open("wb") as stdout,
         (path.parent / f"{path.name}.stderr").open("wb") as stderr,
+        ending(
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=os.environ | environment
+            )
+        ) as process,
     ):
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=os.environ | environment
-        )
-    return Run(process, path)
+        yield Run(process, path)
 
 
 @contextlib.contextmanager
@@ -247,12 +245,8 @@ def outside_worker(run: Run, *options: str, code: Path | None = None) -> Iterato
     ``code`` is a directory with another zmqrl.
     """
     command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json"), *options]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=code)
-    try:
+    with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=code)) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def trained(path: Path, *options: str) -> RunFiles:

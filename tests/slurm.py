@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rig import eventually
+from rig import ending, eventually
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "salloc", "unshare", "setpriv", "nsenter")
 HOST = "zmqrl-slurm"
@@ -110,17 +110,14 @@ def running_slurm(directory: Path) -> Iterator[Slurm]:
     (directory / "slurm.conf").write_text(CONFIG.format(ports=_free_ports(1 + len(NODES)), **facts))
     unshare = ["unshare", "--pid", "--mount", "--uts", "--mount-proc", "--fork", "--kill-child=KILL"]
     command = ["setpriv", "--pdeathsig", "KILL", *unshare, "sh", "-c", INIT.format(**facts)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
-        try:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            eventually(lambda: children.read_text() or process.poll() is not None, "the first process", WITHIN_S)
-            slurm = Slurm(directory, int(children.read_text()))
-            up = ["idle"] * len(NODES)
-            eventually(lambda: _node_states(slurm) == up or process.poll() is not None, "the nodes", WITHIN_S)
-            assert process.poll() is None, f"Slurm did not start: {slurm.logs()}"
-            yield slurm
-        finally:
-            process.kill()
+    with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        eventually(lambda: children.read_text() or process.poll() is not None, "the first process", WITHIN_S)
+        slurm = Slurm(directory, int(children.read_text()))
+        up = ["idle"] * len(NODES)
+        eventually(lambda: _node_states(slurm) == up or process.poll() is not None, "the nodes", WITHIN_S)
+        assert process.poll() is None, f"Slurm did not start: {slurm.logs()}"
+        yield slurm
 
 
 def _node_states(slurm: Slurm) -> list[str]:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save
 from zmqrl import checkpoint as checkpoint_module
 from zmqrl.checkpoint import Checkpoint, checkpoints, prune
 from zmqrl.cluster.checkpointer import Checkpointer
-from zmqrl.errors import ClusterError, UsageError
+from zmqrl.errors import ClusterError, UnwritableError, UsageError
 from zmqrl.ps import messages as m
 from zmqrl.ps.partition import Layout
 from zmqrl.rundir import LONGEST_SOCKET_PATH, RunDirectory, write_json
@@ -320,14 +320,14 @@ def test_a_checkpoint_that_fails_leaves_no_trace_and_is_due_again_later(
 def test_a_checkpoint_that_the_disk_is_too_full_for_leaves_nothing_behind(
     checkpointer: Checkpointer, tmp_path: Path
 ) -> None:
-    with file_size_limit(64), pytest.raises(ClusterError, match="cannot write checkpoint 7: File too large"):
+    with file_size_limit(64), pytest.raises(UnwritableError, match="/checkpoints: File too large: raise"):
         checkpointer.take(7, 1, {}, now=0.0)
     assert list(checkpointer.directory.checkpoints.iterdir()) == []
 
 
 def test_a_checkpoint_that_cannot_be_written_says_why(checkpointer: Checkpointer, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
-    with pytest.raises(ClusterError, match="cannot write checkpoint 9"):
+    with pytest.raises(UnwritableError, match="/checkpoints: Not a directory: move the file away"):
         checkpointer.take(9, 2, {}, now=60.0)
 
 

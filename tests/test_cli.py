@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -423,6 +424,11 @@ def test_the_options_of_train_change_only_on_purpose(capsys: pytest.CaptureFixtu
     assert stop.value.code == 0
     shown = re.findall(r"^\W*(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
     assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if this is meant, write the new ones to {GOLDEN}"
+
+
+def test_the_installed_command_begins_where_ctrl_c_is_answered_from_the_first_line_on() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"zmqrl": "zmqrl.__main__:main"}
 
 
 def test_the_installed_command_answers_with_its_exit_status() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 from policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
+from rig import Interrupted, ending, signal_that_does_not_wake
 
 from zmqrl import cli, game
 from zmqrl.agent.envs import EnvConfig
@@ -121,6 +123,20 @@ def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch
     assert len(played) < 50
 
 
+@pytest.mark.timeout(30)
+def test_a_signal_that_does_not_wake_the_main_thread_ends_an_evaluation_in_the_middle_of_a_game(
+    cartpole_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(policy: Policy, seed: int, *, greedy: bool) -> Any:
+        while True:
+            time.sleep(0.01)
+            yield Turn(action=0, reward=0.0, score=0.0, agent_steps=1, cut_off=False)
+
+    monkeypatch.setattr("zmqrl.evaluate.whole_game", endless)
+    with pytest.raises(Interrupted), signal_that_does_not_wake():
+        games(load_policy(cartpole_run), [0, 1], threads=2)
+
+
 BROKEN = """
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -201,22 +217,23 @@ def test_a_follower_skips_what_a_network_of_the_users_own_fails_in_and_logs_the_
     module = write_failing_network(tmp_path, "raise ValueError('too few')")
     run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, model=f"{module}:Net"), 0)
     job = {"run_dir": str(run), "episodes": 1, "greedy": False, "threads": 1}
-    with subprocess.Popen(
-        [sys.executable, "-m", follower],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        text=True,
+    with ending(
+        subprocess.Popen(
+            [sys.executable, "-m", follower],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            text=True,
+        )
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stderr is not None
         process.stdin.write(f"{json.dumps(job)}\n{json.dumps(message)}\n")
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())
-        process.stdin.close()
-        log = process.stderr.read()
+        _, log = process.communicate(timeout=60)
+        assert process.returncode == 0, "it ends with its parent"
     assert answer["skipped"] == 0
     assert answer["reason"].startswith(f"--model {module}:Net fails for observations of shape (4, 84, 84): ValueError")
     assert f'{module}.py", line' in log

@@ -57,10 +57,19 @@ def test_a_kill_that_nobody_explains_is_told_only_if_there_is_nothing_else() -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(1, ClusterError), (2, UsageError), (3, ClusterError), (-9, ClusterError)]
+    ("status", "begun", "kind"),
+    [
+        *((status, True, kind) for status, kind in ((1, ClusterError), (2, UsageError), (3, ClusterError))),
+        *((status, False, kind) for status, kind in ((1, ClusterError), (2, UsageError), (3, UsageError))),
+        (-9, False, ClusterError),
+    ],
 )
-def test_the_first_failure_ends_the_message_and_decides_the_exit_status(status: int, kind: type[Exception]) -> None:
-    error = explained(ClusterError("worker-3 died."), died("shard-1", status), "h2", Path("logs/shard-1.log"))
+def test_the_first_failure_ends_the_message_and_decides_the_exit_status(
+    status: int, begun: bool, kind: type[Exception]
+) -> None:
+    """A shard that refuses to work before the run has begun was told to do what cannot be done."""
+    log = Path("logs/shard-1.log")
+    error = explained(ClusterError("worker-3 died."), died("shard-1", status), "h2", log, begun=begun)
     assert type(error) is kind
     first, last, *tail = str(error).splitlines()
     assert first == "worker-3 died."
@@ -71,7 +80,7 @@ def test_the_first_failure_ends_the_message_and_decides_the_exit_status(status: 
 
 def test_a_lost_host_is_the_reason_that_is_told() -> None:
     lost = died("shard-0", -9, tail="", why="host h1 is lost: nothing was heard for 8 s")
-    text = str(explained(ClusterError("waited 60 s for shard 0."), lost, "h1", Path("logs/shard-0.log")))
+    text = str(explained(ClusterError("waited 60 s for shard 0."), lost, "h1", Path("logs/shard-0.log"), begun=True))
     assert text == (
         "waited 60 s for shard 0.\nThe first to fail was shard-0 on h1 (host h1 is lost: nothing was heard for 8 s); "
         "its log logs/shard-0.log was empty."

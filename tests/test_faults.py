@@ -21,7 +21,6 @@ from rig import (
     Worker,
     anonymous_mb,
     damage_newest_slot,
-    end_process,
     eventually,
     is_alive,
     random_pause_s,
@@ -452,12 +451,9 @@ def test_nothing_is_left_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
-    process = start_process({"directory": str(tmp_path), "shards": 3})
-    try:
+    with start_process({"directory": str(tmp_path), "shards": 3}) as process:
         pids, places = shard_pids_and_places(process)
         assert all(map(is_alive, pids))
         process.send_signal(signal.SIGKILL)
         eventually(lambda: not any(map(is_alive, pids)), "every shard gone", 5)
         places[0].parent.rmdir()  # empty: no socket file is left
-    finally:
-        end_process(process)

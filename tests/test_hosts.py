@@ -212,7 +212,8 @@ def test_hosts_may_come_through_a_pipe(tmp_path: Path) -> None:
     writer = threading.Thread(target=pipe.write_text, args=("h1\nh2\n",), daemon=True)
     writer.start()
     assert names(str(pipe)) == ["h1", "h2"]
-    writer.join()
+    writer.join(30)
+    assert not writer.is_alive()
 
 
 def test_a_toml_file_says_all_there_is_to_say(written: Written) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from lab import Lab
-from rig import eventually
-from run_rig import Run, RunFiles, launching
+from rig import ending, eventually
+from run_rig import WITHIN_S, Run, RunFiles, launching
 
 import zmqrl
 from zmqrl.cluster.launch import place_of
@@ -140,12 +140,11 @@ def test_nobody_on_the_network_can_read_the_weights_unless_that_was_given_up(
     need_programs("tcpdump")
     capture = tmp_path / "capture"
     dump = ["ip", "netns", "exec", lab.slot.name, "tcpdump", "-i", "any", "-s", "0", "-U", "-w", str(capture)]
-    with subprocess.Popen(dump, stderr=subprocess.DEVNULL) as dumping:
-        try:
-            with launching(lab, tmp_path / "run", "--workers", "2", "--updates", "30", *options) as run:
-                assert run.wait() == 0, run.said()
-        finally:
-            dumping.terminate()
+    with ending(subprocess.Popen(dump, stderr=subprocess.DEVNULL)) as dumping:
+        with launching(lab, tmp_path / "run", "--workers", "2", "--updates", "30", *options) as run:
+            assert run.wait() == 0, run.said()
+        dumping.terminate()
+        dumping.wait(WITHIN_S)
     seen = capture.read_bytes()
     # All that went through the switch is in it: both slices of every version, to workers on other hosts.
     last = run.files.newest()
@@ -182,7 +181,7 @@ def test_other_code_on_a_host_is_refused(lab: Lab, tmp_path: Path) -> None:
 
 def test_the_code_is_brought_to_hosts_that_have_no_zmqrl(lab: Lab, tmp_path: Path) -> None:
     bare = lab.shared / "bare"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=WITHIN_S)
     places = [sysconfig.get_path("purelib", "venv", {"base": base}) for base in (sys.prefix, str(bare))]
     # It sees the packages, but not the checkout that a file among them names.
     Path(places[1], "others.pth").write_text(f"{places[0]}\n")
@@ -199,7 +198,7 @@ def test_the_code_is_brought_to_hosts_that_have_no_zmqrl(lab: Lab, tmp_path: Pat
 
 def test_a_dry_run_starts_nothing_and_shows_what_would_be(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zmqrl", "launch", "-H", "a,b:3", "--dry-run", "cartpole", "--workers", "4"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=WITHIN_S).stdout
     assert "worker-[1-3]" in said
     assert said.count("-m zmqrl.cluster.agent") == 2
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from lab import Lab
-from rig import eventually, is_alive
+from rig import ending, eventually, is_alive
 from slurm import NODES, Slurm
 
 from zmqrl.cluster.agents import Agents
@@ -290,12 +290,10 @@ while True:
 def launching(place: Place, where: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
     """A launcher in a process of its own, and the processes that it has started."""
     arguments = json.dumps([str(where), place.host, place.command(), place.lease_s, str(TESTS)])
-    with subprocess.Popen([sys.executable, "-c", LAUNCHING, arguments], stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", LAUNCHING, arguments]
+    with ending(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
         assert process.stdout is not None
-        try:
-            yield process, json.loads(process.stdout.readline())
-        finally:
-            process.kill()
+        yield process, json.loads(process.stdout.readline())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -372,7 +370,8 @@ def test_a_short_break_of_the_network_ends_nothing(lab: Lab, far: OverSSH, where
 def test_hosts_that_cannot_be_reached_each_say_why(lab: Lab, where: Path) -> None:
     lab("refuse", "h3", "22", "on")
     stranger = where / "stranger"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(stranger)], check=True)
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(stranger)]
+    subprocess.run(command, check=True, timeout=WITHIN_S)
     wrong_key = where / "ssh_config"
     ours = lab.ssh_config.read_text(encoding="utf-8")
     wrong_key.write_text(ours.replace(str(lab.directory / "id_ed25519"), str(stranger)), encoding="utf-8")

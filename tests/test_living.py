@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from lab import Lab
+from rig import ending
 from run_rig import RunFiles, launching, trained, training
 
 from zmqrl import logs, status, stop
@@ -62,7 +63,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(ended: RunFiles) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "zmqrl", "logs", str(ended.path)]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
@@ -100,7 +101,7 @@ def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
         assert {each["name"] for each in found["processes"]} == {"shard-0", "shard-1", "worker-0", "worker-1"}
         assert f"[{socket.gethostname()} shard-0,shard-1] " in zmqrl("logs", str(path))
         command = [sys.executable, "-m", "zmqrl", "logs", str(path), "-f", "supervisor"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+        with ending(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as following:
             assert "has ended" in zmqrl("stop", str(path))
             assert run.wait() == 130
             said, _ = following.communicate(timeout=30)

@@ -1,5 +1,6 @@
 """Hosts on one machine that are as separate as real ones, and whose network breaks on command: launch/netlab."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import NETLAB, Lab, Slot, netlab, slot
-from rig import eventually
+from lab import LONGEST_S, NETLAB, Lab, Slot, netlab, slot
+from rig import ending, eventually
 
 MARK = "86399.5"  # what a test's `sleep` is recognised by
 PATIENCE_S = 1.0  # how long is waited for an answer that is not to come
@@ -33,7 +34,7 @@ def remains(where: Slot) -> list[str]:
 
 
 def output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST_S).stdout
 
 
 def sleepers() -> list[str]:
@@ -271,16 +272,17 @@ def test_a_lab_that_killed_tests_left_is_taken_down_by_the_next_ones(need_a_lab:
 def test_an_up_that_is_told_to_stop_leaves_nothing(empty_slot: Slot, number: signal.Signals) -> None:
     with starting(empty_slot, "h1/log") as process:
         process.send_signal(number)
-    assert process.returncode == 128 + number
+        assert process.wait(LONGEST_S) == 128 + number
     assert remains(empty_slot) == []
 
 
-def starting(where: Slot, made: str) -> "subprocess.Popen[bytes]":
+@contextlib.contextmanager
+def starting(where: Slot, made: str) -> Iterator["subprocess.Popen[bytes]"]:
     """`netlab up` when it has just made this file."""
     command = [sys.executable, str(NETLAB), "up", "2", *where.where, "--subnet", where.subnet]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    eventually((where.directory / made).exists, f"{made} of a lab")
-    return process
+    with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) as process:
+        eventually((where.directory / made).exists, f"{made} of a lab")
+        yield process
 
 
 def test_an_up_that_fails_half_way_leaves_nothing_and_says_why(empty_slot: Slot, tmp_path: Path) -> None:
@@ -368,7 +370,7 @@ def test_a_lab_is_not_taken_down_from_one_of_its_hosts(lab: Lab) -> None:
 
 def test_who_is_not_root_is_told_so(need_a_lab: None) -> None:
     command = ["unshare", "--user", sys.executable, str(NETLAB), "status"]
-    refused = subprocess.run(command, capture_output=True, text=True)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
     assert (refused.returncode, "has to be root" in refused.stderr) == (2, True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from rig import ending
 
 NODE_WORKER = Path(__file__).parent / "node_worker"
 NODE_RANK = 1
@@ -37,11 +38,11 @@ def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str]
 @contextmanager
 def started(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `command` with its output in a file; whatever happens it is gone afterwards."""
-    with output.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with (
+        output.open("wb") as file,
+        ending(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)) as process,
+    ):
+        yield process
 
 
 @contextmanager

@@ -76,7 +76,9 @@ def lamp(path: Path, name: str = "Lamp-v0") -> Path:
 def frames_of_mp4(path: Path, height: int, width: int) -> np.ndarray:
     """All frames: uint8 (n, height, width, 3)."""
     decode = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path)]
-    raw = subprocess.run([*decode, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True).stdout
+    raw = subprocess.run(
+        [*decode, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True, timeout=60
+    ).stdout
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
@@ -221,7 +223,10 @@ def test_the_dummy_has_no_picture() -> None:
         ("--seconds 0", "--seconds 0: must be above 0 and below a day."),
         ("--seconds nan", "--seconds nan: must be above 0 and below a day."),
         ("--seed -1", "--seed -1: must be from 0 to below 2^32."),
-        ("--output {run}/config.json/a.mp4", "cannot write {run}/config.json/a.mp4: File exists."),
+        (
+            "--output {run}/config.json/a.mp4",
+            "cannot write {run}/config.json/a.mp4: File exists: move the file away that is in its place.",
+        ),
         ("--checkpoint 5", "there is no checkpoint of version 5 in {run}/checkpoints: there are v00000000, v00001234."),
     ],
 )

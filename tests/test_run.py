@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rig import ending
 from run_rig import OUTCOMES, QUICKLY, ROW_KEYS, WITHIN_S, Line, RunFiles, copied, trained, training
 
 from zmqrl.check_history import check
@@ -289,27 +290,25 @@ def last_checkpoint_written(files: RunFiles) -> bool:
 def test_on_a_terminal_a_run_shows_a_live_view_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     path = tmp_path / "run"
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "zmqrl", "train", "cartpole", "--run-dir", str(path), *QUICKLY],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"},
-        start_new_session=True,
-        preexec_fn=take_terminal,
-    )
-    os.close(theirs)
-    try:
+    with ending(
+        subprocess.Popen(
+            [sys.executable, "-m", "zmqrl", "train", "cartpole", "--run-dir", str(path), *QUICKLY],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"},
+            start_new_session=True,
+            preexec_fn=take_terminal,
+        )
+    ) as process:
+        os.close(theirs)
         shown = read_until(ours, "agent steps/s")
         assert "\x1b[" in shown
         assert "╭" in shown
         os.write(ours, b"\x03")
         shown += read_until(ours, "ended (interrupted)") + read_until(ours, None)
         assert process.wait(30) == 130
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
+    os.close(ours)
     assert "\x1b[?25h" in shown[shown.rindex("\x1b[?25l") :], "the cursor stays hidden"
     RunFiles(path).assert_summary_exact("interrupted")
 

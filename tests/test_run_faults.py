@@ -241,7 +241,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_whe
         pids = run.pids()
         assert len(pids) == 4
         run.process.kill()
-        run.process.wait()
+        run.wait()
         run.assert_nothing_left(pids, within_s=5)
     last = checkpoints(path / "checkpoints")[-1]
     checkpointed_at, killed_at = run.files.newest().version, run.files.version()
@@ -319,7 +319,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_start(tm
         )
         pids = run.pids()
         run.process.kill()
-        run.process.wait()
+        run.wait()
         run.assert_nothing_left(pids, within_s=8)  # the workers import for seconds before they look around
 
 

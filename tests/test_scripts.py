@@ -34,7 +34,7 @@ def test_a_launch_over_ssh_is_shown_and_then_started_with_just_what_is_asked_for
 
 
 def test_a_run_on_this_machine_has_a_worker_for_each_core_unless_it_goes_on(zmqrl: Path) -> None:
-    cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True).stdout.strip()
+    cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
     for given, expected in (("", "breakout"), ("pong", "pong")):
         said = commands("local.sh", *given.split(), "--updates", "3", ZMQRL=str(zmqrl))
         assert said == [f"zmqrl train {expected} --workers {cores} --updates 3"]

@@ -15,10 +15,13 @@ import zmq
 from network import Listener, Wire, proxied
 from rig import (
     QUICK_WORKER,
+    WITHIN_S,
+    Interrupted,
     Worker,
     eventually,
     random_pause_s,
     served,
+    signal_that_does_not_wake,
     toy_gradient,
 )
 from torch import nn
@@ -162,7 +165,7 @@ def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_account
                 stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.01))) for rank in range(4)
             ]
             for worker in workers:
-                worker.thread.join()
+                worker.thread.join(WITHIN_S)
             tallies = [worker.connection.tally() for worker in workers]
             sent = [tally.sent + tally.resent for tally in tallies]
 
@@ -234,6 +237,14 @@ def test_a_pull_that_was_given_up_does_not_answer_a_later_one(tmp_path: Path) ->
             impatient.pull(1, timeout_s=0.2)
 
 
+@pytest.mark.timeout(30)
+def test_a_signal_that_does_not_wake_the_main_thread_ends_a_pull(tmp_path: Path) -> None:
+    with served(tmp_path, workers=1) as running, Connection(running.cluster, 0, timing=QUICK_WORKER) as connection:
+        assert connection.pull() is not None
+        with pytest.raises(Interrupted), signal_that_does_not_wake():
+            connection.pull(0)
+
+
 def test_a_late_joiner_gets_the_newest_version_at_once(tmp_path: Path) -> None:
     go_on = threading.Event()
 
@@ -249,7 +260,7 @@ def test_a_late_joiner_gets_the_newest_version_at_once(tmp_path: Path) -> None:
             eventually(lambda: late.version >= 100, "the late joiner's first version")
             go_on.set()
         assert late.pulled[0] == (1, 100)
-        first.thread.join()
+        first.thread.join(WITHIN_S)
         np.testing.assert_array_equal(running.end_with(120), running.replay())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import eventually
+from rig import ending, eventually
 from run_rig import QUICKLY, RunFiles
 from slurm import NODES, Slurm
 
@@ -206,14 +206,11 @@ def test_a_killed_launcher_leaves_nothing_in_its_job_and_the_nodes_can_be_asked(
     job, path = slurm.allocate(), tmp_path / "run"
     told = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_CPUS_PER_NODE": "2(x3)"}
     command = ["zmqrl", "launch", "--slurm", "cartpole", "--workers", "2", "--shards", "2", "--run-dir", str(path)]
-    with subprocess.Popen(command, env=os.environ | slurm.environment | told) as launcher:
-        try:
-            files = RunFiles(path)
-            eventually(lambda: files.version() >= 3, "some versions", WITHIN_S)
-            pids = [each["pid"] for role in ("shards", "workers") for each in files.cluster()[role]]
-            assert all(map(slurm.alive, pids))
-        finally:
-            launcher.kill()
+    with ending(subprocess.Popen(command, env=os.environ | slurm.environment | told)):
+        files = RunFiles(path)
+        eventually(lambda: files.version() >= 3, "some versions", WITHIN_S)
+        pids = [each["pid"] for role in ("shards", "workers") for each in files.cluster()[role]]
+        assert all(map(slurm.alive, pids))
     try:
         eventually(lambda: not any(map(slurm.alive, pids)), "the end of its processes", 15)
         found = json.loads(slurm("zmqrl", "status", str(path), "--json"))

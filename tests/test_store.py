@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rig import ending
 
 from zmqrl.errors import ClusterError
 from zmqrl.ps import store
@@ -437,7 +438,7 @@ while True:
 
 def killed_after(path: Path, wait_s: float) -> int:
     """Run the victim until its first report, then ``wait_s`` more, kill it; the last version it reported."""
-    with subprocess.Popen([sys.executable, "-c", VICTIM, str(path)], stdout=subprocess.PIPE) as victim:
+    with ending(subprocess.Popen([sys.executable, "-c", VICTIM, str(path)], stdout=subprocess.PIPE)) as victim:
         assert victim.stdout is not None
         reports = victim.stdout.read(8)
         time.sleep(wait_s)

@@ -49,7 +49,9 @@ class Host:
 
 
 def ask(python: str, code: str) -> Any:
-    return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout)
+    return json.loads(
+        subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd="/", timeout=60).stdout
+    )
 
 
 def small_wheel(directory: Path, name: str) -> None:
@@ -155,7 +157,9 @@ def test_a_host_whose_launcher_is_gone_stops_making_and_keeps_nothing(tmp_path: 
 
 def test_a_host_with_an_old_python_is_told_of(tmp_path: Path) -> None:
     old = sync.BOOTSTRAP.replace("sys.version_info", "(3, 9)")
-    done = subprocess.run([sys.executable, "-c", old], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-c", old], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+    )
     assert done.returncode == 1
     assert "zmqrl needs 3.11 or newer" in done.stderr
 

@@ -1,8 +1,9 @@
 """zmqrl: synchronous distributed actor-critic over ZeroMQ parameter servers with backup workers."""
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing typing takes milliseconds in which Ctrl-C shows a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from zmqrl.policy import load_policy
 
 __all__ = ["__version__", "load_policy"]
@@ -10,7 +11,7 @@ __all__ = ["__version__", "load_policy"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import torch and the games, which takes seconds, only for those who ask for a policy."""
     if name == "load_policy":
         from zmqrl.policy import load_policy

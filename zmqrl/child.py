@@ -1,5 +1,6 @@
 """What every child process of a run does first: read its job, tie its life to its parent's. Standard library only."""
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+LOOK_UP_EVERY_S = 1.0  # from a wait, for a signal that came just before it
 
 _to_parent = 1  # a descriptor
 
@@ -64,22 +66,44 @@ def log_to_stderr(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def messages() -> "queue.SimpleQueue[dict[str, Any]]":
-    """What the parent says after the job, as it comes: a line of JSON each. When it hangs up, this process ends.
+class Messages:
+    """What the parent says after the job, a line of JSON each. When the parent hangs up, this process ends.
 
-    It ends by SIGTERM to itself, so that what the main thread is at is cleaned up.
+    SIGTERM interrupts what the main thread is doing, so that it cleans up. A signal that comes just before ``get``
+    waits does not wake it, so the end of the messages is also in the queue.
     """
-    arrived: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
-    def listen() -> None:
-        with os.fdopen(0, "rb", buffering=0, closefd=False) as lines:
-            for line in lines:
-                arrived.put(json.loads(line))
-        os.kill(os.getpid(), signal.SIGTERM)
+    def __init__(self) -> None:
+        self._arrived: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        signal.signal(signal.SIGTERM, _leave)
+        threading.Thread(target=self._listen, name="messages", daemon=True).start()
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    threading.Thread(target=listen, name="messages", daemon=True).start()
-    return arrived
+    def get(self) -> dict[str, Any]:
+        """Wait for the next message. Raises SystemExit when the parent has hung up."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                message = self._arrived.get(timeout=LOOK_UP_EVERY_S)
+                if message is None:
+                    sys.exit(0)
+                return message
+
+    def empty(self) -> bool:
+        """Whether ``get`` would wait."""
+        return self._arrived.empty()
+
+    def _listen(self) -> None:
+        try:
+            with os.fdopen(0, "rb", buffering=0, closefd=False) as lines:
+                for line in lines:
+                    self._arrived.put(json.loads(line))
+        finally:
+            self._arrived.put(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+    sys.exit(0)
 
 
 def say(facts: dict[str, Any]) -> None:

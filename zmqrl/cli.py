@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from zmqrl import __version__
-from zmqrl.errors import UsageError, ZmqrlError, did_you_mean
+from zmqrl import __version__, open_files
+from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
+from zmqrl.interrupts import interruptible
+from zmqrl.observe.screen import never_waiting
 
 if TYPE_CHECKING:  # torch and the games take seconds to import: only the commands that need them do
     from zmqrl.config import Config
@@ -59,28 +61,76 @@ DEFAULT_PROFILE_VERSIONS = "100"
 
 def main() -> None:
     """Run a command; exit with 0 done, 2 bad usage, 3 the cluster failed, 130 interrupted."""
-    # As in the processes of a run: what users wrote (games, a model, a loss) is found where they stand.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _open_standard_streams()
     try:
-        sys.exit(run(sys.argv[1:]))
-    except ZmqrlError as error:
-        sys.stderr.write(f"zmqrl: {error}\n")
-        sys.exit(error.exit_status)
+        open_files.raise_limit()
+        _look_for_modules_here()
+        status = _run_and_print(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    except ZmqrlError as error:
+        status = _complain(str(error), error.exit_status)
+    except BrokenPipeError:  # who reads what we print has seen enough, as head has
+        _print_no_more()
+        status = 128 + signal.SIGPIPE
+    except OSError as error:
+        _print_no_more()
+        known = f"cannot use {error.filename}: {error.strerror or error}."
+        sentence = refusal(error, "standard output") if error.filename is None else known
+        status = _complain(sentence, UsageError.exit_status)
+    sys.exit(status)
+
+
+def _run_and_print(arguments: Sequence[str]) -> int:
+    """Run a command line until all that it prints has been taken."""
+    try:
+        status = run(arguments)
+    except SystemExit as stop:  # of --help
+        status = int(stop.code or 0)
+    sys.stdout.flush()
+    return status
+
+
+def _open_standard_streams() -> None:
+    """Where one is closed, /dev/null takes its place, and not the next file that is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            place = os.open(os.devnull, os.O_RDWR)
+            os.dup2(place, number)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+            if place != number:
+                os.close(place)
+
+
+def _look_for_modules_here() -> None:
+    """As in the processes of a run: what users wrote (games, a model, a loss) is found where they stand."""
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        raise UsageError("the current directory has been removed: change to another one.") from None
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _complain(sentence: str, status: int) -> int:
+    with never_waiting():
+        sys.stderr.write(f"zmqrl: {sentence}\n")
+    return status
+
+
+def _print_no_more() -> None:
+    with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit status. Raises ZmqrlError."""
     command, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
+    if command in ("--version", "--help", "-h"):
+        sys.stdout.write(f"zmqrl {__version__}\n" if command == "--version" else _usage())
+        return 0
+    open_files.check()
     match command:
-        case "--version":
-            sys.stdout.write(f"zmqrl {__version__}\n")
-            return 0
-        case "--help" | "-h":
-            sys.stdout.write(_usage())
-            return 0
         case "train":
             from zmqrl.cluster.run import train
 
@@ -93,23 +143,22 @@ def run(arguments: Sequence[str]) -> int:
             config = train_config(rest, over_tcp)
             if options.requeue and not config.resume and requeue.is_begun(config):
                 config = train_config([*rest, "--resume"], over_tcp)
-            return launch.run(options, config)
+            with interruptible():
+                return launch.run(options, config)
         case "doctor":
             from zmqrl.cluster import doctor
             from zmqrl.cluster.reach import over_tcp
 
             wishes, rest = _parse_known(doctor.Options, rest, "zmqrl doctor")
-            return doctor.run(wishes, train_config(rest, over_tcp))
+            config = train_config(rest, over_tcp)
+            with interruptible():
+                return doctor.run(wishes, config)
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; zmqrl --help lists them.")
     module = importlib.import_module(COMMANDS[command].module)
     options = _parse(module.Options, None, rest, f"zmqrl {command}")
-    try:
+    with interruptible():
         status: int = module.run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads what we print has seen enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     return status
 
 

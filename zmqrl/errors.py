@@ -1,6 +1,7 @@
 """The errors a user sees: one sentence that says what, where and what to do. Standard library only."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,43 @@ class UsageError(ZmqrlError):
 
 class ClusterError(ZmqrlError):
     """The cluster failed: a process that keeps dying, a deadline that passed, a shard that refused us."""
+
+
+class UnwritableError(ClusterError):
+    """The system refuses to write a file of the run, which is not mended by trying again."""
+
+
+_REMEDIES = {
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.EROFS: "make it writable",
+    errno.EISDIR: "move that directory away",
+    errno.EEXIST: "move the file away that is in its place",
+    errno.ENOTDIR: "move the file away that is in its place",
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
+    """What the system refused to write, as a sentence: where, why, what to do; and what to do ``otherwise``.
+
+    ``place`` is where it was, for an error that names no file.
+    """
+    name = place if error.filename is None else error.filename
+    remedies = ", or ".join(filter(None, [_REMEDIES.get(error.errno or 0), otherwise]))
+    return f"cannot write {name}: {error.strerror or error}{': ' if remedies else ''}{remedies}."
+
+
+@contextmanager
+def naming(place: object) -> Iterator[None]:
+    """An OSError of the block is one of ``place``: the system names only what it had just in hand, or nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

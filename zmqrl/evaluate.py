@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from zmqrl.child import log_to_stderr, messages, read_job, say
+from zmqrl.child import LOOK_UP_EVERY_S, Messages, log_to_stderr, read_job, say
 from zmqrl.errors import UsageError
 from zmqrl.game import Turn, whole_game
 from zmqrl.observe.provenance import provenance
@@ -119,8 +119,11 @@ def play_games(
     with ThreadPoolExecutor(threads) as pool:
         games = [pool.submit(play, seed) for seed in seeds]
         try:
-            for game in as_completed(games):
-                on_game(game.result())
+            playing: set[Future[Turn]] = set(games)
+            while playing:  # in slices: a signal that comes just before a wait does not end it
+                over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
+                for game in over:
+                    on_game(game.result())
         finally:
             leave.set()
             pool.shutdown(cancel_futures=True)
@@ -131,7 +134,7 @@ def main() -> None:
     """Follow a run: evaluate the newest checkpoint that we are told of, again and again."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.evaluate")
-    told = messages()
+    told = Messages()
     while True:
         version = told.get()["version"]
         while not told.empty():  # what was told meanwhile is overtaken

@@ -16,6 +16,7 @@ from zmqrl.child import log_to_stderr
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.observe.provenance import code_id
+from zmqrl.observe.screen import never_waiting
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.security import ClientKeys
 from zmqrl.worker import join
@@ -52,17 +53,18 @@ def run(options: Options) -> int:
     if cluster.key_files is not None:
         path = options.cluster.parent / cluster.key_files[rank]
         cluster = replace(cluster, keys=ClientKeys.read(path, run=cluster.run, rank=rank))
-    log = log_to_stderr("zmqrl.worker")
-    log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-    # Where the run is, it learns only when it has joined; the time is as good to seed its games with.
-    join(
-        cluster,
-        config,
-        rank,
-        version=int(time.time()),
-        threads=options.threads,
-        trace_path=None,
-        log=log,
-        code="" if options.any_code else code_id(),
-    )
+    with never_waiting():
+        log = log_to_stderr("zmqrl.worker")
+        log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
+        # Where the run is, it learns only when it has joined; the time is as good to seed its games with.
+        join(
+            cluster,
+            config,
+            rank,
+            version=int(time.time()),
+            threads=options.threads,
+            trace_path=None,
+            log=log,
+            code="" if options.any_code else code_id(),
+        )
     return 0

@@ -1,5 +1,6 @@
 """``zmqrl plot``: one picture of what runs did over time."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, naming, refusal
 from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares
 from zmqrl.observe.records import Evaluation, Figures, RunRecord, read_runs
 
@@ -74,7 +75,7 @@ def run(options: Options) -> int:
     try:
         write_picture(grouped(runs), x_axes, panels, output)
     except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}; choose another --output.") from error
+        raise UsageError(refusal(error, output, "choose another --output")) from error
     sys.stdout.write(f"{output}\n")
     return 0
 
@@ -89,7 +90,8 @@ def chosen_panels(words: Sequence[str]) -> list[str]:
 
 
 def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequence[str], path: Path) -> None:
-    """Draw ``panels`` against each of ``x_axes`` and write them to ``path``. Raises OSError."""
+    """Draw ``panels`` against each of ``x_axes``; ``path`` appears whole or not at all. Raises OSError."""
+    picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
     with matplotlib.rc_context(STYLE):
         rows = layout(panels, x_axes)
         columns = len(rows[-1])
@@ -105,7 +107,13 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
                 _share_y(*figure.axes[-2:])
         figure.align_ylabels()
         _draw_title(figure, groups, columns)
-        figure.savefig(path)
+        figure.savefig(picture, format=path.suffix[1:])
+    with naming(path):
+        try:
+            unfinished.write_bytes(picture.getvalue())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:

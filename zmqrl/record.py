@@ -1,8 +1,11 @@
 """``zmqrl record``: one whole game of a policy as a video."""
 
+import errno
+import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,18 +14,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 import tyro
 
 from zmqrl.agent.envs import reason_of
 from zmqrl.agent.picture import Screen, make_picture
-from zmqrl.child import log_to_stderr, messages, read_job, say
-from zmqrl.errors import UsageError
+from zmqrl.child import Messages, log_to_stderr, read_job, say
+from zmqrl.errors import UsageError, refusal
 from zmqrl.game import whole_game
 from zmqrl.policy import Policy, load_policy
 
 HEIGHT = 640  # pixels that a video is enlarged to at most
 FORMATS = (".mp4", ".gif")
+ENOUGH_TO_FAIL_BYTES = 1 << 16
+OPENED_WITHIN_S = 60.0
 SHORTEST_MS = 20  # of a gif's frame: browsers take whatever is shorter for a tenth of a second
 
 # imageio would start ffmpeg by a bare fork amid the emulator's threads, and in a process group that Ctrl-C misses.
@@ -122,7 +128,7 @@ def main() -> None:
     """Follow a run: record a game with each checkpoint that we are told of, under the name it is to have."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.record")
-    told, run = messages(), Path(job["run_dir"])
+    told, run = Messages(), Path(job["run_dir"])
     while True:
         message = told.get()
         log.info("recording version %d as %s", message["version"], message["name"])
@@ -139,10 +145,13 @@ class _Video:
     """A video being written, enlarged by whole pixels so that it stays sharp."""
 
     def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
+        path.touch()  # where that fails, the system says why
         self.frames = 0
-        self._scale = max(1, HEIGHT // height)
+        self._path, self._scale = path, max(1, HEIGHT // height)
+        self._gif = io.BytesIO()  # on a full disk the writer would try again when it is forgotten
         if path.suffix == ".gif":
-            self._writer = imageio.get_writer(path, duration=max(SHORTEST_MS, 1000 / frames_per_s), loop=0)
+            duration_ms = max(SHORTEST_MS, 1000 / frames_per_s)
+            self._writer = imageio.get_writer(self._gif, format="GIF", duration=duration_ms, loop=0)
         else:
             self._writer = imageio.get_writer(
                 path,
@@ -150,6 +159,7 @@ class _Video:
                 codec="libx264",
                 quality=8,
                 macro_block_size=1,
+                ffmpeg_log_level="quiet",
                 output_params=["-threads", "1"],  # the other cores may have a run to train
             )
 
@@ -162,6 +172,15 @@ class _Video:
 
     def close(self) -> None:
         self._writer.close()
+        if self._path.suffix == ".gif":
+            self._path.write_bytes(self._gif.getvalue())
+            return
+        # The writer does not say how ffmpeg has ended: one that failed has left a file that cannot be opened.
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
+        if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
+            with self._path.open("ab") as file:
+                file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # on a full disk the system says so
+            raise OSError(errno.EIO, "ffmpeg has written a part of it only")
 
 
 @contextmanager
@@ -178,7 +197,8 @@ def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or reason_of(error)}.") from error
+        reason = OSError(error.errno, error.strerror or reason_of(error), str(path))
+        raise UsageError(refusal(reason, path)) from error
 
 
 if __name__ == "__main__":

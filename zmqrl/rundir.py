@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, naming, refusal
 
 LOCK = ".lock"
+OF_SHARDS = ("history", "state")
+ANOTHER = "choose another --run-dir"
 LONGEST_SOCKET_PATH = 90  # of the 107 bytes that a Unix socket's address may have
 
 
@@ -74,18 +77,31 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise UsageError(f"cannot use {self.path} as the run directory: {error.strerror}.") from error
+            raise UsageError(refusal(error, self.path, ANOTHER)) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(self._lock)
-            self._lock = None
+            self._unlock()
             if isinstance(error, BlockingIOError):
                 raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
             raise UsageError(  # some network file systems have no locks
                 f"{self.path} cannot be locked ({error.strerror}): choose a --run-dir on a file system that has locks."
             ) from error
-        self.set_aside()
+        try:
+            self._check_writable()
+            self.set_aside()
+        except OSError as error:
+            self._unlock()
+            raise UsageError(refusal(error, self.path, ANOTHER)) from error
+
+    def _check_writable(self) -> None:
+        """Raise OSError for the first place of an earlier sitting that only other processes, or the end, write to."""
+        of_shards = [self.path / name for name in OF_SHARDS if (self.path / name).exists()]
+        for directory in [*of_shards, *([self.checkpoints] if self.checkpoints.exists() else [])]:
+            with naming(directory):
+                tempfile.TemporaryFile(dir=directory).close()
+        for file in itertools.chain.from_iterable(sorted(directory.iterdir()) for directory in of_shards):
+            os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def set_aside(self) -> None:
         """Of a run that was killed or could not end, if there was one: keep what leads to the state of its shards."""
@@ -99,23 +115,26 @@ class RunDirectory:
 
     def release(self) -> None:
         """Give the lock back and remove what is only for a living run; if it came to no run, also what we made."""
-        self._remove_what_lets_join()
+        with contextlib.suppress(OSError):  # where it cannot be removed now, it could not be made either
+            self._remove_what_lets_join()
         if self._sockets is not None:
             self._sockets.cleanup()
-        sockets = self.path / "sockets"
-        if sockets.is_dir():
-            for leftover in sockets.iterdir():  # of shards that were killed
-                leftover.unlink()
-            sockets.rmdir()
+        shutil.rmtree(self.path / "sockets", ignore_errors=True)  # with those of shards that were killed
         with contextlib.suppress(OSError):  # the shards of a run that could not end have left something there
             (self.path / "state").rmdir()
         if self._lock is not None:
             with contextlib.suppress(OSError):
-                if self._made and list(self.path.iterdir()) == [self.path / LOCK]:
-                    (self.path / LOCK).unlink()
-                    self.path.rmdir()
-            os.close(self._lock)
-            self._lock = None
+                if self._made and not self.config.exists():
+                    shutil.rmtree(self.checkpoints, ignore_errors=True)
+                    if list(self.path.iterdir()) == [self.path / LOCK]:
+                        (self.path / LOCK).unlink()
+                        self.path.rmdir()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        assert self._lock is not None
+        os.close(self._lock)
+        self._lock = None
 
     def _remove_what_lets_join(self) -> None:
         self.cluster.unlink(missing_ok=True)
@@ -135,13 +154,14 @@ def is_locked(path: Path) -> bool:
 
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
-    """Write ``data`` so that a reader finds the old file or the new one, never a part."""
+    """Write ``data`` so that a reader finds the old file or the new one, never a part. Raises OSError with ``path``."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with naming(path):
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(data, file, indent=1)
+                file.write("\n")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)

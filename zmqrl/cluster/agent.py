@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zmqrl import __version__
+from zmqrl import __version__, open_files
 from zmqrl.child import PR_SET_PDEATHSIG
 from zmqrl.cluster import agent_files
 from zmqrl.cluster.interfaces import interfaces
@@ -362,6 +362,7 @@ def _own_children() -> list[int]:
 
 def main() -> None:
     """Serve until there is a reason to end, and end everything."""
+    open_files.raise_limit()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

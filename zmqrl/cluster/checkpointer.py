@@ -1,11 +1,12 @@
 """Takes checkpoints from the shards: while they go on of one version, the same on all of them."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from zmqrl.checkpoint import Checkpoint, prune
-from zmqrl.errors import ClusterError
+from zmqrl.errors import UnwritableError, naming, refusal
 from zmqrl.ps import messages as m
 from zmqrl.ps.control import ShardControl
 from zmqrl.rundir import RunDirectory
@@ -47,18 +48,6 @@ class Checkpointer:
         """Fetch what the shards have set aside for ``version`` and write it. Raises ClusterError."""
         return self.write(dict.fromkeys(range(len(self.model.states)), version), generation, counters, now)
 
-    def take_now(
-        self,
-        versions: Mapping[int, int],
-        generation: int,
-        counters: dict[str, Any],
-        now: float,
-        meanwhile: Callable[[], None],
-    ) -> Checkpoint:
-        """The same for a version that each shard holds and will hold: its last one. Raises ClusterError."""
-        self.set_aside(versions, meanwhile)
-        return self.write(versions, generation, counters, now)
-
     def set_aside(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
         """Let each shard set its version aside, which it holds; what each tells then. Raises ClusterError."""
 
@@ -77,7 +66,7 @@ class Checkpointer:
         )
 
     def write(self, versions: Mapping[int, int], generation: int, counters: dict[str, Any], now: float) -> Checkpoint:
-        """Fetch what each shard has set aside, of its version, and write it. Raises ClusterError."""
+        """Fetch what each shard has set aside, of its version, and write it. Raises ClusterError, UnwritableError."""
         self.wanted, self.due_at = None, now + self.every_s
         each = tuple(versions[shard] for shard in sorted(versions))
         checkpoint = Checkpoint(
@@ -91,8 +80,10 @@ class Checkpointer:
             versions=each if min(each) < max(each) else (),
         )
         try:
-            checkpoint.write(self.directory.checkpoints)
-            prune(self.directory.checkpoints, self.keep)
+            with naming(self.directory.checkpoints):
+                checkpoint.write(self.directory.checkpoints)
         except OSError as error:
-            raise ClusterError(f"cannot write checkpoint {checkpoint.version}: {error.strerror}.") from error
+            raise UnwritableError(refusal(error, self.directory.checkpoints)) from error
+        with contextlib.suppress(OSError):  # an old one that stays does no harm
+            prune(self.directory.checkpoints, self.keep)
         return checkpoint

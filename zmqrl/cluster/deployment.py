@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zmqrl import open_files
 from zmqrl.cluster.agents import Agents
 from zmqrl.cluster.hosts import Host
 from zmqrl.cluster.link import Link
 from zmqrl.cluster.mirror import Mirror
 from zmqrl.cluster.placement import Placement, place
+from zmqrl.cluster.preflight import files_needed
 from zmqrl.config import Config
 from zmqrl.rundir import RunDirectory
 
@@ -55,9 +57,10 @@ def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -
 
 
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
-    """All of a run here."""
+    """All of a run here. Raises UsageError when this machine lets no process have as many files open as it needs."""
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
     placement = place_run(config, [Host(name=HERE)], {HERE: len(os.sched_getaffinity(0))})
+    open_files.check(files_needed(config, list(placement.host_of)))
     return Deployment(
         launcher=local_launcher(directory.path),
         sites=dict.fromkeys(placement.host_of, here),

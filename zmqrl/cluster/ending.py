@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from zmqrl.agent.envs import describe_env
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UnwritableError, refusal
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
 from zmqrl.ps import messages as m
@@ -75,11 +75,11 @@ def stop_shards(
 
 
 def write_summary(path: Path, reason: Reason, config: Config, last: Checkpoint) -> None:
-    """Write ``summary.json``. Raises ClusterError when the disk does not take it."""
+    """Write ``summary.json``. Raises UnwritableError."""
     try:
         write_json(path, summary(reason, config, last))
     except OSError as error:
-        raise ClusterError(f"cannot write {path}: {error.strerror}.") from error
+        raise UnwritableError(refusal(error, path)) from error
 
 
 def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that makes an environment whole
 LINES_KEPT, LINES_TOLD = 30, 3  # of a command that failed: those that say that they are errors, else the last ones
+ANSWER_WITHIN_S = 60.0
 SEEN = "import json, sys; print(json.dumps(sys.path))"
 
 
@@ -98,12 +99,20 @@ def _unpack(path: Path, wheel: bytes, base: str) -> None:
 
 def _let_see(path: Path, base: str) -> None:
     """Let an environment find the packages that the Python ``base`` finds, behind its own."""
-    bare, seen = (
-        json.loads(subprocess.run([base, *options, "-c", SEEN], capture_output=True, text=True, check=True).stdout)
-        for options in (("-I", "-S"), ("-P",))
-    )
+    bare, seen = (_seen(base, *options) for options in (("-I", "-S"), ("-P",)))
     lines = [f"{place}\n" for place in seen if place not in bare and Path(place).is_dir()]
     (_site_packages(path) / "base.pth").write_text("".join(lines))
+
+
+def _seen(python: str, *options: str) -> list[str]:
+    """Where a Python looks for packages. Raises CannotMake."""
+    command = [python, *options, "-c", SEEN]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_S)
+    except subprocess.SubprocessError as error:
+        raise CannotMake(f"{python} cannot be asked for its packages: {error}") from None
+    places: list[str] = json.loads(done.stdout)
+    return places
 
 
 def _site_packages(path: Path) -> Path:
@@ -169,6 +178,9 @@ def _run(argv: list[str]) -> None:
             for line in _lines(process.stdout.fileno()):
                 last.append(line)
                 _tell(line)
+            while process.poll() is None:  # it has closed its output, and lives
+                if _hung_up(100):
+                    raise CannotMake("the launcher hung up")
         except CannotMake:
             os.killpg(process.pid, signal.SIGKILL)  # it is not reaped before: the id is its own
             raise

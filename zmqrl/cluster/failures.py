@@ -42,12 +42,13 @@ def quoted(lines: Sequence[str]) -> str:
     return "".join(f"\n  | {printable(line)}" for line in lines)
 
 
-def explained(error: ClusterError, first: Exited, host: str, log: Path) -> ZmqrlError:
+def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:
     """The error of a run that ends with the death it began with: where, how, and what stood in the ``log`` then.
 
-    It is a UsageError if that process ended with one.
+    It is a UsageError if that process ended with one, or refused to work before the run had ``begun``.
     """
-    kind = UsageError if first.status == UsageError.exit_status else ClusterError
+    refused = {UsageError.exit_status} if begun else {UsageError.exit_status, ClusterError.exit_status}
+    kind = UsageError if first.status in refused else ClusterError
     tail = quoted(first.log_tail.splitlines())
     end = f"ended with{tail}" if tail else "was empty."
     return kind(f"{error}\nThe first to fail was {first.name} on {host} ({first.how()}); its log {log} {end}")

@@ -22,6 +22,7 @@ from zmqrl.cluster.sync import PYTHON
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.observe.provenance import code_hash
+from zmqrl.observe.screen import never_waiting
 from zmqrl.rundir import RunDirectory
 
 LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; with the time to end, agents wait 20 s for each other
@@ -59,7 +60,8 @@ def run(options: Options, config: Config) -> int:
         _print_plan(options, reach, config)
         return 0
     train = partial(train_on, config, partial(on_hosts, options, reach))
-    return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
+    with never_waiting():
+        return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
 
 
 def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:

@@ -14,6 +14,7 @@ from zmqrl.cluster.lines import Lines
 
 UP_WITHIN_S = 30.0
 RENEW_EVERY_S = 1.0  # a lease
+KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
 MOST_PIECES = 64  # of at most 64 KiB each, as long as a pipe is
 
@@ -182,7 +183,8 @@ class Link:
             # What runs the agent, such as ssh and its jumps, not the agent: that ends by itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a dead network disk
+                process.wait(KILLED_WITHIN_S)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ LOW_SHM_BYTES = 16e6
 PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # with 32 games and a small network, most of it for torch
 PROCESS_FILES = 64  # what each process has open besides its connections
 PORTS_OF_SHARD = 3
+PIPES_OF_PROCESS = 4  # to its agent, and what tells of its end
 CLOCK_OFF_S = 1.0
 TRANSFERS_WITHIN_S = 60.0
 NAMED = 4  # of the hosts for which the same is true
@@ -188,9 +189,12 @@ def _host_warnings(facts: Facts, names: Sequence[str]) -> Iterator[str]:
 
 
 def files_needed(config: Config, names: Sequence[str]) -> int:
-    """The most files that one of the processes ``names`` opens: a connection of each kind to each other side."""
+    """The most files that one of the processes ``names``, or their agent, opens.
+
+    Shards and workers have a connection of each kind to each other side, an agent has pipes to each process.
+    """
     sides = max((config.ranks + 1 if name.startswith("shard-") else config.shards for name in names), default=0)
-    return PROCESS_FILES + PORTS_OF_SHARD * sides
+    return PROCESS_FILES + max(PORTS_OF_SHARD * sides, PIPES_OF_PROCESS * len(names))
 
 
 def _cannot_listen(facts: Facts) -> str:

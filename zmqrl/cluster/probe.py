@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from zmqrl.child import messages, read_job, say
+from zmqrl.child import Messages, read_job, say
 
 ANSWER_WITHIN_S = 3.0
 PINGS = 5
@@ -189,7 +189,7 @@ def sees_cuda() -> bool:
 def main() -> None:
     """Probe this host, as told on standard input, until that ends."""
     job = read_job(signal.SIGKILL)
-    asked = messages()
+    asked = Messages()
     found = facts(job["work"])
     if job["listen"] is not None:
         try:

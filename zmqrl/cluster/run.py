@@ -7,11 +7,13 @@ import shutil
 import signal
 import socket as host_socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -25,13 +27,15 @@ from zmqrl.cluster.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.cluster.salvage import salvage
 from zmqrl.cluster.supervisor import Supervisor
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError, ZmqrlError
+from zmqrl.errors import ClusterError, UsageError, ZmqrlError, naming, refusal
+from zmqrl.interrupts import interruptible
 from zmqrl.observe.console import LoggedConsole, console_for
+from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.spans import merge_traces
 from zmqrl.observe.trackers import check_installed
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.optimizer import Optimizer
-from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 
 
 def train(config: Config) -> int:
@@ -40,7 +44,8 @@ def train(config: Config) -> int:
     check_ports(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
-    return train_on(config, on_this_machine)
+    with never_waiting():
+        return train_on(config, on_this_machine)
 
 
 def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
@@ -52,8 +57,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = dataclasses.replace(config, run_dir=path)
     directory = RunDirectory(path)
-    directory.claim()
-    try:
+    with _claimed(directory):
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if config.resume:
             stored = Config.read(directory.config)
@@ -71,22 +75,40 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
         deployment = deploy(config, directory)
         with contextlib.closing(deployment.launcher):
             if not config.resume:
-                initial.write(directory.checkpoints)
+                with naming(directory.checkpoints):
+                    initial.write(directory.checkpoints)
             for old in (directory.summary, directory.trace):  # of an earlier sitting
                 old.unlink(missing_ok=True)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
             return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices])
-    except (ZmqrlError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        log_path = directory.log("supervisor")
-        with contextlib.suppress(OSError):  # a full disk, perhaps what we are to tell of
-            log_path.parent.mkdir(exist_ok=True)
-            with log_path.open("a", encoding="utf-8") as log:
-                log.write(traceback.format_exc())
-        raise ClusterError(f"the supervisor failed: {error!r}; the whole story is in {log_path}.") from error
-    finally:
-        directory.release()
+
+
+@contextlib.contextmanager
+def _claimed(directory: RunDirectory) -> Iterator[None]:
+    """Hold the run directory during the block. Whatever goes wrong there is a sentence. Raises ZmqrlError."""
+    with interruptible():
+        directory.claim()
+        try:
+            yield
+        except (ZmqrlError, KeyboardInterrupt):
+            raise
+        except OSError as error:  # before the run: what comes later is told where it is supervised
+            raise UsageError(refusal(error, directory.path, ANOTHER)) from error
+        except Exception as error:
+            raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
+        finally:
+            directory.release()
+
+
+def _logged(path: Path) -> str:
+    """Write the traceback of the error in hand to a log; where it is, as the end of a sentence."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(traceback.format_exc())
+    except OSError:
+        return ""
+    return f"; the whole story is in {path}"
 
 
 def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
@@ -120,13 +142,14 @@ def _supervise(
     config: Config, directory: RunDirectory, checkpoint: Checkpoint, deployment: Deployment, news: Sequence[str]
 ) -> int:
     console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
+    supervisor = None
     try:
         for text in news:
             console.notice(text)
         if config.profile:
             shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier sitting
         supervisor = Supervisor(config, directory, checkpoint, console, deployment)
-        with _interrupts(supervisor):
+        with _interrupts(supervisor), _tracebacks_to(console.log):
             reason = supervisor.run()
         if config.profile:
             merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
@@ -135,11 +158,31 @@ def _supervise(
     except ZmqrlError as error:  # the screen has it from whoever takes it
         console.log(f"failed: {error}")
         raise
+    except OSError as error:
+        console.log(traceback.format_exc())
+        if supervisor is None or not supervisor.is_up:
+            raise
+        raise ClusterError(refusal(error, directory.path)) from error
     finally:
         console.close()
     if reason != "interrupted":
         return 0
     return TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else INTERRUPTED
+
+
+@contextlib.contextmanager
+def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
+    """What a thread of somebody else's fails with, such as one of a tracker, is not for the screen."""
+
+    def keep(failed: Any) -> None:
+        log("".join(traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)))
+
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook = sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before
 
 
 @contextlib.contextmanager

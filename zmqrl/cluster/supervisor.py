@@ -18,7 +18,7 @@ from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.progress import Progress
 from zmqrl.cluster.shards import Shards
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, UnwritableError, refusal
 from zmqrl.observe.console import Console
 from zmqrl.observe.metrics import Counters
 from zmqrl.ps import messages as m
@@ -73,12 +73,10 @@ class Supervisor:
         """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when it failed."""
         reason: Reason = "failed"
         with contextlib.ExitStack() as at_the_end:  # all of it, whatever happens to one part; in the reverse order
-            at_the_end.callback(lambda: None if self.saved else self.directory.set_aside())
+            at_the_end.callback(self._set_aside)
             at_the_end.callback(self.followers.close)
             at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
-            at_the_end.callback(
-                lambda: write_summary(self.directory.summary, reason, self.config, self.shards.checkpoint)
-            )
+            at_the_end.callback(lambda: self._write_summary(reason))
             at_the_end.callback(self._end_histories)
             at_the_end.callback(lambda: self.control.close() if hasattr(self, "control") else None)
             at_the_end.callback(self.launcher.close)
@@ -105,7 +103,8 @@ class Supervisor:
                 first = self.failures.first
                 if first is None or not isinstance(error, ClusterError):
                     raise
-                raise explained(error, first, self.sites[first.name].host, self.directory.log(first.name)) from error
+                host, log = self.sites[first.name].host, self.directory.log(first.name)
+                raise explained(error, first, host, log, begun=self.is_up) from error
             away = self.files.bring_home(self.launcher.take_in, within_s=HOME_WITHIN_S)
             self.files.clean(whole=True, but=away)
             if away:
@@ -119,7 +118,7 @@ class Supervisor:
         for rank in self.plan.local_ranks:  # they import while the shards come up
             self.keeper.start(f"worker-{rank}")
         deadline = time.monotonic() + START_WITHIN_S
-        while not self._all_bound:
+        while not self.is_up:
             if self.interrupts:
                 raise KeyboardInterrupt
             if time.monotonic() >= deadline:
@@ -255,7 +254,7 @@ class Supervisor:
     # processes
 
     @property
-    def _all_bound(self) -> bool:
+    def is_up(self) -> bool:
         """Whether it is known where every shard can be reached."""
         return len(self.endpoints) == len(self.shards.numbers)
 
@@ -264,7 +263,7 @@ class Supervisor:
         if name.startswith("shard-"):
             return self.plan.shard_task(number, self.endpoints.get(number))
         if name.startswith("worker-"):
-            return self.plan.worker_task(number, self._worker_job(number) if self._all_bound else None)
+            return self.plan.worker_task(number, self._worker_job(number) if self.is_up else None)
         return self.plan.follower_task(name, self.followers.pending[name])
 
     def _worker_job(self, rank: int) -> dict[str, Any]:
@@ -285,11 +284,11 @@ class Supervisor:
                     self.followers.on_exit(event)
                 case Exited():
                     self._exited(event)
-        if self._all_bound:
+        if self.is_up:
             try:
                 self.plan.write_cluster(self.endpoints, self.launcher.pids())
             except OSError as error:
-                self.console.notice(f"{self.directory.cluster} is out of date: {error.strerror}")
+                self.console.notice(refusal(error, self.directory.cluster))
 
     def _exited(self, exited: Exited) -> None:
         if exited.name.startswith("shard-"):
@@ -359,6 +358,8 @@ class Supervisor:
                 counters = self.progress.end(min(versions.values()), stats, self.membership.view.members, now)
                 self.shards.checkpoint = self.checkpointer.write(versions, self.shards.generation, counters, now)
                 break
+            except UnwritableError:
+                raise
             except ClusterError as error:
                 if self.shards.rollback is not None or time.monotonic() >= give_up_at:
                     raise
@@ -367,6 +368,22 @@ class Supervisor:
             self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has it all
         self.directory.left.unlink(missing_ok=True)
         self.saved = True
+
+    def _write_summary(self, reason: Reason) -> None:
+        try:
+            write_summary(self.directory.summary, reason, self.config, self.shards.checkpoint)
+        except UnwritableError as error:
+            if reason != "failed":
+                raise
+            self.console.notice(str(error))  # the last words are for what failed first
+
+    def _set_aside(self) -> None:
+        """Of a run without a last checkpoint, keep what leads to the state of its shards."""
+        try:
+            if not self.saved:
+                self.directory.set_aside()
+        except OSError as error:
+            self.console.notice(f"the state of the shards will not be found: {refusal(error, self.directory.left)}")
 
     def _pump(self) -> None:
         """Take in what arrives while the run ends; shards that die are started again, workers have done their work."""

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.observe.folding import printable
+from zmqrl.observe.screen import Screen
 
 REFRESH_S = 0.25
 LINE_S = 10.0
@@ -100,7 +101,8 @@ class _Terminal(RichConsole):
 def console_for(stream: TextIO) -> Console:
     """The live panel when ``stream`` is a terminal that can move its cursor, else plain lines."""
     if stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
-        return LiveConsole(_Terminal(file=stream, markup=False, emoji=False, highlight=False))
+        terminal = _Terminal(file=stream, markup=False, emoji=False, highlight=False)
+        return LiveConsole(terminal, is_idle=lambda: not isinstance(stream, Screen) or stream.is_idle)
     return PlainConsole(stream)
 
 
@@ -147,12 +149,19 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place at most four times a second, with the last few notices under the facts.
 
-    It is drawn by the caller's own thread, inside ``update`` and ``notice``.
+    It is drawn by the caller's own thread, inside ``update`` and ``notice``, while ``is_idle``: a terminal that has
+    not taken the last panel yet gets the newest one next, and none in between.
     """
 
-    def __init__(self, console: RichConsole, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: RichConsole,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        is_idle: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._console = console
-        self._clock = clock
+        self._clock, self._is_idle = clock, is_idle
         # What others print to the same terminal goes above the panel; a redirected stream stays redirected.
         self._live = Live(
             console=console,
@@ -169,12 +178,13 @@ class LiveConsole:
     def update(self, view: View) -> None:
         self._row |= _told(view.row)
         self._view = view
-        if self._clock() >= self._due_s:
+        if self._clock() >= self._due_s and self._is_idle():
             self._draw()
 
     def notice(self, text: str) -> None:
         self._notices.append(f"{_duration(self._row.get('wall_s', 0.0))} {printable(text)}")
-        self._draw()
+        if self._is_idle():
+            self._draw()
 
     def close(self) -> None:
         if self._live.is_started or self._view is not None:

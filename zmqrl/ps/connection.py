@@ -5,6 +5,7 @@ computing thread is deep in a rollout.
 """
 
 import logging
+import math
 import os
 import queue
 import socket as host_socket
@@ -30,6 +31,8 @@ from zmqrl.ps.link import Tally
 from zmqrl.ps.sockets import FailureMonitor, connect, new_context, worker_sockets
 
 POLL_MS = 50
+LOOK_UP_EVERY_S = 1.0
+CLOSED_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +185,9 @@ class Connection:
             while self._left < len(self._slices) and time.monotonic() < deadline and self._thread.is_alive():
                 time.sleep(0.01)
             self._post(None)
-            self._thread.join()
-        os.close(self._wake)
+            self._thread.join(CLOSED_WITHIN_S)
+        if not self._thread.is_alive():  # else it still uses the descriptor
+            os.close(self._wake)
 
     def __enter__(self) -> "Connection":
         return self
@@ -196,10 +200,14 @@ class Connection:
         os.eventfd_write(self._wake, 1)
 
     def _answer(self, above: int, timeout_s: float | None) -> e.Assembled | e.Ended | e.Failed:
+        give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while True:
-            try:
-                answer = self._answers.get(timeout=timeout_s)
+            left_s = give_up_at - time.monotonic()
+            try:  # in slices: a signal that comes just before a wait does not end it
+                answer = self._answers.get(timeout=max(0.0, min(left_s, LOOK_UP_EVERY_S)))
             except queue.Empty:
+                if left_s > LOOK_UP_EVERY_S:
+                    continue
                 raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.") from None
             # An old version is the answer to a pull that was given up.
             if (

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import select
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from zmqrl.ps.security import RunKeys
 from zmqrl.ps.shard import Timing
 from zmqrl.ps.sockets import ROLES, Role
 
+START_WITHIN_S = 60.0
 STOP_WITHIN_S = 5.0
 SERVER = ["-m", "zmqrl.ps.server"]
 
@@ -127,7 +129,7 @@ def standalone_shards(
                     process.wait(STOP_WITHIN_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                    process.wait()
+                    process.wait(STOP_WITHIN_S)
 
 
 def _start(job: ShardJob) -> "subprocess.Popen[bytes]":
@@ -145,9 +147,14 @@ def _start(job: ShardJob) -> "subprocess.Popen[bytes]":
 
 def _endpoints(process: "subprocess.Popen[bytes]") -> dict[Role, str]:
     assert process.stdout is not None
+    said = select.poll()
+    said.register(process.stdout, select.POLLIN)
+    if not said.poll(1000 * START_WITHIN_S):
+        raise ClusterError(f"a shard did not come up within {START_WITHIN_S:g} s; see its log.")
     line = process.stdout.readline()
     if not line:
-        raise ClusterError(f"a shard did not come up: exit status {process.wait()}; its log tells why.")
+        status = process.wait(STOP_WITHIN_S)
+        raise ClusterError(f"a shard did not come up: exit status {status}; its log tells why.")
     endpoints: dict[Role, str] = json.loads(line)["endpoints"]
     return endpoints
 

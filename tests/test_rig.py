@@ -1,0 +1,29 @@
+"""The tests themselves: none of them can wait for ever for a process that it has started."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = sorted(Path(__file__).parent.glob("*.py"))
+THE_TESTED = {"a_child.py"}  # what its processes start is for their agents to end
+
+
+@pytest.mark.parametrize("path", [path for path in TESTS if path.name not in THE_TESTED], ids=lambda path: path.stem)
+def test_every_process_that_a_test_starts_has_an_end(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    ended = {id(call.args[0]) for call in calls(tree, "ending") if call.args}
+    made = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Return)}  # by a helper, for `ending`
+    for call in calls(tree, "Popen"):
+        assert id(call) in ended | made, f"{path.name}:{call.lineno}: nothing ends this process: use rig.ending"
+    for call in calls(tree, "run"):
+        if ast.unparse(call.func) == "subprocess.run":
+            assert "timeout" in {each.arg for each in call.keywords}, f"{path.name}:{call.lineno}: no timeout"
+
+
+def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    """The calls of a function or method of this name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == name:
+            yield node

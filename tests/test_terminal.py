@@ -1,0 +1,182 @@
+"""A run and whoever started it: output that nobody takes, Ctrl-C at any instant, closed streams."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+from rig import ending, eventually
+from run_rig import QUICKLY, WITHIN_S, RunFiles
+
+pytestmark = pytest.mark.timeout(150)
+
+TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--run-dir")
+
+
+@contextlib.contextmanager
+def zmqrl(
+    *arguments: str, stdout: int | IO[bytes] | None = None, stderr: int | IO[bytes] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """``zmqrl ARGUMENTS``, which goes with the block."""
+    with ending(
+        subprocess.Popen(
+            [sys.executable, "-m", "zmqrl", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=os.environ | {"TERM": "xterm-256color"},
+        )
+    ) as process:
+        yield process
+
+
+# output that nobody takes
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[int]:
+    """The end of a pipe that takes nothing more, and is not read."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x")
+    os.set_blocking(writer, True)
+    yield writer
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.fixture
+def stopped_terminal() -> Iterator[int]:
+    """A terminal whose output was stopped, as by Ctrl-S."""
+    ours, theirs = pty.openpty()
+    termios.tcflow(theirs, termios.TCOOFF)
+    yield theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("place", ["full_pipe", "stopped_terminal"])
+def test_a_run_whose_output_nobody_takes_makes_versions_and_ends_with_a_checkpoint(
+    place: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    blocked: int = request.getfixturevalue(place)
+    with zmqrl(*TRAIN, str(tmp_path / "run"), stdout=blocked, stderr=blocked) as process:
+        files = RunFiles(tmp_path / "run")
+        eventually(lambda: files.version() >= 10, "version 10", WITHIN_S)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WITHIN_S) == 130
+    summary = files.assert_summary_exact("interrupted")
+    files.assert_history_exact(summary["updates"])
+
+
+def test_an_error_that_nobody_reads_ends_a_command_all_the_same(full_pipe: int) -> None:
+    with zmqrl("trian", stdout=full_pipe, stderr=full_pipe) as process:
+        assert process.wait(WITHIN_S) == 2
+
+
+def test_an_outside_worker_whose_log_nobody_reads_goes_on_working(full_pipe: int, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with zmqrl(*TRAIN, str(path), "--external-workers", "1", "--updates", "40", stdout=subprocess.DEVNULL) as run:
+        eventually((path / "cluster.json").exists, "cluster.json", WITHIN_S)
+        with zmqrl("worker", str(path / "cluster.json"), stderr=full_pipe) as worker:
+            assert run.wait(WITHIN_S) == 0
+            assert worker.wait(WITHIN_S) == 0
+
+
+# Ctrl-C at any instant
+
+# Says when Python itself is up: what is left is ours.
+UP = """
+import os, runpy
+os.write(1, b"up")
+runpy.run_module("zmqrl", run_name="__main__", alter_sys=True)
+"""
+
+
+def interrupted(after_s: float, program: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and standard error of a command that gets SIGINT so long after it was up."""
+    command = [sys.executable, "-c", program, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes)) as process:  # type: ignore[call-overload]
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"up"
+        time.sleep(after_s)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=WITHIN_S)
+        return process.returncode, output.decode(), errors.decode()
+
+
+def assert_no_traceback(status: int, errors: str, after_s: float) -> None:
+    """The status is 130; only where no line of zmqrl was reached yet, Python answers in its own way."""
+    assert status == 130 or "KeyboardInterrupt" in errors, f"status {status} after {after_s:.3f} s"
+    # What was on its way when Python entered a module is raised there, before the first line is run.
+    reached = [line for line in errors.splitlines() if "/zmqrl/" in line and not line.endswith("line 1, in <module>")]
+    assert not reached, f"after {after_s:.3f} s: {errors}"
+
+
+@pytest.mark.timeout(400)
+def test_ctrl_c_ends_a_command_that_starts_without_a_traceback(tmp_path: Path) -> None:
+    instants = [0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.05, *(0.1 * step for step in range(1, 25)), 3.0, 4.0]
+    for after_s in instants:
+        options = (*TRAIN, str(tmp_path / f"{after_s:.3f}"), "--updates", "200")
+        status, _, errors = interrupted(after_s, UP, *options)
+        assert_no_traceback(status, errors, after_s)
+        assert errors == "" or "KeyboardInterrupt" in errors, errors
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("trian",)], ids=" ".join)
+def test_ctrl_c_ends_a_short_command_without_a_traceback(arguments: tuple[str, ...]) -> None:
+    done = {"--help": 0, "trian": 2}[arguments[-1]]
+    for step in range(12):
+        status, _, errors = interrupted(0.02 * step, UP, *arguments)
+        if status != done:
+            assert_no_traceback(status, errors, 0.02 * step)
+
+
+# Python joins threads at its end, runs what was registered for it, and then takes modules apart.
+LEAVES_A_THREAD = """
+import os, sys, threading, time
+from zmqrl import __main__, cli
+
+def main():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    threading.Timer(0.2, os.write, (1, b"up")).start()
+    sys.exit(0)
+
+cli.main = main
+__main__.main()
+"""
+IS_TAKEN_APART = """
+import os, sys, time
+from zmqrl import __main__, cli
+
+class Late:
+    def __del__(self, os=os, time=time):
+        os.write(1, b"up")
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            pass
+
+late = Late()
+cli.main = lambda: sys.exit(7)
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "status"), [(LEAVES_A_THREAD, 130), (IS_TAKEN_APART, 7)], ids=["joins threads", "takes modules apart"]
+)
+def test_ctrl_c_shows_no_traceback_while_python_ends(program: str, status: int) -> None:
+    assert interrupted(0.1, program) == (status, "", "")

@@ -1,0 +1,356 @@
+"""Places that cannot be written: one sentence that names the file and says what to do, never a traceback."""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from policy_rig import BREAKOUT, write_run
+from record_rig import row
+from run_rig import WITHIN_S, Run, RunFiles, trained, training
+
+from zmqrl import cli
+from zmqrl.recipes import cartpole
+
+pytestmark = pytest.mark.timeout(150)
+
+SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
+
+
+@pytest.fixture
+def immutable(skip_or_fail: Callable[[str], NoReturn]) -> Iterator[Callable[[Path], None]]:
+    """Makes a file or directory immutable, also to root, until the test ends."""
+    changed: list[Path] = []
+
+    def chattr(flag: str, path: Path) -> bool:
+        return subprocess.run(["chattr", flag, str(path)], capture_output=True, timeout=30).returncode == 0
+
+    def make(path: Path) -> None:
+        changed.append(path)
+        if os.geteuid() != 0 or not chattr("+i", path):
+            skip_or_fail("files cannot be made immutable here: that needs root and a file system such as ext4")
+
+    yield make
+    for path in changed:
+        chattr("-i", path)
+
+
+@contextlib.contextmanager
+def mounted(path: Path, options: str, skip_or_fail: Callable[[str], NoReturn]) -> Iterator[None]:
+    """A disk of its own at ``path``."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, timeout=30).returncode:
+        skip_or_fail("nothing can be mounted here: that needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=30)
+
+
+class Refused:
+    """Runs command lines in this process that must be refused in one sentence."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> str:
+        self.monkeypatch.setattr(sys, "argv", ["zmqrl", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = self.capsys.readouterr()
+        assert stop.value.code == 2, said
+        assert re.fullmatch(r"zmqrl: .+\.\n", said.err), said.err
+        assert "Error" not in said.err
+        return said.err
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    return Refused(monkeypatch, capsys)
+
+
+# before a run
+
+
+RESUMED = ("config.json", "checkpoints", "history", "state", "logs", "history/shard-0.jsonl", "state/shard-1.slots")
+
+
+@pytest.mark.parametrize(
+    "name", [".", "metrics.jsonl", "logs/supervisor.log", "logs/shard-0.log", "cluster.json", *RESUMED]
+)
+def test_a_place_that_is_immutable_is_named_before_a_run_goes_on(
+    refused: Refused, immutable: Callable[[Path], None], tmp_path: Path, name: str
+) -> None:
+    run = write_run(tmp_path / "run", cartpole(), 40)
+    for directory in ("history", "state", "logs"):
+        (run / directory).mkdir()
+    (run / "cluster.json").touch()  # of a run that was killed
+    place = run / name
+    place.touch()
+    immutable(place)
+    said = refused("train", "--resume", "--run-dir", str(run))
+    kept = [run / "cluster.json", run / "left.json"]
+    assert any(path.exists() for path in kept), "what leads to the state of the shards of a killed run is gone"
+    assert f"cannot write {run / name if name != '.' else run}" in said
+    assert "Operation not permitted: make it writable, or choose another --run-dir." in said
+
+
+FRESH_FILES = ("metrics.jsonl", "evaluations.jsonl", "summary.json", "trace.json", "logs/supervisor.log")
+
+
+@pytest.mark.parametrize("name", [*FRESH_FILES, "logs/shard-0.log", "history/shard-0.jsonl", "state/shard-1.slots"])
+def test_a_directory_in_the_place_of_a_file_is_named_before_a_run(refused: Refused, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    (run / name).mkdir(parents=True)
+    said = refused("train", "cartpole", "--evaluator", "--run-dir", str(run))
+    assert said == (
+        f"zmqrl: cannot write {run / name}: Is a directory: move that directory away, or choose another --run-dir.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "history", "state", "sockets"])
+def test_a_file_in_the_place_of_a_directory_is_named_before_a_run(refused: Refused, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).touch()
+    said = refused("train", "cartpole", "--run-dir", str(run))
+    assert f"cannot write {run / name}: " in said
+    assert said.endswith(", or choose another --run-dir.\n")
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(
+    refused: Refused, immutable: Callable[[Path], None], tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    immutable(tmp_path / "runs")
+    assert f"cannot write {tmp_path}/runs/first: Operation not permitted: make it writable, or " in refused(
+        "train", "cartpole", "--run-dir", str(tmp_path / "runs" / "first")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("size=8k", "No space left on device: make room on"), ("ro", "Read-only file system: make")]
+)
+def test_a_disk_that_takes_no_checkpoint_is_named_before_a_run_and_nothing_is_left_there(
+    refused: Refused, skip_or_fail: Callable[[str], NoReturn], tmp_path: Path, options: str, reason: str
+) -> None:
+    disk = tmp_path / "disk"
+    with mounted(disk, options, skip_or_fail):
+        said = refused("train", "cartpole", "--run-dir", str(disk / "run"))
+        assert f"cannot write {disk / 'run'}" in said
+        assert reason in said
+        assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", ["train cartpole", "eval run", "launch -H h1 cartpole", "status run", "trian"])
+def test_a_command_that_may_open_too_few_files_says_so(arguments: str) -> None:
+    """Nothing that needs more of them is imported before."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+
+    command = [sys.executable, "-m", "zmqrl", *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, preexec_fn=limit)
+    said = "zmqrl: 16 open files are allowed (ulimit -n): raise that limit to at least 256.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+def test_a_soft_limit_of_open_files_is_raised_where_that_is_allowed(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (16, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+    command = [sys.executable, "-m", "zmqrl", "status", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, preexec_fn=limit)
+    assert "is not a run directory" in done.stderr
+
+
+def test_a_run_with_more_connections_than_open_files_is_refused(refused: Refused, tmp_path: Path) -> None:
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("zmqrl.open_files.raise_limit", lambda: None)
+            said = refused("train", "cartpole", "--workers", "100", "--run-dir", str(tmp_path / "run"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert said == "zmqrl: 300 open files are allowed (ulimit -n): raise that limit to at least 472.\n"
+    assert not (tmp_path / "run").exists()
+
+
+# during a run
+
+
+@contextlib.contextmanager
+def running(path: Path, *options: str) -> Iterator[Run]:
+    with training(path, *SLOWLY, *options) as run:
+        run.wait_for(5)
+        yield run
+
+
+def ended(run: Run, *names: str) -> str:
+    """The one sentence that a run which could not write ended with."""
+    assert run.wait() == 3, run.said()
+    assert re.fullmatch(r"zmqrl: .+\.\n", run.complaint()), run.complaint()
+    assert "Traceback" not in run.said()
+    for name in names:
+        assert name in run.complaint()
+    return run.complaint()
+
+
+def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothing_is_lost(
+    immutable: Callable[[Path], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with running(path) as run:
+        immutable(path / "checkpoints")
+        run.signal(signal.SIGTERM)
+        ended(run, f"cannot write {path}/checkpoints: Operation not permitted: make it writable.")
+        version = run.files.version()
+    subprocess.run(["chattr", "-i", str(path / "checkpoints")], check=True, timeout=30)
+    files = trained(path, "--resume", "--updates", str(version + 5))
+    assert f"resuming from version {version}" in (tmp_path / "run.stdout").read_text()
+    files.assert_history_exact(version + 5)
+
+
+def test_a_summary_that_cannot_be_written_is_named_after_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with running(path) as run:
+        (path / "summary.json").mkdir()
+        run.signal(signal.SIGTERM)
+        ended(run, f"cannot write {path}/summary.json: Is a directory: move that directory away.")
+        assert run.files.newest().version == run.files.version()
+
+
+def test_a_log_that_cannot_be_opened_ends_the_run_with_a_checkpoint(
+    immutable: Callable[[Path], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with running(path) as run:
+        immutable(path / "logs" / "worker-0.log")
+        run.kill("worker", 0)
+        ended(run, f"cannot write {path}/logs/worker-0.log: Operation not permitted: make it writable.")
+        assert "Traceback" in run.files.log("supervisor")
+        assert run.files.newest().version == run.files.version()
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_what_failed_first(
+    skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    with mounted(disk, "size=8m", skip_or_fail), running(disk) as run:
+        with contextlib.suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 3
+        assert "No space left on device" in run.complaint()
+        assert "Traceback" not in run.said()
+
+
+def test_what_a_thread_of_a_tracker_fails_with_is_for_the_log_and_the_run_goes_on(
+    skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    with mounted(path / "tensorboard", "size=4k", skip_or_fail):
+        (path / "tensorboard" / "filling").write_bytes(bytes(4096))
+        with training(path, "--updates", "100") as run:
+            assert run.wait() == 0, run.said()
+        assert "tensorboard is left out from here on: [Errno 28] No space left on device" in run.said()
+        assert run.complaint() == ""
+        assert "Traceback" in run.files.log("supervisor")
+
+
+# what other commands write
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("record --seconds 2", "a.mp4"), ("record --seconds 2", "a.gif"), ("plot", "a.pdf")]
+)
+def test_a_picture_that_the_disk_is_too_full_for_is_refused_and_not_kept(
+    refused: Refused, skip_or_fail: Callable[[str], NoReturn], tmp_path: Path, command: str, name: str
+) -> None:
+    run, disk = write_run(tmp_path / "run", BREAKOUT, 0), tmp_path / "disk"
+    (run / "metrics.jsonl").write_text(json.dumps(row(1)) + "\n")
+    with mounted(disk, "size=8k", skip_or_fail):
+        said = refused(*command.split(), str(run), "--output", str(disk / name))
+        assert said.startswith(f"zmqrl: cannot write {disk}/{name}: No space left on device: make room on that disk")
+        assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["record {run} --output {place}/a.mp4", "record {run} --output {place}/a.gif", "plot {run} --output {place}/a.png"],
+)
+def test_an_output_that_cannot_be_written_is_named(
+    refused: Refused, immutable: Callable[[Path], None], tmp_path: Path, command: str
+) -> None:
+    run, place = write_run(tmp_path / "run", BREAKOUT, 0), tmp_path / "place"
+    (run / "metrics.jsonl").write_text(json.dumps(row(1)) + "\n")
+    place.mkdir()
+    immutable(place)
+    said = refused(*command.format(run=run, place=place).split())
+    assert f"cannot write {place}/a." in said
+    assert "Operation not permitted" in said
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--version", "--help", "train --help", "eval {run} --episodes 1", "status {run}"]
+)
+def test_output_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path, arguments: str) -> None:
+    run = write_run(tmp_path / "run", cartpole(), 0)
+    command = [sys.executable, "-m", "zmqrl", *arguments.format(run=run).split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=WITHIN_S)
+    said = "zmqrl: cannot write standard output: No space left on device: make room on that disk.\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+@pytest.mark.parametrize("arguments", ["--version", "trian", "status {run}"])
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_command_whose_standard_streams_are_closed_ends_as_always(
+    tmp_path: Path, arguments: str, closed: tuple[int, ...]
+) -> None:
+    run = write_run(tmp_path / "run", cartpole(), 0)
+    command = [sys.executable, "-m", "zmqrl", *arguments.format(run=run).split()]
+
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, preexec_fn=close)
+    assert done.returncode == (2 if arguments == "trian" else 0), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [(1, 2), (0, 1, 2)])
+def test_a_run_whose_output_is_closed_or_full_ends_as_always(tmp_path: Path, closed: tuple[int, ...]) -> None:
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    options = ["train", "cartpole", "--updates", "20", "--ppo.rollout-steps", "32", "--run-dir", str(tmp_path / "run")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "zmqrl", *options], stdout=full, stderr=full, timeout=WITHIN_S, preexec_fn=close
+        )
+    assert done.returncode == 0
+    RunFiles(tmp_path / "run").assert_summary_exact("updates")
+
+
+def test_a_command_in_a_directory_that_is_gone_says_so(tmp_path: Path) -> None:
+    program = f"import os, runpy; os.rmdir({str(tmp_path)!r}); runpy.run_module('zmqrl', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN_S
+    )
+    said = "zmqrl: the current directory has been removed: change to another one.\n"
+    assert (done.returncode, done.stderr) == (2, said)

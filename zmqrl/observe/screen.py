@@ -1,0 +1,140 @@
+"""Where a run's output goes: a terminal or pipe that is not read never makes the run wait. Standard library only."""
+
+import contextlib
+import io
+import os
+import select
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+CLOSE_WITHIN_S = 2.0
+MOST_WAITING_BYTES = 1 << 16
+
+
+class Screen(io.TextIOWrapper):
+    """A text stream to the descriptor of another one. Its writers never wait: a thread of its own writes.
+
+    It takes whole writes, or drops them when too much is waiting; how many lines are missing is said as soon as the
+    rest has been written. When the reader goes away, everything is dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Raises OSError when ``stream`` has no descriptor."""
+        self._waiting = _Waiting(stream.fileno())
+        super().__init__(self._waiting, stream.encoding, errors="replace", write_through=True)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything has been written."""
+        return self._waiting.is_idle
+
+    def close(self, within_s: float = CLOSE_WITHIN_S) -> None:
+        """Wait at most ``within_s`` for what is still to be written; what comes later is dropped."""
+        self._waiting.finish(within_s)
+
+
+class _Waiting(io.RawIOBase):
+    """The writes that wait for their descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.name = self._descriptor = descriptor
+        self._writes: deque[bytes] = deque()  # the first one is being written
+        self._bytes = self._lines_dropped = 0
+        self._over = False
+        self._changed = threading.Condition()
+        # A daemon: it may be in a write that never returns. It holds no lock then that others need.
+        threading.Thread(target=self._write_all, name="screen", daemon=True).start()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._writes and not self._lines_dropped
+
+    def write(self, data: Any) -> int:
+        text = bytes(data)
+        with self._changed:
+            # Once lines are dropped, so are those behind them until the notice of that has its place.
+            if self._lines_dropped or (self._writes and self._bytes + len(text) > MOST_WAITING_BYTES):
+                self._lines_dropped += text.count(b"\n")
+            elif text and not self._over:
+                self._writes.append(text)
+                self._bytes += len(text)
+                self._changed.notify_all()
+        return len(text)
+
+    def finish(self, within_s: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or self.is_idle, within_s)
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._writes.clear()
+        self._bytes = self._lines_dropped = 0
+        self._changed.notify_all()
+
+    def _write_all(self) -> None:
+        while (text := self._next()) is not None:
+            try:
+                while text:
+                    text = text[self._write_some(text) :]
+            except OSError:  # the reader is gone
+                with self._changed:
+                    self._end()
+                return
+            with self._changed:
+                if self._writes:
+                    self._bytes -= len(self._writes.popleft())
+                self._changed.notify_all()
+
+    def _next(self) -> bytes | None:
+        """Wait for something to write; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or not self.is_idle)
+            if self._over:
+                return None
+            if not self._writes:
+                notice = f"... {self._lines_dropped} lines are missing here: nothing read them in time\n".encode()
+                self._lines_dropped = 0
+                self._writes.append(notice)
+                self._bytes += len(notice)
+            return self._writes[0]
+
+    def _write_some(self, text: bytes) -> int:
+        try:
+            return os.write(self._descriptor, text)
+        except BlockingIOError:  # whoever else has the terminal may have made it so
+            ready = select.poll()
+            ready.register(self._descriptor, select.POLLOUT)
+            ready.poll()
+            return 0
+
+
+@contextlib.contextmanager
+def never_waiting() -> Iterator[None]:
+    """In the block, writing to standard output and standard error never waits; its end does, for 2 s at most."""
+    streams = sys.stdout, sys.stderr
+    screens: list[Screen] = []
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        with contextlib.suppress(OSError):  # a stream in memory
+            screens.append(Screen(stream))
+            setattr(sys, name, screens[-1])
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        deadline = time.monotonic() + CLOSE_WITHIN_S
+        for screen in screens:
+            screen.close(max(0.0, deadline - time.monotonic()))
