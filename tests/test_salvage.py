@@ -329,7 +329,7 @@ def test_shards_of_which_only_some_have_gone_back_to_a_checkpoint_stay_as_they_a
 
 
 def test_a_resume_that_cannot_have_the_state_ends_before_it_has_changed_anything(run: Killed) -> None:
-    block_history(run)
+    damage_slots(run)
     before = run.state()
     with pytest.raises(ClusterError, match="cannot take over the state of the killed run"):
         cli.run(["train", "--resume", "--run-dir", str(run.directory.path)])

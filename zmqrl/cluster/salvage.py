@@ -21,7 +21,7 @@ from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.slurm import is_over
 from zmqrl.cluster.ssh import connect
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError
+from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
@@ -59,7 +59,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             notice(f"what was learned after version {checkpoint.version} is lost: {gone}")
             directory.left.unlink()
             break
-        except (ClusterError, UsageError, OSError) as error:
+        except (ZmqrlError, OSError) as error:
             if tries_left == 0:
                 raise ClusterError(
                     f"cannot take over the state of the killed run: {str(error).rstrip('.')}. It is kept "

@@ -130,6 +130,9 @@ class Shards:
             self.rollback = why
 
     def _tell_end(self, shard: int) -> None:
-        if self.stop_at is not None:  # which a shard in asynchronous mode may have been past when the run was resumed
-            version = max(self.stop_at, self.seen[shard])
-            self.control.send(shard, m.Stop(run=self.control.run, version=version))
+        if self.stop_at is not None:
+            self.control.send(shard, m.Stop(run=self.control.run, version=self._end_of(shard)))
+
+    def _end_of(self, shard: int) -> int | None:
+        """Where a shard is to end: at ``stop_at``, or where it is, if it was past that before it heard of it."""
+        return None if self.stop_at is None else max(self.stop_at, self.seen[shard])
