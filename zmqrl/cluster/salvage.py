@@ -116,7 +116,7 @@ class _Left:
         """Read the file. Raises ClusterError when it is damaged."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
+            found = cls(
                 run=str(data["run"]),
                 config=dataclasses.replace(Config.from_json(data["config"]), profile=None),
                 links={each["host"]: Link.from_dict(each) for each in data["hosts"]},
@@ -125,8 +125,13 @@ class _Left:
                     for each in data["shards"]
                 },
             )
+            if set(found.shards) != {f"shard-{shard}" for shard in range(found.config.shards)}:
+                raise ValueError("it does not tell of all shards")
+            if not (found.is_here or {host for host, _ in found.shards.values()} <= set(found.links)):
+                raise ValueError("it does not tell of all hosts")
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise ClusterError(f"{path} is damaged: {error!r}.") from error
+        return found
 
     @property
     def is_here(self) -> bool:
