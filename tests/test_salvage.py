@@ -329,7 +329,7 @@ def test_shards_of_which_only_some_have_gone_back_to_a_checkpoint_stay_as_they_a
 
 
 def test_a_resume_that_cannot_have_the_state_ends_before_it_has_changed_anything(run: Killed) -> None:
-    block_history(run)
+    damage_slots(run)
     before = run.state()
     with pytest.raises(ClusterError, match="cannot take over the state of the killed run"):
         cli.run(["train", "--resume", "--run-dir", str(run.directory.path)])
@@ -429,6 +429,9 @@ def test_a_shard_that_is_only_read_is_bound_where_no_worker_looks_for_it_if_ther
         '{"run": "r", "config": {"nonsense": 1}}',
         '{"run": "r", "config": {}, "hosts": [{}], "shards": []}',
         '{"run": "r", "config": {}, "hosts": [], "shards": 3}',
+        '{"run": "r", "config": {}, "hosts": [], "shards": []}',
+        '{"run": "r", "config": {"shards": 1}, "hosts": [{"host": "h1", "command": [], "work": "w", "lease_s": 8.0}], '
+        '"shards": [{"shard": 0, "host": "h2", "control": "tcp://h2:1"}]}',
     ],
 )
 def test_what_cannot_be_read_of_a_killed_run_ends_a_resume_and_loses_nothing(tmp_path: Path, left: str) -> None:

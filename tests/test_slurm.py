@@ -23,7 +23,7 @@ from zmqrl.cluster.launch import Options, place_of, run
 from zmqrl.cluster.reach import over_tcp
 from zmqrl.cluster.run import _interrupts as interrupts_of
 from zmqrl.cluster.run import initial_checkpoint
-from zmqrl.cluster.slurm import allocation, cores_of, resolve
+from zmqrl.cluster.slurm import allocation, cores_of, is_over, resolve, srun_command
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.observe.metrics import Counters
@@ -220,6 +220,18 @@ def test_a_killed_launcher_leaves_nothing_in_its_job_and_the_nodes_can_be_asked(
         slurm("scancel", job)
     eventually(lambda: slurm.state(job) == "CANCELLED", "the end of the job", WITHIN_S)
     assert "no process of" in slurm("zmqrl", "stop", str(path))
+
+
+def test_a_node_that_a_job_has_no_more_is_told_from_one_that_does_not_answer(slurm: Slurm, tmp_path: Path) -> None:
+    job = slurm("sbatch", "--parsable", "--nodelist=n1", "--wrap", "sleep 60", cwd=tmp_path).strip()
+    try:
+        eventually(lambda: slurm.state(job) == "RUNNING", "the start of the job", WITHIN_S)
+        assert is_over(slurm(*srun_command(job, "n2", "true"), check=False)), "as after it was requeued on other nodes"
+        assert not is_over(slurm(*srun_command(job, "n1", "no-such-python"), check=False))
+    finally:
+        slurm("scancel", job)
+    eventually(lambda: slurm.state(job) == "CANCELLED", "the end of the job", WITHIN_S)
+    assert is_over(slurm(*srun_command(job, "n1", "true"), check=False))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from zmqrl.cluster.plan import Plan
 from zmqrl.cluster.slurm import is_over
 from zmqrl.cluster.ssh import connect
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError
+from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
@@ -59,7 +59,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             notice(f"what was learned after version {checkpoint.version} is lost: {gone}")
             directory.left.unlink()
             break
-        except (ClusterError, UsageError, OSError) as error:
+        except (ZmqrlError, OSError) as error:
             if tries_left == 0:
                 raise ClusterError(
                     f"cannot take over the state of the killed run: {str(error).rstrip('.')}. It is kept "
@@ -116,7 +116,7 @@ class _Left:
         """Read the file. Raises ClusterError when it is damaged."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
+            found = cls(
                 run=str(data["run"]),
                 config=dataclasses.replace(Config.from_json(data["config"]), profile=None),
                 links={each["host"]: Link.from_dict(each) for each in data["hosts"]},
@@ -125,8 +125,13 @@ class _Left:
                     for each in data["shards"]
                 },
             )
+            if set(found.shards) != {f"shard-{shard}" for shard in range(found.config.shards)}:
+                raise ValueError("it does not tell of all shards")
+            if not (found.is_here or {host for host, _ in found.shards.values()} <= set(found.links)):
+                raise ValueError("it does not tell of all hosts")
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise ClusterError(f"{path} is damaged: {error!r}.") from error
+        return found
 
     @property
     def is_here(self) -> bool:
