@@ -327,7 +327,7 @@ def test_a_checkpoint_that_the_disk_is_too_full_for_leaves_nothing_behind(
 
 def test_a_checkpoint_that_cannot_be_written_says_why(checkpointer: Checkpointer, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
-    with pytest.raises(UnwritableError, match="/checkpoints: Not a directory: move the file away"):
+    with pytest.raises(UnwritableError, match="/checkpoints: Not a directory: move away the file"):
         checkpointer.take(9, 2, {}, now=60.0)
 
 

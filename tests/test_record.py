@@ -225,7 +225,7 @@ def test_the_dummy_has_no_picture() -> None:
         ("--seed -1", "--seed -1: must be from 0 to below 2^32."),
         (
             "--output {run}/config.json/a.mp4",
-            "cannot write {run}/config.json/a.mp4: File exists: move the file away that is in its place.",
+            "cannot write {run}/config.json/a.mp4: File exists: move away the file of that name.",
         ),
         ("--checkpoint 5", "there is no checkpoint of version 5 in {run}/checkpoints: there are v00000000, v00001234."),
     ],

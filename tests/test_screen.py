@@ -64,7 +64,7 @@ def test_a_writer_does_not_wait_and_what_is_dropped_is_counted_once_output_flows
         assert line.split()[0] == str(kept)
         kept += 1
     assert 0 < kept < lines
-    assert line == f"... {lines - kept} lines are missing here: nothing read them in time"
+    assert line == f"... lines dropped here because nothing read them: {lines - kept}"
     eventually(lambda: screen.is_idle, "the end of the writing")
     screen.write("now they are read\n")
     assert pipe.read_lines(1) == ["now they are read"]
@@ -77,7 +77,7 @@ def test_lines_that_are_dropped_last_are_told_of_at_the_end(pipe: Pipe) -> None:
         screen.write(LINE)
     assert not screen.is_idle
     told = ""
-    while not told.startswith("... 1 lines are missing"):
+    while not told.startswith("... lines dropped here because nothing read them: 1"):
         (told,) = pipe.read_lines(1)
     screen.close()
 

@@ -112,9 +112,8 @@ def test_a_directory_in_the_place_of_a_file_is_named_before_a_run(refused: Refus
     run = tmp_path / "run"
     (run / name).mkdir(parents=True)
     said = refused("train", "cartpole", "--evaluator", "--run-dir", str(run))
-    assert said == (
-        f"zmqrl: cannot write {run / name}: Is a directory: move that directory away, or choose another --run-dir.\n"
-    )
+    what_to_do = "move away the directory of that name, or choose another --run-dir."
+    assert said == f"zmqrl: cannot write {run / name}: Is a directory: {what_to_do}\n"
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "logs", "history", "state", "sockets"])
@@ -226,7 +225,7 @@ def test_a_summary_that_cannot_be_written_is_named_after_the_last_checkpoint(tmp
     with running(path) as run:
         (path / "summary.json").mkdir()
         run.signal(signal.SIGTERM)
-        ended(run, f"cannot write {path}/summary.json: Is a directory: move that directory away.")
+        ended(run, f"cannot write {path}/summary.json: Is a directory: move away the directory of that name.")
         assert run.files.newest().version == run.files.version()
 
 

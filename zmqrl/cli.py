@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _run_and_print(arguments: Sequence[str]) -> int:
-    """Run a command line until all that it prints has been taken."""
+    """Run a command line and flush what it prints."""
     try:
         status = run(arguments)
     except SystemExit as stop:  # of --help
@@ -92,7 +92,7 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Where one is closed, /dev/null takes its place, and not the next file that is opened."""
+    """Open /dev/null in place of a closed standard stream. Else the next file that is opened gets its number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             place = os.open(os.devnull, os.O_RDWR)

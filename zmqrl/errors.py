@@ -23,16 +23,16 @@ class ClusterError(ZmqrlError):
 
 
 class UnwritableError(ClusterError):
-    """The system refuses to write a file of the run, which is not mended by trying again."""
+    """A file of the run cannot be written. Trying again does not help."""
 
 
 _REMEDIES = {
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
     errno.EROFS: "make it writable",
-    errno.EISDIR: "move that directory away",
-    errno.EEXIST: "move the file away that is in its place",
-    errno.ENOTDIR: "move the file away that is in its place",
+    errno.EISDIR: "move away the directory of that name",
+    errno.EEXIST: "move away the file of that name",
+    errno.ENOTDIR: "move away the file of that name",
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room within your quota",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
@@ -41,9 +41,9 @@ _REMEDIES = {
 
 
 def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
-    """What the system refused to write, as a sentence: where, why, what to do; and what to do ``otherwise``.
+    """The sentence for a file that cannot be written: which one, why, and what to do, or to do ``otherwise``.
 
-    ``place`` is where it was, for an error that names no file.
+    ``place`` stands for the file when the error names none.
     """
     name = place if error.filename is None else error.filename
     remedies = ", or ".join(filter(None, [_REMEDIES.get(error.errno or 0), otherwise]))
@@ -52,7 +52,7 @@ def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
 
 @contextmanager
 def naming(place: object) -> Iterator[None]:
-    """An OSError of the block is one of ``place``: the system names only what it had just in hand, or nothing."""
+    """Make every OSError of the block name ``place``. The system names a temporary file, or none."""
     try:
         yield
     except OSError as error:

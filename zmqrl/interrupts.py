@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """In the block Ctrl-C raises KeyboardInterrupt, so that it can clean up. Elsewhere it ends ``zmqrl`` at once."""
+    """Let Ctrl-C raise KeyboardInterrupt in the block, which can clean up. Elsewhere it ends ``zmqrl`` at once."""
     outside = signal.getsignal(signal.SIGINT)
-    if callable(outside):  # else it is ignored, as in the background of a script
+    if callable(outside):  # a script that runs us in the background has it ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

@@ -1,4 +1,4 @@
-"""How many files a process may have open: as many as the system lets it have. Standard library only."""
+"""The limit of open files: raised as far as the system allows, and checked. Standard library only."""
 
 import contextlib
 import resource
@@ -19,7 +19,7 @@ def raise_limit() -> None:
 
 
 def check(needed: int = LEAST) -> None:
-    """Raise UsageError when a process may have fewer files open than ``needed``."""
+    """Raise UsageError when this process cannot have ``needed`` files open."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed != resource.RLIM_INFINITY and allowed < needed:
         raise UsageError(f"{allowed} open files are allowed (ulimit -n): raise that limit to at least {needed}.")

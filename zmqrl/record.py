@@ -145,10 +145,10 @@ class _Video:
     """A video being written, enlarged by whole pixels so that it stays sharp."""
 
     def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
-        path.touch()  # where that fails, the system says why
+        path.touch()  # raises a clearer reason than ffmpeg gives
         self.frames = 0
         self._path, self._scale = path, max(1, HEIGHT // height)
-        self._gif = io.BytesIO()  # on a full disk the writer would try again when it is forgotten
+        self._gif = io.BytesIO()  # a writer that fails on a full disk tries again when it is deleted
         if path.suffix == ".gif":
             duration_ms = max(SHORTEST_MS, 1000 / frames_per_s)
             self._writer = imageio.get_writer(self._gif, format="GIF", duration=duration_ms, loop=0)
@@ -175,12 +175,12 @@ class _Video:
         if self._path.suffix == ".gif":
             self._path.write_bytes(self._gif.getvalue())
             return
-        # The writer does not say how ffmpeg has ended: one that failed has left a file that cannot be opened.
+        # The writer hides the exit status of ffmpeg. When ffmpeg failed, the file cannot be opened.
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
             with self._path.open("ab") as file:
-                file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # on a full disk the system says so
-            raise OSError(errno.EIO, "ffmpeg has written a part of it only")
+                file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # raises the reason, such as a full disk
+            raise OSError(errno.EIO, "ffmpeg has written only a part of it")
 
 
 @contextmanager

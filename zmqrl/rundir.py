@@ -95,7 +95,7 @@ class RunDirectory:
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
 
     def _check_writable(self) -> None:
-        """Raise OSError for the first place of an earlier sitting that only other processes, or the end, write to."""
+        """Raise OSError for the first file or directory that shards or checkpoints need, but cannot write."""
         of_shards = [self.path / name for name in OF_SHARDS if (self.path / name).exists()]
         for directory in [*of_shards, *([self.checkpoints] if self.checkpoints.exists() else [])]:
             with naming(directory):
@@ -115,7 +115,7 @@ class RunDirectory:
 
     def release(self) -> None:
         """Give the lock back and remove what is only for a living run; if it came to no run, also what we made."""
-        with contextlib.suppress(OSError):  # where it cannot be removed now, it could not be made either
+        with contextlib.suppress(OSError):  # the lock must be given back all the same
             self._remove_what_lets_join()
         if self._sockets is not None:
             self._sockets.cleanup()

@@ -57,7 +57,7 @@ def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -
 
 
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
-    """All of a run here. Raises UsageError when this machine lets no process have as many files open as it needs."""
+    """All of a run here. Raises UsageError when a process cannot open as many files as it needs."""
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
     placement = place_run(config, [Host(name=HERE)], {HERE: len(os.sched_getaffinity(0))})
     open_files.check(files_needed(config, list(placement.host_of)))

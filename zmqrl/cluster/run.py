@@ -85,14 +85,14 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
 
 @contextlib.contextmanager
 def _claimed(directory: RunDirectory) -> Iterator[None]:
-    """Hold the run directory during the block. Whatever goes wrong there is a sentence. Raises ZmqrlError."""
+    """Hold the run directory during the block, and turn what fails there into a sentence. Raises ZmqrlError."""
     with interruptible():
         directory.claim()
         try:
             yield
         except (ZmqrlError, KeyboardInterrupt):
             raise
-        except OSError as error:  # before the run: what comes later is told where it is supervised
+        except OSError as error:  # before the run has begun: _supervise turns later ones into sentences
             raise UsageError(refusal(error, directory.path, ANOTHER)) from error
         except Exception as error:
             raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
@@ -101,7 +101,7 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
 
 
 def _logged(path: Path) -> str:
-    """Write the traceback of the error in hand to a log; where it is, as the end of a sentence."""
+    """Log the traceback of the current error. Returns the end of a sentence that says where it is."""
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
@@ -172,7 +172,7 @@ def _supervise(
 
 @contextlib.contextmanager
 def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
-    """What a thread of somebody else's fails with, such as one of a tracker, is not for the screen."""
+    """Log what fails in a thread of a library, such as a tracker's, instead of showing it."""
 
     def keep(failed: Any) -> None:
         log("".join(traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)))

@@ -378,12 +378,14 @@ class Supervisor:
             self.console.notice(str(error))  # the last words are for what failed first
 
     def _set_aside(self) -> None:
-        """Of a run without a last checkpoint, keep what leads to the state of its shards."""
+        """Keep what leads to the state of the shards, unless the last checkpoint has it."""
         try:
             if not self.saved:
                 self.directory.set_aside()
         except OSError as error:
-            self.console.notice(f"the state of the shards will not be found: {refusal(error, self.directory.left)}")
+            self.console.notice(
+                f"--resume will not find the state of the shards: {refusal(error, self.directory.left)}"
+            )
 
     def _pump(self) -> None:
         """Take in what arrives while the run ends; shards that die are started again, workers have done their work."""

@@ -1,4 +1,4 @@
-"""Where a run's output goes: a terminal or pipe that is not read never makes the run wait. Standard library only."""
+"""The output of a run: a terminal or pipe that is not read does not hold up the run. Standard library only."""
 
 import contextlib
 import io
@@ -16,10 +16,10 @@ MOST_WAITING_BYTES = 1 << 16
 
 
 class Screen(io.TextIOWrapper):
-    """A text stream to the descriptor of another one. Its writers never wait: a thread of its own writes.
+    """A text stream to the descriptor of another stream. Writing returns at once: a thread of its own does the work.
 
-    It takes whole writes, or drops them when too much is waiting; how many lines are missing is said as soon as the
-    rest has been written. When the reader goes away, everything is dropped.
+    A write that finds too much waiting is dropped. A notice counts the dropped lines once the rest is written. When the
+    reader goes away, everything is dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -29,16 +29,16 @@ class Screen(io.TextIOWrapper):
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything has been written."""
+        """Whether everything is written."""
         return self._waiting.is_idle
 
     def close(self, within_s: float = CLOSE_WITHIN_S) -> None:
-        """Wait at most ``within_s`` for what is still to be written; what comes later is dropped."""
+        """Wait at most ``within_s`` for what is queued. Later writes are dropped."""
         self._waiting.finish(within_s)
 
 
 class _Waiting(io.RawIOBase):
-    """The writes that wait for their descriptor."""
+    """The queue of writes, and the thread that empties it."""
 
     def __init__(self, descriptor: int) -> None:
         self.name = self._descriptor = descriptor
@@ -46,7 +46,7 @@ class _Waiting(io.RawIOBase):
         self._bytes = self._lines_dropped = 0
         self._over = False
         self._changed = threading.Condition()
-        # A daemon: it may be in a write that never returns. It holds no lock then that others need.
+        # A daemon, as a write may never return. It holds no lock meanwhile, so Python can still shut down.
         threading.Thread(target=self._write_all, name="screen", daemon=True).start()
 
     def writable(self) -> bool:
@@ -65,7 +65,7 @@ class _Waiting(io.RawIOBase):
     def write(self, data: Any) -> int:
         text = bytes(data)
         with self._changed:
-            # Once lines are dropped, so are those behind them until the notice of that has its place.
+            # After a dropped line, more are dropped until the notice is written: it stands where they would.
             if self._lines_dropped or (self._writes and self._bytes + len(text) > MOST_WAITING_BYTES):
                 self._lines_dropped += text.count(b"\n")
             elif text and not self._over:
@@ -106,7 +106,7 @@ class _Waiting(io.RawIOBase):
             if self._over:
                 return None
             if not self._writes:
-                notice = f"... {self._lines_dropped} lines are missing here: nothing read them in time\n".encode()
+                notice = f"... lines dropped here because nothing read them: {self._lines_dropped}\n".encode()
                 self._lines_dropped = 0
                 self._writes.append(notice)
                 self._bytes += len(notice)
@@ -115,7 +115,7 @@ class _Waiting(io.RawIOBase):
     def _write_some(self, text: bytes) -> int:
         try:
             return os.write(self._descriptor, text)
-        except BlockingIOError:  # whoever else has the terminal may have made it so
+        except BlockingIOError:  # another program has made the terminal or pipe non-blocking
             ready = select.poll()
             ready.register(self._descriptor, select.POLLOUT)
             ready.poll()
@@ -124,7 +124,7 @@ class _Waiting(io.RawIOBase):
 
 @contextlib.contextmanager
 def never_waiting() -> Iterator[None]:
-    """In the block, writing to standard output and standard error never waits; its end does, for 2 s at most."""
+    """Make writes to standard output and standard error return at once. The end of the block waits at most 2 s."""
     streams = sys.stdout, sys.stderr
     screens: list[Screen] = []
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
