@@ -1,5 +1,6 @@
 """What libzmq must not do to a process: its connections break, and it lives."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 import zmq
 from network import Proxy
+from rig import ending
 
 READS_LATE = """
 import sys, time
@@ -36,7 +38,7 @@ def test_a_process_lives_whose_connection_breaks_behind_a_full_queue(heal: bool)
         process = subprocess.Popen(
             [sys.executable, "-c", READS_LATE, proxy.endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        try:
+        with contextlib.closing(proxy), ending(process):
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stdout.readline() == "up\n"
@@ -55,10 +57,3 @@ def test_a_process_lives_whose_connection_breaks_behind_a_full_queue(heal: bool)
             last = int(process.stdout.readline())
             assert process.wait(30) == 0
             assert (last == 99) <= heal
-        finally:
-            proxy.close()
-            process.kill()
-            process.wait(30)
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rig import ending
 from run_rig import WITHIN_S, Run, training
 
 OUTSIDE = ("--external-workers", "1")
@@ -17,11 +18,8 @@ def survivor(run: Run, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json")]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)
-    try:
+    with ending(process):
         yield process
-    finally:
-        process.kill()
-        process.wait(WITHIN_S)
 
 
 def test_a_worker_of_a_killed_run_is_refused_by_the_run_that_resumes_it(tmp_path: Path) -> None:
