@@ -35,10 +35,12 @@ def test_a_process_lives_whose_connection_breaks_behind_a_full_queue(heal: bool)
         publisher.linger = 0
         publisher.sndhwm = 100
         proxy = Proxy(f"tcp://127.0.0.1:{publisher.bind_to_random_port('tcp://127.0.0.1')}")
-        process = subprocess.Popen(
-            [sys.executable, "-c", READS_LATE, proxy.endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        with contextlib.closing(proxy), ending(process):
+        command = [sys.executable, "-c", READS_LATE, proxy.endpoint]
+        piped = subprocess.PIPE
+        with (
+            contextlib.closing(proxy),
+            ending(subprocess.Popen(command, stdin=piped, stdout=piped, text=True)) as process,
+        ):
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stdout.readline() == "up\n"

@@ -16,9 +16,7 @@ OUTSIDE = ("--external-workers", "1")
 def survivor(run: Run, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """An outside worker of ``run``, which writes its log to a file."""
     command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json")]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)
-    with ending(process):
+    with log.open("wb") as file, ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)) as process:
         yield process
 
 
