@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, AnyStr
 
+import msgpack
 import numpy as np
 
 from zmqrl.ps import codec, store
@@ -34,7 +35,18 @@ WITHIN_S = 30.0
 QUICK = Timing(heartbeat_s=0.1, need_s=0.15, need_most_s=0.5, stall_notice_s=5.0)
 QUICK_WORKER = WorkerTiming(hello_s=0.2, ping_s=0.2, snapshot_s=0.3)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5)
-HISTORY_KEYS = {"version", "view", "quorum", "ranks", "late", "duplicate", "rejected", "crc32", "generation"}
+HISTORY_KEYS = {
+    "version",
+    "view",
+    "quorum",
+    "ranks",
+    "late",
+    "duplicate",
+    "rejected",
+    "crc32",
+    "generation",
+    "totals",
+}
 
 Gradient = Callable[[int, Weights], FloatVector]
 
@@ -337,6 +349,27 @@ def ending(process: "subprocess.Popen[AnyStr]") -> "Iterator[subprocess.Popen[An
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         process.wait(WITHIN_S)
+
+
+def forget_totals(path: Path) -> None:
+    """Make the slots of a store, and its history, those of a zmqrl that kept no totals."""
+    content = bytearray(path.read_bytes())
+    _, slots, _ = store.FILE_HEADER.unpack_from(content)
+    slot_bytes = (len(content) - store.PAGE) // slots
+    for start in (store.PAGE + index * slot_bytes + store.MARK_BYTES for index in range(slots)):
+        length, *others = store.SLOT_HEADER.unpack_from(content, start + store.CRC.size)
+        if length:
+            at = start + store.CRC.size + store.SLOT_HEADER.size
+            fields = msgpack.unpackb(content[at : at + length], strict_map_key=False)
+            del fields["totals"]
+            record = msgpack.packb(fields)
+            body = store.SLOT_HEADER.pack(len(record), *others) + record
+            header = store.CRC.pack(zlib.crc32(body)) + body
+            content[start : start + len(header)] = header
+    path.write_bytes(content)
+    history = path.parent.parent / "history" / path.with_suffix(".jsonl").name
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    history.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "totals"}) + "\n" for line in lines))
 
 
 def damage_newest_slot(path: Path) -> int:

@@ -500,3 +500,20 @@ def test_tensorboard_gets_every_number_of_a_row_under_its_group(tmp_path: Path) 
     assert {tag: logged[tag].value for tag in expected} == expected
     assert {tag.split("/")[0] for tag in logged} == {"charts", "contributions", "losses", "time"}
     assert "losses/value_loss" not in logged
+
+
+def test_rows_above_a_version_and_those_that_were_overtaken_go_to_a_file_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = JsonLines(path)
+    for version in (1, 2, 5, 6, 7, 3, 4, 8):  # an older zmqrl went back without moving rows away
+        rows.write({"version": version})
+    with path.open("ab") as file:
+        file.write(b"{\n")
+    rows.rewind(4, generation=3)
+    rows.write({"version": 5})
+    assert [json.loads(line)["version"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    aside = path.with_name("metrics.before-generation-3.jsonl").read_text().splitlines()
+    assert sorted(aside) == ["{", *(f'{{"version": {version}}}' for version in (5, 6, 7, 8))]
+    rows.rewind(5, generation=4)
+    assert not path.with_name("metrics.before-generation-4.jsonl").exists()
+    rows.close()

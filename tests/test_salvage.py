@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from record_rig import row, run_directory
-from rig import SGD, Worker, served
+from rig import SGD, Worker, damage_newest_slot, forget_totals, served
 
 from zmqrl import cli
 from zmqrl.agent.envs import describe_env
@@ -99,7 +99,8 @@ def test_where_nothing_was_learned_since_the_checkpoint_there_is_nothing_to_save
     ("other", "why"),
     [
         (welcome(1, 0, state="empty"), "shard 1 has no version that is whole, but it had made version 7."),
-        (welcome(1, 8, generation=1), "some shards had gone back to a checkpoint when it was killed"),
+        (welcome(1, 8, generation=3), "some shards had gone back to a checkpoint when it was killed"),
+        (welcome(1, 5, generation=3), "the shards were going back to version 5 when the run was killed."),
         (welcome(1, 10), "the shards hold no version in common: they are at 7 to 10."),
     ],
 )
@@ -293,22 +294,44 @@ def block_history(run: Killed) -> None:
 def test_what_cannot_be_had_of_the_shards_now_stays_for_another_time(
     run: Killed, damage: Callable[[Killed], None], why: str
 ) -> None:
+    passing = damage is not damage_slots
     whole = run.directory.state(1).read_bytes()
     damage(run)
     refusal = run.refusal()
     assert refusal.startswith("cannot take over the state of the killed run: ")
     assert why.format(run.directory.path) in refusal
     assert refusal.endswith(
-        f". It is kept in {run.directory.path}/state: try --resume again, or remove {run.directory.left} to go on from "
-        "checkpoint v00000000 without what was learned after it."
+        f". It is kept in {run.directory.path}/state: {'try --resume again, or ' if passing else ''}remove "
+        f"{run.directory.left} to go on from checkpoint v00000000 without what was learned after it."
     )
-    assert len(run.news) == 2, "it was tried three times"
+    assert len(run.news) == (2 if passing else 0), "what may pass is tried three times"
     run.news.clear()
     run.directory.state(1).write_bytes(whole)
     if run.directory.history(1).is_dir():
         run.directory.history(1).rmdir()
         (run.directory.path / "aside").rename(run.directory.history(1))
     assert_saved(run)
+
+
+def test_where_the_newest_version_of_a_shard_is_damaged_the_one_before_is_saved(run: Killed) -> None:
+    assert damage_newest_slot(run.directory.state(1)) == 7
+    found = run.salvage()
+    assert (found.version, found.counters["contributions"]["used"]) == (6, 2 * 2 * 6)
+    assert run.news[0] == "version 7 of shard 1 is lost: its state was damaged"
+
+
+def test_a_shard_that_never_had_a_version_has_no_state_to_wait_for(run: Killed) -> None:
+    path = run.directory.state(1)
+    path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
+    assert run.salvage() is run.checkpoint
+    assert run.news == [f"what was learned after version 0 is lost: there is no state in {path} on localhost."]
+
+
+def test_slots_of_an_older_zmqrl_without_totals_are_read(tmp_path: Path) -> None:
+    run = killed(tmp_path / "run", 9, 8, workers=1)
+    forget_totals(run.directory.state(0))
+    found = run.salvage()
+    assert (found.version, found.counters["contributions"]["used"]) == (8, 2 * 8)
 
 
 def test_shards_without_a_version_in_common_stay_as_they_are(tmp_path: Path) -> None:
@@ -382,7 +405,7 @@ def test_where_the_state_of_a_shard_does_not_exist_any_more_the_run_goes_on_from
     run.directory.state(1).unlink()
     assert run.salvage() is run.checkpoint
     assert run.news == [
-        f"what was learned after version 0 is lost: {run.directory.state(1)} does not exist on localhost."
+        f"what was learned after version 0 is lost: there is no state in {run.directory.state(1)} on localhost."
     ]
     assert not run.directory.left.exists()
     assert not run.directory.state(1).exists()

@@ -329,6 +329,18 @@ def test_nobody_keeps_the_end_of_another_rank_from_being_seen(impostor: Impostor
     eventually(lambda: 1 not in impostor.stats().present, "the end of rank 1")
 
 
+def test_nobody_keeps_a_dead_rank_present_by_subscriptions_that_end(impostor: Impostor, tmp_path: Path) -> None:
+    assert 1 in impostor.present_while_the_victim_pings()
+    impostor.victim.weights.close()
+    impostor.victim.control.close()
+    give_up_at = time.monotonic() + 20
+    while 1 in impostor.stats().present:
+        assert time.monotonic() < give_up_at, "rank 1 is kept present"
+        with Wire(impostor.cluster.endpoints[0], keys=impostor.own.keys) as again:
+            again.weights.send(b"\1P/1/11")
+            time.sleep(0.3)
+
+
 def test_a_worker_cannot_command_a_shard_though_it_knew_the_secret_of_the_supervisor(impostor: Impostor) -> None:
     running, run = impostor.running, impostor.cluster.run
     before = impostor.stats()

@@ -24,6 +24,7 @@ from shard_rig import (
     ticks,
 )
 
+from zmqrl.ps import framing
 from zmqrl.ps import messages as m
 from zmqrl.ps.shard import Shard, Timing
 from zmqrl.ps.shard_events import (
@@ -138,6 +139,18 @@ def test_an_update_that_is_not_finite_makes_no_version_and_is_told_to_the_superv
         assert not of(Update, make_version(shard, 0, 1)), "opened again"
     shard.handle(StateRestored(replace(RECORD, generation=2), recovered=False), 0.0)
     assert of(Update, make_version(shard, 0, 1)), "a checkpoint that is loaded begins anew"
+
+
+def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_its_message() -> None:
+    ranks = tuple(range(1000))
+    shard = opened(view=View(1, 1000, ranks), workers=ranks)
+    for rank in ranks[:-1]:
+        push(shard, rank)
+    header = replace(GRADIENT, rank=999)
+    (stats,) = sent(handle(shard, GradientArrived(header, "payload", 64, lambda: True), finite=False))
+    assert isinstance(stats, m.Stats)
+    assert stats.failure.endswith("18, 19 and 980 more")
+    assert framing.decode(framing.encode(stats)) == stats
 
 
 @pytest.mark.parametrize(

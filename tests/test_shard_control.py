@@ -49,7 +49,6 @@ PING = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progre
         ({"layout": "other"}, "layout"),
         ({"rank": 3}, "rank"),
         ({"rank": m.MAX_WORKERS}, "rank"),
-        ({"incarnation": 9}, "replaced"),
         ({"role": "supervisor"}, "secret"),
         ({"role": "supervisor", "secret": "guess"}, "secret"),
     ],
@@ -221,11 +220,53 @@ def test_a_worker_that_says_nothing_is_absent_until_it_does() -> None:
 def test_a_process_that_is_gone_keeps_no_other_from_its_rank_whatever_their_clocks_say() -> None:
     shard = opened()
     arrive(shard, 0, incarnation=2**53 - 1)
-    (refusal,) = sent(arrive(shard, 0, now=1.0, incarnation=20))
-    assert isinstance(refusal, m.Refuse)
-    assert (refusal.code, refusal.reason) == ("replaced", "another process has taken rank 0.")
+    assert sent(arrive(shard, 0, now=1.0, incarnation=20)) == [], "it may say HELLO again"
     assert [type(message) for message in sent(arrive(shard, 0, now=SILENT_S, incarnation=20))] == [m.Welcome]
     assert of(Accumulate, push(shard, 0, incarnation=20))
+
+
+def test_an_older_process_that_would_like_a_rank_is_refused_once_it_is_certain_that_the_newer_lives() -> None:
+    shard = opened()
+    older = replace(HELLO, incarnation=9)
+    for now in (1.0, 4.0, 7.0):
+        control(shard, PING, b"0", now=now)
+        assert sent(control(shard, older, b"older", now=now)) == []
+    control(shard, PING, b"0", now=9.0)
+    (refusal,) = sent(control(shard, older, b"older", now=9.0))
+    assert isinstance(refusal, m.Refuse)
+    assert (refusal.code, refusal.reason) == ("replaced", "another process has taken rank 0.")
+
+
+def test_a_process_that_has_left_is_gone_though_its_last_ping_comes_later() -> None:
+    shard = opened()
+    control(shard, m.Leave(run="run", rank=0, incarnation=10), b"0")
+    control(shard, PING, b"0")
+    assert shard.roster.present(0.0) == [1, 2]
+    assert [type(message) for message in sent(arrive(shard, 0, incarnation=9))] == [m.Welcome]
+
+
+def test_however_often_a_subscription_ends_a_worker_that_says_nothing_becomes_absent() -> None:
+    shard = opened()
+    for tenth in range(0, 100):
+        shard.handle(PresenceChanged(0, 10, here=False), tenth / 10)
+    assert shard.roster.present(DOUBT_S - 0.1) == [0, 1, 2]
+    assert 0 not in shard.roster.present(DOUBT_S)
+    assert 0 not in shard.roster.present(9.9)
+
+
+def test_a_worker_whose_contributions_come_too_late_is_present() -> None:
+    shard = opened()
+    make_version(shard, 1, 2)
+    push(shard, 0, version=0, now=7.0)
+    assert shard.roster.present(SILENT_S) == [0]
+
+
+def test_workers_that_were_absent_are_counted_for_the_first_publication_when_they_are_heard_again() -> None:
+    shard = opened(workers=())
+    arrive(shard, 0)
+    assert published(arrive(shard, 1, now=9.0)) == [], "rank 0 is absent"
+    control(shard, PING, b"0", now=9.5)
+    assert "weights" in published(shard.handle(Tick(), 9.6))
 
 
 def test_a_process_that_was_only_silent_takes_its_rank_back() -> None:

@@ -37,3 +37,20 @@ def test_a_run_goes_on_after_a_sleep_with_the_processes_that_it_had(tmp_path: Pa
         assert run.wait() == 130, run.said()
         version = run.files.summary()["updates"]
         run.files.assert_history_exact(version)
+
+
+def test_a_run_that_is_rolled_back_while_a_worker_sleeps_goes_on_when_it_wakes_up(tmp_path: Path) -> None:
+    with training(tmp_path / "run", *TCP) as run:
+        run.wait_for(50)
+        (sleeper, *_) = pids_of(run, "workers")
+        os.kill(sleeper, signal.SIGSTOP)
+        time.sleep(9.0)  # then it is absent
+        (run.files.path / "state" / "shard-1.slots").unlink()
+        run.kill("shard", 1)
+        run.wait_to_say("all shards go back to the checkpoint")
+        os.kill(sleeper, signal.SIGCONT)
+        run.eventually(lambda: 0 < run.files.version() < 50 or run.files.version() > 60, "versions after the rollback")
+        run.wait_for(run.files.version() + 20)
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 130, run.said()
+        run.files.assert_history_exact(run.files.summary()["updates"])

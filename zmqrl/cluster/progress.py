@@ -13,7 +13,7 @@ from zmqrl.observe.metrics import Counters, JsonLines, RunMetrics, ShardStats, s
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.trackers import CLOSE_WITHIN_S, Tracked, Trackers
 from zmqrl.ps import messages as m
-from zmqrl.ps.history import History, read_lines
+from zmqrl.ps.history import read_lines
 from zmqrl.ps.optimizer import Optimizer
 from zmqrl.rundir import RunDirectory
 
@@ -80,9 +80,10 @@ class Progress:
     def undo_rows(self, version: int, generation: int) -> None:
         """All shards have gone back to ``version``: the rows above it go to a file of their own."""
         self.metrics.go_back(version)
-        rows = History(self.directory.metrics)
-        rows.rewind(version, generation)
-        rows.close()
+        try:
+            self.rows.rewind(version, generation)
+        except OSError as error:
+            self.console.notice(f"{self.directory.metrics} keeps rows that a rollback has undone: {error.strerror}")
         self.row_version = min(self.row_version, version)
 
     def due(self, now: float) -> bool:

@@ -43,6 +43,10 @@ class Gone(ClusterError):
     """The state of a shard does not exist any more."""
 
 
+class Damaged(ClusterError):
+    """The state of the shards is there, but has no version in common; no other try finds one."""
+
+
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
     """A checkpoint of the newest version that all shards of a run that could not end still hold.
 
@@ -56,14 +60,17 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
         try:
             return _newest(directory, checkpoint, notice)
         except Gone as gone:
-            notice(f"what was learned after version {checkpoint.version} is lost: {gone}")
+            shards = range(checkpoint.layout.shards)
+            if any(last_version(directory.history(shard)) != checkpoint.version_of(shard) for shard in shards):
+                notice(f"what was learned after version {checkpoint.version} is lost: {gone}")
             directory.left.unlink()
             break
         except (ZmqrlError, OSError) as error:
-            if tries_left == 0:
+            if tries_left == 0 or isinstance(error, Damaged):
+                again = "" if isinstance(error, Damaged) else "try --resume again, or "
                 raise ClusterError(
                     f"cannot take over the state of the killed run: {str(error).rstrip('.')}. It is kept "
-                    f"{_whereabouts(directory)}: try --resume again, or remove {directory.left} to go on from "
+                    f"{_whereabouts(directory)}: {again}remove {directory.left} to go on from "
                     f"checkpoint {checkpoint.name} without what was learned after it."
                 ) from error
             notice(f"cannot take over the state of the killed run yet: {error}")
@@ -88,6 +95,9 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
                 raise ClusterError(f"the histories of the shards cannot be brought home from {', '.join(away)}.")
             made = {shard: last_version(directory.history(shard)) for shard in shards}
             found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")
+            for shard, version in made.items():
+                if version > welcomes[shard].version and versions is not None:
+                    notice(f"version {version} of shard {shard} is lost: its state was damaged")
             if versions is not None:
                 checkpointer = Checkpointer(
                     control, directory, checkpoint, every_s=0, keep=config.checkpoint.keep, due_at=0
@@ -160,7 +170,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
             link.cut()
         why = "; ".join(f"{host}: {words}" for host, words in failed.items())
         # The nodes of a Slurm job that is over were given back, and nobody may ask them any more.
-        raise (Gone if any(map(is_over, failed.values())) else ClusterError)(why)
+        raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
     places = {host: RunDirectory(Path(link.up["work"])) for host, link in links.items() if link.up is not None}
     sites = {
         name: Site(host=host, directory=places[host], address=address) for name, (host, address) in left.shards.items()
@@ -196,7 +206,7 @@ def _look(launcher: Agents) -> dict[str, str]:
             case Said(facts={"endpoints": {"control": str(endpoint)}}):
                 endpoints[event.name] = endpoint
             case Said(facts={"missing": str(path)}):
-                raise Gone(f"{path} does not exist on {launcher.place(event.name)}.")
+                raise Gone(f"there is no state in {path} on {launcher.place(event.name)}.")
             case Exited():
                 raise ClusterError(f"{event.name} died ({event.how()}): {' '.join(event.log_tail.splitlines()[-1:])}")
     return endpoints
@@ -208,21 +218,26 @@ def to_save(
     """The version of each shard that is worth a checkpoint; None if ``checkpoint`` has it all.
 
     It is the newest one that all hold, or unless ``together`` the newest of each. ``made`` are the versions that their
-    histories end with. Raises ClusterError when there is no such version, though there have been newer ones.
+    histories end with. Raises Damaged when there is no such version, though there have been newer ones, and Gone when
+    the run itself was going back to ``checkpoint``.
     """
     stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
     if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):
         return None
     empty = [shard for shard, each in sorted(welcomes.items()) if each.state == "empty"]
     if empty:
-        raise ClusterError(f"shard {empty[0]} has no version that is whole, but it had made version {made[empty[0]]}.")
-    if len({each.generation for each in welcomes.values()}) > 1:
-        raise ClusterError("some shards had gone back to a checkpoint when it was killed, and others had not.")
+        raise Damaged(f"shard {empty[0]} has no version that is whole, but it had made version {made[empty[0]]}.")
+    newest = max(each.generation for each in welcomes.values())
+    if any(each.generation < newest for each in welcomes.values()):
+        loaded = {shard: each.version for shard, each in welcomes.items() if each.generation == newest}
+        if all(version == checkpoint.version_of(shard) for shard, version in loaded.items()):
+            raise Gone(f"the shards were going back to version {checkpoint.version} when the run was killed.")
+        raise Damaged("some shards had gone back to a checkpoint when it was killed, and others had not.")
     if not together:
         return stands
     lowest, highest = min(stands.values()), max(stands.values())
     if highest - lowest > 1:  # a shard holds its newest version and the one before
-        raise ClusterError(f"the shards hold no version in common: they are at {lowest} to {highest}.")
+        raise Damaged(f"the shards hold no version in common: they are at {lowest} to {highest}.")
     return dict.fromkeys(stands, lowest) if lowest > checkpoint.version else None
 
 

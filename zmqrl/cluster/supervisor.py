@@ -161,7 +161,6 @@ class Supervisor:
     def _mend_history(self, path: Path, version: int) -> None:
         """Tell what is wrong with a history before its shard has it: that host and this one must have the same."""
         history = History(path)
-        history.read()
         if (last := history.last_version or 0) < version:
             history.news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
         for text in history.news:
@@ -400,6 +399,10 @@ class Supervisor:
 
     def _save_what_is_left(self) -> None:
         """After a failure: the version that the shards still hold is worth a checkpoint, if they can be asked."""
+        with contextlib.suppress(ClusterError):  # what is known may be out of date
+            if self.shards.ready:
+                for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a last look").items():
+                    self.shards.on_stats(shard, stats)
         if all(seen == self.shards.checkpoint.version_of(shard) for shard, seen in self.shards.seen.items()):
             self.saved = True
         if self.saved or self.ending or not self.shards.ready:

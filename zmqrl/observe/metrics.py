@@ -19,6 +19,7 @@ OUTCOMES = (*SHARD_OUTCOMES, "skipped")
 # What a row always has, null when no worker has told it since the last one; a worker may report more.
 LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
+APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
 INCARNATIONS_KEPT = 16  # of a rank: an honest one has one process, or two while it is being replaced
@@ -326,7 +327,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         """Open or make ``path``. A line that an earlier process left unfinished is cut off. Raises OSError."""
         self.path, self._failing = path, False
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._descriptor = os.open(path, APPENDING, 0o644)
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
@@ -349,8 +350,40 @@ class JsonLines:
                 notice(f"{self.path} misses lines from here on: {error.strerror}")
             self._failing = True
 
+    def rewind(self, version: int, generation: int) -> None:
+        """Keep the rows up to ``version``, whose versions only grow. The others go to a file of their own.
+
+        Raises OSError, and leaves the file as it was.
+        """
+        kept: list[tuple[int, bytes]] = []
+        undone: list[bytes] = []
+        for raw in self.path.read_bytes().splitlines(keepends=True):
+            at = _version_in(raw)
+            while kept and at is not None and kept[-1][0] >= at:  # a later sitting went back behind it
+                undone.append(kept.pop()[1])
+            if at is not None and at <= version:
+                kept.append((at, raw))
+            else:
+                undone.append(raw)
+        if not undone:
+            return
+        with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab") as file:
+            file.writelines(undone)
+        shorter = self.path.with_name(f".{self.path.name}.shorter")
+        shorter.write_bytes(b"".join(raw for _, raw in kept))
+        shorter.replace(self.path)
+        outdated, self._descriptor = self._descriptor, os.open(self.path, APPENDING, 0o644)
+        os.close(outdated)
+
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _version_in(raw: bytes) -> int | None:
+    try:
+        return int(json.loads(raw)["version"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def _nulled(value: Any) -> Any:

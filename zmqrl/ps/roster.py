@@ -22,18 +22,20 @@ class Worker:
     incarnation: int | None = None
     peer: bytes | None = None
     doubted_at: dict[int, float | None] = field(default_factory=dict)
+    left: bool = False
+    waiting: tuple[int, float] | None = None  # a lower incarnation that would like the rank, and since when
     heard_at: float | None = None
     progress: int = 0
     progressed_at: float | None = None
 
     def is_alive(self, now: float) -> bool:
         """Whether the process has not left, and has said something of late."""
-        if self.incarnation is None or self.peer is None or self.heard_at is None:
+        if self.incarnation is None or self.left or self.heard_at is None:
             return False
-        doubted_at = self.doubted_at.get(self.incarnation)
+        until, doubted_at = self.heard_at + SILENT_S, self.doubted_at.get(self.incarnation)
         if doubted_at is not None and doubted_at >= self.heard_at:
-            return now - doubted_at < DOUBT_S
-        return now - self.heard_at < SILENT_S
+            until = min(until, doubted_at + DOUBT_S)
+        return now < until
 
     def is_present(self, now: float) -> bool:
         """Whether the process is alive and has subscribed."""
@@ -96,7 +98,7 @@ class Roster:
 
     # who comes and goes
 
-    def refusal(self, hello: m.Hello, now: float) -> m.Refuse | None:
+    def refusal(self, hello: m.Hello) -> m.Refuse | None:
         """Why this HELLO must not be taken in; None if it may."""
         me = self.identity
         if hello.code and me.code and hello.code != me.code:
@@ -112,8 +114,6 @@ class Roster:
             return self._refuse("secret", "only the supervisor of this run may say so.") if wrong else None
         if hello.rank >= m.MAX_WORKERS or (self.members is not None and hello.rank not in self.members):
             return self._no_member(hello.rank)
-        if self.is_replaced(hello.rank, hello.incarnation, now):
-            return self.replaced(hello.rank)
         return None
 
     def wrong_key(self) -> m.Refuse:
@@ -139,7 +139,19 @@ class Roster:
         if hello.role == "supervisor":
             self.supervisor = peer
             return [Send(peer, welcome)]
+        if self.is_replaced(hello.rank, hello.incarnation, now):
+            return self._wait(peer, hello, now)
         return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
+
+    def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
+        """Refuse a lower incarnation once it is certain that the process with the rank lives; it says HELLO again.
+
+        It may have been started in the place of one that has died just now, by a clock that was set back.
+        """
+        worker = self.workers[hello.rank]
+        if worker.waiting is None or worker.waiting[0] != hello.incarnation:
+            worker.waiting = hello.incarnation, now
+        return [Send(peer, self.replaced(hello.rank))] if now - worker.waiting[1] >= SILENT_S else []
 
     def _take_rank(self, peer: bytes, message: m.Hello | m.Ping, now: float) -> list[Action]:
         """The process that says ``message`` has its rank from now on; an older one, if it lives, is told.
@@ -150,7 +162,7 @@ class Roster:
         worker = self.workers.setdefault(message.rank, Worker())
         older = worker.incarnation is not None and worker.incarnation < message.incarnation
         told: list[Action] = [Send(worker.peer, self.replaced(message.rank))] if older and worker.peer else []
-        worker.incarnation, worker.peer = message.incarnation, peer
+        worker.incarnation, worker.peer, worker.left, worker.waiting = message.incarnation, peer, False, None
         worker.heard_at = worker.progressed_at = now
         return told
 
@@ -166,10 +178,12 @@ class Roster:
                 return []
             worker = self.workers[event.rank] = Worker()
         if not event.here:
-            if event.incarnation in worker.doubted_at:
+            if event.incarnation not in worker.doubted_at:
+                return []
+            before = worker.doubted_at[event.incarnation]
+            if before is None or worker.heard_at is None or before < worker.heard_at:  # else it is in doubt already
                 worker.doubted_at[event.incarnation] = now
-                return [Log("info", f"a subscription of worker {event.rank} has ended")]
-            return []
+            return [Log("info", f"a subscription of worker {event.rank} has ended")]
         worker.doubted_at[event.incarnation] = None
         # An honest rank has one process, or two while it is being replaced.
         old = [incarnation for incarnation in worker.doubted_at if incarnation != worker.incarnation]
@@ -190,7 +204,7 @@ class Roster:
         worker, actions = self.workers.get(ping.rank, Worker()), list[Action]()
         if worker.incarnation is not None and worker.incarnation < ping.incarnation:
             actions = self._take_rank(peer, ping, now)
-        if worker.incarnation == ping.incarnation:
+        if worker.incarnation == ping.incarnation and not worker.left:
             # A connection that was cut and made again is another peer.
             worker.peer, worker.heard_at = peer, now
             if ping.progress != worker.progress:
@@ -203,7 +217,7 @@ class Roster:
             return []
         worker = self.workers[leave.rank]
         worker.doubted_at.pop(leave.incarnation, None)
-        worker.peer = None
+        worker.left, worker.peer = True, None
         left = m.Left(run=self.identity.run, shard=self.identity.shard)
         return [Send(peer, left), Log("info", f"worker {leave.rank} leaves")]
 

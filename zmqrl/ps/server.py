@@ -11,6 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from zmqrl.ps.reception import Reception
 from zmqrl.ps.security import authenticate
 from zmqrl.ps.shard import Shard
 from zmqrl.ps.sockets import FailureMonitor, Role, new_context, shard_sockets
-from zmqrl.ps.store import Slot, SlotStore
+from zmqrl.ps.store import Slot, SlotStore, is_blank
 
 POLL_MS = 25
 MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # how a socket that could do IPv6 writes an IPv4 address
@@ -347,7 +348,7 @@ class ShardServer:
     def _recover(self) -> None:
         """Go on with what a process before this one has committed, and may have been killed before it could say so.
 
-        Without its newest version, nothing that is left is good for: the shard stays empty until it is loaded.
+        Without its newest version, the shard stays empty until it is loaded. If it is frozen, it shows what is left.
         """
         slot = self.store.newest
         if slot is None:
@@ -357,7 +358,10 @@ class ShardServer:
             self.history.recover(record, slot.crc32)
         except LostState as lost:
             self.log.warning("state is lost: %s", lost)
-            return
+            if not self.job.frozen:
+                return
+        if not any(record.totals):  # of an older zmqrl, which kept none
+            record = replace(record, totals=self.history.totals(record.version))
         self._tell_of_history()
         self.payload = self._encoded(slot)
         self.log.info("recovered version %d, generation %d", slot.version, slot.generation)
@@ -399,20 +403,21 @@ def _stop(*_: object) -> None:
     sys.exit(0)
 
 
-def _is_missing(path: Path) -> bool:
-    """Whether there is no such file; one that cannot be looked for is not missing."""
+def _has_no_state(path: Path) -> bool:
+    """Whether there is no such file, or one that never held a version; one that cannot be looked at may hold one."""
     try:
-        path.stat()
+        return is_blank(path)
     except FileNotFoundError:
         return True
-    return False
+    except OSError:
+        return False
 
 
 def main() -> None:
     """Run one shard, as told on standard input."""
     job = ShardJob.from_json(read_job(signal.SIGTERM))
     log = log_to_stderr("zmqrl.shard")
-    if job.frozen and _is_missing(job.state_path):
+    if job.frozen and _has_no_state(job.state_path):
         say({"missing": str(job.state_path)})
         return
     signal.signal(signal.SIGTERM, _stop)

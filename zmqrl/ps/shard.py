@@ -40,6 +40,7 @@ from zmqrl.ps.shard_events import (
 )
 
 NOT_FINITE = "not finite"
+RANKS_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,8 @@ class Shard:
         header = event.header
         if header.run != self.identity.run:  # its ranks are not ours
             return self._reject()
+        if self.roster.is_newest(header.rank, header.incarnation):
+            self.roster.heard(header.rank, now)
         outcome, why = self._judge(event)
         if outcome != "used":
             self.contributions.count(header.rank, outcome, self.view)
@@ -127,7 +130,6 @@ class Shard:
             actions: list[Action] = [Log(level, f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
             return actions + (self._lost(header) if why == "ahead" else [])
         self.contributions.hold(header, event.payload)
-        self.roster.heard(header.rank, now)
         self._progressed(now)
         return [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
 
@@ -181,8 +183,12 @@ class Shard:
         """The next version is made: publish it. Without finite numbers there is none, and there cannot be one."""
         record, self.making = event.record, None
         if not event.finite:
-            ranks = ", ".join(map(str, record.ranks))
-            self.failure = f"version {record.version} has numbers that are not finite, from those of ranks {ranks}"
+            ranks = ", ".join(map(str, record.ranks[:RANKS_NAMED]))
+            more = len(record.ranks) - RANKS_NAMED
+            self.failure = (
+                f"version {record.version} has numbers that are not finite, from those of ranks {ranks}"
+                f"{f' and {more} more' if more > 0 else ''}"
+            )
             self.state, self.stop = "ended", self.version
             told = self.roster.to_supervisor(self._stats(now))
             return [Log("warning", self.failure), *told, self._heartbeat(now)]
@@ -287,7 +293,7 @@ class Shard:
         return []
 
     def _hello(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
-        refusal = self.roster.refusal(hello, now)
+        refusal = self.roster.refusal(hello)
         if refusal is not None:
             return self._refuse(peer, refusal)
         return [*self.roster.hello(peer, hello, self._welcome(), now), *self._publish_first(now)]
@@ -361,7 +367,7 @@ class Shard:
     def _tick(self, now: float) -> list[Action]:
         if self.state == "empty":
             return []
-        actions: list[Action] = []
+        actions = self._publish_first(now)  # a worker that was absent may be back
         waiting = self.state == "open" and self.published
         if waiting and now - self.need_at >= self.need_wait_s:
             self.need_at, self.need_wait_s = now, min(2 * self.need_wait_s, self.timing.need_most_s)

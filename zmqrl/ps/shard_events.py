@@ -15,7 +15,9 @@ Totals: TypeAlias = tuple[int, int, int, int]
 
 def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
     """``totals`` with ``counts`` added, or taken away where ``sign`` is -1."""
-    used, late, duplicate, rejected = (total + sign * count for total, count in zip(totals, counts, strict=True))
+    used, late, duplicate, rejected = (
+        max(0, total + sign * count) for total, count in zip(totals, counts, strict=True)
+    )
     return used, late, duplicate, rejected
 
 

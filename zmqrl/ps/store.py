@@ -222,6 +222,19 @@ class SlotStore:
                 self.previous = slot
 
 
+def is_blank(path: Path) -> bool:
+    """Whether a store is as it was made: no version was ever written into it. Raises OSError."""
+    with path.open("rb") as file:
+        header = file.read(FILE_HEADER.size)
+        if len(header) < FILE_HEADER.size or header[: len(FILE_MAGIC)] != FILE_MAGIC:
+            return False
+        file.seek(PAGE)
+        while piece := file.read(1 << 20):
+            if piece.count(0) < len(piece):
+                return False
+    return True
+
+
 def _sizes(count: int, state_names: Sequence[str]) -> tuple[int, int]:
     """Bytes of one array and of one slot, with their padding."""
     array_bytes = -(-count * 4 // ALIGNMENT) * ALIGNMENT
