@@ -1,5 +1,6 @@
 """CURVE on real sockets: who gets in, and who may say what. Keys are those of one run, and of one rank."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
