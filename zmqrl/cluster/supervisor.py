@@ -399,13 +399,15 @@ class Supervisor:
 
     def _save_what_is_left(self) -> None:
         """After a failure: the version that the shards still hold is worth a checkpoint, if they can be asked."""
+        if self.saved or self.ending:  # while they end, shards make versions that were not told of yet
+            return
         with contextlib.suppress(ClusterError):  # what is known may be out of date
             if self.shards.ready:
                 for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a last look").items():
                     self.shards.on_stats(shard, stats)
         if all(seen == self.shards.checkpoint.version_of(shard) for shard, seen in self.shards.seen.items()):
             self.saved = True
-        if self.saved or self.ending or not self.shards.ready:
+        if self.saved or not self.shards.ready:
             return
         try:
             self._finish("failed")
