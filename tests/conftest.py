@@ -1,8 +1,10 @@
-"""What all tests share: Hypothesis profiles, and fixtures for programs that not every machine has.
+"""What all tests share: Hypothesis profiles, lanes, and fixtures for programs that not every machine has.
 
-The default profile takes seconds and tries the same each time, ``thorough`` looks for more:
-``pytest --hypothesis-profile=thorough --timeout=0 tests/test_protocol.py`` takes some minutes. What takes as long
-whatever the profile is marked ``slow`` and left out; ``make test-all`` runs all of it.
+The default profile takes seconds and tries the same examples each time. ``thorough`` looks for more:
+``pytest --hypothesis-profile=thorough --timeout=0 tests/test_protocol.py`` takes some minutes.
+
+A test that uses the network lab is marked ``lab``, one that uses Slurm is marked ``slurm``: they need root and Debian
+packages. Most tests of whole runs are marked ``slow``. ``make test`` leaves all three out.
 """
 
 import importlib.util
@@ -25,6 +27,17 @@ settings.register_profile(
     "thorough", settings.get_profile("default"), derandomize=False, max_examples=1000, stateful_step_count=60
 )
 settings.load_profile("default")
+
+
+LANES = {"lab_of_all_tests": "lab", "need_a_lab": "lab", "slurm": "slurm"}  # by fixture
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the lab and of Slurm by the fixtures that they use."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if lane := LANES.get(fixture):
+                item.add_marker(lane)
 
 
 @pytest.fixture(scope="session")

@@ -198,6 +198,7 @@ def test_every_contribution_is_applied_once_and_the_history_says_how_stale_it_wa
             assert len(set(computed_on)) == len(computed_on), "a contribution was used twice"
 
 
+@pytest.mark.slow
 def test_an_asynchronous_run_does_not_wait_for_a_slow_worker(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--mode", "async", "--straggle", "1:1.0") as run:
         run.wait_for(10)
@@ -259,6 +260,7 @@ def assert_ended_apart(files: RunFiles) -> tuple[int, int]:
     return ahead, behind
 
 
+@pytest.mark.slow
 def test_a_run_whose_workers_are_gone_ends_with_each_shard_at_its_own_version(tmp_path: Path) -> None:
     with run_left_apart(tmp_path / "run") as run:
         run.signal(signal.SIGTERM)

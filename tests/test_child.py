@@ -23,8 +23,8 @@ import time
 from zmqrl.child import Messages
 told = Messages()
 told.get()
-print('up', flush=True)
 try:
+    print('up', flush=True)
     time.sleep(600)
 finally:
     time.sleep(0.5)
@@ -35,8 +35,8 @@ SWALLOWING = """
 import time
 from zmqrl.child import Messages
 told = Messages()
-print('up', flush=True)
 try:
+    print('up', flush=True)
     time.sleep(600)
 except SystemExit:
     pass

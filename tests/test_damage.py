@@ -10,6 +10,7 @@ from rig import damage_newest_slot
 from run_rig import RunFiles, copied, trained, training
 
 
+@pytest.mark.slow
 def test_a_damaged_slot_whose_loss_no_worker_can_tell_of_makes_no_version_twice(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--shards", "2", "--checkpoint.every-minutes", "0.05") as run:
         run.wait_to_say("checkpoint of version")
@@ -36,6 +37,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
     return trained(tmp_path_factory.mktemp("ended") / "run", "--updates", "30")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_a_history_that_has_a_damaged_line_and_names_the_gap(
     tmp_path: Path, ended: RunFiles
 ) -> None:
@@ -53,6 +55,7 @@ def test_a_run_goes_on_with_a_history_that_has_a_damaged_line_and_names_the_gap(
     assert aside.read_text() == "".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kept", "missing"), [(0, "1 to 30"), (21, "22 to 30")])
 def test_a_history_that_is_gone_or_cut_short_is_named(tmp_path: Path, ended: RunFiles, kept: int, missing: str) -> None:
     path = copied(ended, tmp_path / "run")

@@ -41,6 +41,7 @@ def games(policy: Policy, seeds: list[int], *, threads: int = 1, greedy: bool = 
     return play_games(policy, seeds, greedy=greedy, threads=threads, on_game=lambda last: None)
 
 
+@pytest.mark.slow
 def test_a_game_depends_on_its_own_seed_only(breakout_run: Path) -> None:
     """Not on how many others are played, in what order, or by how many threads."""
     policy = load_policy(breakout_run)

@@ -98,6 +98,7 @@ def test_a_history_torn_by_a_kill_is_made_whole_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(running.end_with(10), running.replay())
 
 
+@pytest.mark.slow
 def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_goes_on(tmp_path: Path) -> None:
     moments = random.Random(6)
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
@@ -177,6 +178,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_shard_killed_between_a_load_and_the_rewind_of_its_history_ends_the_rewind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +240,7 @@ def test_a_shard_that_came_back_with_an_old_state_finds_it_out_or_its_workers_do
             worker.leaving.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Path, transport: str) -> None:
     options = {"count": 500_000, "shards": 1, "workers": 2, "quorum": 1, "transport": transport}

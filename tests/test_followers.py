@@ -200,6 +200,7 @@ def test_two_games_recorded_with_one_checkpoint_are_both_waited_for(followers: F
     assert [message["name"] for message in followers.pending["recorder-0"]] == ["minute-015"]
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_from_its_first_checkpoint_to_its_last(tmp_path: Path) -> None:
     path = tmp_path / "run"
     game = ("--env", "ALE/Breakout-v5", "--model", "small", "--network.hidden", "16", "--envs.max-frames", "400")
@@ -215,6 +216,7 @@ def test_a_run_is_followed_from_its_first_checkpoint_to_its_last(tmp_path: Path)
     assert [video.name for video in (path / "videos").iterdir()] == ["minute-000-v00000000.mp4"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_does_not_wait_for_an_evaluation(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--evaluator", "--evaluation.episodes", "5000") as run:
         run.wait_for(3)

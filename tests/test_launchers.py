@@ -133,7 +133,9 @@ def job(slurm: Slurm) -> Iterator[str]:
     slurm("scancel", job)
 
 
-@pytest.fixture(params=["local", "ssh", "slurm"])
+@pytest.fixture(
+    params=["local", pytest.param("ssh", marks=pytest.mark.lab), pytest.param("slurm", marks=pytest.mark.slurm)]
+)
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
     if request.param == "local":
         return Place()

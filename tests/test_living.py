@@ -92,6 +92,7 @@ def test_stop_says_so_when_a_run_does_not_come_up(starting: RunDirectory) -> Non
     starting.release()
 
 
+@pytest.mark.slow
 def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY) as run:

@@ -101,6 +101,7 @@ def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: di
     assert 0 < summary["agent_steps"] % CARTPOLE_ROLLOUT <= totals["steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wire",
     [
@@ -119,6 +120,7 @@ def test_a_node_worker_contributes_to_every_version_until_the_run_ends(
     assert_that_node_was_used_throughout(run_dir, 60, totals)
 
 
+@pytest.mark.slow
 def test_a_node_worker_carries_on_when_a_shard_is_killed(node_worker: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with run_with_a_node_worker(node_worker, run_dir, "--updates", "150") as processes:

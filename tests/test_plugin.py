@@ -205,6 +205,7 @@ def test_the_command_finds_what_lies_where_the_user_stands(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_learns_with_the_model_and_the_loss_of_the_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

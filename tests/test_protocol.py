@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from protocol_model import LAYOUT, RUN, Link, ShardHost, WorkerHost
@@ -256,6 +257,7 @@ class RunUnderFaults(RuleBasedStateMachine):
 
 
 TestRunUnderFaults = RunUnderFaults.TestCase
+TestRunUnderFaults.settings = settings(max_examples=settings().max_examples // 2)  # half a minute, not a whole one
 
 
 def reach(world: World, links: list[Link]) -> None:

@@ -15,6 +15,7 @@ EVALUATIONS = sorted(RESULTS.glob("*/evaluation.json"))
 GAMES = 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", EVALUATIONS, ids=lambda file: file.parent.name)
 def test_a_kept_policy_has_its_scores_on_any_machine(file: Path) -> None:
     """They were evaluated on one processor; the processor of this test is whichever it runs on."""

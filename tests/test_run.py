@@ -164,6 +164,7 @@ def test_a_profile_is_a_chrome_trace_with_the_spans_of_workers_and_shards(finish
     assert max(event["args"]["version"] for event in events if event["ph"] == "X") <= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--shards", "1", "--straggle", "0:0.01"), ("--shards", "3")])
 def test_consistent_runs_are_bit_identical_for_any_number_of_shards(
     finished: Finished, tmp_path: Path, options: tuple[str, ...]
@@ -175,6 +176,7 @@ def test_consistent_runs_are_bit_identical_for_any_number_of_shards(
 # going on with a run
 
 
+@pytest.mark.slow
 def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: Finished, tmp_path: Path) -> None:
     path = copied(finished, tmp_path / "run")
     before, summary = finished.newest(), finished.summary()
@@ -216,6 +218,7 @@ def test_a_resumed_run_goes_on_where_it_ended(finished: Finished, tmp_path: Path
 # how a run ends
 
 
+@pytest.mark.slow
 def test_the_script_for_this_machine_trains_and_takes_options(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "launch" / "local.sh"
     program = {"ZMQRL": str(Path(sys.executable).with_name("zmqrl"))}
@@ -245,6 +248,7 @@ def test_minutes_end_a_run_and_periodic_checkpoints_are_taken_meanwhile(tmp_path
     assert Checkpoint.read(kept[0]).version > 0
 
 
+@pytest.mark.slow
 def test_agent_steps_end_a_run_and_a_straggler_holds_up_those_who_need_it(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", "--agent-steps", "1000", "--straggle", "1:0.1", "--wire.transport", "tcp")
     summary = files.assert_summary_exact("agent_steps")
@@ -253,6 +257,7 @@ def test_agent_steps_end_a_run_and_a_straggler_holds_up_those_who_need_it(tmp_pa
     files.assert_history_exact(summary["updates"])
 
 
+@pytest.mark.slow
 def test_a_score_ends_a_run_and_nobody_waits_for_a_straggler_when_there_is_a_backup(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", "--stop-score", "10", "--workers", "1", "--backups", "1", "--straggle", "1:60")
     summary = files.assert_summary_exact("stop_score", quorum=1)
@@ -287,6 +292,7 @@ def last_checkpoint_written(files: RunFiles) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_run_shows_a_live_view_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     path = tmp_path / "run"
     ours, theirs = pty.openpty()

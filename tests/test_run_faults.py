@@ -64,6 +64,7 @@ def killed(said: str) -> int:
     return sum(int(times or 1) for times in re.findall(words, said, re.MULTILINE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", [3, pytest.param(25, marks=LONG)])
 def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path, turns: int) -> None:
     with training(tmp_path / "run", *SLOWLY) as run:
@@ -82,6 +83,7 @@ def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tm
         assert "go back" not in said
 
 
+@pytest.mark.slow
 def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY, "--checkpoint.every-minutes", "0.01") as run:
@@ -108,6 +110,7 @@ def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_p
     run.files.assert_contributions_exact()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", [3, pytest.param(15, marks=LONG)])
 def test_after_rollbacks_every_figure_is_that_of_the_histories(tmp_path: Path, turns: int) -> None:
     path = tmp_path / "run"
@@ -131,6 +134,7 @@ def test_after_rollbacks_every_figure_is_that_of_the_histories(tmp_path: Path, t
     assert summary["contributions"]["late"] > 0
 
 
+@pytest.mark.slow
 def test_a_shard_that_never_heard_where_to_end_is_told_again(tmp_path: Path) -> None:
     with training(tmp_path / "run", *SLOWLY, "--updates", "20", program=("-c", FORGETFUL)) as run:
         assert run.wait() == 0, run.said()
@@ -153,6 +157,7 @@ def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
             worker.connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "everywhere"),
     [
@@ -202,6 +207,7 @@ def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_just_after_a_sha
         run.files.assert_history_exact(summary["updates"])
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_killed_while_the_run_starts_or_ends_comes_back_and_the_run_ends_well(tmp_path: Path) -> None:
     with training(tmp_path / "run", *SLOWLY) as run:
         run.eventually(lambda: (run.files.path / "cluster.json").exists() and run.pid("shard", 1), "the start")
@@ -216,6 +222,7 @@ def test_a_shard_that_is_killed_while_the_run_starts_or_ends_comes_back_and_the_
         run.files.assert_history_exact(summary["updates"])
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_is_named_and_started_again(tmp_path: Path) -> None:
     with training(tmp_path / "run", program=("-c", IMPATIENT)) as run:
         run.wait_for(5)
@@ -276,6 +283,7 @@ def make_rows_long(metrics: Path) -> None:
     metrics.write_bytes("".join(f"{json.dumps(row)}\n" for row in earlier).encode() + rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_run_is_resumed_where_its_shards_stood_though_an_outside_worker_lives_on(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "run"
@@ -312,6 +320,7 @@ def test_a_run_is_resumed_where_its_shards_stood_though_an_outside_worker_lives_
         assert [line["version"] for line in run.files.history(shard)] == list(range(1, end + 1))
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_start(tmp_path: Path) -> None:
     with training(tmp_path / "run") as run:
         run.eventually(
@@ -377,6 +386,7 @@ def broken(
     )
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words_and_its_exit_status(tmp_path: Path) -> None:
     with broken(tmp_path, "0:0", "--workers", "1") as run:
         assert run.wait() == 2
@@ -392,6 +402,7 @@ def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words_and_its_exi
         assert not (run.files.path / "cluster.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path: Path) -> None:
     with broken(tmp_path, "0:200", "--workers", "1") as run:
         assert run.wait() == 3
@@ -414,6 +425,7 @@ def test_a_run_goes_on_without_a_worker_that_cannot_start_while_the_others_are_e
         run.files.assert_history_exact(run.files.summary()["updates"], shards=1, quorum=1)
 
 
+@pytest.mark.slow
 def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY, program=("-c", IMPATIENT)) as run:
@@ -429,6 +441,7 @@ def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_
         assert (path / "left.json").exists(), "nobody could find the state of the shards"
 
 
+@pytest.mark.slow
 def test_of_a_cascade_the_failure_that_began_it_is_told_last_and_decides_the_exit_status(tmp_path: Path) -> None:
     with broken(tmp_path, "0:200", "--workers", "2") as run:
         run.wait_to_say("worker-0] died (exit status 1)")
@@ -441,12 +454,14 @@ def test_of_a_cascade_the_failure_that_began_it_is_told_last_and_decides_the_exi
         assert run.complaint().endswith("  | RuntimeError: the joystick broke\n")
 
 
+@pytest.mark.slow
 def test_what_many_processes_die_of_is_told_once(tmp_path: Path) -> None:
     with broken(tmp_path, "-1:200", "--workers", "3", program=FOLDING) as run:
         run.wait_to_say(" worker-0..2]   | RuntimeError: the joystick broke (3x)")
         assert " worker-0..2] died (exit status 1) and is started again; its log ends: (3x)" in run.said()
 
 
+@pytest.mark.slow
 def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path: Path) -> None:
     options = ("--external-workers", "1", "--on-loss", "shrink")
     with training(tmp_path / "run", *options, program=("-c", IMPATIENT)) as run:
@@ -474,6 +489,7 @@ def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path
             assert [quorum for quorum, _ in itertools.groupby(line["quorum"] for line in history)] == [2, 1, 2]
 
 
+@pytest.mark.slow
 def test_an_outside_worker_of_another_zmqrl_is_refused_unless_it_is_told_to_join(tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(Path(zmqrl.__file__).parent, other / "zmqrl", ignore=shutil.ignore_patterns("__pycache__"))
@@ -489,6 +505,7 @@ def test_an_outside_worker_of_another_zmqrl_is_refused_unless_it_is_told_to_join
         run.files.assert_history_exact(20)
 
 
+@pytest.mark.slow
 def test_an_outside_worker_that_takes_over_a_living_ones_rank_replaces_it(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--external-workers", "1") as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")

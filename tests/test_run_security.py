@@ -22,6 +22,7 @@ CURVE = ("--wire.transport", "tcp", "--wire.curve")
 Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 
+@pytest.mark.slow
 def test_a_run_with_curve_ends_well_and_leaves_no_keys(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", *CURVE, "--updates", "20")
     files.assert_history_exact(20)
@@ -29,6 +30,7 @@ def test_a_run_with_curve_ends_well_and_leaves_no_keys(tmp_path: Path) -> None:
     assert not {path.name for path in files.path.iterdir()} & {"keys", "cluster.json"}
 
 
+@pytest.mark.slow
 def test_an_outside_worker_joins_with_its_key_file_and_no_secret_leaves_it(tmp_path: Path) -> None:
     with training(tmp_path / "run", *CURVE, "--external-workers", "1", "--updates", "20") as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")

@@ -20,6 +20,7 @@ def pids_of(run: Run, who: str) -> list[int]:
     return {"supervisor": supervisor, "shards": shards, "workers": workers, "all": supervisor + shards + workers}[who]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["all", "supervisor", "shards", "workers"])
 def test_a_run_goes_on_after_a_sleep_with_the_processes_that_it_had(tmp_path: Path, who: str) -> None:
     with training(tmp_path / "run", *TCP) as run:
@@ -39,6 +40,7 @@ def test_a_run_goes_on_after_a_sleep_with_the_processes_that_it_had(tmp_path: Pa
         run.files.assert_history_exact(version)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_rolled_back_while_a_worker_sleeps_goes_on_when_it_wakes_up(tmp_path: Path) -> None:
     with training(tmp_path / "run", *TCP) as run:
         run.wait_for(50)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from rig import ending
 from run_rig import WITHIN_S, Run, training
 
@@ -20,6 +21,7 @@ def survivor(run: Run, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
         yield process
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_killed_run_is_refused_by_the_run_that_resumes_it(tmp_path: Path) -> None:
     log = tmp_path / "survivor.log"
     with contextlib.ExitStack() as outlives:

@@ -118,6 +118,7 @@ def test_two_launches_at_once_make_one_environment(tmp_path: Path) -> None:
     assert sum(line.startswith("making") for line in host.said) == 1
 
 
+@pytest.mark.slow
 def test_what_a_host_lacks_is_installed_by_pip_on_top_of_what_it_has(tmp_path: Path) -> None:
     small_wheel(tmp_path, "zmqrl_small")
     host = Host(tmp_path / "cache", PIP_FIND_LINKS=str(tmp_path), PIP_USER="1")
@@ -129,6 +130,7 @@ def test_what_a_host_lacks_is_installed_by_pip_on_top_of_what_it_has(tmp_path: P
     assert not any("Collecting numpy" in line for line in host.said)
 
 
+@pytest.mark.slow
 def test_a_host_on_which_pip_fails_says_why_and_keeps_nothing(tmp_path: Path) -> None:
     host = Host(tmp_path)
     lacking = {"zmqrl-small": "1.0"}

@@ -67,6 +67,7 @@ def stopped_terminal() -> Iterator[int]:
     os.close(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["full_pipe", "stopped_terminal"])
 def test_a_run_whose_output_nobody_takes_makes_versions_and_ends_with_a_checkpoint(
     place: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -86,6 +87,7 @@ def test_an_error_that_nobody_reads_ends_a_command_all_the_same(full_pipe: int) 
         assert process.wait(WITHIN_S) == 2
 
 
+@pytest.mark.slow
 def test_an_outside_worker_whose_log_nobody_reads_goes_on_working(full_pipe: int, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with zmqrl(*TRAIN, str(path), "--external-workers", "1", "--updates", "40", stdout=subprocess.DEVNULL) as run:
@@ -126,6 +128,7 @@ def assert_no_traceback(status: int, errors: str, after_s: float) -> None:
     assert not reached, f"after {after_s:.3f} s: {errors}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ctrl_c_ends_a_command_that_starts_without_a_traceback(tmp_path: Path) -> None:
     instants = [0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.05, *(0.1 * step for step in range(1, 25)), 3.0, 4.0]

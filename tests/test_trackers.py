@@ -147,6 +147,7 @@ def no_mlflow_server(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[...
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_mlflow_server")
 def test_mlflow_keeps_settings_rows_and_summary_in_the_run_directory_and_goes_on_when_resumed(tmp_path: Path) -> None:
     from mlflow import MlflowClient
@@ -170,6 +171,7 @@ def test_mlflow_keeps_settings_rows_and_summary_in_the_run_directory_and_goes_on
     assert json.loads(summary.read_text(encoding="utf-8")) == SUMMARY
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_mlflow_server")
 def test_mlflow_goes_where_its_own_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient

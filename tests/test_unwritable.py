@@ -205,6 +205,7 @@ def ended(run: Run, *names: str) -> str:
     return run.complaint()
 
 
+@pytest.mark.slow
 def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothing_is_lost(
     immutable: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -221,6 +222,7 @@ def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothi
     files.assert_history_exact(version + 5)
 
 
+@pytest.mark.slow
 def test_a_summary_that_cannot_be_written_is_named_after_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with running(path) as run:
@@ -230,6 +232,7 @@ def test_a_summary_that_cannot_be_written_is_named_after_the_last_checkpoint(tmp
         assert run.files.newest().version == run.files.version()
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_opened_ends_the_run_with_a_checkpoint(
     immutable: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -242,6 +245,7 @@ def test_a_log_that_cannot_be_opened_ends_the_run_with_a_checkpoint(
         assert run.files.newest().version == run.files.version()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_run_with_what_failed_first(
     skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
 ) -> None:
@@ -256,6 +260,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_failed_first(
         assert "Traceback" not in run.said()
 
 
+@pytest.mark.slow
 def test_what_a_thread_of_a_tracker_fails_with_is_for_the_log_and_the_run_goes_on(
     skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
 ) -> None:
@@ -332,6 +337,7 @@ def test_a_command_whose_standard_streams_are_closed_ends_as_always(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [(1, 2), (0, 1, 2)])
 def test_a_run_whose_output_is_closed_or_full_ends_as_always(tmp_path: Path, closed: tuple[int, ...]) -> None:
     def close() -> None:
