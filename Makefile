@@ -1,20 +1,20 @@
-# `make train` and `make test` set everything up by themselves; everything lives in .venv.
+# Each target makes .venv first, if it is missing or out of date. Everything that is installed is in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # Extra options for pip, such as PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Tests that run at a time: most of them wait for processes
+# Tests that run at the same time: most of them wait for processes
 JOBS ?= 3
 PYTEST := $(BIN)/python -m pytest --dist loadfile
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup train test test-hosts test-all lint clean
+.PHONY: help setup train check test test-hosts test-all coverage lint docs clean
 
-help: ## what there is
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: .venv/ready ## make .venv with everything that training and tests need
+setup: .venv/ready ## make .venv with what training and tests need
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zmqrl needs Python 3.11 or newer; set PYTHON=...")'
@@ -23,22 +23,35 @@ setup: .venv/ready ## make .venv with everything that training and tests need
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-train: setup ## train Breakout on this machine (Ctrl-C: checkpoint and end); ARGS="pong --minutes 10" for another run
+train: setup ## train Breakout here, Ctrl-C ends it; another run: ARGS="pong --minutes 10"
 	$(BIN)/zmqrl train $(or $(ARGS),breakout)
 
-test: lint ## the linters and the tests, but for the slow ones and those that need root
+check: lint ## lint, types and the tests that start no process: under a minute
+	$(PYTEST) -n 2 -m "not processes and not lab and not slurm and not slow" --hypothesis-profile=quick
+
+test: lint ## lint, types and all tests except slow ones and those on several hosts
 	$(PYTEST) -n $(JOBS)
 
-test-hosts: setup ## the tests on several hosts, which need root and Debian packages: network lab and Slurm
+test-hosts: setup ## the tests on several hosts: network lab and Slurm (root, Debian packages)
 	$(PYTEST) -n $(JOBS) -m "(lab or slurm) and not slow"
 
-test-all: lint ## all tests: the slow ones too, and random ones with many more examples
+test-all: lint ## all tests, the slow ones too, with more random examples
 	$(PYTEST) -n $(JOBS) -m "slow or not slow" --hypothesis-profile=thorough --timeout 1800
+
+coverage: setup ## the tests of `make test`, and which lines of zmqrl they run
+	$(PYTEST) -n $(JOBS) --cov --cov-report=term-missing:skip-covered
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove .venv and caches (runs/ stays)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+.venv/docs-ready: .venv/ready
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+docs: .venv/docs-ready ## build the pages of docs/ into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove .venv, caches and built pages (runs/ stays)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage site

@@ -1,4 +1,4 @@
-"""What the benchmarks of a cluster share: a network lab of their own (docs/netlab.md), and runs on its hosts."""
+"""A network lab for the benchmarks of a cluster (docs/netlab.md), and runs on its hosts."""
 
 import contextlib
 import json
@@ -21,17 +21,17 @@ END_WITHIN_S = 120.0
 
 @dataclass(frozen=True)
 class Lab:
-    """Hosts h1, h2 and so on, up."""
+    """A lab that is up, with hosts h1, h2 and so on."""
 
     directory: Path
 
     @property
     def ssh_config(self) -> Path:
-        """How ssh reaches them."""
+        """The configuration with which ssh reaches the hosts."""
         return self.directory / "ssh_config"
 
     def __call__(self, *arguments: str) -> str:
-        """A command of netlab; what it prints."""
+        """Run a command of netlab. Returns its output."""
         where = ("--dir", str(self.directory), "--name", NAME)
         command = [sys.executable, "-B", str(NETLAB), arguments[0], *where, *arguments[1:]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -40,7 +40,7 @@ class Lab:
         return done.stdout
 
     def bytes_by_host(self) -> dict[str, tuple[int, int]]:
-        """What each host has sent and was sent since it is up."""
+        """Bytes sent and received by each host since it came up."""
         command = ["ip", "-netns", NAME, "-statistics", "-json", "link", "show"]
         ports = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=10).stdout)
         # The switch receives what the host sends.
@@ -53,8 +53,8 @@ class Lab:
 
 @contextlib.contextmanager
 def lab(hosts: int) -> Iterator[Lab]:
-    """So many hosts, which are gone afterwards. Ends the benchmark when there cannot be any."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # it leaves nothing behind, then, too
+    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if that is impossible."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # take the lab down in this case, too
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
         made = Lab(Path(scratch) / "lab")
         try:
@@ -71,14 +71,14 @@ class Run:
         self.process, self.path, self.begun_at = process, path, time.time()
 
     def rows(self) -> list[dict[str, Any]]:
-        """The whole lines of ``metrics.jsonl`` by now."""
+        """The complete lines of ``metrics.jsonl`` so far."""
         try:
             return [json.loads(line) for line in (self.path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
         except FileNotFoundError:
             return []
 
     def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
-        """The first thing that ``look`` finds. Ends the benchmark with what the run said when nothing comes."""
+        """Wait for the first thing that ``look`` finds. Ends the benchmark with the run's output if it finds none."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self.process.poll() is None:
             if (found := look()) is not None:
@@ -90,7 +90,7 @@ class Run:
 
 @contextlib.contextmanager
 def launched(where: Lab, hosts: str, options: Sequence[str]) -> Iterator[Run]:
-    """A run, which is ended by Ctrl-C at the end of the block. ``hosts`` is a list, or the text of a hosts file."""
+    """Start a run, and end it with Ctrl-C after the block. ``hosts`` is a list, or the text of a hosts file."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-run-") as scratch:
         path = Path(scratch) / "run"
         if "[[host]]" in hosts:

@@ -1,11 +1,11 @@
-"""Speed of a training by its number of parameter servers, where the network is what it waits for.
+"""Measure the speed of a training by its number of parameter servers, where the network is the bottleneck.
 
     sudo .venv/bin/python benchmarks/central_graph.py [RECIPE options ...] [--shards 1 2 4] [--workers 4]
         [--rate 50mbit off] [--seconds 60] [--output DIR]
 
-Each shard and each worker has a host of its own in a network lab on this machine, whose network is limited to the rate,
-each way. Unless another recipe is given, each worker learns Pong from four games by five steps at a time, so that an
-update costs the network much more than the processors. Writes `results.json` and `central-graph.png`.
+Each shard and each worker has its own host in a network lab on this machine. The rate limits the network of each host,
+each way. By default each worker learns Pong from four games by five steps at a time, so an update costs the network
+much more than the processors. Writes `results.json` and `central-graph.png`.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from typing import Any
 import matplotlib
 from bench_lab import Lab, Run, lab, launched
 
+from zmqrl.commands.measure.plot import COLOURS, STYLE
 from zmqrl.observe.provenance import provenance
-from zmqrl.plot import COLOURS, STYLE
 
 MOST_HOSTS = 8
 FIRST_ROW_WITHIN_S = 180.0
@@ -33,7 +33,7 @@ UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[str], seconds: float) -> dict[str, Any]:
-    """One training: its updates and agent steps per second, and how busy the links and the processors were."""
+    """Train once. Returns updates and agent steps per second, and how busy the links and the processors were."""
     used = [f"h{number}" for number in range(1, shards + workers + 1)]
     for host in used:
         where("rate", host, rate)
@@ -91,15 +91,15 @@ class Sample:
 
 
 def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
-    """The newest row of figures, once there is one after so many seconds of training."""
+    """The newest row of metrics, once the run has trained for ``wall_s`` seconds."""
     rows = run.rows()
     return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
 
 def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> float | None:
-    """Updates per second if only bytes on the busiest link took time, first all gradients, then all weights.
+    """Updates per second if only the busiest link took time: first all gradients, then all weights.
 
-    There can be more: who has all its weights plays and sends while others still receive theirs.
+    The real figure can be higher: a worker that has its weights plays and sends while others still receive theirs.
     """
     if rate == "off":
         return None
@@ -108,12 +108,12 @@ def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> floa
 
 
 def bits_per_s(rate: str) -> float:
-    """A rate as netlab has it, such as 50mbit."""
+    """Bits per second of a rate of netlab, such as 50mbit."""
     return float(rate[:-4]) * UNITS[rate[-4:]]
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Agent steps per second by the number of shards: a panel for each rate, a curve for each number of workers."""
+    """Draw agent steps per second by the number of shards: one panel per rate, one curve per number of workers."""
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
         from matplotlib import pyplot
@@ -140,7 +140,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure one setting after the other, and keep what came out."""
+    """Measure one setting after the other, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -153,7 +153,7 @@ def main() -> None:
     hosts = max(arguments.shards) + max(arguments.workers)
     if hosts > MOST_HOSTS:
         parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
-    # A slice takes seconds where the network is slow: nobody is to ask for it again meanwhile.
+    # A slice takes seconds on a slow network. Shards must not ask for it again meanwhile.
     options = [*(options or DEFAULT), "--wire.need-s", "10", "--trackers"]
     arguments.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {

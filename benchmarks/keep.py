@@ -1,4 +1,4 @@
-"""Keep what a run has shown, small enough for a repository: settings, thinned figures, and the policy itself.
+"""Keep the result of a run, small enough for a repository: settings, thinned metrics, and the policy.
 
     python benchmarks/keep.py RUN NAME
 
@@ -20,7 +20,7 @@ ROW_EVERY_S = 30.0
 
 
 def thinned(run: Path) -> list[Mapping[str, Any]]:
-    """The first row of ``run`` at or after each half minute of training, and the last one."""
+    """The first row at or after each half minute of training, and the last row."""
     rows = RunRecord.read(run).rows
     kept, due_s = [], 0.0
     for row in rows:
@@ -31,7 +31,7 @@ def thinned(run: Path) -> list[Mapping[str, Any]]:
 
 
 def keep(run: Path, name: str) -> Path:
-    """Copy what is worth keeping of ``run``; the directory it is in."""
+    """Copy the result of ``run``. Returns the new directory."""
     kept = RESULTS / name
     kept.mkdir(parents=True, exist_ok=True)
     config = json.loads((run / "config.json").read_text(encoding="utf-8")) | {"run_dir": f"runs/{name}"}

@@ -1,9 +1,9 @@
-"""Seconds from the command to the first update, by the number of hosts, and where they go.
+"""Measure the seconds from the command to the first update by the number of hosts, phase by phase.
 
     sudo .venv/bin/python benchmarks/start_up.py [RECIPE options ...] [--hosts 1 4 8] [--rounds 3] [--output DIR]
 
-Every host of a network lab on this machine has a shard and three workers. All of them share this machine's processors,
-and its file cache is warm. Writes `results.json` into the directory.
+Every host of a network lab on this machine has a shard and three workers. All hosts share the processors of this
+machine, and its file cache is warm. Writes `results.json` into the directory.
 """
 
 import argparse
@@ -16,12 +16,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench_lab import Lab, lab, launched
 
-from zmqrl.cluster.launch import place_of
+from zmqrl.commands.run.launch import place_of
 from zmqrl.observe.provenance import provenance
 from zmqrl.rundir import RunDirectory
 
@@ -32,7 +33,7 @@ SAID = {"imports_s": r"started and imported in ([\d.]+) s", "games_s": r"games a
 
 
 def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
-    """One start: seconds of each phase, which follow each other, and of what a worker does in its own."""
+    """Start once. Returns the seconds of each phase in turn, and of what a worker does in its phase."""
     names = [f"h{number}" for number in range(1, hosts + 1)]
     workers = WORKERS_ON_A_HOST * hosts
     load_before = os.getloadavg()[0]
@@ -43,14 +44,14 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
         history = Path(f"/var/tmp/zmqrl-{os.getuid()}/h1/{place}/history/shard-0.jsonl")
         phases: dict[str, Callable[[], bool]] = {
             "command": run.path.exists,  # it imports, and draws the first parameters
-            "hosts": (run.path / "config.json").exists,  # ssh to all at a time, and an agent on each
+            "hosts": (run.path / "config.json").exists,  # ssh to all at once, and a host daemon on each
             "shards": (run.path / "cluster.json").exists,
             "workers": lambda: log.exists() and log.read_text(errors="replace").count(" is here") >= workers,
             "first update": lambda: history.exists() and b"\n" in history.read_bytes(),
         }
         took_s, since = {}, run.begun_at
         for phase, is_over in phases.items():
-            run.wait_for(lambda is_over=is_over: is_over() or None, phase, WITHIN_S)
+            run.wait_for(partial(true_or_none, is_over), phase, WITHIN_S)
             took_s[phase], since = time.time() - since, time.time()
         logs = [(run.path / f"logs/worker-{rank}.log").read_text(errors="replace") for rank in range(workers)]
     row = {
@@ -59,13 +60,18 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
         "load_before": load_before,  # of other work, and of the run before
         "total_s": sum(took_s.values()),
         "phases_s": took_s,
-        # What a worker says of its own start, in the middle of them.
+        # A worker logs these times of its own start, which is part of the phases.
         "worker": {
             what: statistics.median(float(re.findall(words, said)[0]) for said in logs) for what, words in SAID.items()
         },
     }
     print(f"{hosts} hosts, {row['processes']} processes: {row['total_s']:.1f} s", took_s, row["worker"], flush=True)
     return row
+
+
+def true_or_none(condition: Callable[[], bool]) -> Literal[True] | None:
+    """True once ``condition`` holds, as :meth:`bench_lab.Run.wait_for` expects."""
+    return condition() or None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -82,7 +88,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure each number of hosts in turn, round by round, and keep what came out."""
+    """Measure each number of hosts in turn, round by round, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -1,8 +1,8 @@
-"""Updates per second with one slow worker out of four: waiting for it (N=4, b=0) against a backup (N=3, b=1).
+"""Measure updates per second with one slow worker out of four: waiting (N=4, b=0) against a backup (N=3, b=1).
 
     python benchmarks/straggler.py [--rounds 3] [--minutes 0.5] [--delay-s 1.0] [RECIPE options ...]
 
-The two settings run in turn, so that both meet the same noise of the machine.
+The two settings run in turn, so that both see the same noise of the machine.
 """
 
 import argparse
@@ -18,7 +18,7 @@ SETTINGS = {"N=4, b=0": ["--workers", "4", "--backups", "0"], "N=3, b=1": ["--wo
 
 
 def run(options: list[str]) -> dict[str, Any]:
-    """One training; its summary, with updates and agent steps per second."""
+    """Train once. Returns the summary with updates per second."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
         directory = Path(scratch) / "run"
         command = [sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)]
@@ -28,7 +28,7 @@ def run(options: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one line a setting: the median and the range over the rounds."""
+    """Print one line per setting: the median and the range over the rounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=0.5)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Train on this machine, with a worker for each core: launch/local.sh [RECIPE] [options of zmqrl train]
+# Train on this machine with a worker for each core: launch/local.sh [RECIPE] [options of zmqrl train]
 set -eu
 zmqrl=${ZMQRL:-$(dirname "$0")/../.venv/bin/zmqrl}
-case " $* " in *" --resume "*) exec "$zmqrl" train "$@" ;; esac # with the recipe and the workers that the run has
+case " $* " in *" --resume "*) exec "$zmqrl" train "$@" ;; esac # a resumed run keeps its recipe and workers
 case ${1:--} in -*) recipe=breakout ;; *) recipe=$1 && shift ;; esac
 exec "$zmqrl" train "$recipe" --workers "$(nproc)" "$@"

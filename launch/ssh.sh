@@ -1,6 +1,6 @@
 #!/bin/sh
 # Show what would run where, then train there: launch/ssh.sh HOSTS [RECIPE] [options of zmqrl launch and zmqrl train]
-# HOSTS is a list (one,node[01-04]:8), a hostfile or a .toml file, as those in launch/hosts.
+# HOSTS is a list (one,node[01-04]:8), a hostfile or a .toml file. launch/hosts has examples.
 set -eu
 zmqrl=${ZMQRL:-$(dirname "$0")/../.venv/bin/zmqrl}
 if [ $# -eq 0 ]; then

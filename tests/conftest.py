@@ -1,7 +1,7 @@
 """What all tests share: Hypothesis profiles, lanes, and fixtures for programs that not every machine has.
 
-The default profile takes seconds and tries the same examples each time. ``thorough`` looks for more:
-``pytest --hypothesis-profile=thorough --timeout=0 tests/test_protocol.py`` takes some minutes.
+The default profile tries the same examples each time; ``quick``, of ``make check``, fewer. ``thorough`` looks for more:
+``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes some minutes.
 
 A test that uses the network lab is marked ``lab``, one that uses Slurm is marked ``slurm``: they need root and Debian
 packages. Most tests of whole runs are marked ``slow``. ``make test`` leaves all three out.
@@ -10,16 +10,15 @@ packages. Most tests of whole runs are marked ``slow``. ``make test`` leaves all
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
-import slurm as slurm_rig
 from hypothesis import HealthCheck, settings
-from lab import PROGRAMS, Lab, running_lab
-from slurm import Slurm, running_slurm
+from support import slurm as slurm_rig
+from support.lab import PROGRAMS, Lab, running_lab
+from support.slurm import Slurm, running_slurm
 
 settings.register_profile(
     "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -27,11 +26,9 @@ settings.register_profile(
 settings.register_profile(
     "thorough", settings.get_profile("default"), derandomize=False, max_examples=1000, stateful_step_count=60
 )
+settings.register_profile("quick", settings.get_profile("default"), max_examples=20, stateful_step_count=20)
 settings.load_profile("default")
 
-
-# A shell ignores SIGINT in what it runs in the background, and every process of the tests would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LANES = {"lab_of_all_tests": "lab", "need_a_lab": "lab", "slurm": "slurm"}  # by fixture
 
@@ -89,7 +86,7 @@ def need_a_lab(need_programs: Callable[..., None], skip_or_fail: Callable[[str],
     if os.geteuid() != 0:
         skip_or_fail("a network lab needs root")
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
-    if subprocess.run(command, capture_output=True, timeout=60).returncode:
+    if subprocess.run(command, capture_output=True, timeout=180).returncode:
         skip_or_fail("this machine lets nobody make namespaces, which a network lab is made of")
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+BENCHMARKS = ROOT / "benchmarks"
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def rows_of(name: str, output: Path, *options: str) -> list[dict[str, Any]]:

@@ -14,21 +14,23 @@ from typing import Any
 
 import pytest
 import torch
+from support.paths import ROOT, TESTS
 
 from zmqrl import __version__, cli
-from zmqrl.agent.envs import describe_env
 from zmqrl.checkpoint import Checkpoint
-from zmqrl.cluster import run
-from zmqrl.cluster.hosts import Host
-from zmqrl.cluster.reach import check, over_tcp
-from zmqrl.cluster.run import initial_checkpoint
+from zmqrl.commands.run.train import config_from
 from zmqrl.config import Config, WireConfig
+from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.reach import check, over_tcp
+from zmqrl.learner.envs import describe_env
 from zmqrl.observe import trackers
 from zmqrl.observe.metrics import Counters
 from zmqrl.recipes import cartpole, pong
 from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.supervisor import run
+from zmqrl.supervisor.run import initial_checkpoint
 
-GOLDEN = Path(__file__).parent / "golden" / "train_options.txt"
+GOLDEN = TESTS / "golden" / "train_options.txt"
 
 
 class Refused:
@@ -78,8 +80,8 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("--wire.transport tcp --wire.address 10.1.2.3", "10.1.2.3"),
     ("--wire.address 127.0.0.2", "127.0.0.2"),
     ("--consistent --on-loss shrink", "--on-loss shrink"),
-    ("--ppo.gae-lambda nan", "gae_lambda"),
-    ("--ppo.max-grad-norm -1", "max_grad_norm"),
+    ("--ppo.gae-lambda nan", "--ppo.gae-lambda nan"),
+    ("--ppo.max-grad-norm -1", "--ppo.max-grad-norm -1"),
     ("--optimizer.schedule-updates 100", "schedule_updates"),
     ("--quorum 3", "--quorum 3"),
     ("--workers 2 --backups 1 --quorum 4", "--quorum 4"),
@@ -134,6 +136,11 @@ def test_bad_input_is_named_in_one_sentence_and_starts_nothing(refused: Refused,
     assert names in refused.sentence("train", "cartpole", *options.split(), *place)
 
 
+def test_a_log_level_that_does_not_exist_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZMQRL_LOG_LEVEL", "chatty")
+    assert "ZMQRL_LOG_LEVEL=chatty" in refused.sentence("train", "cartpole")
+
+
 def test_an_unknown_recipe_is_named_with_the_nearest_one(refused: Refused) -> None:
     sentence = refused.sentence("train", "brakeout", "--updates", "3")
     assert "brakeout" in sentence
@@ -156,8 +163,8 @@ def test_an_unknown_command_is_named_with_the_nearest_one(refused: Refused) -> N
         ("--port-range 80-90", "80-90"),
         ("--env NoSuchGame-v3", "NoSuchGame-v3"),
         ("--workers 0", "--workers 0"),
-        ("--wire.address 10.9.9.9", "by --iface, --address HOST=ADDRESS or `address` in the hosts file"),
-        ("--wire.transport ipc", "--wire.transport ipc is for one machine"),
+        ("--wire.address 10.9.9.9", "use --iface, --address HOST=ADDRESS or `address` in the hosts file"),
+        ("--wire.transport ipc", "--wire.transport ipc works on one machine only"),
         ("--sync whee", "--sync"),
     ],
 )
@@ -176,7 +183,7 @@ def test_workers_that_hosts_have_no_place_for_are_refused_before_any_is_asked(re
 
 def test_a_run_that_was_here_may_go_on_on_hosts(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), wire=WireConfig(address="10.9.9.9")))
-    config = cli.train_config(["--resume", "--run-dir", str(path)], over_tcp)
+    config = config_from(["--resume", "--run-dir", str(path)], over_tcp)
     assert (config.wire.transport, config.wire.address) == ("tcp", "127.0.0.1")
     check(config, [Host(name="h1")])
 
@@ -198,6 +205,7 @@ def test_a_tracker_that_is_not_installed_is_refused(refused: Refused, monkeypatc
     assert "pip install wandb" in sentence
 
 
+@pytest.mark.processes
 def test_a_port_in_use_is_named(refused: Refused) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -313,8 +321,8 @@ def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, op
 def test_an_option_that_may_be_repeated_is_not_added_to_what_it_was_before(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), straggle=("0:0.1",)))
     resume = ["--run-dir", str(path), "--resume"]
-    assert cli.train_config(resume).straggle == ("0:0.1",)
-    assert cli.train_config([*resume, "--straggle", "0:0.1"]).straggle == ("0:0.1",)
+    assert config_from(resume).straggle == ("0:0.1",)
+    assert config_from([*resume, "--straggle", "0:0.1"]).straggle == ("0:0.1",)
 
 
 def test_resuming_with_another_recipe_is_refused(refused: Refused) -> None:
@@ -386,7 +394,7 @@ def test_options_of_a_resumed_run_are_read_over_its_settings_and_not_over_a_reci
     path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), optimizer=rate))
     resume = ["--resume", "--run-dir", str(path), "--optimizer.schedule-updates", "90"]
     for recipe in ([], ["cartpole"]):
-        optimizer = cli.train_config([*recipe, *resume]).optimizer
+        optimizer = config_from([*recipe, *resume]).optimizer
         assert (optimizer.final_learning_rate, optimizer.schedule_updates) == (1e-4, 90)
 
 
@@ -400,7 +408,7 @@ def test_settings_of_another_zmqrl_are_refused_with_their_file(refused: Refused)
 
 def test_settings_on_the_command_line_override_those_of_the_run_that_is_resumed(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "run", cartpole())
-    config = cli.train_config(["--resume", "--run-dir", str(path), "--updates", "90", "--ppo.clip", "0.3"])
+    config = config_from(["--resume", "--run-dir", str(path), "--updates", "90", "--ppo.clip", "0.3"])
     assert (config.recipe, config.env, config.envs.num_envs) == ("cartpole", "CartPole-v1", 8)
     assert (config.updates, config.ppo.clip, config.resume) == (90, 0.3, True)
 
@@ -410,11 +418,11 @@ def test_settings_on_the_command_line_override_those_of_the_run_that_is_resumed(
     [([], None), (["--profile"], 100), (["--profile", "--seed", "2"], 100), (["--profile", "7"], 7)],
 )
 def test_profile_may_stand_without_its_number(options: list[str], versions: int | None) -> None:
-    assert cli.train_config(["cartpole", *options]).profile == versions
+    assert config_from(["cartpole", *options]).profile == versions
 
 
 def test_straggle_may_be_repeated() -> None:
-    config = cli.train_config(["cartpole", "--straggle", "0:0.5", "--straggle", "1:2"])
+    config = config_from(["cartpole", "--straggle", "0:0.5", "--straggle", "1:2"])
     assert config.straggle_s() == {0: 0.5, 1: 2.0}
 
 
@@ -427,16 +435,17 @@ def test_the_options_of_train_change_only_on_purpose(capsys: pytest.CaptureFixtu
 
 
 def test_the_installed_command_begins_where_ctrl_c_is_answered_from_the_first_line_on() -> None:
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"zmqrl": "zmqrl.__main__:main"}
 
 
+@pytest.mark.processes
 def test_the_installed_command_answers_with_its_exit_status() -> None:
-    version = subprocess.run([sys.executable, "-m", "zmqrl", "--version"], capture_output=True, text=True, timeout=60)
+    version = subprocess.run([sys.executable, "-m", "zmqrl", "--version"], capture_output=True, text=True, timeout=180)
     assert (version.returncode, version.stdout) == (0, f"zmqrl {__version__}\n")
-    bare = subprocess.run([sys.executable, "-m", "zmqrl"], capture_output=True, text=True, timeout=60)
+    bare = subprocess.run([sys.executable, "-m", "zmqrl"], capture_output=True, text=True, timeout=180)
     assert bare.returncode == 0
     assert "zmqrl train" in bare.stdout
-    bad = subprocess.run([sys.executable, "-m", "zmqrl", "trian"], capture_output=True, text=True, timeout=60)
+    bad = subprocess.run([sys.executable, "-m", "zmqrl", "trian"], capture_output=True, text=True, timeout=180)
     assert bad.returncode == 2
     assert bad.stderr.startswith("zmqrl: ")

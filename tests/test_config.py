@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zmqrl.config import CheckpointConfig, Config, WireConfig
+from zmqrl.config import CheckpointConfig, Config, EvaluationConfig, RecordingConfig, WireConfig
 from zmqrl.errors import UsageError
 from zmqrl.recipes import RECIPES
 
@@ -134,6 +134,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"wire": WireConfig(port_range="5000-5004")}, "2 shards need 6"),
     ({"checkpoint": CheckpointConfig(every_minutes=0.0)}, "--checkpoint.every-minutes 0"),
     ({"checkpoint": CheckpointConfig(keep=0)}, "--checkpoint.keep 0"),
+    ({"evaluation": EvaluationConfig(episodes=0)}, "--evaluation.episodes 0"),
+    ({"evaluation": EvaluationConfig(every_minutes=-1.0)}, "--evaluation.every-minutes -1"),
+    ({"recording": RecordingConfig(minutes=(0.0, float("inf")))}, "--recording.minutes inf"),
 ]
 
 

@@ -9,20 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from games_rig import RANDOM_SKIP
-from policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
+from support.games_rig import RANDOM_SKIP
+from support.paths import ROOT
+from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
 
 import zmqrl
 from zmqrl import cli
-from zmqrl.agent.envs import EnvConfig
-from zmqrl.agent.model import NetworkConfig, make_model
+from zmqrl.commands.measure.play import whole_game
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.game import whole_game
+from zmqrl.learner.envs import EnvConfig
+from zmqrl.learner.networks import NetworkConfig, make_model
 from zmqrl.policy import Policy, load_policy
 from zmqrl.rundir import write_json
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +46,10 @@ def test_the_newest_checkpoint_is_read_unless_a_version_is_given(tmp_path: Path)
     assert zmqrl.load_policy(run, 40).version == 40
 
 
+@pytest.mark.processes
 def test_importing_the_package_does_not_import_torch() -> None:
     program = "import sys, zmqrl; assert 'load_policy' in zmqrl.__all__; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=180).returncode == 0
 
 
 def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
@@ -179,6 +179,7 @@ def test_a_network_of_the_users_own_computes_as_in_its_workers(
     assert policy.act(observation, greedy=True) == logits.argmax()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("fails", "sentence"),
     [
@@ -208,6 +209,7 @@ def test_a_network_of_the_users_own_that_fails_in_a_game_is_told_in_one_sentence
     assert list(run.glob("videos/*")) == []
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "config",
     [

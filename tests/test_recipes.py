@@ -1,12 +1,13 @@
 """The recipe of the original system: what it computes is what DBA3C computed."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from zmqrl.agent.losses import BA3CConfig, Batch, ba3c_loss
+from zmqrl.learner.losses import BA3CConfig, Batch, ba3c_loss
 from zmqrl.observe.spans import Spans
 from zmqrl.recipes import dba3c_breakout
-from zmqrl.worker import Agent
+from zmqrl.worker import ActorLearner
 
 
 def test_the_loss_is_the_originals() -> None:
@@ -33,24 +34,25 @@ def test_the_loss_is_the_originals() -> None:
         torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.processes
 def test_a_worker_learns_from_pieces_of_five_steps_whose_values_the_acting_policy_gave() -> None:
     config = dba3c_breakout()
-    agent = Agent(config, rank=0, version=0, threads=1, spans=Spans())
-    rollout = agent.rollout
+    actor_learner = ActorLearner(config, rank=0, version=0, threads=1, spans=Spans())
+    rollout = actor_learner.rollout
     assert rollout.observations.shape == (5, 6, 12, 84, 84)
-    agent.player.play(rollout)
+    actor_learner.player.play(rollout)
     # The first frame of a game is the only one in its stack.
     assert rollout.observations[0, :, 9:].any()
     assert not rollout.observations[0, :, :9].any()
     last_values = rollout.last_values.clone()
     with torch.no_grad():
-        for parameter in agent.player.model.parameters():
+        for parameter in actor_learner.player.model.parameters():
             parameter.mul_(1.1)  # the weights that learn may be newer than those that acted
-    agent.learner.prepare(rollout)
+    actor_learner.learner.prepare(rollout)
     expected = last_values
     for t in reversed(range(5)):
         expected = rollout.rewards[t] + 0.99 * expected * ~rollout.terminated[t]
         torch.testing.assert_close(rollout.returns[t], expected)
-    metrics = agent.learner.gradient(rollout, 0, version=0)
+    metrics = actor_learner.learner.gradient(rollout, 0, version=0)
     assert metrics["grad_norm_clipped"] == metrics["grad_norm"] > 0
-    agent.envs.close()
+    actor_learner.envs.close()

@@ -5,12 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
-from policy_rig import CARTPOLE, write_run
+from support.paths import ROOT
+from support.policy_rig import CARTPOLE, write_run
 
-from zmqrl.evaluate import evaluate
+from zmqrl.commands.measure.evaluate import evaluate
 from zmqrl.policy import load_policy
 
-RESULTS = Path(__file__).parent.parent / "benchmarks/results"
+pytestmark = pytest.mark.processes
+
+RESULTS = ROOT / "benchmarks/results"
 EVALUATIONS = sorted(RESULTS.glob("*/evaluation.json"))
 GAMES = 2
 

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.paths import TESTS
 
-TESTS = sorted(Path(__file__).parent.glob("*.py"))
+FILES = sorted(path for path in TESTS.rglob("*.py") if "node_modules" not in path.parts)
 THE_TESTED = {"a_child.py"}  # what its processes start is for their agents to end
 
 
-@pytest.mark.parametrize("path", [path for path in TESTS if path.name not in THE_TESTED], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in FILES if path.name not in THE_TESTED], ids=lambda path: path.stem)
 def test_every_process_that_a_test_starts_has_an_end(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     ended = {id(call.args[0]) for call in calls(tree, "ending") if call.args}

@@ -5,8 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-LAUNCH = Path(__file__).parent.parent / "launch"
+pytestmark = pytest.mark.processes
+
+LAUNCH = ROOT / "launch"
 SLURM = {"SLURM_JOB_NAME": "first", "SLURM_JOB_ID": "7"}
 
 
@@ -23,7 +26,7 @@ def zmqrl(tmp_path: Path) -> Path:
 def commands(script: str, *arguments: str, **variables: str) -> list[str]:
     environment = {key: value for key, value in os.environ.items() if key != "ZMQRL"} | variables
     command = [str(LAUNCH / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=180)
     return done.stdout.splitlines()
 
 
@@ -34,7 +37,7 @@ def test_a_launch_over_ssh_is_shown_and_then_started_with_just_what_is_asked_for
 
 
 def test_a_run_on_this_machine_has_a_worker_for_each_core_unless_it_goes_on(zmqrl: Path) -> None:
-    cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True, timeout=180).stdout.strip()
     for given, expected in (("", "breakout"), ("pong", "pong")):
         said = commands("local.sh", *given.split(), "--updates", "3", ZMQRL=str(zmqrl))
         assert said == [f"zmqrl train {expected} --workers {cores} --updates 3"]

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from policy_rig import BREAKOUT, write_run
-from record_rig import row
-from run_rig import WITHIN_S, Run, RunFiles, trained, training
+from support.policy_rig import BREAKOUT, write_run
+from support.record_rig import row
+from support.run_rig import WITHIN_S, Run, RunFiles, trained, training
 
 from zmqrl import cli
 from zmqrl.recipes import cartpole
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.processes
 
 SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
@@ -31,7 +31,7 @@ def immutable(skip_or_fail: Callable[[str], NoReturn]) -> Iterator[Callable[[Pat
     changed: list[Path] = []
 
     def chattr(flag: str, path: Path) -> bool:
-        return subprocess.run(["chattr", flag, str(path)], capture_output=True, timeout=30).returncode == 0
+        return subprocess.run(["chattr", flag, str(path)], capture_output=True, timeout=180).returncode == 0
 
     def make(path: Path) -> None:
         changed.append(path)
@@ -48,12 +48,12 @@ def mounted(path: Path, options: str, skip_or_fail: Callable[[str], NoReturn]) -
     """A disk of its own at ``path``."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, timeout=30).returncode:
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, timeout=180).returncode:
         skip_or_fail("nothing can be mounted here: that needs root")
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=30)
+        subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=180)
 
 
 class Refused:
@@ -177,7 +177,7 @@ def test_a_run_with_more_connections_than_open_files_is_refused(refused: Refused
     resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("zmqrl.open_files.raise_limit", lambda: None)
+            patch.setattr("zmqrl.cli.raise_open_files", lambda: None)
             said = refused("train", "cartpole", "--workers", "100", "--run-dir", str(tmp_path / "run"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -216,7 +216,7 @@ def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothi
         ended(run, f"cannot write {path}/checkpoints: Operation not permitted: make it writable.")
         version = run.files.version()
         assert (path / "left.json").exists(), "nobody could find the state of the shards"
-    subprocess.run(["chattr", "-i", str(path / "checkpoints")], check=True, timeout=30)
+    subprocess.run(["chattr", "-i", str(path / "checkpoints")], check=True, timeout=180)
     files = trained(path, "--resume", "--updates", str(version + 5))
     assert f"resuming from version {version}" in (tmp_path / "run.stdout").read_text()
     files.assert_history_exact(version + 5)

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from zmqrl.errors import UsageError
-from zmqrl.ps.codec import FloatVector
-from zmqrl.ps.partition import Layout
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire.codec import FloatVector
 
 MODEL = "model.safetensors"
 MANIFEST = "manifest.json"
@@ -145,7 +145,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
+class PolicyWeights:
     """What acting needs of a checkpoint; the files with the optimizer's state need not be there.
 
     ``vector``: the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps`` are what it was trained for.
@@ -158,19 +158,19 @@ class Weights:
     vector: FloatVector
 
     @staticmethod
-    def read(path: Path) -> "Weights":
+    def read(path: Path) -> "PolicyWeights":
         """Read them from a checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
         with _naming(path):
             return _weights(path, _read_manifest(path / MANIFEST))
 
 
-def _weights(path: Path, manifest: Mapping[str, Any]) -> Weights:
+def _weights(path: Path, manifest: Mapping[str, Any]) -> PolicyWeights:
     _check(path, manifest, MODEL)
     layout = _read_layout(path / MANIFEST, manifest["layout"])
     model = load_file(path / MODEL)
     vector = np.concatenate([model[name].reshape(-1) for name, _ in layout.tensors])
     counters = dict(manifest["counters"])
-    return Weights(
+    return PolicyWeights(
         layout=layout,
         version=manifest["version"],
         wall_s=float(counters.get("wall_s", 0.0)),
@@ -205,7 +205,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _versions(path: Path, manifest: Mapping[str, Any], weights: Weights) -> tuple[int, ...]:
+def _versions(path: Path, manifest: Mapping[str, Any], weights: PolicyWeights) -> tuple[int, ...]:
     versions = tuple(manifest.get("versions", ()))
     whole = len(versions) == weights.layout.shards and all(type(version) is int for version in versions)
     if versions and not (whole and min(versions) == weights.version):

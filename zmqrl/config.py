@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
-from zmqrl.agent.envs import EnvConfig
-from zmqrl.agent.losses import BA3CConfig, PPOConfig
-from zmqrl.agent.model import NetworkConfig
-from zmqrl.errors import UsageError
-from zmqrl.ps.messages import MAX_WORKERS, Codec
-from zmqrl.ps.optimizer import OptimizerConfig
-from zmqrl.ps.partition import MAX_SHARDS
+from zmqrl.errors import UsageError, require
+from zmqrl.learner.envs import EnvConfig
+from zmqrl.learner.losses import BA3CConfig, PPOConfig
+from zmqrl.learner.networks import NetworkConfig
+from zmqrl.ps.layout import MAX_SHARDS
+from zmqrl.ps.shard.optimizer import OptimizerConfig
+from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,37 @@ class WireConfig:
         """Whether shards at ``addresses`` use CURVE: where any of them leaves its machine, unless that is given up."""
         return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(is_loopback, addresses))))
 
+    def ports(self) -> range | None:
+        """The ports of ``port_range``. Raises UsageError when it is not a range of ports."""
+        if self.port_range is None:
+            return None
+        first, _, last = self.port_range.partition("-")
+        is_range = first.isdigit() and last.isdigit() and 1024 <= int(first) <= int(last) < 65536
+        require(is_range, f"--wire.port-range {self.port_range}: FIRST-LAST within 1024-65535 is required.")
+        return range(int(first), int(last) + 1)
+
+    def check(self) -> None:
+        """Raise UsageError for the first setting that is not valid."""
+        _require_positive("--wire.need-s", self.need_s)
+        self.ports()
+        try:
+            address = ipaddress.IPv4Address(self.address)
+        except ValueError:
+            raise UsageError(f"--wire.address {self.address}: an IPv4 address is required.") from None
+        require(
+            not address.is_unspecified,
+            f"--wire.address {address} would listen on every network: use one address of this machine.",
+        )
+        require(
+            self.tcp or self.address == "127.0.0.1",
+            f"--wire.address {address} is for TCP: add --wire.transport tcp.",
+        )
+        require(self.tcp or not self.curve, "--wire.curve is for TCP: add --wire.transport tcp.")
+        require(
+            not (self.curve and self.insecure_plaintext),
+            "--wire.curve and --wire.insecure-plaintext exclude each other: use one of them.",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
@@ -58,6 +89,11 @@ class CheckpointConfig:
     """Minutes between checkpoints; one is always written at the end."""
     keep: int = 10
     """Newest checkpoints that stay."""
+
+    def check(self) -> None:
+        """Raise UsageError for the first setting that is not valid."""
+        _require_positive("--checkpoint.every-minutes", self.every_minutes)
+        require(self.keep >= 1, f"--checkpoint.keep {self.keep}: at least 1 checkpoint is required.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +107,11 @@ class EvaluationConfig:
     greedy: bool = False
     """Take the most probable action instead of drawing one."""
 
+    def check(self) -> None:
+        """Raise UsageError for the first setting that is not valid."""
+        require(self.episodes >= 1, f"--evaluation.episodes {self.episodes}: at least 1 game is required.")
+        _require_positive("--evaluation.every-minutes", self.every_minutes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingConfig:
@@ -78,6 +119,11 @@ class RecordingConfig:
 
     minutes: tuple[float, ...] = (0.0, 15.0, 30.0)
     """Training minutes at which a game is recorded."""
+
+    def check(self) -> None:
+        """Raise UsageError for the first setting that is not valid."""
+        for minute in self.minutes:
+            require(0 <= minute < math.inf, f"--recording.minutes {minute}: a finite number, 0 or above, is required.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,95 +225,51 @@ class Config:
         return delays
 
     def ports(self) -> range | None:
-        """The ports of ``wire.port_range``. Raises UsageError when it is none, or too small for the shards."""
-        text = self.wire.port_range
-        if text is None:
-            return None
-        first, _, last = text.partition("-")
-        if not (first.isdigit() and last.isdigit() and 1024 <= int(first) <= int(last) < 65536):
-            raise UsageError(f"--wire.port-range {text} is not FIRST-LAST within 1024-65535.")
-        ports = range(int(first), int(last) + 1)
-        if len(ports) < 3 * self.shards:
+        """The ports of ``wire.port_range``. Raises UsageError when they are too few for the shards."""
+        ports = self.wire.ports()
+        if ports is not None and len(ports) < 3 * self.shards:
             raise UsageError(
-                f"--wire.port-range {text} has {len(ports)} ports, but {self.shards} shards need {3 * self.shards}."
+                f"--wire.port-range {self.wire.port_range} has {len(ports)} ports: "
+                f"{self.shards} shards need {3 * self.shards}."
             )
         return ports
 
     def check(self) -> None:
-        """Raise UsageError for the first setting that cannot be."""
+        """Raise UsageError for the first setting that is not valid."""
+        for part in (self.wire, self.checkpoint, self.evaluation, self.recording):
+            part.check()
+        require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
+        require(self.backups >= 0, f"--backups {self.backups}: a number of workers, 0 or above, is required.")
+        require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above {MAX_WORKERS}, the limit.")
+        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: 1 to {MAX_SHARDS} shards are required.")
         k = self.effective_quorum()
-        rules = [
-            (self.workers >= 1, f"--workers {self.workers}: at least 1 worker is needed."),
-            (self.backups >= 0, f"--backups {self.backups} cannot be negative."),
-            (self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}."),
-            (1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: must be between 1 and {MAX_SHARDS}."),
-            (k >= 1, f"--quorum {k}: at least 1 contribution makes an update."),
-            (k <= self.ranks, f"--quorum {k} is above the {self.ranks} workers that there are (N + b)."),
-            (
-                0 <= self.external_workers <= self.ranks,
-                f"--external-workers {self.external_workers}: must be between 0 and the {self.ranks} workers (N + b).",
-            ),
-            (_positive(self.updates), f"--updates {self.updates}: must be above 0 and below 2^53."),
-            (_positive(self.agent_steps), f"--agent-steps {self.agent_steps}: must be above 0 and below 2^53."),
-            (_positive(self.minutes), f"--minutes {self.minutes}: must be above 0 and finite."),
-            (_positive(self.profile), f"--profile {self.profile}: must be above 0 and below 2^53."),
-            (_finite(self.stop_score), f"--stop-score {self.stop_score}: must be a finite number."),
-            (_positive(self.wire.need_s), f"--wire.need-s {self.wire.need_s}: must be above 0 and finite."),
-            (
-                _positive(self.checkpoint.every_minutes),
-                f"--checkpoint.every-minutes {self.checkpoint.every_minutes}: must be above 0 and finite.",
-            ),
-            (self.checkpoint.keep >= 1, f"--checkpoint.keep {self.checkpoint.keep}: at least 1 must stay."),
-            (
-                self.evaluation.episodes >= 1,
-                f"--evaluation.episodes {self.evaluation.episodes}: at least 1 game is needed.",
-            ),
-            (
-                _positive(self.evaluation.every_minutes),
-                f"--evaluation.every-minutes {self.evaluation.every_minutes}: must be above 0 and finite.",
-            ),
-            (
-                all(minute >= 0 and math.isfinite(minute) for minute in self.recording.minutes),
-                f"--recording.minutes {self.recording.minutes}: must be 0 or above, and finite.",
-            ),
-            (0 <= self.seed < 2**32, f"--seed {self.seed}: must be from 0 to below 2^32."),
-            (
-                self.mode == "sync" or (self.backups == 0 and self.quorum is None and not self.consistent),
-                "--mode async uses every contribution by itself: it goes with no --backups, --quorum or --consistent.",
-            ),
-            (
-                not self.consistent or (self.backups == 0 and k == self.workers),
-                f"--consistent needs every contribution: --backups 0 and K = N, not b = {self.backups} and K = {k}.",
-            ),
-            (
-                not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
-                "--consistent cannot be promised with --external-workers or --on-loss shrink.",
-            ),
-            (
-                self.wire.address == "127.0.0.1" or self.wire.tcp,
-                f"--wire.address {self.wire.address} is for TCP: add --wire.transport tcp.",
-            ),
-            (not self.wire.curve or self.wire.tcp, "--wire.curve is for TCP: add --wire.transport tcp."),
-            (
-                not (self.wire.curve and self.wire.insecure_plaintext),
-                "--wire.curve and --wire.insecure-plaintext contradict each other: choose one.",
-            ),
-        ]
-        for holds, sentence in rules:
-            if not holds:
-                raise UsageError(sentence)
-        self._check_address()
+        require(k >= 1, f"--quorum {k}: at least 1 contribution is required.")
+        require(k <= self.ranks, f"--quorum {k} is above the number of workers, {self.ranks} (N + b).")
+        require(
+            0 <= self.external_workers <= self.ranks,
+            f"--external-workers {self.external_workers}: 0 to {self.ranks} (N + b) are possible.",
+        )
+        _require_positive("--updates", self.updates)
+        _require_positive("--agent-steps", self.agent_steps)
+        _require_positive("--minutes", self.minutes)
+        _require_positive("--profile", self.profile)
+        score = self.stop_score
+        require(score is None or math.isfinite(score), f"--stop-score {score}: a finite number is required.")
+        require(0 <= self.seed < 2**32, f"--seed {self.seed}: a number from 0 to below 2^32 is required.")
+        require(
+            self.mode == "sync" or (self.backups == 0 and self.quorum is None and not self.consistent),
+            "--mode async applies every contribution alone: remove --backups, --quorum and --consistent.",
+        )
+        require(
+            not self.consistent or (self.backups == 0 and k == self.workers),
+            f"--consistent needs every contribution: --backups 0 and K = N, not b = {self.backups} and K = {k}.",
+        )
+        require(
+            not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
+            "--consistent cannot be combined with --external-workers or --on-loss shrink.",
+        )
         self.straggle_s()
         self.ports()
-
-    def _check_address(self) -> None:
-        address = self.wire.address
-        try:
-            wildcard = ipaddress.IPv4Address(address).is_unspecified
-        except ValueError:
-            raise UsageError(f"--wire.address {address} is no IPv4 address.") from None
-        if wildcard:
-            raise UsageError(f"--wire.address {address} would listen on every network: name one of this machine's own.")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""
@@ -305,12 +307,10 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def _finite(value: float | None) -> bool:
-    return value is None or math.isfinite(value)
-
-
-def _positive(value: float | None) -> bool:
-    return value is None or 0 < value < (2**53 if isinstance(value, int) else math.inf)
+def _require_positive(option: str, value: float | None) -> None:
+    if value is not None:
+        limit, words = (2**53, "below 2^53") if isinstance(value, int) else (math.inf, "finite")
+        require(0 < value < limit, f"{option} {value}: a number above 0 and {words} is required.")
 
 
 def _build(cls: type[Any], data: object, path: str) -> Any:

@@ -26,6 +26,12 @@ class UnwritableError(ClusterError):
     """A file of the run cannot be written. Trying again does not help."""
 
 
+def require(holds: bool, sentence: str) -> None:
+    """Raise UsageError with ``sentence`` unless the condition ``holds``."""
+    if not holds:
+        raise UsageError(sentence)
+
+
 _REMEDIES = {
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",

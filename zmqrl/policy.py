@@ -8,12 +8,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from zmqrl.agent.envs import EnvSpec, describe_env
-from zmqrl.agent.model import make_model
-from zmqrl.agent.plugin import logits_of
-from zmqrl.checkpoint import Weights, checkpoints, name_of, newest
+from zmqrl.checkpoint import PolicyWeights, checkpoints, name_of, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
+from zmqrl.learner.envs import EnvSpec, describe_env
+from zmqrl.learner.networks import make_model
+from zmqrl.learner.plugin import logits_of
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.rundir import RunDirectory
 
@@ -112,13 +112,13 @@ def _is_own(config: Config) -> bool:
     return ":" in config.model
 
 
-def _weights(root: Path, version: int | None) -> Weights:
+def _weights(root: Path, version: int | None) -> PolicyWeights:
     """Those of the checkpoint of ``version`` under ``root``, of the newest one for None."""
 
     def advice(whole: Path, _: object) -> str:
         return f"Checkpoint {whole.stem} is whole: choose it by --checkpoint {int(whole.stem[1:])}."
 
-    if version is None and (weights := newest(root, Weights.read, advice)) is not None:
+    if version is None and (weights := newest(root, PolicyWeights.read, advice)) is not None:
         return weights
     found = {path.stem: path for path in checkpoints(root)}
     if not found:
@@ -126,7 +126,7 @@ def _weights(root: Path, version: int | None) -> Weights:
     assert version is not None
     if name_of(version) not in found:
         raise UsageError(f"there is no checkpoint of version {version} in {root}: there are {', '.join(found)}.")
-    return Weights.read(found[name_of(version)])
+    return PolicyWeights.read(found[name_of(version)])
 
 
 def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from zmqrl.agent.envs import EnvConfig
-from zmqrl.agent.losses import BA3CConfig, PPOConfig
-from zmqrl.agent.model import NetworkConfig
 from zmqrl.config import Config
-from zmqrl.ps.optimizer import OptimizerConfig
+from zmqrl.learner.envs import EnvConfig
+from zmqrl.learner.losses import BA3CConfig, PPOConfig
+from zmqrl.learner.networks import NetworkConfig
+from zmqrl.ps.shard.optimizer import OptimizerConfig
 
 
 def breakout() -> Config:

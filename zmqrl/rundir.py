@@ -8,9 +8,10 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zmqrl.errors import UsageError, naming, refusal
+from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
 OF_SHARDS = ("history", "state")
@@ -39,13 +40,13 @@ class RunDirectory:
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
     summary = property(lambda self: self.path / "summary.json")
 
-    def log(self, name: str) -> Path:
-        """The log of the process ``name``, such as ``worker-3``."""
-        return self.path / "logs" / f"{name}.log"
+    def log(self, process: ProcessId | Literal["supervisor"]) -> Path:
+        """The log of a process."""
+        return self.path / "logs" / f"{process}.log"
 
-    def trace_of(self, name: str) -> Path:
-        """The trace of one process, before they are merged."""
-        return Path(self.traces / f"{name}.json")
+    def trace_of(self, process: ProcessId) -> Path:
+        """The trace of one process, before all are merged."""
+        return Path(self.traces / f"{process}.json")
 
     def history(self, shard: int) -> Path:
         """The history of a shard."""

@@ -1,34 +1,39 @@
-"""A network and a loss of your own. From this directory:
+"""A network and a loss of your own. Run from this directory:
 
 zmqrl train cartpole --algo ba3c --ba3c.rollout-steps 32 --model own_learner:model --loss own_learner:loss
 """
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.functional import smooth_l1_loss
 
+from zmqrl.learner.losses import BA3CConfig, Batch
+
 
 class TwoHeads(nn.Module):
-    """One layer that actor and critic share."""
+    """Actor and critic share one layer."""
 
-    def __init__(self, inputs, num_actions):
+    def __init__(self, inputs: int, num_actions: int) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(inputs, 128), nn.ReLU())
         self.actor, self.critic = nn.Linear(128, num_actions), nn.Linear(128, 1)
 
-    def forward(self, observations):
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, A) and values (B,)."""
         features = self.body(observations)
         return self.actor(features), self.critic(features).squeeze(-1)
 
 
-def model(observation_shape, num_actions):
-    """Called once in each process."""
-    return TwoHeads(*observation_shape, num_actions)
+def model(observation_shape: tuple[int, ...], num_actions: int) -> nn.Module:
+    """Make the network. zmqrl calls this once in each process."""
+    (inputs,) = observation_shape
+    return TwoHeads(inputs, num_actions)
 
 
-def loss(logits, values, batch, config, entropy_coefficient):
-    """Actor-critic, with Huber's loss for the critic: a scalar, and scalars to report."""
+def loss(
+    logits: Tensor, values: Tensor, batch: Batch, config: BA3CConfig, entropy_coefficient: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Actor-critic with Huber's loss for the critic. Returns the loss and the scalars to report."""
     policy = Categorical(logits=logits)
     policy_loss = -(policy.log_prob(batch.actions) * batch.advantages).mean()
     value_loss = smooth_l1_loss(values, batch.returns)

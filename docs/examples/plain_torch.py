@@ -1,9 +1,9 @@
-"""The parameter server without the rest: two processes fit a sine with a plain torch model.
+"""The parameter server on its own: two processes fit a sine with a plain torch model.
 
     python docs/examples/plain_torch.py
 
-Each worker computes the gradient of its own batch on the weights it pulled; the shards average two of them and take
-the optimizer step. A batch depends on the worker's rank and on the version only, so that every run ends the same.
+Each worker computes the gradient of its own batch on the weights that it pulled. The shards average the two gradients
+and step the optimizer. A batch depends only on the rank and the version, so every run gives the same result.
 """
 
 import multiprocessing
@@ -11,18 +11,14 @@ import multiprocessing
 import torch
 from torch import nn
 
-from zmqrl.ps.cluster_file import Cluster
-from zmqrl.ps.connection import Connection
-from zmqrl.ps.flat import FlatParameters
-from zmqrl.ps.optimizer import OptimizerConfig
-from zmqrl.ps.standalone import standalone_shards
+from zmqrl.ps import Cluster, Connection, FlatParameters, OptimizerConfig, standalone_shards
 
 UPDATES = 500
 WORKERS = 2
 
 
 def make_model() -> nn.Module:
-    """Any module will do."""
+    """Any torch module works."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 1))
 

@@ -1,6 +1,6 @@
 """Play one game with a trained policy, in the environment of its run: play_policy.py RUN [SEED]
 
-It is the game that `zmqrl eval` plays for this seed.
+`zmqrl eval` plays the same game for this seed.
 """
 
 import sys
@@ -8,18 +8,19 @@ import sys
 import numpy as np
 
 import zmqrl
-from zmqrl.agent.envs import make_envs
-from zmqrl.game import ACTIONS, whole_game_config
+from zmqrl.commands.measure.play import ACTIONS, whole_game_config
+from zmqrl.learner.envs import Game, make_envs
 
 policy = zmqrl.load_policy(sys.argv[1])
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 
-# One game with the frame skip, the colours and all other settings of the run, but whole and with its true rewards.
+# The settings of the run (frame skip, colours and so on), but a whole game with its true rewards.
 envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
 rng = np.random.default_rng((seed, ACTIONS))
-observations, games = envs.reset(seed), []
+observations = envs.reset(seed)
+games: list[Game] = []
 while not games:
-    step = envs.step(policy.act(observations, rng))
+    step = envs.step(np.atleast_1d(policy.act(observations, rng)))
     observations, games = step.observations, step.games
 envs.close()
 print(f"{policy.env_id}, version {policy.version}: score {games[0].score:g} in {games[0].agent_steps} steps")

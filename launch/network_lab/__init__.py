@@ -1,1 +1,1 @@
-"""What `launch/netlab` does; standard library only."""
+"""The code of `launch/netlab`. Standard library only."""

@@ -1,6 +1,6 @@
-"""Making a lab, and taking one down.
+"""Make a lab and take it down.
 
-All that a lab is made of carries its name, so whatever a killed `netlab up` left is found without any record of it.
+Every part of a lab carries its name. So `netlab down` finds what a killed `netlab up` left, without any record.
 """
 
 import ipaddress
@@ -32,9 +32,9 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def bring_up(lab: Lab) -> None:
-    """Makes a lab. Whatever stops it on the way, short of `kill -9`, also takes down what there is by then.
+    """Makes a lab. If anything but `kill -9` stops it, it takes down what it has made so far.
 
-    Raises `Refusal` where the directory, the name or the addresses are taken, `Failure` where a step does not work.
+    Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step does not work.
     """
     refuse_what_is_taken(lab)
     for number in STOPPING:
@@ -73,8 +73,9 @@ def refuse_what_is_taken(lab: Lab) -> None:
 
 
 def shared_directories(asked: list[str]) -> list[str]:
-    """What lies where hosts have directories of their own and is to be seen there all the same: the checkout, Python,
-    and what was asked for. Raises `Refusal` for what cannot be shared.
+    """The checkout, Python and the directories `asked` for, if a host's own directories would hide them.
+
+    Raises `Refusal` for a directory that cannot be shared.
     """
     paths = {os.path.realpath(path) for path in asked}
     for path in paths:
@@ -89,7 +90,7 @@ def shared_directories(asked: list[str]) -> list[str]:
 
 
 def write_ssh_files(lab: Lab) -> None:
-    """A key for the user and one for each host, and what makes them know each other."""
+    """Writes a key for the user, one for each host, and the files by which they know each other."""
     for host in lab.hosts:
         lab.path(host).mkdir()
     for key in ("id_ed25519", *(f"{host}/host_key" for host in lab.hosts)):
@@ -113,7 +114,7 @@ def write_ssh_files(lab: Lab) -> None:
     for name, text in (("hosts", hosts), ("known_hosts", known), ("ssh_config", config)):
         lab.path(name).write_text(text)
         lab.path(name).chmod(0o600)
-    # Who made the lab with sudo logs in without.
+    # A user who made the lab with sudo can log in without it.
     if user := os.environ.get("SUDO_UID"):
         for name in (".", "id_ed25519", "known_hosts", "ssh_config"):
             os.chown(lab.path(name), int(user), -1)
@@ -172,16 +173,16 @@ def has_ssh(address: str) -> bool:
 
 
 def take_down(name: str | None, directory: str) -> None:
-    """Ends and removes what there is of a lab of this name, and of its directory; raises `Failure` if it cannot."""
+    """Ends and removes a lab of this name, or what is left of it, and its directory. Raises `Failure` if it cannot."""
     if name:
         spaces = namespaces(name)
         end_processes(spaces)
-        # A namespace's own links go some time after it, and then the next lab would find this one.
+        # A namespace's links disappear some time after it. Until then they would be in the way of the next lab.
         run("ip", "link", "delete", f"{name}-net", check=False)
         for netns in spaces:
             run("ip", "netns", "delete", netns)
     path = Path(directory)
-    # The state is the first file of a lab, and empty if `netlab up` was killed right then.
+    # The state is the first file of a lab. It is empty if `netlab up` was killed while writing it.
     if (path / "state.json").exists():
         shutil.rmtree(path)
     elif path.is_dir() and not any(path.iterdir()):
@@ -189,14 +190,15 @@ def take_down(name: str | None, directory: str) -> None:
 
 
 def namespaces(name: str) -> list[str]:
-    """The network namespaces that exist of a lab of this name."""
+    """The existing network namespaces of a lab of this name."""
     listed = [line.split()[0] for line in run("ip", "netns", "list").stdout.splitlines()]
     return [netns for netns in listed if re.fullmatch(rf"{name}(-h\d)?", netns)]
 
 
 def end_processes(spaces: list[str]) -> None:
-    """Kills what runs in these network namespaces. With the first process of a host the kernel ends all others of that
-    host, wherever they have gone.
+    """Kills the processes in these network namespaces.
+
+    When the first process of a host ends, the kernel ends all others of that host, whatever namespace they moved to.
     """
     deadline = time.monotonic() + DOWN_WITHIN_S
     while pids := {int(pid) for netns in spaces for pid in run("ip", "netns", "pids", netns).stdout.split()}:
@@ -210,7 +212,7 @@ def end_processes(spaces: list[str]) -> None:
             except ProcessLookupError:
                 continue
             handles.append(handle)
-            # Before there was a handle the number may have gone to a stranger, from now on it cannot.
+            # The pid may have been reused before we had a handle, but not from now on.
             if any(is_in(pid, netns) for netns in spaces):
                 ends.register(handle, select.POLLIN)
                 signal.pidfd_send_signal(handle, signal.SIGKILL)

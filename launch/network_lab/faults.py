@@ -1,4 +1,4 @@
-"""Faults of a host's network, and what of them the kernel has at present."""
+"""Make faults in a host's network, undo them, and read from the kernel which there are."""
 
 import json
 import re
@@ -12,19 +12,19 @@ UNITS = {1e9: "gbit", 1e6: "mbit", 1e3: "kbit", 1: "bit"}
 
 
 def set_link(lab: Lab, host: str, state: str) -> None:
-    """Pulls the cable (`down`) or plugs it in again (`up`): at the switch, so that the host loses the carrier only."""
+    """Pulls the cable (`down`) or plugs it in again (`up`), at the switch: the host only loses the carrier."""
     first_process(lab, host)
     ip(f"link set {host} {state}", netns=lab.name)
 
 
 def set_blackhole(lab: Lab, host: str, on: bool) -> None:
-    """Drops every packet from and to a host, without a word to the sender."""
+    """Drops every packet from and to a host. Senders are not told."""
     set_rules(lab, host, on, (*TO_HOST, "-j", "DROP"), (*FROM_HOST, "-j", "DROP"))
 
 
 def set_reset(lab: Lab, host: str, on: bool) -> None:
     """Answers every TCP packet from and to a host with a reset."""
-    # The resets that the first rule answers with have to pass the second.
+    # The second rule must let the resets of the first one pass.
     but_resets = ("!", "--tcp-flags", "RST", "RST")
     set_rules(lab, host, on, (*TO_HOST, "-p", "tcp", *RESET), (*FROM_HOST, "-p", "tcp", *but_resets, *RESET))
 
@@ -44,14 +44,14 @@ def set_rules(lab: Lab, host: str, on: bool, *rules: tuple[str, ...]) -> None:
 
 
 def set_rate(lab: Lab, host: str, rate: str | None) -> None:
-    """Limits what a host sends and what it is sent, each to this rate."""
+    """Limits what a host sends and what it receives, each to this rate."""
     shape(lab, host, rate, shaped(lab, host)[1])
 
 
 def set_delay(lab: Lab, host: str, delay: str | None) -> None:
-    """Delays what a host sends and what it is sent; raises `Refusal` if the kernel cannot."""
+    """Delays what a host sends and what it receives. Raises `Refusal` if the kernel cannot."""
     if delay:
-        # Tried where nothing passes: what the kernel does not have must not cost the limit that is there.
+        # Try it on an idle device first: if it fails, the present limit of the host stays.
         if run("tc", "-n", lab.name, "qdisc", "add", "dev", "lo", "root", "netem", check=False).returncode:
             raise Refusal("this kernel has no netem, so it cannot delay packets")
         run("tc", "-n", lab.name, "qdisc", "delete", "dev", "lo", "root")
@@ -59,7 +59,7 @@ def set_delay(lab: Lab, host: str, delay: str | None) -> None:
 
 
 def shape(lab: Lab, host: str, rate: str | None, delay: str | None) -> None:
-    # A queue discipline acts on what a device sends, so both ends of the cable have one.
+    # A queue discipline acts on what a device sends, so each end of the cable needs one.
     for netns, device in ((lab.netns(host), "eth0"), (lab.name, host)):
         run("tc", "-n", netns, "qdisc", "delete", "dev", device, "root", check=False)
         add, parent = ("tc", "-n", netns, "qdisc", "add", "dev", device), ["root"]
@@ -67,7 +67,7 @@ def shape(lab: Lab, host: str, rate: str | None, delay: str | None) -> None:
             run(*add, *parent, "handle", "1:", "netem", "delay", delay, "limit", "20000")
             parent = ["parent", "1:1"]
         if rate:
-            # The burst holds a packet as big as the kernel makes them.
+            # The burst must hold the largest packet that the kernel makes.
             run(*add, *parent, "handle", "2:", "tbf", "rate", rate, "burst", "64kb", "latency", "50ms")
 
 
@@ -81,7 +81,7 @@ def shaped(lab: Lab, host: str) -> tuple[str | None, str | None]:
             size = next(size for size in UNITS if bits >= size)
             rate = f"{bits / size:g}{UNITS[size]}"
         if qdisc["kind"] == "netem":
-            # The kernel counts in ticks, so that 150us may come back as 149.
+            # The kernel counts in ticks, so 150us may come back as 149.
             delay = f"{round(1000 * qdisc['options']['delay']['delay'], 2):g}ms"
     return rate, delay
 

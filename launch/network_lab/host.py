@@ -1,8 +1,8 @@
-"""The first process of a host of the network lab. `netlab up` starts it in namespaces of its own:
+"""The first process of a host of the network lab. `netlab up` starts it in its own namespaces:
 
     python host.py DIR HOST ADDRESS [SHARED ...]
 
-It gives the host directories and a name of its own, starts its SSH server, and then only sleeps.
+It gives the host its own directories and name, starts its SSH server, and then sleeps.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 HOME = pwd.getpwuid(0).pw_dir
-# What a host has of its own, and its mode.
+# The directories that each host has for itself, and their modes.
 OWN = {HOME: "0700", "/tmp": "1777", "/dev/shm": "1777", "/run": "0755"}
 OWN = {os.path.realpath(path): mode for path, mode in OWN.items()}
 FILES = Path("/run/netlab")
@@ -43,16 +43,16 @@ def is_a_host() -> bool:
 def main() -> NoReturn:
     lab, host, address, *shared = sys.argv[1:]
     os.umask(0o022)
-    # /proc is still the machine's, so this is the number that the machine knows this process by.
+    # /proc is still the machine's, so this is the machine's pid of this process.
     Path(lab, host, "pid").write_text(Path("/proc/self").readlink().name)
     files = host_files(Path(lab), host, address)
-    # Own directories may cover shared ones, which then are still reached through these.
+    # The host's own directories may hide shared ones, which can still be reached through these descriptors.
     doors = {path: os.open(path, os.O_PATH) for path in shared}
     mount("proc", "/proc", "proc")
     for own, mode in OWN.items():
         mount("tmpfs", own, "tmpfs", options=f"mode={mode}")
     Path("/run/sshd").mkdir()
-    # Before there is anything shared, so that none of it is written there.
+    # Write these files before shared directories are mounted, so that none of them ends up there.
     for file, (permissions, text) in files.items():
         file.parent.mkdir(mode=0o700, exist_ok=True)
         file.touch(permissions)
@@ -66,13 +66,13 @@ def main() -> NoReturn:
     socket.sethostname(host)
     os.chdir("/")
     subprocess.Popen([str(shutil.which("sshd")), "-D", "-e", "-f", str(FILES / "sshd_config")])
-    # Ignored here, the kernel itself clears away the orphans that this process inherits.
+    # With SIGCHLD ignored, the kernel reaps the orphans that this process inherits.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.execvp("sleep", ["sleep", "infinity"])
 
 
 def host_files(lab: Path, host: str, address: str) -> dict[Path, tuple[int, str]]:
-    """What a host has of its own, with modes, read from the lab's directory before that is covered."""
+    """The host's own files with their modes, read from the lab's directory before that is hidden."""
     ssh = Path(HOME, ".ssh")
     key = lab / "id_ed25519"
     return {
@@ -83,7 +83,7 @@ def host_files(lab: Path, host: str, address: str) -> dict[Path, tuple[int, str]
         FILES / "host_key": (0o600, (lab / host / "host_key").read_text()),
         FILES / "sshd_config": (0o600, f"ListenAddress {address}\n{SSHD_CONFIG}"),
         FILES / "hosts": (0o644, (lab / "hosts").read_text()),
-        # Without PAM, sshd lets nobody into an account that is locked, as root's is on Ubuntu.
+        # Without PAM, sshd refuses logins to a locked account, and root's is locked on Ubuntu.
         FILES / "shadow": (0o600, re.sub(r"(?m)^root:!", "root:*", Path("/etc/shadow").read_text())),
     }
 

@@ -1,4 +1,4 @@
-"""A lab and its hosts, as they are: the kernel is asked, nothing is remembered."""
+"""A lab and its hosts. Their state is read from the kernel and never remembered."""
 
 import json
 import shlex
@@ -10,19 +10,19 @@ from typing import Any
 
 
 class Refusal(Exception):
-    """What was asked for cannot be done, and nothing was changed."""
+    """The request is impossible. Nothing was changed."""
 
 
 class Failure(Exception):
-    """It should have worked."""
+    """A step failed that should have worked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
-    """What `netlab up` was asked for; `state.json` in the lab's directory holds it.
+    """The options of `netlab up`, which `state.json` in the lab's directory holds.
 
-    The switch is a network namespace of its own, named as the lab is, with a port named as each host is. So no packet
-    filter of the machine, such as Docker's, sees what passes between the hosts.
+    The switch is a network namespace with the name of the lab and one port per host, which has the host's name. So no
+    packet filter of the machine, such as Docker's, sees traffic between the hosts.
     """
 
     directory: str
@@ -34,7 +34,7 @@ class Lab:
 
     @property
     def cable(self) -> str:
-        """The machine's own end of its cable to the switch."""
+        """The machine's end of its cable to the switch."""
         return f"{self.name}-net"
 
     def netns(self, host: str) -> str:
@@ -48,7 +48,7 @@ class Lab:
 
 
 def run(*command: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a program; raises `Failure` with what it said last, unless `check` is off."""
+    """Runs a program. Raises `Failure` with the end of its output, unless `check` is off."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     if check and done.returncode:
         raise Failure(f"`{shlex.join(command)}` failed: {' '.join(done.stderr.split())[-300:]}")
@@ -56,15 +56,15 @@ def run(*command: str, stdin: str = "", check: bool = True) -> subprocess.Comple
 
 
 def ip(*lines: str, netns: str = "") -> None:
-    """Runs lines of the program `ip`, all in one process."""
+    """Runs commands of the program `ip` in one process."""
     run("ip", *(("-n", netns) if netns else ()), "-batch", "-", stdin="\n".join(lines))
 
 
 def read_lab(directory: str) -> Lab | None:
-    """The lab in a directory, or None if there is none, or not even its state was written."""
+    """The lab in a directory, or None if there is no lab or its state was not written."""
     state = Path(directory, "state.json")
     try:
-        # Anyone can make a directory in /tmp that looks like a lab's; root is not to act on what it says.
+        # Anyone can make a directory in /tmp that looks like a lab's. Root must not trust it.
         return Lab(**json.loads(state.read_text())) if state.stat().st_uid == 0 else None
     except (OSError, ValueError, TypeError):
         return None
@@ -90,8 +90,8 @@ def first_process(lab: Lab, host: str) -> int:
 
 
 def processes(lab: Lab, host: str) -> Iterator[dict[str, Any]]:
-    """What runs on a host, by the host's own pids, but its first process and those of its SSH server."""
-    # The host's /proc also has processes in namespaces that it made itself.
+    """The processes on a host, with the host's own pids, except its first process and its SSH server's."""
+    # The host's /proc also has processes in namespaces that the host made itself.
     proc = Path(f"/proc/{first_process(lab, host)}/root/proc")
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()):
         try:

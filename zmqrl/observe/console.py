@@ -1,4 +1,4 @@
-"""The live view of a run: a panel on a terminal, a line every ten seconds anywhere else."""
+"""The console of a run: a live panel on a terminal, a line every ten seconds anywhere else."""
 
 import contextlib
 import os
@@ -41,11 +41,11 @@ _LEARNING = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """What there is to show: the newest row of ``metrics.jsonl`` and what only the command knows.
+class LiveFigures:
+    """What the console shows: the newest row of ``metrics.jsonl`` and what only the command knows.
 
-    ``frames_per_agent_step`` is 4 for most runs of Atari games; ``left_s`` are the seconds until the run ends, if it
-    has an end.
+    ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if it
+    has no end.
     """
 
     title: str
@@ -55,16 +55,16 @@ class View:
 
 
 class Console(Protocol):
-    """Where a run is watched. A viewer that goes away (a closed pipe or terminal) is no error: it just ends."""
+    """Where a run is watched. A pipe or terminal that closes is not an error: the console just ends."""
 
-    def update(self, view: View) -> None:
-        """Show ``view``, now or with a later one. Call it as often as there is something new."""
+    def update(self, figures: LiveFigures) -> None:
+        """Show ``figures``, now or with later ones. Call it whenever there is something new."""
 
     def notice(self, text: str) -> None:
-        """Tell at once that something happened: a worker died and was restarted, a checkpoint was written."""
+        """Show at once that something happened: a worker died and was restarted, a checkpoint was written."""
 
     def close(self) -> None:
-        """Show the last view and leave the terminal as it was. May be called twice."""
+        """Show the last figures and leave the terminal as it was. A second call does nothing."""
 
 
 class LoggedConsole:
@@ -75,8 +75,8 @@ class LoggedConsole:
         self._console = console
         self._file = path.open("ab", buffering=0)
 
-    def update(self, view: View) -> None:
-        self._console.update(view)
+    def update(self, figures: LiveFigures) -> None:
+        self._console.update(figures)
 
     def notice(self, text: str) -> None:
         self.log(text)
@@ -113,24 +113,24 @@ class PlainConsole:
         self._stream = stream
         self._clock = clock
         self._row: dict[str, Any] = {}
-        self._unwritten: View | None = None
+        self._unwritten: LiveFigures | None = None
         self._due_s = -float("inf")
         self._gone = False
 
-    def update(self, view: View) -> None:
-        self._row |= _told(view.row)
-        self._unwritten = view
+    def update(self, figures: LiveFigures) -> None:
+        self._row |= _told(figures.row)
+        self._unwritten = figures
         if self._clock() >= self._due_s:
             self._due_s = self._clock() + LINE_S
-            self._write_view()
+            self._write_figures()
 
     def notice(self, text: str) -> None:
         self._write(printable(text))
 
     def close(self) -> None:
-        self._write_view()
+        self._write_figures()
 
-    def _write_view(self) -> None:
+    def _write_figures(self) -> None:
         if self._unwritten is not None:
             self._write("; ".join(f"{label} {text}" for label, text in _facts(self._unwritten, self._row)))
             self._unwritten = None
@@ -170,14 +170,14 @@ class LiveConsole:
             redirect_stderr=sys.stderr.isatty(),
         )
         self._row: dict[str, Any] = {}
-        self._view: View | None = None
+        self._figures: LiveFigures | None = None
         self._notices: deque[str] = deque(maxlen=NOTICES_SHOWN)
         self._due_s = -float("inf")
         self._over = False
 
-    def update(self, view: View) -> None:
-        self._row |= _told(view.row)
-        self._view = view
+    def update(self, figures: LiveFigures) -> None:
+        self._row |= _told(figures.row)
+        self._figures = figures
         if self._clock() >= self._due_s and self._is_idle():
             self._draw()
 
@@ -187,7 +187,7 @@ class LiveConsole:
             self._draw()
 
     def close(self) -> None:
-        if self._live.is_started or self._view is not None:
+        if self._live.is_started or self._figures is not None:
             self._draw()
         self._stop()
 
@@ -210,13 +210,13 @@ class LiveConsole:
         facts = Table.grid(padding=(0, 2, 0, 0))
         facts.add_column(style="dim", no_wrap=True)
         facts.add_column(overflow="fold")
-        if self._view is not None:
-            for label, text in _facts(self._view, self._row):
+        if self._figures is not None:
+            for label, text in _facts(self._figures, self._row):
                 facts.add_row(label, Text(text, style="bold" if label == "score" else ""))
         notices = [Text(notice, style="yellow", overflow="fold") for notice in self._notices]
         return Panel(
             Group(facts, Rule(style="dim"), *notices) if notices else facts,
-            title=Text(printable(self._view.title)) if self._view is not None else "zmqrl",
+            title=Text(printable(self._figures.title)) if self._figures is not None else "zmqrl",
             title_align="left",
             box=box.ROUNDED,
             border_style="dim",
@@ -226,16 +226,16 @@ class LiveConsole:
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What is null in a row was not told since the last one: the view keeps showing what was."""
+    """The figures that ``row`` knows. Of the others, the console keeps showing the last known ones."""
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _facts(view: View, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(figures: LiveFigures, row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """``(label, text)`` in the order of showing. What the run does not know yet is left out or a dash."""
-    left = "" if view.left_s is None else f", {_duration(view.left_s)} left"
+    left = "" if figures.left_s is None else f", {_duration(figures.left_s)} left"
     facts = [
         ("time", _duration(row.get("wall_s", 0.0)) + left),
-        ("speed", _speed(row, view.frames_per_agent_step)),
+        ("speed", _speed(row, figures.frames_per_agent_step)),
         ("updates", f"{row.get('version', 0):,}, {_number(row.get('updates_per_s'))}/s"),
         ("score", _score(row)),
         ("workers", _workers(row)),

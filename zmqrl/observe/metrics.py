@@ -1,13 +1,9 @@
 """What the supervisor knows of a run: worker reports and shard statistics in, rows of ``metrics.jsonl`` out."""
 
-import errno
-import json
 import math
-import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self, TypedDict
 
 from zmqrl.observe.reports import WorkerReport
@@ -19,7 +15,6 @@ OUTCOMES = (*SHARD_OUTCOMES, "skipped")
 # What a row always has, null when no worker has told it since the last one; a worker may report more.
 LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
-APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
 INCARNATIONS_KEPT = 16  # of a rank: an honest one has one process, or two while it is being replaced
@@ -319,78 +314,3 @@ def _rate(amount: float, seconds: float) -> float | None:
 def _by_rank(figures: Mapping[int, float]) -> dict[str, float]:
     """JSON knows only names as keys."""
     return {str(rank): figure for rank, figure in sorted(figures.items())}
-
-
-class JsonLines:
-    """A file of one JSON object per line, appended to. A line is one write: a reader finds it whole or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        """Open or make ``path``. A line that an earlier process left unfinished is cut off. Raises OSError."""
-        self.path, self._failing = path, False
-        self._descriptor = os.open(path, APPENDING, 0o644)
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append ``record``; what is not finite in it is written as null. Raises OSError, and leaves no part of it."""
-        line = json.dumps(_nulled(record), allow_nan=False).encode() + b"\n"
-        written = os.write(self._descriptor, line)
-        if written < len(line):
-            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-        """Append ``record``; tell by ``notice`` when that begins to fail."""
-        try:
-            self.write(record)
-            self._failing = False
-        except OSError as error:
-            if not self._failing:
-                notice(f"{self.path} misses lines from here on: {error.strerror}")
-            self._failing = True
-
-    def rewind(self, version: int, generation: int) -> None:
-        """Keep the rows up to ``version``, whose versions only grow. The others go to a file of their own.
-
-        Raises OSError, and leaves the file as it was.
-        """
-        kept: list[tuple[int, bytes]] = []
-        undone: list[bytes] = []
-        for raw in self.path.read_bytes().splitlines(keepends=True):
-            at = _version_in(raw)
-            while kept and at is not None and kept[-1][0] >= at:  # a later sitting went back behind it
-                undone.append(kept.pop()[1])
-            if at is not None and at <= version:
-                kept.append((at, raw))
-            else:
-                undone.append(raw)
-        if not undone:
-            return
-        with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab") as file:
-            file.writelines(undone)
-        shorter = self.path.with_name(f".{self.path.name}.shorter")
-        shorter.write_bytes(b"".join(raw for _, raw in kept))
-        shorter.replace(self.path)
-        outdated, self._descriptor = self._descriptor, os.open(self.path, APPENDING, 0o644)
-        os.close(outdated)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def _version_in(raw: bytes) -> int | None:
-    try:
-        return int(json.loads(raw)["version"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-
-
-def _nulled(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _nulled(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nulled(item) for item in value]
-    return value

@@ -1,4 +1,4 @@
-"""What a worker must know to join a run: the contents of ``cluster.json``."""
+"""The contents of ``cluster.json``: everything that a worker needs to join a run."""
 
 import json
 from collections.abc import Mapping
@@ -7,51 +7,54 @@ from pathlib import Path
 from typing import Any
 
 from zmqrl.errors import UsageError
-from zmqrl.ps import messages as m
-from zmqrl.ps.partition import Layout
-from zmqrl.ps.security import ClientKeys
-from zmqrl.ps.sockets import ROLES, Role
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.keys import ClientKeys
+from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What a worker must know to join: the contents of ``cluster.json``."""
+    """Everything that a worker needs to join a run."""
 
     run: str
     layout: Layout
     codec: m.Codec
-    endpoints: tuple[dict[Role, str], ...]
+    endpoints: tuple[dict[SocketRole, str], ...]
     open_ranks: tuple[int, ...] = ()
     asynchronous: bool = False
     key_files: Mapping[int, str] | None = None
-    """Where CURVE is on: the file with the keys of each open rank, beside ``cluster.json``."""
+    """With CURVE: the key file of each open rank, in the directory of ``cluster.json``."""
     keys: ClientKeys | None = None
-    """This worker's own, which it needs where CURVE is on."""
+    """With CURVE: the keys of this worker."""
 
     @classmethod
     def read(cls, path: Path) -> "Cluster":
-        """Read ``cluster.json``. Raises UsageError when it is missing or no such file."""
+        """Read ``cluster.json``. Raises UsageError when it is missing or is not a cluster file."""
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}; it exists only while the run lives.") from error
+            raise UsageError(f"cannot read {path}: {error.strerror}. It exists only while the run is alive.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path} is no cluster file: {error!r}.") from error
+            raise UsageError(f"{path} is not a cluster file: {error!r}.") from error
 
     @classmethod
     def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
-        """From the parsed file; what only people and tools read is ignored. ``keys`` do not stand there.
+        """Build from the parsed file. ``keys`` are not part of the file. Unknown fields are ignored.
 
-        Raises UsageError for another version of the protocol.
+        Raises UsageError when the run uses another version of the protocol.
         """
         if data["protocol"] != m.PROTOCOL:
-            raise UsageError(f"the run speaks {data['protocol']!r}, not {m.PROTOCOL!r}: join with the zmqrl it has.")
+            raise UsageError(
+                f"the run speaks {data['protocol']!r}, but this zmqrl speaks {m.PROTOCOL!r}: "
+                "join with the version of zmqrl that started the run."
+            )
         files, open_ranks = data.get("keys"), tuple(data.get("open_ranks", ()))
         return cls(
             run=data["run"],
             layout=Layout.from_json(data["layout"]),
             codec=data["codec"],
-            endpoints=tuple({role: shard[role] for role in ROLES} for shard in data["shards"]),
+            endpoints=tuple({role: shard[role] for role in SOCKET_ROLES} for shard in data["shards"]),
             open_ranks=open_ranks,
             asynchronous=data.get("mode") == "async",
             key_files=None if files is None else {rank: files[str(rank)] for rank in open_ranks},

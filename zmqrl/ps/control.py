@@ -9,28 +9,35 @@ from typing import TypeVar
 import zmq
 
 from zmqrl.errors import ClusterError
-from zmqrl.ps import framing
-from zmqrl.ps import messages as m
-from zmqrl.ps.security import ClientKeys
-from zmqrl.ps.sockets import new_context, new_socket
+from zmqrl.ps.wire import framing
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.keys import ClientKeys
+from zmqrl.ps.wire.sockets import new_context, new_socket
 
 T = TypeVar("T")
-Arrival = tuple[int, m.Message, bytes | None]
 
 ASK_AGAIN_S = 0.5
 
 
 class ShardControl:
-    """Speaks to every shard as the supervisor of the run."""
+    """Speaks to every shard as the supervisor of the run.
+
+    ``other`` takes a message that arrives during a question and does not answer it. It must not ask a question.
+    """
 
     def __init__(
-        self, run: str, layout: str, secret: str, endpoints: list[str], keys: ClientKeys | None = None
+        self,
+        run: str,
+        layout: str,
+        secret: str,
+        endpoints: list[str],
+        keys: ClientKeys | None = None,
+        other: Callable[[int, m.Message], None] = lambda shard, message: None,
     ) -> None:
-        self.run, self.layout, self.secret = run, layout, secret
+        self.run, self.layout, self.secret, self.other = run, layout, secret, other
         self.incarnation = time.time_ns() // 1_000_000
         self.context = new_context()
         self.poller = zmq.Poller()
-        self.backlog: list[Arrival] = []
         self.sockets: list[zmq.Socket[bytes]] = []
         for shard, endpoint in enumerate(endpoints):
             socket = new_socket(self.context, zmq.DEALER, send_most=64, receive_most=256)
@@ -41,7 +48,7 @@ class ShardControl:
             self.sockets.append(socket)
 
     def hello(self) -> m.Hello:
-        """Who we are; the secret proves it."""
+        """The HELLO of this supervisor. Its secret proves who it is."""
         return m.Hello(
             run=self.run,
             layout=self.layout,
@@ -56,14 +63,14 @@ class ShardControl:
     def greet(
         self, shards: Iterable[int], *, within_s: float, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Welcome]:
-        """Say HELLO to ``shards`` and wait to be welcomed by each. Raises ClusterError."""
+        """Send HELLO to ``shards`` and wait for the WELCOME of each. Raises ClusterError."""
         what = "greeting the shards"
         return self.ask(
             shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what=what, meanwhile=meanwhile
         )
 
     def send(self, shard: int, message: m.Message, payload: bytes | None = None) -> bool:
-        """Send without waiting; False when the shard is not connected now."""
+        """Send without blocking. Returns False when the shard is not connected."""
         frames = [framing.encode(message)] + ([payload] if payload is not None else [])
         try:
             self.sockets[shard].send_multipart(frames, zmq.NOBLOCK)
@@ -71,16 +78,12 @@ class ShardControl:
             return False
         return True
 
-    def arrivals(self, timeout_s: float) -> Iterator[Arrival]:
-        """What has arrived, after waiting at most ``timeout_s`` for the first."""
-        if self.backlog:
-            timeout_s = 0
+    def arrivals(self, timeout_s: float) -> Iterator[tuple[int, m.Message]]:
+        """The messages that have arrived, with their shard, after waiting at most ``timeout_s`` for the first."""
         ready = dict(self.poller.poll(int(timeout_s * 1000)))
-        backlog, self.backlog = self.backlog, []
-        yield from backlog
         for shard, socket in enumerate(self.sockets):
             if socket in ready:
-                yield from self._read(shard, socket)
+                yield from ((shard, message) for message, _ in self._read(socket))
 
     def ask(
         self,
@@ -92,16 +95,16 @@ class ShardControl:
         what: str,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> dict[int, T]:
-        """Ask ``shards`` and wait for the answer of each; what else arrives is kept for ``arrivals``.
+        """Ask ``shards`` and wait for the answer of each. Other messages go to ``other``.
 
-        ``answer`` returns None for a message that is not the answer. The question is repeated, as either may be lost.
-        ``meanwhile`` is called again and again, to look after what else may happen. Raises ClusterError that names the
-        silent shards after ``within_s``.
+        ``answer`` returns None for a message that is not the answer. The question is repeated, as question and answer
+        may be lost. ``meanwhile`` is called all the time. Raises ClusterError that names the silent shards after
+        ``within_s``.
         """
         waiting = set(shards)
         answers: dict[int, T] = {}
-        # What is there already answers an earlier question.
-        self.backlog += [arrival for shard, socket in enumerate(self.sockets) for arrival in self._read(shard, socket)]
+        for shard, message in self.arrivals(0.0):  # they may answer an earlier question
+            self.other(shard, message)
         deadline = time.monotonic() + within_s
         ask_at, again = 0.0, False
         while waiting:
@@ -113,18 +116,18 @@ class ShardControl:
             if now >= ask_at:
                 ask_at = now + ASK_AGAIN_S
                 for shard in waiting:
-                    message = question(shard)
-                    if again and not isinstance(message, m.Hello):
-                        # A connection that was cut and made again is a stranger to the shard.
+                    asked = question(shard)
+                    if again and not isinstance(asked, m.Hello):
+                        # After its connection was cut and made again, a shard knows us by HELLO only.
                         self.send(shard, self.hello())
-                    self.send(shard, message)
+                    self.send(shard, asked)
                 again = True
             for socket, _ in self.poller.poll(50):
                 shard = self.sockets.index(socket)
-                for arrival in self._read(shard, socket):
-                    found = answer(arrival[1]) if shard in waiting else None
+                for message, _ in self._read(socket):
+                    found = answer(message) if shard in waiting else None
                     if found is None:
-                        self.backlog.append(arrival)
+                        self.other(shard, message)
                     else:
                         answers[shard] = found
                         waiting.discard(shard)
@@ -133,14 +136,14 @@ class ShardControl:
     def stats(
         self, shards: Iterable[int], *, within_s: float, what: str, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Stats]:
-        """Where ``shards`` stand now."""
+        """The STATS of each of ``shards``."""
         question = m.StatsRequest(run=self.run)
         return self.ask(shards, lambda _: question, only(m.Stats), within_s=within_s, what=what, meanwhile=meanwhile)
 
     def load(
         self, shard: int, generation: int, version: int, view: int, quorum: int, members: tuple[int, ...], state: bytes
     ) -> None:
-        """Give ``state`` (weights, then optimizer state) to ``shard``, piece by piece. Raises ClusterError."""
+        """Load ``state`` (weights, then optimizer state) into ``shard``, in pieces. Raises ClusterError."""
         for offset in range(0, len(state), m.CHUNK_BYTES):
             piece = state[offset : offset + m.CHUNK_BYTES]
             load = m.Load(
@@ -157,14 +160,14 @@ class ShardControl:
             self._exchange(shard, load, piece, lambda answer, loaded=loaded: answer == loaded)  # type: ignore[misc]
 
     def fetch(self, shard: int, version: int) -> bytes:
-        """The copy of ``version`` that ``shard`` has set aside. Raises ClusterError when it has none."""
+        """Fetch the copy of ``version`` that ``shard`` keeps for a checkpoint. Raises ClusterError when it has none."""
         state = bytearray()
         total = 1
         while len(state) < total:
             fetch = m.Fetch(run=self.run, version=version, offset=len(state))
             chunk, piece = self._exchange(shard, fetch, None, _is_chunk)
             if isinstance(chunk, m.Missing):
-                raise ClusterError(f"shard {shard} no longer has version {version} set aside.")
+                raise ClusterError(f"shard {shard} no longer keeps a copy of version {version}.")
             assert isinstance(chunk, m.Chunk)
             if chunk.version == version and chunk.offset == len(state) and piece:
                 state += piece
@@ -184,7 +187,10 @@ class ShardControl:
         *,
         within_s: float = 10.0,
     ) -> tuple[m.Message, bytes | None]:
-        """Send one message to one shard and wait for its answer. A lost one is not repeated: it raises ClusterError."""
+        """Send one message to one shard and wait for its answer.
+
+        A lost message is not sent again. Raises ClusterError when the answer is late.
+        """
         socket = self.sockets[shard]
         deadline = time.monotonic() + within_s
         sent = False
@@ -193,14 +199,18 @@ class ShardControl:
                 sent = self.send(shard, message, payload)
             if not socket.poll(50 if sent else 5):
                 continue
-            for arrival in self._read(shard, socket):
-                if is_answer(arrival[1]):
-                    return arrival[1], arrival[2]
-                self.backlog.append(arrival)
+            answer: tuple[m.Message, bytes | None] | None = None
+            for arrived, piece in self._read(socket):
+                if answer is None and is_answer(arrived):
+                    answer = arrived, piece
+                else:
+                    self.other(shard, arrived)
+            if answer is not None:
+                return answer
         kind = framing.kind_of(type(message))
         raise ClusterError(f"shard {shard} did not answer {kind} within {within_s:g} s.")
 
-    def _read(self, shard: int, socket: "zmq.Socket[bytes]") -> Iterator[Arrival]:
+    def _read(self, socket: "zmq.Socket[bytes]") -> Iterator[tuple[m.Message, bytes | None]]:
         while True:
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
@@ -210,11 +220,11 @@ class ShardControl:
                 message = framing.decode(frames[0])
             except framing.MalformedMessage:
                 continue
-            yield shard, message, frames[1] if len(frames) > 1 else None
+            yield message, frames[1] if len(frames) > 1 else None
 
 
 def only(kind: type[T]) -> Callable[[object], T | None]:
-    """An ``answer`` for ``ask``: any message of one kind."""
+    """An ``answer`` for ``ask`` that accepts any message of one kind."""
     return lambda message: message if isinstance(message, kind) else None
 
 

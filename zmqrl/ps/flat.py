@@ -1,4 +1,4 @@
-"""A torch module's parameters and gradients as one vector each, as the parameter server sees them."""
+"""The parameters of a torch module as one vector, and its gradients as another: what the parameter server needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from zmqrl.ps.codec import FloatVector
-from zmqrl.ps.partition import Layout
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire.codec import FloatVector
 
 
 class FlatParameters:
     """All trainable parameters of ``module``, in the order of ``named_parameters``.
 
-    On the CPU the parameters become views of the vector that was loaded and the gradients views of the vector they
-    are computed in, so that nothing is copied; on another device each goes over in one piece.
+    On the CPU nothing is copied: parameters are views of the loaded vector, and gradients are views of the buffer that
+    collects them. On another device each vector is copied in one transfer.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -36,7 +36,7 @@ class FlatParameters:
             return torch.cat([p.detach().reshape(-1).cpu() for _, p in self.named]).numpy()
 
     def load(self, vector: FloatVector) -> None:
-        """Make ``vector``, float32 (count,), the parameters. On the CPU they stay views of it."""
+        """Set the parameters to ``vector``: float32 (count,). On the CPU they stay views of it."""
         if self.device.type != "cpu":
             if self._on_device is None:
                 self._on_device = torch.empty(vector.size, device=self.device)
@@ -48,7 +48,7 @@ class FlatParameters:
 
     @contextmanager
     def gradient_in(self, buffer: FloatVector) -> Iterator[None]:
-        """Collect the gradients computed inside the block in ``buffer``: float32 (count,), zeroed first."""
+        """Collect the gradients of the block in ``buffer``: float32 (count,). It is set to zero first."""
         if self.device.type == "cpu":
             gradient = torch.from_numpy(buffer)
         else:

@@ -1,4 +1,4 @@
-"""A parameter server for a program without a supervisor: shard processes on this host, while a block runs."""
+"""A parameter server for a program without a supervisor: shard processes on this host for the length of a block."""
 
 import json
 import secrets
@@ -10,31 +10,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from zmqrl.errors import ClusterError
-from zmqrl.ps import messages as m
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl
-from zmqrl.ps.job import ShardJob
-from zmqrl.ps.optimizer import Optimizer, OptimizerConfig
-from zmqrl.ps.partition import Layout
-from zmqrl.ps.security import RunKeys
-from zmqrl.ps.shard import Timing
-from zmqrl.ps.sockets import ROLES, Role
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.job import ShardJob
+from zmqrl.ps.shard.machine import ShardTiming
+from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.keys import RunKeys
+from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 5.0
-SERVER = ["-m", "zmqrl.ps.server"]
+SERVER = ["-m", "zmqrl.ps.shard.server"]
 
 
 @dataclass(slots=True)
 class StandaloneShards:
-    """Running shards: ``cluster_for`` is what a worker needs, ``control`` speaks to the shards as their supervisor.
+    """Running shards. ``control`` talks to them as their supervisor.
 
-    ``cluster`` is the same for all workers, where there are no ``keys``.
+    A worker connects with ``cluster_for(rank)``. Without ``keys`` that is ``cluster`` for every worker.
     """
 
     cluster: Cluster
@@ -44,11 +45,11 @@ class StandaloneShards:
     processes: "list[subprocess.Popen[bytes]]"
 
     def cluster_for(self, rank: int) -> Cluster:
-        """What worker ``rank`` needs, its keys too."""
+        """The cluster as worker ``rank`` needs it, with the keys of that rank."""
         return replace(self.cluster, keys=self.keys.of_worker(rank)) if self.keys else self.cluster
 
     def start(self, shard: int) -> None:
-        """Start the process of ``shard`` again, after it died."""
+        """Restart the process of ``shard`` after it died."""
         self.processes[shard].wait(STOP_WITHIN_S)
         _close_pipes(self.processes[shard])
         self.processes[shard] = _start(self.jobs[shard])
@@ -65,17 +66,18 @@ def standalone_shards(
     quorum: int | None = None,
     directory: Path | None = None,
     codec: m.Codec = "f32",
-    transport: str = "ipc",
+    transport: Literal["ipc", "tcp"] = "ipc",
     curve: bool = False,
     consistent: bool = False,
     asynchronous: bool = False,
-    timing: Timing | None = None,
+    timing: ShardTiming | None = None,
 ) -> Iterator[StandaloneShards]:
-    """Run one process for each shard of ``layout``, loaded with ``vector`` (float32 (count,)) as version 0.
+    """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
-    ``quorum`` of ``workers`` make an update (all of them if not given; in asynchronous mode 1). State and history stay
-    in ``directory``, or go with the block. ``curve``: connections are encrypted, and a worker is who its key says.
-    Raises ClusterError when a shard does not come up.
+    An update needs contributions of ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
+    mode. State and history are written to ``directory``; without one they are deleted at the end of the block.
+    ``curve`` encrypts the connections and authenticates each worker by its key. Raises ClusterError when a shard does
+    not start.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
@@ -89,13 +91,13 @@ def standalone_shards(
                 shard=shard,
                 codec=codec,
                 optimizer=optimizer,
-                bind={role: f"{ipc}/{shard}-{role}" if transport == "ipc" else tcp for role in ROLES},
+                bind={role: f"{ipc}/{shard}-{role}" if transport == "ipc" else tcp for role in SOCKET_ROLES},
                 secret=secret,
                 state_path=place / "state" / f"shard-{shard}.slots",
                 history_path=place / "history" / f"shard-{shard}.jsonl",
                 consistent=consistent,
                 asynchronous=asynchronous,
-                timing=timing or Timing(),
+                timing=timing or ShardTiming(),
                 keys=keys.of_shard(shard) if keys else None,
             )
             for shard in range(layout.shards)
@@ -105,7 +107,7 @@ def standalone_shards(
         try:
             endpoints = [_endpoints(process) for process in processes]
             for job, bound in zip(jobs, endpoints, strict=True):
-                job.bind.update(bound)  # a shard that is started again must be found where it was
+                job.bind.update(bound)  # a restarted shard must bind the same addresses
             supervisor = keys.of_supervisor() if keys else None
             control = ShardControl(run, layout.hash, secret, [bound["control"] for bound in endpoints], supervisor)
             control.greet(range(layout.shards), within_s=STOP_WITHIN_S)
@@ -145,17 +147,17 @@ def _start(job: ShardJob) -> "subprocess.Popen[bytes]":
     return process
 
 
-def _endpoints(process: "subprocess.Popen[bytes]") -> dict[Role, str]:
+def _endpoints(process: "subprocess.Popen[bytes]") -> dict[SocketRole, str]:
     assert process.stdout is not None
     said = select.poll()
     said.register(process.stdout, select.POLLIN)
     if not said.poll(1000 * START_WITHIN_S):
-        raise ClusterError(f"a shard did not come up within {START_WITHIN_S:g} s; see its log.")
+        raise ClusterError(f"a shard did not start within {START_WITHIN_S:g} s: see its log.")
     line = process.stdout.readline()
     if not line:
         status = process.wait(STOP_WITHIN_S)
-        raise ClusterError(f"a shard did not come up: exit status {status}; its log tells why.")
-    endpoints: dict[Role, str] = json.loads(line)["endpoints"]
+        raise ClusterError(f"a shard did not start (exit status {status}): see its log.")
+    endpoints: dict[SocketRole, str] = json.loads(line)["endpoints"]
     return endpoints
 
 

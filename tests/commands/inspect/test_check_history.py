@@ -1,0 +1,184 @@
+"""``zmqrl check-history``: what it finds in histories that somebody has tampered with. Of real runs: test_run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.record_rig import run_directory, summary
+
+from zmqrl import cli
+from zmqrl.commands.inspect.check_history import check
+from zmqrl.errors import UsageError
+
+Line = dict[str, Any]
+Histories = list[list[Line]]
+VERSIONS = 12
+
+
+def line(version: int, **fields: Any) -> Line:
+    """Made by ranks 0 and 2, with one contribution that came too late."""
+    made = {"view": 1, "quorum": 2, "ranks": [0, 2], "late": 1, "duplicate": 0, "rejected": 0, "crc32": 7}
+    return {"version": version, **made, "generation": 1 + version // 7, **fields}
+
+
+def ended(path: Path, histories: Histories, *, updates: int = VERSIONS, used: int = 48, **settings: Any) -> Path:
+    """A run of two shards that ended with ``updates``, and with these histories."""
+    contributions = {"used": used, "late": 24, "duplicate": 0, "rejected": 0, "skipped": 3}
+    run_directory(path, summary=summary(updates=updates, contributions=contributions), shards=2, **settings)
+    (path / "history").mkdir()
+    for shard, lines in enumerate(histories):
+        text = "".join(json.dumps(each) + "\n" for each in lines)
+        (path / "history" / f"shard-{shard}.jsonl").write_text(text, encoding="utf-8")
+    return path
+
+
+def whole() -> Histories:
+    return [[line(version) for version in range(1, VERSIONS + 1)] for _ in range(2)]
+
+
+def violations(path: Path) -> list[str]:
+    found: list[str] = check(path)["violations"]
+    return found
+
+
+def test_histories_that_are_whole_have_no_violation(tmp_path: Path) -> None:
+    assert check(ended(tmp_path / "run", whole())) == {"shards": 2, "versions": VERSIONS, "violations": []}
+
+
+def drop(*versions: int) -> Callable[[list[Line]], None]:
+    def tamper(lines: list[Line]) -> None:
+        lines[:] = [each for each in lines if each["version"] not in versions]
+
+    return tamper
+
+
+def change(number: int, **fields: Any) -> Callable[[list[Line]], None]:
+    return lambda lines: lines[number - 1].update(fields)
+
+
+def swap(lines: list[Line]) -> None:
+    lines[3], lines[4] = lines[4], lines[3]
+
+
+def again(lines: list[Line]) -> None:
+    lines.insert(5, lines[4])
+
+
+@pytest.mark.parametrize(
+    ("tamper", "sentence"),
+    [
+        (drop(4), "version 4 is missing"),
+        (drop(1, 2), "versions 1 to 2 are missing"),
+        (drop(5, 6, 7), "versions 5 to 7 are missing"),
+        (again, "version 5 stands twice, in lines 5 and 6"),
+        (swap, "version 4 in line 5 stands after version 5"),
+        (change(9, ranks=[2, 2]), "version 9 was made by a rank twice: 2, 2"),
+        (change(9, ranks=[2, 0]), "version 9 has ranks that are not in order: 2, 0"),
+        (change(9, ranks=[0, 1, 2]), "version 9 was made by 3 contributions, but its quorum is 2"),
+        (
+            change(9, ranks=[1], quorum=1),
+            "version 9 was made by 1 of the 2 contributions that view 1 of generation 2 demands",
+        ),
+        (change(9, generation=1), "version 9 is of generation 1, after one of generation 2"),
+        (change(9, ranks="02"), "line 9 cannot be read"),
+        (change(9, ranks=[0, None]), "line 9 cannot be read"),
+        (change(9, quorum=True), "line 9 cannot be read"),
+        (change(9, late="many"), "line 9 cannot be read"),
+        (change(9, version=-9), "line 9 cannot be read"),
+        (drop(VERSIONS), "the history ends with version 11, but the run with 12"),
+    ],
+)
+def test_a_history_that_is_not_whole_is_named_with_what_is_wrong(
+    tmp_path: Path, tamper: Callable[[list[Line]], None], sentence: str
+) -> None:
+    histories = whole()
+    tamper(histories[1])
+    found = violations(ended(tmp_path / "run", histories))
+    assert f"shard 1: {sentence}" in found
+    assert not [each for each in found if each.startswith("shard 0")]
+
+
+def test_a_line_that_is_no_json_is_a_violation_and_one_that_is_being_written_is_not(tmp_path: Path) -> None:
+    path = ended(tmp_path / "run", whole())
+    history = path / "history" / "shard-0.jsonl"
+    history.write_bytes(history.read_bytes() + b'{"version": 13, "vi')
+    assert violations(path) == []
+    history.write_bytes(history.read_bytes() + b"\n\xff\n[3]\n")
+    assert violations(path) == [f"shard 0: line {number} cannot be read" for number in (13, 14, 15)]
+
+
+def test_contributions_that_the_summary_counts_otherwise_are_a_violation(tmp_path: Path) -> None:
+    path = ended(tmp_path / "run", whole(), used=50)
+    assert violations(path) == ["summary.json counts 50 contributions as used, but the histories 48"]
+
+
+def test_a_shard_without_a_history_is_a_violation(tmp_path: Path) -> None:
+    path = ended(tmp_path / "run", whole())
+    (path / "history" / "shard-1.jsonl").unlink()
+    assert "shard 1: there is no history" in violations(path)
+    assert check(path)["versions"] == 0
+
+
+def test_a_history_that_was_set_aside_as_damaged_is_mentioned(tmp_path: Path) -> None:
+    path = ended(tmp_path / "run", whole())
+    (path / "history" / "shard-1.damaged-17.jsonl").write_text("{", encoding="utf-8")
+    assert violations(path) == [
+        "shard 1: lines that could not be read were left out; shard-1.damaged-17.jsonl is the file as it was"
+    ]
+
+
+def test_a_view_that_lowers_the_quorum_may_begin_with_more_than_it_demands(tmp_path: Path) -> None:
+    histories = whole()
+    for lines in histories:
+        for each in lines[8:]:
+            each |= {"view": 2, "quorum": 1, "ranks": [0]}
+        lines[8] |= {"quorum": 2, "ranks": [0, 2]}
+    assert violations(ended(tmp_path / "run", histories, used=2 * (9 * 2 + 3))) == []
+
+
+def test_of_a_run_that_goes_on_or_could_not_end_only_its_histories_are_checked(tmp_path: Path) -> None:
+    path = ended(tmp_path / "run", whole(), updates=10, used=40)
+    assert len(violations(path)) == 3
+    (path / "left.json").write_text("{}", encoding="utf-8")
+    assert violations(path) == []
+    (path / "left.json").unlink()
+    (path / "summary.json").unlink()
+    assert violations(path) == []
+
+
+def test_shards_of_asynchronous_mode_end_each_on_its_own(tmp_path: Path) -> None:
+    histories = [
+        [line(version, quorum=1, ranks=[version % 2], staleness=[3], generation=1) for version in range(1, last + 1)]
+        for last in (11, 13)
+    ]
+    assert check(ended(tmp_path / "run", histories, updates=11, used=24, mode="async")) == {
+        "shards": 2,
+        "versions": 11,
+        "violations": [],
+    }
+
+
+def test_the_command_prints_what_is_wrong_and_its_exit_status_says_whether_anything_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, bad = ended(tmp_path / "run", whole()), whole()
+    drop(4)(bad[1])
+    other = ended(tmp_path / "other", bad, used=46)
+    assert cli.run(["check-history", str(path)]) == 0
+    assert capsys.readouterr().out == "2 shards, 12 versions, no violations\n"
+    assert cli.run(["check-history", str(other), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found == check(other)
+    assert found["violations"][0] == "shard 1: version 4 is missing"
+    assert cli.run(["check-history", str(other)]) == 1
+    assert capsys.readouterr().out.splitlines() == [*found["violations"], "2 shards, 12 versions, 2 violations"]
+
+
+def test_what_is_not_a_run_directory_is_bad_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not a run directory: there is no config\.json in it"):
+        cli.run(["check-history", str(tmp_path)])
+    (tmp_path / "config.json").write_text('{"shards": "2"}', encoding="utf-8")
+    with pytest.raises(UsageError, match="shards is not a number"):
+        cli.run(["check-history", str(tmp_path)])

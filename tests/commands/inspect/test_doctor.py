@@ -1,0 +1,238 @@
+"""``zmqrl doctor`` and the preflight of ``zmqrl launch`` on the hosts of the network lab, and a disk that fills up."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.lab import Lab
+from support.rig import eventually
+from support.run_rig import launching
+
+import zmqrl
+from zmqrl.commands.inspect import doctor
+from zmqrl.commands.inspect.doctor import KEYS, Options
+from zmqrl.errors import ClusterError
+from zmqrl.hosts import reach
+from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.reach import HostOptions, Reach, over_tcp
+from zmqrl.hosts.ssh import connect_all
+from zmqrl.recipes import cartpole
+
+pytestmark = pytest.mark.processes
+
+PORTS = ("--port-range", "42000-42009")
+
+
+def run_doctor(lab: Lab, hosts: str, *options: str) -> subprocess.CompletedProcess[str]:
+    where = ("-H", hosts, "--ssh-config", str(lab.ssh_config))
+    command = [sys.executable, "-m", "zmqrl", "doctor", *where, "cartpole", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def nothing_left(lab: Lab) -> bool:
+    places = [Path("/var/tmp/zmqrl-0") / host for host in lab.hosts]
+    return not any(lab.processes(host) for host in lab.hosts) and not any(
+        path.name.startswith("doctor-") for place in places if place.exists() for path in place.iterdir()
+    )
+
+
+@contextmanager
+def blocked(lab: Lab, host: str, *rule: str) -> Iterator[None]:
+    """A packet filter on ``host``, whose network is otherwise as it was."""
+    lab.run(host, ["iptables", "-w", "-A", "INPUT", *rule])
+    yield
+    lab.run(host, ["iptables", "-w", "-D", "INPUT", *rule])
+
+
+@contextmanager
+def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
+    """A disk of its own of ``size`` where ``host`` keeps the files of runs."""
+    place = Path("/var/tmp/zmqrl-0") / host
+    place.mkdir(parents=True, exist_ok=True)
+    lab.run(host, ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)])
+    try:
+        yield place
+    finally:
+        eventually(lambda: not lab.processes(host), f"the end of all processes of {host}", 20)
+        lab.run(host, ["umount", str(place)])
+
+
+def other_python(lab: Lab, name: str, changes: Callable[[Path], None]) -> Path:
+    """A Python of a host that has another zmqrl than this one."""
+    package = lab.shared / name / "zmqrl"
+    shutil.copytree(
+        Path(zmqrl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+    )
+    changes(package)
+    python = lab.shared / f"python-{name}"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={lab.shared}/{name} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_hosts_that_are_fit_are_shown_with_every_route(lab: Lab) -> None:
+    lab.rate("h3", "80mbit")
+    done = run_doctor(lab, "h1,h2,h3", *PORTS, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"hosts", "routes", "problems", "warnings"}
+    assert found["problems"] == []
+    for host in found["hosts"]:
+        assert set(host) == {"host", *KEYS}
+        assert host["game_error"] is None
+        assert host["cores"] > 0
+        assert abs(host["clock_ahead_s"]) < 1
+        assert lab.address(host["host"]) in host["interfaces"]["eth0"]
+    ends = {(route["from"], route["to"]) for route in found["routes"]}
+    assert ends == {(a, b) for a in ("launcher", "h1", "h2", "h3") for b in ("h1", "h2", "h3") if a != b}
+    for route in found["routes"]:
+        assert route["address"] == lab.address(route["to"])
+        assert set(route["ports"]) <= set(range(42000, 42010))
+        assert route["round_trip_s"] > 0
+        assert route["bytes_per_s"] > 0
+        if "h3" in (route["from"], route["to"]):
+            assert route["bytes_per_s"] < 20e6, route
+    assert "sending data over 9 routes" in done.stderr
+    eventually(lambda: nothing_left(lab), "the end of all that the doctor started", 15)
+
+
+def test_everything_that_is_wrong_with_hosts_is_told_with_the_way_out(lab: Lab, tmp_path: Path) -> None:
+    no_games = other_python(lab, "no-games", lambda package: None)  # the same code, but without the games
+    (lab.shared / "no-games" / "ale_py").mkdir(exist_ok=True)
+    (lab.shared / "no-games" / "ale_py" / "__init__.py").write_text("raise ImportError('ale_py is not installed')\n")
+    other = other_python(lab, "other", lambda package: (package / "later.py").write_text("# another version\n"))
+    hosts = tmp_path / "hosts.toml"
+    hosts.write_text(
+        f'[[host]]\nname = "h1"\n[[host]]\nname = "h2"\npython = "{no_games}"\n'
+        f'[[host]]\nname = "h3"\n[[host]]\nname = "h4"\npython = "{other}"\n'
+    )
+    h1, h2, h3 = (lab.address(host) for host in ("h1", "h2", "h3"))
+    refusing = blocked(lab, "h1", "-s", h2, "-p", "tcp", "--dport", "42001", "-j", "REJECT")
+    silent = blocked(lab, "h1", "-s", h3, "-p", "tcp", "--dport", "42000:42009", "-j", "DROP")
+    with small_disk(lab, "h3", "1m"), refusing, silent:
+        done = run_doctor(lab, str(hosts), *PORTS)
+    assert done.returncode == 3, done.stdout + done.stderr
+    problems = [line.removeprefix("problem: ") for line in done.stdout.splitlines() if line.startswith("problem: ")]
+    way_out = "open TCP ports 42000-42009 of h1 to {}, or choose another --port-range."
+    assert f"h2 -> h1 ({h1}:42001): refused: {way_out.format('h2')}" in problems
+    assert f"h3 -> h1 ({h1}:42000): no answer within 3 s: {way_out.format('h3')}" in problems
+    assert "h2: CartPole-v1 cannot be played there: ale_py is not installed." in problems
+    assert any(
+        text.startswith("h3: the disk of /var/tmp/zmqrl-0/h3/doctor-") and " is full " in text for text in problems
+    )
+    assert any(text.startswith("h4: ") and text.endswith("name another one.") for text in problems)
+    assert len(problems) == 5, problems
+
+
+def test_a_launch_refuses_before_anything_is_started_and_goes_on_where_it_is_told_to(lab: Lab, tmp_path: Path) -> None:
+    # The shards are on h1 and h2, the workers on h3 and h4.
+    with (
+        blocked(lab, "h2", "-s", lab.address("h3"), "-p", "tcp", "--dport", "42005", "-j", "REJECT"),
+        launching(lab, tmp_path / "run", *PORTS, "--workers", "2") as run,
+    ):
+        assert run.wait() == 3
+        route = f"h3 -> h2 ({lab.address('h2')}:42005): refused: open TCP ports 42000-42009 of h2 to h3, or choose"
+        assert run.complaint() == f"zmqrl: the run cannot start:\n  {route} another --port-range.\n"
+        assert not (run.files.path / "config.json").exists()
+    eventually(lambda: nothing_left(lab), "the end of all that was asked", 15)
+    with launching(lab, tmp_path / "run", "--iface", "eth9", "--insecure-plaintext") as run:
+        assert run.wait() == 3
+        assert "h1: --iface eth9 is not there; it has lo 127.0.0.1, eth0 " in run.complaint()
+
+
+def test_shards_are_to_be_reached_where_options_say(lab: Lab, tmp_path: Path) -> None:
+    # Only h1 has an address in this network, and this machine is not in it.
+    lab.run("h1", ["ip", "address", "add", "10.99.0.1/24", "dev", "eth0"])
+    try:
+        options = ("--iface", "10.99.0.0/24", "--address", f"h2={lab.address('h2')}")
+        with launching(lab, tmp_path / "run", *options, hosts="h1,h2") as run:
+            assert run.wait() == 3
+    finally:
+        lab.run("h1", ["ip", "address", "del", "10.99.0.1/24", "dev", "eth0"])
+    assert "\n  launcher -> h1 (10.99.0.1:" in run.complaint()
+    assert "-> h2" not in run.complaint()
+
+
+def test_a_disk_of_a_host_that_fills_up_ends_the_run_with_a_sentence(lab: Lab, tmp_path: Path) -> None:
+    with small_disk(lab, "h1", "200m") as place, launching(lab, tmp_path / "run", "--workers", "2") as run:
+        run.wait_to_say("contributions")
+        lab.run("h1", ["sh", "-c", f"cat /dev/zero > {place}/fill; true"])
+        assert run.wait(within_s=90) == 3, run.said()
+        assert f"cannot write {place}/" in run.complaint()
+        assert re.search(r"/history/shard-0\.jsonl: (No space left on device|the disk is full)\.", run.complaint())
+        assert run.files.summary()["exit_reason"] == "failed"
+
+
+@pytest.fixture
+def ssh_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host is this machine."""
+    (tmp_path / "bin").mkdir()
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_host_without_our_python_or_without_zmqrl_is_told_with_the_way_out(tmp_path: Path) -> None:
+    bare = tmp_path / "python-without"
+    bare.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'zmqrl'\" >&2; exit 1\n")
+    bare.chmod(0o755)
+    hosts = tmp_path / "hosts.toml"
+    missing = tmp_path / "none" / "bin" / "python"
+    hosts.write_text(f'[[host]]\nname = "h1"\npython = "{missing}"\n[[host]]\nname = "h2"\npython = "{bare}"\n')
+    where = HostOptions(hosts=str(hosts))
+    reach = where.reach()
+    links = [reach.link(host, work="doctor-test", lease_s=5.0) for host in reach.hosts]
+    with pytest.raises(ClusterError) as error:
+        connect_all(links, instead=reach.instead)
+    way_out = ": install it there with --sync wheel, or set `python` in the hosts file to a Python that has it"
+    h1, h2 = sorted(str(error.value).splitlines()[1:])
+    assert str(missing) in h1
+    assert h1.endswith(way_out)
+    assert h2 == f"  h2: ModuleNotFoundError: No module named 'zmqrl'{way_out}"
+
+
+def test_a_doctor_brings_zmqrl_to_hosts_as_a_launch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def made(hosts: tuple[Host, ...], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
+        say("h1: making it")
+        return {host.name: "/envs/python" for host in hosts}
+
+    def examined(reach: Reach, *_: object) -> None:
+        assert [host.python for host in reach.hosts] == ["/envs/python"]
+        raise ClusterError("seen")
+
+    monkeypatch.setattr(reach, "make_environments", made)
+    monkeypatch.setattr(doctor, "examine", examined)
+    monkeypatch.setattr(doctor, "_say", said.append)
+    with pytest.raises(ClusterError, match="seen"):
+        doctor.run(Options(hosts="h1", sync="wheel"), over_tcp(dataclasses.replace(cartpole(), workers=1)))
+    assert said == ["h1: making it"]
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_doctor_that_is_interrupted_while_hosts_come_up_leaves_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def places() -> set[Path]:
+        return set(Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname()).glob("doctor-*"))
+
+    def interrupted(*_: object) -> None:
+        assert places() - before
+        raise KeyboardInterrupt
+
+    before = places()
+    monkeypatch.setattr(doctor, "place_run", interrupted)
+    config = over_tcp(dataclasses.replace(cartpole(), workers=1, shards=1))
+    with pytest.raises(KeyboardInterrupt):
+        doctor.run(Options(hosts="h1"), config)
+    assert places() == before

@@ -1,0 +1,164 @@
+"""A run seen from another terminal: its state, its logs, its end; and what a killed one has left on its hosts."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.lab import Lab
+from support.rig import ending
+from support.run_rig import RunFiles, launching, trained, training
+
+from zmqrl.commands.inspect import logs, status
+from zmqrl.commands.run import stop
+from zmqrl.errors import ClusterError
+from zmqrl.recipes import cartpole
+from zmqrl.rundir import RunDirectory, write_json
+
+pytestmark = pytest.mark.processes
+
+SLOWLY = ("--straggle", "0:0.02")
+
+
+def zmqrl(*arguments: str, status: int = 0) -> str:
+    done = subprocess.run([sys.executable, "-m", "zmqrl", *arguments], capture_output=True, text=True, timeout=180)
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+def status_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(zmqrl("status", str(path), "--json"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    return trained(tmp_path_factory.mktemp("ended") / "run", "--updates", "20")
+
+
+def test_a_run_that_has_ended_says_how(ended: RunFiles) -> None:
+    found = status_of(ended.path)
+    assert (found["state"], found["exit_reason"], found["version"]) == ("ended", "updates", 20)
+    assert found["processes"] == []
+    assert "ended (updates)\nversion 20" in zmqrl("status", str(ended.path))
+    assert "is not running" in zmqrl("stop", str(ended.path), status=2)
+
+
+def test_logs_are_shown_with_the_process_they_are_from(ended: RunFiles) -> None:
+    said = zmqrl("logs", str(ended.path))
+    assert "[shard-0,shard-1] " in said
+    assert "[supervisor] " in said
+    assert "[supervisor] " not in zmqrl("logs", str(ended.path), "shard-1")
+    assert "did you mean shard-1?" in zmqrl("logs", str(ended.path), "shard-11", status=2)
+    assert "not a run directory" in zmqrl("logs", str(ended.path / "logs"), status=2)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(ended: RunFiles) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "zmqrl", "logs", str(ended.path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=180)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.fixture
+def starting(tmp_path: Path) -> RunDirectory:
+    """A run that is being resumed and has not told yet where its processes are; the one before it was killed."""
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim()
+    write_json(directory.config, cartpole().to_json())
+    write_json(directory.left, {"supervisor": {"host": socket.gethostname(), "pid": os.getpid()}})
+    return directory
+
+
+def test_stop_does_not_wait_for_a_run_that_ends_before_it_has_come_up(
+    starting: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threading.Timer(0.3, starting.release).start()
+    assert stop.run(stop.Options(run=starting.path, within_s=30.0)) == 0
+    assert capsys.readouterr().out == f"{starting.path} has ended\n"
+
+
+def test_stop_says_so_when_a_run_does_not_come_up(starting: RunDirectory) -> None:
+    with pytest.raises(ClusterError, match=r"has not come up within 0\.2 s"):
+        stop.run(stop.Options(run=starting.path, within_s=0.2))
+    starting.release()
+
+
+@pytest.mark.slow
+def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with training(path, *SLOWLY) as run:
+        run.wait_for(3)
+        found = status_of(path)
+        assert found["state"] == "running"
+        assert {each["name"] for each in found["processes"]} == {"shard-0", "shard-1", "worker-0", "worker-1"}
+        assert f"[{socket.gethostname()} shard-0,shard-1] " in zmqrl("logs", str(path))
+        command = [sys.executable, "-m", "zmqrl", "logs", str(path), "-f", "supervisor"]
+        with ending(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as following:
+            assert "has ended" in zmqrl("stop", str(path))
+            assert run.wait() == 130
+            said, _ = following.communicate(timeout=180)
+        assert "ended (interrupted) at version" in said
+        assert run.files.summary()["exit_reason"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_run_whose_launcher_was_killed_tells_what_is_left_and_where(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with launching(lab, path, "--workers", "4", "--shards", "2", *SLOWLY) as run:
+        run.eventually(lambda: len(run.files.history(1)) > 3, "some versions")
+        run.signal(signal.SIGKILL)
+        run.wait()
+    assert "no process of" in zmqrl("stop", str(path))
+    found = status_of(path)
+    assert found["state"] == "killed"
+    assert {host: answer["alive"] for host, answer in found["hosts"].items()} == dict.fromkeys(lab.hosts, False)
+    assert "state/shard-1.slots" in found["hosts"]["h2"]["files"]
+    lab("refuse", "h3", "22", "on")
+    said = zmqrl("status", str(path))
+    assert "h3: cannot be asked: ssh: connect" in said
+    assert re.search(
+        r"h2: no process; in /var/tmp/zmqrl-0/h2/run-\w+: history/shard-1\.jsonl, state/shard-1\.slots", said
+    )
+
+
+def test_what_is_left_on_a_host_is_named_with_its_directory() -> None:
+    files = ["state/shard-10.slots", "state/shard-2.slots"]
+    hosts = {
+        "h1": {"alive": False, "files": files, "directory": "/var/tmp/zmqrl-1000/h1/run"},
+        "h2": {"alive": False, "files": [], "directory": "/var/tmp/zmqrl-1000/h2/run"},
+    }
+    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
+    assert "h1: no process; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
+    assert "h2: no process; no files\n" in said
+    assert said.endswith("go on with it by --resume, from where its shards stood")
+    over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
+    said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
+    assert said.endswith("go on with it by --resume, from its newest checkpoint")
+
+
+def test_logs_are_listed_by_the_numbers_of_their_processes(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for name in ("worker-10", "worker-2", "shard-0"):
+        (tmp_path / "logs" / f"{name}.log").touch()
+    assert list(logs._logs(RunDirectory(tmp_path))) == ["shard-0", "worker-2", "worker-10"]
+
+
+def test_a_log_is_read_from_its_last_lines_on_and_whole_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(f"{n}\n" for n in range(10)) + "unfini")
+    reader = logs.Reader(path, 3)
+    assert reader.lines() == ["7", "8", "9"]
+    assert reader.lines() == []
+    with path.open("a") as file:
+        file.write("shed\nnext\n")
+    assert reader.lines() == ["unfinished", "next"]

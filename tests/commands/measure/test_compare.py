@@ -1,0 +1,113 @@
+"""``zmqrl compare``: what runs have set differently, and what came of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.record_rig import row, run_directory, summary
+
+from zmqrl import cli
+from zmqrl.commands.measure.compare import result
+from zmqrl.errors import UsageError
+from zmqrl.observe.records import RunRecord
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    """A run that has ended, and one that goes on."""
+    rows = [row(second) for second in range(1, 7)]
+    evaluations: list[dict[str, Any]] = [
+        {"version": 30, "mean": 2.0},
+        {"version": 60, "mean": 4.0, "ci95": [3.5, 4.5], "episodes": 30},
+    ]
+    ended = run_directory(tmp_path / "ended", rows, evaluations=evaluations, summary=summary(), workers=4)
+    return str(ended), str(run_directory(tmp_path / "living", rows[:3], workers=3, envs={"num_envs": 16}))
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.run(["compare", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_json_has_the_settings_that_differ_and_the_results_of_each_run(
+    pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared = json.loads(printed(capsys, *pair, "--json"))
+    assert compared.keys() == {"settings", "results"}
+    assert {name: found["workers"] for name, found in compared["settings"].items()} == {"ended": 4, "living": 3}
+    assert compared["settings"]["living"]["envs.num_envs"] == 16
+    assert "seed" not in compared["settings"]["ended"]
+    assert compared["results"]["ended"] == {
+        "exit_reason": "updates",
+        "minutes": 0.2,
+        "agent_steps": 6000,
+        "agent_steps_per_s": 500.0,
+        "updates": 60,
+        "games": 60,
+        "score_mean_50": 5.5,
+        "best": {"score_mean_50": 6.0, "minutes": 0.1, "agent_steps": 6000},
+        "evaluation": {"version": 60, "mean": 4.0, "ci95": [3.5, 4.5], "episodes": 30},
+        "contributions": summary()["contributions"],
+        "commit": "abc",
+        "cpu": "EPYC",
+    }
+
+
+def test_a_run_that_goes_on_is_told_by_its_newest_row(pair: tuple[str, str]) -> None:
+    told = result(RunRecord.read(Path(pair[1])))
+    assert told["exit_reason"] is None
+    assert (told["updates"], told["agent_steps"], told["games"], told["score_mean_50"]) == (30, 3000, 30, 3.0)
+    assert told["contributions"]["late"] == 12
+
+
+def test_means_of_fewer_than_fifty_games_are_not_the_best(pair: tuple[str, str]) -> None:
+    assert result(RunRecord.read(Path(pair[1])))["best"] is None
+
+
+def test_a_run_without_any_row_is_told_by_nothing(tmp_path: Path) -> None:
+    told = result(RunRecord.read(run_directory(tmp_path / "new")))
+    assert set(told.values()) == {None}
+
+
+def test_the_table_is_whole_where_there_is_no_terminal(
+    pair: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    long = run_directory(tmp_path / ("long-" * 30), summary=summary(provenance={"commit": "def", "cpu": "EPYC"}))
+    shown = printed(capsys, *pair, str(long))
+    assert "…" not in shown
+    assert "\x1b" not in shown
+    lines = {line[:28].strip(): line[28:].split() for line in shown.splitlines() if line.strip()}
+    assert long.name in shown
+    assert lines["workers"] == ["4", "3", "2"]
+    assert lines["envs.num_envs"] == ["8", "16", "8"]
+    assert lines["exit reason"] == ["updates", "none", "yet", "updates"]
+    assert lines["score, best 50 games"] == ["6.00", "-", "-"]
+    assert lines["contributions late"] == ["6", "(6.0%)", "12", "(10.0%)", "6", "(6.0%)"]
+    assert lines["commit"] == ["abc", "-", "def"]
+    assert "cpu" not in lines
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(run_directory(tmp_path / above / "run")) for above in ("a", "b")]
+    assert set(json.loads(printed(capsys, *paths, "--json"))["results"]) == set(paths)
+
+
+def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere is not a run directory"):
+        cli.run(["compare", str(tmp_path / "nowhere")])
+
+
+def test_figures_that_are_null_are_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(6), row(7, episodes=None, score_mean_50=None)]
+    told = json.loads(printed(capsys, str(run_directory(tmp_path / "run", rows)), "--json"))["results"]["run"]
+    assert (told["games"], told["score_mean_50"], told["best"]["score_mean_50"]) == (None, None, 6.0)
+    ended = run_directory(tmp_path / "ended", rows, summary=summary(score_mean_50=None, provenance={"commit": None}))
+    assert "score, last 50 games" in printed(capsys, str(ended))
+
+
+def test_a_damaged_file_is_refused_by_compare_and_plot_alike(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run", [row(1)], summary=summary(provenance="unknown"))
+    for command in ("compare", "plot"):
+        with pytest.raises(UsageError, match=r"summary\.json is damaged: provenance is not an object"):
+            cli.run([command, str(path)])

@@ -1,0 +1,246 @@
+"""Evaluations: whole games that depend on their own seeds only, and what is said about their scores."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from support.policy_rig import BREAKOUT, CARTPOLE, write_failing_network, write_run
+from support.rig import Interrupted, ending, signal_that_does_not_wake
+
+from zmqrl import cli
+from zmqrl.commands.measure import play
+from zmqrl.commands.measure.evaluate import evaluate, play_games
+from zmqrl.commands.measure.play import Turn, whole_game
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.learner.envs import EnvConfig
+from zmqrl.policy import Policy, load_policy
+
+pytestmark = pytest.mark.processes
+
+KEYS = {"episodes", "mean", "median", "min", "max", "ci95", "flavour", "scores"}
+
+
+@pytest.fixture(scope="module")
+def breakout_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "breakout", BREAKOUT, 0)
+
+
+@pytest.fixture(scope="module")
+def cartpole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    counters = {"wall_s": 90.0, "agent_steps": 81920}
+    return write_run(tmp_path_factory.mktemp("runs") / "cartpole", CARTPOLE, 0, 40, counters=counters)
+
+
+def games(policy: Policy, seeds: list[int], *, threads: int = 1, greedy: bool = False) -> list[Turn]:
+    return play_games(policy, seeds, greedy=greedy, threads=threads, on_game=lambda last: None)
+
+
+@pytest.mark.slow
+def test_a_game_depends_on_its_own_seed_only(breakout_run: Path) -> None:
+    """Not on how many others are played, in what order, or by how many threads."""
+    policy = load_policy(breakout_run)
+    six = games(policy, list(range(6)), threads=2)
+    assert games(policy, [2, 0, 1]) == [six[2], six[0], six[1]]
+    assert games(policy, [5, 4, 3, 2], threads=3) == six[:1:-1]
+    assert len({(last.score, last.agent_steps) for last in six}) > 2
+
+
+def test_a_seed_decides_every_turn_of_its_game(cartpole_run: Path) -> None:
+    policy = load_policy(cartpole_run)
+    turns = list(whole_game(policy, 5, greedy=False))
+    assert turns == list(whole_game(policy, 5, greedy=False))
+    assert turns != list(whole_game(policy, 6, greedy=False))
+    assert [turn.agent_steps for turn in turns] == list(range(1, len(turns) + 1))
+    np.testing.assert_array_equal([turn.score for turn in turns], np.cumsum([turn.reward for turn in turns]))
+    greedy = list(whole_game(policy, 5, greedy=True))
+    assert [turn.action for turn in greedy] != [turn.action for turn in turns]
+
+
+def test_a_score_is_that_of_the_whole_game_in_the_bare_emulator(tmp_path: Path) -> None:
+    """Over several lives, with rewards of more than 1, though the run learns from single lives and clipped rewards."""
+    envs = EnvConfig(noop_max=0, fire_reset=False, max_frames=3200)
+    policy = load_policy(write_run(tmp_path / "run", Config(env="ALE/SpaceInvaders-v5", envs=envs), 0))
+    turns = list(whole_game(policy, 1, greedy=False))
+    bare = gymnasium.make("ALE/SpaceInvaders-v5", repeat_action_probability=0.0)
+    _, info = bare.reset(seed=0)
+    lives = info["lives"]
+    for turn in turns:
+        _, reward, over, _, info = bare.step(turn.action)
+        assert turn.reward == reward
+    assert turns[-1].score == sum(turn.reward for turn in turns)
+    assert turns[-1].cut_off == (not over)
+    assert max(turn.reward for turn in turns) > 1
+    assert info["lives"] < lives - 1
+
+
+def test_a_game_without_an_end_is_cut_off_and_counted(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(play, "LONGEST", 7)
+    result = evaluate(load_policy(cartpole_run), [0, 1, 2], greedy=False, threads=1)
+    assert (result["scores"], result["cut_off"]) == ([7.0, 7.0, 7.0], 3)
+
+
+def test_an_atari_game_is_cut_off_at_its_time_limit_and_counted(breakout_run: Path) -> None:
+    ends: list[Turn] = []
+    result = evaluate(load_policy(breakout_run), range(3), greedy=False, threads=1, on_game=ends.append)
+    assert max(end.agent_steps for end in ends) == 200
+    assert result["cut_off"] == sum(end.agent_steps == 200 for end in ends)
+    assert len(result["scores"]) == 3
+
+
+def test_the_figures_are_those_of_the_scores(cartpole_run: Path) -> None:
+    result = evaluate(load_policy(cartpole_run), range(10, 30), greedy=False, threads=2)
+    scores = result["scores"]
+    assert (result["episodes"], len(scores), result["seeds"]) == (20, 20, list(range(10, 30)))
+    assert (result["mean"], result["median"]) == (np.mean(scores), np.median(scores))
+    assert (result["min"], result["max"]) == (min(scores), max(scores))
+    low, high = result["ci95"]
+    # For 20 scores the bootstrap's interval is near the normal one.
+    half = 1.96 * np.std(scores) / np.sqrt(len(scores))
+    assert low == pytest.approx(np.mean(scores) - half, rel=0.1)
+    assert high == pytest.approx(np.mean(scores) + half, rel=0.1)
+    assert (result["env"], result["version"], result["wall_s"], result["agent_steps"]) == ("CartPole-v1", 40, 90, 81920)
+    assert result["flavour"] == "played as registered, scores are sums of true rewards"
+
+
+def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = []
+
+    def failing(policy: Policy, seed: int, *, greedy: bool) -> Any:
+        played.append(seed)
+        if seed == 1:
+            raise RuntimeError("the joystick broke")
+        while True:
+            yield Turn(action=0, reward=0.0, score=0.0, agent_steps=1, cut_off=False)
+
+    monkeypatch.setattr("zmqrl.commands.measure.evaluate.whole_game", failing)
+    with pytest.raises(RuntimeError, match="the joystick broke"):
+        games(load_policy(cartpole_run), list(range(50)), threads=2)
+    assert len(played) < 50
+
+
+@pytest.mark.timeout(120)
+def test_a_signal_that_does_not_wake_the_main_thread_ends_an_evaluation_in_the_middle_of_a_game(
+    cartpole_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(policy: Policy, seed: int, *, greedy: bool) -> Any:
+        while True:
+            time.sleep(0.01)
+            yield Turn(action=0, reward=0.0, score=0.0, agent_steps=1, cut_off=False)
+
+    monkeypatch.setattr("zmqrl.commands.measure.evaluate.whole_game", endless)
+    with pytest.raises(Interrupted), signal_that_does_not_wake():
+        games(load_policy(cartpole_run), [0, 1], threads=2)
+
+
+BROKEN = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Broken(CartPoleEnv):
+    def step(self, action):
+        raise RuntimeError("the joystick broke")
+
+gymnasium.register("Broken-v0", Broken)
+"""
+
+
+def test_an_environment_of_the_users_own_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_to_eval.py").write_text(BROKEN, encoding="utf-8")
+    run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="broken_to_eval:Broken-v0"), 0)
+    with pytest.raises(UsageError, match=r"broken_to_eval:Broken-v0 fails: RuntimeError: the joystick broke\."):
+        cli.run(["eval", str(run)])
+
+
+def test_eval_prints_one_json_object_and_nothing_else(cartpole_run: Path) -> None:
+    command = [sys.executable, "-m", "zmqrl", "eval", str(cartpole_run), "--episodes", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    result = json.loads(done.stdout)
+    assert set(result) >= KEYS
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+    assert result["scores"] == evaluate(load_policy(cartpole_run), range(3), greedy=False, threads=1)["scores"]
+
+
+def test_eval_says_a_score_with_all_that_it_depends_on(breakout_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["eval", str(breakout_run), "--episodes", "2", "--seed", "3", "--greedy"]) == 0
+    said = capsys.readouterr()
+    first, second, third = said.out.splitlines()
+    assert first == "ALE/Breakout-v5, version 0 (0.0 minutes, 0 agent steps), most probable actions"
+    assert second.startswith("2 whole games, seeds 3 to 4: mean ")
+    assert third == f"scores: {BREAKOUT.envs.flavour()}"
+    assert said.err == ""
+
+
+def test_progress_is_shown_on_a_terminal(
+    cartpole_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    cli.run(["eval", str(cartpole_run), "--episodes", "2"])
+    shown = capsys.readouterr().err.split("\r\x1b[K")
+    assert shown[1].startswith("no game is over")
+    assert shown[2].startswith("1 of 2 games, mean score ")
+    assert shown[3].startswith("2 of 2 games, mean score ")
+    assert shown[4:] == [""]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--episodes 0", "--episodes 0: at least 1 game is required."),
+        ("--threads 0", "--threads 0: at least 1 thread is required."),
+        ("--seed -1", "--seed -1: a number from 0 to below 2^32 is required."),
+        ("--checkpoint 7", "there is no checkpoint of version 7 in {run}/checkpoints: there are v00000000, v00000040."),
+    ],
+)
+def test_eval_refuses_what_cannot_be_in_one_sentence(
+    cartpole_run: Path, options: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(cli.UsageError) as refused:
+        cli.run(["eval", str(cartpole_run), *options.split()])
+    assert str(refused.value) == sentence.format(run=cartpole_run)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("follower", "message"),
+    [
+        ("zmqrl.commands.measure.evaluate", {"version": 0}),
+        ("zmqrl.commands.measure.record", {"version": 0, "name": "minute-000"}),
+    ],
+)
+def test_a_follower_skips_what_a_network_of_the_users_own_fails_in_and_logs_the_whole_story(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follower: str, message: dict[str, Any]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = write_failing_network(tmp_path, "raise ValueError('too few')")
+    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, model=f"{module}:Net"), 0)
+    job = {"run_dir": str(run), "episodes": 1, "greedy": False, "threads": 1}
+    with ending(
+        subprocess.Popen(
+            [sys.executable, "-m", follower],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            text=True,
+        )
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{json.dumps(job)}\n{json.dumps(message)}\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        _, log = process.communicate(timeout=180)
+        assert process.returncode == 0, "it ends with its parent"
+    assert answer["skipped"] == 0
+    assert answer["reason"].startswith(f"--model {module}:Net fails for observations of shape (4, 84, 84): ValueError")
+    assert f'{module}.py", line' in log

@@ -1,0 +1,145 @@
+"""``zmqrl plot``: the picture is there, and says what is in it. How it looks, only eyes can tell."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.record_rig import row, run_directory
+
+from zmqrl import cli
+from zmqrl.commands.measure.plot import layout
+from zmqrl.errors import UsageError
+
+pytestmark = pytest.mark.processes
+
+FIRST_BYTES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+
+
+def words(*arguments: str | Path) -> str:
+    """Everything that is written in the picture, which is an SVG for that."""
+    output = Path(arguments[0]) / "picture.svg"
+    assert cli.run(["plot", *map(str, arguments), "--output", str(output)]) == 0
+    return output.read_text(encoding="utf-8")
+
+
+def test_the_picture_goes_to_the_first_run_directory_and_its_path_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run_directory(tmp_path / "run", [row(second) for second in range(1, 9)])
+    assert cli.run(["plot", str(path), "--x", "minutes"]) == 0
+    assert capsys.readouterr().out == f"{path / 'plot.png'}\n"
+    assert (path / "plot.png").read_bytes().startswith(FIRST_BYTES[".png"])
+
+
+@pytest.mark.parametrize("suffix", FIRST_BYTES)
+def test_the_ending_decides_the_format(tmp_path: Path, suffix: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1), row(2)])
+    output = tmp_path / f"picture{suffix}"
+    assert cli.run(["plot", str(path), "--output", str(output), "--panels", "score"]) == 0
+    assert output.read_bytes().startswith(FIRST_BYTES[suffix])
+
+
+def test_every_panel_says_what_it_shows_in_which_unit(tmp_path: Path) -> None:
+    evaluations = [{"version": 20, "mean": 3.0, "ci95": [2.5, 3.5]}]
+    lag = {"policy_lag_min": 1.0, "policy_lag_max": 9.0}
+    rows = [row(second, **lag) for second in range(1, 5)]
+    picture = words(run_directory(tmp_path / "first", rows, evaluations=evaluations))
+    for what in (
+        "cartpole · CartPole-v1 · first",
+        "training time (minutes)",
+        "agent steps",
+        "of 50 games",
+        "policy loss",
+    ):
+        assert what in picture
+    for what in (
+        "value loss",
+        "entropy (nats)",
+        "(agent steps/s)",
+        "duplicate",
+        "(versions)",
+        "evaluation, 95 % interval",
+    ):
+        assert what in picture
+
+
+def test_several_groups_have_a_legend_of_what_differs(tmp_path: Path) -> None:
+    rows = [row(second) for second in range(1, 5)]
+    paths = [
+        run_directory(tmp_path / "a1", rows, seed=1, workers=4),
+        run_directory(tmp_path / "a2", rows[:3], seed=2, workers=4),
+        run_directory(tmp_path / "b", rows, seed=1, workers=3, backups=1),
+    ]
+    picture = words(*paths)
+    assert "workers=4 backups=0" in picture
+    assert "workers=3 backups=1" in picture
+    assert "mean and min-max of up to 2 runs" in picture
+    assert "not used (%)" in picture
+
+
+@pytest.mark.parametrize("panels", [["--panels", "score,entropy"], ["--panels", "score", "entropy"]])
+def test_only_the_panels_asked_for_are_drawn(tmp_path: Path, panels: list[str]) -> None:
+    picture = words(run_directory(tmp_path / "run", [row(1), row(2)]), *panels, "--x", "agent-steps")
+    assert "entropy (nats)" in picture
+    assert "value loss" not in picture
+    assert "minutes" not in picture
+
+
+def test_a_run_of_one_row_without_a_finished_game_has_a_picture(tmp_path: Path) -> None:
+    assert "nothing yet" in words(run_directory(tmp_path / "run", [row(1, score_mean_50=None)]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(1)],
+        [row(second, agent_steps=0) for second in (1, 2, 3)],
+        [row(0, agent_steps_per_s=None, policy_lag=None)],
+        [row(second, agent_steps_per_s=0.0, policy_lag=0.0) for second in (1, 2)],
+    ],
+    ids=["one row", "no agent steps", "nothing at all", "figures of zero"],
+)
+def test_a_run_that_has_not_got_far_is_drawn_without_a_warning(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    picture = words(run_directory(tmp_path / "run", rows))
+    assert ("duplicate" in picture) == (rows[0]["wall_s"] > 0)
+
+
+def test_agent_steps_are_counted_in_whole_ones(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run", [row(1, agent_steps=0)])
+    assert not re.search(r"\dm<", words(run, "--x", "agent-steps", "--panels", "score"))
+
+
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    assert "a$^$b" in words(run_directory(tmp_path / "a$^$b", [row(1), row(2)]), "--panels", "score")
+
+
+def test_more_groups_than_colours_are_drawn(tmp_path: Path) -> None:
+    paths = [run_directory(tmp_path / f"run-{n}", [row(1), row(2 + n)], workers=n) for n in range(1, 11)]
+    picture = words(*paths, "--panels", "score", "--x", "minutes")
+    assert all(f"workers={n}<" in picture for n in range(1, 11))
+
+
+def test_an_odd_panel_has_a_row_for_itself() -> None:
+    assert layout(["a", "b", "c"], ["minutes"]) == [[("a", "minutes")], [("b", "minutes"), ("c", "minutes")]]
+    assert layout(["a", "b"], ["minutes"]) == [[("a", "minutes"), ("b", "minutes")]]
+    assert layout(["a"], ["minutes"]) == [[("a", "minutes")]]
+    assert layout(["a"], ["minutes", "agent-steps"]) == [[("a", "minutes"), ("a", "agent-steps")]]
+
+
+def refusal(*arguments: str | Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        cli.run(["plot", *map(str, arguments)])
+    return str(caught.value)
+
+
+def test_what_cannot_be_drawn_is_named_in_one_sentence(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "run", [row(1)])
+    new = run_directory(tmp_path / "new")
+    assert "nowhere is not a run directory" in refusal(run, tmp_path / "nowhere")
+    assert f"{new} has no metrics yet" in refusal(run, new)
+    assert "no such panel" in refusal(run, "--panels", "scores")
+    assert "picture.jpg must end in .png, .svg, .pdf" in refusal(run, "--output", tmp_path / "picture.jpg")
+    assert "No such file" in refusal(run, "--output", tmp_path / "gone" / "picture.png", "--panels", "score")
+    assert "at least one run directory" in refusal()

@@ -1,0 +1,241 @@
+"""Videos: the game that a policy plays, as people see it."""
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import imageio.v2 as imageio
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+from PIL import Image
+from support.games_rig import RANDOM_SKIP, random_actions
+from support.policy_rig import BREAKOUT, write_run
+
+from zmqrl import cli
+from zmqrl.commands.measure.play import whole_game
+from zmqrl.commands.measure.record import record
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.learner.dummy import DUMMY_ID
+from zmqrl.learner.envs import EnvConfig, make_envs
+from zmqrl.learner.picture import make_picture
+from zmqrl.policy import load_policy
+
+pytestmark = pytest.mark.processes
+
+
+class Lamp(gymnasium.Env[np.ndarray, np.int64]):
+    """Nine steps of a lamp that is as bright as the time, in a picture of 13 x 20 pixels; each is worth 0.1."""
+
+    observation_space = Box(-1.0, 1.0, (2,), np.float32)
+    action_space = Discrete(2, start=3)
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 5}
+
+    def __init__(self, render_mode: str | None = None, draws: bool = True, fair: bool = True) -> None:
+        self.render_mode, self.draws, self.fair = render_mode, draws, fair
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self.time += 1
+        reward = 0.1 if self.fair else np.random.default_rng().random()
+        return np.zeros(2, np.float32), reward, self.time == 9, False, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        if not self.draws:
+            raise RuntimeError("the lamp is broken.\nfor good")
+        return np.full((13, 20, 3), 20 * self.time, np.uint8)
+
+
+@pytest.fixture
+def lamps() -> Iterator[None]:
+    names = {"Lamp-v0": {}, "BrokenLamp-v0": {"draws": False}, "Lottery-v0": {"fair": False}}
+    for name, kwargs in names.items():
+        gymnasium.register(f"zmqrl-test/{name}", f"{__name__}:Lamp", kwargs=kwargs)
+    yield
+    for name in names:
+        del gymnasium.registry[f"zmqrl-test/{name}"]
+
+
+def lamp(path: Path, name: str = "Lamp-v0") -> Path:
+    return write_run(path, Config(env=f"zmqrl-test/{name}", model="mlp"), 0, 1234)
+
+
+def frames_of_mp4(path: Path, height: int, width: int) -> np.ndarray:
+    """All frames: uint8 (n, height, width, 3)."""
+    decode = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path)]
+    raw = subprocess.run(
+        [*decode, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True, timeout=180
+    ).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+@pytest.mark.parametrize("env_id", ["ALE/SpaceInvaders-v5", "ALE/Carnival-v5"])
+def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
+    """With every kind of chance in it. Carnival has 214 lines."""
+    config = EnvConfig(num_envs=1, sticky_actions=0.25, clip_rewards=False)
+    envs = make_envs(env_id, config, threads=1)
+    picture = make_picture(env_id, config)
+    newest, screen = envs.reset(3)[0, -1], picture.reset(3)
+    assert screen.shape == (214 if "Carnival" in env_id else 210, 160, 3)
+    score = 0.0
+    actions = np.random.default_rng(0)
+    for _ in range(150):
+        grey = torch.from_numpy(screen @ np.array([0.299, 0.587, 0.114]))
+        shrunk = F.interpolate(grey[None, None], (84, 84), mode="area")[0, 0].numpy()
+        assert np.abs(shrunk - newest).mean() < 2.5
+        action = int(actions.integers(envs.num_actions))
+        step = envs.step(np.array([action]))
+        newest = step.observations[0, -1]
+        (screen,), reward = picture.step(action)
+        assert reward == step.rewards[0]
+        score += reward
+    assert score > 0
+    envs.close()
+    picture.close()
+
+
+@pytest.mark.parametrize("env_id", ["ALE/SpaceInvaders-v5", "ALE/Carnival-v5"])
+def test_the_picture_of_a_random_frame_skip_shows_every_frame_of_the_game_that_is_played(env_id: str) -> None:
+    config = dataclasses.replace(RANDOM_SKIP, grayscale=False, screen_size=84, frame_stack=1)
+    envs = make_envs(env_id, config, threads=1)
+    picture = make_picture(env_id, config)
+    seen, screens = envs.reset(3)[0], [picture.reset(3)]
+    frames, score = [], 0.0
+    for actions in random_actions(envs, 150):
+        shrunk = F.interpolate(torch.from_numpy(screens[-1]).movedim(-1, 0)[None], (84, 84), mode="bilinear")[0]
+        np.testing.assert_array_equal(shrunk.numpy(), seen)
+        step = envs.step(actions)
+        seen = step.observations[0]
+        screens, reward = picture.step(int(actions[0]))
+        assert reward == step.rewards[0]
+        frames.append(len(screens))
+        score += reward
+    assert set(frames) == {2, 3, 4}
+    assert score > 0
+    envs.close()
+    picture.close()
+
+
+def test_a_game_of_random_frame_skip_becomes_a_video_at_its_true_speed(tmp_path: Path) -> None:
+    envs = dataclasses.replace(RANDOM_SKIP, num_envs=8, max_frames=120)
+    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, envs=envs), 0)
+    result = record(load_policy(run), tmp_path / "game.mp4", seed=1, greedy=False)
+    assert (result["whole"], result["video_s"]) == (True, pytest.approx(2.0, abs=0.1))
+    assert imageio_ffmpeg.count_frames_and_secs(tmp_path / "game.mp4") == (
+        round(60 * result["video_s"]),
+        pytest.approx(result["video_s"], abs=0.02),
+    )
+    assert result["steps"] < 120 / 2
+
+
+def test_a_gif_is_no_faster_than_browsers_show_it(tmp_path: Path) -> None:
+    envs = dataclasses.replace(RANDOM_SKIP, num_envs=8, max_frames=20)
+    run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, envs=envs), 0)
+    record(load_policy(run), tmp_path / "game.gif", seed=1, greedy=False)
+    with Image.open(tmp_path / "game.gif") as gif:
+        assert gif.info["duration"] >= 20
+
+
+def test_a_game_becomes_a_video_with_a_frame_for_each_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", BREAKOUT, 0)
+    assert cli.run(["record", str(run), "--seed", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    *_, last = whole_game(load_policy(run), 2, greedy=False)
+    assert (result["score"], result["steps"], result["whole"]) == (last.score, last.agent_steps, True)
+    assert (result["version"], result["seed"], result["greedy"]) == (0, 2, False)
+    path = run / "videos" / "v00000000.mp4"
+    assert result["path"] == str(path)
+    video = frames_of_mp4(path, 210 * 3, 160 * 3)
+    assert len(video) == last.agent_steps + 1
+    assert result["video_s"] == pytest.approx(len(video) / 15)
+    assert imageio_ffmpeg.count_frames_and_secs(path) == (len(video), pytest.approx(len(video) / 15, abs=0.01))
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_what_an_environment_draws_of_itself_is_recorded(
+    tmp_path: Path, lamps: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = lamp(tmp_path / "run")
+    assert cli.run(["record", str(run), "--greedy"]) == 0
+    path = run / "videos" / "v00001234.mp4"
+    assert capsys.readouterr().out == f"{path}: 2 s of zmqrl-test/Lamp-v0, version 1234, seed 0, score 0.9\n"
+    video = frames_of_mp4(path, 13 * 49 - 1, 20 * 49)  # enlarged to 637 lines, of which an even number stays
+    assert [frame.mean() for frame in video] == pytest.approx(range(0, 200, 20), abs=5)
+
+
+def test_a_gif_is_written_where_the_name_says_so(tmp_path: Path, lamps: None) -> None:
+    path = tmp_path / "deep" / "lamp.gif"
+    result = record(load_policy(lamp(tmp_path / "run"), 0), path, seed=0, greedy=True)
+    assert (result["path"], result["version"]) == (str(path), 0)
+    assert path.read_bytes().startswith(b"GIF89a")
+    assert [frame[..., :3].mean() for frame in imageio.mimread(path)] == pytest.approx(range(0, 200, 20), abs=2)
+
+
+def test_a_long_game_is_left_when_the_video_is_full(
+    tmp_path: Path, lamps: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = lamp(tmp_path / "run")
+    assert cli.run(["record", str(run), "--seconds", "1.2", "--output", str(tmp_path / "a.gif")]) == 0
+    assert len(imageio.mimread(tmp_path / "a.gif")) == 6
+    assert capsys.readouterr().out.endswith("score 0.5, not to its end: --seconds sets how long a video may be\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("BrokenLamp-v0", "zmqrl-test/BrokenLamp-v0 cannot be drawn: the lamp is broken."),
+        (
+            "Lottery-v0",
+            "zmqrl-test/Lottery-v0 cannot be recorded: the same seed and actions do not give the same game.",
+        ),
+    ],
+)
+def test_a_game_that_cannot_be_recorded_leaves_no_video(tmp_path: Path, lamps: None, name: str, sentence: str) -> None:
+    run = lamp(tmp_path / "run", name)
+    with pytest.raises(UsageError) as refused:
+        cli.run(["record", str(run)])
+    assert str(refused.value) == sentence
+    assert list(run.glob("videos/*")) == []
+
+
+def test_the_dummy_has_no_picture() -> None:
+    with pytest.raises(UsageError, match=r"zmqrl/Dummy-v0 shows no game: there is nothing to record\."):
+        make_picture(DUMMY_ID, EnvConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--output a.avi", "--output a.avi: the name must end with .mp4 or .gif."),
+        ("--seconds 0", "--seconds 0: a number above 0 and below 86400 (a day) is required."),
+        ("--seconds nan", "--seconds nan: a number above 0 and below 86400 (a day) is required."),
+        ("--seed -1", "--seed -1: a number from 0 to below 2^32 is required."),
+        (
+            "--output {run}/config.json/a.mp4",
+            "cannot write {run}/config.json/a.mp4: File exists: move away the file of that name.",
+        ),
+        ("--checkpoint 5", "there is no checkpoint of version 5 in {run}/checkpoints: there are v00000000, v00001234."),
+    ],
+)
+def test_record_refuses_what_cannot_be_in_one_sentence(
+    tmp_path: Path, lamps: None, options: str, sentence: str
+) -> None:
+    run = lamp(tmp_path / "run")
+    with pytest.raises(UsageError) as refused:
+        cli.run(["record", str(run), *options.format(run=run).split()])
+    assert str(refused.value) == sentence.format(run=run)

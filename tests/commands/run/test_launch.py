@@ -1,0 +1,205 @@
+"""Whole runs on the hosts of the network lab, started by ``zmqrl launch`` over ssh."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.lab import Lab
+from support.paths import ROOT
+from support.rig import ending, eventually
+from support.run_rig import WITHIN_S, Run, RunFiles, launching
+
+import zmqrl
+from zmqrl.commands.run.launch import place_of
+from zmqrl.rundir import RunDirectory
+
+pytestmark = pytest.mark.processes
+
+
+def no_process_on(lab: Lab) -> bool:
+    return not any(lab.processes(host) for host in lab.hosts)
+
+
+def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
+    """Whether the newest lines of a shard's history have contributions of these ranks and no others."""
+    return lambda: {rank for line in run.files.history(shard)[-5:] for rank in line["ranks"]} == ranks
+
+
+def test_a_run_on_four_hosts_learns_ends_well_and_everything_comes_home(lab: Lab, tmp_path: Path) -> None:
+    options = ("--workers", "4", "--shards", "2", "--stop-score", "100", "--profile", "20", "--evaluator")
+    with launching(lab, tmp_path / "run", *options, "--evaluation.episodes", "4") as run:
+        run.eventually(lambda: run.files.path.joinpath("cluster.json").exists(), "cluster.json")
+        cluster = run.files.cluster()
+        assert {entry["host"] for entry in cluster["workers"]} == set(lab.hosts)
+        assert [entry["host"] for entry in cluster["shards"]] == ["h1", "h2"]
+        assert cluster["keys"] is not None, "what crosses the network is not encrypted"
+        assert cluster["shards"][1]["grad"].startswith(f"tcp://{lab.address('h2')}:")
+        assert run.wait(within_s=120) == 0, run.said()
+    summary = run.files.assert_summary_exact("stop_score", quorum=4)
+    assert summary["score_mean_50"] >= 100
+    run.files.assert_history_exact(summary["updates"], quorum=4)
+    assert "evaluation of version" in run.said()
+    assert (run.files.path / "trace.json").stat().st_size > 1000
+    assert "is here" in run.files.log("shard-1")
+    eventually(lambda: no_process_on(lab), "the end of every process", 15)
+    name = place_of(RunDirectory(run.files.path), socket.gethostname())
+    assert not any((Path("/var/tmp/zmqrl-0") / host / name).exists() for host in lab.hosts)
+
+
+def test_pong_on_four_hosts_makes_thirty_updates(lab: Lab, tmp_path: Path) -> None:
+    script = ROOT / "launch" / "ssh.sh"
+    command = [str(script), ",".join(lab.hosts), "pong", "--ssh-config", str(lab.ssh_config)]
+    options = ["--run-dir", str(tmp_path / "run"), "--workers", "4", "--updates", "30"]
+    small = ["--envs.num-envs", "2", "--ppo.rollout-steps", "32", "--ppo.epochs", "1", "--ppo.minibatches", "2"]
+    program = {"ZMQRL": str(Path(sys.executable).with_name("zmqrl"))}
+    done = subprocess.run(
+        [*command, *options, *small], capture_output=True, text=True, timeout=150, env=os.environ | program
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.index("worker-3") < done.stdout.index("run directory"), "what would run where is shown first"
+    files = RunFiles(tmp_path / "run")
+    summary = files.assert_summary_exact("updates", quorum=4)
+    assert (summary["env"], summary["updates"]) == ("ALE/Pong-v5", 30)
+    files.assert_history_exact(30, quorum=4)
+    # Two updates are learned from each rollout of 32 steps of 2 games.
+    assert summary["agent_steps"] >= 15 * 4 * 64
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
+    with launching(lab, tmp_path / "run", "--workers", "4") as run:
+        run.wait_to_say("contributions")
+        run.signal(number)
+        assert run.wait() == {signal.SIGKILL: -9, signal.SIGINT: 130}[number]
+        eventually(lambda: no_process_on(lab), "the end of every process", 15)
+
+
+def test_a_run_whose_launcher_was_killed_is_resumed_where_its_shards_were_on_other_hosts(
+    lab: Lab, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with launching(lab, path, "--workers", "2", "--shards", "2", "--straggle", "0:0.02") as run:
+        run.wait_for(20)
+        run.signal(signal.SIGKILL)
+        run.wait()
+    killed_at = run.files.version()
+    assert run.files.newest().version == 0, "there was time for a checkpoint"
+    # State and histories stand with h1 and h2; now the shards are on others.
+    with launching(lab, path, "--resume", "--minutes", "0.03", hosts="h2,h1,h3") as run:
+        assert run.wait(within_s=120) == 0, run.said()
+    resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
+    summary = run.files.assert_summary_exact("minutes")
+    assert killed_at <= resumed_at < summary["updates"]
+    run.files.assert_history_exact(summary["updates"])
+
+
+@pytest.mark.parametrize("fault", ["link", "blackhole"])
+def test_a_run_goes_on_without_a_host_that_is_cut_off_and_takes_it_back(lab: Lab, tmp_path: Path, fault: str) -> None:
+    # The shards are on h1 and h2: what h4 has is worker 3 only.
+    with launching(lab, tmp_path / "run", "--workers", "3", "--backups", "1", "--straggle", "0:0.02") as run:
+        run.eventually(has_ranks_ever(run, {0, 1, 2, 3}), "all four workers")
+        lab(fault, "h4", *{"link": ["down"], "blackhole": ["on"]}[fault])
+        run.wait_to_say("[h4 worker-3] died (host h4 is lost: ")
+        run.eventually(has_ranks(run, {0, 1, 2}), "versions of the others")
+        lab(fault, "h4", *{"link": ["up"], "blackhole": ["off"]}[fault])
+        run.eventually(lambda: 3 in {rank for line in run.files.history(0)[-20:] for rank in line["ranks"]}, "worker 3")
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+        run.files.assert_history_exact(run.files.summary()["updates"], quorum=3)
+
+
+def has_ranks_ever(run: Run, ranks: set[int]) -> Callable[[], bool]:
+    return lambda: {rank for line in run.files.history(0) for rank in line["ranks"]} == ranks
+
+
+def test_a_shard_whose_host_is_cut_off_comes_back_with_its_state(lab: Lab, tmp_path: Path) -> None:
+    with launching(lab, tmp_path / "run", "--workers", "2", "--shards", "4") as run:
+        run.eventually(lambda: len(run.files.history(3)) > 5, "some versions")
+        lab.blackhole("h4", "on")
+        run.wait_to_say("host h4 is lost")
+        lab.blackhole("h4", "off")
+        run.wait_to_say("shard 3 is back at version")
+        version = len(run.files.history(0))
+        run.eventually(lambda: len(run.files.history(0)) > version + 5, "more versions")
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+        assert "go back" not in run.said()
+        run.files.assert_history_exact(run.files.summary()["updates"], shards=4, quorum=2)
+
+
+@pytest.mark.parametrize(("options", "readable"), [((), False), (("--wire.insecure-plaintext",), True)])
+def test_nobody_on_the_network_can_read_the_weights_unless_that_was_given_up(
+    lab: Lab, tmp_path: Path, need_programs: Callable[..., None], options: tuple[str, ...], readable: bool
+) -> None:
+    need_programs("tcpdump")
+    capture = tmp_path / "capture"
+    dump = ["ip", "netns", "exec", lab.slot.name, "tcpdump", "-i", "any", "-s", "0", "-U", "-w", str(capture)]
+    with ending(subprocess.Popen(dump, stderr=subprocess.DEVNULL)) as dumping:
+        with launching(lab, tmp_path / "run", "--workers", "2", "--updates", "30", *options) as run:
+            assert run.wait() == 0, run.said()
+        dumping.terminate()
+        dumping.wait(WITHIN_S)
+    seen = capture.read_bytes()
+    # All that went through the switch is in it: both slices of every version, to workers on other hosts.
+    last = run.files.newest()
+    for state, cut in zip(last.states, last.layout.slices, strict=True):
+        weights = state[: 4 * cut.count]
+        assert readable == any(weights[start : start + 64] in seen for start in range(0, len(weights) - 64, 64))
+    assert readable == (b"zmqrl/1" in seen)
+
+
+def test_hosts_that_cannot_be_used_are_all_named_and_nothing_is_started(lab: Lab, tmp_path: Path) -> None:
+    lab("refuse", "h2", "22", "on")
+    with launching(lab, tmp_path / "run", hosts="h1,h2,h9") as run:
+        assert run.wait() == 3
+        assert run.complaint().startswith("zmqrl: 2 of 3 hosts cannot be used:\n  h2: ")
+        assert "\n  h9: " in run.complaint()
+        assert not (run.files.path / "config.json").exists()
+    eventually(lambda: no_process_on(lab), "the end of the agents", 15)
+
+
+def test_other_code_on_a_host_is_refused(lab: Lab, tmp_path: Path) -> None:
+    package = Path(zmqrl.__file__).parent
+    shutil.copytree(package, lab.shared / "other" / "zmqrl", ignore=shutil.ignore_patterns("__pycache__"))
+    with (lab.shared / "other" / "zmqrl" / "errors.py").open("a") as file:
+        file.write("# another version\n")
+    python = lab.shared / "python-of-others"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={lab.shared}/other exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    hosts = tmp_path / "hosts.toml"
+    hosts.write_text(f'[[host]]\nname = "h1"\n[[host]]\nname = "h2"\npython = "{python}"\n')
+    with launching(lab, tmp_path / "run", hosts=str(hosts)) as run:
+        assert run.wait() == 3
+        assert run.complaint().startswith("zmqrl: h2: zmqrl there (")
+
+
+def test_the_code_is_brought_to_hosts_that_have_no_zmqrl(lab: Lab, tmp_path: Path) -> None:
+    bare = lab.shared / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=WITHIN_S)
+    places = [sysconfig.get_path("purelib", "venv", {"base": base}) for base in (sys.prefix, str(bare))]
+    # It sees the packages, but not the checkout that a file among them names.
+    Path(places[1], "others.pth").write_text(f"{places[0]}\n")
+    hosts = tmp_path / "hosts.toml"
+    hosts.write_text(f'[defaults]\npython = "{bare}/bin/python"\n[[host]]\nname = "h[1-2]"\n')
+    for path, made in (("run", True), ("again", False)):
+        options = ("--sync", "wheel", "--workers", "2", "--shards", "2", "--updates", "20")
+        with launching(lab, tmp_path / path, *options, hosts=str(hosts)) as run:
+            assert run.wait() == 0, run.said()
+        assert ("h2: making /root/.cache/zmqrl/envs/" in run.said()) == made
+        run.files.assert_history_exact(20)
+    eventually(lambda: no_process_on(lab), "the end of every process", 15)
+
+
+def test_a_dry_run_starts_nothing_and_shows_what_would_be(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zmqrl", "launch", "-H", "a,b:3", "--dry-run", "cartpole", "--workers", "4"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=WITHIN_S).stdout
+    assert "worker-[1-3]" in said
+    assert said.count("-m zmqrl.hostd.daemon") == 2
+    assert list(tmp_path.iterdir()) == []

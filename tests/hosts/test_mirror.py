@@ -1,0 +1,266 @@
+"""Files come home from the hosts whole and in order, whatever breaks, and only from those whose they are."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zmqrl.errors import ClusterError
+from zmqrl.hostd import files
+from zmqrl.hostd import messages as h
+from zmqrl.hostd.files import PIECE_BYTES
+from zmqrl.hosts.mirror import Mirror
+from zmqrl.process_id import RECORDER, shard_id, worker_id
+from zmqrl.ps.shard.history import last_version
+from zmqrl.rundir import RunDirectory
+
+
+class Host:
+    """A host and its agent: answers at once, or when told to."""
+
+    def __init__(self, name: str, place: Path) -> None:
+        self.host, self.place = name, place
+        self.up: str | None = "up"
+        self.asked: list[h.Request] = []
+        place.mkdir()
+
+    def send(self, request: h.Request) -> None:
+        self.asked.append(request)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.place / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def read(self, name: str) -> str:
+        return (self.place / name).read_text(encoding="utf-8")
+
+    def answer(self) -> h.Listing | h.Piece | h.Written | None:
+        """Do the oldest thing that was asked."""
+        match self.asked.pop(0):
+            case h.List(under):
+                return h.Listing(files.sizes(self.place, under))
+            case h.Fetch(path, offset):
+                return files.read(self.place, path, offset)
+            case h.Put(path, offset, data, unless):
+                return h.Written(path, files.write(self.place, path, offset, base64.b64decode(data), unless))
+            case h.Clean(whole):
+                files.clean(self.place, whole=whole)
+        return None
+
+
+class World:
+    def __init__(self, path: Path) -> None:
+        self.home = RunDirectory(path / "home")
+        self.home.path.mkdir()
+        self.hosts = {name: Host(name, path / name) for name in ("h1", "h2")}
+        host_of = {shard_id(0): "h1", shard_id(1): "h2", worker_id(0): "h2", RECORDER: "h2"}
+        links: Any = self.hosts
+        self.mirror = Mirror(links, self.home, host_of)
+
+    def answer(self) -> None:
+        """Let all hosts answer all that they are asked."""
+        while any(host.asked for host in self.hosts.values()):
+            for name, host in self.hosts.items():
+                if host.asked and (event := host.answer()) is not None:
+                    self.mirror.take(name, event)
+
+    def begin(self) -> None:
+        """The processes of this sitting write from here on."""
+        for shard in (0, 1):
+            self.mirror.put_history(shard)
+        self.answer()
+
+    def look(self) -> None:
+        self.mirror.step(1e9)
+        self.mirror._listed_at = 0.0
+        self.answer()
+
+    def at_home(self, name: str) -> str:
+        return (self.home.path / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def lines(first: int, last: int, generation: int = 1) -> str:
+    return "".join(
+        json.dumps({"version": version, "generation": generation}) + "\n" for version in range(first, last + 1)
+    )
+
+
+NAME = "history/shard-0.jsonl"
+
+
+def test_a_growing_file_comes_home_piece_by_piece(world: World) -> None:
+    text = lines(1, 80_000)
+    assert len(text) > 2 * PIECE_BYTES
+    for part in (10, 1000, len(text) // 2, len(text)):
+        world.hosts["h1"].write(NAME, text[:part])
+        world.look()
+        assert world.at_home(NAME) == text[:part]
+
+
+def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> None:
+    world.begin()
+    world.hosts["h1"].write(NAME, lines(1, 5))
+    world.hosts["h2"].write(NAME, lines(1, 9, generation=7))
+    world.hosts["h2"].write("traces/worker-0.json", "{}")
+    world.hosts["h1"].write("traces/worker-0.json", "{stale}")
+    world.hosts["h2"].write("videos/minute-000-v00000000.mp4", "film")
+    world.look()
+    assert world.at_home(NAME) == lines(1, 5)
+    assert world.at_home("traces/worker-0.json") == "{}"
+    assert world.at_home("videos/minute-000-v00000000.mp4") == "film"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../.ssh/authorized_keys", "history/../../x", "/etc/passwd", "config.json", "history/", "logs/shard-0.log"],
+)
+def test_a_name_that_leads_elsewhere_is_not_taken(world: World, name: str) -> None:
+    world.mirror.take("h1", h.Listing({name: 10}))
+    assert world.hosts["h1"].asked == []
+    data = base64.b64encode(b"evil").decode()
+    world.mirror.take("h1", h.Piece(name, 0, 4, data))
+    assert list(world.home.path.iterdir()) == []
+
+
+def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_has_goes_there(world: World) -> None:
+    for shard in (0, 1):
+        path = world.home.history(shard)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(lines(1, 88))
+    world.hosts["h1"].write(NAME, lines(1, 95))
+    world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a sitting long ago
+    assert world.mirror.bring_home(world.answer, within_s=5) == []
+    assert last_version(world.home.history(0)) == 95
+    assert last_version(world.home.history(1)) == 88
+    for shard in (0, 1):
+        world.mirror.put_history(shard)
+    assert not world.hosts["h1"].asked, "it has its history"
+    world.answer()
+    assert world.hosts["h1"].read(NAME) == lines(1, 95)
+    assert world.hosts["h2"].read("history/shard-1.jsonl") == lines(1, 88)
+
+
+@pytest.mark.parametrize("longest", [120, 150])
+def test_a_history_that_does_not_go_on_from_ours_is_of_another_lineage(world: World, longest: int) -> None:
+    path = world.home.history(0)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(lines(1, 100) + lines(101, 120, generation=2))
+    world.hosts["h1"].write(NAME, lines(1, longest))  # of a host that was away while another went on in its place
+    assert world.mirror.bring_home(world.answer, within_s=5) == []
+    assert world.at_home(NAME) == lines(1, 100) + lines(101, 120, generation=2)
+    world.begin()
+    assert world.hosts["h1"].read(NAME) == world.at_home(NAME)
+
+
+def test_a_host_that_has_lost_its_files_gets_them_again_and_ours_stay(world: World) -> None:
+    host = world.hosts["h1"]
+    world.begin()
+    host.write(NAME, lines(1, 150))
+    world.look()
+    (host.place / NAME).write_text("")
+    world.look()
+    assert world.at_home(NAME) == lines(1, 150)
+    world.mirror.reopened("h1")
+    world.answer()
+    assert host.read(NAME) == lines(1, 150)
+    host.write(NAME, lines(1, 155))
+    world.mirror.reopened("h1")
+    world.answer()
+    assert host.read(NAME) == lines(1, 155), "it had more than we knew of"
+
+
+def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) -> None:
+    for version in (100, 200):
+        path = world.home.checkpoints / f"v{version:08d}"
+        path.mkdir(parents=True)
+        for name in ("manifest.json", "model.safetensors", "optimizer-shard-00.safetensors"):
+            (path / name).write_text(name)
+        world.mirror.put_checkpoint(RECORDER, version)
+    world.mirror.drop_checkpoint(RECORDER, 100)
+    host = world.hosts["h2"]
+    host.asked.clear()  # all of it was lost with the connection
+    world.mirror.reopened("h2")
+    world.answer()
+    there = sorted(str(path.relative_to(host.place)) for path in host.place.rglob("*") if path.is_file())
+    assert there == ["checkpoints/v00000200/manifest.json", "checkpoints/v00000200/model.safetensors"]
+
+
+@pytest.mark.parametrize("to", [8, 10])
+@pytest.mark.parametrize("something_else_first", [False, True])
+def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
+    world: World, to: int, something_else_first: bool
+) -> None:
+    host = world.hosts["h1"]
+    host.write(NAME, lines(1, 10))
+    world.begin()
+    world.look()
+    host.write(NAME, lines(1, 15))
+    world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
+    answer = host.answer()  # lines 11 to 15, on their way
+    world.mirror.rewind(lambda shard: to, generation=2)
+    host.write(NAME, lines(1, to) + lines(to + 1, 12, generation=2))
+    assert answer is not None
+    if something_else_first:
+        world.mirror.take("h1", h.Written("config.json", None))
+    world.mirror.take("h1", answer)
+    world.look()
+    assert world.at_home(NAME) == lines(1, to) + lines(to + 1, 12, generation=2)
+
+
+def test_a_rollback_shortens_each_history_to_the_version_of_its_shard(world: World) -> None:
+    world.begin()
+    for host, shard in (("h1", 0), ("h2", 1)):
+        world.hosts[host].write(f"history/shard-{shard}.jsonl", lines(1, 15))
+    world.look()
+    world.mirror.rewind({0: 7, 1: 9}.__getitem__, generation=2)
+    assert [last_version(world.home.history(shard)) for shard in (0, 1)] == [7, 9]
+
+
+def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world: World) -> None:
+    host = world.hosts["h1"]
+    host.write(NAME, lines(1, 5))
+    world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
+    host.asked.clear()  # the question was lost with the connection
+    world.mirror.lost("h1")
+    world.look()
+    assert world.at_home(NAME) == lines(1, 5)
+
+
+def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(world: World) -> None:
+    world.hosts["h1"].write(NAME, lines(1, 5))
+    world.mirror.take("h1", h.Listing({NAME: 5}))  # a file is on its way when it begins
+    assert world.mirror.bring_home(world.answer, within_s=5) == []
+    assert world.at_home(NAME) == lines(1, 5)
+    world.hosts["h2"].up = None
+    assert world.mirror.bring_home(world.answer, within_s=60) == ["h2"], "nobody waits for who is lost"
+    world.mirror.clean(whole=True, but=["h2"])
+    assert [host.asked for host in world.hosts.values()] == [[h.Clean(whole=True)], []]
+    world.hosts["h1"].asked.clear()
+    world.hosts["h2"].up = {}
+    assert world.mirror.bring_home(lambda: None, within_s=0.1) == ["h1", "h2"]
+
+
+def test_a_full_disk_there_is_an_error_for_a_history_and_none_for_a_checkpoint(world: World) -> None:
+    world.mirror.take("h1", h.Written("checkpoints/v00000000/model.safetensors", "no space"))
+    with pytest.raises(ClusterError, match=r"host h1 cannot write history/shard-0\.jsonl: no space"):
+        world.mirror.take("h1", h.Written(NAME, "no space"))
+
+
+def test_cleaning_leaves_nothing_or_only_the_place(world: World) -> None:
+    host = world.hosts["h1"]
+    host.write(NAME, lines(1, 5))
+    (host.place / files.LOCK).touch()
+    world.mirror.clean(whole=False)
+    world.answer()
+    assert [path.name for path in host.place.iterdir()] == [files.LOCK]
+    world.mirror.clean(whole=True)
+    world.answer()
+    assert not host.place.exists()

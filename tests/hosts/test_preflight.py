@@ -1,0 +1,323 @@
+"""What is looked at before a run on several hosts: addresses, facts, routes, and what is said of them."""
+
+import dataclasses
+import socket
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from zmqrl.commands.inspect.doctor import host_table, route_table, to_json
+from zmqrl.config import WireConfig
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hostd.interfaces import interfaces
+from zmqrl.hostd.messages import Up
+from zmqrl.hosts import probe
+from zmqrl.hosts.inventory import Host, read_addresses
+from zmqrl.hosts.placement import Placement, place
+from zmqrl.hosts.preflight import Survey, Verdict, files_needed, judge, loopbacks, ports_on
+from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, listen, measure
+from zmqrl.hosts.probing import Route, rounds
+from zmqrl.hosts.reach import addresses_of, check_interface
+from zmqrl.process_id import shard_id, worker_id
+from zmqrl.recipes import cartpole
+
+HOSTS = (Host(name="h1"), Host(name="h2", address="10.0.0.2"))
+UP = {
+    name: Up(
+        host=name,
+        pid=1,
+        zmqrl="1",
+        code="0123",
+        python="3.11.2",
+        cores=4,
+        work="/var/tmp/work",
+        address=f"192.168.0.{number}",
+        interfaces={"lo": ["127.0.0.1"], "eth0": [f"192.168.0.{number}"], "ib0": [f"10.0.0.{number}"]},
+    )
+    for number, name in ((1, "h1"), (2, "h2"))
+}
+ABOUT = {name: dataclasses.asdict(up) for name, up in UP.items()}
+FINE: dict[str, Any] = {
+    "game_error": None,
+    "memory_bytes": 8 * 10**9,
+    "open_files": 1024,
+    "disk_bytes": 50 * 10**9,
+    "shm_bytes": 10**9,
+    "clock_ahead_s": 0.002,
+    "ports": [42000],
+}
+RUN = dataclasses.replace(cartpole(), wire=WireConfig(port_range="42000-42009"))
+
+
+def addresses(up: dict[str, Up] = UP, iface: str | None = None, **by_hand: str) -> tuple[dict[str, str], list[str]]:
+    return addresses_of([host for host in HOSTS if host.name in up], up, by_hand=by_hand, iface=iface)
+
+
+def placed() -> Placement:
+    return place(HOSTS, {"h1": 4, "h2": 4}, shards=2, workers=2, evaluator=False, recorder=False)
+
+
+# addresses
+
+
+def test_an_option_counts_more_than_the_hosts_file_and_that_more_than_ssh() -> None:
+    assert addresses() == ({"h1": "192.168.0.1", "h2": "10.0.0.2"}, [])
+    assert addresses(iface="eth0") == ({"h1": "192.168.0.1", "h2": "192.168.0.2"}, [])
+    assert addresses(iface="10.0.0.0/24") == ({"h1": "10.0.0.1", "h2": "10.0.0.2"}, [])
+    assert addresses(iface="ib0", h2="172.16.0.2") == ({"h1": "10.0.0.1", "h2": "172.16.0.2"}, [])
+
+
+def test_an_interface_that_a_host_has_not_is_refused_with_those_that_it_has() -> None:
+    found, unknown = addresses(
+        UP | {"h2": dataclasses.replace(UP["h2"], interfaces={"eth1": ["192.168.0.2"]})}, iface="eth0"
+    )
+    assert found == {"h1": "192.168.0.1"}
+    assert unknown == [
+        "h2: has no --iface eth0, only eth1 192.168.0.2: choose one with --iface, --address h2=ADDRESS "
+        "or `address` in the hosts file."
+    ]
+
+
+def test_a_loopback_address_is_refused_where_there_are_other_hosts() -> None:
+    _, unknown = addresses(h1="127.0.0.1")
+    assert unknown[0].startswith("h1: 127.0.0.1 is a loopback address that other hosts cannot reach: ")
+    alone = {"h1": dataclasses.replace(UP["h1"], address="127.0.0.1")}
+    assert addresses(alone) == ({"h1": "127.0.0.1"}, [])
+
+
+def test_a_name_that_means_loopback_on_its_own_host_is_refused_where_there_are_other_hosts() -> None:
+    assert listen("localhost", [0], "t" * 32)["bound"] == "127.0.0.1"
+    facts = {"h1": ABOUT["h1"] | FINE | {"bound": "127.0.1.1"}, "h2": ABOUT["h2"] | FINE | {"bound": "10.0.0.2"}}
+    found = loopbacks(facts, {"h1": "h1", "h2": "10.0.0.2"})
+    (problem,) = judge(Survey(facts=facts, loopback=found), RUN, placed()).problems
+    assert problem.startswith("h1: h1 (127.0.1.1) is a loopback address that other hosts cannot reach: ")
+    assert loopbacks({"h1": facts["h1"]}, {"h1": "h1"}) == {}
+
+
+def test_a_host_of_which_nothing_says_where_it_is_is_named() -> None:
+    _, unknown = addresses(UP | {"h1": dataclasses.replace(UP["h1"], address=None)})
+    assert unknown[0].startswith("h1: no address is known at which the other hosts reach it")
+
+
+def test_addresses_of_hosts_are_a_list_or_come_one_by_one() -> None:
+    hosts = [Host(name="h1"), *(Host(name=f"node{number}") for number in (1, 2))]
+    expected = {"h1": "10.0.0.9", "node1": "10.0.0.1", "node2": "10.0.0.2"}
+    assert read_addresses(["h1=10.0.0.9,node[1-2]=10.0.0.[1-2]"], hosts) == expected
+    assert read_addresses(["h1=10.0.0.9", "node[1-2]=10.0.0.[1-2]"], hosts) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("10.0.0.1", "--address 10.0.0.1 is not HOST=ADDRESS, such as h1=10.0.0.1."),
+        ("h3=10.0.0.1", "--address h3: there is no such host"),
+        ("h1=0.0.0.0", "would listen on every network"),
+        ("h1=10.0.0.[1-2]", "must mean as many"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence.replace("[", r"\[")):
+        read_addresses([text], HOSTS)
+
+
+def test_a_network_that_is_none_is_refused() -> None:
+    check_interface("10.0.0.5/24")
+    with pytest.raises(UsageError, match=r"10\.0\.0\.0/99: not an interface"):
+        check_interface("10.0.0.0/99")
+
+
+def test_the_interfaces_of_this_machine_are_known() -> None:
+    assert "127.0.0.1" in interfaces()["lo"]
+
+
+# judgement
+
+
+def judged(route: dict[str, Any] | None = None, failed: dict[str, str] | None = None, **facts: Any) -> Verdict:
+    routes = {Route("h2", "h1", "10.0.0.1", (42000, 42001)): route or {"round_trip_s": 0.001}}
+    return judge(Survey(facts={"h1": ABOUT["h1"] | FINE | facts}, failed=failed or {}, routes=routes), RUN, placed())
+
+
+def test_nothing_is_said_of_hosts_that_are_fit() -> None:
+    assert judged() == Verdict([], [])
+    judged().check()
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"game_error": "no ROM"}, "h1: CartPole-v1 cannot be played there: no ROM."),
+        ({"cuda": False}, "h1: --device cuda: torch sees no CUDA device there."),
+        ({"disk_bytes": 5e6}, "h1: the disk of /var/tmp/work is full (5.0 MB left): make room for at least 100.0 MB."),
+        (
+            {"open_files": 60},
+            "h1: a process may open 60 files there, but this run needs 73: raise the limit "
+            "(`ulimit -n`, /etc/security/limits.conf).",
+        ),
+        (
+            {"listen_error": {"errno": 98, "why": "Address already in use", "where": "10.0.0.1:42000"}},
+            "h1: 10.0.0.1:42000 is in use there: choose another --port-range.",
+        ),
+        (
+            {"listen_error": {"errno": 99, "why": "Cannot assign requested address", "where": "10.0.9.1:42000"}},
+            "h1: cannot listen at 10.0.9.1:42000 (Cannot assign requested address); it has lo 127.0.0.1, "
+            "eth0 192.168.0.1, ib0 10.0.0.1: choose one of them by --iface or --address.",
+        ),
+    ],
+)
+def test_what_keeps_a_run_from_a_host_is_a_problem(facts: dict[str, Any], sentence: str) -> None:
+    verdict = judged(**facts)
+    assert verdict == Verdict([sentence], [])
+    with pytest.raises(ClusterError, match="the run cannot start:\n  h1: "):
+        verdict.check()
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"disk_bytes": 5e8}, "h1: only 500.0 MB are left on the disk of /var/tmp/work."),
+        ({"shm_bytes": 1e6}, "h1: only 1.0 MB are left in /dev/shm."),
+        (
+            {"memory_bytes": 10**8},
+            "h1: 100.0 MB of memory are free, but its 2 processes need about 460.0 MB.",
+        ),
+        ({"clock_ahead_s": -3.0}, "h1: its clock is 3.0 s behind the one here: times in logs will not match."),
+    ],
+)
+def test_what_is_only_bad_is_a_warning(facts: dict[str, Any], sentence: str) -> None:
+    assert judged(**facts) == Verdict([], [sentence])
+
+
+def test_a_route_that_is_blocked_is_named_with_the_way_out() -> None:
+    verdict = judged({"port": 42001, "error": "refused"})
+    assert verdict.problems == [
+        "h2 -> h1 (10.0.0.1:42001): refused: open TCP ports 42000-42009 of h1 to h2, or choose another --port-range."
+    ]
+
+
+def test_what_keeps_many_hosts_from_one_is_one_problem() -> None:
+    routes = {Route(f"h{n}", "h1", "10.0.0.1", (1024,)): {"port": 1024, "error": "refused"} for n in range(2, 11)}
+    (problem,) = judge(Survey(facts={}, routes=routes), RUN, placed()).problems
+    assert problem.startswith("h2, h3, h4, h5, 5 others -> h1 (10.0.0.1:1024): refused: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"), [(SOMEBODY_ELSE, "choose another address"), (ONLY_LITTLE_PASSES, "give all interfaces")]
+)
+def test_a_route_that_ends_elsewhere_or_takes_little_is_no_closed_port(error: str, way_out: str) -> None:
+    (problem,) = judged({"port": 42000, "error": error}).problems
+    assert way_out in problem
+    assert "open TCP ports" not in problem
+
+
+def test_a_host_that_does_not_tell_is_a_problem() -> None:
+    assert judged(failed={"h2": "its probe has not answered within 15 s"}).problems == [
+        "h2: its probe has not answered within 15 s."
+    ]
+
+
+def test_ports_and_files_are_those_that_the_shards_of_a_host_need() -> None:
+    assert ports_on("h1", RUN, placed()) == [42000, 42001, 42002]
+    assert ports_on("h2", RUN, placed()) == [42003, 42004, 42005]
+    assert ports_on("h2", cartpole(), placed()) == [0]
+    crowded = dataclasses.replace(RUN, workers=99)
+    assert files_needed(crowded, [shard_id(0), worker_id(0)]) == 64 + 3 * 100
+    assert files_needed(crowded, [worker_id(0)]) == 64 + 3 * 2
+
+
+def test_rounds_have_all_routes_and_no_host_twice() -> None:
+    names = ["launcher", *(f"h{number}" for number in range(9))]
+    routes = [Route(a, b, b, (1,)) for a in names for b in names[1:] if a != b]
+    apart = rounds(routes)
+    assert sorted(route for together in apart for route in together) == sorted(routes)
+    for together in apart:
+        ends = [end for route in together for end in route[:2]]
+        assert len(ends) == len(set(ends))
+    assert len(apart) <= 4 * len(names)
+
+
+# tables
+
+
+def found() -> Survey:
+    return Survey(
+        facts={"h1": ABOUT["h1"] | FINE},
+        failed={"h2": "ssh: connect to host h2 port 22: Connection refused"},
+        routes={
+            Route("launcher", "h1", "10.0.0.1", (42000,)): {"round_trip_s": 0.00012, "bytes_per_s": 94e6},
+            Route("h3", "h1", "10.0.0.1", (42000,)): {"port": 42000, "error": "refused"},
+        },
+    )
+
+
+def test_the_tables_have_a_line_for_each_host_and_route() -> None:
+    console = Console(width=200, record=True)
+    with console.capture() as capture:
+        console.print(host_table(HOSTS, {"h1": UP["h1"]}, found()), route_table(found().routes))
+    lines = [" ".join(line.split()) for line in capture.get().splitlines()]
+    assert "h1 1 3.11.2 yes 4 8.0 GB 1024 50.0 GB 1.0 GB +2 ms" in lines
+    assert "h2 - - - - - - - - -" in lines
+    assert "launcher h1 10.0.0.1 0.12 ms 94.0 MB/s" in lines
+    assert "h3 h1 10.0.0.1 refused -" in lines
+
+
+def test_json_has_every_key_of_a_host_of_which_nothing_is_known() -> None:
+    plain = to_json(HOSTS, {"h1": UP["h1"]}, found(), Verdict(["a"], ["b"]))
+    assert [host["host"] for host in plain["hosts"]] == ["h1", "h2"]
+    assert set(plain["hosts"][0]) == set(plain["hosts"][1])
+    assert (plain["hosts"][0]["memory_bytes"], plain["hosts"][1]["memory_bytes"]) == (8 * 10**9, None)
+    assert (plain["problems"], plain["warnings"]) == (["a"], ["b"])
+
+
+# probes on this machine
+
+
+def order(port: int, token: str = "t" * 32, transfer: bool = False) -> dict[str, Any]:
+    return {"address": "127.0.0.1", "ports": [port], "token": token, "transfer": transfer}
+
+
+def test_a_route_is_measured_between_those_who_know_the_token() -> None:
+    (port,) = listen("127.0.0.1", [0], "t" * 32)["ports"]
+    measured = measure(order(port, transfer=True))
+    assert measured["round_trip_s"] > 0
+    assert measured["bytes_per_s"] > 0
+    assert measure(order(port, token="x" * 32)) == {"port": port, "error": SOMEBODY_ELSE}
+
+
+def test_a_port_that_nobody_listens_on_is_refused_and_one_that_says_nothing_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zmqrl.hosts.probe.ANSWER_WITHIN_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        assert measure(order(port)) == {"port": port, "error": "no answer within 0.1 s"}
+    assert measure(order(port)) == {"port": port, "error": "refused"}
+
+
+def test_a_network_that_loses_long_packets_is_told() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        near.settimeout(0.05)
+        with pytest.raises(OSError, match=ONLY_LITTLE_PASSES):
+            probe._send_packets(near)
+
+
+def test_a_listener_ends_what_is_no_order() -> None:
+    (port,) = listen("127.0.0.1", [0], "t" * 32)["ports"]
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"t" * 32 + (1 << 40).to_bytes(8, "big"))
+        assert connection.recv(2) == b"\n"
+        assert connection.recv(1) == b""
+
+
+def test_an_address_of_somebody_else_cannot_be_listened_at() -> None:
+    with pytest.raises(OSError) as error:
+        listen("192.0.2.1", [4711], "t" * 32)
+    assert error.value.filename == "192.0.2.1:4711"
+
+
+def test_a_game_that_cannot_be_made_says_why() -> None:
+    settings = dataclasses.asdict(RUN.envs)
+    assert game_error("CartPole-v1", settings) is None
+    assert "NoSuchGame" in str(game_error("ALE/NoSuchGame-v5", settings))

@@ -1,0 +1,285 @@
+"""Runs on the nodes of a Slurm job: what Slurm says of it, the time limit, and what is left when it has ended."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.paths import ROOT
+from support.rig import ending, eventually
+from support.run_rig import QUICKLY, RunFiles
+from support.slurm import NODES, Slurm
+
+from zmqrl.commands.run.launch import Options, place_of, run
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.hosts import slurm as slurm_jobs
+from zmqrl.hosts.reach import over_tcp
+from zmqrl.hosts.slurm import allocation, cores_of, is_over, resolve, srun_command
+from zmqrl.learner.envs import describe_env
+from zmqrl.observe.metrics import Counters
+from zmqrl.recipes import cartpole
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor import requeue
+from zmqrl.supervisor.run import _interrupts as interrupts_of
+from zmqrl.supervisor.run import initial_checkpoint
+
+pytestmark = pytest.mark.processes
+
+SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
+WITHIN_S = 120.0
+
+
+# what Slurm says
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("8", [8]), ("8(x2),16", [8, 8, 16]), ("2,4(x1),2(x3)", [2, 4, 2, 2, 2]), ("", [])]
+)
+def test_the_cores_of_each_node_are_read(text: str, cores: list[int]) -> None:
+    assert cores_of(text) == cores
+
+
+def test_a_node_that_knows_itself_as_loopback_only_gets_the_address_by_which_it_reaches_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slurm_jobs, "own_address", {"10.0.0.2": "10.0.0.1"}.__getitem__)
+    assert resolve({"a": "127.0.1.1", "b": "10.0.0.2"}) == {"a": "10.0.0.1", "b": "10.0.0.2"}
+    assert resolve({"a": "127.0.0.1", "b": "127.0.0.1"}) == {"a": "127.0.0.1", "b": "127.0.0.1"}
+    with pytest.raises(UsageError, match=r"where do the others reach c\? no-such-name\.invalid is unknown here"):
+        resolve({"c": "no-such-name.invalid"})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (Options(), "no hosts given: use -H HOSTS, or --slurm"),
+        (Options(hosts="h1", slurm=True), "-H and --slurm exclude each other"),
+        (Options(hosts="h1", requeue=True), "--requeue goes with --slurm only"),
+        (Options(slurm=True), "--slurm is for a Slurm job, and this is none"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(monkeypatch: pytest.MonkeyPatch, options: Options, sentence: str) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UsageError, match=sentence):
+        run(options, Config())
+
+
+def test_many_launchers_started_by_srun_are_refused() -> None:
+    with pytest.raises(UsageError, match="srun has started this 3 times"):
+        allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_STEP_NUM_TASKS": "3"})
+
+
+# the time limit
+
+
+def told_by_slurm(status: int | None) -> int:
+    """A training that is told that its time is up, and ends by itself before it comes to that if ``status`` is one."""
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    except KeyboardInterrupt:
+        if status is None:
+            raise
+    return 130 if status is None else status
+
+
+@pytest.mark.parametrize(
+    ("job", "status", "exit_status", "asked"),
+    [("7", None, 130, [("requeue", "7")]), ("7", 130, 130, [("requeue", "7")]), ("7", 0, 0, []), (None, None, 130, [])],
+)
+def test_only_a_run_that_ends_because_its_time_is_up_is_requeued(
+    monkeypatch: pytest.MonkeyPatch, job: str | None, status: int | None, exit_status: int, asked: list[tuple[str, str]]
+) -> None:
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(requeue, "scontrol", lambda *arguments: called.append(arguments))
+    assert requeue.requeued(job, partial(told_by_slurm, status)) == exit_status
+    assert called == asked
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+class Supervisor:
+    def __init__(self) -> None:
+        self.interrupts = 0
+        self.asked_to_end: set[int] = set()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "interrupts", "asked_to_end"),
+    [
+        ([signal.SIGUSR1, signal.SIGUSR1], 1, {signal.SIGUSR1}),
+        ([signal.SIGTERM, signal.SIGUSR1], 1, {signal.SIGTERM, signal.SIGUSR1}),
+        ([signal.SIGUSR1, signal.SIGTERM], 1, {signal.SIGTERM, signal.SIGUSR1}),
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGTERM], 1, {signal.SIGTERM}),
+        ([signal.SIGTERM, signal.SIGINT], 2, {signal.SIGTERM, signal.SIGINT}),
+        ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 3, {signal.SIGINT}),
+    ],
+)
+def test_only_a_second_ctrl_c_ends_a_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, numbers: list[signal.Signals], interrupts: int, asked_to_end: set[int]
+) -> None:
+    supervisor: Any = Supervisor()
+
+    def train() -> int:
+        with interrupts_of(supervisor):
+            for number in numbers:
+                ends = number == signal.SIGINT and supervisor.interrupts == 1
+                with pytest.raises(KeyboardInterrupt) if ends else contextlib.nullcontext():
+                    signal.raise_signal(number)
+        return requeue.TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else 130
+
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(requeue, "scontrol", lambda *arguments: called.append(arguments))
+    assert requeue.requeued("7", train) == 130
+    assert (supervisor.interrupts, supervisor.asked_to_end) == (interrupts, asked_to_end)
+    assert called == ([("requeue", "7")] if asked_to_end == {signal.SIGUSR1} else [])
+
+
+def test_a_run_that_a_user_interrupts_is_not_requeued(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requeue, "scontrol", None)
+    assert requeue.requeued("7", lambda: 130) == 130
+    with pytest.raises(KeyboardInterrupt):
+        requeue.requeued("7", partial(signal.raise_signal, signal.SIGINT))
+
+
+def test_minutes_are_those_of_all_starts_of_the_job_together(tmp_path: Path) -> None:
+    config = dataclasses.replace(cartpole(), run_dir=tmp_path, minutes=10.0)
+    assert requeue.left_of(config) == config
+    initial = initial_checkpoint(config, describe_env(config.env, config.envs))
+    counters = Counters(version=40, wall_s=240.0).to_json()
+    dataclasses.replace(initial, version=40, counters=counters).write(RunDirectory(tmp_path).checkpoints)
+    assert requeue.left_of(dataclasses.replace(config, resume=True)).minutes == 6.0
+    with pytest.raises(UsageError, match=r"--minutes 4: .* has trained for 4.0 already"):
+        requeue.left_of(dataclasses.replace(config, resume=True, minutes=4.0))
+
+
+# a real one
+
+
+@pytest.fixture
+def zmqrl(slurm: Slurm) -> Callable[..., str]:
+    """`zmqrl` as on the nodes: what it prints."""
+    return lambda *arguments: slurm.inside("zmqrl", *arguments)
+
+
+def saw(slurm: Slurm, log: Path, condition: Callable[[], bool], what: str) -> None:
+    try:
+        eventually(condition, what, WITHIN_S)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{log.read_text() if log.exists() else ''}\n{slurm.logs()}") from error
+
+
+def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
+    slurm: Slurm, zmqrl: Callable[..., str], tmp_path: Path
+) -> None:
+    job = slurm(
+        *("sbatch", "--parsable", "--nodes=3", "--cpus-per-task=2", "--time=10", "--job-name=one", str(SCRIPT)),
+        *("cartpole", "--workers", "3", "--shards", "2", "--updates", "120", "--straggle", "0:0.1", *QUICKLY),
+        cwd=tmp_path,
+    ).strip()
+    files, log = RunFiles(tmp_path / "runs" / f"one-{job}"), tmp_path / f"one-{job}.log"
+    saw(slurm, log, lambda: files.version() >= 20, "version 20")
+    found = json.loads(zmqrl("status", str(files.path), "--json"))
+    assert found["state"] == "running"
+    assert {each["host"] for each in found["processes"]} == set(NODES)
+    # As Slurm does it when the time limit comes.
+    slurm("scancel", "--batch", "--signal=USR1", job)
+    saw(slurm, log, lambda: (files.path / "summary.json").exists(), "the end of the first start")
+    interrupted = files.assert_summary_exact("interrupted", quorum=3)
+    assert interrupted["updates"] < 120
+    saw(slurm, log, lambda: slurm.state(job) == "COMPLETED", "the end of the job")
+    assert f"the time of job {job} is up: it goes back into the queue" in log.read_text()
+    assert "with other settings" not in log.read_text()
+    assert f"resuming from version {interrupted['updates']}" in log.read_text()
+    files.assert_summary_exact("updates", quorum=3)
+    files.assert_history_exact(120, quorum=3)
+    left = [Path("/var/tmp/zmqrl-0") / node / place_of(RunDirectory(files.path), "zmqrl-tests") for node in NODES]
+    assert not any(path.exists() for path in left)
+
+
+def test_a_killed_launcher_leaves_nothing_in_its_job_and_the_nodes_can_be_asked(slurm: Slurm, tmp_path: Path) -> None:
+    job, path = slurm.allocate(), tmp_path / "run"
+    told = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_CPUS_PER_NODE": "2(x3)"}
+    command = ["zmqrl", "launch", "--slurm", "cartpole", "--workers", "2", "--shards", "2", "--run-dir", str(path)]
+    with ending(subprocess.Popen(command, env=os.environ | slurm.environment | told)):
+        files = RunFiles(path)
+        eventually(lambda: files.version() >= 3, "some versions", WITHIN_S)
+        pids = [each["pid"] for role in ("shards", "workers") for each in files.cluster()[role]]
+        assert all(map(slurm.alive, pids))
+    try:
+        eventually(lambda: not any(map(slurm.alive, pids)), "the end of its processes", 15)
+        found = json.loads(slurm("zmqrl", "status", str(path), "--json"))
+        assert found["state"] == "killed"
+        assert {node: answer["alive"] for node, answer in found["hosts"].items()} == dict.fromkeys(NODES, False)
+    finally:
+        slurm("scancel", job)
+    eventually(lambda: slurm.state(job) == "CANCELLED", "the end of the job", WITHIN_S)
+    assert "no process of" in slurm("zmqrl", "stop", str(path))
+
+
+def test_a_node_that_a_job_has_no_more_is_told_from_one_that_does_not_answer(slurm: Slurm, tmp_path: Path) -> None:
+    job = slurm("sbatch", "--parsable", "--nodelist=n1", "--wrap", "sleep 60", cwd=tmp_path).strip()
+    try:
+        eventually(lambda: slurm.state(job) == "RUNNING", "the start of the job", WITHIN_S)
+        assert is_over(slurm(*srun_command(job, "n2", "true"), check=False)), "as after it was requeued on other nodes"
+        assert not is_over(slurm(*srun_command(job, "n1", "no-such-python"), check=False))
+    finally:
+        slurm("scancel", job)
+    eventually(lambda: slurm.state(job) == "CANCELLED", "the end of the job", WITHIN_S)
+    assert is_over(slurm(*srun_command(job, "n1", "true"), check=False))
+
+
+@pytest.mark.slow
+def test_a_run_whose_job_is_cancelled_says_so_and_keeps_its_newest_checkpoint(slurm: Slurm, tmp_path: Path) -> None:
+    job = slurm(
+        *("sbatch", "--parsable", "--nodes=3", "--cpus-per-task=2", "--job-name=one", str(SCRIPT)),
+        *("cartpole", "--workers", "2", "--shards", "1", "--checkpoint.every-minutes", "0.02", *QUICKLY),
+        cwd=tmp_path,
+    ).strip()
+    files, log = RunFiles(tmp_path / "runs" / f"one-{job}"), tmp_path / f"one-{job}.log"
+    saw(slurm, log, lambda: log.exists() and "checkpoint of version" in log.read_text(), "a checkpoint")
+    slurm("scancel", job)
+    saw(slurm, log, lambda: slurm.state(job) == "CANCELLED", "the end of the job")
+    assert files.assert_summary_exact("interrupted", shards=1)["updates"] > 0
+    assert "every host is lost" in log.read_text()
+    assert not (files.path / "cluster.json").exists()
+
+
+def test_a_dry_run_shows_the_nodes_of_the_job_and_their_cores(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = slurm("salloc", "--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=1", "env").splitlines()
+    for name, _, value in (line.partition("=") for line in environment if line.startswith("SLURM_")):
+        monkeypatch.setenv(name, value)
+    config = dataclasses.replace(over_tcp(cartpole()), workers=4)
+    assert run(Options(slurm=True, exclude="n2", dry_run=True), config) == 0
+    said = capsys.readouterr().out
+    assert "n2" not in said
+    assert "2 hosts of 2 will run more workers than cores, n1 the most: 2 workers on 1 core." in said
+    assert said.count("--overlap") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_cannot_be_requeued_is_told_at_once(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    allocated = slurm.allocate()
+    submitted = slurm("sbatch", "--parsable", "--no-requeue", "--wrap", "sleep 1", cwd=tmp_path).strip()
+    try:
+        with pytest.raises(UsageError, match="needs --run-dir"):
+            requeue.check(submitted, Config())
+        with pytest.raises(UsageError, match="is for jobs of sbatch"):
+            requeue.check(allocated, Config(run_dir=tmp_path))
+        with pytest.raises(UsageError, match="submit it with sbatch --requeue"):
+            requeue.check(submitted, Config(run_dir=tmp_path))
+    finally:
+        slurm("scancel", allocated, submitted)

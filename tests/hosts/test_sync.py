@@ -1,0 +1,181 @@
+"""Bringing zmqrl to a host: the wheel, and the environments that it is unpacked into, made on this machine."""
+
+import base64
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zmqrl
+from zmqrl.hostd import messages as h
+from zmqrl.hosts import sync
+from zmqrl.hosts.link import Link
+from zmqrl.hosts.ssh import connect, connect_all
+from zmqrl.observe.provenance import code_hash
+
+pytestmark = pytest.mark.processes
+
+
+class Host:
+    """A host with a cache of its own: its Python is this one, and what it said."""
+
+    def __init__(self, cache: Path, **variables: str) -> None:
+        self.said: list[str] = []
+        self.variables = {
+            "XDG_CACHE_HOME": str(cache),
+            "PIP_CONFIG_FILE": "/dev/null",
+            "PIP_NO_INDEX": "1",
+            **variables,
+        }
+
+    def link(self, **request: Any) -> Link:
+        asked = sync.request() | request | {"variables": self.variables}
+        command = [sys.executable, "-c", sync.BOOTSTRAP]
+        first = json.dumps(asked).encode() + b"\n"
+        return Link("h", command, work="", lease_s=None, first=first, up_within_s=60.0)
+
+    def python(self, link: Link) -> str:
+        try:
+            connect_all([link], self.hear)
+            assert link.made is not None
+            return link.made.python
+        finally:
+            link.cut()
+
+    def hear(self, _: str, event: h.Event) -> None:
+        if isinstance(event, h.Making):
+            self.said.append(event.line)
+
+
+def ask(python: str, code: str) -> Any:
+    return json.loads(
+        subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd="/", timeout=180).stdout
+    )
+
+
+def small_wheel(directory: Path, name: str) -> None:
+    with zipfile.ZipFile(directory / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", "THERE = True\n")
+        about = f"{name}-1.0.dist-info"
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", f"{name}.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+
+
+def test_the_wheel_is_the_package_that_runs_here_and_always_the_same() -> None:
+    packed = sync.wheel()
+    assert packed == sync.wheel()
+    archive = zipfile.ZipFile(io.BytesIO(packed))
+    package = Path(zmqrl.__file__).parent
+    assert archive.read("zmqrl/errors.py") == (package / "errors.py").read_bytes()
+    assert {"zmqrl/py.typed", f"zmqrl-{zmqrl.__version__}.dist-info/entry_points.txt"} <= set(archive.namelist())
+    (record,) = (name for name in archive.namelist() if name.endswith("RECORD"))
+    for line in archive.read(record).decode().splitlines()[:-1]:
+        name, digest, size = line.rsplit(",", 2)
+        data = archive.read(name)
+        assert len(data) == int(size)
+        assert base64.urlsafe_b64decode(digest.removeprefix("sha256=") + "=") == hashlib.sha256(data).digest()
+
+
+def test_everything_that_is_required_is_pinned_to_what_is_installed_here() -> None:
+    required, pinned = sync.requirements(), sync.pins()
+    assert {"torch", "pyzmq", "numpy", "msgpack"} <= set(required) <= set(pinned)
+    assert "jinja2" in pinned, "of torch"
+    assert "pytest" not in pinned, "of an extra"
+    assert not any("+" in version for version in pinned.values())
+
+
+def test_an_environment_runs_the_code_of_here_is_used_again_and_made_anew_if_it_is_not_whole(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    python = host.python(host.link())
+    assert python.startswith(str(tmp_path))
+    assert host.said == [f"making {Path(python).parent.parent}"], "all packages are there"
+    facts = (
+        "import json, zmqrl, numpy, zmqrl.observe.provenance as p; print(json.dumps([zmqrl.__file__, p.code_hash()]))"
+    )
+    where, code = ask(python, facts)
+    assert where.startswith(str(tmp_path))
+    assert code == code_hash()
+    assert host.python(host.link()) == python
+    assert len(host.said) == 1, "it was there"
+    Path(python).parent.parent.joinpath("ready").unlink()
+    Path(where).write_text("of a launch that was killed")
+    assert host.python(host.link()) == python
+    assert ask(python, facts) == [where, code]
+
+
+def test_two_launches_at_once_make_one_environment(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    links = [host.link(), host.link()]
+    links[1].host = "i"
+    try:
+        connect_all(links, host.hear)
+        pythons = {link.made.python for link in links if link.made is not None}
+    finally:
+        for link in links:
+            link.cut()
+    assert len(pythons) == 1
+    assert sum(line.startswith("making") for line in host.said) == 1
+
+
+@pytest.mark.slow
+def test_what_a_host_lacks_is_installed_by_pip_on_top_of_what_it_has(tmp_path: Path) -> None:
+    small_wheel(tmp_path, "zmqrl_small")
+    host = Host(tmp_path / "cache", PIP_FIND_LINKS=str(tmp_path), PIP_USER="1")
+    lacking = {"zmqrl-small": "1.0"}
+    link = host.link(requires=sync.requirements() | lacking, pins=sync.pins() | lacking)
+    python = host.python(link)
+    assert host.said[0] == "not there, or of another version: zmqrl-small"
+    assert ask(python, "import json, zmqrl, numpy, zmqrl_small; print(json.dumps(zmqrl_small.THERE))") is True
+    assert not any("Collecting numpy" in line for line in host.said)
+
+
+@pytest.mark.slow
+def test_a_host_on_which_pip_fails_says_why_and_keeps_nothing(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    lacking = {"zmqrl-small": "1.0"}
+    link = host.link(requires=lacking, pins=lacking)
+    why = connect([link])["h"]
+    assert "No matching distribution found for zmqrl-small==1.0" in why
+    assert not [path for path in (tmp_path / "zmqrl" / "envs").iterdir() if path.is_dir()]
+
+
+def test_a_host_whose_launcher_is_gone_stops_making_and_keeps_nothing(tmp_path: Path) -> None:
+    small_wheel(tmp_path, "zmqrl_small")
+    host = Host(tmp_path / "cache", PIP_FIND_LINKS=str(tmp_path))
+    lacking = {"zmqrl-small": "1.0"}
+    link = host.link(requires=lacking, pins=lacking)
+    link.open()
+    process = link.process
+    assert process is not None
+    while len(host.said) < 2:
+        for event in link.poll():
+            host.hear("h", event)
+    link.hang_up()
+    assert process.wait(30) == 0
+    link.cut()
+    assert not [path for path in (tmp_path / "cache" / "zmqrl" / "envs").iterdir() if path.is_dir()]
+
+
+def test_a_host_with_an_old_python_is_told_of(tmp_path: Path) -> None:
+    old = sync.BOOTSTRAP.replace("sys.version_info", "(3, 9)")
+    done = subprocess.run(
+        [sys.executable, "-c", old], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180
+    )
+    assert done.returncode == 1
+    assert "zmqrl needs 3.11 or newer" in done.stderr
+
+
+def test_without_an_installed_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise sync.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(sync.metadata, "distribution", missing)
+    with pytest.raises(sync.UsageError, match="is not installed here"):
+        sync.request()

@@ -1,0 +1,224 @@
+"""The networks: their shapes and sizes, what they accept, and bfloat16 against float32."""
+
+import math
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zmqrl.errors import UsageError
+from zmqrl.learner import networks
+from zmqrl.learner.networks import CPU, ConvPolicy, NetworkConfig, fastest_compute, make_model
+
+ATARI = (4, 84, 84)
+FLOAT32 = NetworkConfig(compute="float32")
+IMAGE_MODELS: list[str] = ["small", "nature", "narrow", "dba3c"]
+
+
+def frames(batch: int, *, seed: int = 0, shape: tuple[int, ...] = ATARI) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_an_image_model_gives_float32_logits_and_values(name: str, compute: networks.Compute) -> None:
+    logits, values = make_model(name, ATARI, 6, NetworkConfig(compute=compute))(frames(3))
+    assert (logits.shape, values.shape) == ((3, 6), (3,))
+    assert logits.dtype == values.dtype == torch.float32
+
+
+def test_the_vector_model_gives_float32_logits_and_values() -> None:
+    logits, values = make_model("mlp", (5,), 3)(torch.randn(7, 5))
+    assert (logits.shape, values.shape) == ((7, 3), (7,))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        # (weights, biases) of each layer, the two heads last
+        ("small", [(16 * 4 * 8 * 8, 16), (32 * 16 * 4 * 4, 32), (9 * 9 * 32 * 256, 256), (256 * 4, 4), (256, 1)]),
+        (
+            "nature",
+            [
+                (32 * 4 * 8 * 8, 32),
+                (64 * 32 * 4 * 4, 64),
+                (64 * 64 * 3 * 3, 64),
+                (7 * 7 * 64 * 512, 512),
+                (512 * 4, 4),
+                (512, 1),
+            ],
+        ),
+        # 84 -conv-> 80 -pool-> 40 -> 36 -> 18 -> 14 -> 7 -> 5: no biases before the heads
+        (
+            "dba3c",
+            [
+                (32 * 4 * 5 * 5, 0),
+                (32 * 32 * 5 * 5, 0),
+                (64 * 32 * 5 * 5, 0),
+                (64 * 64 * 3 * 3, 0),
+                (5 * 5 * 64 * 128, 0),
+                (128 * 4, 4),
+                (128, 1),
+            ],
+        ),
+    ],
+)
+def test_a_model_has_the_parameters_of_its_paper(name: str, layers: list[tuple[int, int]]) -> None:
+    parameters = list(make_model(name, ATARI, 4).parameters())
+    assert sum(parameter.numel() for parameter in parameters) == sum(map(sum, layers))
+    assert all(parameter.dtype == torch.float32 for parameter in parameters)
+
+
+def test_dba3c_on_twelve_channels_has_the_published_size_less_the_padding() -> None:
+    published, padding_to_16_channels = 331_909, 4 * 32 * 5 * 5
+    counted = sum(parameter.numel() for parameter in make_model("dba3c", (12, 84, 84), 4).parameters())
+    assert counted == published - padding_to_16_channels
+    wide = make_model("dba3c", (12, 84, 84), 4, NetworkConfig(hidden=512))
+    assert sum(parameter.numel() for parameter in wide.parameters()) == 948_229 - padding_to_16_channels
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_bytes_mean_the_same_as_the_frame_divided_by_255(name: str) -> None:
+    model = make_model(name, ATARI, 4, FLOAT32)
+    for of_bytes, of_floats in zip(model(frames(4)), model(frames(4) / 255), strict=True):
+        torch.testing.assert_close(of_bytes, of_floats, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_those_of_the_undivided_weights() -> None:
+    model = make_model("small", ATARI, 4, FLOAT32)
+    gradients = []
+    for observations in (frames(4), frames(4) / 255):
+        model.zero_grad()
+        logits, values = model(observations)
+        (logits.logsumexp(-1).sum() + values.sum()).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for of_bytes, of_floats in zip(*gradients, strict=True):
+        torch.testing.assert_close(of_bytes, of_floats, rtol=1e-3, atol=1e-5)
+
+
+def test_small_is_two_convolutions_and_a_hidden_layer() -> None:
+    model = make_model("small", ATARI, 4, FLOAT32)
+    assert isinstance(model, ConvPolicy)
+    first, second = model.convs
+    x = F.relu(second(F.relu(first(frames(2) / 255))))
+    x = F.relu(model.hidden(x.permute(0, 2, 3, 1).reshape(2, -1)))
+    logits, values = model(frames(2))
+    torch.testing.assert_close(logits, model.actor(x), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(values, model.critic(x)[:, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_dba3c_pools_after_three_convolutions_and_its_hidden_layer_is_linear() -> None:
+    model = make_model("dba3c", ATARI, 4, FLOAT32)
+    assert isinstance(model, ConvPolicy)
+    x = frames(2) / 255
+    for conv in model.convs[:3]:
+        x = F.max_pool2d(F.relu(conv(x)), 2)
+    x = F.relu(model.convs[3](x))
+    x = model.hidden(x.permute(0, 2, 3, 1).reshape(2, -1))
+    assert (x < 0).any()
+    logits, values = model(frames(2))
+    torch.testing.assert_close(logits, model.actor(x), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(values, model.critic(x)[:, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_order_in_memory_does_not_matter() -> None:
+    model = make_model("nature", ATARI, 4, FLOAT32)
+    interleaved = frames(3).to(memory_format=torch.channels_last)
+    for ours, theirs in zip(model(interleaved), model(frames(3)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_bfloat16_is_close_to_float32(name: str) -> None:
+    computes: list[networks.Compute] = ["float32", "bfloat16"]
+    results = []
+    for compute in computes:
+        torch.manual_seed(1)
+        model = make_model(name, ATARI, 4, NetworkConfig(compute=compute))
+        logits, values = model(frames(16))
+        (logits.log_softmax(-1)[:, 0].sum() + values.square().sum()).backward()
+        gradient = torch.cat([cast(Tensor, parameter.grad).flatten() for parameter in model.parameters()])
+        assert gradient.dtype == torch.float32
+        results.append((logits, values, gradient))
+    (logits, values, gradient), (logits16, values16, gradient16) = results
+    # bfloat16 keeps 8 bits: 0.4 % a rounding, and a few roundings in a row
+    assert (values16 - values).abs().max() < 0.03 * values.abs().max()
+    assert (logits16 - logits).abs().max() < 0.03 * logits.abs().max()
+    assert (gradient16 - gradient).norm() < 0.03 * gradient.norm()
+
+
+@pytest.mark.parametrize("name", [*IMAGE_MODELS, "mlp"])
+def test_the_first_policy_is_nearly_uniform_and_one_seed_gives_one_network(name: str) -> None:
+    shape = (5,) if name == "mlp" else ATARI
+    observations = torch.randn(8, 5) if name == "mlp" else frames(8)
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        outputs.append(make_model(name, shape, 4)(observations))
+    assert outputs[0][0].softmax(-1).sub(0.25).abs().max() < 0.02
+    assert torch.equal(outputs[0][0], outputs[1][0])
+    assert torch.equal(outputs[0][1], outputs[1][1])
+
+
+def test_layers_begin_orthogonal_with_zero_biases() -> None:
+    model = make_model("small", ATARI, 4)
+    assert isinstance(model, ConvPolicy)
+    for weight, gain in (
+        (cast(Tensor, model.convs[1].weight).flatten(1), math.sqrt(2)),
+        (model.hidden.weight, math.sqrt(2)),
+        (model.actor.weight, 0.01),
+        (model.critic.weight, 1.0),
+    ):
+        torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)), rtol=1e-4, atol=1e-5)
+    assert not model.hidden.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("small", (4,), ["'small'", "(4,)", "mlp"]),
+        ("mlp", ATARI, ["'mlp'", "(4, 84, 84)", "nature"]),
+        ("dba3c", (4, 40, 40), ["'dba3c'", "(4, 40, 40)", "larger screen"]),
+        ("nature", (84, 84), ["'nature'", "(84, 84)"]),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_by_name_and_shape(
+    name: str, shape: tuple[int, ...], words: list[str]
+) -> None:
+    with pytest.raises(UsageError) as error:
+        make_model(name, shape, 4)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_the_vector_model_refuses_bfloat16() -> None:
+    with pytest.raises(UsageError, match=r"--network.compute bfloat16: .* float32 only"):
+        make_model("mlp", (4,), 2, NetworkConfig(compute="bfloat16"))
+
+
+@pytest.mark.parametrize("name", [*IMAGE_MODELS, "mlp"])
+def test_the_width_of_the_hidden_layer_can_be_chosen_for_every_model(name: str) -> None:
+    shape = (5,) if name == "mlp" else ATARI
+    model = make_model(name, shape, 4, NetworkConfig(hidden=24))
+    heads = [p for key, p in model.named_parameters() if key.endswith("weight") and len(p) in (1, 4)]
+    assert [head.shape for head in heads] == [(4, 24), (1, 24)]
+
+
+@pytest.mark.parametrize("hidden", [0, -3, 10**9])
+def test_a_width_that_cannot_be_is_refused_by_its_option(hidden: int) -> None:
+    with pytest.raises(UsageError, match=rf"^--network.hidden {hidden}: 1 to 8192 units are required\.$"):
+        NetworkConfig(hidden=hidden)
+
+
+@pytest.mark.parametrize(
+    ("flags", "compute"),
+    [("fpu avx512f avx512_bf16", "bfloat16"), ("amx_bf16 avx512f", "bfloat16"), ("fpu avx512f", "float32")],
+)
+def test_bfloat16_is_used_only_where_the_processor_multiplies_it(
+    flags: str, compute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: {flags}\n")
+    assert fastest_compute.__wrapped__(CPU) == compute

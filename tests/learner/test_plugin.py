@@ -1,0 +1,227 @@
+"""A model or a loss of the user's own: found where the user stands, tried before anything starts, and learned with."""
+
+import dataclasses
+import itertools
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.paths import ROOT
+from support.run_rig import training
+
+from zmqrl import cli
+from zmqrl.errors import UsageError
+from zmqrl.learner.envs import describe_env
+from zmqrl.learner.losses import BA3CConfig, PPOConfig
+from zmqrl.learner.networks import NetworkConfig, make_model
+from zmqrl.learner.plugin import load_loss
+from zmqrl.observe.spans import Spans
+from zmqrl.recipes import cartpole
+from zmqrl.supervisor.run import initial_checkpoint
+from zmqrl.worker import ActorLearner
+
+NUMBERS = itertools.count()
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a module that can be imported; returns its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(source: str) -> str:
+        name = f"own_module_{next(NUMBERS)}"
+        (tmp_path / f"{name}.py").write_text(
+            "import torch\nfrom torch import nn, zeros\n" + textwrap.dedent(source), encoding="utf-8"
+        )
+        return name
+
+    return write
+
+
+MODEL = """
+    class Net(nn.Module):
+        def __init__(self, shape, num_actions):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5) if {norm} else nn.Identity()
+            self.layer = nn.Linear(5, num_actions, dtype={dtype})
+            self.layer.requires_grad_({trainable})
+        def forward(self, observations):
+            logits = self.layer(self.norm(observations.to({dtype})))
+            return {outputs}
+"""
+GOOD = {"norm": False, "dtype": "torch.float32", "trainable": True, "outputs": "logits, logits[:, 0]"}
+
+
+def test_a_function_or_a_class_makes_the_model(write: Write) -> None:
+    name = write(MODEL.format(**GOOD) + "\n    def make(shape, num_actions):\n        return Net(shape, num_actions)")
+    for function in ("Net", "make"):
+        logits, values = make_model(f"{name}:{function}", (5,), 3)(torch.randn(7, 5))
+        assert (logits.shape, values.shape) == ((7, 3), (7,))
+
+
+def test_a_model_is_tried_with_frames_as_a_rollout_keeps_them(write: Write) -> None:
+    name = write("""
+        class Net(nn.Module):
+            def __init__(self, shape, num_actions):
+                super().__init__()
+                self.layer = nn.Linear(2 * 6 * 6, num_actions)
+            def forward(self, observations):
+                assert observations.dtype == torch.uint8 and observations.shape[1:] == (2, 6, 6)
+                assert observations.is_contiguous(memory_format=torch.channels_last)
+                logits = self.layer(observations.flatten(1) / 255)
+                return logits, logits[:, 0]
+    """)
+    make_model(f"{name}:Net", (2, 6, 6), 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"outputs": "logits, logits[:, :1]"},
+            "--model M gives a tuple of Tensor float32 (4, 3) and Tensor float32 (4, 1) for 4 observations: "
+            "it must be a tuple of float32 logits (4, 3) and values (4,).",
+        ),
+        ({"outputs": "logits"}, "--model M gives Tensor float32 (4, 3) for 4 observations: it must be"),
+        ({"outputs": "logits, None"}, "--model M gives a tuple of Tensor float32 (4, 3) and NoneType for"),
+        ({"outputs": "logits / 0, logits[:, 0]"}, "--model M gives logits or values that are not finite."),
+        ({"outputs": "1 / 0"}, "--model M fails for observations of shape (5,): ZeroDivisionError: division by zero."),
+        ({"dtype": "torch.float64"}, "--model M gives a tuple of Tensor float64 (4, 3) and Tensor float64 (4,) for"),
+        ({"trainable": False}, "--model M must have trainable parameters, all of them float32."),
+        ({"norm": True}, "--model M changes its norm.running_mean as it computes, as batch normalization does"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
+    write: Write, changes: dict[str, object], sentence: str
+) -> None:
+    reference = f"{write(MODEL.format(**GOOD | changes))}:Net"
+    with pytest.raises(UsageError) as refused:
+        make_model(reference, (5,), 3)
+    assert str(refused.value).startswith(sentence.replace(" M ", f" {reference} "))
+
+
+def test_a_model_of_ones_own_takes_no_settings_of_ours(write: Write) -> None:
+    name = write(MODEL.format(**GOOD))
+    with pytest.raises(UsageError, match=f"^--model {name}:Net chooses its own width and numbers"):
+        make_model(f"{name}:Net", (5,), 3, NetworkConfig(hidden=32))
+
+
+def test_a_function_that_is_not_there_is_named(write: Write) -> None:
+    name = write("make_net = 3\ndef model(shape, num_actions):\n    return 'net'")
+    broken, ending = write("raise RuntimeError('not today.\\nnor ever')"), write("raise SystemExit('bye')")
+    for reference, sentence in {
+        "no_such_module:f": "cannot import no_such_module: ModuleNotFoundError: No module named 'no_such_module'.",
+        f"{broken}:f": f"cannot import {broken}: RuntimeError: not today.",
+        f"{ending}:f": f"cannot import {ending}: SystemExit: bye.",
+        f"{name}:modle": f"{name} has no 'modle' (did you mean model?).",
+        f"{name}:make_net": "make_net is int, which cannot be called.",
+        f"{name}:": "a function is named as module:function.",
+        ":f": "a function is named as module:function.",
+    }.items():
+        with pytest.raises(UsageError) as refused:
+            make_model(reference, (5,), 3)
+        assert str(refused.value) == f"--model {reference}: {sentence}"
+    with pytest.raises(UsageError, match=f"^--model {name}:model returned str, not a torch.nn.Module.$"):
+        make_model(f"{name}:model", (5,), 3)
+
+
+def test_what_a_model_does_not_train_is_the_same_in_every_worker(write: Write) -> None:
+    name = write("""
+        class Net(nn.Module):
+            def __init__(self, shape, num_actions):
+                super().__init__()
+                self.features = nn.Linear(*shape, 8).requires_grad_(False)
+                self.actor = nn.Linear(8, num_actions)
+            def forward(self, observations):
+                logits = self.actor(self.features(observations))
+                return logits, logits[:, 0]
+    """)
+    config = dataclasses.replace(cartpole(), model=f"{name}:Net")
+    drawn = []
+    for rank in (0, 1):
+        actor_learner = ActorLearner(config, rank, version=0, threads=1, spans=Spans())
+        actor_learner.envs.close()
+        drawn.append(actor_learner.player.model.get_parameter("features.weight"))
+    assert torch.equal(*drawn)
+    layout = initial_checkpoint(config, describe_env(config.env, config.envs)).layout
+    assert [name for name, _ in layout.tensors] == ["actor.weight", "actor.bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("natur", " (did you mean nature?)"), ("xyz", ""), ("Small", " (did you mean small?)")]
+)
+def test_an_unknown_model_is_named_with_the_nearest_one(name: str, hint: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        make_model(name, (5,), 3)
+    known = "there are small, nature, narrow, dba3c, mlp, or your own as module:function."
+    assert str(refused.value) == f"unknown model '{name}'{hint}; {known}"
+
+
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        ("values.mean()", "returned Tensor float32 (): it must be a scalar tensor"),
+        ("values, {}", "returned a tuple of Tensor float32 (4,) and dict: it must be"),
+        ("values.mean().detach(), {}", "returned a tuple of Tensor float32 () and dict: it must be"),
+        ("values.mean(), {'kl': 0.5}", "returned a tuple of Tensor float32 () and dict: it must be"),
+        ("values.mean(), {'kl': values}", "returned a tuple of Tensor float32 () and dict: it must be"),
+        ("values.mean(), {'loss': values.mean()}", "reports 'loss': a name has small letters"),
+        ("values.mean(), {'KL': values.mean()}", "reports 'KL': a name has small letters"),
+        ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 figures: at most 59 can be told."),
+        ("batch.no_such_thing", "fails: AttributeError: 'Batch' object has no attribute 'no_such_thing'."),
+    ],
+)
+def test_a_loss_that_cannot_be_used_is_refused_with_the_reason(write: Write, result: str, sentence: str) -> None:
+    name = write(f"def loss(logits, values, batch, config, entropy_coefficient):\n    return {result}")
+    for config in (PPOConfig(), BA3CConfig()):
+        with pytest.raises(UsageError) as refused:
+            load_loss(f"{name}:loss", config)
+        assert str(refused.value).startswith(f"--loss {name}:loss {sentence}")
+
+
+def test_every_loss_of_ours_would_be_accepted() -> None:
+    load_loss("zmqrl.learner.losses:ppo_loss", PPOConfig())
+    load_loss("zmqrl.learner.losses:ba3c_loss", BA3CConfig())
+
+
+def test_the_command_finds_what_lies_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "standing_here.py").write_text("raise ValueError('found it')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    for option in ("--model", "--loss"):
+        monkeypatch.setattr(sys, "argv", ["zmqrl", "train", "cartpole", option, "standing_here:f"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert said == f"zmqrl: {option} standing_here:f: cannot import standing_here: ValueError: found it.\n"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_run_learns_with_the_model_and_the_loss_of_the_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT / "docs" / "examples")
+    command = tmp_path / "zmqrl-as-installed"  # a console script: its own directory, not the user's, is on the path
+    command.write_text("from zmqrl.cli import main\nmain()\n", encoding="utf-8")
+    with training(
+        tmp_path / "run",
+        *("--algo", "ba3c", "--ba3c.rollout-steps", "32", "--updates", "60"),
+        *("--model", "own_learner:model", "--loss", "own_learner:loss"),
+        program=(str(command),),
+        environment={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+    ) as run:
+        assert run.wait() == 0, run.said()
+    assert run.files.newest().version == 60
+    assert dict(run.files.newest().layout.tensors)["body.0.weight"] == (128, 4)
+    rows = run.files.metrics()
+    assert any(row["value_loss"] is not None and row["loss"] is not None for row in rows)
+    assert "clip_fraction" not in rows[-1]

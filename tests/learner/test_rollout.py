@@ -1,0 +1,215 @@
+"""The player: what it keeps of each step, where it bootstraps, and that it allocates once."""
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zmqrl.learner.envs import Envs, Game, Step
+from zmqrl.learner.networks import make_model
+from zmqrl.learner.rollout import Player, Rollout, put_frames, sample_actions
+from zmqrl.observe.spans import Spans
+
+TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
+
+
+class CountingEnvs:
+    """Vectors (game, step); game i ends after every 3rd or 5th step, in turn with i, and a final one holds -1."""
+
+    num_actions = 4
+    observation_shape: tuple[int, ...] = (2,)
+    observation_dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def __init__(self, num_envs: int = 4) -> None:
+        self.num_envs = num_envs
+        self.seed = -1
+        self.actions: list[np.ndarray] = []
+
+    def observe(self, last: float) -> np.ndarray:
+        return np.array([(i, last) for i in range(self.num_envs)], np.float32)
+
+    def reset(self, seed: int) -> np.ndarray:
+        self.seed = seed
+        return self.observe(0)
+
+    def step(self, actions: np.ndarray) -> Step:
+        self.actions.append(actions.copy())
+        steps = len(self.actions)
+        games = np.arange(self.num_envs)
+        truncated = (games % 2 == 1) & (steps % TRUNCATED_EVERY == 0)
+        terminated = (games % 2 == 0) & (steps % TERMINATED_EVERY == 0)
+        return Step(
+            observations=self.observe(steps),
+            rewards=(actions * 10).astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            final_observations={int(i): np.array((i, -steps), np.float32) for i in np.flatnonzero(truncated)},
+            games=[Game(score=float(i), agent_steps=steps) for i in np.flatnonzero(terminated | truncated)],
+        )
+
+    def close(self) -> None:
+        pass
+
+
+class FrameEnvs(CountingEnvs):
+    """Random frames, without an end."""
+
+    observation_shape = (4, 84, 84)
+    observation_dtype = np.dtype(np.uint8)
+
+    def observe(self, last: float) -> np.ndarray:
+        return np.random.default_rng(int(last)).integers(0, 256, (self.num_envs, 4, 84, 84), dtype=np.uint8)
+
+    def step(self, actions: np.ndarray) -> Step:
+        self.actions.append(actions.copy())
+        nothing = np.zeros(self.num_envs, bool)
+        return Step(
+            observations=self.observe(len(self.actions)),
+            rewards=np.zeros(self.num_envs, np.float32),
+            terminated=nothing,
+            truncated=nothing,
+            final_observations={},
+            games=[],
+        )
+
+
+class ValueIsTheStep(nn.Module):
+    """V(game, step) = step, and a policy that prefers the action with the number of the game."""
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.nn.functional.one_hot(observations[:, 0].long() % 4, 4).float()
+        return logits, observations[:, 1].clone()
+
+
+def make_player(envs: CountingEnvs, *, model: nn.Module | None = None, seed: int = 0) -> Player:
+    return Player(model or ValueIsTheStep(), cast(Envs, envs), seed)
+
+
+def make_rollout(envs: CountingEnvs, steps: int = 6) -> Rollout:
+    return Rollout(
+        steps=steps,
+        num_envs=envs.num_envs,
+        observation_shape=envs.observation_shape,
+        observation_dtype=envs.observation_dtype,
+    )
+
+
+def test_a_rollout_holds_what_was_seen_done_and_rewarded() -> None:
+    envs = CountingEnvs()
+    rollout = make_rollout(envs)
+    make_player(envs).play(rollout)
+    for t in range(6):
+        np.testing.assert_array_equal(rollout.observations[t].numpy(), envs.observe(t))
+        np.testing.assert_array_equal(rollout.actions[t].numpy(), envs.actions[t])
+        np.testing.assert_array_equal(rollout.values[t].numpy(), np.full(4, t))
+    assert torch.equal(rollout.rewards, rollout.actions * 10.0)
+    np.testing.assert_array_equal(rollout.last_observations.numpy(), envs.observe(6))
+    assert rollout.last_values.tolist() == [6] * 4
+
+
+def test_log_probs_are_those_of_the_actions_taken() -> None:
+    envs = CountingEnvs()
+    rollout = make_rollout(envs)
+    make_player(envs).play(rollout)
+    logits, _ = ValueIsTheStep()(rollout.observations.flatten(0, 1))
+    expected = logits.log_softmax(-1).gather(1, rollout.actions.flatten()[:, None])[:, 0]
+    torch.testing.assert_close(rollout.log_probs.flatten(), expected)
+
+
+def test_truncated_steps_bootstrap_from_their_final_observation() -> None:
+    envs = CountingEnvs()
+    rollout = make_rollout(envs)
+    make_player(envs).play(rollout)
+    expected = torch.zeros(6, 4)
+    expected[TRUNCATED_EVERY - 1, [1, 3]] = -TRUNCATED_EVERY
+    assert torch.equal(rollout.bootstrap_values, expected)
+    assert torch.equal(rollout.truncated, expected != 0)
+    assert rollout.terminated.nonzero().tolist() == [[2, 0], [2, 2], [5, 0], [5, 2]]
+
+
+def test_games_go_on_from_one_rollout_to_the_next() -> None:
+    envs = CountingEnvs()
+    rollout, player = make_rollout(envs, steps=4), make_player(envs)
+    first_games = player.play(rollout)
+    assert rollout.number == 0
+    assert [game.agent_steps for game in first_games] == [3, 3]
+    second_games = player.play(rollout)
+    assert rollout.number == 1
+    assert [game.agent_steps for game in second_games] == [5, 5, 6, 6]
+    np.testing.assert_array_equal(rollout.observations[0].numpy(), envs.observe(4))
+
+
+def test_what_the_rollout_before_bootstrapped_is_gone() -> None:
+    envs = CountingEnvs()
+    rollout, player = make_rollout(envs), make_player(envs)
+    player.play(rollout)
+    assert rollout.bootstrap_values.nonzero().tolist() == [[4, 1], [4, 3]]
+    player.play(rollout)
+    assert rollout.bootstrap_values.nonzero().tolist() == [[3, 1], [3, 3]]
+
+
+def test_playing_again_writes_into_the_same_memory() -> None:
+    envs = FrameEnvs(num_envs=2)
+    rollout, player = make_rollout(envs, steps=2), make_player(envs, model=make_model("small", (4, 84, 84), 4))
+    tensors = {name: kept for name, kept in vars(rollout).items() if isinstance(kept, Tensor)}
+    addresses = {name: kept.data_ptr() for name, kept in tensors.items()}
+    player.play(rollout)
+    player.play(rollout)
+    assert {name: getattr(rollout, name).data_ptr() for name in tensors} == addresses
+
+
+def test_frames_are_kept_as_bytes_and_channels_last() -> None:
+    envs = FrameEnvs(num_envs=2)
+    rollout = make_rollout(envs, steps=3)
+    make_player(envs, model=make_model("small", (4, 84, 84), 4)).play(rollout)
+    assert rollout.observations.dtype == torch.uint8
+    assert rollout.observations.shape == (3, 2, 4, 84, 84)
+    for t in range(3):
+        assert rollout.observations[t].is_contiguous(memory_format=torch.channels_last)
+        np.testing.assert_array_equal(rollout.observations[t].numpy(), envs.observe(t))
+    np.testing.assert_array_equal(rollout.last_observations.numpy(), envs.observe(3))
+
+
+@pytest.mark.parametrize("envs", [CountingEnvs(num_envs=3), FrameEnvs(num_envs=3)])
+def test_gathered_observations_are_those_of_the_samples_asked_for(envs: CountingEnvs) -> None:
+    rollout = make_rollout(envs, steps=4)
+    for t in range(4):
+        put_frames(rollout.observations[t], envs.observe(t))
+    for samples in ([11, 0, 4, 4], [7]):
+        gathered = rollout.gather_observations(torch.tensor(samples))
+        assert gathered.shape == (len(samples), *envs.observation_shape)
+        assert torch.equal(gathered, torch.stack([rollout.observations[s // 3, s % 3] for s in samples]))
+
+
+def test_the_seed_decides_games_and_actions() -> None:
+    def play(seed: int) -> tuple[int, list[int]]:
+        envs = CountingEnvs()
+        rollout = make_rollout(envs, steps=20)
+        make_player(envs, seed=seed).play(rollout)
+        return envs.seed, rollout.actions.flatten().tolist()
+
+    assert play(7) == play(7)
+    assert play(7)[0] == 7
+    assert play(7)[1] != play(8)[1]
+
+
+def test_playing_does_not_touch_the_global_random_state() -> None:
+    envs = CountingEnvs()
+    before = torch.get_rng_state()
+    make_player(envs).play(make_rollout(envs))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_actions_are_drawn_with_the_probabilities_of_the_logits() -> None:
+    probabilities = torch.tensor([0.1, 0.2, 0.0, 0.7])
+    actions, log_probs = sample_actions(probabilities.log().expand(20_000, 4), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(actions.bincount(minlength=4) / 20_000, probabilities, rtol=0, atol=0.02)
+    torch.testing.assert_close(log_probs.exp(), probabilities[actions])
+
+
+def test_acting_and_stepping_are_spans() -> None:
+    envs, spans = CountingEnvs(), Spans()
+    Player(ValueIsTheStep(), cast(Envs, envs), 0, spans=spans).play(make_rollout(envs, steps=6))
+    assert {name: count for name, (count, _) in spans.totals().items()} == {"act": 7, "env_step": 6}

@@ -1,0 +1,313 @@
+"""A run directory read back, and the figures of several runs as curves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.record_rig import row, run_directory, summary
+
+from zmqrl.errors import UsageError
+from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, smoothed
+from zmqrl.observe.forms import ROW, readable_lines
+from zmqrl.observe.records import RunRecord, differing, read_runs
+
+# a run directory
+
+
+def test_a_run_is_read_with_its_settings_by_dotted_path(tmp_path: Path) -> None:
+    run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2)], summary=summary()))
+    assert (run.name, run.settings["workers"], run.settings["envs.num_envs"]) == ("run", 2, 8)
+    assert [each["version"] for each in run.rows] == [10, 20]
+    assert run.summary == summary()
+
+
+def test_settings_that_this_version_does_not_know_are_read_too(tmp_path: Path) -> None:
+    assert RunRecord.read(run_directory(tmp_path / "run", future={"setting": [1]})).settings["future.setting"] == [1]
+
+
+def test_a_run_that_has_only_begun_has_no_rows_and_no_summary(tmp_path: Path) -> None:
+    run = RunRecord.read(run_directory(tmp_path / "run"))
+    assert (run.rows, run.evaluations, run.summary) == ([], [], None)
+
+
+def test_what_a_row_does_not_tell_is_nan_in_its_column(tmp_path: Path) -> None:
+    run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2)]))
+    np.testing.assert_array_equal(run.column("policy_loss"), [np.nan, -0.01])
+    np.testing.assert_array_equal(run.column("contributions", "late"), [4, 8])
+    np.testing.assert_array_equal(run.column("policy_lag_max"), [np.nan, np.nan])
+
+
+@pytest.mark.parametrize("rest", [b'{"version": 20, "wa', b'{"version": 20, "note": "\xc3', b"\x00\x00"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
+def test_a_last_line_that_breaks_off_is_left_out(tmp_path: Path, name: str, rest: bytes) -> None:
+    path = run_directory(tmp_path / "run", [row(1)], evaluations=[{"version": 10, "mean": 5.0}])
+    with (path / name).open("ab") as file:
+        file.write(rest)
+    run = RunRecord.read(path)
+    assert (len(run.rows), len(run.evaluations)) == (1, 1)
+
+
+def test_a_whole_last_line_counts_though_an_editor_left_no_newline_behind_it(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run", [row(1), row(2)])
+    (path / "metrics.jsonl").write_bytes((path / "metrics.jsonl").read_bytes().rstrip())
+    assert len(RunRecord.read(path).rows) == 2
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UsageError) as refused:
+        RunRecord.read(path)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("", "there is no JSON object"),
+        ("{", "there is no JSON object"),
+        ("[1]", "there is no JSON object"),
+        pytest.param("[" * 100_000, "there is no JSON object", id="nested too deeply"),
+        ('{"version": 3, "wall_s": 1}', "there is no agent_steps"),
+        ('{"version": "x", "wall_s": 1, "agent_steps": 1}', "version is not a number"),
+        ('{"version": 1, "wall_s": null, "agent_steps": 1}', "wall_s is not a number"),
+        ('{"version": 1, "wall_s": NaN, "agent_steps": 1}', "wall_s is not a number"),
+        pytest.param(json.dumps(row(2, wall_s=10**400)), "wall_s is not a number", id="too large for a float"),
+        (json.dumps(row(2, entropy="high")), "entropy is not a number, null or an object of those"),
+        (json.dumps(row(2, split_s={"act": []})), "split_s is not a number, null or an object of those"),
+        (json.dumps(row(2, episodes={})), "episodes is not a number or null"),
+        (json.dumps(row(2, contributions=3)), "contributions is not an object of numbers"),
+        (json.dumps(row(2, contributions={"used": None})), "contributions is not an object of numbers"),
+    ],
+)
+def test_a_damaged_row_is_named_with_what_is_wrong(tmp_path: Path, line: str, complaint: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1)])
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n{json.dumps(row(3))}\n")
+    sentence = f"{path / 'metrics.jsonl'} is damaged: in line 2 {complaint}; mend that line, or remove it."
+    assert refusal(path) == sentence
+
+
+def test_who_can_do_without_damaged_rows_gets_the_others_and_is_told(tmp_path: Path) -> None:
+    path, news = tmp_path / "metrics.jsonl", list[str]()
+    assert readable_lines(path, ROW, news.append) == []
+    path.write_text(f"{json.dumps(row(1))}\n[1]\n{json.dumps(row(3))}\n{{\n\n{{", encoding="utf-8")
+    assert news == []
+    assert readable_lines(path, ROW, news.append) == [row(1), row(3)]
+    assert news == [f"{path} is damaged: line 2 and 2 more cannot be read, and the run goes on without"]
+    path.unlink()
+    path.mkdir()
+    assert readable_lines(path, ROW, news.append) == []
+    assert news[1].startswith(f"cannot read {path}: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({"mean": 5.0}, "there is no version"),
+        ({"version": 10, "mean": "5"}, "mean is not a number"),
+        ({"version": 10, "mean": 5.0, "wall_s": "x"}, "wall_s is not a number"),
+        ({"version": 10, "mean": 5.0, "ci95": 5.0}, "ci95 is not a pair of numbers"),
+        ({"version": 10, "mean": 5.0, "ci95": [4.0]}, "ci95 is not a pair of numbers"),
+    ],
+)
+def test_a_damaged_evaluation_is_named_with_what_is_wrong(tmp_path: Path, line: dict[str, Any], complaint: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1)], evaluations=[{"version": 10, "mean": 5.0}, line])
+    sentence = f"{path / 'evaluations.jsonl'} is damaged: in line 2 {complaint}; mend that line, or remove it."
+    assert refusal(path) == sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "there is no JSON object"),
+        pytest.param("\x00" * 100, "there is no JSON object", id="zeros"),
+        ("[]", "there is no JSON object"),
+        ("{}", "there is no exit_reason"),
+        (json.dumps(summary(wall_s=None)), "wall_s is not a number"),
+        (json.dumps(summary(score_mean_50="5")), "score_mean_50 is not a number or null"),
+        (json.dumps(summary(provenance=None)), "provenance is not an object with commit and cpu"),
+        (json.dumps(summary(provenance={"commit": ["abc"]})), "provenance is not an object with commit and cpu"),
+    ],
+)
+def test_a_damaged_summary_is_named_with_what_is_wrong(tmp_path: Path, content: str, complaint: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1)])
+    (path / "summary.json").write_text(content, encoding="utf-8")
+    sentence = f"{path / 'summary.json'} is damaged: {complaint}; remove it, and metrics.jsonl tells of the run."
+    assert refusal(path) == sentence
+
+
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run")
+    (path / "config.json").write_text("{", encoding="utf-8")
+    sentence = f"{path / 'config.json'} is damaged: there is no JSON object; restore it, or name other runs."
+    assert refusal(path) == sentence
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    path = run_directory(tmp_path / "run", [row(1)])
+    (path / name).unlink(missing_ok=True)
+    (path / name).mkdir()
+    assert refusal(path) == f"cannot read {path / name}: Is a directory; make it readable, or name other runs."
+
+
+def test_a_path_that_cannot_be_is_named(tmp_path: Path) -> None:
+    assert "File name too long; make it readable" in refusal(tmp_path / ("x" * 300))
+
+
+def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere is not a run directory"):
+        RunRecord.read(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="at least one"):
+        read_runs([])
+
+
+def test_rows_after_the_checkpoint_that_a_run_resumed_from_are_undone(tmp_path: Path) -> None:
+    run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2), row(3), row(4), row(2, entropy=9), row(3)]))
+    assert [(each["wall_s"], each["entropy"]) for each in run.rows] == [(1, 0.6), (2, 9), (3, 0.6)]
+
+
+def test_a_run_named_twice_is_read_once(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run")
+    assert len(read_runs([path, path / ".." / "run"])) == 1
+
+
+def test_an_evaluation_is_placed_where_its_version_was_made(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"version": 20, "mean": 5.0, "ci95": [4.0, 7.0], "episodes": 30},
+        {"version": 99, "mean": 6.0},
+    ]
+    run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2), row(3)], evaluations=lines))
+    placed = [(each.wall_s, each.agent_steps, each.low, each.mean, each.high) for each in run.evaluations]
+    assert placed == [(2, 2000, 4, 5, 7), (3, 3000, 6, 6, 6)]
+
+
+def test_differing_settings_are_listed_with_the_value_in_each_run(tmp_path: Path) -> None:
+    runs = read_runs(
+        [
+            run_directory(tmp_path / "a", seed=1),
+            run_directory(tmp_path / "b", seed=2, wire={"codec": "bf16"}),
+        ]
+    )
+    found = differing(runs)
+    assert (found["seed"], found["wire.codec"], found["wire.transport"]) == ([1, 2], ["f32", "bf16"], ["ipc", None])
+    assert "run_dir" not in found
+    assert not {"seed", "wire.codec"} & differing(runs, but=frozenset({"seed", "wire"})).keys()
+
+
+# groups
+
+
+def labels(tmp_path: Path, *settings: dict[str, Any]) -> list[tuple[str, int]]:
+    paths = [run_directory(tmp_path / f"run-{index}", **each) for index, each in enumerate(settings)]
+    return [(group.label, len(group.runs)) for group in grouped(read_runs(paths))]
+
+
+def test_runs_that_differ_in_the_seed_only_are_one_group_named_by_what_differs_from_others(tmp_path: Path) -> None:
+    assert labels(
+        tmp_path,
+        {"seed": 1, "workers": 4, "backups": 0},
+        {"seed": 1, "workers": 3, "backups": 1},
+        {"seed": 2, "workers": 4, "backups": 0},
+    ) == [("workers=4 backups=0", 2), ("workers=3 backups=1", 1)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"minutes": 5.0, "updates": 900, "agent_steps": 1000, "stop_score": 400.0},
+        {"evaluator": True, "evaluation": {"episodes": 3, "every_minutes": 1.0, "greedy": True}},
+        {"recorder": True, "recording": {"minutes": [1.0]}},
+        {"checkpoint": {"every_minutes": 1.0, "keep": 3}, "profile": 100, "trackers": ["wandb"]},
+        {"recipe": "mine"},
+    ],
+)
+def test_settings_that_cannot_change_what_is_learned_do_not_split_a_group(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    assert labels(tmp_path, {"seed": 1}, {"seed": 2, **other}) == [("run", 2)]
+    runs = read_runs([tmp_path / "run-0", tmp_path / "run-1"])
+    assert {name.partition(".")[0] for name in differing(runs)} - {"trackers"} == {"seed", *other} - {"trackers"}
+
+
+@pytest.mark.parametrize("other", [{"shards": 3}, {"wire": {"codec": "bf16"}}, {"envs": {"num_envs": 9}}])
+def test_settings_that_can_change_what_is_learned_split_a_group(tmp_path: Path, other: dict[str, Any]) -> None:
+    assert [size for _, size in labels(tmp_path, {"seed": 1}, {"seed": 2, **other})] == [1, 1]
+
+
+def test_a_group_on_its_own_or_one_that_differs_in_much_is_named_by_its_directories(tmp_path: Path) -> None:
+    assert labels(tmp_path / "one", {"seed": 1}, {"seed": 2}) == [("run", 2)]
+    other: dict[str, Any] = {"workers": 3, "shards": 3, "backups": 3, "quorum": 3}
+    assert labels(tmp_path / "two", {}, other) == [("run-0", 1), ("run-1", 1)]
+
+
+def test_directories_of_the_same_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    other: dict[str, Any] = {"workers": 3, "shards": 3, "backups": 3, "quorum": 3}
+    paths = [run_directory(tmp_path / "a" / "run"), run_directory(tmp_path / "b" / "run", **other)]
+    assert [group.label for group in grouped(read_runs(paths))] == [str(path) for path in paths]
+
+
+# curves
+
+
+def line(last: float, slope: float, points: int = 21) -> tuple[Any, Any]:
+    x = np.linspace(0, last, points)
+    return x, slope * x
+
+
+def test_runs_of_a_group_become_their_mean_and_their_extremes_as_far_as_all_go() -> None:
+    found = curve([line(10, 1), line(8, 2), line(10, 6)])
+    assert (len(found.x), found.x[0], found.x[-1]) == (GRID_POINTS, 0, 8)
+    np.testing.assert_allclose(found.mean, 3 * found.x)
+    assert found.low is not None
+    assert found.high is not None
+    np.testing.assert_allclose(found.low, found.x)
+    np.testing.assert_allclose(found.high, 6 * found.x)
+    assert [x[-1] for x, _ in found.beyond] == [10, 10]
+
+
+def test_five_runs_have_a_standard_deviation_instead_of_extremes() -> None:
+    found = curve([line(10, slope) for slope in (1, 2, 3, 4, 5)])
+    assert found.high is not None
+    np.testing.assert_allclose(found.high - found.mean, np.std([1, 2, 3, 4, 5], ddof=1) * found.x)
+
+
+def test_one_run_has_no_spread_and_what_is_unknown_is_left_out() -> None:
+    x, y = line(10, 1)
+    y[5] = np.nan
+    found = curve([(x, y)])
+    assert (found.low, found.high, found.beyond) == (None, None, ())
+    np.testing.assert_allclose(found.mean, found.x)
+
+
+@pytest.mark.parametrize("points", [[], [3.0]])
+def test_few_points_make_a_short_curve(points: Sequence[float]) -> None:
+    found = curve([(np.array(points), np.array(points))])
+    np.testing.assert_array_equal(found.mean, points)
+
+
+def test_a_curve_is_a_moving_mean_over_a_hundredth_of_its_run() -> None:
+    x, y = smoothed(np.arange(1000.0), np.tile([0.0, 2.0], 500))
+    np.testing.assert_array_equal(x, np.arange(1000))
+    np.testing.assert_allclose(y[10:-10], 1, atol=0.1)
+
+
+def test_several_rows_at_the_same_agent_step_count_as_one_point() -> None:
+    x, y = smoothed(np.array([1.0, 2.0, 2.0]), np.array([5.0, 6.0, 8.0]))
+    assert (x.tolist(), y.tolist()) == ([1, 2], [5, 7])
+
+
+def test_shares_of_contributions_are_of_the_while_around_a_row_not_of_the_whole_run(tmp_path: Path) -> None:
+    def counts(used: int, late: int) -> dict[str, int]:
+        return {"used": used, "late": late, "duplicate": 0, "rejected": 0, "skipped": 0}
+
+    rows = [
+        row(1, contributions=counts(100, 0)),
+        row(2, contributions=counts(175, 25)),
+        row(3, contributions=counts(175, 25)),
+    ]
+    shares = outcome_shares(RunRecord.read(run_directory(tmp_path / "run", rows)))
+    np.testing.assert_array_equal(shares["used"], [100, 75, np.nan])
+    np.testing.assert_array_equal(shares["late"], [0, 25, np.nan])

@@ -1,0 +1,143 @@
+"""What is shown never holds up what is done: a stream whose reader does not read, or goes away."""
+
+import fcntl
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+import pytest
+from support.rig import WITHIN_S, ending, eventually
+
+from zmqrl.observe.screen import MOST_WAITING_BYTES, Screen, never_waiting
+
+LINE = "0123456789" * 10 + "\n"
+
+
+class Pipe:
+    """A pipe that takes 4 KiB, and a text stream into it."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 4096)
+        self.stream: TextIO = os.fdopen(self.writer, "w", encoding="utf-8")
+
+    def read_lines(self, count: int) -> list[str]:
+        """The next lines."""
+        read = b""
+        while read.count(b"\n") < count:
+            piece = os.read(self.reader, 1)
+            assert piece, f"only {read!r} came"
+            read += piece
+        return read.decode().splitlines()
+
+    def close(self) -> None:
+        os.close(self.reader)
+        self.stream.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    pipe.close()
+
+
+def test_what_is_written_arrives_in_order_and_whole(pipe: Pipe) -> None:
+    screen = Screen(pipe.stream)
+    for number in range(10):
+        screen.write(f"{number} naïve\n")
+    screen.close()
+    assert pipe.read_lines(10) == [f"{number} naïve" for number in range(10)]
+
+
+def test_a_writer_does_not_wait_and_what_is_dropped_is_counted_once_output_flows_again(pipe: Pipe) -> None:
+    screen = Screen(pipe.stream)
+    lines = 3 * MOST_WAITING_BYTES // len(LINE)
+    for number in range(lines):
+        screen.write(f"{number} {LINE}")
+    kept = 0
+    while not (line := pipe.read_lines(1)[0]).startswith("..."):
+        assert line.split()[0] == str(kept)
+        kept += 1
+    assert 0 < kept < lines
+    assert line == f"... lines dropped here because nothing read them: {lines - kept}"
+    eventually(lambda: screen.is_idle, "the end of the writing")
+    screen.write("now they are read\n")
+    assert pipe.read_lines(1) == ["now they are read"]
+    screen.close()
+
+
+def test_lines_that_are_dropped_last_are_told_of_at_the_end(pipe: Pipe) -> None:
+    screen = Screen(pipe.stream)
+    while not screen.buffer._lines_dropped:  # type: ignore[attr-defined]
+        screen.write(LINE)
+    assert not screen.is_idle
+    told = ""
+    while not told.startswith("... lines dropped here because nothing read them: 1"):
+        (told,) = pipe.read_lines(1)
+    screen.close()
+
+
+def test_closing_waits_for_a_reader_that_is_slow_but_not_for_one_that_does_not_read(pipe: Pipe) -> None:
+    screen = Screen(pipe.stream)
+    for _ in range(100):
+        screen.write(LINE)
+    began_at = time.monotonic()
+    screen.close(within_s=0.2)
+    assert 0.2 <= time.monotonic() - began_at < WITHIN_S
+    screen.write("too late\n")
+    assert screen.is_idle
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    pipe = Pipe()
+    os.close(pipe.reader)
+    screen = Screen(pipe.stream)
+    screen.write(LINE)
+    eventually(lambda: screen.is_idle, "the end of the writing")
+    screen.write(LINE)
+    screen.close()
+    pipe.stream.close()
+
+
+def test_a_descriptor_that_others_made_non_blocking_gets_everything(pipe: Pipe) -> None:
+    os.set_blocking(pipe.writer, False)
+    screen = Screen(pipe.stream)
+    for number in range(200):
+        screen.write(f"{number} {LINE}")
+    assert [line.split()[0] for line in pipe.read_lines(200)] == [str(number) for number in range(200)]
+    screen.close()
+
+
+def test_streams_are_put_back_and_those_in_memory_are_left_alone(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
+    in_memory = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", pipe.stream)
+    monkeypatch.setattr(sys, "stderr", in_memory)
+    with never_waiting():
+        assert isinstance(sys.stdout, Screen)
+        assert sys.stderr is in_memory
+        sys.stdout.write("shown\n")
+    assert sys.stdout is pipe.stream
+    assert pipe.read_lines(1) == ["shown"]
+
+
+BLOCKED = """
+import sys
+from zmqrl.observe.screen import never_waiting
+with never_waiting():
+    for stream in (sys.stdout, sys.stderr):
+        for _ in range(1000):
+            stream.write("nobody reads this line\\n")
+sys.exit(7)
+"""
+
+
+@pytest.mark.processes
+def test_a_process_ends_with_its_own_status_while_its_output_is_blocked(pipe: Pipe) -> None:
+    command = [sys.executable, "-c", BLOCKED]
+    with ending(subprocess.Popen(command, stdout=pipe.writer, stderr=pipe.writer)) as process:
+        assert process.wait(WITHIN_S) == 7

@@ -1,0 +1,220 @@
+"""The history of a shard: whole lines, each version once, whatever happens to the process or the disk."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.rig import file_size_limit
+
+from zmqrl.errors import ClusterError
+from zmqrl.ps.shard import history as history_module
+from zmqrl.ps.shard.events import Record, View
+from zmqrl.ps.shard.history import History, LostState, pack_record, read_lines, unpack_record
+
+RECORD = Record(
+    generation=1,
+    version=1,
+    view=View(1, 2, (0, 1)),
+    quorum=2,
+    ranks=(1, 0),
+    late=0,
+    duplicate=1,
+    rejected=0,
+    tallies={0: (1, 0, 0, 0), 1: (1, 0, 1, 0)},
+    unattributed=0,
+)
+
+
+def record(version: int, **fields: Any) -> Record:
+    return dataclasses.replace(RECORD, **{"version": version, "totals": (2 * version, 0, version, 0)} | fields)
+
+
+def versions(path: Path) -> list[int]:
+    return [json.loads(line)["version"] for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    return History(tmp_path / "shard-0.jsonl")
+
+
+def test_a_record_survives_its_way_through_a_slot() -> None:
+    assert unpack_record(pack_record(RECORD)) == RECORD
+
+
+@pytest.mark.parametrize("room", [0, 5])
+def test_a_line_that_the_disk_does_not_take_is_an_error_and_leaves_nothing(history: History, room: int) -> None:
+    history.append(record(1), crc32=7)
+    with (
+        file_size_limit(history.path.stat().st_size + room),
+        pytest.raises(ClusterError, match=r"cannot write .*shard-0\.jsonl"),
+    ):
+        history.append(record(2), crc32=7)
+    history.append(record(2), crc32=7)
+    assert versions(history.path) == [1, 2]
+
+
+def test_the_version_that_was_committed_but_not_written_is_written_once(history: History) -> None:
+    history.append(record(1), crc32=7)
+    history.close()
+    history.path.write_bytes(history.path.read_bytes() + b'{"version": 2, "vi')
+    for _ in range(2):
+        recovered = History(history.path)
+        recovered.recover(record(2), crc32=7)
+        recovered.close()
+    assert versions(history.path) == [1, 2]
+
+
+def test_what_a_rollback_undoes_is_kept_beside_the_history(history: History) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version), crc32=7)
+    history.rewind(1, generation=2)
+    history.append(record(2), crc32=9)
+    assert versions(history.path) == [1, 2]
+    assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
+
+
+def test_what_two_rollbacks_from_one_checkpoint_undo_is_all_kept(history: History) -> None:
+    for versions_made in ((1, 2), (2, 3)):
+        for version in versions_made:
+            history.append(record(version), crc32=7)
+        history.rewind(1, generation=2)
+    assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 2, 3]
+
+
+def test_a_history_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"cannot write .*: Is a directory"):
+        History(tmp_path)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_history_that_is_ahead_of_the_store_says_that_state_is_lost(history: History, generation: int) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version, generation=generation), crc32=7)
+    history.close()
+    reopened = History(history.path)
+    with pytest.raises(LostState, match=f"version 3 of generation {generation} was made, but the newest .* is 2 of"):
+        reopened.recover(record(2), crc32=7)
+    assert versions(history.path) == [1, 2, 3]
+    reopened.close()
+
+
+def test_a_rewind_that_a_kill_kept_from_beginning_is_made_when_the_shard_is_back(history: History) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version), crc32=7)
+    history.close()
+    loaded = Record.handed_over(2, 1, View(1, 2, (0, 1)))
+    for _ in range(2):
+        reopened = History(history.path)
+        reopened.recover(loaded, crc32=7)
+        assert reopened.news == []
+        reopened.close()
+    assert versions(history.path) == [1]
+    assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
+
+
+def test_totals_are_those_of_the_lines_up_to_a_version(history: History) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version), crc32=7)
+    for _ in range(2):
+        assert history.totals(0) == (0, 0, 0, 0)
+        assert history.totals(2) == (4, 0, 2, 0)
+        assert history.totals(9) == (6, 0, 3, 0)
+        without = [{k: v for k, v in line.items() if k != "totals"} for line in read_lines(history.path)]
+        history.path.write_text("".join(json.dumps(line) + "\n" for line in without))  # as an older zmqrl wrote it
+
+
+@pytest.mark.parametrize("piece", [100, 1000, 1 << 20])
+@pytest.mark.parametrize("version", [0, 1, 40, 99, 100])
+def test_however_long_a_history_is_it_is_rewound_in_the_right_place(
+    history: History, monkeypatch: pytest.MonkeyPatch, piece: int, version: int
+) -> None:
+    monkeypatch.setattr(history_module, "PIECE_BYTES", piece)
+    for made in range(1, 101):
+        history.append(record(made), crc32=7)
+    history.path.write_bytes(history.path.read_bytes() + b'{"version": 101, "vi')
+    reopened = History(history.path)
+    assert reopened.last_version == 100
+    assert reopened.totals(version) == (2 * version, 0, version, 0)
+    reopened.rewind(version, generation=2)
+    assert versions(history.path) == list(range(1, version + 1))
+    assert reopened.last_version == (version or None)
+    undone = history.path.with_name("shard-0.before-generation-2.jsonl")
+    assert (versions(undone) if undone.exists() else []) == list(range(version + 1, 101))
+    reopened.append(record(version + 1), crc32=7)
+    assert versions(history.path) == list(range(1, version + 2))
+
+
+def test_a_rewind_that_was_killed_before_the_cut_keeps_what_it_undoes_once(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version), crc32=7)
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            history.rewind(1, generation=2)
+    reopened = History(history.path)
+    reopened.rewind(1, generation=2)
+    assert versions(history.path) == [1]
+    assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
+
+
+def test_a_disk_that_takes_no_copy_of_a_damaged_history_is_an_error_and_leaves_it(history: History) -> None:
+    for version in (1, 2):
+        history.append(record(version), crc32=7)
+    damaged = b"{\n" + history.path.read_bytes()
+    history.path.write_bytes(damaged)
+    with file_size_limit(10), pytest.raises(ClusterError, match=r"cannot write .*shard-0\.jsonl"):
+        History(history.path)
+    assert history.path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{",
+        b"null",
+        b"[]",
+        b"\x00\xff",
+        b'{"version": "2"}',
+        b'{"version": 2, "ranks": 5}',
+        b'{"version": 2, "late": 1e999}',
+    ],
+)
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_history_with_a_damaged_line_is_set_aside_and_goes_on_without_it(
+    history: History, damage: bytes, place: int
+) -> None:
+    for version in (1, 2, 3):
+        history.append(record(version), crc32=7)
+    history.close()
+    lines = history.path.read_bytes().splitlines(keepends=True)
+    lines[place] = damage + b"\n"
+    history.path.write_bytes(b"".join(lines))
+    kept = [version for version in (1, 2, 3) if version != place + 1]
+    assert [line["version"] for line in read_lines(history.path)] == kept
+    reopened = History(history.path)
+    (aside,) = history.path.parent.glob("shard-0.damaged-*.jsonl")
+    assert aside.read_bytes() == b"".join(lines)
+    assert reopened.news == [
+        f"{history.path}: line {place + 1} could not be read; the original file is kept as {aside.name}"
+    ]
+    reopened.append(record(4), crc32=7)
+    reopened.rewind(3, generation=2)
+    assert versions(history.path) == kept
+    reopened.close()
+
+
+@pytest.mark.parametrize(("left", "missing"), [([], "1 to 3"), ([1], "2 to 3")])
+def test_a_history_that_lost_lines_tells_which_when_the_shard_is_back(
+    history: History, left: list[int], missing: str
+) -> None:
+    for version in left:
+        history.append(record(version), crc32=7)
+    history.recover(record(4), crc32=7)
+    assert versions(history.path) == [*left, 4]
+    assert history.news == [f"{history.path}: the lines of versions {missing} are missing"]

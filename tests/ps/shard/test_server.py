@@ -1,0 +1,435 @@
+"""A run over real shard processes and real sockets: what comes out is what synchronous training would make."""
+
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zmq
+from support.network import Listener, Wire, proxied
+from support.rig import (
+    QUICK_WORKER,
+    WITHIN_S,
+    Interrupted,
+    Worker,
+    eventually,
+    random_pause_s,
+    served,
+    signal_that_does_not_wake,
+    toy_gradient,
+)
+from torch import nn
+
+from zmqrl.errors import ClusterError
+from zmqrl.ps.flat import FlatParameters
+from zmqrl.ps.shard.optimizer import OptimizerConfig
+from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.worker.connection import Connection, PulledWeights
+
+pytestmark = pytest.mark.processes
+
+ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
+OPTIMIZERS: dict[str, tuple[OptimizerConfig, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]] = {
+    "adam": (
+        OptimizerConfig(name="adam", learning_rate=0.01, epsilon=1e-5),
+        lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-5),
+    ),
+    "rmsprop": (
+        OptimizerConfig(name="rmsprop", learning_rate=0.003, momentum=0.5),
+        lambda p: torch.optim.RMSprop(p, lr=0.003, momentum=0.5),
+    ),
+    "sgd": (
+        OptimizerConfig(name="sgd", learning_rate=0.1, momentum=0.9),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    ),
+}
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 5))
+
+
+def loss_of(model: nn.Module, rank: int, version: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * version + rank)
+    inputs, targets = torch.randn(8, 12, generator=generator), torch.randn(8, 5, generator=generator)
+    return nn.functional.mse_loss(model(inputs), targets)
+
+
+def backward(loss: torch.Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+class Learner:
+    """A torch model of its own behind the ``gradient`` of a worker."""
+
+    def __init__(self) -> None:
+        self.model = make_model()
+        self.flat = FlatParameters(self.model)
+
+    def gradient(self, rank: int, weights: PulledWeights) -> FloatVector:
+        self.flat.load(weights.vector)
+        buffer = np.empty(weights.vector.size, np.float32)
+        with self.flat.gradient_in(buffer):
+            backward(loss_of(self.model, rank, weights.version))
+        return buffer
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "shards", "transport"),
+    [("adam", 1, "ipc"), ("adam", 3, "tcp"), ("rmsprop", 3, "ipc"), ("sgd", 1, "tcp")],
+)
+def test_two_workers_train_a_torch_model_as_torch_does_on_their_mean_gradient(
+    tmp_path: Path, optimizer: str, shards: int, transport: str
+) -> None:
+    config, make_optimizer = OPTIMIZERS[optimizer]
+    updates = 20
+    alone = make_model()
+    flat = FlatParameters(alone)
+    options = {"layout": flat.layout(shards), "start": flat.vector(), "optimizer": config, "transport": transport}
+    with served(tmp_path, **options) as running:  # type: ignore[arg-type]
+        running.stop_at(updates)
+        with ExitStack() as workers:
+            for rank in range(2):
+                workers.enter_context(Worker(running.cluster, rank, gradient=Learner().gradient))
+        trained = running.end_with(updates)
+
+    parameters = list(alone.parameters())
+    torch_optimizer = make_optimizer(parameters)
+    for version in range(updates):
+        torch_optimizer.zero_grad()
+        backward((loss_of(alone, 0, version) + loss_of(alone, 1, version)) / 2)
+        torch_optimizer.step()
+    assert not np.allclose(trained, options["start"], atol=1e-2)  # type: ignore[arg-type]
+    np.testing.assert_allclose(trained, flat.vector(), rtol=1e-4, atol=1e-5)
+
+
+def test_flat_parameters_are_views_of_the_vector_and_gradients_views_of_the_buffer() -> None:
+    model = make_model()
+    flat = FlatParameters(model)
+    before = flat.vector()
+    assert before.size == flat.layout(1).count == sum(p.numel() for p in model.parameters())
+    vector, buffer = before.copy(), np.full(before.size, 9, np.float32)
+    flat.load(vector)
+    np.testing.assert_array_equal(flat.vector(), before)
+    vector += 1
+    np.testing.assert_array_equal(flat.vector(), before + 1)
+    with flat.gradient_in(buffer):
+        backward(loss_of(model, 0, 0))
+    expected = torch.cat([p.reshape(-1) for p in torch.autograd.grad(loss_of(model, 0, 0), list(model.parameters()))])
+    np.testing.assert_array_equal(buffer, expected.numpy())
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert np.shares_memory(parameter.grad.numpy(), buffer)
+        assert np.shares_memory(parameter.detach().numpy(), vector)
+    with flat.gradient_in(buffer):
+        pass
+    assert not buffer.any(), "a gradient starts at zero"
+
+
+def test_frozen_parameters_are_not_part_of_the_vector_and_other_dtypes_are_refused() -> None:
+    model = make_model()
+    first = next(model.parameters())
+    first.requires_grad = False
+    assert FlatParameters(model).vector().size == sum(p.numel() for p in model.parameters()) - first.numel()
+    with pytest.raises(TypeError, match="float32"):
+        FlatParameters(make_model().double())
+
+
+def test_bf16_payloads_carry_rounded_weights_and_leave_the_master_weights_float32(tmp_path: Path) -> None:
+    with served(tmp_path, codec="bf16", transport="tcp") as running:
+        running.stop_at(20)
+        with Worker(running.cluster, 0) as first, Worker(running.cluster, 1):
+            pass
+        master = running.end_with(20)
+        np.testing.assert_array_equal(master, running.replay())
+        before_last = first.last
+    assert before_last is not None
+    rounded = codec.as_float32("bf16", codec.encode("bf16", before_last).tobytes())
+    np.testing.assert_array_equal(before_last, rounded)
+    assert (codec.as_float32("bf16", codec.encode("bf16", master).tobytes()) != master).any()
+
+
+def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_accounted_for(tmp_path: Path) -> None:
+    updates, quorum = 60, 3
+    with served(tmp_path, workers=4, quorum=quorum, shards=2) as running, Listener(running.cluster) as listener:
+        running.stop_at(updates)
+        with ExitStack() as stack:
+            workers = [
+                stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.01))) for rank in range(4)
+            ]
+            for worker in workers:
+                worker.thread.join(WITHIN_S)
+            tallies = [worker.connection.tally() for worker in workers]
+            sent = [tally.sent + tally.resent for tally in tallies]
+
+            def counted() -> list[tuple[int, ...]]:
+                tallies = [{row[0]: row[1:] for row in stats.tallies} for stats in running.stats()]
+                return [tuple(np.sum([tally[rank] for tally in tallies], axis=0)) for rank in range(4)]
+
+            eventually(lambda: [sum(counts) for counts in counted()] == sent, f"all of {sent} counted")
+            outcomes = counted()
+        np.testing.assert_array_equal(running.end_with(updates), running.replay())
+        assert sum(counts[0] for counts in outcomes) == updates * quorum * 2
+        assert all(counts[3] == 0 for counts in outcomes), "nothing was rejected"
+        for worker, counts in zip(workers, outcomes, strict=True):
+            tally = worker.connection.tally()
+            assert tally.used <= counts[0] <= tally.used + tally.unknown
+        for shard, stats in enumerate(running.stats()):
+            lines = running.history(shard)
+            assert len(lines) == updates
+            for column, outcome in ((2, "late"), (3, "duplicate"), (4, "rejected")):
+                total = sum(row[column] for row in stats.tallies) + (stats.unattributed if outcome == "rejected" else 0)
+                assert sum(line[outcome] for line in lines) <= total, "what came after the last version has no line"
+            for line in lines:
+                assert line["ranks"] == sorted(line["ranks"])
+                assert (line["view"], line["generation"]) == (1, 1)
+            heard = listener.weights[shard]
+            assert len(heard) > 5
+            assert listener.contradictions == []
+            for (_, version), (message, crc32) in heard.items():
+                assert message.crc32 == crc32
+                if version:
+                    assert (lines[version - 1]["crc32"], tuple(lines[version - 1]["ranks"])) == (crc32, message.ranks)
+
+
+def test_nothing_is_published_before_a_quorum_is_there_to_hear_it(tmp_path: Path) -> None:
+    with (
+        served(tmp_path, shards=1) as running,
+        Listener(running.cluster) as listener,
+        Connection(running.cluster, 0, timing=QUICK_WORKER) as first,
+    ):
+        eventually(lambda: running.stats()[0].present == (0,), "worker 0")
+        with pytest.raises(ClusterError, match="no version above -1"):
+            first.pull(timeout_s=0.5)
+        heard = len(listener.said[0])
+        eventually(lambda: len(listener.said[0]) > heard + 2, "heartbeats")
+        assert listener.newest(0) == -1
+        with Connection(running.cluster, 1, timing=QUICK_WORKER) as second:
+            assert second.pull(timeout_s=10) is not None
+            assert first.pull(timeout_s=10) is not None
+            eventually(lambda: listener.newest(0) == 0, "version 0")
+
+
+def test_a_pull_that_was_given_up_does_not_answer_a_later_one(tmp_path: Path) -> None:
+    with (
+        served(tmp_path, shards=1, workers=2, quorum=1) as running,
+        Connection(running.cluster, 0) as patient,
+        Connection(running.cluster, 1) as impatient,
+    ):
+        weights = patient.pull(timeout_s=10)
+        assert weights is not None
+        assert impatient.pull(timeout_s=10) is not None
+        with pytest.raises(ClusterError, match="no version above 0"):
+            impatient.pull(0, timeout_s=0.1)
+        patient.push(weights, patient.gradient_buffer())
+        eventually(lambda: impatient.newest() == 1, "version 1")
+        found = impatient.pull(0, timeout_s=10)
+        assert found is not None
+        assert found.version == 1
+        with pytest.raises(ClusterError, match="no version above 1"):
+            impatient.pull(1, timeout_s=0.2)
+
+
+@pytest.mark.timeout(120)
+def test_a_signal_that_does_not_wake_the_main_thread_ends_a_pull(tmp_path: Path) -> None:
+    with served(tmp_path, workers=1) as running, Connection(running.cluster, 0, timing=QUICK_WORKER) as connection:
+        assert connection.pull() is not None
+        with pytest.raises(Interrupted), signal_that_does_not_wake():
+            connection.pull(0)
+
+
+def test_a_late_joiner_gets_the_newest_version_at_once(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def pause_s(_: int, version: int) -> float:
+        if version == 100:
+            go_on.wait(20)
+        return 0.0
+
+    with served(tmp_path, workers=2, quorum=1) as running, Worker(running.cluster, 0, pause_s=pause_s) as first:
+        running.stop_at(120)
+        eventually(lambda: first.version == 100, "version 100")
+        with Worker(running.cluster, 1) as late:
+            eventually(lambda: late.version >= 100, "the late joiner's first version")
+            go_on.set()
+        assert late.pulled[0] == (1, 100)
+        first.thread.join(WITHIN_S)
+        np.testing.assert_array_equal(running.end_with(120), running.replay())
+
+
+def test_a_subscriber_that_reads_late_still_reads_what_was_published(tmp_path: Path) -> None:
+    options = {"count": 500_000, "shards": 1, "workers": 1, "transport": "tcp"}
+    with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
+        context: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
+        late = stack.enter_context(context.socket(zmq.SUB))
+        late.rcvhwm = 1
+        late.subscribe(m.TOPIC_WEIGHTS)
+        late.connect(running.cluster.endpoints[0]["weights"])
+        workers = ExitStack()
+        stack.enter_context(workers)
+        workers.enter_context(Worker(running.cluster, 0))
+        running.wait_for(30)  # its slots of memory were all written again and again
+        for _ in range(8):
+            _, header, payload = late.recv_multipart()
+            message = framing.decode(header)
+            assert isinstance(message, m.Weights)
+            assert zlib.crc32(payload) == message.crc32
+        running.finish(workers)
+
+
+def test_a_worker_can_leave_and_come_back(tmp_path: Path) -> None:
+    with served(tmp_path, workers=2, quorum=1) as running, Worker(running.cluster, 0, pause_s=random_pause_s(0.02)):
+        for _ in range(2):
+            with Worker(running.cluster, 1) as guest:
+                eventually(lambda guest=guest: guest.connection.tally().used > 3, "contributions")  # type: ignore[misc]
+                assert all(stats.present == (0, 1) for stats in running.stats())
+                guest.leaving.set()
+            eventually(lambda: all(stats.present == (0,) for stats in running.stats()), "rank 1 gone")
+        version = running.version() + 5
+        running.stop_at(version)
+    for shard in range(2):
+        ranks = {rank for line in running.history(shard) for rank in line["ranks"]}
+        assert ranks == {0, 1}
+
+
+def test_a_second_process_of_a_rank_takes_over_and_the_first_is_told(tmp_path: Path) -> None:
+    with served(tmp_path, workers=1) as running, Connection(running.cluster, 0, timing=QUICK_WORKER) as first:
+        assert first.pull(timeout_s=10) is not None
+        time.sleep(0.002)  # incarnations are milliseconds
+        with Worker(running.cluster, 0):
+            with pytest.raises(ClusterError, match=r"refuses worker 0: another process has taken rank 0"):
+                first.pull(10_000, timeout_s=10)
+            running.stop_at(running.version() + 5)
+
+
+def test_a_stranger_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with served(tmp_path) as running:
+        cluster = running.cluster
+        renamed = replace(cluster.layout, tensors=(("other", cluster.layout.tensors[0][1]),))
+        for stranger, rank, sentence in (
+            (
+                replace(cluster, layout=renamed),
+                0,
+                r"the layout here is \w{16}, but yours is \w{16}\.",
+            ),
+            (replace(cluster, run="other"), 0, r"shard \d here serves run \w+, not run other\."),
+            (cluster, 5, r"rank 5 is not a member of this run\."),
+        ):
+            with (
+                Connection(stranger, rank, timing=QUICK_WORKER) as connection,
+                pytest.raises(ClusterError, match=rf"shard \d refuses worker {rank}: {sentence}"),
+            ):
+                connection.pull(timeout_s=5)
+
+
+def test_only_the_supervisor_changes_views_stops_or_loads(tmp_path: Path) -> None:
+    with served(tmp_path, shards=1, workers=2) as running, Wire(running.cluster.endpoints[0]) as wire:
+        run = running.cluster.run
+        assert isinstance(wire.join(running.cluster, 0, 1), m.Welcome)
+        before = running.stats()[0]
+        impostor = replace(wire.hello(running.cluster, 0, 2), role="supervisor", secret="guess")
+        refusal = wire.ask(impostor)
+        assert isinstance(refusal, m.Refuse)
+        assert refusal.code == "secret"
+        view: dict[str, object] = {"run": run, "view": 9, "quorum": 1, "members": (0,)}
+        for message, payload in (
+            (m.ViewChange(**view), None),  # type: ignore[arg-type]
+            (m.Stop(run=run, version=0), None),
+            (m.Checkpoint(run=run, version=0), None),
+            (m.Fetch(run=run, version=0, offset=0), None),
+            (m.StatsRequest(run=run), None),
+            (m.Load(**view, generation=7, version=0, offset=0, total=8000), bytes(8000)),  # type: ignore[arg-type]
+        ):
+            wire.control.send_multipart([framing.encode(message)] + ([payload] if payload else []))
+        eventually(lambda: running.stats()[0].unattributed == before.unattributed + 7, "seven rejections")
+        after = running.stats()[0]
+        assert (after.view, after.quorum, after.generation, after.state) == (1, 2, 1, "open")
+
+
+@pytest.mark.parametrize("number", [3e38, 1e21], ids=["the sum overflows", "adam's square overflows"])
+def test_an_update_that_is_not_finite_is_not_stored_and_names_its_ranks(tmp_path: Path, number: float) -> None:
+    with served(tmp_path, workers=2, optimizer=ADAM) as running, ExitStack() as stack:
+        workers = [stack.enter_context(Connection(running.cluster, rank, timing=QUICK_WORKER)) for rank in range(2)]
+        for version in range(3):
+            for rank, connection in enumerate(workers):
+                weights = connection.pull(version - 1, timeout_s=10)
+                assert weights is not None
+                gradient = toy_gradient(rank, version, 1000)
+                if version == 2:
+                    gradient[17] = number  # of shard 0
+                connection.push(weights, gradient)
+        eventually(lambda: bool(running.stats()[0].failure), "the failure")
+        eventually(lambda: running.stats()[1].version == 3, "the other shard's version")
+        first, second = running.stats()
+        assert first.failure == "version 3 has numbers that are not finite, from contributions of ranks 0, 1"
+        assert (first.version, first.state, second.failure) == (2, "ended", "")
+        assert [line["version"] for line in running.history(0)] == [1, 2]
+        running.kill(0)
+        assert running.restart(0).version == 2, "something of it was stored"
+        assert np.isfinite(running.end_with(2)).all()
+
+
+def test_the_quorum_can_shrink_while_a_version_waits(tmp_path: Path) -> None:
+    with served(tmp_path, workers=3) as running:
+        with Worker(running.cluster, 0) as first, Worker(running.cluster, 1):
+            running.tell(m.ViewChange(run=running.cluster.run, view=2, quorum=2, members=(0, 1)))
+            eventually(lambda: first.version > 10, "versions of two")
+            version = running.version() + 5
+            running.stop_at(version)
+        np.testing.assert_array_equal(running.end_with(version), running.replay())
+        assert {(line["view"], line["quorum"]) for shard in running.all for line in running.history(shard)} == {(2, 2)}
+
+
+def test_all_shards_stop_at_one_version_and_every_pull_returns_none(tmp_path: Path) -> None:
+    with served(tmp_path, shards=4, workers=3, quorum=2) as running:
+        with ExitStack() as stack:
+            workers = [
+                stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.01))) for rank in range(3)
+            ]
+            running.wait_for(10)
+            version = max(stats.version for stats in running.stats()) + 5
+            running.stop_at(version)
+        assert all(worker.ended.is_set() for worker in workers)
+        assert [(stats.version, stats.state) for stats in running.stats()] == [(version, "ended")] * 4
+        assert [len(running.history(shard)) for shard in running.all] == [version] * 4
+        np.testing.assert_array_equal(running.end_with(version), running.replay())
+
+
+def test_a_stop_can_be_taken_back(tmp_path: Path) -> None:
+    with served(tmp_path, workers=1) as running:
+        running.stop_at(5)
+        with Connection(running.cluster, 0, timing=QUICK_WORKER) as connection:
+            version = -1
+            while (weights := connection.pull(version, timeout_s=10)) is not None:
+                version = weights.version
+                connection.push(weights, toy_gradient(0, version, 1000))
+        running.stop_at(None)
+        assert all(stats.state == "open" for stats in running.stats())
+        running.stop_at(10)
+        with Worker(running.cluster, 0):
+            pass
+        np.testing.assert_array_equal(running.end_with(10), running.replay())
+
+
+def test_a_control_connection_that_was_cut_is_known_again(tmp_path: Path) -> None:
+    with (
+        served(tmp_path, shards=1, workers=2, quorum=1, transport="tcp") as running,
+        proxied(running.cluster, {0}) as (cluster, proxies),
+        Connection(cluster, 0, timing=QUICK_WORKER) as connection,
+    ):
+        assert connection.pull(timeout_s=10) is not None
+        proxies[0, "control"].cut(heal=True)
+        eventually(lambda: running.stats()[0].silent_ms[0] < 300, "heard")
+        time.sleep(1.5)
+        before = running.stats()[0]
+        assert before.silent_ms[0] < 1200, "its pings are not taken for its own"
+        assert before.unattributed == 0

@@ -1,0 +1,135 @@
+"""A worker in another language, written from docs/protocol.md alone, is as good as our own: tests/node_worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from support.paths import TESTS
+from support.rig import ending
+
+pytestmark = pytest.mark.processes
+
+NODE_WORKER = TESTS / "node_worker"
+NODE_RANK = 1
+DEADLINE_S = 45.0
+POLL_S = 0.05
+CARTPOLE_ROLLOUT = 8 * 128  # agent steps: games × steps of the recipe
+
+
+@pytest.fixture(scope="session")
+def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> Path:
+    """The Node worker with the packages of its lock file installed."""
+    need_programs("node", "npm")
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
+    try:
+        subprocess.run(command, cwd=NODE_WORKER, check=True, capture_output=True, text=True, timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        skip_or_fail(f"`npm ci` in {NODE_WORKER} took longer than {DEADLINE_S:.0f} s")
+    except subprocess.CalledProcessError as error:
+        skip_or_fail(f"`npm ci` in {NODE_WORKER} failed: {error.stderr[-500:]}")
+    return NODE_WORKER / "worker.mjs"
+
+
+@contextmanager
+def started(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `command` with its output in a file; whatever happens it is gone afterwards."""
+    with (
+        output.open("wb") as file,
+        ending(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)) as process,
+    ):
+        yield process
+
+
+@contextmanager
+def run_with_a_node_worker(
+    worker: Path, run_dir: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """A live run of one worker of ours and one of Node's: the supervisor and the Node process."""
+    train = [sys.executable, "-m", "zmqrl", "train", "cartpole", "--run-dir", str(run_dir)]
+    with started(
+        [*train, "--workers", "2", "--external-workers", "1", *options], run_dir.parent / "train.log"
+    ) as supervisor:
+        cluster = run_dir / "cluster.json"
+        wait_until(lambda: cluster.exists() or supervisor.poll() is not None, "cluster.json")
+        node = ["node", str(worker), str(cluster), str(NODE_RANK)]
+        with started(node, run_dir.parent / "node.log") as outsider:
+            yield supervisor, outsider
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"no {what} within {DEADLINE_S:.0f} s"
+        time.sleep(POLL_S)
+
+
+def wait_for_both(processes: tuple[subprocess.Popen[bytes], ...], run_dir: Path) -> dict[str, int]:
+    """Waits for exit status 0 of all; what the Node worker says that it did."""
+    with suppress(subprocess.TimeoutExpired):
+        for process in processes:
+            process.wait(timeout=DEADLINE_S)
+    logs = [(run_dir.parent / name).read_text() for name in ("train.log", "node.log")]
+    assert [process.poll() for process in processes] == [0, 0], "\n".join(log[-2000:] for log in logs)
+    totals: dict[str, int] = json.loads(logs[1].splitlines()[-1])
+    return totals
+
+
+def history(run_dir: Path, shard: int) -> list[dict[str, Any]]:
+    path = run_dir / "history" / f"shard-{shard}.jsonl"
+    whole_lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in whole_lines]
+
+
+def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: dict[str, int]) -> None:
+    """Both ranks made every version of both shards, and the summary adds up."""
+    for shard in range(2):
+        rows = history(run_dir, shard)
+        assert [row["version"] for row in rows] == list(range(1, updates + 1))
+        assert all(row["ranks"] == [0, NODE_RANK] for row in rows)
+    assert totals["rank"] == NODE_RANK
+    assert totals["steps"] in (updates, updates + 1)  # the last version may still have looked open
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["exit_reason"] == "updates"
+    assert (summary["updates"], summary["workers"], summary["quorum"], summary["shards"]) == (updates, 2, 2, 2)
+    assert summary["contributions"]["used"] == summary["quorum"] * summary["shards"] * updates
+    # Our worker reports whole rollouts, the Node worker one action for each of its few steps.
+    assert 0 < summary["agent_steps"] % CARTPOLE_ROLLOUT <= totals["steps"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wire",
+    [
+        ("--wire.transport", "ipc", "--wire.codec", "f32"),
+        ("--wire.transport", "tcp", "--wire.codec", "bf16"),
+        ("--wire.transport", "tcp", "--wire.curve"),
+    ],
+)
+def test_a_node_worker_contributes_to_every_version_until_the_run_ends(
+    node_worker: Path, tmp_path: Path, wire: tuple[str, ...]
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--updates", "60", *wire]
+    with run_with_a_node_worker(node_worker, run_dir, *options) as processes:
+        totals = wait_for_both(processes, run_dir)
+    assert_that_node_was_used_throughout(run_dir, 60, totals)
+
+
+@pytest.mark.slow
+def test_a_node_worker_carries_on_when_a_shard_is_killed(node_worker: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with run_with_a_node_worker(node_worker, run_dir, "--updates", "150") as processes:
+        wait_until(lambda: len(history(run_dir, 1)) >= 20, "20 versions")
+        killed = json.loads((run_dir / "cluster.json").read_text())["shards"][1]["pid"]
+        os.kill(killed, signal.SIGKILL)
+        totals = wait_for_both(processes, run_dir)
+    assert_that_node_was_used_throughout(run_dir, 150, totals)
+    assert {row["generation"] for row in history(run_dir, 1)} == {1}, "nothing was rolled back"

@@ -1,0 +1,124 @@
+"""Payloads on the wire: what is sent is what torch would send, and no number is lost on the way."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zmqrl.ps.wire import codec
+from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.wire.messages import Codec
+
+BITS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)
+
+
+def from_bits(bits: list[int]) -> FloatVector:
+    return np.array(bits, np.uint32).view(np.float32)
+
+
+def torch_bfloat16(vector: FloatVector) -> np.ndarray:
+    return torch.from_numpy(vector).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+
+
+def assert_same_as_torch(vector: FloatVector) -> None:
+    ours, nan = codec.encode("bf16", vector), np.isnan(vector)
+    np.testing.assert_array_equal(ours[~nan], torch_bfloat16(vector)[~nan])
+    # torch itself has several NaN, depending on the instructions it finds
+    assert np.isnan(codec.as_float32("bf16", ours)[nan]).all()
+
+
+def test_every_upper_half_with_every_kind_of_lower_half_is_rounded_as_torch_does() -> None:
+    upper = np.arange(2**16, dtype=np.uint32) << 16
+    for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        assert_same_as_torch((upper | np.uint32(lower)).view(np.float32))
+
+
+@given(BITS)
+def test_any_float_is_rounded_as_torch_does(bits: list[int]) -> None:
+    assert_same_as_torch(from_bits(bits))
+
+
+@pytest.mark.parametrize("size", [1, codec.BLOCK - 1, codec.BLOCK, codec.BLOCK + 1, 3 * codec.BLOCK + 17])
+def test_vectors_of_any_number_of_blocks_are_rounded_as_torch_does(size: int) -> None:
+    vector = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    vector[-1] = np.nan
+    assert_same_as_torch(vector)
+
+
+def test_overflow_becomes_inf_and_inf_and_nan_stay_what_they_are() -> None:
+    vector = np.array([3.4028235e38, -3.4028235e38, np.inf, -np.inf, np.nan], np.float32)
+    back = codec.as_float32("bf16", codec.encode("bf16", vector))
+    np.testing.assert_array_equal(back, np.array([np.inf, -np.inf, np.inf, -np.inf, np.nan], np.float32))
+
+
+def test_a_nan_whose_bits_would_round_to_a_number_stays_nan() -> None:
+    back = codec.as_float32("bf16", codec.encode("bf16", from_bits([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001])))
+    assert np.isnan(back).all()
+
+
+def test_f32_is_sent_from_the_memory_it_is_in() -> None:
+    vector = np.arange(5, dtype=np.float32)
+    assert codec.encode("f32", vector) is vector
+
+
+def test_bf16_is_written_where_the_caller_says() -> None:
+    vector, out = np.arange(5, dtype=np.float32), np.zeros(5, np.uint16)
+    assert codec.encode("bf16", vector, out) is out
+    np.testing.assert_array_equal(out, torch_bfloat16(vector))
+
+
+@given(bits=BITS, offset=st.integers(0, 7))
+def test_a_payload_is_read_at_any_alignment(bits: list[int], offset: int) -> None:
+    vector = from_bits(bits)
+    for name in ("f32", "bf16"):
+        sent = codec.encode(name, vector)
+        frame = memoryview(bytes(offset) + sent.tobytes())[offset:]
+        out = np.empty_like(vector)
+        codec.decode_into(name, frame, out)
+        expected = sent.view(np.uint32) if name == "f32" else sent.astype(np.uint32) << 16
+        np.testing.assert_array_equal(out.view(np.uint32), expected)
+        assert codec.as_float32(name, frame).tobytes() == out.tobytes()
+
+
+def test_the_bytes_are_little_endian() -> None:
+    vector = np.array([1.0, -2.5], np.float32)
+    assert codec.encode("f32", vector).tobytes() == struct.pack("<2f", 1.0, -2.5)
+    assert codec.encode("bf16", vector).tobytes() == struct.pack("<2H", 0x3F80, 0xC020)
+
+
+def test_an_f32_payload_is_viewed_and_cannot_be_changed() -> None:
+    frame = bytearray(struct.pack("<2f", 1.0, 2.0))
+    view = codec.as_float32("f32", frame)
+    struct.pack_into("<f", frame, 0, 7.0)
+    assert view[0] == 7.0
+    with pytest.raises(ValueError, match="read-only"):
+        view[0] = 1.0
+
+
+@pytest.mark.parametrize(("name", "expected"), [("f32", 40), ("bf16", 20)])
+def test_payload_bytes_is_the_length_of_what_is_sent(name: Codec, expected: int) -> None:
+    assert codec.payload_bytes(name, 10) == codec.encode(name, np.zeros(10, np.float32)).nbytes == expected
+
+
+@settings(deadline=None)
+@given(BITS)
+def test_is_finite_agrees_with_looking_at_each_number(bits: list[int]) -> None:
+    vector = from_bits(bits)
+    assert codec.is_finite(vector) == bool(np.isfinite(vector).all())
+
+
+def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
+    assert codec.is_finite(np.full(1000, 3e38, np.float32))
+    assert codec.is_finite(np.array([3e38, 3e38, -3e38, -3e38] * 100, np.float32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_number_anywhere_is_found(bad: float) -> None:
+    for place in (0, 1234, 99_999):
+        vector = np.ones(100_000, np.float32)
+        vector[place] = bad
+        assert not codec.is_finite(vector)
+    assert not codec.is_finite(np.array([np.inf, -np.inf], np.float32))

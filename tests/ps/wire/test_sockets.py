@@ -1,0 +1,63 @@
+"""What libzmq must not do to a process: its connections break, and it lives."""
+
+import contextlib
+import subprocess
+import sys
+import time
+
+import pytest
+import zmq
+from support.network import Proxy
+from support.rig import ending
+
+pytestmark = pytest.mark.processes
+
+READS_LATE = """
+import sys, time
+from zmqrl.ps.wire.sockets import new_context, worker_sockets
+context = new_context()
+weights = worker_sockets(context, 0, 1)["weights"]
+weights.connect(sys.argv[1])
+sys.stdout.write("up\\n")
+sys.stdout.flush()
+sys.stdin.readline()
+versions = []
+while weights.poll(3000):
+    versions.append(int(weights.recv_multipart()[1]))
+sys.stdout.write(f"{versions[-1]}\\n")
+context.destroy(linger=0)
+"""
+QUIET_S = 4.0  # longer than any heartbeat of ours has ever been
+
+
+@pytest.mark.parametrize("heal", [False, True])
+def test_a_process_lives_whose_connection_breaks_behind_a_full_queue(heal: bool) -> None:
+    """libzmq 4.3.5 aborts one that has heartbeats: ``Assertion failed: !_io_error``."""
+    with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
+        publisher.linger = 0
+        publisher.sndhwm = 100
+        proxy = Proxy(f"tcp://127.0.0.1:{publisher.bind_to_random_port('tcp://127.0.0.1')}")
+        command = [sys.executable, "-c", READS_LATE, proxy.endpoint]
+        piped = subprocess.PIPE
+        with (
+            contextlib.closing(proxy),
+            ending(subprocess.Popen(command, stdin=piped, stdout=piped, text=True)) as process,
+        ):
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            for _ in range(5):
+                assert publisher.poll(10_000), "its subscriptions"
+                publisher.recv()
+            for version in range(50):
+                publisher.send_multipart([b"W", b"%d" % version, bytes(100_000)])
+            time.sleep(0.5)
+            proxy.cut(heal=heal)
+            time.sleep(QUIET_S)
+            assert process.poll() is None, f"it ended with status {process.returncode}"
+            publisher.send_multipart([b"W", b"99", b""])
+            process.stdin.write("read\n")
+            process.stdin.flush()
+            last = int(process.stdout.readline())
+            assert process.wait(30) == 0
+            assert (last == 99) <= heal

@@ -1,0 +1,73 @@
+"""Files that are damaged under a run: nothing is made twice, and what is lost is named."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from support.rig import damage_newest_slot
+from support.run_rig import RunFiles, copied, trained, training
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.mark.slow
+def test_a_damaged_slot_whose_loss_no_worker_can_tell_of_makes_no_version_twice(tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--shards", "2", "--checkpoint.every-minutes", "0.05") as run:
+        run.wait_to_say("checkpoint of version")
+        run.wait_for(run.files.version() + 20)
+        pid = run.pid("shard", 0)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        workers = [run.pid("worker", rank) for rank in range(2)]
+        damage_newest_slot(run.files.path / "state" / "shard-0.slots")
+        for victim in (*workers, pid):
+            if victim is not None:
+                os.kill(victim, signal.SIGKILL)
+        run.wait_to_say("shard 0 came back without the newest state: all shards go back to the checkpoint")
+        version = run.files.version()
+        run.wait_for(version + 20)
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 130, run.said()
+        run.files.assert_history_exact(run.files.summary()["updates"])
+    assert "state is lost: version" in run.files.log("shard-0")
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    return trained(tmp_path_factory.mktemp("ended") / "run", "--updates", "30")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_a_history_that_has_a_damaged_line_and_names_the_gap(
+    tmp_path: Path, ended: RunFiles
+) -> None:
+    path = copied(ended, tmp_path / "run")
+    history = path / "history" / "shard-1.jsonl"
+    lines = history.read_text().splitlines(keepends=True)
+    lines[11] = '{"version": 12, "ra\x00"\n'
+    history.write_text("".join(lines))
+    with training(path, "--resume", "--updates", "40") as run:
+        assert run.wait() == 0, run.said()
+        assert f"{history}: line 12 could not be read; the original file is kept as shard-1.damaged-" in run.said()
+    made = [line["version"] for line in RunFiles(path).history(1)]
+    assert made == [version for version in range(1, 41) if version != 12]
+    (aside,) = history.parent.glob("shard-1.damaged-*.jsonl")
+    assert aside.read_text() == "".join(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kept", "missing"), [(0, "1 to 30"), (21, "22 to 30")])
+def test_a_history_that_is_gone_or_cut_short_is_named(tmp_path: Path, ended: RunFiles, kept: int, missing: str) -> None:
+    path = copied(ended, tmp_path / "run")
+    history = path / "history" / "shard-0.jsonl"
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join(lines[:kept]))
+    if not kept:
+        history.unlink()
+    with training(path, "--resume", "--updates", "40") as run:
+        assert run.wait() == 0, run.said()
+        assert f"{history}: the lines of versions {missing} are missing" in run.said()
+    made = [json.loads(line)["version"] for line in history.read_text().splitlines()]
+    assert made == [*range(1, kept + 1), *range(31, 41)]

@@ -1,0 +1,151 @@
+"""How shards come to their last version, with shards that answer late and never stand still."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from zmqrl.ps.wire import messages as m
+from zmqrl.supervisor import ending
+from zmqrl.supervisor.ending import stop_shards
+
+
+class LateControl:
+    """Shards that make ``pace`` versions between two questions, and whose answers are ``late`` questions old.
+
+    ``failed`` is one that can make none, which keeps the others from making more than one.
+    """
+
+    run = "0" * 16
+
+    def __init__(self, *versions: int, pace: int, late: int, failed: int | None = None) -> None:
+        self.versions = list(versions)
+        self.stops: dict[int, int] = {}
+        self.pace, self.failed = pace, failed
+        self.answers: list[dict[int, m.Stats]] = [self._stats() for _ in range(late + 1)]
+
+    def stats(
+        self, shards: Iterable[int], *, within_s: float, what: str, meanwhile: Callable[[], None]
+    ) -> dict[int, m.Stats]:
+        meanwhile()
+        return self._answer(shards)
+
+    def ask(
+        self,
+        shards: Iterable[int],
+        question: Callable[[int], m.Message],
+        answer: Callable[[m.Message], Any],
+        *,
+        within_s: float,
+        what: str,
+        meanwhile: Callable[[], None],
+    ) -> dict[int, m.Stats]:
+        meanwhile()
+        for shard in shards:
+            stop = question(shard)
+            assert isinstance(stop, m.Stop)
+            if shard != self.failed and stop.version is not None and stop.version >= self.versions[shard]:
+                self.stops[shard] = stop.version
+        return self._answer(shards)
+
+    def _answer(self, shards: Iterable[int]) -> dict[int, m.Stats]:
+        self.versions = [min(v + self.pace, self.stops.get(shard, 10**9)) for shard, v in enumerate(self.versions)]
+        self.answers.append(self._stats())
+        old = self.answers.pop(0)
+        return {shard: old[shard] for shard in shards}
+
+    def _stats(self) -> dict[int, m.Stats]:
+        return {
+            shard: m.Stats(
+                run=self.run,
+                shard=shard,
+                incarnation=1,
+                generation=1,
+                version=version,
+                view=1,
+                quorum=1,
+                state="ended" if version == self.stops.get(shard) or shard == self.failed else "open",
+                held=(),
+                present=(),
+                silent_ms=(),
+                tallies=(),
+                unattributed=0,
+                captured=None,
+                totals=(version, 0, 0, 0),
+                captured_totals=(),
+                stop=version if shard == self.failed else self.stops.get(shard),
+                failure="version 101 has numbers that are not finite" if shard == self.failed else "",
+            )
+            for shard, version in enumerate(self.versions)
+        }
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(("pace", "late"), [(1, 0), (7, 1), (50, 3)])
+def test_shards_that_never_stand_still_are_stopped_though_their_answers_are_old(
+    pace: int, late: int, together: bool
+) -> None:
+    control: Any = LateControl(100, 101, 100, pace=pace, late=late)
+    rounds: list[int] = []
+    versions, stats = stop_shards(control, range(3), 20.0, lambda: rounds.append(1), together=together)
+    assert len(rounds) < 50
+    assert {shard: (s.version, s.state) for shard, s in stats.items()} == {
+        shard: (version, "ended") for shard, version in versions.items()
+    }
+    assert versions == dict(enumerate(control.versions))
+    assert not together or len(set(versions.values())) == 1
+
+
+def test_a_standing_run_is_stopped_at_the_version_it_has() -> None:
+    control: Any = LateControl(100, pace=0, late=0)
+    assert stop_shards(control, [0], 5.0, lambda: None)[0] == {0: 100}
+
+
+def test_where_a_shard_can_make_no_more_versions_all_stay_where_they_are_at_once() -> None:
+    control: Any = LateControl(100, 101, pace=0, late=0, failed=0)
+    rounds: list[int] = []
+    versions, stats = stop_shards(control, range(2), 600.0, lambda: rounds.append(1))
+    assert len(rounds) < 10
+    assert versions == {0: 100, 1: 100}
+    assert {shard: (s.version, s.state) for shard, s in stats.items()} == {0: (100, "ended"), 1: (101, "ended")}
+
+
+def test_a_shard_that_can_make_no_more_versions_while_the_run_ends_keeps_nobody_waiting() -> None:
+    control: Any = LateControl(100, 101, pace=0, late=0)
+    rounds: list[int] = []
+
+    def fails() -> None:
+        rounds.append(1)
+        control.failed = 0 if len(rounds) > 3 else None
+
+    assert stop_shards(control, range(2), 600.0, fails)[0] == {0: 100, 1: 100}
+    assert len(rounds) < 20
+
+
+def test_shards_that_count_their_own_versions_end_at_one_while_there_are_workers() -> None:
+    control: Any = LateControl(709, 711, 715, pace=1, late=0)
+    assert set(stop_shards(control, range(3), 20.0, lambda: None, together=False)[0].values()) == {
+        max(control.versions)
+    }
+
+
+def test_shards_that_count_their_own_versions_end_where_they_stand_without_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ending, "ALONE_WITHIN_S", 0.2)
+    control: Any = LateControl(709, 711, 715, pace=0, late=0)
+    versions, stats = stop_shards(control, range(3), 600.0, lambda: None, together=False)
+    assert versions == {0: 709, 1: 711, 2: 715}
+    assert {s.state for s in stats.values()} == {"ended"}
+
+
+def test_shards_whose_workers_go_while_they_end_are_left_where_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "ALONE_WITHIN_S", 0.2)
+    control: Any = LateControl(709, 711, pace=1, late=0)
+
+    def watch() -> None:
+        control.pace = 0 if max(control.versions) > 715 else control.pace
+
+    versions, stats = stop_shards(control, range(2), 5.0, watch, together=False)
+    assert versions == dict(enumerate(control.versions))
+    assert {s.state for s in stats.values()} == {"ended"}

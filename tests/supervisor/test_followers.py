@@ -1,0 +1,216 @@
+"""The evaluator follows a run: told of checkpoints, it plays whole games; the recorder gets its minutes."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.run_rig import training
+
+from zmqrl.config import Config, RecordingConfig
+from zmqrl.hosts.launcher import Said
+from zmqrl.observe.console import LiveFigures
+from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor.followers import Followers
+
+pytestmark = pytest.mark.processes
+
+
+class Runner:
+    """Remembers what was started and told."""
+
+    def __init__(self) -> None:
+        self.started: list[ProcessId] = []
+        self.told: list[tuple[ProcessId, dict[str, Any]]] = []
+
+    def start(self, process: ProcessId) -> None:
+        self.started.append(process)
+
+    def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
+        self.told.append((process, message))
+
+    def worked(self, process: ProcessId) -> None: ...
+
+
+class Notices:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def update(self, figures: LiveFigures) -> None: ...
+
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
+
+    def close(self) -> None: ...
+
+
+class Files:
+    """Remembers the checkpoints that are with the followers."""
+
+    def __init__(self, brought: set[tuple[ProcessId, int]]) -> None:
+        self.brought = brought
+
+    def put_checkpoint(self, process: ProcessId, version: int) -> None:
+        self.brought.add((process, version))
+
+    def drop_checkpoint(self, process: ProcessId, version: int) -> None:
+        self.brought.discard((process, version))
+
+
+@pytest.fixture
+def runner() -> Runner:
+    return Runner()
+
+
+@pytest.fixture
+def notices() -> Notices:
+    return Notices()
+
+
+@pytest.fixture
+def brought() -> set[tuple[ProcessId, int]]:
+    """The checkpoints that are with the followers."""
+    return set()
+
+
+@pytest.fixture
+def followers(tmp_path: Path, runner: Any, notices: Notices, brought: set[tuple[ProcessId, int]]) -> Followers:
+    config = Config(evaluator=True, recorder=True, recording=RecordingConfig(minutes=(15, 0)))
+    files: Any = Files(brought)
+    return Followers(config, RunDirectory(tmp_path), runner, notices, files)
+
+
+def evaluation(version: int) -> Said:
+    found = {"version": version, "wall_s": 300.0, "mean": 12.5, "ci95": [10.0, 15.0], "episodes": 50}
+    return Said(EVALUATOR, {"evaluation": found})
+
+
+def test_checkpoints_are_evaluated_every_five_minutes_and_the_last_one_always(
+    followers: Followers, runner: Runner
+) -> None:
+    for version, minutes in ((0, 0.0), (100, 2.0), (200, 4.9), (300, 5.1), (400, 7.0)):
+        followers.on_checkpoint(version, 60 * minutes)
+    followers.on_checkpoint(500, 60 * 8.0, last=True)
+    assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [0, 300, 500]
+
+
+def test_a_resumed_run_does_not_evaluate_again_what_it_ended_with(
+    followers: Followers, runner: Runner, tmp_path: Path
+) -> None:
+    followers.on_checkpoint(300, 300.0, last=True)
+    followers.on_checkpoint(300, 300.0, last=True)
+    followers.on_answer(evaluation(300))
+    again = Followers(followers.config, RunDirectory(tmp_path), followers.runner, followers.console, followers.files)
+    again.on_checkpoint(300, 300.0)
+    again.on_checkpoint(400, 400.0)
+    again.on_checkpoint(700, 700.0)
+    assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300, 700]
+
+
+def test_damaged_evaluations_do_not_keep_a_run_from_going_on(
+    followers: Followers, runner: Runner, notices: Notices, tmp_path: Path
+) -> None:
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(evaluation(300))
+    with (tmp_path / "evaluations.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
+    again = Followers(followers.config, RunDirectory(tmp_path), followers.runner, followers.console, followers.files)
+    assert "evaluations.jsonl is damaged: line 2 cannot be read" in notices.texts[-1]
+    again.on_checkpoint(300, 300.0)
+    assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300]
+
+
+def test_a_checkpoint_stays_with_them_as_long_as_one_of_them_needs_it(
+    followers: Followers, brought: set[tuple[ProcessId, int]]
+) -> None:
+    followers.on_checkpoint(0, 0.0)
+    followers.on_checkpoint(300, 60 * 5.1)
+    followers.on_checkpoint(500, 60 * 15.0)
+    assert brought == {(EVALUATOR, 0), (EVALUATOR, 300), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
+    followers.on_answer(evaluation(500))  # which leaves out what is overtaken
+    assert brought == {(EVALUATOR, 0), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
+    followers.on_answer(Said(RECORDER, {"skipped": 0, "reason": "none"}))
+    assert brought == {(EVALUATOR, 500), (RECORDER, 500)}
+    followers.on_answer(Said(RECORDER, {"skipped": 500, "reason": "none"}))
+    assert not brought
+
+
+def test_a_game_is_recorded_with_the_first_checkpoint_after_each_minute(followers: Followers, runner: Runner) -> None:
+    assert followers.wants_checkpoint(0.0)
+    followers.on_checkpoint(0, 0.0)
+    assert not followers.wants_checkpoint(60 * 14.9)
+    followers.on_checkpoint(100, 60 * 14.9)
+    assert followers.wants_checkpoint(60 * 15.0)
+    followers.on_checkpoint(200, 60 * 15.1)
+    assert [told for name, told in runner.told if name == RECORDER] == [
+        {"version": 0, "name": "minute-000"},
+        {"version": 200, "name": "minute-015"},
+    ]
+
+
+def test_a_resumed_run_records_only_what_is_still_to_come(followers: Followers) -> None:
+    followers.start(60 * 10.0)
+    assert followers.to_record == [15]
+
+
+def test_an_evaluation_is_kept_and_told(followers: Followers, notices: Notices, tmp_path: Path) -> None:
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(evaluation(300))
+    assert json.loads((tmp_path / "evaluations.jsonl").read_text())["mean"] == 12.5
+    assert notices.texts == [
+        "evaluation of version 300 (5.0 min): mean 12.5, 95% interval 10.0 to 15.0, 50 games",
+    ]
+    assert not followers.pending[EVALUATOR]
+
+
+def test_what_an_evaluator_that_died_has_not_answered_is_told_to_the_next_one(followers: Followers) -> None:
+    followers.on_checkpoint(0, 0.0)
+    followers.on_checkpoint(300, 300.0)
+    followers.on_answer(evaluation(0))
+    assert followers.pending[EVALUATOR] == [{"version": 300}]
+    followers.on_answer(Said(EVALUATOR, {"skipped": 300, "reason": "it was pruned"}))
+    assert not followers.pending[EVALUATOR]
+
+
+def test_a_run_goes_on_without_an_evaluator_that_keeps_dying(followers: Followers) -> None:
+    followers.on_checkpoint(0, 0.0)
+    followers.give_up(EVALUATOR)
+    followers.on_checkpoint(600, 600.0)
+    waited: list[None] = []
+    followers.on_answer(Said(RECORDER, {"recording": {"version": 0, "path": "a.mp4", "score": 1.0}}))
+    followers.finish(700, 660.0, lambda: waited.append(None), lambda: len(waited) > 3)
+    assert not waited
+
+
+def test_two_games_recorded_with_one_checkpoint_are_both_waited_for(followers: Followers) -> None:
+    followers.on_checkpoint(900, 60 * 40.0)
+    assert [message["name"] for message in followers.pending[RECORDER]] == ["minute-000", "minute-015"]
+    followers.on_answer(Said(RECORDER, {"recording": {"version": 900, "path": "a.mp4", "score": 1.0}}))
+    assert [message["name"] for message in followers.pending[RECORDER]] == ["minute-015"]
+
+
+@pytest.mark.slow
+def test_a_run_is_followed_from_its_first_checkpoint_to_its_last(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    game = ("--env", "ALE/Breakout-v5", "--model", "small", "--network.hidden", "16", "--envs.max-frames", "400")
+    options = ("--evaluator", "--evaluation.episodes", "3", "--recorder", "--recording.minutes", "0")
+    with training(path, *game, *options, "--updates", "40") as run:
+        assert run.wait() == 0, run.said()
+        run.wait_to_say("evaluation of version 40")
+        run.wait_to_say("recorded ")
+    rows = [json.loads(line) for line in (path / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["version"] for row in rows] in ([0, 40], [40])
+    assert all(len(row["scores"]) == row["episodes"] == 3 for row in rows)
+    assert rows[-1]["wall_s"] == run.files.summary()["wall_s"]
+    assert [video.name for video in (path / "videos").iterdir()] == ["minute-000-v00000000.mp4"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_does_not_wait_for_an_evaluation(tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--evaluator", "--evaluation.episodes", "5000") as run:
+        run.wait_for(3)
+        run.signal(signal.SIGINT)
+        assert run.wait() == 130, run.said()
+        assert "waiting for" not in run.said().partition("stopping")[2]

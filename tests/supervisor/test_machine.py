@@ -1,0 +1,436 @@
+"""The supervisor's decisions, event by event: without processes, sockets or a clock."""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from zmqrl.hosts.launcher import Exited
+from zmqrl.process_id import ProcessId, shard_id, worker_id
+from zmqrl.ps.shard.events import View
+from zmqrl.ps.wire import messages as m
+from zmqrl.supervisor import events as e
+from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, SupervisorMachine
+from zmqrl.supervisor.membership import SHRINK_AFTER_S
+from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, SILENCE_S
+from zmqrl.supervisor.shards import LOAD_WITHIN_S
+
+RUN = "0123456789abcdef"
+TURN_S = 0.25
+
+
+def died(process: ProcessId, status: int = 1) -> e.ProcessDied:
+    return e.ProcessDied(Exited(process, status, "Traceback\nthe end", 1.0))
+
+
+class Run:
+    """A run of two shards and three workers, whose shards answer as real ones do."""
+
+    def __init__(self, **options: Any) -> None:
+        given = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2} | options
+        self.machine = SupervisorMachine(ranks=3, local_ranks=range(3), generation=0, checkpoint_every_s=60.0, **given)
+        self.now = 100.0
+        self.present = {0, 1, 2}
+        self.stands: dict[int, dict[str, Any]] = {}  # by shard: what it would say in STATS
+        self.incarnations = 0
+        self.actions: list[e.Action] = []
+        self.take(self.machine.begin(self.now))
+        for shard in (0, 1):
+            self.start_shard(shard)
+
+    def feed(self, event: e.Event) -> None:
+        self.take(self.machine.handle(event, self.now))
+
+    def take(self, actions: list[e.Action]) -> None:
+        self.actions += actions
+        for action in actions:
+            self.act(action)
+
+    def act(self, action: e.Action) -> None:
+        match action:
+            case e.Connect():
+                self.feed(e.Connected())
+            case e.AskShard(shard, greet) if shard in self.stands:
+                self.feed(e.ShardSaid(shard, self.welcome(shard) if greet else self.stats(shard)))
+            case e.Load(generation):
+                for shard, stands in self.stands.items():
+                    stands |= {"generation": generation, "version": self.machine.shards.checkpoint[shard]}
+                    stands |= {"state": "open", "captured": None}
+                self.feed(e.Loaded() if len(self.stands) == 2 else e.NotLoaded("a shard is gone"))
+            case e.TellView(shard, view) if shard in self.stands:
+                self.stands[shard]["view"] = view.id
+            case e.TellStop(shard, version) if shard in self.stands:
+                self.stands[shard]["stop"] = version
+            case e.SetAside(shard, version) if shard in self.stands and self.stands[shard]["version"] <= version:
+                self.stands[shard]["captured"] = version
+            case e.TakeCheckpoint(version):
+                self.feed(e.CheckpointWritten((version, version)))
+
+    def start_shard(self, shard: int, **stands: Any) -> None:
+        self.incarnations += 1
+        fresh = {"incarnation": self.incarnations, "generation": 0, "version": 0, "state": "empty"}
+        self.stands[shard] = fresh | {"view": 0, "stop": None, "captured": None} | stands
+        self.feed(e.ShardBound(shard))
+
+    def kill_shard(self, shard: int, status: int = -9) -> dict[str, Any]:
+        """The shard dies. Returns where it stood."""
+        stood = self.stands.pop(shard)
+        self.feed(died(shard_id(shard), status))
+        return stood
+
+    def welcome(self, shard: int) -> m.Welcome:
+        stands = {name: value for name, value in self.stands[shard].items() if name not in ("stop", "captured")}
+        view = {"quorum": 2, "members": (0, 1, 2), "codec": "f32", "published": True}
+        return m.Welcome(run=RUN, shard=shard, **stands, **view)
+
+    def stats(self, shard: int) -> m.Stats:
+        present = tuple(sorted(self.present))
+        seen = {"present": present, "silent_ms": (0,) * len(present), "tallies": (), "held": (), "failure": ""}
+        kept = {"quorum": 2, "totals": (0, 0, 0, 0), "captured_totals": (), "unattributed": 0}
+        return m.Stats(run=RUN, shard=shard, **self.stands[shard], **seen, **kept)
+
+    def make_version(self) -> None:
+        for stands in self.stands.values():
+            stands["version"] += stands["state"] == "open"
+
+    def ticks(self, seconds: float, *, versions: bool = False) -> list[e.Action]:
+        """Let time pass. Returns what was decided meanwhile."""
+        before = len(self.actions)
+        for _ in range(round(seconds / TURN_S)):
+            self.now += TURN_S
+            if versions:
+                self.make_version()
+            self.feed(e.Tick())
+        return self.actions[before:]
+
+    def told(self, kind: type[Any], since: int = 0) -> list[Any]:
+        return [action for action in self.actions[since:] if isinstance(action, kind)]
+
+
+@pytest.fixture
+def run() -> Run:
+    run = Run()
+    run.ticks(1.0)
+    return run
+
+
+def test_a_run_starts_all_processes_connects_loads_the_checkpoint_and_counts_its_time(run: Run) -> None:
+    assert [str(action.process) for action in run.told(e.StartProcess)] == [
+        *("shard-0", "shard-1"),
+        *("worker-0", "worker-1", "worker-2"),
+    ]
+    kinds = [type(action) for action in run.actions if isinstance(action, e.Connect | e.Load | e.BeginTime)]
+    assert kinds == [e.Connect, e.Load, e.BeginTime]
+    assert run.told(e.Load) == [e.Load(1, View(1, 2, (0, 1, 2)))]
+    assert run.machine.shards.ready
+
+
+def test_a_shard_that_does_not_come_up_fails_the_run_and_is_named() -> None:
+    run = Run()
+    run.machine = SupervisorMachine(
+        ranks=1,
+        local_ranks=[0],
+        generation=0,
+        checkpoint_every_s=60.0,
+        checkpoint=(0, 0),
+        quorum=1,
+        on_loss="wait",
+        limits=Limits(),
+    )
+    run.machine.begin(run.now)
+    run.feed(e.ShardBound(0))
+    assert e.Fail("shard 1 did not come up within 60 s") in run.ticks(61.0)
+
+
+def test_a_shard_that_comes_back_with_its_state_is_told_the_view_and_the_run_goes_on(run: Run) -> None:
+    run.ticks(2.0, versions=True)
+    stood = run.kill_shard(1)
+    since = len(run.actions)
+    assert e.StartProcess(shard_id(1)) in run.ticks(0.5)
+    run.start_shard(1, **stood)
+    run.stands[1]["incarnation"] = 77
+    run.ticks(0.5)
+    assert e.Notice(f"shard 1 is back at version {stood['version']}") in run.actions[since:]
+    assert run.told(e.TellView, since)[0] == e.TellView(1, View(1, 2, (0, 1, 2)))
+    assert run.told(e.Load, since) == []
+
+
+def test_a_shard_that_comes_back_empty_sends_all_shards_back_to_the_checkpoint(run: Run) -> None:
+    run.ticks(2.0, versions=True)
+    run.kill_shard(1)
+    run.ticks(0.5)
+    run.start_shard(1)
+    since = len(run.actions)
+    run.ticks(0.5)
+    assert [load.generation for load in run.told(e.Load, since)] == [2]
+    text = "shard 1 came back without the newest state: all shards go back to the checkpoint of version 0"
+    assert e.Notice(text) in run.actions[since:]
+    assert {stands["version"] for stands in run.stands.values()} == {0}
+    assert run.machine.shards.ready
+
+
+def test_a_rollback_that_waits_too_long_for_a_shard_fails_the_run(run: Run) -> None:
+    run.kill_shard(0)
+    run.start_shard(0)
+    run.ticks(0.5)
+    run.kill_shard(1)
+    run.kill_shard(0)
+    run.start_shard(0)
+    fails = [action for action in run.ticks(LOAD_WITHIN_S + 2.0) if isinstance(action, e.Fail)]
+    assert fails[0] == e.Fail("waited 60 s for shard 1.")
+
+
+def test_a_quorum_of_workers_can_tell_that_a_shard_has_lost_versions(run: Run) -> None:
+    run.ticks(1.0)
+    since = len(run.actions)
+    for rank in (0, 1):
+        assert run.told(e.Load, since) == []
+        run.feed(e.ShardSaid(0, m.Lost(run=RUN, shard=0, rank=rank, version=9)))
+        run.ticks(0.5)
+    assert len(run.told(e.Load, since)) == 1
+
+
+def test_a_checkpoint_is_set_aside_on_every_shard_then_fetched_then_due_a_period_later(run: Run) -> None:
+    run.ticks(58.0, versions=True)
+    assert run.told(e.SetAside) == []
+    since = len(run.actions)
+    run.ticks(4.0, versions=True)
+    asked = {action.version for action in run.told(e.SetAside, since)}
+    (taken,) = run.told(e.TakeCheckpoint, since)
+    assert asked == {taken.version}
+    assert run.machine.shards.checkpoint == (taken.version, taken.version)
+    assert not any(isinstance(action, e.TakeCheckpoint) for action in run.ticks(50.0, versions=True))
+
+
+def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
+    """The periodic checkpoint is due. Returns what the shards are asked; they do not hear of it."""
+    for shard, version in enumerate(versions):
+        run.stands[shard]["version"] = version
+    run.act = lambda action: None  # type: ignore[method-assign]
+    run.feed(e.Figures(0, 0.0, 10.0))
+    run.now = max(run.now, 102.0) + 60.0
+    return look(run)
+
+
+def look(run: Run) -> list[e.SetAside]:
+    """Both shards say where they stand, then the supervisor looks. Returns what they are asked to set aside."""
+    run.now += TURN_S
+    since = len(run.actions)
+    for shard in run.stands:
+        run.feed(e.ShardSaid(shard, run.stats(shard)))
+    run.feed(e.Tick())
+    return run.told(e.SetAside, since)
+
+
+def test_nothing_is_set_aside_before_it_is_due(run: Run) -> None:
+    run.ticks(58.0)
+    assert run.told(e.SetAside) == []
+
+
+def test_all_shards_are_asked_for_one_version_that_none_has_made_yet(run: Run) -> None:
+    first, second = due(run, versions=(5, 6))
+    assert first.version == second.version > 6
+    assert {first.shard, second.shard} == {0, 1}
+
+
+def test_a_request_is_repeated_only_to_the_shards_that_have_not_set_it_aside(run: Run) -> None:
+    wanted = due(run)[0].version
+    run.stands[0] |= {"version": wanted, "captured": wanted}
+    run.stands[1] |= {"version": wanted - 1}
+    assert look(run) == [e.SetAside(1, wanted)]
+
+
+def test_a_version_that_a_shard_passed_unheard_is_given_up_for_a_later_one(run: Run) -> None:
+    wanted = due(run)[0].version
+    passed = wanted + 3
+    run.stands[0] |= {"version": passed, "captured": wanted}
+    run.stands[1] |= {"version": passed}
+    asked = look(run)
+    assert {each.version for each in asked} == {asked[0].version}
+    assert asked[0].version > passed
+
+
+def test_a_shard_that_is_down_or_ended_puts_the_checkpoint_off(run: Run) -> None:
+    run.stands[1]["state"] = "ended"
+    assert due(run) == []
+    run.stands[1]["state"] = "open"
+    run.kill_shard(1)
+    assert look(run) == []
+
+
+def test_a_checkpoint_that_failed_is_due_again_a_period_later(run: Run) -> None:
+    due(run)
+    run.feed(e.CheckpointFailed(9, "shard 1 no longer has version 9"))
+    run.now += 58.0
+    assert look(run) == []
+    run.now += 2.0
+    assert len(look(run)) == 2
+
+
+def test_a_checkpoint_that_failed_is_put_off_and_told(run: Run) -> None:
+    run.feed(e.CheckpointFailed(7, "no space"))
+    assert run.actions[-1] == e.Notice("checkpoint of version 7 put off: no space")
+
+
+def test_a_follower_can_ask_for_a_checkpoint_before_it_is_due(run: Run) -> None:
+    run.feed(e.CheckpointWanted())
+    run.ticks(1.0)
+    assert len(run.told(e.TakeCheckpoint)) == 1
+
+
+def test_a_run_shrinks_to_the_living_and_grows_again() -> None:
+    run = Run(on_loss="shrink")
+    run.ticks(2.0)
+    run.present = {2}
+    since = len(run.actions)
+    run.ticks(SHRINK_AFTER_S + 1.0)
+    assert {view.view.quorum for view in run.told(e.TellView, since)} == {1}
+    assert e.Notice("going on with 1 workers instead of 2") in run.actions[since:]
+    run.present = {0, 2}
+    run.ticks(1.0)
+    assert run.machine.membership.view == View(3, 2, (0, 1, 2))
+
+
+def test_a_shard_that_dies_again_and_again_fails_the_run_with_its_last_line(run: Run) -> None:
+    for _ in range(FAILURES_IN_A_ROW):
+        run.kill_shard(0, status=1)
+        run.start_shard(0)
+    assert run.told(e.Fail) == [e.Fail(f"shard-0 died {FAILURES_IN_A_ROW} times in a row (exit status 1)\n  | the end")]
+
+
+@pytest.mark.parametrize(("on_loss", "deaths"), [("wait", 2), ("shrink", 3)])
+def test_workers_that_die_for_good_fail_the_run_once_too_few_are_left(on_loss: str, deaths: int) -> None:
+    run = Run(on_loss=on_loss)
+    run.ticks(1.0)
+    for rank in range(3):
+        assert bool(run.told(e.Fail)) == (rank >= deaths)
+        for _ in range(FAILURES_IN_A_ROW):
+            run.feed(died(worker_id(rank)))
+    assert run.told(e.Fail)
+
+
+def test_a_follower_that_keeps_dying_is_given_up_and_the_run_goes_on(run: Run) -> None:
+    evaluator = ProcessId("evaluator", 0)
+    for _ in range(FAILURES_IN_A_ROW):
+        run.feed(died(evaluator))
+    assert run.told(e.GiveUp) == [e.GiveUp(evaluator, FAILURES_IN_A_ROW)]
+    assert run.told(e.Fail) == []
+    assert run.machine.processes.first_death is None
+    assert e.StartProcess(evaluator) not in run.ticks(60.0)
+
+
+def test_a_shard_that_hangs_is_named_then_killed(run: Run) -> None:
+    run.stands[0]["state"] = "open"
+    hung = run.stands.pop(0)
+    since = len(run.actions)
+    run.ticks(HUNG_S + 2.0)
+    (kill,) = run.told(e.KillProcess, since)
+    assert kill.process == shard_id(0)
+    assert [action.silent_s >= SILENCE_S for action in run.told(e.TellSilence, since)].count(True) >= 4
+    assert e.AskShard(0, greet=True) in run.actions[since:], "it may be its connection"
+    assert hung
+
+
+@pytest.mark.parametrize(
+    ("limits", "figures", "reason"),
+    [
+        (Limits(agent_steps=1000), e.Figures(1000, float("-inf"), 1.0), "agent_steps"),
+        (Limits(stop_score=30.0), e.Figures(10, 30.0, 1.0), "stop_score"),
+        (Limits(minutes=0.5), e.Figures(10, 0.0, 1.0), "minutes"),
+    ],
+)
+def test_a_limit_stops_the_run(limits: Limits, figures: e.Figures, reason: str) -> None:
+    run = Run(limits=limits)
+    run.ticks(1.0)
+    assert run.told(e.Stop) == []
+    run.feed(figures)
+    run.ticks(31.0)
+    assert run.told(e.Stop)[0] == e.Stop(reason)  # type: ignore[arg-type]
+
+
+def test_the_shards_are_told_where_to_end_and_the_run_stops_when_all_are_there() -> None:
+    run = Run(limits=Limits(updates=8))
+    run.ticks(1.0)
+    assert {(action.shard, action.version) for action in run.told(e.TellStop)} == {(0, 8), (1, 8)}
+    run.ticks(1.5, versions=True)
+    assert run.told(e.Stop) == []
+    run.ticks(1.0, versions=True)
+    assert run.told(e.Stop)[0] == e.Stop("updates")
+
+
+def test_a_stop_waits_for_a_shard_that_is_down_but_not_for_ever(run: Run) -> None:
+    run.kill_shard(1)
+    run.feed(e.Interrupted())
+    assert e.Stop("interrupted") not in run.ticks(STOP_WITHIN_S - 1.0)
+    assert e.Stop("interrupted") in run.ticks(2.0)
+
+
+def test_a_shard_that_loses_its_state_while_the_run_ends_fails_it(run: Run) -> None:
+    run.feed(e.Ending())
+    run.kill_shard(1)
+    run.start_shard(1)
+    run.feed(e.ShardSaid(1, run.welcome(1)))
+    assert run.actions[-1] == e.Fail("shard 1 came back without the newest state, and the run ends.")
+
+
+def test_a_worker_that_leaves_a_run_that_ends_is_not_restarted(run: Run) -> None:
+    run.feed(e.Ending())
+    run.feed(died(worker_id(0), status=0))
+    assert run.told(e.TellDeath) == []
+
+
+def test_a_broken_invariant_carries_the_last_events(run: Run) -> None:
+    run.kill_shard(0)
+    run.machine.shards.seen[1] = -1
+    with pytest.raises(
+        AssertionError, match=r"seen goes back after(?s:.*)ProcessDied\(exited=Exited\(process="
+    ) as error:
+        run.feed(e.Tick())
+    assert "shard" in str(error.value)
+
+
+class AnyRun(RuleBasedStateMachine):
+    """Faults in any order: decisions keep their invariants, and a run whose faults stop gets on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = Run(on_loss="shrink")
+
+    shards = st.integers(0, 1)
+
+    @rule(shard=shards, loses=st.booleans())
+    def a_shard_dies_and_comes_back(self, shard: int, loses: bool) -> None:
+        stood = self.run.kill_shard(shard)
+        self.run.ticks(TURN_S)
+        self.run.start_shard(shard)
+        if not loses:
+            self.run.stands[shard] |= stood | {"incarnation": self.run.incarnations}
+
+    @rule(rank=st.integers(0, 2))
+    def a_worker_comes_or_goes(self, rank: int) -> None:
+        self.run.present ^= {rank}
+
+    @rule(rank=st.integers(0, 2), status=st.sampled_from([0, -9]))
+    def a_worker_dies(self, rank: int, status: int) -> None:
+        if worker_id(rank) in self.run.machine.processes.running and not self.run.told(e.Fail):
+            self.run.feed(died(worker_id(rank), status))
+            self.run.machine.processes.worked(worker_id(rank))
+
+    @rule(seconds=st.sampled_from([0.25, 1.0, 12.0, 70.0]), versions=st.booleans())
+    def time_passes(self, seconds: float, versions: bool) -> None:
+        self.run.ticks(seconds, versions=versions)
+
+    @invariant()
+    def the_run_gets_on(self) -> None:
+        assert self.run.told(e.Fail) == []
+        if len(self.run.stands) == 2:
+            self.run.ticks(1.0)
+            assert self.run.machine.shards.ready
+            generations = {stands["generation"] for stands in self.run.stands.values()}
+            assert generations == {self.run.machine.shards.generation}
+
+
+TestAnyRun = AnyRun.TestCase
+TestAnyRun.settings = settings(max_examples=50, stateful_step_count=20)

@@ -1,0 +1,117 @@
+"""Which ranks count in a run, decided without a clock or sockets."""
+
+from pathlib import Path
+
+import pytest
+
+from zmqrl.config import Config
+from zmqrl.hosts.deployment import on_this_machine
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.events import View
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor.membership import NOTICE_EVERY_S, SHRINK_AFTER_S, Membership
+from zmqrl.supervisor.plan import Plan
+
+
+def test_a_run_begins_with_every_rank_a_member() -> None:
+    assert Membership(4, 3, "wait").view == View(1, 3, (0, 1, 2, 3))
+
+
+def test_a_quorum_of_workers_is_nothing_to_speak_of() -> None:
+    membership = Membership(4, 3, "shrink")
+    assert membership.observe({0, 1, 3}, False, 0.0) == (None, None)
+    assert membership.observe({0, 1, 2, 3}, False, 100.0) == (None, None)
+
+
+def test_the_missing_workers_are_named_at_intervals() -> None:
+    membership = Membership(4, 3, "wait")
+    assert membership.observe({1}, False, 0.0) == (None, None)
+    assert membership.observe({1}, False, NOTICE_EVERY_S - 0.1) == (None, None)
+    view, notice = membership.observe({1, 9}, False, NOTICE_EVERY_S)
+    assert view is None
+    assert notice == "waiting for workers 0, 2, 3: 1 of the 3 needed are here"
+    assert membership.observe({1}, False, NOTICE_EVERY_S + 0.1) == (None, None)
+    assert membership.observe({1}, False, 2 * NOTICE_EVERY_S)[1] is not None
+
+
+def test_waiting_starts_anew_when_the_workers_were_here_in_between() -> None:
+    membership = Membership(2, 2, "wait")
+    membership.observe({0}, False, 0.0)
+    membership.observe({0, 1}, False, 4.9)
+    assert membership.observe({0}, False, 5.0) == (None, None)
+    assert membership.observe({0}, False, 5.0 + NOTICE_EVERY_S)[1] is not None
+
+
+def test_a_run_that_waits_never_lowers_its_quorum() -> None:
+    membership = Membership(2, 2, "wait")
+    membership.observe({0, 1}, False, 0.0)
+    for now in range(1, 1000):
+        assert membership.observe({0}, False, float(now))[0] is None
+
+
+def test_a_run_that_shrinks_goes_on_with_the_living_after_a_while() -> None:
+    membership = Membership(3, 3, "shrink")
+    membership.observe({0, 1, 2}, False, 0.0)
+    membership.observe({0, 2}, False, 1.0)
+    assert membership.observe({0, 2}, False, 1.0 + SHRINK_AFTER_S - 0.1)[0] is None
+    view, notice = membership.observe({0, 2}, False, 1.0 + SHRINK_AFTER_S)
+    assert view == View(2, 2, (0, 1, 2))
+    assert notice == "going on with 2 workers instead of 3"
+    assert membership.observe({0, 2}, False, 500.0) == (None, None)
+
+
+def test_a_shrunk_run_shrinks_further_but_not_below_one() -> None:
+    membership = Membership(3, 3, "shrink")
+    membership.observe({0, 1, 2}, False, 0.0)
+    membership.observe({0, 2}, False, 1.0)
+    membership.observe({0, 2}, False, 20.0)
+    membership.observe({2}, False, 21.0)
+    assert membership.observe({2}, False, 40.0)[0] == View(3, 1, (0, 1, 2))
+    membership.observe(set(), False, 41.0)
+    view, notice = membership.observe(set(), False, 99.0)
+    assert view is None
+    assert notice == "waiting for workers 0, 1, 2: 0 of the 1 needed are here"
+
+
+def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> None:
+    membership = Membership(4, 3, "shrink")
+    membership.observe({0, 1, 2, 3}, False, 0.0)
+    membership.observe({0}, False, 1.0)
+    membership.observe({0}, False, 20.0)
+    assert membership.observe({0, 3}, False, 21.0) == (View(3, 2, (0, 1, 2, 3)), "2 workers are here again")
+    assert membership.observe({0, 1, 2, 3}, False, 22.0)[0] == View(4, 3, (0, 1, 2, 3))
+    assert membership.observe({0, 1, 2, 3}, False, 23.0) == (None, None)
+
+
+def test_a_run_does_not_shrink_before_it_was_whole_once() -> None:
+    membership = Membership(2, 2, "shrink")
+    membership.observe({0}, False, 0.0)
+    assert membership.observe({0}, False, 1000.0)[0] is None
+
+
+def test_a_worker_that_came_made_versions_and_went_between_two_looks_has_been_here() -> None:
+    membership = Membership(2, 2, "shrink")
+    membership.observe({0}, False, 0.0)
+    membership.observe({0}, True, 1.0)
+    assert membership.observe({0}, False, SHRINK_AFTER_S)[1] == "going on with 1 workers instead of 2"
+
+
+def test_strangers_do_not_count() -> None:
+    membership = Membership(2, 2, "wait")
+    membership.observe({0, 7, 8}, False, 0.0)
+    assert (
+        membership.observe({0, 7, 8}, False, NOTICE_EVERY_S)[1] == "waiting for workers 1: 1 of the 2 needed are here"
+    )
+
+
+def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path)
+    plan = Plan(Config(), directory, Layout.of([("w", (1000,))], 2), on_this_machine(Config(), directory))
+    found = []
+    for now_ms in (5_000, 6_000, 2_000, 2_000):
+        monkeypatch.setattr("time.time_ns", lambda now_ms=now_ms: now_ms * 1_000_000)
+        found.append(plan.worker_job(0, 0, {})["incarnation"])
+    assert found == [5_000, 6_000, 6_001, 6_002]
+    assert plan.shard_task(0, None).job["incarnation"] == 2_000

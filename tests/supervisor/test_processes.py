@@ -1,0 +1,199 @@
+"""Processes that die or fall silent: which death began it all, when they are restarted, when there is no hope."""
+
+from pathlib import Path
+
+import pytest
+
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hosts.launcher import Exited
+from zmqrl.process_id import ProcessId
+from zmqrl.supervisor import events as e
+from zmqrl.supervisor.ending import explained
+from zmqrl.supervisor.processes import (
+    FAILURES_IN_A_ROW,
+    FIRST_DELAY_S,
+    KILLS_IN_A_ROW,
+    LONGEST_DELAY_S,
+    VERSION_TOLD_WITHIN_S,
+    Processes,
+)
+
+LATE_S = VERSION_TOLD_WITHIN_S + 0.1
+WORKER = ProcessId("worker", 0)
+
+
+def died(name: str, status: int = 3, tail: str = "one\ntwo", why: str | None = None) -> Exited:
+    return Exited(ProcessId.parse(name), status, tail, 1.0, why)
+
+
+def test_when_a_shard_dies_for_good_and_then_all_workers_the_shard_was_first() -> None:
+    processes = Processes()
+    processes.made(7, 0.0)
+    for turn in range(4):
+        for name in ("shard-1", "worker-0", "worker-1"):
+            processes.died(died(name, tail=str(turn)), 1.0 + turn, counts=True)
+        processes.made(7, 10.0 + turn)  # by the other shard, which waits
+    assert processes.first_death is not None
+    assert (str(processes.first_death.process), processes.first_death.log_tail) == ("shard-1", "0")
+
+
+def test_a_death_that_the_run_has_survived_began_nothing() -> None:
+    processes = Processes()
+    processes.died(died("worker-3"), 1.0, counts=True)
+    processes.made(5, 1.0 + LATE_S)
+    assert processes.first_death is None
+    processes.died(died("shard-0"), 20.0, counts=True)
+    assert processes.first_death == died("shard-0")
+
+
+def test_versions_that_were_made_before_a_death_but_told_after_it_prove_nothing() -> None:
+    processes = Processes()
+    processes.made(5, 0.0)
+    processes.died(died("worker-0"), 1.0, counts=True)
+    processes.made(9, 1.2)
+    processes.made(9, 1.0 + LATE_S)
+    assert processes.first_death is not None
+    processes.made(10, 2.0 + LATE_S)
+    assert processes.first_death is None
+
+
+def test_a_kill_that_nobody_explains_is_told_only_if_there_is_nothing_else() -> None:
+    processes = Processes()
+    processes.died(died("worker-0", -9), 1.0, counts=True)
+    assert processes.first_death == died("worker-0", -9)
+    lost = died("shard-0", -9, why="host h1 is lost: nothing was heard for 8 s")
+    processes.died(lost, 1.5, counts=True)
+    processes.died(died("worker-1", 1), 2.0, counts=True)
+    assert processes.first_death == lost
+
+
+@pytest.mark.parametrize(
+    ("status", "begun", "kind"),
+    [
+        *((status, True, kind) for status, kind in ((1, ClusterError), (2, UsageError), (3, ClusterError))),
+        *((status, False, kind) for status, kind in ((1, ClusterError), (2, UsageError), (3, UsageError))),
+        (-9, False, ClusterError),
+    ],
+)
+def test_the_first_failure_ends_the_message_and_decides_the_exit_status(
+    status: int, begun: bool, kind: type[Exception]
+) -> None:
+    """A shard that refuses to work before the run has begun was told to do what cannot be done."""
+    log = Path("logs/shard-1.log")
+    error = explained(ClusterError("worker-3 died."), died("shard-1", status), "h2", log, begun=begun)
+    assert type(error) is kind
+    first, last, *tail = str(error).splitlines()
+    assert first == "worker-3 died."
+    assert last.startswith("The first to fail was shard-1 on h2 (")
+    assert last.endswith("); its log logs/shard-1.log ended with")
+    assert tail == ["  | one", "  | two"]
+
+
+def test_a_lost_host_is_the_reason_that_is_told() -> None:
+    lost = died("shard-0", -9, tail="", why="host h1 is lost: nothing was heard for 8 s")
+    text = str(explained(ClusterError("waited 60 s for shard 0."), lost, "h1", Path("logs/shard-0.log"), begun=True))
+    assert text == (
+        "waited 60 s for shard 0.\nThe first to fail was shard-0 on h1 (host h1 is lost: nothing was heard for 8 s); "
+        "its log logs/shard-0.log was empty."
+    )
+
+
+# restarts
+
+
+def exited(rank: int = 0, status: int = 1) -> Exited:
+    return Exited(ProcessId("worker", rank), status, "Traceback\nRuntimeError: no display", 1.0)
+
+
+def delay_s(processes: Processes, death: Exited) -> float:
+    """How long after its death a process is restarted."""
+    processes.died(death, 100.0, counts=True)
+    for step in range(1, 1000):
+        if e.StartProcess(death.process) in processes.due(100.0 + 0.05 * step):
+            return round(0.05 * step, 2)
+    raise AssertionError("it is not restarted")
+
+
+def test_each_restart_waits_twice_as_long_as_the_one_before() -> None:
+    processes = Processes()
+    delays = [delay_s(processes, exited(status=-9)) for _ in range(8)]
+    assert delays[:3] == [FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
+    assert delays[-1] == LONGEST_DELAY_S
+
+
+def test_a_process_that_worked_in_between_starts_with_a_clean_record() -> None:
+    processes = Processes()
+    for _ in range(3 * FAILURES_IN_A_ROW):
+        assert delay_s(processes, exited()) == FIRST_DELAY_S
+        processes.worked(WORKER)
+
+
+def test_one_process_does_not_pay_for_another() -> None:
+    processes = Processes()
+    for rank in range(3 * FAILURES_IN_A_ROW):
+        assert delay_s(processes, exited(rank)) == FIRST_DELAY_S
+
+
+@pytest.mark.parametrize(("status", "in_a_row"), [(1, FAILURES_IN_A_ROW), (-9, KILLS_IN_A_ROW)])
+def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int, in_a_row: int) -> None:
+    """Kills by something else are forgiven longer."""
+    processes = Processes()
+    for _ in range(in_a_row - 1):
+        processes.died(exited(status=status), 1.0, counts=True)
+    assert not processes.hopeless
+    processes.died(exited(status=status), 1.0, counts=True)
+    assert processes.hopeless == {WORKER}
+    assert processes.deaths(WORKER) == in_a_row
+    processes.worked(WORKER)
+    assert not processes.hopeless
+
+
+def test_a_process_that_is_given_up_is_not_restarted() -> None:
+    processes = Processes()
+    processes.died(exited(), 1.0, counts=True)
+    processes.give_up(WORKER)
+    assert processes.due(1000.0) == []
+
+
+def test_the_way_a_process_ended_is_told_in_words() -> None:
+    assert exited(status=3).how() == "exit status 3"
+    assert exited(status=-11).how() == "killed by SIGSEGV"
+    assert exited(status=-63).how() == "killed by signal 63"
+    assert exited(status=-6).how() == "killed by SIGABRT"
+    aborted = Exited(ProcessId("worker", 1), -6, "Assertion failed: !_io_error (src/stream_engine_base.cpp:310)", 1.0)
+    assert aborted.how() == "libzmq found an error in itself and aborted the process"
+
+
+def test_a_death_is_told_with_the_last_lines_of_the_log() -> None:
+    (told,) = Processes().died(exited(), 1.0, counts=True)
+    lines = ("died (exit status 1) and is restarted; its log ends:", "  | Traceback", "  | RuntimeError: no display")
+    assert told == e.TellDeath(WORKER, lines)
+
+
+def test_who_works_after_a_rollback_is_forgiven_as_before() -> None:
+    processes = Processes()
+    processes.contributed([(0, 100_000, 0, 0, 0)])
+    processes.reset_tallies()
+    for used in range(1, FAILURES_IN_A_ROW + 1):
+        processes.died(exited(), 1.0, counts=True)
+        processes.contributed([(0, used, 0, 0, 0)])
+    assert not processes.hopeless
+
+
+# silence
+
+
+def test_a_silent_process_is_named_every_five_seconds_and_killed_after_thirty() -> None:
+    processes = Processes()
+    processes.heard(WORKER, 0.0)
+    told = [(now, action) for now in range(40) for action in processes.watch_silence(float(now))[1]]
+    assert told[:2] == [(5, e.TellSilence(WORKER, 5.0)), (10, e.TellSilence(WORKER, 10.0))]
+    assert (30, e.KillProcess(WORKER, 30.0)) in told
+    assert processes.silent_s(WORKER, 31.0) == 1.0, "the next process gets its time"
+
+
+def test_time_for_which_the_supervisor_was_stopped_is_not_silence() -> None:
+    processes = Processes()
+    processes.heard(WORKER, 0.0)
+    processes.pardon(100.0)
+    assert processes.watch_silence(101.0) == (set(), [])

@@ -1,0 +1,143 @@
+"""The rows of a run and the figures of its checkpoints, from what shards and workers tell: without sockets."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from zmqrl.observe.console import LiveFigures
+from zmqrl.observe.metrics import Counters
+from zmqrl.ps.wire import messages as m
+from zmqrl.recipes import cartpole
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor.progress import Progress
+
+CONFIG = dataclasses.replace(cartpole(), trackers=(), workers=2, external_workers=1)
+
+
+class Notices:
+    """A console that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def update(self, figures: LiveFigures) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        self.told.append(text)
+
+    def close(self) -> None:
+        pass
+
+
+class Told:
+    """A run of two shards, as its supervisor is told of it."""
+
+    def __init__(self, path: Path, counters: Counters | None = None) -> None:
+        self.directory, self.console = RunDirectory(path), Notices()
+        self.progress = Progress(CONFIG, self.directory, counters or Counters(), self.console)
+        self.progress.begin(0.0)
+
+    def row(self, *versions: int, generation: int = 1) -> None:
+        """Each shard tells its version, in order; those after the last of ``versions`` tell nothing."""
+        told = {shard: stats(shard, version, generation=generation) for shard, version in enumerate(versions)}
+        self.progress.on_stats(told, range(2), (0, 1))
+        self.progress.show(0.0)
+
+    def report(self, rank: int, incarnation: int, **figures: Any) -> None:
+        packed = msgpack.packb({"version": 1, "agent_steps": 0, **figures})
+        self.progress.on_report(m.Report(run="r", rank=rank, incarnation=incarnation, figures=packed))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.directory.metrics.read_text().splitlines()]
+
+    def versions(self) -> list[int]:
+        return [row["version"] for row in self.rows()]
+
+
+def stats(shard: int, version: int, **figures: Any) -> m.Stats:
+    """Each version was made by two ranks, and one contribution came too late for it."""
+    about: dict[str, Any] = {"run": "r", "shard": shard, "incarnation": 1, "generation": 1, "state": "open"}
+    view: dict[str, Any] = {"view": 1, "quorum": 2, "held": (), "present": (0, 1), "silent_ms": (0, 0), "tallies": ()}
+    kept: dict[str, Any] = {"captured": None, "totals": (2 * version, version, 0, 0), "captured_totals": ()}
+    return m.Stats(
+        **{"version": version, "unattributed": 0, "stop": None, "failure": "", **about, **view, **kept, **figures}
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Told:
+    return Told(tmp_path)
+
+
+def test_no_row_is_kept_whose_version_is_not_above_all_that_are(run: Told) -> None:
+    for version in (3, 3, 5, 4, 5, 6):
+        run.row(version, version)
+    assert run.versions() == [3, 5, 6]
+    assert [row["contributions"]["used"] for row in run.rows()] == [12, 20, 24]
+
+
+def test_after_a_rollback_rows_go_on_from_the_checkpoint_with_what_stands_in_the_histories(run: Told) -> None:
+    for version in (3, 5, 8):
+        run.row(version, version)
+    run.progress.undo_rows(5, 2)
+    run.row(6)  # the other shard has not told of the rollback yet
+    assert run.versions() == [3, 5]
+    run.row(7, 7, generation=2)
+    assert run.versions() == [3, 5, 7]
+    assert run.rows()[-1]["contributions"] == {"used": 28, "late": 14, "duplicate": 0, "rejected": 0, "skipped": 0}
+    assert (run.directory.path / "metrics.before-generation-2.jsonl").exists()
+
+
+def test_a_resumed_run_makes_rows_above_those_that_stand_and_no_figure_in_them_falls(tmp_path: Path) -> None:
+    before = Told(tmp_path)
+    before.report(0, 10, agent_steps=1000, games=[[1, 4.0, 9]])
+    before.row(5, 5)
+    checkpoint = before.progress.counters_at(5, captured(5, 5))
+    before.report(0, 10, agent_steps=1500, games=[[1, 4.0, 9], [2, 4.0, 9]])
+    before.row(6, 6)
+    before.progress.close(hurried=True)
+
+    salvaged = dataclasses.replace(Counters.from_json(checkpoint), version=6)
+    after = Told(tmp_path, salvaged)
+    after.row(6, 6)
+    after.row(7, 7)
+    assert after.versions() == [5, 6, 7]
+    for figure in ("agent_steps", "episodes", "wall_s"):
+        assert after.rows()[2][figure] >= after.rows()[1][figure]
+
+
+def captured(version: int, *versions: int) -> dict[int, m.Stats]:
+    """Shards at ``versions`` that have set ``version`` aside."""
+    totals = (2 * version, version, 0, 0)
+    return {
+        shard: stats(shard, newest, captured=version, captured_totals=totals) for shard, newest in enumerate(versions)
+    }
+
+
+def test_a_checkpoint_has_the_contributions_up_to_its_version_however_far_the_shards_are(run: Told) -> None:
+    run.row(9, 12)
+    counters = run.progress.counters_at(7, captured(7, 9, 12))
+    assert counters["version"] == 7
+    assert counters["contributions"] == {"used": 28, "late": 14, "duplicate": 0, "rejected": 0, "skipped": 0}
+
+
+def test_the_last_row_and_the_last_checkpoint_agree_though_a_shard_was_ahead(run: Told) -> None:
+    counters = run.progress.end(7, captured(7, 8, 7), (0, 1), 0.0)
+    (row,) = run.rows()
+    assert (row["version"], row["contributions"]) == (7, counters["contributions"])
+
+
+def test_a_worker_of_others_that_takes_a_rank_over_is_told_of_once_whatever_its_clock_says(run: Told) -> None:
+    for rank, incarnation in ((0, 50), (0, 51), (1, 50), (1, 50), (1, 49), (1, 50)):
+        run.report(rank, incarnation)
+    run.report(1, 60, agent_steps=-1)
+    run.report(1, 61, agent_steps=-1)
+    assert [text.partition(":")[0] for text in run.console.told] == [
+        "rank 1 has been taken over by another worker",
+        "reports of worker 1 do not count, they are malformed",
+    ]

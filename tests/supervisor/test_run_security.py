@@ -1,0 +1,125 @@
+"""Whole runs with CURVE: how they end, an outside worker with its key file, and where secrets are not to be found."""
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from support.run_rig import WITHIN_S, Line, Run, outside_worker, trained, training
+
+from zmqrl.commands.run import worker
+from zmqrl.config import Config, WireConfig
+from zmqrl.errors import UsageError
+from zmqrl.hosts.deployment import on_this_machine
+from zmqrl.process_id import shard_id
+from zmqrl.ps.layout import Layout
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor.plan import Plan
+
+pytestmark = pytest.mark.processes
+CURVE = ("--wire.transport", "tcp", "--wire.curve")
+Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+
+
+@pytest.mark.slow
+def test_a_run_with_curve_ends_well_and_leaves_no_keys(tmp_path: Path) -> None:
+    files = trained(tmp_path / "run", *CURVE, "--updates", "20")
+    files.assert_history_exact(20)
+    assert files.assert_summary_exact("updates")["contributions"]["rejected"] == 0
+    assert not {path.name for path in files.path.iterdir()} & {"keys", "cluster.json"}
+
+
+@pytest.mark.slow
+def test_an_outside_worker_joins_with_its_key_file_and_no_secret_leaves_it(tmp_path: Path) -> None:
+    with training(tmp_path / "run", *CURVE, "--external-workers", "1", "--updates", "20") as run:
+        run.wait_to_say("rank 1 is open: zmqrl worker")
+        cluster, directory = run.files.cluster(), run.files.path
+        assert cluster["keys"] == {"1": "keys/worker-1.json"}
+        assert mode(directory / "keys") == 0o700
+        assert [path.name for path in (directory / "keys").iterdir()] == ["worker-1.json"]
+        key_file = directory / cluster["keys"]["1"]
+        assert mode(key_file) == 0o600
+        keys: Line = json.loads(key_file.read_text(encoding="utf-8"))
+        assert (keys["run"], keys["rank"], len(keys["shards"])) == (cluster["run"], 1, 2)
+        with outside_worker(run) as worker:
+            run.wait_for(1)
+            ours = with_descendants(run.process.pid)
+            assert set(run.pids()) < set(ours)
+            for pid in (*ours, worker.pid):
+                assert_no_keys_in_public(pid, keys)
+            assert worker.wait(WITHIN_S) == 0
+            assert run.wait() == 0, run.said()
+        run.files.assert_history_exact(20)
+        assert all(line["ranks"] == [0, 1] for line in run.files.history(0))
+        assert not (directory / "keys").exists()
+        assert_no_secret_on_disk(run, keys["secret"])
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def with_descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return [pid, *(found for child in children for found in with_descendants(int(child)))]
+
+
+def assert_no_keys_in_public(pid: int, keys: Line) -> None:
+    """Any user sees the arguments of a process, and its own user the environment."""
+    arguments, environment = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+    for key in (keys["secret"], keys["public"], *keys["shards"]):
+        assert key.encode() not in arguments + environment
+    ours = {value.encode() for value in os.environ.values()}
+    for value in (*arguments.split(b"\0"), *(entry.partition(b"=")[2] for entry in environment.split(b"\0"))):
+        assert value in ours or not Z85_KEY.fullmatch(value)
+
+
+def assert_no_secret_on_disk(run: Run, secret: str) -> None:
+    assert secret not in run.said()
+    for path in run.files.path.rglob("*"):
+        assert path.is_dir() or secret.encode() not in path.read_bytes(), path
+
+
+def planned(config: Config, directory: RunDirectory) -> Plan:
+    return Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
+
+
+def test_without_its_key_file_an_outside_worker_says_what_is_missing(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim()
+    try:
+        config = Config(external_workers=1, wire=WireConfig(transport="tcp", curve=True))
+        plan = planned(config, directory)
+        place = {"grad": "tcp://127.0.0.1:1", "weights": "tcp://127.0.0.1:2", "control": "tcp://127.0.0.1:3"}
+        plan.write_cluster({0: place, 1: place}, {shard_id(0): 1})  # type: ignore[dict-item]
+        directory.key_file(1).unlink()
+        with pytest.raises(UsageError, match=r"cannot read .*/run/keys/worker-1\.json, the keys of rank 1: No such"):
+            worker.run(worker.Options(cluster=directory.cluster))
+    finally:
+        directory.release()
+    assert not directory.keys.exists()
+
+
+def test_the_keys_of_a_run_that_was_killed_go_with_the_next_claim(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.keys.mkdir(parents=True)
+    directory.key_file(1).write_text("{}", encoding="utf-8")
+    directory.claim()
+    assert not directory.keys.exists()
+    directory.release()
+
+
+def test_every_start_has_keys_of_its_own(tmp_path: Path) -> None:
+    config = Config(wire=WireConfig(transport="tcp", curve=True))
+    first, second = (planned(config, RunDirectory(tmp_path)) for _ in range(2))
+    assert first.keys is not None
+    assert second.keys is not None
+    ours, theirs = ({p.secret for p in (k.supervisor, *k.workers, *k.shards)} for k in (first.keys, second.keys))
+    assert len(ours) == len(theirs) == 1 + 2 + 2
+    assert not ours & theirs
+    shard = first.shard_task(0, None).job
+    assert not [secret for secret in ours if secret in json.dumps(shard) and secret != first.keys.shards[0].secret]
+    worker = first.worker_job(1, 0, {})
+    assert not [secret for secret in ours if secret in json.dumps(worker) and secret != first.keys.workers[1].secret]

@@ -1,0 +1,514 @@
+"""What can be had of a killed run from the slots of its shards, and with what figures. Whole runs: test_run_faults."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.record_rig import row, run_directory
+from support.rig import SGD, Worker, damage_newest_slot, forget_totals, served
+
+from zmqrl import cli
+from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.errors import ClusterError
+from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.deployment import on_this_machine
+from zmqrl.learner.envs import describe_env
+from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT, Counters
+from zmqrl.process_id import shard_id
+from zmqrl.ps.control import ShardControl
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire import messages as m
+from zmqrl.recipes import cartpole
+from zmqrl.rundir import RunDirectory, write_json
+from zmqrl.supervisor import salvage as salvage_module
+from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.run import initial_checkpoint
+from zmqrl.supervisor.salvage import counters_at, salvage, to_save
+
+pytestmark = pytest.mark.processes
+
+LAYOUT = Layout.of([("w", (40,))], 2)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(salvage_module, "PAUSE_S", 0.0)
+
+
+def checkpoint(version: int, counters: dict[str, Any], versions: tuple[int, ...] = ()) -> Checkpoint:
+    return Checkpoint(
+        layout=LAYOUT,
+        generation=1,
+        version=version,
+        versions=versions,
+        optimizer="sgd",
+        state_names=(),
+        states=tuple(np.zeros(cut.count, "<f4").tobytes() for cut in LAYOUT.slices),
+        counters=counters,
+    )
+
+
+# which versions
+
+
+def welcome(shard: int, version: int, **fields: Any) -> m.Welcome:
+    about: dict[str, Any] = {"run": "r", "incarnation": 1, "generation": 2, "view": 1, "quorum": 1, "members": (0,)}
+    about |= {"codec": "f32", "state": "ended", "published": True, **fields}
+    return m.Welcome(shard=shard, version=version, **about)
+
+
+def saved(first: m.Welcome, second: m.Welcome, made: int = 0, **options: Any) -> dict[int, int] | None:
+    newest = options.pop("newest", checkpoint(5, {}))
+    return to_save({0: first, 1: second}, {0: made, 1: made}, newest, **{"together": True, **options})
+
+
+def test_the_newest_version_in_common_is_the_lower_of_two_that_follow_each_other() -> None:
+    assert saved(welcome(0, 7), welcome(1, 7)) == {0: 7, 1: 7}
+    assert saved(welcome(0, 8), welcome(1, 7)) == {0: 7, 1: 7}
+
+
+def test_shards_of_asynchronous_mode_are_saved_where_each_stands() -> None:
+    assert saved(welcome(0, 709), welcome(1, 711), together=False) == {0: 709, 1: 711}
+    newest = checkpoint(709, {}, (709, 711))
+    assert saved(welcome(0, 709), welcome(1, 711), together=False, newest=newest) is None
+    assert saved(welcome(0, 709), welcome(1, 712), together=False, newest=newest) == {0: 709, 1: 712}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "made"),
+    [
+        (welcome(0, 5), welcome(1, 5), 5),
+        (welcome(0, 6), welcome(1, 5), 5),
+        (welcome(0, 5), welcome(1, 5, generation=1), 5),
+        (welcome(0, 5), welcome(1, 0, state="empty"), 0),  # it was killed while it started
+        (welcome(0, 0, state="empty"), welcome(1, 0, state="empty"), 5),
+    ],
+)
+def test_where_nothing_was_learned_since_the_checkpoint_there_is_nothing_to_save(
+    first: m.Welcome, second: m.Welcome, made: int
+) -> None:
+    assert saved(first, second, made) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (welcome(1, 0, state="empty"), "shard 1 has no version that is whole, but it had made version 7."),
+        (welcome(1, 8, generation=3), "some shards had gone back to a checkpoint when it was killed"),
+        (welcome(1, 5, generation=3), "the shards were going back to version 5 when the run was killed."),
+        (welcome(1, 10), "the shards hold no version in common: they are at 7 to 10."),
+    ],
+)
+def test_without_a_version_in_common_it_is_said_why(other: m.Welcome, why: str) -> None:
+    with pytest.raises(ClusterError, match=why):
+        saved(welcome(0, 7), other, made=7)
+
+
+# which figures
+
+
+def test_the_figures_are_those_of_the_shards_and_of_the_newest_row(tmp_path: Path) -> None:
+    rows = [row(1), row(2), row(4, episodes=30, abandoned_steps=5)]
+    directory = RunDirectory(run_directory(tmp_path / "run", rows))
+    start = Counters(version=20, agent_steps=2000, wall_s=2.0, scores=(1.0, 2.0)).to_json()
+    counters = counters_at(42, told((168, 3, 0, 40), (168, 22, 0, 40)), checkpoint(20, start), directory, no_news)
+    assert counters.contributions == {"used": 336, "late": 25, "duplicate": 0, "rejected": 80, "skipped": 0}
+    assert (counters.version, counters.agent_steps, counters.abandoned_steps, counters.episodes) == (42, 4200, 5, 30)
+    assert counters.wall_s == pytest.approx(4.2)
+    assert counters.scores == (4.0,) * 30
+    assert len(counters_at(40, told(), checkpoint(20, {}), directory, no_news).scores) <= SCORES_KEPT
+
+
+def test_without_a_row_since_the_checkpoint_its_own_figures_are_carried_on(tmp_path: Path) -> None:
+    directory = RunDirectory(run_directory(tmp_path / "run", [row(1), row(2)]))
+    contributions = dict.fromkeys(OUTCOMES, 0) | {"skipped": 4}
+    start = Counters(version=20, agent_steps=2000, wall_s=2.0, scores=(1.0, 2.0), contributions=contributions)
+    counters = counters_at(21, told(), checkpoint(20, start.to_json()), directory, no_news)
+    assert (counters.version, counters.agent_steps, counters.scores) == (21, 2100, (1.0, 2.0))
+    assert counters.contributions["skipped"] == 4
+    new = RunDirectory(run_directory(tmp_path / "new"))
+    assert counters_at(3, told(), checkpoint(0, {}), new, no_news).agent_steps == 0
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b'{"version": 1e999}', b"[]", b'{"version": 40, "wall_s": null}'])
+def test_damaged_rows_are_told_of_and_left_out(tmp_path: Path, damage: bytes) -> None:
+    directory, news = RunDirectory(run_directory(tmp_path / "run", [row(3), row(4)])), list[str]()
+    with directory.metrics.open("ab") as file:
+        file.write(damage + b"\n")
+    assert counters_at(42, told(), checkpoint(20, {}), directory, news.append).agent_steps == 4200
+    assert news == [f"{directory.metrics} is damaged: line 3 cannot be read, and the run goes on without"]
+
+
+def test_rows_that_lack_figures_give_those_that_they_have(tmp_path: Path) -> None:
+    short = {"version": 40, "wall_s": 4.0, "agent_steps": 4000, "episodes": None, "abandoned_steps": {}}
+    directory = RunDirectory(run_directory(tmp_path / "run", [short]))
+    counters = counters_at(40, told(), checkpoint(20, Counters(version=20, episodes=3).to_json()), directory, no_news)
+    assert (counters.agent_steps, counters.episodes, counters.contributions["skipped"]) == (4000, 3, 0)
+
+
+def no_news(text: str) -> None:
+    pytest.fail(text)
+
+
+def told(*totals: tuple[int, int, int, int]) -> dict[int, m.Stats]:
+    """What shards tell that have set a version aside."""
+    stats = m.Stats(
+        run="r",
+        shard=0,
+        incarnation=1,
+        generation=1,
+        version=43,
+        view=1,
+        quorum=2,
+        state="ended",
+        held=(),
+        present=(),
+        silent_ms=(),
+        tallies=(),
+        unattributed=0,
+        captured=42,
+        totals=(500, 500, 500, 500),
+        captured_totals=(),
+        stop=43,
+        failure="",
+    )
+    each = totals or ((0, 0, 0, 0), (0, 0, 0, 0))
+    return {shard: dataclasses.replace(stats, shard=shard, captured_totals=of) for shard, of in enumerate(each)}
+
+
+# real shards
+
+
+@dataclass
+class Killed:
+    """A run that was killed before it had another checkpoint than the first; its shards hold ``vector``."""
+
+    directory: RunDirectory
+    checkpoint: Checkpoint
+    vector: Any
+    news: list[str]
+
+    def salvage(self) -> Checkpoint:
+        return salvage(self.directory, self.checkpoint, self.news.append)
+
+    def refusal(self) -> str:
+        """What is said when nothing can be saved for now; nothing may have changed."""
+        before = self.state()
+        with pytest.raises(ClusterError) as refused:
+            self.salvage()
+        assert self.state() == before
+        assert refused.value.exit_status == 3
+        return str(refused.value)
+
+    def state(self) -> dict[str, bytes]:
+        paths = [self.directory.left, *(self.directory.path / "state").iterdir(), self.directory.checkpoints]
+        return {path.name: path.read_bytes() if path.is_file() else b"" for path in paths if path.exists()}
+
+
+def killed(path: Path, first: int, second: int, *, mode: str = "sync", workers: int = 2) -> Killed:
+    """Let workers train until the two shards have made these versions."""
+    directory, apart = RunDirectory(path), first != second
+    path.mkdir()
+    config = dataclasses.replace(cartpole(), optimizer=SGD, shards=2, mode=mode)  # type: ignore[arg-type]
+    initial = initial_checkpoint(config, describe_env(config.env, config.envs))
+    initial.write(directory.checkpoints)
+    write_json(directory.config, config.to_json())
+    options = {"layout": initial.layout, "start": initial.vector(), "workers": workers}
+    with served(path, asynchronous=apart or mode == "async", **options) as running:
+        for shard, version in enumerate((first, second)):
+            assert running.shards.control.send(shard, m.Stop(run=running.cluster.run, version=version))
+        with contextlib.ExitStack() as stack:
+            for rank in range(workers):
+                stack.enter_context(Worker(running.cluster, rank))
+        assert [stats.version for stats in running.stats()] == [first, second]
+        held = running.end_with(first) if not apart else None
+    here = {"host": "localhost", "command": [], "work": str(path), "lease_s": None}
+    shards = [{"shard": shard, "host": "h", "control": f"ipc://{path}/{shard}-control"} for shard in range(2)]
+    left = {"run": running.cluster.run, "config": config.to_json(), "hosts": [here], "shards": shards}
+    write_json(directory.left, left)
+    return Killed(directory, initial, held, [])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Killed:
+    return killed(tmp_path / "run", 7, 7)
+
+
+def assert_saved(run: Killed) -> None:
+    found = run.salvage()
+    assert (found.version, found.versions) == (7, ())
+    np.testing.assert_array_equal(found.vector(), run.vector)
+    assert Checkpoint.read(checkpoints(run.directory.checkpoints)[-1]).states == found.states
+    assert found.counters["contributions"]["used"] == 7 * 2 * 2
+    assert not run.directory.left.exists()
+
+
+def test_the_version_that_the_shards_stand_at_becomes_a_checkpoint(run: Killed) -> None:
+    assert_saved(run)
+    assert run.news == ["the shards still held what was learned up to version 7: it is a checkpoint now"]
+    assert run.salvage() is run.checkpoint, "there is nothing more"
+
+
+def test_of_shards_one_version_apart_the_lower_version_becomes_a_checkpoint(tmp_path: Path) -> None:
+    found = killed(tmp_path / "run", 8, 7, workers=1).salvage()
+    assert (found.version, found.versions) == (7, ())
+
+
+def test_shards_of_asynchronous_mode_become_a_checkpoint_each_at_its_own_version(tmp_path: Path) -> None:
+    run = killed(tmp_path / "run", 9, 12, mode="async")
+    found = run.salvage()
+    assert (found.version, found.versions) == (9, (9, 12))
+    assert found.counters["contributions"]["used"] == 9 + 12
+    assert run.news == ["the shards still held what was learned up to version 9 to 12: it is a checkpoint now"]
+
+
+def damage_slots(run: Killed) -> None:
+    path = run.directory.state(1)
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + bytes(byte ^ 1 for byte in content[4096:]))
+
+
+def cut_slots(run: Killed) -> None:
+    path = run.directory.state(1)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def block_history(run: Killed) -> None:
+    run.directory.history(1).rename(run.directory.path / "aside")
+    run.directory.history(1).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (damage_slots, "shard 1 has no version that is whole, but it had made version 7"),
+        (cut_slots, "state/shard-1.slots is damaged, or not of this run"),
+        (block_history, "cannot write {}/history/shard-1.jsonl: Is a directory"),
+    ],
+)
+def test_what_cannot_be_had_of_the_shards_now_stays_for_another_time(
+    run: Killed, damage: Callable[[Killed], None], why: str
+) -> None:
+    passing = damage is not damage_slots
+    whole = run.directory.state(1).read_bytes()
+    damage(run)
+    refusal = run.refusal()
+    assert refusal.startswith("cannot take over the state of the killed run: ")
+    assert why.format(run.directory.path) in refusal
+    assert refusal.endswith(
+        f". It is kept in {run.directory.path}/state: {'try --resume again, or ' if passing else ''}remove "
+        f"{run.directory.left} to go on from checkpoint v00000000 without what was learned after it."
+    )
+    assert len(run.news) == (2 if passing else 0), "what may pass is tried three times"
+    run.news.clear()
+    run.directory.state(1).write_bytes(whole)
+    if run.directory.history(1).is_dir():
+        run.directory.history(1).rmdir()
+        (run.directory.path / "aside").rename(run.directory.history(1))
+    assert_saved(run)
+
+
+def test_where_the_newest_version_of_a_shard_is_damaged_the_one_before_is_saved(run: Killed) -> None:
+    assert damage_newest_slot(run.directory.state(1)) == 7
+    found = run.salvage()
+    assert (found.version, found.counters["contributions"]["used"]) == (6, 2 * 2 * 6)
+    assert run.news[0] == "version 7 of shard 1 is lost: its state was damaged"
+
+
+def test_a_shard_that_never_had_a_version_has_no_state_to_wait_for(run: Killed) -> None:
+    path = run.directory.state(1)
+    path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
+    assert run.salvage() is run.checkpoint
+    assert run.news == [f"what was learned after version 0 is lost: there is no state in {path} on localhost."]
+
+
+def test_slots_of_an_older_zmqrl_without_totals_are_read(tmp_path: Path) -> None:
+    run = killed(tmp_path / "run", 9, 8, workers=1)
+    forget_totals(run.directory.state(0))
+    found = run.salvage()
+    assert (found.version, found.counters["contributions"]["used"]) == (8, 2 * 8)
+
+
+def test_shards_without_a_version_in_common_stay_as_they_are(tmp_path: Path) -> None:
+    assert "no version in common: they are at 9 to 12. It is kept" in killed(tmp_path / "run", 9, 12).refusal()
+
+
+def test_shards_of_which_only_some_have_gone_back_to_a_checkpoint_stay_as_they_are(
+    run: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greet = ShardControl.greet
+
+    def greet_one_that_went_back(*arguments: Any, **options: Any) -> dict[int, m.Welcome]:
+        welcomes = greet(*arguments, **options)
+        return welcomes | {1: dataclasses.replace(welcomes[1], generation=9)}
+
+    monkeypatch.setattr(ShardControl, "greet", greet_one_that_went_back)
+    assert "some shards had gone back to a checkpoint" in run.refusal()
+
+
+def test_a_resume_that_cannot_have_the_state_ends_before_it_has_changed_anything(run: Killed) -> None:
+    damage_slots(run)
+    before = run.state()
+    with pytest.raises(ClusterError, match="cannot take over the state of the killed run"):
+        cli.run(["train", "--resume", "--run-dir", str(run.directory.path)])
+    assert run.state() == before
+
+
+def test_what_passes_is_waited_for(run: Killed) -> None:
+    block_history(run)
+
+    def mend(text: str) -> None:
+        if "cannot take over the state of the killed run yet: shard-1 died (exit status 3)" in text:
+            run.directory.history(1).rmdir()
+            (run.directory.path / "aside").rename(run.directory.history(1))
+        run.news.append(text)
+
+    found = salvage(run.directory, run.checkpoint, mend)
+    assert (found.version, len(run.news)) == (7, 2)
+
+
+def test_a_shard_that_is_killed_while_it_is_looked_at_is_looked_at_again(
+    run: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen_shards, kills = salvage_module._frozen_shards, iter([True])
+
+    @contextlib.contextmanager
+    def killing(plan: Plan, launcher: Daemons) -> Iterator[ShardControl]:
+        with frozen_shards(plan, launcher) as control:
+            if next(kills, False):
+                os.kill(launcher.pids()[shard_id(1)], signal.SIGKILL)
+            yield control
+
+    monkeypatch.setattr(salvage_module, "_frozen_shards", killing)
+    assert_saved(run)
+    assert "shard-1 died (killed by SIGKILL)" in run.news[0]
+
+
+def test_damaged_figures_cost_no_versions(run: Killed) -> None:
+    for path in (run.directory.metrics, run.directory.evaluations, run.directory.summary):
+        path.write_bytes(b"\xff\n\n")
+    assert_saved(run)
+    assert f"{run.directory.metrics} is damaged: line 1 and 1 more cannot be read" in run.news[0]
+
+
+def test_a_history_that_is_lost_costs_no_versions(run: Killed) -> None:
+    run.directory.history(0).unlink()
+    assert_saved(run)
+
+
+def test_where_the_state_of_a_shard_does_not_exist_any_more_the_run_goes_on_from_the_checkpoint(run: Killed) -> None:
+    run.directory.state(1).unlink()
+    assert run.salvage() is run.checkpoint
+    assert run.news == [
+        f"what was learned after version 0 is lost: there is no state in {run.directory.state(1)} on localhost."
+    ]
+    assert not run.directory.left.exists()
+    assert not run.directory.state(1).exists()
+
+
+def test_what_is_damaged_is_kept_though_another_program_could_not_read_it(run: Killed) -> None:
+    left = json.loads(run.directory.left.read_text(encoding="utf-8"))
+    left["run"] = "0" * 16  # the slots are of another run
+    write_json(run.directory.left, left)
+    assert "state/shard-0.slots is damaged, or not of this run" in run.refusal().replace(
+        "shard-1.slots", "shard-0.slots"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({}, "ipc://{}/sockets/1-frozen"),
+        ({"transport": "tcp"}, "tcp://127.0.0.1:0"),
+        ({"port_range": "9000-9005"}, "tcp://127.0.0.1:9005"),
+    ],
+)
+def test_a_shard_that_is_only_read_is_bound_where_no_worker_looks_for_it_if_there_is_a_choice(
+    tmp_path: Path, options: dict[str, Any], bound: str
+) -> None:
+    wire = dataclasses.replace(cartpole().wire, **options)
+    config, directory = dataclasses.replace(cartpole(), wire=wire), RunDirectory(tmp_path)
+    deployment = on_this_machine(config, directory)
+    with contextlib.closing(deployment.launcher):
+        job = Plan(config, directory, LAYOUT, deployment).shard_task(1, None, frozen=True).job
+    assert job is not None
+    assert (job["frozen"], job["bind"]) == (True, {"control": bound.format(tmp_path)})
+
+
+# left.json and the hosts
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"run": "r", "config": {"nonsense": 1}}',
+        '{"run": "r", "config": {}, "hosts": [{}], "shards": []}',
+        '{"run": "r", "config": {}, "hosts": [], "shards": 3}',
+        '{"run": "r", "config": {}, "hosts": [], "shards": []}',
+        '{"run": "r", "config": {"shards": 1}, "hosts": [{"host": "h1", "command": [], "work": "w", "lease_s": 8.0}], '
+        '"shards": [{"shard": 0, "host": "h2", "control": "tcp://h2:1"}]}',
+    ],
+)
+def test_what_cannot_be_read_of_a_killed_run_ends_a_resume_and_loses_nothing(tmp_path: Path, left: str) -> None:
+    directory, news = RunDirectory(tmp_path), list[str]()
+    newest = checkpoint(20, {})
+    assert salvage(directory, newest, news.append) is newest
+    assert news == []
+    directory.left.write_text(left)
+    with pytest.raises(ClusterError, match=f"the killed run: {directory.left} is damaged: .* remove {directory.left}"):
+        salvage(directory, newest, news.append)
+    assert directory.left.read_text() == left
+
+
+def left_on_a_host(directory: RunDirectory, says: str) -> None:
+    command = ["sh", "-c", f"echo {says} >&2; exit 1"]
+    host = {"host": "h9", "command": command, "work": "run", "lease_s": 8.0}
+    shards = [{"shard": shard, "host": "h9", "control": f"tcp://10.0.0.1:{9000 + shard}"} for shard in range(2)]
+    write_json(directory.left, {"run": "r", "config": cartpole().to_json(), "hosts": [host], "shards": shards})
+
+
+def test_a_host_that_cannot_be_reached_is_named_and_what_leads_to_it_stays(tmp_path: Path) -> None:
+    directory, news = RunDirectory(tmp_path), list[str]()
+    left_on_a_host(directory, "no route to host")
+    with pytest.raises(
+        ClusterError, match=r"the killed run: h9: no route to host\. It is kept on h9: try --resume again"
+    ):
+        salvage(directory, checkpoint(20, {}), news.append)
+    assert directory.left.exists()
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 1",
+        # The job was requeued, and has other nodes now.
+        "srun: error: Unable to create step for job 2: Requested node configuration is not available",
+    ],
+)
+def test_a_node_that_was_given_back_to_slurm_is_not_asked_again(tmp_path: Path, says: str) -> None:
+    directory, news = RunDirectory(tmp_path), list[str]()
+    left_on_a_host(directory, says)
+    newest = checkpoint(20, {})
+    assert salvage(directory, newest, news.append) is newest
+    assert news == [f"what was learned after version 20 is lost: h9: {says}"]
+    assert not directory.left.exists()
+
+
+def test_what_leads_to_the_state_of_a_killed_run_stays_when_it_is_taken_up(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.cluster.write_text("of a killed run")
+    for _ in range(2):  # the first time, its hosts may not be reached
+        directory.claim()
+        directory.release()
+        assert (directory.cluster.exists(), directory.left.read_text()) == (False, "of a killed run")

@@ -1,0 +1,123 @@
+"""What the supervisor knows of its shards, and of the work that they see: from messages, without sockets."""
+
+from typing import Any
+
+import pytest
+
+from zmqrl.ps.shard.events import View
+from zmqrl.ps.wire import messages as m
+from zmqrl.supervisor import events as e
+from zmqrl.supervisor.shards import Shards
+
+RUN = "0123456789abcdef"
+VIEW = View(1, 1, (0,))
+
+
+def welcome(shard: int, incarnation: int, state: Any, *, generation: int = 1, version: int = 0) -> m.Welcome:
+    about = {"run": RUN, "shard": shard, "incarnation": incarnation, "generation": generation, "version": version}
+    view = {"view": 1, "quorum": 1, "members": (0,)}
+    return m.Welcome(**about, **view, codec="f32", state=state, published=True)  # type: ignore[arg-type]
+
+
+def stats(shard: int, version: int, **figures: Any) -> m.Stats:
+    about = {"run": RUN, "shard": shard, "incarnation": 10, "generation": 1, "version": version, "state": "open"}
+    view: dict[str, Any] = {"view": 1, "quorum": 1, "held": (), "present": (0,), "silent_ms": (0,), "tallies": ()}
+    kept: dict[str, Any] = {"captured": None, "totals": (version, 0, 0, 0), "captured_totals": (), "stop": None}
+    return m.Stats(**{"unattributed": 0, "failure": "", **about, **view, **kept, **figures})
+
+
+def loaded(*versions: int, stop_at: int | None = None) -> Shards:
+    """Two shards that have loaded a checkpoint."""
+    shards = Shards(versions or (0, 0), 0, stop_at)
+    for shard in (0, 1):
+        shards.on_welcome(shard, welcome(shard, 10, "empty"), VIEW)
+    assert shards.roll_back(VIEW, 0.0) == [e.Load(1, VIEW)]
+    shards.loaded()
+    return shards
+
+
+@pytest.fixture
+def shards() -> Shards:
+    return loaded()
+
+
+def test_each_shard_goes_on_from_its_own_version_in_asynchronous_mode() -> None:
+    shards = loaded(711, 709)
+    assert shards.seen == {0: 711, 1: 709}
+
+
+def test_a_shard_that_is_past_the_end_of_the_run_already_ends_where_it_is() -> None:
+    assert loaded(42, 38, stop_at=40).loaded() == [e.TellStop(0, 42), e.TellStop(1, 40)]
+
+
+def test_a_shard_that_comes_back_empty_after_its_old_process_was_still_heard_is_loaded(shards: Shards) -> None:
+    shards.on_exit(0)  # its host cannot be reached, but the old process still can
+    shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
+    assert shards.ready
+    shards.on_welcome(0, welcome(0, 11, "empty"), VIEW)
+    assert not shards.ready
+    assert [action for action in shards.roll_back(VIEW, 1.0) if isinstance(action, e.Load)] == [e.Load(2, VIEW)]
+
+
+def test_a_shard_that_welcomes_us_again_says_nothing_new(shards: Shards) -> None:
+    shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
+    shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
+    assert shards.ready
+
+
+def test_an_answer_that_a_later_one_has_overtaken_changes_nothing(shards: Shards) -> None:
+    assert shards.on_stats(0, stats(0, 7))
+    for old in (stats(0, 6), stats(0, 9, incarnation=9), stats(0, 9, generation=0)):
+        assert not shards.on_stats(0, old)
+    assert shards.stats[0].version == 7
+    assert not shards.on_stats(0, stats(0, 5, incarnation=11)), "a process that was started again has less"
+    assert shards.stats[0].version == 5
+
+
+@pytest.mark.parametrize("wanted", [8, None])
+def test_where_to_end_is_said_until_every_shard_says_the_same(shards: Shards, wanted: int | None) -> None:
+    shards.stop_at = wanted
+    said: list[e.Action] = []
+    for stop in (9, 9, wanted):
+        shards.on_stats(0, stats(0, 3, stop=wanted))
+        shards.on_stats(1, stats(1, 3, stop=stop))
+        said += shards.repeat(VIEW)
+    assert said == [e.TellStop(1, wanted)] * 2
+
+
+def test_a_shard_that_was_past_the_end_before_it_heard_of_it_is_to_end_where_it_is(shards: Shards) -> None:
+    shards.stop_at = 3
+    said: list[e.Action] = []
+    for stop in (None, 5):
+        shards.on_stats(0, stats(0, 5, stop=stop))
+        said += shards.repeat(VIEW)
+    assert said == [e.TellStop(0, 5)]
+
+
+def test_who_counts_is_said_until_every_shard_says_the_same(shards: Shards) -> None:
+    said: list[e.Action] = []
+    for view in (0, 1):
+        shards.on_stats(0, stats(0, 3, view=view))
+        said += shards.repeat(VIEW)
+    assert said == [e.TellView(0, VIEW)]
+
+
+def test_a_run_has_reached_its_end_when_every_shard_has_though_one_has_not_heard_of_it(shards: Shards) -> None:
+    shards.on_stats(0, stats(0, 8, state="ended", stop=8))
+    shards.on_stats(1, stats(1, 8))
+    assert not shards.all_at_stop
+    shards.stop_at = 8
+    assert shards.all_at_stop
+    shards.on_stats(1, stats(1, 9))
+    assert shards.all_at_stop
+    shards.stop_at = 9
+    assert not shards.all_at_stop
+
+
+def test_a_shard_that_can_make_no_more_versions_is_an_error_that_says_why(shards: Shards) -> None:
+    shards.on_stats(0, stats(0, 3))
+    shards.on_stats(1, stats(1, 2))
+    assert shards.failure() is None
+    why = "version 3 has numbers that are not finite, from contributions of ranks 0"
+    shards.on_stats(1, stats(1, 2, state="ended", failure=why))
+    assert (shards.failure() or "").startswith(f"shard 1 stays at version 2: {why}; lower the learning rate")

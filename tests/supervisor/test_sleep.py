@@ -1,0 +1,60 @@
+"""Processes that are stopped for a while, one or all of them, as on a laptop that sleeps: nobody dies of it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from support.run_rig import Run, training
+
+pytestmark = pytest.mark.processes
+
+ASLEEP_S = 12.0  # longer than queues take to fill, connections to be found broken, workers to be absent
+TCP = ("--wire.transport", "tcp", "--workers", "2", "--shards", "2", "--minutes", "10")
+
+
+def pids_of(run: Run, who: str) -> list[int]:
+    """The supervisor's process, or those of all shards, of all workers, or of all three."""
+    cluster = run.files.cluster()
+    shards, workers = ([each["pid"] for each in cluster[role]] for role in ("shards", "workers"))
+    supervisor = [run.process.pid]
+    return {"supervisor": supervisor, "shards": shards, "workers": workers, "all": supervisor + shards + workers}[who]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["all", "supervisor", "shards", "workers"])
+def test_a_run_goes_on_after_a_sleep_with_the_processes_that_it_had(tmp_path: Path, who: str) -> None:
+    with training(tmp_path / "run", *TCP) as run:
+        run.wait_for(50)
+        before = run.pids()
+        asleep = pids_of(run, who)
+        for pid in asleep:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(ASLEEP_S)
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
+        run.wait_for(run.files.version() + 50)
+        assert run.pids() == before, run.said()
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 130, run.said()
+        version = run.files.summary()["updates"]
+        run.files.assert_history_exact(version)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_rolled_back_while_a_worker_sleeps_goes_on_when_it_wakes_up(tmp_path: Path) -> None:
+    with training(tmp_path / "run", *TCP) as run:
+        run.wait_for(50)
+        (sleeper, *_) = pids_of(run, "workers")
+        os.kill(sleeper, signal.SIGSTOP)
+        time.sleep(9.0)  # then it is absent
+        (run.files.path / "state" / "shard-1.slots").unlink()
+        run.kill("shard", 1)
+        run.wait_to_say("all shards go back to the checkpoint")
+        os.kill(sleeper, signal.SIGCONT)
+        run.eventually(lambda: 0 < run.files.version() < 50 or run.files.version() > 60, "versions after the rollback")
+        run.wait_for(run.files.version() + 20)
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 130, run.said()
+        run.files.assert_history_exact(run.files.summary()["updates"])

@@ -1,0 +1,40 @@
+"""Workers that outlive their run: what others started goes on when the supervisor is killed, and the run is resumed."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.rig import ending
+from support.run_rig import WITHIN_S, Run, training
+
+pytestmark = pytest.mark.processes
+
+OUTSIDE = ("--external-workers", "1")
+
+
+@contextlib.contextmanager
+def survivor(run: Run, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """An outside worker of ``run``, which writes its log to a file."""
+    command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json")]
+    with log.open("wb") as file, ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)) as process:
+        yield process
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_killed_run_is_refused_by_the_run_that_resumes_it(tmp_path: Path) -> None:
+    log = tmp_path / "survivor.log"
+    with contextlib.ExitStack() as outlives:
+        with training(tmp_path / "run", *OUTSIDE) as run:
+            run.wait_to_say("rank 1 is open: zmqrl worker")
+            outside = outlives.enter_context(survivor(run, log))
+            run.wait_for(20)
+            run.process.kill()
+        assert outside.poll() is None
+        with training(tmp_path / "run", "--resume", "--on-loss", "shrink") as resumed:
+            assert outside.wait(WITHIN_S) == 3, log.read_text()
+            assert " here serves run " in log.read_text()
+            resumed.wait_to_say("waiting for workers 1")
+            assert {row["workers_present"] for row in resumed.files.metrics()[-1:]} <= {1}

@@ -1,0 +1,44 @@
+"""A process for the tests of launchers: ``python -m a_child`` does what its job says. Standard library only."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from zmqrl.process import LOG_LEVEL, Messages, read_job, say
+
+
+def main() -> None:
+    job = read_job(signal.Signals(job_signal()))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if job.get("stubborn"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    started = []
+    if job.get("with_children"):
+        # One in our session, and one that left it.
+        sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+        started = [subprocess.Popen(sleep, start_new_session=apart).pid for apart in (False, True)]
+    level = os.environ.get(LOG_LEVEL)
+    say({"up": True, "pid": os.getpid(), "started": started, "size": len(job.get("padding", "")), "log_level": level})
+    for line in job.get("print", []):
+        sys.stdout.write(line)
+    sys.stdout.flush()
+    for line in job.get("log", []):
+        sys.stderr.write(line)
+    sys.stderr.flush()
+    if "exit" in job:
+        sys.exit(job["exit"])
+    if job.get("echo"):
+        told = Messages()
+        while True:
+            say({"echo": told.get()})
+    time.sleep(600)
+
+
+def job_signal() -> int:
+    return int(os.environ.get("A_CHILD_DIES_WITH", int(signal.SIGTERM)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""What the tests of games share: games that start at once, and random play."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from zmqrl.learner.envs import EnvConfig, Envs, Step
+
+# A game that starts at once is the same for Gymnasium's preprocessing, which knows no FIRE and counts no-ops otherwise.
+PLAIN = EnvConfig(num_envs=1, noop_max=0, fire_reset=False, clip_rewards=False)
+RANDOM_SKIP = dataclasses.replace(PLAIN, frame_skip=4, min_frame_skip=2, sticky_actions=0.25)
+
+
+def random_actions(envs: Envs, steps: int, seed: int = 0) -> Iterator[np.ndarray]:
+    return iter(np.random.default_rng(seed).integers(envs.num_actions, size=(steps, envs.num_envs)))
+
+
+def play(envs: Envs, steps: int, seed: int = 0) -> list[Step]:
+    return [envs.step(actions) for actions in random_actions(envs, steps, seed)]

@@ -1,0 +1,124 @@
+"""The network lab for tests: hosts with networks, SSH servers and processes of their own (docs/netlab.md).
+
+A test that takes the fixture `lab` gets four of them, and whatever it does to their network is undone afterwards.
+"""
+
+import fcntl
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support.paths import ROOT
+
+NETLAB = ROOT / "launch/netlab"
+PROGRAMS = ("ip", "tc", "iptables", "unshare", "nsenter", "ssh", "ssh-keygen", "sshd")
+SLOTS = 8  # labs that tests can have at the same time on one machine
+LONGEST_S = 60.0
+
+
+def netlab(*arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-B", str(NETLAB), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, **options)
+    assert not check or done.returncode == 0, f"netlab {shlex.join(arguments)}: {done.stderr}"
+    return done
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A name, a subnet and a directory that no other test has at this time."""
+
+    name: str
+    subnet: str
+    directory: Path
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        return ("--dir", str(self.directory), "--name", self.name)
+
+    def up(self, count: int, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        return netlab("up", str(count), *self.where, "--subnet", self.subnet, *options, **more)
+
+    def down(self) -> None:
+        netlab("down", *self.where)
+
+
+@contextmanager
+def slot() -> Iterator[Slot]:
+    """A slot without a lab: one that an earlier test left, even a killed one, is taken down, and so is this one's."""
+    with ExitStack() as stack:
+        for number in range(SLOTS):
+            file = stack.enter_context(Path(f"/tmp/zmqrl-test-lab-{number}.lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            found = Slot(f"test{number}", f"10.78.{number}", Path(f"/tmp/zmqrl-test-lab-{number}"))
+            stack.callback(found.down)
+            found.down()
+            yield found
+            return
+        raise AssertionError(f"all {SLOTS} labs for tests are in use")
+
+
+class Lab:
+    """A lab that is up. Faults are those of `netlab`; `heal` undoes them all."""
+
+    def __init__(self, where: Slot, shared: Path) -> None:
+        self.slot = where
+        self.directory = where.directory
+        self.ssh_config = where.directory / "ssh_config"
+        self.shared = shared  # a directory that the tests and all hosts see
+        self.hosts: list[str] = list(self.status())
+
+    def __call__(self, command: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command of netlab on this lab."""
+        return netlab(command, *self.slot.where, *arguments, check=check)
+
+    def run(self, host: str, argv: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs a command on a host, whatever state its network is in."""
+        return self("exec", host, *argv, check=check)
+
+    def ssh(self, host: str, argv: list[str], *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs a command on a host over SSH, from this machine."""
+        command = ["ssh", "-F", str(self.ssh_config), *options, host, shlex.join(argv)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
+        assert not check or done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+        return done
+
+    def processes(self, host: str) -> list[str]:
+        """The command lines of what runs on a host, without its SSH server and its sessions."""
+        return [shlex.join(process["argv"]) for process in json.loads(self("ps", host, "--json").stdout)]
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        return {row["host"]: row for row in json.loads(self("status", "--json").stdout)["hosts"]}
+
+    def address(self, host: str) -> str:
+        return f"{self.slot.subnet}.{host[1:]}"
+
+    def link(self, host: str, state: str) -> None:
+        self("link", host, state)
+
+    def blackhole(self, host: str, state: str) -> None:
+        self("blackhole", host, state)
+
+    def reset(self, host: str, state: str) -> None:
+        self("reset", host, state)
+
+    def rate(self, host: str, rate: str) -> None:
+        self("rate", host, rate)
+
+    def heal(self) -> None:
+        self("heal")
+
+
+@contextmanager
+def running_lab(count: int, shared: Path) -> Iterator[Lab]:
+    with slot() as where:
+        where.up(count, "--share", str(shared))
+        yield Lab(where, shared)

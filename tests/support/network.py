@@ -1,0 +1,241 @@
+"""What tests put on the wire themselves: a listener, raw connections, a TCP proxy that fails on command."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import zmq
+from support.rig import WITHIN_S
+
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.wire import framing
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.keys import ClientKeys
+from zmqrl.ps.wire.sockets import SocketRole
+
+ROLES: tuple[SocketRole, ...] = ("grad", "weights", "control")
+
+
+class Listener:
+    """A subscriber of everything, in a thread of its own: what a shard published, as it was on the wire."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.context.linger = 0
+        self.sockets: list[zmq.Socket[Any]] = []
+        for endpoints in cluster.endpoints:
+            subscriber = self.context.socket(zmq.SUB)
+            subscriber.rcvhwm = 1000
+            subscriber.subscribe(b"")
+            subscriber.reconnect_ivl_max = 0
+            subscriber.connect(endpoints["weights"])
+            self.sockets.append(subscriber)
+        self.weights: list[dict[tuple[int, int], tuple[m.Weights, int]]] = [{} for _ in self.sockets]
+        self.contradictions: list[str] = []
+        self.said: list[list[m.Message]] = [[] for _ in self.sockets]
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def newest(self, shard: int) -> int:
+        """The newest version heard of ``shard`` by its weights."""
+        return max((version for _, version in self.weights[shard]), default=-1)
+
+    def __enter__(self) -> "Listener":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self.thread.join(WITHIN_S)
+        self.context.destroy(linger=0)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for subscriber in self.sockets:
+            poller.register(subscriber, zmq.POLLIN)
+        while not self.closing.is_set():
+            for subscriber, _ in poller.poll(50):
+                frames = subscriber.recv_multipart()
+                shard = self.sockets.index(subscriber)
+                message = framing.decode(frames[1])
+                if not isinstance(message, m.Weights):
+                    self.said[shard].append(message)
+                    continue
+                key, crc32 = (message.generation, message.version), zlib.crc32(frames[2])
+                if self.weights[shard].setdefault(key, (message, crc32))[1] != crc32:
+                    self.contradictions.append(f"shard {shard} published two variants of {key}")
+
+
+class Wire:
+    """Raw connections to one shard, for messages that no honest worker sends."""
+
+    def __init__(
+        self,
+        endpoints: dict[SocketRole, str],
+        *,
+        send_most: int = 1000,
+        receive_most: int = 1000,
+        keys: ClientKeys | None = None,
+        shard: int = 0,
+    ) -> None:
+        self.keys, self.shard, self.receive_most = keys, shard, receive_most
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.context.linger = 0
+        self.grad = self._connect(zmq.PUSH, endpoints["grad"], send_most)
+        self.weights = self._connect(zmq.XSUB, endpoints["weights"], send_most)
+        self.control = self._connect(zmq.DEALER, endpoints["control"], send_most)
+
+    def _connect(self, kind: int, endpoint: str, send_most: int) -> "zmq.Socket[Any]":
+        made: zmq.Socket[Any] = self.context.socket(kind)
+        made.sndhwm, made.rcvhwm = send_most, self.receive_most
+        made.sndtimeo = int(1000 * WITHIN_S)
+        if self.keys is not None:
+            self.keys.secure(made, self.shard)
+        made.connect(endpoint)
+        return made
+
+    def ask(self, message: m.Message, payload: bytes | None = None) -> m.Message:
+        """Send over control and wait for one answer."""
+        self.control.send_multipart([framing.encode(message)] + ([payload] if payload is not None else []))
+        return self.answer()
+
+    def answer(self, within_s: float = WITHIN_S) -> m.Message:
+        assert self.control.poll(int(1000 * within_s)), "no answer"
+        return framing.decode(self.control.recv_multipart()[0])
+
+    def hello(self, cluster: Cluster, rank: int, incarnation: int) -> m.Hello:
+        return m.Hello(
+            run=cluster.run,
+            layout=cluster.layout.hash,
+            role="worker",
+            rank=rank,
+            incarnation=incarnation,
+            host="test",
+            pid=1,
+            secret="",
+        )
+
+    def join(self, cluster: Cluster, rank: int, incarnation: int) -> m.Message:
+        """Do what the protocol asks of a worker that joins; the answer to HELLO."""
+        for topic in (*m.TOPICS, framing.presence_topic(rank, incarnation)):
+            self.weights.send(b"\1" + topic)
+        return self.ask(self.hello(cluster, rank, incarnation))
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.destroy(linger=0)
+
+
+class Proxy:
+    """A TCP proxy in front of one endpoint, which can hold, delay and cut what passes."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.target = "127.0.0.1", int(endpoint.rpartition(":")[2])
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.flowing = threading.Event()
+        self.flowing.set()
+        self.open = True
+        self.delay_s = 0.0
+        self.cut_after_bytes: int | None = None  # of what the clients send, from now on
+        self.cuts = 0
+        self.overheard = bytearray()  # by who listens on the network, in both directions
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
+        self.threads[0].start()
+
+    def cut(self, *, heal: bool = False) -> None:
+        """Reset every connection; with ``heal`` new ones are let through, else they are reset too."""
+        self.open = heal
+        self.cuts += 1
+        for pair in self.pairs:
+            for end in pair:
+                _reset(end)
+        self.pairs.clear()
+
+    def heal(self) -> None:
+        self.open = True
+        self.flowing.set()
+
+    def close(self) -> None:
+        self.flowing.set()
+        self.cut()
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for thread in self.threads:
+            thread.join(5)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            if not self.open:
+                _reset(client)
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(self.target, 5)
+            except OSError:
+                client.close()
+                continue
+            self.pairs.append((client, server))
+            for source, sink, counts in ((client, server, True), (server, client, False)):
+                thread = threading.Thread(target=self._pump, args=(source, sink, counts), daemon=True)
+                self.threads.append(thread)
+                thread.start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
+        try:
+            while data := source.recv(16 * 1024):
+                self.overheard += data
+                self.flowing.wait()
+                time.sleep(self.delay_s)
+                if counts and self.cut_after_bytes is not None:
+                    self.cut_after_bytes -= len(data)
+                    if self.cut_after_bytes <= 0:
+                        self.cut_after_bytes = None
+                        sink.sendall(data[: len(data) // 2])
+                        self.cut(heal=True)
+                        return
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, sink):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            if not counts:
+                source.close()
+                sink.close()
+
+
+def _reset(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def proxied(cluster: Cluster, shards: set[int]) -> Iterator[tuple[Cluster, dict[tuple[int, SocketRole], Proxy]]]:
+    """The same cluster, reached through a proxy for each socket of ``shards``."""
+    proxies = {(shard, role): Proxy(cluster.endpoints[shard][role]) for shard in sorted(shards) for role in ROLES}
+    endpoints = tuple(
+        {role: proxies[shard, role].endpoint if (shard, role) in proxies else there[role] for role in ROLES}
+        for shard, there in enumerate(cluster.endpoints)
+    )
+    try:
+        yield replace(cluster, endpoints=endpoints), proxies
+    finally:
+        for proxy in proxies.values():
+            proxy.close()

@@ -1,0 +1,64 @@
+"""What a simulated run has made and shown, to compute again and compare.
+
+Weights are integers, so that every version can be computed again from the ranks its record names.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from zmqrl.ps.shard import events as shard_events
+
+PRIME = 2**31 - 1
+
+Version: TypeAlias = tuple[int, int, int]  # generation, shard, version
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The payload of a contribution: what it was computed on."""
+
+    rank: int
+    generation: int
+    version: int
+    shard: int
+    forged: bool = False
+
+    def gradient(self) -> int:
+        return self.rank * 1009 + self.version * 31 + self.shard
+
+
+def step(weights: int, gradients: list[int]) -> int:
+    """A toy optimizer whose result depends on every contribution and on their number."""
+    return (weights * 31 + sum(gradients) * 7 + len(gradients)) % PRIME
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What a shard keeps of a version."""
+
+    record: shard_events.Record
+    weights: int
+
+
+@dataclass(slots=True)
+class Journal:
+    """Every version that was ever loaded or committed, and every payload that was ever shown."""
+
+    loaded: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    committed: dict[Version, Slot] = field(default_factory=dict)
+    shown: dict[Version, int] = field(default_factory=dict)
+
+    def show(self, at: Version, weights: int) -> None:
+        assert self.shown.setdefault(at, weights) == weights, f"two different payloads for {at}"
+
+    def check(self) -> None:
+        """Compute every version again from the ranks in the records."""
+        versions = {at: slot.weights for at, slot in self.committed.items()}
+        for (generation, shard), (version, weights) in self.loaded.items():
+            versions[generation, shard, version] = weights
+        for (generation, shard, version), slot in self.committed.items():
+            before = versions[generation, shard, version - 1]
+            slices = [Slice(rank, generation, version - 1, shard) for rank in slot.record.ranks]
+            assert slot.weights == step(before, [slice.gradient() for slice in slices])
+        for at, weights in self.shown.items():
+            assert versions[at] == weights

@@ -1,0 +1,348 @@
+"""Hosts of the real state machines: shards and workers whose processes crash, and the connections between them.
+
+What must hold at every step is asserted where it happens; ``Journal`` keeps what must hold over the whole history.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from support.protocol_journal import Slice, Slot, step
+
+from zmqrl.ps.shard import events as shard_events
+from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.worker import events as worker_events
+from zmqrl.ps.worker.machine import WorkerMachine
+
+if TYPE_CHECKING:
+    from support.protocol_world import World
+
+RUN, LAYOUT, SECRET, SUPERVISOR = "run", "layout", "secret", b"supervisor"
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """The three connections between one worker process and one shard: queues in the order of sending."""
+
+    worker: "WorkerHost"
+    shard: "ShardHost"
+    up: bool = False
+    cut: bool = False  # a partition, until it heals
+    peer: bytes = b""
+    gradients: deque[shard_events.GradientArrived] = field(default_factory=deque)
+    requests: deque[m.Message] = field(default_factory=deque)
+    presence: deque[shard_events.Event] = field(default_factory=deque)
+    publications: deque[worker_events.PublicationArrived] = field(default_factory=deque)
+    answers: deque[worker_events.ControlArrived] = field(default_factory=deque)
+
+    def queues(self) -> list[deque[Any]]:
+        return [self.gradients, self.requests, self.presence, self.publications, self.answers]
+
+    def connect(self) -> None:
+        """A connection that is made again is another peer to the shard's ROUTER."""
+        if not self.up and not self.cut and self.shard.machine and self.worker.alive:
+            self.up = True
+            self.peer = b"peer %d" % self.worker.world.number()
+            self.presence.append(shard_events.PresenceChanged(self.worker.rank, self.worker.incarnation, here=True))
+
+    def disconnect(self, *, arrived: bool) -> None:
+        """``arrived``: what is under way to the worker is already there."""
+        if not self.up:
+            return
+        self.up = False
+        self.gradients.clear()
+        self.requests.clear()
+        if not arrived:
+            self.publications.clear()
+            self.answers.clear()
+        self.presence.append(shard_events.PresenceChanged(self.worker.rank, self.worker.incarnation, here=False))
+
+    def deliver(self, queue: deque[Any]) -> None:
+        """Hand the oldest message over to whoever it is for."""
+        message = queue.popleft()
+        if queue is self.requests:
+            self.shard.feed(shard_events.ControlArrived(self.peer, message))
+        elif queue is self.gradients or queue is self.presence:
+            self.shard.feed(message)
+        else:
+            self.worker.feed(message)
+
+
+class ShardHost:
+    """One shard: its process, which comes and goes, and its state, which stays."""
+
+    def __init__(self, world: "World", number: int) -> None:
+        self.world, self.number = world, number
+        self.machine: ShardMachine | None = None
+        self.slots: list[Slot] = []  # the version before the newest, the newest
+        self.sum: list[Slice] = []
+        self.captured: Slot | None = None
+        self.incarnation = 0
+        self.crash_after: int | None = None  # actions
+
+    def start(self) -> None:
+        if self.machine is not None:
+            return
+        self.incarnation = self.world.number()
+        identity = shard_events.Identity(
+            run=RUN,
+            layout=LAYOUT,
+            shard=self.number,
+            incarnation=self.incarnation,
+            codec="f32",
+            payload_bytes={"f32": 4, "bf16": 2},
+            secret=SECRET,
+        )
+        self.machine = ShardMachine(identity, ShardTiming(), consistent=self.world.consistent)
+        if self.slots:
+            previous = self.slots[0].record.version if len(self.slots) > 1 else None
+            self.feed(shard_events.StateRestored(self.slots[-1].record, recovered=True, previous=previous))
+        for link in self.links():
+            link.connect()
+
+    def crash(self, *, arrived: bool = True) -> None:
+        self.machine, self.captured, self.crash_after = None, None, None
+        self.sum.clear()
+        for link in self.links():
+            link.disconnect(arrived=arrived)
+            for queue in (link.gradients, link.requests, link.presence):
+                queue.clear()
+
+    def at(self) -> tuple[int, int]:
+        """Generation and version of the newest state."""
+        return (self.slots[-1].record.generation, self.slots[-1].record.version) if self.slots else (0, 0)
+
+    def links(self) -> list[Link]:
+        return [link for link in self.world.links if link.shard is self]
+
+    def feed(self, event: shard_events.Event) -> None:
+        machine = self.machine
+        if machine is None:
+            return
+        before, generation, version = self._accounted(), machine.generation, machine.version
+        actions = machine.handle(event, self.world.now)
+        if not isinstance(event, shard_events.ControlArrived) and not (
+            isinstance(event, shard_events.StateRestored) and event.recovered
+        ):
+            arrived = isinstance(event, shard_events.GradientArrived)
+            assert self._accounted() == before + arrived, "a contribution is not accounted for"
+        assert (machine.generation, machine.version) >= (generation, version)
+        for action in actions:
+            if self.crash_after is not None:
+                self.crash_after -= 1
+                if self.crash_after < 0:
+                    self.crash()
+                    return
+            self._do(action)
+
+    def _accounted(self) -> int:
+        assert self.machine is not None
+        contributions = self.machine.contributions
+        return sum(map(sum, contributions.tallies.values())) + contributions.unattributed + len(contributions.held)
+
+    def _do(self, action: shard_events.Action) -> None:
+        match action:
+            case shard_events.Accumulate():
+                if action.first:
+                    self.sum.clear()
+                newest = self.slots[-1].record
+                slice = action.payload
+                assert not slice.forged
+                assert (slice.shard, slice.generation) == (self.number, newest.generation)
+                assert slice.version == newest.version, "computed on another version"
+                self.sum.append(slice)
+            case shard_events.Update():
+                self._update(action.record)
+                self.feed(shard_events.Updated(action.record))
+            case shard_events.CommitAgain():
+                newest = self.slots[-1]
+                assert (action.record.generation, action.record.version) == self.at()
+                self.slots[-1] = Slot(action.record, newest.weights)
+            case shard_events.PublishWeights():
+                header = m.Weights(**self._describe(self.slots[-1]))
+                self._publish(worker_events.PublicationArrived(self.number, header, self._show(self.slots[-1])))
+            case shard_events.Publish():
+                self._publish(worker_events.PublicationArrived(self.number, action.message))
+            case shard_events.Send():
+                self._send(action.peer, worker_events.ControlArrived(self.number, action.message))
+            case shard_events.SendSnapshot():
+                slot = next(slot for slot in reversed(self.slots) if slot.record.version == action.version)
+                snapshot = m.Snapshot(**self._describe(slot))
+                self._send(action.peer, worker_events.ControlArrived(self.number, snapshot, self._show(slot)))
+            case shard_events.Capture():
+                self.captured = next(slot for slot in self.slots if slot.record.version == action.version)
+            case shard_events.TakeChunk():
+                self._load(action.message, action.payload)
+
+    def _update(self, record: shard_events.Record) -> None:
+        at = (record.generation, self.number, record.version)
+        assert at not in self.world.journal.committed, f"{at} was made twice"
+        assert record.version == self.slots[-1].record.version + 1
+        assert record.generation == self.slots[-1].record.generation
+        ranks = [slice.rank for slice in self.sum]
+        assert tuple(sorted(ranks)) == record.ranks, "the record names other ranks"
+        assert len(set(ranks)) == record.quorum >= record.view.quorum, "not a quorum of distinct ranks"
+        assert set(ranks) <= set(record.view.members)
+        assert not self.world.consistent or ranks == sorted(ranks)
+        gradients = [slice.gradient() for slice in self.sum]
+        slot = Slot(record, step(self.slots[-1].weights, gradients))
+        self.sum.clear()
+        self.slots = [self.slots[-1], slot]
+        self.world.journal.committed[at] = slot
+
+    def _load(self, load: m.Load, weights: int) -> None:
+        view = shard_events.View(load.view, load.quorum, load.members)
+        record = shard_events.Record.handed_over(load.generation, load.version, view)
+        at = (load.generation, self.number)
+        assert at not in self.world.journal.loaded
+        self.world.journal.loaded[at] = load.version, weights
+        self.slots, self.captured = [Slot(record, weights)], None
+        self.feed(shard_events.StateRestored(record, recovered=False))
+
+    def _show(self, slot: Slot) -> int:
+        self.world.journal.show((slot.record.generation, self.number, slot.record.version), slot.weights)
+        return slot.weights
+
+    def _describe(self, slot: Slot) -> dict[str, Any]:
+        assert self.machine is not None
+        assert slot.record.generation == self.machine.generation
+        view = self.machine.view
+        return {
+            "run": RUN,
+            "shard": self.number,
+            "incarnation": self.incarnation,
+            "generation": slot.record.generation,
+            "version": slot.record.version,
+            "view": view.id,
+            "quorum": view.quorum,
+            "members": view.members,
+            "ranks": slot.record.ranks,
+            "codec": "f32",
+            "crc32": 0,
+        }
+
+    def _publish(self, event: worker_events.PublicationArrived) -> None:
+        for link in self.links():
+            if link.up:
+                link.publications.append(event)
+
+    def _send(self, peer: bytes, event: worker_events.ControlArrived) -> None:
+        if peer == SUPERVISOR:
+            self.world.supervisor.hear(self.number, event.message)
+        for link in self.links():
+            if link.up and link.peer == peer:
+                link.answers.append(event)
+
+
+class WorkerHost:
+    """One process of a worker: what its computing thread is at, and its links."""
+
+    def __init__(self, world: "World", rank: int) -> None:
+        self.world, self.rank = world, rank
+        self.incarnation = world.number()
+        self.state: Literal["idle", "pulling", "computing", "ended", "dead"] = "idle"
+        self.above = -1
+        self.weights: tuple[int, int] | None = None  # generation, version
+        self.released = True
+        self.machine = WorkerMachine(
+            run=RUN,
+            layout=LAYOUT,
+            shards=len(world.shards),
+            rank=rank,
+            incarnation=self.incarnation,
+            codec="f32",
+            host="host",
+            pid=1,
+            now=world.now,
+        )
+        self.links = [Link(self, shard) for shard in world.shards]
+        world.links += self.links
+        for link in self.links:
+            link.connect()
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in ("ended", "dead")
+
+    def die(self, state: Literal["ended", "dead"] = "dead") -> None:
+        """What is already sent still arrives."""
+        self.state = state
+        for link in self.links:
+            underway = [*link.gradients], [*link.requests]
+            link.disconnect(arrived=False)
+            link.gradients.extend(underway[0])
+            link.requests.extend(underway[1])
+
+    def act(self) -> None:
+        """What the computing thread does next."""
+        if self.state == "idle":
+            self.state = "pulling"
+            self.feed(worker_events.Pulling(self.above))
+        elif self.state == "computing":
+            assert self.weights is not None
+            generation, version = self.weights
+            self.state, self.above, self.released = "idle", version, False
+            self.feed(worker_events.Contributed(generation, version))
+
+    def abandon(self) -> None:
+        """Drop the work at hand, as after a rollout that took too long."""
+        if self.state == "computing":
+            assert self.weights is not None
+            self.state, self.above = "idle", self.weights[1] - 1
+
+    def write(self) -> None:
+        """Sockets that can take a message again."""
+        for link in self.links:
+            if self.alive and link.up and self.machine.pending(link.shard.number) and len(link.gradients) < 2:
+                self.feed(worker_events.Writable(link.shard.number))
+
+    def feed(self, event: worker_events.Event) -> None:
+        if not self.alive:
+            return
+        before = [(shard.generation, shard.version) for shard in self.machine.shards]
+        for action in self.machine.handle(event, self.world.now):
+            self._do(action)
+        after = [(shard.generation, shard.version) for shard in self.machine.shards]
+        assert all(old <= new for old, new in zip(before, after, strict=True)), "went back in time"
+        tally = self.machine.tally
+        open_slices = [shard for shard in self.machine.shards if shard.push in ("pending", "sent") and shard.attempt]
+        assert tally.sent == tally.used + tally.unused + tally.unknown + len(open_slices)
+
+    def _do(self, action: worker_events.Action) -> None:
+        match action:
+            case worker_events.SendControl():
+                if self.links[action.shard].up:
+                    self.links[action.shard].requests.append(action.message)
+            case worker_events.SendGradient():
+                self._send(action.shard, action.header)
+            case worker_events.Assembled():
+                self._assembled(action)
+            case worker_events.Release():
+                assert not self.released
+                self.released = True
+            case worker_events.Ended():
+                self.world.ends.add(action.version)
+                self.die("ended")
+            case worker_events.Failed():
+                assert "no word from shard" in action.reason, action.reason
+                self.die()
+
+    def _send(self, shard: int, header: m.Gradient) -> None:
+        assert not self.released, "the gradient may already be overwritten"
+        assert (header.generation, header.version) == self.weights
+        link = self.links[shard]
+        if not link.up or len(link.gradients) >= 2:
+            self.feed(worker_events.SendBlocked(shard))
+            return
+        payload = Slice(self.rank, header.generation, header.version, shard)
+        link.gradients.append(shard_events.GradientArrived(header, payload, 4, lambda: True))
+
+    def _assembled(self, weights: worker_events.Assembled) -> None:
+        assert self.state == "pulling"
+        for shard, (_, payload) in enumerate(weights.payloads):
+            assert self.world.journal.shown[weights.generation, shard, weights.version] == payload
+        at = (weights.generation, weights.version)
+        assert self.weights is None or at > self.weights or at == (self.weights[0], self.above + 1)
+        assert weights.generation != (self.weights or (None,))[0] or weights.version > self.above
+        self.weights, self.state = at, "computing"

@@ -1,0 +1,433 @@
+"""What the tests of the parameter server share: shard processes, and workers with gradients that can be recomputed.
+
+``python tests/support/rig.py`` runs a worker, or shards, in a process of its own that a test can stop and kill.
+"""
+
+import contextlib
+import json
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, AnyStr
+
+import msgpack
+import numpy as np
+
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard import store
+from zmqrl.ps.shard.machine import ShardTiming
+from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
+from zmqrl.ps.standalone import StandaloneShards, standalone_shards
+from zmqrl.ps.wire import codec
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.worker.connection import Connection, PulledWeights
+from zmqrl.ps.worker.machine import WorkerTiming
+
+WITHIN_S = 90.0
+QUICK = ShardTiming(heartbeat_s=0.1, need_s=0.15, need_most_s=0.5, stall_notice_s=5.0)
+QUICK_WORKER = WorkerTiming(hello_s=0.2, ping_s=0.2, snapshot_s=0.3)
+SGD = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5)
+HISTORY_KEYS = {
+    "version",
+    "view",
+    "quorum",
+    "ranks",
+    "late",
+    "duplicate",
+    "rejected",
+    "crc32",
+    "generation",
+    "totals",
+}
+
+Gradient = Callable[[int, PulledWeights], FloatVector]
+
+
+def flat_layout(count: int, shards: int) -> Layout:
+    return Layout.of([("w", (count,))], shards)
+
+
+def start_vector(count: int) -> FloatVector:
+    return np.random.default_rng(7).standard_normal(count, np.float32)
+
+
+def toy_gradient(rank: int, version: int, count: int) -> FloatVector:
+    """A gradient of few bits: a handful of them add up to the same float32 in any order."""
+    numbers = np.arange(count, dtype=np.int64) * 7 + rank * 13 + version * 31
+    return ((numbers % 17 - 8) / 16).astype(np.float32)
+
+
+def eventually(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+@dataclass(slots=True)
+class Served:
+    """Running shards and what a test asks of them."""
+
+    shards: StandaloneShards
+    optimizer: OptimizerConfig
+    start: FloatVector
+    asynchronous: bool
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.shards.cluster
+
+    @property
+    def all(self) -> range:
+        return range(self.cluster.layout.shards)
+
+    def pid(self, shard: int) -> int:
+        return self.shards.processes[shard].pid
+
+    def tell(self, message: m.Message) -> None:
+        for shard in self.all:
+            assert self.shards.control.send(shard, message)
+
+    def stop_at(self, version: int | None) -> None:
+        self.tell(m.Stop(run=self.cluster.run, version=version))
+
+    def stats(self) -> list[m.Stats]:
+        control = self.shards.control
+        # Answers that came twice, or after a question was given up, are older than this one.
+        list(control.arrivals(0))
+        found = control.stats(self.all, within_s=WITHIN_S, what="statistics")
+        return [found[shard] for shard in self.all]
+
+    def version(self) -> int:
+        """The newest version that every shard has made."""
+        return min(stats.version for stats in self.stats())
+
+    def wait_for(self, version: int, within_s: float = WITHIN_S) -> None:
+        eventually(lambda: self.version() >= version, f"version {version}", within_s)
+
+    def kill(self, shard: int) -> None:
+        self.shards.processes[shard].kill()
+        self.shards.processes[shard].wait(WITHIN_S)
+
+    def restart(self, shard: int) -> m.Welcome:
+        self.shards.start(shard)
+        control = self.shards.control
+        list(control.arrivals(0))
+        eventually(lambda: control.send(shard, control.hello()), "a connection")
+        return control.greet([shard], within_s=WITHIN_S)[shard]
+
+    def end_with(self, version: int) -> FloatVector:
+        """The vector of ``version`` as a checkpoint has it: float32 (count,)."""
+        control, layout = self.shards.control, self.cluster.layout
+        request = m.Checkpoint(run=self.cluster.run, version=version)
+        control.ask(
+            self.all,
+            lambda _: request,
+            lambda answer: answer if isinstance(answer, m.Stats) and answer.captured == version else None,
+            within_s=WITHIN_S,
+            what=f"checkpoint {version}",
+        )
+        states = [control.fetch(cut.shard, version) for cut in layout.slices]
+        return np.concatenate(
+            [np.frombuffer(state, "<f4", cut.count) for state, cut in zip(states, layout.slices, strict=True)]
+        )
+
+    def history(self, shard: int) -> list[dict[str, Any]]:
+        text = self.shards.jobs[shard].history_path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def replay(self, gradient: Callable[[int, int, int], FloatVector] = toy_gradient) -> FloatVector:
+        """The vector that the histories say must have come out, computed here without any server.
+
+        Asserts on the way that every version stands there once, made by distinct ranks, and was published as made.
+        """
+        optimizer, layout = Optimizer(self.optimizer), self.cluster.layout
+        vector = np.zeros(layout.count, np.float32)
+        for cut in layout.slices:
+            part = slice(cut.start, cut.stop)
+            weights = self.start[part].copy()
+            state = {name: np.zeros(cut.count, np.float32) for name in optimizer.state_names}
+            for version, line in enumerate(self.history(cut.shard)):
+                assert set(line) == HISTORY_KEYS | ({"staleness"} if self.asynchronous else set())
+                assert line["version"] == version + 1, "a version was lost or made twice"
+                assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"]
+                total = np.zeros(cut.count, np.float32)
+                for rank in line["ranks"]:
+                    total += gradient(rank, version, layout.count)[part]
+                new_weights, new_state = np.empty_like(weights), {k: np.empty_like(v) for k, v in state.items()}
+                optimizer.step(version, total, line["quorum"], weights, state, new_weights, new_state)
+                weights, state = new_weights, new_state
+                assert zlib.crc32(codec.encode(self.cluster.codec, weights).data) == line["crc32"]
+            vector[part] = weights
+        return vector
+
+    def finish(
+        self,
+        workers: contextlib.ExitStack,
+        more: int = 5,
+        gradient: Callable[[int, int, int], FloatVector] = toy_gradient,
+    ) -> int:
+        """Let the run end ``more`` versions from here, and assert that what came out is what its history says."""
+        version = max(stats.version for stats in self.stats()) + more
+        self.stop_at(version)
+        workers.close()
+        assert [(stats.version, stats.state) for stats in self.stats()] == [(version, "ended")] * len(self.all)
+        np.testing.assert_array_equal(self.end_with(version), self.replay(gradient))
+        return version
+
+
+@contextlib.contextmanager
+def served(
+    directory: Path,
+    *,
+    count: int = 1000,
+    shards: int = 2,
+    workers: int = 2,
+    quorum: int | None = None,
+    optimizer: OptimizerConfig = SGD,
+    timing: ShardTiming = QUICK,
+    layout: Layout | None = None,
+    start: FloatVector | None = None,
+    **options: Any,
+) -> Iterator[Served]:
+    """Shard processes with their state in ``directory``; ``options`` as in ``standalone_shards``."""
+    layout = layout or flat_layout(count, shards)
+    start = start_vector(layout.count) if start is None else start
+    with standalone_shards(
+        layout,
+        start,
+        optimizer=optimizer,
+        workers=workers,
+        quorum=quorum,
+        directory=directory,
+        timing=timing,
+        **options,
+    ) as running:
+        yield Served(running, optimizer, start, options.get("asynchronous", False))
+
+
+class Worker:
+    """A worker in a thread that pulls and pushes until the run ends; use it as a context manager.
+
+    ``pause_s(rank, version)`` is how long a gradient takes. Leaving the block waits for the end of the run, unless
+    ``leave`` was called, and raises what the thread raised.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        rank: int,
+        *,
+        gradient: Gradient | None = None,
+        pause_s: Callable[[int, int], float] = lambda rank, version: 0.0,
+        timing: WorkerTiming = QUICK_WORKER,
+    ) -> None:
+        self.rank = rank
+        self.count = cluster.layout.count
+        self.gradient = gradient
+        self.pause_s = pause_s
+        self.connection = Connection(cluster, rank, timing=timing)
+        self.pulled: list[tuple[int, int]] = []  # generation, version
+        self.last: FloatVector | None = None
+        self.error: BaseException | None = None
+        self.ended = threading.Event()  # its run is over; the connection stays open until the block is left
+        self.leaving = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Worker":
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and not self.leaving.is_set():
+            self.thread.join(WITHIN_S)
+            assert not self.thread.is_alive(), f"the run did not end for worker {self.rank}"
+        self.leaving.set()
+        self.connection.close()
+        if kind is None and self.error is not None:
+            raise self.error
+
+    @property
+    def version(self) -> int:
+        """The newest version it computed on."""
+        return self.pulled[-1][1] if self.pulled else -1
+
+    def _run(self) -> None:
+        version = -1
+        try:
+            while (weights := self.connection.pull(version, timeout_s=WITHIN_S)) is not None:
+                version = weights.version
+                self.pulled.append((weights.generation, version))
+                self.last = weights.vector.copy()
+                time.sleep(self.pause_s(self.rank, version))
+                if self.leaving.is_set():
+                    return
+                buffer = self.connection.gradient_buffer()
+                buffer[:] = self.gradient(self.rank, weights) if self.gradient else self._toy(version)
+                self.connection.push(weights, buffer)
+            self.ended.set()
+        except BaseException as error:
+            self.error = error
+
+    def _toy(self, version: int) -> FloatVector:
+        return toy_gradient(self.rank, version, self.count)
+
+
+def random_pause_s(most_s: float) -> Callable[[int, int], float]:
+    """Pauses that look random and are the same in every run."""
+    return lambda rank, version: most_s * float(np.random.default_rng([rank, version]).random())
+
+
+class Interrupted(BaseException):
+    """What the main thread was doing is interrupted, as by Ctrl-C."""
+
+
+@contextlib.contextmanager
+def signal_that_does_not_wake() -> Iterator[None]:
+    """After a moment, a signal comes that another thread takes: in the main one it raises, once that looks up."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    old = signal.signal(signal.SIGUSR2, interrupt)
+    taker = threading.Timer(0.3, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR2))
+    taker.start()
+    try:
+        yield
+    finally:
+        taker.join(WITHIN_S)
+        signal.signal(signal.SIGUSR2, old)
+
+
+# processes of their own
+
+
+@contextlib.contextmanager
+def start_process(job: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run this file with ``job``, at most until the block ends."""
+    with ending(subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()
+        yield process
+
+
+@contextlib.contextmanager
+def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterator["subprocess.Popen[bytes]"]:
+    """A toy worker in a process; it exits with status 0 when the run has ended."""
+    facts = {
+        "protocol": m.PROTOCOL,
+        "run": cluster.run,
+        "codec": cluster.codec,
+        "layout": cluster.layout.to_json(),
+        "shards": list(cluster.endpoints),
+    }
+    with start_process({"cluster": facts, "rank": rank, "pause_s": pause_s}) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def ending(process: "subprocess.Popen[AnyStr]") -> "Iterator[subprocess.Popen[AnyStr]]":
+    """Whatever happens in the block, the process is killed and waited for at its end, and its pipes are closed.
+
+    ``Popen`` itself would only wait, and without a limit.
+    """
+    try:
+        yield process
+    finally:
+        process.kill()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        process.wait(WITHIN_S)
+
+
+def forget_totals(path: Path) -> None:
+    """Make the slots of a store, and its history, those of a zmqrl that kept no totals."""
+    content = bytearray(path.read_bytes())
+    _, slots, _ = store.FILE_HEADER.unpack_from(content)
+    slot_bytes = (len(content) - store.PAGE) // slots
+    for start in (store.PAGE + index * slot_bytes + store.MARK_BYTES for index in range(slots)):
+        length, *others = store.SLOT_HEADER.unpack_from(content, start + store.CRC.size)
+        if length:
+            at = start + store.CRC.size + store.SLOT_HEADER.size
+            fields = msgpack.unpackb(content[at : at + length], strict_map_key=False)
+            del fields["totals"]
+            record = msgpack.packb(fields)
+            body = store.SLOT_HEADER.pack(len(record), *others) + record
+            header = store.CRC.pack(zlib.crc32(body)) + body
+            content[start : start + len(header)] = header
+    path.write_bytes(content)
+    history = path.parent.parent / "history" / path.with_suffix(".jsonl").name
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    history.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "totals"}) + "\n" for line in lines))
+
+
+def damage_newest_slot(path: Path) -> int:
+    """Flip a byte of the weights in the newest slot of a store; the version that it held."""
+    content = bytearray(path.read_bytes())
+    _, slots, _ = store.FILE_HEADER.unpack_from(content)
+    slot_bytes = (len(content) - store.PAGE) // slots
+    starts = [store.PAGE + index * slot_bytes for index in range(slots)]
+    headers = {
+        start: store.SLOT_HEADER.unpack_from(content, start + store.MARK_BYTES + store.CRC.size) for start in starts
+    }
+    newest = max(starts, key=lambda start: headers[start][1])
+    content[newest + store.HEADER_BYTES] ^= 1
+    path.write_bytes(content)
+    return int(headers[newest][3])
+
+
+def anonymous_mb(pid: int) -> float:
+    """Memory of a process that is its own: the mapped state file is not in it."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no RssAnon")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """As near to a full disk as an ordinary user comes; the kernel writes what fits, then fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = json.loads(sys.stdin.readline())
+    if "cluster" in job:
+        cluster = Cluster.from_json(job["cluster"])
+        with Worker(cluster, job["rank"], pause_s=lambda rank, version: job["pause_s"]):
+            pass
+        return
+    with served(Path(job["directory"]), shards=job["shards"]) as running:
+        facts = {"pids": [running.pid(shard) for shard in running.all], "endpoints": list(running.cluster.endpoints)}
+        sys.stdout.write(json.dumps(facts) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,273 @@
+"""What the tests of whole runs share: ``zmqrl train`` in a process of its own, and what it leaves on disk."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.lab import Lab
+from support.rig import HISTORY_KEYS, ending, eventually, is_alive
+
+from zmqrl.checkpoint import Checkpoint, checkpoints
+from zmqrl.commands.inspect.check_history import check
+
+# Deadlines are for a busy machine: a run of a second needs five when its processes have to import torch.
+WITHIN_S = 150.0
+# Short rollouts: a new one every 16 updates, of 256 agent steps a worker.
+QUICKLY = ("--ppo.rollout-steps", "32")
+
+SUMMARY_KEYS = {
+    "exit_reason",
+    "updates",
+    "agent_steps",
+    "abandoned_steps",
+    "wall_s",
+    "agent_steps_per_s",
+    "episodes",
+    "score_mean_50",
+    "workers",
+    "backups",
+    "quorum",
+    "shards",
+    "contributions",
+    "params_sha256",
+    "recipe",
+    "env",
+    "seed",
+    "flavour",
+    "provenance",
+}
+OUTCOMES = {"used", "late", "duplicate", "rejected", "skipped"}
+ROW_KEYS = {
+    "version",
+    "wall_s",
+    "agent_steps",
+    "agent_steps_per_s",
+    "score_mean_50",
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "grad_norm",
+    "policy_lag",
+    "contributions",
+    "split_s",
+}
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What a run leaves in its directory, read as its tools would."""
+
+    path: Path
+
+    def summary(self) -> Line:
+        return _json(self.path / "summary.json")
+
+    def cluster(self) -> Line:
+        return _json(self.path / "cluster.json")
+
+    def metrics(self) -> list[Line]:
+        return _lines(self.path / "metrics.jsonl")
+
+    def history(self, shard: int) -> list[Line]:
+        """The history of a shard; empty before there is one, as at the home of a run on other hosts."""
+        path = self.path / "history" / f"shard-{shard}.jsonl"
+        return _lines(path) if path.exists() else []
+
+    def generation(self, shard: int) -> int:
+        """That of the newest version of a shard; 0 before there is one."""
+        return max((line["generation"] for line in self.history(shard)[-1:]), default=0)
+
+    def log(self, name: str) -> str:
+        """The log of a process; empty before there is one."""
+        path = self.path / "logs" / f"{name}.log"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def newest(self) -> Checkpoint:
+        return Checkpoint.read(checkpoints(self.path / "checkpoints")[-1])
+
+    def version(self, shards: int = 2) -> int:
+        """The newest version that all ``shards`` have made."""
+        return min(len(self.history(shard)) for shard in range(shards))
+
+    def assert_history_exact(self, updates: int, *, shards: int = 2, quorum: int = 2) -> None:
+        """Every version from 1 to ``updates`` stands there once, on every shard, made by ``quorum`` distinct ranks."""
+        for shard in range(shards):
+            history = self.history(shard)
+            assert [line["version"] for line in history] == list(range(1, updates + 1))
+            for line in history:
+                assert set(line) == HISTORY_KEYS
+                assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"] == quorum
+
+    def assert_contributions_exact(self, *, shards: int = 2) -> None:
+        """Summary, last manifest and last row count what stands in the histories, and the rows only rise."""
+        assert check(self.path)["violations"] == []
+        lines = [line for shard in range(shards) for line in self.history(shard)]
+        counted = {name: sum(line[name] for line in lines) for name in ("late", "duplicate", "rejected")}
+        counted["used"] = sum(len(line["ranks"]) for line in lines)
+        rows = self.metrics()
+        for place in (self.summary(), self.newest().counters, rows[-1]):
+            assert {outcome: n for outcome, n in place["contributions"].items() if outcome != "skipped"} == counted
+        versions = [row["version"] for row in rows]
+        assert versions == sorted(set(versions))
+        for figure in ("agent_steps", "episodes", "wall_s"):
+            assert [row[figure] for row in rows] == sorted(row[figure] for row in rows)
+
+    def assert_summary_exact(self, reason: str, *, quorum: int = 2, shards: int = 2) -> Line:
+        """The summary has every key, and its figures are those of the last checkpoint and of each other."""
+        summary, last = self.summary(), self.newest()
+        assert set(summary) == SUMMARY_KEYS
+        assert set(summary["contributions"]) == OUTCOMES
+        assert summary["exit_reason"] == reason
+        assert (summary["quorum"], summary["shards"]) == (quorum, shards)
+        assert summary["updates"] == last.version
+        assert summary["contributions"]["used"] == quorum * shards * summary["updates"]
+        assert summary["params_sha256"] == last.params_sha256()
+        return summary
+
+
+class Run:
+    """A supervisor's process. ``files`` are those of its run directory; what it prints goes beside the directory."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
+        self.process, self.files = process, RunFiles(path)
+
+    def wait(self, within_s: float = WITHIN_S) -> int:
+        """The exit status. Fails with what the run said when it does not end."""
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the run did not end within {within_s:g} s; it said:\n{self.said()}")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def said(self) -> str:
+        """All that it printed so far, both streams."""
+        return "".join(path.read_text(encoding="utf-8") for path in self._streams() if path.exists())
+
+    def complaint(self) -> str:
+        return self._streams()[1].read_text(encoding="utf-8")
+
+    def wait_for(self, version: int) -> None:
+        """Wait until every shard has made ``version``."""
+        self.eventually(lambda: self.files.version() >= version, f"version {version}")
+
+    def wait_to_say(self, words: str) -> None:
+        self.eventually(lambda: words in self.said(), f"to say {words!r}")
+
+    def eventually(self, condition: Any, what: str) -> None:
+        eventually(lambda: condition() or self.process.poll() is not None, what, WITHIN_S)
+        assert condition(), f"ended without {what}; it said:\n{self.said()}"
+
+    def pids(self) -> list[int]:
+        """The processes that the supervisor has started and that run now."""
+        cluster = self.files.cluster()
+        return [entry["pid"] for entry in (*cluster["shards"], *cluster["workers"]) if entry["pid"] is not None]
+
+    def pid(self, role: str, number: int) -> int | None:
+        """The process id of a shard or worker; None while it is being started again."""
+        key = {"shard": "shard", "worker": "rank"}[role]
+        (found,) = [entry["pid"] for entry in self.files.cluster()[f"{role}s"] if entry[key] == number]
+        return found if found is not None and is_alive(found) else None
+
+    def kill(self, role: str, number: int) -> None:
+        """``kill -9`` a shard or worker that is up."""
+        self.eventually(lambda: self.pid(role, number), f"{role} {number}")
+        pid = self.pid(role, number)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def assert_nothing_left(self, pids: list[int], within_s: float) -> None:
+        eventually(lambda: not any(map(is_alive, pids)), f"the end of processes {pids}", within_s)
+
+    def _streams(self) -> tuple[Path, Path]:
+        beside = self.files.path.parent
+        return beside / f"{self.files.path.name}.stdout", beside / f"{self.files.path.name}.stderr"
+
+
+@contextlib.contextmanager
+def training(
+    path: Path,
+    *options: str,
+    program: Sequence[str] = ("-m", "zmqrl"),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Run]:
+    """``zmqrl train cartpole --run-dir PATH OPTIONS``; leaving the block ends it and asserts that nothing is left."""
+    command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
+    with _started(command, path, environment or {}) as run:
+        try:
+            yield run
+        finally:
+            pids = run.pids() if run.files.path.joinpath("cluster.json").exists() else []
+            run.process.kill()
+            run.wait()
+            run.assert_nothing_left(pids, within_s=60)
+
+
+@contextlib.contextmanager
+def launching(lab: Lab, path: Path, *options: str, hosts: str | None = None) -> Iterator[Run]:
+    """``zmqrl launch cartpole`` on the hosts of ``lab``, all of them if not said; leaving the block kills it."""
+    where = ("-H", hosts or ",".join(lab.hosts), "--ssh-config", str(lab.ssh_config))
+    command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
+    with _started(command, path, {}) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str], path: Path, environment: Mapping[str, str]) -> Iterator[Run]:
+    with (
+        (path.parent / f"{path.name}.stdout").open("wb") as stdout,
+        (path.parent / f"{path.name}.stderr").open("wb") as stderr,
+        ending(
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=os.environ | environment
+            )
+        ) as process,
+    ):
+        yield Run(process, path)
+
+
+@contextlib.contextmanager
+def outside_worker(run: Run, *options: str, code: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+    """``zmqrl worker`` with the cluster file of ``run``; it is killed if it has not ended with the block.
+
+    ``code`` is a directory with another zmqrl.
+    """
+    command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json"), *options]
+    with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=code)) as process:
+        yield process
+
+
+def trained(path: Path, *options: str) -> RunFiles:
+    """Train until the run ends by itself, with exit status 0."""
+    with training(path, *options) as run:
+        status = run.wait()
+        assert status == 0, run.said()
+        return run.files
+
+
+def copied(files: RunFiles, path: Path) -> Path:
+    """A copy of a run directory, to go on with."""
+    return shutil.copytree(files.path, path)
+
+
+def _json(path: Path) -> Line:
+    found: Line = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _lines(path: Path) -> list[Line]:
+    """Whole lines only: the file may be growing."""
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]

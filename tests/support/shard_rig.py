@@ -1,0 +1,140 @@
+"""A shard's state machine at version 0, and short words for what can happen to it."""
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from zmqrl.ps.shard.events import (
+    Action,
+    ControlArrived,
+    Event,
+    GradientArrived,
+    Identity,
+    PresenceChanged,
+    Publish,
+    PublishWeights,
+    Record,
+    Send,
+    StateRestored,
+    Tick,
+    Update,
+    Updated,
+    View,
+)
+from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
+from zmqrl.ps.wire import messages as m
+
+T = TypeVar("T")
+
+SUPERVISOR = b"supervisor"
+IDENTITY = Identity(
+    run="run",
+    layout="layout",
+    shard=1,
+    incarnation=7,
+    codec="f32",
+    payload_bytes={"f32": 64, "bf16": 32},
+    secret="secret",
+)
+HELLO = m.Hello(run="run", layout="layout", role="worker", rank=0, incarnation=10, host="h", pid=1, secret="")
+GRADIENT = m.Gradient(
+    run="run",
+    layout="layout",
+    generation=1,
+    view=1,
+    shard=1,
+    version=0,
+    rank=0,
+    incarnation=10,
+    attempt=0,
+    codec="f32",
+)
+RECORD = Record.handed_over(1, 0, View(1, 2, (0, 1, 2)))
+
+
+def of(kind: type[T], actions: list[Action]) -> list[T]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def sent(actions: list[Action]) -> list[m.Message]:
+    return [action.message for action in of(Send, actions)]
+
+
+def to(kind: type[T], actions: list[Action]) -> list[tuple[bytes, T]]:
+    """The messages of one kind that are sent, and to whom."""
+    return [(action.peer, action.message) for action in of(Send, actions) if isinstance(action.message, kind)]
+
+
+def published(actions: list[Action]) -> list[str]:
+    """What subscribers hear, in order."""
+    heard = [action for action in actions if isinstance(action, Publish | PublishWeights)]
+    return ["weights" if isinstance(a, PublishWeights) else type(a.message).__name__.lower() for a in heard]
+
+
+def handle(shard: ShardMachine, event: Event, now: float = 0.0, *, finite: bool = True) -> list[Action]:
+    """What is done in the end: each Update is carried out, with a result that is ``finite``."""
+    actions = []
+    for action in shard.handle(event, now):
+        actions.append(action)
+        if isinstance(action, Update):
+            actions += handle(shard, Updated(action.record, finite), now)
+    return actions
+
+
+def control(shard: ShardMachine, message: m.Message, peer: bytes = SUPERVISOR, now: float = 0.0) -> list[Action]:
+    payload = b"state" if isinstance(message, m.Load) else None
+    return handle(shard, ControlArrived(peer, message, payload), now)
+
+
+def arrive(shard: ShardMachine, worker: int, now: float = 0.0, incarnation: int = 10) -> list[Action]:
+    """A worker subscribes and says HELLO."""
+    here = handle(shard, PresenceChanged(worker, incarnation, here=True), now)
+    return here + control(shard, replace(HELLO, rank=worker, incarnation=incarnation), b"%d" % worker, now)
+
+
+def push(
+    machine: ShardMachine, worker: int, now: float = 0.0, *, finite: bool = True, size: int = 64, **fields: Any
+) -> Any:
+    """A contribution to the open version arrives, or one that differs from it in ``fields``."""
+    header = replace(
+        GRADIENT, rank=worker, generation=machine.generation, version=machine.version, view=machine.view.id
+    )
+    event = GradientArrived(replace(header, **fields), f"payload {worker}", size, lambda: finite)
+    return handle(machine, event, now)
+
+
+def make_version(shard: ShardMachine, *workers: int, now: float = 0.0) -> list[Action]:
+    return [action for worker in workers for action in push(shard, worker, now)]
+
+
+def opened(
+    *,
+    consistent: bool = False,
+    asynchronous: bool = False,
+    workers: tuple[int, ...] = (0, 1, 2),
+    identity: Identity = IDENTITY,
+    **record: Any,
+) -> ShardMachine:
+    """A shard at version 0, two of ranks 0 to 2 make an update, whose workers are all there."""
+    shard = ShardMachine(identity, ShardTiming(), consistent=consistent, asynchronous=asynchronous)
+    control(shard, replace(HELLO, role="supervisor", secret="secret"))
+    shard.handle(StateRestored(replace(RECORD, **record), recovered=False), 0.0)
+    for worker in workers:
+        arrive(shard, worker)
+    return shard
+
+
+def tallies(shard: ShardMachine) -> dict[int, list[int]]:
+    """Used, late, duplicate and rejected by rank."""
+    return {rank: list(tally) for rank, tally in shard.contributions.tallies.items()}
+
+
+def stop_at(version: int | None) -> m.Stop:
+    return m.Stop(run="run", version=version)
+
+
+def ticks(shard: ShardMachine, until_s: float, step_s: float = 0.05) -> list[tuple[float, str]]:
+    """What is published while nothing arrives."""
+    heard = []
+    for i in range(1, round(until_s / step_s) + 1):
+        heard += [(round(i * step_s, 3), what) for what in published(shard.handle(Tick(), i * step_s))]
+    return heard

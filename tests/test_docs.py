@@ -1,0 +1,60 @@
+"""The documents: every link leads to a file and a heading that exist; so do the paths of the architecture page."""
+
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+GENERATED = {"security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "launch/**/*.md", "benchmarks/**/*.md", ".github/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    found = set()
+    for heading in re.findall(r"^#+ +(.*?)\s*$", prose(page), re.MULTILINE):
+        text = unicodedata.normalize("NFKD", re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", heading))
+        found.add(re.sub(r"[^\w\s-]", "", text).strip().lower().replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_something(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name}: there is no {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name}: {link}: {target.name} has {sorted(anchors(target))}"
+
+
+def test_every_path_of_the_architecture_page_exists() -> None:
+    named = re.findall(r"`([\w./-]+(?:\.py|\.txt|/))`", prose(ROOT / "docs/architecture.md"))
+    assert len(named) > 50
+    for path in named:
+        assert (ROOT / "zmqrl" / path).exists() or (ROOT / path).exists(), f"there is no {path}"
+
+
+def test_every_page_of_the_site_exists() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2].partition("\n\n")[0]
+    pages = re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)
+    assert len(pages) > 10
+    for page in pages:
+        source = ROOT / GENERATED[page] if page in GENERATED else ROOT / "docs" / page
+        assert source.exists() or page == "reference/commands.md", f"there is no {page}"
+    listed = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert listed <= set(pages), "a page is missing in the navigation"

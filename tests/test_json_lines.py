@@ -1,0 +1,76 @@
+"""Files of JSON lines: whole lines only, whatever was killed or full."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.rig import file_size_limit
+
+from zmqrl import json_lines
+from zmqrl.json_lines import JsonLines
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_row_is_a_line_that_can_be_read_at_once(tmp_path: Path) -> None:
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    row = {"version": 1, "contributions": {"used": 3}, "policy_lag": None}
+    file.write(row)
+    assert lines(tmp_path / "metrics.jsonl") == [row]
+    file.close()
+
+
+def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    file.write({"loss": float("nan"), "split_s": {"act": float("inf")}, "scores": [1.0, float("-inf")]})
+    file.close()
+    assert lines(tmp_path / "metrics.jsonl") == [{"loss": None, "split_s": {"act": None}, "scores": [1.0, None]}]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+@pytest.mark.parametrize("torn", ["", '{"version": 2, "wa'])
+def test_a_resumed_run_appends_after_the_last_whole_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str, piece: int
+) -> None:
+    monkeypatch.setattr(json_lines, "PIECE_BYTES", piece)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"version": 1}\n' + torn)
+    file = JsonLines(path)
+    file.write({"version": 3})
+    file.close()
+    assert lines(path) == [{"version": 1}, {"version": 3}]
+
+
+def test_a_full_disk_is_told_of_when_it_begins_and_leaves_whole_lines(tmp_path: Path) -> None:
+    path, told = tmp_path / "metrics.jsonl", list[str]()
+    file = JsonLines(path)
+    file.write_or_tell({"version": 1}, told.append)
+    with file_size_limit(path.stat().st_size + 5):
+        file.write_or_tell({"version": 2}, told.append)
+        file.write_or_tell({"version": 3}, told.append)
+    file.write_or_tell({"version": 4}, told.append)
+    with file_size_limit(path.stat().st_size):
+        file.write_or_tell({"version": 5}, told.append)
+    file.close()
+    assert lines(path) == [{"version": 1}, {"version": 4}]
+    assert [text.startswith(f"{path} misses lines from here on: ") for text in told] == [True, True]
+
+
+def test_rows_above_a_version_and_those_that_were_overtaken_go_to_a_file_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = JsonLines(path)
+    for version in (1, 2, 5, 6, 7, 3, 4, 8):  # an older zmqrl went back without moving rows away
+        rows.write({"version": version})
+    with path.open("ab") as file:
+        file.write(b"{\n")
+    rows.rewind(4, generation=3)
+    rows.write({"version": 5})
+    assert [json.loads(line)["version"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    aside = path.with_name("metrics.before-generation-3.jsonl").read_text().splitlines()
+    assert sorted(aside) == ["{", *(f'{{"version": {version}}}' for version in (5, 6, 7, 8))]
+    rows.rewind(5, generation=4)
+    assert not path.with_name("metrics.before-generation-4.jsonl").exists()
+    rows.close()

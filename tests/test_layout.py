@@ -1,0 +1,166 @@
+"""The layout of the package: imports go down only, folders stay small, and every module that is named exists."""
+
+import ast
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.paths import ROOT
+
+from zmqrl.cli import COMMANDS
+
+PACKAGE = ROOT / "zmqrl"
+MOST_MODULES_IN_A_FOLDER = 16
+
+# Bottom first. A module imports from its own unit and from lower lines. Units of one line know nothing of each other.
+ORDER = (
+    ("__init__",),  # which imports the policy too, but only for those who ask for it
+    ("errors", "process_id"),
+    ("process", "json_lines"),
+    ("rundir",),
+    ("observe",),
+    ("ps",),
+    ("learner",),
+    ("checkpoint",),
+    ("config",),
+    ("recipes",),
+    ("policy",),
+    ("reporter",),
+    ("worker",),
+    ("hostd",),
+    ("hosts",),
+    ("supervisor",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+LEVELS = {unit: level for level, units in enumerate(ORDER) for unit in units}
+FOR_HOSTD = (
+    "zmqrl",
+    "zmqrl.errors",
+    "zmqrl.process",
+    "zmqrl.process_id",
+    "zmqrl.rundir",
+    "zmqrl.observe.provenance",
+    "zmqrl.hostd",
+)
+MODULES = {
+    ".".join(("zmqrl", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def unit_of(module: str) -> str:
+    """The folder or module below ``zmqrl`` that ``module`` is in; ``__init__`` for the package itself."""
+    return [*module.split("."), "__init__"][1]
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The line and the module of every import, also of those within functions; of ``from a import b`` a.b if it is one.
+
+    What is imported only for type checking does not count.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    skipped = {id(inner) for node in for_types for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            named = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((node.lineno, name if name in MODULES else node.module) for name in named)
+
+
+def ours(path: Path) -> Iterator[tuple[int, str]]:
+    yield from ((line, module) for line, module in imports_of(path) if module.split(".")[0] == "zmqrl")
+
+
+def test_every_module_belongs_to_a_unit_of_the_order() -> None:
+    assert {unit_of(module) for module in MODULES} == set(LEVELS)
+
+
+def test_a_module_imports_from_its_own_unit_and_from_those_below() -> None:
+    assert not [
+        f"{MODULES[module]}:{line} imports {imported}"
+        for module in MODULES
+        for line, imported in ours(MODULES[module])
+        if module != "zmqrl" and not may_import(unit_of(module), unit_of(imported))
+    ]
+
+
+def may_import(unit: str, other: str) -> bool:
+    return unit == other or (LEVELS[other] < LEVELS[unit] and {unit, other} != {"ps", "learner"})
+
+
+def test_the_program_on_each_host_needs_little_but_the_standard_library() -> None:
+    assert not [
+        f"{MODULES[module]}:{line} imports {imported}"
+        for module in MODULES
+        for line, imported in imports_of(MODULES[module])
+        if unit_of(module) == "hostd"
+        and imported not in FOR_HOSTD
+        and not imported.startswith("zmqrl.hostd.")
+        and imported.split(".")[0] not in sys.stdlib_module_names
+    ]
+
+
+def test_no_folder_has_more_modules_than_can_be_taken_in_at_a_glance() -> None:
+    folders = {path.parent for path in MODULES.values()}
+    sizes = {folder: len(list(folder.glob("*.py"))) for folder in folders}
+    assert not {folder: size for folder, size in sizes.items() if size > MOST_MODULES_IN_A_FOLDER}
+
+
+# modules that are named in text
+
+
+def named_in_code() -> Iterator[tuple[str, str]]:
+    """The place and the name of each module of ours in a string, such as ``"zmqrl.worker"`` or ``-m zmqrl.worker``."""
+    named = re.compile(r"zmqrl(?:\.[a-z_]\w*)+")
+    after_m = re.compile(r"-m (zmqrl(?:\.[a-z_]\w*)*)")
+    for folder in ("zmqrl", "tests", "benchmarks", "launch"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    names = [node.value] if named.fullmatch(node.value) else after_m.findall(node.value)
+                    yield from ((f"{path.relative_to(ROOT)}:{node.lineno}", name) for name in names)
+
+
+def named_in_texts() -> Iterator[tuple[str, str]]:
+    """The same in documents, scripts and the project file: modules behind ``-m``, and those in code."""
+    named = re.compile(r"(?:-m |`|from |import )(zmqrl(?:\.[a-z_]\w*)*)(?=[`\s\n]|$)")
+    scripts = [path for path in (ROOT / "launch").rglob("*") if path.is_file() and path.suffix in ("", ".sh")]
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "Makefile", *scripts]
+    for path in sorted(texts):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            yield from ((f"{path.relative_to(ROOT)}:{number}", name) for name in named.findall(line))
+
+
+def exists(name: str) -> bool:
+    """Whether ``name`` is a module, or something in one."""
+    if name in MODULES:
+        return importlib.util.find_spec(name) is not None
+    module, _, attribute = name.rpartition(".")
+    if module not in MODULES:
+        return False
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    return any(attribute in (getattr(node, "name", None), getattr(node, "id", None)) for node in ast.walk(tree)) or any(
+        attribute == alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    )
+
+
+def test_every_module_that_is_named_exists() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    found = [
+        *named_in_code(),
+        *named_in_texts(),
+        *(("pyproject.toml", script.partition(":")[0]) for script in scripts.values()),
+        *(("the table of commands", f"zmqrl.commands.{command.module}.command") for command in COMMANDS.values()),
+    ]
+    assert len(found) > 20, "the search finds nothing any more"
+    assert not [f"{place} names {name}" for place, name in found if not exists(name)]

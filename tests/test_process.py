@@ -1,0 +1,136 @@
+"""A follower ends with its parent, whatever its main thread is doing, and whatever became of the signal."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.rig import WITHIN_S, Interrupted, ending, eventually, signal_that_does_not_wake
+
+from zmqrl.process import LOG_LEVEL, Messages
+
+pytestmark = pytest.mark.processes
+
+# The listener has sent SIGTERM before the main thread begins to wait: a handler that does nothing stands for it.
+SIGNAL_CAME_JUST_BEFORE = """
+import signal
+from zmqrl.process import Messages
+told = Messages()
+signal.signal(signal.SIGTERM, lambda *_: None)
+"""
+WAITING = SIGNAL_CAME_JUST_BEFORE + "print('up', flush=True)\ntold.get()\n"
+AT_WORK = """
+import time
+from zmqrl.process import Messages
+told = Messages()
+told.get()
+try:
+    print('up', flush=True)
+    time.sleep(600)
+finally:
+    time.sleep(0.5)
+    print('cleaned up', flush=True)
+"""
+# The library that runs the work takes the exception for one of its own.
+SWALLOWING = """
+import time
+from zmqrl.process import Messages
+told = Messages()
+try:
+    print('up', flush=True)
+    time.sleep(600)
+except SystemExit:
+    pass
+told.get()
+"""
+
+
+def child(program: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize("program", [WAITING, SWALLOWING], ids=["lost before a wait", "swallowed"])
+def test_a_follower_whose_signal_is_lost_ends_with_its_parent(program: str) -> None:
+    with ending(child(program)) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.stdin.close()
+        assert process.wait(WITHIN_S) == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_signal_that_does_not_wake_the_main_thread_ends_a_wait_for_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Messages, "_listen", lambda self: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Interrupted), signal_that_does_not_wake():
+            Messages().get()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_end_of_the_parent_interrupts_work_in_hand_and_a_second_signal_does_not_interrupt_the_cleanup() -> None:
+    with ending(child(AT_WORK)) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"{}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"up\n"
+        process.stdin.close()
+        eventually(lambda: ignores_sigterm(process.pid), "the first signal")
+        process.terminate()
+        assert process.stdout.read() == b"cleaned up\n"
+        assert process.wait(WITHIN_S) == 0
+
+
+def ignores_sigterm(pid: int) -> bool:
+    with Path(f"/proc/{pid}/status").open(encoding="ascii") as status:
+        (ignored,) = [int(line.split()[1], 16) for line in status if line.startswith("SigIgn:")]
+    return bool(ignored >> 14 & 1)
+
+
+def test_a_message_that_is_no_json_ends_a_follower() -> None:
+    with ending(child(SIGNAL_CAME_JUST_BEFORE + "told.get()\n")) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"{\n")
+        process.stdin.flush()
+        assert process.wait(WITHIN_S) == 0
+
+
+LOGS_AT_EACH_LEVEL = """
+import logging
+from zmqrl.process import log_to_stderr
+log = log_to_stderr("zmqrl.worker")
+for level in ("debug", "info", "warning", "error"):
+    getattr(log, level)(f"{level} line")
+    getattr(logging.getLogger("matplotlib"), level)(f"{level} of another package")
+"""
+
+
+@pytest.mark.parametrize(
+    ("level", "logged"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("ERROR", ["error"]),
+        ("", ["info", "warning", "error"]),
+        (None, ["info", "warning", "error"]),
+        ("chatty", ["info", "warning", "error"]),  # the command line refuses it; another host may have its own
+    ],
+)
+def test_a_process_logs_from_the_level_of_the_environment_on(
+    monkeypatch: pytest.MonkeyPatch, level: str | None, logged: list[str]
+) -> None:
+    monkeypatch.delenv(LOG_LEVEL, raising=False)
+    if level is not None:
+        monkeypatch.setenv(LOG_LEVEL, level)
+    with ending(child(LOGS_AT_EACH_LEVEL)) as process:
+        _, errors = process.communicate(timeout=WITHIN_S)
+    lines = errors.decode().splitlines()
+    assert [line.split()[-2] for line in lines if line.endswith(" line")] == logged
+    others = [line.split()[-4] for line in lines if line.endswith("of another package")]
+    assert others == [each for each in logged if each != "debug"]

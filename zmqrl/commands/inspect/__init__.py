@@ -1,0 +1,1 @@
+"""Verbs that look at a run or at hosts and change nothing."""

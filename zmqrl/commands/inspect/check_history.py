@@ -1,0 +1,201 @@
+"""``zmqrl check-history``: whether the histories of a run are whole and agree with each other and with its summary."""
+
+import itertools
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import tyro
+
+from zmqrl.commands.options import parse
+from zmqrl.errors import UsageError
+from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
+from zmqrl.observe.metrics import summed
+from zmqrl.process import interruptible
+from zmqrl.ps.shard.events import Totals
+from zmqrl.ps.shard.history import counts_of, parse_line
+from zmqrl.rundir import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Check that the histories of a run are whole and agree with its summary; exit status 1 if they do not."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a history: how its version was made. ``number`` counts from 1."""
+
+    number: int
+    version: int
+    generation: int
+    view: int
+    quorum: int
+    ranks: list[int]
+    counts: Totals
+
+    @classmethod
+    def read(cls, number: int, raw: bytes) -> Self | None:
+        """The line that ``raw`` is; None if it cannot be read."""
+        found = parse_line(raw)
+        if found is None:
+            return None
+        version, view, quorum, ranks = (found.get(name, -1) for name in ("version", "view", "quorum", "ranks"))
+        generation = found.get("generation", 0)  # those of long ago have none
+        if not isinstance(ranks, list) or not version:
+            return None
+        if any(type(each) is not int or each < 0 for each in (version, generation, view, quorum, *ranks)):
+            return None
+        return cls(number, version, generation, view, quorum, ranks, counts_of(found))
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl check-history``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl check-history"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Print what is wrong with the histories of a run. Raises UsageError."""
+    found = check(options.run)
+    sys.stdout.write((json.dumps(found) if options.json else _report(found)) + "\n")
+    return 1 if found["violations"] else 0
+
+
+def check(path: Path) -> dict[str, Any]:
+    """Plain data: ``shards``, ``versions`` that all of them have made, and ``violations``, each as a sentence.
+
+    Raises UsageError when ``path`` is not a run directory.
+    """
+    directory = RunDirectory(path)
+    settings = read_object(directory.config, SETTINGS, "restore it, or name another run")
+    if settings is None:
+        raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+    if type(settings.get("shards")) is not int:
+        raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or name another run.")
+    # The summary of a run that could not end tells of its last checkpoint, and its shards were further.
+    ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
+    histories: dict[int, list[Line]] = {}
+    violations: list[str] = []
+    for shard in range(settings["shards"]):
+        history = directory.history(shard)
+        histories[shard], unreadable = _read(history)
+        found = [
+            *([] if history.exists() or directory.in_use() else ["there is no history"]),
+            *(f"line {number} cannot be read" for number in unreadable),
+            *_faults(histories[shard]),
+            *(
+                f"lines that could not be read were left out; {aside.name} is the file as it was"
+                for aside in sorted(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
+            ),
+        ]
+        violations += [f"shard {shard}: {sentence}" for sentence in found]
+    violations += _too_few(histories)
+    if ended is not None:
+        violations += _disagreements(histories, ended, together=settings.get("mode") != "async")
+    return {
+        "shards": len(histories),
+        "versions": min((_newest(lines) for lines in histories.values()), default=0),
+        "violations": violations,
+    }
+
+
+def _read(path: Path) -> tuple[list[Line], list[int]]:
+    """The lines that can be read, and the numbers of the others; a last line that is being written is neither."""
+    try:
+        whole = path.read_bytes().split(b"\n")[:-1]
+    except (FileNotFoundError, NotADirectoryError):
+        whole = []
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}.") from error
+    read = [(number, Line.read(number, raw)) for number, raw in enumerate(whole, start=1)]
+    return [line for _, line in read if line is not None], [number for number, line in read if line is None]
+
+
+def _newest(lines: Sequence[Line]) -> int:
+    return max((line.version for line in lines), default=0)
+
+
+def _faults(lines: Sequence[Line]) -> Iterator[str]:
+    """What is wrong with the history of one shard."""
+    stands: dict[int, int] = {}
+    newest = generation = 0
+    for line in lines:
+        version, ranks = f"version {line.version}", ", ".join(map(str, line.ranks))
+        if line.version in stands:
+            yield f"{version} stands twice, in lines {stands[line.version]} and {line.number}"
+        elif line.version < newest:
+            yield f"{version} in line {line.number} stands after version {newest}"
+        if line.generation < generation:
+            yield f"{version} is of generation {line.generation}, after one of generation {generation}"
+        if len(set(line.ranks)) < len(line.ranks):
+            yield f"{version} was made by a rank twice: {ranks}"
+        elif line.ranks != sorted(line.ranks):
+            yield f"{version} has ranks that are not in order: {ranks}"
+        if len(line.ranks) != line.quorum:
+            yield f"{version} was made by {len(line.ranks)} contributions, but its quorum is {line.quorum}"
+        stands.setdefault(line.version, line.number)
+        newest, generation = max(newest, line.version), max(generation, line.generation)
+    for before, after in itertools.pairwise([0, *sorted(stands)]):
+        if after == before + 2:
+            yield f"version {before + 1} is missing"
+        elif after > before + 2:
+            yield f"versions {before + 1} to {after - 1} are missing"
+
+
+def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
+    """Versions of fewer contributions than their view demands.
+
+    How many that are is known from the others of the same view. The first of them on a shard says nothing: when a view
+    lowers the quorum, more may be there already.
+    """
+    counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
+    for lines in histories.values():
+        seen = set()
+        for line in lines:
+            view = line.generation, line.view
+            if view in seen:
+                counts[view][line.quorum] += 1
+            seen.add(view)
+    demanded = {view: max(found, key=lambda quorum: (found[quorum], -quorum)) for view, found in counts.items()}
+    for shard, lines in histories.items():
+        for line in lines:
+            quorum = demanded.get((line.generation, line.view), 0)
+            if line.quorum < quorum:
+                yield (
+                    f"shard {shard}: version {line.version} was made by {line.quorum} of the {quorum} contributions "
+                    f"that view {line.view} of generation {line.generation} demands"
+                )
+
+
+def _disagreements(
+    histories: Mapping[int, Sequence[Line]], ended: Mapping[str, Any], *, together: bool
+) -> Iterator[str]:
+    """Where the histories are not those of a run that ``ended`` so; ``together``: with one version on all shards."""
+    for shard, lines in histories.items():
+        if together and _newest(lines) != ended["updates"]:
+            yield f"shard {shard}: the history ends with version {_newest(lines)}, but the run with {ended['updates']}"
+    for outcome, count in summed(_total(lines) for lines in histories.values()).items():
+        told = ended["contributions"].get(outcome)
+        if told != count:
+            yield f"summary.json counts {told} contributions as {outcome}, but the histories {count}"
+
+
+def _total(lines: Iterable[Line]) -> list[int]:
+    return [sum(column) for column in zip((0, 0, 0, 0), *(line.counts for line in lines), strict=True)]
+
+
+def _report(found: Mapping[str, Any]) -> str:
+    violations = found["violations"]
+    return "\n".join(
+        [*violations, f"{found['shards']} shards, {found['versions']} versions, {len(violations) or 'no'} violations"]
+    )

@@ -1,0 +1,174 @@
+"""``zmqrl doctor``: look at all hosts, and at every route between them, before a run is started there."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zmqrl.commands.measure.compare import NOT_CUT_OFF
+from zmqrl.commands.options import parse_known
+from zmqrl.commands.run.launch import other_code
+from zmqrl.commands.run.train import config_from
+from zmqrl.config import Config
+from zmqrl.hostd.messages import Clean, Up
+from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.placement import place_run
+from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
+from zmqrl.hosts.probing import Route, probe_ids
+from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
+from zmqrl.hosts.ssh import connect
+from zmqrl.observe.provenance import code_hash
+from zmqrl.process import interruptible
+
+LEASE_S = 8.0
+ROUTES_SHOWN = 24
+KEYS = (
+    *("zmqrl", "code", "python", "cores", "interfaces", "game_error", "memory_bytes", "open_files", "disk_bytes"),
+    *("shm_bytes", "clock_ahead_s"),
+)
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(HostOptions):
+    """Look whether hosts are fit for a run, and how they reach each other. Takes all options of `zmqrl train`, too."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl doctor``. Raises ZmqrlError."""
+    options, rest = parse_known(Options, arguments, "zmqrl doctor")
+    return run(options, config_from(rest, over_tcp))
+
+
+@interruptible()
+def run(options: Options, config: Config) -> int:
+    """Examine the hosts; the exit status: 0 nothing is in the way, 3 something is. Raises UsageError."""
+    reach = options.reach()
+    hosts = reach.hosts
+    check(config, hosts)
+    reach = options.bring(reach, _say)
+    up, found, verdict = examine(reach, config)
+    if options.json:
+        sys.stdout.write(json.dumps(to_json(hosts, up, found, verdict)) + "\n")
+        return 3 if verdict.problems else 0
+    console = Console(width=None if sys.stdout.isatty() else NOT_CUT_OFF, highlight=False)
+    console.print(host_table(hosts, up, found))
+    if found.routes:
+        console.print(route_table(found.routes))
+    for kind, sentences in (("warning", verdict.warnings), ("problem", verdict.problems)):
+        for sentence in sentences:
+            console.print(Text(f"{kind}: {sentence}"))
+    if verdict.problems:
+        return 3
+    console.print(Text(f"nothing is in the way of this run on {', '.join(host.name for host in hosts)}"))
+    return 0
+
+
+def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdict]:
+    """What agents say of hosts, of those where one comes up; what is found there, and what of it is wrong."""
+    hosts = reach.hosts
+    work = f"doctor-{secrets.token_hex(6)}"
+    links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
+    places = {probe: host for host, probe in probe_ids(links).items()}
+    launcher = Daemons(links, places.__getitem__)
+    with contextlib.closing(launcher):
+        _say(f"connecting to {len(hosts)} hosts")
+        try:
+            failed = connect(list(links.values()), instead=reach.instead)
+            up = {name: link.up for name, link in links.items() if link.up is not None}
+            placement = place_run(config, hosts, reach.cores(up))
+            other = {name: about for name, about in up.items() if about.code != code_hash()}
+            failed |= {name: other_code(about, reach.instead) for name, about in other.items()}
+            fit = {name: about for name, about in up.items() if name not in failed}
+            addresses, unknown = reach.addresses(fit, fit)
+            found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)
+        finally:
+            for link in links.values():
+                link.send(Clean(whole=True))
+    found = dataclasses.replace(found, failed={**failed, **found.failed})
+    verdict = judge(found, config, placement)
+    return up, found, dataclasses.replace(verdict, problems=[*verdict.problems, *unknown])
+
+
+def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
+    """All facts of ``host`` that there are."""
+    about = dataclasses.asdict(up[host.name]) if host.name in up else {}
+    return {**about, **found.facts.get(host.name, {})}
+
+
+def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Table:
+    """A line for each host; what is not known of it is a dash."""
+    shown = Table(box=box.SIMPLE_HEAD)
+    for title in ("host", "zmqrl", "python", "game", "cores", "memory", "open files", "disk", "/dev/shm", "clock"):
+        shown.add_column(title, justify="left" if title in ("host", "zmqrl", "python", "game") else "right")
+    for host in hosts:
+        about = known(host, up, found)
+        cells = [about.get("zmqrl"), about.get("python")]
+        if "disk_bytes" in about:
+            cells += ["yes" if about["game_error"] is None else "no", str(about["cores"])]
+            cells += [None if about["memory_bytes"] is None else size(about["memory_bytes"])]
+            cells += ["no limit" if about["open_files"] is None else str(about["open_files"])]
+            cells += [size(about["disk_bytes"]), size(about["shm_bytes"])]
+            cells += [None if about["clock_ahead_s"] is None else f"{1000 * about['clock_ahead_s']:+.0f} ms"]
+        cells += [None] * (len(shown.columns) - 1 - len(cells))
+        shown.add_row(*(Text(cell or "-") for cell in (host.name, *cells)))
+    return shown
+
+
+def route_table(routes: Mapping[Route, Facts]) -> Table:
+    """A line for each route; of many, those that fail and the slowest of the others."""
+    shown = Table(box=box.SIMPLE_HEAD)
+    for title in ("from", "to", "address", "round trip", "passes"):
+        shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")
+    worst = sorted(routes.items(), key=lambda item: -item[1].get("round_trip_s", math.inf))[:ROUTES_SHOWN]
+    for route, measured in worst if len(routes) > ROUTES_SHOWN else routes.items():
+        if "error" in measured:
+            cells = [measured["error"], "-"]
+        else:
+            passes = measured.get("bytes_per_s")
+            cells = [f"{1000 * measured['round_trip_s']:.2f} ms", "-" if passes is None else f"{passes / 1e6:.1f} MB/s"]
+        shown.add_row(*(Text(cell) for cell in (route.source, route.target, route.address, *cells)))
+    if len(routes) > ROUTES_SHOWN:
+        shown.caption = f"and {len(routes) - ROUTES_SHOWN} faster ones, which --json has, too"
+    return shown
+
+
+def to_json(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey, verdict: Verdict) -> dict[str, Any]:
+    """Plain data; what is not known of a host is null."""
+    return {
+        "hosts": [
+            {"host": host.name, **{key: about.get(key) for key in KEYS}}
+            for host, about in ((host, known(host, up, found)) for host in hosts)
+        ],
+        "routes": [
+            {
+                "from": route.source,
+                "to": route.target,
+                "address": route.address,
+                "ports": list(route.ports),
+                **{key: measured.get(key) for key in ("round_trip_s", "bytes_per_s", "port", "error")},
+            }
+            for route, measured in found.routes.items()
+        ],
+        "problems": verdict.problems,
+        "warnings": verdict.warnings,
+    }
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"zmqrl doctor: {text}\n")

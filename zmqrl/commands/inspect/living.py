@@ -1,0 +1,72 @@
+"""A run seen from another terminal: whether it lives, and what a dead one has left on its hosts."""
+
+import json
+import socket as host_socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from zmqrl.errors import UsageError
+from zmqrl.hostd.messages import Seen
+from zmqrl.hosts.link import Link, LinkLost
+from zmqrl.process_id import ProcessId, shard_id, worker_id
+from zmqrl.rundir import RunDirectory
+
+ANSWER_WITHIN_S = 15.0
+MOST_AT_A_TIME = 16  # hosts asked
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """``cluster`` is the contents of ``cluster.json``: of a run that lives, or that could not end; else None."""
+
+    directory: RunDirectory
+    cluster: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Look at the run directory ``path``. Raises UsageError when it is none."""
+        directory = RunDirectory(path)
+        if not directory.config.is_file():
+            raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+        # Of one that is being resumed, only what it is now tells.
+        for file in (directory.cluster, *([] if directory.in_use() else [directory.left])):
+            try:
+                return cls(directory, json.loads(file.read_text(encoding="utf-8")))
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                raise UsageError(f"cannot read {file}: {error}.") from error
+        return cls(directory, None)
+
+    def is_alive(self) -> bool:
+        """Whether its supervisor lives."""
+        return self.directory.in_use()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its supervisor is, or was, on this machine."""
+        return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
+
+    def processes(self) -> list[tuple[ProcessId, str, int | None]]:
+        """Process, host and process id of each process that ``cluster.json`` tells of."""
+        cluster = self.cluster or {"shards": [], "workers": [], "followers": []}
+        return [
+            *((shard_id(each["shard"]), each["host"], each["pid"]) for each in cluster["shards"]),
+            *((worker_id(each["rank"]), each["host"], each["pid"]) for each in cluster["workers"]),
+            *((ProcessId.parse(each["name"]), each["host"], each["pid"]) for each in cluster["followers"]),
+        ]
+
+    def hosts(self) -> dict[str, Seen | str]:
+        """What each host of a run says of it: ``alive``, and ``files`` in ``directory``; or why it cannot be asked."""
+        links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
+        with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
+            return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
+
+
+def _look(link: Link) -> Seen | str:
+    try:
+        return link.look(ANSWER_WITHIN_S)
+    except LinkLost as lost:
+        return lost.why

@@ -1,0 +1,78 @@
+"""``zmqrl status``: what a run is doing; or what one whose launcher was killed has left, and where."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from zmqrl.commands.inspect.living import Living
+from zmqrl.commands.options import parse
+from zmqrl.hostd.messages import Seen
+from zmqrl.hosts.slurm import is_over
+from zmqrl.observe.folding import by_number
+from zmqrl.observe.records import RunRecord
+from zmqrl.process import interruptible
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show what a run is doing; of one whose launcher was killed, what is left of it on its hosts."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl status``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl status"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Print the state of a run. Raises UsageError."""
+    found = status(options.run)
+    sys.stdout.write((json.dumps(found) if options.json else _report(found)) + "\n")
+    return 0
+
+
+def status(path: Path) -> dict[str, Any]:
+    """Plain data. ``state``: running, killed (its launcher, which could not end it) or ended."""
+    living, record = Living.read(path), RunRecord.read(path)
+    last = record.rows[-1] if record.rows else {}
+    state = "running" if living.is_alive() else "ended" if record.summary or living.cluster is None else "killed"
+    return {
+        "state": state,
+        "exit_reason": (record.summary or {}).get("exit_reason"),
+        **{key: last.get(key) for key in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50")},
+        "processes": [{"name": str(name), "host": host, "pid": pid} for name, host, pid in living.processes()],
+        "hosts": {} if state == "running" else {host: _plain(answer) for host, answer in living.hosts().items()},
+    }
+
+
+def _plain(answer: Seen | str) -> dict[str, Any] | str:
+    return answer if isinstance(answer, str) else asdict(answer)
+
+
+def _report(found: dict[str, Any]) -> str:
+    lines = [f"{found['state']}" + (f" ({found['exit_reason']})" if found["exit_reason"] else "")]
+    if found["version"] is not None:
+        score = "" if found["score_mean_50"] is None else f", score {found['score_mean_50']:.1f}"
+        lines.append(f"version {found['version']} after {found['wall_s'] / 60:.1f} min{score}")
+    if found["state"] == "running":
+        lines += [f"{each['host']} {each['name']} (process {each['pid']})" for each in found["processes"]]
+    for host, answer in found["hosts"].items():
+        if isinstance(answer, str):
+            lines.append(f"{host}: cannot be asked: {answer}")
+        else:
+            files = ", ".join(sorted(answer["files"], key=by_number))
+            left = f"in {answer['directory']}: {files}" if files else "no files"
+            lines.append(f"{host}: {'still ends its processes' if answer['alive'] else 'no process'}; {left}")
+    if found["hosts"]:
+        over = any(isinstance(answer, str) and is_over(answer) for answer in found["hosts"].values())
+        lines.append(f"go on with it by --resume, from {'its newest checkpoint' if over else 'where its shards stood'}")
+    return "\n".join(lines)

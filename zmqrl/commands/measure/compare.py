@@ -1,0 +1,184 @@
+"""``zmqrl compare``: how runs were set, and what came of it, side by side."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zmqrl.commands.options import parse
+from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT
+from zmqrl.observe.records import RunRecord, differing, read_runs
+from zmqrl.process import interruptible
+
+Result: TypeAlias = dict[str, Any]
+
+NOT_CUT_OFF: Final = 100_000  # columns, for what is read by a program or a pager
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show the settings in which runs differ, and what came of them; a run may still be going on."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl compare``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl compare"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Print the comparison. Raises UsageError."""
+    runs = read_runs(options.runs)
+    names = _names(runs)
+    settings = differing(runs)
+    results = [result(each) for each in runs]
+    if options.json:
+        by_run = {name: {key: values[i] for key, values in settings.items()} for i, name in enumerate(names)}
+        compared = {"settings": by_run, "results": dict(zip(names, results, strict=True))}
+        sys.stdout.write(json.dumps(compared, indent=1) + "\n")
+    else:
+        console = Console(width=None if sys.stdout.isatty() else NOT_CUT_OFF)
+        console.print(table(names, settings, results))
+    return 0
+
+
+def result(run: RunRecord) -> Result:
+    """What came of a run, as plain data; None for what it does not know (yet).
+
+    The totals are those of its summary, and of the newest row while there is none. ``best`` is the highest mean of 50
+    games, the first time it was reached, ``evaluation`` the last one.
+    """
+    last = run.rows[-1] if run.rows else {}
+    summary = run.summary or {}
+    # A summary tells of the last checkpoint, which is where a run that is resumed goes on.
+    totals = summary or {**last, "updates": last.get("version")}
+    wall_s, agent_steps = totals.get("wall_s"), totals.get("agent_steps")
+    provenance = summary.get("provenance", {})
+    return {
+        "exit_reason": summary.get("exit_reason"),
+        "minutes": wall_s / 60 if wall_s is not None else None,
+        "agent_steps": agent_steps,
+        "agent_steps_per_s": agent_steps / wall_s if wall_s else None,
+        "updates": totals.get("updates"),
+        "games": totals.get("episodes"),
+        "score_mean_50": totals.get("score_mean_50"),
+        "best": _best(run),
+        "evaluation": _last_evaluation(run),
+        "contributions": totals.get("contributions"),
+        "commit": provenance.get("commit"),
+        "cpu": provenance.get("cpu"),
+    }
+
+
+def _best(run: RunRecord) -> Result | None:
+    """Only means of whole 50 games are compared: the first game alone may be a lucky one."""
+    rows = [
+        row for row in run.rows if (row.get("episodes") or 0) >= SCORES_KEPT and row.get("score_mean_50") is not None
+    ]
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: row["score_mean_50"])
+    return {
+        "score_mean_50": best["score_mean_50"],
+        "minutes": best["wall_s"] / 60,
+        "agent_steps": best["agent_steps"],
+    }
+
+
+def _last_evaluation(run: RunRecord) -> Result | None:
+    if not run.evaluations:
+        return None
+    last = max(run.evaluations, key=lambda evaluation: evaluation.version)
+    return {"version": last.version, "mean": last.mean, "ci95": [last.low, last.high], "episodes": last.episodes}
+
+
+def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: Sequence[Result]) -> Table:
+    """A column for each run; a section of settings and one of results."""
+    shown = Table(box=box.SIMPLE_HEAD)
+    shown.add_column("", overflow="fold")
+    for name in names:
+        shown.add_column(Text(name), justify="right", overflow="fold")
+    if settings:
+        shown.add_row(Text("settings that differ", style="bold"))
+    for setting, values in settings.items():
+        shown.add_row(setting, *(Text(_setting(value)) for value in values))
+    shown.add_section()
+    shown.add_row(Text("results", style="bold"))
+    for label, cells in _result_rows(results):
+        shown.add_row(label, *map(Text, cells))
+    return shown
+
+
+def _result_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
+    """The label and the cells of each row; commit and processor only where they differ."""
+    for label, cell in _ROWS.items():
+        yield label, [cell(result) for result in results]
+    for outcome in OUTCOMES:
+        yield f"contributions {outcome}", [_contributions(result, outcome) for result in results]
+    for key in ("commit", "cpu"):
+        known = {result[key] for result in results} - {None}
+        if len(known) > 1:
+            yield key, [result[key] or "-" for result in results]
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _best_score(result: Result) -> str:
+    return "-" if result["best"] is None else _number(result["best"]["score_mean_50"], 2)
+
+
+def _best_at(result: Result) -> str:
+    best = result["best"]
+    return "-" if best is None else f"{best['minutes']:,.1f} min, {best['agent_steps']:,} steps"
+
+
+def _evaluation(result: Result) -> str:
+    found = result["evaluation"]
+    return "-" if found is None else "{:,.2f} ({:,.2f} to {:,.2f})".format(found["mean"], *found["ci95"])
+
+
+def _contributions(result: Result, outcome: str) -> str:
+    counts = result["contributions"] or {}
+    total = sum(counts.values())
+    return (
+        f"{counts[outcome]:,} ({counts[outcome] / total:.1%})" if counts.get(outcome) else _number(counts.get(outcome))
+    )
+
+
+_ROWS: Final[dict[str, Callable[[Result], str]]] = {
+    "exit reason": lambda result: result["exit_reason"] or "none yet",
+    "minutes": lambda result: _number(result["minutes"], 1),
+    "agent steps": lambda result: _number(result["agent_steps"]),
+    "agent steps/s": lambda result: _number(result["agent_steps_per_s"]),
+    "updates": lambda result: _number(result["updates"]),
+    "games": lambda result: _number(result["games"]),
+    "score, last 50 games": lambda result: _number(result["score_mean_50"], 2),
+    "score, best 50 games": _best_score,
+    "  reached at": _best_at,
+    "evaluation (95 % interval)": _evaluation,
+}
+
+
+def _setting(value: object) -> str:
+    return "-" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _names(runs: Sequence[RunRecord]) -> list[str]:
+    """The directories' names, or their whole paths where two are called the same."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

@@ -1,0 +1,68 @@
+"""One whole game of a policy, decided by its seed and by nothing else."""
+
+import dataclasses
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zmqrl.errors import blaming
+from zmqrl.learner.envs import EnvConfig, make_envs
+from zmqrl.policy import Policy
+
+LONGEST = 100_000  # agent steps: not every environment has a time limit of its own
+ACTIONS = 1  # what is random in the game itself comes from the bare seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One agent step of a game: ``score`` is the sum of its true rewards so far.
+
+    The last turn ends the game; ``cut_off`` says that a time limit did, and not the game itself.
+    """
+
+    action: int
+    reward: float
+    score: float
+    agent_steps: int
+    cut_off: bool
+
+
+def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, None, None]:
+    """Play the game of ``seed`` from its start to its end, over all lives, turn by turn.
+
+    Each game is an environment of its own, because some games keep memory across a reset. Close the generator to
+    leave a game before its end. From here on torch computes with one thread. Raises UsageError for whatever an
+    environment raises.
+    """
+    torch.set_num_threads(1)  # more would spend their time on waiting for each other: a batch of one is too small
+    rng = np.random.default_rng((seed, ACTIONS))
+    envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
+    try:
+        with blaming(f"{policy.env_id} fails"):
+            observation = envs.reset(seed)[0]
+        score = 0.0
+        for agent_steps in range(1, LONGEST + 1):
+            action = int(policy.act(observation, rng, greedy))
+            with blaming(f"{policy.env_id} fails"):
+                step = envs.step(np.array([action]))
+            reward = float(step.rewards[0])
+            score = step.games[0].score if step.games else score + reward
+            yield Turn(
+                action=action,
+                reward=reward,
+                score=score,
+                agent_steps=agent_steps,
+                cut_off=bool(step.truncated[0]) or agent_steps == LONGEST,
+            )
+            if step.games:
+                return
+            observation = step.observations[0]
+    finally:
+        envs.close()
+
+
+def whole_game_config(config: EnvConfig) -> EnvConfig:
+    """One game at a time; a lost life ends nothing and rewards are the true ones, whatever was learned from."""
+    return dataclasses.replace(config, num_envs=1, life_loss=False, clip_rewards=False)

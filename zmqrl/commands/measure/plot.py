@@ -1,0 +1,338 @@
+"""``zmqrl plot``: one picture of what runs did over time."""
+
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import matplotlib
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from zmqrl.commands.options import parse
+from zmqrl.errors import UsageError, naming, refusal
+from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares
+from zmqrl.observe.records import Evaluation, Figures, RunRecord, read_runs
+from zmqrl.process import interruptible
+
+XAxis: TypeAlias = Literal["minutes", "agent-steps"]
+
+# Okabe and Ito's colours, which colour-blind people tell apart, less the yellow that white paper swallows.
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES: Final = ("-", "--", ":", "-.")  # when the colours are used up
+OUTCOME_COLOURS: Final = {
+    "used": "#D9D9D9",
+    "late": "#D55E00",
+    "skipped": "#E69F00",
+    "duplicate": "#56B4E9",
+    "rejected": "#000000",
+}
+STYLE: Final[dict[Any, Any]] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.size": 10.0,
+    "grid.color": "#E6E6E6",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 180,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a name of the user's own may have two dollar signs
+}
+BANDS_THAT_CAN_BE_TOLD_APART: Final = 3
+SUFFIXES: Final = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Draw one picture of what runs did over time; seeds of one experiment become one curve."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    output: Path | None = None
+    """Picture to write: .png, .svg or .pdf; plot.png in the first run directory if not given."""
+    x: Literal["minutes", "agent-steps", "both"] = "both"
+    """What to draw against."""
+    panels: tuple[str, ...] = ()
+    """Which of score, policy-loss, value-loss, entropy, throughput, contributions, policy-lag; all if not given."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl plot``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl plot"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Write the picture and print its path. Raises UsageError."""
+    panels = chosen_panels(options.panels)
+    runs = read_runs(options.runs)
+    output = options.output or options.runs[0] / "plot.png"
+    if output.suffix not in SUFFIXES:
+        raise UsageError(f"--output {output} must end in {', '.join(SUFFIXES)}.")
+    for each in runs:
+        if not each.rows:
+            raise UsageError(f"{each.path} has no metrics yet: wait for its first update.")
+    x_axes: tuple[XAxis, ...] = ("minutes", "agent-steps") if options.x == "both" else (options.x,)
+    try:
+        write_picture(grouped(runs), x_axes, panels, output)
+    except OSError as error:
+        raise UsageError(refusal(error, output, "choose another --output")) from error
+    sys.stdout.write(f"{output}\n")
+    return 0
+
+
+def chosen_panels(words: Sequence[str]) -> list[str]:
+    """The names in ``words``, which commas may separate too; all panels for none. Raises UsageError."""
+    names = [name for word in words for name in word.split(",") if name]
+    for name in names:
+        if name not in PANELS:
+            raise UsageError(f"--panels {name}: there is no such panel, only {', '.join(PANELS)}.")
+    return list(dict.fromkeys(names)) or list(PANELS)
+
+
+def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequence[str], path: Path) -> None:
+    """Draw ``panels`` against each of ``x_axes``; ``path`` appears whole or not at all. Raises OSError."""
+    picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
+    with matplotlib.rc_context(STYLE):
+        rows = layout(panels, x_axes)
+        columns = len(rows[-1])
+        figure = Figure(figsize=(10.0 if columns > 1 else 7.5, 0.9 + 1.75 * len(rows) if len(rows) > 1 else 4.2))
+        grid = figure.add_gridspec(len(rows), columns)
+        for row, cells in enumerate(rows):
+            wide = len(cells) < columns
+            for column, (panel, x) in enumerate(cells):
+                axes = figure.add_subplot(grid[row, :] if wide else grid[row, column])
+                PANELS[panel](axes, groups, x)
+                _draw_x_axis(axes, groups, x, labelled=wide or row == len(rows) - 1)
+            if len(x_axes) > 1:
+                _share_y(*figure.axes[-2:])
+        figure.align_ylabels()
+        _draw_title(figure, groups, columns)
+        figure.savefig(picture, format=path.suffix[1:])
+    with naming(path):
+        try:
+            unfinished.write_bytes(picture.getvalue())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
+    """The panel and the x-axis of each cell of the picture, by rows.
+
+    Two x-axes stand side by side. With one, panels go in two columns; of an odd number the first has a row for itself.
+    """
+    if len(x_axes) > 1:
+        return [[(panel, x) for x in x_axes] for panel in panels]
+    cells = [(panel, x_axes[0]) for panel in panels]
+    odd = len(cells) % 2
+    return [cells[:odd]] * odd + [cells[i : i + 2] for i in range(odd, len(cells), 2)]
+
+
+# panels
+
+
+def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+    """The mean of the last 50 games as a line, evaluations as points with their 95 % intervals."""
+    _draw_curves(axes, groups, x, lambda run: run.column("score_mean_50"))
+    evaluated = False
+    for group, look in _looks(groups):
+        points = [evaluation for run in group.runs for evaluation in run.evaluations]
+        if points:
+            evaluated = True
+            mean = np.array([point.mean for point in points])
+            ends = np.array([[point.low for point in points], [point.high for point in points]])
+            axes.errorbar(
+                [_position(point, x) for point in points],
+                mean,
+                yerr=np.abs(ends - mean),
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                linewidth=1,
+                color=look["color"],
+            )
+    if evaluated:
+        axes.plot([], [], color="#666666", label="last 50 games of training")
+        axes.errorbar([], [], yerr=[], fmt="o", markersize=4, color="#666666", label="evaluation, 95 % interval")
+        axes.legend(loc="lower right", fontsize="small")
+    axes.set_ylabel("score (mean\nof 50 games)")
+
+
+def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+    """Agent steps per second of all workers, over about half a minute."""
+    _draw_curves(axes, groups, x, lambda run: run.column("agent_steps_per_s"))
+    _from_zero(axes)
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_ylabel("throughput\n(agent steps/s)")
+
+
+def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+    """What became of contributions: of one group every outcome, of several only how many were for nothing."""
+    if len(groups) > 1:
+        _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
+        _from_zero(axes)
+        axes.set_ylabel("contributions\nnot used (%)")
+        return
+    axes.set_ylabel("contributions\n(%)")
+    shares = [(_xs(run, x), outcome_shares(run)) for run in groups[0].runs]
+    curves = {outcome: curve([(xs, share[outcome]) for xs, share in shares]) for outcome in OUTCOME_COLOURS}
+    xs = curves["used"].x
+    if not xs.any():
+        _say_nothing_yet(axes)
+        return
+    # The shares of the first row are those since the start: a run of one row has no other width.
+    axes.stackplot(
+        np.concatenate([[0.0], xs]),
+        [np.concatenate([found.mean[:1], found.mean]) for found in curves.values()],
+        colors=list(OUTCOME_COLOURS.values()),
+        labels=list(OUTCOME_COLOURS),
+    )
+    axes.set_ylim(0, 100)
+    axes.legend(
+        loc="lower left", ncols=len(curves), fontsize="small", columnspacing=1.0, handlelength=1.0, frameon=True
+    )
+
+
+def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+    """Versions between the weights that acted and those that learn: mean, and smallest to largest where it is known."""
+    _draw_curves(
+        axes,
+        groups,
+        x,
+        lambda run: run.column("policy_lag"),
+        extremes=(lambda run: run.column("policy_lag_min"), lambda run: run.column("policy_lag_max")),
+    )
+    _from_zero(axes)
+    axes.set_ylabel("policy lag\n(versions)")
+
+
+def _of(column: str, label: str) -> Callable[[Axes, Sequence[Group], XAxis], None]:
+    """A panel of one figure and nothing else."""
+
+    def draw(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
+        _draw_curves(axes, groups, x, lambda run: run.column(column))
+        axes.set_ylabel(label)
+
+    return draw
+
+
+PANELS: Final[dict[str, Callable[[Axes, Sequence[Group], XAxis], None]]] = {
+    "score": draw_score,
+    "policy-loss": _of("policy_loss", "policy loss"),
+    "value-loss": _of("value_loss", "value loss"),
+    "entropy": _of("entropy", "entropy (nats)"),
+    "throughput": draw_throughput,
+    "contributions": draw_contributions,
+    "policy-lag": draw_policy_lag,
+}
+
+
+# what panels share
+
+_Column: TypeAlias = Callable[[RunRecord], Figures]
+
+
+def _draw_curves(
+    axes: Axes, groups: Sequence[Group], x: XAxis, column: _Column, extremes: tuple[_Column, _Column] | None = None
+) -> None:
+    """A curve for each group with its spread, or the band between ``extremes`` where the runs have those."""
+    if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
+        _say_nothing_yet(axes)
+    for group, look in _looks(groups):
+        found = curve([(_xs(run, x), column(run)) for run in group.runs])
+        single = len(found.x) == 1  # an invisible line, and half a point on the edge
+        axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **look)
+        for beyond in found.beyond:
+            axes.plot(*beyond, **(look | {"linewidth": 0.8, "alpha": 0.6}))
+        lows, highs = found, found
+        if extremes is not None and len(groups) <= BANDS_THAT_CAN_BE_TOLD_APART:
+            lows, highs = (curve([(_xs(run, x), extreme(run)) for run in group.runs]) for extreme in extremes)
+        _draw_band(axes, lows, highs, look["color"])
+
+
+def _say_nothing_yet(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "nothing yet", transform=axes.transAxes, ha="center", va="center", color="#666666")
+    axes.set_yticks([])
+
+
+def _draw_band(axes: Axes, lows: Curve, highs: Curve, colour: str) -> None:
+    low = lows.mean if lows.low is None else lows.low
+    high = highs.mean if highs.high is None else highs.high
+    axes.fill_between(lows.x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
+    """Each group with the colour and the style of its lines."""
+    for index, group in enumerate(groups):
+        again, colour = divmod(index, len(COLOURS))
+        yield group, {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]}
+
+
+def _xs(run: RunRecord, x: XAxis) -> Figures:
+    return run.column("wall_s") / 60 if x == "minutes" else run.column("agent_steps")
+
+
+def _position(evaluation: Evaluation, x: XAxis) -> float:
+    return evaluation.wall_s / 60 if x == "minutes" else evaluation.agent_steps
+
+
+def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: bool) -> None:
+    farthest = max(_xs(run, x)[-1] for group in groups for run in group.runs)
+    axes.set_xlim(0, 1.01 * farthest or 1)  # a run that has not got anywhere needs an axis too
+    axes.tick_params(labelbottom=labelled)
+    if labelled:
+        axes.set_xlabel("training time (minutes)" if x == "minutes" else "agent steps")
+    if x == "agent-steps":
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _share_y(left: Axes, right: Axes) -> None:
+    """Two panels of one figure side by side: what the left one says, the right one need not repeat."""
+    right.sharey(left)
+    right.set_ylabel("")
+    right.tick_params(labelleft=False)
+    legend = right.get_legend()
+    if legend is not None:
+        legend.remove()
+
+
+def _from_zero(axes: Axes) -> None:
+    """Let the y-axis begin at 0, with some room above the highest line."""
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+
+
+def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
+    """What the runs have in common, what the bands are, and a legend of the groups where there are several."""
+    runs = [run for group in groups for run in group.runs]
+    common = [runs[0].settings.get(name) for name in ("recipe", "env") if len(_values(runs, name)) == 1]
+    words = [str(word) for word in common if word is not None]
+    if len(groups) == 1:
+        words.append(groups[0].label)
+    most = max(len(group.runs) for group in groups)
+    if most > 1:
+        uneven = any(len(group.runs) < most for group in groups)
+        spread = "min-max" if most <= MIN_MAX_SEEDS else "standard deviation"
+        words.append(f"mean and {spread} of {'up to ' * uneven}{most} runs")
+    title = " · ".join(words)
+    if len(groups) == 1:
+        figure.suptitle(title, fontsize="large")
+        return
+    lines = [figure.axes[0].plot([], [], **look)[0] for _, look in _looks(groups)]
+    labels = [group.label for group in groups]
+    fitting = int(55 * columns / (max(map(len, labels)) + 8))
+    figure.legend(
+        lines, labels, title=title, title_fontsize="large", loc="outside upper center", ncols=max(1, min(6, fitting))
+    )
+
+
+def _values(runs: Sequence[RunRecord], name: str) -> set[str]:
+    return {str(run.settings.get(name)) for run in runs}

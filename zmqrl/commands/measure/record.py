@@ -1,0 +1,206 @@
+"""``zmqrl record``: one whole game of a policy as a video."""
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import imageio.v2 as imageio
+import imageio_ffmpeg
+import numpy as np
+import tyro
+
+from zmqrl.commands.measure.play import whole_game
+from zmqrl.commands.options import parse
+from zmqrl.errors import UsageError, refusal, require
+from zmqrl.learner.envs import reason_of
+from zmqrl.learner.picture import Screen, make_picture
+from zmqrl.policy import Policy, load_policy
+from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
+
+HEIGHT = 640  # pixels that a video is enlarged to at most
+FORMATS = (".mp4", ".gif")
+ENOUGH_TO_FAIL_BYTES = 1 << 16
+OPENED_WITHIN_S = 60.0
+SHORTEST_MS = 20  # of a gif's frame: browsers take whatever is shorter for a tenth of a second
+
+# imageio would start ffmpeg by a bare fork amid the emulator's threads, and in a process group that Ctrl-C misses.
+os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Play one whole game with the policy of a run, and keep it as a video."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    checkpoint: Annotated[int | None, tyro.conf.arg(metavar="V")] = None
+    """Which version to play; the newest checkpoint if not given."""
+    output: Path | None = None
+    """The video, .mp4 or .gif; RUN/videos/v<version>.mp4 if not given."""
+    seed: int = 0
+    """Which game: it is the one that `zmqrl eval` plays for this seed."""
+    greedy: bool = False
+    """Take the most probable action, instead of drawing one."""
+    seconds: float = 120.0
+    """Longest video; the game is left when it is full."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl record``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl record"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Record one game and say what it is. Raises UsageError."""
+    output, seconds = options.output, options.seconds
+    require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
+    require(0 < seconds < 86_400, f"--seconds {seconds:g}: a number above 0 and below 86400 (a day) is required.")
+    require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
+    policy = load_policy(options.run, options.checkpoint)
+    path = options.output or video_path(options.run, policy)
+    result = record(policy, path, seed=options.seed, greedy=options.greedy, seconds=options.seconds)
+    if options.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+        return 0
+    end = "" if result["whole"] else ", not to its end: --seconds sets how long a video may be"
+    sys.stdout.write(
+        f"{path}: {result['video_s']:.0f} s of {policy.env_id}, version {policy.version}, "
+        f"seed {options.seed}, score {result['score']:g}{end}\n"
+    )
+    return 0
+
+
+def video_path(run: Path, policy: Policy, name: str = "") -> Path:
+    """Where the video of a policy goes in its run directory: ``videos/<name>-v00001234.mp4``."""
+    return run / "videos" / f"{name}{'-' if name else ''}v{policy.version:08d}.mp4"
+
+
+def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: float = Options.seconds) -> dict[str, Any]:
+    """Play the game of ``seed`` and write it to ``path``; what is said about it, as ``--json`` prints it.
+
+    The policy sees its own frames; what is filmed is a second game in colour, with the same seed and actions.
+    Raises UsageError when the environment cannot be drawn or the file not be written.
+    """
+    picture = make_picture(policy.env_id, policy.config.envs)
+    whole = False
+    with closing(picture), closing(whole_game(policy, seed, greedy=greedy)) as turns:
+        screen = picture.reset(seed)
+        with _video(path, picture.frames_per_s, screen) as video:
+            for turn in turns:
+                screens, reward = picture.step(turn.action)
+                if np.float32(reward) != turn.reward:
+                    raise UsageError(
+                        f"{policy.env_id} cannot be recorded: the same seed and actions do not give the same game."
+                    )
+                for screen in screens:
+                    video.add(screen)
+                if video.frames >= seconds * picture.frames_per_s:
+                    break
+            else:
+                whole = True
+    return {
+        "path": str(path),
+        "env": policy.env_id,
+        "version": policy.version,
+        "wall_s": policy.wall_s,
+        "agent_steps": policy.agent_steps,
+        "greedy": greedy,
+        "seed": seed,
+        "score": turn.score,
+        "steps": turn.agent_steps,
+        "video_s": video.frames / picture.frames_per_s,
+        "whole": whole,
+    }
+
+
+def main() -> None:
+    """Follow a run: record a game with each checkpoint that we are told of, under the name it is to have."""
+    job = read_job(signal.SIGKILL)
+    log = log_to_stderr("zmqrl.commands.measure.record")
+    told, run = Messages(), Path(job["run_dir"])
+    while True:
+        message = told.get()
+        log.info("recording version %d as %s", message["version"], message["name"])
+        try:
+            policy = load_policy(run, message["version"])
+            path = video_path(run, policy, message["name"])
+            say({"recording": record(policy, path, seed=0, greedy=job["greedy"])})
+        except UsageError as error:
+            log.info("skipping version %d: %s", message["version"], error, exc_info=error.__cause__)
+            say({"skipped": message["version"], "reason": str(error)})
+
+
+class _Video:
+    """A video being written, enlarged by whole pixels so that it stays sharp."""
+
+    def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
+        path.touch()  # raises a clearer reason than ffmpeg gives
+        self.frames = 0
+        self._path, self._scale = path, max(1, HEIGHT // height)
+        self._gif = io.BytesIO()  # a writer that fails on a full disk tries again when it is deleted
+        if path.suffix == ".gif":
+            duration_ms = max(SHORTEST_MS, 1000 / frames_per_s)
+            self._writer = imageio.get_writer(self._gif, format="GIF", duration=duration_ms, loop=0)
+        else:
+            self._writer = imageio.get_writer(
+                path,
+                fps=frames_per_s,
+                codec="libx264",
+                quality=8,
+                macro_block_size=1,
+                ffmpeg_log_level="quiet",
+                output_params=["-threads", "1"],  # the other cores may have a run to train
+            )
+
+    def add(self, screen: Screen) -> None:
+        image = screen.repeat(self._scale, 0).repeat(self._scale, 1)
+        height, width, _ = image.shape
+        # Colours have half the resolution in an mp4, so its sides must be even.
+        self._writer.append_data(image[: height // 2 * 2, : width // 2 * 2])
+        self.frames += 1
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._path.suffix == ".gif":
+            self._path.write_bytes(self._gif.getvalue())
+            return
+        # The writer hides the exit status of ffmpeg. When ffmpeg failed, the file cannot be opened.
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
+        if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
+            with self._path.open("ab") as file:
+                file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # raises the reason, such as a full disk
+            raise OSError(errno.EIO, "ffmpeg has written only a part of it")
+
+
+@contextmanager
+def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
+    """A video that begins with ``first``, and that appears at ``path`` whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(_Video(unfinished, frames_per_s, len(first))) as video:
+                video.add(first)
+                yield video
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        reason = OSError(error.errno, error.strerror or reason_of(error), str(path))
+        raise UsageError(refusal(reason, path)) from error
+
+
+if __name__ == "__main__":
+    main()

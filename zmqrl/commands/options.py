@@ -1,0 +1,44 @@
+"""Command lines read into dataclasses of options, with one sentence for what cannot be read."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import TypeVar
+
+import tyro
+
+from zmqrl.errors import UsageError
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
+    """Read ``arguments`` into a ``cls``, over ``default`` if it is given. Raises UsageError."""
+    with _one_sentence(program):
+        if default is None:
+            return tyro.cli(cls, args=arguments, prog=program)
+        return tyro.cli(cls, default=default, args=arguments, prog=program)
+
+
+def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
+    """Read the options of ``cls``. Returns the other arguments too, in their order. Raises UsageError."""
+    with _one_sentence(program):
+        return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
+
+
+@contextlib.contextmanager
+def _one_sentence(program: str) -> Iterator[None]:
+    """Turn tyro's complaint about a command line into one sentence; ``--help`` exits as tyro does."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            yield
+            return
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines = [line.strip("│╭╮╰╯ ") for line in complaint.getvalue().splitlines()]
+    # The sentence is in a box, between the title and the first rule.
+    end = next((i for i, line in enumerate(lines) if i and set(line) <= {"─"}), len(lines))
+    sentence = " ".join(line for line in lines[1:end] if line).rstrip(".")
+    raise UsageError(f"{sentence}; {program.split(' [')[0]} --help lists the options.")

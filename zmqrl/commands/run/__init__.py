@@ -1,0 +1,1 @@
+"""Verbs that run something: train, launch, worker, stop."""

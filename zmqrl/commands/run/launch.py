@@ -1,0 +1,154 @@
+"""``zmqrl launch``: the same run as ``zmqrl train``, on other hosts: over ssh, or on the nodes of a Slurm job."""
+
+import dataclasses
+import hashlib
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from zmqrl.commands.options import parse_known
+from zmqrl.commands.run.train import config_from
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hostd.messages import Clean, Up
+from zmqrl.hosts import preflight
+from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.deployment import Deployment, Site
+from zmqrl.hosts.mirror import Mirror
+from zmqrl.hosts.placement import place_run
+from zmqrl.hosts.probing import probe_ids
+from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
+from zmqrl.hosts.ssh import connect_all
+from zmqrl.hosts.sync import PYTHON
+from zmqrl.observe.provenance import code_hash
+from zmqrl.observe.screen import never_waiting
+from zmqrl.process import interruptible
+from zmqrl.process_id import shard_id
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor import requeue
+from zmqrl.supervisor.run import train_on
+
+LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; with the time to end, agents wait 20 s for each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(HostOptions):
+    """Train on several hosts: those of -H over ssh, or with --slurm the nodes of the Slurm job that this runs in.
+
+    All options of `zmqrl train` go with it.
+    """
+
+    requeue: bool = False
+    """When Slurm sends USR1 ahead of a time limit, put the job back into the queue; its next start goes on."""
+    dry_run: bool = False
+    """Print what would be started where, and start nothing."""
+    preflight: bool = True
+    """Look first whether the hosts have what the run needs, and reach each other, as `zmqrl doctor` does."""
+    lease_s: float = 8.0
+    """Processes on a host end when nothing was heard from here for so long."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl launch``. Raises ZmqrlError."""
+    options, rest = parse_known(Options, arguments, "zmqrl launch")
+    config = config_from(rest, over_tcp)
+    if options.requeue and not config.resume and requeue.is_begun(config):
+        config = config_from([*rest, "--resume"], over_tcp)
+    return run(options, config)
+
+
+@interruptible()
+def run(options: Options, config: Config) -> int:
+    """Launch a run; the exit status. Raises ZmqrlError."""
+    if options.hosts is not None and options.requeue:
+        raise UsageError("--requeue goes with --slurm only.")
+    if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
+        raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g}.")
+    reach = options.reach()
+    check(config, reach.hosts)
+    if options.requeue and reach.job is not None:
+        requeue.check(reach.job, config)
+        config = requeue.left_of(config)
+    if options.dry_run:
+        _print_plan(options, reach, config)
+        return 0
+    train = partial(train_on, config, partial(on_hosts, options, reach))
+    with never_waiting():
+        return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
+
+
+def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:
+    """Connect to all hosts and place the processes on them. Raises ClusterError that names each that fails."""
+    reach = options.bring(reach, _say)
+    hosts, work = reach.hosts, place_of(directory, reach.home)
+    links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
+    try:
+        connect_all(list(links.values()), instead=reach.instead)
+        facts = {link.host: link.up for link in links.values() if link.up is not None}
+        if other := [name for name, up in facts.items() if up.code != code_hash()]:
+            raise ClusterError(f"{', '.join(other)}: {other_code(facts[other[0]], reach.instead)}.")
+        placement = place_run(config, hosts, reach.cores(facts))
+        host_of = placement.host_of
+        of_shards = {host_of[shard_id(shard)] for shard in range(config.shards)}
+        addresses, unknown = reach.addresses(of_shards, facts)
+        preflight.Verdict(unknown).check()
+        files = Mirror(links, directory, host_of)
+        if not config.resume:
+            files.clean(whole=False)  # of an earlier run in a directory of this name
+        places = dict(host_of) | {probe: host for host, probe in probe_ids(links).items()}
+        launcher = Daemons(links, places.__getitem__, files=files)
+        notices = placement.notices
+        if options.preflight:
+            found = preflight.survey(launcher, config, placement, facts, addresses, whole=False)
+            verdict = preflight.judge(found, config, placement)
+            verdict.check()
+            notices += tuple(verdict.warnings)
+    except BaseException:
+        for link in links.values():
+            if not config.resume:
+                link.send(Clean(whole=True))
+            link.hang_up()
+        raise
+    directories = {name: RunDirectory(Path(up.work)) for name, up in facts.items()}
+    sites = {
+        process: Site(host=host, directory=directories[host], address=addresses.get(host, host))
+        for process, host in host_of.items()
+    }
+    return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=notices)
+
+
+def place_of(directory: RunDirectory, home: str) -> str:
+    """The name of this run's place on any host: the same for every sitting of the run, and for no other run.
+
+    ``home`` says on which machine the directory is.
+    """
+    identity = f"{home}:{directory.path}"
+    return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def other_code(up: Up, instead: str) -> str:
+    """What is wrong with a host that has not the code that is here, and what to do ``instead``."""
+    there = f"{up.zmqrl}, code {up.code[:8]}"
+    return f"zmqrl there ({there}) is not the one here (code {code_hash()[:8]}): {instead}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _print_plan(options: Options, reach: Reach, config: Config) -> None:
+    """What a dry run prints. No host is asked: it is taken to have as many cores as slots, or else as this one."""
+    here = len(os.sched_getaffinity(0))
+    cores = {host.name: reach.cores_given.get(host.name, host.slots or here) for host in reach.hosts}
+    placement = place_run(config, reach.hosts, cores)
+    hosts, first = reach.hosts, list[str]()
+    if options.sync == "wheel":
+        hosts = tuple(dataclasses.replace(host, python=host.python or PYTHON) for host in hosts)
+        first = ["with an environment for this zmqrl made first, whose Python then takes the place of the one here:"]
+    commands = [shlex.join(reach.command(host)) for host in hosts]
+    lines = [placement.table(), *placement.notices, "", *first, *commands]
+    sys.stdout.write("\n".join(lines) + "\n")

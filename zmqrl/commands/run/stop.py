@@ -1,0 +1,80 @@
+"""``zmqrl stop``: as the first Ctrl-C, from another terminal."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from zmqrl.commands.inspect.living import Living
+from zmqrl.commands.options import parse
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hostd.messages import Seen
+from zmqrl.hosts.slurm import is_over
+from zmqrl.process import interruptible
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Let a run end with a checkpoint, and wait until it has; of a killed one, wait until its processes have ended."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    within_s: float = 120.0
+    """How long to wait."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl stop``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl stop"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Stop a run. Raises ZmqrlError."""
+    living = Living.read(options.run)
+    deadline = time.monotonic() + options.within_s
+    if living.is_alive():
+        while living.cluster is None and living.is_alive():  # it comes with the shards
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{options.run} has not come up within {options.within_s:g} s; see its logs.")
+            time.sleep(0.1)
+            living = Living.read(options.run)
+        if living.cluster is not None and living.is_alive():
+            _tell(options.run, living, living.cluster["supervisor"])
+        while living.is_alive():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{options.run} has not ended within {options.within_s:g} s; see its logs.")
+            time.sleep(0.1)
+        sys.stdout.write(f"{options.run} has ended\n")
+        return 0
+    if living.cluster is None:
+        raise UsageError(f"{options.run} is not running.")
+    while busy := [host for host, answer in living.hosts().items() if _may_have_processes(answer)]:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"processes of {options.run} may still run on {', '.join(busy)}.")
+        time.sleep(1.0)
+    sys.stdout.write(f"no process of {options.run} is left on its hosts\n")
+    return 0
+
+
+def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
+    """Ask the supervisor for the end. Raises UsageError when it is out of reach."""
+    if not living.is_here:
+        raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
+    try:
+        os.kill(supervisor["pid"], signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has just ended
+    except PermissionError as error:
+        raise UsageError(f"{run} is somebody else's run.") from error
+
+
+def _may_have_processes(answer: Seen | str) -> bool:
+    """Of a host, by what it says or why it cannot be asked."""
+    return not is_over(answer) if isinstance(answer, str) else answer.alive

@@ -1,0 +1,57 @@
+"""``zmqrl train``: a run on this machine; and how the settings of any run are read from a command line."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from zmqrl.commands.options import parse, parse_known
+from zmqrl.config import Config
+from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.recipes import RECIPES
+from zmqrl.supervisor.run import train
+
+DEFAULT_PROFILE_VERSIONS = "100"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """The options that decide what all others are read over: the settings of a run, or those of a recipe."""
+
+    resume: bool = False
+    run_dir: Path | None = None
+
+
+def command(arguments: list[str]) -> int:
+    """Train on this machine. Raises ZmqrlError."""
+    return train(config_from(arguments))
+
+
+def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda config: config) -> Config:
+    """The settings that a ``zmqrl train`` command line means, read over ``adapt`` of its recipe. Raises UsageError."""
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    options = _with_profile_default(arguments[1:] if recipe else arguments)
+    if recipe is not None and recipe not in RECIPES:
+        raise UsageError(f"unknown recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; there are {', '.join(RECIPES)}.")
+    resumed = None if {"-h", "--help"} & set(options) else parse_known(Resumed, options, "zmqrl train")[0]
+    if resumed is None or not resumed.resume:
+        default = adapt(RECIPES[recipe or "breakout"]())
+        return parse(Config, options, f"zmqrl train [{'|'.join(RECIPES)}]", default)
+    if resumed.run_dir is None:
+        raise UsageError("--resume needs --run-dir, the directory of the run to continue.")
+    stored = Config.read(resumed.run_dir / "config.json")
+    if recipe not in (None, stored.recipe):
+        raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
+    if any(option.partition("=")[0] == "--straggle" for option in options):  # tyro would append it to the stored one
+        stored = dataclasses.replace(stored, straggle=())
+    return parse(Config, options, "zmqrl train", adapt(stored))
+
+
+def _with_profile_default(options: list[str]) -> list[str]:
+    """Add the default number to a ``--profile`` without one."""
+    completed = []
+    for option, following in zip(options, [*options, "--"][1:], strict=True):
+        completed.append(option)
+        if option == "--profile" and following.startswith("--"):
+            completed.append(DEFAULT_PROFILE_VERSIONS)
+    return completed

@@ -1,0 +1,77 @@
+"""``zmqrl worker``: join a living run from its ``cluster.json``."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from zmqrl.hosts.daemons import PATIENCE
+
+os.environ.update(PATIENCE | os.environ)  # before torch comes with its OpenMP
+
+from zmqrl.commands.options import parse
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.observe.provenance import code_id
+from zmqrl.observe.screen import never_waiting
+from zmqrl.process import interruptible, log_to_stderr
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.wire.keys import ClientKeys
+from zmqrl.worker import join
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Join a living run as one of its open ranks, and work until it ends."""
+
+    cluster: tyro.conf.Positional[Path]
+    """The cluster.json of the run."""
+    rank: int | None = None
+    """Which open rank; not needed where only one is open. A worker that has it already is replaced, and ends."""
+    threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Threads for games and network."""
+    any_code: bool = False
+    """Join a run of another zmqrl too, if you know that the two go together."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl worker``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl worker"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Work as an outside worker until the run ends. Raises ZmqrlError."""
+    cluster, config = Cluster.read(options.cluster), Config.read(options.cluster)
+    if options.threads < 1:
+        raise UsageError(f"--threads {options.threads}: at least 1 is needed.")
+    rank, ranks = options.rank, ", ".join(map(str, cluster.open_ranks))
+    if rank is None:
+        if not cluster.open_ranks:
+            raise UsageError(f"{options.cluster} has no open rank: start the run with --external-workers.")
+        if len(cluster.open_ranks) > 1:
+            raise UsageError(f"several ranks are open ({ranks}): choose by --rank.")
+        rank = cluster.open_ranks[0]
+    elif rank not in cluster.open_ranks:
+        raise UsageError(f"rank {rank} is not open; open are {ranks or 'none'}.")
+    if cluster.key_files is not None:
+        path = options.cluster.parent / cluster.key_files[rank]
+        cluster = replace(cluster, keys=ClientKeys.read(path, run=cluster.run, rank=rank))
+    with never_waiting():
+        log = log_to_stderr("zmqrl.worker")
+        log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
+        # Where the run is, it learns only when it has joined; the time is as good to seed its games with.
+        join(
+            cluster,
+            config,
+            rank,
+            version=int(time.time()),
+            threads=options.threads,
+            trace_path=None,
+            log=log,
+            code="" if options.any_code else code_id(),
+        )
+    return 0

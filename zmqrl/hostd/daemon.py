@@ -1,0 +1,389 @@
+"""The daemon of a run on one host: it starts processes, passes on what they say, and ends them with itself.
+
+``python -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
+(:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
+signal. Standard library only: it must be up before anything else can be.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import select
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, assert_never
+
+from zmqrl import __version__
+from zmqrl.hostd import files
+from zmqrl.hostd import messages as h
+from zmqrl.hostd.interfaces import interfaces
+from zmqrl.hostd.lines import Lines
+from zmqrl.observe.provenance import code_hash
+from zmqrl.process import PR_SET_PDEATHSIG, raise_open_files
+
+PR_SET_CHILD_SUBREAPER = 36
+PREDECESSOR_ENDS_WITHIN_S = 20.0
+GRACE_S = 3.0
+KILLED_WITHIN_S = 2.0
+TURN_S = 0.25  # signals are handled between two turns
+READ_BYTES = 1 << 20
+READS_AT_THE_END = 64
+LONGEST_LINE_BYTES = 1 << 20
+MOST_UNSENT_BYTES = 64 << 20  # to a launcher that does not read or cannot be reached; beyond it, log lines are dropped
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    name: str
+    process: "subprocess.Popen[bytes]"
+    exit_fd: int
+    unsent: bytearray = field(default_factory=bytearray)  # to its standard input
+    lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe they come from
+
+
+class Daemon:
+    """The processes of one run on this host, by name. Events are written to the descriptor ``out``."""
+
+    def __init__(self, out: int) -> None:
+        self.out = out
+        self.children: dict[str, _Child] = {}
+        self.why_end: str | None = None
+        self.work, self._lock = Path("/nowhere"), -1
+        self._selector = selectors.DefaultSelector()
+        self._requests = Lines()
+        self._unsent = bytearray()
+        self._lost_lines = 0
+        self._lease_s: float | None = None
+        self._heard_at = time.monotonic()
+        os.set_blocking(out, False)
+
+    def serve(self, requests: int) -> None:
+        """Serve the requests that arrive on the descriptor ``requests`` until there is a reason to end."""
+        os.set_blocking(requests, False)
+        self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
+        while self.why_end is None:
+            self._turn(TURN_S)
+            self._reap_strays()
+            if self._lease_s is not None and time.monotonic() - self._heard_at > self._lease_s:
+                self.why_end = f"nothing was heard for {self._lease_s:g} s"
+
+    def end(self) -> None:
+        """End all processes: close their input and send SIGTERM, then SIGKILL, then kill what they have started."""
+        for number, within_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, KILLED_WITHIN_S)):
+            for child in self.children.values():
+                self._hang_up(child)
+                self._signal(child, number)
+            deadline = time.monotonic() + within_s
+            while self.children and (left_s := deadline - time.monotonic()) > 0:
+                self._turn(left_s)
+        deadline = time.monotonic() + KILLED_WITHIN_S
+        while (strays := _own_children()) and time.monotonic() < deadline:
+            for pid in strays:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            time.sleep(0.01)
+
+    # requests
+
+    def _hear(self, requests: int) -> None:
+        try:
+            piece = os.read(requests, READ_BYTES)
+        except BlockingIOError:
+            return
+        if not piece:
+            self._selector.unregister(requests)
+            self.why_end = self.why_end or "the launcher hung up"
+            return
+        self._heard_at = time.monotonic()
+        for line in self._requests.add(piece):
+            if self.why_end is None:
+                self._handle(h.decode_request(line))
+
+    def _handle(self, request: h.Request) -> None:
+        match request:
+            case h.Begin():
+                self._begin(request.work, request.lease_s)
+            case h.Start():
+                self._start(request)
+            case h.Tell():
+                if child := self.children.get(request.name):
+                    self._tell(child, request.message)
+            case h.HangUp():
+                if child := self.children.get(request.name):
+                    self._hang_up(child)
+            case h.Signal():
+                if child := self.children.get(request.name):
+                    self._signal(child, signal.Signals(request.number))
+            case h.List():
+                self._send(h.Listing(files.sizes(self.work, request.under)))
+            case h.Fetch():
+                self._send(files.read(self.work, request.path, request.offset))
+            case h.Put():
+                error = files.write(self.work, request.path, request.offset, b64decode(request.data), request.unless)
+                self._send(h.Written(request.path, error))
+            case h.Remove():
+                shutil.rmtree(self.work / request.path, ignore_errors=True)
+            case h.Clean():
+                files.clean(self.work, whole=request.whole)
+            case h.Renew():
+                self._send(h.Alive())
+            case h.Look():
+                self._send(files.look(request.work))
+            case _:
+                assert_never(request)
+
+    def _begin(self, place: str, lease_s: float | None) -> None:
+        """Take over the place of this run on this host from a daemon that may still be ending."""
+        self._lease_s = lease_s
+        try:
+            self.work, self._lock = files.open_place(place)
+        except OSError as error:
+            return self._refuse(f"cannot use {error.filename or place}: {error.strerror}")
+        deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
+        while self.why_end is None and not _hung_up(0):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    also = "or this host is listed twice, under two names"
+                    return self._refuse(f"processes of this run are still alive in {self.work}, {also}")
+                time.sleep(0.1)
+        self._heard_at = time.monotonic()
+        return self._send(_about_this_host(self.work))
+
+    def _refuse(self, why: str) -> None:
+        self._send(h.Refused(why))
+        self.why_end = why
+
+    def _start(self, request: h.Start) -> None:
+        name = request.name
+        if name in self.children:
+            return None
+        environment = {**request.before, **os.environ, **request.environment}
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", request.module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                pass_fds=[self._lock],  # the next daemon waits for these processes too
+                start_new_session=True,  # ending it ends what it started, and no signal of a terminal reaches it
+            )
+            exit_fd = os.pidfd_open(process.pid)
+        except OSError as error:
+            return self._exited(name, 127, f"cannot be started: {error}")
+        child = _Child(name, process, exit_fd)
+        self.children[name] = child
+        for pipe, take in ((process.stdout, self._take_said), (process.stderr, self._take_log)):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+            child.lines[pipe.fileno()] = Lines()
+            self._selector.register(pipe, selectors.EVENT_READ, partial(self._read, child, pipe.fileno(), take))
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        self._selector.register(exit_fd, selectors.EVENT_READ, partial(self._take_exit, child))
+        self._send(h.Started(name, process.pid))
+        for message in request.messages:
+            self._tell(child, message)
+        return None
+
+    # children
+
+    def _tell(self, child: _Child, message: Mapping[str, Any]) -> None:
+        if child.process.stdin is not None and not child.process.stdin.closed:
+            child.unsent += json.dumps(message).encode() + b"\n"
+            self._say(child)
+
+    def _say(self, child: _Child) -> None:
+        stdin = child.process.stdin
+        assert stdin is not None
+        try:
+            while child.unsent:
+                del child.unsent[: os.write(stdin.fileno(), child.unsent)]
+        except BlockingIOError:
+            return self._watch_write(stdin.fileno(), partial(self._say, child))
+        except BrokenPipeError:
+            child.unsent.clear()
+        return self._unwatch(stdin.fileno())
+
+    def _hang_up(self, child: _Child) -> None:
+        stdin = child.process.stdin
+        if stdin is not None and not stdin.closed:
+            self._unwatch(stdin.fileno())
+            with contextlib.suppress(BrokenPipeError):
+                stdin.close()
+
+    def _reap_strays(self) -> None:
+        """Reap processes that lost their parent: they are our children now."""
+        known = {child.process.pid for child in self.children.values()}
+        for pid in _own_children():
+            if pid not in known:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+
+    def _signal(self, child: _Child, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, number)  # until it is reaped, the id is its own
+
+    def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
+        """Read what is there and pass on its complete lines. Returns False if nothing is there."""
+        try:
+            piece = os.read(pipe, 65536)
+        except BlockingIOError:
+            return False
+        if not piece:
+            self._unwatch(pipe)
+            return False
+        for line in child.lines[pipe].add(piece):
+            take(child, line)
+        if len(child.lines[pipe].rest) > LONGEST_LINE_BYTES:
+            take(child, bytes(child.lines[pipe].rest))
+            child.lines[pipe].rest.clear()
+        return True
+
+    def _take_said(self, child: _Child, line: bytes) -> None:
+        try:
+            said = json.loads(line)
+        except ValueError:
+            said = None
+        if isinstance(said, dict):
+            self._send(h.Said(child.name, said))
+        else:  # printed by what it runs: an environment, a model of the user's own
+            self._take_log(child, line)
+
+    def _take_log(self, child: _Child, line: bytes) -> None:
+        if len(self._unsent) > MOST_UNSENT_BYTES:
+            self._lost_lines += 1
+            return
+        if self._lost_lines:
+            self._send(h.Log(child.name, f"... {self._lost_lines} lines of the log are lost ..."))
+            self._lost_lines = 0
+        self._send(h.Log(child.name, line.decode(errors="replace")))
+
+    def _take_exit(self, child: _Child) -> None:
+        # Kill what it has started in its session, before it is reaped: until then the id is its own.
+        self._signal(child, signal.SIGKILL)
+        status = child.process.wait()
+        for pipe, take in ((child.process.stdout, self._take_said), (child.process.stderr, self._take_log)):
+            assert pipe is not None
+            for _ in range(READS_AT_THE_END):  # what it has started may live on and write forever
+                if not self._read(child, pipe.fileno(), take):
+                    break
+            if rest := bytes(child.lines[pipe.fileno()].rest):
+                take(child, rest)
+            self._unwatch(pipe.fileno())
+            pipe.close()
+        self._hang_up(child)
+        self._selector.unregister(child.exit_fd)
+        os.close(child.exit_fd)
+        del self.children[child.name]
+        self._exited(child.name, status, None)
+
+    def _exited(self, name: str, status: int, why: str | None) -> None:
+        self._send(h.Exited(name, status, why))
+
+    # the loop
+
+    def _turn(self, timeout_s: float) -> None:
+        for key, _ in self._selector.select(timeout_s):
+            if key.fd in self._selector.get_map():
+                key.data()
+
+    def _watch_write(self, fd: int, callback: Callable[[], None]) -> None:
+        if fd not in self._selector.get_map():
+            self._selector.register(fd, selectors.EVENT_WRITE, callback)
+
+    def _unwatch(self, fd: int) -> None:
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    def _send(self, event: h.Event) -> None:
+        self._unsent += h.encode(event)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self.out, self._unsent)]
+        except BlockingIOError:
+            return self._watch_write(self.out, self._flush)
+        except BrokenPipeError:
+            self._unsent.clear()
+            self.why_end = self.why_end or "the launcher is gone"
+        return self._unwatch(self.out)
+
+
+def _about_this_host(work: Path) -> h.Up:
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return h.Up(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        zmqrl=__version__,
+        code=code_hash(),
+        python=platform.python_version(),
+        cores=len(os.sched_getaffinity(0)),
+        interfaces=interfaces(),
+        address=connection[2].removeprefix("::ffff:") if len(connection) == 4 else None,
+        work=str(work),
+    )
+
+
+def _hung_up(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
+
+
+def _own_children() -> list[int]:
+    """The process ids of our children, among them descendants that lost their parent."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except OSError:  # a kernel without this file
+        return []
+
+
+def main() -> None:
+    """Serve until there is a reason to end, and end everything."""
+    raise_open_files()
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    # Events keep this descriptor. Anything printed by mistake must not get between them.
+    out = os.dup(1)
+    os.dup2(2, 1)
+    daemon = Daemon(out)
+
+    def stop(number: int, _: object) -> None:
+        daemon.why_end = f"{signal.Signals(number).name} came"
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal: the launcher decides what it means
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        daemon.serve(0)
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"zmqrl hostd: {daemon.why_end}\n")
+        daemon.end()
+
+
+if __name__ == "__main__":
+    main()

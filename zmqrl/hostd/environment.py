@@ -1,0 +1,230 @@
+"""Makes the environment in which this zmqrl runs on another host. The host's own Python runs it: standard library only.
+
+Its source travels with the request, as no zmqrl need be there. Below ``~/.cache/zmqrl/envs`` each directory is an
+environment, named by the hash of what it is made of and used by every run that needs the same: one with the packages
+that the host's Python lacks, if it lacks any, and on top of it a small one with the code of zmqrl.
+"""
+
+import base64
+import ctypes
+import fcntl
+import hashlib
+import io
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+READY = "ready"  # the file that makes an environment whole
+LINES_KEPT, LINES_TOLD = 30, 3  # of a command that failed: those that say that they are errors, else the last ones
+ANSWER_WITHIN_S = 60.0
+SEEN = "import json, sys; print(json.dumps(sys.path))"
+
+
+class CannotMake(Exception):
+    """Why the environment cannot be."""
+
+
+def main(request: Mapping[str, Any]) -> None:
+    """Make what ``request`` asks for and say where its Python is; then wait until the launcher hangs up."""
+    os.environ.update(request["variables"])
+    os.environ["PIP_USER"] = "0"  # in the user's configuration it would forbid to install into an environment
+    try:
+        python = environment(request)
+    except CannotMake as error:
+        return _say({"is": "refused", "why": str(error)})
+    except OSError as error:
+        return _say({"is": "refused", "why": f"cannot use {error.filename or _root()}: {error.strerror}"})
+    _say({"is": "made", "python": str(python)})
+    while os.read(0, 4096):
+        pass
+    return None
+
+
+def environment(request: Mapping[str, Any]) -> Path:
+    """The Python of the environment. Raises CannotMake, OSError."""
+    _root().mkdir(mode=0o700, parents=True, exist_ok=True)
+    base = sys.executable
+    if lacking := _lacking(request["requires"]):
+        _tell(f"not there, or of another version: {', '.join(lacking)}")
+        base = str(_python_of(_made(_key("packages", request["pins"]), lambda path: _install(path, request))))
+    wheel = base64.b64decode(request["wheel"])
+    key = _key("zmqrl", hashlib.sha256(wheel).hexdigest(), base)
+    return _python_of(_made(key, lambda path: _unpack(path, wheel, base)))
+
+
+def _lacking(requires: Mapping[str, str]) -> list[str]:
+    """Those of the packages that this Python does not have in these versions."""
+    lacking = []
+    for name, version in requires.items():
+        try:
+            there = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            there = None
+        if there != version:
+            lacking.append(name)
+    return lacking
+
+
+def _install(path: Path, request: Mapping[str, Any]) -> None:
+    """An environment with all packages: those that this Python has in the right version are taken from there."""
+    requires, pins = request["requires"], request["pins"]
+    _run([sys.executable, "-m", "venv", str(path)])
+    pip = [str(_python_of(path)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    _run([*pip, "uninstall", "--yes", "setuptools"])  # an old one, that would hide the one which packages require
+    _let_see(path, sys.executable)
+    constraints = path / "constraints.txt"
+    constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in sorted(pins.keys() - requires.keys())))
+    wanted = [f"{name}=={version}" for name, version in requires.items()]
+    _run([*pip, "install", "--progress-bar", "off", "--constraint", str(constraints), *wanted])
+
+
+def _unpack(path: Path, wheel: bytes, base: str) -> None:
+    """An environment with zmqrl, which sees the packages of the Python ``base``."""
+    _run([sys.executable, "-m", "venv", "--without-pip", str(path)])
+    _let_see(path, base)
+    zipfile.ZipFile(io.BytesIO(wheel)).extractall(_site_packages(path))
+
+
+def _let_see(path: Path, base: str) -> None:
+    """Let an environment find the packages that the Python ``base`` finds, behind its own."""
+    bare, seen = (_seen(base, *options) for options in (("-I", "-S"), ("-P",)))
+    lines = [f"{place}\n" for place in seen if place not in bare and Path(place).is_dir()]
+    (_site_packages(path) / "base.pth").write_text("".join(lines))
+
+
+def _seen(python: str, *options: str) -> list[str]:
+    """Where a Python looks for packages. Raises CannotMake."""
+    command = [python, *options, "-c", SEEN]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_S)
+    except subprocess.SubprocessError as error:
+        raise CannotMake(f"{python} cannot be asked for its packages: {error}") from None
+    places: list[str] = json.loads(done.stdout)
+    return places
+
+
+def _site_packages(path: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(path), "platbase": str(path)}))
+
+
+def _python_of(path: Path) -> Path:
+    return path / "bin" / "python"
+
+
+def _root() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zmqrl" / "envs"
+
+
+def _key(name: str, *made_of: Any) -> Path:
+    """The directory of an environment of this Python that is ``made_of`` these."""
+    about = json.dumps([sys.executable, sys.version, sysconfig.get_platform(), *made_of], sort_keys=True)
+    return _root() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+
+
+def _made(path: Path, make: Callable[[Path], None]) -> Path:
+    """``path``, made by ``make`` if it is not there yet, by one process at a time; a half-made one is made anew."""
+    with Path(f"{path}.lock").open("ab") as lock:
+        _lock(lock.fileno(), path)
+        if not (path / READY).exists():
+            _tell(f"making {path}")
+            shutil.rmtree(path, ignore_errors=True)
+            try:
+                make(path)
+            except (CannotMake, OSError):
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+        (path / READY).touch()  # its time says when the environment was used last
+    return path
+
+
+def _lock(lock: int, path: Path) -> None:
+    waiting = False
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                waiting = True
+                _tell(f"another launch is making {path}")
+            if _hung_up(200):
+                raise CannotMake("the launcher hung up") from None
+
+
+def _run(argv: list[str]) -> None:
+    """Run a command and tell what it says. It ends with us, and when the launcher hangs up. Raises CannotMake."""
+    last: deque[str] = deque(maxlen=LINES_KEPT)
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in _lines(process.stdout.fileno()):
+                last.append(line)
+                _tell(line)
+            while process.poll() is None:  # it has closed its output, and lives
+                if _hung_up(100):
+                    raise CannotMake("the launcher hung up")
+        except CannotMake:
+            os.killpg(process.pid, signal.SIGKILL)  # it is not reaped before: the id is its own
+            raise
+    if process.returncode != 0:
+        told = [line for line in last if line.startswith("ERROR")] or list(last)
+        raise CannotMake(" / ".join(told[-LINES_TOLD:]) or f"{argv[2]} ended with status {process.returncode}")
+
+
+def _lines(pipe: int) -> Iterator[str]:
+    """The lines that are not empty, until the end. Raises CannotMake when the launcher hangs up before."""
+    rest = b""
+    while True:
+        ready = _ready(pipe, 0)
+        if 0 in ready:
+            raise CannotMake("the launcher hung up")
+        if pipe not in ready:
+            continue
+        piece = os.read(pipe, 65536)
+        *lines, rest = (rest + piece + (b"" if piece else b"\n")).split(b"\n")
+        yield from (text for line in lines if (text := line.decode(errors="replace").strip()))
+        if not piece:
+            return
+
+
+def _ready(*descriptors: int, within_ms: int = 1000) -> set[int]:
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(within_ms)}
+
+
+def _hung_up(within_ms: int) -> bool:
+    """Whether the launcher is gone: behind the request it says nothing more."""
+    return bool(_ready(0, within_ms=within_ms))
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _tell(line: str) -> None:
+    _say({"is": "making", "line": line})
+
+
+def _say(event: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()

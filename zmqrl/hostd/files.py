@@ -1,0 +1,104 @@
+"""The place of a run on a host: a directory that the daemon locks, and the files in it. Standard library only.
+
+Paths of files are relative to the place.
+"""
+
+import base64
+import contextlib
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from zmqrl.hostd.messages import Piece, Seen
+from zmqrl.rundir import is_locked
+
+PIECE_BYTES = 1 << 20
+LOCK = ".agent"  # daemons of earlier versions lock this file
+
+
+def _base() -> Path:
+    return Path(f"/var/tmp/zmqrl-{os.getuid()}")
+
+
+def _path(place: str) -> Path:
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # a host may be several nodes of Slurm
+    return _base() / host / place  # which is `place` itself if that is a path
+
+
+def open_place(place: str) -> tuple[Path, int]:
+    """Create the directory if necessary. Returns it, and a descriptor of the file to lock. Raises OSError.
+
+    ``place`` is a path, or a name in a directory of the user's own on this host. Hosts that share the disk have
+    directories of their own.
+    """
+    base, path = _base(), _path(place)
+    if path.is_relative_to(base):
+        base.mkdir(mode=0o700, exist_ok=True)
+        if base.is_symlink() or base.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path, os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def look(place: str) -> Seen:
+    """The directory of the place, whether a daemon has it now, and the files in it."""
+    path = _path(place)
+    alive, files = is_locked(path / LOCK), list[str]()
+    with contextlib.suppress(OSError):
+        files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != LOCK)
+    return Seen(str(path), alive, files)
+
+
+def clean(place: Path, *, whole: bool) -> None:
+    """Remove what is in the place, and if ``whole`` the place itself, which ends its use."""
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            if path.name == LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        if whole:
+            (place / LOCK).unlink()
+            place.rmdir()
+
+
+def sizes(place: Path, under: Sequence[str]) -> dict[str, int]:
+    """The files directly in these directories, with their sizes in bytes."""
+    found = {}
+    for directory in under:
+        with contextlib.suppress(OSError):
+            for path in sorted((place / directory).iterdir()):
+                found[f"{directory}/{path.name}"] = path.stat().st_size
+    return found
+
+
+def read(place: Path, path: str, offset: int) -> Piece:
+    """Read a piece of a file, of at most ``PIECE_BYTES``."""
+    data, size = b"", 0
+    with contextlib.suppress(OSError), (place / path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(offset)
+        data = file.read(max(0, min(PIECE_BYTES, size - offset)))  # it may have grown meanwhile
+    return Piece(path, offset, size, base64.b64encode(data).decode())
+
+
+def write(place: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
+    """Write a piece of a file; offset 0 replaces the file. Returns what went wrong, if anything.
+
+    A file that has ``unless`` bytes or more already is left as it is.
+    """
+    try:
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        if unless is not None and (place / path).exists() and (place / path).stat().st_size >= unless:
+            return None
+        with (place / path).open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(data)
+    except OSError as error:
+        return error.strerror
+    return None

@@ -1,0 +1,316 @@
+"""What a launcher and the daemon of a host say to each other: a JSON object per line. Standard library only.
+
+A launcher sends requests, and the key ``do`` names their kind. A daemon sends events, and the key ``is`` names theirs.
+Processes are known by name here, such as ``worker-3``. Paths are relative to the place of the run on the host.
+"""
+
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+# requests
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Take over the place ``work`` of a run. Without a lease, only the end of the input ends the daemon."""
+
+    work: str
+    lease_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Start ``python -m module`` and send it ``messages``. ``before`` holds variables that the host's own override."""
+
+    name: str
+    module: str
+    before: Mapping[str, str]
+    environment: Mapping[str, str]
+    messages: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a message to a process, on its standard input."""
+
+    name: str
+    message: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """Close the standard input of a process."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Send a signal to a process and everything it has started."""
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """Ask which files are in the directories ``under``."""
+
+    under: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Ask for the piece of a file that begins at ``offset``."""
+
+    path: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write base64 ``data`` into a file at ``offset``, unless the file has ``unless`` bytes or more already."""
+
+    path: str
+    offset: int
+    data: str
+    unless: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove a directory."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """Remove everything from the place, and if ``whole`` the place too."""
+
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Renew the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Ask what is in the place ``work``, without taking it over."""
+
+    work: str
+
+
+# events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Up:
+    """The daemon is up. ``address``: where ssh reached this host. ``interfaces``: IPv4 addresses by interface."""
+
+    host: str
+    pid: int
+    zmqrl: str
+    code: str
+    python: str
+    cores: int
+    interfaces: Mapping[str, list[str]]
+    address: str | None
+    work: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The daemon, or the making of an environment, cannot go on."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process was started."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A process wrote a JSON object to its standard output."""
+
+    name: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A process wrote a line to its standard error."""
+
+    name: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A process ended with ``status``, as ``Popen.returncode``, or could not be started: ``why``."""
+
+    name: str
+    status: int
+    why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The lease was renewed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Files by path, with their sizes in bytes."""
+
+    files: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a file in base64. ``size``: the bytes of the whole file, 0 if it does not exist."""
+
+    path: str
+    offset: int
+    size: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A piece was written, or could not be: ``error``."""
+
+    path: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The place of a run: its ``directory``, whether a daemon lives in it, and the ``files`` in it."""
+
+    directory: str
+    alive: bool
+    files: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """A line about the progress of an environment. The program that says this is zmqrl/hostd/environment.py."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The environment is ready: the path of its Python."""
+
+    python: str
+
+
+Request: TypeAlias = (
+    Begin | Start | Tell | HangUp | Signal | List | Fetch | Put | Remove | Clean | Renew | Look  # of a launcher
+)
+Event: TypeAlias = (
+    Up | Refused | Started | Said | Log | Exited | Alive | Listing | Piece | Written | Seen | Making | Made
+)
+
+REQUESTS: dict[str, type[Any]] = {
+    "begin": Begin,
+    "start": Start,
+    "tell": Tell,
+    "hang_up": HangUp,
+    "signal": Signal,
+    "list": List,
+    "fetch": Fetch,
+    "put": Put,
+    "remove": Remove,
+    "clean": Clean,
+    "renew": Renew,
+    "look": Look,
+}
+EVENTS: dict[str, type[Any]] = {
+    "up": Up,
+    "refused": Refused,
+    "started": Started,
+    "said": Said,
+    "log": Log,
+    "exited": Exited,
+    "alive": Alive,
+    "list": Listing,
+    "file": Piece,
+    "put": Written,
+    "look": Seen,
+    "making": Making,
+    "made": Made,
+}
+TAGS = {cls: ("do", tag) for tag, cls in REQUESTS.items()} | {cls: ("is", tag) for tag, cls in EVENTS.items()}
+
+
+def encode(message: Request | Event) -> bytes:
+    """A line."""
+    key, tag = TAGS[type(message)]
+    return json.dumps({key: tag} | asdict(message)).encode() + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """Inverse of :func:`encode`. Raises ValueError."""
+    request: Request = _decode("do", REQUESTS, line)
+    return request
+
+
+def decode_event(line: bytes) -> Event:
+    """Inverse of :func:`encode`. Raises ValueError."""
+    event: Event = _decode("is", EVENTS, line)
+    return event
+
+
+def _decode(key: str, kinds: Mapping[str, type[T]], line: bytes) -> T:
+    data = json.loads(line)
+    if not isinstance(data, dict) or (cls := kinds.get(str(data.get(key)))) is None:
+        raise ValueError("no such message")
+    values = {}
+    for name, (hint, is_required) in FIELDS[cls].items():
+        if name in data and _fits(data[name], hint):
+            values[name] = data[name]
+        elif name in data or is_required:
+            raise ValueError(f"{name} of {data[key]}")
+    return cls(**values)
+
+
+def _fields(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
+    """The type of each field, and whether it is required."""
+    hints = get_type_hints(cls)
+    return {each.name: (hints[each.name], each.default is MISSING) for each in fields(cls)}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a decoded JSON value has a type. Messages for processes, of type Any, are theirs to check."""
+    if hint is Any:
+        return True
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, each) for each in inner)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
+    if origin is not None:
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+FIELDS = {cls: _fields(cls) for cls in TAGS}

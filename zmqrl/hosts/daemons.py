@@ -1,0 +1,184 @@
+"""The launcher of a run: passes tasks to the daemons of their hosts, and turns what they say into events and logs."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from zmqrl.hostd import messages as h
+from zmqrl.hosts.launcher import LOG_TAIL_LINES, Exited, Launcher, Said, Task
+from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
+from zmqrl.hosts.mirror import Mirror
+from zmqrl.process import LOG_LEVEL
+from zmqrl.process_id import ProcessId
+
+# By default glibc gives large tensors back to the kernel at every free, and each new one costs page faults.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
+# On a busy host, OpenMP threads that spin while they wait slow a small network down fifty times.
+PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
+END_WITHIN_S = 8.0  # a daemon takes some seconds to kill what does not end by itself
+LOST = -int(signal.SIGKILL)  # the status of a process on a host that is lost: as good as killed
+
+
+@dataclass(slots=True)
+class _Running:
+    process: ProcessId
+    link: Link
+    log: BinaryIO
+    started_at: float
+    pid: int | None = None
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
+
+    def write(self, line: str) -> None:
+        self.tail.append(line)
+        with contextlib.suppress(OSError):  # a full disk
+            self.log.write(line.encode() + b"\n")
+
+
+class Daemons(Launcher):
+    """Runs tasks on the hosts of ``links``; ``place`` says which host runs a process.
+
+    A host that is lost takes its processes with it. It is contacted again when the next of them is started. What a
+    daemon says about files goes to ``files``.
+    """
+
+    def __init__(
+        self, links: Mapping[str, Link], place: Callable[[ProcessId], str], *, files: Mirror | None = None
+    ) -> None:
+        self.links, self.place, self.files = links, place, files
+        self._running: dict[str, _Running] = {}  # by name
+        self._events: list[Said | Exited] = []
+        self._reached_at = time.monotonic()
+        self._closed = threading.Event()
+        # Leases are renewed even while the supervisor's thread waits, for a disk or for a shard.
+        threading.Thread(target=self._renew, name="renew", daemon=True).start()
+
+    def start(self, task: Task) -> None:
+        name = str(task.process)
+        assert name not in self._running
+        link = self.links[self.host_of(task.process)]
+        task.log_path.parent.mkdir(parents=True, exist_ok=True)
+        log = task.log_path.open("ab", buffering=0)
+        self._running[name] = _Running(task.process, link, log, time.monotonic())
+        if link.process is None:
+            try:
+                link.open()
+            except LinkLost as lost:
+                self._end(name, LOST, f"host {lost.host} is lost: {lost.why}")
+                return
+            if self.files is not None:
+                self.files.reopened(link.host)
+        threads = str(task.threads)
+        ours = MALLOC | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if LOG_LEVEL in os.environ:
+            ours[LOG_LEVEL] = os.environ[LOG_LEVEL]
+        environment = ours | link.environment
+        messages = [*([] if task.job is None else [task.job]), *task.messages]
+        link.send(h.Start(name=name, module=task.module, before=PATIENCE, environment=environment, messages=messages))
+
+    def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
+        self._send(process, h.Tell(str(process), message))
+
+    def poll(self) -> list[Said | Exited]:
+        self.receive()
+        events, self._events = self._events, []
+        return events
+
+    def signal(self, process: ProcessId, number: signal.Signals) -> None:
+        self._send(process, h.Signal(str(process), int(number)))
+
+    def stop(self, processes: Collection[ProcessId], *, grace_s: float) -> None:
+        for process in processes:
+            self._send(process, h.HangUp(str(process)))
+        self.wait(processes, within_s=grace_s)
+        for number, wait_s in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
+            for process in processes:
+                self.signal(process, number)
+            self.wait(processes, within_s=wait_s)
+
+    def wait(self, processes: Collection[ProcessId], *, within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        self.receive()
+        while not set(processes).isdisjoint(self.running()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            self.receive()
+        self._events = [event for event in self._events if isinstance(event, Said) or event.process not in processes]
+
+    def running(self) -> list[ProcessId]:
+        return [running.process for running in self._running.values()]
+
+    def pids(self) -> dict[ProcessId, int]:
+        return {running.process: running.pid for running in self._running.values() if running.pid is not None}
+
+    def host_of(self, process: ProcessId) -> str:
+        return self.place(process)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [link.to_dict() for link in self.links.values()]
+
+    def unreachable_s(self) -> float:
+        return time.monotonic() - self._reached_at
+
+    def close(self) -> None:
+        for link in self.links.values():
+            link.hang_up()
+        deadline = time.monotonic() + END_WITHIN_S
+        while any(link.process is not None for link in self.links.values()) and time.monotonic() < deadline:
+            self.receive()
+            time.sleep(0.01)
+        self._closed.set()
+        for link in self.links.values():
+            link.cut()
+        for name in list(self._running):
+            self._running.pop(name).log.close()
+
+    def receive(self) -> None:
+        for link in self.links.values():
+            try:
+                for event in link.poll():
+                    self._take(link, event)
+                if link.up is not None:
+                    self._reached_at = time.monotonic()
+            except LinkLost as lost:
+                if self.files is not None:
+                    self.files.lost(link.host)
+                for name in [name for name, running in self._running.items() if running.link is link]:
+                    self._end(name, LOST, f"host {lost.host} is lost: {lost.why}")
+
+    def _renew(self) -> None:
+        while not self._closed.wait(RENEW_EVERY_S):
+            for link in self.links.values():
+                link.renew()
+
+    def _send(self, process: ProcessId, request: h.Request) -> None:
+        if running := self._running.get(str(process)):
+            running.link.send(request)
+
+    def _take(self, link: Link, event: h.Event) -> None:
+        match event:
+            case h.Listing() | h.Piece() | h.Written() if self.files is not None:
+                self.files.take(link.host, event)
+            case h.Started() | h.Said() | h.Log() | h.Exited():
+                running = self._running.get(event.name)
+                if running is None or running.link is not link:  # a host speaks only for its own processes
+                    return
+                match event:
+                    case h.Started():
+                        running.pid = event.pid
+                    case h.Said():
+                        self._events.append(Said(running.process, event.facts))
+                    case h.Log():
+                        running.write(event.line)
+                    case h.Exited():
+                        self._end(event.name, event.status, event.why)
+
+    def _end(self, name: str, status: int, why: str | None) -> None:
+        running = self._running.pop(name)
+        running.log.close()
+        lived_s = time.monotonic() - running.started_at
+        self._events.append(Exited(running.process, status, "\n".join(running.tail), lived_s, why))

@@ -1,0 +1,64 @@
+"""Where a run takes place: its launcher, and for each process its host, its directory there, and its threads."""
+
+import os
+import socket as host_socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from zmqrl.config import Config
+from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.launcher import Launcher
+from zmqrl.hosts.link import Link
+from zmqrl.hosts.mirror import Mirror
+from zmqrl.hosts.placement import place_run
+from zmqrl.hosts.preflight import files_needed
+from zmqrl.process import check_open_files
+from zmqrl.process_id import ProcessId
+from zmqrl.rundir import RunDirectory
+
+HERE = "localhost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A host as the processes of a run see it."""
+
+    host: str
+    directory: RunDirectory
+    """The place of the run on that host."""
+    address: str
+    """The address at which shards bind if they use TCP, and at which the others reach them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """How and where the processes of a run are started."""
+
+    launcher: Launcher
+    sites: Mapping[ProcessId, Site]
+    threads: Mapping[ProcessId, int]
+    files: Mirror
+    notices: tuple[str, ...] = ()
+    """Sentences that the user should read."""
+
+
+def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
+    """Deploy a whole run on this machine. Raises UsageError if a process may not open as many files as it needs."""
+    here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
+    placement = place_run(config, [Host(name=HERE)], {HERE: len(os.sched_getaffinity(0))})
+    check_open_files(files_needed(config, list(placement.host_of)))
+    return Deployment(
+        launcher=local_launcher(directory.path),
+        sites=dict.fromkeys(placement.host_of, here),
+        threads=placement.threads,
+        files=Mirror({}, directory, placement.host_of),
+    )
+
+
+def local_launcher(work: Path) -> Launcher:
+    """A launcher for this machine, whose daemon is a child of this process. ``work`` is the place of the run."""
+    command = [sys.executable, "-m", "zmqrl.hostd.daemon"]
+    return Daemons({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)

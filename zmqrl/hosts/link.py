@@ -1,0 +1,230 @@
+"""The connection to the daemon of one host: a pipe to a child process, which may be ssh or srun."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from zmqrl.hostd import messages as h
+from zmqrl.hostd.lines import Lines
+
+UP_WITHIN_S = 30.0
+RENEW_EVERY_S = 1.0  # a lease
+KILLED_WITHIN_S = 2.0
+WORDS_BYTES = 4096
+MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
+
+
+class Link:
+    """One connection to a daemon at a time. After it is lost, ``open`` makes a new one.
+
+    ``command`` runs the daemon, and ``work`` is the place of the run on that host. Without ``lease_s``, each side
+    notices the end of the other only by the end of the connection. ``environment`` holds variables for the processes
+    that the daemon starts. ``up`` is what the daemon said about its host, while it is connected.
+
+    To make an environment instead, ``first`` is the line with that request, and ``made`` will be the answer.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        command: Sequence[str],
+        *,
+        work: str,
+        lease_s: float | None,
+        environment: Mapping[str, str] | None = None,
+        first: bytes | None = None,
+        up_within_s: float = UP_WITHIN_S,
+    ) -> None:
+        self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
+        self.environment = dict(environment or {})
+        self.first = first or h.encode(h.Begin(work, lease_s))
+        self.up_within_s = up_within_s
+        self.up: h.Up | None = None
+        self.made: h.Made | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self._sending = threading.Lock()
+        self._unsent = bytearray()
+        self._arrived = Lines()
+        self._words = bytearray()  # on standard error: of the daemon, or of ssh
+        self._opened_at = self._heard_at = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What another process needs to look after this host, as plain data."""
+        work = self.work if self.up is None else self.up.work
+        about = {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
+        return about | {"environment": self.environment}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Link":
+        """Inverse of :meth:`to_dict`."""
+        environment = data.get("environment")
+        return cls(data["host"], data["command"], work=data["work"], lease_s=data["lease_s"], environment=environment)
+
+    def is_silent(self) -> bool:
+        """Whether it was opened and nothing has been heard yet."""
+        return self.process is not None and self._heard_at == self._opened_at
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the daemon is up, or the environment made."""
+        return self.up is not None or self.made is not None
+
+    def look(self, within_s: float) -> h.Seen:
+        """Ask what is in the place of the run on the host. Raises LinkLost."""
+        self._run()
+        self.send(h.Look(self.work))
+        self.hang_up()
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            for event in self.poll():
+                if isinstance(event, h.Seen):
+                    self._forget()
+                    return event
+            time.sleep(0.02)
+        return self._lose(f"no answer within {within_s:g} s")
+
+    def open(self) -> None:
+        """Start the daemon. ``poll`` returns Up when it is up, and raises LinkLost when it does not come up."""
+        self._run()
+        self._send(self.first)
+
+    def _run(self) -> None:
+        assert self.process is None
+        try:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C at the terminal is for this process to answer
+            )
+        except OSError as error:
+            raise LinkLost(self.host, f"cannot run {self.command[0]}: {error.strerror}") from error
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+        self.up, self.made, self._arrived, self._words = None, None, Lines(), bytearray()
+        self._opened_at = self._heard_at = time.monotonic()
+
+    def send(self, request: h.Request) -> None:
+        """Send a request, in the order of the calls, as soon as the daemon can be reached. From any thread.
+
+        While the link is lost, requests are dropped: whoever opens it again must repeat what is still needed.
+        """
+        self._send(h.encode(request))
+
+    def _send(self, line: bytes) -> None:
+        with self._sending:
+            if self.process is None:
+                return
+            self._unsent += line
+            self._flush()
+
+    def poll(self) -> list[h.Event]:
+        """Return the events since the last call. Never waits. Raises LinkLost when the daemon cannot be reached."""
+        process = self.process
+        if process is None:
+            return []
+        assert process.stdout is not None
+        assert process.stderr is not None
+        now = time.monotonic()
+        with self._sending:
+            self._flush()
+        ended = process.poll() is not None
+        if piece := _read_all(process.stdout.fileno()):
+            self._heard_at = now
+        self._words = (self._words + _read_all(process.stderr.fileno()))[-WORDS_BYTES:]
+        events = [self._event(line) for line in self._arrived.add(piece)]
+        for event in events:
+            match event:
+                case h.Up():
+                    self.up = event
+                case h.Made():
+                    self.made = event
+                case h.Refused():
+                    self._words += event.why.encode()
+        if not events:
+            if ended:
+                self._lose(f"{self._last_words() or f'exit status {process.returncode}'}")
+            if not self.is_ready and now - self._opened_at > self.up_within_s:
+                said = self._last_words() or "it said nothing"
+                self._lose(f"it did not come up within {self.up_within_s:g} s: {said}")
+            if self.lease_s is not None and self.up is not None and now - self._heard_at > self.lease_s:
+                self._lose(f"nothing was heard for {self.lease_s:g} s")
+        return events
+
+    def renew(self) -> None:
+        """Renew the lease of the daemon. From any thread."""
+        if self.lease_s is not None and self.up is not None:
+            self.send(h.Renew())
+
+    def hang_up(self) -> None:
+        """Close the connection, which makes the daemon end everything it has started."""
+        with self._sending:
+            if self.process is not None and self.process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    self.process.stdin.close()
+
+    def cut(self) -> None:
+        """Hang up, and do not wait any longer for the agent."""
+        self.hang_up()
+        self._forget()
+
+    def _event(self, line: bytes) -> h.Event:
+        try:
+            return h.decode_event(line)
+        except ValueError:
+            return self._lose(
+                f"it printed {line[:60]!r}, which no zmqrl daemon prints: does a startup file of the shell there do it?"
+            )
+
+    def _lose(self, why: str) -> NoReturn:
+        self._forget()
+        raise LinkLost(self.host, why)
+
+    def _forget(self) -> None:
+        with self._sending:
+            process, self.process, self.up, self.made = self.process, None, None, None
+            self._unsent.clear()
+        if process is not None:
+            # This kills what runs the daemon, such as ssh and its jumps. The daemon ends by itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a network disk that does not answer
+                process.wait(KILLED_WITHIN_S)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+    def _flush(self) -> None:
+        if self.process is None or self.process.stdin is None or self.process.stdin.closed:
+            return
+        with contextlib.suppress(OSError):  # full for now, or broken: then the process has ended, which poll notices
+            while self._unsent:
+                del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
+
+    def _last_words(self) -> str:
+        return self._words.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+class LinkLost(Exception):
+    """The daemon of ``host`` has ended, or cannot be reached: ``why``."""
+
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(host, why)
+        self.host, self.why = host, why
+
+
+def _read_all(pipe: int) -> bytes:
+    """Read what is there, but not more than a few MiB: other pipes have something to say too."""
+    pieces: list[bytes] = []
+    with contextlib.suppress(BlockingIOError):
+        while len(pieces) < MOST_PIECES and (piece := os.read(pipe, 1 << 20)):
+            pieces.append(piece)
+    return b"".join(pieces)

@@ -1,0 +1,213 @@
+"""Copies files between the run directory and the hosts of a run: histories come home, checkpoints go out."""
+
+import base64
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+
+from zmqrl.checkpoint import MANIFEST, MODEL, name_of
+from zmqrl.errors import ClusterError
+from zmqrl.hostd import files
+from zmqrl.hostd import messages as h
+from zmqrl.hosts.link import Link
+from zmqrl.process_id import RECORDER, ProcessId, shard_id
+from zmqrl.ps.shard.history import History
+from zmqrl.rundir import RunDirectory
+
+COMES_HOME = ("history", "traces", "videos")
+# A host names the files that are written here: these names cannot lead out of the run directory.
+_HARMLESS = re.compile(
+    r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|traces/(?P<process>[a-z]+-\d+)\.json|videos/\w[\w.-]*", re.ASCII
+)
+LIST_EVERY_S = 5.0
+TAIL_BYTES = 4096  # of a history: its last lines, with checksums that no other run has
+OUTDATED = ""  # instead of the name of a file on its way, when a rollback came between
+
+
+class Mirror:
+    """Keeps ``home`` up to date with what the processes on the hosts of ``links`` write.
+
+    ``links`` has no host that writes into ``home`` itself. A file is taken only from the host of the process that
+    writes it, as ``host_of`` says.
+    """
+
+    def __init__(self, links: Mapping[str, Link], home: RunDirectory, host_of: Mapping[ProcessId, str]) -> None:
+        self.links, self.home, self.host_of = links, home, host_of
+        self._listed_at = 0.0
+        self._sizes: dict[str, dict[str, int]] = {}  # by host: its files when it last listed them
+        self._fetching: dict[str, str] = {}  # by host: the file on its way
+        self._begun = False  # the processes of this session write: their files are right
+        self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
+        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # that a process needs on its host
+
+    # to the hosts
+
+    def put_history(self, shard: int) -> None:
+        """Copy the history of a shard to its host, ahead of later requests to that host."""
+        self._begun = True
+        host, name = self.host_of[shard_id(shard)], _history(shard)
+        if not self._agrees.get((host, name)):
+            self._put(host, name)
+
+    def put_checkpoint(self, process: ProcessId, version: int) -> None:
+        """Copy ``config.json`` and the checkpoint of ``version`` to a follower's host, without the optimizer state."""
+        host, path = self.host_of[process], self.home.checkpoints / name_of(version)
+        self._checkpoints[process].add(version)
+        for file in (self.home.config, path / MODEL, path / MANIFEST):  # the manifest completes a checkpoint
+            self._put(host, str(file.relative_to(self.home.path)))
+
+    def drop_checkpoint(self, process: ProcessId, version: int) -> None:
+        """Remove a checkpoint that was copied to the host of ``process``."""
+        host = self.host_of[process]
+        self._checkpoints[process].discard(version)
+        if host in self.links:
+            self.links[host].send(h.Remove(f"checkpoints/{name_of(version)}"))
+
+    def reopened(self, host: str) -> None:
+        """A host that was lost is back, perhaps without its files: copy what its processes need."""
+        for process in [process for process, at in self.host_of.items() if at == host]:
+            if process.role == "shard":  # its own is longer, unless it is lost
+                self._put(host, _history(process.number), unless_longer=True)
+            for version in sorted(self._checkpoints[process]):
+                self.put_checkpoint(process, version)
+
+    def clean(self, *, whole: bool, but: Collection[str] = ()) -> None:
+        """Remove the run's files from the hosts except ``but``, and if ``whole`` the run's place too."""
+        for host in self.links.keys() - set(but):
+            self.links[host].send(h.Clean(whole))
+
+    def remove_state(self) -> None:
+        """Remove the slots of the shards from the hosts, once a checkpoint holds what was in them."""
+        for link in self.links.values():
+            link.send(h.Remove("state"))
+
+    def _put(self, host: str, name: str, *, unless_longer: bool = False) -> None:
+        """Copy a file of the run directory, if it exists, to ``host``."""
+        if host not in self.links or not (self.home.path / name).is_file():
+            return
+        offset, size = 0, 1
+        while offset < size:
+            piece = files.read(self.home.path, name, offset)
+            self.links[host].send(h.Put(name, offset, piece.data, piece.size if unless_longer else None))
+            offset, size = offset + files.PIECE_BYTES, piece.size
+
+    # and back
+
+    def step(self, now: float) -> None:
+        """Ask the hosts for their files every ``LIST_EVERY_S``."""
+        if now - self._listed_at >= LIST_EVERY_S:
+            self._listed_at = now
+            for link in self.links.values():
+                if link.up is not None:
+                    link.send(h.List(COMES_HOME))
+
+    def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
+        """Roll the copies of the histories back, as each shard does with its own."""
+        for process, host in self.host_of.items():
+            if process.role != "shard" or host not in self.links:
+                continue
+            path = self.home.path / _history(process.number)
+            if path.exists():
+                history = History(path)
+                history.rewind(version_of(process.number), generation)
+                history.close()
+                if self._fetching.get(host) == _history(process.number):
+                    self._fetching[host] = OUTDATED
+
+    def bring_home(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
+        """Wait until all files that are on the hosts now are here, at most ``within_s``. Returns the hosts that lack.
+
+        ``receive`` is that of the launcher. Hosts that are lost are not waited for.
+        """
+        self._sizes.clear()
+        self._listed_at = 0.0
+        self.step(LIST_EVERY_S)
+        deadline = time.monotonic() + within_s
+        while True:
+            receive()
+            away = [host for host in self.links if host not in self._sizes or host in self._fetching]
+            if all(self.links[host].up is None for host in away) or time.monotonic() >= deadline:
+                return away
+            time.sleep(0.02)
+
+    def lost(self, host: str) -> None:
+        """The host will not answer what it was asked."""
+        self._fetching.pop(host, None)
+        self._sizes.pop(host, None)
+
+    def take(self, host: str, event: h.Listing | h.Piece | h.Written) -> None:
+        """Take what a daemon said about files. Raises ClusterError when a file cannot be written, here or there."""
+        match event:
+            case h.Listing():
+                self._sizes[host] = {name: size for name, size in event.files.items() if self._is_from(name, host)}
+            case h.Piece(path=path):
+                if self._fetching.pop(host, None) != path:
+                    return
+                self._sizes.setdefault(host, {})[path] = event.size
+                data = base64.b64decode(event.data)
+                if not self._begun and (host, path) not in self._agrees and self._size(path):
+                    tail = self._tail(path)
+                    self._agrees[host, path] = data.startswith(tail)
+                    if self._agrees[host, path]:
+                        self._write(path, event.offset + len(tail), data[len(tail) :])
+                elif event.offset in (0, self._size(path)):  # otherwise a rollback came between
+                    self._write(path, event.offset, data)
+            case h.Written(path=path, error=str(error)) if path.startswith("history/"):
+                raise ClusterError(f"host {host} cannot write {path}: {error}.")
+        self._fetch_next(host)
+
+    def _is_from(self, name: str, host: str) -> bool:
+        """Whether the process that writes the file ``name`` is on ``host``; a shard may have been there before."""
+        found = _HARMLESS.fullmatch(name)
+        if found is None:
+            return False
+        try:
+            process = ProcessId.parse(found["shard"] or found["process"] or str(RECORDER))
+        except ValueError:  # a trace of a process that no run has
+            return False
+        return self.host_of.get(process) == host or (found["shard"] is not None and not self._begun)
+
+    def _fetch_next(self, host: str) -> None:
+        if host in self._fetching:
+            return
+        for name, size in self._sizes.get(host, {}).items():
+            offset = self._lacks_from(host, name, size)
+            if offset is not None:
+                self._fetching[host] = name
+                self.links[host].send(h.Fetch(name, offset))
+                return
+
+    def _lacks_from(self, host: str, name: str, size: int) -> int | None:
+        """The offset from which to fetch a file that has ``size`` bytes on ``host``; None if nothing is missing."""
+        have = self._size(name)
+        compare = not self._begun and have > 0
+        if compare and size >= have and (host, name) not in self._agrees:
+            return have - len(self._tail(name))
+        if compare and not self._agrees.get((host, name)):  # of a session before the last one
+            return None
+        # A rollback shortens a history here and on the host. Any other file that is shorter there was written anew.
+        if have > size and not compare and not name.startswith("history/"):
+            return 0
+        return have if have < size else None
+
+    def _write(self, name: str, offset: int, data: bytes) -> None:
+        error = files.write(self.home.path, name, offset, data)
+        if error is not None:
+            raise ClusterError(f"cannot write {self.home.path / name}: {error}.")
+
+    def _tail(self, name: str) -> bytes:
+        """The last bytes of a file of the run directory."""
+        with (self.home.path / name).open("rb") as file:
+            file.seek(max(0, self._size(name) - TAIL_BYTES))
+            return file.read()
+
+    def _size(self, name: str) -> int:
+        try:
+            return (self.home.path / name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+def _history(shard: int) -> str:
+    return f"history/{shard_id(shard)}.jsonl"

@@ -1,0 +1,235 @@
+"""Checks before a run starts that its hosts can run it: games, open files, disks, clocks, ports, networks."""
+
+import dataclasses
+import errno
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zmqrl.config import Config, is_loopback
+from zmqrl.errors import ClusterError
+from zmqrl.hostd.messages import Up
+from zmqrl.hosts.launcher import Launcher
+from zmqrl.hosts.placement import Placement
+from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
+from zmqrl.hosts.probing import LAUNCHER, Probes, Route, probe_ids, probing, rounds
+from zmqrl.hosts.reach import listed, only_itself
+from zmqrl.process_id import ProcessId, ProcessRole
+
+LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
+LOW_SHM_BYTES = 16e6
+PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # with 32 games and a small network; most of it is torch
+PROCESS_FILES = 64  # that a process opens besides its connections
+PORTS_OF_SHARD = 3
+PIPES_OF_PROCESS = 4  # in its daemon: three streams and a pidfd
+CLOCK_OFF_S = 1.0
+TRANSFERS_WITHIN_S = 60.0
+NAMED = 4  # hosts that a sentence lists before it says how many others there are
+PLAYERS: tuple[ProcessRole, ...] = ("worker", "evaluator", "recorder")
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was found: ``facts`` by host, measurements by route, and ``failed``, the hosts whose probe failed.
+
+    A host's facts are those of its daemon and of :mod:`zmqrl.hosts.probe`, with ``clock_ahead_s``. ``loopback`` holds
+    the hosts whose address means loopback on the host itself, so that other hosts cannot reach it.
+    """
+
+    facts: Mapping[str, Facts]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    routes: Mapping[Route, Facts] = field(default_factory=dict)
+    loopback: Mapping[str, str] = field(default_factory=dict)
+
+
+def survey(
+    launcher: Launcher,
+    config: Config,
+    placement: Placement,
+    up: Mapping[str, Up],
+    addresses: Mapping[str, str],
+    *,
+    whole: bool,
+    say: Callable[[str], None] = lambda text: None,
+) -> Survey:
+    """Look at the hosts whose daemons are ``up``.
+
+    ``addresses`` are those of the hosts that run shards. If ``whole``, every host may have any role, and the bandwidth
+    of the routes is measured. If not, only what this run uses is checked.
+    """
+    tokens = {host: secrets.token_hex(16) for host in addresses}
+    game = {"env": config.env, "settings": dataclasses.asdict(config.envs)}
+    probes_on = probe_ids(up)
+    jobs = {
+        probes_on[host]: {
+            "work": about.work,
+            "listen": {"address": addresses[host], "ports": ports_on(host, config, placement), "token": tokens[host]}
+            if host in addresses
+            else None,
+            "cuda": config.device == "cuda" and placement.has("worker", host),
+            "game": game if whole or any(placement.has(role, host) for role in PLAYERS) else None,
+        }
+        for host, about in up.items()
+    }
+    with probing(launcher, jobs, tokens) as (probes, found):
+        ahead = probes.clocks(found)
+        facts = {
+            host: {**dataclasses.asdict(up[host]), **about, "clock_ahead_s": ahead.get(host)}
+            for host, about in found.items()
+        }
+        loopback = loopbacks(facts, addresses)
+        sources = [LAUNCHER, *(host for host in facts if whole or placement.has("worker", host))]
+        routes = [
+            Route(source, target, addresses[target], tuple(facts[target]["ports"]))
+            for source, target in itertools.product(sources, addresses)
+            if source != target and target not in loopback and "ports" in facts.get(target, {})
+        ]
+        measured = probes.measure(routes, transfer=False)
+        if whole and measured:
+            measured |= _transfers(probes, [route for route, about in measured.items() if "error" not in about], say)
+    return Survey(facts=facts, failed=probes.failed, routes=measured, loopback=loopback)
+
+
+def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
+    """Addresses that name loopback on their own host, as Debian sets it up, by host; none if there is one machine."""
+    if len({about["host"] for about in facts.values()}) < 2:
+        return {}
+    bound = {host: about["bound"] for host, about in facts.items() if "bound" in about}
+    return {host: f"{addresses[host]} ({where})" for host, where in bound.items() if is_loopback(where)}
+
+
+def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
+    """The ports of the shards on ``host``, or of shard 0 if it has no shards; 0 stands for any free port."""
+    ports = config.ports()
+    if ports is None:
+        return [0]
+    here = [process.number for process in placement.processes_on(host) if process.role == "shard"]
+    return [ports[PORTS_OF_SHARD * shard + role] for shard in here or [0] for role in range(PORTS_OF_SHARD)]
+
+
+def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], None]) -> dict[Route, dict[str, Any]]:
+    """Measure the bandwidth of routes, so that no host has two at a time, until time is up."""
+    found: dict[Route, dict[str, Any]] = {}
+    apart = rounds(routes)
+    say(f"sending data over {len(routes)} routes, in {len(apart)} rounds and at most {TRANSFERS_WITHIN_S:g} s")
+    deadline = time.monotonic() + TRANSFERS_WITHIN_S
+    for together in apart:
+        if time.monotonic() >= deadline:
+            say(f"no time left for {len(routes) - len(found)} of the routes: their bandwidth is unknown")
+            break
+        found |= probes.measure(together, transfer=True)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Sentences for the user. ``problems`` prevent the run, ``warnings`` do not."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise ClusterError if there are problems."""
+        if self.problems:
+            raise ClusterError("the run cannot start:" + "".join(f"\n  {text}" for text in self.problems))
+
+
+def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
+    """Say what is wrong with the hosts, and what to do about it."""
+    problems = [f"{host}: {why}." for host, why in found.failed.items()]
+    warnings: list[str] = []
+    for host, facts in found.facts.items():
+        problems += [f"{host}: {text}." for text in _host_problems(facts, config, placement.processes_on(host))]
+        warnings += [f"{host}: {text}." for text in _host_warnings(facts, placement.processes_on(host))]
+    problems += [only_itself(host, address) for host, address in found.loopback.items()]
+    blocked: dict[tuple[str, str, str], list[str]] = {}
+    for route, measured in found.routes.items():
+        if "error" in measured:
+            where = (route.target, f"{route.address}:{measured['port']}", measured["error"])
+            blocked.setdefault(where, []).append(route.source)
+    problems += [
+        f"{_some(sources)} -> {target} ({where}): {error}: {_way_out(_some(sources), target, error, config)}."
+        for (target, where, error), sources in blocked.items()
+    ]
+    return Verdict(problems, warnings)
+
+
+def _host_problems(facts: Facts, config: Config, processes: Sequence[ProcessId]) -> Iterator[str]:
+    if facts.get("game_error") is not None:
+        yield f"{config.env} cannot be played there: {facts['game_error']}"
+    if facts.get("cuda") is False:
+        yield "--device cuda: torch sees no CUDA device there"
+    if "listen_error" in facts:
+        yield _cannot_listen(facts)
+    if facts["disk_bytes"] < LEAST_DISK_BYTES:
+        yield (
+            f"the disk of {facts['work']} is full ({size(facts['disk_bytes'])} left): "
+            f"make room for at least {size(LEAST_DISK_BYTES)}"
+        )
+    needed = files_needed(config, processes)
+    if facts["open_files"] is not None and facts["open_files"] < needed:
+        yield (
+            f"a process may open {facts['open_files']} files there, but this run needs {needed}: raise the limit "
+            "(`ulimit -n`, /etc/security/limits.conf)"
+        )
+
+
+def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str]:
+    if LEAST_DISK_BYTES <= facts["disk_bytes"] < LOW_DISK_BYTES:
+        yield f"only {size(facts['disk_bytes'])} are left on the disk of {facts['work']}"
+    if facts["shm_bytes"] < LOW_SHM_BYTES:
+        yield f"only {size(facts['shm_bytes'])} are left in /dev/shm"
+    memory = facts["memory_bytes"]
+    takes = sum(SHARD_BYTES if process.role == "shard" else PLAYER_BYTES for process in processes)
+    if memory is not None and memory < takes:
+        yield f"{size(memory)} of memory are free, but its {len(processes)} processes need about {size(takes)}"
+    ahead_s = facts["clock_ahead_s"]
+    if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
+        direction = "ahead of" if ahead_s > 0 else "behind"
+        yield f"its clock is {abs(ahead_s):.1f} s {direction} the one here: times in logs will not match"
+
+
+def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
+    """The largest number of files that one of ``processes``, or their daemon, opens.
+
+    A shard has connections to every worker and a worker to every shard; a daemon has pipes to each process.
+    """
+    peers = (config.ranks + 1 if process.role == "shard" else config.shards for process in processes)
+    return PROCESS_FILES + max(PORTS_OF_SHARD * max(peers, default=0), PIPES_OF_PROCESS * len(processes))
+
+
+def _cannot_listen(facts: Facts) -> str:
+    error = facts["listen_error"]
+    if error["errno"] == errno.EADDRINUSE:
+        return f"{error['where']} is in use there: choose another --port-range"
+    return (
+        f"cannot listen at {error['where']} ({error['why']}); it has {listed(facts['interfaces'])}: "
+        "choose one of them by --iface or --address"
+    )
+
+
+def _way_out(sources: str, target: str, error: str, config: Config) -> str:
+    ports = config.wire.port_range
+    if error == SOMEBODY_ELSE:
+        return f"that is not {target}: choose another address by --iface or --address"
+    if error == ONLY_LITTLE_PASSES:
+        return "give all interfaces on the way the same MTU"
+    if ports is None:
+        return f"let {sources} reach TCP ports of {target}; --port-range chooses which ones"
+    return f"open TCP ports {ports} of {target} to {sources}, or choose another --port-range"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names in words, of which there may be many."""
+    more = [f"{len(names) - NAMED} others"] if len(names) > NAMED else []
+    return ", ".join([*names[:NAMED], *more])
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

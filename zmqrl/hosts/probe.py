@@ -1,0 +1,214 @@
+"""What a host has for a run, and how it is reached, tried as the run would: before anything of the run is started.
+
+``python -m zmqrl.hosts.probe`` says what it finds on its host, listens where shards would, and then, each time it is
+asked, tells the time or measures routes to others. Standard library only, besides the games and torch.
+"""
+
+import contextlib
+import errno
+import hmac
+import resource
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from zmqrl.process import Messages, read_job, say
+
+ANSWER_WITHIN_S = 3.0
+PINGS = 5
+FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # of one transfer; each is four times the one before
+LONG_ENOUGH_S = 0.1  # what took so long is a measure
+LENGTH_BYTES = 8
+RECEIVED = b"\n"
+ROUTES_AT_A_TIME = 64
+SOMEBODY_ELSE = "somebody else answers"
+ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB have not passed within {ANSWER_WITHIN_S:g} s"
+
+Route = Mapping[str, Any]
+
+
+def measure(route: Route) -> dict[str, Any]:
+    """Connect to all ports of ``route``: ``round_trip_s`` and maybe ``bytes_per_s``, or the ``port`` and its ``error``.
+
+    ``route`` has ``address``, ``ports``, the ``token`` by which its target knows us, and ``transfer``, whether to send
+    some data there.
+    """
+    found: dict[str, Any] = {}
+    for port in route["ports"]:
+        try:
+            with socket.create_connection((route["address"], port), timeout=ANSWER_WITHIN_S) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.sendall(route["token"].encode())
+                _wait_for_receipt(connection)
+                round_trip_s = min(_send(connection, 0) for _ in range(PINGS))
+                if not found:
+                    found = {"round_trip_s": round_trip_s}
+                    _send_packets(connection)
+                    if route["transfer"]:
+                        found["bytes_per_s"] = _bytes_per_s(connection)
+        except OSError as error:
+            return {"port": port, "error": _in_words(error)}
+    return found
+
+
+def _send(connection: socket.socket, count: int) -> float:
+    """Send ``count`` bytes; seconds until all have arrived, and we know it."""
+    data = bytes(count)
+    began_at = time.perf_counter()
+    connection.sendall(count.to_bytes(LENGTH_BYTES, "big") + data)
+    _wait_for_receipt(connection)
+    return time.perf_counter() - began_at
+
+
+def _wait_for_receipt(connection: socket.socket) -> None:
+    if connection.recv(1) != RECEIVED:
+        raise ConnectionAbortedError(errno.ECONNABORTED, SOMEBODY_ELSE)
+
+
+def _send_packets(connection: socket.socket) -> None:
+    """Send as much as takes packets of full length: where one network takes shorter ones only, they get lost."""
+    try:
+        _send(connection, FIRST_BYTES)
+    except TimeoutError:
+        raise ConnectionAbortedError(errno.ECONNABORTED, ONLY_LITTLE_PASSES) from None
+
+
+def _bytes_per_s(connection: socket.socket) -> float:
+    count = FIRST_BYTES
+    while (took_s := _send(connection, count)) < LONG_ENOUGH_S and count < MOST_BYTES:
+        count *= 4
+    return count / took_s
+
+
+def _in_words(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {ANSWER_WITHIN_S:g} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "refused"
+    words = error.strerror or str(error)
+    return words[:1].lower() + words[1:]
+
+
+def listen(address: str, ports: Sequence[int], token: str) -> dict[str, Any]:
+    """Answer at ``address`` whoever knows ``token``, for as long as this process lives.
+
+    Returns the ``ports``, free ones for 0, and what is ``bound``: the address that a name means here. Raises OSError,
+    with ``filename`` saying where it could not listen.
+    """
+    bound = []
+    for port in ports:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            listener = socket.create_server((address, port), family=family)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{address}:{port}") from error
+        threading.Thread(target=_accept, args=(listener, token.encode()), name="listen", daemon=True).start()
+        bound.append(listener.getsockname())
+    return {"ports": [name[1] for name in bound], "bound": bound[0][0]}
+
+
+def _accept(listener: socket.socket, token: bytes) -> None:
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_answer, args=(connection, token), name="answer", daemon=True).start()
+
+
+def _answer(connection: socket.socket, token: bytes) -> None:
+    """Say of everything that comes that it has, to who begins with ``token``; others are not served."""
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(ANSWER_WITHIN_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        place = bytearray(1 << 20)
+        if not hmac.compare_digest(_receive(connection, len(token)), token):
+            return
+        connection.sendall(RECEIVED)
+        while length := _receive(connection, LENGTH_BYTES):
+            left = int.from_bytes(length, "big")
+            if left > MOST_BYTES:
+                return
+            while left:
+                came = connection.recv_into(place, min(left, len(place)))
+                if not came:
+                    return
+                left -= came
+            connection.sendall(RECEIVED)
+
+
+def _receive(connection: socket.socket, count: int) -> bytes:
+    """So many bytes; fewer if there are no more."""
+    received = b""
+    while len(received) < count and (piece := connection.recv(count - len(received))):
+        received += piece
+    return received
+
+
+def facts(work: str) -> dict[str, Any]:
+    """What there is for processes on this host whose files are in the directory ``work``; None is without a limit."""
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return {
+        "memory_bytes": _memory_bytes(),
+        "open_files": None if open_files == resource.RLIM_INFINITY else open_files,
+        "disk_bytes": shutil.disk_usage(work).free,
+        "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
+    }
+
+
+def _memory_bytes() -> int | None:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return None
+
+
+def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
+    """Why the environment ``env`` cannot be made on this host, if it cannot."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # our own standard output is read by the launcher
+            from zmqrl.learner.envs import EnvConfig, describe_env
+
+            describe_env(env, EnvConfig(**settings))
+    except Exception as error:  # a package that is missing, a ROM, whatever a constructor raises
+        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return None
+
+
+def sees_cuda() -> bool:
+    """Whether workers can compute on CUDA devices of this host."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def main() -> None:
+    """Probe this host, as told on standard input, until that ends."""
+    job = read_job(signal.SIGKILL)
+    asked = Messages()
+    found = facts(job["work"])
+    if job["listen"] is not None:
+        try:
+            found |= listen(**job["listen"])
+        except OSError as error:
+            found["listen_error"] = {"errno": error.errno, "why": error.strerror, "where": error.filename}
+    if job["game"] is not None:
+        found["game_error"] = game_error(**job["game"])
+    if job["cuda"]:
+        found["cuda"] = sees_cuda()
+    say(found)
+    while True:
+        request = asked.get()
+        if "routes" in request:
+            with ThreadPoolExecutor(ROUTES_AT_A_TIME) as pool:
+                say({"routes": list(pool.map(measure, request["routes"]))})
+        else:
+            say({"time_s": time.time()})
+
+
+if __name__ == "__main__":
+    main()

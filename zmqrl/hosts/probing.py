@@ -1,0 +1,136 @@
+"""Probes on several hosts: started there as any process of a run is, asked all at once, and ended."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zmqrl.hosts.launcher import Exited, Launcher, Task
+from zmqrl.hosts.probe import measure
+from zmqrl.process_id import ProcessId
+
+LAUNCHER = "launcher"  # this machine, as the source of a route
+FIRST_ANSWER_WITHIN_S = 60.0  # games are imported for it, perhaps from a slow network disk
+ANSWER_WITHIN_S = 15.0  # ports do not answer within 3 s at most, and a transfer ends at the first slow one
+TURN_S = 0.005
+
+
+class Route(NamedTuple):
+    """TCP from one host to ``ports`` of another, at its ``address``."""
+
+    source: str
+    target: str
+    address: str
+    ports: tuple[int, ...]
+
+
+class Probes:
+    """``failed`` are the hosts whose probe has not answered or has ended, and why."""
+
+    def __init__(self, launcher: Launcher, tokens: Mapping[str, str], probes: Mapping[str, ProcessId]) -> None:
+        self.launcher, self.tokens, self.probes = launcher, tokens, probes
+        self.failed: dict[str, str] = {}
+
+    def answers(self, hosts: Collection[str], *, within_s: float = ANSWER_WITHIN_S) -> dict[str, dict[str, Any]]:
+        """The next answer of each of ``hosts``, besides those that have failed or do so now; ``heard_s`` is when."""
+        found: dict[str, dict[str, Any]] = {}
+        deadline = time.monotonic() + within_s
+        while missing := [host for host in hosts if host not in found and host not in self.failed]:
+            if time.monotonic() >= deadline:
+                self.failed |= dict.fromkeys(missing, f"its probe has not answered within {within_s:g} s")
+                break
+            for event in self.launcher.poll():
+                host = self.launcher.host_of(event.process)
+                if isinstance(event, Exited):
+                    self.failed[host] = f"its probe ended ({event.how()}): {event.log_tail or 'it said nothing'}"
+                else:
+                    found[host] = {**event.facts, "heard_s": time.time()}
+            time.sleep(TURN_S)
+        return found
+
+    def clocks(self, hosts: Collection[str], times: int = 3) -> dict[str, float]:
+        """How many seconds each host's clock is ahead of this one's, as the shortest of some round trips tells."""
+        shortest: dict[str, tuple[float, float]] = {}
+        for _ in range(times):
+            for host in hosts:
+                self._ask(host, {})
+            asked_s = time.time()
+            for host, answer in self.answers(hosts).items():
+                took_s = answer["heard_s"] - asked_s
+                ahead_s = answer["time_s"] - (asked_s + took_s / 2)
+                shortest[host] = min(shortest.get(host, (took_s, ahead_s)), (took_s, ahead_s))
+        return {host: ahead_s for host, (_, ahead_s) in shortest.items()}
+
+    def measure(self, routes: Sequence[Route], *, transfer: bool) -> dict[Route, dict[str, Any]]:
+        """All ``routes`` at once: what :func:`zmqrl.hosts.probe.measure` finds of each whose source answers."""
+        by_source: dict[str, list[Route]] = {}
+        for route in routes:
+            by_source.setdefault(route.source, []).append(route)
+        ours = by_source.pop(LAUNCHER, [])
+        with ThreadPoolExecutor(max(1, len(ours))) as pool:
+            from_here = pool.map(measure, [self._order(route, transfer) for route in ours])
+            for host, from_there in by_source.items():
+                self._ask(host, {"routes": [self._order(route, transfer) for route in from_there]})
+            answers = self.answers(by_source)
+            found = dict(zip(ours, from_here, strict=True))
+        for host, answer in answers.items():
+            found |= zip(by_source[host], answer["routes"], strict=True)
+        return found
+
+    def _ask(self, host: str, request: Mapping[str, Any]) -> None:
+        if host not in self.failed:
+            self.launcher.tell(self.probes[host], request)
+
+    def _order(self, route: Route, transfer: bool) -> dict[str, Any]:
+        return {
+            "address": route.address,
+            "ports": route.ports,
+            "token": self.tokens[route.target],
+            "transfer": transfer,
+        }
+
+
+def probe_ids(hosts: Iterable[str]) -> dict[str, ProcessId]:
+    """The process that probes each of ``hosts``."""
+    return {host: ProcessId("probe", number) for number, host in enumerate(hosts)}
+
+
+@contextlib.contextmanager
+def probing(
+    launcher: Launcher, jobs: Mapping[ProcessId, Mapping[str, Any]], tokens: Mapping[str, str]
+) -> Iterator[tuple[Probes, dict[str, dict[str, Any]]]]:
+    """Run probes with these ``jobs``. Yields them, and what they have found by host; the end of the block ends them."""
+    on = {launcher.host_of(process): process for process in jobs}
+    with tempfile.TemporaryDirectory() as logs:
+        for process, job in jobs.items():
+            log_path = Path(logs) / f"{process}.log"
+            launcher.start(Task(process=process, module="zmqrl.hosts.probe", job=job, log_path=log_path, threads=1))
+        try:
+            probes = Probes(launcher, tokens, on)
+            yield probes, probes.answers(on, within_s=FIRST_ANSWER_WITHIN_S)
+        finally:
+            launcher.stop(list(jobs), grace_s=2.0)
+            launcher.poll()  # nobody needs what they have said meanwhile
+
+
+def rounds(routes: Sequence[Route]) -> list[list[Route]]:
+    """``routes``, apart so that no host has two of a round; those of hosts that stand equally far apart come together.
+
+    Of N hosts that all reach each other these are two to four rounds for each host.
+    """
+    places = {name: place for place, name in enumerate(dict.fromkeys(end for r in routes for end in r[:2]))}
+    apart = sorted(routes, key=lambda route: (places[route.target] - places[route.source]) % len(places))
+    busy: list[set[str]] = []
+    found: list[list[Route]] = []
+    for route in apart:
+        ends = {route.source, route.target}
+        number = next((number for number, hosts in enumerate(busy) if not hosts & ends), len(found))
+        if number == len(found):
+            busy.append(set())
+            found.append([])
+        busy[number] |= ends
+        found[number].append(route)
+    return found

@@ -1,0 +1,209 @@
+"""The hosts of a command: which ones, how the launcher reaches them, and at which address they reach each other."""
+
+import ipaddress
+import socket as host_socket
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from zmqrl.config import Config, WireConfig, is_loopback
+from zmqrl.errors import UsageError
+from zmqrl.hostd.messages import Up
+from zmqrl.hosts.inventory import Host, read_addresses, read_hosts, select
+from zmqrl.hosts.link import Link
+from zmqrl.hosts.placement import place_run
+from zmqrl.hosts.slurm import Allocation, allocation, srun_command
+from zmqrl.hosts.ssh import ssh_command
+from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
+from zmqrl.learner.envs import describe_env
+
+NO_ADDRESS = WireConfig().address  # none that was chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """The hosts of a command, and how they are reached."""
+
+    hosts: tuple[Host, ...]
+    command: Callable[[Host], list[str]]
+    """The command that runs a daemon on a host."""
+    home: str
+    """The machine, or the cluster, on which the path of a run directory means one directory."""
+    cores_given: Mapping[str, int]
+    """The cores of a host that the run may use, where Slurm says so."""
+    addresses_given: Mapping[str, str]
+    """The addresses that ``--address`` gives, by host."""
+    iface: str | None
+    job: str | None = None
+    """The Slurm job whose nodes the hosts are."""
+
+    @property
+    def instead(self) -> str:
+        """What to do about a host that has no zmqrl, or another version of it."""
+        if self.job is not None:
+            return "install this Python and its zmqrl where all nodes of the job can read them"
+        return f"install it there with --sync wheel, or {ANOTHER_PYTHON}"
+
+    def link(self, host: Host, *, work: str, lease_s: float) -> Link:
+        """A link to the daemon of ``host``, not opened yet."""
+        return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env)
+
+    def cores(self, up: Mapping[str, Up]) -> dict[str, int]:
+        """The cores that a run may use on each host, as daemons said in ``up``; of a host that is not up, its slots."""
+        found = {host.name: up[host.name].cores if host.name in up else host.slots or 1 for host in self.hosts}
+        return {host: min(cores, self.cores_given.get(host, cores)) for host, cores in found.items()}
+
+    def addresses(self, of: Collection[str], up: Mapping[str, Up]) -> tuple[dict[str, str], list[str]]:
+        """The addresses of the hosts ``of``, as daemons said in ``up``, and a sentence for each that is unknown."""
+        hosts = [host for host in self.hosts if host.name in of]
+        return addresses_of(hosts, up, by_hand=self.addresses_given, iface=self.iface)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostOptions:
+    """The options of a command that choose its hosts."""
+
+    hosts: Annotated[str | None, tyro.conf.arg(aliases=["-H"])] = None
+    """Hosts: a list such as h1,node[01-16]:4 (:4 means 4 workers), a hostfile, or a .toml file."""
+    slurm: bool = False
+    """Use the nodes of this Slurm job, through srun."""
+    node_address: str | None = None
+    """Address of a node with %N for its name, such as %N-ib0. Default: the one Slurm uses."""
+    include: str | None = None
+    """Use only these of the hosts, as a list."""
+    exclude: str | None = None
+    """Leave out these hosts, as a list."""
+    ssh_config: Path | None = None
+    """File that ssh reads instead of your own ssh_config."""
+    iface: str | None = None
+    """Interface (ib0) or network (10.0.0.0/24) for gradients and weights, on every host."""
+    address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """HOST=ADDRESS: address at which the other hosts reach HOST. May be repeated, or be a list."""
+
+    sync: Literal["none", "wheel"] = "none"
+    """Install this zmqrl on the hosts as a wheel, or use what is installed there."""
+
+    def reach(self) -> Reach:
+        """Resolve the hosts. Raises UsageError for options that contradict each other."""
+        if self.hosts is None and not self.slurm:
+            raise UsageError("no hosts given: use -H HOSTS, or --slurm inside a Slurm job.")
+        if self.hosts is not None and self.slurm:
+            raise UsageError("-H and --slurm exclude each other: use one of them.")
+        if self.slurm and self.ssh_config is not None:
+            raise UsageError("--ssh-config requires -H: --slurm uses no ssh.")
+        if self.ssh_config is not None and not self.ssh_config.is_file():
+            raise UsageError(f"--ssh-config {self.ssh_config}: no such file.")
+        if not self.slurm and self.node_address is not None:
+            raise UsageError("--node-address requires --slurm.")
+        if self.slurm and self.sync != "none":
+            raise UsageError("--sync requires -H: install zmqrl on the file system that the nodes of the job share.")
+        check_interface(self.iface)
+        job = allocation() if self.slurm else None
+        named = read_hosts(self.hosts) if self.hosts is not None else ()
+        hosts = select(named if job is None else job.hosts(self.node_address), self.include, self.exclude)
+        return Reach(
+            hosts=hosts,
+            command=partial(self._command, job),
+            # A requeued job may start on other nodes, with the same file systems.
+            home=host_socket.gethostname() if job is None else job.cluster,
+            cores_given={} if job is None else job.cores,
+            addresses_given=read_addresses(self.address, hosts),
+            iface=self.iface,
+            job=None if job is None else job.job,
+        )
+
+    def bring(self, reach: Reach, say: Callable[[str], None]) -> Reach:
+        """The same hosts, with this zmqrl installed if ``--sync`` says so. Raises ClusterError."""
+        if self.sync == "none":
+            return reach
+        pythons = make_environments(reach.hosts, self.ssh_config, say)
+        return replace(reach, hosts=tuple(replace(host, python=pythons[host.name]) for host in reach.hosts))
+
+    def _command(self, job: Allocation | None, host: Host) -> list[str]:
+        if job is not None:
+            return srun_command(job.job, host.name, sys.executable)
+        return ssh_command(host.name, host.python or sys.executable, config=self.ssh_config)
+
+
+def over_tcp(config: Config) -> Config:
+    """These settings for a run on several hosts, before options are applied."""
+    return replace(config, wire=replace(config.wire, transport="tcp", address=NO_ADDRESS))
+
+
+def check(config: Config, hosts: Sequence[Host]) -> None:
+    """Raise UsageError for settings that cannot run on ``hosts``, as far as this machine can tell."""
+    if config.wire.transport == "ipc":
+        raise UsageError("--wire.transport ipc works on one machine only: remove it, hosts reach each other over TCP.")
+    if config.wire.address != NO_ADDRESS:
+        raise UsageError(
+            f"--wire.address {config.wire.address} is an option of `zmqrl train`: use --iface, --address HOST=ADDRESS "
+            "or `address` in the hosts file."
+        )
+    config.check()
+    describe_env(config.env, config.envs)
+    place_run(config, hosts, {host.name: 1 for host in hosts})
+
+
+def check_interface(iface: str | None) -> None:
+    """Raise UsageError for a malformed network; one looks like ``10.0.0.0/24``."""
+    if iface is not None and "/" in iface:
+        try:
+            ipaddress.IPv4Network(iface, strict=False)
+        except ValueError:
+            raise UsageError(f"--iface {iface}: not an interface or an IPv4 network such as 10.0.0.0/24.") from None
+
+
+def addresses_of(
+    hosts: Sequence[Host], up: Mapping[str, Up], *, by_hand: Mapping[str, str], iface: str | None
+) -> tuple[dict[str, str], list[str]]:
+    """The address of each of ``hosts``, by its name, and a sentence for each that has none.
+
+    ``up`` is what the daemons of all hosts of the run said, ``by_hand`` what ``--address`` says, and ``iface`` an
+    interface or a network that all hosts have.
+    """
+    found: dict[str, str] = {}
+    unknown = []
+    for host in hosts:
+        instead = _instead(host.name)
+        interfaces = up[host.name].interfaces
+        address: str | None = by_hand.get(host.name)
+        if address is None and iface is not None:
+            address = next(iter(_on(iface, interfaces)), None)
+        elif address is None:
+            address = host.address or up[host.name].address
+        if address is None and iface is not None:
+            unknown.append(f"{host.name}: has no --iface {iface}, only {listed(interfaces)}: {instead}.")
+        elif address is None:
+            unknown.append(f"{host.name}: no address is known at which the other hosts reach it: {instead}.")
+        elif is_loopback(address) and any(other.host != up[host.name].host for other in up.values()):
+            unknown.append(only_itself(host.name, address))
+        else:
+            found[host.name] = address
+    return found, unknown
+
+
+def only_itself(host: str, address: str) -> str:
+    """What is wrong with a loopback ``address`` of ``host``."""
+    return f"{host}: {address} is a loopback address that other hosts cannot reach: {_instead(host)}."
+
+
+def _instead(host: str) -> str:
+    return f"choose one with --iface, --address {host}=ADDRESS or `address` in the hosts file"
+
+
+def listed(interfaces: Mapping[str, list[str]]) -> str:
+    """The interfaces of a host in words, such as ``lo 127.0.0.1, ib0 10.0.0.1``."""
+    return ", ".join(f"{name} {' '.join(addresses)}" for name, addresses in interfaces.items()) or "none"
+
+
+def _on(iface: str, interfaces: Mapping[str, list[str]]) -> list[str]:
+    """The addresses on an interface, or in a network."""
+    if "/" not in iface:
+        return interfaces.get(iface, [])
+    network = ipaddress.IPv4Network(iface, strict=False)
+    return [each for addresses in interfaces.values() for each in addresses if ipaddress.IPv4Address(each) in network]

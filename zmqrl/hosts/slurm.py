@@ -1,0 +1,128 @@
+"""The nodes of a Slurm job as hosts: their agents are started by srun, as steps of the job, and no ssh is needed."""
+
+import ipaddress
+import os
+import re
+import socket as host_socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.hosts.inventory import Host
+
+ANSWER_WITHIN_S = 30.0
+NODE = "%N"  # stands for the name of a node, as it does for srun
+# What srun says of a job that has ended, and all its processes with it; and of a node that a job, since it was
+# requeued, has no more.
+OVER = ("Expired or invalid job", "Requested node configuration is not available")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """What Slurm gave the job that we run in."""
+
+    job: str
+    cluster: str
+    cores: Mapping[str, int]
+    """Of each node, in the order of the nodes."""
+
+    def hosts(self, node_address: str | None) -> tuple[Host, ...]:
+        """The nodes; where others reach each is what Slurm says, or ``node_address`` with %N for its name."""
+        if node_address is None:
+            told = scontrol("show", "node", "--oneliner", ",".join(self.cores))
+            names = dict(re.findall(r"^NodeName=(\S+) .*?\bNodeAddr=(\S+)", told, re.MULTILINE))
+        else:
+            names = {node: node_address.replace(NODE, node) for node in self.cores}
+        addresses = resolve({node: names.get(node, node) for node in self.cores})
+        return tuple(Host(name=node, address=address) for node, address in addresses.items())
+
+
+def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
+    """The allocation of the job that we run in. Raises UsageError outside of one."""
+    job, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_NODELIST")
+    if job is None or nodes is None:
+        raise UsageError(
+            "--slurm is for a Slurm job, and this is none: submit launch/slurm/train.sbatch by sbatch, "
+            "or get nodes by salloc first."
+        )
+    if (tasks := int(environment.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        raise UsageError(f"--slurm: srun has started this {tasks} times, but once is enough: leave out srun.")
+    names = scontrol("show", "hostnames", nodes).split()
+    cores = cores_of(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
+    if len(cores) != len(names):
+        raise UsageError(f"SLURM_JOB_CPUS_PER_NODE has cores of {len(cores)} nodes, but the job has {len(names)}.")
+    cluster = environment.get("SLURM_CLUSTER_NAME", "slurm")
+    return Allocation(job=job, cluster=cluster, cores=dict(zip(names, cores, strict=True)))
+
+
+def cores_of(text: str) -> list[int]:
+    """What SLURM_JOB_CPUS_PER_NODE means, such as ``8(x2),16``."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?(?:,|$)", text)
+    return [int(cores) for cores, times in found for _ in range(int(times or 1))]
+
+
+def resolve(names: Mapping[str, str]) -> dict[str, str]:
+    """The IPv4 addresses of nodes, by node, from names or addresses. Raises UsageError for one that is unknown.
+
+    A machine often knows its own name as a loopback address, at which no other reaches it: then it is the one from
+    which it reaches another node.
+    """
+    addresses = {}
+    for node, name in names.items():
+        try:
+            addresses[node] = str(host_socket.getaddrinfo(name, None, host_socket.AF_INET)[0][4][0])
+        except OSError as error:
+            raise UsageError(
+                f"where do the others reach {node}? {name} is unknown here ({error.strerror}): "
+                f"say --node-address, such as {NODE}.cluster or {NODE}-ib0."
+            ) from error
+    if others := [address for address in addresses.values() if not _is_loopback(address)]:
+        addresses = {
+            node: own_address(others[0]) if _is_loopback(address) else address for node, address in addresses.items()
+        }
+    return addresses
+
+
+def own_address(other: str) -> str:
+    """The address of this machine from which it reaches the address ``other``. Raises UsageError where it does not."""
+    with host_socket.socket(host_socket.AF_INET, host_socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((other, 9))  # which sends nothing
+        except OSError as error:
+            raise UsageError(f"{other} cannot be reached from here: {error.strerror}; say --node-address.") from error
+        return str(probe.getsockname()[0])
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
+def srun_command(job: str, node: str, python: str) -> list[str]:
+    """How to run an agent on a node of ``job``. Nothing about the run is in it.
+
+    It may use all that the job has there, at the same time as other steps.
+    """
+    where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
+    how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]
+    return ["srun", *where, *how, python, "-m", "zmqrl.hostd.daemon"]
+
+
+def is_over(why: str) -> bool:
+    """Whether srun could not start an agent, for this reason, because the job has ended there."""
+    return any(words in why for words in OVER)
+
+
+def scontrol(*arguments: str) -> str:
+    """What scontrol answers. Raises UsageError where there is none, ClusterError when it fails or says nothing."""
+    command = ["scontrol", *arguments]
+    asked = " ".join(command[:3])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_WITHIN_S)
+    except FileNotFoundError as error:
+        raise UsageError("--slurm: there is no scontrol on the PATH of this machine.") from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{asked}: Slurm has not answered within {ANSWER_WITHIN_S:g} s.") from error
+    if done.returncode > 0:
+        raise ClusterError(f"{asked}: {(done.stderr or done.stdout).strip()}.")
+    return done.stdout

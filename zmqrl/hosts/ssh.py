@@ -1,0 +1,82 @@
+"""Hosts over ssh: the user's own OpenSSH client, with the user's settings, starts the daemon there."""
+
+import random
+import re
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from zmqrl.errors import ClusterError
+from zmqrl.hostd import messages as h
+from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
+
+News = Callable[[str, h.Event], None]
+DAEMON = ("-m", "zmqrl.hostd.daemon")
+
+AT_A_TIME = 16
+TRIES = 5
+FIRST_PAUSE_S = 0.5
+# What ssh prints when a server drops connections because too many have not logged in yet (MaxStartups).
+CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
+# What a shell prints if there is no such Python, and Python if there is no such module.
+NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named")
+
+
+def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON, *, config: Path | None) -> list[str]:
+    """The command that runs a daemon on ``destination``. It holds nothing about the run.
+
+    ssh gets no terminal and cannot ask: the key must be in an ssh agent or have no passphrase, and the host key must
+    be known.
+    """
+    options = [] if config is None else ["-F", str(config.absolute())]
+    alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
+    # Do not share a connection with the user's other sessions: each would end with the other.
+    alive += ["-o", "ControlMaster=no", "-o", "ControlPath=none"]
+    remote = f"exec {shlex.join([python, *arguments])}"
+    return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]
+
+
+def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> None:
+    """Open all ``links``, as :func:`connect` does. Raises ClusterError that names each host that failed."""
+    failed = connect(links, news, instead=instead)
+    if failed:
+        told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
+        raise ClusterError(f"{len(failed)} of {len(links)} hosts cannot be used:{told}")
+
+
+def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
+    """Open all ``links``, several at a time, and retry where a server is crowded. Returns why hosts failed, by host.
+
+    Every link has a time limit of its own, so this ends. ``news`` is called with each event and its host. ``instead``
+    says what to do where there is no such Python, or where it lacks a module.
+    """
+    waiting = {link.host: 0.0 for link in links}  # when each is tried next
+    tries = dict.fromkeys(waiting, 0)
+    failed: dict[str, str] = {}
+    renewed_at = 0.0
+    while len(failed) + sum(link.is_ready for link in links) < len(links):
+        now = time.monotonic()
+        for link in links:
+            try:
+                opening = sum(other.is_silent() for other in links)
+                if opening < AT_A_TIME and waiting.get(link.host, now + 1) <= now:
+                    del waiting[link.host]
+                    tries[link.host] += 1
+                    link.open()
+                for event in link.poll():  # also of those that are up, to keep the connection alive
+                    if news is not None:
+                        news(link.host, event)
+            except LinkLost as lost:
+                if tries[link.host] < TRIES and any(words in lost.why for words in CROWDED):
+                    pause_s = FIRST_PAUSE_S * 2.0 ** (tries[link.host] - 1)
+                    waiting[link.host] = now + pause_s * random.uniform(0.5, 1.5)
+                else:
+                    advice = f": {instead}" if instead is not None and NOT_THERE.search(lost.why) else ""
+                    failed[link.host] = lost.why + advice
+        if now - renewed_at >= RENEW_EVERY_S:
+            renewed_at = now
+            for link in links:
+                link.renew()
+        time.sleep(0.02)
+    return failed

@@ -1,0 +1,146 @@
+"""Brings this zmqrl to other hosts: one wheel, which is unpacked into an environment on each of them."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import zmqrl
+from zmqrl.errors import UsageError
+from zmqrl.hostd import environment
+from zmqrl.hostd import messages as h
+from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.link import Link
+from zmqrl.hosts.ssh import connect_all, ssh_command
+
+PYTHON = "python3"  # where the hosts file names no other
+ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
+MADE_WITHIN_S = 1200.0  # torch is large, and some networks are not
+TELL_EVERY_S = 10.0
+# What the host's Python is told in its arguments, whatever version it is; the rest comes on its standard input.
+BOOTSTRAP = (
+    "import json, sys; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
+    "set `python` in the hosts file to another one' % sys.version.split()[0]); "
+    "ask = json.loads(sys.stdin.readline()); its = {'__name__': 'environment'}; "
+    "exec(ask.pop('program'), its); its['main'](ask)"
+)
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the same code makes the same wheel
+
+
+def make_environments(hosts: Sequence[Host], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
+    """Make on each of ``hosts``, all at once, an environment with this zmqrl; the paths of their Pythons, by host.
+
+    ``say`` is told what they are at, now and then. Raises UsageError when there is nothing to be made of, ClusterError
+    that names each host on which it failed.
+    """
+    asked = request()
+    links = [
+        Link(
+            host.name,
+            ssh_command(host.name, host.python or PYTHON, ["-c", BOOTSTRAP], config=ssh_config),
+            work="",
+            lease_s=None,
+            first=json.dumps(asked | {"variables": dict(host.env)}).encode() + b"\n",
+            up_within_s=MADE_WITHIN_S,
+        )
+        for host in hosts
+    ]
+    try:
+        connect_all(links, _Teller(say).tell, instead=ANOTHER_PYTHON)
+        return {link.host: link.made.python for link in links if link.made is not None}
+    finally:
+        for link in links:
+            link.cut()
+
+
+def wheel() -> bytes:
+    """The package as it runs here, whether it was installed or is a checkout, as a wheel."""
+    about = metadata.distribution("zmqrl")
+    package = Path(zmqrl.__file__).parent
+    files = {
+        f"zmqrl/{path.relative_to(package)}": path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    place = f"zmqrl-{about.version}.dist-info"
+    for name in ("METADATA", "entry_points.txt"):
+        files[f"{place}/{name}"] = (about.read_text(name) or "").encode()
+    files[f"{place}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: zmqrl\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = [f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items()]
+    files[f"{place}/RECORD"] = "".join([*record, f"{place}/RECORD,,\n"]).encode()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, EPOCH), data, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def requirements() -> dict[str, str]:
+    """What zmqrl itself requires, in the versions that are installed here: the same for every host."""
+    return _versions(_required("zmqrl"))
+
+
+def pins() -> dict[str, str]:
+    """The same with all that those require in turn."""
+    found: dict[str, str] = {}
+    news = requirements()
+    while news:
+        found |= news
+        news = _versions(name for package in news for name in _required(package) if name not in found)
+    return found
+
+
+def request() -> dict[str, Any]:
+    """What a host is asked: the same for all. Raises UsageError when there is nothing to be made of."""
+    try:
+        packed = wheel()
+    except metadata.PackageNotFoundError as error:
+        raise UsageError("--sync wheel: zmqrl is not installed here; `pip install -e .` in its checkout.") from error
+    return {
+        "program": Path(environment.__file__).read_text(encoding="utf-8"),
+        "wheel": base64.b64encode(packed).decode(),
+        "requires": requirements(),
+        "pins": pins(),
+    }
+
+
+def _required(package: str) -> list[str]:
+    """The names of what an installed package requires, extras apart."""
+    lines = [line for line in metadata.requires(package) or () if "extra ==" not in line]
+    return [re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]).lower() for line in lines]
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are installed, without what one index adds to them, such as +cpu."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:  # for another platform, or another Python
+            continue
+    return found
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+class _Teller:
+    """Prints progress per host: the first line, then one every ``TELL_EVERY_S``."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._told_at: dict[str, float] = {}
+
+    def tell(self, host: str, event: h.Event) -> None:
+        now = time.monotonic()
+        if isinstance(event, h.Making) and now - self._told_at.get(host, -TELL_EVERY_S) >= TELL_EVERY_S:
+            self._told_at[host] = now
+            self._say(f"{host}: {event.line}")

@@ -1,0 +1,100 @@
+"""Files of one JSON object per line that grow while they are read. Standard library only."""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+PIECE_BYTES = 1 << 20
+
+
+class JsonLines:
+    """Appends to ``path``. A line is one write: a reader finds it whole or not at all. ``file`` is the descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file, and cut off a line that a killed process left unfinished. Raises OSError."""
+        self.path, self._failing = path, False
+        self.file = os.open(path, FLAGS, 0o644)
+        self._cut_torn_line()
+
+    def _cut_torn_line(self) -> None:
+        size = end = os.fstat(self.file).st_size
+        while end > 0:
+            start = max(0, end - PIECE_BYTES)
+            newline = os.pread(self.file, end - start, start).rfind(b"\n")
+            end = start + newline + 1
+            if newline >= 0:
+                break
+        if end < size:
+            os.ftruncate(self.file, end)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append ``record``, with null for numbers that are not finite. Raises OSError, and leaves no part of it."""
+        line = json.dumps(_nulled(record), allow_nan=False).encode() + b"\n"
+        written = os.write(self.file, line)
+        if written < len(line):
+            os.ftruncate(self.file, os.fstat(self.file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+        """Append ``record``. When that begins to fail, tell ``notice``."""
+        try:
+            self.write(record)
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                notice(f"{self.path} misses lines from here on: {error.strerror}")
+            self._failing = True
+
+    def rewind(self, version: int, generation: int) -> None:
+        """Keep the rows up to ``version``, whose versions only grow. The others go to a file of their own.
+
+        Raises OSError, and leaves the file as it was.
+        """
+        kept: list[tuple[int, bytes]] = []
+        undone: list[bytes] = []
+        for raw in self.path.read_bytes().splitlines(keepends=True):
+            at = _version_in(raw)
+            while kept and at is not None and kept[-1][0] >= at:  # a later session went back behind it
+                undone.append(kept.pop()[1])
+            if at is not None and at <= version:
+                kept.append((at, raw))
+            else:
+                undone.append(raw)
+        if not undone:
+            return
+        with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab") as file:
+            file.writelines(undone)
+        shorter = self.path.with_name(f".{self.path.name}.shorter")
+        shorter.write_bytes(b"".join(raw for _, raw in kept))
+        shorter.replace(self.path)
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Go on with the file that has taken the place of this one. Raises OSError."""
+        replaced, self.file = self.file, os.open(self.path, FLAGS, 0o644)
+        os.close(replaced)
+
+    def close(self) -> None:
+        os.close(self.file)
+
+
+def _version_in(raw: bytes) -> int | None:
+    try:
+        return int(json.loads(raw)["version"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _nulled(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _nulled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nulled(item) for item in value]
+    return value

@@ -1,0 +1,206 @@
+"""Atari games, emulated by ``ale_py``."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import ale_py
+import numpy as np
+import numpy.typing as npt
+from ale_py import roms
+from ale_py.env import AtariEnv
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+
+from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
+
+
+class AtariEnvs:
+    """Games of one ROM in ``ale_py``'s threads."""
+
+    def __init__(self, game: str, spec: EnvSpec, config: EnvConfig, *, threads: int) -> None:
+        self.num_envs = config.num_envs
+        self.num_actions = spec.num_actions
+        self.observation_shape = spec.observation_shape
+        self.observation_dtype = spec.observation_dtype
+        self._life_loss = config.life_loss
+        self._clip_rewards = config.clip_rewards
+        self._vector = emulators(
+            game,
+            config,
+            num_envs=config.num_envs,
+            num_threads=threads,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            img_height=config.screen_size,
+            img_width=config.screen_size,
+            grayscale=config.grayscale,
+            stack_num=config.frame_stack,
+            life_loss_info=config.life_loss,
+        )
+
+    def reset(self, seed: int) -> np.ndarray:
+        observations, info = self._vector.reset(seed=game_seeds(seed, self.num_envs))
+        self._scores = Scores(self.num_envs)
+        self._lives = info["lives"]
+        self._first_frames = info["frame_number"] - info["episode_frame_number"]
+        return _channels_together(observations)
+
+    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+        # An unknown action raises in the emulator's thread, which then hands in no result: the step would never return.
+        assert actions.min() >= 0
+        assert actions.max() < self.num_actions
+        observations, rewards, terminated, truncated, info = self._vector.step(actions)
+        # The emulator's frame number at which the game began moves on with every reset and with nothing else. Lives
+        # do not show a reset: a life lost at the time limit reads as one more life lost, Pong has none, and Amidar
+        # ends at 8 and starts at 0.
+        first_frames = info["frame_number"] - info["episode_frame_number"]
+        over = first_frames != self._first_frames
+        self._first_frames = first_frames
+        if self._life_loss:
+            # Some games play the last life with a count of 0; ale_py does not signal the loss that leads there.
+            terminated = terminated | ((info["lives"] < self._lives) & ~over)
+        self._lives = info["lives"]
+        learned_from = rewards.clip(-1, 1) if self._clip_rewards else rewards
+        return Step(
+            observations=_channels_together(observations),
+            rewards=learned_from.astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            final_observations={
+                int(i): _channels_together(info["final_obs"][i : i + 1])[0] for i in np.flatnonzero(truncated)
+            },
+            games=self._scores.add(rewards, over),
+        )
+
+    def close(self) -> None:
+        self._vector.close()
+        del self._vector.ale  # ends its threads
+
+
+class RandomSkipEnvs:
+    """Games of one ROM that skip a random number of frames, as Gym's ``-v0`` ids did; played one after the other.
+
+    A step shows its last frame, not pooled with the one before; a new game begins with its first frame on top of
+    frames of zeros.
+    """
+
+    def __init__(self, game: str, spec: EnvSpec, config: EnvConfig) -> None:
+        assert config.min_frame_skip is not None
+        self.num_envs = config.num_envs
+        self.num_actions = spec.num_actions
+        self.observation_shape = spec.observation_shape
+        self.observation_dtype = spec.observation_dtype
+        self._config = config
+        self._emulators = [
+            bare_emulator(
+                game,
+                config,
+                obs_type="grayscale" if config.grayscale else "rgb",
+                frameskip=(config.min_frame_skip, config.frame_skip + 1),
+            )
+            for _ in range(config.num_envs)
+        ]
+
+    def reset(self, seed: int) -> np.ndarray:
+        seeds = game_seeds(seed, self.num_envs).tolist()
+        started = [emulator.reset(seed=s) for emulator, s in zip(self._emulators, seeds, strict=True)]
+        self._scores = Scores(self.num_envs)
+        self._lives = np.array([info["lives"] for _, info in started])
+        self._stacks = np.zeros((self.num_envs, *self.observation_shape), np.uint8)
+        self._stacks[:, -self._config.frame_channels :] = self._frames([screen for screen, _ in started])
+        return self._stacks
+
+    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+        played = [emulator.step(action) for emulator, action in zip(self._emulators, actions, strict=True)]
+        screens, *figures, infos = zip(*played, strict=True)
+        rewards, terminated, truncated = map(np.array, figures)
+        lives = np.array([info["lives"] for info in infos])
+        channels = self._config.frame_channels
+        # A new array each time: the one before may still be in use.
+        stacks = np.concatenate((self._stacks[:, channels:], self._frames(screens)), axis=1)
+        over = terminated | truncated
+        if self._config.life_loss:
+            terminated = terminated | (lives < self._lives)
+        truncated = truncated & ~terminated
+        final_observations = {int(i): stacks[i].copy() for i in np.flatnonzero(truncated)}
+        for i in np.flatnonzero(over):
+            screen, info = self._emulators[i].reset()
+            stacks[i, :-channels] = 0
+            stacks[i, -channels:] = self._frames([screen])[0]
+            lives[i] = info["lives"]
+        self._stacks, self._lives = stacks, lives
+        learned_from = rewards.clip(-1, 1) if self._config.clip_rewards else rewards
+        return Step(
+            observations=stacks,
+            rewards=learned_from.astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            final_observations=final_observations,
+            games=self._scores.add(rewards, over),
+        )
+
+    def close(self) -> None:
+        self._emulators.clear()
+
+    def _frames(self, screens: Sequence[np.ndarray]) -> np.ndarray:
+        """Frames (B, channels, H, W) of screens (height, width[, 3]), bilinear as OpenCV's default, not antialiased."""
+        import torch  # takes seconds, and nothing else about games needs it
+        import torch.nn.functional as F
+
+        batch = torch.from_numpy(np.stack(screens))
+        batch = batch[:, None] if self._config.grayscale else batch.permute(0, 3, 1, 2)
+        size = (self._config.screen_size, self._config.screen_size)
+        return F.interpolate(batch, size, mode="bilinear", align_corners=False).numpy()
+
+
+def _channels_together(frames: np.ndarray) -> np.ndarray:
+    """Grey frames (B, stack, H, W) as they are, RGB frames (B, stack, H, W, 3) as (B, 3 * stack, H, W)."""
+    if frames.ndim == 4:
+        return frames
+    batch, stack, height, width, channels = frames.shape
+    return frames.transpose(0, 1, 4, 2, 3).reshape(batch, stack * channels, height, width)
+
+
+def emulators(game: str, config: EnvConfig, **shown: Any) -> AtariVectorEnv:
+    """Games as ``config`` has them played; ``shown`` says how many, and how they are shown."""
+    return AtariVectorEnv(
+        game,
+        frameskip=config.frame_skip,
+        repeat_action_probability=config.sticky_actions,
+        max_num_frames_per_episode=config.max_frames,
+        noop_max=config.noop_max,
+        use_fire_reset=config.fire_reset,
+        reward_clipping=False,
+        **shown,
+    )
+
+
+def bare_emulator(game: str, config: EnvConfig, **shown: Any) -> AtariEnv:
+    """One game as ``config`` has it played, but for its frame skip, which with all else is in ``shown``."""
+    return AtariEnv(
+        game,
+        repeat_action_probability=config.sticky_actions,
+        max_num_frames_per_episode=config.max_frames,
+        **shown,
+    )
+
+
+@cache  # loading a game takes 90 ms
+def atari_actions(game: str) -> int:
+    """How many actions a game takes: those that mean something in it."""
+    return len(_loaded(game).getMinimalActionSet())
+
+
+def screen_size(game: str) -> tuple[int, int]:
+    """Height and width in pixels; most games have 210 x 160."""
+    height, width = _loaded(game).getScreenDims()
+    return height, width
+
+
+def _loaded(game: str) -> ale_py.ALEInterface:
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    rom = roms.get_rom_path(game)
+    assert rom is not None
+    ale.loadROM(rom)
+    return ale

@@ -1,0 +1,50 @@
+"""Frames at no cost, to measure everything around the games."""
+
+import numpy as np
+import numpy.typing as npt
+
+from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step
+
+DUMMY_ID = "zmqrl/Dummy-v0"
+REWARD_PROBABILITY = 0.1
+END_PROBABILITY = 0.005
+
+
+def describe_dummy(config: EnvConfig) -> EnvSpec:
+    """What Breakout would show and take."""
+    return EnvSpec(
+        observation_shape=config.atari_shape,
+        observation_dtype=np.dtype(np.uint8),
+        num_actions=4,
+        flavour="no game: always the same random frames, random rewards and ends whatever is done",
+    )
+
+
+class DummyEnvs:
+    """The frames that were made at the reset, again and again; rewards and ends are random."""
+
+    def __init__(self, spec: EnvSpec, config: EnvConfig) -> None:
+        self.num_envs = config.num_envs
+        self.num_actions = spec.num_actions
+        self.observation_shape = spec.observation_shape
+        self.observation_dtype = spec.observation_dtype
+
+    def reset(self, seed: int) -> np.ndarray:
+        self._rng = np.random.default_rng(seed)
+        self._scores = Scores(self.num_envs)
+        self._frames = self._rng.integers(256, size=(self.num_envs, *self.observation_shape), dtype=np.uint8)
+        return self._frames
+
+    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+        rewards, ends = self._rng.random((2, self.num_envs)) < [[REWARD_PROBABILITY], [END_PROBABILITY]]
+        return Step(
+            observations=self._frames,
+            rewards=rewards.astype(np.float32),
+            terminated=ends,
+            truncated=np.zeros(self.num_envs, bool),
+            final_observations={},
+            games=self._scores.add(rewards, ends),
+        )
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,176 @@
+"""A batch of games behind one small interface: how they are set, what they are asked, what they answer."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zmqrl.errors import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvConfig:
+    """The games of one worker. All but ``num_envs`` concerns Atari games only; others are played as registered."""
+
+    num_envs: int = 32
+    """Games per worker."""
+    frame_skip: int = 4
+    """Emulator frames per agent step; the last two are max-pooled."""
+    min_frame_skip: int | None = None
+    """Skip a random number of frames from this to frame_skip in each step, and show the last one as it is."""
+    frame_stack: int = 4
+    """Frames in one observation."""
+    screen_size: int = 84
+    """Height and width of a frame, in pixels."""
+    grayscale: bool = True
+    """Frames are grey; otherwise RGB, three channels each."""
+    sticky_actions: float = 0.0
+    """Probability that the emulator repeats the last action, per frame."""
+    noop_max: int = 30
+    """A game starts after a random number of frames below this, without actions; FIRE counts as one of them."""
+    life_loss: bool = True
+    """A lost life ends the return, and the game plays on."""
+    fire_reset: bool = True
+    """Press FIRE when a game starts, where there is such an action; not after a lost life."""
+    clip_rewards: bool = True
+    """Learn from rewards clipped to [-1, 1]. Scores are never clipped."""
+    max_frames: int = 108_000
+    """Emulator frames after which a game is cut off."""
+
+    @property
+    def frame_channels(self) -> int:
+        """Channels of one frame."""
+        return 1 if self.grayscale else 3
+
+    @property
+    def atari_shape(self) -> tuple[int, int, int]:
+        """The shape of one observation of an Atari game."""
+        return self.frame_stack * self.frame_channels, self.screen_size, self.screen_size
+
+    @property
+    def mean_frame_skip(self) -> float:
+        """Emulator frames per agent step of an Atari game, on average."""
+        return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
+
+    def flavour(self) -> str:
+        """One line to print with each score of an Atari game: what the score depends on besides the agent."""
+        return ", ".join(
+            [
+                f"sticky {self.sticky_actions:g}",
+                "life loss ends returns" if self.life_loss else "lives ignored",
+                f"no-ops {self.noop_max}",
+                "fire at the start" if self.fire_reset else "no fire at the start",
+                f"skip {self.frame_skip}"
+                if self.min_frame_skip is None
+                else f"random skip {self.min_frame_skip}-{self.frame_skip} without max-pooling",
+                f"stack {self.frame_stack}",
+                f"{'grey' if self.grayscale else 'RGB'} {self.screen_size}x{self.screen_size}",
+                f"at most {self.max_frames} frames",
+                f"{'rewards clipped for learning' if self.clip_rewards else 'rewards unclipped'}",
+                "scores unclipped",
+            ]
+        )
+
+    def check(self) -> None:
+        """Raise UsageError for the first setting that is not valid."""
+        require(self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: at least 1 game is required.")
+        require(self.frame_skip >= 1, f"--envs.frame-skip {self.frame_skip}: at least 1 frame is required.")
+        least = self.min_frame_skip
+        require(
+            least is None or 1 <= least <= self.frame_skip,
+            f"--envs.min-frame-skip {least}: 1 to {self.frame_skip} (--envs.frame-skip) frames are required.",
+        )
+        require(
+            least is None or (self.noop_max == 0 and not self.fire_reset),
+            f"--envs.min-frame-skip {least} needs --envs.noop-max 0 --envs.no-fire-reset: "
+            "games of random frame skip start at once.",
+        )
+        require(self.frame_stack >= 1, f"--envs.frame-stack {self.frame_stack}: at least 1 frame is required.")
+        require(self.screen_size >= 1, f"--envs.screen-size {self.screen_size}: at least 1 pixel is required.")
+        require(
+            0 <= self.sticky_actions < 1,
+            f"--envs.sticky-actions {self.sticky_actions}: a probability from 0 to below 1 is required, such as 0.25.",
+        )
+        require(self.noop_max >= 0, f"--envs.noop-max {self.noop_max}: a number of frames, 0 or above, is required.")
+        require(self.max_frames >= 1, f"--envs.max-frames {self.max_frames}: at least 1 frame is required.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvSpec:
+    """What a network needs to know of one game, and ``flavour``: a line to print with its scores."""
+
+    observation_shape: tuple[int, ...]
+    observation_dtype: np.dtype[np.generic]
+    num_actions: int
+    flavour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """A whole game: ``score`` is the sum of its true rewards over all lives; ``agent_steps`` its length."""
+
+    score: float
+    agent_steps: int
+
+
+@dataclass(slots=True)
+class Step:
+    """What one agent step of B games gave.
+
+    ``observations``: (B, *shape), what to act on next, of the new game where one finished. ``rewards``: float32 (B,),
+    to learn from, clipped where ``EnvConfig`` says so. ``terminated``: bool (B,), the return ends here: do not
+    bootstrap. ``truncated``: bool (B,), cut off by a time limit and never together with ``terminated``: bootstrap from
+    ``final_observations``, which maps the index of each truncated game to its last observation (*shape). ``games``:
+    whole games that finished in this step.
+    """
+
+    observations: np.ndarray
+    rewards: npt.NDArray[np.float32]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    final_observations: dict[int, np.ndarray]
+    games: list[Game]
+
+
+class Envs(Protocol):
+    """B games, played in step."""
+
+    num_envs: int
+    num_actions: int
+    observation_shape: tuple[int, ...]
+    observation_dtype: np.dtype[np.generic]
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Start B new games and return their observations (B, *shape).
+
+        ``seed`` >= 0 and a game's index decide all that is random in it, and in the games that follow it there.
+        """
+
+    def step(self, actions: npt.NDArray[np.int64]) -> Step:
+        """Play ``actions`` int64 (B,). What is returned stays valid after the next step."""
+
+    def close(self) -> None:
+        """End the games and their threads."""
+
+
+class Scores:
+    """Scores and lengths of the B games under way."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._scores = np.zeros(num_envs)
+        self._agent_steps = np.zeros(num_envs, np.int64)
+
+    def add(self, rewards: np.ndarray, over: npt.NDArray[np.bool_]) -> list[Game]:
+        """Add the ``rewards`` (B,) of one step; return the games that are ``over`` bool (B,) and start them anew."""
+        self._scores += rewards
+        self._agent_steps += 1
+        games = [Game(float(self._scores[i]), int(self._agent_steps[i])) for i in np.flatnonzero(over)]
+        self._scores[over] = 0
+        self._agent_steps[over] = 0
+        return games
+
+
+def game_seeds(seed: int, num_envs: int) -> npt.NDArray[np.int64]:
+    """Seeds (num_envs,) from 0 to 2^31 - 1, unlike those of any other ``seed``, its neighbours included."""
+    return (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int64)

@@ -1,0 +1,297 @@
+"""The algorithms: their settings, their losses, and the learner that turns a rollout into gradients."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zmqrl.errors import UsageError, require
+from zmqrl.learner.returns import gae, n_step_returns
+from zmqrl.learner.rollout import Rollout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PPOConfig:
+    """Proximal policy optimization with a clipped surrogate (Schulman et al. 2017, eq. 7 and 9)."""
+
+    rollout_steps: int = 64
+    epochs: int = 3
+    minibatches: int = 8
+    shuffle: Literal["envs", "samples"] = "envs"
+    """What a minibatch is made of: all steps of some environments, or single steps from anywhere in the rollout."""
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip: float = 0.1
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.01
+    final_entropy_coefficient: float | None = None
+    """Reached linearly after ``entropy_schedule_updates`` versions; None: constant."""
+    entropy_schedule_updates: int = 0
+    max_grad_norm: float = 0.5
+    normalize_advantages: bool = True
+    """Shift and scale the advantages of each minibatch to mean 0 and standard deviation 1."""
+
+    def __post_init__(self) -> None:
+        _check_shared("--ppo", self)
+        require(self.epochs >= 1, f"--ppo.epochs {self.epochs}: at least 1 epoch is required.")
+        require(self.minibatches >= 1, f"--ppo.minibatches {self.minibatches}: at least 1 minibatch is required.")
+        require(0 <= self.gae_lambda <= 1, f"--ppo.gae-lambda {self.gae_lambda}: a number from 0 to 1 is required.")
+        require(0 < self.clip < math.inf, f"--ppo.clip {self.clip}: a finite number above 0 is required.")
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Versions learned from one rollout."""
+        return self.epochs * self.minibatches
+
+    def minibatch_samples(self, num_envs: int) -> int:
+        """Samples in a minibatch. Raises UsageError if ``num_envs`` games cannot be divided into equal minibatches."""
+        divided = num_envs if self.shuffle == "envs" else num_envs * self.rollout_steps
+        if divided % self.minibatches:
+            what = f"{num_envs} environments" if self.shuffle == "envs" else f"{divided} samples of a rollout"
+            hint = ", or shuffle samples instead of envs" if self.shuffle == "envs" else ""
+            raise UsageError(
+                f"ppo cannot divide {what} into {self.minibatches} equal minibatches; "
+                f"change the number of environments or of minibatches{hint}."
+            )
+        return num_envs * self.rollout_steps // self.minibatches
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BA3CConfig:
+    """Batch asynchronous advantage actor-critic (Adamski et al. 2017), here with synchronous updates."""
+
+    rollout_steps: int = 5
+    gamma: float = 0.99
+    value_coefficient: float = 0.5
+    entropy_coefficient: float = 0.01
+    final_entropy_coefficient: float | None = None
+    """Reached linearly after ``entropy_schedule_updates`` versions; None: constant."""
+    entropy_schedule_updates: int = 0
+    max_grad_norm: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_shared("--ba3c", self)
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Versions learned from one rollout: one."""
+        return 1
+
+    def minibatch_samples(self, num_envs: int) -> int:
+        """Samples in the only minibatch: the whole rollout."""
+        return num_envs * self.rollout_steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The samples of one minibatch, M of them; all but ``actions`` (int64) are float32.
+
+    ``log_probs`` are those of the policy that acted; ``advantages`` and ``returns`` are the targets.
+    """
+
+    actions: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+# What a learner reports of every loss, beside what the loss itself does.
+LEARNER_METRICS = ("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
+
+# Of logits (M, A), values (M,), the batch, the algorithm's settings, and the weight of the entropy bonus now: the loss,
+# a scalar, and detached scalars to report.
+Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
+
+
+def ppo_loss(
+    logits: Tensor, values: Tensor, batch: Batch, config: PPOConfig, entropy_coefficient: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate, the value loss and the entropy bonus of logits (M, A) and values (M,).
+
+    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 9; the value loss is the mean of (V - R)^2,
+    not clipped. The statistics are detached scalars.
+    """
+    log_probs, entropy = _log_probs_and_entropy(logits, batch.actions)
+    log_ratio = log_probs - batch.log_probs
+    ratio = log_ratio.exp()
+    advantages = batch.advantages
+    if config.normalize_advantages:
+        advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+    clipped_ratio = ratio.clamp(1 - config.clip, 1 + config.clip)
+    policy_loss = -torch.minimum(advantages * ratio, advantages * clipped_ratio).mean()
+    value_loss = (values - batch.returns).square().mean()
+    loss = policy_loss + config.value_coefficient * value_loss - entropy_coefficient * entropy
+    with torch.no_grad():
+        stats = _stats(policy_loss, value_loss, entropy, log_ratio, values, batch.advantages)
+        stats["clip_fraction"] = ((ratio - 1).abs() > config.clip).float().mean()
+    return loss, stats
+
+
+def ba3c_loss(
+    logits: Tensor, values: Tensor, batch: Batch, config: BA3CConfig, entropy_coefficient: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Policy gradient, value loss and entropy bonus of logits (M, A) and values (M,), as means over the batch.
+
+    Mnih et al. 2016, section 4: -log pi(a) (R - V), V held constant; the value loss is the mean of (V - R)^2. There is
+    no correction for the lag between the policy that acted and the one that learns. The statistics are detached
+    scalars.
+    """
+    log_probs, entropy = _log_probs_and_entropy(logits, batch.actions)
+    advantages = batch.returns - values.detach()
+    policy_loss = -(log_probs * advantages).mean()
+    value_loss = (values - batch.returns).square().mean()
+    loss = policy_loss + config.value_coefficient * value_loss - entropy_coefficient * entropy
+    with torch.no_grad():
+        log_ratio = log_probs - batch.log_probs
+        stats = _stats(policy_loss, value_loss, entropy, log_ratio, values, advantages)
+    return loss, stats
+
+
+def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int) -> float:
+    """The weight of the entropy bonus for the update of ``version``."""
+    if config.final_entropy_coefficient is None:
+        return config.entropy_coefficient
+    done = min(1.0, version / config.entropy_schedule_updates)
+    return config.entropy_coefficient + done * (config.final_entropy_coefficient - config.entropy_coefficient)
+
+
+class Learner:
+    """Turns rollouts into gradients, one minibatch at a time. It takes no optimizer step."""
+
+    def __init__(
+        self, model: nn.Module, config: PPOConfig | BA3CConfig, *, seed: int, loss: Loss | None = None
+    ) -> None:
+        """``seed`` decides how rollouts are shuffled, together with their number and the epoch.
+
+        ``loss`` takes the place of the algorithm's own.
+        """
+        self.model = model
+        self.config = config
+        losses: dict[type, Loss] = {PPOConfig: ppo_loss, BA3CConfig: ba3c_loss}
+        self._loss = loss or losses[type(config)]
+        self._seed = seed
+        self._parameters = list(model.parameters())
+
+    def prepare(self, rollout: Rollout) -> None:
+        """Compute the rollout's ``advantages`` and ``returns``, once before its gradients."""
+        ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
+        match self.config:
+            case PPOConfig(gamma=gamma, gae_lambda=lam):
+                advantages, returns = gae(rollout.rewards, rollout.values, *ends, gamma, lam)
+            case BA3CConfig(gamma=gamma):
+                returns = n_step_returns(rollout.rewards, *ends, gamma)
+                advantages = returns - rollout.values
+        rollout.advantages.copy_(advantages)
+        rollout.returns.copy_(returns)
+        unexplained = advantages.var(correction=0) / returns.var(correction=0)
+        # Constant returns leave nothing to explain; not a number would not be JSON.
+        rollout.explained_variance = (1 - unexplained).nan_to_num(0.0, 0.0, 0.0)
+
+    def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
+        """Leave the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, in the parameters' ``.grad``.
+
+        An existing ``.grad`` is overwritten in place, so it may be a view into a longer vector. ``version`` is the one
+        this gradient is for: schedules follow it. Returns the metrics; those of advantages, values and
+        ``explained_variance`` (of the whole rollout, by the values of the policy that acted) are in units of reward.
+        """
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.zero_()
+        indices = self._samples(rollout, index)
+        batch = Batch(
+            actions=rollout.actions.flatten()[indices],
+            log_probs=rollout.log_probs.flatten()[indices],
+            advantages=rollout.advantages.flatten()[indices],
+            returns=rollout.returns.flatten()[indices],
+        )
+        logits, values = self.model(rollout.gather_observations(indices))
+        loss, stats = self._loss(logits, values, batch, self.config, entropy_coefficient_at(self.config, version))
+        torch.autograd.backward(loss)
+        grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        whole = {"loss": loss.detach(), "grad_norm": grad_norm, "explained_variance": rollout.explained_variance}
+        stats = {**stats, **whole}
+        # One transfer for all of them: each would wait for the device.
+        metrics = dict(zip(stats, torch.stack(list(stats.values())).tolist(), strict=True))
+        metrics["entropy_coefficient"] = entropy_coefficient_at(self.config, version)
+        metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.max_grad_norm)
+        return metrics
+
+    def _samples(self, rollout: Rollout, index: int) -> Tensor:
+        """The samples of minibatch ``index``, as int64 (M,) for ``Rollout.gather_observations``."""
+        size = self.config.minibatch_samples(rollout.num_envs)
+        steps, num_envs = rollout.steps, rollout.num_envs
+        if isinstance(self.config, BA3CConfig):
+            samples = np.arange(size)
+        else:
+            epoch, part = divmod(index, self.config.minibatches)
+            rng = np.random.default_rng((self._seed, rollout.number, epoch))
+            if self.config.shuffle == "envs":
+                envs = rng.permutation(num_envs).reshape(self.config.minibatches, -1)[part]
+                samples = (np.arange(steps)[:, None] * num_envs + envs).ravel()
+            else:
+                samples = rng.permutation(steps * num_envs).reshape(self.config.minibatches, -1)[part]
+        return torch.from_numpy(samples).to(rollout.actions.device)
+
+
+class NoLearner:
+    """Stands in for a ``Learner`` where a worker only plays, to measure the rest: gradients stay as they are, zero."""
+
+    def prepare(self, rollout: Rollout) -> None:
+        """Nothing is learned from ``rollout``."""
+
+    def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
+        """There is nothing to report."""
+        return {}
+
+
+def _log_probs_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``actions`` (M,), and the mean entropy, a scalar, of the categoricals of logits (M, A)."""
+    log_probs = logits.log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+    return log_probs.gather(1, actions[:, None]).squeeze(1), entropy
+
+
+def _stats(
+    policy_loss: Tensor,
+    value_loss: Tensor,
+    entropy: Tensor,
+    log_ratio: Tensor,
+    values: Tensor,
+    advantages: Tensor,
+) -> dict[str, Tensor]:
+    """What both algorithms report. ``approx_kl`` is the mean of (r - 1) - log r (Schulman 2020, "Approximating KL")."""
+    return {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "entropy": entropy.detach(),
+        "approx_kl": (log_ratio.expm1() - log_ratio).mean(),
+        "value_mean": values.mean(),
+        "advantage_mean": advantages.mean(),
+        "advantage_std": advantages.std(correction=0),
+    }
+
+
+def _check_shared(group: str, config: PPOConfig | BA3CConfig) -> None:
+    """Raise UsageError for the first setting that is not valid, of those that both algorithms have."""
+    steps, gamma, norm = config.rollout_steps, config.gamma, config.max_grad_norm
+    final = config.final_entropy_coefficient
+    require(steps >= 1, f"{group}.rollout-steps {steps}: at least 1 step is required.")
+    require(0 <= gamma <= 1, f"{group}.gamma {gamma}: a number from 0 to 1 is required.")
+    for option, coefficient in (
+        ("value-coefficient", config.value_coefficient),
+        ("entropy-coefficient", config.entropy_coefficient),
+        ("final-entropy-coefficient", 0.0 if final is None else final),
+    ):
+        require(0 <= coefficient <= 1e6, f"{group}.{option} {coefficient}: a number from 0 to 1e6 is required.")
+    require(0 < norm < math.inf, f"{group}.max-grad-norm {norm}: a finite number above 0 is required.")
+    require(
+        (final is None) == (config.entropy_schedule_updates < 1),
+        f"{group}.final-entropy-coefficient and {group}.entropy-schedule-updates, "
+        "the versions until it is reached, need each other: set both or neither.",
+    )

@@ -1,0 +1,242 @@
+"""The networks: observations in, action logits and state values out."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.learner.plugin import load_model
+
+Compute = Literal["float32", "bfloat16"]
+
+CPU = torch.device("cpu")
+HIDDEN = {"small": 256, "nature": 512, "narrow": 128, "dba3c": 128, "mlp": 64}
+MAX_HIDDEN = 8192  # drawing orthogonal weights takes minutes beyond it
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkConfig:
+    """What can be chosen about every network."""
+
+    hidden: int | None = None
+    """Units of the hidden layers; if not given the network's own: 64 for mlp to 512 for nature."""
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers to compute with; auto: bfloat16 where the hardware multiplies it. Weights are float32 in any case."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.hidden is None or 1 <= self.hidden <= MAX_HIDDEN,
+            f"--network.hidden {self.hidden}: 1 to {MAX_HIDDEN} units are required.",
+        )
+
+
+AS_IT_IS = NetworkConfig()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conv:
+    """One convolution without padding, then a 2x2 max-pool if asked, then ReLU."""
+
+    filters: int
+    kernel: int
+    stride: int = 1
+    pool: bool = False
+
+
+NATURE = (Conv(filters=32, kernel=8, stride=4), Conv(filters=64, kernel=4, stride=2), Conv(filters=64, kernel=3))
+
+# Mnih et al. 2013 and 2015 (the "small" and the "nature" net), Adamski et al. 2018 (dba3c). "narrow" is the nature net
+# with the hidden layer of dba3c's best run.
+CONVOLUTIONS = {
+    "small": (Conv(filters=16, kernel=8, stride=4), Conv(filters=32, kernel=4, stride=2)),
+    "nature": NATURE,
+    "narrow": NATURE,
+    "dba3c": (
+        Conv(filters=32, kernel=5, pool=True),
+        Conv(filters=32, kernel=5, pool=True),
+        Conv(filters=64, kernel=5, pool=True),
+        Conv(filters=64, kernel=3),
+    ),
+}
+
+
+class ConvPolicy(nn.Module):
+    """Convolutions, one hidden layer, and two heads that share both.
+
+    The parameters are float32 whatever ``compute`` says: bfloat16 copies are made inside each forward, and the heads
+    compute in float32. After ``double()`` everything is float64. The hidden layer reads the last convolution in the
+    order height, width, channel.
+    """
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        num_actions: int,
+        convolutions: Sequence[Conv],
+        *,
+        hidden: int,
+        biases: bool,
+        hidden_relu: bool,
+        compute: Compute,
+    ) -> None:
+        """``biases`` is about the convolutions and the hidden layer. Raises ValueError if the image is too small."""
+        super().__init__()
+        channels, height, width = observation_shape
+        self.convs = nn.ModuleList()
+        self.pools = [conv.pool for conv in convolutions]
+        for conv in convolutions:
+            layer = nn.Conv2d(channels, conv.filters, conv.kernel, conv.stride, bias=biases)
+            self.convs.append(_orthogonal(layer, math.sqrt(2)))
+            channels = conv.filters
+            height, width = (((side - conv.kernel) // conv.stride + 1) // (1 + conv.pool) for side in (height, width))
+            if min(height, width) < 1:
+                raise ValueError("the image is smaller than the convolutions need")
+        gain = math.sqrt(2) if hidden_relu else 1.0
+        self.hidden = _orthogonal(nn.Linear(channels * height * width, hidden, bias=biases), gain)
+        self.hidden_relu = hidden_relu
+        self.actor = _orthogonal(nn.Linear(hidden, num_actions), 0.01)
+        self.critic = _orthogonal(nn.Linear(hidden, 1), 1.0)
+        self.dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
+
+        uint8 means 0 to 255; float observations are taken as they are. Fastest when the observations lie in memory
+        channels-last, as ``Rollout`` keeps them: then the only pass over them is the cast.
+        """
+        # Dividing the few weights costs nothing; dividing the frames is a pass over 28 KB a sample. The stored weights
+        # stay undivided: Adam's steps do not scale with the weights.
+        scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
+        x = observations.to(self.dtype, memory_format=torch.channels_last)
+        for conv, pool in zip(self.convs, self.pools, strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            weight = (conv.weight * scale).to(self.dtype)
+            x = F.conv2d(x, weight, self._cast(conv.bias), conv.stride)
+            x = F.relu_(F.max_pool2d(x, 2) if pool else x)
+            scale = 1.0
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        x = F.linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias))
+        x = (F.relu_(x) if self.hidden_relu else x).to(self.actor.weight.dtype)
+        return self.actor(x), self.critic(x).squeeze(-1)
+
+    def double(self) -> Self:
+        """Keep the parameters, compute and answer in float64 from here on."""
+        self.dtype = torch.float64
+        return super().double()
+
+    def _cast(self, bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias.to(self.dtype)
+
+
+class VectorPolicy(nn.Module):
+    """Two trunks of two tanh layers, one for the actor and one for the critic, in float32."""
+
+    def __init__(self, observation_shape: Sequence[int], num_actions: int, *, hidden: int) -> None:
+        super().__init__()
+        (inputs,) = observation_shape
+        self.actor = _tanh_trunk(inputs, hidden, num_actions, head_gain=0.01)
+        self.critic = _tanh_trunk(inputs, hidden, 1, head_gain=1.0)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 (B, A) and values float32 (B,) of observations float32 (B, n)."""
+        return self.actor(observations), self.critic(observations).squeeze(-1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()  # orthogonal weights differ in their last bits from one number of threads to another
+def make_model(
+    name: str,
+    observation_shape: Sequence[int],
+    num_actions: int,
+    network: NetworkConfig = AS_IT_IS,
+    *,
+    device: torch.device = CPU,
+) -> nn.Module:
+    """The network called ``name`` for these observations, drawn from torch's global random state, on ``device``.
+
+    A name like ``module:function`` is that of a user's own function, see ``load_model``. The parameters are drawn on
+    the CPU by one thread, so one seed gives the same ones for every device and number of cores.
+
+    Raises UsageError if there is no such network, if it does not fit the observations, or does not compute in bfloat16.
+    """
+    shape = tuple(observation_shape)
+    if ":" in name:
+        if network != AS_IT_IS:
+            raise UsageError(f"--model {name} chooses its own width and numbers, so --network.* settings do not apply.")
+        return load_model(name, shape, num_actions).to(device)
+    if name not in HIDDEN:
+        known = f"there are {', '.join(HIDDEN)}, or your own as module:function."
+        raise UsageError(f"unknown model {name!r}{did_you_mean(name, HIDDEN)}; {known}")
+    hidden = network.hidden or HIDDEN[name]
+    unfit = f"model {name!r} does not fit observations of shape {shape}"
+    if name == "mlp":
+        if len(shape) != 1:
+            raise UsageError(f"{unfit}: it reads vectors; use small, nature, narrow or dba3c for images.")
+        if network.compute == "bfloat16":
+            raise UsageError("--network.compute bfloat16: model 'mlp' computes in float32 only.")
+        return VectorPolicy(shape, num_actions, hidden=hidden).to(device)
+    if len(shape) != 3:
+        raise UsageError(f"{unfit}: it reads images (channels, height, width); use mlp for vectors.")
+    # The hidden layer of dba3c is linear, and neither it nor the convolutions have biases: so is the original.
+    seed_net = name == "dba3c"
+    try:
+        model = ConvPolicy(
+            shape,
+            num_actions,
+            CONVOLUTIONS[name],
+            hidden=hidden,
+            biases=not seed_net,
+            hidden_relu=not seed_net,
+            compute=fastest_compute(device) if network.compute == "auto" else network.compute,
+        )
+    except ValueError as error:
+        raise UsageError(f"{unfit}: {error}; use a larger screen or another model.") from error
+    return model.to(device)
+
+
+@cache
+def fastest_compute(device: torch.device) -> Compute:
+    """bfloat16 where the hardware multiplies it (about twice as fast), float32 where it would be emulated."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # torch's own question, mkldnn's, also says yes to AVX-512 without the bf16 instructions, where bf16 is slow.
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return "float32"
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+
+
+def _tanh_trunk(inputs: int, hidden: int, outputs: int, *, head_gain: float) -> nn.Sequential:
+    return nn.Sequential(
+        _orthogonal(nn.Linear(inputs, hidden), math.sqrt(2)),
+        nn.Tanh(),
+        _orthogonal(nn.Linear(hidden, hidden), math.sqrt(2)),
+        nn.Tanh(),
+        _orthogonal(nn.Linear(hidden, outputs), head_gain),
+    )
+
+
+def _orthogonal(layer: Layer, gain: float) -> Layer:
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

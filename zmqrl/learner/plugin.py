@@ -1,0 +1,134 @@
+"""A user's own model or loss: one function, named ``module:function``. Each is tried before it is used."""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zmqrl.errors import UsageError, blaming, did_you_mean
+from zmqrl.learner.losses import LEARNER_METRICS, BA3CConfig, Batch, Loss, PPOConfig
+from zmqrl.observe.reports import MOST_FIGURES, NAME
+
+SAMPLES = 4
+MOST_STATS = MOST_FIGURES - len(LEARNER_METRICS)
+
+
+def load_model(reference: str, observation_shape: Sequence[int], num_actions: int) -> nn.Module:
+    """The network that the function ``reference`` makes when it is called with ``(observation_shape, num_actions)``.
+
+    Its forward takes observations, uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n), and
+    gives logits float32 (B, num_actions) and values float32 (B,). Raises UsageError if a first try shows otherwise.
+    """
+    blame = f"--model {reference}"
+    make, shape = _load(blame, reference), tuple(observation_shape)
+    with blaming(f"{blame} fails for observations of shape {shape}"):
+        model = make(shape, num_actions)
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"{blame} returned {_kind(model)}, not a torch.nn.Module.")
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        outputs = model(_observations(shape))
+    expected = [(SAMPLES, num_actions), (SAMPLES,)]
+    if not isinstance(outputs, tuple) or [_shape(output) for output in outputs] != expected:
+        raise UsageError(
+            f"{blame} gives {_kind(outputs)} for {SAMPLES} observations: it must be a tuple of float32 logits "
+            f"{expected[0]} and values {expected[1]}."
+        )
+    if not all(output.isfinite().all() for output in outputs):
+        raise UsageError(f"{blame} gives logits or values that are not finite.")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters or any(parameter.dtype != torch.float32 for parameter in parameters):
+        raise UsageError(f"{blame} must have trainable parameters, all of them float32.")
+    for name, buffer in model.named_buffers():
+        if not torch.equal(buffer, buffers[name]):
+            raise UsageError(
+                f"{blame} changes its {name} as it computes, as batch normalization does: "
+                "workers share parameters only, and only those are kept."
+            )
+    return model
+
+
+def logits_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
+    """Logits float32 (B, num_actions) of ``observations`` (B, ...) by the ``model`` that ``reference`` made.
+
+    The try had several observations, here it may be one. Raises UsageError for whatever the user's code raises, and for
+    logits of another shape.
+    """
+    blame, count = f"--model {reference}", len(observations)
+    with blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
+        logits, _ = model(observations)
+    if _shape(logits) != (count, num_actions):
+        raise UsageError(
+            f"{blame} gives {_kind(logits)} as the logits of a batch of {count}: "
+            f"they must be float32 {(count, num_actions)}."
+        )
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+def load_loss(reference: str, config: PPOConfig | BA3CConfig) -> Loss:
+    """The function ``reference``, called as ``ppo_loss`` and ``ba3c_loss`` are. Raises UsageError if a try fails."""
+    blame = f"--loss {reference}"
+    loss = _load(blame, reference)
+    logits = torch.linspace(-1, 1, 3 * SAMPLES).view(SAMPLES, 3).requires_grad_()
+    values = torch.linspace(-1, 1, SAMPLES).requires_grad_()
+    batch = Batch(
+        actions=torch.arange(SAMPLES) % 3,
+        log_probs=torch.full((SAMPLES,), -1.0),
+        advantages=torch.linspace(1, -1, SAMPLES),
+        returns=torch.linspace(0, 1, SAMPLES),
+    )
+    with blaming(f"{blame} fails"):
+        result = loss(logits, values, batch, config, config.entropy_coefficient)
+    match result:
+        case (Tensor(shape=(), requires_grad=True), {**stats}) if all(_shape(stat) == () for stat in stats.values()):
+            if unfit := [name for name in stats if not NAME.fullmatch(str(name)) or name in LEARNER_METRICS]:
+                raise UsageError(
+                    f"{blame} reports {unfit[0]!r}: a name has small letters, digits and _, at most 40 of them, and is "
+                    f"none of {', '.join(LEARNER_METRICS)}, which the learner reports."
+                )
+            if len(stats) > MOST_STATS:
+                raise UsageError(f"{blame} reports {len(stats)} figures: at most {MOST_STATS} can be told.")
+            return loss
+    raise UsageError(
+        f"{blame} returned {_kind(result)}: it must be a scalar tensor computed from logits and values, and a dict of "
+        "float32 scalars to report."
+    )
+
+
+def _load(blame: str, reference: str) -> Callable[..., Any]:
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise UsageError(f"{blame}: a function is named as module:function.")
+    with blaming(f"{blame}: cannot import {module_name}"):
+        module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        raise UsageError(f"{blame}: {module_name} has no {name!r}{did_you_mean(name, vars(module))}.")
+    function = getattr(module, name)
+    if not callable(function):
+        raise UsageError(f"{blame}: {name} is {_kind(function)}, which cannot be called.")
+    return function  # type: ignore[no-any-return]
+
+
+def _observations(shape: tuple[int, ...]) -> Tensor:
+    """Observations (SAMPLES, *shape) as a rollout would give them."""
+    if len(shape) != 3:
+        return torch.linspace(-1, 1, SAMPLES * math.prod(shape)).view(SAMPLES, *shape)
+    channels, height, width = shape
+    frames = torch.arange(SAMPLES * height * width * channels) % 256
+    return frames.to(torch.uint8).view(SAMPLES, height, width, channels).movedim(-1, 1)
+
+
+def _shape(output: object) -> tuple[int, ...] | None:
+    return tuple(output.shape) if isinstance(output, Tensor) and output.dtype == torch.float32 else None
+
+
+def _kind(value: object) -> str:
+    """What ``value`` is, in a few words: ``a tuple of Tensor float32 (4, 2) and NoneType``."""
+    if isinstance(value, Tensor):
+        return f"Tensor {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, tuple) and len(value) in (1, 2, 3):
+        return f"a tuple of {' and '.join(map(_kind, value))}"
+    return type(value).__name__

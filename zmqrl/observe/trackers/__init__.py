@@ -1,0 +1,162 @@
+"""Where the rows of a run go besides its directory: TensorBoard, MLflow, Weights & Biases."""
+
+import importlib.util
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+from zmqrl.errors import UsageError
+from zmqrl.rundir import RunDirectory
+
+ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that is farther behind does not come back
+CLOSE_WITHIN_S: Final = 30.0
+
+
+class Tracker(Protocol):
+    """Takes the rows of one run."""
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Take ``row`` of ``metrics.jsonl``, at version ``step``."""
+
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Take the contents of ``summary.json`` and finish; without any, the run ended before it had one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracked:
+    """The run that is tracked: its directory and its settings as plain data.
+
+    ``resumed_at`` is the version from which it is resumed, None for a new run.
+    """
+
+    directory: RunDirectory
+    settings: Mapping[str, Any]
+    resumed_at: int | None = None
+
+
+def _tensorboard(run: Tracked) -> Tracker:
+    from zmqrl.observe.trackers.tensorboard import TensorBoard
+
+    return TensorBoard(run.directory.tensorboard, resumed_at=run.resumed_at)
+
+
+def _mlflow(run: Tracked) -> Tracker:
+    from zmqrl.observe.trackers.mlflow import MLflow
+
+    return MLflow(run.directory.path, run.settings)
+
+
+def _wandb(run: Tracked) -> Tracker:
+    from zmqrl.observe.trackers.wandb import WandB
+
+    return WandB(run.directory.path, run.settings)
+
+
+class Kind(NamedTuple):
+    """How a tracker is made, and what has to be installed for it."""
+
+    make: Callable[[Tracked], Tracker]
+    module: str
+    packages: str  # as pip knows them
+
+
+KINDS: Final = {
+    "tensorboard": Kind(_tensorboard, "tensorboard", "tensorboard"),
+    "mlflow": Kind(_mlflow, "mlflow", "mlflow-skinny sqlalchemy alembic"),
+    "wandb": Kind(_wandb, "wandb", "wandb"),
+}
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Raise UsageError for the first tracker in ``names`` that is not installed."""
+    for name in names:
+        spec = importlib.util.find_spec(KINDS[name].module)
+        # A directory of that name, such as the wandb/ that W&B leaves, looks like a package without a file.
+        if spec is None or spec.origin is None:
+            raise UsageError(f"--trackers {name}: it is not installed; pip install {KINDS[name].packages}.")
+
+
+class Trackers:
+    """All trackers of a run. What goes wrong with one is told once by ``notice``, and the run goes on without it."""
+
+    def __init__(self, names: Iterable[str], run: Tracked, notice: Callable[[str], None]) -> None:
+        self._summary = run.directory.summary
+        self._feeds = [_Feed(name, run, notice) for name in dict.fromkeys(names)]
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Hand ``row`` to every tracker. Never waits."""
+        for feed in self._feeds:
+            feed.put(_Row(row, step))
+
+    def close(self, within_s: float) -> None:
+        """Hand on the run's summary, if it has one, and wait until all have taken everything, at most ``within_s``."""
+        try:
+            summary = json.loads(self._summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            summary = None
+        for feed in self._feeds:
+            feed.put(_End(summary))
+        deadline = time.monotonic() + within_s
+        for feed in self._feeds:
+            if not feed.join(deadline):
+                feed.give_up(f"it did not finish within {within_s:g} s")
+
+
+class _Row(NamedTuple):
+    row: Mapping[str, Any]
+    step: int
+
+
+class _End(NamedTuple):
+    summary: Mapping[str, Any] | None
+
+
+class _Feed:
+    """Feeds one tracker from a thread of its own: there it may import, wait for a network and fail."""
+
+    def __init__(self, name: str, run: Tracked, notice: Callable[[str], None]) -> None:
+        self._name, self._run, self._notice = name, run, notice
+        self._waiting: queue.Queue[_Row | _End] = queue.Queue(ROWS_WAITING)
+        self._error: Exception | None = None
+        self._given_up = False
+        self._thread = threading.Thread(target=self._feed, name=f"tracker-{name}", daemon=True)
+        self._thread.start()
+
+    def _feed(self) -> None:
+        try:
+            tracker = KINDS[self._name].make(self._run)
+            while isinstance(item := self._waiting.get(), _Row):
+                tracker.log(item.row, item.step)
+            tracker.close(item.summary)
+        except Exception as error:
+            self._error = error
+
+    def put(self, item: _Row | _End) -> None:
+        """Hand ``item`` on; give the tracker up when it has failed, or takes nothing any more. Never waits."""
+        try:
+            self._waiting.put_nowait(item)
+        except queue.Full:
+            self.give_up(f"it has not taken {ROWS_WAITING} rows")
+        self._look()
+
+    def join(self, deadline: float) -> bool:
+        """Wait until the tracker has closed, at most until ``deadline`` on the monotonic clock; whether it has."""
+        if not self._given_up:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._look()
+        return not self._thread.is_alive()
+
+    def _look(self) -> None:
+        # The thread leaves its error to us: a console is drawn by the run's own thread.
+        if self._error is not None:
+            self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
+
+    def give_up(self, why: str) -> None:
+        """Go on without the tracker, and tell why, once."""
+        if not self._given_up:
+            self._given_up = True
+            self._notice(f"{self._name} is left out from here on: {why}")

@@ -1,0 +1,64 @@
+"""The rows of ``metrics.jsonl`` for MLflow: a tracking server, or a database in the run directory."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+from zmqrl.observe.records import flat
+from zmqrl.observe.trackers.tensorboard import scalars
+
+PARAMS_AT_ONCE: Final = 100  # as many as MLflow takes
+STATUS: Final = {"failed": "FAILED", "interrupted": "KILLED"}
+
+
+class MLflow:
+    """One MLflow run. A run directory that has had one goes on with it.
+
+    ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_ID`` and ``MLFLOW_EXPERIMENT_NAME`` say where; without the first it is
+    ``mlflow.db`` in the run directory, without the others the experiment ``zmqrl``.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """``path`` is the run directory. Raises whatever MLflow does, such as MlflowException."""
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the console is ours
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = MlflowClient(tracking_uri=server or f"sqlite:///{path / 'mlflow.db'}")
+        known = path / "mlflow-run-id"
+        if known.exists():
+            self._run = known.read_text(encoding="utf-8").strip()
+            self._client.update_run(self._run, status="RUNNING")
+            return  # with the settings it began with: MLflow lets nobody change them
+        experiment = self._experiment(None if server else (path / "mlflow-artifacts").as_uri())
+        self._run = self._client.create_run(experiment, run_name=path.name).info.run_id
+        known.write_text(f"{self._run}\n", encoding="utf-8")
+        params = [Param(name, str(value)) for name, value in flat(settings)]
+        for first in range(0, len(params), PARAMS_AT_ONCE):
+            self._client.log_batch(self._run, params=params[first : first + PARAMS_AT_ONCE])
+
+    def _experiment(self, artifacts: str | None) -> str:
+        by_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        if by_id:
+            return by_id
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "zmqrl")
+        found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id if found else self._client.create_experiment(name, artifact_location=artifacts))
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Write the numbers of ``row`` at version ``step``, under the names that TensorBoard has for them."""
+        now_ms = int(1000 * time.time())
+        metrics = [Metric(name, value, now_ms, step) for name, value in scalars(row)]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Keep ``summary`` as the artifact ``summary.json``, and end the MLflow run as the run ended."""
+        reason = "failed" if summary is None else summary["exit_reason"]
+        if summary is not None:
+            self._client.log_dict(self._run, dict(summary), "summary.json")
+            self._client.set_tag(self._run, "exit_reason", reason)
+        self._client.set_terminated(self._run, STATUS.get(reason, "FINISHED"))

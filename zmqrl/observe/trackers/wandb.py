@@ -1,0 +1,52 @@
+"""The rows of ``metrics.jsonl`` for Weights & Biases, online or kept in the run directory for ``wandb sync``."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import wandb
+
+from zmqrl.errors import UsageError
+from zmqrl.observe.trackers.tensorboard import scalars
+
+FINISH_WITHIN_S: Final = 20.0  # what is not uploaded by then stays on disk, for wandb sync
+
+
+class WandB:
+    """One run of Weights & Biases. A run directory that has had one goes on with it.
+
+    W&B's own variables say where: ``WANDB_MODE``, ``WANDB_PROJECT`` (``zmqrl`` without it), ``WANDB_NAME``, ...
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """``path`` is the run directory. Raises UsageError without an API key, else whatever W&B does."""
+        session = wandb.setup(wandb.Settings(silent=True, console="off", finish_timeout=FINISH_WITHIN_S))
+        # Asked for a key by W&B itself, nobody could answer: the terminal is the run's.
+        if session.settings.mode == "online" and not wandb.login(prompt=False):
+            raise UsageError("it has no API key: run wandb login, or set WANDB_MODE=offline.")
+        known = path / "wandb-run-id"
+        if not known.exists():
+            known.write_text(f"{os.environ.get('WANDB_RUN_ID') or secrets.token_hex(4)}\n", encoding="utf-8")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "zmqrl"),
+            name=os.environ.get("WANDB_NAME", path.name),
+            id=known.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=path,
+            config=dict(settings),
+            allow_val_change=True,
+        )
+        # W&B's own step may only grow, but a run that goes back to a checkpoint makes versions again.
+        self._run.define_metric("*", step_metric="charts/version")
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Write the numbers of ``row``, which has its version ``step`` in it, under TensorBoard's names."""
+        self._run.log(dict(scalars(row)))
+
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Add ``summary`` to the run's and finish it."""
+        if summary is not None:
+            self._run.summary.update(dict(summary))
+        self._run.finish(exit_code=int(summary is None or summary["exit_reason"] == "failed"))

@@ -1,0 +1,170 @@
+"""What a process of zmqrl does for itself and for its parent: Ctrl-C, open files, logs, its job, messages.
+
+Standard library only.
+"""
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import queue
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zmqrl.errors import UsageError
+
+PR_SET_PDEATHSIG = 1
+LOOK_UP_EVERY_S = 1.0  # from a wait, for a signal that came just before it
+FEWEST_OPEN_FILES = 256  # a process of a small run has about 40 open
+LOG_LEVEL = "ZMQRL_LOG_LEVEL"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MOST_OPEN_FILES = 1 << 16  # more is of no use, and some programs try every number up to the limit
+
+_to_parent = 1  # a descriptor
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in the block, which can clean up. Elsewhere it ends ``zmqrl`` at once."""
+    outside = signal.getsignal(signal.SIGINT)
+    if callable(outside):  # a script that runs us in the background has it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, outside)
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit of open files to the hard one. Child processes inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def check_open_files(needed: int = FEWEST_OPEN_FILES) -> None:
+    """Raise UsageError when this process cannot have ``needed`` files open."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        raise UsageError(f"{allowed} open files are allowed (ulimit -n): raise that limit to at least {needed}.")
+
+
+def read_job(die_with: signal.Signals) -> dict[str, Any]:
+    """Read this process's job, one line of JSON on standard input, and ask the kernel to end us with our parent.
+
+    Standard input stays open: its end means that the parent is gone, whatever became of the signal. Standard output is
+    for ``say``: what else is printed goes to standard error.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
+    parent = select.poll()
+    parent.register(0, 0)
+    if parent.poll(0):  # it hung up before we asked, perhaps while our imports took their seconds: no signal will come
+        sys.exit(0)
+    # Ctrl-C reaches the whole terminal group; ending children is the supervisor's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        # One byte at a time, so that nothing behind the line disappears into a buffer.
+        byte = os.read(0, 1)
+        if not byte:
+            sys.exit(0)
+        line += byte
+    job: dict[str, Any] = json.loads(line)
+    _divert_prints()
+    return job
+
+
+def _divert_prints() -> None:
+    global _to_parent
+    _to_parent = os.dup(1)
+    os.dup2(2, 1)
+
+
+def lived_s() -> float:
+    """Seconds since this process was started."""
+    # Behind the name, which may have spaces in it: the 22nd field of all, counted in ticks since the machine started.
+    started_at = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_at
+
+
+def log_level() -> int:
+    """The level of ``ZMQRL_LOG_LEVEL``, by default info. Raises UsageError."""
+    level = os.environ.get(LOG_LEVEL) or "info"
+    if level.lower() not in LOG_LEVELS:
+        raise UsageError(f"{LOG_LEVEL}={level}: the levels are {', '.join(LOG_LEVELS)}.")
+    return logging.getLevelNamesMapping()[level.upper()]
+
+
+def log_to_stderr(name: str) -> logging.Logger:
+    """The process's log: plain lines with time and level on standard error, which the parent keeps in a file.
+
+    The level is that of :func:`log_level`, or info if it is not valid there. Other packages log no debug lines.
+    """
+    level = logging.INFO
+    with contextlib.suppress(UsageError):  # the command line has refused it; on another host nobody has
+        level = log_level()
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=max(level, logging.INFO),
+        format="%(asctime)s %(levelname)s %(message)s",
+        force=True,
+    )
+    logging.getLogger("zmqrl").setLevel(level)
+    return logging.getLogger(name)
+
+
+class Messages:
+    """What the parent says after the job, a line of JSON each. When the parent hangs up, this process ends.
+
+    SIGTERM interrupts what the main thread is doing, so that it cleans up. A signal that comes just before ``get``
+    waits does not wake it, so the end of the messages is also in the queue.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        signal.signal(signal.SIGTERM, _leave)
+        threading.Thread(target=self._listen, name="messages", daemon=True).start()
+
+    def get(self) -> dict[str, Any]:
+        """Wait for the next message. Raises SystemExit when the parent has hung up."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                message = self._arrived.get(timeout=LOOK_UP_EVERY_S)
+                if message is None:
+                    sys.exit(0)
+                return message
+
+    def empty(self) -> bool:
+        """Whether ``get`` would wait."""
+        return self._arrived.empty()
+
+    def _listen(self) -> None:
+        try:
+            with os.fdopen(0, "rb", buffering=0, closefd=False) as lines:
+                for line in lines:
+                    self._arrived.put(json.loads(line))
+        finally:
+            self._arrived.put(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+    sys.exit(0)
+
+
+def say(facts: dict[str, Any]) -> None:
+    """Tell the parent something in one line of JSON on standard output; at first, that we are up."""
+    line = json.dumps(facts).encode() + b"\n"
+    while line:
+        line = line[os.write(_to_parent, line) :]

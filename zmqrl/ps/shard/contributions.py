@@ -1,0 +1,114 @@
+"""Every contribution that reached a shard: it is held for the open version, or counted by its outcome."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from zmqrl.ps.shard.events import OUTCOMES, Accumulate, Action, Outcome, Record, Totals, View, added
+from zmqrl.ps.wire import messages as m
+
+if TYPE_CHECKING:
+    from zmqrl.ps.shard.gradients import ReceivedSlice
+
+
+class Contributions:
+    """The contributions held for the open version, and the outcomes of all others. Each contribution is in one of them.
+
+    ``view`` says who may contribute to the open version. ``consistent``: contributions are summed in rank order.
+    ``asynchronous``: contributions may be computed on older versions.
+    """
+
+    def __init__(self, *, consistent: bool, asynchronous: bool) -> None:
+        self.consistent, self.asynchronous = consistent, asynchronous
+        self.held: dict[int, ReceivedSlice | None] = {}  # rank -> payload, None once it is accumulated
+        self.computed_on: dict[int, int] = {}  # rank -> version of its newest contribution, held or used
+        self.tallies: dict[int, list[int]] = {}  # rank -> totals, in the order of OUTCOMES
+        self.unattributed = 0
+        self.since_last = {"late": 0, "duplicate": 0, "rejected": 0}
+
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that have contributed to the open version."""
+        return tuple(sorted(self.held))
+
+    def hold(self, header: m.Gradient, payload: "ReceivedSlice") -> None:
+        """Hold a contribution to the open version."""
+        self.held[header.rank] = payload
+        self.computed_on[header.rank] = header.version
+
+    def counts_already(self, rank: int, version: int) -> bool:
+        """Whether a contribution of ``rank`` computed on ``version`` or later is held or was used."""
+        return version <= self.computed_on.get(rank, -1)
+
+    def accumulate(self, view: View) -> list[Action]:
+        """Pass payloads on at once. In consistent mode, a payload waits until those of all lower ranks are here."""
+        actions: list[Action] = []
+        for rank in self.ranks():
+            if self.consistent and any(r not in self.held for r in view.members if r < rank):
+                break
+            actions += self._hand_on(rank)
+        return actions
+
+    def close(
+        self, *, generation: int, version: int, view: View, stop: int | None, totals: Totals
+    ) -> tuple[list[Action], Record]:
+        """Use all held contributions. Returns what is left to accumulate, and the record of ``version``.
+
+        ``totals`` are those of the previous version.
+        """
+        ranks = self.ranks()
+        actions = [action for rank in ranks for action in self._hand_on(rank)]
+        assert ranks, "a version without contributions"
+        for rank in ranks:
+            self.count(rank, "used", view)
+        record = Record(
+            generation=generation,
+            version=version,
+            view=view,
+            quorum=len(ranks),
+            ranks=ranks,
+            tallies={rank: (t[0], t[1], t[2], t[3]) for rank, t in self.tallies.items()},
+            unattributed=self.unattributed,
+            stop=stop,
+            staleness=tuple(version - 1 - self.computed_on[rank] for rank in ranks) if self.asynchronous else (),
+            applied=dict(self.computed_on) if self.asynchronous else {},
+            late=self.since_last["late"],
+            duplicate=self.since_last["duplicate"],
+            rejected=self.since_last["rejected"],
+        )
+        record = replace(record, totals=added(totals, record.counts()))
+        self.since_last = dict.fromkeys(self.since_last, 0)
+        self.held = {}
+        return actions, record
+
+    def drop(self, view: View) -> None:
+        """Give the open version up. The contributions held for it count as late."""
+        for rank in self.held:
+            self.count(rank, "late", view)
+        self.held, self.computed_on = {}, {}
+
+    def count(self, rank: int, outcome: Outcome, view: View) -> None:
+        """Count a contribution under its rank if that is or was a member, else as unattributed."""
+        if rank in view.members or rank in self.tallies:
+            self.tallies.setdefault(rank, [0, 0, 0, 0])[OUTCOMES.index(outcome)] += 1
+        else:
+            self.unattributed += 1
+        if outcome != "used":
+            self.since_last[outcome] += 1
+
+    def reject(self) -> None:
+        """Count a rejected message that belongs to no rank."""
+        self.unattributed += 1
+        self.since_last["rejected"] += 1
+
+    def recover(self, record: Record) -> None:
+        """Continue with the totals of ``record``."""
+        self.tallies = {rank: list(t) for rank, t in record.tallies.items()}
+        self.unattributed = record.unattributed
+        self.computed_on = dict(record.applied)
+
+    def _hand_on(self, rank: int) -> list[Action]:
+        payload = self.held[rank]
+        if payload is None:
+            return []
+        first = all(other is not None for other in self.held.values())
+        self.held[rank] = None
+        return [Accumulate(payload, first)]

@@ -1,0 +1,300 @@
+"""The events that a shard's state machine handles, and the actions that it asks for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from zmqrl.ps.wire import messages as m
+
+if TYPE_CHECKING:
+    from zmqrl.ps.shard.gradients import ReceivedSlice
+
+Outcome: TypeAlias = Literal["used", "late", "duplicate", "rejected"]
+OUTCOMES: tuple[Outcome, ...] = ("used", "late", "duplicate", "rejected")
+
+Totals: TypeAlias = tuple[int, int, int, int]
+"""Contributions by outcome, in the order of ``OUTCOMES``."""
+
+
+def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
+    """``totals`` plus ``counts``, or minus ``counts`` if ``sign`` is -1."""
+    used, late, duplicate, rejected = (
+        max(0, total + sign * count) for total, count in zip(totals, counts, strict=True)
+    )
+    return used, late, duplicate, rejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a message must contain to be meant for this shard, and the ``secret`` that only the supervisor knows."""
+
+    run: str
+    layout: str
+    shard: int
+    incarnation: int
+    codec: m.Codec
+    payload_bytes: dict[m.Codec, int]
+    secret: str = field(repr=False)
+    code: str = ""
+    """The zmqrl that a worker must run if its HELLO names one. Empty: any."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Who may contribute, and how many contributions make an update."""
+
+    id: int
+    quorum: int
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """How a version was made. It is committed with the version, so that a restarted shard knows what it published.
+
+    ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` are totals by rank:
+    ``(used, late, duplicate, rejected)``. ``totals`` are the same over the lines of the history up to this version.
+    ``view`` is the newest view and ``stop`` the last version to make, as known at the last commit. In asynchronous mode
+    ``staleness`` is the age of the contribution of each of ``ranks`` in versions, and ``applied`` is, for each rank,
+    the newest version whose contribution was used.
+    """
+
+    generation: int
+    version: int
+    view: View
+    quorum: int
+    ranks: tuple[int, ...]
+    late: int
+    duplicate: int
+    rejected: int
+    tallies: dict[int, tuple[int, int, int, int]]
+    unattributed: int
+    totals: Totals = (0, 0, 0, 0)
+    stop: int | None = None
+    staleness: tuple[int, ...] = ()
+    applied: dict[int, int] = field(default_factory=dict)
+
+    def counts(self) -> Totals:
+        """The counts that this version adds to the totals of the history."""
+        return len(self.ranks), self.late, self.duplicate, self.rejected
+
+    @classmethod
+    def handed_over(cls, generation: int, version: int, view: View, totals: Totals = (0, 0, 0, 0)) -> "Record":
+        """The record of a version that this shard loaded and did not make."""
+        return cls(
+            generation=generation,
+            version=version,
+            view=view,
+            quorum=0,
+            ranks=(),
+            late=0,
+            duplicate=0,
+            rejected=0,
+            tallies={},
+            unattributed=0,
+            totals=totals,
+        )
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class GradientArrived:
+    """A message on the PULL socket. ``is_finite`` tests the numbers, so it is called only if all else is valid."""
+
+    header: m.Gradient
+    payload: "ReceivedSlice"
+    payload_bytes: int
+    is_finite: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlArrived:
+    """A message on the ROUTER socket from the connection ``peer``."""
+
+    peer: bytes
+    message: m.Message
+    payload: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChanged:
+    """A presence topic was subscribed (``here``), or a subscription to it ended, perhaps that of another process."""
+
+    rank: int
+    incarnation: int
+    here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedArrived:
+    """A frame that is not a valid message for its socket, or that its sender must not send."""
+
+
+@dataclass(frozen=True, slots=True)
+class FalseHello:
+    """A HELLO on the connection ``peer`` with the key of another rank or role."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignHello:
+    """A HELLO on the connection ``peer`` in another version of the protocol."""
+
+    peer: bytes
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateRestored:
+    """Weights and optimizer state of ``record.version`` are in place: found after a restart, or loaded.
+
+    ``recovered``: this shard had made and perhaps published them before, so workers may hold them. ``previous`` is the
+    version before it, if the shard still holds that.
+    """
+
+    record: Record
+    recovered: bool
+    previous: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """``Update`` is done and the version is committed. If its numbers are not ``finite``, nothing is stored."""
+
+    record: Record
+    finite: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event: TypeAlias = (
+    GradientArrived
+    | ControlArrived
+    | PresenceChanged
+    | MalformedArrived
+    | FalseHello
+    | ForeignHello
+    | StateRestored
+    | Updated
+    | Tick
+)
+
+
+def gist(event: Event) -> object:
+    """What identifies ``event``: its message or record, without the payload."""
+    match event:
+        case GradientArrived():
+            return event.header
+        case ControlArrived():
+            return event.message
+        case StateRestored() | Updated():
+            return event.record
+    return event
+
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate:
+    """Add ``payload`` to the sum of the open version; ``first`` starts the sum."""
+
+    payload: "ReceivedSlice"
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Take the mean, step the optimizer, commit ``record``, append it to the history; then report ``Updated``."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAgain:
+    """Commit the newest version again with this record, which has news that must survive a crash."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class PublishWeights:
+    """Publish the newest committed weights on topic ``W``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Publish a message without payload."""
+
+    topic: bytes
+    message: m.Heartbeat | m.Need | m.Bye
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a control message to a connection."""
+
+    peer: bytes
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendSnapshot:
+    """Send the weights of ``version``, the newest or the one before. ``rank`` is that of the worker, if it is one."""
+
+    peer: bytes
+    version: int
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Keep a copy of weights and optimizer state of ``version``, the newest or the one before, for FETCH."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendChunk:
+    """Answer a FETCH from the copy that ``Capture`` made."""
+
+    peer: bytes
+    request: m.Fetch
+
+
+@dataclass(frozen=True, slots=True)
+class TakeChunk:
+    """Store a piece of the state to load. After the last piece the server reports ``StateRestored``."""
+
+    peer: bytes
+    message: m.Load
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line for the shard's log."""
+
+    level: Literal["debug", "info", "warning"]
+    text: str
+
+
+Action: TypeAlias = (
+    Accumulate
+    | Update
+    | CommitAgain
+    | PublishWeights
+    | Publish
+    | Send
+    | SendSnapshot
+    | Capture
+    | SendChunk
+    | TakeChunk
+    | Log
+)

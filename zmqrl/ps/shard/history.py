@@ -1,0 +1,226 @@
+"""The history of a shard: one JSON line for each version, written when the version is committed."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgpack
+
+from zmqrl.errors import ClusterError
+from zmqrl.json_lines import PIECE_BYTES, JsonLines
+from zmqrl.ps.shard.events import Record, Totals, View, added
+
+COUNTS = ("late", "duplicate", "rejected")
+
+Line: TypeAlias = dict[str, Any]
+
+
+def pack_record(record: Record) -> bytes:
+    """Encode a record for the header of its slot."""
+    view = record.view
+    fields = {name: getattr(record, name) for name in Record.__slots__ if name != "view"}
+    packed: bytes = msgpack.packb(fields | {"view": [view.id, view.quorum, view.members]})
+    return packed
+
+
+def unpack_record(packed: bytes) -> Record:
+    """Inverse of :func:`pack_record`. The checksum of the bytes must have been verified."""
+    fields = msgpack.unpackb(packed, strict_map_key=False, use_list=False)
+    return Record(**fields | {"view": View(*fields["view"])})
+
+
+class LostState(Exception):
+    """The history has versions that are newer than the newest version in the store."""
+
+
+class History:
+    """Appends lines to ``path``. Opening it cuts off a line that a killed process left half-written.
+
+    Only the end of the file is read, because it may have millions of lines. ``news`` are sentences about problems in
+    the file: missing versions and unreadable lines.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises ClusterError when the file cannot be opened or written."""
+        self.path = path
+        self.news: list[str] = []
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = JsonLines(path)
+            _, lines = self._newest()
+        self.last = lines[-1][0] if lines else None
+
+    @property
+    def last_version(self) -> int | None:
+        """The version of the newest line. None if there are no lines."""
+        return None if self.last is None else int(self.last["version"])
+
+    def append(self, record: Record, crc32: int) -> None:
+        """Write the line of one version in one system call. If that fails, nothing is left of the line.
+
+        Raises ClusterError.
+        """
+        line = {
+            "version": record.version,
+            "view": record.view.id,
+            "quorum": record.quorum,
+            "ranks": list(record.ranks),
+            "late": record.late,
+            "duplicate": record.duplicate,
+            "rejected": record.rejected,
+            "crc32": crc32,
+            "generation": record.generation,
+            "totals": list(record.totals),
+        }
+        if record.staleness:
+            line["staleness"] = list(record.staleness)
+        with self._writing():
+            self._lines.write(line)
+        self.last = line
+
+    def recover(self, record: Record, crc32: int) -> None:
+        """Make the file agree with ``record``, the newest commit. The process may have been killed at any point.
+
+        Appends the line that is missing, or finishes a rewind. Raises ClusterError, or LostState when the file has
+        versions that were made after ``record``.
+        """
+        version, generation = (0, 0) if self.last is None else (self.last["version"], self.last.get("generation", 0))
+        if version > record.version:
+            if generation >= record.generation:
+                raise LostState(
+                    f"version {version} of generation {generation} was made, but the newest that is left is "
+                    f"{record.version} of generation {record.generation}"
+                )
+            self.rewind(record.version, record.generation)
+        elif version < record.version:
+            if version + 1 < record.version or not record.ranks:
+                last_missing = record.version - bool(record.ranks)
+                self.news.append(f"{self.path}: the lines of versions {version + 1} to {last_missing} are missing")
+            if record.ranks:
+                self.append(record, crc32)
+
+    def totals(self, version: int) -> Totals:
+        """Contributions by outcome over the lines up to ``version``. Raises ClusterError."""
+        with self._writing():
+            _, lines = self._newest(version)
+            line = next((line for line, _ in reversed(lines) if line["version"] <= version), None)
+            if line is None:
+                return 0, 0, 0, 0
+            if "totals" in line:
+                used, late, duplicate, rejected = line["totals"]
+                return used, late, duplicate, rejected
+            total: Totals = (0, 0, 0, 0)  # an older zmqrl wrote these lines
+            with self.path.open("rb") as file:
+                for each in map(parse_line, file):
+                    if each is not None and each["version"] <= version:
+                        total = added(total, counts_of(each))
+            return total
+
+    def rewind(self, version: int, generation: int) -> None:
+        """Roll back to ``version``: move the lines above it to ``<name>.before-generation-<n>.jsonl``.
+
+        So the history has each version that led to the present weights exactly once. Raises ClusterError.
+        """
+        if self.last_version is None or self.last_version <= version:
+            return
+        with self._writing():
+            offset, lines = self._newest(version)
+            first = next(i for i, (line, _) in enumerate(lines) if line["version"] > version)
+            undone = b"".join(raw for _, raw in lines[first:])
+            with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab+") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - len(undone)))
+                if file.read() != undone:  # else a process wrote it and was killed before the cut
+                    file.write(undone)
+            os.ftruncate(self._lines.file, offset + sum(len(raw) for _, raw in lines[:first]))
+        self.last = lines[first - 1][0] if first else None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+            raise ClusterError(f"cannot write {self.path}: {why}.") from error
+
+    def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
+        """The offset of the newest lines, and these lines, parsed and raw.
+
+        They reach back to a line of ``version`` or below. If a line cannot be read, the file is kept under another name
+        and replaced by one without that line.
+        """
+        lines: list[tuple[Line | None, bytes]] = []
+        start, rest = os.fstat(self._lines.file).st_size, b""
+        while start > 0:
+            size = min(start, PIECE_BYTES)
+            start -= size
+            piece = os.pread(self._lines.file, size, start) + rest
+            cut = piece.find(b"\n") + 1 if start else 0
+            rest = piece[:cut]
+            older = [(parse_line(raw), raw + b"\n") for raw in piece[cut:].split(b"\n")[:-1]]
+            lines[:0] = older
+            if any(line is not None and line["version"] <= version for line, _ in older):
+                break
+        offset = start + len(rest)
+        readable = [(line, raw) for line, raw in lines if line is not None]
+        if len(readable) < len(lines):
+            self._set_aside(offset, lines)
+        return offset, readable
+
+    def _set_aside(self, offset: int, lines: list[tuple[Line | None, bytes]]) -> None:
+        """Keep the file under another name. Continue with the part before ``offset`` and the readable ``lines``."""
+        aside = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}.jsonl")
+        shutil.copyfile(self.path, aside)
+        mended, before = self.path.with_name(f"{self.path.name}.mended"), 0
+        with self.path.open("rb") as damaged, mended.open("wb") as file:
+            while piece := damaged.read(min(PIECE_BYTES, offset - damaged.tell())):
+                before += piece.count(b"\n")
+                file.write(piece)
+            file.writelines(raw for line, raw in lines if line is not None)
+        mended.replace(self.path)
+        self._lines.reopen()
+        numbers = [number for number, (line, _) in enumerate(lines, start=before + 1) if line is None]
+        what = f"line {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} lines from line {numbers[0]} on"
+        self.news.append(f"{self.path}: {what} could not be read; the original file is kept as {aside.name}")
+
+
+def parse_line(raw: bytes) -> Line | None:
+    """Parse a line of a history. None if it is not valid."""
+    try:
+        line = json.loads(raw)
+        counts_of(line)
+        totals = line.get("totals", [0, 0, 0, 0])
+        whole = type(line["version"]) is int and len(totals) == 4 and all(type(total) is int for total in totals)
+        return line if whole else None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The readable lines of a history, in order. Empty if there is no file."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        whole: Iterable[bytes] = path.read_bytes().rpartition(b"\n")[0].splitlines()
+        return [line for line in map(parse_line, whole) if line is not None]
+    return []
+
+
+def counts_of(line: Line) -> Totals:
+    """The contributions of a line, by outcome."""
+    late, duplicate, rejected = (int(line.get(name, 0)) for name in COUNTS)
+    return len(line.get("ranks", ())), late, duplicate, rejected
+
+
+def last_version(path: Path) -> int:
+    """The version of the last readable line of a history. 0 if there is none."""
+    lines = read_lines(path)
+    return int(lines[-1]["version"]) if lines else 0

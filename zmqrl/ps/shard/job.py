@@ -1,0 +1,74 @@
+"""The job that a shard process reads when it starts."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.machine import ShardTiming
+from zmqrl.ps.shard.optimizer import OptimizerConfig
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.keys import ShardKeys
+from zmqrl.ps.wire.sockets import SocketRole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardJob:
+    """Everything that a shard process needs to start. It is sent as JSON.
+
+    The first ``trace_versions`` versions are written to ``trace_path`` as a trace when the process ends.
+    """
+
+    run: str
+    layout: Layout
+    shard: int
+    codec: m.Codec
+    optimizer: OptimizerConfig
+    bind: dict[SocketRole, str]  # all roles, or only control if frozen
+    secret: str = field(repr=False)
+    state_path: Path
+    history_path: Path
+    consistent: bool = False
+    asynchronous: bool = False
+    timing: ShardTiming = field(default_factory=ShardTiming)
+    keys: ShardKeys | None = None
+    """If given, every connection is encrypted and authenticated."""
+    trace_path: Path | None = None
+    trace_versions: int = 0
+    code: str = ""
+    """The zmqrl that a worker must run if its HELLO names one. Empty: any."""
+    frozen: bool = False
+    """The state in ``state_path`` can only be read: the shard makes no versions and serves no workers."""
+    incarnation: int | None = None
+    """Must be greater than that of the previous process. Taken from the clock if not given."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous", "frozen")
+        return {name: getattr(self, name) for name in names} | {
+            "layout": self.layout.to_json(),
+            "optimizer": asdict(self.optimizer),
+            "timing": asdict(self.timing),
+            "keys": self.keys.to_json() if self.keys else None,
+            "state_path": str(self.state_path),
+            "history_path": str(self.history_path),
+            "trace_path": str(self.trace_path) if self.trace_path else None,
+            "trace_versions": self.trace_versions,
+            "incarnation": self.incarnation,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ShardJob":
+        """Inverse of :meth:`to_json`."""
+        return cls(
+            **data
+            | {
+                "layout": Layout.from_json(data["layout"]),
+                "optimizer": OptimizerConfig(**data["optimizer"]),
+                "timing": ShardTiming(**data["timing"]),
+                "keys": ShardKeys.from_json(data["keys"]) if data["keys"] else None,
+                "state_path": Path(data["state_path"]),
+                "history_path": Path(data["history_path"]),
+                "trace_path": Path(data["trace_path"]) if data["trace_path"] else None,
+            }
+        )

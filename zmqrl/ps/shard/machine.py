@@ -1,0 +1,453 @@
+"""The decisions of a shard: a state machine without sockets, clock, files or arithmetic.
+
+It takes events and returns actions, which ``server.py`` carries out in that order.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypedDict
+
+from zmqrl.ps.shard import events as e
+from zmqrl.ps.shard.contributions import Contributions
+from zmqrl.ps.shard.roster import Roster
+from zmqrl.ps.story import Story
+from zmqrl.ps.wire import messages as m
+
+NOT_FINITE = "not finite"
+RANKS_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTiming:
+    """Timers of a shard, in seconds. ``need_s`` must be longer than the time to send a slice over the network."""
+
+    heartbeat_s: float = 0.25
+    need_s: float = 1.0
+    need_most_s: float = 8.0
+    stall_notice_s: float = 5.0
+
+
+class About(TypedDict):
+    """The fields that most messages of a shard begin with."""
+
+    run: str
+    shard: int
+    incarnation: int
+    generation: int
+    version: int
+
+
+class ShardMachine:
+    """Decides which contributions make the next version of one slice.
+
+    ``asynchronous``: every contribution makes a version, whatever version it was computed on. The quorum must be 1.
+    ``frozen``: the state can be read, but the shard makes no versions.
+    ``now`` is monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        identity: e.Identity,
+        timing: ShardTiming,
+        *,
+        consistent: bool = False,
+        asynchronous: bool = False,
+        frozen: bool = False,
+    ) -> None:
+        self.identity = identity
+        self.timing = timing
+        self.frozen = frozen
+        self.state: Literal["empty", "open", "ended"] = "empty"
+        self.generation = 0
+        self.version = 0
+        self.view = e.View(0, 1, ())
+        self.last: e.Record | None = None
+        self.making: e.Record | None = None  # of the version that the pending Update makes
+        self.failure = ""
+        self.previous: int | None = None
+        self.published = False
+        self.stop: int | None = None
+        self.armed: int | None = None
+        self.captured: int | None = None
+        self.captured_totals: e.Totals = (0, 0, 0, 0)
+        self.roster = Roster(identity)
+        self.contributions = Contributions(consistent=consistent, asynchronous=asynchronous)
+        self.progress_at = self.need_at = self.heartbeat_at = self.notice_at = 0.0
+        self.need_wait_s = timing.need_s
+        self.story = Story()
+
+    def handle(self, event: e.Event, now: float) -> list[e.Action]:
+        """Handle one event. Returns the actions to carry out, in order."""
+        if not isinstance(event, e.Tick):
+            self.story.add(now, type(event), e.gist(event))
+        try:
+            actions = self._take(event, now)
+            self._check()
+        except AssertionError as error:
+            rank = getattr(e.gist(event), "rank", None)
+            where = f"shard {self.identity.shard} at version {self.version}, {type(event).__name__}"
+            raise self.story.broken(where, error, version=self.version, rank=rank) from error
+        return actions
+
+    def _take(self, event: e.Event, now: float) -> list[e.Action]:
+        match event:
+            case e.GradientArrived():
+                return self._gradient(event, now)
+            case e.ControlArrived():
+                return self._control(event, now)
+            case e.PresenceChanged():
+                return self.roster.presence(event, self._welcome(), now) + self._publish_first(now)
+            case e.MalformedArrived():
+                return self._reject()
+            case e.FalseHello():
+                return self._refuse(event.peer, self.roster.wrong_key())
+            case e.ForeignHello():
+                return self._refuse(event.peer, self.roster.foreign(event.protocol))
+            case e.StateRestored():
+                return self._restored(event, now)
+            case e.Updated():
+                return self._updated(event, now)
+            case e.Tick():
+                return self._tick(now)
+
+    # versions
+
+    def _gradient(self, event: e.GradientArrived, now: float) -> list[e.Action]:
+        header = event.header
+        if header.run != self.identity.run:  # ranks of another run mean nothing here
+            return self._reject()
+        if self.roster.is_newest(header.rank, header.incarnation):
+            self.roster.heard(header.rank, now)
+        outcome, why = self._judge(event)
+        if outcome != "used":
+            self.contributions.count(header.rank, outcome, self.view)
+            level: Literal["debug", "warning"] = "warning" if why == NOT_FINITE else "debug"
+            actions: list[e.Action] = [e.Log(level, f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
+            return actions + (self._lost(header) if why == "ahead" else [])
+        self.contributions.hold(header, event.payload)
+        self._progressed(now)
+        return [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
+
+    def _judge(self, event: e.GradientArrived) -> tuple[e.Outcome, str]:
+        g, me = event.header, self.identity
+        if g.layout != me.layout or g.shard != me.shard:
+            return "rejected", "it is for another layout or shard"
+        if me.payload_bytes[g.codec] != event.payload_bytes:
+            return "rejected", f"{event.payload_bytes} bytes of {g.codec}"
+        if self.state == "empty" or g.generation > self.generation:
+            return "rejected", "its generation is unknown"
+        if g.rank not in self.view.members:
+            return "rejected", "not a member"
+        if not self.roster.is_newest(g.rank, g.incarnation):
+            return "rejected", "not the newest incarnation"
+        if g.generation < self.generation:
+            return "late", "its generation was rolled back"
+        if g.version > self.version:
+            return "rejected", "ahead"
+        if self.contributions.asynchronous and self.contributions.counts_already(g.rank, g.version):
+            return "duplicate", "already used"
+        if g.version < self.version and not self.contributions.asynchronous:
+            if self.last is not None and g.version == self.last.version - 1 and g.rank in self.last.ranks:
+                return "duplicate", "already used"
+            return "late", f"by {self.version - g.version} versions"
+        if self.state == "ended":
+            return "late", "after the last version"
+        if g.rank in self.contributions.held:
+            return "duplicate", "already held"
+        if g.view != self.view.id:
+            return "rejected", f"its view is {g.view}"
+        if not event.is_finite():
+            return "rejected", NOT_FINITE
+        return "used", ""
+
+    def _close_if_complete(self, now: float) -> list[e.Action]:
+        """Make the next version if the quorum is complete."""
+        if self.state != "open" or len(self.contributions.held) < self.view.quorum:
+            return []
+        assert self.last is not None
+        actions, self.making = self.contributions.close(
+            generation=self.generation,
+            version=self.version + 1,
+            view=self.view,
+            stop=self.stop,
+            totals=self.last.totals,
+        )
+        return [*actions, e.Update(self.making)]
+
+    def _updated(self, event: e.Updated, now: float) -> list[e.Action]:
+        """Publish the new version. If its numbers are not finite, the shard stays at the version before and ends."""
+        record, self.making = event.record, None
+        if not event.finite:
+            ranks = ", ".join(map(str, record.ranks[:RANKS_NAMED]))
+            more = len(record.ranks) - RANKS_NAMED
+            self.failure = (
+                f"version {record.version} has numbers that are not finite, from contributions of ranks {ranks}"
+                f"{f' and {more} more' if more > 0 else ''}"
+            )
+            self.state, self.stop = "ended", self.version
+            told = self.roster.to_supervisor(self._stats(now))
+            return [e.Log("warning", self.failure), *told, self._heartbeat(now)]
+        self.previous, self.version, self.last = self.version, record.version, record
+        self.published = True
+        self._progressed(now)
+        self.heartbeat_at = now
+        return [e.PublishWeights(), *self._milestones()]
+
+    def _milestones(self) -> list[e.Action]:
+        """What is due at the newest version: a copy for a checkpoint, or the end of the run."""
+        actions = self._checkpoint(self.version) if self.armed == self.version else []
+        if self.stop is not None and self.version >= self.stop:
+            if self.state == "open" and self.version == self.stop:
+                self.state = "ended"
+                actions.append(e.Publish(m.TOPIC_BYE, self._bye()))
+        elif self.state == "ended":
+            self.state = "open"
+        return actions
+
+    def _checkpoint(self, version: int) -> list[e.Action]:
+        """Copy ``version`` for a checkpoint: now if it is held, later if it has yet to be made."""
+        self.armed = version if version > self.version else None
+        if self.state == "empty" or version not in (self.version, self.previous) or version == self.captured:
+            return []
+        self.captured, self.captured_totals = version, self._totals(version)
+        return [e.Capture(version)]
+
+    def _restored(self, event: e.StateRestored, now: float) -> list[e.Action]:
+        record = event.record
+        self.contributions.drop(self.view)
+        if event.recovered:
+            self.contributions.recover(record)
+        self.state = "ended" if self.frozen else "open"
+        self.generation, self.version, self.last = record.generation, record.version, record
+        self.previous = event.previous
+        self._set_view(record.view)
+        self.published = event.recovered
+        self.armed = self.captured = None
+        self.failure = ""
+        self.stop = record.version if self.frozen else record.stop
+        self._progressed(now)
+        answers = self.roster.answer_all(self._welcome())
+        return [*answers, *self._publish_first(now), *self._milestones(), self._heartbeat(now)]
+
+    def _set_view(self, view: e.View) -> None:
+        self.view = view
+        self.roster.admit(view.members)
+
+    def _publish_first(self, now: float) -> list[e.Action]:
+        """At the first start, publish only once a quorum of workers has subscribed."""
+        if self.state == "empty" or self.published or len(self.roster.present(now)) < self.view.quorum:
+            return []
+        self.published = True
+        return [e.PublishWeights()]
+
+    # control
+
+    def _control(self, event: e.ControlArrived, now: float) -> list[e.Action]:
+        peer, message = event.peer, event.message
+        if message.run != self.identity.run:  # an earlier run had the same endpoints
+            return self._refuse(peer, self.roster.other_run(message.run))
+        if isinstance(message, m.Hello):
+            return self._hello(peer, message, now)
+        by_supervisor = peer == self.roster.supervisor
+        match message:
+            case m.Ping():
+                return self._ping(peer, message, now)
+            case m.SnapshotRequest() if by_supervisor or self.roster.rank_of(peer) is not None:
+                return self._snapshot(peer, message)
+            case m.Leave():
+                return self.roster.leave(peer, message) or self._reject()
+            case m.Report() if self.roster.rank_of(peer) == message.rank:
+                return self.roster.to_supervisor(message)
+            case _ if by_supervisor:
+                return self._command(event, now)
+        return self._reject()
+
+    def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
+        """Obey the supervisor. The answer is STATS, except to FETCH and LOAD."""
+        peer, message = event.peer, event.message
+        actions: list[e.Action] = []
+        match message:
+            case m.StatsRequest():
+                pass
+            case m.ViewChange():
+                actions = self._view_change(message, now)
+            case m.Stop():
+                actions = self._stop(message.version, now)
+            case m.Checkpoint():
+                actions = self._checkpoint(message.version)
+            case m.Fetch():
+                return [e.SendChunk(peer, message)]
+            case m.Load() if self.state == "empty" or message.generation > self.generation:
+                assert event.payload is not None, "LOAD without a payload"
+                return [e.TakeChunk(peer, message, event.payload)]
+            case _:
+                return self._reject()
+        return [*actions, e.Send(peer, self._stats(now))]
+
+    def _reject(self) -> list[e.Action]:
+        self.contributions.reject()
+        return []
+
+    def _hello(self, peer: bytes, hello: m.Hello, now: float) -> list[e.Action]:
+        refusal = self.roster.refusal(hello)
+        if refusal is not None:
+            return self._refuse(peer, refusal)
+        return [*self.roster.hello(peer, hello, self._welcome(), now), *self._publish_first(now)]
+
+    def _refuse(self, peer: bytes, refuse: m.Refuse) -> list[e.Action]:
+        return [*self._reject(), e.Send(peer, refuse), *self.roster.tell_refused(refuse)]
+
+    def _ping(self, peer: bytes, ping: m.Ping, now: float) -> list[e.Action]:
+        if self.roster.is_replaced(ping.rank, ping.incarnation, now):
+            return self._refuse(peer, self.roster.replaced(ping.rank))
+        actions = self.roster.ping(peer, ping, now)
+        known = self.roster.is_newest(ping.rank, ping.incarnation)
+        ahead = ping.generation == self.generation and ping.version > self.version
+        now_us = int(now * 1e6)
+        pong = m.Pong(
+            run=self.identity.run,
+            shard=self.identity.shard,
+            sent_us=ping.sent_us,
+            received_us=now_us,
+            answered_us=now_us,
+        )
+        return [*actions, *(self._lost(ping) if known and ahead else []), e.Send(peer, pong)]
+
+    def _lost(self, evidence: m.Gradient | m.Ping) -> list[e.Action]:
+        """Tell the supervisor that a worker has seen a newer version: this shard has lost state."""
+        me = self.identity
+        lost = m.Lost(run=me.run, shard=me.shard, rank=evidence.rank, version=evidence.version)
+        return self.roster.to_supervisor(lost)
+
+    def _snapshot(self, peer: bytes, request: m.SnapshotRequest) -> list[e.Action]:
+        version = self.version if request.version is None else request.version
+        if self.state != "empty" and version in (self.version, self.previous):
+            return [e.SendSnapshot(peer, version, self.roster.rank_of(peer))]
+        return [e.Send(peer, m.Missing(run=request.run, shard=self.identity.shard, version=version))]
+
+    def _view_change(self, change: m.ViewChange, now: float) -> list[e.Action]:
+        if change.view <= self.view.id or self.state == "empty" or not 1 <= change.quorum <= len(change.members):
+            return []
+        assert self.last is not None
+        self._set_view(e.View(change.view, change.quorum, change.members))
+        actions: list[e.Action] = [
+            e.Log("info", f"view {change.view}: {change.quorum} of {len(change.members)} members")
+        ]
+        actions += [*self._commit_again(replace(self.last, view=self.view)), *self._publish_first(now)]
+        actions += [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
+        self._progressed(now)
+        return actions + self._tell_state(now)
+
+    def _stop(self, version: int | None, now: float) -> list[e.Action]:
+        if self.state == "empty" or self.failure or (version is not None and version < self.version):
+            return []
+        assert self.last is not None
+        actions = self._commit_again(replace(self.last, stop=version)) if version != self.last.stop else []
+        self.stop = version
+        # A version that is open again may already have its quorum.
+        return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
+
+    def _commit_again(self, record: e.Record) -> list[e.Action]:
+        """Commit ``record`` with the newest version. A restarted process needs it before the supervisor can tell it."""
+        self.last = record
+        return [e.CommitAgain(record)]
+
+    def _tell_state(self, now: float) -> list[e.Action]:
+        """Publish the state of the shard, unless a version is being made: its publication tells it."""
+        return [self._heartbeat(now)] if self.making is None else []
+
+    # time
+
+    def _progressed(self, now: float) -> None:
+        self.progress_at = self.need_at = self.notice_at = now
+        self.need_wait_s = self.timing.need_s
+
+    def _tick(self, now: float) -> list[e.Action]:
+        if self.state == "empty":
+            return []
+        actions = self._publish_first(now)  # an absent worker may be back
+        waiting = self.state == "open" and self.published
+        if waiting and now - self.need_at >= self.need_wait_s:
+            self.need_at, self.need_wait_s = now, min(2 * self.need_wait_s, self.timing.need_most_s)
+            self.heartbeat_at = now
+            need = m.Need(**self._about(), view=self.view.id, held=self.contributions.ranks())
+            actions.append(e.Publish(m.TOPIC_NEED, need))
+        if now - self.heartbeat_at >= self.timing.heartbeat_s:
+            actions.append(self._heartbeat(now))
+        if self.state == "open" and now - self.notice_at >= self.timing.stall_notice_s:
+            self.notice_at = now
+            actions.append(e.Log("warning", self._stall(now)))
+        return actions
+
+    def _stall(self, now: float) -> str:
+        held = self.contributions.held
+        missing = [self.roster.describe(rank, now) for rank in self.view.members if rank not in held]
+        return (
+            f"version {self.version} has {len(held)} of {self.view.quorum} contributions, none new for "
+            f"{now - self.progress_at:.0f} s; missing: {', '.join(missing)}"
+        )
+
+    # messages about this shard
+
+    def _about(self) -> About:
+        me = self.identity
+        return {
+            "run": me.run,
+            "shard": me.shard,
+            "incarnation": me.incarnation,
+            "generation": self.generation,
+            "version": self.version,
+        }
+
+    def _heartbeat(self, now: float) -> e.Publish:
+        self.heartbeat_at = now
+        if self.state == "ended":
+            return e.Publish(m.TOPIC_BYE, self._bye())
+        held = self.contributions.ranks()
+        message = m.Heartbeat(**self._about(), view=self.view.id, held=held, published=self.published)
+        return e.Publish(m.TOPIC_HEARTBEAT, message)
+
+    def _bye(self) -> m.Bye:
+        return m.Bye(**self._about())
+
+    def _welcome(self) -> m.Welcome:
+        return m.Welcome(
+            **self._about(),
+            view=self.view.id,
+            quorum=self.view.quorum,
+            members=self.view.members,
+            codec=self.identity.codec,
+            state=self.state,
+            published=self.published,
+        )
+
+    def _stats(self, now: float) -> m.Stats:
+        present = self.roster.present(now)
+        return m.Stats(
+            **self._about(),
+            view=self.view.id,
+            quorum=self.view.quorum,
+            state=self.state,
+            held=self.contributions.ranks(),
+            present=tuple(present),
+            silent_ms=tuple(self.roster.silent_ms(rank, now) for rank in present),
+            tallies=tuple((rank, *t) for rank, t in sorted(self.contributions.tallies.items())),
+            unattributed=self.contributions.unattributed,
+            captured=self.captured,
+            totals=self._totals(self.version),
+            captured_totals=() if self.captured is None else self.captured_totals,
+            stop=self.stop,
+            failure=self.failure,
+        )
+
+    def _totals(self, version: int) -> e.Totals:
+        """The totals of the history up to ``version``, which is the newest or the one before."""
+        if self.last is None:
+            return 0, 0, 0, 0
+        return self.last.totals if version == self.version else e.added(self.last.totals, self.last.counts(), -1)
+
+    def _check(self) -> None:
+        """The invariants that hold after every event."""
+        complete = len(self.contributions.held) >= self.view.quorum
+        assert self.state != "open" or not complete, "the quorum is complete but the version is open"
+        assert self.stop is None or self.state != "ended" or self.version == self.stop, "it ended at a wrong version"
+        assert self.last is None or self.last.version == self.version, "the record is of another version"

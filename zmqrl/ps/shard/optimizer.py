@@ -1,0 +1,222 @@
+"""The update of a slice: Adam, RMSProp and SGD as in torch.optim, out of place and block by block.
+
+Every operation is elementwise and rounded to float32, so a vector that is cut into slices gets the same bits as the
+whole. A pass over a block costs more than its arithmetic. So scalar factors are multiplied beforehand, and the block of
+new weights serves as scratch space.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from zmqrl.errors import UsageError
+from zmqrl.ps.wire.codec import FloatVector, is_finite, watched
+
+State: TypeAlias = Mapping[str, FloatVector]
+# (gradient, weights, old state, new weights, new state), one block of each
+BlockUpdate: TypeAlias = Callable[[FloatVector, FloatVector, list[FloatVector], FloatVector, list[FloatVector]], None]
+
+BLOCK = 24 * 1024  # elements: the seven blocks of Adam fit a second-level cache of 1 MiB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """The optimizer and its settings. Names and defaults are those of torch.optim.
+
+    ``learning_rate`` changes linearly to ``final_learning_rate`` over the first ``schedule_updates`` versions and then
+    stays there. ``beta1`` and ``beta2`` are for Adam, ``alpha`` is for RMSProp, ``momentum`` is for RMSProp and SGD.
+    ``epsilon`` is added to the root of the second moment. ``weight_decay`` times the weights is added to the gradient.
+    Raises UsageError for invalid values.
+    """
+
+    name: Literal["adam", "rmsprop", "sgd"] = "adam"
+    learning_rate: float
+    final_learning_rate: float | None = None
+    schedule_updates: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    alpha: float = 0.99
+    epsilon: float = 1e-8
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "final_learning_rate", "epsilon", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"optimizer {name} is {value}, but it must be a finite number, zero or more.")
+        for name in ("beta1", "beta2", "alpha", "momentum"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise UsageError(f"optimizer {name} is {value}, but it must be at least 0 and below 1.")
+        if (self.final_learning_rate is None) != (self.schedule_updates < 1):
+            raise UsageError(
+                "optimizer final_learning_rate needs schedule_updates, the number of versions until it is reached, "
+                "and the reverse: set both or neither."
+            )
+        if self.name == "adam" and self.momentum:
+            raise UsageError(f"optimizer momentum {self.momentum} is for sgd and rmsprop: adam uses beta1.")
+
+
+class Optimizer:
+    """The update rule of a config. It has no state of its own: the arrays of version v give those of version v + 1."""
+
+    def __init__(self, config: OptimizerConfig) -> None:
+        self.config = config
+        momentum = ("momentum_buffer",) if config.momentum > 0 else ()
+        self.state_names: tuple[str, ...] = {
+            "adam": ("exp_avg", "exp_avg_sq"),
+            "rmsprop": ("square_avg", *momentum),
+            "sgd": momentum,
+        }[config.name]
+
+    def learning_rate(self, version: int) -> float:
+        """The learning rate of the update from ``version`` to ``version + 1``."""
+        config = self.config
+        if config.final_learning_rate is None:
+            return config.learning_rate
+        done = min(version / config.schedule_updates, 1.0)
+        return config.learning_rate * (1 - done) + config.final_learning_rate * done
+
+    def step(
+        self,
+        version: int,
+        gradient_sum: FloatVector,
+        count: int,
+        weights: FloatVector,
+        state: State,
+        new_weights: FloatVector,
+        new_state: State,
+    ) -> bool:
+        """Compute version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
+
+        All arrays are float32 (n,). The inputs must be finite, and the outputs must not overlap them. The state of
+        version 0 is all zeros. The result equals that of torch.optim within float32 rounding. Returns whether it is
+        finite.
+        """
+        assert count >= 1
+        assert gradient_sum.shape == weights.shape == new_weights.shape
+        names = self.state_names
+        decay = self.config.weight_decay
+        rule = {"adam": self._adam, "rmsprop": self._rmsprop, "sgd": self._sgd}[self.config.name]
+        update = rule(version, 1.0 if decay else 1 / count)
+        left_finite: list[str] = []
+        with watched(left_finite):
+            for start in range(0, weights.size, BLOCK):
+                cut = slice(start, start + BLOCK)
+                gradient = gradient_sum[cut]
+                if decay:
+                    gradient = gradient / np.float32(count) + weights[cut] * np.float32(decay)
+                old = [state[name][cut] for name in names]
+                new = [new_state[name][cut] for name in names]
+                update(gradient, weights[cut], old, new_weights[cut], new)
+        return not left_finite or all(map(is_finite, (new_weights, *new_state.values())))
+
+    def _adam(self, version: int, scale: float) -> BlockUpdate:
+        """Kingma and Ba 2015, algorithm 1 with t = version + 1, for ``scale`` times the gradient.
+
+        w - lr / (1 - beta1^t) * m / (sqrt(v) / r + epsilon), where r = sqrt(1 - beta2^t), is computed as
+        w - lr * r / (1 - beta1^t) * (m / (sqrt(v) + epsilon * r)).
+        """
+        config = self.config
+        root = (1 - config.beta2 ** (version + 1)) ** 0.5
+        beta1, weight1 = _scalar(config.beta1), _scalar((1 - config.beta1) * scale)
+        beta2, weight2 = _scalar(config.beta2), _scalar((1 - config.beta2) * scale * scale)
+        epsilon = _scalar(config.epsilon * root)
+        rate = _scalar(-self.learning_rate(version) * root / (1 - config.beta1 ** (version + 1)))
+
+        def update(
+            gradient: FloatVector,
+            weights: FloatVector,
+            old: list[FloatVector],
+            new_weights: FloatVector,
+            new: list[FloatVector],
+        ) -> None:
+            (exp_avg, exp_avg_sq), (new_exp_avg, new_exp_avg_sq), scratch = old, new, new_weights
+            np.multiply(exp_avg, beta1, new_exp_avg)
+            np.multiply(gradient, weight1, scratch)
+            np.add(new_exp_avg, scratch, new_exp_avg)
+            np.multiply(exp_avg_sq, beta2, new_exp_avg_sq)
+            np.multiply(gradient, weight2, scratch)
+            np.multiply(scratch, gradient, scratch)
+            np.add(new_exp_avg_sq, scratch, new_exp_avg_sq)
+            np.sqrt(new_exp_avg_sq, scratch)
+            np.add(scratch, epsilon, scratch)
+            np.divide(new_exp_avg, scratch, scratch)
+            np.multiply(scratch, rate, scratch)
+            np.add(scratch, weights, new_weights)
+
+        return update
+
+    def _rmsprop(self, version: int, scale: float) -> BlockUpdate:
+        """Tieleman and Hinton 2012, lecture 6.5, not centred, for ``scale`` times the gradient.
+
+        With momentum, the buffer accumulates gradient / (sqrt(square_avg) + epsilon), as in torch.
+        """
+        config = self.config
+        alpha, weight = _scalar(config.alpha), _scalar((1 - config.alpha) * scale * scale)
+        epsilon, momentum = _scalar(config.epsilon), _scalar(config.momentum)
+        gathers = config.momentum > 0
+        rate = -self.learning_rate(version)
+        factor, buffer_factor = _scalar(scale if gathers else scale * rate), _scalar(rate)
+
+        def update(
+            gradient: FloatVector,
+            weights: FloatVector,
+            old: list[FloatVector],
+            new_weights: FloatVector,
+            new: list[FloatVector],
+        ) -> None:
+            square_avg, new_square_avg, scratch = old[0], new[0], new_weights
+            np.multiply(square_avg, alpha, new_square_avg)
+            np.multiply(gradient, weight, scratch)
+            np.multiply(scratch, gradient, scratch)
+            np.add(new_square_avg, scratch, new_square_avg)
+            np.sqrt(new_square_avg, scratch)
+            np.add(scratch, epsilon, scratch)
+            np.divide(gradient, scratch, scratch)
+            np.multiply(scratch, factor, scratch)
+            if gathers:
+                np.multiply(old[1], momentum, new[1])
+                np.add(new[1], scratch, new[1])
+                np.multiply(new[1], buffer_factor, scratch)
+            np.add(scratch, weights, new_weights)
+
+        return update
+
+    def _sgd(self, version: int, scale: float) -> BlockUpdate:
+        """Gradient descent with ``scale`` times the gradient.
+
+        Momentum as in Sutskever et al. 2013, section 2, rescaled as in torch. The first gradient starts the buffer.
+        """
+        config = self.config
+        gathers = config.momentum > 0
+        rate, momentum = -self.learning_rate(version), _scalar(config.momentum)
+        factor, buffer_factor = _scalar(scale if gathers else scale * rate), _scalar(rate)
+
+        def update(
+            gradient: FloatVector,
+            weights: FloatVector,
+            old: list[FloatVector],
+            new_weights: FloatVector,
+            new: list[FloatVector],
+        ) -> None:
+            np.multiply(gradient, factor, new_weights)
+            if gathers:
+                buffer = new[0]
+                if version == 0:
+                    buffer[:] = new_weights
+                else:
+                    np.multiply(old[0], momentum, buffer)
+                    np.add(buffer, new_weights, buffer)
+                np.multiply(buffer, buffer_factor, new_weights)
+            np.add(new_weights, weights, new_weights)
+
+        return update
+
+
+def _scalar(value: float) -> FloatVector:
+    # A zero-dimensional array: a Python number would cost numpy 0.5 µs more in each of a dozen operations per block.
+    return np.array(value, np.float32)

@@ -1,0 +1,109 @@
+"""Turns the frames that arrive at a shard into events, after checking their format and their sender."""
+
+import logging
+from collections import Counter
+
+import zmq
+
+from zmqrl.ps.shard import events as e
+from zmqrl.ps.shard.gradients import ReceivedSlice
+from zmqrl.ps.wire import framing
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.keys import ShardKeys, Speaker
+
+USER_ID = "User-Id"  # the property in which the authenticator attaches the sender's public key to every message
+HELLO = framing.kind_of(m.Hello)
+
+
+class Reception:
+    """Turns frames into events. With ``keys``, a sender can speak only for the rank or role of its key."""
+
+    def __init__(self, keys: ShardKeys | None, log: logging.Logger) -> None:
+        self.speakers = keys.speakers() if keys is not None else None
+        self.log = log
+        self.false_names: Counter[str] = Counter()
+
+    def gradient(self, frames: list[zmq.Frame]) -> e.Event:
+        """The event for a message on PULL."""
+        header = self._decode(frames[0])
+        if not isinstance(header, m.Gradient) or len(frames) != 2 or not self._may_say(frames[0], header):
+            return e.MalformedArrived()
+        payload = ReceivedSlice(header.codec, frames[1])
+        return e.GradientArrived(header, payload, len(frames[1]), payload.is_finite)
+
+    def presence(self, frames: list[zmq.Frame]) -> e.Event | None:
+        """The event for a subscription on XPUB. None if its topic is not a presence topic."""
+        message = frames[0].bytes
+        if len(frames) != 1 or message[:1] not in (b"\0", b"\1"):
+            return e.MalformedArrived()
+        here, topic = message[:1] == b"\1", message[1:]
+        presence = framing.parse_presence(topic)
+        if presence is None:
+            return None if topic in m.TOPICS else e.MalformedArrived()
+        if self.speakers is not None and not self._may_show(frames[0], presence[0], here):
+            return e.MalformedArrived()
+        return e.PresenceChanged(*presence, here=here)
+
+    def control(self, frames: list[zmq.Frame]) -> e.Event:
+        """The event for a message on ROUTER."""
+        try:
+            message = framing.decode(frames[1].buffer) if len(frames) in (2, 3) else None
+        except framing.MalformedMessage as error:
+            if isinstance(error, framing.OtherProtocol) and error.kind == HELLO:
+                return e.ForeignHello(frames[0].bytes, error.protocol)
+            self.log.debug("malformed: %s", error)
+            return e.MalformedArrived()
+        if message is None or (len(frames) == 3) != isinstance(message, m.Load):
+            return e.MalformedArrived()
+        peer, payload = frames[0].bytes, frames[2].bytes if len(frames) == 3 else None
+        if not self._may_say(frames[1], message):
+            return e.FalseHello(peer) if isinstance(message, m.Hello) else e.MalformedArrived()
+        return e.ControlArrived(peer, message, payload)
+
+    def take_false_names(self) -> str:
+        """Counts of the messages with the key of another rank or role since the last call, as text, or ""."""
+        text = ", ".join(f"{count} x {name}" for name, count in sorted(self.false_names.items()))
+        self.false_names.clear()
+        return text
+
+    def _decode(self, frame: zmq.Frame) -> m.Message | None:
+        try:
+            return framing.decode(frame.buffer)
+        except framing.MalformedMessage as error:
+            self.log.debug("malformed: %s", error)
+            return None
+
+    def _may_say(self, frame: zmq.Frame, message: m.Message) -> bool:
+        """Whether the key of the sender may send ``message``. Only the supervisor may send what workers do not."""
+        if self.speakers is None:
+            return True
+        speaker = self._speaker(frame)
+        match message:
+            case m.Hello(role="worker") | m.Gradient() | m.Ping() | m.Report() | m.Leave():
+                allowed = speaker == message.rank
+            case m.SnapshotRequest():
+                allowed = True  # the state machine knows the sender by its connection
+            case _:
+                allowed = speaker == "supervisor"
+        if not allowed:
+            self._note(speaker, framing.kind_of(type(message)))
+        return allowed
+
+    def _may_show(self, frame: zmq.Frame, rank: int, here: bool) -> bool:
+        """Whether the sender may subscribe as ``rank``. libzmq does not tell whose subscription has ended."""
+        speaker = self._speaker(frame)
+        if speaker == rank or (speaker is None and not here):
+            return True
+        self._note(speaker, "subscription")
+        return False
+
+    def _speaker(self, frame: zmq.Frame) -> Speaker | None:
+        """The owner of the key that ``frame`` came with. None if libzmq made the frame for a closed connection."""
+        assert self.speakers is not None
+        try:
+            return self.speakers[str(frame.get(USER_ID))]
+        except zmq.ZMQError:
+            return None
+
+    def _note(self, speaker: Speaker | None, what: str) -> None:
+        self.false_names[f"{what} by {'supervisor' if speaker == 'supervisor' else f'worker {speaker}'}"] += 1

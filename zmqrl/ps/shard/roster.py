@@ -1,0 +1,244 @@
+"""What a shard knows of its workers and its supervisor, and its answers when they come and go."""
+
+import hmac
+from dataclasses import dataclass, field
+
+from zmqrl.ps.shard.events import Action, Identity, Log, PresenceChanged, Send
+from zmqrl.ps.wire import messages as m
+
+MOST_INCARNATIONS = 16
+SILENT_S = 8.0  # a worker sends a PING every second
+DOUBT_S = 2.5  # instead of SILENT_S, after the end of a subscription that may be the worker's
+
+
+@dataclass(slots=True)
+class Worker:
+    """What the shard knows of a rank: the process that has it (``incarnation``), and its connection (``peer``).
+
+    ``doubted_at`` has the incarnations that subscribed, and when a subscription to the same topic ended. libzmq does
+    not tell whose subscription ended. A worker that lost its connection may have subscribed again before that.
+    """
+
+    incarnation: int | None = None
+    peer: bytes | None = None
+    doubted_at: dict[int, float | None] = field(default_factory=dict)
+    left: bool = False
+    waiting: tuple[int, float] | None = None  # a lower incarnation that asks for the rank, and since when
+    heard_at: float | None = None
+    progress: int = 0
+    progressed_at: float | None = None
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the process was heard recently and has not left."""
+        if self.incarnation is None or self.left or self.heard_at is None:
+            return False
+        until, doubted_at = self.heard_at + SILENT_S, self.doubted_at.get(self.incarnation)
+        if doubted_at is not None and doubted_at >= self.heard_at:
+            until = min(until, doubted_at + DOUBT_S)
+        return now < until
+
+    def is_present(self, now: float) -> bool:
+        """Whether the process is alive and has subscribed."""
+        return self.incarnation in self.doubted_at and self.is_alive(now)
+
+
+class Roster:
+    """Which process has which rank, who is present, and who is a member.
+
+    ``now`` is monotonic time in seconds. ``welcome`` is the WELCOME that the shard would send now.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.members: tuple[int, ...] | None = None  # None while the shard is empty and does not know them
+        self.workers: dict[int, Worker] = {}
+        self.supervisor: bytes | None = None
+
+    def admit(self, members: tuple[int, ...]) -> None:
+        """Set the members."""
+        self.members = members
+        for rank in members:
+            self.workers.setdefault(rank, Worker())
+
+    # ranks and connections
+
+    def is_newest(self, rank: int, incarnation: int) -> bool:
+        """Whether the process with this incarnation has ``rank``."""
+        return rank in self.workers and self.workers[rank].incarnation == incarnation
+
+    def is_replaced(self, rank: int, incarnation: int, now: float) -> bool:
+        """Whether a newer process has the rank and is alive."""
+        worker = self.workers.get(rank, Worker())
+        return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
+
+    def rank_of(self, peer: bytes) -> int | None:
+        """The rank of a connection. None if it is not that of a worker."""
+        return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
+
+    def present(self, now: float) -> list[int]:
+        """The members that are present and will receive a publication."""
+        return [rank for rank in self.members or () if self.workers[rank].is_present(now)]
+
+    def silent_ms(self, rank: int, now: float) -> int:
+        """Milliseconds since a worker was last heard. 0 if it never was."""
+        heard_at = self.workers[rank].heard_at
+        return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
+
+    def describe(self, rank: int, now: float) -> str:
+        """Describe a worker: whether it is present, when it was last heard, and when it last made progress."""
+        worker = self.workers[rank]
+        words = ["here" if worker.is_present(now) else "absent"]
+        for what, at in (("heard", worker.heard_at), ("progress", worker.progressed_at)):
+            words += [] if at is None else [f"last {what} {now - at:.1f} s ago"]
+        return f"worker {rank} ({', '.join(words)})"
+
+    def to_supervisor(self, message: m.Message) -> list[Action]:
+        """Send a message to the supervisor, if it is connected."""
+        return [] if self.supervisor is None else [Send(self.supervisor, message)]
+
+    # coming and going
+
+    def refusal(self, hello: m.Hello) -> m.Refuse | None:
+        """The refusal of this HELLO. None if it can be accepted."""
+        me = self.identity
+        if hello.code and me.code and hello.code != me.code:
+            return self._refuse(
+                "code",
+                f"worker {hello.rank} on {hello.host!r:.70} runs zmqrl {hello.code!r:.70}, but this run uses "
+                f"{me.code!r}: install the same there, or join with --any-code if the two are compatible.",
+            )
+        if hello.layout != me.layout:
+            return self._refuse("layout", f"the layout here is {me.layout}, but yours is {hello.layout}.")
+        if hello.role == "supervisor":
+            wrong = not hmac.compare_digest(hello.secret.encode(), me.secret.encode())
+            return self._refuse("secret", "the secret is not that of the supervisor of this run.") if wrong else None
+        if hello.rank >= m.MAX_WORKERS or (self.members is not None and hello.rank not in self.members):
+            return self._no_member(hello.rank)
+        return None
+
+    def wrong_key(self) -> m.Refuse:
+        """The answer to a HELLO that came with the key of another rank or role."""
+        return self._refuse("key", "you connected with the key of another rank or role.")
+
+    def foreign(self, protocol: str) -> m.Refuse:
+        """The answer to a HELLO in another version of the protocol."""
+        return self._refuse(
+            "protocol",
+            f"a worker speaks {protocol!r:.40}, but this run speaks {m.PROTOCOL!r}: use a worker that speaks it too.",
+        )
+
+    def tell_refused(self, refuse: m.Refuse) -> list[Action]:
+        """Tell the supervisor of a worker that runs another zmqrl. Other refusals are told to the worker only."""
+        if refuse.code not in ("code", "protocol"):
+            return []
+        me = self.identity
+        return self.to_supervisor(m.Refused(run=me.run, shard=me.shard, reason=refuse.reason))
+
+    def hello(self, peer: bytes, hello: m.Hello, welcome: m.Welcome, now: float) -> list[Action]:
+        """Accept a HELLO for which there is no ``refusal``."""
+        if hello.role == "supervisor":
+            self.supervisor = peer
+            return [Send(peer, welcome)]
+        if self.is_replaced(hello.rank, hello.incarnation, now):
+            return self._wait(peer, hello, now)
+        return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
+
+    def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
+        """Refuse a lower incarnation once it has asked for ``SILENT_S`` and the newer process is still alive.
+
+        The newer process may have died just before, and this one may have replaced it after the clock was set back.
+        """
+        worker = self.workers[hello.rank]
+        if worker.waiting is None or worker.waiting[0] != hello.incarnation:
+            worker.waiting = hello.incarnation, now
+        return [Send(peer, self.replaced(hello.rank))] if now - worker.waiting[1] >= SILENT_S else []
+
+    def _take_rank(self, peer: bytes, message: m.Hello | m.Ping, now: float) -> list[Action]:
+        """Give the rank to the sender of ``message``, and tell an older process that it was replaced.
+
+        Among living processes, the greatest incarnation has the rank. A process that is gone does not keep others out,
+        whatever its clock said. If it was only silent, its next PING takes the rank back.
+        """
+        worker = self.workers.setdefault(message.rank, Worker())
+        older = worker.incarnation is not None and worker.incarnation < message.incarnation
+        told: list[Action] = [Send(worker.peer, self.replaced(message.rank))] if older and worker.peer else []
+        worker.incarnation, worker.peer, worker.left, worker.waiting = message.incarnation, peer, False, None
+        worker.heard_at = worker.progressed_at = now
+        return told
+
+    def answer_all(self, welcome: m.Welcome) -> list[Action]:
+        """Answer every worker that said HELLO: some still wait, the others must learn of the new state."""
+        return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
+
+    def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
+        """A subscription began or ended. A worker that said HELLO before it subscribed is answered now."""
+        worker = self.workers.get(event.rank)
+        if worker is None:
+            if event.rank >= m.MAX_WORKERS:
+                return []
+            worker = self.workers[event.rank] = Worker()
+        if not event.here:
+            if event.incarnation not in worker.doubted_at:
+                return []
+            before = worker.doubted_at[event.incarnation]
+            if before is None or worker.heard_at is None or before < worker.heard_at:  # else it is already in doubt
+                worker.doubted_at[event.incarnation] = now
+            return [Log("info", f"a subscription of worker {event.rank} has ended")]
+        worker.doubted_at[event.incarnation] = None
+        # An honest rank has one process, or two while it is being replaced.
+        old = [incarnation for incarnation in worker.doubted_at if incarnation != worker.incarnation]
+        for incarnation in old[:-MOST_INCARNATIONS]:
+            del worker.doubted_at[incarnation]
+        actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
+        if worker.incarnation == event.incarnation:
+            worker.heard_at = now
+            actions += self._answer(event.rank, welcome)
+        return actions
+
+    def heard(self, rank: int, now: float) -> None:
+        """Note that a worker was heard."""
+        self.workers[rank].heard_at = now
+
+    def ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
+        """Note a PING. It takes the rank back from a process with a lower incarnation."""
+        worker, actions = self.workers.get(ping.rank, Worker()), list[Action]()
+        if worker.incarnation is not None and worker.incarnation < ping.incarnation:
+            actions = self._take_rank(peer, ping, now)
+        if worker.incarnation == ping.incarnation and not worker.left:
+            # After a reconnect the worker is another peer.
+            worker.peer, worker.heard_at = peer, now
+            if ping.progress != worker.progress:
+                worker.progress, worker.progressed_at = ping.progress, now
+        return actions
+
+    def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
+        """Let a worker leave. Does nothing if ``peer`` is not the connection of that process."""
+        if not self.is_newest(leave.rank, leave.incarnation) or self.workers[leave.rank].peer != peer:
+            return []
+        worker = self.workers[leave.rank]
+        worker.doubted_at.pop(leave.incarnation, None)
+        worker.left, worker.peer = True, None
+        left = m.Left(run=self.identity.run, shard=self.identity.shard)
+        return [Send(peer, left), Log("info", f"worker {leave.rank} leaves")]
+
+    def _answer(self, rank: int, welcome: m.Welcome) -> list[Action]:
+        """Answer the HELLO of ``rank`` once the shard has state and the worker has subscribed."""
+        worker = self.workers[rank]
+        if self.members is None or worker.peer is None or worker.incarnation not in worker.doubted_at:
+            return []
+        return [Send(worker.peer, welcome if rank in self.members else self._no_member(rank))]
+
+    def _no_member(self, rank: int) -> m.Refuse:
+        return self._refuse("rank", f"rank {rank} is not a member of this run.")
+
+    def replaced(self, rank: int) -> m.Refuse:
+        """The answer to a process whose rank was taken by another."""
+        return self._refuse("replaced", f"another process has taken rank {rank}.")
+
+    def other_run(self, run: str) -> m.Refuse:
+        """The answer to a message for another run."""
+        me = self.identity
+        return self._refuse("run", f"shard {me.shard} here serves run {me.run}, not run {run}.")
+
+    def _refuse(self, code: m.Refusal, reason: str) -> m.Refuse:
+        return m.Refuse(run=self.identity.run, code=code, reason=reason)

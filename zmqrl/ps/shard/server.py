@@ -1,0 +1,444 @@
+"""The process of one shard: sockets, arithmetic and storage around the state machine in ``machine.py``.
+
+``python -m zmqrl.ps.shard.server`` reads its job from standard input and prints its endpoints to standard output.
+"""
+
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import zmq
+
+from zmqrl.errors import ClusterError
+from zmqrl.observe.spans import Spans, chrome_events, write_trace
+from zmqrl.process import log_to_stderr, read_job, say
+from zmqrl.ps.shard import events as e
+from zmqrl.ps.shard.gradients import GradientSum
+from zmqrl.ps.shard.history import History, LostState, pack_record, unpack_record
+from zmqrl.ps.shard.job import ShardJob
+from zmqrl.ps.shard.machine import ShardMachine
+from zmqrl.ps.shard.optimizer import Optimizer
+from zmqrl.ps.shard.reception import Reception
+from zmqrl.ps.shard.store import Slot, SlotStore, is_blank
+from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import FloatVector, WireVector
+from zmqrl.ps.wire.keys import authenticate
+from zmqrl.ps.wire.sockets import FailureMonitor, SocketRole, new_context, shard_sockets
+
+POLL_MS = 25
+MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # how an IPv6 socket writes an IPv4 address
+BIND_WITHIN_S = 10.0
+FAILURES_EVERY_S = 5.0
+MOST_UNREAD_SNAPSHOTS = 2  # per rank; each is as large as the slice
+
+WithWeights = TypeVar("WithWeights", m.Weights, m.Snapshot)
+
+
+class ShardServer:
+    """A running shard. ``serve`` returns when standard input ends. A stop signal ends the process."""
+
+    def __init__(self, job: ShardJob, log: logging.Logger) -> None:
+        self.job = job
+        self.log = log
+        self.count = job.layout.slices[job.shard].count
+        self.spans = Spans()
+        self.spans.record(job.trace_path is not None)
+        self.optimizer = Optimizer(job.optimizer)
+        self.sum = GradientSum(self.count)
+        self.identity = e.Identity(
+            run=job.run,
+            layout=job.layout.hash,
+            shard=job.shard,
+            incarnation=job.incarnation or time.time_ns() // 1_000_000,
+            codec=job.codec,
+            payload_bytes={
+                "f32": codec.payload_bytes("f32", self.count),
+                "bf16": codec.payload_bytes("bf16", self.count),
+            },
+            secret=job.secret,
+            code=job.code,
+        )
+        self.machine = ShardMachine(
+            self.identity,
+            job.timing,
+            consistent=job.consistent,
+            asynchronous=job.asynchronous,
+            frozen=job.frozen,
+        )
+        self.history = History(job.history_path)
+        self.store = self._open_store()
+        self.captured: tuple[int, bytes] | None = None
+        self.context = new_context(io_threads=2)
+        self.authenticator = authenticate(self.context, job.keys) if job.keys else None
+        self.reception = Reception(job.keys, log)
+        self.sockets = shard_sockets(self.context, self.identity.payload_bytes["f32"], job.keys)
+        self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
+        self.payload: WireVector = self.sum.buffer  # the newest weights, encoded for publication
+        self.loading = bytearray()
+        self.snapshots: dict[int | None, list[zmq.MessageTracker]] = {}  # by rank: snapshots that are still being sent
+        self.traced_from: int | None = None
+        self.tick_at = self.failures_at = 0.0
+        self.endpoints: dict[SocketRole, str] = {}
+
+    def bind(self) -> dict[SocketRole, str]:
+        """Bind the sockets in ``job.bind``. Port 0 picks a free port. Returns the endpoints.
+
+        Raises ClusterError when an address stays in use.
+        """
+        for role in self.job.bind:
+            socket = self.sockets[role]
+            deadline = time.monotonic() + BIND_WITHIN_S
+            while True:
+                try:
+                    socket.bind(self.job.bind[role])
+                    break
+                except zmq.ZMQError as error:
+                    if time.monotonic() > deadline:
+                        raise ClusterError(f"cannot bind {self.job.bind[role]}: {error.strerror}.") from error
+                    time.sleep(0.1)
+            endpoint = str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+            self.endpoints[role] = MAPPED.sub(r"\1", endpoint)
+        return self.endpoints
+
+    def serve(self) -> None:
+        """Serve until standard input ends: the supervisor is gone, or it closed our input to stop us."""
+        self._recover()
+        poller = zmq.Poller()
+        for socket in self.sockets.values():
+            poller.register(socket, zmq.POLLIN)
+        poller.register(0, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll(POLL_MS))
+            if 0 in ready and not os.read(0, 4096):
+                return
+            self._drain(self.sockets["control"], self.reception.control)
+            self._drain(self.sockets["weights"], self.reception.presence)
+            self._drain(self.sockets["grad"], self.reception.gradient)
+            now = time.monotonic()
+            if now - self.tick_at >= POLL_MS / 1000:
+                self.tick_at = now
+                self._handle(e.Tick())
+                for monitor in self.monitors:
+                    monitor.read()
+            if now - self.failures_at >= FAILURES_EVERY_S:
+                self.failures_at = now
+                self._log_failures()
+
+    def close(self) -> None:
+        """Close sockets and files."""
+        for monitor in self.monitors:
+            monitor.close()
+        if self.authenticator is not None:
+            self.authenticator.stop()
+        self.context.destroy(linger=0)
+        for endpoint in self.endpoints.values():
+            if endpoint.startswith("ipc://"):  # libzmq does not remove the file
+                Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+        self.store.close()
+        self.history.close()
+        if self.job.trace_path is not None:
+            events = chrome_events(self.spans.events, os.getpid(), f"shard {self.job.shard}")
+            write_trace(self.job.trace_path, events)
+
+    # events
+
+    def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], e.Event | None]) -> None:
+        """Handle the messages that have arrived, but not too many, so that the other sockets get their turn."""
+        for _ in range(64):
+            try:
+                with self.spans("receive"):
+                    frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            event = receive(frames)
+            if event is not None:
+                self._handle(event)
+
+    # actions
+
+    def _handle(self, event: e.Event) -> None:
+        for action in self.machine.handle(event, time.monotonic()):
+            self._do(action)
+
+    def _do(self, action: e.Action) -> None:
+        match action:
+            case e.Accumulate():
+                with self.spans("accumulate"):
+                    self.sum.add(action.payload.numbers, first=action.first)
+            case e.Update():
+                finite = self._update(action.record)
+                self._handle(e.Updated(action.record, finite))
+            case e.CommitAgain():
+                self._commit_again(action.record)
+            case e.PublishWeights():
+                self._publish_weights()
+            case e.Publish():
+                self.sockets["weights"].send_multipart([action.topic, framing.encode(action.message)])
+            case e.Send():
+                self._send(action.peer, action.message)
+            case e.SendSnapshot():
+                self._send_snapshot(action.peer, action.version, action.rank)
+            case e.Capture():
+                self._capture(action.version)
+            case e.SendChunk():
+                self._send_chunk(action.peer, action.request)
+            case e.TakeChunk():
+                self._take_chunk(action.peer, action.message, action.payload)
+            case e.Log():
+                self.log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
+
+    def _update(self, record: e.Record) -> bool:
+        """Make and commit the version of ``record``.
+
+        Returns False and stores nothing if its numbers are not finite.
+        """
+        self.spans.version = record.version
+        if self.traced_from is None:
+            self.traced_from = record.version
+        elif record.version >= self.traced_from + self.job.trace_versions:
+            self.spans.recording = False
+        old, new = self.store.newest, self.store.free_slot()
+        assert old is not None
+        with self.spans("optimize"):
+            finite = self.sum.is_finite() and self.optimizer.step(
+                record.version - 1, self.sum.value, record.quorum, old.weights, old.state, new.weights, new.state
+            )
+            self.sum.value = self.sum.buffer
+        if finite:
+            with self.spans("commit"):
+                self.history.append(record, self._commit(new, record))
+        return finite
+
+    def _commit_again(self, record: e.Record) -> None:
+        old, new = self.store.newest, self.store.free_slot()
+        assert old is not None
+        for target, source in zip(self._arrays(new), self._arrays(old), strict=True):
+            target[:] = source
+        self._commit(new, record)
+
+    def _commit(self, slot: Slot, record: e.Record) -> int:
+        """Make ``slot`` the newest version. Returns the CRC-32 of its publication."""
+        self.payload = self._encoded(slot)
+        crc32 = zlib.crc32(self.payload.data)
+        self.store.commit(
+            slot, generation=record.generation, version=record.version, record=pack_record(record), crc32=crc32
+        )
+        return crc32
+
+    def _publish_weights(self) -> None:
+        slot, record = self.store.newest, self.machine.last
+        assert slot is not None
+        assert record is not None
+        with self.spans("publish"):
+            header = framing.encode(self._header(m.Weights, slot, record.ranks))
+            payload = self.payload
+            # Slow subscribers read from the slot itself, unless too many slots are already being read.
+            in_place = self.job.codec == "f32" and self.store.can_pin()
+            if self.job.codec == "f32" and not in_place:
+                payload = payload.copy()
+            tracker = self.sockets["weights"].send_multipart(
+                [m.TOPIC_WEIGHTS, header, payload.data.cast("B")], copy=False, track=True
+            )
+            if in_place:
+                assert tracker is not None
+                self.store.pin(slot, lambda: tracker.done)
+
+    def _encoded(self, slot: Slot) -> WireVector:
+        return codec.encode(self.job.codec, slot.weights)
+
+    def _header(self, kind: type[WithWeights], slot: Slot, ranks: tuple[int, ...]) -> WithWeights:
+        """The header for the weights in ``slot``, which ``ranks`` made."""
+        return kind(
+            run=self.job.run,
+            shard=self.job.shard,
+            incarnation=self.identity.incarnation,
+            generation=slot.generation,
+            version=slot.version,
+            view=self.machine.view.id,
+            quorum=self.machine.view.quorum,
+            members=self.machine.view.members,
+            ranks=ranks,
+            codec=self.job.codec,
+            crc32=slot.crc32,
+        )
+
+    def _send(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> zmq.MessageTracker | None:
+        """Send without blocking. Returns a tracker of the payload, or None if it was not sent."""
+        frames = [peer, framing.encode(message)] + ([payload] if payload is not None else [])
+        large = payload is not None
+        try:
+            return self.sockets["control"].send_multipart(frames, zmq.NOBLOCK, copy=not large, track=large)
+        except zmq.ZMQError as error:  # the peer is gone or its queue is full: it will ask again
+            self.log.debug("%s not sent: %s", type(message).__name__, error)
+            return None
+
+    def _send_snapshot(self, peer: bytes, version: int, rank: int | None) -> None:
+        slot, unread = self._held(version), [each for each in self.snapshots.get(rank, []) if not each.done]
+        assert slot is not None
+        if len(unread) < MOST_UNREAD_SNAPSHOTS:  # else drop it: the worker asks again
+            header = self._header(m.Snapshot, slot, unpack_record(slot.record).ranks)
+            tracker = self._send(peer, header, self._encoded(slot).tobytes())
+            unread += [tracker] if tracker is not None else []
+        self.snapshots[rank] = unread
+
+    def _held(self, version: int) -> Slot | None:
+        slots = (self.store.newest, self.store.previous)
+        return next((slot for slot in slots if slot is not None and slot.version == version), None)
+
+    # Checkpoints and loads: weights, then optimizer state in the order of its names, in little-endian float32.
+
+    def _arrays(self, slot: Slot) -> list[FloatVector]:
+        return [slot.weights, *(slot.state[name] for name in self.optimizer.state_names)]
+
+    def _capture(self, version: int) -> None:
+        slot = self._held(version)
+        assert slot is not None
+        self.captured = slot.version, b"".join(array.tobytes() for array in self._arrays(slot))
+
+    def _send_chunk(self, peer: bytes, request: m.Fetch) -> None:
+        if self.captured is None or self.captured[0] != request.version:
+            self._send(peer, m.Missing(run=self.job.run, shard=self.job.shard, version=request.version))
+            return
+        state = self.captured[1]
+        chunk = m.Chunk(
+            run=self.job.run,
+            shard=self.job.shard,
+            version=request.version,
+            offset=request.offset,
+            total=len(state),
+        )
+        self._send(peer, chunk, state[request.offset : request.offset + m.CHUNK_BYTES])
+
+    def _take_chunk(self, peer: bytes, load: m.Load, payload: bytes) -> None:
+        total = 4 * self.count * (1 + len(self.optimizer.state_names))
+        if load.offset == 0:
+            self.loading = bytearray()
+        if load.total != total or load.offset != len(self.loading) or load.offset + len(payload) > total:
+            self._handle(e.MalformedArrived())
+            return
+        self.loading += payload
+        if len(self.loading) == total:
+            self._load(load)
+        offset = load.offset + len(payload)
+        loaded = m.Loaded(run=self.job.run, shard=self.job.shard, generation=load.generation, offset=offset)
+        self._send(peer, loaded)
+
+    def _load(self, load: m.Load) -> None:
+        view, totals = e.View(load.view, load.quorum, load.members), self.history.totals(load.version)
+        record = e.Record.handed_over(load.generation, load.version, view, totals)
+        slot = self.store.free_slot()
+        numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
+        for array, source in zip(self._arrays(slot), numbers, strict=True):
+            array[:] = source
+        # In this order: if the process is killed in between, the next one sees that the rewind is unfinished.
+        self._commit(slot, record)
+        self.history.rewind(load.version, load.generation)
+        self._tell_of_history()
+        self.loading = bytearray()
+        self.captured = None
+        self.log.info("loaded version %d, generation %d", load.version, load.generation)
+        self._handle(e.StateRestored(record, recovered=False))
+
+    def _recover(self) -> None:
+        """Continue with what an earlier process committed. It may have been killed right after that.
+
+        If the newest version is lost, the shard stays empty until it is loaded. A frozen shard shows what is left.
+        """
+        slot = self.store.newest
+        if slot is None:
+            return
+        record = unpack_record(slot.record)
+        try:
+            self.history.recover(record, slot.crc32)
+        except LostState as lost:
+            self.log.warning("state is lost: %s", lost)
+            if not self.job.frozen:
+                return
+        if not any(record.totals):  # an older zmqrl kept no totals
+            record = replace(record, totals=self.history.totals(record.version))
+        self._tell_of_history()
+        self.payload = self._encoded(slot)
+        self.log.info("recovered version %d, generation %d", slot.version, slot.generation)
+        previous = self.store.previous.version if self.store.previous is not None else None
+        self._handle(e.StateRestored(record, recovered=True, previous=previous))
+
+    def _tell_of_history(self) -> None:
+        for text in self.history.news:
+            self.log.warning("%s", text)
+        self.history.news.clear()
+
+    def _open_store(self) -> SlotStore:
+        names = self.optimizer.state_names
+        identity = f"{self.job.run} {self.job.layout.hash} {self.job.shard} {self.job.codec}".encode()
+        path = self.job.state_path
+        try:
+            found = SlotStore.open(path, identity=identity, count=self.count, state_names=names)
+            if found is not None:
+                return found
+            if self.job.frozen:  # do not overwrite it: it may be all that is left of a run
+                raise ClusterError(f"{path} is damaged, or not of this run.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return SlotStore.create(path, identity=identity, count=self.count, state_names=names)
+        except OSError as error:
+            raise ClusterError(
+                f"cannot keep the state of shard {self.job.shard} in {path}: {error.strerror}."
+            ) from error
+
+    def _log_failures(self) -> None:
+        for role, monitor in zip(self.sockets, self.monitors, strict=True):
+            if failures := monitor.take():
+                self.log.info("connections to %s: %s", role, failures)
+        if false_names := self.reception.take_false_names():
+            self.log.warning("sent with the key of another rank or role: %s", false_names)
+
+
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
+
+
+def _has_no_state(path: Path) -> bool:
+    """Whether the file is missing or never held a version. A file that cannot be read may hold one."""
+    try:
+        return is_blank(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def main() -> None:
+    """Run one shard. Its job comes on standard input."""
+    job = ShardJob.from_json(read_job(signal.SIGTERM))
+    log = log_to_stderr("zmqrl.ps.shard")
+    if job.frozen and _has_no_state(job.state_path):
+        say({"missing": str(job.state_path)})
+        return
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        server = ShardServer(job, log)
+        try:
+            say({"endpoints": server.bind(), "pid": os.getpid()})
+            server.serve()
+        finally:
+            try:  # when our parent dies, SIGTERM follows the end of input and may arrive just before this line
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            finally:
+                server.close()
+    except ClusterError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Crash-safe state of one shard: a ring of memory-mapped slots in one file, each with one version.
+
+Writing a slot takes four steps: clear its commit mark, write weights and optimizer state in place, write its header,
+set the mark. The memory is the kernel's page cache. So when the process is killed, all its writes survive in their
+order, and the newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes:
+the checksums find that. No write waits for the disk.
+
+The file is little-endian. Its first page has magic, number of slots and digest of the identity. The slots follow. A
+slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a multiple of 64 bytes.
+The slot is padded to a whole page.
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from zmqrl.errors import ClusterError
+from zmqrl.ps.wire.codec import FloatVector
+
+MAX_RECORD_BYTES = 60 * 1024
+PAGE = 4096
+ALIGNMENT = 64
+FILE_HEADER = struct.Struct("<8sQ32s")  # magic, slots, digest
+FILE_MAGIC = b"zmqrlst1"
+MARK_BYTES = 8
+MARK = b"zmqrlok1"
+# After the mark: crc32 of what follows, record bytes, sequence, generation, version, payload's crc32, data checksum
+CRC = struct.Struct("<I")
+SLOT_HEADER = struct.Struct("<IQQQII")
+RECORD_OFFSET = MARK_BYTES + CRC.size + SLOT_HEADER.size
+HEADER_BYTES = 64 * 1024
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Slot:
+    """One version of a slice, as views of the mapping. They change when the slot is reused.
+
+    ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is that of the published
+    payload. ``sequence`` is the number of the commit; 0 means that the slot holds no version.
+    """
+
+    index: int
+    weights: FloatVector
+    state: dict[str, FloatVector]
+    generation: int = 0
+    version: int = 0
+    record: bytes = b""
+    crc32: int = 0
+    sequence: int = 0
+    readers: list[Callable[[], bool]] = field(default_factory=list)
+
+    def pinned(self) -> bool:
+        """Whether a reader may still use its memory."""
+        self.readers = [released for released in self.readers if not released()]
+        return bool(self.readers)
+
+
+class SlotStore:
+    """The slots of one shard. ``newest`` is the last commit, and ``previous`` the version before it, if held.
+
+    To make a version, take a ``free_slot``, write its arrays and ``commit`` it.
+    """
+
+    def __init__(self, mapping: mmap.mmap, count: int, state_names: Sequence[str], slots: int) -> None:
+        """Make views of a mapped file. Call :meth:`create` or :meth:`open` instead."""
+        self._mapping = mapping
+        self._array_bytes, self._slot_bytes = _sizes(count, state_names)
+        self._slots: list[Slot] = []
+        for index in range(slots):
+            arrays = []
+            for k in range(1 + len(state_names)):
+                offset = self._offset(index) + HEADER_BYTES + k * self._array_bytes
+                arrays.append(np.frombuffer(mapping, np.float32, count, offset))
+            state = dict(zip(state_names, arrays[1:], strict=True))
+            self._slots.append(Slot(index=index, weights=arrays[0], state=state))
+        self.newest: Slot | None = None
+        self.previous: Slot | None = None
+
+    @classmethod
+    def create(
+        cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str], slots: int = 5
+    ) -> "SlotStore":
+        """Make an empty store for a slice of ``count`` parameters. It replaces any file at ``path``.
+
+        ``identity`` names the owner of the state: run, layout, shard. Raises ClusterError when the file cannot be made,
+        for example because the disk is too full.
+        """
+        assert slots >= 3, "one being read, one being published, one being written"
+        file_bytes = PAGE + slots * _sizes(count, state_names)[1]
+        unfinished = path.with_name(path.name + ".new")
+        try:
+            unfinished.unlink(missing_ok=True)
+            fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                # Allocate it all now: if the disk filled up later, writing to the mapping would raise SIGBUS.
+                os.posix_fallocate(fd, 0, file_bytes)
+                os.pwrite(fd, FILE_HEADER.pack(FILE_MAGIC, slots, _digest(identity, count, state_names)), 0)
+                mapping = mmap.mmap(fd, file_bytes)
+            finally:
+                os.close(fd)
+            unfinished.rename(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise ClusterError(
+                f"cannot make the state file {path} of {file_bytes} bytes ({error.strerror}): "
+                "free some disk space, or choose another run directory."
+            ) from error
+        return cls(mapping, count, state_names, slots)
+
+    @classmethod
+    def open(cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str]) -> "SlotStore | None":
+        """Map the store at ``path``. None if there is none, or if it has another identity, shape or format.
+
+        Half-written and damaged slots count as empty.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            header = os.pread(fd, FILE_HEADER.size, 0)
+            if len(header) != FILE_HEADER.size:
+                return None
+            magic, slots, digest = FILE_HEADER.unpack(header)
+            if magic != FILE_MAGIC or digest != _digest(identity, count, state_names) or slots < 3:
+                return None
+            file_bytes = PAGE + slots * _sizes(count, state_names)[1]
+            if os.fstat(fd).st_size != file_bytes:
+                return None
+            mapping = mmap.mmap(fd, file_bytes)
+        finally:
+            os.close(fd)
+        store = cls(mapping, count, state_names, slots)
+        for slot in store._slots:
+            store._read_header(slot)
+        store._find_newest()
+        return store
+
+    def free_slot(self) -> Slot:
+        """A slot for the next version. Its old version is erased, also for a process that opens the store later."""
+        slot = next(s for s in self._slots if s is not self.newest and s is not self.previous and not s.pinned())
+        offset = self._offset(slot.index)
+        self._mapping[offset : offset + MARK_BYTES] = bytes(MARK_BYTES)
+        slot.sequence = 0
+        return slot
+
+    def commit(self, slot: Slot, *, generation: int, version: int, record: bytes, crc32: int) -> None:
+        """Make the arrays in ``slot`` the newest version. The slot must come from :meth:`free_slot`.
+
+        ``record`` is kept with it: at most 60 KiB. ``crc32`` is that of the published payload.
+        """
+        assert slot is self._slots[slot.index], "the slot belongs to another store"
+        assert slot.sequence == 0, "the slot did not come from free_slot"
+        assert len(record) <= MAX_RECORD_BYTES, f"record of {len(record)} bytes"
+        slot.sequence = 1 + (self.newest.sequence if self.newest else 0)
+        slot.generation, slot.version, slot.record, slot.crc32 = generation, version, record, crc32
+        checksum = self._data_checksum(slot)
+        body = SLOT_HEADER.pack(len(record), slot.sequence, generation, version, crc32, checksum) + record
+        header = CRC.pack(zlib.crc32(body)) + body
+        offset = self._offset(slot.index)
+        self._mapping[offset + MARK_BYTES : offset + MARK_BYTES + len(header)] = header
+        self._mapping[offset : offset + MARK_BYTES] = MARK
+        self._find_newest()
+
+    def can_pin(self) -> bool:
+        """Whether three slots are left after pinning one more: the newest, the one before, and one to write."""
+        return sum(not slot.pinned() for slot in self._slots) > 3
+
+    def pin(self, slot: Slot, released: Callable[[], bool]) -> None:
+        """Keep ``slot`` from being overwritten until ``released()`` is true.
+
+        Requires :meth:`can_pin`, or a slot that is already pinned.
+        """
+        assert slot.sequence > 0, "the slot holds no version"
+        assert slot.pinned() or self.can_pin()
+        slot.readers.append(released)
+
+    def close(self) -> None:
+        """Close the file. Views that are still in use stay valid and keep the mapping open."""
+        self._slots = []
+        self.newest = self.previous = None
+        with contextlib.suppress(BufferError):
+            self._mapping.close()
+
+    def _offset(self, index: int) -> int:
+        return PAGE + index * self._slot_bytes
+
+    def _read_header(self, slot: Slot) -> None:
+        header = self._mapping[self._offset(slot.index) : self._offset(slot.index) + HEADER_BYTES]
+        length, sequence, generation, version, crc32, checksum = SLOT_HEADER.unpack_from(header, MARK_BYTES + CRC.size)
+        end = RECORD_OFFSET + min(length, MAX_RECORD_BYTES)
+        if (
+            header[:MARK_BYTES] == MARK
+            and CRC.unpack_from(header, MARK_BYTES)[0] == zlib.crc32(header[MARK_BYTES + CRC.size : end])
+            and checksum == self._data_checksum(slot)
+        ):
+            slot.sequence, slot.generation, slot.version, slot.crc32 = sequence, generation, version, crc32
+            slot.record = header[RECORD_OFFSET:end]
+
+    def _data_checksum(self, slot: Slot) -> int:
+        # The crc32 of the sum of each page, in 64-bit words. It finds a lost or misplaced page as well as a crc32 of
+        # all bytes would, in a tenth of the time.
+        start = self._offset(slot.index) + HEADER_BYTES
+        words = np.frombuffer(self._mapping, np.uint64, (self._slot_bytes - HEADER_BYTES) // 8, start)
+        return zlib.crc32(words.reshape(-1, PAGE // 8).sum(axis=1))
+
+    def _find_newest(self) -> None:
+        held = sorted((slot for slot in self._slots if slot.sequence > 0), key=lambda slot: slot.sequence)
+        self.newest = held[-1] if held else None
+        self.previous = None
+        for slot in held[:-1]:
+            if (slot.generation, slot.version + 1) == (held[-1].generation, held[-1].version):
+                self.previous = slot
+
+
+def is_blank(path: Path) -> bool:
+    """Whether no version was ever written to the store at ``path``. Raises OSError."""
+    with path.open("rb") as file:
+        header = file.read(FILE_HEADER.size)
+        if len(header) < FILE_HEADER.size or header[: len(FILE_MAGIC)] != FILE_MAGIC:
+            return False
+        file.seek(PAGE)
+        while piece := file.read(1 << 20):
+            if piece.count(0) < len(piece):
+                return False
+    return True
+
+
+def _sizes(count: int, state_names: Sequence[str]) -> tuple[int, int]:
+    """Bytes of one array and of one slot, padding included."""
+    array_bytes = -(-count * 4 // ALIGNMENT) * ALIGNMENT
+    data_bytes = array_bytes * (1 + len(state_names))
+    return array_bytes, HEADER_BYTES + -(-data_bytes // PAGE) * PAGE
+
+
+def _digest(identity: bytes, count: int, state_names: Sequence[str]) -> bytes:
+    return hashlib.sha256(json.dumps([identity.hex(), count, *state_names]).encode()).digest()

@@ -1,0 +1,100 @@
+"""Payloads on the wire: little-endian float32 (``f32``), or bfloat16 (``bf16``) at half the bytes."""
+
+import sys
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from zmqrl.ps.wire.messages import Codec
+
+assert sys.byteorder == "little", "payloads are views of memory, so the machine must be little-endian"
+
+FloatVector: TypeAlias = npt.NDArray[np.float32]
+WireVector: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+EncodedVector: TypeAlias = bytes | bytearray | memoryview | WireVector
+
+BLOCK = 32 * 1024  # elements: a block and its scratch space fit the second-level cache
+QUIET_NAN = 0x7FC0
+ELEMENT_BYTES: dict[Codec, int] = {"f32": 4, "bf16": 2}
+
+
+def payload_bytes(codec: Codec, count: int) -> int:
+    """Length in bytes of the payload of ``count`` parameters."""
+    return count * ELEMENT_BYTES[codec]
+
+
+def encode(codec: Codec, vector: FloatVector, out: npt.NDArray[np.uint16] | None = None) -> WireVector:
+    """The memory to send for ``vector``: float32 (n,).
+
+    ``f32`` returns ``vector`` itself, without a copy. ``bf16`` returns uint16 (n,), in ``out`` if given. It rounds to
+    nearest, ties to even, like ``Tensor.to(torch.bfloat16)``. Overflow becomes inf, every NaN becomes the quiet NaN.
+    """
+    if codec == "f32":
+        return vector
+    if out is None:
+        out = np.empty(vector.size, np.uint16)
+    assert out.shape == vector.shape
+    bits = vector.view(np.uint32)
+    scratch = np.empty(min(BLOCK, vector.size), np.uint32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, vector.size, BLOCK):
+            block = bits[start : start + BLOCK]
+            rounded = scratch[: block.size]
+            np.right_shift(block, 16, out=rounded)
+            np.bitwise_and(rounded, 1, out=rounded)
+            np.add(rounded, 0x7FFF, out=rounded)
+            np.add(rounded, block, out=rounded)
+            np.right_shift(rounded, 16, out=rounded)
+            out[start : start + BLOCK] = rounded
+            floats = vector[start : start + BLOCK]
+            if np.isnan(np.add.reduce(floats)):  # the carry can turn a NaN into inf or zero; any NaN makes the sum NaN
+                out[start : start + BLOCK][np.isnan(floats)] = QUIET_NAN
+    return out
+
+
+def decode_into(codec: Codec, payload: EncodedVector, out: FloatVector) -> None:
+    """Write the numbers of ``payload`` into ``out``: float32 (n,)."""
+    if codec == "f32":
+        numbers = np.frombuffer(payload, np.float32)
+        assert numbers.shape == out.shape
+        out[:] = numbers
+        return
+    wire = np.frombuffer(payload, np.uint16)
+    assert wire.shape == out.shape
+    bits = out.view(np.uint32)
+    for start in range(0, out.size, BLOCK):
+        block = bits[start : start + BLOCK]
+        block[:] = wire[start : start + BLOCK]
+        np.left_shift(block, 16, out=block)
+
+
+def as_float32(codec: Codec, payload: EncodedVector) -> FloatVector:
+    """The numbers of ``payload``, float32 (n,): for ``f32`` a read-only view of it, for ``bf16`` a new array."""
+    if codec == "f32":
+        view = np.frombuffer(payload, np.float32)
+        view.flags.writeable = False
+        return view
+    decoded = np.empty(np.frombuffer(payload, np.uint16).size, np.float32)
+    decode_into(codec, payload, decoded)
+    return decoded
+
+
+def watched(left_finite: list[str]) -> np.errstate:
+    """A context in which numpy adds a word to ``left_finite`` when an operation on finite numbers gives inf or NaN.
+
+    This uses the floating-point flags of the processor and costs nothing. Testing every number would take half as long
+    as the update itself.
+    """
+
+    def note(what: str, _: int) -> None:
+        left_finite.append(what)
+
+    return np.errstate(over="call", divide="call", invalid="call", under="ignore", call=note)
+
+
+def is_finite(vector: FloatVector) -> bool:
+    """Whether ``vector``, float32 (n,), holds neither NaN nor inf."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # An inf or NaN always makes the sum inf or NaN, but so can an overflow. Only a finite sum is proof.
+        return bool(np.isfinite(np.add.reduce(vector)) or np.isfinite(vector).all())

@@ -1,0 +1,159 @@
+"""CURVE keys: which keys each process of a run gets, and which keys a shard admits.
+
+Every run makes new keys. A key is a text of 40 characters (Z85). Secret keys are passed on standard input or stored in
+files with mode 0600. ``repr`` hides them.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils import z85
+
+from zmqrl.errors import ClusterError, UsageError
+
+DOMAIN = "zmqrl"
+KEY_BYTES = 32
+
+Speaker: TypeAlias = int | Literal["supervisor"]
+"""The owner of a key: the rank of a worker, or the supervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A public key and its secret key."""
+
+    public: str
+    secret: str = field(repr=False)
+
+    @classmethod
+    def make(cls) -> "KeyPair":
+        """Make a new pair."""
+        public, secret = zmq.curve_keypair()
+        return cls(public.decode(), secret.decode())
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKeys:
+    """The keys of a worker or the supervisor: its own pair, and the public key of each shard."""
+
+    own: KeyPair
+    shards: tuple[str, ...]
+
+    def secure(self, socket: "zmq.Socket[bytes]", shard: int) -> None:
+        """Let ``socket``, which must not be connected yet, talk to ``shard`` only."""
+        socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
+        socket.curve_serverkey = self.shards[shard].encode()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, including the secret key."""
+        return {"public": self.own.public, "secret": self.own.secret, "shards": list(self.shards)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ClientKeys":
+        """Inverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError for other data."""
+        for key in (data["public"], data["secret"], *data["shards"]):
+            if len(z85.decode(key)) != KEY_BYTES:
+                raise ValueError("a key must have 40 characters")
+        return cls(KeyPair(data["public"], data["secret"]), tuple(data["shards"]))
+
+    @classmethod
+    def read(cls, path: Path, *, run: str, rank: int) -> "ClientKeys":
+        """Read the key file of ``rank``. Raises UsageError when it is missing or belongs to another rank or run."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            keys, found = cls.from_json(data), (data["run"], data["rank"])
+        except OSError as error:
+            raise UsageError(f"cannot read {path}, the keys of rank {rank}: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError):  # the error is not shown: it may contain a secret
+            raise UsageError(f"{path} is not a key file.") from None
+        if found != (run, rank):
+            raise UsageError(f"{path} has the keys of rank {found[1]} of run {found[0]}, not of rank {rank} of {run}.")
+        return keys
+
+
+@dataclass(frozen=True, slots=True)
+class ShardKeys:
+    """The keys of a shard: its own pair, and the public keys that it admits. ``workers`` are indexed by rank."""
+
+    own: KeyPair
+    supervisor: str
+    workers: tuple[str, ...]
+
+    def speakers(self) -> dict[str, Speaker]:
+        """The owner of each admitted public key."""
+        return {key: rank for rank, key in enumerate(self.workers)} | {self.supervisor: "supervisor"}
+
+    def secure(self, socket: "zmq.Socket[bytes]") -> None:
+        """Let ``socket``, which must not be bound yet, admit only the keys that :func:`authenticate` admits."""
+        socket.curve_server = True
+        socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
+        socket.zap_domain = DOMAIN.encode()
+        # Without this, libzmq admits every key as long as no authenticator runs.
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, including the secret key."""
+        own = {"public": self.own.public, "secret": self.own.secret}
+        return own | {"supervisor": self.supervisor, "workers": list(self.workers)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ShardKeys":
+        """Inverse of :meth:`to_json`."""
+        return cls(KeyPair(data["public"], data["secret"]), data["supervisor"], tuple(data["workers"]))
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """All keys of a run; ``workers`` are indexed by rank. Only the process that starts the run has them."""
+
+    supervisor: KeyPair
+    workers: tuple[KeyPair, ...]
+    shards: tuple[KeyPair, ...]
+
+    @classmethod
+    def make(cls, *, workers: int, shards: int) -> "RunKeys":
+        """Make new keys. Raises ClusterError when libzmq was built without encryption."""
+        if not zmq.has("curve"):
+            raise ClusterError("this libzmq was built without CURVE: install pyzmq from its wheel.")
+        return cls(
+            KeyPair.make(),
+            tuple(KeyPair.make() for _ in range(workers)),
+            tuple(KeyPair.make() for _ in range(shards)),
+        )
+
+    def of_shard(self, shard: int) -> ShardKeys:
+        """The keys of ``shard``."""
+        return ShardKeys(self.shards[shard], self.supervisor.public, tuple(pair.public for pair in self.workers))
+
+    def of_worker(self, rank: int) -> ClientKeys:
+        """The keys of worker ``rank``."""
+        return ClientKeys(self.workers[rank], tuple(pair.public for pair in self.shards))
+
+    def of_supervisor(self) -> ClientKeys:
+        """The keys of the supervisor."""
+        return ClientKeys(self.supervisor, tuple(pair.public for pair in self.shards))
+
+
+class _Admission:
+    """What pyzmq's authenticator calls for the key of every new connection."""
+
+    def __init__(self, keys: ShardKeys) -> None:
+        self.admitted = frozenset(key.encode() for key in keys.speakers())
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return key in self.admitted
+
+
+def authenticate(context: "zmq.Context[zmq.Socket[bytes]]", keys: ShardKeys) -> ThreadAuthenticator:
+    """Admit only the keys of the run to the sockets of ``context``, until the authenticator is stopped.
+
+    The authenticator runs in its own thread, which libzmq asks once per connection.
+    """
+    authenticator = ThreadAuthenticator(context)
+    authenticator.configure_curve_callback(DOMAIN, _Admission(keys))
+    authenticator.start()
+    return authenticator

@@ -1,0 +1,421 @@
+"""Messages of the protocol ``zmqrl/1``: typed headers and the limits of their fields.
+
+``framing.py`` encodes the fields in the order declared here. ``docs/protocol.md`` is the specification.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias
+
+PROTOCOL = "zmqrl/1"
+MAX_WORKERS = 1024
+MAX_HEADER_BYTES = 64 * 1024
+MAX_CONTROL_BYTES = 1024 * 1024
+MAX_SUBSCRIPTION_BYTES = 512
+MAX_REPORT_BYTES = 16 * 1024
+CHUNK_BYTES = 512 * 1024
+TOPIC_WEIGHTS = b"W"
+TOPIC_HEARTBEAT = b"H"
+TOPIC_NEED = b"N"
+TOPIC_BYE = b"X"
+TOPICS = (TOPIC_WEIGHTS, TOPIC_HEARTBEAT, TOPIC_NEED, TOPIC_BYE)
+
+
+@dataclass(frozen=True, slots=True)
+class Uint:
+    """An unsigned integer below ``2**bits``. At most 53 bits, which every language can represent exactly."""
+
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The maximum length of a text (in characters), of bytes, or of a list."""
+
+    most: int
+
+
+U16: TypeAlias = Annotated[int, Uint(16)]
+U32: TypeAlias = Annotated[int, Uint(32)]
+U53: TypeAlias = Annotated[int, Uint(53)]
+Name: TypeAlias = Annotated[str, Size(64)]
+Sentence: TypeAlias = Annotated[str, Size(1000)]
+Ranks: TypeAlias = Annotated[tuple[U16, ...], Size(MAX_WORKERS)]
+Tallies: TypeAlias = Annotated[tuple[tuple[U53, ...], ...], Size(MAX_WORKERS)]
+Codec: TypeAlias = Literal["f32", "bf16"]
+Totals: TypeAlias = Annotated[tuple[U53, ...], Size(4)]
+Refusal: TypeAlias = Literal["run", "layout", "rank", "replaced", "secret", "key", "code", "protocol"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """PUSH to PULL, followed by the payload: one contribution."""
+
+    run: Name
+    layout: Name
+    generation: U32
+    view: U32
+    shard: U16
+    version: U53
+    rank: U16
+    incarnation: U53
+    attempt: U16
+    codec: Codec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version`` and the ranks that made them."""
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+    view: U32
+    quorum: U16
+    members: Ranks
+    ranks: Ranks
+    codec: Codec
+    crc32: U32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """XPUB to SUB, topic ``H``: the shard is alive, and this is its state."""
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+    view: U32
+    held: Ranks
+    published: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """XPUB to SUB, topic ``N``: ``version`` is still open and only ``held`` have contributed. The others send again."""
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+    view: U32
+    held: Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bye:
+    """XPUB to SUB, topic ``X``: ``version`` is the last one of the run."""
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """DEALER to ROUTER: the sender introduces itself.
+
+    ``secret`` proves that it is the supervisor. ``code`` identifies the zmqrl that a worker runs.
+    """
+
+    run: Name
+    layout: Name
+    role: Literal["worker", "supervisor"]
+    rank: U16
+    incarnation: U53
+    host: Name
+    pid: U32
+    secret: Name = field(repr=False)
+    code: Name = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """ROUTER to DEALER: the answer to HELLO, once that rank and incarnation has subscribed."""
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+    view: U32
+    quorum: U16
+    members: Ranks
+    codec: Codec
+    state: Literal["empty", "open", "ended"]
+    published: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """ROUTER to DEALER: a worker that gets it ends. This message is the same in every version of the protocol.
+
+    ``code`` is one of ``Refusal``, or a code that a later version has added. ``reason`` is a sentence for the user.
+    """
+
+    run: Name
+    code: Name
+    reason: Sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRequest:
+    """DEALER to ROUTER: a request for the weights of ``version``, or for the newest when it is nil."""
+
+    run: Name
+    version: U53 | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """ROUTER to DEALER, followed by the payload: the same content as the publication of ``version``."""
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+    view: U32
+    quorum: U16
+    members: Ranks
+    ranks: Ranks
+    codec: Codec
+    crc32: U32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """ROUTER to DEALER: the shard does not hold ``version`` any more, or not yet."""
+
+    run: Name
+    shard: U16
+    version: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """DEALER to ROUTER, about once a second, from the thread that owns the sockets.
+
+    ``progress`` grows when the computing thread makes progress. ``version`` is the newest that the sender has seen from
+    this shard.
+    """
+
+    run: Name
+    rank: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+    progress: U53
+    sent_us: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pong:
+    """ROUTER to DEALER: the answer to PING.
+
+    ``received_us`` and ``answered_us`` are on the monotonic clock of the shard, in microseconds.
+    """
+
+    run: Name
+    shard: U16
+    sent_us: U53
+    received_us: U53
+    answered_us: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave:
+    """DEALER to ROUTER: this incarnation of ``rank`` leaves. The shard answers LEFT."""
+
+    run: Name
+    rank: U16
+    incarnation: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """ROUTER to DEALER: the answer to LEAVE."""
+
+    run: Name
+    shard: U16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """DEALER to ROUTER of shard 0, which forwards it to the supervisor: metrics of a worker, as a MessagePack map."""
+
+    run: Name
+    rank: U16
+    incarnation: U53
+    figures: Annotated[bytes, Size(MAX_REPORT_BYTES)] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsRequest:
+    """Supervisor to shard: a request for STATS."""
+
+    run: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Shard to supervisor: the state of the shard.
+
+    ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
+    belong to no member. ``present`` lists the members that are present, and ``silent_ms`` the time since each of them
+    was last heard, in the same order. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to
+    ``version``; ``captured_totals`` are those up to the ``captured`` version, empty if there is none. ``stop`` is the
+    version to end at. ``failure`` says why the shard can make no more versions; it is empty while it can.
+    """
+
+    run: Name
+    shard: U16
+    incarnation: U53
+    generation: U32
+    version: U53
+    view: U32
+    quorum: U16
+    state: Literal["empty", "open", "ended"]
+    held: Ranks
+    present: Ranks
+    silent_ms: Annotated[tuple[U53, ...], Size(MAX_WORKERS)]
+    tallies: Tallies
+    unattributed: U53
+    captured: U53 | None
+    totals: Totals
+    captured_totals: Totals
+    stop: U53 | None
+    failure: Sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewChange:
+    """Supervisor to shard: an update needs ``quorum`` of ``members``, beginning with the open version."""
+
+    run: Name
+    view: U32
+    quorum: U16
+    members: Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Supervisor to shard: make no version above ``version``. Nil takes an earlier STOP back."""
+
+    run: Name
+    version: U53 | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Supervisor to shard: once ``version`` is made, keep a copy of its weights and optimizer state for FETCH."""
+
+    run: Name
+    version: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Supervisor to shard: a request for the copy of ``version``, from byte ``offset``."""
+
+    run: Name
+    version: U53
+    offset: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Shard to supervisor, followed by the payload: a piece of the copy of ``version``.
+
+    ``offset`` is the position of its first byte, ``total`` the length of the copy.
+    """
+
+    run: Name
+    shard: U16
+    version: U53
+    offset: U53
+    total: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Supervisor to shard, followed by the payload: a piece of the state to load. Pieces are sent in order.
+
+    ``offset`` is the position of its first byte, ``total`` the length of the state. After the last piece the shard
+    commits ``version`` under ``generation`` and opens it.
+    """
+
+    run: Name
+    generation: U32
+    version: U53
+    view: U32
+    quorum: U16
+    members: Ranks
+    offset: U53
+    total: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Shard to supervisor: the first ``offset`` bytes of the state have arrived."""
+
+    run: Name
+    shard: U16
+    generation: U32
+    offset: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Shard to supervisor: worker ``rank`` has seen ``version``, which is newer than the shard's own."""
+
+    run: Name
+    shard: U16
+    rank: U16
+    version: U53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Shard to supervisor: a worker with another version of zmqrl was refused. ``reason`` is for the user."""
+
+    run: Name
+    shard: U16
+    reason: Sentence
+
+
+Message: TypeAlias = (
+    Gradient
+    | Weights
+    | Heartbeat
+    | Need
+    | Bye
+    | Hello
+    | Welcome
+    | Refuse
+    | SnapshotRequest
+    | Snapshot
+    | Missing
+    | Ping
+    | Pong
+    | Leave
+    | Left
+    | Report
+    | StatsRequest
+    | Stats
+    | ViewChange
+    | Stop
+    | Checkpoint
+    | Fetch
+    | Chunk
+    | Load
+    | Loaded
+    | Lost
+    | Refused
+)

@@ -1,0 +1,133 @@
+"""ZeroMQ sockets with the options of the protocol, and a count of failed connections."""
+
+from collections import Counter
+from typing import Literal, TypeAlias, get_args
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from zmqrl.errors import ClusterError
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.framing import presence_topic
+from zmqrl.ps.wire.keys import ClientKeys, ShardKeys
+
+SocketRole: TypeAlias = Literal["grad", "weights", "control"]
+SOCKET_ROLES: tuple[SocketRole, ...] = get_args(SocketRole)
+
+LIBZMQ = (4, 3, 5)
+MARGIN_BYTES = 64 * 1024
+FAILURES = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_ACCEPT_FAILED
+)
+
+
+def new_context(io_threads: int = 1) -> "zmq.Context[zmq.Socket[bytes]]":
+    """A context for one process: do not use it after a fork. Raises ClusterError when libzmq is too old."""
+    if zmq.zmq_version_info() < LIBZMQ:
+        raise ClusterError(f"libzmq {zmq.zmq_version()} is too old: install pyzmq with libzmq 4.3.5 or newer.")
+    context = zmq.Context(io_threads)
+    context.linger = 0
+    return context
+
+
+def new_socket(
+    context: "zmq.Context[zmq.Socket[bytes]]", kind: int, *, send_most: int, receive_most: int, most_bytes: int = -1
+) -> "zmq.Socket[bytes]":
+    """A socket that queues at most ``send_most`` and ``receive_most`` messages for each peer. Both must be above 0.
+
+    libzmq disconnects a peer that sends more than ``most_bytes`` in one frame. -1 means no limit: sockets that connect
+    to a shard receive frames as long as its slice.
+    """
+    assert send_most > 0
+    assert receive_most > 0
+    socket = context.socket(kind)
+    socket.linger = 0
+    socket.sndhwm, socket.rcvhwm = send_most, receive_most
+    socket.maxmsgsize = most_bytes
+    socket.ipv6 = True
+    socket.backlog = 1024
+    socket.handshake_ivl = 5000
+    # No ZMTP heartbeats: in libzmq 4.3.5 their timer aborts the process (`!_io_error`) when a connection breaks while
+    # its queue is full. TCP keepalive finds broken connections. PING and HEARTBEAT find stopped processes.
+    socket.heartbeat_ivl = 0
+    socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 3000
+    socket.tcp_keepalive, socket.tcp_keepalive_idle = 1, 3
+    socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = 2, 3
+    socket.setsockopt(zmq.TCP_MAXRT, 8_000)
+    if kind in (zmq.PUSH, zmq.DEALER):
+        socket.immediate = True
+    if kind == zmq.XPUB:
+        socket.setsockopt(zmq.XPUB_VERBOSER, 1)
+    if kind == zmq.ROUTER:
+        socket.router_mandatory = True
+    return socket
+
+
+def shard_sockets(
+    context: "zmq.Context[zmq.Socket[bytes]]", slice_bytes: int, keys: ShardKeys | None = None
+) -> "dict[SocketRole, zmq.Socket[bytes]]":
+    """The three sockets of a shard, not yet bound."""
+    sockets: dict[SocketRole, zmq.Socket[bytes]] = {
+        "grad": new_socket(context, zmq.PULL, send_most=1, receive_most=2, most_bytes=slice_bytes + MARGIN_BYTES),
+        "weights": new_socket(context, zmq.XPUB, send_most=2, receive_most=64, most_bytes=m.MAX_SUBSCRIPTION_BYTES),
+        "control": new_socket(context, zmq.ROUTER, send_most=64, receive_most=64, most_bytes=m.MAX_CONTROL_BYTES),
+    }
+    if keys is not None:
+        for socket in sockets.values():
+            keys.secure(socket)
+    return sockets
+
+
+def worker_sockets(
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    rank: int,
+    incarnation: int,
+    keys: ClientKeys | None = None,
+    shard: int = 0,
+) -> "dict[SocketRole, zmq.Socket[bytes]]":
+    """The three sockets of a worker to ``shard``: subscribed, but not yet connected."""
+    grad = new_socket(context, zmq.PUSH, send_most=2, receive_most=1)
+    weights = new_socket(context, zmq.SUB, send_most=64, receive_most=3)
+    control = new_socket(context, zmq.DEALER, send_most=8, receive_most=8)
+    for topic in (*m.TOPICS, presence_topic(rank, incarnation)):
+        weights.subscribe(topic)
+    sockets: dict[SocketRole, zmq.Socket[bytes]] = {"grad": grad, "weights": weights, "control": control}
+    if keys is not None:
+        for socket in sockets.values():
+            keys.secure(socket, shard)
+    return sockets
+
+
+def connect(sockets: "dict[SocketRole, zmq.Socket[bytes]]", endpoints: dict[SocketRole, str]) -> None:
+    """Connect each socket of a worker to the endpoint of the same role."""
+    for role, socket in sockets.items():
+        socket.connect(endpoints[role])
+
+
+class FailureMonitor:
+    """Counts the connections of a socket that were closed or failed their handshake."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        self.socket = socket
+        self.monitor = socket.get_monitor_socket(FAILURES)
+        self.counts: Counter[str] = Counter()
+
+    def read(self) -> None:
+        """Empty the monitor socket. Call this often: when it is full, libzmq's I/O thread blocks all traffic."""
+        while self.monitor.poll(0):
+            event = parse_monitor_message(self.monitor.recv_multipart())
+            self.counts[str(zmq.Event(event["event"]).name).lower().replace("_", " ")] += 1
+
+    def take(self) -> str:
+        """The counts since the last call, as text. Empty when nothing was counted."""
+        text = ", ".join(f"{count} x {name}" for name, count in sorted(self.counts.items()))
+        self.counts.clear()
+        return text
+
+    def close(self) -> None:
+        """Close the monitor. Call this before its socket is closed."""
+        self.socket.disable_monitor()

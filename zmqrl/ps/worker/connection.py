@@ -1,0 +1,364 @@
+"""A worker's connection to every shard: ``pull`` the weights, ``push`` a gradient.
+
+A thread of its own owns the sockets and the state machine of ``machine.py``. So shards get their answers while the
+computing thread plays a long rollout.
+"""
+
+import logging
+import math
+import os
+import queue
+import socket as host_socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgpack
+import numpy as np
+import zmq
+
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.observe.spans import Spans
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.wire import codec, framing
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import FloatVector, WireVector
+from zmqrl.ps.wire.sockets import FailureMonitor, connect, new_context, worker_sockets
+from zmqrl.ps.worker import events as e
+from zmqrl.ps.worker.known_shard import Tally
+from zmqrl.ps.worker.machine import WorkerMachine, WorkerTiming
+
+POLL_MS = 50
+LOOK_UP_EVERY_S = 1.0
+CLOSED_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class PulledWeights:
+    """The parameter vector of one version: float32 (count,). It is valid until the next ``pull``."""
+
+    generation: int
+    version: int
+    vector: FloatVector
+
+
+class Connection:
+    """One worker's connection to all shards of a run.
+
+    Call ``pull`` and ``push`` from one thread only. Use it as a context manager, or ``close`` it.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        rank: int,
+        *,
+        incarnation: int | None = None,
+        code: str = "",
+        spans: Spans | None = None,
+        timing: WorkerTiming | None = None,
+        log: logging.Logger | None = None,
+    ) -> None:
+        """``incarnation`` must be greater than that of the previous process of this rank. None takes it from the clock.
+
+        ``code`` identifies the zmqrl that the worker runs; shards refuse one that differs from theirs. Leave it empty
+        for a program of your own. Raises UsageError when the run uses CURVE and ``cluster`` has no keys.
+        """
+        if cluster.key_files is not None and cluster.keys is None:
+            raise UsageError(f"this run is encrypted: worker {rank} cannot join without the keys made for it.")
+        self.cluster = cluster
+        self.rank = rank
+        self.incarnation = incarnation or time.time_ns() // 1_000_000
+        self.spans = spans or Spans()
+        self._log = log or logging.getLogger("zmqrl.ps.worker.connection")
+        self._slices = cluster.layout.slices
+        self._vector = np.zeros(cluster.layout.count, np.float32)
+        self._generation = -1  # that ``pull`` returned last
+        self._buffers: list[tuple[FloatVector, list[zmq.MessageTracker]]] = []
+        self._unreleased: FloatVector | None = None  # the gradient that may be sent again
+        # Version and payload of the contribution, and trackers that tell when ZeroMQ has finished reading it.
+        self._outgoing: tuple[int, WireVector, list[zmq.MessageTracker]] = (-1, self._vector, [])
+        self._machine = WorkerMachine(
+            run=cluster.run,
+            layout=cluster.layout.hash,
+            shards=len(self._slices),
+            rank=rank,
+            incarnation=self.incarnation,
+            codec=cluster.codec,
+            host=host_socket.gethostname()[:64],
+            pid=os.getpid(),
+            now=time.monotonic(),
+            timing=timing,
+            asynchronous=cluster.asynchronous,
+            code=code,
+        )
+        self._lock = threading.Lock()  # guards the machine, which the computing thread reads
+        self._inbox: queue.SimpleQueue[e.Event | m.Report | None] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._answers: queue.SimpleQueue[e.Assembled | e.Ended | e.Failed] = queue.SimpleQueue()
+        self._final: e.Ended | e.Failed | None = None
+        self._failed = False
+        self._monitors: list[FailureMonitor] = []
+        self._left = 0
+        self._thread = threading.Thread(target=self._run, name="zmqrl-connection", daemon=True)
+        self._thread.start()
+
+    # for the computing thread
+
+    def pull(self, above: int = -1, *, timeout_s: float | None = None) -> PulledWeights | None:
+        """Wait for a complete version above ``above`` and return it. None when the run has ended.
+
+        After a rollback versions are lower, and every one of them counts as above ``above``. In asynchronous mode
+        ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution, and ``version`` is
+        the oldest of them. Raises ClusterError after ``timeout_s``, when a shard is silent for
+        ``WorkerTiming.lease_s``, and when a shard refuses this worker.
+        """
+        if self._final is None:
+            self._post(e.Pulling(above))
+            with self.spans("wait"):
+                answer = self._answer(above, timeout_s)
+            if isinstance(answer, e.Assembled):
+                return self._assemble(answer)
+            self._final = answer
+        if isinstance(self._final, e.Failed):
+            raise ClusterError(self._final.reason)
+        return None
+
+    def gradient_buffer(self) -> FloatVector:
+        """A float32 (count,) vector for the next gradient. Nothing else reads it until it is pushed."""
+        for i, (buffer, trackers) in enumerate(self._buffers):
+            if buffer is not self._unreleased and all(tracker.done for tracker in trackers):
+                del self._buffers[i]
+                return buffer
+        return np.zeros(self.cluster.layout.count, np.float32)
+
+    def push(self, weights: PulledWeights, gradient: FloatVector) -> None:
+        """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not block.
+
+        ``gradient`` is read in place until the next ``pull`` returns, or longer. Take a new ``gradient_buffer`` each
+        time.
+        """
+        assert gradient.dtype == np.float32
+        assert gradient.shape == self._vector.shape
+        with self.spans("encode"):
+            payload = codec.encode(self.cluster.codec, gradient)
+        with self.spans("push"):
+            trackers: list[zmq.MessageTracker] = []
+            self._buffers.append((gradient, trackers))
+            self._outgoing, self._unreleased = (weights.version, payload, trackers), gradient
+            self._post(e.Contributed(weights.generation, weights.version))
+
+    def passed(self, version: int) -> bool:
+        """Whether every shard is past ``version``, so that no shard can use work on it."""
+        with self._lock:
+            return self._machine.passed(version)
+
+    def newest(self) -> int:
+        """The newest version that every shard has reached, as far as this worker knows."""
+        with self._lock:
+            return min(shard.version for shard in self._machine.shards)
+
+    def tally(self) -> Tally:
+        """The outcomes of this worker's slices."""
+        with self._lock:
+            return self._machine.tally
+
+    def where(self) -> str:
+        """Describe the state of each shard."""
+        with self._lock:
+            return self._machine.where(time.monotonic())
+
+    def report(self, figures: Mapping[str, object]) -> None:
+        """Send ``figures`` to the supervisor of the run: numbers, texts, lists and maps, at most 16 KiB."""
+        packed = msgpack.packb(figures)
+        if len(packed) <= m.MAX_REPORT_BYTES:
+            report = m.Report(run=self.cluster.run, rank=self.rank, incarnation=self.incarnation, figures=packed)
+            self._post(report)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Tell the shards that we leave, wait at most ``timeout_s`` for their answers, and close everything."""
+        if self._thread.is_alive():
+            self._post(e.Leaving())
+            deadline = time.monotonic() + timeout_s
+            while self._left < len(self._slices) and time.monotonic() < deadline and self._thread.is_alive():
+                time.sleep(0.01)
+            self._post(None)
+            self._thread.join(CLOSED_WITHIN_S)
+        if not self._thread.is_alive():  # else the thread still uses the descriptor
+            os.close(self._wake)
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _post(self, event: "e.Event | m.Report | None") -> None:
+        self._inbox.put(event)
+        os.eventfd_write(self._wake, 1)
+
+    def _answer(self, above: int, timeout_s: float | None) -> e.Assembled | e.Ended | e.Failed:
+        give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        while True:
+            left_s = give_up_at - time.monotonic()
+            try:  # in short waits: a signal that comes just before a wait does not end it
+                answer = self._answers.get(timeout=max(0.0, min(left_s, LOOK_UP_EVERY_S)))
+            except queue.Empty:
+                if left_s > LOOK_UP_EVERY_S:
+                    continue
+                raise ClusterError(f"no version above {above} within {timeout_s} s: {self.where()}.") from None
+            # An old version answers an earlier pull that timed out.
+            if (
+                not isinstance(answer, e.Assembled)
+                or answer.version > above
+                or answer.generation != self._generation
+                or self.cluster.asynchronous
+            ):
+                return answer
+
+    def _assemble(self, answer: e.Assembled) -> PulledWeights:
+        self._generation = answer.generation
+        self.spans.version = answer.version
+        with self.spans("assemble"):
+            for cut, (name, payload) in zip(self._slices, answer.payloads, strict=True):
+                codec.decode_into(name, payload.buffer, self._vector[cut.start : cut.stop])
+        return PulledWeights(answer.generation, answer.version, self._vector)
+
+    # for the thread that owns the sockets
+
+    def _run(self) -> None:
+        context = new_context()
+        try:
+            self._sockets = [
+                worker_sockets(context, self.rank, self.incarnation, self.cluster.keys, cut.shard)
+                for cut in self._slices
+            ]
+            # Before they connect, because some failures come only once. All three sockets use the same keys.
+            self._monitors = [FailureMonitor(sockets["control"]) for sockets in self._sockets]
+            for sockets, endpoints in zip(self._sockets, self.cluster.endpoints, strict=True):
+                connect(sockets, endpoints)
+            self._serve()
+        except Exception as error:
+            self._log.exception("the connection failed")
+            reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            self._answers.put(e.Failed(f"the connection of worker {self.rank} failed: {reason.rstrip('.')}."))
+        finally:
+            for monitor in self._monitors:
+                monitor.close()
+            context.destroy(linger=0)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake, zmq.POLLIN)
+        for sockets in self._sockets:
+            poller.register(sockets["weights"], zmq.POLLIN)
+            poller.register(sockets["control"], zmq.POLLIN)
+        self._handle(e.Tick())
+        tick_at = time.monotonic()
+        while not self._failed:
+            for shard, sockets in enumerate(self._sockets):
+                poller.register(sockets["grad"], zmq.POLLOUT if self._machine.pending(shard) else 0)
+            ready = dict(poller.poll(POLL_MS))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            while not self._inbox.empty():
+                event = self._inbox.get()
+                if event is None:
+                    return
+                if isinstance(event, m.Report):
+                    self._send(0, event)
+                else:
+                    self._handle(event)
+            for shard, sockets in enumerate(self._sockets):
+                if sockets["weights"] in ready:
+                    self._receive_publications(shard)
+                if sockets["control"] in ready:
+                    self._receive_control(shard)
+                if sockets["grad"] in ready:
+                    self._handle(e.Writable(shard))
+            if time.monotonic() - tick_at >= POLL_MS / 1000:
+                tick_at = time.monotonic()
+                for shard, monitor in enumerate(self._monitors):
+                    monitor.read()
+                    if "handshake" in monitor.take():
+                        self._handle(e.HandshakeFailed(shard))
+                self._handle(e.Tick())
+
+    def _receive_publications(self, shard: int) -> None:
+        for frames in _all_messages(self._sockets[shard]["weights"]):
+            message = _decode(frames[1]) if len(frames) in (2, 3) else None
+            if isinstance(message, m.Weights) and len(frames) == 3 and self._fits(shard, message, frames[2]):
+                self._handle(e.PublicationArrived(shard, message, frames[2]))
+            elif isinstance(message, m.Heartbeat | m.Need | m.Bye) and len(frames) == 2:
+                self._handle(e.PublicationArrived(shard, message))
+
+    def _receive_control(self, shard: int) -> None:
+        for frames in _all_messages(self._sockets[shard]["control"]):
+            message = _decode(frames[0])
+            if isinstance(message, m.Snapshot):
+                if len(frames) == 2 and self._fits(shard, message, frames[1]):
+                    self._handle(e.ControlArrived(shard, message, frames[1]))
+            elif isinstance(message, m.Left):
+                self._left += 1
+            elif message is not None and len(frames) == 1:
+                self._handle(e.ControlArrived(shard, message))
+
+    def _fits(self, shard: int, message: m.Weights | m.Snapshot, payload: zmq.Frame) -> bool:
+        return len(payload) == codec.payload_bytes(message.codec, self._slices[shard].count)
+
+    def _handle(self, event: e.Event) -> None:
+        with self._lock:
+            actions = self._machine.handle(event, time.monotonic())
+        for action in actions:
+            match action:
+                case e.SendControl():
+                    self._send(action.shard, action.message)
+                case e.SendGradient():
+                    self._send_gradient(action.shard, action.header)
+                case e.Release():
+                    self._unreleased = None
+                case e.Assembled() | e.Ended():
+                    self._answers.put(action)
+                case e.Failed():
+                    self._answers.put(action)
+                    self._failed = True
+                case e.Log():
+                    self._log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
+
+    def _send(self, shard: int, message: m.Message) -> None:
+        try:
+            self._sockets[shard]["control"].send(framing.encode(message), zmq.NOBLOCK)
+        except zmq.Again:  # not connected: a timer sends again what matters
+            self._log.debug("%s to shard %d not sent", type(message).__name__, shard)
+
+    def _send_gradient(self, shard: int, header: m.Gradient) -> None:
+        cut = self._slices[shard]
+        version, vector, trackers = self._outgoing
+        assert self.cluster.asynchronous or version == header.version
+        payload = vector[cut.start : cut.stop].data.cast("B")
+        try:
+            tracker = self._sockets[shard]["grad"].send_multipart(
+                [framing.encode(header), payload], zmq.NOBLOCK, copy=False, track=True
+            )
+            assert tracker is not None
+            trackers.append(tracker)
+        except zmq.Again:
+            self._handle(e.SendBlocked(shard))
+
+
+def _decode(frame: zmq.Frame) -> m.Message | None:
+    try:
+        return framing.decode(frame.buffer)
+    except framing.MalformedMessage:
+        return None
+
+
+def _all_messages(socket: "zmq.Socket[bytes]") -> list[list[zmq.Frame]]:
+    """Every message that has arrived."""
+    messages = []
+    while True:
+        try:
+            messages.append(socket.recv_multipart(zmq.NOBLOCK, copy=False))
+        except zmq.Again:
+            return messages

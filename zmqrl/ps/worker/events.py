@@ -1,0 +1,160 @@
+"""The events that a worker's state machine handles, and the actions that it asks for."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from zmqrl.ps.wire import messages as m
+
+if TYPE_CHECKING:
+    import zmq
+
+WeightsSlice: TypeAlias = "tuple[m.Codec, zmq.Frame]"
+"""One shard's slice of the weights, as it arrived."""
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class PublicationArrived:
+    """A message on the subscription to ``shard``."""
+
+    shard: int
+    message: m.Weights | m.Heartbeat | m.Need | m.Bye
+    payload: "zmq.Frame | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ControlArrived:
+    """A message on the DEALER socket of ``shard``."""
+
+    shard: int
+    message: m.Message
+    payload: "zmq.Frame | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulling:
+    """The computing thread waits for a version above ``above``."""
+
+    above: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contributed:
+    """The gradient on ``version`` is ready. It stays readable until ``Release``."""
+
+    generation: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendBlocked:
+    """``SendGradient`` to ``shard`` failed for now: it is not connected, or the queue is full."""
+
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Writable:
+    """The PUSH socket of ``shard`` can take a message."""
+
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeFailed:
+    """A connection to ``shard`` failed its handshake: it was cut, or the keys do not match."""
+
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The worker is about to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event: TypeAlias = (
+    PublicationArrived
+    | ControlArrived
+    | Pulling
+    | Contributed
+    | SendBlocked
+    | Writable
+    | HandshakeFailed
+    | Leaving
+    | Tick
+)
+
+
+def gist(event: Event) -> object:
+    """What identifies ``event``: its message without the payload, or the event itself."""
+    match event:
+        case PublicationArrived() | ControlArrived():
+            return event.message
+    return event
+
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class SendControl:
+    """Send a message on the DEALER socket of ``shard``."""
+
+    shard: int
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendGradient:
+    """Push the slice of ``shard`` of the contribution, without blocking."""
+
+    shard: int
+    header: m.Gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """Every slice of ``version`` is here. ``payloads`` are in the order of the shards.
+
+    In asynchronous mode some slices may be newer than ``version``.
+    """
+
+    generation: int
+    version: int
+    payloads: tuple[WeightsSlice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """No shard needs the contribution any more: its gradient can be overwritten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The run ended with ``version`` on every shard."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The worker cannot go on; ``reason`` is a sentence for the user."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A line for the worker's log."""
+
+    level: Literal["debug", "info", "warning"]
+    text: str
+
+
+Action: TypeAlias = SendControl | SendGradient | Assembled | Release | Ended | Failed | Log

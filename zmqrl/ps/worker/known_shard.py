@@ -1,0 +1,198 @@
+"""What a worker knows of one shard: its version, its slices, and the outcome of the contribution there."""
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.worker.events import WeightsSlice
+
+SNAPSHOT_MOST_S = 30.0
+
+# The messages in which a shard tells its state
+Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.Snapshot
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of the slices of this worker's contributions, by outcome as far as the worker knows.
+
+    ``sent`` slices were sent at least once. They become ``used``, ``unused`` or ``unknown``. ``skipped`` slices were
+    never sent. ``resent`` counts the sends after the first.
+    """
+
+    sent: int = 0
+    resent: int = 0
+    used: int = 0
+    unused: int = 0
+    unknown: int = 0
+    skipped: int = 0
+
+    def settle(self, outcome: Literal["used", "unused", "unknown", "skipped"]) -> None:
+        """Count a slice by its final outcome."""
+        setattr(self, outcome, getattr(self, outcome) + 1)
+
+
+@dataclass(slots=True)
+class KnownShard:
+    """One shard as the worker knows it. Slices of the contribution are counted in ``tally``. Times are in seconds.
+
+    ``asynchronous``: the shard accepts contributions computed on any version.
+    """
+
+    number: int
+    tally: Tally
+    asynchronous: bool
+    heard_at: float
+    incarnation: int = 0
+    generation: int = -1
+    version: int = -1
+    view: int = 0
+    welcomed: bool = False
+    final: int | None = None
+    payloads: dict[int, WeightsSlice] = field(default_factory=dict)
+    # State of the contribution at this shard. "closed": it is too late for it here.
+    push: Literal["none", "pending", "sent", "closed"] = "none"
+    handed_out: int = -1  # version of the slice that the worker computes on
+    computed_on: int = -1  # version of the slice that the contribution was computed on
+    attempt: int = 0
+    needs_heard: int = 0  # NEEDs in a row for `version`
+    wanted: bool = False  # the last NEED does not name this rank
+    hello_at: float | None = None
+    snapshot_at: float | None = None
+    snapshot_wait_s: float = 0.0
+    handshake_failed_at: float = float("-inf")
+
+    # state of the shard
+
+    def is_outdated(self, message: Statement) -> bool:
+        """Whether the shard has restarted or was rolled back since it said this."""
+        return message.generation < self.generation or message.incarnation < self.incarnation
+
+    def restart(self, incarnation: int) -> None:
+        """A new process is the shard now. It needs a HELLO, and knows nothing of our request or of an end."""
+        self.incarnation = incarnation
+        self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
+
+    def roll_back(self, generation: int) -> None:
+        """Forget the versions that a rollback undid."""
+        self.generation, self.version, self.final = generation, -1, None
+        self.handed_out = self.computed_on = -1
+        self.payloads.clear()
+        self.needs_heard, self.snapshot_at = 0, None
+
+    def reach(self, version: int) -> None:
+        """Note that the shard has made ``version``. Old news is ignored."""
+        if version > self.version:
+            self.version, self.needs_heard = version, 0
+
+    def prune(self, slowest: int) -> None:
+        """Keep slices from version ``slowest`` on, to help the slowest shard, but at most two."""
+        for old in [version for version in self.payloads if version < max(slowest, self.version - 1)]:
+            del self.payloads[old]
+
+    def hand_out(self, version: int) -> WeightsSlice:
+        """Give the slice of ``version`` to the worker."""
+        self.handed_out = version
+        return self.payloads[version]
+
+    def may_request(self, now: float) -> bool:
+        """Whether to ask for a snapshot now. The answer to the last request may still be on its way."""
+        return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
+
+    def requested(self, now: float, wait_s: float) -> None:
+        """Note a request. The next one waits ``wait_s``, or twice as long as the last if that was not answered."""
+        again = self.snapshot_at is not None
+        self.snapshot_wait_s = min(2 * self.snapshot_wait_s, SNAPSHOT_MOST_S) if again else wait_s
+        self.snapshot_at = now
+
+    def where(self, now: float) -> str:
+        """Describe the state of the shard."""
+        if self.is_locked_out():
+            return self.locked_out()
+        if not self.welcomed:
+            return f"shard {self.number} has not answered our HELLO"
+        return f"shard {self.number} at {self.version} (heard {now - self.heard_at:.1f} s ago)"
+
+    def is_locked_out(self) -> bool:
+        """Whether a handshake failed after the shard was last heard."""
+        return self.handshake_failed_at > self.heard_at
+
+    def locked_out(self) -> str:
+        """Describe a failed handshake."""
+        return f"the handshake with shard {self.number} failed: the connection was cut, or the keys do not match"
+
+    # the contribution at this shard
+
+    def is_open(self) -> bool:
+        """Whether this shard may still use the contribution."""
+        return self.push in ("pending", "sent")
+
+    def can_push(self) -> bool:
+        """Whether a slice waits to be sent and the shard has welcomed us."""
+        return self.push == "pending" and self.welcomed
+
+    def offer(self, generation: int) -> None:
+        """Begin a contribution. One that is still open is given up, because its gradient is overwritten."""
+        self.close("unknown")
+        self.attempt = 0
+        self.computed_on = self.handed_out
+        late = self.generation != generation or self.is_past()
+        self.push = "closed" if late else "pending"
+        self.tally.skipped += late
+
+    def is_past(self) -> bool:
+        """Whether it is too late for a contribution computed on this slice."""
+        return self.final is not None if self.asynchronous else self.version > self.computed_on
+
+    def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:
+        """The outcome of our slice according to the record of ``version``. ``named``: this rank is in the record.
+
+        None if the record does not tell. In asynchronous mode it never does: it may be about an earlier contribution.
+        """
+        if self.asynchronous or version != self.computed_on + 1:
+            return None
+        return "used" if named else "unused"
+
+    def pushed(self) -> None:
+        """The slice is sent, for the first time or again."""
+        self.push = "sent"
+        self.attempt += 1
+        self._count_attempt(1)
+
+    def blocked(self) -> None:
+        """The slice could not be sent after all."""
+        if self.push == "sent":
+            self.push = "pending"
+            self._count_attempt(-1)
+            self.attempt -= 1
+
+    def need(self, generation: int | None, *, wanted: bool) -> bool:
+        """Note a NEED, which asks for our contribution if ``wanted``. Returns whether to send it again."""
+        self.needs_heard += 1
+        self.wanted = wanted
+        again = wanted and self.push == "sent" and generation == self.generation and not self.is_past()
+        if again:
+            self.push = "pending"
+        return again
+
+    def close(self, outcome: Literal["used", "unused", "unknown"]) -> bool:
+        """Close the contribution at this shard. Returns whether it was open."""
+        if not self.is_open():
+            return False
+        self.tally.settle(outcome if self.attempt else "skipped")
+        self.push = "closed"
+        return True
+
+    def check(self, generation: int | None) -> None:
+        """The invariants that hold after every event."""
+        assert all(version <= self.version for version in self.payloads), f"a slice of shard {self.number} is too new"
+        assert len(self.payloads) <= 2, f"{len(self.payloads)} slices of shard {self.number} are kept"
+        if self.is_open():
+            assert self.generation == generation, f"a contribution to an old generation is open at shard {self.number}"
+            assert not self.is_past(), f"a late contribution is open at shard {self.number}"
+
+    def _count_attempt(self, count: int) -> None:
+        if self.attempt == 1:
+            self.tally.sent += count
+        else:
+            self.tally.resent += count

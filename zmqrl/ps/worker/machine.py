@@ -1,0 +1,364 @@
+"""The decisions of a worker's connection: a state machine without sockets, clock or arithmetic.
+
+It takes events and returns actions, which ``connection.py`` carries out in that order.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from zmqrl.ps.story import Story
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.worker import events as e
+from zmqrl.ps.worker.known_shard import KnownShard, Statement, Tally
+
+if TYPE_CHECKING:
+    import zmq
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTiming:
+    """Timers of a worker, in seconds."""
+
+    hello_s: float = 1.0
+    ping_s: float = 1.0
+    snapshot_s: float = 2.0
+    stall_notice_s: float = 10.0
+    lease_s: float = 60.0
+
+
+class WorkerMachine:
+    """Decides which weights a worker computes on, and what it sends to each shard and when.
+
+    ``now`` is monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        layout: str,
+        shards: int,
+        rank: int,
+        incarnation: int,
+        codec: m.Codec,
+        host: str,
+        pid: int,
+        now: float,
+        timing: WorkerTiming | None = None,
+        asynchronous: bool = False,
+        code: str = "",
+    ) -> None:
+        """``asynchronous``: each contribution makes a version, so the slices may have different versions."""
+        self.run, self.layout, self.rank, self.incarnation = run, layout, rank, incarnation
+        self.codec, self.host, self.pid, self.code = codec, host, pid, code
+        self.timing = timing or WorkerTiming()
+        self.tally = Tally()
+        self.asynchronous = asynchronous
+        self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
+        self.contribution: int | None = None  # its generation; its version at each shard is `computed_on`
+        self.pulling_above: int | None = None
+        self.assembled_generation = -1
+        self.ended = False
+        self.progress = 0
+        self.ping_at = now
+        self.notice_at = now
+        self.story = Story()
+
+    def handle(self, event: e.Event, now: float) -> list[e.Action]:
+        """Handle one event. Returns the actions to carry out, in order."""
+        if not isinstance(event, e.Tick):
+            self.story.add(now, type(event), e.gist(event))
+        try:
+            actions = self._take(event, now)
+            for shard in self.shards:
+                shard.check(self.contribution)
+        except AssertionError as error:
+            where = f"worker {self.rank}, {type(event).__name__}"
+            raise self.story.broken(where, error, shard=getattr(event, "shard", None)) from error
+        return actions
+
+    def _take(self, event: e.Event, now: float) -> list[e.Action]:
+        match event:
+            # A shard that refuses us because it serves another run names that run.
+            case e.PublicationArrived() | e.ControlArrived() if event.message.run != self.run and not isinstance(
+                event.message, m.Refuse
+            ):
+                return [e.Log("debug", f"a message of another run from shard {event.shard}")]
+            case e.PublicationArrived():
+                return self._publication(self.shards[event.shard], event.message, event.payload, now)
+            case e.ControlArrived():
+                return self._control(self.shards[event.shard], event.message, event.payload, now)
+            case e.Pulling():
+                self.pulling_above, self.notice_at = event.above, now
+                self.progress += 1
+                return self._assemble(now)
+            case e.Contributed():
+                return self._contribute(event)
+            case e.SendBlocked():
+                self.shards[event.shard].blocked()
+                return []
+            case e.Writable():
+                return self._push(self.shards[event.shard])
+            case e.HandshakeFailed():
+                return self._locked_out(self.shards[event.shard], now)
+            case e.Leaving():
+                message = m.Leave(run=self.run, rank=self.rank, incarnation=self.incarnation)
+                return [e.SendControl(shard.number, message) for shard in self.shards]
+            case e.Tick():
+                return self._tick(now)
+
+    def pending(self, shard: int) -> bool:
+        """Whether a push to ``shard`` waits for its socket to become writable."""
+        return self.shards[shard].can_push()
+
+    def passed(self, version: int) -> bool:
+        """Whether every shard is past ``version``, so that no shard can use work on it."""
+        return all(shard.version > version for shard in self.shards)
+
+    def where(self, now: float) -> str:
+        """Describe the state of each shard."""
+        return ", ".join(shard.where(now) for shard in self.shards)
+
+    # weights
+
+    def _publication(
+        self,
+        shard: KnownShard,
+        message: m.Weights | m.Heartbeat | m.Need | m.Bye,
+        payload: "zmq.Frame | None",
+        now: float,
+    ) -> list[e.Action]:
+        actions = self._heard(shard, message, now)
+        if shard.is_outdated(message):
+            return actions
+        if isinstance(message, m.Bye):
+            shard.final = message.version
+            actions += [*self._reached(shard, message.version), *self._end()]
+            if self.asynchronous and not self.ended:  # the other shards go on, and we need the last slice of this one
+                actions += self._request(shard, None, now) if message.version not in shard.payloads else []
+                actions += self._assemble(now)
+            return actions
+        shard.final, shard.view = None, message.view
+        match message:
+            case m.Weights():
+                actions += self._slice(shard, message, payload)
+            case m.Heartbeat():
+                actions += self._catch_up(shard, message, now)
+            case m.Need():
+                actions += self._reached(shard, message.version)
+                if message.version == shard.version:
+                    again = shard.need(self.contribution, wanted=self.rank not in message.held)
+                    actions += self._push(shard) if again else []
+        return actions + self._assemble(now)
+
+    def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
+        """Note who sent this: say HELLO to a shard that restarted, and forget what a rollback undid."""
+        shard.heard_at = now
+        actions: list[e.Action] = []
+        if message.incarnation > shard.incarnation:
+            if shard.incarnation:
+                actions.append(e.Log("info", f"shard {shard.number} has restarted"))
+            shard.restart(message.incarnation)
+            actions.append(self._hello(shard, now))
+        if message.incarnation == shard.incarnation and message.generation > shard.generation:
+            if shard.generation >= 0:
+                actions.append(
+                    e.Log("info", f"shard {shard.number} was rolled back to generation {message.generation}")
+                )
+            shard.roll_back(message.generation)
+            actions += self._close(shard)
+        return actions
+
+    def _catch_up(self, shard: KnownShard, message: m.Heartbeat | m.Welcome, now: float) -> list[e.Action]:
+        """Ask for a version that the shard has published and this worker has missed."""
+        actions = self._reached(shard, message.version)
+        missed = message.published and message.version not in shard.payloads
+        return actions + (self._request(shard, None, now) if missed else [])
+
+    def _slice(self, shard: KnownShard, message: m.Weights | m.Snapshot, payload: "zmq.Frame | None") -> list[e.Action]:
+        """Keep a slice, and learn the outcome of our contribution from its record."""
+        assert payload is not None, "weights without a payload"
+        shard.payloads[message.version] = (message.codec, payload)
+        actions: list[e.Action] = []
+        if self.contribution == message.generation:
+            outcome = shard.learns(message.version, named=self.rank in message.ranks)
+            actions = self._close(shard, outcome) if outcome is not None else []
+        return actions + self._reached(shard, message.version)
+
+    def _reached(self, shard: KnownShard, version: int) -> list[e.Action]:
+        """Note that the shard is at ``version``: close older contributions and drop older payloads."""
+        shard.reach(version)
+        slowest = min(other.version for other in self.shards)
+        for other in self.shards:
+            other.prune(slowest)
+        return self._close(shard) if shard.is_past() else []
+
+    def _close(self, shard: KnownShard, outcome: Literal["used", "unused", "unknown"] = "unknown") -> list[e.Action]:
+        """Close the contribution at this shard. Release it when it is closed at all shards."""
+        closed = shard.close(outcome)
+        return [e.Release()] if closed and not any(other.is_open() for other in self.shards) else []
+
+    def _assemble(self, now: float) -> list[e.Action]:
+        """Give the waiting worker a version whose slices are all here, or ask for slices that it needs to help."""
+        if self.pulling_above is None or self.ended or not all(shard.welcomed for shard in self.shards):
+            return []
+        generation = self.shards[0].generation
+        if any(shard.generation != generation for shard in self.shards):
+            return []
+        if self.asynchronous:
+            return self._assemble_newest(generation)
+        low = min(shard.version for shard in self.shards)
+        # After a rollback versions are lower, but all of them are new.
+        if generation == self.assembled_generation and low <= self.pulling_above:
+            return []
+        lagging = [shard for shard in self.shards if shard.version == low]
+        if len(lagging) < len(self.shards) and not self._may_help(low, lagging):
+            return []
+        if any(shard.final is not None and shard.final <= low for shard in self.shards):
+            return []  # no shard takes a contribution to the last version
+        missing = [shard for shard in self.shards if low not in shard.payloads]
+        if missing:
+            # Do not ask the lagging shards: at the start they publish only when a quorum listens.
+            return [action for shard in missing if shard.version > low for action in self._request(shard, low, now)]
+        return self._hand_out(generation, [low] * len(self.shards))
+
+    def _assemble_newest(self, generation: int) -> list[e.Action]:
+        """Give the worker the newest slices, once all of them are newer than those of the last contribution."""
+        open_shards = [shard for shard in self.shards if shard.final is None]
+        if not open_shards or any(shard.version <= shard.computed_on for shard in open_shards):
+            return []
+        if any(shard.version not in shard.payloads for shard in self.shards):
+            return []  # the next heartbeat of the shard makes us ask for a lost slice
+        # From now on the gradient may be overwritten, so it cannot be sent again.
+        closed = [action for shard in self.shards for action in self._close(shard)]
+        return [*closed, *self._hand_out(generation, [shard.version for shard in self.shards])]
+
+    def _hand_out(self, generation: int, versions: list[int]) -> list[e.Action]:
+        self.pulling_above, self.assembled_generation = None, generation
+        slices = tuple(shard.hand_out(version) for shard, version in zip(self.shards, versions, strict=True))
+        return [e.Assembled(generation, min(versions), slices)]
+
+    def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
+        """Whether this idle worker can complete version ``low`` where it is stuck: see Repair in docs/protocol.md."""
+        stuck = all(shard.needs_heard >= 2 for shard in lagging) and any(shard.wanted for shard in lagging)
+        return stuck and all(shard.version <= low + 1 for shard in self.shards)
+
+    def _request(self, shard: KnownShard, version: int | None, now: float) -> list[e.Action]:
+        if not shard.may_request(now):
+            return []
+        shard.requested(now, self.timing.snapshot_s)
+        return [e.SendControl(shard.number, m.SnapshotRequest(run=self.run, version=version))]
+
+    def _end(self) -> list[e.Action]:
+        generations, finals = {shard.generation for shard in self.shards}, {shard.final for shard in self.shards}
+        # In asynchronous mode each shard has its own last version.
+        if self.ended or None in finals or len(generations) > 1 or (len(finals) > 1 and not self.asynchronous):
+            return []
+        self.ended = True
+        return [e.Ended(min(shard.version for shard in self.shards))]
+
+    # contributions
+
+    def _contribute(self, event: e.Contributed) -> list[e.Action]:
+        self.contribution = event.generation
+        self.pulling_above = None
+        self.progress += 1
+        for shard in self.shards:
+            shard.offer(event.generation)
+        if not any(shard.is_open() for shard in self.shards):
+            return [e.Release()]
+        return [action for shard in self.shards for action in self._push(shard)]
+
+    def _push(self, shard: KnownShard) -> list[e.Action]:
+        if not shard.can_push():
+            return []
+        assert self.contribution is not None
+        header = m.Gradient(
+            run=self.run,
+            layout=self.layout,
+            generation=self.contribution,
+            view=shard.view,
+            shard=shard.number,
+            version=shard.computed_on,
+            rank=self.rank,
+            incarnation=self.incarnation,
+            attempt=min(shard.attempt, 0xFFFF),
+            codec=self.codec,
+        )
+        shard.pushed()
+        return [e.SendGradient(shard.number, header)]
+
+    # control
+
+    def _control(
+        self, shard: KnownShard, message: m.Message, payload: "zmq.Frame | None", now: float
+    ) -> list[e.Action]:
+        shard.heard_at = now
+        match message:
+            case m.Welcome():
+                actions = self._heard(shard, message, now)
+                if shard.is_outdated(message) or message.state == "empty":
+                    return actions
+                shard.welcomed, shard.view = True, message.view
+                # A new process that welcomes us needs no HELLO.
+                actions = [a for a in actions if not (isinstance(a, e.SendControl) and isinstance(a.message, m.Hello))]
+                return [*actions, *self._catch_up(shard, message, now), *self._push(shard), *self._assemble(now)]
+            case m.Snapshot():
+                actions = self._heard(shard, message, now)
+                shard.snapshot_at = None
+                if shard.is_outdated(message):
+                    return actions
+                return [*actions, *self._slice(shard, message, payload), *self._assemble(now)]
+            case m.Refuse():
+                return [e.Failed(f"shard {shard.number} refuses worker {self.rank}: {message.reason}")]
+        return []
+
+    def _hello(self, shard: KnownShard, now: float) -> e.SendControl:
+        shard.hello_at = now
+        hello = m.Hello(
+            run=self.run,
+            layout=self.layout,
+            role="worker",
+            rank=self.rank,
+            incarnation=self.incarnation,
+            host=self.host,
+            pid=self.pid,
+            secret="",
+            code=self.code,
+        )
+        return e.SendControl(shard.number, hello)
+
+    def _locked_out(self, shard: KnownShard, now: float) -> list[e.Action]:
+        known = shard.is_locked_out()
+        shard.handshake_failed_at = now
+        return [] if known else [e.Log("warning", shard.locked_out())]
+
+    def _tick(self, now: float) -> list[e.Action]:
+        actions: list[e.Action] = []
+        ping = now - self.ping_at >= self.timing.ping_s
+        for shard in self.shards:
+            silent_s = now - shard.heard_at
+            if silent_s >= self.timing.lease_s:
+                why = shard.locked_out() + "." if shard.is_locked_out() else "is it still running?"
+                return [e.Failed(f"no word from shard {shard.number} for {silent_s:.0f} s: {why}")]
+            if not shard.welcomed and (shard.hello_at is None or now - shard.hello_at >= self.timing.hello_s):
+                actions.append(self._hello(shard, now))
+            if ping and shard.welcomed:
+                actions.append(e.SendControl(shard.number, self._ping(shard, now)))
+        if ping:
+            self.ping_at = now
+        if self.pulling_above is not None and now - self.notice_at >= self.timing.stall_notice_s:
+            self.notice_at = now
+            actions.append(e.Log("info", f"waiting for a version above {self.pulling_above}: {self.where(now)}"))
+        return actions + self._assemble(now)
+
+    def _ping(self, shard: KnownShard, now: float) -> m.Ping:
+        return m.Ping(
+            run=self.run,
+            rank=self.rank,
+            incarnation=self.incarnation,
+            generation=max(shard.generation, 0),
+            version=max(shard.version, 0),
+            progress=self.progress,
+            sent_us=int(now * 1e6),
+        )

@@ -1,0 +1,79 @@
+"""What a worker reports to the supervisor: its steps, games, losses and time spent."""
+
+import math
+import time
+from collections import defaultdict, deque
+from typing import Any
+
+from zmqrl.learner.games import Game
+from zmqrl.ps.worker.connection import Connection, PulledWeights
+
+REPORT_EVERY_S = 0.2
+GAMES_IN_A_REPORT = 32
+
+
+class Reporter:
+    """Tells the supervisor this worker's figures: counts are cumulative, so that a lost report costs none of them."""
+
+    def __init__(self, connection: Connection, steps_per_rollout: int, version: int) -> None:
+        """``version`` is the first that is played."""
+        self.connection = connection
+        self.steps_per_rollout = steps_per_rollout
+        self.agent_steps = self.abandoned_steps = self.games_played = 0
+        self.games: deque[tuple[int, float, int]] = deque(maxlen=GAMES_IN_A_REPORT)
+        self.version = version
+        self.losses: defaultdict[str, float] = defaultdict(float)  # sums since the last report, as many as lags
+        self.lags: list[int] = []
+        self.sent_at = 0.0
+
+    def played(self, games: list[Game]) -> None:
+        """A rollout is complete, and these games ended in it."""
+        self.agent_steps += self.steps_per_rollout
+        for game in games:
+            self.games_played += 1
+            self.games.append((self.games_played, game.score, game.agent_steps))
+            if self.games_played % GAMES_IN_A_REPORT == 0:
+                self.send()
+        self.send()  # before any contribution that was learned from it, so that a version is never ahead of its steps
+
+    def abandoned(self) -> None:
+        """The last rollout came too late to learn from."""
+        self.abandoned_steps += self.steps_per_rollout
+
+    def learned(self, weights: PulledWeights, losses: dict[str, float], *, lag: int) -> None:
+        """A gradient was pushed; report if the last report is a while ago."""
+        self.version = weights.version
+        self.lags.append(lag)
+        for name, value in losses.items():
+            self.losses[name] += value
+        if time.monotonic() - self.sent_at >= REPORT_EVERY_S:
+            self.send()
+
+    def send(self) -> None:
+        """Report now."""
+        self.sent_at = time.monotonic()
+        self.connection.report(
+            self._learned()
+            | {
+                "version": self.version,
+                "agent_steps": self.agent_steps,
+                "abandoned_steps": self.abandoned_steps,
+                "skipped": self.connection.tally().skipped,
+                "games": list(self.games),
+                "spans": self.connection.spans.take(),
+            }
+        )
+        self.losses.clear()
+        self.lags.clear()
+
+    def _learned(self) -> dict[str, Any]:
+        """Means over the gradients since the last report. One that is not finite would void the whole report."""
+        if not self.lags:
+            return {}
+        means = {name: total / len(self.lags) for name, total in self.losses.items()}
+        return {
+            "losses": {name: mean for name, mean in means.items() if math.isfinite(mean)},
+            "policy_lag": sum(self.lags) / len(self.lags),
+            "policy_lag_min": min(self.lags),
+            "policy_lag_max": max(self.lags),
+        }

@@ -1,0 +1,130 @@
+"""How a run ends: at which version of each shard, and what is written of it."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from zmqrl.checkpoint import Checkpoint
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
+from zmqrl.hosts.launcher import Exited
+from zmqrl.learner.envs import describe_env
+from zmqrl.observe.folding import printable
+from zmqrl.observe.metrics import Counters
+from zmqrl.observe.provenance import provenance
+from zmqrl.ps.control import ShardControl, only
+from zmqrl.ps.wire import messages as m
+from zmqrl.rundir import write_json
+
+Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
+
+LOOK_EVERY_S = 0.1
+ALONE_WITHIN_S = 3.0  # without a new version, where shards need not end together
+
+
+def stop_shards(
+    control: ShardControl,
+    shards: Iterable[int],
+    within_s: float,
+    meanwhile: Callable[[], None],
+    *,
+    together: bool = True,
+) -> tuple[dict[int, int], dict[int, m.Stats]]:
+    """Agree on a last version at or above every shard's own, and wait until all have ended with it.
+
+    Where the workers are gone, or a shard can make no more versions, the shards stay where they are, and the newest
+    version that all of them still hold is the last. Unless ``together``, as in asynchronous mode, it is then its own
+    version for each shard. ``meanwhile`` is called again and again while that takes. Returns the last version of each
+    shard and where it stands; raises ClusterError when a shard does not answer.
+    """
+
+    def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
+        return control.ask(
+            ends,
+            lambda shard: m.Stop(run=control.run, version=ends[shard]),
+            only(m.Stats),
+            within_s=within_s,
+            what="stopping the shards",
+            meanwhile=meanwhile,
+        )
+
+    began_at = time.monotonic()
+    stats = control.stats(shards, within_s=within_s, what="stopping the shards", meanwhile=meanwhile)
+    ends, margin = dict.fromkeys(stats, max(s.version for s in stats.values())), 1
+    versions, moved_at = {shard: s.version for shard, s in stats.items()}, began_at
+    while time.monotonic() < began_at + within_s and not any(s.failure for s in stats.values()):
+        stats = ask(ends)
+        if all(s.state == "ended" and s.version == ends[shard] for shard, s in stats.items()):
+            return ends, stats
+        before, versions = versions, {shard: s.version for shard, s in stats.items()}
+        if versions != before:
+            moved_at = time.monotonic()
+        elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
+            break
+        if (newest := max(versions.values())) > max(ends.values()):  # it was past it before it heard of it
+            ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
+        meanwhile()
+        time.sleep(LOOK_EVERY_S)
+    growth = dict.fromkeys(stats, 0)
+    while any(s.state != "ended" for s in stats.values()):
+        if time.monotonic() >= began_at + 2 * within_s:
+            raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
+        for shard, known in list(stats.items()):
+            # Ahead of one that still makes versions, by twice as many as it has made since it was asked last.
+            stats |= ask({shard: known.version + 2 * growth[shard]})
+            growth[shard] = stats[shard].version - known.version
+    ends = {shard: s.version for shard, s in stats.items()}
+    return dict.fromkeys(ends, min(ends.values())) if together else ends, stats
+
+
+def write_summary(path: Path, reason: Reason, config: Config, last: Checkpoint) -> None:
+    """Write ``summary.json``. Raises UnwritableError."""
+    try:
+        write_json(path, summary(reason, config, last))
+    except OSError as error:
+        raise UnwritableError(refusal(error, path)) from error
+
+
+def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
+    """The contents of ``summary.json``: all sittings of the run together, up to its ``last`` checkpoint."""
+    counters = Counters.from_json(last.counters) if last.counters else Counters()
+    return {
+        "exit_reason": reason,
+        "updates": last.version,
+        "agent_steps": counters.agent_steps,
+        "abandoned_steps": counters.abandoned_steps,
+        "wall_s": counters.wall_s,
+        "agent_steps_per_s": counters.agent_steps / counters.wall_s if counters.wall_s else None,
+        "episodes": counters.episodes,
+        "score_mean_50": statistics.fmean(counters.scores) if counters.scores else None,
+        "workers": config.workers,
+        "backups": config.backups,
+        "quorum": config.effective_quorum(),
+        "shards": last.layout.shards,
+        "contributions": dict(counters.contributions),
+        "params_sha256": last.params_sha256(),
+        "recipe": config.recipe,
+        "env": config.env,
+        "seed": config.seed,
+        "flavour": describe_env(config.env, config.envs).flavour,
+        "provenance": provenance(),
+    }
+
+
+def quoted(lines: Sequence[str]) -> str:
+    """Lines of a log, marked as a quotation."""
+    return "".join(f"\n  | {printable(line)}" for line in lines)
+
+
+def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:
+    """The error of a run that did not recover from the ``first`` death: where it was, how, and the end of its log.
+
+    It is a UsageError if that process ended with one, or if it refused to work before the run had ``begun``.
+    """
+    refused = {UsageError.exit_status} if begun else {UsageError.exit_status, ClusterError.exit_status}
+    kind = UsageError if first.status in refused else ClusterError
+    tail = quoted(first.log_tail.splitlines())
+    end = f"ended with{tail}" if tail else "was empty."
+    return kind(f"{error}\nThe first to fail was {first.process} on {host} ({first.how()}); its log {log} {end}")

@@ -1,0 +1,260 @@
+"""What happens to a run, and what its supervisor does about it: events in, actions out."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from zmqrl.hosts.launcher import Exited
+from zmqrl.process_id import ProcessId
+from zmqrl.ps.shard.events import View
+from zmqrl.ps.wire import messages as m
+
+Reason: TypeAlias = Literal["updates", "agent_steps", "minutes", "stop_score", "interrupted", "failed"]
+
+# events
+
+
+@dataclass(frozen=True, slots=True)
+class ShardBound:
+    """A shard process is up and has bound its sockets."""
+
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The supervisor has connected to all shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSaid:
+    """A message of a shard to the supervisor."""
+
+    shard: int
+    message: m.Welcome | m.Stats | m.Lost
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessDied:
+    """A process ended by itself."""
+
+    exited: Exited
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessWorked:
+    """A follower did its work, so its past deaths are forgiven."""
+
+    process: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All shards have loaded the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotLoaded:
+    """Not all shards could load the checkpoint."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWanted:
+    """A follower needs a checkpoint now."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """A checkpoint was written, with this version of each shard."""
+
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFailed:
+    """The checkpoint that was to be taken could not be."""
+
+    version: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Figures of the run that limits are about. ``mean_score`` is -inf until enough games have ended."""
+
+    agent_steps: int
+    mean_score: float
+    updates_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The user asked for the end of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """From now on the shards are being stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event: TypeAlias = (
+    ShardBound
+    | Connected
+    | ShardSaid
+    | ProcessDied
+    | ProcessWorked
+    | Loaded
+    | NotLoaded
+    | CheckpointWanted
+    | CheckpointWritten
+    | CheckpointFailed
+    | Figures
+    | Interrupted
+    | Ending
+    | Tick
+)
+
+# actions
+
+
+@dataclass(frozen=True, slots=True)
+class StartProcess:
+    """Start a process, for the first time or again."""
+
+    process: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class KillProcess:
+    """Kill a process that hangs, which leads to ProcessDied."""
+
+    process: ProcessId
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TellSilence:
+    """Tell the user that a process does not answer."""
+
+    process: ProcessId
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Go on without a follower that dies again and again."""
+
+    process: ProcessId
+    deaths: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """All shards are bound: connect to them, and tell the workers where they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskShard:
+    """Ask a shard for its STATS, or greet it with HELLO if it may not know this supervisor."""
+
+    shard: int
+    greet: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TellView:
+    """Tell a shard the view."""
+
+    shard: int
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class TellStop:
+    """Tell a shard the version to end at; None takes that back."""
+
+    shard: int
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Let all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded."""
+
+    generation: int
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Ask a shard to keep a copy of a version for a checkpoint."""
+
+    shard: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeCheckpoint:
+    """Fetch and write a checkpoint. Leads to CheckpointWritten or CheckpointFailed."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeginTime:
+    """The first version is in the making: the time of the run counts from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Tell the user."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TellDeath:
+    """Tell the user about a death, in lines that are the same for all who die alike."""
+
+    process: ProcessId
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop the run."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The run cannot go on."""
+
+    why: str
+
+
+Action: TypeAlias = (
+    StartProcess
+    | KillProcess
+    | TellSilence
+    | GiveUp
+    | Connect
+    | AskShard
+    | TellView
+    | TellStop
+    | Load
+    | SetAside
+    | TakeCheckpoint
+    | BeginTime
+    | Notice
+    | TellDeath
+    | Stop
+    | Fail
+)

@@ -1,0 +1,143 @@
+"""The evaluator and the recorder: processes that get checkpoints and answer with an evaluation or a video."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from zmqrl.config import Config
+from zmqrl.hosts.launcher import Said
+from zmqrl.hosts.mirror import Mirror
+from zmqrl.json_lines import JsonLines
+from zmqrl.observe.console import Console
+from zmqrl.observe.forms import EVALUATION, readable_lines
+from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
+from zmqrl.rundir import RunDirectory
+
+FINISH_WITHIN_S = 1800.0
+
+
+class Runner(Protocol):
+    """What runs the followers."""
+
+    def start(self, process: ProcessId) -> None:
+        """Start a process now."""
+
+    def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
+        """Send a message to a process."""
+
+    def worked(self, process: ProcessId) -> None:
+        """A process did its work, so its past deaths are forgiven."""
+
+
+class Followers:
+    """The followers of a run. When one dies, the process that replaces it gets the unanswered messages again.
+
+    ``files`` copies checkpoints to the hosts of the followers. ``pending`` holds the unanswered messages.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        runner: Runner,
+        console: Console,
+        files: Mirror,
+    ) -> None:
+        self.config, self.runner, self.console, self.files = config, runner, console, files
+        self.rows = JsonLines(directory.evaluations) if config.evaluator else None
+        self.evaluate_at_s, self.evaluated = 0.0, _last_version(directory.evaluations, console.notice)
+        self.to_record = sorted(config.recording.minutes) if config.recorder else []
+        wanted = {EVALUATOR: config.evaluator, RECORDER: config.recorder}
+        self.pending: dict[ProcessId, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
+
+    def start(self, trained_s: float) -> None:
+        """Start them in a run that has trained for ``trained_s``. Recordings that were due earlier are skipped."""
+        self.to_record = [minute for minute in self.to_record if 60 * minute >= trained_s]
+        for name in self.pending:
+            self.runner.start(name)
+
+    def wants_checkpoint(self, trained_s: float) -> bool:
+        """Whether a game is to be recorded now."""
+        return bool(self.to_record) and 60 * self.to_record[0] <= trained_s
+
+    def on_checkpoint(self, version: int, trained_s: float, *, last: bool = False) -> None:
+        """Checkpoint ``version`` was written after so many seconds of training."""
+        if self.config.evaluator and (last or trained_s >= self.evaluate_at_s):
+            self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
+            if version != self.evaluated:  # as the first one of a resumed run is
+                self.evaluated = version
+                self._tell(EVALUATOR, {"version": version})
+        while self.wants_checkpoint(trained_s):
+            self._tell(RECORDER, {"version": version, "name": f"minute-{self.to_record.pop(0):03g}"})
+
+    def on_answer(self, answer: Said) -> None:
+        """Take a result."""
+        facts = answer.facts
+        if evaluation := facts.get("evaluation"):
+            assert self.rows is not None
+            self.rows.write_or_tell(evaluation, self.console.notice)
+            low, high = evaluation["ci95"]
+            self.console.notice(
+                f"evaluation of version {evaluation['version']} ({evaluation['wall_s'] / 60:.1f} min): "
+                f"mean {evaluation['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, {evaluation['episodes']} games"
+            )
+            self._settle(answer.process, evaluation["version"])
+        elif recording := facts.get("recording"):
+            self.console.notice(f"recorded {recording['path']}: score {recording['score']:g}")
+            self._settle(answer.process, recording["version"])
+        elif "skipped" in facts:
+            self.console.notice(f"{answer.process} skipped version {facts['skipped']}: {facts['reason']}")
+            self._settle(answer.process, facts["skipped"])
+
+    def give_up(self, process: ProcessId) -> None:
+        """Go on without a follower."""
+        self.pending.pop(process, None)
+
+    def finish(
+        self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]
+    ) -> None:
+        """Wait for their answers to the last checkpoint, until ``hurried``. ``look_after`` is called all the time."""
+        self.on_checkpoint(version, trained_s, last=True)
+        give_up_at, told = time.monotonic() + FINISH_WITHIN_S, False
+        while (busy := self._busy()) and not hurried():
+            if time.monotonic() >= give_up_at:
+                return self.console.notice(f"no longer waiting for {busy}")
+            if not told:
+                self.console.notice(f"waiting for {busy}; Ctrl-C ends the wait")
+                told = True
+            look_after()
+            time.sleep(0.05)
+        return None
+
+    def _busy(self) -> str:
+        at_work = [f"{name} with version {told[-1]['version']}" for name, told in self.pending.items() if told]
+        return " and ".join(at_work)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self.rows is not None:
+            self.rows.close()
+
+    def _tell(self, process: ProcessId, message: dict[str, Any]) -> None:
+        if process in self.pending:
+            self.files.put_checkpoint(process, message["version"])
+            self.pending[process].append(message)
+            self.runner.tell(process, message)
+
+    def _settle(self, process: ProcessId, version: int) -> None:
+        """A message is answered: the recorder takes one after the other, the evaluator leaves out what is overtaken."""
+        told = self.pending[process]
+        left = told[1:] if process == RECORDER else [message for message in told if message["version"] > version]
+        self.pending[process] = left
+        needed = {message["version"] for told in self.pending.values() for message in told}
+        for settled in {message["version"] for message in told} - needed:
+            for each in self.pending:
+                self.files.drop_checkpoint(each, settled)
+        self.runner.worked(process)
+
+
+def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:
+    """The version that was evaluated last in an earlier sitting."""
+    lines = readable_lines(evaluations, EVALUATION, notice)
+    return int(lines[-1]["version"]) if lines else None

@@ -1,0 +1,277 @@
+"""The decisions of a run's supervisor, as a state machine: events in, actions out. Pure: no sockets, clock or files."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from zmqrl.hosts.launcher import Exited
+from zmqrl.process_id import shard_id, worker_id
+from zmqrl.ps.wire import messages as m
+from zmqrl.supervisor import events as e
+from zmqrl.supervisor.membership import Membership
+from zmqrl.supervisor.processes import Processes
+from zmqrl.supervisor.shards import Shards
+
+ASK_EVERY_S = 0.2
+ASK_AT_FIRST_EVERY_S = 0.05  # until the first version, from which the time of the run counts
+START_WITHIN_S = 60.0
+GREET_AGAIN_S = 2.0
+STOP_WITHIN_S = 30.0
+EVENTS_KEPT = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What ends a run by itself. None stands for no limit."""
+
+    updates: int | None = None
+    agent_steps: int | None = None
+    minutes: float | None = None
+    stop_score: float | None = None
+
+
+class SupervisorMachine:
+    """One run, from a checkpoint to its end.
+
+    States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not
+    every shard can hear of it yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each
+    shard in the checkpoint that the run starts from. Times are in seconds, all on one clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoint: tuple[int, ...],
+        generation: int,
+        ranks: int,
+        quorum: int,
+        on_loss: Literal["wait", "shrink"],
+        limits: Limits,
+        local_ranks: Sequence[int],
+        checkpoint_every_s: float,
+    ) -> None:
+        self.state: Literal["starting", "running", "stopping", "ending"] = "starting"
+        self.limits, self.on_loss, self.ranks = limits, on_loss, ranks
+        self.membership = Membership(ranks, quorum, on_loss)
+        self.shards = Shards(checkpoint, generation, limits.updates)
+        self.processes = Processes()
+        self.local_ranks = local_ranks
+        self.bound: set[int] = set()
+        self.figures = e.Figures(0, float("-inf"), 0.0)
+        self.began_at: float | None = None
+        self.interrupted = False
+        self.checkpoint_every_s = checkpoint_every_s
+        self.checkpoint_due_at = float("inf")
+        self.checkpoint_version: int | None = None  # the version that the shards are asked to set aside
+        self._start_by: float | None = None
+        self._stop_by = float("inf")
+        self._asked_at = 0.0
+        self._story: deque[tuple[float, e.Event]] = deque(maxlen=EVENTS_KEPT)
+
+    def begin(self, now: float) -> list[e.Action]:
+        """Start all processes. Workers import what they need while the shards come up."""
+        self._start_by = now + START_WITHIN_S
+        return list(map(self.processes.start, [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]))
+
+    def handle(self, event: e.Event, now: float) -> list[e.Action]:
+        """Take one event. Raises AssertionError with the last events when an invariant is broken."""
+        if not isinstance(event, e.Tick | e.Figures | e.CheckpointWanted):
+            self._story.append((now, event))
+        actions = self._handle(event, now)
+        try:
+            self.check()
+        except AssertionError as broken:
+            story = "".join(f"\n  {at:.3f} {event}" for at, event in self._story)
+            raise AssertionError(f"{broken} after{story}") from broken
+        return actions
+
+    def check(self) -> None:
+        """Invariants, after every event."""
+        shards = self.shards
+        assert len(shards.checkpoint) == len(shards.numbers)
+        assert all(shards.seen[shard] >= version for shard, version in enumerate(shards.checkpoint)), "seen goes back"
+        assert not (shards.down & shards.stats.keys()), "a shard that is down has said where it stands"
+        assert all(stats.generation == shards.generation for stats in shards.stats.values()), "another generation"
+        assert 1 <= self.membership.view.quorum <= self.ranks, "the quorum"
+
+    def _handle(self, event: e.Event, now: float) -> list[e.Action]:
+        match event:
+            case e.ShardBound(shard):
+                was_up = len(self.bound) == len(self.shards.numbers)
+                self.bound.add(shard)
+                is_up = len(self.bound) == len(self.shards.numbers)
+                return [e.Connect()] if is_up and not was_up else []
+            case e.Connected():
+                self.state = "running"
+                self.checkpoint_due_at = now + self.checkpoint_every_s
+                return []
+            case e.ShardSaid(shard, message):
+                return self._on_message(shard, message, now)
+            case e.ProcessDied(exited):
+                return self._on_death(exited, now)
+            case e.ProcessWorked(process):
+                self.processes.worked(process)
+                return []
+            case e.Loaded():
+                self.processes.reset_tallies()
+                self.checkpoint_version = None
+                return self.shards.loaded()
+            case e.NotLoaded(why):
+                return [e.Notice(f"going back has to wait: {why}")]
+            case e.CheckpointWanted():
+                self.checkpoint_due_at = min(self.checkpoint_due_at, now)
+                return []
+            case e.CheckpointWritten(versions):
+                self.shards.checkpointed(versions)
+                self._next_checkpoint(now)
+                return []
+            case e.CheckpointFailed(version, why):
+                self._next_checkpoint(now)
+                return [e.Notice(f"checkpoint of version {version} put off: {why}")]
+            case e.Figures():
+                self.figures = event
+                return []
+            case e.Interrupted():
+                self.interrupted = True
+                return []
+            case e.Ending():
+                self.state = "ending"
+                self.shards.stop_at = None
+                return []
+            case e.Tick():
+                return self._tick(now)
+            case _:
+                assert_never(event)
+
+    # messages and deaths
+
+    def _on_message(self, shard: int, message: m.Welcome | m.Stats | m.Lost, now: float) -> list[e.Action]:
+        if isinstance(message, m.Lost):
+            self.shards.on_lost(shard, message, self.membership.view.quorum)
+            return []
+        self.processes.heard(shard_id(shard), now)
+        if isinstance(message, m.Welcome):
+            actions = self.shards.on_welcome(shard, message, self.membership.view)
+            if self.state == "ending" and self.shards.rollback is not None:
+                actions.append(e.Fail(f"{self.shards.rollback}, and the run ends."))
+            return actions
+        if self.shards.on_stats(shard, message):
+            self.processes.worked(shard_id(shard))
+        self.processes.contributed(message.tallies)
+        return []
+
+    def _on_death(self, exited: Exited, now: float) -> list[e.Action]:
+        process = exited.process
+        if process.role not in ("shard", "worker"):  # a follower: the run goes on without it
+            actions = self.processes.died(exited, now, counts=False)
+            if process in self.processes.hopeless:
+                self.processes.give_up(process)
+                actions.append(e.GiveUp(process, self.processes.deaths(process)))
+            return actions
+        if process.role == "shard":
+            self.shards.on_exit(process.number)
+        elif self.state == "ending" and exited.status == 0:
+            return []
+        actions = self.processes.died(exited, now, counts=True)
+        hopeless = self.processes.hopeless
+        workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
+        needed = self.membership.view.quorum if self.on_loss == "wait" else 1
+        if process in hopeless and (process.role == "shard" or workers_left < needed):
+            last_line = "".join(f"\n  | {line}" for line in exited.log_tail.splitlines()[-1:])
+            deaths = self.processes.deaths(process)
+            actions.append(e.Fail(f"{process} died {deaths} times in a row ({exited.how()}){last_line or '.'}"))
+        return actions
+
+    # time
+
+    def _tick(self, now: float) -> list[e.Action]:
+        actions = self.processes.due(now)
+        if self.state == "ending":
+            return actions
+        if self.state == "starting":
+            return actions + self._late_start(now)
+        if why := self.shards.failure():
+            return [*actions, e.Fail(why)]
+        if now - self._asked_at >= (ASK_AT_FIRST_EVERY_S if self.began_at is None else ASK_EVERY_S):
+            actions += self._look(now)
+        reason = self._reason_to_stop(now)
+        if reason is not None and self.state == "running":
+            self.state, self._stop_by = "stopping", now + STOP_WITHIN_S
+        if reason is not None and (self.shards.ready or now >= self._stop_by):
+            actions.append(e.Stop(reason))
+        return actions
+
+    def _late_start(self, now: float) -> list[e.Action]:
+        if self._start_by is None or now < self._start_by or len(self.bound) == len(self.shards.numbers):
+            return []
+        missing = ", ".join(f"shard {shard}" for shard in self.shards.numbers if shard not in self.bound)
+        return [e.Fail(f"{missing} did not come up within {START_WITHIN_S:g} s")]
+
+    def _look(self, now: float) -> list[e.Action]:
+        """One look at the shards: ask them, restart what hangs, roll back, and decide who counts."""
+        shards, processes = self.shards, self.processes
+        # A shard that was not asked could not answer: time for which this process was stopped is not silence.
+        if self._asked_at and now - self._asked_at > GREET_AGAIN_S:
+            processes.pardon(now - self._asked_at)
+        self._asked_at = now
+        processes.made(min(shards.seen.values()), now)
+        actions: list[e.Action] = []
+        for shard in shards.numbers:
+            # After its connection was cut and made again, a shard knows us by HELLO only.
+            greet = shard in shards.down or processes.silent_s(shard_id(shard), now) > GREET_AGAIN_S
+            actions.append(e.AskShard(shard, greet))
+        silent, told = processes.watch_silence(now)
+        for process in silent:
+            if process.role == "shard":
+                shards.stats.pop(process.number, None)
+        actions += told + shards.roll_back(self.membership.view, now)
+        if shards.rollback is not None:
+            return actions
+        processes.hear_workers(shards.stats.values(), now)
+        if shards.all_told:
+            actions += self._observe_members(now) + self._checkpoint_step(now)
+        return actions
+
+    def _observe_members(self, now: float) -> list[e.Action]:
+        stats = self.shards.stats
+        alive = set.intersection(*(set(each.present) for each in stats.values()))
+        updated = any(each.version > self.shards.checkpoint[shard] for shard, each in stats.items())
+        _, text = self.membership.observe(alive, updated, now)
+        actions: list[e.Action] = []
+        if self.began_at is None and self.membership.complete_once:
+            self.began_at = now
+            actions.append(e.BeginTime())
+        if text is not None:
+            actions.append(e.Notice(text))
+        return actions + self.shards.repeat(self.membership.view)
+
+    def _checkpoint_step(self, now: float) -> list[e.Action]:
+        """Ask every shard to set one version aside, and fetch the copies when all have."""
+        stats, wanted = self.shards.stats, self.checkpoint_version
+        if now < self.checkpoint_due_at or any(each.state != "open" for each in stats.values()):
+            return []
+        if wanted is not None and all(each.captured == wanted for each in stats.values()):
+            return [e.TakeCheckpoint(wanted)]
+        if wanted is None or any(each.version > wanted and each.captured != wanted for each in stats.values()):
+            # Far enough ahead that the request reaches every shard before it has made that version.
+            newest = max(each.version for each in stats.values())
+            wanted = self.checkpoint_version = newest + 2 + int(self.figures.updates_per_s)
+        return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
+
+    def _next_checkpoint(self, now: float) -> None:
+        self.checkpoint_version, self.checkpoint_due_at = None, now + self.checkpoint_every_s
+
+    def _reason_to_stop(self, now: float) -> e.Reason | None:
+        limits, figures = self.limits, self.figures
+        if self.interrupted:
+            return "interrupted"
+        if self.shards.all_at_stop:
+            return "updates"
+        if limits.stop_score is not None and figures.mean_score >= limits.stop_score:
+            return "stop_score"
+        if limits.agent_steps is not None and figures.agent_steps >= limits.agent_steps:
+            return "agent_steps"
+        if limits.minutes is not None and self.began_at is not None and now - self.began_at >= 60 * limits.minutes:
+            return "minutes"
+        return None

@@ -1,0 +1,49 @@
+"""Who counts: the view of a run, and what to do and say when workers are missing. No sockets, no clock."""
+
+from typing import Literal
+
+from zmqrl.ps.shard.events import View
+
+NOTICE_EVERY_S = 5.0
+SHRINK_AFTER_S = 10.0
+
+
+class Membership:
+    """Keeps the view. With fewer workers than the quorum alive, the run waits, or the quorum shrinks to the living."""
+
+    def __init__(self, ranks: int, quorum: int, on_loss: Literal["wait", "shrink"]) -> None:
+        self.wanted = quorum
+        self.on_loss = on_loss
+        self.view = View(1, quorum, tuple(range(ranks)))
+        self.complete_once = False
+        self.short_since: float | None = None
+        self.notice_at = float("-inf")
+
+    def observe(self, alive: set[int], updated: bool, now: float) -> tuple[View | None, str | None]:
+        """The view to announce and the notice to give, if any.
+
+        ``alive`` are the ranks that every shard sees now; ``updated`` tells of those that came, made versions and went
+        between two looks.
+        """
+        here = len(alive & set(self.view.members))
+        self.complete_once = self.complete_once or updated or here >= self.wanted
+        if here >= self.view.quorum:
+            self.short_since = None
+            if self.view.quorum < min(here, self.wanted):
+                return self._change(min(here, self.wanted)), f"{here} workers are here again"
+            return None, None
+        if self.short_since is None:
+            self.short_since = self.notice_at = now
+        short_s = now - self.short_since
+        if self.on_loss == "shrink" and self.complete_once and here >= 1 and short_s >= SHRINK_AFTER_S:
+            self.short_since = None
+            return self._change(here), f"going on with {here} workers instead of {self.wanted}"
+        if now - self.notice_at >= NOTICE_EVERY_S:
+            self.notice_at = now
+            missing = ", ".join(str(rank) for rank in self.view.members if rank not in alive)
+            return None, f"waiting for workers {missing}: {here} of the {self.view.quorum} needed are here"
+        return None, None
+
+    def _change(self, quorum: int) -> View:
+        self.view = View(self.view.id + 1, quorum, self.view.members)
+        return self.view

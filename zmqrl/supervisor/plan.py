@@ -1,0 +1,190 @@
+"""What is started: the job of every process of a run, and the file by which others find them."""
+
+import os
+import secrets
+import socket as host_socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from zmqrl import __version__
+from zmqrl.config import Config
+from zmqrl.hosts.deployment import Deployment
+from zmqrl.hosts.launcher import Task
+from zmqrl.observe.provenance import code_id
+from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId, shard_id, worker_id
+from zmqrl.ps.control import ShardControl
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.job import ShardJob
+from zmqrl.ps.shard.machine import ShardTiming
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.keys import RunKeys
+from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
+from zmqrl.rundir import RunDirectory, write_json
+
+FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.commands.measure.record"}
+
+
+class Plan:
+    """The processes of one run. ``run`` is new each time, unless its shards are to find the state of that run again.
+
+    ``deployment`` says where each of them runs. ``secret`` proves the supervisor to the shards.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        layout: Layout,
+        deployment: Deployment,
+        *,
+        run: str | None = None,
+    ) -> None:
+        self.config, self.directory, self.layout = config, directory, layout
+        self.deployment, self.sites, self.threads = deployment, deployment.sites, deployment.threads
+        self.run = run or secrets.token_hex(8)
+        self.secret = secrets.token_hex(16)
+        addresses = [self.sites[shard_id(shard)].address for shard in range(layout.shards)]
+        encrypted = config.wire.encrypts(addresses)
+        self.keys = RunKeys.make(workers=config.ranks, shards=layout.shards) if encrypted else None
+        self.local_ranks = range(config.ranks - config.external_workers)
+        self.open_ranks = range(len(self.local_ranks), config.ranks)
+        self._incarnations: dict[ProcessId, int] = {}
+        self._written_pids: dict[ProcessId, int] = {}
+
+    def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
+        """A shard; one that is started again is bound to the ``endpoints`` where the workers look for it.
+
+        A ``frozen`` one is only read. No worker looks for it where it is bound, unless a port range leaves no choice.
+        """
+        process = shard_id(shard)
+        config, directory = self.config, self.sites[process].directory
+        job = ShardJob(
+            run=self.run,
+            layout=self.layout,
+            shard=shard,
+            codec=config.wire.codec,
+            optimizer=config.optimizer,
+            bind=endpoints or self._addresses(shard, frozen=frozen),
+            secret=self.secret,
+            code=code_id(),
+            state_path=directory.state(shard),
+            history_path=directory.history(shard),
+            consistent=config.consistent,
+            asynchronous=config.mode == "async",
+            timing=ShardTiming(need_s=config.wire.need_s),
+            trace_path=directory.trace_of(process) if config.profile else None,
+            trace_versions=config.profile or 0,
+            incarnation=self._incarnation(process),
+            keys=self.keys.of_shard(shard) if self.keys else None,
+            frozen=frozen,
+        )
+        return self._task(process, "zmqrl.ps.shard.server", job.to_json())
+
+    def worker_task(self, rank: int, job: Mapping[str, Any] | None) -> Task:
+        """A worker; without its ``job``, it imports what it needs, which takes seconds, and waits to be told."""
+        return self._task(worker_id(rank), "zmqrl.worker", job)
+
+    def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
+        """For a worker that finds the shards by ``cluster``; the run is at about ``version``."""
+        process = worker_id(rank)
+        return {
+            "cluster": cluster,
+            "keys": self.keys.of_worker(rank).to_json() if self.keys else None,
+            "rank": rank,
+            "version": version,
+            "config": self.config.to_json(),
+            "incarnation": self._incarnation(process),
+            "threads": self.threads[process],
+            "trace_path": str(self.sites[process].directory.trace_of(process)) if self.config.profile else None,
+        }
+
+    def control(
+        self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
+    ) -> ShardControl:
+        """Connect to the shards as the supervisor. ``other`` takes the messages that answer no question."""
+        keys = self.keys.of_supervisor() if self.keys else None
+        return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)
+
+    def follower_task(self, process: ProcessId, messages: Sequence[Mapping[str, Any]]) -> Task:
+        """The evaluator or the recorder, to be told ``messages`` at once."""
+        job = {
+            "run_dir": str(self.sites[process].directory.path),
+            "episodes": self.config.evaluation.episodes,
+            "greedy": self.config.evaluation.greedy,
+            "threads": self.threads[process],
+        }
+        return self._task(process, FOLLOWERS[process], job, messages)
+
+    def _task(
+        self, process: ProcessId, module: str, job: Mapping[str, Any] | None, messages: Sequence[Mapping[str, Any]] = ()
+    ) -> Task:
+        log_path = self.directory.log(process)
+        return Task(
+            process=process, module=module, job=job, log_path=log_path, threads=self.threads[process], messages=messages
+        )
+
+    def write_cluster(self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]) -> None:
+        """Write ``cluster.json`` if there are other processes than it says, and the key files that it names."""
+        if pids != self._written_pids:
+            self._written_pids = dict(pids)
+            self._write_key_files()
+            write_json(self.directory.cluster, self.cluster(endpoints, pids), mode=0o600)
+
+    def cluster(
+        self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]
+    ) -> dict[str, Any]:
+        """The contents of ``cluster.json``: all that an outside worker needs to join, and people to look."""
+        return {
+            "protocol": m.PROTOCOL,
+            "zmqrl": __version__,
+            "run": self.run,
+            "supervisor": {"host": host_socket.gethostname(), "pid": os.getpid()},
+            "hosts": self.deployment.launcher.to_dict(),
+            "shards": [
+                {"shard": shard, **self._process(shard_id(shard), pids), **endpoints[shard]}
+                for shard in sorted(endpoints)
+            ],
+            "workers": [{"rank": rank, **self._process(worker_id(rank), pids)} for rank in self.local_ranks],
+            "followers": [
+                {"name": str(process), **self._process(process, pids)} for process in FOLLOWERS if process in pids
+            ],
+            "open_ranks": list(self.open_ranks),
+            "mode": self.config.mode,
+            "codec": self.config.wire.codec,
+            "layout": self.layout.to_json(),
+            "keys": {str(rank): self._key_file(rank) for rank in self.open_ranks} if self.keys else None,
+            "config": self.config.to_json(),
+        }
+
+    def _process(self, process: ProcessId, pids: Mapping[ProcessId, int]) -> dict[str, Any]:
+        return {"host": self.sites[process].host, "pid": pids.get(process)}
+
+    def _key_file(self, rank: int) -> str:
+        """Relative to ``cluster.json``, so that both can be copied to another host."""
+        return str(self.directory.key_file(rank).relative_to(self.directory.path))
+
+    def _write_key_files(self) -> None:
+        if self.keys is None:
+            return
+        for rank in self.open_ranks:
+            self.directory.keys.mkdir(mode=0o700, exist_ok=True)
+            path = self.directory.key_file(rank)
+            if not path.exists():
+                facts = {"run": self.run, "rank": rank, **self.keys.of_worker(rank).to_json()}
+                write_json(path, facts, mode=0o600)
+
+    def _incarnation(self, process: ProcessId) -> int:
+        """The time, or more where the clock was set back since the last start of the process."""
+        self._incarnations[process] = max(time.time_ns() // 1_000_000, self._incarnations.get(process, 0) + 1)
+        return self._incarnations[process]
+
+    def _addresses(self, shard: int, *, frozen: bool) -> dict[SocketRole, str]:
+        wire, ports = self.config.wire, self.config.ports()
+        if ports is None and wire.transport == "ipc":
+            places = f"ipc://{self.directory.sockets()}/{shard}-"
+            return {"control": f"{places}frozen"} if frozen else {role: f"{places}{role}" for role in SOCKET_ROLES}
+        chosen = [0, 0, 0] if ports is None else ports[3 * shard : 3 * shard + 3]
+        address = self.sites[shard_id(shard)].address
+        bound = {role: f"tcp://{address}:{port}" for role, port in zip(SOCKET_ROLES, chosen, strict=True)}
+        return {"control": bound["control"]} if frozen else bound

@@ -1,0 +1,144 @@
+"""What a run shows while it goes on: a row of figures now and then, to the files that keep them and to the screen."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgpack
+
+from zmqrl.config import Config
+from zmqrl.json_lines import JsonLines
+from zmqrl.observe.console import Console, LiveFigures
+from zmqrl.observe.metrics import Counters, RunMetrics, ShardStats, summed
+from zmqrl.observe.reports import WorkerReport
+from zmqrl.observe.trackers import CLOSE_WITHIN_S, Tracked, Trackers
+from zmqrl.ps.shard.history import read_lines
+from zmqrl.ps.shard.optimizer import Optimizer
+from zmqrl.ps.wire import messages as m
+from zmqrl.rundir import RunDirectory
+
+ROW_EVERY_S = 1.0
+
+
+class Progress:
+    """The figures of a run. ``row`` is the newest one; time counts from ``begin``, at the first version."""
+
+    def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
+        self.config, self.directory, self.console = config, directory, console
+        self.title = f"{config.recipe} · {config.env} · {directory.path.name}"
+        self.rows = JsonLines(directory.metrics)
+        written = read_lines(directory.metrics)
+        for row in (row for row in written if row["version"] <= counters.version):
+            counters = counters.not_below(row)
+        self.metrics = RunMetrics(start=counters)
+        self.row_version = max((row["version"] for row in written), default=0)  # no later row has one as low
+        tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
+        self.trackers = Trackers(config.trackers, tracked, console.notice)
+        self.malformed: set[int] = set()  # ranks whose reports could not be used
+        self.began_at: float | None = None
+        self.row_at = 0.0
+        self.row: dict[str, Any] = self.metrics.row(0.0)
+
+    def begin(self, now: float) -> None:
+        """The first version is in the making: from here on the run's time counts."""
+        self.began_at = self.row_at = now
+
+    def trained_s(self) -> float:
+        """Seconds of this sitting, counted from its first version."""
+        return 0.0 if self.began_at is None else time.monotonic() - self.began_at
+
+    def on_report(self, report: m.Report) -> None:
+        """Take a worker's own figures, unless they are malformed."""
+        figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
+        try:
+            taken_over = self.metrics.on_report(WorkerReport.parse(figures))
+        except ValueError as error:
+            if report.rank not in self.malformed:
+                self.malformed.add(report.rank)
+                self.console.notice(f"reports of worker {report.rank} do not count, they are malformed: {error}")
+            return
+        if taken_over and report.rank >= self.config.ranks - self.config.external_workers:
+            self.console.notice(f"rank {report.rank} has been taken over by another worker")
+
+    def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
+        """Take where the shards stand; those that have not answered are missing in ``stats``."""
+        self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
+
+    def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
+        """The figures at ``version``, which every shard has set aside: what they have used since is not counted."""
+        counters = self.metrics.counters()
+        contributions = {**counters.contributions, **summed(each.captured_totals for each in stats.values())}
+        return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
+
+    def end(self, version: int, stats: Mapping[int, m.Stats], members: tuple[int, ...], now: float) -> dict[str, Any]:
+        """Make the last row, of ``version``, which every shard has set aside; the figures of the run that ends."""
+        last = {s: dataclasses.replace(each, version=version, totals=each.captured_totals) for s, each in stats.items()}
+        self.on_stats(last, sorted(last), members)
+        self.show(now)
+        return self.counters_at(version, last)
+
+    def undo_rows(self, version: int, generation: int) -> None:
+        """All shards have gone back to ``version``: the rows above it go to a file of their own."""
+        self.metrics.go_back(version)
+        try:
+            self.rows.rewind(version, generation)
+        except OSError as error:
+            self.console.notice(f"{self.directory.metrics} keeps rows that a rollback has undone: {error.strerror}")
+        self.row_version = min(self.row_version, version)
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for the next row."""
+        return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
+
+    def show(self, now: float) -> None:
+        """Make the next row, keep it if its version is above all that are kept, and show it."""
+        self.row_at = now
+        self.row = self.metrics.row(self.trained_s())
+        self.row["learning_rate"] = Optimizer(self.config.optimizer).learning_rate(max(0, self.row["version"] - 1))
+        if self.row["version"] > self.row_version:
+            self.row_version = self.row["version"]
+            self.rows.write_or_tell(self.row, self.console.notice)
+            self.trackers.log(self.row, self.row["version"])
+        frames = self.config.envs.mean_frame_skip if self.config.env.startswith("ALE/") else None
+        self.console.update(
+            LiveFigures(title=self.title, row=self.row, frames_per_agent_step=frames, left_s=self._left_s())
+        )
+
+    def close(self, *, hurried: bool) -> None:
+        """Close the files, and hand the summary to those who track the run, who get no time for it if ``hurried``."""
+        self.rows.close()
+        self.trackers.close(within_s=0.0 if hurried else CLOSE_WITHIN_S)
+
+    def _left_s(self) -> float | None:
+        """Seconds until the first of the run's limits, at the speed of now; None without a limit or a speed."""
+        config, row = self.config, self.row
+        left = []
+        if config.minutes is not None:
+            left.append(60 * config.minutes - self.trained_s())
+        for limit, done, per_s in (
+            (config.updates, row["version"], row["updates_per_s"]),
+            (config.agent_steps, row["agent_steps"], row["agent_steps_per_s"]),
+        ):
+            if limit is not None and per_s:
+                left.append((limit - done) / per_s)
+        return max(0.0, min(left)) if left else None
+
+
+def _shard_stats(stats: m.Stats) -> ShardStats:
+    return {
+        "incarnation": stats.incarnation,
+        "version": stats.version,
+        "held": stats.held,
+        "present": stats.present,
+        "outcomes": {tally[0]: tally[1:] for tally in stats.tallies if len(tally) == 5},
+        "totals": stats.totals,
+    }
+
+
+def _unpack(figures: bytes) -> dict[str, Any]:
+    try:
+        unpacked = msgpack.unpackb(figures, strict_map_key=True)
+    except Exception:  # msgpack raises a dozen kinds of errors on hostile bytes
+        return {}
+    return unpacked if isinstance(unpacked, dict) else {}

@@ -1,0 +1,90 @@
+"""A run that is longer than the time limit of its batch job: it ends in time, and the job goes back into the queue."""
+
+import contextlib
+import dataclasses
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.hosts.slurm import scontrol
+from zmqrl.observe.metrics import Counters
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor.resume import read_newest
+
+# Exit statuses of a run that was interrupted, the second if nobody but USR1 wished it to end.
+INTERRUPTED = 130
+TIME_IS_UP = 128 + signal.SIGUSR1
+
+
+def is_begun(config: Config) -> bool:
+    """Whether the run directory holds a run: then the job was requeued."""
+    return config.run_dir is not None and RunDirectory(config.run_dir).config.exists()
+
+
+def check(job: str, config: Config) -> None:
+    """Raise UsageError when ``job`` cannot be requeued, or when its next start would not find the run."""
+    if config.run_dir is None:
+        raise UsageError("--requeue needs --run-dir: the next start of the job goes on with the run that is there.")
+    facts = dict(re.findall(r"\b(BatchFlag|Requeue)=(\d)", scontrol("show", "job", job)))
+    if facts.get("BatchFlag") == "0":
+        raise UsageError(f"--requeue is for jobs of sbatch, and job {job} is none.")
+    if facts.get("Requeue") == "0":
+        raise UsageError(f"--requeue: Slurm is not to requeue job {job}: submit it with sbatch --requeue.")
+
+
+def left_of(config: Config) -> Config:
+    """A run that goes on has trained for some of its ``minutes``. Raises UsageError when it has done so for all."""
+    if config.minutes is None or not config.resume:
+        return config
+    assert config.run_dir is not None
+    checkpoint = read_newest(RunDirectory(config.run_dir))
+    trained = Counters.from_json(checkpoint.counters).wall_s / 60 if checkpoint and checkpoint.counters else 0.0
+    if trained >= config.minutes:
+        raise UsageError(f"--minutes {config.minutes:g}: {config.run_dir} has trained for {trained:.1f} already.")
+    return dataclasses.replace(config, minutes=config.minutes - trained)
+
+
+def requeued(job: str | None, train: Callable[[], int]) -> int:
+    """The exit status of ``train``. When nobody but USR1 ended it, ``job``, if there is one, is queued again."""
+    with _warned() as came:
+        try:
+            status = train()
+        except KeyboardInterrupt:
+            if not came.is_set():
+                raise
+            status = INTERRUPTED
+    time_is_up = status == TIME_IS_UP or (status == INTERRUPTED and came.is_set())
+    if time_is_up and job is not None:
+        sys.stdout.write(f"the time of job {job} is up: it goes back into the queue\n")
+        sys.stdout.flush()
+        scontrol("requeue", job)  # which ends us, too
+    return INTERRUPTED if time_is_up else status
+
+
+@contextlib.contextmanager
+def _warned() -> Iterator[threading.Event]:
+    """USR1, which Slurm can send some time before it ends a job, is as the first Ctrl-C.
+
+    What is yielded is set if it came while the run did not answer to signals yet.
+    """
+    came = threading.Event()
+
+    def warn(number: int, frame: FrameType | None) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not came.is_set() and callable(interrupt):
+            try:
+                interrupt(number, frame)
+            except KeyboardInterrupt:
+                came.set()
+                raise
+
+    old = signal.signal(signal.SIGUSR1, warn)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGUSR1, old)

@@ -1,0 +1,88 @@
+"""Going on with a run: from which checkpoint, and what may be different from here on."""
+
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from zmqrl.checkpoint import Checkpoint, newest
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+from zmqrl.learner.envs import describe_env
+from zmqrl.observe.metrics import SCORES_KEPT, Counters
+from zmqrl.observe.records import PLACE, flat
+from zmqrl.rundir import RunDirectory
+
+
+def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
+    """The checkpoint to resume from. Raises UsageError when there is none, or when it is of another layout."""
+    checkpoint = read_newest(directory)
+    if checkpoint is None:
+        raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
+    path = directory.checkpoints / checkpoint.name
+    if checkpoint.layout.hash != initial.layout.hash:
+        theirs, ours = checkpoint.layout, initial.layout
+        what = (
+            f"{theirs.shards} shards, not {ours.shards}"
+            if theirs.tensors == ours.tensors
+            else f"a network of {theirs.count} parameters, not of {ours.count}"
+        )
+        raise UsageError(f"{path} has {what}: resume with the settings it was made with.")
+    if (checkpoint.optimizer, checkpoint.state_names) != (initial.optimizer, initial.state_names):
+        raise UsageError(
+            f"{path} has the state of optimizer {checkpoint.optimizer} ({', '.join(checkpoint.state_names)}), "
+            f"not of {initial.optimizer} ({', '.join(initial.state_names)})."
+        )
+    return checkpoint
+
+
+def read_newest(directory: RunDirectory) -> Checkpoint | None:
+    """The newest checkpoint of a run. Raises UsageError when it is damaged, with how to go on from one before it."""
+
+    def advice(whole: Path, damaged: Sequence[Path]) -> str:
+        moves = [["mv", str(path), str(path.with_name(f"damaged-{path.name}"))] for path in damaged]
+        commands = [*moves, ["zmqrl", "train", "--resume", "--run-dir", str(directory.path)]]
+        return (
+            f"To go on from {whole.name}, which is whole: `{' && '.join(map(shlex.join, commands))}` "
+            "(or `zmqrl launch` with its options, for a run on hosts)."
+        )
+
+    return newest(directory.checkpoints, Checkpoint.read, advice)
+
+
+def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
+    """Raise UsageError when the games of ``config``, of this ``flavour``, are not those that the run was trained on.
+
+    Its scores, all in one file, would be scores of different things.
+    """
+    if config.env != stored.env:
+        raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for that.")
+    before = describe_env(stored.env, stored.envs).flavour
+    if before != flavour:
+        raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
+
+
+def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None:
+    """Raise UsageError when the run at ``path`` has reached what it is to stop at."""
+    counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
+    score = statistics.fmean(counters.scores) if len(counters.scores) >= SCORES_KEPT else None
+    for option, limit, reached in (
+        ("--updates", config.updates, checkpoint.version),
+        ("--agent-steps", config.agent_steps, counters.agent_steps),
+        ("--stop-score", config.stop_score, score),
+    ):
+        if limit is not None and reached is not None and reached >= limit:
+            raise UsageError(f"{option} {limit:g}: {path} is at {reached:g} already; ask for more to go on.")
+
+
+def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:
+    """Raise UsageError when the shards, which have no version in common, are to go on together."""
+    if checkpoint.versions and config.mode == "sync":
+        first, last = min(checkpoint.versions), max(checkpoint.versions)
+        raise UsageError(f"the shards of {path} are at versions {first} to {last}: go on with --mode async.")
+
+
+def changes(stored: Config, config: Config) -> list[str]:
+    """The settings that differ from those of the run so far, such as ``ppo.clip 0.1 -> 0.2``."""
+    before, now = (dict(flat(each.to_json())) for each in (stored, config))
+    return [f"{name} {before[name]} -> {now[name]}" for name in now if name not in PLACE and now[name] != before[name]]

@@ -1,0 +1,209 @@
+"""A training run on this machine: everything that can be wrong is looked at first, then the supervisor takes over."""
+
+import contextlib
+import dataclasses
+import errno
+import shutil
+import signal
+import socket as host_socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from zmqrl.checkpoint import Checkpoint
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError, UsageError, ZmqrlError, naming, refusal
+from zmqrl.hosts.deployment import Deployment, on_this_machine
+from zmqrl.learner.envs import EnvSpec, describe_env
+from zmqrl.learner.networks import make_model
+from zmqrl.learner.plugin import load_loss
+from zmqrl.observe.console import LoggedConsole, console_for
+from zmqrl.observe.screen import never_waiting
+from zmqrl.observe.spans import merge_traces
+from zmqrl.observe.trackers import check_installed
+from zmqrl.process import interruptible
+from zmqrl.ps.flat import FlatParameters
+from zmqrl.ps.shard.optimizer import Optimizer
+from zmqrl.rundir import ANOTHER, RunDirectory, write_json
+from zmqrl.supervisor import resume
+from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
+from zmqrl.supervisor.salvage import salvage
+from zmqrl.supervisor.supervisor import Supervisor
+
+
+def train(config: Config) -> int:
+    """Train on this machine, as ``config`` says; the exit status as of :func:`train_on`. Raises ZmqrlError."""
+    config.check()
+    check_ports(config)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
+    with never_waiting():
+        return train_on(config, on_this_machine)
+
+
+def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
+    """Train where ``deploy`` says; the exit status: 0 done, 130 interrupted after a checkpoint. Raises ZmqrlError."""
+    config.check()
+    check_installed(config.trackers)
+    spec = describe_env(config.env, config.envs)
+    initial = initial_checkpoint(config, spec)
+    path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    config = dataclasses.replace(config, run_dir=path)
+    directory = RunDirectory(path)
+    with _claimed(directory):
+        news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
+        if config.resume:
+            stored = Config.read(directory.config)
+            resume.check_task(stored, config, spec.flavour, directory.path)
+            checkpoint = salvage(directory, resume.newest_checkpoint(directory, initial), news.append)
+            resume.check_unfinished(config, checkpoint, directory.path)
+            resume.check_mode(config, checkpoint, directory.path)
+            news.append(f"resuming from version {checkpoint.version}")
+            if changes := resume.changes(stored, config):
+                news.append(f"from here on with other settings: {', '.join(changes)}")
+        elif directory.config.exists():
+            raise UsageError(f"{path} holds a run already: choose another --run-dir, or go on with it by --resume.")
+        else:
+            checkpoint = initial
+        deployment = deploy(config, directory)
+        with contextlib.closing(deployment.launcher):
+            if not config.resume:
+                with naming(directory.checkpoints):
+                    initial.write(directory.checkpoints)
+            for old in (directory.summary, directory.trace):  # of an earlier sitting
+                old.unlink(missing_ok=True)
+            write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
+            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices])
+
+
+@contextlib.contextmanager
+def _claimed(directory: RunDirectory) -> Iterator[None]:
+    """Hold the run directory during the block, and turn what fails there into a sentence. Raises ZmqrlError."""
+    with interruptible():
+        directory.claim()
+        try:
+            yield
+        except (ZmqrlError, KeyboardInterrupt):
+            raise
+        except OSError as error:  # before the run has begun: _supervise turns later ones into sentences
+            raise UsageError(refusal(error, directory.path, ANOTHER)) from error
+        except Exception as error:
+            raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
+        finally:
+            directory.release()
+
+
+def _logged(path: Path) -> str:
+    """Log the traceback of the current error. Returns the end of a sentence that says where it is."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(traceback.format_exc())
+    except OSError:
+        return ""
+    return f"; the whole story is in {path}"
+
+
+def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
+    """Version 0 of a run: the parameters that its seed gives. Raises UsageError for what cannot be."""
+    config.algorithm.minibatch_samples(config.envs.num_envs)
+    if config.loss is not None:
+        load_loss(config.loss, config.algorithm)
+    torch.manual_seed(config.seed)
+    parameters = FlatParameters(make_model(config.model, spec.observation_shape, spec.num_actions, config.network))
+    optimizer = Optimizer(config.optimizer)
+    layout = parameters.layout(config.shards)
+    return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)
+
+
+def check_ports(config: Config) -> None:
+    """Raise UsageError that names the first port of the run that is taken, or the address that is not ours."""
+    for port in (config.ports() or range(1))[: 3 * config.shards]:
+        if not config.wire.tcp:
+            return
+        with host_socket.socket() as probe:
+            probe.setsockopt(host_socket.SOL_SOCKET, host_socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.wire.address, port))
+            except OSError as error:
+                in_use = error.errno == errno.EADDRINUSE
+                what = f"port {port} is in use" if in_use else f"cannot bind {config.wire.address}:{port}"
+                raise UsageError(f"{what} ({error.strerror}): choose another --wire.port-range or address.") from error
+
+
+def _supervise(
+    config: Config, directory: RunDirectory, checkpoint: Checkpoint, deployment: Deployment, news: Sequence[str]
+) -> int:
+    console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
+    supervisor = None
+    try:
+        for text in news:
+            console.notice(text)
+        if config.profile:
+            shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier sitting
+        supervisor = Supervisor(config, directory, checkpoint, console, deployment)
+        with _interrupts(supervisor), _tracebacks_to(console.log):
+            reason = supervisor.run()
+        if config.profile:
+            merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
+            console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
+        console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
+    except ZmqrlError as error:  # the screen has it from whoever takes it
+        console.log(f"failed: {error}")
+        raise
+    except OSError as error:
+        console.log(traceback.format_exc())
+        if supervisor is None or not supervisor.is_up:
+            raise
+        raise ClusterError(refusal(error, directory.path)) from error
+    finally:
+        console.close()
+    if reason != "interrupted":
+        return 0
+    return TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else INTERRUPTED
+
+
+@contextlib.contextmanager
+def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
+    """Log what fails in a thread of a library, such as a tracker's, instead of showing it."""
+
+    def keep(failed: Any) -> None:
+        log("".join(traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)))
+
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook = sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def _interrupts(supervisor: Supervisor) -> Iterator[None]:
+    """The first Ctrl-C asks for a checkpoint and a clean end, the second ends everything at once.
+
+    A third would only keep the second from its work. TERM, and USR1 where that is listened to, ask for the clean end,
+    however often they come.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        supervisor.asked_to_end.add(number)
+        if number != signal.SIGINT and supervisor.interrupts:
+            return
+        supervisor.interrupts += 1
+        if supervisor.interrupts == 2:
+            raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

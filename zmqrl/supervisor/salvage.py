@@ -1,0 +1,277 @@
+"""What a killed run has left in the slots of its shards: the newest version that all of them hold, as a checkpoint."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from zmqrl.checkpoint import Checkpoint
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError, UsageError, ZmqrlError
+from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.deployment import Deployment, Site, on_this_machine
+from zmqrl.hosts.launcher import Exited, Launcher, Said
+from zmqrl.hosts.link import Link
+from zmqrl.hosts.mirror import Mirror
+from zmqrl.hosts.slurm import is_over
+from zmqrl.hosts.ssh import connect
+from zmqrl.observe.forms import ROW, readable_lines
+from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
+from zmqrl.observe.records import lineage
+from zmqrl.process_id import ProcessId, shard_id
+from zmqrl.ps.control import ShardControl
+from zmqrl.ps.shard.history import last_version
+from zmqrl.ps.wire import messages as m
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor.checkpointer import Checkpointer
+from zmqrl.supervisor.plan import Plan
+
+TRIES = 3
+PAUSE_S = 1.0
+START_WITHIN_S = 60.0
+GREET_WITHIN_S = 20.0
+HOME_WITHIN_S = 30.0
+
+Notice = Callable[[str], None]
+
+
+class Gone(ClusterError):
+    """The state of a shard does not exist any more."""
+
+
+class Damaged(ClusterError):
+    """The state of the shards is there, but has no version in common; no other try finds one."""
+
+
+def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
+    """A checkpoint of the newest version that all shards of a run that could not end still hold.
+
+    It is ``checkpoint``, the newest there is, where that is no older, and where the state of a shard does not exist
+    any more, of which ``notice`` is told. Raises ClusterError where that state may be there but cannot be had: it stays
+    as it is, for another time.
+    """
+    if not directory.left.exists():
+        return checkpoint
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return _newest(directory, checkpoint, notice)
+        except Gone as gone:
+            shards = range(checkpoint.layout.shards)
+            if any(last_version(directory.history(shard)) != checkpoint.version_of(shard) for shard in shards):
+                notice(f"what was learned after version {checkpoint.version} is lost: {gone}")
+            directory.left.unlink()
+            break
+        except (ZmqrlError, OSError) as error:
+            if tries_left == 0 or isinstance(error, Damaged):
+                again = "" if isinstance(error, Damaged) else "try --resume again, or "
+                raise ClusterError(
+                    f"cannot take over the state of the killed run: {str(error).rstrip('.')}. It is kept "
+                    f"{_whereabouts(directory)}: {again}remove {directory.left} to go on from "
+                    f"checkpoint {checkpoint.name} without what was learned after it."
+                ) from error
+            notice(f"cannot take over the state of the killed run yet: {error}")
+            time.sleep(PAUSE_S)
+    return checkpoint
+
+
+def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
+    """Freeze the shards where they stand, under the id of their run, and take a checkpoint of what they hold."""
+    left = _Left.read(directory.left)
+    config, deployment = left.config, _where_it_was(left, directory)
+    with contextlib.closing(deployment.launcher) as launcher:
+
+        def look() -> None:
+            _look(launcher)
+
+        plan = Plan(config, directory, checkpoint.layout, deployment, run=left.run)
+        with _frozen_shards(plan, launcher) as control:
+            shards = range(checkpoint.layout.shards)
+            welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
+            if away := deployment.files.bring_home(launcher.receive, within_s=HOME_WITHIN_S):
+                raise ClusterError(f"the histories of the shards cannot be brought home from {', '.join(away)}.")
+            made = {shard: last_version(directory.history(shard)) for shard in shards}
+            found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")
+            for shard, version in made.items():
+                if version > welcomes[shard].version and versions is not None:
+                    notice(f"version {version} of shard {shard} is lost: its state was damaged")
+            if versions is not None:
+                checkpointer = Checkpointer(
+                    control=control, directory=directory, model=checkpoint, keep=config.checkpoint.keep
+                )
+                stats = checkpointer.set_aside(versions, look)
+                counters = counters_at(min(versions.values()), stats, checkpoint, directory, notice).to_json()
+                found = checkpointer.write(versions, welcomes[0].generation, counters)
+                held = " to ".join(map(str, sorted({min(versions.values()), max(versions.values())})))
+                notice(f"the shards still held what was learned up to version {held}: it is a checkpoint now")
+            directory.left.unlink()
+            deployment.files.remove_state()
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Left:
+    """What ``left.json`` tells of a killed run. ``shards``: the host of each, and its address there."""
+
+    run: str
+    config: Config
+    links: Mapping[str, Link]
+    shards: Mapping[ProcessId, tuple[str, str]]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file. Raises ClusterError when it is damaged."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            found = cls(
+                run=str(data["run"]),
+                config=dataclasses.replace(Config.from_json(data["config"]), profile=None),
+                links={each["host"]: Link.from_dict(each) for each in data["hosts"]},
+                shards={
+                    shard_id(each["shard"]): (each["host"], str(urlsplit(each["control"]).hostname))
+                    for each in data["shards"]
+                },
+            )
+            if set(found.shards) != set(map(shard_id, range(found.config.shards))):
+                raise ValueError("it does not tell of all shards")
+            if not (found.is_here or {host for host, _ in found.shards.values()} <= set(found.links)):
+                raise ValueError("it does not tell of all hosts")
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise ClusterError(f"{path} is damaged: {error!r}.") from error
+        return found
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it was a run of this machine alone."""
+        return all(link.lease_s is None for link in self.links.values())
+
+
+def _whereabouts(directory: RunDirectory) -> str:
+    """Where the state of the shards is, as far as that can be known."""
+    here = f"in {directory.path / 'state'}"
+    with contextlib.suppress(ClusterError, OSError):
+        left = _Left.read(directory.left)
+        return here if left.is_here else f"on {', '.join(dict.fromkeys(host for host, _ in left.shards.values()))}"
+    return f"{here}, or on the hosts of the run"
+
+
+def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
+    """The hosts that have the state of the shards. Raises ClusterError that names those which cannot be reached."""
+    if left.is_here:
+        return on_this_machine(left.config, directory)
+    host_of = {shard: host for shard, (host, _) in left.shards.items()}
+    links = {host: left.links[host] for host in dict.fromkeys(host_of.values())}
+    failed = connect(list(links.values()))
+    if failed:
+        for link in links.values():
+            link.cut()
+        why = "; ".join(f"{host}: {words}" for host, words in failed.items())
+        # The nodes of a Slurm job that is over were given back, and nobody may ask them any more.
+        raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
+    places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
+    sites = {
+        shard: Site(host=host, directory=places[host], address=address)
+        for shard, (host, address) in left.shards.items()
+    }
+    files = Mirror(links, directory, host_of)
+    launcher = Daemons(links, host_of.__getitem__, files=files)
+    return Deployment(launcher=launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
+
+
+@contextlib.contextmanager
+def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
+    """All shards of ``plan``, started and bound; none makes a version. Raises ClusterError."""
+    shards = range(plan.layout.shards)
+    for shard in shards:
+        launcher.start(plan.shard_task(shard, None, frozen=True))
+    endpoints: dict[ProcessId, str] = {}
+    deadline = time.monotonic() + START_WITHIN_S
+    while len(endpoints) < len(shards):
+        endpoints |= _look(launcher)
+        if time.monotonic() >= deadline:
+            missing = ", ".join(f"shard {shard}" for shard in shards if shard_id(shard) not in endpoints)
+            raise ClusterError(f"{missing} did not come up within {START_WITHIN_S:g} s.")
+        time.sleep(0.02)
+    with contextlib.closing(plan.control([endpoints[shard_id(shard)] for shard in shards])) as control:
+        yield control
+
+
+def _look(launcher: Launcher) -> dict[ProcessId, str]:
+    """The control endpoints of the shards that have come up. Raises ClusterError when one has died."""
+    endpoints = {}
+    for event in launcher.poll():
+        match event:
+            case Said(facts={"endpoints": {"control": str(endpoint)}}):
+                endpoints[event.process] = endpoint
+            case Said(facts={"missing": str(path)}):
+                raise Gone(f"there is no state in {path} on {launcher.host_of(event.process)}.")
+            case Exited():
+                last_line = " ".join(event.log_tail.splitlines()[-1:])
+                raise ClusterError(f"{event.process} died ({event.how()}): {last_line}")
+    return endpoints
+
+
+def to_save(
+    welcomes: Mapping[int, m.Welcome], made: Mapping[int, int], checkpoint: Checkpoint, *, together: bool
+) -> dict[int, int] | None:
+    """The version of each shard that is worth a checkpoint; None if ``checkpoint`` has it all.
+
+    It is the newest one that all hold, or unless ``together`` the newest of each. ``made`` are the versions that their
+    histories end with. Raises Damaged when there is no such version, though there have been newer ones, and Gone when
+    the run itself was going back to ``checkpoint``.
+    """
+    stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
+    if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):
+        return None
+    empty = [shard for shard, each in sorted(welcomes.items()) if each.state == "empty"]
+    if empty:
+        raise Damaged(f"shard {empty[0]} has no version that is whole, but it had made version {made[empty[0]]}.")
+    newest = max(each.generation for each in welcomes.values())
+    if any(each.generation < newest for each in welcomes.values()):
+        loaded = {shard: each.version for shard, each in welcomes.items() if each.generation == newest}
+        if all(version == checkpoint.version_of(shard) for shard, version in loaded.items()):
+            raise Gone(f"the shards were going back to version {checkpoint.version} when the run was killed.")
+        raise Damaged("some shards had gone back to a checkpoint when it was killed, and others had not.")
+    if not together:
+        return stands
+    lowest, highest = min(stands.values()), max(stands.values())
+    if highest - lowest > 1:  # a shard holds its newest version and the one before
+        raise Damaged(f"the shards hold no version in common: they are at {lowest} to {highest}.")
+    return dict.fromkeys(stands, lowest) if lowest > checkpoint.version else None
+
+
+def counters_at(
+    version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: Notice
+) -> Counters:
+    """The figures of the run at ``version``, after ``checkpoint``, as far as its shards and its files tell them.
+
+    Contributions are those of the versions that the shards have set aside. The rest is of the newest row of
+    ``metrics.jsonl``, a second old at most; steps and time are carried on to ``version`` at their mean per version. Of
+    the last games only the mean score is known: it stands for each of them.
+    """
+    start = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
+    rows = lineage(readable_lines(directory.metrics, ROW, notice))
+    since = [row for row in rows if checkpoint.version < row["version"] <= version]
+    newest: dict[str, Any] = since[-1] if since else {}
+    told = {name: value for name, value in newest.items() if isinstance(value, int | float)}
+    last = start.to_json() | told
+    carry_on = version / last["version"] if last["version"] else 1.0
+    scores = start.scores
+    if "score_mean_50" in told:
+        scores = (told["score_mean_50"],) * min(SCORES_KEPT, int(last["episodes"]))
+    totals = zip(*(stats[shard].captured_totals for shard in sorted(stats)), strict=True)
+    contributions = dict(zip(SHARD_OUTCOMES, map(sum, totals), strict=True))
+    skipped = newest.get("contributions", start.contributions).get("skipped", start.contributions["skipped"])
+    return Counters(
+        version=version,
+        agent_steps=round(last["agent_steps"] * carry_on),
+        abandoned_steps=int(last["abandoned_steps"]),
+        episodes=int(last["episodes"]),
+        wall_s=last["wall_s"] * carry_on,
+        contributions=contributions | {"skipped": int(skipped)},
+        scores=scores,
+    )

@@ -1,0 +1,153 @@
+"""What the supervisor knows of each shard, and what it tells them. Pure: no sockets, no clock."""
+
+from zmqrl.ps.shard.events import View
+from zmqrl.ps.wire import messages as m
+from zmqrl.supervisor import events as e
+
+LOAD_WITHIN_S = 60.0
+START = "the run starts"
+
+
+class Shards:
+    """The shards of a run, by number.
+
+    ``checkpoint`` holds the version of each shard in the newest checkpoint, ``seen`` the newest version that each is
+    known to have made, and ``stats`` what each said last since it was started or loaded. ``down`` are the shards that
+    have not welcomed this supervisor since they were started. ``rollback`` says why all shards must load the
+    checkpoint, if they must: at first because the run starts.
+    """
+
+    def __init__(self, checkpoint: tuple[int, ...], generation: int, stop_at: int | None) -> None:
+        self.checkpoint, self.generation, self.stop_at = checkpoint, generation, stop_at
+        self.numbers = range(len(checkpoint))
+        self.stats: dict[int, m.Stats] = {}
+        self.seen = dict(enumerate(checkpoint))
+        self.down = set(self.numbers)
+        self.rollback: str | None = START
+        self.rollback_at: float | None = None
+        self._welcomed: dict[int, int] = {}  # the incarnation of each that welcomed us last
+        self._claims: dict[int, dict[int, int]] = {}  # by shard and rank: versions that workers claim to have seen
+
+    @property
+    def all_told(self) -> bool:
+        """Whether every shard has said where it stands."""
+        return len(self.stats) == len(self.numbers)
+
+    @property
+    def all_at_stop(self) -> bool:
+        """Whether every shard has made the version to end at."""
+        at_stop = self.stop_at is not None and all(s.version >= self.stop_at for s in self.stats.values())
+        return self.all_told and at_stop
+
+    @property
+    def ready(self) -> bool:
+        """Whether every shard is up, with the state that it must have."""
+        return not self.down and self.rollback is None
+
+    def failure(self) -> str | None:
+        """Why a shard can make no more versions, if one cannot."""
+        for shard, stats in sorted(self.stats.items()):
+            if stats.failure:
+                return (
+                    f"shard {shard} stays at version {stats.version}: {stats.failure}; lower the learning rate or clip "
+                    "the gradients of these workers, then go on with --resume."
+                )
+        return None
+
+    def on_stats(self, shard: int, stats: m.Stats) -> bool:
+        """A shard says where it stands. Returns whether it has made a version since the last time."""
+        if shard in self.down or stats.state == "empty" or stats.generation != self.generation:
+            return False  # its WELCOME decides
+        known = self.stats.get(shard)
+        if known is not None and (stats.incarnation, stats.version) < (known.incarnation, known.version):
+            return False  # a later answer has overtaken this one
+        self.stats[shard] = stats
+        grown = stats.version > self.seen[shard]
+        self.seen[shard] = max(self.seen[shard], stats.version)
+        return grown
+
+    def on_lost(self, shard: int, lost: m.Lost, quorum: int) -> None:
+        """A worker has seen a newer version of a shard than the shard has.
+
+        The supervisor believes it if it has seen that version too, or if a quorum of workers say the same.
+        """
+        if shard not in self.stats:
+            return
+        version = self.stats[shard].version
+        claims = self._claims.setdefault(shard, {})
+        claims[lost.rank] = lost.version
+        claimants = sum(claimed > version for claimed in claims.values())
+        if self.seen[shard] > version or claimants >= quorum:
+            self._must_roll_back(f"shard {shard} is at version {version} but had made {lost.version}")
+
+    def on_welcome(self, shard: int, welcome: m.Welcome, view: View) -> list[e.Action]:
+        """A shard has come up, with its state or without."""
+        if shard not in self.down and self._welcomed.get(shard) == welcome.incarnation:
+            return []
+        self._welcomed[shard] = welcome.incarnation
+        self.down.discard(shard)
+        if welcome.state == "empty" or welcome.generation != self.generation or welcome.version < self.seen[shard]:
+            self._must_roll_back(f"shard {shard} came back without the newest state")
+            return []
+        return [
+            e.Notice(f"shard {shard} is back at version {welcome.version}"),
+            e.TellView(shard, view),
+            *self.tell_stop(shard),
+        ]
+
+    def on_exit(self, shard: int) -> None:
+        """A shard has died."""
+        self.down.add(shard)
+        self.stats.pop(shard, None)
+
+    def roll_back(self, view: View, now: float) -> list[e.Action]:
+        """Let all shards load the checkpoint under a new generation, if they must and all are up."""
+        if self.rollback is None:
+            return []
+        self.rollback_at = self.rollback_at or now
+        if now - self.rollback_at > LOAD_WITHIN_S:
+            down = ", ".join(f"shard {shard}" for shard in sorted(self.down)) or "all shards at once"
+            return [e.Fail(f"waited {LOAD_WITHIN_S:g} s for {down}.")]
+        if self.down:
+            return []
+        self.generation += 1
+        self.seen = dict(enumerate(self.checkpoint))
+        self.stats.clear()
+        told = [] if self.rollback == START else [e.Notice(f"{self.rollback}: all shards go back to {self._where()}")]
+        return [*told, e.Load(self.generation, view)]
+
+    def loaded(self) -> list[e.Action]:
+        """All shards have loaded the checkpoint."""
+        self._claims.clear()
+        self.rollback = self.rollback_at = None
+        return [action for shard in self.numbers for action in self.tell_stop(shard)]
+
+    def repeat(self, view: View) -> list[e.Action]:
+        """Tell the view and the end again to each shard that says another: the first time it may have been lost."""
+        actions: list[e.Action] = []
+        for shard, stats in self.stats.items():
+            if stats.view != view.id:
+                actions.append(e.TellView(shard, view))
+            if stats.stop != self._end_of(shard):
+                actions.append(e.TellStop(shard, self._end_of(shard)))
+        return actions
+
+    def checkpointed(self, versions: tuple[int, ...]) -> None:
+        """There is a newer checkpoint, with this version of each shard."""
+        self.checkpoint = versions
+        self.seen = {shard: max(seen, versions[shard]) for shard, seen in self.seen.items()}
+
+    def tell_stop(self, shard: int) -> list[e.Action]:
+        """Tell a shard where to end, if the run has an end."""
+        return [] if self.stop_at is None else [e.TellStop(shard, self._end_of(shard))]
+
+    def _where(self) -> str:
+        return f"the checkpoint of version {min(self.checkpoint)}"
+
+    def _must_roll_back(self, why: str) -> None:
+        if self.rollback is None:
+            self.rollback = why
+
+    def _end_of(self, shard: int) -> int | None:
+        """The version to end at: ``stop_at``, or the newest, if the shard made that before it heard of the end."""
+        return None if self.stop_at is None else max(self.stop_at, self.seen[shard])

@@ -1,0 +1,430 @@
+"""The supervisor of a run: carries out what its state machine decides, with processes, sockets and files."""
+
+import contextlib
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, assert_never
+
+from zmqrl.checkpoint import Checkpoint
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError, UnwritableError, refusal
+from zmqrl.hosts.deployment import Deployment
+from zmqrl.hosts.launcher import Exited, Said, Task
+from zmqrl.observe.console import Console
+from zmqrl.observe.folding import Folded, Folding
+from zmqrl.observe.metrics import Counters
+from zmqrl.process_id import ProcessId, shard_id, worker_id
+from zmqrl.ps.control import ShardControl
+from zmqrl.ps.shard.history import History
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.sockets import SocketRole
+from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor import events as e
+from zmqrl.supervisor.checkpointer import Checkpointer
+from zmqrl.supervisor.ending import explained, stop_shards, write_summary
+from zmqrl.supervisor.followers import Followers
+from zmqrl.supervisor.machine import Limits, SupervisorMachine
+from zmqrl.supervisor.plan import Plan
+from zmqrl.supervisor.progress import Progress
+
+TURN_S = 0.05
+STOP_WITHIN_S = 30.0
+LEAVE_WITHIN_S = 5.0
+HOME_WITHIN_S = 30.0
+ALONE_WITHIN_S = 10.0
+SCORES_FOR_STOP = 50
+MOST_REFUSED = 100  # sentences about workers of another zmqrl, so that they cannot flood the screen
+
+
+class Supervisor:
+    """One run, from a checkpoint to the next. ``interrupts`` counts how often the user asked for its end."""
+
+    control: ShardControl  # once the shards are up
+
+    def __init__(
+        self, config: Config, directory: RunDirectory, checkpoint: Checkpoint, console: Console, deployment: Deployment
+    ) -> None:
+        self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
+        self.plan = Plan(config, directory, checkpoint.layout, deployment)
+        self.machine = SupervisorMachine(
+            checkpoint=tuple(map(checkpoint.version_of, range(checkpoint.layout.shards))),
+            generation=checkpoint.generation,
+            ranks=config.ranks,
+            quorum=config.effective_quorum(),
+            on_loss=config.on_loss,
+            limits=Limits(
+                updates=config.updates,
+                agent_steps=config.agent_steps,
+                minutes=config.minutes,
+                stop_score=config.stop_score,
+            ),
+            local_ranks=self.plan.local_ranks,
+            checkpoint_every_s=60 * config.checkpoint.every_minutes,
+        )
+        self.shards = self.machine.shards
+        counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
+        self.progress = Progress(config, directory, counters, console)
+        self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
+        self.followers = Followers(config, directory, self, console, self.files)
+        self.endpoints: dict[int, dict[SocketRole, str]] = {}
+        self.reports_closed = self.saved = False
+        self.refused: set[str] = set()  # what was said about workers of another zmqrl
+        self.interrupts = 0
+        self.asked_to_end: set[int] = set()  # the signals that asked for the end
+        self.reason: e.Reason | None = None  # to stop
+        self._actions: deque[e.Action] = deque()
+        self._lines = Folding()
+
+    # the run
+
+    def run(self) -> e.Reason:
+        """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when it failed."""
+        reason: e.Reason = "failed"
+        with contextlib.ExitStack() as at_the_end:  # in reverse order, and all of it, even if a part fails
+            at_the_end.callback(self._set_aside)
+            at_the_end.callback(self.followers.close)
+            at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
+            at_the_end.callback(lambda: self._write_summary(reason))
+            at_the_end.callback(self._end_histories)
+            at_the_end.callback(lambda: self.control.close() if self.is_connected else None)
+            at_the_end.callback(self.launcher.close)
+            at_the_end.callback(lambda: self._tell(self._lines.take_all()))
+            try:
+                self._bring_up()
+                while self.reason is None:
+                    self._turn()
+                self._finish(self.reason)
+                if why := self.shards.failure():  # the last version may be the one that fails
+                    raise ClusterError(why)
+                reason = self.reason
+                self._let_leave()
+                if reason != "interrupted":
+                    trained_s = self.checkpoint.counters["wall_s"]
+                    self.followers.finish(self.checkpoint.version, trained_s, self._look_after, self._interrupted)
+            except KeyboardInterrupt:
+                reason = "interrupted"
+                raise
+            except Exception as error:
+                self._save_what_is_left()
+                with contextlib.suppress(ClusterError):  # the run has failed already, for another reason
+                    self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)
+                first = self.machine.processes.first_death
+                if first is None or not isinstance(error, ClusterError):
+                    raise
+                host, log = self.sites[first.process].host, self.directory.log(first.process)
+                raise explained(error, first, host, log, begun=self.is_up) from error
+            away = self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)
+            self.files.clean(whole=True, but=away)
+            if away:
+                self.console.notice(f"some files of the run are still on {', '.join(away)}")
+        return reason
+
+    @property
+    def is_up(self) -> bool:
+        """Whether all shards have said where they are bound."""
+        return len(self.endpoints) == len(self.shards.numbers)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the supervisor has connected to the shards."""
+        return self.machine.state != "starting"
+
+    def _bring_up(self) -> None:
+        self._bring_histories()
+        self._actions.extend(self.machine.begin(time.monotonic()))
+        while not self.is_connected:
+            if self.interrupts:
+                raise KeyboardInterrupt
+            self._look_after()
+            time.sleep(0.01)
+
+    def _connect(self) -> None:
+        """The shards are up: connect to them, and tell the workers and the followers."""
+        endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
+        self.control = self.plan.control(endpoints, self._arrived)
+        self.checkpointer = Checkpointer(
+            control=self.control, directory=self.directory, model=self.checkpoint, keep=self.config.checkpoint.keep
+        )
+        self._feed(e.Connected())
+        for rank in self.plan.local_ranks:
+            self.launcher.tell(worker_id(rank), self._worker_job(rank))
+        trained_s = self.progress.metrics.counters().wall_s
+        self.followers.start(trained_s)
+        self.followers.on_checkpoint(self.checkpoint.version, trained_s)
+        if self.config.external_workers:
+            for rank in self.plan.open_ranks:
+                self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
+
+    def _bring_histories(self) -> None:
+        """Copy each history to the host of its shard, from the host that had it in an earlier session, or from here."""
+        begun = self.checkpoint.version > 0
+        if begun and (away := self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)):
+            raise ClusterError(f"the histories of the run cannot be brought home from {', '.join(away)}.")
+        for shard in self.shards.numbers:
+            if begun:
+                self._mend_history(self.directory.history(shard), self.checkpoint.version_of(shard))
+            self.files.put_history(shard)
+
+    def _mend_history(self, path: Path, version: int) -> None:
+        """Say what is wrong with a history before it is copied to the host of its shard."""
+        history = History(path)
+        if (last := history.last_version or 0) < version:
+            history.news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
+        for text in history.news:
+            self.console.notice(text)
+        history.close()
+
+    def _turn(self) -> None:
+        for shard, message in self.control.arrivals(TURN_S):
+            self._arrived(shard, message)
+        row = self.progress.row
+        mean_score = self.progress.metrics.mean_score(SCORES_FOR_STOP)
+        self._feed(e.Figures(row["agent_steps"], mean_score, row["updates_per_s"] or 0.0))
+        if self.followers.wants_checkpoint(row["wall_s"]):
+            self._feed(e.CheckpointWanted())
+        if self.interrupts and not self.machine.interrupted:
+            self._feed(e.Interrupted())
+        self._look_after()
+        now = time.monotonic()
+        self.files.step(now)
+        if self.progress.due(now):
+            self._take_in_stats()
+            self.progress.show(now)
+
+    def _look_after(self) -> None:
+        """Take in what happened to processes, let time pass, and carry out what was decided."""
+        self._check_processes()
+        self._tell(self._lines.take(time.monotonic()))
+        self._feed(e.Tick())
+        while self._actions:
+            self._do(self._actions.popleft())
+
+    def _interrupted(self) -> bool:
+        return self.interrupts > 0
+
+    # events and actions
+
+    def _feed(self, event: e.Event) -> None:
+        self._actions.extend(self.machine.handle(event, time.monotonic()))
+
+    def _do(self, action: e.Action) -> None:
+        run = self.plan.run
+        match action:
+            case e.StartProcess(process):
+                self.launcher.start(self._task(process))
+            case e.KillProcess(process, silent_s):
+                self.console.notice(f"{process} has not answered for {silent_s:.0f} s and is restarted")
+                self.launcher.signal(process, signal.SIGKILL)
+            case e.TellSilence(process, silent_s):
+                pid = self.launcher.pids().get(process)
+                self.console.notice(f"{process} (process {pid}) has not answered for {silent_s:.0f} s")
+            case e.GiveUp(process, deaths):
+                self.console.notice(f"{process} is given up after {deaths} deaths")
+                self.followers.give_up(process)
+            case e.Connect():
+                self._connect()
+            case e.AskShard(shard, greet):
+                self.control.send(shard, self.control.hello() if greet else m.StatsRequest(run=run))
+            case e.TellView(shard, view):
+                change = m.ViewChange(run=run, view=view.id, quorum=view.quorum, members=view.members)
+                self.control.send(shard, change)
+            case e.TellStop(shard, version):
+                self.control.send(shard, m.Stop(run=run, version=version))
+            case e.Load():
+                self._load(action)
+            case e.SetAside(shard, version):
+                self.control.send(shard, m.Checkpoint(run=run, version=version))
+            case e.TakeCheckpoint(version):
+                self._take_checkpoint(version)
+            case e.BeginTime():
+                self.progress.begin(time.monotonic())
+            case e.Notice(text):
+                self.console.notice(text)
+            case e.TellDeath(process, lines):
+                for line in lines:
+                    self._lines.add((self.sites[process].host, str(process)), line, time.monotonic())
+            case e.Stop(reason):
+                self.reason = reason
+            case e.Fail(why):
+                raise ClusterError(why if self.is_connected else f"{why}: see {self.directory.path / 'logs'}.")
+            case _:
+                assert_never(action)
+
+    def _arrived(self, shard: int, message: m.Message) -> None:
+        match message:
+            case m.Welcome() | m.Stats() | m.Lost():
+                self._feed(e.ShardSaid(shard, message))
+            case m.Report() if not self.reports_closed:
+                self.progress.on_report(message)
+            case m.Refused() if message.reason not in self.refused and len(self.refused) < MOST_REFUSED:
+                self.refused.add(message.reason)
+                self.console.notice(f"refused: {message.reason}")
+
+    def _check_processes(self) -> None:
+        events = self.launcher.poll()
+        if self.interrupts and self.launcher.unreachable_s() > ALONE_WITHIN_S:
+            self.console.notice("every host is lost, as when a job is cancelled: the newest checkpoint is the last")
+            raise KeyboardInterrupt
+        for event in events:
+            match event:
+                case Said(ProcessId("shard", shard), {"endpoints": endpoints}):
+                    self.endpoints[shard] = endpoints
+                    self._feed(e.ShardBound(shard))
+                case Said() if event.process in self.followers.pending:
+                    self.followers.on_answer(event)
+                case Exited():
+                    self._feed(e.ProcessDied(event))
+        if self.is_up:
+            try:
+                self.plan.write_cluster(self.endpoints, self.launcher.pids())
+            except OSError as error:
+                self.console.notice(refusal(error, self.directory.cluster))
+
+    def _tell(self, lines: list[Folded]) -> None:
+        for line in lines:
+            self.console.notice(str(line))
+
+    # processes
+
+    def start(self, process: ProcessId) -> None:
+        """Start a process now."""
+        self._actions.append(self.machine.processes.start(process))
+
+    def tell(self, process: ProcessId, message: dict[str, Any]) -> None:
+        """Send a message to a process."""
+        self.launcher.tell(process, message)
+
+    def worked(self, process: ProcessId) -> None:
+        """A process did its work, so its past deaths are forgiven."""
+        self._feed(e.ProcessWorked(process))
+
+    def _task(self, process: ProcessId) -> Task:
+        match process:
+            case ProcessId("shard", shard):
+                return self.plan.shard_task(shard, self.endpoints.get(shard))
+            case ProcessId("worker", rank):
+                return self.plan.worker_task(rank, self._worker_job(rank) if self.is_up else None)
+            case _:
+                return self.plan.follower_task(process, self.followers.pending[process])
+
+    def _worker_job(self, rank: int) -> dict[str, Any]:
+        return self.plan.worker_job(rank, max(self.shards.seen.values()), self.plan.cluster(self.endpoints, {}))
+
+    # checkpoints
+
+    def _load(self, load: e.Load) -> None:
+        """Let all shards load the newest checkpoint: at the start, and when a shard has lost its state."""
+        checkpoint, view = self.checkpoint, load.view
+        try:
+            for shard in self.shards.numbers:
+                version, state = checkpoint.version_of(shard), checkpoint.states[shard]
+                self.control.load(shard, load.generation, version, view.id, view.quorum, view.members, state)
+        except ClusterError as error:  # another shard died: once it is back, all are loaded again
+            return self._feed(e.NotLoaded(str(error)))
+        self.progress.undo_rows(checkpoint.version, load.generation)
+        self.files.rewind(checkpoint.version_of, load.generation)
+        return self._feed(e.Loaded())
+
+    def _take_checkpoint(self, version: int) -> None:
+        self._take_in_stats()
+        counters = self.progress.counters_at(version, self.shards.stats)
+        versions = dict.fromkeys(self.shards.numbers, version)
+        try:
+            self.checkpoint = self.checkpointer.write(versions, self.shards.generation, counters)
+        except ClusterError as error:
+            return self._feed(e.CheckpointFailed(version, str(error)))
+        self._feed(e.CheckpointWritten(tuple(versions.values())))
+        self.console.notice(f"checkpoint of version {version} written")
+        return self.followers.on_checkpoint(version, self.checkpoint.counters["wall_s"])
+
+    def _take_in_stats(self) -> None:
+        self.progress.on_stats(self.shards.stats, self.shards.numbers, self.machine.membership.view.members)
+
+    # the end
+
+    def _finish(self, reason: e.Reason) -> None:
+        """Stop all shards and write their last versions as a checkpoint. One that dies meanwhile is restarted."""
+        self.console.notice(f"stopping ({reason}): writing a checkpoint")
+        self.reports_closed = reason == "stop_score"  # games that end from now on do not undo the reason
+        self._feed(e.Ending())
+        members, together = self.machine.membership.view.members, self.config.mode == "sync"
+        give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
+        while True:
+            try:
+                versions, stopped = stop_shards(
+                    self.control, self.shards.numbers, STOP_WITHIN_S, self._look_after, together=together
+                )
+                for shard, stats in stopped.items():
+                    self._feed(e.ShardSaid(shard, stats))
+                stats_then = self.checkpointer.set_aside(versions, self._look_after)
+                counters = self.progress.end(min(versions.values()), stats_then, members, time.monotonic())
+                self.checkpoint = self.checkpointer.write(versions, self.shards.generation, counters)
+                self._feed(e.CheckpointWritten(tuple(versions[shard] for shard in self.shards.numbers)))
+                break
+            except UnwritableError:
+                raise
+            except ClusterError as error:
+                if self.shards.rollback is not None or time.monotonic() >= give_up_at:
+                    raise
+                self.console.notice(f"the last checkpoint has to wait: {error}")
+        for shard in self.shards.numbers:
+            self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has everything
+        self.directory.left.unlink(missing_ok=True)
+        self.saved = True
+
+    def _write_summary(self, reason: e.Reason) -> None:
+        try:
+            write_summary(self.directory.summary, reason, self.config, self.checkpoint)
+        except UnwritableError as error:
+            if reason != "failed":
+                raise
+            self.console.notice(str(error))  # the last words must be about the first failure
+
+    def _set_aside(self) -> None:
+        """Keep cluster.json as left.json, so that --resume finds the state of the shards, unless it is saved."""
+        try:
+            if not self.saved:
+                self.directory.set_aside()
+        except OSError as error:
+            self.console.notice(
+                f"--resume will not find the state of the shards: {refusal(error, self.directory.left)}"
+            )
+
+    def _save_what_is_left(self) -> None:
+        """After a failure, write the version that the shards still hold as a checkpoint, if they answer."""
+        if self.saved or self.machine.state == "ending":  # shards that end make versions that were not told of yet
+            return
+        with contextlib.suppress(ClusterError):  # what is known may be out of date
+            if self.shards.ready:
+                for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a last look").items():
+                    self._feed(e.ShardSaid(shard, stats))
+        if all(seen == self.checkpoint.version_of(shard) for shard, seen in self.shards.seen.items()):
+            self.saved = True
+        if self.saved or not self.shards.ready:
+            return
+        try:
+            self._finish("failed")
+        except Exception as error:  # it must not hide what went wrong first
+            self.console.notice(f"no checkpoint could be written: {error}")
+
+    def _end_histories(self) -> None:
+        """End the histories with the last checkpoint. A shard may have made one version more, which nothing uses."""
+        for shard in self.shards.numbers if self.saved else ():
+            path = self.directory.history(shard)
+            with contextlib.suppress(ClusterError, OSError):  # the run has ended; a longer history does no harm
+                if path.exists():
+                    history = History(path)
+                    history.rewind(self.checkpoint.version_of(shard), self.shards.generation + 1)
+                    history.close()
+
+    def _let_leave(self) -> None:
+        """Let the processes end: workers have heard BYE, and shards end with their standard input."""
+        shards = list(map(shard_id, self.shards.numbers))
+        for process in (*map(worker_id, self.plan.local_ranks), *shards):
+            self.machine.processes.give_up(process)
+        workers = [process for process in self.launcher.running() if process.role == "worker"]
+        self.launcher.wait(workers, within_s=LEAVE_WITHIN_S)
+        self.launcher.stop(workers, grace_s=0)
+        self.launcher.stop(shards, grace_s=LEAVE_WITHIN_S)
