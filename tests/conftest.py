@@ -26,7 +26,7 @@ settings.register_profile(
 settings.register_profile(
     "thorough", settings.get_profile("default"), derandomize=False, max_examples=1000, stateful_step_count=60
 )
-settings.register_profile("quick", settings.get_profile("default"), max_examples=20, stateful_step_count=20)
+settings.register_profile("quick", settings.get_profile("default"), max_examples=10, stateful_step_count=20)
 settings.load_profile("default")
 
 

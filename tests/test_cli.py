@@ -298,7 +298,7 @@ def test_resuming_shards_that_count_their_own_versions_together_is_refused(refus
     checkpoints = RunDirectory(path).checkpoints
     dataclasses.replace(Checkpoint.read(checkpoints / "v00000040"), versions=(43, 40)).write(checkpoints)
     sentence = refused.sentence("train", "--run-dir", str(path), "--resume", "--mode", "sync")
-    assert sentence == f"zmqrl: the shards of {path} are at versions 40 to 43: go on with --mode async.\n"
+    assert sentence == f"zmqrl: the shards of {path} are at versions 40 to 43: resume with --mode async.\n"
 
 
 COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()
@@ -307,10 +307,10 @@ COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ("--updates 40", "--updates 40: {} is at 40 already"),
-        ("--updates 39", "--updates 39: {} is at 40 already"),
-        ("--agent-steps 4096", "--agent-steps 4096: {} is at 5000 already"),
-        ("--stop-score 8.5", "--stop-score 8.5: {} is at 9 already"),
+        ("--updates 40", "--updates 40: {} has reached 40 already"),
+        ("--updates 39", "--updates 39: {} has reached 40 already"),
+        ("--agent-steps 4096", "--agent-steps 4096: {} has reached 5000 already"),
+        ("--stop-score 8.5", "--stop-score 8.5: {} has reached 9 already"),
     ],
 )
 def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:
@@ -372,7 +372,7 @@ def test_where_the_newest_checkpoints_are_damaged_the_command_that_goes_on_from_
         cut_manifest(checkpoints / f"v{version:08d}")
     sentence = refused.sentence("train", "--run-dir", str(path), "--resume")
     assert f"{checkpoints}/v00000300/manifest.json is damaged" in sentence
-    command = sentence.split("To go on from v00000007, which is whole: `")[1].split("`")[0]
+    command = sentence.split("To resume from v00000007, which is intact: `")[1].split("`")[0]
     *moves, resume = command.split(" && ")
     for move, version in zip(moves, (300, 40), strict=True):
         found = checkpoints / f"v{version:08d}"

@@ -36,7 +36,7 @@ def test_there_are_kept_results() -> None:
 
 
 # Its summary counts what came after the last version, too. Histories have never had that.
-LATE = "summary.json counts 4 contributions as late, but the histories 0"
+LATE = "summary.json counts 4 contributions as late, but the histories count 0"
 
 
 def test_its_histories_are_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,23 +58,23 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
             load_policy(tmp_path / "run", version)
         return str(refused.value)
 
-    assert refusal() == f"{tmp_path / 'run'} is no run directory: it has no config.json."
+    assert refusal() == f"{tmp_path / 'run'} is not a run directory: there is no config.json in it."
     run = write_run(tmp_path / "run", CARTPOLE)
     assert refusal() == f"there is no checkpoint in {run / 'checkpoints'} yet."
     (run / "config.json").unlink()
     run.rmdir()
     write_run(run, CARTPOLE, 3, 40)
     assert refusal(7) == (
-        f"there is no checkpoint of version 7 in {run / 'checkpoints'}: there are v00000003, v00000040."
+        f"there is no checkpoint of version 7 in {run / 'checkpoints'}: choose one of v00000003, v00000040."
     )
     model = run / "checkpoints" / "v00000040" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1])
-    damage = f"{model} is damaged: its checksum is not the one in manifest.json."
+    damage = f"{model} is damaged: its checksum differs from that in manifest.json."
     assert refusal(40) == damage
-    assert refusal() == f"{damage} Checkpoint v00000003 is whole: choose it by --checkpoint 3."
+    assert refusal() == f"{damage} Checkpoint v00000003 is whole: use it with --checkpoint 3."
     other = dataclasses.replace(CARTPOLE, env="Acrobot-v1")
     write_json(run / "config.json", other.to_json())
-    assert refusal(3) == f"{run}: checkpoint 3 is of another network than config.json says."
+    assert refusal(3) == f"{run}: checkpoint 3 does not fit the network in config.json."
 
 
 def test_one_observation_gives_one_action_and_a_batch_gives_one_each(cartpole: Policy, breakout: Policy) -> None:
@@ -192,7 +192,7 @@ def test_a_network_of_the_users_own_computes_as_in_its_workers(
         ),
         (
             "return logits.squeeze(), logits[:, 0]",
-            "gives Tensor float32 (4,) as the logits of a batch of 1: they must be float32 (1, 4).",
+            "returned Tensor float32 (4,) as logits for a batch of 1: float32 (1, 4) is required.",
         ),
     ],
 )

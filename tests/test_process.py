@@ -1,4 +1,4 @@
-"""A follower ends with its parent, whatever its main thread is doing, and whatever became of the signal."""
+"""A child process ends with its parent, whatever its main thread does, even if a signal is lost; and its log level."""
 
 import signal
 import subprocess

@@ -159,7 +159,7 @@ def test_a_command_that_may_open_too_few_files_says_so(arguments: str) -> None:
 
     command = [sys.executable, "-m", "zmqrl", *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, preexec_fn=limit)
-    said = "zmqrl: 16 open files are allowed (ulimit -n): raise that limit to at least 256.\n"
+    said = "zmqrl: only 16 open files are allowed: raise the limit (ulimit -n) to at least 256.\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
@@ -181,7 +181,7 @@ def test_a_run_with_more_connections_than_open_files_is_refused(refused: Refused
             said = refused("train", "cartpole", "--workers", "100", "--run-dir", str(tmp_path / "run"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert said == "zmqrl: 300 open files are allowed (ulimit -n): raise that limit to at least 472.\n"
+    assert said == "zmqrl: only 300 open files are allowed: raise the limit (ulimit -n) to at least 472.\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -270,7 +270,7 @@ def test_what_a_thread_of_a_tracker_fails_with_is_for_the_log_and_the_run_goes_o
         (path / "tensorboard" / "filling").write_bytes(bytes(4096))
         with training(path, "--updates", "100") as run:
             assert run.wait() == 0, run.said()
-        assert "tensorboard is left out from here on: [Errno 28] No space left on device" in run.said()
+        assert "the run continues without tensorboard: [Errno 28] No space left on device" in run.said()
         assert run.complaint() == ""
         assert "Traceback" in run.files.log("supervisor")
 
@@ -358,5 +358,5 @@ def test_a_command_in_a_directory_that_is_gone_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN_S
     )
-    said = "zmqrl: the current directory has been removed: change to another one.\n"
+    said = "zmqrl: the current directory was removed: change to another one.\n"
     assert (done.returncode, done.stderr) == (2, said)

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> "Any":
-    """Import torch and the games, which takes seconds, only for those who ask for a policy."""
+    """Import ``load_policy`` only on demand: torch and the games take seconds."""
     if name == "load_policy":
         from zmqrl.policy import load_policy
 

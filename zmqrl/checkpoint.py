@@ -1,4 +1,4 @@
-"""Checkpoints: the parameters as safetensors, the optimizer's state per shard, and a manifest written last."""
+"""Checkpoints: the parameters as safetensors, the optimizer state of each shard, and a manifest written last."""
 
 import hashlib
 import json
@@ -27,11 +27,11 @@ _NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """All that a run is at one version.
+    """The complete state of a run at one version.
 
-    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``,
-    float32 little-endian, as it travels between shard and supervisor. ``versions``: those of the shards, where they
-    differ, as in asynchronous mode; then ``version`` is the lowest of them.
+    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``. All
+    are float32 little-endian, as they travel between shard and supervisor. ``versions``: those of the shards if they
+    differ, as in asynchronous mode. Then ``version`` is the lowest of them.
     """
 
     layout: Layout
@@ -45,7 +45,7 @@ class Checkpoint:
 
     @classmethod
     def initial(cls, layout: Layout, vector: FloatVector, optimizer: str, state_names: tuple[str, ...]) -> "Checkpoint":
-        """Version 0: the given parameters and an optimizer that has not moved."""
+        """Version 0: the given parameters, and zeros as optimizer state."""
         zeros = [np.zeros(cut.count * len(state_names), np.float32) for cut in layout.slices]
         states = [
             vector[cut.start : cut.stop].tobytes() + zero.tobytes()
@@ -63,7 +63,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What its directory is called."""
+        """The name of its directory."""
         return name_of(self.version)
 
     def version_of(self, shard: int) -> int:
@@ -82,7 +82,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``, which appears there whole; what had that name stays until then."""
+        """Write to ``root/v<version>``, which appears whole. An older directory of that name stays until then."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Read one checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
+        """Read a checkpoint directory. Raises UsageError that names the missing or damaged file."""
         with _naming(path):
             manifest = _read_manifest(path / MANIFEST)
             weights = _weights(path, manifest)
@@ -146,9 +146,9 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyWeights:
-    """What acting needs of a checkpoint; the files with the optimizer's state need not be there.
+    """The part of a checkpoint that a policy needs. The files with the optimizer state can be missing.
 
-    ``vector``: the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps`` are what it was trained for.
+    ``vector``: the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps``: training time and steps so far.
     """
 
     layout: Layout
@@ -159,7 +159,7 @@ class PolicyWeights:
 
     @staticmethod
     def read(path: Path) -> "PolicyWeights":
-        """Read them from a checkpoint directory. Raises UsageError that names the file that is missing or damaged."""
+        """Read a checkpoint directory. Raises UsageError that names the missing or damaged file."""
         with _naming(path):
             return _weights(path, _read_manifest(path / MANIFEST))
 
@@ -181,18 +181,18 @@ def _weights(path: Path, manifest: Mapping[str, Any]) -> PolicyWeights:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading the checkpoint ``path`` into sentences."""
+    """Turn every error of reading the checkpoint ``path`` into a sentence."""
     try:
         yield
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or path}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UsageError(f"{path} is no checkpoint: {error}.") from error
+        raise UsageError(f"{path} is not a valid checkpoint: {error}.") from error
 
 
 def _check(path: Path, manifest: Mapping[str, Any], name: str) -> None:
     if _sha256(path / name) != manifest["files"][name]:
-        raise UsageError(f"{path / name} is damaged: its checksum is not the one in {MANIFEST}.")
+        raise UsageError(f"{path / name} is damaged: its checksum differs from that in {MANIFEST}.")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path} is damaged: {error}.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise UsageError(f"{path} is no manifest of a checkpoint.")
+        raise UsageError(f"{path} is not the manifest of a checkpoint.")
     return manifest
 
 
@@ -209,7 +209,7 @@ def _versions(path: Path, manifest: Mapping[str, Any], weights: PolicyWeights) -
     versions = tuple(manifest.get("versions", ()))
     whole = len(versions) == weights.layout.shards and all(type(version) is int for version in versions)
     if versions and not (whole and min(versions) == weights.version):
-        raise UsageError(f"{path} is damaged: {manifest['versions']} are not the versions of its shards.")
+        raise UsageError(f"{path} is damaged: its shards cannot have the versions {manifest['versions']}.")
     return versions
 
 
@@ -221,25 +221,25 @@ def _read_layout(path: Path, layout: Any) -> Layout:
 
 
 def name_of(version: int) -> str:
-    """What the directory of a checkpoint is called."""
+    """The name of the directory of a checkpoint."""
     return f"v{version:08d}"
 
 
 def checkpoints(root: Path) -> list[Path]:
     """The finished checkpoints under ``root``, oldest first.
 
-    One that was being replaced when its writer was killed counts while its successor is not there.
+    If the writer was killed while it replaced a checkpoint, the old one counts.
     """
     named = (path.parent for path in root.glob(f"v*/{MANIFEST}") if _NAME.fullmatch(path.parent.name))
-    found = sorted(named, key=lambda path: int(path.stem[1:]))  # with nine digits a name sorts before one with eight
+    found = sorted(named, key=lambda path: int(path.stem[1:]))  # as text, nine digits sort before eight
     return [path for path in found if not (path.suffix and path.with_suffix("") in found)]
 
 
 def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequence[Path]], str]) -> T | None:
-    """The newest checkpoint under ``root``, as ``read`` reads it; None if there is none.
+    """The newest checkpoint under ``root``, as ``read`` reads it; None without a checkpoint.
 
-    Raises UsageError when it is damaged. The error ends with ``advice``: of the newest checkpoint that is whole, if
-    there is one, and of those after it.
+    Raises UsageError when it is damaged. If an older checkpoint is whole, the error ends with ``advice`` about that one
+    and the damaged ones after it.
     """
     damaged: list[Path] = []
     first: UsageError | None = None
@@ -259,13 +259,13 @@ def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequen
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what unfinished writes have left."""
+    """Remove all but the newest ``keep`` checkpoints, and the remains of unfinished writes."""
     for path in [*checkpoints(root)[:-keep], *root.glob(".v*"), *root.glob("v*.replaced")]:
         _remove(path)
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, if it is there: the manifest first, so that it is never half there."""
+    """Remove a checkpoint if it exists. The manifest goes first: without it, the rest does not count."""
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 

@@ -26,21 +26,21 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("run.train", "[RECIPE] [options]", "train on this machine"),
-    "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts, over ssh or Slurm"),
-    "doctor": Command("inspect.doctor", "-H HOSTS [RECIPE] [options]", "look whether hosts are fit for a run"),
-    "eval": Command("measure.evaluate", "RUN [options]", "play whole games with a run's policy, say its score"),
-    "record": Command("measure.record", "RUN [options]", "play one game with a run's policy, keep it as a video"),
-    "worker": Command("run.worker", "DIR/cluster.json", "join a living run as one of its open ranks"),
-    "status": Command("inspect.status", "RUN [options]", "show what a run is doing, or what a dead one left where"),
+    "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts over ssh or Slurm"),
+    "doctor": Command("inspect.doctor", "-H HOSTS [RECIPE] [options]", "check that hosts can run this job"),
+    "eval": Command("measure.evaluate", "RUN [options]", "play whole games with a policy and print the scores"),
+    "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video"),
+    "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker"),
+    "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
     "logs": Command("inspect.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
-    "stop": Command("run.stop", "RUN", "let a run end with a checkpoint, and wait for it"),
+    "stop": Command("run.stop", "RUN", "end a run with a checkpoint"),
     "check-history": Command(
         "inspect.check_history",
         "RUN [options]",
-        "check that every shard of a run made each version once",
+        "check that every shard made each version exactly once",
     ),
-    "plot": Command("measure.plot", "RUN [RUN ...]", "draw what runs did over time"),
-    "compare": Command("measure.compare", "RUN RUN [RUN ...]", "show the settings and results of runs side by side"),
+    "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
+    "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
 }
 
 
@@ -55,7 +55,7 @@ def main() -> None:
         status = 130
     except ZmqrlError as error:
         status = _complain(str(error), error.exit_status)
-    except BrokenPipeError:  # who reads what we print has seen enough, as head has
+    except BrokenPipeError:  # the reader of our output, such as head, has closed it
         _print_no_more()
         status = 128 + signal.SIGPIPE
     except OSError as error:
@@ -77,7 +77,7 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null in place of a closed standard stream. Else the next file that is opened gets its number."""
+    """Open /dev/null in place of a closed standard stream, so that no other file gets its descriptor."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             place = os.open(os.devnull, os.O_RDWR)
@@ -88,11 +88,11 @@ def _open_standard_streams() -> None:
 
 
 def _look_for_modules_here() -> None:
-    """As in the processes of a run: what users wrote (games, a model, a loss) is found where they stand."""
+    """Find the user's own games, model and loss in the current directory, as the processes of a run do."""
     try:
         here = str(Path.cwd())
     except FileNotFoundError:
-        raise UsageError("the current directory has been removed: change to another one.") from None
+        raise UsageError("the current directory was removed: change to another one.") from None
     if here not in sys.path:
         sys.path.insert(0, here)
 
@@ -124,13 +124,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    commands = [f"  zmqrl {f'{name} {about.arguments}':34}{about.purpose}" for name, about in COMMANDS.items()]
+    lines = {f"zmqrl {name} {about.arguments}": about.purpose for name, about in COMMANDS.items()}
+    lines["zmqrl COMMAND --help"] = "list every option of a command"
+    width = max(map(len, lines)) + 2
     return "\n".join(
         [
             f"zmqrl {__version__}: synchronous distributed actor-critic over ZeroMQ parameter servers",
             "",
-            *commands,
-            f"  {'zmqrl COMMAND --help':40}every option of a command",
+            *(f"  {command:{width}}{purpose}" for command, purpose in lines.items()),
             "  zmqrl --version",
             "",
         ]

@@ -1,4 +1,4 @@
-"""The settings of a run: one tree, frozen, that travels as JSON. Each component owns its own part."""
+"""The settings of a run: one frozen tree that travels as JSON. Each component owns and checks its part."""
 
 import dataclasses
 import ipaddress
@@ -26,19 +26,19 @@ class WireConfig:
     """How processes reach each other."""
 
     codec: Codec = "f32"
-    """Numbers on the wire: float32, or bfloat16 at half the bytes (the shards keep float32)."""
+    """Numbers on the wire: float32, or bfloat16 with half the bytes. Shards keep float32."""
     transport: Literal["ipc", "tcp"] = "ipc"
-    """Unix sockets in a private directory, or TCP."""
+    """Unix sockets in a private directory (ipc), or TCP."""
     address: str = "127.0.0.1"
-    """IPv4 address of this machine that shards bind with TCP."""
+    """IPv4 address of this machine that shards bind. Needs TCP."""
     port_range: Annotated[str | None, tyro.conf.arg(aliases=["--port-range"])] = None
-    """FIRST-LAST: TCP ports for the shards, three each; free ones if not given. Implies TCP."""
+    """TCP ports for the shards, FIRST-LAST, three per shard. None: free ports. Implies TCP."""
     curve: bool = False
-    """Encrypt and authenticate TCP on a loopback address, too, with keys of this run. Elsewhere this is always done."""
+    """Encrypt and authenticate TCP on loopback addresses too. On other addresses this is the default."""
     insecure_plaintext: Annotated[bool, tyro.conf.arg(aliases=["--insecure-plaintext"])] = False
-    """Never encrypt TCP: anybody on the network can then read the weights, and contribute gradients of their own."""
+    """Never encrypt TCP. Anyone on the network can then read weights and push gradients."""
     need_s: float = 1.0
-    """A shard asks for resends after this time without progress; longer than a slice takes to cross the network."""
+    """Seconds without progress before a shard asks for resends. Allow for a slice to cross the network."""
 
     @property
     def tcp(self) -> bool:
@@ -46,7 +46,7 @@ class WireConfig:
         return self.transport == "tcp" or self.port_range is not None
 
     def encrypts(self, addresses: Iterable[str]) -> bool:
-        """Whether shards at ``addresses`` use CURVE: where any of them leaves its machine, unless that is given up."""
+        """Whether shards at ``addresses`` use CURVE: if an address is not a loopback one, or if ``curve`` is set."""
         return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(is_loopback, addresses))))
 
     def ports(self) -> range | None:
@@ -83,12 +83,12 @@ class WireConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written, and how many stay."""
+    """When checkpoints are written, and how many are kept."""
 
     every_minutes: float = 2.0
-    """Minutes between checkpoints; one is always written at the end."""
+    """Minutes between checkpoints. A run also writes one at its end."""
     keep: int = 10
-    """Newest checkpoints that stay."""
+    """Number of checkpoints to keep, the newest ones."""
 
     def check(self) -> None:
         """Raise UsageError for the first setting that is not valid."""
@@ -101,11 +101,11 @@ class EvaluationConfig:
     """What the evaluator does."""
 
     episodes: int = 50
-    """Whole games for each evaluated checkpoint, from a fixed list of seeds."""
+    """Whole games for each evaluated checkpoint. Their seeds are always the same."""
     every_minutes: float = 5.0
-    """Training minutes between two evaluated checkpoints; the first and the last one are always evaluated."""
+    """Training minutes between evaluations. The first and last checkpoints are always evaluated."""
     greedy: bool = False
-    """Take the most probable action instead of drawing one."""
+    """Take the most probable action instead of sampling one."""
 
     def check(self) -> None:
         """Raise UsageError for the first setting that is not valid."""
@@ -118,7 +118,7 @@ class RecordingConfig:
     """What the recorder does."""
 
     minutes: tuple[float, ...] = (0.0, 15.0, 30.0)
-    """Training minutes at which a game is recorded."""
+    """Training minutes at which to record a game."""
 
     def check(self) -> None:
         """Raise UsageError for the first setting that is not valid."""
@@ -128,61 +128,61 @@ class RecordingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Train one agent with workers, backup workers and parameter-server shards."""
+    """Train an agent with workers, backup workers and parameter-server shards."""
 
     recipe: tyro.conf.Suppress[str] = "breakout"
     env: str = "ALE/Breakout-v5"
-    """Environment: an ALE game, or any Gymnasium environment with discrete actions."""
+    """Environment: an ALE game or any Gymnasium environment with discrete actions."""
     workers: int = 2
-    """N: contributions that make an update, unless a quorum is given."""
+    """N: number of workers whose contributions make an update, unless --quorum is set."""
     backups: int = 0
-    """b: workers on top of N, so that nobody waits for the slowest."""
+    """b: extra workers, so that an update does not wait for the slowest ones."""
     quorum: int | None = None
-    """K: contributions that make an update; N if not given."""
+    """K: contributions that make an update. None: N."""
     shards: int = 2
-    """Parameter-server shards."""
+    """Number of parameter-server shards."""
     algo: Literal["ppo", "ba3c"] = "ppo"
     """Algorithm."""
     model: str = "small"
-    """Network: small, nature, narrow or dba3c for images, mlp for vectors, or your own function as module:function."""
+    """Network: small, nature, narrow or dba3c (images), mlp (vectors), or MODULE:FUNCTION."""
     loss: str | None = None
-    """A function of your own, module:function, instead of the algorithm's loss."""
+    """Loss function of your own, as MODULE:FUNCTION. None: the loss of --algo."""
     updates: int | None = None
-    """Stop at this version."""
+    """Stop at this version, which is the number of updates."""
     agent_steps: int | None = None
-    """Stop after this many agent steps, all sittings together."""
+    """Stop after this many agent steps. A resumed run counts all its sessions."""
     minutes: float | None = None
-    """Stop after this many minutes, counted from when the first version of this sitting is in the making."""
+    """Stop after this many minutes, counted from the first update of this session."""
     stop_score: float | None = None
-    """Stop when the mean score of the last 50 games reaches this."""
+    """Stop when the mean score of the last 50 games reaches this value."""
     seed: int = 1
-    """Seed of the initial parameters, the games and the actions."""
+    """Seed of the initial parameters, games and actions."""
     mode: Literal["sync", "async"] = "sync"
-    """async: every contribution is an update of its own, applied when it arrives, however old. To compare with."""
+    """Update mode. async applies each contribution alone when it arrives, for comparison."""
     consistent: bool = False
-    """Sum contributions in rank order: bit-identical runs for any number of shards. Needs b = 0."""
+    """Sum contributions in rank order: bit-identical for any number of shards. Needs b = 0."""
     on_loss: Literal["wait", "shrink"] = "wait"
-    """With fewer than K workers alive: wait for them, or lower K until they are back."""
+    """With fewer than K workers alive: wait, or lower K until they are back."""
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """RANK:SECONDS: slow one worker down by so much per update. May be repeated."""
+    """Slow down one worker, RANK:SECONDS per update, such as 2:0.5. May be repeated."""
     evaluator: bool = False
-    """Start one process more that plays whole games with the checkpoints, into evaluations.jsonl."""
+    """Play whole games with checkpoints in an extra process, and write evaluations.jsonl."""
     recorder: bool = False
-    """Start one process more that records a game at chosen minutes, into videos/."""
+    """Record games in an extra process at --recording.minutes, into videos/."""
     external_workers: int = 0
-    """M: the last M ranks are left for workers that others start with `zmqrl worker DIR/cluster.json`."""
+    """M: leave the last M ranks open for workers started with `zmqrl worker`."""
     act_only: bool = False
-    """To measure the rest: workers play, and push gradients of zeros without computing any."""
+    """Play, but push zeros instead of gradients, to measure everything else."""
     profile: int | None = None
-    """Trace the first VERSIONS versions (100 if no number is given) to DIR/trace.json."""
+    """Trace this many versions to DIR/trace.json. Without a number: 100."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """Where to follow the run, besides its own files; none if the option stands alone."""
+    """Trackers that get the metrics. Without a value: none."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the workers compute."""
+    """Device that workers compute on."""
     run_dir: Path | None = None
-    """Run directory; runs/RECIPE-DATE-TIME if not given."""
+    """Run directory. None: runs/RECIPE-DATE-TIME."""
     resume: bool = False
-    """Go on with the run in the run directory: from where it ended, or was killed."""
+    """Continue the run in --run-dir from where it ended or was killed."""
     envs: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -195,7 +195,7 @@ class Config:
 
     @property
     def ranks(self) -> int:
-        """Workers in all, N + b."""
+        """All workers, N + b."""
         return self.workers + self.backups
 
     @property
@@ -217,11 +217,11 @@ class Config:
             try:
                 delays[int(rank)] = float(seconds)
             except ValueError:
-                raise UsageError(f"--straggle {text} is not RANK:SECONDS, such as 2:0.5.") from None
+                raise UsageError(f"--straggle {text}: RANK:SECONDS is required, such as 2:0.5.") from None
             if not 0 <= int(rank) < self.ranks:
-                raise UsageError(f"--straggle {text}: there is no rank {rank}, only 0 to {self.ranks - 1}.")
+                raise UsageError(f"--straggle {text}: rank {rank} does not exist; ranks are 0 to {self.ranks - 1}.")
             if not 0 <= float(seconds) < 3600:
-                raise UsageError(f"--straggle {text}: the delay must be between 0 and 3600 seconds.")
+                raise UsageError(f"--straggle {text}: a delay from 0 to below 3600 seconds is required.")
         return delays
 
     def ports(self) -> range | None:
@@ -280,19 +280,19 @@ class Config:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Config":
-        """Inverse of :meth:`to_json`. Raises UsageError that names a setting it does not know or cannot read."""
+        """Inverse of :meth:`to_json`. Raises UsageError that names the setting which is unknown or not valid."""
         config: Config = _build(cls, data, "")
         return config
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Read a ``config.json``, or the settings that stand in a ``cluster.json``. Raises UsageError."""
+        """Read a ``config.json``, or the settings in a ``cluster.json``. Raises UsageError."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from error
         except ValueError as error:
-            raise UsageError(f"{path} is no JSON: {error}.") from error
+            raise UsageError(f"{path} is not valid JSON: {error}.") from error
         try:
             return cls.from_json(data.get("config", data) if isinstance(data, dict) else data)
         except UsageError as error:
@@ -300,7 +300,7 @@ class Config:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether ``address`` stands for the machine itself wherever it is used."""
+    """Whether ``address`` means the machine itself on every machine."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:  # a name may mean anything
@@ -314,9 +314,9 @@ def _require_positive(option: str, value: float | None) -> None:
 
 
 def _build(cls: type[Any], data: object, path: str) -> Any:
-    """A dataclass from plain data, nested ones too; settings that are missing keep their defaults."""
+    """Make a dataclass, with nested ones, from plain data. Missing settings keep their defaults."""
     if not isinstance(data, dict):
-        raise UsageError(f"the setting {path or 'of the run'} is {data!r:.60}, not a group of settings.")
+        raise UsageError(f"{path or 'the file'} is {data!r:.60}: a group of settings is required.")
     hints = get_type_hints(cls)
     values = {}
     for name, value in data.items():
@@ -327,7 +327,7 @@ def _build(cls: type[Any], data: object, path: str) -> Any:
     try:
         return cls(**values)
     except TypeError as error:
-        raise UsageError(f"the settings {path or 'of the run'} are not complete: {error}.") from error
+        raise UsageError(f"{path or 'the file'} is not complete: {error}.") from error
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -353,5 +353,5 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     else:
         fits = type(value) is hint
     if not fits:
-        raise UsageError(f"the setting {where} cannot be {value!r:.60}.")
+        raise UsageError(f"{where} cannot be {value!r:.60}.")
     return value

@@ -13,17 +13,17 @@ class ZmqrlError(Exception):
 
 
 class UsageError(ZmqrlError):
-    """The user asked for something that cannot be: an unknown game, K above the workers, a port in use."""
+    """The user asked for something impossible: an unknown game, K above the workers, a port in use."""
 
     exit_status = 2
 
 
 class ClusterError(ZmqrlError):
-    """The cluster failed: a process that keeps dying, a deadline that passed, a shard that refused us."""
+    """The cluster failed: a process keeps dying, a deadline passed, a shard refused us."""
 
 
 class UnwritableError(ClusterError):
-    """A file of the run cannot be written. Trying again does not help."""
+    """A file of the run cannot be written. A retry does not help."""
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -47,9 +47,9 @@ _REMEDIES = {
 
 
 def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
-    """The sentence for a file that cannot be written: which one, why, and what to do, or to do ``otherwise``.
+    """The sentence for a file that cannot be written: which one, why, and what to do. ``otherwise`` is an alternative.
 
-    ``place`` stands for the file when the error names none.
+    ``place`` is the file if the error does not name one.
     """
     name = place if error.filename is None else error.filename
     remedies = ", or ".join(filter(None, [_REMEDIES.get(error.errno or 0), otherwise]))
@@ -58,7 +58,7 @@ def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
 
 @contextmanager
 def naming(place: object) -> Iterator[None]:
-    """Make every OSError of the block name ``place``. The system names a temporary file, or none."""
+    """Make every OSError of the block name ``place``. The system names a temporary file or no file."""
     try:
         yield
     except OSError as error:
@@ -66,14 +66,14 @@ def naming(place: object) -> Iterator[None]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The one of ``known`` that comes closest, in parentheses behind a space; nothing if none is close."""
+    """The closest word in ``known``, as `` (did you mean ...?)``. Empty if no word is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Whatever a user's own code raises is told in one sentence; a script that ends the process does so, too."""
+    """Turn any exception of the user's own code into one sentence, and SystemExit too. Raises UsageError."""
     try:
         yield
     except UsageError:

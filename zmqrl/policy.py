@@ -20,12 +20,12 @@ from zmqrl.rundir import RunDirectory
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Policy:
-    """What a run had learned at ``version``, after ``wall_s`` seconds and ``agent_steps`` actions of training.
+    """The policy of a run at ``version``, after ``wall_s`` seconds and ``agent_steps`` agent steps of training.
 
-    It computes in float64, on the CPU. In float32 the last digits of a logit depend on the processor's vector width,
-    the number of threads and the rest of the batch, and now and then an action with them, after which a game is
-    another one. In float64 these differences are about 1e-15, so that the same seeds give the same games everywhere.
-    Only a network of the user's own computes as it did in training: its code may ask for float32.
+    It computes in float64 on the CPU, so that the same seeds give the same games on every machine. In float32, the last
+    digits of a logit depend on the processor's vector width, the number of threads and the rest of the batch. They
+    sometimes change an action, and with it the rest of the game. In float64 the differences are about 1e-15. A network
+    of the user's own computes as in training, because its code may require float32.
     """
 
     config: Config
@@ -37,7 +37,7 @@ class Policy:
 
     @property
     def env_id(self) -> str:
-        """The environment that it was trained in."""
+        """The environment of the training."""
         return self.config.env
 
     def act(
@@ -45,11 +45,11 @@ class Policy:
     ) -> npt.NDArray[np.int64] | int:
         """Actions int64 (B,) for ``observations`` (B, *shape), or one int for a single observation (*shape).
 
-        Frames are uint8 (B, stack, height, width), from 0 to 255; all else is a vector (B, n). An action is drawn
-        from the policy's distribution by one number of ``rng`` (one that nobody seeded if not given), or is the most
-        probable one if ``greedy``. Actions count from 0, also where the environment's do not.
+        Frames are uint8 (B, stack, height, width) from 0 to 255. Other observations are vectors (B, n). Each action is
+        sampled with one number of ``rng`` (default: an unseeded one), or is the most probable one if ``greedy``.
+        Actions count from 0, even if those of the environment do not.
 
-        Raises UsageError for observations of another shape or kind, and when a network of the user's own fails.
+        Raises UsageError for observations of another shape or dtype, and when a network of the user's own fails.
         """
         seen = np.asarray(observations)
         shape, dtype = self.spec.observation_shape, self.spec.observation_dtype
@@ -79,23 +79,23 @@ class Policy:
 
 
 def load_policy(run: str | Path, version: int | None = None) -> Policy:
-    """The policy of the run directory ``run`` at its newest checkpoint, or at the one of ``version``.
+    """The policy of the run directory ``run`` at its newest checkpoint, or at that of ``version``.
 
-    Raises UsageError when there is no run or no such checkpoint, when a file is damaged, and when a network of the
-    user's own cannot be made.
+    Raises UsageError when the run or the checkpoint does not exist, when a file is damaged, and when a network of the
+    user's own fails.
     """
     directory = RunDirectory(Path(run))
     if not directory.config.exists():
-        raise UsageError(f"{run} is no run directory: it has no config.json.")
+        raise UsageError(f"{run} is not a run directory: there is no config.json in it.")
     config = Config.read(directory.config)
     weights = _weights(directory.checkpoints, version)
     spec = describe_env(config.env, config.envs)
-    with torch.random.fork_rng(devices=[]):  # leave the caller's random state alone
-        torch.manual_seed(config.seed)  # what a model of the user's own does not train is drawn as in the workers
+    with torch.random.fork_rng(devices=[]):  # keep the caller's random state
+        torch.manual_seed(config.seed)  # buffers of a user's own model are those of the workers
         model = make_model(config.model, spec.observation_shape, spec.num_actions, config.network)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != weights.layout.tensors:
-        raise UsageError(f"{run}: checkpoint {weights.version} is of another network than config.json says.")
+        raise UsageError(f"{run}: checkpoint {weights.version} does not fit the network in config.json.")
     parameters.load(weights.vector)
     return Policy(
         config=config,
@@ -113,10 +113,10 @@ def _is_own(config: Config) -> bool:
 
 
 def _weights(root: Path, version: int | None) -> PolicyWeights:
-    """Those of the checkpoint of ``version`` under ``root``, of the newest one for None."""
+    """The weights of the checkpoint of ``version`` under ``root``; of the newest one for None."""
 
     def advice(whole: Path, _: object) -> str:
-        return f"Checkpoint {whole.stem} is whole: choose it by --checkpoint {int(whole.stem[1:])}."
+        return f"Checkpoint {whole.stem} is whole: use it with --checkpoint {int(whole.stem[1:])}."
 
     if version is None and (weights := newest(root, PolicyWeights.read, advice)) is not None:
         return weights
@@ -125,12 +125,12 @@ def _weights(root: Path, version: int | None) -> PolicyWeights:
         raise UsageError(f"there is no checkpoint in {root} yet.")
     assert version is not None
     if name_of(version) not in found:
-        raise UsageError(f"there is no checkpoint of version {version} in {root}: there are {', '.join(found)}.")
+        raise UsageError(f"there is no checkpoint of version {version} in {root}: choose one of {', '.join(found)}.")
     return PolicyWeights.read(found[name_of(version)])
 
 
 def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Actions (B,) of ``probabilities`` (B, A): the first at which their sum is above ``numbers`` (B,) in [0, 1)."""
-    # Without the last sum, which rounding may leave below the number.
+    """Actions (B,): for each row of ``probabilities`` (B, A), the first whose cumulative sum is above its number."""
+    # The last sum is left out, because rounding can leave it below the number.
     actions: npt.NDArray[np.int64] = (probabilities.cumsum(1)[:, :-1] <= numbers[:, np.newaxis]).sum(1)
     return actions

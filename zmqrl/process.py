@@ -22,20 +22,20 @@ from typing import Any
 from zmqrl.errors import UsageError
 
 PR_SET_PDEATHSIG = 1
-LOOK_UP_EVERY_S = 1.0  # from a wait, for a signal that came just before it
+LOOK_UP_EVERY_S = 1.0  # a wait ends this often, because a signal just before it does not wake it
 FEWEST_OPEN_FILES = 256  # a process of a small run has about 40 open
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MOST_OPEN_FILES = 1 << 16  # more is of no use, and some programs try every number up to the limit
+MOST_OPEN_FILES = 1 << 16  # more is useless, and some programs try every number up to the limit
 
 _to_parent = 1  # a descriptor
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt in the block, which can clean up. Elsewhere it ends ``zmqrl`` at once."""
+    """Make Ctrl-C raise KeyboardInterrupt in the block, which can clean up. Elsewhere it ends ``zmqrl`` at once."""
     outside = signal.getsignal(signal.SIGINT)
-    if callable(outside):  # a script that runs us in the background has it ignored
+    if callable(outside):  # a shell that runs us in the background ignores it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -53,28 +53,28 @@ def raise_open_files() -> None:
 
 
 def check_open_files(needed: int = FEWEST_OPEN_FILES) -> None:
-    """Raise UsageError when this process cannot have ``needed`` files open."""
+    """Raise UsageError when this process cannot open ``needed`` files."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed != resource.RLIM_INFINITY and allowed < needed:
-        raise UsageError(f"{allowed} open files are allowed (ulimit -n): raise that limit to at least {needed}.")
+        raise UsageError(f"only {allowed} open files are allowed: raise the limit (ulimit -n) to at least {needed}.")
 
 
 def read_job(die_with: signal.Signals) -> dict[str, Any]:
-    """Read this process's job, one line of JSON on standard input, and ask the kernel to end us with our parent.
+    """Read the job, one line of JSON on standard input, and ask the kernel for ``die_with`` when the parent dies.
 
-    Standard input stays open: its end means that the parent is gone, whatever became of the signal. Standard output is
-    for ``say``: what else is printed goes to standard error.
+    Standard input stays open. Its end means that the parent is gone, even if the signal was lost. Standard output is
+    for ``say`` only: other prints go to standard error.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
     parent = select.poll()
     parent.register(0, 0)
-    if parent.poll(0):  # it hung up before we asked, perhaps while our imports took their seconds: no signal will come
+    if parent.poll(0):  # the parent died before prctl, perhaps during our imports: no signal will come
         sys.exit(0)
-    # Ctrl-C reaches the whole terminal group; ending children is the supervisor's to decide.
+    # Ctrl-C reaches the whole process group of the terminal, but the supervisor ends its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = bytearray()
     while not line.endswith(b"\n"):
-        # One byte at a time, so that nothing behind the line disappears into a buffer.
+        # One byte at a time: a buffer would swallow messages after the line.
         byte = os.read(0, 1)
         if not byte:
             sys.exit(0)
@@ -91,14 +91,14 @@ def _divert_prints() -> None:
 
 
 def lived_s() -> float:
-    """Seconds since this process was started."""
-    # Behind the name, which may have spaces in it: the 22nd field of all, counted in ticks since the machine started.
+    """Seconds since this process started."""
+    # Field 22, in ticks since boot. Fields are counted after the name, which may contain spaces.
     started_at = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_at
 
 
 def log_level() -> int:
-    """The level of ``ZMQRL_LOG_LEVEL``, by default info. Raises UsageError."""
+    """The log level that ``ZMQRL_LOG_LEVEL`` names. Default: info. Raises UsageError."""
     level = os.environ.get(LOG_LEVEL) or "info"
     if level.lower() not in LOG_LEVELS:
         raise UsageError(f"{LOG_LEVEL}={level}: the levels are {', '.join(LOG_LEVELS)}.")
@@ -124,10 +124,10 @@ def log_to_stderr(name: str) -> logging.Logger:
 
 
 class Messages:
-    """What the parent says after the job, a line of JSON each. When the parent hangs up, this process ends.
+    """The parent's messages after the job, one line of JSON each. When the parent hangs up, this process ends.
 
-    SIGTERM interrupts what the main thread is doing, so that it cleans up. A signal that comes just before ``get``
-    waits does not wake it, so the end of the messages is also in the queue.
+    SIGTERM interrupts the main thread, so that it cleans up. A signal just before ``get`` waits does not wake it, so
+    the queue holds the end of the messages too.
     """
 
     def __init__(self) -> None:
@@ -159,12 +159,12 @@ class Messages:
 
 
 def _leave(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleanup
     sys.exit(0)
 
 
 def say(facts: dict[str, Any]) -> None:
-    """Tell the parent something in one line of JSON on standard output; at first, that we are up."""
+    """Tell the parent ``facts`` in one line of JSON on standard output. The first ones say that we are up."""
     line = json.dumps(facts).encode() + b"\n"
     while line:
         line = line[os.write(_to_parent, line) :]

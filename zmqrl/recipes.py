@@ -1,4 +1,4 @@
-"""Named runs: each recipe is a function that returns a whole configuration."""
+"""Recipes: functions with a name that return a complete configuration."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 def breakout() -> Config:
     """Breakout by PPO with the narrow network: two workers on two cores.
 
-    The schedules end with the hour that two cores with AVX-512 need for that many updates.
+    The schedules end after an hour on two cores with AVX-512.
     """
     return Config(
         recipe="breakout",
@@ -44,7 +44,7 @@ def pong() -> Config:
 
 
 def cartpole() -> Config:
-    """CartPole by PPO with two small layers: a run of seconds to try things with."""
+    """CartPole by PPO with two small layers: a run of seconds for experiments."""
     return Config(
         recipe="cartpole",
         env="CartPole-v1",
@@ -56,7 +56,7 @@ def cartpole() -> Config:
 
 
 def dba3c_breakout() -> Config:
-    """Breakout as DBA3C learned it in 2017 (Adamski et al. 2018), with its own hyper-parameters, on two workers.
+    """Breakout with the hyperparameters of DBA3C (Adamski et al. 2018), on two workers.
 
     Its best run had 64 training nodes, 60 of which made an update, and 4 parameter servers: ``zmqrl train
     dba3c-breakout --workers 60 --backups 4 --shards 4``.
@@ -66,11 +66,11 @@ def dba3c_breakout() -> Config:
         env="ALE/Breakout-v5",
         algo="ba3c",
         model="dba3c",
-        # Of 128 hidden units, as in their best run. Theirs has zeros as channels 13 to 16 of its input, for speed, and
-        # draws weights from truncated normals (convolutions) and uniforms; ours are orthogonal.
+        # 128 hidden units, as in their best run. Theirs pads the input with zeros to 16 channels, for speed, and draws
+        # weights from truncated normals (convolutions) and uniforms. Ours are orthogonal.
         network=NetworkConfig(compute="float32"),
-        # Theirs learns from batches of 32 that mix pieces of 5 steps of 10 games, as they come in; the nearest to it
-        # with whole pieces is 6 games by 5 steps.
+        # Theirs learns from batches of 32 that mix pieces of 5 steps of 10 games in their order of arrival. The nearest
+        # size with whole pieces is 6 games by 5 steps.
         envs=EnvConfig(
             num_envs=6,
             frame_skip=4,
@@ -80,16 +80,16 @@ def dba3c_breakout() -> Config:
             noop_max=0,
             life_loss=False,
             fire_reset=False,
-            max_frames=30_000,  # theirs: 10 000 steps, 3 frames on average, behind which nothing counts
+            max_frames=30_000,  # theirs: 10 000 steps of 3 frames on average
         ),
-        # Both bootstrap with values of the policy that acted, but theirs acts with weights as new as each step's own,
-        # ours with those of one version in a whole rollout. In theirs the logarithms are of p + 1e-6.
+        # Both bootstrap with values of the policy that acted. Theirs acts with the newest weights at every step, ours
+        # with one version in a whole rollout. Theirs computes log(p + 1e-6).
         ba3c=BA3CConfig(
             rollout_steps=5,
             gamma=0.99,
             value_coefficient=0.5,  # theirs: 1/2 (V - R)^2
             entropy_coefficient=0.01,
-            max_grad_norm=1e9,  # theirs clips a tensor of n numbers at a norm of 0.1 n: only the heads' biases, if any
+            max_grad_norm=1e9,  # theirs clips a tensor of n numbers at a norm of 0.1 n, so only the heads' biases
         ),
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, beta1=0.8, beta2=0.75, epsilon=1e-8),
     )

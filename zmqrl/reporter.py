@@ -13,35 +13,35 @@ GAMES_IN_A_REPORT = 32
 
 
 class Reporter:
-    """Tells the supervisor this worker's figures: counts are cumulative, so that a lost report costs none of them."""
+    """Reports the metrics of this worker to the supervisor. Counts are cumulative, so a lost report costs nothing."""
 
     def __init__(self, connection: Connection, steps_per_rollout: int, version: int) -> None:
-        """``version`` is the first that is played."""
+        """``version`` is the first version of this worker."""
         self.connection = connection
         self.steps_per_rollout = steps_per_rollout
         self.agent_steps = self.abandoned_steps = self.games_played = 0
         self.games: deque[tuple[int, float, int]] = deque(maxlen=GAMES_IN_A_REPORT)
         self.version = version
-        self.losses: defaultdict[str, float] = defaultdict(float)  # sums since the last report, as many as lags
+        self.losses: defaultdict[str, float] = defaultdict(float)  # sums over the gradients since the last report
         self.lags: list[int] = []
         self.sent_at = 0.0
 
     def played(self, games: list[Game]) -> None:
-        """A rollout is complete, and these games ended in it."""
+        """Count a complete rollout, in which these games ended."""
         self.agent_steps += self.steps_per_rollout
         for game in games:
             self.games_played += 1
             self.games.append((self.games_played, game.score, game.agent_steps))
             if self.games_played % GAMES_IN_A_REPORT == 0:
                 self.send()
-        self.send()  # before any contribution that was learned from it, so that a version is never ahead of its steps
+        self.send()  # before the contributions learned from it, so that a version is never ahead of its steps
 
     def abandoned(self) -> None:
-        """The last rollout came too late to learn from."""
+        """Count the last rollout as too late to learn from."""
         self.abandoned_steps += self.steps_per_rollout
 
     def learned(self, weights: PulledWeights, losses: dict[str, float], *, lag: int) -> None:
-        """A gradient was pushed; report if the last report is a while ago."""
+        """Count a pushed gradient, and report if the last report is old enough."""
         self.version = weights.version
         self.lags.append(lag)
         for name, value in losses.items():
@@ -67,7 +67,7 @@ class Reporter:
         self.lags.clear()
 
     def _learned(self) -> dict[str, Any]:
-        """Means over the gradients since the last report. One that is not finite would void the whole report."""
+        """Means over the gradients since the last report. A value that is not finite would void the whole report."""
         if not self.lags:
             return {}
         means = {name: total / len(self.lags) for name, total in self.losses.items()}

@@ -1,4 +1,4 @@
-"""The run directory: where everything that a run leaves has its place."""
+"""The run directory: the paths of everything that a run writes, and its lock."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ LONGEST_SOCKET_PATH = 90  # of the 107 bytes that a Unix socket's address may ha
 
 
 class RunDirectory:
-    """The paths of a run, and the lock that keeps two runs out of one directory."""
+    """The paths of a run, and the lock that keeps a second run out of its directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -57,7 +57,7 @@ class RunDirectory:
         return self.path / "state" / f"shard-{shard}.slots"
 
     def key_file(self, rank: int) -> Path:
-        """The keys of a rank that is open to outside workers."""
+        """The keys of a rank that is open to external workers."""
         return Path(self.keys / f"worker-{rank}.json")
 
     def sockets(self) -> Path:
@@ -72,7 +72,7 @@ class RunDirectory:
         return Path(self._sockets.name)
 
     def claim(self) -> None:
-        """Make the directory and take its lock, held until :meth:`release`. Raises UsageError when that cannot be."""
+        """Make the directory and take its lock until :meth:`release`. Raises UsageError when one of them fails."""
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class RunDirectory:
             if isinstance(error, BlockingIOError):
                 raise UsageError(f"{self.path} is in use by a run that is still alive.") from None
             raise UsageError(  # some network file systems have no locks
-                f"{self.path} cannot be locked ({error.strerror}): choose a --run-dir on a file system that has locks."
+                f"{self.path} cannot be locked ({error.strerror}): choose a --run-dir on a file system with locks."
             ) from error
         try:
             self._check_writable()
@@ -96,7 +96,7 @@ class RunDirectory:
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
 
     def _check_writable(self) -> None:
-        """Raise OSError for the first file or directory that shards or checkpoints need, but cannot write."""
+        """Raise OSError for the first file or directory that shards or checkpoints cannot write."""
         of_shards = [self.path / name for name in OF_SHARDS if (self.path / name).exists()]
         for directory in [*of_shards, *([self.checkpoints] if self.checkpoints.exists() else [])]:
             with naming(directory):
@@ -105,23 +105,23 @@ class RunDirectory:
             os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def set_aside(self) -> None:
-        """Of a run that was killed or could not end, if there was one: keep what leads to the state of its shards."""
+        """Keep cluster.json as left.json, so that the shards of a killed run can be found."""
         with contextlib.suppress(FileNotFoundError):
             self.cluster.replace(self.left)
         self._remove_what_lets_join()
 
     def in_use(self) -> bool:
-        """Whether a run lives in it now."""
+        """Whether a run uses it now."""
         return is_locked(self.path / LOCK)
 
     def release(self) -> None:
-        """Give the lock back and remove what is only for a living run; if it came to no run, also what we made."""
-        with contextlib.suppress(OSError):  # the lock must be given back all the same
+        """Release the lock and remove what only a living run needs. If no run began, remove what we made too."""
+        with contextlib.suppress(OSError):  # the lock must be released in any case
             self._remove_what_lets_join()
         if self._sockets is not None:
             self._sockets.cleanup()
-        shutil.rmtree(self.path / "sockets", ignore_errors=True)  # with those of shards that were killed
-        with contextlib.suppress(OSError):  # the shards of a run that could not end have left something there
+        shutil.rmtree(self.path / "sockets", ignore_errors=True)  # killed shards leave theirs
+        with contextlib.suppress(OSError):  # it is not empty if the run could not end
             (self.path / "state").rmdir()
         if self._lock is not None:
             with contextlib.suppress(OSError):
@@ -143,7 +143,7 @@ class RunDirectory:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process has the lock of the file ``path``; not if there is no such file."""
+    """Whether a process holds the lock of the file ``path``. False if the file does not exist."""
     try:
         with path.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -155,7 +155,7 @@ def is_locked(path: Path) -> bool:
 
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
-    """Write ``data`` so that a reader finds the old file or the new one, never a part. Raises OSError with ``path``."""
+    """Write ``data`` so that a reader finds the old file or the new one, never a part. OSErrors name ``path``."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with naming(path):
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

@@ -123,7 +123,7 @@ def join(
 ) -> None:
     """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError.
 
-    Shards of another zmqrl than ``code`` refuse it, unless that is empty.
+    Shards with other code than ``code`` refuse the worker, unless it is empty.
     """
     spans, begun_s = Spans(), lived_s()
     actor_learner = ActorLearner(config, rank, version, threads=threads, spans=spans)
@@ -139,7 +139,7 @@ def join(
 
 
 def main() -> None:
-    """Run one worker, as told on standard input."""
+    """Run one worker. Its job is on standard input."""
     imported_s = lived_s()
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")

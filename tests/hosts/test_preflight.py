@@ -111,9 +111,9 @@ def test_addresses_of_hosts_are_a_list_or_come_one_by_one() -> None:
     ("text", "sentence"),
     [
         ("10.0.0.1", "--address 10.0.0.1 is not HOST=ADDRESS, such as h1=10.0.0.1."),
-        ("h3=10.0.0.1", "--address h3: there is no such host"),
+        ("h3=10.0.0.1", "--address h3: no such host"),
         ("h1=0.0.0.0", "would listen on every network"),
-        ("h1=10.0.0.[1-2]", "must mean as many"),
+        ("h1=10.0.0.[1-2]", "make them equal"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused(text: str, sentence: str) -> None:

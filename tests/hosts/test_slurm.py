@@ -53,7 +53,7 @@ def test_a_node_that_knows_itself_as_loopback_only_gets_the_address_by_which_it_
     monkeypatch.setattr(slurm_jobs, "own_address", {"10.0.0.2": "10.0.0.1"}.__getitem__)
     assert resolve({"a": "127.0.1.1", "b": "10.0.0.2"}) == {"a": "10.0.0.1", "b": "10.0.0.2"}
     assert resolve({"a": "127.0.0.1", "b": "127.0.0.1"}) == {"a": "127.0.0.1", "b": "127.0.0.1"}
-    with pytest.raises(UsageError, match=r"where do the others reach c\? no-such-name\.invalid is unknown here"):
+    with pytest.raises(UsageError, match=r"node c\? no-such-name\.invalid is unknown here"):
         resolve({"c": "no-such-name.invalid"})
 
 
@@ -62,8 +62,8 @@ def test_a_node_that_knows_itself_as_loopback_only_gets_the_address_by_which_it_
     [
         (Options(), "no hosts given: use -H HOSTS, or --slurm"),
         (Options(hosts="h1", slurm=True), "-H and --slurm exclude each other"),
-        (Options(hosts="h1", requeue=True), "--requeue goes with --slurm only"),
-        (Options(slurm=True), "--slurm is for a Slurm job, and this is none"),
+        (Options(hosts="h1", requeue=True), "--requeue needs --slurm"),
+        (Options(slurm=True), "--slurm: not inside a Slurm job"),
     ],
 )
 def test_what_does_not_go_together_is_refused(monkeypatch: pytest.MonkeyPatch, options: Options, sentence: str) -> None:
@@ -194,7 +194,7 @@ def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
     interrupted = files.assert_summary_exact("interrupted", quorum=3)
     assert interrupted["updates"] < 120
     saw(slurm, log, lambda: slurm.state(job) == "COMPLETED", "the end of the job")
-    assert f"the time of job {job} is up: it goes back into the queue" in log.read_text()
+    assert f"the time of job {job} is up: it is requeued" in log.read_text()
     assert "with other settings" not in log.read_text()
     assert f"resuming from version {interrupted['updates']}" in log.read_text()
     files.assert_summary_exact("updates", quorum=3)

@@ -184,12 +184,12 @@ def test_the_flavour_names_what_a_score_depends_on() -> None:
         ("Breakout", "there is no environment 'Breakout': did you mean ALE/Breakout-v5?"),
         ("ALE/Braekout-v5", "there is no environment 'ALE/Braekout-v5': did you mean ALE/Breakout-v5?"),
         ("CartPole-v9", "there is no environment 'CartPole-v9': did you mean CartPole-v1?"),
-        ("xyzzy", "there is no environment 'xyzzy': Atari games are named like ALE/Breakout-v5."),
+        ("xyzzy", "there is no environment 'xyzzy': names of Atari games look like ALE/Breakout-v5."),
         (
             "nowhere:Corridor-v0",
             "cannot import nowhere, which should register Corridor-v0: ModuleNotFoundError: No module named 'nowhere'.",
         ),
-        ("Pendulum-v1", "Pendulum-v1 takes Box (1,) actions, but only Discrete ones can be learned."),
+        ("Pendulum-v1", "Pendulum-v1 has Box (1,) actions: only Discrete actions are supported."),
     ],
 )
 def test_an_environment_that_cannot_be_learned_is_refused_in_one_sentence(env_id: str, sentence: str) -> None:

@@ -84,16 +84,16 @@ def test_a_model_is_tried_with_frames_as_a_rollout_keeps_them(write: Write) -> N
     [
         (
             {"outputs": "logits, logits[:, :1]"},
-            "--model M gives a tuple of Tensor float32 (4, 3) and Tensor float32 (4, 1) for 4 observations: "
-            "it must be a tuple of float32 logits (4, 3) and values (4,).",
+            "--model M returned a tuple of Tensor float32 (4, 3) and Tensor float32 (4, 1) for 4 observations: "
+            "a tuple of float32 logits (4, 3) and values (4,) is required.",
         ),
-        ({"outputs": "logits"}, "--model M gives Tensor float32 (4, 3) for 4 observations: it must be"),
-        ({"outputs": "logits, None"}, "--model M gives a tuple of Tensor float32 (4, 3) and NoneType for"),
-        ({"outputs": "logits / 0, logits[:, 0]"}, "--model M gives logits or values that are not finite."),
+        ({"outputs": "logits"}, "--model M returned Tensor float32 (4, 3) for 4 observations: a tuple of"),
+        ({"outputs": "logits, None"}, "--model M returned a tuple of Tensor float32 (4, 3) and NoneType for"),
+        ({"outputs": "logits / 0, logits[:, 0]"}, "--model M returned logits or values that are not finite."),
         ({"outputs": "1 / 0"}, "--model M fails for observations of shape (5,): ZeroDivisionError: division by zero."),
-        ({"dtype": "torch.float64"}, "--model M gives a tuple of Tensor float64 (4, 3) and Tensor float64 (4,) for"),
+        ({"dtype": "torch.float64"}, "--model M returned a tuple of Tensor float64 (4, 3) and Tensor float64 (4,) for"),
         ({"trainable": False}, "--model M must have trainable parameters, all of them float32."),
-        ({"norm": True}, "--model M changes its norm.running_mean as it computes, as batch normalization does"),
+        ({"norm": True}, "--model M changes its buffer norm.running_mean in forward, as batch normalization does"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
@@ -107,7 +107,7 @@ def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
 
 def test_a_model_of_ones_own_takes_no_settings_of_ours(write: Write) -> None:
     name = write(MODEL.format(**GOOD))
-    with pytest.raises(UsageError, match=f"^--model {name}:Net chooses its own width and numbers"):
+    with pytest.raises(UsageError, match=f"^--model {name}:Net has its own width and number format"):
         make_model(f"{name}:Net", (5,), 3, NetworkConfig(hidden=32))
 
 
@@ -119,9 +119,9 @@ def test_a_function_that_is_not_there_is_named(write: Write) -> None:
         f"{broken}:f": f"cannot import {broken}: RuntimeError: not today.",
         f"{ending}:f": f"cannot import {ending}: SystemExit: bye.",
         f"{name}:modle": f"{name} has no 'modle' (did you mean model?).",
-        f"{name}:make_net": "make_net is int, which cannot be called.",
-        f"{name}:": "a function is named as module:function.",
-        ":f": "a function is named as module:function.",
+        f"{name}:make_net": "make_net is a value of type int, not a function.",
+        f"{name}:": "module:function is required.",
+        ":f": "module:function is required.",
     }.items():
         with pytest.raises(UsageError) as refused:
             make_model(reference, (5,), 3)
@@ -158,21 +158,21 @@ def test_what_a_model_does_not_train_is_the_same_in_every_worker(write: Write) -
 def test_an_unknown_model_is_named_with_the_nearest_one(name: str, hint: str) -> None:
     with pytest.raises(UsageError) as refused:
         make_model(name, (5,), 3)
-    known = "there are small, nature, narrow, dba3c, mlp, or your own as module:function."
+    known = "choose small, nature, narrow, dba3c, mlp, or your own as module:function."
     assert str(refused.value) == f"unknown model '{name}'{hint}; {known}"
 
 
 @pytest.mark.parametrize(
     ("result", "sentence"),
     [
-        ("values.mean()", "returned Tensor float32 (): it must be a scalar tensor"),
-        ("values, {}", "returned a tuple of Tensor float32 (4,) and dict: it must be"),
-        ("values.mean().detach(), {}", "returned a tuple of Tensor float32 () and dict: it must be"),
-        ("values.mean(), {'kl': 0.5}", "returned a tuple of Tensor float32 () and dict: it must be"),
-        ("values.mean(), {'kl': values}", "returned a tuple of Tensor float32 () and dict: it must be"),
-        ("values.mean(), {'loss': values.mean()}", "reports 'loss': a name has small letters"),
-        ("values.mean(), {'KL': values.mean()}", "reports 'KL': a name has small letters"),
-        ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 figures: at most 59 can be told."),
+        ("values.mean()", "returned Tensor float32 (): a scalar tensor"),
+        ("values, {}", "returned a tuple of Tensor float32 (4,) and dict: a scalar tensor"),
+        ("values.mean().detach(), {}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
+        ("values.mean(), {'kl': 0.5}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
+        ("values.mean(), {'kl': values}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
+        ("values.mean(), {'loss': values.mean()}", "reports 'loss': a name must have at most 40 lower-case letters"),
+        ("values.mean(), {'KL': values.mean()}", "reports 'KL': a name must have at most 40 lower-case letters"),
+        ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 values: at most 59 are possible."),
         ("batch.no_such_thing", "fails: AttributeError: 'Batch' object has no attribute 'no_such_thing'."),
     ],
 )

@@ -118,7 +118,7 @@ def test_the_first_row_of_a_run_can_be_shown() -> None:
     row = RunMetrics(start=Counters()).row(0.0)
     PlainConsole(stream).update(LiveFigures(title="run", row=row))
     assert "- agent steps/s, 0 made" in stream.getvalue()
-    assert "no game finished yet" in stream.getvalue()
+    assert "no game has ended yet" in stream.getvalue()
 
 
 def test_of_many_missing_workers_the_longest_missing_are_named() -> None:

@@ -85,7 +85,7 @@ def test_a_damaged_row_is_named_with_what_is_wrong(tmp_path: Path, line: str, co
     path = run_directory(tmp_path / "run", [row(1)])
     with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(f"{line}\n{json.dumps(row(3))}\n")
-    sentence = f"{path / 'metrics.jsonl'} is damaged: in line 2 {complaint}; mend that line, or remove it."
+    sentence = f"{path / 'metrics.jsonl'} is damaged: in line 2 {complaint}; repair that line, or remove it."
     assert refusal(path) == sentence
 
 
@@ -95,7 +95,7 @@ def test_who_can_do_without_damaged_rows_gets_the_others_and_is_told(tmp_path: P
     path.write_text(f"{json.dumps(row(1))}\n[1]\n{json.dumps(row(3))}\n{{\n\n{{", encoding="utf-8")
     assert news == []
     assert readable_lines(path, ROW, news.append) == [row(1), row(3)]
-    assert news == [f"{path} is damaged: line 2 and 2 more cannot be read, and the run goes on without"]
+    assert news == [f"{path} is damaged: line 2 and 2 more cannot be read; the run continues without"]
     path.unlink()
     path.mkdir()
     assert readable_lines(path, ROW, news.append) == []
@@ -114,7 +114,7 @@ def test_who_can_do_without_damaged_rows_gets_the_others_and_is_told(tmp_path: P
 )
 def test_a_damaged_evaluation_is_named_with_what_is_wrong(tmp_path: Path, line: dict[str, Any], complaint: str) -> None:
     path = run_directory(tmp_path / "run", [row(1)], evaluations=[{"version": 10, "mean": 5.0}, line])
-    sentence = f"{path / 'evaluations.jsonl'} is damaged: in line 2 {complaint}; mend that line, or remove it."
+    sentence = f"{path / 'evaluations.jsonl'} is damaged: in line 2 {complaint}; repair that line, or remove it."
     assert refusal(path) == sentence
 
 
@@ -134,14 +134,14 @@ def test_a_damaged_evaluation_is_named_with_what_is_wrong(tmp_path: Path, line: 
 def test_a_damaged_summary_is_named_with_what_is_wrong(tmp_path: Path, content: str, complaint: str) -> None:
     path = run_directory(tmp_path / "run", [row(1)])
     (path / "summary.json").write_text(content, encoding="utf-8")
-    sentence = f"{path / 'summary.json'} is damaged: {complaint}; remove it, and metrics.jsonl tells of the run."
+    sentence = f"{path / 'summary.json'} is damaged: {complaint}; remove it; metrics.jsonl has the metrics of the run."
     assert refusal(path) == sentence
 
 
 def test_damaged_settings_are_named(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run")
     (path / "config.json").write_text("{", encoding="utf-8")
-    sentence = f"{path / 'config.json'} is damaged: there is no JSON object; restore it, or name other runs."
+    sentence = f"{path / 'config.json'} is damaged: there is no JSON object; restore it, or use other runs."
     assert refusal(path) == sentence
 
 
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     path = run_directory(tmp_path / "run", [row(1)])
     (path / name).unlink(missing_ok=True)
     (path / name).mkdir()
-    assert refusal(path) == f"cannot read {path / name}: Is a directory; make it readable, or name other runs."
+    assert refusal(path) == f"cannot read {path / name}: Is a directory; make it readable, or use other runs."
 
 
 def test_a_path_that_cannot_be_is_named(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_path_that_cannot_be_is_named(tmp_path: Path) -> None:
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere is not a run directory"):
         RunRecord.read(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="at least one"):
+    with pytest.raises(UsageError, match="at least 1 run directory"):
         read_runs([])
 
 

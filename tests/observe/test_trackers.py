@@ -96,7 +96,7 @@ def test_a_tracker_that_fails_is_told_once_and_left_out(tmp_path: Path, kinds: d
     good = Recorder()
     kinds["bad"] = trackers.Kind(lambda run: Recorder(fails=call), "json", "json")
     kinds["good"] = kind(good)
-    assert track(tmp_path, "bad", "good", rows=20) == [f"bad is left out from here on: no network in {call}"]
+    assert track(tmp_path, "bad", "good", rows=20) == [f"the run continues without bad: no network in {call}"]
     assert len(good.steps) == 20
 
 
@@ -107,14 +107,14 @@ def test_a_tracker_that_takes_nothing_is_left_out_and_nobody_waits(
     stuck = Recorder(stuck=released)
     kinds["stuck"] = kind(stuck)
     monkeypatch.setattr(trackers, "ROWS_WAITING", 5)
-    assert track(tmp_path, "stuck", rows=50) == ["stuck is left out from here on: it has not taken 5 rows"]
+    assert track(tmp_path, "stuck", rows=50) == ["the run continues without stuck: it has not taken 5 rows"]
     released.set()
 
 
 def test_a_tracker_that_does_not_finish_is_waited_for_only_so_long(tmp_path: Path, kinds: dict[str, Any]) -> None:
     released = threading.Event()
     kinds["stuck"] = kind(Recorder(stuck=released))
-    assert track(tmp_path, "stuck", within_s=0.0) == ["stuck is left out from here on: it did not finish within 0 s"]
+    assert track(tmp_path, "stuck", within_s=0.0) == ["the run continues without stuck: it did not finish within 0 s"]
     released.set()
 
 
@@ -125,7 +125,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install(
     monkeypatch.syspath_prepend(str(tmp_path))
     for module in ("no_such_module", "left_by_a_run"):
         monkeypatch.setitem(trackers.KINDS, "mlflow", trackers.KINDS["mlflow"]._replace(module=module))
-        with pytest.raises(UsageError, match="--trackers mlflow: it is not installed; pip install mlflow-skinny"):
+        with pytest.raises(UsageError, match="--trackers mlflow: not installed; run pip install mlflow-skinny"):
             check_installed(["tensorboard", "mlflow"])
 
 
@@ -224,4 +224,4 @@ def test_wandb_without_an_account_is_left_out(tmp_path: Path, wandb_mode: pytest
     wandb_mode.setenv("NETRC", str(tmp_path / "netrc"))
     wandb_mode.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     (notice,) = track(tmp_path, "wandb")
-    assert notice.startswith("wandb is left out from here on: it has no API key")
+    assert notice.startswith("the run continues without wandb: it has no API key")

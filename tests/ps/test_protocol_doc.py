@@ -22,6 +22,7 @@ from support.paths import ROOT
 from zmqrl.config import Config, WireConfig
 from zmqrl.hosts.deployment import on_this_machine
 from zmqrl.observe.reports import WorkerReport
+from zmqrl.process_id import shard_id
 from zmqrl.ps.layout import MAX_SHARDS, Layout
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard import roster
@@ -224,7 +225,7 @@ def test_the_table_of_a_key_file_has_what_a_run_writes_there(tmp_path: Path) -> 
     directory = RunDirectory(tmp_path)
     config = Config(external_workers=1, wire=WireConfig(transport="tcp", curve=True))
     plan = Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
-    plan.write_cluster({}, {"shard-0": 1})
+    plan.write_cluster({}, {shard_id(0): 1})
     written = json.loads((tmp_path / plan.cluster({}, {})["keys"]["1"]).read_text(encoding="utf-8"))
     key_file, judged = tables(section("1.15"))
     types = {"text": str, "int": int, "list of text": list}

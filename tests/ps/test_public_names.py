@@ -53,6 +53,7 @@ def test_the_example_imports_nothing_of_zmqrl_but_the_public_names() -> None:
     assert set(names) <= set(ps.__all__)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "module", ["zmqrl.ps", "zmqrl.ps.shard.server", "zmqrl.ps.worker.connection", "zmqrl.ps.standalone"]
 )

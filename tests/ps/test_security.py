@@ -16,6 +16,7 @@ from zmq.utils import z85
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.launcher import Task
+from zmqrl.process_id import shard_id
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.shard.job import ShardJob
@@ -405,7 +406,7 @@ def test_secrets_are_not_in_the_repr_of_what_carries_them() -> None:
         worker_keys,
         job,
         Cluster(run="r", layout=layout, codec="f32", endpoints=(), keys=worker_keys),
-        Task(name="shard-0", module="x", job=job.to_json(), log_path=Path("l"), threads=1),
+        Task(process=shard_id(0), module="x", job=job.to_json(), log_path=Path("l"), threads=1),
         m.Hello(
             run="r", layout="l", role="supervisor", rank=0, incarnation=1, host="h", pid=1, secret="of the supervisor"
         ),

@@ -385,7 +385,7 @@ def test_a_broken_invariant_carries_the_last_events(run: Run) -> None:
     run.kill_shard(0)
     run.machine.shards.seen[1] = -1
     with pytest.raises(
-        AssertionError, match=r"seen goes back after(?s:.*)ProcessDied\(exited=Exited\(process="
+        AssertionError, match=r"supervisor: seen goes back(?s:.*)ProcessDied\(exited=Exited\(process="
     ) as error:
         run.feed(e.Tick())
     assert "shard" in str(error.value)

@@ -138,6 +138,6 @@ def test_a_worker_of_others_that_takes_a_rank_over_is_told_of_once_whatever_its_
     run.report(1, 60, agent_steps=-1)
     run.report(1, 61, agent_steps=-1)
     assert [text.partition(":")[0] for text in run.console.told] == [
-        "rank 1 has been taken over by another worker",
-        "reports of worker 1 do not count, they are malformed",
+        "another worker has taken over rank 1",
+        "reports of worker 1 are ignored because they are malformed",
     ]

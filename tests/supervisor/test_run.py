@@ -183,7 +183,7 @@ def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: 
     before, summary = finished.newest(), finished.summary()
     # Workers that sleep for a minute contribute nothing, so what the shards give back is what they were given.
     with training(path, "--resume", "--updates", "60", "--straggle", "0:60", "--straggle", "1:60") as run:
-        run.wait_to_say("from here on with other settings: updates 40 -> 60, straggle [] -> ['0:60', '1:60']")
+        run.wait_to_say("settings changed from here on: updates 40 -> 60, straggle [] -> ['0:60', '1:60']")
         run.eventually(lambda: run.files.log("shard-0").count("is here") == 4, "the workers")
         run.signal(signal.SIGINT)
         run.eventually(lambda: run.files.newest().generation > before.generation, "the last checkpoint")

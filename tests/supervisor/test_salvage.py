@@ -101,7 +101,7 @@ def test_where_nothing_was_learned_since_the_checkpoint_there_is_nothing_to_save
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (welcome(1, 0, state="empty"), "shard 1 has no version that is whole, but it had made version 7."),
+        (welcome(1, 0, state="empty"), "shard 1 has no intact version, but it had made version 7."),
         (welcome(1, 8, generation=3), "some shards had gone back to a checkpoint when it was killed"),
         (welcome(1, 5, generation=3), "the shards were going back to version 5 when the run was killed."),
         (welcome(1, 10), "the shards hold no version in common: they are at 7 to 10."),
@@ -144,7 +144,7 @@ def test_damaged_rows_are_told_of_and_left_out(tmp_path: Path, damage: bytes) ->
     with directory.metrics.open("ab") as file:
         file.write(damage + b"\n")
     assert counters_at(42, told(), checkpoint(20, {}), directory, news.append).agent_steps == 4200
-    assert news == [f"{directory.metrics} is damaged: line 3 cannot be read, and the run goes on without"]
+    assert news == [f"{directory.metrics} is damaged: line 3 cannot be read; the run continues without"]
 
 
 def test_rows_that_lack_figures_give_those_that_they_have(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def assert_saved(run: Killed) -> None:
 
 def test_the_version_that_the_shards_stand_at_becomes_a_checkpoint(run: Killed) -> None:
     assert_saved(run)
-    assert run.news == ["the shards still held what was learned up to version 7: it is a checkpoint now"]
+    assert run.news == ["the shards still held version 7, which is a checkpoint now"]
     assert run.salvage() is run.checkpoint, "there is nothing more"
 
 
@@ -267,7 +267,7 @@ def test_shards_of_asynchronous_mode_become_a_checkpoint_each_at_its_own_version
     found = run.salvage()
     assert (found.version, found.versions) == (9, (9, 12))
     assert found.counters["contributions"]["used"] == 9 + 12
-    assert run.news == ["the shards still held what was learned up to version 9 to 12: it is a checkpoint now"]
+    assert run.news == ["the shards still held version 9 to 12, which is a checkpoint now"]
 
 
 def damage_slots(run: Killed) -> None:
@@ -289,7 +289,7 @@ def block_history(run: Killed) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (damage_slots, "shard 1 has no version that is whole, but it had made version 7"),
+        (damage_slots, "shard 1 has no intact version, but it had made version 7"),
         (cut_slots, "state/shard-1.slots is damaged, or not of this run"),
         (block_history, "cannot write {}/history/shard-1.jsonl: Is a directory"),
     ],
@@ -301,11 +301,11 @@ def test_what_cannot_be_had_of_the_shards_now_stays_for_another_time(
     whole = run.directory.state(1).read_bytes()
     damage(run)
     refusal = run.refusal()
-    assert refusal.startswith("cannot take over the state of the killed run: ")
+    assert refusal.startswith("cannot read the state of the killed run: ")
     assert why.format(run.directory.path) in refusal
     assert refusal.endswith(
         f". It is kept in {run.directory.path}/state: {'try --resume again, or ' if passing else ''}remove "
-        f"{run.directory.left} to go on from checkpoint v00000000 without what was learned after it."
+        f"{run.directory.left} to resume from checkpoint v00000000 without what was learned after it."
     )
     assert len(run.news) == (2 if passing else 0), "what may pass is tried three times"
     run.news.clear()
@@ -327,7 +327,7 @@ def test_a_shard_that_never_had_a_version_has_no_state_to_wait_for(run: Killed) 
     path = run.directory.state(1)
     path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
     assert run.salvage() is run.checkpoint
-    assert run.news == [f"what was learned after version 0 is lost: there is no state in {path} on localhost."]
+    assert run.news == [f"everything after version 0 is lost: there is no state in {path} on localhost."]
 
 
 def test_slots_of_an_older_zmqrl_without_totals_are_read(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_shards_of_which_only_some_have_gone_back_to_a_checkpoint_stay_as_they_a
 def test_a_resume_that_cannot_have_the_state_ends_before_it_has_changed_anything(run: Killed) -> None:
     damage_slots(run)
     before = run.state()
-    with pytest.raises(ClusterError, match="cannot take over the state of the killed run"):
+    with pytest.raises(ClusterError, match="cannot read the state of the killed run"):
         cli.run(["train", "--resume", "--run-dir", str(run.directory.path)])
     assert run.state() == before
 
@@ -366,7 +366,7 @@ def test_what_passes_is_waited_for(run: Killed) -> None:
     block_history(run)
 
     def mend(text: str) -> None:
-        if "cannot take over the state of the killed run yet: shard-1 died (exit status 3)" in text:
+        if "cannot read the state of the killed run yet: shard-1 died (exit status 3)" in text:
             run.directory.history(1).rmdir()
             (run.directory.path / "aside").rename(run.directory.history(1))
         run.news.append(text)
@@ -408,7 +408,7 @@ def test_where_the_state_of_a_shard_does_not_exist_any_more_the_run_goes_on_from
     run.directory.state(1).unlink()
     assert run.salvage() is run.checkpoint
     assert run.news == [
-        f"what was learned after version 0 is lost: there is no state in {run.directory.state(1)} on localhost."
+        f"everything after version 0 is lost: there is no state in {run.directory.state(1)} on localhost."
     ]
     assert not run.directory.left.exists()
     assert not run.directory.state(1).exists()
@@ -501,7 +501,7 @@ def test_a_node_that_was_given_back_to_slurm_is_not_asked_again(tmp_path: Path, 
     left_on_a_host(directory, says)
     newest = checkpoint(20, {})
     assert salvage(directory, newest, news.append) is newest
-    assert news == [f"what was learned after version 20 is lost: h9: {says}"]
+    assert news == [f"everything after version 20 is lost: h9: {says}"]
     assert not directory.left.exists()
 
 

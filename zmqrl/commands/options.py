@@ -3,13 +3,16 @@
 import contextlib
 import io
 from collections.abc import Iterator
-from typing import TypeVar
+from pathlib import Path
+from typing import Annotated, TypeAlias, TypeVar
 
 import tyro
 
 from zmqrl.errors import UsageError
 
 T = TypeVar("T")
+RunPath: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+RunPaths: TypeAlias = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
 
 
 def parse(cls: type[T], arguments: list[str], program: str, default: T | None = None) -> T:

@@ -1,8 +1,8 @@
 """Makes the environment in which this zmqrl runs on another host. The host's own Python runs it: standard library only.
 
-Its source travels with the request, as no zmqrl need be there. Below ``~/.cache/zmqrl/envs`` each directory is an
-environment, named by the hash of what it is made of and used by every run that needs the same: one with the packages
-that the host's Python lacks, if it lacks any, and on top of it a small one with the code of zmqrl.
+Its source travels with the request, because zmqrl may not be installed there. Each directory in ``~/.cache/zmqrl/envs``
+is an environment, named by the hash of what it is made of, and shared by every run that needs the same. One has the
+packages that the host's Python lacks, if it lacks any. On top of it a small one has the code of zmqrl.
 """
 
 import base64
@@ -26,20 +26,22 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-READY = "ready"  # the file that makes an environment whole
-LINES_KEPT, LINES_TOLD = 30, 3  # of a command that failed: those that say that they are errors, else the last ones
+READY = "ready"  # the file that marks an environment as complete
+LINES_KEPT, LINES_TOLD = 30, 3  # of a command that failed: lines that say ERROR, or else the last ones
 ANSWER_WITHIN_S = 60.0
 SEEN = "import json, sys; print(json.dumps(sys.path))"
 
 
 class CannotMake(Exception):
-    """Why the environment cannot be."""
+    """Why the environment cannot be made."""
 
 
 def main(request: Mapping[str, Any]) -> None:
-    """Make what ``request`` asks for and say where its Python is; then wait until the launcher hangs up."""
+    """Make the environment of ``request`` and report its Python. Then wait until the launcher hangs up."""
     os.environ.update(request["variables"])
-    os.environ["PIP_USER"] = "0"  # in the user's configuration it would forbid to install into an environment
+    os.environ["PIP_USER"] = (
+        "0"  # the user's pip configuration may set it, which forbids installing into an environment
+    )
     try:
         python = environment(request)
     except CannotMake as error:
@@ -57,7 +59,7 @@ def environment(request: Mapping[str, Any]) -> Path:
     _root().mkdir(mode=0o700, parents=True, exist_ok=True)
     base = sys.executable
     if lacking := _lacking(request["requires"]):
-        _tell(f"not there, or of another version: {', '.join(lacking)}")
+        _tell(f"missing, or of another version: {', '.join(lacking)}")
         base = str(_python_of(_made(_key("packages", request["pins"]), lambda path: _install(path, request))))
     wheel = base64.b64decode(request["wheel"])
     key = _key("zmqrl", hashlib.sha256(wheel).hexdigest(), base)
@@ -65,7 +67,7 @@ def environment(request: Mapping[str, Any]) -> Path:
 
 
 def _lacking(requires: Mapping[str, str]) -> list[str]:
-    """Those of the packages that this Python does not have in these versions."""
+    """The packages that this Python does not have in these versions."""
     lacking = []
     for name, version in requires.items():
         try:
@@ -78,11 +80,11 @@ def _lacking(requires: Mapping[str, str]) -> list[str]:
 
 
 def _install(path: Path, request: Mapping[str, Any]) -> None:
-    """An environment with all packages: those that this Python has in the right version are taken from there."""
+    """Install all packages, except those that this Python has in the right version."""
     requires, pins = request["requires"], request["pins"]
     _run([sys.executable, "-m", "venv", str(path)])
     pip = [str(_python_of(path)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    _run([*pip, "uninstall", "--yes", "setuptools"])  # an old one, that would hide the one which packages require
+    _run([*pip, "uninstall", "--yes", "setuptools"])  # it would hide the version that packages require
     _let_see(path, sys.executable)
     constraints = path / "constraints.txt"
     constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in sorted(pins.keys() - requires.keys())))
@@ -98,19 +100,19 @@ def _unpack(path: Path, wheel: bytes, base: str) -> None:
 
 
 def _let_see(path: Path, base: str) -> None:
-    """Let an environment find the packages that the Python ``base`` finds, behind its own."""
+    """Let an environment find the packages of the Python ``base``, after its own."""
     bare, seen = (_seen(base, *options) for options in (("-I", "-S"), ("-P",)))
     lines = [f"{place}\n" for place in seen if place not in bare and Path(place).is_dir()]
     (_site_packages(path) / "base.pth").write_text("".join(lines))
 
 
 def _seen(python: str, *options: str) -> list[str]:
-    """Where a Python looks for packages. Raises CannotMake."""
+    """The directories in which a Python looks for packages. Raises CannotMake."""
     command = [python, *options, "-c", SEEN]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_S)
     except subprocess.SubprocessError as error:
-        raise CannotMake(f"{python} cannot be asked for its packages: {error}") from None
+        raise CannotMake(f"{python} does not list its packages: {error}") from None
     places: list[str] = json.loads(done.stdout)
     return places
 
@@ -128,13 +130,13 @@ def _root() -> Path:
 
 
 def _key(name: str, *made_of: Any) -> Path:
-    """The directory of an environment of this Python that is ``made_of`` these."""
+    """The directory name of an environment: a hash of this Python and of what it is ``made_of``."""
     about = json.dumps([sys.executable, sys.version, sysconfig.get_platform(), *made_of], sort_keys=True)
     return _root() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """``path``, made by ``make`` if it is not there yet, by one process at a time; a half-made one is made anew."""
+    """Make ``path`` by ``make`` if it does not exist, in one process at a time. A half-made one is replaced."""
     with Path(f"{path}.lock").open("ab") as lock:
         _lock(lock.fileno(), path)
         if not (path / READY).exists():
@@ -145,7 +147,7 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
             except (CannotMake, OSError):
                 shutil.rmtree(path, ignore_errors=True)
                 raise
-        (path / READY).touch()  # its time says when the environment was used last
+        (path / READY).touch()  # its time is that of the last use
     return path
 
 
@@ -163,7 +165,7 @@ def _lock(lock: int, path: Path) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    """Run a command and tell what it says. It ends with us, and when the launcher hangs up. Raises CannotMake."""
+    """Run a command and pass on its output. It ends when the launcher hangs up. Raises CannotMake."""
     last: deque[str] = deque(maxlen=LINES_KEPT)
     with subprocess.Popen(
         argv,
@@ -178,11 +180,11 @@ def _run(argv: list[str]) -> None:
             for line in _lines(process.stdout.fileno()):
                 last.append(line)
                 _tell(line)
-            while process.poll() is None:  # it has closed its output, and lives
+            while process.poll() is None:  # it has closed its output but still runs
                 if _hung_up(100):
                     raise CannotMake("the launcher hung up")
         except CannotMake:
-            os.killpg(process.pid, signal.SIGKILL)  # it is not reaped before: the id is its own
+            os.killpg(process.pid, signal.SIGKILL)  # until it is reaped, the id is its own
             raise
     if process.returncode != 0:
         told = [line for line in last if line.startswith("ERROR")] or list(last)
@@ -190,7 +192,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _lines(pipe: int) -> Iterator[str]:
-    """The lines that are not empty, until the end. Raises CannotMake when the launcher hangs up before."""
+    """Yield the lines that are not empty. Raises CannotMake when the launcher hangs up."""
     rest = b""
     while True:
         ready = _ready(pipe, 0)
@@ -213,7 +215,7 @@ def _ready(*descriptors: int, within_ms: int = 1000) -> set[int]:
 
 
 def _hung_up(within_ms: int) -> bool:
-    """Whether the launcher is gone: behind the request it says nothing more."""
+    """Whether the launcher has hung up. It says nothing after the request."""
     return bool(_ready(0, within_ms=within_ms))
 
 

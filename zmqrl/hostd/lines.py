@@ -1,14 +1,14 @@
-"""Lines out of a stream that comes in pieces. Standard library only."""
+"""Splits a stream that arrives in pieces into lines. Standard library only."""
 
 
 class Lines:
-    """Gathers pieces; ``rest`` is the line that is not complete yet."""
+    """Collects pieces. ``rest`` is the incomplete line at the end."""
 
     def __init__(self) -> None:
         self.rest = bytearray()
 
     def add(self, piece: bytes) -> list[bytes]:
-        """The lines that ``piece`` completes, without their ends."""
+        """Return the lines that ``piece`` completes, without line ends."""
         whole, newline, rest = piece.rpartition(b"\n")
         if not newline:
             self.rest += rest

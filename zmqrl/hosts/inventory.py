@@ -1,4 +1,4 @@
-"""What the user says about machines: a list, an MPI hostfile or a TOML file. Nothing is looked up or reached."""
+"""Reads which hosts the user named: a list, an MPI hostfile or a TOML file. Contacts no host."""
 
 import itertools
 import math
@@ -12,65 +12,63 @@ from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
 
-MAX_RANGE = 1024  # hosts that one name with ranges may stand for
+MAX_RANGE = 1024  # the most hosts that one name with ranges may stand for
 
-# What ssh and its ProxyCommand take to be a name, and neither an option nor something for a shell.
+# A name that ssh and its ProxyCommand take neither for an option nor for shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NUMBER: Final = r"[0-9]{1,9}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine, and what may run on it. What is None is found out, or decided by default."""
+    """A machine, and what may run on it. None stands for a default."""
 
     name: str
-    """Where ssh goes: a name that the user's ssh_config or the resolver knows, maybe behind user@."""
+    """The name for ssh, from the user's ssh_config or the resolver, optionally after user@."""
     slots: int | None = None
-    """Workers that it takes at most by default; as many as cores, or more if need be, if not given."""
+    """The most workers to place here. Default: no limit, hosts are filled by their cores."""
     address: str | None = None
-    """The address by which other hosts reach it."""
+    """The address at which other hosts reach it."""
     python: str | None = None
     """Its Python interpreter."""
     threads: int | None = None
-    """Threads of each worker, and of the evaluator and the recorder."""
+    """Threads of each worker, of the evaluator and of the recorder."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of its processes, on top of those they have anyway."""
+    """Additional environment variables of its processes."""
     shards: int | None = None
-    """Shards that run here, by hand."""
+    """Number of shards that must run here."""
     workers: int | None = None
-    """Workers that run here, by hand."""
+    """Number of workers that must run here."""
     evaluator: bool = False
-    """The evaluator, if there is one, runs here."""
+    """The evaluator, if any, must run here."""
     recorder: bool = False
-    """The recorder, if there is one, runs here."""
+    """The recorder, if any, must run here."""
 
 
 def read_hosts(text: str) -> tuple[Host, ...]:
-    """The hosts that ``-H text`` means: ``h1,node[01-16]:4``, or a file as in ``launch/hosts/``, TOML by its name.
-
-    Raises UsageError with one sentence for what cannot be read, is unknown, cannot be a host or stands twice.
+    """The hosts that ``-H text`` names: a list such as ``h1,node[01-16]:4``, or a file as in ``launch/hosts/``, which
+    is TOML if its name ends in .toml. Raises UsageError for files that cannot be read, unknown settings, bad names and
+    hosts that are listed twice.
     """
     if _is_file(text):
         where = text
         hosts = tuple(_from_toml(text) if text.endswith(".toml") else _from_hostfile(text))
     elif "/" in text or text.endswith((".toml", ".txt")):
-        raise UsageError(f"-H {text}: there is no file {text}.")
+        raise UsageError(f"-H {text}: no such file {text}.")
     else:
         where = "-H"
         hosts = tuple(_from_list(text))
     if not hosts:
-        raise UsageError(f"{where} names no host.")
+        raise UsageError(f"{where} names no hosts.")
     for name, times in Counter(host.name for host in hosts).items():
         if times > 1:
-            raise UsageError(f"{where}: the host {name} stands there {times} times, but once is enough.")
+            raise UsageError(f"{where}: host {name} is listed {times} times: list it once.")
     return hosts
 
 
 def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> tuple[Host, ...]:
-    """Those of ``hosts`` that are in the list ``include``, if there is one, and not in the list ``exclude``.
-
-    Lists are as in :func:`read_hosts`, without slots; the order of ``hosts`` stays. Raises UsageError for a name
-    that is no host, and when no host is left.
+    """The ``hosts`` that are in the list ``include``, if there is one, and not in the list ``exclude``, in their order.
+    Lists are as in :func:`read_hosts`, without slots. Raises UsageError for an unknown name, and when no host is left.
     """
     hosts = tuple(hosts)
     known = [host.name for host in hosts]
@@ -83,7 +81,7 @@ def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> t
 
 
 def read_addresses(texts: Iterable[str], hosts: Iterable[Host]) -> dict[str, str]:
-    """Addresses by host, of items such as ``h1=10.0.0.1,node[1-4]=10.0.1.[1-4]``. Raises UsageError."""
+    """Read addresses by host from items such as ``h1=10.0.0.1,node[1-4]=10.0.1.[1-4]``. Raises UsageError."""
     known = [host.name for host in hosts]
     found: dict[str, str] = {}
     for item in (item for text in texts for item in _split(text, "--address")):
@@ -99,15 +97,15 @@ def _members(text: str, known: list[str], option: str) -> list[str]:
     names = [name for item in _split(text, option) for name in _expand(item, option)]
     for name in names:
         if name not in known:
-            raise UsageError(f"{option} {name}: there is no such host{did_you_mean(name, known)}.")
+            raise UsageError(f"{option} {name}: no such host{did_you_mean(name, known)}.")
     return names
 
 
 def _is_file(text: str) -> bool:
     try:
-        # Not is_file(), because a shell's <(...) is a pipe.
+        # Not is_file(): the shell's <(...) is a pipe.
         return Path(text).exists() and not Path(text).is_dir()
-    except OSError:  # a list that is longer than the name of a file can be
+    except OSError:  # the list is longer than a file name can be
         return False
 
 
@@ -117,7 +115,7 @@ def _read(path: str) -> str:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text in UTF-8.") from error
+        raise UsageError(f"{path} is not text in UTF-8.") from error
 
 
 def _from_list(text: str) -> Iterator[Host]:
@@ -145,10 +143,10 @@ def _from_hostfile(path: str) -> Iterator[Host]:
                 hint = did_you_mean(key, ("slots", "max_slots"))
                 raise UsageError(f"{where}: unknown setting {key!r}{hint}; other settings need a TOML file.")
             if not re.fullmatch(_NUMBER, value):
-                raise UsageError(f"{where}: {setting} is not {key}=N, such as {key}=4.")
+                raise UsageError(f"{where}: {setting} must be {key}=N, such as {key}=4.")
             limits.append(int(value))
         for one in _names(name, where):
-            # For MPI, slots may be exceeded up to max_slots; here neither is.
+            # MPI may exceed slots up to max_slots. zmqrl exceeds neither.
             yield Host(name=one, slots=min(limits, default=None))
 
 
@@ -156,19 +154,19 @@ def _from_toml(path: str) -> Iterator[Host]:
     try:
         document = tomllib.loads(_read(path))
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is no TOML: {error}.") from error
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
     for key in document:
         if key not in ("defaults", "host"):
             hint = did_you_mean(key, ("defaults", "host"))
             raise UsageError(f"{path}: unknown key {key!r}{hint}; there are [defaults] and [[host]].")
     defaults, tables = document.get("defaults", {}), document.get("host", [])
     if not isinstance(defaults, dict):
-        raise UsageError(f"{path}: the defaults stand below a line [defaults].")
+        raise UsageError(f"{path}: defaults must be below a line [defaults].")
     if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
-        raise UsageError(f"{path}: each host stands below a line [[host]].")
+        raise UsageError(f"{path}: each host must be below a line [[host]].")
     for key in ("name", "address"):
         if key in defaults:
-            raise UsageError(f"{path}, [defaults]: {key} belongs to one host, below its [[host]].")
+            raise UsageError(f"{path}, [defaults]: {key} is a setting of one host: move it below its [[host]].")
     _check(defaults, f"{path}, [defaults]")
     for number, table in enumerate(tables, start=1):
         if not _is_text(table.get("name")):
@@ -187,7 +185,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0  # True is an int, too
+    return type(value) is int and value >= 0  # True is an int
 
 
 def _is_env(value: object) -> bool:
@@ -206,7 +204,7 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "address": _TEXT,
     "python": (
         lambda value: _is_text(value) and not value.startswith("~"),
-        "an absolute path or a name on the PATH there: nothing replaces ~",
+        "an absolute path or a name on the PATH of the host: ~ is not expanded",
     ),
     "threads": (lambda value: _is_count(value) and value > 0, "a whole number from 1"),
     "env": (_is_env, 'a table of strings, such as { TMPDIR = "/scratch" }'),
@@ -218,7 +216,7 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 
 def _check(table: Mapping[str, Any], where: str) -> None:
-    """Raise UsageError for a key of a TOML table that is unknown, or whose value is of the wrong kind."""
+    """Raise UsageError for an unknown key of a TOML table, or for a value of the wrong type."""
     for key, value in table.items():
         if key not in _KINDS:
             raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(key, _KINDS)}.")
@@ -228,37 +226,39 @@ def _check(table: Mapping[str, Any], where: str) -> None:
 
 
 def _names(pattern: str, where: str) -> list[str]:
-    """The names that ``pattern`` stands for. Raises UsageError for what cannot be the name of a host."""
+    """The host names that ``pattern`` stands for. Raises UsageError for a bad name."""
     if ":" in pattern:
         raise UsageError(
-            f"{where}: {pattern!r} has a colon: slots are a number, in a list h1:4, in a hostfile slots=4, "
-            "and a host with an IPv6 address needs a name in ssh_config."
+            f"{where}: {pattern!r} has a colon: write slots as h1:4 in a list and slots=4 in a hostfile, "
+            "and give a host with an IPv6 address a name in ssh_config."
         )
     names = _expand(pattern, where)
     for name in names:
         if not re.fullmatch(f"({_WORD}@)?{_WORD}", name):
             raise UsageError(
-                f"{where}: {name!r} cannot be a host: a name has letters, digits, '.', '_' and '-', "
-                "begins with neither '.' nor '-', and may stand behind user@."
+                f"{where}: {name!r} is not a host name: use letters, digits, '.', '_' and '-', "
+                "and do not begin with '.' or '-'; user@ may come first."
             )
     return names
 
 
 def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
-    """The addresses of the hosts ``names``, as many: a range of hosts has a range of addresses."""
+    """The addresses of the hosts ``names``: a range of hosts has a range of as many addresses."""
     addresses = _expand(pattern, where)
     for address in addresses:
         if not re.fullmatch(_WORD, address):
-            raise UsageError(f"{where}: the address {address!r} is neither an IPv4 address nor the name of one.")
+            raise UsageError(f"{where}: the address {address!r} is neither an IPv4 address nor a name.")
         if address == "0.0.0.0":
             raise UsageError(f"{where}: the address {address} would listen on every network: name the host's own.")
     if len(addresses) != len(names):
-        raise UsageError(f"{where}: name and address must mean as many, not {len(names)} and {len(addresses)}.")
+        raise UsageError(
+            f"{where}: the name stands for {len(names)} hosts, but the address for {len(addresses)}: make them equal."
+        )
     return addresses
 
 
 def _split(text: str, where: str) -> list[str]:
-    """The items of a list, cut at the commas that are in no brackets."""
+    """The items of a list, split at the commas outside brackets."""
     items = [item.strip() for item in re.split(r",(?![^\[\]]*\])", text)]
     if "" in items:
         raise UsageError(f"{where}: a name is missing in {text!r:.60}.")
@@ -266,27 +266,27 @@ def _split(text: str, where: str) -> list[str]:
 
 
 def _expand(pattern: str, where: str) -> list[str]:
-    """``node[01-16]`` written out; with several brackets the last one counts fastest."""
+    """Expand ``node[01-16]``. With several brackets, the last one varies fastest."""
     pieces = re.split(r"\[([^\[\]]*)\]", pattern)
     if any(bracket in text for text in pieces[::2] for bracket in "[]"):
         raise UsageError(f"{where}: the brackets in {pattern} do not match.")
     choices = [_numbers(piece, where) if index % 2 else [piece] for index, piece in enumerate(pieces)]
     if math.prod(map(len, choices)) > MAX_RANGE:
-        raise UsageError(f"{where}: {pattern} means more than {MAX_RANGE} hosts.")
+        raise UsageError(f"{where}: {pattern} stands for more than {MAX_RANGE} hosts.")
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
 def _numbers(ranges: str, where: str) -> list[str]:
-    """``01-03,7`` written out, with as many digits as the first number of a range has."""
+    """Expand ``01-03,7``, with as many digits as the first number of a range has."""
     numbers: list[str] = []
     for item in ranges.split(","):
         match = re.fullmatch(f"({_NUMBER})(?:-({_NUMBER}))?", item)
         if match is None:
-            raise UsageError(f"{where}: [{ranges}] is no range, such as [01-16] or [1-3,7].")
+            raise UsageError(f"{where}: [{ranges}] is not a range such as [01-16] or [1-3,7].")
         first, last = match[1], match[2] or match[1]
         if int(first) > int(last):
             raise UsageError(f"{where}: the range [{item}] is reversed; write [{last}-{first}].")
         if int(last) - int(first) >= MAX_RANGE:
-            raise UsageError(f"{where}: the range [{item}] means more than {MAX_RANGE} hosts.")
+            raise UsageError(f"{where}: the range [{item}] stands for more than {MAX_RANGE} hosts.")
         numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return numbers

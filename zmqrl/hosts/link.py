@@ -171,7 +171,7 @@ class Link:
                     self.process.stdin.close()
 
     def cut(self) -> None:
-        """Hang up, and do not wait any longer for the agent."""
+        """Close the connection, and do not wait for the daemon."""
         self.hang_up()
         self._forget()
 

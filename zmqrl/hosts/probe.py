@@ -1,7 +1,7 @@
-"""What a host has for a run, and how it is reached, tried as the run would: before anything of the run is started.
+"""Probes a host before a run starts: what it offers, and how other hosts reach it, tried in the way the run does.
 
-``python -m zmqrl.hosts.probe`` says what it finds on its host, listens where shards would, and then, each time it is
-asked, tells the time or measures routes to others. Standard library only, besides the games and torch.
+``python -m zmqrl.hosts.probe`` reports what it finds on its host and listens where shards would. Then, on each request,
+it tells the time or measures routes to other hosts. Standard library only, except for the games and torch.
 """
 
 import contextlib
@@ -23,22 +23,21 @@ from zmqrl.process import Messages, read_job, say
 
 ANSWER_WITHIN_S = 3.0
 PINGS = 5
-FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # of one transfer; each is four times the one before
-LONG_ENOUGH_S = 0.1  # what took so long is a measure
+FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # of one transfer; each is four times as long as the one before
+LONG_ENOUGH_S = 0.1  # a transfer that takes this long is accurate enough
 LENGTH_BYTES = 8
 RECEIVED = b"\n"
 ROUTES_AT_A_TIME = 64
-SOMEBODY_ELSE = "somebody else answers"
+SOMEBODY_ELSE = "another machine answers"
 ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB have not passed within {ANSWER_WITHIN_S:g} s"
 
 Route = Mapping[str, Any]
 
 
 def measure(route: Route) -> dict[str, Any]:
-    """Connect to all ports of ``route``: ``round_trip_s`` and maybe ``bytes_per_s``, or the ``port`` and its ``error``.
-
-    ``route`` has ``address``, ``ports``, the ``token`` by which its target knows us, and ``transfer``, whether to send
-    some data there.
+    """Connect to all ports of ``route``. Returns ``round_trip_s`` and, after a transfer, ``bytes_per_s``, or a ``port``
+    and its ``error``. ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``: whether to
+    send data there.
     """
     found: dict[str, Any] = {}
     for port in route["ports"]:
@@ -59,7 +58,7 @@ def measure(route: Route) -> dict[str, Any]:
 
 
 def _send(connection: socket.socket, count: int) -> float:
-    """Send ``count`` bytes; seconds until all have arrived, and we know it."""
+    """Send ``count`` bytes. Returns the seconds until their receipt has arrived."""
     data = bytes(count)
     began_at = time.perf_counter()
     connection.sendall(count.to_bytes(LENGTH_BYTES, "big") + data)
@@ -73,7 +72,7 @@ def _wait_for_receipt(connection: socket.socket) -> None:
 
 
 def _send_packets(connection: socket.socket) -> None:
-    """Send as much as takes packets of full length: where one network takes shorter ones only, they get lost."""
+    """Send packets of full length: they get lost where a network on the way has a smaller MTU."""
     try:
         _send(connection, FIRST_BYTES)
     except TimeoutError:
@@ -97,10 +96,9 @@ def _in_words(error: OSError) -> str:
 
 
 def listen(address: str, ports: Sequence[int], token: str) -> dict[str, Any]:
-    """Answer at ``address`` whoever knows ``token``, for as long as this process lives.
-
-    Returns the ``ports``, free ones for 0, and what is ``bound``: the address that a name means here. Raises OSError,
-    with ``filename`` saying where it could not listen.
+    """Listen at ``address`` and answer clients that know ``token``, until this process ends. Returns the ``ports``,
+    with free ones for 0, and the ``bound`` address, which the name means here. Raises OSError with the place in
+    ``filename``.
     """
     bound = []
     for port in ports:
@@ -121,7 +119,7 @@ def _accept(listener: socket.socket, token: bytes) -> None:
 
 
 def _answer(connection: socket.socket, token: bytes) -> None:
-    """Say of everything that comes that it has, to who begins with ``token``; others are not served."""
+    """Confirm everything that a client sends if it begins with ``token``. Other clients get no answer."""
     with connection, contextlib.suppress(OSError):
         connection.settimeout(ANSWER_WITHIN_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -142,7 +140,7 @@ def _answer(connection: socket.socket, token: bytes) -> None:
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:
-    """So many bytes; fewer if there are no more."""
+    """Read ``count`` bytes, or fewer if the connection ends."""
     received = b""
     while len(received) < count and (piece := connection.recv(count - len(received))):
         received += piece
@@ -150,7 +148,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """What there is for processes on this host whose files are in the directory ``work``; None is without a limit."""
+    """What this host offers to processes with their files in the directory ``work``. None stands for no limit."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "memory_bytes": _memory_bytes(),
@@ -168,26 +166,26 @@ def _memory_bytes() -> int | None:
 
 
 def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
-    """Why the environment ``env`` cannot be made on this host, if it cannot."""
+    """Why the environment ``env`` cannot be made on this host, or None."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # our own standard output is read by the launcher
             from zmqrl.learner.envs import EnvConfig, describe_env
 
             describe_env(env, EnvConfig(**settings))
-    except Exception as error:  # a package that is missing, a ROM, whatever a constructor raises
+    except Exception as error:  # a missing package or ROM, or anything else that a constructor raises
         return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return None
 
 
 def sees_cuda() -> bool:
-    """Whether workers can compute on CUDA devices of this host."""
+    """Whether torch sees a CUDA device on this host."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def main() -> None:
-    """Probe this host, as told on standard input, until that ends."""
+    """Serve the requests on standard input until it ends."""
     job = read_job(signal.SIGKILL)
     asked = Messages()
     found = facts(job["work"])

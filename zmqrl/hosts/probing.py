@@ -1,4 +1,4 @@
-"""Probes on several hosts: started there as any process of a run is, asked all at once, and ended."""
+"""Runs probes on several hosts: starts them like processes of a run, asks all at once, and ends them."""
 
 import contextlib
 import tempfile
@@ -12,9 +12,9 @@ from zmqrl.hosts.launcher import Exited, Launcher, Task
 from zmqrl.hosts.probe import measure
 from zmqrl.process_id import ProcessId
 
-LAUNCHER = "launcher"  # this machine, as the source of a route
-FIRST_ANSWER_WITHIN_S = 60.0  # games are imported for it, perhaps from a slow network disk
-ANSWER_WITHIN_S = 15.0  # ports do not answer within 3 s at most, and a transfer ends at the first slow one
+LAUNCHER = "launcher"  # this machine as the source of a route
+FIRST_ANSWER_WITHIN_S = 60.0  # the probe imports the games, perhaps from a slow network disk
+ANSWER_WITHIN_S = 15.0  # a port that does not answer costs 3 s at most, and a transfer ends at the first slow piece
 TURN_S = 0.005
 
 
@@ -28,14 +28,14 @@ class Route(NamedTuple):
 
 
 class Probes:
-    """``failed`` are the hosts whose probe has not answered or has ended, and why."""
+    """``failed`` says why a probe has not answered or has ended, by host."""
 
     def __init__(self, launcher: Launcher, tokens: Mapping[str, str], probes: Mapping[str, ProcessId]) -> None:
         self.launcher, self.tokens, self.probes = launcher, tokens, probes
         self.failed: dict[str, str] = {}
 
     def answers(self, hosts: Collection[str], *, within_s: float = ANSWER_WITHIN_S) -> dict[str, dict[str, Any]]:
-        """The next answer of each of ``hosts``, besides those that have failed or do so now; ``heard_s`` is when."""
+        """Wait for the next answer of each of ``hosts``, except those that fail. ``heard_s`` is when it arrived."""
         found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + within_s
         while missing := [host for host in hosts if host not in found and host not in self.failed]:
@@ -52,7 +52,7 @@ class Probes:
         return found
 
     def clocks(self, hosts: Collection[str], times: int = 3) -> dict[str, float]:
-        """How many seconds each host's clock is ahead of this one's, as the shortest of some round trips tells."""
+        """Seconds that the clock of each host is ahead of this one, from the shortest of several round trips."""
         shortest: dict[str, tuple[float, float]] = {}
         for _ in range(times):
             for host in hosts:
@@ -65,7 +65,7 @@ class Probes:
         return {host: ahead_s for host, (_, ahead_s) in shortest.items()}
 
     def measure(self, routes: Sequence[Route], *, transfer: bool) -> dict[Route, dict[str, Any]]:
-        """All ``routes`` at once: what :func:`zmqrl.hosts.probe.measure` finds of each whose source answers."""
+        """Measure all ``routes`` at once, with :func:`zmqrl.hosts.probe.measure`, except where the source fails."""
         by_source: dict[str, list[Route]] = {}
         for route in routes:
             by_source.setdefault(route.source, []).append(route)
@@ -117,9 +117,8 @@ def probing(
 
 
 def rounds(routes: Sequence[Route]) -> list[list[Route]]:
-    """``routes``, apart so that no host has two of a round; those of hosts that stand equally far apart come together.
-
-    Of N hosts that all reach each other these are two to four rounds for each host.
+    """Split ``routes`` into rounds in which no host has two routes. N hosts that all reach each other need 2 N to 4 N
+    rounds.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(end for r in routes for end in r[:2]))}
     apart = sorted(routes, key=lambda route: (places[route.target] - places[route.source]) % len(places))

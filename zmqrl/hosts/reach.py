@@ -22,7 +22,7 @@ from zmqrl.hosts.ssh import ssh_command
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
 from zmqrl.learner.envs import describe_env
 
-NO_ADDRESS = WireConfig().address  # none that was chosen
+NO_ADDRESS = WireConfig().address  # stands for no choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The nodes of a Slurm job as hosts: their agents are started by srun, as steps of the job, and no ssh is needed."""
+"""Hosts that are the nodes of a Slurm job: srun starts their daemons as steps of the job, without ssh."""
 
 import ipaddress
 import os
@@ -12,15 +12,15 @@ from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.inventory import Host
 
 ANSWER_WITHIN_S = 30.0
-NODE = "%N"  # stands for the name of a node, as it does for srun
-# What srun says of a job that has ended, and all its processes with it; and of a node that a job, since it was
-# requeued, has no more.
+NODE = "%N"  # stands for the name of a node, as in srun
+# What srun prints when a job and all its processes have ended, or about a node that a job no longer has
+# since it was requeued.
 OVER = ("Expired or invalid job", "Requested node configuration is not available")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """What Slurm gave the job that we run in."""
+    """What Slurm gave the job that runs this process."""
 
     job: str
     cluster: str
@@ -28,7 +28,7 @@ class Allocation:
     """Of each node, in the order of the nodes."""
 
     def hosts(self, node_address: str | None) -> tuple[Host, ...]:
-        """The nodes; where others reach each is what Slurm says, or ``node_address`` with %N for its name."""
+        """The nodes as hosts, with the addresses that Slurm uses, or ``node_address`` with %N for a name."""
         if node_address is None:
             told = scontrol("show", "node", "--oneliner", ",".join(self.cores))
             names = dict(re.findall(r"^NodeName=(\S+) .*?\bNodeAddr=(\S+)", told, re.MULTILINE))
@@ -39,34 +39,33 @@ class Allocation:
 
 
 def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
-    """The allocation of the job that we run in. Raises UsageError outside of one."""
+    """The allocation of the job that runs this process. Raises UsageError outside a job."""
     job, nodes = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_NODELIST")
     if job is None or nodes is None:
         raise UsageError(
-            "--slurm is for a Slurm job, and this is none: submit launch/slurm/train.sbatch by sbatch, "
-            "or get nodes by salloc first."
+            "--slurm: not inside a Slurm job: submit launch/slurm/train.sbatch with sbatch, "
+            "or get nodes with salloc first."
         )
     if (tasks := int(environment.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
-        raise UsageError(f"--slurm: srun has started this {tasks} times, but once is enough: leave out srun.")
+        raise UsageError(f"--slurm: srun started this command {tasks} times: run it without srun.")
     names = scontrol("show", "hostnames", nodes).split()
     cores = cores_of(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
     if len(cores) != len(names):
-        raise UsageError(f"SLURM_JOB_CPUS_PER_NODE has cores of {len(cores)} nodes, but the job has {len(names)}.")
+        raise UsageError(f"SLURM_JOB_CPUS_PER_NODE lists {len(cores)} nodes, but the job has {len(names)}.")
     cluster = environment.get("SLURM_CLUSTER_NAME", "slurm")
     return Allocation(job=job, cluster=cluster, cores=dict(zip(names, cores, strict=True)))
 
 
 def cores_of(text: str) -> list[int]:
-    """What SLURM_JOB_CPUS_PER_NODE means, such as ``8(x2),16``."""
+    """Parse SLURM_JOB_CPUS_PER_NODE, such as ``8(x2),16``."""
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?(?:,|$)", text)
     return [int(cores) for cores, times in found for _ in range(int(times or 1))]
 
 
 def resolve(names: Mapping[str, str]) -> dict[str, str]:
-    """The IPv4 addresses of nodes, by node, from names or addresses. Raises UsageError for one that is unknown.
-
-    A machine often knows its own name as a loopback address, at which no other reaches it: then it is the one from
-    which it reaches another node.
+    """The IPv4 addresses of nodes, from their names or addresses. Raises UsageError for an unknown name. On many
+    machines their own name means a loopback address. Then the address is the one from which this machine reaches
+    another node.
     """
     addresses = {}
     for node, name in names.items():
@@ -74,8 +73,8 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
             addresses[node] = str(host_socket.getaddrinfo(name, None, host_socket.AF_INET)[0][4][0])
         except OSError as error:
             raise UsageError(
-                f"where do the others reach {node}? {name} is unknown here ({error.strerror}): "
-                f"say --node-address, such as {NODE}.cluster or {NODE}-ib0."
+                f"node {node}: its address {name} is unknown here ({error.strerror}): "
+                f"set --node-address, such as {NODE}.cluster or {NODE}-ib0."
             ) from error
     if others := [address for address in addresses.values() if not _is_loopback(address)]:
         addresses = {
@@ -85,7 +84,7 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def own_address(other: str) -> str:
-    """The address of this machine from which it reaches the address ``other``. Raises UsageError where it does not."""
+    """The address of this machine from which it reaches ``other``. Raises UsageError if it cannot reach it."""
     with host_socket.socket(host_socket.AF_INET, host_socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((other, 9))  # which sends nothing
@@ -99,9 +98,8 @@ def _is_loopback(address: str) -> bool:
 
 
 def srun_command(job: str, node: str, python: str) -> list[str]:
-    """How to run an agent on a node of ``job``. Nothing about the run is in it.
-
-    It may use all that the job has there, at the same time as other steps.
+    """The command that runs a daemon on a node of ``job``. It holds nothing about the run. The daemon may use
+    everything that the job has there, next to other steps.
     """
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
     how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]
@@ -109,20 +107,20 @@ def srun_command(job: str, node: str, python: str) -> list[str]:
 
 
 def is_over(why: str) -> bool:
-    """Whether srun could not start an agent, for this reason, because the job has ended there."""
+    """Whether ``why`` says that srun could not start a daemon because the job has ended."""
     return any(words in why for words in OVER)
 
 
 def scontrol(*arguments: str) -> str:
-    """What scontrol answers. Raises UsageError where there is none, ClusterError when it fails or says nothing."""
+    """Run scontrol and return its output. Raises UsageError if it is missing, ClusterError when it fails."""
     command = ["scontrol", *arguments]
     asked = " ".join(command[:3])
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_WITHIN_S)
     except FileNotFoundError as error:
-        raise UsageError("--slurm: there is no scontrol on the PATH of this machine.") from error
+        raise UsageError("--slurm: scontrol is not on the PATH of this machine.") from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{asked}: Slurm has not answered within {ANSWER_WITHIN_S:g} s.") from error
+        raise ClusterError(f"{asked}: Slurm did not answer within {ANSWER_WITHIN_S:g} s.") from error
     if done.returncode > 0:
         raise ClusterError(f"{asked}: {(done.stderr or done.stdout).strip()}.")
     return done.stdout

@@ -1,4 +1,4 @@
-"""Brings this zmqrl to other hosts: one wheel, which is unpacked into an environment on each of them."""
+"""Installs this zmqrl on other hosts: one wheel, unpacked into an environment on each of them."""
 
 import base64
 import hashlib
@@ -20,25 +20,24 @@ from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.ssh import connect_all, ssh_command
 
-PYTHON = "python3"  # where the hosts file names no other
+PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
-MADE_WITHIN_S = 1200.0  # torch is large, and some networks are not
+MADE_WITHIN_S = 1200.0  # torch is large, and some networks are slow
 TELL_EVERY_S = 10.0
-# What the host's Python is told in its arguments, whatever version it is; the rest comes on its standard input.
+# The arguments of the host's Python, whatever its version. The rest comes on its standard input.
 BOOTSTRAP = (
     "import json, sys; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
     "set `python` in the hosts file to another one' % sys.version.split()[0]); "
     "ask = json.loads(sys.stdin.readline()); its = {'__name__': 'environment'}; "
     "exec(ask.pop('program'), its); its['main'](ask)"
 )
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the same code makes the same wheel
+EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same code makes the same wheel
 
 
 def make_environments(hosts: Sequence[Host], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
-    """Make on each of ``hosts``, all at once, an environment with this zmqrl; the paths of their Pythons, by host.
-
-    ``say`` is told what they are at, now and then. Raises UsageError when there is nothing to be made of, ClusterError
-    that names each host on which it failed.
+    """Make an environment with this zmqrl on each of ``hosts``, all at once. Returns the paths of their Pythons.
+    Progress goes to ``say``. Raises UsageError when zmqrl is not installed here, ClusterError that names each host that
+    failed.
     """
     asked = request()
     links = [
@@ -61,7 +60,7 @@ def make_environments(hosts: Sequence[Host], ssh_config: Path | None, say: Calla
 
 
 def wheel() -> bytes:
-    """The package as it runs here, whether it was installed or is a checkout, as a wheel."""
+    """The installed package, or the checkout, as a wheel."""
     about = metadata.distribution("zmqrl")
     package = Path(zmqrl.__file__).parent
     files = {
@@ -83,12 +82,12 @@ def wheel() -> bytes:
 
 
 def requirements() -> dict[str, str]:
-    """What zmqrl itself requires, in the versions that are installed here: the same for every host."""
+    """The direct requirements of zmqrl, in the versions that are installed here."""
     return _versions(_required("zmqrl"))
 
 
 def pins() -> dict[str, str]:
-    """The same with all that those require in turn."""
+    """The same with the requirements of the requirements."""
     found: dict[str, str] = {}
     news = requirements()
     while news:
@@ -98,11 +97,13 @@ def pins() -> dict[str, str]:
 
 
 def request() -> dict[str, Any]:
-    """What a host is asked: the same for all. Raises UsageError when there is nothing to be made of."""
+    """The request for an environment, the same for all hosts. Raises UsageError when zmqrl is not installed here."""
     try:
         packed = wheel()
     except metadata.PackageNotFoundError as error:
-        raise UsageError("--sync wheel: zmqrl is not installed here; `pip install -e .` in its checkout.") from error
+        raise UsageError(
+            "--sync wheel: zmqrl is not installed here: run `pip install -e .` in its checkout."
+        ) from error
     return {
         "program": Path(environment.__file__).read_text(encoding="utf-8"),
         "wheel": base64.b64encode(packed).decode(),
@@ -112,13 +113,13 @@ def request() -> dict[str, Any]:
 
 
 def _required(package: str) -> list[str]:
-    """The names of what an installed package requires, extras apart."""
+    """The names of the requirements of an installed package, without extras."""
     lines = [line for line in metadata.requires(package) or () if "extra ==" not in line]
     return [re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]).lower() for line in lines]
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are installed, without what one index adds to them, such as +cpu."""
+    """The versions of those that are installed, without local parts such as +cpu."""
     found = {}
     for name in names:
         try:

@@ -16,7 +16,7 @@ from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
 
 
 class AtariEnvs:
-    """Games of one ROM in ``ale_py``'s threads."""
+    """Games of one ROM in the threads of ``ale_py``."""
 
     def __init__(self, game: str, spec: EnvSpec, config: EnvConfig, *, threads: int) -> None:
         self.num_envs = config.num_envs
@@ -78,10 +78,9 @@ class AtariEnvs:
 
 
 class RandomSkipEnvs:
-    """Games of one ROM that skip a random number of frames, as Gym's ``-v0`` ids did; played one after the other.
+    """Games of one ROM with a random frame skip, as Gym's ``-v0`` ids had. They are stepped one after another.
 
-    A step shows its last frame, not pooled with the one before; a new game begins with its first frame on top of
-    frames of zeros.
+    A step shows its last frame without max-pooling. A new game starts with its first frame on a stack of zeros.
     """
 
     def __init__(self, game: str, spec: EnvSpec, config: EnvConfig) -> None:
@@ -116,7 +115,7 @@ class RandomSkipEnvs:
         rewards, terminated, truncated = map(np.array, figures)
         lives = np.array([info["lives"] for info in infos])
         channels = self._config.frame_channels
-        # A new array each time: the one before may still be in use.
+        # A new array each time: the previous one may still be in use.
         stacks = np.concatenate((self._stacks[:, channels:], self._frames(screens)), axis=1)
         over = terminated | truncated
         if self._config.life_loss:
@@ -143,8 +142,8 @@ class RandomSkipEnvs:
         self._emulators.clear()
 
     def _frames(self, screens: Sequence[np.ndarray]) -> np.ndarray:
-        """Frames (B, channels, H, W) of screens (height, width[, 3]), bilinear as OpenCV's default, not antialiased."""
-        import torch  # takes seconds, and nothing else about games needs it
+        """Frames (B, channels, H, W) of screens (height, width[, 3]), bilinear like OpenCV, not antialiased."""
+        import torch  # takes seconds, and no other games need it
         import torch.nn.functional as F
 
         batch = torch.from_numpy(np.stack(screens))
@@ -162,7 +161,7 @@ def _channels_together(frames: np.ndarray) -> np.ndarray:
 
 
 def emulators(game: str, config: EnvConfig, **shown: Any) -> AtariVectorEnv:
-    """Games as ``config`` has them played; ``shown`` says how many, and how they are shown."""
+    """Games with the rules of ``config``. ``shown`` sets their number and what they show."""
     return AtariVectorEnv(
         game,
         frameskip=config.frame_skip,
@@ -176,7 +175,7 @@ def emulators(game: str, config: EnvConfig, **shown: Any) -> AtariVectorEnv:
 
 
 def bare_emulator(game: str, config: EnvConfig, **shown: Any) -> AtariEnv:
-    """One game as ``config`` has it played, but for its frame skip, which with all else is in ``shown``."""
+    """One game with the rules of ``config``, except for the frame skip. ``shown`` sets that and all else."""
     return AtariEnv(
         game,
         repeat_action_probability=config.sticky_actions,
@@ -187,7 +186,7 @@ def bare_emulator(game: str, config: EnvConfig, **shown: Any) -> AtariEnv:
 
 @cache  # loading a game takes 90 ms
 def atari_actions(game: str) -> int:
-    """How many actions a game takes: those that mean something in it."""
+    """The number of actions that have a meaning in a game."""
     return len(_loaded(game).getMinimalActionSet())
 
 

@@ -11,7 +11,7 @@ END_PROBABILITY = 0.005
 
 
 def describe_dummy(config: EnvConfig) -> EnvSpec:
-    """What Breakout would show and take."""
+    """The observations and actions of Breakout."""
     return EnvSpec(
         observation_shape=config.atari_shape,
         observation_dtype=np.dtype(np.uint8),
@@ -21,7 +21,7 @@ def describe_dummy(config: EnvConfig) -> EnvSpec:
 
 
 class DummyEnvs:
-    """The frames that were made at the reset, again and again; rewards and ends are random."""
+    """The frames made at the reset, again and again. Rewards and ends are random."""
 
     def __init__(self, spec: EnvSpec, config: EnvConfig) -> None:
         self.num_envs = config.num_envs

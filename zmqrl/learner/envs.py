@@ -1,7 +1,7 @@
-"""Games by their id, a batch of them behind one small interface, with true scores and exact ends.
+"""Make a batch of games by their id, behind one small interface, with true scores and exact ends.
 
-Atari games run in ``ale_py``'s vector environment, everything else in Gymnasium's. Both are asked to reset a finished
-game in the step that finishes it, so that every step the learner sees is one that was played.
+Atari games run in the vector environment of ``ale_py``, all others in that of Gymnasium. Both reset a finished game in
+the step that finishes it, so that every step the learner sees was played.
 """
 
 import difflib
@@ -34,12 +34,12 @@ gymnasium.register_envs(ale_py)
 def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     """Make ``config.num_envs`` games of ``env_id``.
 
-    Of an Atari id only the game counts: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and ``Breakout-v0`` are the
-    same here, and frame skip, sticky actions and time limit are those of ``config``, whatever the id stands for
-    elsewhere. ``threads`` emulate Atari games; those of random frame skip, and other environments, are played by the
-    calling thread. ``zmqrl/Dummy-v0`` is no game: it shows frames of an Atari game's shape at no cost.
+    An Atari id only chooses the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and ``Breakout-v0`` are the same
+    here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` emulate Atari games. The calling
+    thread plays Atari games with random frame skip, and all other environments. ``zmqrl/Dummy-v0`` is not a game: it
+    shows frames in the shape of an Atari game at no cost.
 
-    Raises UsageError as ``describe_env`` does.
+    Raises UsageError like ``describe_env``.
     """
     spec = describe_env(env_id, config)
     if env_id == DUMMY_ID:
@@ -53,12 +53,12 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
 
 
 def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
-    """Say what the games of ``env_id`` show and take, at the cost of loading one game for a moment.
+    """Describe observations and actions of the games of ``env_id``. It loads one game to find out.
 
-    ``env_id`` may be ``module:id``, as in Gymnasium: the module that registers it is imported first.
+    ``env_id`` can be ``module:id``, as in Gymnasium: the module that registers it is imported first.
 
-    Raises UsageError for settings that cannot be, an unknown id, an environment that does not start, actions that are
-    not discrete, and observations that make no vector, such as graphs and texts of any length.
+    Raises UsageError for settings that are not valid, an unknown id, an environment that does not start, actions that
+    are not discrete, and observations that cannot become a vector, such as graphs and texts of any length.
     """
     config.check()
     if env_id == DUMMY_ID:
@@ -74,12 +74,12 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     try:
         env = gymnasium.make(registered)
         env.close()
-    except Exception as error:  # whatever its constructor raises, mostly a package that is not installed
+    except Exception as error:  # anything that its constructor raises, mostly for a missing package
         raise UsageError(f"{env_id} does not start: {reason_of(error)}.") from error
     if not isinstance(env.action_space, Discrete):
-        raise UsageError(f"{env_id} takes {_kind(env.action_space)} actions, but only Discrete ones can be learned.")
+        raise UsageError(f"{env_id} has {_kind(env.action_space)} actions: only Discrete actions are supported.")
     if not env.observation_space.is_np_flattenable:
-        raise UsageError(f"{env_id} shows {_kind(env.observation_space)} observations, which make no vector.")
+        raise UsageError(f"{env_id} has {_kind(env.observation_space)} observations, which cannot become a vector.")
     return EnvSpec(
         observation_shape=(flatdim(env.observation_space),),
         observation_dtype=np.dtype(np.float32),
@@ -89,9 +89,9 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
 
 class _GymnasiumEnvs:
-    """Games of any Gymnasium environment with discrete actions, played one after the other; all they show is a vector.
+    """Games of any Gymnasium environment with discrete actions, stepped one after another. Observations are vectors.
 
-    ``FlattenObservation`` makes a one-hot vector of a discrete observation and one row of everything else.
+    ``FlattenObservation`` turns a discrete observation into a one-hot vector, and any other into one row.
     """
 
     def __init__(self, registered: gymnasium.envs.registration.EnvSpec, spec: EnvSpec, num_envs: int) -> None:
@@ -110,8 +110,8 @@ class _GymnasiumEnvs:
         self._first_action = self._vector.single_action_space.start
 
     def reset(self, seed: int) -> np.ndarray:
-        # The interface allows one int only, but every vector environment takes a list; one int would seed the games
-        # of different workers alike.
+        # The type allows one int only, but every vector environment accepts a list. One int would give games of
+        # different workers the same seeds.
         seeds: object = game_seeds(seed, self.num_envs).tolist()
         observations, _ = self._vector.reset(seed=seeds)  # type: ignore[arg-type]
         self._scores = Scores(self.num_envs)
@@ -148,17 +148,17 @@ def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
         close = _closest(name, gymnasium.registry)
-        hint = f"did you mean {' or '.join(close)}?" if close else "Atari games are named like ALE/Breakout-v5."
+        hint = f"did you mean {' or '.join(close)}?" if close else "names of Atari games look like ALE/Breakout-v5."
         raise UsageError(f"there is no environment {env_id!r}: {hint}") from error
 
 
 def reason_of(error: Exception) -> str:
-    """What an environment's own error says, in one line."""
+    """The first line of an error of an environment."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the ``known`` ids whose games are named most like ``name``, the newest version of each."""
+    """Up to three of the ``known`` ids with the most similar names, the newest version of each."""
     newest = {_stem(env_id): env_id for env_id in known}
     stem = _stem(name)
     return [newest[stem]] if stem in newest else [newest[close] for close in difflib.get_close_matches(stem, newest)]

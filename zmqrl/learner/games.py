@@ -1,4 +1,4 @@
-"""A batch of games behind one small interface: how they are set, what they are asked, what they answer."""
+"""A batch of games behind one small interface: their settings, their observations, their results."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,32 +11,32 @@ from zmqrl.errors import require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvConfig:
-    """The games of one worker. All but ``num_envs`` concerns Atari games only; others are played as registered."""
+    """The games of one worker. All options but num-envs are for Atari games; others are played as registered."""
 
     num_envs: int = 32
-    """Games per worker."""
+    """Number of games per worker."""
     frame_skip: int = 4
-    """Emulator frames per agent step; the last two are max-pooled."""
+    """Emulator frames per agent step. The last two are max-pooled."""
     min_frame_skip: int | None = None
-    """Skip a random number of frames from this to frame_skip in each step, and show the last one as it is."""
+    """Random frame skip from this number to --envs.frame-skip, without max-pooling."""
     frame_stack: int = 4
-    """Frames in one observation."""
+    """Number of frames in one observation."""
     screen_size: int = 84
-    """Height and width of a frame, in pixels."""
+    """Height and width of a frame in pixels."""
     grayscale: bool = True
-    """Frames are grey; otherwise RGB, three channels each."""
+    """Use grey frames instead of RGB frames."""
     sticky_actions: float = 0.0
-    """Probability that the emulator repeats the last action, per frame."""
+    """Probability per frame that the emulator repeats the last action."""
     noop_max: int = 30
-    """A game starts after a random number of frames below this, without actions; FIRE counts as one of them."""
+    """Start a game after a random number of no-op frames below this. FIRE counts as one."""
     life_loss: bool = True
-    """A lost life ends the return, and the game plays on."""
+    """End the return when a life is lost. The game continues."""
     fire_reset: bool = True
-    """Press FIRE when a game starts, where there is such an action; not after a lost life."""
+    """Press FIRE when a game starts, if the game has that action. Not after a lost life."""
     clip_rewards: bool = True
-    """Learn from rewards clipped to [-1, 1]. Scores are never clipped."""
+    """Clip rewards to [-1, 1] for learning. Scores are never clipped."""
     max_frames: int = 108_000
-    """Emulator frames after which a game is cut off."""
+    """Cut off a game after this many emulator frames."""
 
     @property
     def frame_channels(self) -> int:
@@ -54,7 +54,7 @@ class EnvConfig:
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
 
     def flavour(self) -> str:
-        """One line to print with each score of an Atari game: what the score depends on besides the agent."""
+        """A line to print with each score of an Atari game: what the score depends on besides the agent."""
         return ", ".join(
             [
                 f"sticky {self.sticky_actions:g}",
@@ -98,7 +98,7 @@ class EnvConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSpec:
-    """What a network needs to know of one game, and ``flavour``: a line to print with its scores."""
+    """What a network needs to know about a game, and ``flavour``, a line to print with its scores."""
 
     observation_shape: tuple[int, ...]
     observation_dtype: np.dtype[np.generic]
@@ -108,7 +108,7 @@ class EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A whole game: ``score`` is the sum of its true rewards over all lives; ``agent_steps`` its length."""
+    """A whole game. ``score`` is the sum of its true rewards over all lives, ``agent_steps`` its length."""
 
     score: float
     agent_steps: int
@@ -116,11 +116,11 @@ class Game:
 
 @dataclass(slots=True)
 class Step:
-    """What one agent step of B games gave.
+    """The result of one agent step of B games.
 
-    ``observations``: (B, *shape), what to act on next, of the new game where one finished. ``rewards``: float32 (B,),
-    to learn from, clipped where ``EnvConfig`` says so. ``terminated``: bool (B,), the return ends here: do not
-    bootstrap. ``truncated``: bool (B,), cut off by a time limit and never together with ``terminated``: bootstrap from
+    ``observations``: (B, *shape), the next ones, of the new game where one finished. ``rewards``: float32 (B,), for
+    learning, clipped if ``EnvConfig`` says so. ``terminated``: bool (B,), the return ends here: do not bootstrap.
+    ``truncated``: bool (B,), cut off by a time limit, never together with ``terminated``: bootstrap from
     ``final_observations``, which maps the index of each truncated game to its last observation (*shape). ``games``:
     whole games that finished in this step.
     """
@@ -134,7 +134,7 @@ class Step:
 
 
 class Envs(Protocol):
-    """B games, played in step."""
+    """B games that are stepped together."""
 
     num_envs: int
     num_actions: int
@@ -144,25 +144,25 @@ class Envs(Protocol):
     def reset(self, seed: int) -> np.ndarray:
         """Start B new games and return their observations (B, *shape).
 
-        ``seed`` >= 0 and a game's index decide all that is random in it, and in the games that follow it there.
+        ``seed`` >= 0 and the index of a game decide everything random in it and in the games after it.
         """
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
-        """Play ``actions`` int64 (B,). What is returned stays valid after the next step."""
+        """Play ``actions`` int64 (B,). The result stays valid after the next step."""
 
     def close(self) -> None:
         """End the games and their threads."""
 
 
 class Scores:
-    """Scores and lengths of the B games under way."""
+    """Scores and lengths of B unfinished games."""
 
     def __init__(self, num_envs: int) -> None:
         self._scores = np.zeros(num_envs)
         self._agent_steps = np.zeros(num_envs, np.int64)
 
     def add(self, rewards: np.ndarray, over: npt.NDArray[np.bool_]) -> list[Game]:
-        """Add the ``rewards`` (B,) of one step; return the games that are ``over`` bool (B,) and start them anew."""
+        """Add the ``rewards`` (B,) of one step. Return the games that are ``over`` bool (B,), and reset them."""
         self._scores += rewards
         self._agent_steps += 1
         games = [Game(float(self._scores[i]), int(self._agent_steps[i])) for i in np.flatnonzero(over)]
@@ -172,5 +172,5 @@ class Scores:
 
 
 def game_seeds(seed: int, num_envs: int) -> npt.NDArray[np.int64]:
-    """Seeds (num_envs,) from 0 to 2^31 - 1, unlike those of any other ``seed``, its neighbours included."""
+    """Seeds (num_envs,) from 0 to 2^31 - 1. They differ from those of any other ``seed``."""
     return (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int64)

@@ -19,21 +19,31 @@ class PPOConfig:
     """Proximal policy optimization with a clipped surrogate (Schulman et al. 2017, eq. 7 and 9)."""
 
     rollout_steps: int = 64
+    """Agent steps of each game in one rollout."""
     epochs: int = 3
+    """Passes over each rollout."""
     minibatches: int = 8
+    """Minibatches in one epoch. Each makes one update."""
     shuffle: Literal["envs", "samples"] = "envs"
-    """What a minibatch is made of: all steps of some environments, or single steps from anywhere in the rollout."""
+    """Content of a minibatch: all steps of some environments, or single steps."""
     gamma: float = 0.99
+    """Discount of future rewards, per agent step."""
     gae_lambda: float = 0.95
+    """Lambda of generalized advantage estimation."""
     clip: float = 0.1
+    """Clip range of the probability ratio."""
     value_coefficient: float = 0.5
+    """Weight of the value loss."""
     entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus, at the start if it has a schedule."""
     final_entropy_coefficient: float | None = None
-    """Reached linearly after ``entropy_schedule_updates`` versions; None: constant."""
+    """Weight of the entropy bonus at the end of its linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
+    """Length of the entropy schedule, in updates."""
     max_grad_norm: float = 0.5
+    """Clip the norm of each worker's gradient to this."""
     normalize_advantages: bool = True
-    """Shift and scale the advantages of each minibatch to mean 0 and standard deviation 1."""
+    """Scale the advantages of each minibatch to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
         _check_shared("--ppo", self)
@@ -52,10 +62,10 @@ class PPOConfig:
         divided = num_envs if self.shuffle == "envs" else num_envs * self.rollout_steps
         if divided % self.minibatches:
             what = f"{num_envs} environments" if self.shuffle == "envs" else f"{divided} samples of a rollout"
-            hint = ", or shuffle samples instead of envs" if self.shuffle == "envs" else ""
+            hint = ", or use --ppo.shuffle samples" if self.shuffle == "envs" else ""
             raise UsageError(
-                f"ppo cannot divide {what} into {self.minibatches} equal minibatches; "
-                f"change the number of environments or of minibatches{hint}."
+                f"ppo cannot divide {what} into {self.minibatches} equal minibatches: "
+                f"change --envs.num-envs or --ppo.minibatches{hint}."
             )
         return num_envs * self.rollout_steps // self.minibatches
 
@@ -65,13 +75,19 @@ class BA3CConfig:
     """Batch asynchronous advantage actor-critic (Adamski et al. 2017), here with synchronous updates."""
 
     rollout_steps: int = 5
+    """Agent steps of each game in one rollout, and so in one update."""
     gamma: float = 0.99
+    """Discount of future rewards, per agent step."""
     value_coefficient: float = 0.5
+    """Weight of the value loss."""
     entropy_coefficient: float = 0.01
+    """Weight of the entropy bonus, at the start if it has a schedule."""
     final_entropy_coefficient: float | None = None
-    """Reached linearly after ``entropy_schedule_updates`` versions; None: constant."""
+    """Weight of the entropy bonus at the end of its linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
+    """Length of the entropy schedule, in updates."""
     max_grad_norm: float = 0.5
+    """Clip the norm of each worker's gradient to this."""
 
     def __post_init__(self) -> None:
         _check_shared("--ba3c", self)
@@ -88,9 +104,9 @@ class BA3CConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """The samples of one minibatch, M of them; all but ``actions`` (int64) are float32.
+    """The M samples of one minibatch. All are float32, except ``actions`` (int64).
 
-    ``log_probs`` are those of the policy that acted; ``advantages`` and ``returns`` are the targets.
+    ``log_probs`` are those of the policy that acted. ``advantages`` and ``returns`` are the targets.
     """
 
     actions: Tensor
@@ -99,11 +115,11 @@ class Batch:
     returns: Tensor
 
 
-# What a learner reports of every loss, beside what the loss itself does.
+# What the learner reports besides the statistics of the loss.
 LEARNER_METRICS = ("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
 
-# Of logits (M, A), values (M,), the batch, the algorithm's settings, and the weight of the entropy bonus now: the loss,
-# a scalar, and detached scalars to report.
+# Takes logits (M, A), values (M,), the batch, the settings of the algorithm, and the current weight of the entropy
+# bonus. Returns the loss, a scalar, and detached scalars to report.
 Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -160,14 +176,14 @@ def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int) -> floa
 
 
 class Learner:
-    """Turns rollouts into gradients, one minibatch at a time. It takes no optimizer step."""
+    """Turns rollouts into gradients, one minibatch at a time. The shards take the optimizer step."""
 
     def __init__(
         self, model: nn.Module, config: PPOConfig | BA3CConfig, *, seed: int, loss: Loss | None = None
     ) -> None:
-        """``seed`` decides how rollouts are shuffled, together with their number and the epoch.
+        """``seed`` shuffles rollouts, together with their number and the epoch.
 
-        ``loss`` takes the place of the algorithm's own.
+        ``loss`` replaces the loss of the algorithm.
         """
         self.model = model
         self.config = config
@@ -177,7 +193,7 @@ class Learner:
         self._parameters = list(model.parameters())
 
     def prepare(self, rollout: Rollout) -> None:
-        """Compute the rollout's ``advantages`` and ``returns``, once before its gradients."""
+        """Compute ``advantages`` and ``returns`` of the rollout, once before its gradients."""
         ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
         match self.config:
             case PPOConfig(gamma=gamma, gae_lambda=lam):
@@ -188,15 +204,15 @@ class Learner:
         rollout.advantages.copy_(advantages)
         rollout.returns.copy_(returns)
         unexplained = advantages.var(correction=0) / returns.var(correction=0)
-        # Constant returns leave nothing to explain; not a number would not be JSON.
+        # Constant returns leave nothing to explain, and NaN is not valid JSON.
         rollout.explained_variance = (1 - unexplained).nan_to_num(0.0, 0.0, 0.0)
 
     def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
         """Leave the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, in the parameters' ``.grad``.
 
-        An existing ``.grad`` is overwritten in place, so it may be a view into a longer vector. ``version`` is the one
-        this gradient is for: schedules follow it. Returns the metrics; those of advantages, values and
-        ``explained_variance`` (of the whole rollout, by the values of the policy that acted) are in units of reward.
+        It overwrites an existing ``.grad`` in place, so that can be a view into a longer vector. ``version`` is the
+        version of this gradient, which schedules follow. Returns the metrics. Those of advantages and values are in
+        units of reward. ``explained_variance`` is of the whole rollout, by the values of the policy that acted.
         """
         for parameter in self._parameters:
             if parameter.grad is None:
@@ -216,7 +232,7 @@ class Learner:
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         whole = {"loss": loss.detach(), "grad_norm": grad_norm, "explained_variance": rollout.explained_variance}
         stats = {**stats, **whole}
-        # One transfer for all of them: each would wait for the device.
+        # One transfer for all of them, because each transfer waits for the device.
         metrics = dict(zip(stats, torch.stack(list(stats.values())).tolist(), strict=True))
         metrics["entropy_coefficient"] = entropy_coefficient_at(self.config, version)
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.max_grad_norm)
@@ -240,13 +256,13 @@ class Learner:
 
 
 class NoLearner:
-    """Stands in for a ``Learner`` where a worker only plays, to measure the rest: gradients stay as they are, zero."""
+    """Replaces a ``Learner`` when a worker only plays, to measure everything else. Gradients stay zero."""
 
     def prepare(self, rollout: Rollout) -> None:
-        """Nothing is learned from ``rollout``."""
+        """Learn nothing from ``rollout``."""
 
     def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
-        """There is nothing to report."""
+        """Report nothing."""
         return {}
 
 
@@ -265,7 +281,7 @@ def _stats(
     values: Tensor,
     advantages: Tensor,
 ) -> dict[str, Tensor]:
-    """What both algorithms report. ``approx_kl`` is the mean of (r - 1) - log r (Schulman 2020, "Approximating KL")."""
+    """The metrics of both algorithms. ``approx_kl``: mean of (r - 1) - log r (Schulman 2020, "Approximating KL")."""
     return {
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),
@@ -278,7 +294,7 @@ def _stats(
 
 
 def _check_shared(group: str, config: PPOConfig | BA3CConfig) -> None:
-    """Raise UsageError for the first setting that is not valid, of those that both algorithms have."""
+    """Raise UsageError for the first setting, of those of both algorithms, that is not valid."""
     steps, gamma, norm = config.rollout_steps, config.gamma, config.max_grad_norm
     final = config.final_entropy_coefficient
     require(steps >= 1, f"{group}.rollout-steps {steps}: at least 1 step is required.")

@@ -19,18 +19,18 @@ Compute = Literal["float32", "bfloat16"]
 
 CPU = torch.device("cpu")
 HIDDEN = {"small": 256, "nature": 512, "narrow": 128, "dba3c": 128, "mlp": 64}
-MAX_HIDDEN = 8192  # drawing orthogonal weights takes minutes beyond it
+MAX_HIDDEN = 8192  # above it, orthogonal initialization takes minutes
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkConfig:
-    """What can be chosen about every network."""
+    """Settings of every network."""
 
     hidden: int | None = None
-    """Units of the hidden layers; if not given the network's own: 64 for mlp to 512 for nature."""
+    """Units of the hidden layers. None: the network's own, from 64 (mlp) to 512 (nature)."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers to compute with; auto: bfloat16 where the hardware multiplies it. Weights are float32 in any case."""
+    """Number format to compute in. auto: bfloat16 if the hardware multiplies it. Weights stay float32."""
 
     def __post_init__(self) -> None:
         require(
@@ -44,7 +44,7 @@ AS_IT_IS = NetworkConfig()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conv:
-    """One convolution without padding, then a 2x2 max-pool if asked, then ReLU."""
+    """One convolution without padding, then an optional 2x2 max-pool, then ReLU."""
 
     filters: int
     kernel: int
@@ -72,9 +72,9 @@ CONVOLUTIONS = {
 class ConvPolicy(nn.Module):
     """Convolutions, one hidden layer, and two heads that share both.
 
-    The parameters are float32 whatever ``compute`` says: bfloat16 copies are made inside each forward, and the heads
-    compute in float32. After ``double()`` everything is float64. The hidden layer reads the last convolution in the
-    order height, width, channel.
+    The parameters are always float32. With bfloat16, each forward makes bfloat16 copies, and the heads compute in
+    float32. After ``double()`` everything is float64. The hidden layer reads the last convolution in the order height,
+    width, channel.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ConvPolicy(nn.Module):
         hidden_relu: bool,
         compute: Compute,
     ) -> None:
-        """``biases`` is about the convolutions and the hidden layer. Raises ValueError if the image is too small."""
+        """``biases`` applies to the convolutions and the hidden layer. Raises ValueError if the image is too small."""
         super().__init__()
         channels, height, width = observation_shape
         self.convs = nn.ModuleList()
@@ -110,11 +110,11 @@ class ConvPolicy(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
 
-        uint8 means 0 to 255; float observations are taken as they are. Fastest when the observations lie in memory
-        channels-last, as ``Rollout`` keeps them: then the only pass over them is the cast.
+        uint8 means 0 to 255. Float observations are not scaled. This is fastest for observations that are channels-last
+        in memory, as in ``Rollout``: then the cast is the only pass over them.
         """
-        # Dividing the few weights costs nothing; dividing the frames is a pass over 28 KB a sample. The stored weights
-        # stay undivided: Adam's steps do not scale with the weights.
+        # Scaling the few weights is free. Scaling the frames would be a pass over 28 KB per sample. The stored weights
+        # stay unscaled, because Adam's steps do not scale with the weights.
         scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
         x = observations.to(self.dtype, memory_format=torch.channels_last)
         for conv, pool in zip(self.convs, self.pools, strict=True):
@@ -129,7 +129,7 @@ class ConvPolicy(nn.Module):
         return self.actor(x), self.critic(x).squeeze(-1)
 
     def double(self) -> Self:
-        """Keep the parameters, compute and answer in float64 from here on."""
+        """Convert parameters, computation and results to float64."""
         self.dtype = torch.float64
         return super().double()
 
@@ -161,7 +161,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@_one_thread()  # orthogonal weights differ in their last bits from one number of threads to another
+@_one_thread()  # the last bits of orthogonal weights depend on the number of threads
 def make_model(
     name: str,
     observation_shape: Sequence[int],
@@ -170,20 +170,20 @@ def make_model(
     *,
     device: torch.device = CPU,
 ) -> nn.Module:
-    """The network called ``name`` for these observations, drawn from torch's global random state, on ``device``.
+    """The network ``name`` for these observations on ``device``, initialized from torch's global random state.
 
-    A name like ``module:function`` is that of a user's own function, see ``load_model``. The parameters are drawn on
-    the CPU by one thread, so one seed gives the same ones for every device and number of cores.
+    A name like ``module:function`` is a user's own function, see ``load_model``. One thread on the CPU draws the
+    parameters, so a seed gives the same ones for every device and number of cores.
 
-    Raises UsageError if there is no such network, if it does not fit the observations, or does not compute in bfloat16.
+    Raises UsageError if the network does not exist, does not fit the observations, or does not compute in bfloat16.
     """
     shape = tuple(observation_shape)
     if ":" in name:
         if network != AS_IT_IS:
-            raise UsageError(f"--model {name} chooses its own width and numbers, so --network.* settings do not apply.")
+            raise UsageError(f"--model {name} has its own width and number format: remove all --network.* options.")
         return load_model(name, shape, num_actions).to(device)
     if name not in HIDDEN:
-        known = f"there are {', '.join(HIDDEN)}, or your own as module:function."
+        known = f"choose {', '.join(HIDDEN)}, or your own as module:function."
         raise UsageError(f"unknown model {name!r}{did_you_mean(name, HIDDEN)}; {known}")
     hidden = network.hidden or HIDDEN[name]
     unfit = f"model {name!r} does not fit observations of shape {shape}"
@@ -195,7 +195,7 @@ def make_model(
         return VectorPolicy(shape, num_actions, hidden=hidden).to(device)
     if len(shape) != 3:
         raise UsageError(f"{unfit}: it reads images (channels, height, width); use mlp for vectors.")
-    # The hidden layer of dba3c is linear, and neither it nor the convolutions have biases: so is the original.
+    # As in the original, the hidden layer of dba3c is linear, and neither it nor the convolutions have biases.
     seed_net = name == "dba3c"
     try:
         model = ConvPolicy(
@@ -214,10 +214,10 @@ def make_model(
 
 @cache
 def fastest_compute(device: torch.device) -> Compute:
-    """bfloat16 where the hardware multiplies it (about twice as fast), float32 where it would be emulated."""
+    """bfloat16 if the hardware multiplies it (about twice as fast), float32 if it would be emulated."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # torch's own question, mkldnn's, also says yes to AVX-512 without the bf16 instructions, where bf16 is slow.
+    # The check of torch (mkldnn) also accepts AVX-512 without the bf16 instructions, where bf16 is slow.
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:

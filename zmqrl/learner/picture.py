@@ -1,6 +1,6 @@
-"""One game as people see it, in colour and full size, beside the game that a policy plays in its own frames.
+"""One game as people see it, in colour and full size. The policy plays its own copy with its own frames.
 
-For the same seed and actions it is the same game as the first one of ``make_envs``.
+With the same seed and actions it is the same game as the first one of ``make_envs``.
 """
 
 from collections.abc import Iterator
@@ -25,15 +25,15 @@ Screen = npt.NDArray[np.uint8]
 
 
 class Picture(Protocol):
-    """A game on a screen: uint8 (height, width, 3). ``frames_per_s`` is about what makes it lively to watch."""
+    """A game on a screen: uint8 (height, width, 3). ``frames_per_s`` is a comfortable speed to watch."""
 
     frames_per_s: float
 
     def reset(self, seed: int) -> Screen:
-        """Start the game of ``seed``; its first screen. Once only: some games keep memory across a reset."""
+        """Start the game of ``seed``. Returns its first screen. Call it once: some games keep memory after a reset."""
 
     def step(self, action: int) -> tuple[list[Screen], float]:
-        """Play ``action``; the screens that show it and the true reward. Not after the end of the game."""
+        """Play ``action``. Returns the screens that show it and the true reward. Not after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
@@ -42,7 +42,7 @@ class Picture(Protocol):
 def make_picture(env_id: str, config: EnvConfig) -> Picture:
     """The picture of one game. Raises UsageError when the environment cannot draw one."""
     if env_id == DUMMY_ID:
-        raise UsageError(f"{DUMMY_ID} shows no game: there is nothing to record.")
+        raise UsageError(f"{DUMMY_ID} is not a game: there is nothing to record.")
     registered = find_env(env_id)
     if registered.entry_point == ATARI_ENTRY_POINT:
         picture = _AtariPicture if config.min_frame_skip is None else _RandomSkipPicture
@@ -51,7 +51,7 @@ def make_picture(env_id: str, config: EnvConfig) -> Picture:
 
 
 class _AtariPicture:
-    """The emulator's own screen, with the last two frames of a step max-pooled: many games draw each other frame."""
+    """The screen of the emulator, the last two frames of a step max-pooled: many games draw every other frame."""
 
     def __init__(self, game: str, config: EnvConfig) -> None:
         self.frames_per_s = EMULATOR_FRAMES_PER_S / config.frame_skip
@@ -82,7 +82,7 @@ class _AtariPicture:
 
 
 class _RandomSkipPicture:
-    """Every frame of the emulator: only then does each step take as long as it was."""
+    """Every frame of the emulator, because steps have different lengths."""
 
     def __init__(self, game: str, config: EnvConfig) -> None:
         assert config.min_frame_skip is not None
@@ -105,7 +105,7 @@ class _RandomSkipPicture:
 
 
 class _GymnasiumPicture:
-    """What an environment draws of itself."""
+    """The drawing of an environment."""
 
     def __init__(self, registered: gymnasium.envs.registration.EnvSpec) -> None:
         self._id = registered.id
@@ -135,7 +135,7 @@ class _GymnasiumPicture:
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
-        """What stops an environment that cannot draw, mostly a package that is not installed, becomes one sentence."""
+        """Turn the error of an environment that cannot draw, mostly a missing package, into one sentence."""
         try:
             yield
         except Exception as error:

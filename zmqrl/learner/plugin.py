@@ -1,4 +1,4 @@
-"""A user's own model or loss: one function, named ``module:function``. Each is tried before it is used."""
+"""A user's own model or loss: one function, given as ``module:function``. Each is tested before use."""
 
 import importlib
 import math
@@ -17,10 +17,10 @@ MOST_STATS = MOST_FIGURES - len(LEARNER_METRICS)
 
 
 def load_model(reference: str, observation_shape: Sequence[int], num_actions: int) -> nn.Module:
-    """The network that the function ``reference`` makes when it is called with ``(observation_shape, num_actions)``.
+    """The network that the function ``reference`` returns for ``(observation_shape, num_actions)``.
 
-    Its forward takes observations, uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n), and
-    gives logits float32 (B, num_actions) and values float32 (B,). Raises UsageError if a first try shows otherwise.
+    Its forward takes observations: uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n). It
+    returns logits float32 (B, num_actions) and values float32 (B,). Raises UsageError if a test shows otherwise.
     """
     blame = f"--model {reference}"
     make, shape = _load(blame, reference), tuple(observation_shape)
@@ -33,19 +33,19 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
     expected = [(SAMPLES, num_actions), (SAMPLES,)]
     if not isinstance(outputs, tuple) or [_shape(output) for output in outputs] != expected:
         raise UsageError(
-            f"{blame} gives {_kind(outputs)} for {SAMPLES} observations: it must be a tuple of float32 logits "
-            f"{expected[0]} and values {expected[1]}."
+            f"{blame} returned {_kind(outputs)} for {SAMPLES} observations: a tuple of float32 logits "
+            f"{expected[0]} and values {expected[1]} is required."
         )
     if not all(output.isfinite().all() for output in outputs):
-        raise UsageError(f"{blame} gives logits or values that are not finite.")
+        raise UsageError(f"{blame} returned logits or values that are not finite.")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters or any(parameter.dtype != torch.float32 for parameter in parameters):
         raise UsageError(f"{blame} must have trainable parameters, all of them float32.")
     for name, buffer in model.named_buffers():
         if not torch.equal(buffer, buffers[name]):
             raise UsageError(
-                f"{blame} changes its {name} as it computes, as batch normalization does: "
-                "workers share parameters only, and only those are kept."
+                f"{blame} changes its buffer {name} in forward, as batch normalization does: "
+                "workers share parameters only, so use another layer."
             )
     return model
 
@@ -53,23 +53,23 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
 def logits_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
     """Logits float32 (B, num_actions) of ``observations`` (B, ...) by the ``model`` that ``reference`` made.
 
-    The try had several observations, here it may be one. Raises UsageError for whatever the user's code raises, and for
-    logits of another shape.
+    The test used several observations, but here it can be one. Raises UsageError when the user's code raises anything,
+    and for logits of another shape.
     """
     blame, count = f"--model {reference}", len(observations)
     with blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
         logits, _ = model(observations)
     if _shape(logits) != (count, num_actions):
         raise UsageError(
-            f"{blame} gives {_kind(logits)} as the logits of a batch of {count}: "
-            f"they must be float32 {(count, num_actions)}."
+            f"{blame} returned {_kind(logits)} as logits for a batch of {count}: "
+            f"float32 {(count, num_actions)} is required."
         )
     assert isinstance(logits, Tensor)
     return logits
 
 
 def load_loss(reference: str, config: PPOConfig | BA3CConfig) -> Loss:
-    """The function ``reference``, called as ``ppo_loss`` and ``ba3c_loss`` are. Raises UsageError if a try fails."""
+    """The function ``reference``, with the signature of ``ppo_loss``. Raises UsageError if a test call fails."""
     blame = f"--loss {reference}"
     loss = _load(blame, reference)
     logits = torch.linspace(-1, 1, 3 * SAMPLES).view(SAMPLES, 3).requires_grad_()
@@ -86,34 +86,34 @@ def load_loss(reference: str, config: PPOConfig | BA3CConfig) -> Loss:
         case (Tensor(shape=(), requires_grad=True), {**stats}) if all(_shape(stat) == () for stat in stats.values()):
             if unfit := [name for name in stats if not NAME.fullmatch(str(name)) or name in LEARNER_METRICS]:
                 raise UsageError(
-                    f"{blame} reports {unfit[0]!r}: a name has small letters, digits and _, at most 40 of them, and is "
-                    f"none of {', '.join(LEARNER_METRICS)}, which the learner reports."
+                    f"{blame} reports {unfit[0]!r}: a name must have at most 40 lower-case letters, digits and _, and "
+                    f"must not be one of the learner's names ({', '.join(LEARNER_METRICS)})."
                 )
             if len(stats) > MOST_STATS:
-                raise UsageError(f"{blame} reports {len(stats)} figures: at most {MOST_STATS} can be told.")
+                raise UsageError(f"{blame} reports {len(stats)} values: at most {MOST_STATS} are possible.")
             return loss
     raise UsageError(
-        f"{blame} returned {_kind(result)}: it must be a scalar tensor computed from logits and values, and a dict of "
-        "float32 scalars to report."
+        f"{blame} returned {_kind(result)}: a scalar tensor computed from logits and values, and a dict of float32 "
+        "scalars to report, are required."
     )
 
 
 def _load(blame: str, reference: str) -> Callable[..., Any]:
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
-        raise UsageError(f"{blame}: a function is named as module:function.")
+        raise UsageError(f"{blame}: module:function is required.")
     with blaming(f"{blame}: cannot import {module_name}"):
         module = importlib.import_module(module_name)
     if not hasattr(module, name):
         raise UsageError(f"{blame}: {module_name} has no {name!r}{did_you_mean(name, vars(module))}.")
     function = getattr(module, name)
     if not callable(function):
-        raise UsageError(f"{blame}: {name} is {_kind(function)}, which cannot be called.")
+        raise UsageError(f"{blame}: {name} is a value of type {_kind(function)}, not a function.")
     return function  # type: ignore[no-any-return]
 
 
 def _observations(shape: tuple[int, ...]) -> Tensor:
-    """Observations (SAMPLES, *shape) as a rollout would give them."""
+    """Observations (SAMPLES, *shape) like those of a rollout."""
     if len(shape) != 3:
         return torch.linspace(-1, 1, SAMPLES * math.prod(shape)).view(SAMPLES, *shape)
     channels, height, width = shape

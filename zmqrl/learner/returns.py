@@ -1,8 +1,8 @@
-"""What a step was worth: targets of the value function and advantages of the actions, from one rollout.
+"""Returns and advantages of one rollout: the targets of the value function and the weights of the actions.
 
-Everywhere: ``rewards``, ``values`` float32 (T, B); ``terminated``, ``truncated`` bool (T, B); ``bootstrap_values``
+All functions: ``rewards``, ``values`` float32 (T, B); ``terminated``, ``truncated`` bool (T, B); ``bootstrap_values``
 float32 (T, B), V(final observation) where truncated; ``last_values`` float32 (B,), V(the observation after the last
-step). A step that is both terminated and truncated counts as terminated: nothing comes after it.
+step). A step that is both terminated and truncated counts as terminated.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Playing: T steps in B environments, kept in memory that is allocated once."""
+"""Playing: T steps in B environments, in memory that is allocated once."""
 
 from collections.abc import Sequence
 
@@ -14,17 +14,17 @@ CPU = torch.device("cpu")
 
 
 class Rollout:
-    """T steps of B environments, filled by ``Player.play`` again and again.
+    """T steps of B environments. ``Player.play`` fills it again and again.
 
-    ``observations``: (T, B, *shape), uint8 or float32, what was acted on; ``last_observations``: (B, *shape), what
-    comes after. ``actions``: int64 (T, B). ``log_probs``, ``values``: float32 (T, B), of the policy that acted.
-    ``rewards``: float32 (T, B), as the games give them to learn from. ``terminated``, ``truncated``: bool (T, B).
-    ``bootstrap_values``: float32 (T, B), V(final observation) where truncated, else 0. ``last_values``: float32 (B,).
-    ``advantages``, ``returns``: float32 (T, B), and ``explained_variance``, a scalar, are filled by
-    ``Learner.prepare``. ``number``: how many rollouts the player had played before.
+    ``observations``: (T, B, *shape), uint8 or float32, the inputs of the policy. ``last_observations``: (B, *shape),
+    those after the last step. ``actions``: int64 (T, B). ``log_probs``, ``values``: float32 (T, B), of the policy that
+    acted. ``rewards``: float32 (T, B), for learning. ``terminated``, ``truncated``: bool (T, B). ``bootstrap_values``:
+    float32 (T, B), V(final observation) where truncated, else 0. ``last_values``: float32 (B,). ``Learner.prepare``
+    fills ``advantages``, ``returns``: float32 (T, B), and ``explained_variance``, a scalar. ``number``: the number of
+    rollouts that the player played before.
 
-    Images are kept channels-last in memory, in the shape (channels, height, width): interleaving them once here costs
-    about 10 us a sample, in front of each forward it would cost 35.
+    Images have the shape (channels, height, width) and are channels-last in memory. The conversion here costs about
+    10 us per sample. Before each forward it would cost 35.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Rollout:
         self.explained_variance = torch.zeros((), device=device)
 
     def gather_observations(self, indices: Tensor) -> Tensor:
-        """Observations (M, *shape) of the samples ``indices`` int64 (M,), sample t * B + i being step t of game i.
+        """Observations (M, *shape) of the samples ``indices`` int64 (M,). Sample t * B + i is step t of game i.
 
-        The result is overwritten by the next call.
+        The next call overwrites the result.
         """
         if len(self._gathered) != len(indices):
             self._gathered = self._stored.new_empty((len(indices), *self._stored.shape[1:]))
-        # Whole rows of contiguous bytes: 1.5 us for a stack of frames, where indexing the images takes 17.
+        # Rows of contiguous bytes: 1.5 us for a stack of frames. Indexing the images takes 17.
         torch.index_select(self._stored.flatten(1), 0, indices, out=self._gathered.flatten(1))
         return self._channels_first(self._gathered)
 
@@ -78,7 +78,7 @@ class Rollout:
 
 
 class Player:
-    """Plays ``envs`` with ``model``; the games go on where the rollout before left them."""
+    """Plays ``envs`` with ``model``. The games continue from one rollout to the next."""
 
     def __init__(
         self,
@@ -98,9 +98,9 @@ class Player:
         self._rollouts = 0
 
     def play(self, rollout: Rollout) -> list[Game]:
-        """Fill ``rollout`` with the next steps of every game, acting with the model as it is now.
+        """Fill ``rollout`` with the next steps of every game, with the current parameters of the model.
 
-        Returns the games that ended on the way.
+        Returns the games that ended.
         """
         games: list[Game] = []
         rollout.number = self._rollouts
@@ -145,8 +145,8 @@ def put_frames(kept: Tensor, observations: np.ndarray) -> None:
     if kept.device.type != "cpu" or observations.ndim != 4:
         kept.copy_(torch.from_numpy(observations))
         return
-    # One channel of one image at a time stays in the first-level cache: 10 us an image. A copy with a permuted
-    # layout costs 27 us in numpy, 89 us in torch.
+    # One channel of one image at a time fits the first-level cache: 10 us per image. A copy with a permuted layout
+    # costs 27 us in numpy and 89 us in torch.
     for kept_image, image in zip(kept.numpy(), observations, strict=True):
         for kept_channel, channel in zip(kept_image, image, strict=True):
             kept_channel[...] = channel

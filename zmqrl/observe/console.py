@@ -27,7 +27,7 @@ LINE_S = 10.0
 NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 
-# A worker that contributes to every update is still missing for most of each one.
+# Even a worker that contributes to every update is missing for most of the time of each.
 MISSING_AFTER_S = 2.0
 
 _LEARNING = {
@@ -68,7 +68,7 @@ class Console(Protocol):
 
 
 class LoggedConsole:
-    """A console whose notices also go to a file, with their time: what scrolls off a screen can still be read."""
+    """A console that also writes its notices to a file, with their time."""
 
     def __init__(self, console: Console, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +83,8 @@ class LoggedConsole:
         self._console.notice(text)
 
     def log(self, text: str) -> None:
-        """Into the file only."""
-        with contextlib.suppress(OSError):  # a full disk, of which others tell
+        """Write ``text`` to the file only."""
+        with contextlib.suppress(OSError):  # a full disk, which others report
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class _Terminal(RichConsole):
 
 
 def console_for(stream: TextIO) -> Console:
-    """The live panel when ``stream`` is a terminal that can move its cursor, else plain lines."""
+    """A live panel if ``stream`` is a terminal that can move its cursor, else plain lines."""
     if stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
         terminal = _Terminal(file=stream, markup=False, emoji=False, highlight=False)
         return LiveConsole(terminal, is_idle=lambda: not isinstance(stream, Screen) or stream.is_idle)
@@ -149,8 +149,8 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place at most four times a second, with the last few notices under the facts.
 
-    It is drawn by the caller's own thread, inside ``update`` and ``notice``, while ``is_idle``: a terminal that has
-    not taken the last panel yet gets the newest one next, and none in between.
+    The thread of the caller draws it in ``update`` and ``notice`` while ``is_idle``: a terminal that has not taken the
+    last panel yet gets the newest one next, and none in between.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class LiveConsole:
     ) -> None:
         self._console = console
         self._clock, self._is_idle = clock, is_idle
-        # What others print to the same terminal goes above the panel; a redirected stream stays redirected.
+        # Other output to the same terminal goes above the panel. A redirected stream stays redirected.
         self._live = Live(
             console=console,
             auto_refresh=False,
@@ -220,7 +220,7 @@ class LiveConsole:
             title_align="left",
             box=box.ROUNDED,
             border_style="dim",
-            # The terminal echoes ^C behind the last line: if that wrapped, the panel would not be drawn over itself.
+            # The terminal echoes ^C after the last line. If that wrapped, the next panel would not cover this one.
             width=max(8, self._console.width - 2),
         )
 
@@ -231,7 +231,7 @@ def _told(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(figures: LiveFigures, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``(label, text)`` in the order of showing. What the run does not know yet is left out or a dash."""
+    """``(label, text)`` in display order. Values that are not known yet are left out, or are a dash."""
     left = "" if figures.left_s is None else f", {_duration(figures.left_s)} left"
     facts = [
         ("time", _duration(row.get("wall_s", 0.0)) + left),
@@ -257,7 +257,7 @@ def _speed(row: Mapping[str, Any], frames_per_agent_step: float | None) -> str:
 def _score(row: Mapping[str, Any]) -> str:
     episodes = row.get("episodes", 0)
     if "score_mean_50" not in row:
-        return "no game finished yet"
+        return "no game has ended yet"
     games = "1 game" if episodes == 1 else f"{episodes:,} games"
     return f"{_number(row['score_mean_50'])} in {f'the last 50 of {games}' if episodes > 50 else games}"
 

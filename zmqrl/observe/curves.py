@@ -1,4 +1,4 @@
-"""Figures of several runs over time as the curves of a picture: seeds of one experiment become a mean and a spread."""
+"""The curves of a picture: metrics of several runs over time, with mean and spread of the seeds of an experiment."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from zmqrl.observe.records import ASIDE, Figures, RunRecord, differing
 
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
-MIN_MAX_SEEDS = 4  # of more seeds, the extremes say more about their number than about their spread
+MIN_MAX_SEEDS = 4  # with more seeds, the extremes depend more on their number than on the spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Runs that were to learn the same: their settings differ in nothing but ``ASIDE``."""
+    """Runs of the same experiment: their settings differ only in ``ASIDE``."""
 
     label: str
     runs: tuple[RunRecord, ...]
@@ -26,10 +26,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A figure of a group on the grid ``x``, as far as all its runs go, and ``beyond`` it each run that went farther.
+    """A metric of a group on the grid ``x``, which ends with the shortest run. ``beyond`` has the rest of longer runs.
 
-    ``low`` and ``high`` are the smallest and the largest of up to four runs, of more the mean minus and plus one
-    standard deviation, and None for one run.
+    ``low`` and ``high`` are the minimum and maximum of up to four runs. With more runs they are the mean minus and plus
+    one standard deviation. For one run they are None.
     """
 
     x: Figures
@@ -40,9 +40,9 @@ class Curve:
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Put seeds of one experiment together, in the order of their first runs.
+    """Group the seeds of each experiment, in the order of their first runs.
 
-    A group is called by the settings in which the groups differ, or by its directories where those are too many.
+    The label of a group has the settings in which the groups differ, or its directories if those are too many.
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
@@ -72,7 +72,7 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
 
 
 def curve(series: Sequence[tuple[Figures, Figures]]) -> Curve:
-    """One curve of ``(x, y)`` of each run of a group. NaN in y is left out; y is averaged over 1 % of its run."""
+    """One curve from ``(x, y)`` of each run of a group. It skips NaN, and averages y over 1 % of its run."""
     known = [smoothed(x, y) for x, y in series]
     known = [(x, y) for x, y in known if len(x)]
     if not known:
@@ -91,7 +91,7 @@ def curve(series: Sequence[tuple[Figures, Figures]]) -> Curve:
 
 
 def smoothed(x: Figures, y: Figures) -> tuple[Figures, Figures]:
-    """The points that are known, one for each x, as moving means over 1 % of them."""
+    """The known points, one for each x, as moving means over 1 % of them."""
     known = np.isfinite(x) & np.isfinite(y)
     x, index = np.unique(x[known], return_inverse=True)
     y = np.bincount(index, y[known], minlength=len(x)) / np.bincount(index, minlength=len(x))
@@ -101,9 +101,9 @@ def smoothed(x: Figures, y: Figures) -> tuple[Figures, Figures]:
 
 
 def outcome_shares(run: RunRecord) -> dict[str, Figures]:
-    """The share of each outcome in the contributions of a short while, in percent: (rows,) each.
+    """The share of each outcome in recent contributions, in percent: (rows,) each.
 
-    The counts in a row are of the whole run so far, so a while is the difference of two rows, 1 % of the run apart.
+    The counts in a row are cumulative, so recent means the difference of two rows that are 1 % of the run apart.
     """
     columns = {outcome: np.nan_to_num(run.column("contributions", outcome)) for outcome in OUTCOMES}
     counts = {outcome: np.concatenate([[0.0], column]) for outcome, column in columns.items()}
@@ -114,6 +114,6 @@ def outcome_shares(run: RunRecord) -> dict[str, Figures]:
 
 
 def _window(points: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """From which to before which point the window around each of ``points`` goes, 1 % of them wide."""
+    """First and last (exclusive) index of the window around each of ``points``. It is 1 % of them wide."""
     index, half = np.arange(points), points // 200
     return np.maximum(index - half, 0), np.minimum(index + half + 1, points)

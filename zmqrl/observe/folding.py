@@ -1,4 +1,4 @@
-"""Lines that many processes say, each once with all who said it. No processes, no clock."""
+"""Log lines of many processes: equal lines become one, with the names of their processes. It has no clock."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -10,12 +10,12 @@ WINDOW_S = 1.0
 MOST_HELD = 200
 PARTS_SHOWN = 4
 
-Source: TypeAlias = tuple[str, str]  # host, empty if it does not matter, and process, such as worker-3
+Source: TypeAlias = tuple[str, str]  # host (empty if it does not matter) and process, such as worker-3
 
 
 @dataclass(slots=True, eq=False)
 class Folded:
-    """A line, and who said it how often in all."""
+    """A line, its sources, and how often they wrote it."""
 
     line: str
     sources: dict[Source, None] = field(default_factory=dict)
@@ -28,9 +28,9 @@ class Folded:
 
 
 class Folding:
-    """Holds lines back for ``WINDOW_S`` from the first one on, and makes one of those that are the same.
+    """Holds lines for ``WINDOW_S`` after the first one, and folds equal lines into one.
 
-    The lines of each process stay in their order. The time that a line begins with does not make it another one.
+    The lines of each process stay in order. The time at the start of a line is ignored in the comparison.
     """
 
     def __init__(self) -> None:
@@ -40,13 +40,13 @@ class Folding:
         self._over: list[Folded] = []
 
     def add(self, source: Source, line: str, now: float) -> None:
-        """Take a line that ``source`` says now."""
+        """Take a line that ``source`` wrote ``now``."""
         if len(self._held) >= MOST_HELD:
             self._close()
         if not self._held:
             self._opened_at = now
         newest = self._newest.get(source)
-        # What is before its newest line is past for this process: a place there would put its lines out of order.
+        # A place before the newest line of this process would put its lines out of order.
         since = 0 if newest is None else self._held.index(newest)
         words = _words(line)
         folded = next((each for each in self._held[since:] if _words(each.line) == words), None)
@@ -58,7 +58,7 @@ class Folding:
         self._newest[source] = folded
 
     def take(self, now: float) -> list[Folded]:
-        """The lines whose time to be folded is over."""
+        """The lines that are no longer held."""
         if self._held and now - self._opened_at >= WINDOW_S:
             self._close()
         over, self._over = self._over, []
@@ -76,7 +76,7 @@ class Folding:
 
 
 def ranges(names: Iterable[str], *, short: bool = False) -> str:
-    """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges, only how many more names."""
+    """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges, only the number of others."""
     parts: list[str] = []
     told, names = 0, set(names)
     for run in _runs(names):
@@ -92,7 +92,7 @@ def ranges(names: Iterable[str], *, short: bool = False) -> str:
 
 
 def _runs(names: Iterable[str]) -> Iterator[list[str]]:
-    """Names that differ in a number only, and in that by one each."""
+    """Groups of names that differ only in consecutive numbers."""
     numbered = enumerate(sorted(names, key=by_number))
 
     def row(item: tuple[int, str]) -> tuple[object, ...]:
@@ -110,19 +110,19 @@ def by_number(name: str) -> tuple[str, str, int, str]:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """What is before its first number, the number, and what is behind it, as the domain of a host."""
+    """The text before the first number, the number, and the text after it, such as the domain of a host."""
     found = re.match(r"(\D*)(\d*)(.*)", name, re.DOTALL | re.ASCII)
     assert found is not None
     return found[1], found[2], found[3]
 
 
 def _words(line: str) -> str:
-    """A line without its time, which no two processes have alike."""
+    """A line without its time, which differs between processes."""
     date, _, rest = line.partition(" ")
     clock, _, words = rest.partition(" ")
     return words if date[:2].isdigit() and ":" in clock else line
 
 
 def printable(text: str) -> str:
-    """``text`` may quote what a stranger sent: nothing in it may move the cursor or forge a line."""
+    """``text`` with spaces for control characters. It can quote untrusted data, which must not forge lines."""
     return "".join(character if character.isprintable() else " " for character in text)

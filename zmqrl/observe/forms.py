@@ -1,4 +1,4 @@
-"""The JSON files of a run directory: what has to be in them, and what is said when it is not."""
+"""The JSON files of a run directory: what they must contain, and the errors for damaged ones."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from zmqrl.errors import UsageError
 
 
 class _Kind(NamedTuple):
-    """What a value has to be, in words and as a test."""
+    """What a value must be, in words and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -51,14 +51,14 @@ _PROVENANCE: Final = _Kind("an object with commit and cpu", _is_provenance)
 
 
 class Form(NamedTuple):
-    """What an object must have, what else of it is read if it is there, and what all other values are."""
+    """The keys that an object must have, those that it may have, and the kind of all other values."""
 
     must: Mapping[str, _Kind] = {}
     may: Mapping[str, _Kind] = {}
     others: _Kind | None = None
 
     def complaint(self, found: object) -> str | None:
-        """What is wrong with ``found``; None if nothing is."""
+        """What is wrong with ``found``. None if it is valid."""
         if not isinstance(found, dict):
             return "there is no JSON object"
         for name in self.must:
@@ -71,7 +71,7 @@ class Form(NamedTuple):
         return None
 
 
-SETTINGS: Final = Form()  # of any version: whatever they are, they can be compared
+SETTINGS: Final = Form()  # of any version of zmqrl: all of them can be compared
 ROW: Final = Form(
     must={"version": _NUMBER, "wall_s": _NUMBER, "agent_steps": _NUMBER},
     may={"contributions": _COUNTS, "episodes": _NUMBER_OR_NULL, "score_mean_50": _NUMBER_OR_NULL},
@@ -96,22 +96,22 @@ SUMMARY: Final = Form(
 
 
 def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:
-    """The object in a file, None if there is no file. Raises UsageError, with ``remedy`` for a file that is damaged."""
+    """The object in a file, or None without the file. Raises UsageError, with ``remedy`` for a damaged file."""
     content = _content(path)
     return None if content is None else _checked(_parsed(content), form, path, "", remedy)
 
 
 def read_lines(path: Path, form: Form) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, none if there is no file. Raises UsageError that names a damaged line.
+    """The objects in a file of JSON lines; none without the file. Raises UsageError that names a damaged line.
 
-    A last line that breaks off is left out: a living run is still writing it, a killed one never got further.
+    A torn last line is left out: a running run is still writing it, or a killed run could not finish it.
     """
     for number, found in _numbered(path):
-        yield _checked(found, form, path, f"in line {number} ", "mend that line, or remove it")
+        yield _checked(found, form, path, f"in line {number} ", "repair that line, or remove it")
 
 
 def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The same for who can do without some of them: ``notice`` is told of what is damaged, and that it is left out."""
+    """Like :func:`read_lines`, but damaged lines are left out and reported to ``notice``."""
     readable, damaged = [], []
     try:
         for number, found in _numbered(path):
@@ -123,12 +123,12 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
         notice(str(error))
     if damaged:
         what = f"line {damaged[0]}" + (f" and {len(damaged) - 1} more" if len(damaged) > 1 else "")
-        notice(f"{path} is damaged: {what} cannot be read, and the run goes on without")
+        notice(f"{path} is damaged: {what} cannot be read; the run continues without")
     return readable
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, object]]:
-    """Each line's number and what stands there, None where that is no JSON."""
+    """The number and content of each line. The content is None if it is not JSON."""
     *whole, last = (_content(path) or b"").split(b"\n")
     for number, line in enumerate([*whole, last], start=1):
         found = _parsed(line)
@@ -143,11 +143,11 @@ def _content(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; make it readable, or name other runs.") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}; make it readable, or use other runs.") from error
 
 
 def _parsed(text: bytes) -> object:
-    """Plain data; None for what is no JSON."""
+    """Plain data. None if ``text`` is not JSON."""
     try:
         found: object = json.loads(text)
     except (ValueError, RecursionError):

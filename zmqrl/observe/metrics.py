@@ -1,4 +1,4 @@
-"""What the supervisor knows of a run: worker reports and shard statistics in, rows of ``metrics.jsonl`` out."""
+"""The metrics of a run: worker reports and shard statistics in, rows of ``metrics.jsonl`` out."""
 
 import math
 from collections import defaultdict, deque
@@ -12,20 +12,20 @@ from zmqrl.observe.spans import WORKER_SPANS
 SHARD_OUTCOMES = ("used", "late", "duplicate", "rejected")
 OUTCOMES = (*SHARD_OUTCOMES, "skipped")
 
-# What a row always has, null when no worker has told it since the last one; a worker may report more.
+# Every row has these, null if no worker has reported them since the last row. A worker can report more.
 LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
-INCARNATIONS_KEPT = 16  # of a rank: an honest one has one process, or two while it is being replaced
+INCARNATIONS_KEPT = 16  # per rank: an honest one has one process, or two while it is replaced
 
 
 class ShardStats(TypedDict):
-    """Where a shard stands.
+    """The state of a shard.
 
     ``totals`` are ``(used, late, duplicate, rejected)`` over the lines of its history up to ``version``. ``outcomes``
-    is ``{rank: [used, late, duplicate, rejected]}``, as the process ``incarnation`` counts them.
-    ``held`` are the ranks whose contribution to the open version has arrived, ``present`` those subscribed.
+    is ``{rank: [used, late, duplicate, rejected]}``, counted by the process ``incarnation``. ``held`` are the ranks
+    whose contribution to the open version has arrived. ``present`` are the subscribed ranks.
     """
 
     incarnation: int
@@ -38,9 +38,9 @@ class ShardStats(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counters:
-    """The figures of a run that go on when it is resumed; they travel in a checkpoint's manifest.
+    """The counts that a resumed run continues. They are in the manifest of a checkpoint.
 
-    ``scores`` are those of the last games, at most 50, newest last.
+    ``scores`` are those of the last 50 games at most, newest last.
     """
 
     version: int = 0
@@ -52,7 +52,7 @@ class Counters:
     scores: tuple[float, ...] = ()
 
     def not_below(self, row: Mapping[str, Any]) -> Self:
-        """These figures, or those of ``row`` where they are higher: it may be younger than the checkpoint of these."""
+        """These counts, or those of ``row`` where they are higher: the row can be newer than the checkpoint."""
         higher = {
             name: row[name]
             for name in ("agent_steps", "abandoned_steps", "episodes", "wall_s")
@@ -65,7 +65,7 @@ class Counters:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_json``. Raises KeyError, TypeError or ValueError when ``data`` is something else."""
+        """Inverse of ``to_json``. Raises KeyError, TypeError or ValueError for other ``data``."""
         return cls(
             version=int(data["version"]),
             agent_steps=int(data["agent_steps"]),
@@ -79,7 +79,7 @@ class Counters:
 
 @dataclass(slots=True)
 class _Worker:
-    """The newest figures of one incarnation of a rank."""
+    """The newest counts of one incarnation of a rank."""
 
     version: int | None = None
     agent_steps: int = 0
@@ -89,7 +89,7 @@ class _Worker:
 
 
 class _WorkerMeans:
-    """Means over workers of each worker's own mean, so that a worker which tells of more updates weighs no more."""
+    """Means over the means of each worker, so that a worker with more updates in its reports has no more weight."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0]))
@@ -108,13 +108,13 @@ def _mean(values: Collection[float]) -> float:
 
 
 class RunMetrics:
-    """Adds up what workers and shards tell. Every figure they send is cumulative, so a lost message costs nothing.
+    """Adds up the reports of workers and shards. All counts in them are cumulative, so a lost report costs nothing.
 
-    Holds no clock: ``wall_s`` is handed in.
+    It has no clock: the caller passes ``wall_s``.
     """
 
     def __init__(self, *, start: Counters) -> None:
-        """``start`` is ``Counters()`` for a new run, or what the checkpoint says that the run resumes from."""
+        """``start`` is ``Counters()`` for a new run, or the counters of the checkpoint that the run resumes from."""
         self._start = start
         self._version = start.version
         self._wall_s = start.wall_s
@@ -145,18 +145,18 @@ class RunMetrics:
         self._lag_range: list[float] = []
 
     def on_report(self, report: WorkerReport) -> bool:
-        """Take a worker's report; whether it is the first one of a process that has taken the rank from another."""
+        """Take a worker's report. Returns whether it is the first of a process that took the rank from another one."""
         processes = self._workers[report.rank]
         takes_over = bool(processes) and report.incarnation not in processes
         worker = processes[report.incarnation] = processes.pop(report.incarnation, _Worker())
         if len(processes) > INCARNATIONS_KEPT:
-            del processes[next(iter(processes))]  # the one that was heard longest ago
+            del processes[next(iter(processes))]  # the one with the oldest report
         self._finished(worker, report)
         self._agent_steps += max(0, report.agent_steps - worker.agent_steps)
         self._abandoned_steps += max(0, report.abandoned_steps - worker.abandoned_steps)
         self._contributions["skipped"] += max(0, report.skipped - worker.skipped)
         self._skipped_by_rank[report.rank] += max(0, report.skipped - worker.skipped)
-        # After a rollback the version falls, but steps go on. What is neither newer was here before or was overtaken.
+        # After a rollback the version falls, but steps still grow. A report with neither is old or was overtaken.
         if worker.version is None or report.version > worker.version or report.agent_steps > worker.agent_steps:
             self._since_last(worker, report)
             worker.version = report.version
@@ -172,7 +172,7 @@ class RunMetrics:
         if report.policy_lag is not None:
             self._lags.add("policy_lag", report.rank, report.policy_lag, max(1, updates))
             self._lag_range += [lag for lag in (report.policy_lag_min, report.policy_lag_max) if lag is not None]
-        for name in WORKER_SPANS:  # a stranger's other names would pile up
+        for name in WORKER_SPANS:  # other names, from a worker that is not ours, would pile up
             if name in report.spans:
                 self._span_s[name] += report.spans[name]
         self._worker_updates += updates
@@ -180,16 +180,16 @@ class RunMetrics:
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
             if seq > worker.last_seq:
-                # Short games outrun the list: what no report had room for has no score here, but it was played.
+                # A report has no room for all of many short games: those left out count, but without a score.
                 self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
                 self._scores.append(score)
                 worker.last_seq = seq
 
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
-        """Take the statistics of all shards, in their order; None for one that has not answered.
+        """Take the statistics of all shards in their order, None for a shard that has not answered.
 
-        The version and the contributions stay as they were until all have. ``members`` are the ranks that count now;
-        without them, every rank that was ever present.
+        Version and contributions change only when all shards have answered. ``members`` are the ranks that count now.
+        Default: every rank that was ever present.
         """
         told = [each for each in stats if each is not None]
         for shard, now in enumerate(stats):
@@ -204,11 +204,11 @@ class RunMetrics:
             self._contributions |= summed(each["totals"] for each in told)
 
     def go_back(self, version: int) -> None:
-        """All shards have gone back to ``version``, and have yet to tell what they count there."""
+        """All shards went back to ``version``. Their counts there are not known yet."""
         self._version = version
 
     def _tally(self, shard: int, now: ShardStats) -> None:
-        """Find out who has contributed and who was late since the last time; a new process may begin with less."""
+        """Find the ranks that contributed or were late since the last call. A new process can start lower."""
         incarnation, known = self._tallies.get(shard, (now["incarnation"], {}))
         newest = dict(known) if incarnation == now["incarnation"] else {}
         for rank, counts in now["outcomes"].items():
@@ -220,13 +220,13 @@ class RunMetrics:
         self._tallies[shard] = now["incarnation"], newest
 
     def row(self, wall_s: float) -> dict[str, Any]:
-        """The next row of ``metrics.jsonl``; ``wall_s`` are the seconds since this start of the run.
+        """The next row of ``metrics.jsonl``. ``wall_s`` is the time since the start of this session.
 
-        ``wall_s`` in the row goes on from the checkpoint's. Means are over the time since the last row, rates
-        and ``split_s``, the mean time of one worker in one update by span, over about the last 30 s, because workers
-        report whole rollouts. ``missing_s`` are the members whose contribution to the
-        open version has not arrived, and how long ago they last made one. ``contributions`` and ``agent_steps`` are
-        cumulative over the run; a rollback takes back contributions, but no steps. Counts by rank are since this start.
+        ``wall_s`` in the row continues from the checkpoint. Means are over the time since the last row. Rates and
+        ``split_s``, the mean time of a worker per update and span, are over about 30 s, because workers report whole
+        rollouts. ``missing_s`` has the members whose contribution to the open version is missing, with the time since
+        their last one. ``contributions`` and ``agent_steps`` are cumulative over the run. A rollback undoes
+        contributions, but not steps. Counts by rank start with this session.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s
@@ -237,7 +237,7 @@ class RunMetrics:
         self._smooth_updates = self._smooth_updates * keep + updates
         self._smooth_s = self._smooth_s * keep + elapsed_s
         row = {
-            # The worker chooses these names: what follows overrules them.
+            # Workers choose these names. Our own keys below override them.
             **dict.fromkeys(LOSSES),
             **self._figures.means(),
             "version": self._version,
@@ -265,12 +265,12 @@ class RunMetrics:
         return row
 
     def _split(self) -> dict[str, float]:
-        if not self._worker_updates:  # none yet, or none for so many hours that it has faded to zero
+        if not self._worker_updates:  # none yet, or none for hours, so that it has decayed to zero
             return {}
         return {name: seconds / self._worker_updates for name, seconds in self._span_s.items()}
 
     def _present(self) -> int:
-        """Workers that every shard sees."""
+        """Number of workers that every shard sees."""
         present = [set(shard["present"]) for shard in self._shards.values()]
         return len(set.intersection(*present)) if present else 0
 
@@ -286,11 +286,11 @@ class RunMetrics:
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
 
     def mean_score(self, games: int) -> float:
-        """Mean score of the last games; minus infinity before there are ``games`` of them."""
+        """Mean score of the last games. Minus infinity before ``games`` games have ended."""
         return _mean(self._scores) if len(self._scores) >= games else -math.inf
 
     def counters(self) -> Counters:
-        """What a checkpoint must keep; ``wall_s`` is that of the last row."""
+        """The counters for a checkpoint. ``wall_s`` is that of the last row."""
         return Counters(
             version=self._version,
             agent_steps=self._agent_steps,
@@ -312,5 +312,5 @@ def _rate(amount: float, seconds: float) -> float | None:
 
 
 def _by_rank(figures: Mapping[int, float]) -> dict[str, float]:
-    """JSON knows only names as keys."""
+    """``figures`` with the keys of JSON, which are text."""
     return {str(rank): figure for rank, figure in sorted(figures.items())}

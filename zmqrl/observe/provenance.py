@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit and hardware, so that a figure can be made again."""
+"""The origin of a result: versions, commit and hardware, so that it can be reproduced."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "numpy", "pyzmq", "gymnasium", "ale-py")
 
 
 def provenance() -> dict[str, Any]:
-    """Plain data: package versions, the commit of the code (None outside a git checkout), processor and cores."""
+    """Plain data: package versions, commit of the code (None outside a git checkout), processor and cores."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -31,7 +31,7 @@ def provenance() -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """SHA-256 of the package's code, by which two hosts can tell whether they run the same."""
+    """SHA-256 of the code of the package, to compare hosts."""
     root = Path(zmqrl.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -40,12 +40,12 @@ def code_hash() -> str:
 
 
 def code_id() -> str:
-    """Version and hash of the code, for people to read and for shards to compare."""
+    """Version and hash of the code, for people and for shards, which compare it."""
     return f"{zmqrl.__version__}+{code_hash()[:12]}"
 
 
 def _commit() -> str | None:
-    """The commit that the package was imported from, with ``+`` behind it when files differ from it."""
+    """The commit of the imported package, with ``+`` if files differ from it."""
     root = Path(zmqrl.__file__).parent.parent
     if not (root / ".git").exists():
         return None

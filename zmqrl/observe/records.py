@@ -1,4 +1,4 @@
-"""What a run has left in its directory, read back: its settings, its figures over time, evaluations and summary."""
+"""A run read back from its directory: settings, metrics over time, evaluations and summary."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ from zmqrl.rundir import RunDirectory
 
 Figures = NDArray[np.float64]
 
-# Where a run is kept and followed, and whether it was resumed, are no settings of what it learns.
+# Settings that do not change what a run learns: where it is kept and tracked, and whether it was resumed.
 PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
 
-# Nor do these make it another experiment: its chance, its name, how long it goes on, what is kept and who looks on.
+# Settings that do not make it another experiment: seed, name, length, what is kept and who watches.
 ASIDE: Final = frozenset(
     {
         "seed",
@@ -41,7 +41,7 @@ ASIDE: Final = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """The mean score of one checkpoint in games of its own; ``low`` to ``high`` is the mean's 95 % interval."""
+    """The mean score of one checkpoint in separate games. ``low`` to ``high`` is the 95 % interval of the mean."""
 
     version: int
     wall_s: float
@@ -54,11 +54,11 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """A run as its files tell it, also while it goes on.
+    """A run as its files describe it, also while it runs.
 
-    ``settings`` are those of ``config.json`` by dotted path (``envs.num_envs``), as plain data: runs of other versions,
-    with other settings, can be read too. ``rows`` are those of ``metrics.jsonl``, oldest first, less those that a
-    resumed run has undone. ``summary`` is None while the run goes on, and after it was killed.
+    ``settings`` are those of ``config.json`` by dotted path (``envs.num_envs``), as plain data: runs of other versions
+    of zmqrl can be read too. ``rows`` are those of ``metrics.jsonl``, oldest first, without those that a resumed run
+    has undone. ``summary`` is None while the run is running, and after it was killed.
     """
 
     path: Path
@@ -69,9 +69,9 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError when it is none, or when a file in it is damaged."""
+        """Read the run directory ``path``. Raises UsageError when it is not one, or when a file in it is damaged."""
         directory = RunDirectory(path.resolve())
-        settings = read_object(directory.config, SETTINGS, "restore it, or name other runs")
+        settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")
         if settings is None:
             raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
         rows = lineage(read_lines(directory.metrics, ROW))
@@ -80,7 +80,7 @@ class RunRecord:
             settings=dict(flat(settings)),
             rows=rows,
             evaluations=_evaluations(directory.evaluations, rows),
-            summary=read_object(directory.summary, SUMMARY, "remove it, and metrics.jsonl tells of the run"),
+            summary=read_object(directory.summary, SUMMARY, "remove it; metrics.jsonl has the metrics of the run"),
         )
 
     @property
@@ -89,7 +89,7 @@ class RunRecord:
         return self.path.name
 
     def settings_but(self, names: frozenset[str]) -> dict[str, Any]:
-        """The settings less ``PLACE`` and ``names``, where ``evaluation`` stands for all of ``evaluation.*``."""
+        """The settings without ``PLACE`` and ``names``. A name such as ``evaluation`` means all ``evaluation.*``."""
         left_out = names | PLACE
         return {
             name: value
@@ -98,21 +98,21 @@ class RunRecord:
         }
 
     def column(self, *keys: str) -> Figures:
-        """A figure over time, such as ``column("contributions", "late")``: (rows,), NaN where it is null or missing."""
+        """A metric over time, such as ``column("contributions", "late")``: (rows,), NaN if null or missing."""
         return np.array([_number(row, keys) for row in self.rows], dtype=np.float64)
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Read run directories, each once. Raises UsageError when there are none, or when one is none."""
+    """Read run directories, each once. Raises UsageError without paths, or when one is not a run directory."""
     if not paths:
-        raise UsageError("name at least one run directory, such as runs/first.")
+        raise UsageError("at least 1 run directory is required, such as runs/first.")
     return [RunRecord.read(path) for path in {path.resolve(): path for path in paths}.values()]
 
 
 def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
-    """The settings that are not the same in all ``runs``, less ``PLACE`` and ``but``: the value in each run by name.
+    """The settings that differ between ``runs``, without ``PLACE`` and ``but``: by name, the value in each run.
 
-    A run that has no such setting has None.
+    The value is None for a run without the setting.
     """
     settings = [run.settings_but(but) for run in runs]
     values = {name: [each.get(name) for each in settings] for name in dict.fromkeys(itertools.chain(*settings))}
@@ -129,7 +129,7 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``rows`` less those after the checkpoint that a later sitting resumed from: there, time goes back to it."""
+    """``rows`` without those that a later session undid: it resumed from a checkpoint, so time goes back there."""
     kept: list[dict[str, Any]] = []
     for row in rows:
         while kept and kept[-1]["wall_s"] >= row["wall_s"]:
@@ -139,7 +139,7 @@ def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """Evaluations know the version of their checkpoint; when that was made stands in ``rows``."""
+    """The evaluations. ``rows`` tell when the version of each was made."""
     evaluations = []
     for line in read_lines(path, EVALUATION) if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])

@@ -1,4 +1,4 @@
-"""What a worker tells of itself, checked: anybody may have written the program that sent it."""
+"""The reports of workers, checked: any program can have sent them."""
 
 import re
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ MOST_FIGURES = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerReport:
-    """A worker's own figures.
+    """The metrics of a worker.
 
-    ``agent_steps``, ``abandoned_steps`` and ``skipped`` are cumulative in the incarnation. ``games`` are
-    ``(seq, score, agent_steps)`` with seq 1, 2, ... for the games of the incarnation. ``spans`` are the seconds by
-    name since the last report, ``policy_lag`` is in versions: the mean, the shortest and the longest of that time.
+    ``agent_steps``, ``abandoned_steps`` and ``skipped`` are cumulative over the incarnation. ``games`` are
+    ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation. ``spans`` are seconds by name since the last
+    report. ``policy_lag`` is the mean in versions since the last report, with its minimum and maximum.
     """
 
     rank: int
@@ -32,7 +32,7 @@ class WorkerReport:
 
     @classmethod
     def parse(cls, report: object) -> Self:
-        """Check ``report``; unknown keys are ignored, what is optional may be missing. Raises ValueError."""
+        """Check ``report``. Unknown keys are ignored, and optional ones can be missing. Raises ValueError."""
         if not isinstance(report, dict):
             raise ValueError(f"a report is a map, not {type(report).__name__}")
         spans = _figures(report.get("spans", {}))
@@ -53,20 +53,20 @@ class WorkerReport:
 
 
 def _kind(value: object) -> str:
-    """What ``value`` is: itself only if it is a number, for one that is nested deeply cannot even be printed."""
+    """What ``value`` is: a number itself, else only its type, because a deeply nested value cannot be printed."""
     return str(value)[:40] if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
 def _count(value: object, limit: int = 2**53) -> int:
     if type(value) is not int or not 0 <= value < limit:
-        raise ValueError(f"{_kind(value)} is no count")
+        raise ValueError(f"{_kind(value)} is not a count")
     return value
 
 
 def _finite(value: object) -> float:
     # A language with one kind of number sends 3 for 3.0. The limit keeps sums of many finite.
     if type(value) not in (int, float) or not -1e100 < value < 1e100:  # type: ignore[operator]
-        raise ValueError(f"{_kind(value)} is no finite number")
+        raise ValueError(f"{_kind(value)} is not a finite number")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -82,7 +82,7 @@ def _lag(report: dict[str, object]) -> dict[str, float | None]:
         return dict.fromkeys(names)
     low, mean, high = (_finite(report.get(name, report["policy_lag"])) for name in names)
     if not low <= mean <= high:
-        raise ValueError("the mean lag is not between the shortest and the longest")
+        raise ValueError("the mean lag is not between the minimum and the maximum")
     return dict(zip(names, (low, mean, high), strict=True))
 
 

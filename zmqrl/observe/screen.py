@@ -1,4 +1,4 @@
-"""The output of a run: a terminal or pipe that is not read does not hold up the run. Standard library only."""
+"""The output of a run. A terminal or pipe that nothing reads does not block it. Standard library only."""
 
 import contextlib
 import io
@@ -16,10 +16,10 @@ MOST_WAITING_BYTES = 1 << 16
 
 
 class Screen(io.TextIOWrapper):
-    """A text stream to the descriptor of another stream. Writing returns at once: a thread of its own does the work.
+    """A text stream to the descriptor of another stream. Writes return at once: a thread does the work.
 
-    A write that finds too much waiting is dropped. A notice counts the dropped lines once the rest is written. When the
-    reader goes away, everything is dropped.
+    It drops a write when too much is waiting. A notice counts the dropped lines once the rest is written. When the
+    reader is gone, it drops everything.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -46,7 +46,7 @@ class _Waiting(io.RawIOBase):
         self._bytes = self._lines_dropped = 0
         self._over = False
         self._changed = threading.Condition()
-        # A daemon, as a write may never return. It holds no lock meanwhile, so Python can still shut down.
+        # A daemon, because a write may never return. It holds no lock meanwhile, so Python can still shut down.
         threading.Thread(target=self._write_all, name="screen", daemon=True).start()
 
     def writable(self) -> bool:
@@ -65,7 +65,7 @@ class _Waiting(io.RawIOBase):
     def write(self, data: Any) -> int:
         text = bytes(data)
         with self._changed:
-            # After a dropped line, more are dropped until the notice is written: it stands where they would.
+            # After a dropped line, more are dropped until the notice, which takes their place, is written.
             if self._lines_dropped or (self._writes and self._bytes + len(text) > MOST_WAITING_BYTES):
                 self._lines_dropped += text.count(b"\n")
             elif text and not self._over:
@@ -100,7 +100,7 @@ class _Waiting(io.RawIOBase):
                 self._changed.notify_all()
 
     def _next(self) -> bytes | None:
-        """Wait for something to write; None at the end."""
+        """Wait for something to write. None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._over or not self.is_idle)
             if self._over:

@@ -1,4 +1,4 @@
-"""Where a process spends its time: named spans that are always on, and the trace they leave when profiling."""
+"""Where a process spends its time: named spans that are always on, and a trace while profiling."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 WORKER_SPANS = ("env_step", "act", "gradient", "encode", "push", "wait", "assemble")
 
-# About 40 MB of tuples: a profile that forgets to stop must not take the host's memory.
+# About 40 MB of tuples: a profile that never stops must not fill the memory of the host.
 MAX_EVENTS = 200_000
 
 
 class SpanEvent(NamedTuple):
-    """One span as it happened; ``start_ns`` is ``time.monotonic_ns`` of the host, ``version`` the one worked on."""
+    """One span of time. ``start_ns`` is ``time.monotonic_ns`` of the host, ``version`` the current version."""
 
     name: str
     start_ns: int
@@ -52,11 +52,11 @@ class Span:
 class Spans:
     """The spans of one thread: ``with spans("gradient"): ...``.
 
-    One name for one thing in every process, report, row and trace: ``env_step, act, gradient, encode, push, wait,
+    Names are the same in every process, report, row and trace: ``env_step, act, gradient, encode, push, wait,
     assemble`` in a worker, ``receive, accumulate, optimize, commit, publish`` in a shard.
 
-    Different names may nest, and then the outer one contains the inner one; a name may not nest in itself, as there
-    is one context object for each name. That object is what keeps a span well under a microsecond.
+    Different names can nest. The outer one then contains the inner one. A name must not nest in itself, because each
+    name has one context object, which keeps the cost of a span well under a microsecond.
 
     The clock is ``time.monotonic_ns``: on Linux the same clock as ``perf_counter_ns``, and the one that PING and PONG
     compare between hosts.
@@ -64,11 +64,11 @@ class Spans:
 
     def __init__(self) -> None:
         self.version = 0
-        """The version being worked on, written into the events; the owner of the thread sets it."""
+        """The current version, written into the events. The owner of the thread sets it."""
         self.recording = False
         self.events: list[SpanEvent] = []
         self.dropped = 0
-        """Events that found the list full since recording began."""
+        """Number of events since recording began that found the list full."""
         self._spans: dict[str, Span] = {}
 
     def __call__(self, name: str) -> Span:
@@ -78,7 +78,7 @@ class Spans:
             return self._spans.setdefault(name, Span(self, name))
 
     def take(self) -> dict[str, float]:
-        """Seconds by name since the last take, only of names that came up in between."""
+        """Seconds by name since the last take, without names that were not used."""
         taken = {}
         for span in self._spans.values():
             if span.total_ns > span.taken_ns:
@@ -87,17 +87,17 @@ class Spans:
         return taken
 
     def totals(self) -> dict[str, tuple[int, float]]:
-        """``(count, seconds)`` by name since the process began; taking does not change it."""
+        """``(count, seconds)`` by name since the process began. ``take`` does not change it."""
         return {span.name: (span.count, span.total_ns / 1e9) for span in self._spans.values()}
 
     def record(self, on: bool) -> None:
-        """Begin to keep events, from an empty list and at most ``MAX_EVENTS``, or stop and leave them in ``events``."""
+        """Start to keep events in an empty list, at most ``MAX_EVENTS``. Or stop, and leave them in ``events``."""
         if on:
             self.events, self.dropped = [], 0
         self.recording = on
 
     def keep(self, event: SpanEvent) -> None:
-        """Append ``event`` while there is room. The oldest stay, so that a trace has no holes in the middle."""
+        """Append ``event`` while there is room. The oldest stay, so that a trace has no gaps."""
         if len(self.events) < MAX_EVENTS:
             self.events.append(event)
         else:
@@ -143,9 +143,9 @@ def write_trace(path: Path, events: Sequence[dict[str, Any]]) -> None:
 
 
 def merge_traces(paths: Iterable[Path], out: Path) -> list[Path]:
-    """Merge the trace files of the processes into ``out``, its time beginning at the earliest event.
+    """Merge the trace files of the processes into ``out``. Its time starts at the earliest event.
 
-    Returns the files left out because they are missing or broken: a process that was killed has not written its own.
+    Returns the files that are missing or damaged: a killed process writes no trace.
     """
     merged: list[dict[str, Any]] = []
     left_out = []

@@ -1,4 +1,4 @@
-"""How a run ends: at which version of each shard, and what is written of it."""
+"""The end of a run: the last version of each shard, the summary, and the explanation of a failure."""
 
 import statistics
 import time
@@ -21,7 +21,7 @@ from zmqrl.rundir import write_json
 Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
 
 LOOK_EVERY_S = 0.1
-ALONE_WITHIN_S = 3.0  # without a new version, where shards need not end together
+ALONE_WITHIN_S = 3.0  # without a new version, if shards need not end together
 
 
 def stop_shards(
@@ -32,12 +32,12 @@ def stop_shards(
     *,
     together: bool = True,
 ) -> tuple[dict[int, int], dict[int, m.Stats]]:
-    """Agree on a last version at or above every shard's own, and wait until all have ended with it.
+    """Stop the shards at a common last version, at or above that of every shard.
 
-    Where the workers are gone, or a shard can make no more versions, the shards stay where they are, and the newest
-    version that all of them still hold is the last. Unless ``together``, as in asynchronous mode, it is then its own
-    version for each shard. ``meanwhile`` is called again and again while that takes. Returns the last version of each
-    shard and where it stands; raises ClusterError when a shard does not answer.
+    If the workers are gone, or a shard can make no more versions, the shards stay where they are. The last version is
+    then the newest one that all of them hold or, unless ``together``, as in asynchronous mode, each shard's own.
+    ``meanwhile`` is called all the time. Returns the last version and the STATS of each shard. Raises ClusterError when
+    a shard does not answer.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
@@ -63,7 +63,7 @@ def stop_shards(
             moved_at = time.monotonic()
         elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
             break
-        if (newest := max(versions.values())) > max(ends.values()):  # it was past it before it heard of it
+        if (newest := max(versions.values())) > max(ends.values()):  # a shard had passed the end before it heard of it
             ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
         meanwhile()
         time.sleep(LOOK_EVERY_S)
@@ -72,7 +72,7 @@ def stop_shards(
         if time.monotonic() >= began_at + 2 * within_s:
             raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
         for shard, known in list(stats.items()):
-            # Ahead of one that still makes versions, by twice as many as it has made since it was asked last.
+            # A shard that still makes versions must end ahead: by twice as many as it made since the last question.
             stats |= ask({shard: known.version + 2 * growth[shard]})
             growth[shard] = stats[shard].version - known.version
     ends = {shard: s.version for shard, s in stats.items()}
@@ -88,7 +88,7 @@ def write_summary(path: Path, reason: Reason, config: Config, last: Checkpoint) 
 
 
 def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
-    """The contents of ``summary.json``: all sittings of the run together, up to its ``last`` checkpoint."""
+    """The contents of ``summary.json``: all sessions of the run together, up to its ``last`` checkpoint."""
     counters = Counters.from_json(last.counters) if last.counters else Counters()
     return {
         "exit_reason": reason,

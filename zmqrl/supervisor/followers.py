@@ -58,14 +58,14 @@ class Followers:
             self.runner.start(name)
 
     def wants_checkpoint(self, trained_s: float) -> bool:
-        """Whether a game is to be recorded now."""
+        """Whether a recording is due now."""
         return bool(self.to_record) and 60 * self.to_record[0] <= trained_s
 
     def on_checkpoint(self, version: int, trained_s: float, *, last: bool = False) -> None:
-        """Checkpoint ``version`` was written after so many seconds of training."""
+        """Checkpoint ``version`` was written after ``trained_s`` seconds of training."""
         if self.config.evaluator and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
-            if version != self.evaluated:  # as the first one of a resumed run is
+            if version != self.evaluated:  # the first checkpoint of a resumed run was evaluated already
                 self.evaluated = version
                 self._tell(EVALUATOR, {"version": version})
         while self.wants_checkpoint(trained_s):
@@ -126,7 +126,7 @@ class Followers:
             self.runner.tell(process, message)
 
     def _settle(self, process: ProcessId, version: int) -> None:
-        """A message is answered: the recorder takes one after the other, the evaluator leaves out what is overtaken."""
+        """A message is answered. The recorder answers each in turn, the evaluator skips older ones."""
         told = self.pending[process]
         left = told[1:] if process == RECORDER else [message for message in told if message["version"] > version]
         self.pending[process] = left
@@ -138,6 +138,6 @@ class Followers:
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:
-    """The version that was evaluated last in an earlier sitting."""
+    """The version that was evaluated last in an earlier session."""
     lines = readable_lines(evaluations, EVALUATION, notice)
     return int(lines[-1]["version"]) if lines else None

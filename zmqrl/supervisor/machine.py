@@ -1,12 +1,12 @@
 """The decisions of a run's supervisor, as a state machine: events in, actions out. Pure: no sockets, clock or files."""
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from zmqrl.hosts.launcher import Exited
 from zmqrl.process_id import shard_id, worker_id
+from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.membership import Membership
@@ -18,7 +18,6 @@ ASK_AT_FIRST_EVERY_S = 0.05  # until the first version, from which the time of t
 START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
 STOP_WITHIN_S = 30.0
-EVENTS_KEPT = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +66,7 @@ class SupervisorMachine:
         self._start_by: float | None = None
         self._stop_by = float("inf")
         self._asked_at = 0.0
-        self._story: deque[tuple[float, e.Event]] = deque(maxlen=EVENTS_KEPT)
+        self._story = Story()
 
     def begin(self, now: float) -> list[e.Action]:
         """Start all processes. Workers import what they need while the shards come up."""
@@ -75,15 +74,14 @@ class SupervisorMachine:
         return list(map(self.processes.start, [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]))
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
-        """Take one event. Raises AssertionError with the last events when an invariant is broken."""
+        """Take one event. Raises BrokenInvariant, with the last events, when an invariant does not hold."""
         if not isinstance(event, e.Tick | e.Figures | e.CheckpointWanted):
-            self._story.append((now, event))
+            self._story.add(now, type(event), event)
         actions = self._handle(event, now)
         try:
             self.check()
-        except AssertionError as broken:
-            story = "".join(f"\n  {at:.3f} {event}" for at, event in self._story)
-            raise AssertionError(f"{broken} after{story}") from broken
+        except AssertionError as error:
+            raise self._story.broken("supervisor", error) from error
         return actions
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Who counts: the view of a run, and what to do and say when workers are missing. No sockets, no clock."""
+"""Which ranks count: the view of a run, and what happens when workers are missing. Pure: no sockets, no clock."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ SHRINK_AFTER_S = 10.0
 
 
 class Membership:
-    """Keeps the view. With fewer workers than the quorum alive, the run waits, or the quorum shrinks to the living."""
+    """Keeps the view. With fewer workers than the quorum, the run waits, or the quorum shrinks."""
 
     def __init__(self, ranks: int, quorum: int, on_loss: Literal["wait", "shrink"]) -> None:
         self.wanted = quorum
@@ -20,10 +20,8 @@ class Membership:
         self.notice_at = float("-inf")
 
     def observe(self, alive: set[int], updated: bool, now: float) -> tuple[View | None, str | None]:
-        """The view to announce and the notice to give, if any.
-
-        ``alive`` are the ranks that every shard sees now; ``updated`` tells of those that came, made versions and went
-        between two looks.
+        """Return the new view and the notice, if there are any. ``alive`` are the ranks that every shard sees now.
+        ``updated``: versions were made, perhaps by workers that have left again.
         """
         here = len(alive & set(self.view.members))
         self.complete_once = self.complete_once or updated or here >= self.wanted

@@ -1,4 +1,4 @@
-"""What is started: the job of every process of a run, and the file by which others find them."""
+"""The job of every process of a run, and cluster.json, by which others find them."""
 
 import os
 import secrets
@@ -26,9 +26,8 @@ FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.comm
 
 
 class Plan:
-    """The processes of one run. ``run`` is new each time, unless its shards are to find the state of that run again.
-
-    ``deployment`` says where each of them runs. ``secret`` proves the supervisor to the shards.
+    """The processes of one run. ``run`` is a new id, unless the shards must find the state of an earlier run.
+    ``deployment`` says where each process runs. ``secret`` proves the supervisor to the shards.
     """
 
     def __init__(
@@ -53,9 +52,8 @@ class Plan:
         self._written_pids: dict[ProcessId, int] = {}
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
-        """A shard; one that is started again is bound to the ``endpoints`` where the workers look for it.
-
-        A ``frozen`` one is only read. No worker looks for it where it is bound, unless a port range leaves no choice.
+        """The task of a shard. A restarted one binds the same ``endpoints`` again, where the workers look for it. A
+        ``frozen`` shard is only read: it binds where no worker looks for it, unless a port range leaves no choice.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory
@@ -82,11 +80,11 @@ class Plan:
         return self._task(process, "zmqrl.ps.shard.server", job.to_json())
 
     def worker_task(self, rank: int, job: Mapping[str, Any] | None) -> Task:
-        """A worker; without its ``job``, it imports what it needs, which takes seconds, and waits to be told."""
+        """The task of a worker. Without a ``job`` it imports its modules, for seconds, and waits for the job."""
         return self._task(worker_id(rank), "zmqrl.worker", job)
 
     def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
-        """For a worker that finds the shards by ``cluster``; the run is at about ``version``."""
+        """The job of a worker that finds the shards by ``cluster``. The run is at about ``version``."""
         process = worker_id(rank)
         return {
             "cluster": cluster,
@@ -107,7 +105,7 @@ class Plan:
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)
 
     def follower_task(self, process: ProcessId, messages: Sequence[Mapping[str, Any]]) -> Task:
-        """The evaluator or the recorder, to be told ``messages`` at once."""
+        """The task of the evaluator or the recorder, with its first ``messages``."""
         job = {
             "run_dir": str(self.sites[process].directory.path),
             "episodes": self.config.evaluation.episodes,
@@ -125,7 +123,7 @@ class Plan:
         )
 
     def write_cluster(self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]) -> None:
-        """Write ``cluster.json`` if there are other processes than it says, and the key files that it names."""
+        """Write ``cluster.json`` if the processes have changed, and the key files that it names."""
         if pids != self._written_pids:
             self._written_pids = dict(pids)
             self._write_key_files()
@@ -134,7 +132,7 @@ class Plan:
     def cluster(
         self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]
     ) -> dict[str, Any]:
-        """The contents of ``cluster.json``: all that an outside worker needs to join, and people to look."""
+        """The contents of ``cluster.json``: what an external worker needs to join, and where each process runs."""
         return {
             "protocol": m.PROTOCOL,
             "zmqrl": __version__,
@@ -175,7 +173,7 @@ class Plan:
                 write_json(path, facts, mode=0o600)
 
     def _incarnation(self, process: ProcessId) -> int:
-        """The time, or more where the clock was set back since the last start of the process."""
+        """The time in ms, or more if the clock was set back since the last start of the process."""
         self._incarnations[process] = max(time.time_ns() // 1_000_000, self._incarnations.get(process, 0) + 1)
         return self._incarnations[process]
 

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a row of figures now and then, to the files that keep them and to the screen."""
+"""The progress of a run: a row of figures every second, for metrics.jsonl, the trackers and the screen."""
 
 import dataclasses
 import time
@@ -22,7 +22,7 @@ ROW_EVERY_S = 1.0
 
 
 class Progress:
-    """The figures of a run. ``row`` is the newest one; time counts from ``begin``, at the first version."""
+    """The figures of a run. ``row`` is the newest row. Time counts from ``begin``, at the first version."""
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
@@ -32,7 +32,9 @@ class Progress:
         for row in (row for row in written if row["version"] <= counters.version):
             counters = counters.not_below(row)
         self.metrics = RunMetrics(start=counters)
-        self.row_version = max((row["version"] for row in written), default=0)  # no later row has one as low
+        self.row_version = max(
+            (row["version"] for row in written), default=0
+        )  # the version of each later row is higher
         tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
         self.trackers = Trackers(config.trackers, tracked, console.notice)
         self.malformed: set[int] = set()  # ranks whose reports could not be used
@@ -41,11 +43,11 @@ class Progress:
         self.row: dict[str, Any] = self.metrics.row(0.0)
 
     def begin(self, now: float) -> None:
-        """The first version is in the making: from here on the run's time counts."""
+        """The first version is in the making: the time of the run counts from now on."""
         self.began_at = self.row_at = now
 
     def trained_s(self) -> float:
-        """Seconds of this sitting, counted from its first version."""
+        """Seconds of this session, counted from its first version."""
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
     def on_report(self, report: m.Report) -> None:
@@ -56,30 +58,30 @@ class Progress:
         except ValueError as error:
             if report.rank not in self.malformed:
                 self.malformed.add(report.rank)
-                self.console.notice(f"reports of worker {report.rank} do not count, they are malformed: {error}")
+                self.console.notice(f"reports of worker {report.rank} are ignored because they are malformed: {error}")
             return
         if taken_over and report.rank >= self.config.ranks - self.config.external_workers:
-            self.console.notice(f"rank {report.rank} has been taken over by another worker")
+            self.console.notice(f"another worker has taken over rank {report.rank}")
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
-        """Take where the shards stand; those that have not answered are missing in ``stats``."""
+        """Take the STATS of the shards; shards that have not answered are missing."""
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
 
     def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
-        """The figures at ``version``, which every shard has set aside: what they have used since is not counted."""
+        """The figures at ``version``, which every shard has set aside. Later contributions are not counted."""
         counters = self.metrics.counters()
         contributions = {**counters.contributions, **summed(each.captured_totals for each in stats.values())}
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
     def end(self, version: int, stats: Mapping[int, m.Stats], members: tuple[int, ...], now: float) -> dict[str, Any]:
-        """Make the last row, of ``version``, which every shard has set aside; the figures of the run that ends."""
+        """Make the last row, at ``version``, which every shard has set aside. Returns the final figures."""
         last = {s: dataclasses.replace(each, version=version, totals=each.captured_totals) for s, each in stats.items()}
         self.on_stats(last, sorted(last), members)
         self.show(now)
         return self.counters_at(version, last)
 
     def undo_rows(self, version: int, generation: int) -> None:
-        """All shards have gone back to ``version``: the rows above it go to a file of their own."""
+        """All shards have gone back to ``version``: move the rows above it to a file of their own."""
         self.metrics.go_back(version)
         try:
             self.rows.rewind(version, generation)
@@ -92,7 +94,7 @@ class Progress:
         return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
 
     def show(self, now: float) -> None:
-        """Make the next row, keep it if its version is above all that are kept, and show it."""
+        """Make the next row, write it if its version is above that of every earlier row, and show it."""
         self.row_at = now
         self.row = self.metrics.row(self.trained_s())
         self.row["learning_rate"] = Optimizer(self.config.optimizer).learning_rate(max(0, self.row["version"] - 1))
@@ -106,12 +108,12 @@ class Progress:
         )
 
     def close(self, *, hurried: bool) -> None:
-        """Close the files, and hand the summary to those who track the run, who get no time for it if ``hurried``."""
+        """Close the files and the trackers. If ``hurried``, the trackers get no time for the summary."""
         self.rows.close()
         self.trackers.close(within_s=0.0 if hurried else CLOSE_WITHIN_S)
 
     def _left_s(self) -> float | None:
-        """Seconds until the first of the run's limits, at the speed of now; None without a limit or a speed."""
+        """Seconds until the first limit of the run, at the current speed; None without a limit or a speed."""
         config, row = self.config, self.row
         left = []
         if config.minutes is not None:

@@ -1,4 +1,4 @@
-"""A run that is longer than the time limit of its batch job: it ends in time, and the job goes back into the queue."""
+"""Runs that are longer than the time limit of their batch job: they end in time, and the job is requeued."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from zmqrl.observe.metrics import Counters
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.resume import read_newest
 
-# Exit statuses of a run that was interrupted, the second if nobody but USR1 wished it to end.
+# Exit statuses of an interrupted run; the second one if only USR1 interrupted it.
 INTERRUPTED = 130
 TIME_IS_UP = 128 + signal.SIGUSR1
 
@@ -29,16 +29,16 @@ def is_begun(config: Config) -> bool:
 def check(job: str, config: Config) -> None:
     """Raise UsageError when ``job`` cannot be requeued, or when its next start would not find the run."""
     if config.run_dir is None:
-        raise UsageError("--requeue needs --run-dir: the next start of the job goes on with the run that is there.")
+        raise UsageError("--requeue requires --run-dir: the next start of the job resumes the run there.")
     facts = dict(re.findall(r"\b(BatchFlag|Requeue)=(\d)", scontrol("show", "job", job)))
     if facts.get("BatchFlag") == "0":
-        raise UsageError(f"--requeue is for jobs of sbatch, and job {job} is none.")
+        raise UsageError(f"--requeue: job {job} was not submitted with sbatch.")
     if facts.get("Requeue") == "0":
-        raise UsageError(f"--requeue: Slurm is not to requeue job {job}: submit it with sbatch --requeue.")
+        raise UsageError(f"--requeue: Slurm will not requeue job {job}: submit it with sbatch --requeue.")
 
 
 def left_of(config: Config) -> Config:
-    """A run that goes on has trained for some of its ``minutes``. Raises UsageError when it has done so for all."""
+    """Subtract what a resumed run has trained already from its ``minutes``. Raises UsageError when nothing is left."""
     if config.minutes is None or not config.resume:
         return config
     assert config.run_dir is not None
@@ -50,7 +50,7 @@ def left_of(config: Config) -> Config:
 
 
 def requeued(job: str | None, train: Callable[[], int]) -> int:
-    """The exit status of ``train``. When nobody but USR1 ended it, ``job``, if there is one, is queued again."""
+    """Run ``train`` and return its exit status. If only USR1 ended it, requeue ``job``, if there is one."""
     with _warned() as came:
         try:
             status = train()
@@ -60,7 +60,7 @@ def requeued(job: str | None, train: Callable[[], int]) -> int:
             status = INTERRUPTED
     time_is_up = status == TIME_IS_UP or (status == INTERRUPTED and came.is_set())
     if time_is_up and job is not None:
-        sys.stdout.write(f"the time of job {job} is up: it goes back into the queue\n")
+        sys.stdout.write(f"the time of job {job} is up: it is requeued\n")
         sys.stdout.flush()
         scontrol("requeue", job)  # which ends us, too
     return INTERRUPTED if time_is_up else status
@@ -68,9 +68,8 @@ def requeued(job: str | None, train: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def _warned() -> Iterator[threading.Event]:
-    """USR1, which Slurm can send some time before it ends a job, is as the first Ctrl-C.
-
-    What is yielded is set if it came while the run did not answer to signals yet.
+    """Let USR1, which Slurm can send before a time limit, act like a first Ctrl-C. The yielded event is set if USR1
+    came before the run handled signals itself.
     """
     came = threading.Event()
 

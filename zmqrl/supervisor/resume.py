@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, and what may be different from here on."""
+"""Resuming a run: from which checkpoint, and which settings may change."""
 
 import shlex
 import statistics
@@ -15,7 +15,7 @@ from zmqrl.rundir import RunDirectory
 
 
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
-    """The checkpoint to resume from. Raises UsageError when there is none, or when it is of another layout."""
+    """The checkpoint to resume from. Raises UsageError when there is none, or when it does not fit ``initial``."""
     checkpoint = read_newest(directory)
     if checkpoint is None:
         raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
@@ -37,13 +37,13 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
 
 
 def read_newest(directory: RunDirectory) -> Checkpoint | None:
-    """The newest checkpoint of a run. Raises UsageError when it is damaged, with how to go on from one before it."""
+    """Read the newest checkpoint. Raises UsageError, with the command that uses an older one, when it is damaged."""
 
     def advice(whole: Path, damaged: Sequence[Path]) -> str:
         moves = [["mv", str(path), str(path.with_name(f"damaged-{path.name}"))] for path in damaged]
         commands = [*moves, ["zmqrl", "train", "--resume", "--run-dir", str(directory.path)]]
         return (
-            f"To go on from {whole.name}, which is whole: `{' && '.join(map(shlex.join, commands))}` "
+            f"To resume from {whole.name}, which is intact: `{' && '.join(map(shlex.join, commands))}` "
             "(or `zmqrl launch` with its options, for a run on hosts)."
         )
 
@@ -51,9 +51,8 @@ def read_newest(directory: RunDirectory) -> Checkpoint | None:
 
 
 def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
-    """Raise UsageError when the games of ``config``, of this ``flavour``, are not those that the run was trained on.
-
-    Its scores, all in one file, would be scores of different things.
+    """Raise UsageError when the run was trained on other games than those of ``config``, or on another ``flavour``: the
+    scores in its files would not be comparable.
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for that.")
@@ -63,7 +62,7 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
 
 
 def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None:
-    """Raise UsageError when the run at ``path`` has reached what it is to stop at."""
+    """Raise UsageError when the run at ``path`` has reached its limit already."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     score = statistics.fmean(counters.scores) if len(counters.scores) >= SCORES_KEPT else None
     for option, limit, reached in (
@@ -72,14 +71,16 @@ def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None
         ("--stop-score", config.stop_score, score),
     ):
         if limit is not None and reached is not None and reached >= limit:
-            raise UsageError(f"{option} {limit:g}: {path} is at {reached:g} already; ask for more to go on.")
+            raise UsageError(
+                f"{option} {limit:g}: {path} has reached {reached:g} already: set a higher limit to resume."
+            )
 
 
 def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:
-    """Raise UsageError when the shards, which have no version in common, are to go on together."""
+    """Raise UsageError when a synchronous run would resume from shards that have no version in common."""
     if checkpoint.versions and config.mode == "sync":
         first, last = min(checkpoint.versions), max(checkpoint.versions)
-        raise UsageError(f"the shards of {path} are at versions {first} to {last}: go on with --mode async.")
+        raise UsageError(f"the shards of {path} are at versions {first} to {last}: resume with --mode async.")
 
 
 def changes(stored: Config, config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""A training run on this machine: everything that can be wrong is looked at first, then the supervisor takes over."""
+"""One training run: checks everything that can be wrong first, then starts the supervisor."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ from zmqrl.supervisor.supervisor import Supervisor
 
 
 def train(config: Config) -> int:
-    """Train on this machine, as ``config`` says; the exit status as of :func:`train_on`. Raises ZmqrlError."""
+    """Train on this machine. Returns the exit status, as :func:`train_on` does. Raises ZmqrlError."""
     config.check()
     check_ports(config)
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -49,7 +49,7 @@ def train(config: Config) -> int:
 
 
 def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
-    """Train where ``deploy`` says; the exit status: 0 done, 130 interrupted after a checkpoint. Raises ZmqrlError."""
+    """Train where ``deploy`` says. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
     check_installed(config.trackers)
     spec = describe_env(config.env, config.envs)
@@ -67,9 +67,9 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             resume.check_mode(config, checkpoint, directory.path)
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):
-                news.append(f"from here on with other settings: {', '.join(changes)}")
+                news.append(f"settings changed from here on: {', '.join(changes)}")
         elif directory.config.exists():
-            raise UsageError(f"{path} holds a run already: choose another --run-dir, or go on with it by --resume.")
+            raise UsageError(f"{path} holds a run already: choose another --run-dir, or add --resume to continue it.")
         else:
             checkpoint = initial
         deployment = deploy(config, directory)
@@ -77,7 +77,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             if not config.resume:
                 with naming(directory.checkpoints):
                     initial.write(directory.checkpoints)
-            for old in (directory.summary, directory.trace):  # of an earlier sitting
+            for old in (directory.summary, directory.trace):  # of an earlier session
                 old.unlink(missing_ok=True)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
             return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices])
@@ -85,14 +85,14 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
 
 @contextlib.contextmanager
 def _claimed(directory: RunDirectory) -> Iterator[None]:
-    """Hold the run directory during the block, and turn what fails there into a sentence. Raises ZmqrlError."""
+    """Lock the run directory during the block, and turn errors into sentences. Raises ZmqrlError."""
     with interruptible():
         directory.claim()
         try:
             yield
         except (ZmqrlError, KeyboardInterrupt):
             raise
-        except OSError as error:  # before the run has begun: _supervise turns later ones into sentences
+        except OSError as error:  # before the run has begun; _supervise handles later ones
             raise UsageError(refusal(error, directory.path, ANOTHER)) from error
         except Exception as error:
             raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
@@ -101,18 +101,18 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
 
 
 def _logged(path: Path) -> str:
-    """Log the traceback of the current error. Returns the end of a sentence that says where it is."""
+    """Log the traceback of the current error. Returns the end of a sentence that says where the log is."""
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
             log.write(traceback.format_exc())
     except OSError:
         return ""
-    return f"; the whole story is in {path}"
+    return f"; the traceback is in {path}"
 
 
 def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
-    """Version 0 of a run: the parameters that its seed gives. Raises UsageError for what cannot be."""
+    """Version 0 of a run, with parameters drawn from its seed. Raises UsageError for settings that contradict."""
     config.algorithm.minibatch_samples(config.envs.num_envs)
     if config.loss is not None:
         load_loss(config.loss, config.algorithm)
@@ -124,7 +124,7 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
 
 
 def check_ports(config: Config) -> None:
-    """Raise UsageError that names the first port of the run that is taken, or the address that is not ours."""
+    """Raise UsageError for the first port that is in use, or for an address that this machine does not have."""
     for port in (config.ports() or range(1))[: 3 * config.shards]:
         if not config.wire.tcp:
             return
@@ -147,7 +147,7 @@ def _supervise(
         for text in news:
             console.notice(text)
         if config.profile:
-            shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier sitting
+            shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier session
         supervisor = Supervisor(config, directory, checkpoint, console, deployment)
         with _interrupts(supervisor), _tracebacks_to(console.log):
             reason = supervisor.run()
@@ -155,7 +155,7 @@ def _supervise(
             merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
-    except ZmqrlError as error:  # the screen has it from whoever takes it
+    except ZmqrlError as error:  # the caller prints it
         console.log(f"failed: {error}")
         raise
     except OSError as error:
@@ -172,7 +172,7 @@ def _supervise(
 
 @contextlib.contextmanager
 def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
-    """Log what fails in a thread of a library, such as a tracker's, instead of showing it."""
+    """Log errors in threads of libraries, such as a tracker's, instead of printing them."""
 
     def keep(failed: Any) -> None:
         log("".join(traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)))
@@ -187,10 +187,8 @@ def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts(supervisor: Supervisor) -> Iterator[None]:
-    """The first Ctrl-C asks for a checkpoint and a clean end, the second ends everything at once.
-
-    A third would only keep the second from its work. TERM, and USR1 where that is listened to, ask for the clean end,
-    however often they come.
+    """The first Ctrl-C asks for a checkpoint and a clean end, the second ends everything at once. A third one is
+    ignored, because it would disturb the second. TERM and USR1 act like a single Ctrl-C, even when repeated.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

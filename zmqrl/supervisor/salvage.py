@@ -1,4 +1,4 @@
-"""What a killed run has left in the slots of its shards: the newest version that all of them hold, as a checkpoint."""
+"""Salvages a killed run: makes a checkpoint of the newest version that all shards still hold in their slots."""
 
 import contextlib
 import dataclasses
@@ -41,19 +41,17 @@ Notice = Callable[[str], None]
 
 
 class Gone(ClusterError):
-    """The state of a shard does not exist any more."""
+    """The state of a shard no longer exists."""
 
 
 class Damaged(ClusterError):
-    """The state of the shards is there, but has no version in common; no other try finds one."""
+    """The state of the shards exists but has no version in common, and another try would not find one."""
 
 
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
-    """A checkpoint of the newest version that all shards of a run that could not end still hold.
-
-    It is ``checkpoint``, the newest there is, where that is no older, and where the state of a shard does not exist
-    any more, of which ``notice`` is told. Raises ClusterError where that state may be there but cannot be had: it stays
-    as it is, for another time.
+    """Make a checkpoint of the newest version that all shards of a killed run still hold. Returns ``checkpoint``, the
+    newest so far, if that is as new, or if the state of a shard no longer exists, which ``notice`` tells. Raises
+    ClusterError if the state may exist but cannot be read now: it stays untouched, so that another try may succeed.
     """
     if not directory.left.exists():
         return checkpoint
@@ -63,24 +61,24 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
         except Gone as gone:
             shards = range(checkpoint.layout.shards)
             if any(last_version(directory.history(shard)) != checkpoint.version_of(shard) for shard in shards):
-                notice(f"what was learned after version {checkpoint.version} is lost: {gone}")
+                notice(f"everything after version {checkpoint.version} is lost: {gone}")
             directory.left.unlink()
             break
         except (ZmqrlError, OSError) as error:
             if tries_left == 0 or isinstance(error, Damaged):
                 again = "" if isinstance(error, Damaged) else "try --resume again, or "
                 raise ClusterError(
-                    f"cannot take over the state of the killed run: {str(error).rstrip('.')}. It is kept "
-                    f"{_whereabouts(directory)}: {again}remove {directory.left} to go on from "
+                    f"cannot read the state of the killed run: {str(error).rstrip('.')}. It is kept "
+                    f"{_whereabouts(directory)}: {again}remove {directory.left} to resume from "
                     f"checkpoint {checkpoint.name} without what was learned after it."
                 ) from error
-            notice(f"cannot take over the state of the killed run yet: {error}")
+            notice(f"cannot read the state of the killed run yet: {error}")
             time.sleep(PAUSE_S)
     return checkpoint
 
 
 def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
-    """Freeze the shards where they stand, under the id of their run, and take a checkpoint of what they hold."""
+    """Start frozen shards under the id of the old run, and take a checkpoint of what they hold."""
     left = _Left.read(directory.left)
     config, deployment = left.config, _where_it_was(left, directory)
     with contextlib.closing(deployment.launcher) as launcher:
@@ -107,7 +105,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
                 counters = counters_at(min(versions.values()), stats, checkpoint, directory, notice).to_json()
                 found = checkpointer.write(versions, welcomes[0].generation, counters)
                 held = " to ".join(map(str, sorted({min(versions.values()), max(versions.values())})))
-                notice(f"the shards still held what was learned up to version {held}: it is a checkpoint now")
+                notice(f"the shards still held version {held}, which is a checkpoint now")
             directory.left.unlink()
             deployment.files.remove_state()
     return found
@@ -115,7 +113,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Left:
-    """What ``left.json`` tells of a killed run. ``shards``: the host of each, and its address there."""
+    """The contents of ``left.json``, which a killed run left. ``shards``: the host of each, and its address."""
 
     run: str
     config: Config
@@ -137,21 +135,21 @@ class _Left:
                 },
             )
             if set(found.shards) != set(map(shard_id, range(found.config.shards))):
-                raise ValueError("it does not tell of all shards")
+                raise ValueError("it does not list all shards")
             if not (found.is_here or {host for host, _ in found.shards.values()} <= set(found.links)):
-                raise ValueError("it does not tell of all hosts")
+                raise ValueError("it does not list all hosts")
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise ClusterError(f"{path} is damaged: {error!r}.") from error
         return found
 
     @property
     def is_here(self) -> bool:
-        """Whether it was a run of this machine alone."""
+        """Whether the run used this machine only."""
         return all(link.lease_s is None for link in self.links.values())
 
 
 def _whereabouts(directory: RunDirectory) -> str:
-    """Where the state of the shards is, as far as that can be known."""
+    """Where the state of the shards is, as far as is known."""
     here = f"in {directory.path / 'state'}"
     with contextlib.suppress(ClusterError, OSError):
         left = _Left.read(directory.left)
@@ -160,7 +158,7 @@ def _whereabouts(directory: RunDirectory) -> str:
 
 
 def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
-    """The hosts that have the state of the shards. Raises ClusterError that names those which cannot be reached."""
+    """Deploy to the hosts that have the state of the shards. Raises ClusterError, with hosts it cannot reach."""
     if left.is_here:
         return on_this_machine(left.config, directory)
     host_of = {shard: host for shard, (host, _) in left.shards.items()}
@@ -170,7 +168,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
         for link in links.values():
             link.cut()
         why = "; ".join(f"{host}: {words}" for host, words in failed.items())
-        # The nodes of a Slurm job that is over were given back, and nobody may ask them any more.
+        # The nodes of a Slurm job that is over cannot be reached any more.
         raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
     places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
     sites = {
@@ -184,7 +182,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
 
 @contextlib.contextmanager
 def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
-    """All shards of ``plan``, started and bound; none makes a version. Raises ClusterError."""
+    """Start all shards of ``plan`` frozen, so that none makes a version, and connect to them. Raises ClusterError."""
     shards = range(plan.layout.shards)
     for shard in shards:
         launcher.start(plan.shard_task(shard, None, frozen=True))
@@ -201,7 +199,7 @@ def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
 
 
 def _look(launcher: Launcher) -> dict[ProcessId, str]:
-    """The control endpoints of the shards that have come up. Raises ClusterError when one has died."""
+    """The control endpoints of shards that have come up since the last call. Raises ClusterError when one has died."""
     endpoints = {}
     for event in launcher.poll():
         match event:
@@ -218,18 +216,17 @@ def _look(launcher: Launcher) -> dict[ProcessId, str]:
 def to_save(
     welcomes: Mapping[int, m.Welcome], made: Mapping[int, int], checkpoint: Checkpoint, *, together: bool
 ) -> dict[int, int] | None:
-    """The version of each shard that is worth a checkpoint; None if ``checkpoint`` has it all.
-
-    It is the newest one that all hold, or unless ``together`` the newest of each. ``made`` are the versions that their
-    histories end with. Raises Damaged when there is no such version, though there have been newer ones, and Gone when
-    the run itself was going back to ``checkpoint``.
+    """The version of each shard to make a checkpoint of; None if ``checkpoint`` has everything. It is the newest
+    version that all hold or, unless ``together``, the newest of each. ``made`` are the last versions in their
+    histories. Raises Damaged when newer versions existed but no such version is left, and Gone when the run was rolling
+    back to ``checkpoint``.
     """
     stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
     if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):
         return None
     empty = [shard for shard, each in sorted(welcomes.items()) if each.state == "empty"]
     if empty:
-        raise Damaged(f"shard {empty[0]} has no version that is whole, but it had made version {made[empty[0]]}.")
+        raise Damaged(f"shard {empty[0]} has no intact version, but it had made version {made[empty[0]]}.")
     newest = max(each.generation for each in welcomes.values())
     if any(each.generation < newest for each in welcomes.values()):
         loaded = {shard: each.version for shard, each in welcomes.items() if each.generation == newest}
@@ -247,11 +244,10 @@ def to_save(
 def counters_at(
     version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: Notice
 ) -> Counters:
-    """The figures of the run at ``version``, after ``checkpoint``, as far as its shards and its files tell them.
-
-    Contributions are those of the versions that the shards have set aside. The rest is of the newest row of
-    ``metrics.jsonl``, a second old at most; steps and time are carried on to ``version`` at their mean per version. Of
-    the last games only the mean score is known: it stands for each of them.
+    """Estimate the figures of the run at ``version``, after ``checkpoint``. Contributions come from the shards and are
+    exact. The rest comes from the newest row of ``metrics.jsonl``, which is a second old at most. Steps and time are
+    extrapolated to ``version`` at their mean per version. Only the mean score of the last games is known, so it stands
+    for each of them.
     """
     start = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     rows = lineage(readable_lines(directory.metrics, ROW, notice))

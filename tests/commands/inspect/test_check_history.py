@@ -72,22 +72,22 @@ def again(lines: list[Line]) -> None:
         (drop(4), "version 4 is missing"),
         (drop(1, 2), "versions 1 to 2 are missing"),
         (drop(5, 6, 7), "versions 5 to 7 are missing"),
-        (again, "version 5 stands twice, in lines 5 and 6"),
-        (swap, "version 4 in line 5 stands after version 5"),
-        (change(9, ranks=[2, 2]), "version 9 was made by a rank twice: 2, 2"),
-        (change(9, ranks=[2, 0]), "version 9 has ranks that are not in order: 2, 0"),
-        (change(9, ranks=[0, 1, 2]), "version 9 was made by 3 contributions, but its quorum is 2"),
+        (again, "version 5 is listed twice, in lines 5 and 6"),
+        (swap, "version 4 in line 5 comes after version 5"),
+        (change(9, ranks=[2, 2]), "version 9 used a rank twice: 2, 2"),
+        (change(9, ranks=[2, 0]), "version 9 has unsorted ranks: 2, 0"),
+        (change(9, ranks=[0, 1, 2]), "version 9 used 3 contributions, but its quorum is 2"),
         (
             change(9, ranks=[1], quorum=1),
-            "version 9 was made by 1 of the 2 contributions that view 1 of generation 2 demands",
+            "version 9 used 1 of the 2 contributions that view 1 of generation 2 requires",
         ),
-        (change(9, generation=1), "version 9 is of generation 1, after one of generation 2"),
+        (change(9, generation=1), "version 9 of generation 1 comes after generation 2"),
         (change(9, ranks="02"), "line 9 cannot be read"),
         (change(9, ranks=[0, None]), "line 9 cannot be read"),
         (change(9, quorum=True), "line 9 cannot be read"),
         (change(9, late="many"), "line 9 cannot be read"),
         (change(9, version=-9), "line 9 cannot be read"),
-        (drop(VERSIONS), "the history ends with version 11, but the run with 12"),
+        (drop(VERSIONS), "the history ends at version 11, but the run at 12"),
     ],
 )
 def test_a_history_that_is_not_whole_is_named_with_what_is_wrong(
@@ -111,7 +111,7 @@ def test_a_line_that_is_no_json_is_a_violation_and_one_that_is_being_written_is_
 
 def test_contributions_that_the_summary_counts_otherwise_are_a_violation(tmp_path: Path) -> None:
     path = ended(tmp_path / "run", whole(), used=50)
-    assert violations(path) == ["summary.json counts 50 contributions as used, but the histories 48"]
+    assert violations(path) == ["summary.json counts 50 contributions as used, but the histories count 48"]
 
 
 def test_a_shard_without_a_history_is_a_violation(tmp_path: Path) -> None:
@@ -125,11 +125,11 @@ def test_a_history_that_was_set_aside_as_damaged_is_mentioned(tmp_path: Path) ->
     path = ended(tmp_path / "run", whole())
     (path / "history" / "shard-1.damaged-17.jsonl").write_text("{", encoding="utf-8")
     assert violations(path) == [
-        "shard 1: lines that could not be read were left out; shard-1.damaged-17.jsonl is the file as it was"
+        "shard 1: lines that could not be read were removed; shard-1.damaged-17.jsonl is the original file"
     ]
 
 
-def test_a_view_that_lowers_the_quorum_may_begin_with_more_than_it_demands(tmp_path: Path) -> None:
+def test_a_view_that_lowers_the_quorum_may_begin_with_more_than_it_requires(tmp_path: Path) -> None:
     histories = whole()
     for lines in histories:
         for each in lines[8:]:

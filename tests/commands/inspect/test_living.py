@@ -88,7 +88,7 @@ def test_stop_does_not_wait_for_a_run_that_ends_before_it_has_come_up(
 
 
 def test_stop_says_so_when_a_run_does_not_come_up(starting: RunDirectory) -> None:
-    with pytest.raises(ClusterError, match=r"has not come up within 0\.2 s"):
+    with pytest.raises(ClusterError, match=r"did not come up within 0\.2 s"):
         stop.run(stop.Options(run=starting.path, within_s=0.2))
     starting.release()
 
@@ -125,9 +125,9 @@ def test_a_run_whose_launcher_was_killed_tells_what_is_left_and_where(lab: Lab, 
     assert "state/shard-1.slots" in found["hosts"]["h2"]["files"]
     lab("refuse", "h3", "22", "on")
     said = zmqrl("status", str(path))
-    assert "h3: cannot be asked: ssh: connect" in said
+    assert "h3: no answer: ssh: connect" in said
     assert re.search(
-        r"h2: no process; in /var/tmp/zmqrl-0/h2/run-\w+: history/shard-1\.jsonl, state/shard-1\.slots", said
+        r"h2: no processes; in /var/tmp/zmqrl-0/h2/run-\w+: history/shard-1\.jsonl, state/shard-1\.slots", said
     )
 
 
@@ -138,12 +138,12 @@ def test_what_is_left_on_a_host_is_named_with_its_directory() -> None:
         "h2": {"alive": False, "files": [], "directory": "/var/tmp/zmqrl-1000/h2/run"},
     }
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
-    assert "h1: no process; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
-    assert "h2: no process; no files\n" in said
-    assert said.endswith("go on with it by --resume, from where its shards stood")
+    assert "h1: no processes; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
+    assert "h2: no processes; no files\n" in said
+    assert said.endswith("continue with --resume, from the last version of its shards")
     over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
-    assert said.endswith("go on with it by --resume, from its newest checkpoint")
+    assert said.endswith("continue with --resume, from the newest checkpoint")
 
 
 def test_logs_are_listed_by_the_numbers_of_their_processes(tmp_path: Path) -> None:

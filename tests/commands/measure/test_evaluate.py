@@ -174,7 +174,7 @@ def test_eval_says_a_score_with_all_that_it_depends_on(breakout_run: Path, capsy
     assert cli.run(["eval", str(breakout_run), "--episodes", "2", "--seed", "3", "--greedy"]) == 0
     said = capsys.readouterr()
     first, second, third = said.out.splitlines()
-    assert first == "ALE/Breakout-v5, version 0 (0.0 minutes, 0 agent steps), most probable actions"
+    assert first == "ALE/Breakout-v5, version 0 (0.0 minutes, 0 agent steps), greedy actions"
     assert second.startswith("2 whole games, seeds 3 to 4: mean ")
     assert third == f"scores: {BREAKOUT.envs.flavour()}"
     assert said.err == ""
@@ -186,7 +186,7 @@ def test_progress_is_shown_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     cli.run(["eval", str(cartpole_run), "--episodes", "2"])
     shown = capsys.readouterr().err.split("\r\x1b[K")
-    assert shown[1].startswith("no game is over")
+    assert shown[1].startswith("no game has ended")
     assert shown[2].startswith("1 of 2 games, mean score ")
     assert shown[3].startswith("2 of 2 games, mean score ")
     assert shown[4:] == [""]
@@ -198,7 +198,10 @@ def test_progress_is_shown_on_a_terminal(
         ("--episodes 0", "--episodes 0: at least 1 game is required."),
         ("--threads 0", "--threads 0: at least 1 thread is required."),
         ("--seed -1", "--seed -1: a number from 0 to below 2^32 is required."),
-        ("--checkpoint 7", "there is no checkpoint of version 7 in {run}/checkpoints: there are v00000000, v00000040."),
+        (
+            "--checkpoint 7",
+            "there is no checkpoint of version 7 in {run}/checkpoints: choose one of v00000000, v00000040.",
+        ),
     ],
 )
 def test_eval_refuses_what_cannot_be_in_one_sentence(

@@ -140,6 +140,7 @@ def test_what_cannot_be_drawn_is_named_in_one_sentence(tmp_path: Path) -> None:
     assert "nowhere is not a run directory" in refusal(run, tmp_path / "nowhere")
     assert f"{new} has no metrics yet" in refusal(run, new)
     assert "no such panel" in refusal(run, "--panels", "scores")
-    assert "picture.jpg must end in .png, .svg, .pdf" in refusal(run, "--output", tmp_path / "picture.jpg")
+    picture = tmp_path / "picture.jpg"
+    assert f"{picture}: the name must end with one of .png, .svg, .pdf" in refusal(run, "--output", picture)
     assert "No such file" in refusal(run, "--output", tmp_path / "gone" / "picture.png", "--panels", "score")
-    assert "at least one run directory" in refusal()
+    assert "at least 1 run directory" in refusal()

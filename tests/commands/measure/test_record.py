@@ -192,7 +192,7 @@ def test_a_long_game_is_left_when_the_video_is_full(
     run = lamp(tmp_path / "run")
     assert cli.run(["record", str(run), "--seconds", "1.2", "--output", str(tmp_path / "a.gif")]) == 0
     assert len(imageio.mimread(tmp_path / "a.gif")) == 6
-    assert capsys.readouterr().out.endswith("score 0.5, not to its end: --seconds sets how long a video may be\n")
+    assert capsys.readouterr().out.endswith("score 0.5, cut: --seconds sets the maximum length\n")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_long_game_is_left_when_the_video_is_full(
         ("BrokenLamp-v0", "zmqrl-test/BrokenLamp-v0 cannot be drawn: the lamp is broken."),
         (
             "Lottery-v0",
-            "zmqrl-test/Lottery-v0 cannot be recorded: the same seed and actions do not give the same game.",
+            "zmqrl-test/Lottery-v0 cannot be recorded: it does not repeat a game for the same seed and actions.",
         ),
     ],
 )
@@ -214,7 +214,7 @@ def test_a_game_that_cannot_be_recorded_leaves_no_video(tmp_path: Path, lamps: N
 
 
 def test_the_dummy_has_no_picture() -> None:
-    with pytest.raises(UsageError, match=r"zmqrl/Dummy-v0 shows no game: there is nothing to record\."):
+    with pytest.raises(UsageError, match=r"zmqrl/Dummy-v0 is not a game: there is nothing to record\."):
         make_picture(DUMMY_ID, EnvConfig())
 
 
@@ -229,7 +229,10 @@ def test_the_dummy_has_no_picture() -> None:
             "--output {run}/config.json/a.mp4",
             "cannot write {run}/config.json/a.mp4: File exists: move away the file of that name.",
         ),
-        ("--checkpoint 5", "there is no checkpoint of version 5 in {run}/checkpoints: there are v00000000, v00001234."),
+        (
+            "--checkpoint 5",
+            "there is no checkpoint of version 5 in {run}/checkpoints: choose one of v00000000, v00001234.",
+        ),
     ],
 )
 def test_record_refuses_what_cannot_be_in_one_sentence(

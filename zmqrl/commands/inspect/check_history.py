@@ -1,4 +1,4 @@
-"""``zmqrl check-history``: whether the histories of a run are whole and agree with each other and with its summary."""
+"""``zmqrl check-history``: check that the histories of a run are complete and agree with each other and its summary."""
 
 import itertools
 import json
@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import tyro
-
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import UsageError
 from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
@@ -23,9 +21,12 @@ from zmqrl.rundir import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Check that the histories of a run are whole and agree with its summary; exit status 1 if they do not."""
+    """Check that the histories of a run are complete and agree with its summary.
 
-    run: tyro.conf.Positional[Path]
+    Exit status 1: they do not.
+    """
+
+    run: RunPath
     """The run directory."""
     json: bool = False
     """Print one JSON object."""
@@ -45,12 +46,12 @@ class Line:
 
     @classmethod
     def read(cls, number: int, raw: bytes) -> Self | None:
-        """The line that ``raw`` is; None if it cannot be read."""
+        """Parse ``raw``. Returns None if it is not a valid line."""
         found = parse_line(raw)
         if found is None:
             return None
         version, view, quorum, ranks = (found.get(name, -1) for name in ("version", "view", "quorum", "ranks"))
-        generation = found.get("generation", 0)  # those of long ago have none
+        generation = found.get("generation", 0)  # old lines have none
         if not isinstance(ranks, list) or not version:
             return None
         if any(type(each) is not int or each < 0 for each in (version, generation, view, quorum, *ranks)):
@@ -65,24 +66,24 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Print what is wrong with the histories of a run. Raises UsageError."""
+    """Print the violations in the histories of a run. Raises UsageError."""
     found = check(options.run)
     sys.stdout.write((json.dumps(found) if options.json else _report(found)) + "\n")
     return 1 if found["violations"] else 0
 
 
 def check(path: Path) -> dict[str, Any]:
-    """Plain data: ``shards``, ``versions`` that all of them have made, and ``violations``, each as a sentence.
+    """Plain data: ``shards``, ``versions`` that every shard made, and ``violations``, one sentence each.
 
     Raises UsageError when ``path`` is not a run directory.
     """
     directory = RunDirectory(path)
-    settings = read_object(directory.config, SETTINGS, "restore it, or name another run")
+    settings = read_object(directory.config, SETTINGS, "restore it, or use another run")
     if settings is None:
         raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
     if type(settings.get("shards")) is not int:
-        raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or name another run.")
-    # The summary of a run that could not end tells of its last checkpoint, and its shards were further.
+        raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or use another run.")
+    # The summary of a run that could not end is about its last checkpoint, but its shards were ahead of that.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
     histories: dict[int, list[Line]] = {}
     violations: list[str] = []
@@ -94,7 +95,7 @@ def check(path: Path) -> dict[str, Any]:
             *(f"line {number} cannot be read" for number in unreadable),
             *_faults(histories[shard]),
             *(
-                f"lines that could not be read were left out; {aside.name} is the file as it was"
+                f"lines that could not be read were removed; {aside.name} is the original file"
                 for aside in sorted(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
             ),
         ]
@@ -110,7 +111,7 @@ def check(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[list[Line], list[int]]:
-    """The lines that can be read, and the numbers of the others; a last line that is being written is neither."""
+    """The valid lines, and the numbers of the others. An unfinished last line is neither."""
     try:
         whole = path.read_bytes().split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
@@ -126,26 +127,26 @@ def _newest(lines: Sequence[Line]) -> int:
 
 
 def _faults(lines: Sequence[Line]) -> Iterator[str]:
-    """What is wrong with the history of one shard."""
-    stands: dict[int, int] = {}
+    """The violations in the history of one shard."""
+    listed: dict[int, int] = {}
     newest = generation = 0
     for line in lines:
         version, ranks = f"version {line.version}", ", ".join(map(str, line.ranks))
-        if line.version in stands:
-            yield f"{version} stands twice, in lines {stands[line.version]} and {line.number}"
+        if line.version in listed:
+            yield f"{version} is listed twice, in lines {listed[line.version]} and {line.number}"
         elif line.version < newest:
-            yield f"{version} in line {line.number} stands after version {newest}"
+            yield f"{version} in line {line.number} comes after version {newest}"
         if line.generation < generation:
-            yield f"{version} is of generation {line.generation}, after one of generation {generation}"
+            yield f"{version} of generation {line.generation} comes after generation {generation}"
         if len(set(line.ranks)) < len(line.ranks):
-            yield f"{version} was made by a rank twice: {ranks}"
+            yield f"{version} used a rank twice: {ranks}"
         elif line.ranks != sorted(line.ranks):
-            yield f"{version} has ranks that are not in order: {ranks}"
+            yield f"{version} has unsorted ranks: {ranks}"
         if len(line.ranks) != line.quorum:
-            yield f"{version} was made by {len(line.ranks)} contributions, but its quorum is {line.quorum}"
-        stands.setdefault(line.version, line.number)
+            yield f"{version} used {len(line.ranks)} contributions, but its quorum is {line.quorum}"
+        listed.setdefault(line.version, line.number)
         newest, generation = max(newest, line.version), max(generation, line.generation)
-    for before, after in itertools.pairwise([0, *sorted(stands)]):
+    for before, after in itertools.pairwise([0, *sorted(listed)]):
         if after == before + 2:
             yield f"version {before + 1} is missing"
         elif after > before + 2:
@@ -153,10 +154,10 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Versions of fewer contributions than their view demands.
+    """Versions with fewer contributions than their view requires.
 
-    How many that are is known from the others of the same view. The first of them on a shard says nothing: when a view
-    lowers the quorum, more may be there already.
+    The other versions of the same view tell how many it requires. The first one on a shard does not count: when a view
+    lowers the quorum, more contributions can be there already.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
     for lines in histories.values():
@@ -166,28 +167,28 @@ def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
             if view in seen:
                 counts[view][line.quorum] += 1
             seen.add(view)
-    demanded = {view: max(found, key=lambda quorum: (found[quorum], -quorum)) for view, found in counts.items()}
+    required = {view: max(found, key=lambda quorum: (found[quorum], -quorum)) for view, found in counts.items()}
     for shard, lines in histories.items():
         for line in lines:
-            quorum = demanded.get((line.generation, line.view), 0)
+            quorum = required.get((line.generation, line.view), 0)
             if line.quorum < quorum:
                 yield (
-                    f"shard {shard}: version {line.version} was made by {line.quorum} of the {quorum} contributions "
-                    f"that view {line.view} of generation {line.generation} demands"
+                    f"shard {shard}: version {line.version} used {line.quorum} of the {quorum} contributions "
+                    f"that view {line.view} of generation {line.generation} requires"
                 )
 
 
 def _disagreements(
     histories: Mapping[int, Sequence[Line]], ended: Mapping[str, Any], *, together: bool
 ) -> Iterator[str]:
-    """Where the histories are not those of a run that ``ended`` so; ``together``: with one version on all shards."""
+    """Contradictions between the histories and the summary. ``together``: all shards ended at the same version."""
     for shard, lines in histories.items():
         if together and _newest(lines) != ended["updates"]:
-            yield f"shard {shard}: the history ends with version {_newest(lines)}, but the run with {ended['updates']}"
+            yield f"shard {shard}: the history ends at version {_newest(lines)}, but the run at {ended['updates']}"
     for outcome, count in summed(_total(lines) for lines in histories.values()).items():
         told = ended["contributions"].get(outcome)
         if told != count:
-            yield f"summary.json counts {told} contributions as {outcome}, but the histories {count}"
+            yield f"summary.json counts {told} contributions as {outcome}, but the histories count {count}"
 
 
 def _total(lines: Iterable[Line]) -> list[int]:

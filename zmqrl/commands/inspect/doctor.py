@@ -1,4 +1,4 @@
-"""``zmqrl doctor``: look at all hosts, and at every route between them, before a run is started there."""
+"""``zmqrl doctor``: check all hosts, and every route between them, before a run starts there."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions):
-    """Look whether hosts are fit for a run, and how they reach each other. Takes all options of `zmqrl train`, too."""
+    """Check that hosts can run this job and reach each other. Accepts all options of `zmqrl train`."""
 
     json: bool = False
     """Print one JSON object."""
@@ -57,7 +57,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
-    """Examine the hosts; the exit status: 0 nothing is in the way, 3 something is. Raises UsageError."""
+    """Check the hosts. Returns the exit status: 0 without problems, 3 with problems. Raises UsageError."""
     reach = options.reach()
     hosts = reach.hosts
     check(config, hosts)
@@ -75,12 +75,12 @@ def run(options: Options, config: Config) -> int:
             console.print(Text(f"{kind}: {sentence}"))
     if verdict.problems:
         return 3
-    console.print(Text(f"nothing is in the way of this run on {', '.join(host.name for host in hosts)}"))
+    console.print(Text(f"no problems found: this job can run on {', '.join(host.name for host in hosts)}"))
     return 0
 
 
 def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdict]:
-    """What agents say of hosts, of those where one comes up; what is found there, and what of it is wrong."""
+    """Connect to the hosts and probe them. Returns what daemons say, what the probes find, and the verdict."""
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
     links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
@@ -106,13 +106,13 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
 
 
 def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
-    """All facts of ``host`` that there are."""
+    """All known facts about ``host``."""
     about = dataclasses.asdict(up[host.name]) if host.name in up else {}
     return {**about, **found.facts.get(host.name, {})}
 
 
 def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Table:
-    """A line for each host; what is not known of it is a dash."""
+    """A line for each host. A dash means that the value is not known."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("host", "zmqrl", "python", "game", "cores", "memory", "open files", "disk", "/dev/shm", "clock"):
         shown.add_column(title, justify="left" if title in ("host", "zmqrl", "python", "game") else "right")
@@ -131,7 +131,7 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route; of many, those that fail and the slowest of the others."""
+    """A line for each route. If there are many, those that fail and the slowest ones."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("from", "to", "address", "round trip", "passes"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")
@@ -144,12 +144,12 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
             cells = [f"{1000 * measured['round_trip_s']:.2f} ms", "-" if passes is None else f"{passes / 1e6:.1f} MB/s"]
         shown.add_row(*(Text(cell) for cell in (route.source, route.target, route.address, *cells)))
     if len(routes) > ROUTES_SHOWN:
-        shown.caption = f"and {len(routes) - ROUTES_SHOWN} faster ones, which --json has, too"
+        shown.caption = f"and {len(routes) - ROUTES_SHOWN} faster ones; --json shows all"
     return shown
 
 
 def to_json(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey, verdict: Verdict) -> dict[str, Any]:
-    """Plain data; what is not known of a host is null."""
+    """Plain data. A value that is not known is null."""
     return {
         "hosts": [
             {"host": host.name, **{key: about.get(key) for key in KEYS}}

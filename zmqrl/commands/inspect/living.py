@@ -1,4 +1,4 @@
-"""A run seen from another terminal: whether it lives, and what a dead one has left on its hosts."""
+"""A run seen from another terminal: whether it is alive, and what a dead one left on its hosts."""
 
 import json
 import socket as host_socket
@@ -19,18 +19,18 @@ MOST_AT_A_TIME = 16  # hosts asked
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """``cluster`` is the contents of ``cluster.json``: of a run that lives, or that could not end; else None."""
+    """``cluster`` is the content of ``cluster.json``. It is None for a run that has ended."""
 
     directory: RunDirectory
     cluster: dict[str, Any] | None
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Look at the run directory ``path``. Raises UsageError when it is none."""
+        """Read the run directory ``path``. Raises UsageError when it is not one."""
         directory = RunDirectory(path)
         if not directory.config.is_file():
             raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
-        # Of one that is being resumed, only what it is now tells.
+        # left.json is out of date while a run is being resumed.
         for file in (directory.cluster, *([] if directory.in_use() else [directory.left])):
             try:
                 return cls(directory, json.loads(file.read_text(encoding="utf-8")))
@@ -41,16 +41,16 @@ class Living:
         return cls(directory, None)
 
     def is_alive(self) -> bool:
-        """Whether its supervisor lives."""
+        """Whether its supervisor is alive."""
         return self.directory.in_use()
 
     @property
     def is_here(self) -> bool:
-        """Whether its supervisor is, or was, on this machine."""
+        """Whether its supervisor is or was on this machine."""
         return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
 
     def processes(self) -> list[tuple[ProcessId, str, int | None]]:
-        """Process, host and process id of each process that ``cluster.json`` tells of."""
+        """Process, host and process id of each process in ``cluster.json``."""
         cluster = self.cluster or {"shards": [], "workers": [], "followers": []}
         return [
             *((shard_id(each["shard"]), each["host"], each["pid"]) for each in cluster["shards"]),
@@ -59,7 +59,7 @@ class Living:
         ]
 
     def hosts(self) -> dict[str, Seen | str]:
-        """What each host of a run says of it: ``alive``, and ``files`` in ``directory``; or why it cannot be asked."""
+        """What each host of a run says, or why it did not answer."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))

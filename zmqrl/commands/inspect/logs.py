@@ -1,4 +1,4 @@
-"""``zmqrl logs``: what the processes of a run have to say, all in one stream."""
+"""``zmqrl logs``: the logs of all processes of a run in one stream."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from zmqrl.commands.inspect.living import Living
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.observe.folding import Folding, by_number
 from zmqrl.process import interruptible
@@ -20,16 +20,16 @@ LOOK_EVERY_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show the logs of a run's processes: each line with its host and process, once if many have said it."""
+    """Show the logs of a run's processes. Equal lines of several processes appear once."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunPath
     """The run directory."""
-    process: tyro.conf.Positional[str | None] = None
-    """Only of this one, such as worker-3; the supervisor's notices are called supervisor."""
+    process: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[PROCESS]")] = None
+    """Process, such as worker-3 or supervisor. None: all."""
     follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False
-    """Go on until the run ends."""
+    """Follow the logs until the run ends."""
     tail: int = 20
-    """How many of the last lines of each log to begin with."""
+    """Number of last lines to show of each log."""
 
 
 def command(arguments: list[str]) -> int:
@@ -45,7 +45,7 @@ def run(options: Options) -> int:
     if options.process is not None and options.process not in logs:
         known = did_you_mean(options.process, logs)
         raise UsageError(
-            f"{options.run} has no log of {options.process}{known}; there are {', '.join(logs) or 'none'}."
+            f"{options.run} has no log of {options.process}{known}; its logs: {', '.join(logs) or 'none'}."
         )
     hosts: dict[str, str] = {}
     readers: dict[str, Reader] = {}
@@ -69,13 +69,13 @@ def run(options: Options) -> int:
 
 
 def _logs(directory: RunDirectory) -> dict[str, Path]:
-    """The logs that there are by now, by the name of the process."""
+    """The logs that exist now, by the name of the process."""
     logs = {path.stem: path for path in (directory.path / "logs").glob("*.log")}
     return {name: logs[name] for name in sorted(logs, key=by_number)}
 
 
 class Reader:
-    """The lines of a growing file, from ``tail`` lines before its present end."""
+    """The lines of a growing file, from ``tail`` lines before its current end."""
 
     def __init__(self, path: Path, tail: int) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""``zmqrl status``: what a run is doing; or what one whose launcher was killed has left, and where."""
+"""``zmqrl status``: the state of a run, and what a killed run left on its hosts."""
 
 import json
 import sys
@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from zmqrl.commands.inspect.living import Living
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import RunPath, parse
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.slurm import is_over
 from zmqrl.observe.folding import by_number
@@ -19,9 +17,9 @@ from zmqrl.process import interruptible
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show what a run is doing; of one whose launcher was killed, what is left of it on its hosts."""
+    """Show the state of a run, and what a killed run left on its hosts."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunPath
     """The run directory."""
     json: bool = False
     """Print one JSON object."""
@@ -41,7 +39,7 @@ def run(options: Options) -> int:
 
 
 def status(path: Path) -> dict[str, Any]:
-    """Plain data. ``state``: running, killed (its launcher, which could not end it) or ended."""
+    """Plain data. ``state``: running, ended, or killed (the supervisor died before the end of the run)."""
     living, record = Living.read(path), RunRecord.read(path)
     last = record.rows[-1] if record.rows else {}
     state = "running" if living.is_alive() else "ended" if record.summary or living.cluster is None else "killed"
@@ -67,12 +65,14 @@ def _report(found: dict[str, Any]) -> str:
         lines += [f"{each['host']} {each['name']} (process {each['pid']})" for each in found["processes"]]
     for host, answer in found["hosts"].items():
         if isinstance(answer, str):
-            lines.append(f"{host}: cannot be asked: {answer}")
+            lines.append(f"{host}: no answer: {answer}")
         else:
             files = ", ".join(sorted(answer["files"], key=by_number))
             left = f"in {answer['directory']}: {files}" if files else "no files"
-            lines.append(f"{host}: {'still ends its processes' if answer['alive'] else 'no process'}; {left}")
+            lines.append(f"{host}: {'processes are still ending' if answer['alive'] else 'no processes'}; {left}")
     if found["hosts"]:
         over = any(isinstance(answer, str) and is_over(answer) for answer in found["hosts"].values())
-        lines.append(f"go on with it by --resume, from {'its newest checkpoint' if over else 'where its shards stood'}")
+        lines.append(
+            f"continue with --resume, from {'the newest checkpoint' if over else 'the last version of its shards'}"
+        )
     return "\n".join(lines)

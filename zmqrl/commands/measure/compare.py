@@ -1,33 +1,31 @@
-"""``zmqrl compare``: how runs were set, and what came of it, side by side."""
+"""``zmqrl compare``: the settings and results of runs side by side."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import RunPaths, parse
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT
 from zmqrl.observe.records import RunRecord, differing, read_runs
 from zmqrl.process import interruptible
 
 Result: TypeAlias = dict[str, Any]
 
-NOT_CUT_OFF: Final = 100_000  # columns, for what is read by a program or a pager
+NOT_CUT_OFF: Final = 100_000  # columns, for output that a program or pager reads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show the settings in which runs differ, and what came of them; a run may still be going on."""
+    """Compare the settings and results of runs, which can still be running."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: RunPaths
     """Run directories."""
     json: bool = False
     """Print JSON instead of a table."""
@@ -56,14 +54,14 @@ def run(options: Options) -> int:
 
 
 def result(run: RunRecord) -> Result:
-    """What came of a run, as plain data; None for what it does not know (yet).
+    """The results of a run as plain data. What is not known (yet) is None.
 
-    The totals are those of its summary, and of the newest row while there is none. ``best`` is the highest mean of 50
-    games, the first time it was reached, ``evaluation`` the last one.
+    The totals come from its summary, or from the newest row if there is no summary yet. ``best`` is the highest mean of
+    50 games when it was first reached. ``evaluation`` is the last one.
     """
     last = run.rows[-1] if run.rows else {}
     summary = run.summary or {}
-    # A summary tells of the last checkpoint, which is where a run that is resumed goes on.
+    # The summary is about the last checkpoint, where a resumed run continues.
     totals = summary or {**last, "updates": last.get("version")}
     wall_s, agent_steps = totals.get("wall_s"), totals.get("agent_steps")
     provenance = summary.get("provenance", {})
@@ -84,7 +82,7 @@ def result(run: RunRecord) -> Result:
 
 
 def _best(run: RunRecord) -> Result | None:
-    """Only means of whole 50 games are compared: the first game alone may be a lucky one."""
+    """The best mean of 50 games. Fewer games do not count: the first one alone can be lucky."""
     rows = [
         row for row in run.rows if (row.get("episodes") or 0) >= SCORES_KEPT and row.get("score_mean_50") is not None
     ]
@@ -106,7 +104,7 @@ def _last_evaluation(run: RunRecord) -> Result | None:
 
 
 def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: Sequence[Result]) -> Table:
-    """A column for each run; a section of settings and one of results."""
+    """A column for each run, with a section of settings and a section of results."""
     shown = Table(box=box.SIMPLE_HEAD)
     shown.add_column("", overflow="fold")
     for name in names:
@@ -123,7 +121,7 @@ def table(names: Sequence[str], settings: Mapping[str, Sequence[Any]], results: 
 
 
 def _result_rows(results: Sequence[Result]) -> Iterator[tuple[str, list[str]]]:
-    """The label and the cells of each row; commit and processor only where they differ."""
+    """The label and cells of each row. Commit and processor appear only if they differ."""
     for label, cell in _ROWS.items():
         yield label, [cell(result) for result in results]
     for outcome in OUTCOMES:
@@ -179,6 +177,6 @@ def _setting(value: object) -> str:
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """The directories' names, or their whole paths where two are called the same."""
+    """The names of the directories, or their paths if two names are equal."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

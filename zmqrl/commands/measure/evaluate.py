@@ -1,4 +1,4 @@
-"""``zmqrl eval``: the scores of a policy in whole games, one for each of a fixed list of seeds."""
+"""``zmqrl eval``: the scores of a policy in whole games, one game per seed."""
 
 import json
 import os
@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from zmqrl.commands.measure.play import Turn, whole_game
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import provenance
 from zmqrl.policy import Policy, load_policy
@@ -27,20 +26,20 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Play whole games with the policy of a run, and say its score."""
+    """Play whole games with the policy of a run and print the scores."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunPath
     """The run directory."""
     episodes: Annotated[int, tyro.conf.arg(metavar="N")] = 50
-    """Whole games to play."""
+    """Number of whole games."""
     checkpoint: Annotated[int | None, tyro.conf.arg(metavar="V")] = None
-    """Which version to play; the newest checkpoint if not given."""
+    """Version of the checkpoint to play. None: the newest."""
     greedy: bool = False
-    """Take the most probable action, instead of drawing one."""
+    """Take the most probable action instead of sampling one."""
     seed: int = 0
-    """Seed of the first game; the next ones have the next numbers. A game depends on its own seed only."""
+    """Seed of the first game; the next games use the next numbers."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Games played at a time; as many as there are cores if not given."""
+    """Number of games played in parallel. None: one per core."""
     json: bool = False
     """Print one JSON object."""
 
@@ -52,7 +51,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Evaluate one checkpoint and print its scores. Raises UsageError."""
+    """Play one checkpoint and print its scores. Raises UsageError."""
     threads = len(os.sched_getaffinity(0)) if options.threads is None else options.threads
     require(options.episodes >= 1, f"--episodes {options.episodes}: at least 1 game is required.")
     require(threads >= 1, f"--threads {threads}: at least 1 thread is required.")
@@ -73,11 +72,11 @@ def evaluate(
     threads: int,
     on_game: Callable[[Turn], None] = lambda last: None,
 ) -> dict[str, Any]:
-    """Play the game of each seed, ``threads`` of them at a time; the result as ``--json`` prints it.
+    """Play the game of each seed, ``threads`` games in parallel. Returns the result as ``--json`` prints it.
 
-    ``on_game`` gets the last turn of each game when it is over. ``ci95`` is the percentile bootstrap of the mean
-    (Efron and Tibshirani 1993, chapter 13), with a seed of its own. ``cut_off`` counts the games that a time limit
-    ended; their scores count like all others.
+    ``on_game`` gets the last turn of each game at its end. ``ci95`` is the percentile bootstrap of the mean (Efron and
+    Tibshirani 1993, chapter 13) with a fixed seed. ``cut_off`` counts the games that a time limit ended. Their scores
+    count like all others.
     """
     games = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
     scores = [game.score for game in games]
@@ -108,7 +107,7 @@ def play_games(
 ) -> list[Turn]:
     """The last turn of the game of each seed, in the order of ``seeds``.
 
-    Each thread plays one game at a time: in float64 a batch of frames costs nearly as much as its frames one by one.
+    Each thread plays one game at a time: in float64, a batch of frames is hardly faster than its frames one by one.
     """
     leave = threading.Event()
 
@@ -123,7 +122,7 @@ def play_games(
         games = [pool.submit(play, seed) for seed in seeds]
         try:
             playing: set[Future[Turn]] = set(games)
-            while playing:  # in slices: a signal that comes just before a wait does not end it
+            while playing:  # short waits: a signal just before a wait does not end it
                 over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
                 for game in over:
                     on_game(game.result())
@@ -134,31 +133,31 @@ def play_games(
 
 
 def main() -> None:
-    """Follow a run: evaluate the newest checkpoint that we are told of, again and again."""
+    """Evaluate checkpoints of a run: the newest one of which the supervisor has told us, again and again."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
     told = Messages()
     while True:
         version = told.get()["version"]
-        while not told.empty():  # what was told meanwhile is overtaken
+        while not told.empty():  # skip to the newest one
             version = told.get()["version"]
         log.info("evaluating version %d", version)
         try:
             policy = load_policy(job["run_dir"], version)
             seeds = range(job["episodes"])
             say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
-        except UsageError as error:  # it may have been pruned
+        except UsageError as error:  # perhaps it was pruned
             log.info("skipping version %d: %s", version, error, exc_info=error.__cause__)
             say({"skipped": version, "reason": str(error)})
 
 
 class _Progress:
-    """One line on a terminal that says how far the games are; nothing anywhere else."""
+    """A line on a terminal that shows the progress of the games. Nothing anywhere else."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes
         self.scores: list[float] = []
-        self._say("no game is over yet")
+        self._say("no game has ended yet")
 
     def add(self, last: Turn) -> None:
         self.scores.append(last.score)
@@ -175,8 +174,8 @@ class _Progress:
 
 def _report(result: dict[str, Any]) -> str:
     low, high = result["ci95"]
-    interval = f" (95 % between {low:.1f} and {high:.1f})" if result["episodes"] > 1 else ""
-    how = "most probable actions" if result["greedy"] else "drawn actions"
+    interval = f" (95 % interval {low:.1f} to {high:.1f})" if result["episodes"] > 1 else ""
+    how = "greedy actions" if result["greedy"] else "sampled actions"
     return (
         f"{result['env']}, version {result['version']} "
         f"({result['wall_s'] / 60:.1f} minutes, {result['agent_steps']:,} agent steps), {how}\n"

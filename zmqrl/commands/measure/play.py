@@ -1,4 +1,4 @@
-"""One whole game of a policy, decided by its seed and by nothing else."""
+"""One whole game of a policy. Its seed alone decides it."""
 
 import dataclasses
 from collections.abc import Generator
@@ -11,15 +11,15 @@ from zmqrl.errors import blaming
 from zmqrl.learner.envs import EnvConfig, make_envs
 from zmqrl.policy import Policy
 
-LONGEST = 100_000  # agent steps: not every environment has a time limit of its own
-ACTIONS = 1  # what is random in the game itself comes from the bare seed
+LONGEST = 100_000  # agent steps: some environments have no time limit
+ACTIONS = 1  # the stream of random numbers for actions: the game itself uses the plain seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One agent step of a game: ``score`` is the sum of its true rewards so far.
+    """One agent step of a game. ``score`` is the sum of its true rewards so far.
 
-    The last turn ends the game; ``cut_off`` says that a time limit did, and not the game itself.
+    The last turn ends the game. ``cut_off`` says that a time limit ended it.
     """
 
     action: int
@@ -30,13 +30,12 @@ class Turn:
 
 
 def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, None, None]:
-    """Play the game of ``seed`` from its start to its end, over all lives, turn by turn.
+    """Play the game of ``seed`` over all lives, turn by turn.
 
-    Each game is an environment of its own, because some games keep memory across a reset. Close the generator to
-    leave a game before its end. From here on torch computes with one thread. Raises UsageError for whatever an
-    environment raises.
+    Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
+    close the generator. This sets torch to one thread. Raises UsageError when the environment raises anything.
     """
-    torch.set_num_threads(1)  # more would spend their time on waiting for each other: a batch of one is too small
+    torch.set_num_threads(1)  # a batch of one is too small for more: they would only wait for each other
     rng = np.random.default_rng((seed, ACTIONS))
     envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
     try:
@@ -64,5 +63,5 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
 
 
 def whole_game_config(config: EnvConfig) -> EnvConfig:
-    """One game at a time; a lost life ends nothing and rewards are the true ones, whatever was learned from."""
+    """One game at a time, over all lives and with true rewards, whatever the training used."""
     return dataclasses.replace(config, num_envs=1, life_loss=False, clip_rewards=False)

@@ -1,4 +1,4 @@
-"""``zmqrl plot``: one picture of what runs did over time."""
+"""``zmqrl plot``: a picture of the metrics of runs over time."""
 
 import io
 import sys
@@ -9,12 +9,11 @@ from typing import Any, Final, Literal, TypeAlias
 
 import matplotlib
 import numpy as np
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import RunPaths, parse
 from zmqrl.errors import UsageError, naming, refusal
 from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares
 from zmqrl.observe.records import Evaluation, Figures, RunRecord, read_runs
@@ -22,9 +21,9 @@ from zmqrl.process import interruptible
 
 XAxis: TypeAlias = Literal["minutes", "agent-steps"]
 
-# Okabe and Ito's colours, which colour-blind people tell apart, less the yellow that white paper swallows.
+# The colours of Okabe and Ito, safe for colour-blind readers, without the yellow that is faint on white paper.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES: Final = ("-", "--", ":", "-.")  # when the colours are used up
+LINES: Final = ("-", "--", ":", "-.")  # the next one when all colours are used
 OUTCOME_COLOURS: Final = {
     "used": "#D9D9D9",
     "late": "#D55E00",
@@ -43,7 +42,7 @@ STYLE: Final[dict[Any, Any]] = {
     "lines.linewidth": 1.6,
     "savefig.dpi": 180,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a name of the user's own may have two dollar signs
+    "text.parse_math": False,  # names of the user's own can contain dollar signs
 }
 BANDS_THAT_CAN_BE_TOLD_APART: Final = 3
 SUFFIXES: Final = (".png", ".svg", ".pdf")
@@ -51,16 +50,16 @@ SUFFIXES: Final = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw one picture of what runs did over time; seeds of one experiment become one curve."""
+    """Draw the metrics of runs over time. Seeds of one experiment become one curve."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: RunPaths
     """Run directories."""
     output: Path | None = None
-    """Picture to write: .png, .svg or .pdf; plot.png in the first run directory if not given."""
+    """Picture to write: .png, .svg or .pdf. None: plot.png in the first run directory."""
     x: Literal["minutes", "agent-steps", "both"] = "both"
-    """What to draw against."""
+    """Horizontal axis."""
     panels: tuple[str, ...] = ()
-    """Which of score, policy-loss, value-loss, entropy, throughput, contributions, policy-lag; all if not given."""
+    """Panels, by default all: score, policy-loss, value-loss, entropy, throughput, contributions, policy-lag."""
 
 
 def command(arguments: list[str]) -> int:
@@ -75,7 +74,7 @@ def run(options: Options) -> int:
     runs = read_runs(options.runs)
     output = options.output or options.runs[0] / "plot.png"
     if output.suffix not in SUFFIXES:
-        raise UsageError(f"--output {output} must end in {', '.join(SUFFIXES)}.")
+        raise UsageError(f"--output {output}: the name must end with one of {', '.join(SUFFIXES)}.")
     for each in runs:
         if not each.rows:
             raise UsageError(f"{each.path} has no metrics yet: wait for its first update.")
@@ -89,16 +88,16 @@ def run(options: Options) -> int:
 
 
 def chosen_panels(words: Sequence[str]) -> list[str]:
-    """The names in ``words``, which commas may separate too; all panels for none. Raises UsageError."""
+    """The names in ``words``, also those separated by commas. Without words, all panels. Raises UsageError."""
     names = [name for word in words for name in word.split(",") if name]
     for name in names:
         if name not in PANELS:
-            raise UsageError(f"--panels {name}: there is no such panel, only {', '.join(PANELS)}.")
+            raise UsageError(f"--panels {name}: no such panel; choose from {', '.join(PANELS)}.")
     return list(dict.fromkeys(names)) or list(PANELS)
 
 
 def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequence[str], path: Path) -> None:
-    """Draw ``panels`` against each of ``x_axes``; ``path`` appears whole or not at all. Raises OSError."""
+    """Draw ``panels`` against each of ``x_axes``. ``path`` appears whole or not at all. Raises OSError."""
     picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
     with matplotlib.rc_context(STYLE):
         rows = layout(panels, x_axes)
@@ -127,7 +126,7 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
     """The panel and the x-axis of each cell of the picture, by rows.
 
-    Two x-axes stand side by side. With one, panels go in two columns; of an odd number the first has a row for itself.
+    Two x-axes are side by side. With one, panels fill two columns. If their number is odd, the first has its own row.
     """
     if len(x_axes) > 1:
         return [[(panel, x) for x in x_axes] for panel in panels]
@@ -175,7 +174,7 @@ def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """What became of contributions: of one group every outcome, of several only how many were for nothing."""
+    """Outcomes of contributions: all of them for one group, only the share not used for several groups."""
     if len(groups) > 1:
         _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
         _from_zero(axes)
@@ -188,7 +187,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
     if not xs.any():
         _say_nothing_yet(axes)
         return
-    # The shares of the first row are those since the start: a run of one row has no other width.
+    # The first row counts from the start, so it gets a width. A run of one row has no other.
     axes.stackplot(
         np.concatenate([[0.0], xs]),
         [np.concatenate([found.mean[:1], found.mean]) for found in curves.values()],
@@ -202,7 +201,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """Versions between the weights that acted and those that learn: mean, and smallest to largest where it is known."""
+    """Versions between the weights that acted and those that learn: the mean, and the range if it is known."""
     _draw_curves(
         axes,
         groups,
@@ -215,7 +214,7 @@ def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def _of(column: str, label: str) -> Callable[[Axes, Sequence[Group], XAxis], None]:
-    """A panel of one figure and nothing else."""
+    """A panel with one metric."""
 
     def draw(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         _draw_curves(axes, groups, x, lambda run: run.column(column))
@@ -243,12 +242,12 @@ _Column: TypeAlias = Callable[[RunRecord], Figures]
 def _draw_curves(
     axes: Axes, groups: Sequence[Group], x: XAxis, column: _Column, extremes: tuple[_Column, _Column] | None = None
 ) -> None:
-    """A curve for each group with its spread, or the band between ``extremes`` where the runs have those."""
+    """A curve for each group with its spread, or with the band between ``extremes`` if the runs have them."""
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
         _say_nothing_yet(axes)
     for group, look in _looks(groups):
         found = curve([(_xs(run, x), column(run)) for run in group.runs])
-        single = len(found.x) == 1  # an invisible line, and half a point on the edge
+        single = len(found.x) == 1  # a line would be invisible, and the edge would clip the point
         axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **look)
         for beyond in found.beyond:
             axes.plot(*beyond, **(look | {"linewidth": 0.8, "alpha": 0.6}))
@@ -270,7 +269,7 @@ def _draw_band(axes: Axes, lows: Curve, highs: Curve, colour: str) -> None:
 
 
 def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
-    """Each group with the colour and the style of its lines."""
+    """Each group with the colour and style of its lines."""
     for index, group in enumerate(groups):
         again, colour = divmod(index, len(COLOURS))
         yield group, {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]}
@@ -286,7 +285,7 @@ def _position(evaluation: Evaluation, x: XAxis) -> float:
 
 def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: bool) -> None:
     farthest = max(_xs(run, x)[-1] for group in groups for run in group.runs)
-    axes.set_xlim(0, 1.01 * farthest or 1)  # a run that has not got anywhere needs an axis too
+    axes.set_xlim(0, 1.01 * farthest or 1)  # a run without progress needs an axis too
     axes.tick_params(labelbottom=labelled)
     if labelled:
         axes.set_xlabel("training time (minutes)" if x == "minutes" else "agent steps")
@@ -296,7 +295,7 @@ def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: boo
 
 
 def _share_y(left: Axes, right: Axes) -> None:
-    """Two panels of one figure side by side: what the left one says, the right one need not repeat."""
+    """Share the y-axis of two panels side by side. The right one repeats neither labels nor legend."""
     right.sharey(left)
     right.set_ylabel("")
     right.tick_params(labelleft=False)
@@ -306,12 +305,12 @@ def _share_y(left: Axes, right: Axes) -> None:
 
 
 def _from_zero(axes: Axes) -> None:
-    """Let the y-axis begin at 0, with some room above the highest line."""
+    """Start the y-axis at 0, with some room above the highest line."""
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
 def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
-    """What the runs have in common, what the bands are, and a legend of the groups where there are several."""
+    """What the runs have in common, what the bands are, and a legend if there are several groups."""
     runs = [run for group in groups for run in group.runs]
     common = [runs[0].settings.get(name) for name in ("recipe", "env") if len(_values(runs, name)) == 1]
     words = [str(word) for word in common if word is not None]

@@ -19,39 +19,39 @@ import numpy as np
 import tyro
 
 from zmqrl.commands.measure.play import whole_game
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.learner.envs import reason_of
 from zmqrl.learner.picture import Screen, make_picture
 from zmqrl.policy import Policy, load_policy
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
 
-HEIGHT = 640  # pixels that a video is enlarged to at most
+HEIGHT = 640  # pixels: the largest height of an enlarged video
 FORMATS = (".mp4", ".gif")
 ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
-SHORTEST_MS = 20  # of a gif's frame: browsers take whatever is shorter for a tenth of a second
+SHORTEST_MS = 20  # of a frame in a gif: browsers show shorter ones for a tenth of a second
 
-# imageio would start ffmpeg by a bare fork amid the emulator's threads, and in a process group that Ctrl-C misses.
+# Otherwise imageio forks ffmpeg amid the emulator's threads, and in a process group that Ctrl-C does not reach.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Play one whole game with the policy of a run, and keep it as a video."""
+    """Play one whole game with the policy of a run and write it as a video."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunPath
     """The run directory."""
     checkpoint: Annotated[int | None, tyro.conf.arg(metavar="V")] = None
-    """Which version to play; the newest checkpoint if not given."""
+    """Version of the checkpoint to play. None: the newest."""
     output: Path | None = None
-    """The video, .mp4 or .gif; RUN/videos/v<version>.mp4 if not given."""
+    """Video to write: .mp4 or .gif. None: RUN/videos/v<version>.mp4."""
     seed: int = 0
-    """Which game: it is the one that `zmqrl eval` plays for this seed."""
+    """Seed of the game, the same game that `zmqrl eval` plays for this seed."""
     greedy: bool = False
-    """Take the most probable action, instead of drawing one."""
+    """Take the most probable action instead of sampling one."""
     seconds: float = 120.0
-    """Longest video; the game is left when it is full."""
+    """Maximum length of the video in seconds. A longer game is cut."""
     json: bool = False
     """Print one JSON object."""
 
@@ -63,7 +63,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Record one game and say what it is. Raises UsageError."""
+    """Record one game and print what it is. Raises UsageError."""
     output, seconds = options.output, options.seconds
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: a number above 0 and below 86400 (a day) is required.")
@@ -74,7 +74,7 @@ def run(options: Options) -> int:
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return 0
-    end = "" if result["whole"] else ", not to its end: --seconds sets how long a video may be"
+    end = "" if result["whole"] else ", cut: --seconds sets the maximum length"
     sys.stdout.write(
         f"{path}: {result['video_s']:.0f} s of {policy.env_id}, version {policy.version}, "
         f"seed {options.seed}, score {result['score']:g}{end}\n"
@@ -83,15 +83,15 @@ def run(options: Options) -> int:
 
 
 def video_path(run: Path, policy: Policy, name: str = "") -> Path:
-    """Where the video of a policy goes in its run directory: ``videos/<name>-v00001234.mp4``."""
+    """The path of a video in a run directory: ``videos/<name>-v00001234.mp4``."""
     return run / "videos" / f"{name}{'-' if name else ''}v{policy.version:08d}.mp4"
 
 
 def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: float = Options.seconds) -> dict[str, Any]:
-    """Play the game of ``seed`` and write it to ``path``; what is said about it, as ``--json`` prints it.
+    """Play the game of ``seed`` and write it to ``path``. Returns the result as ``--json`` prints it.
 
-    The policy sees its own frames; what is filmed is a second game in colour, with the same seed and actions.
-    Raises UsageError when the environment cannot be drawn or the file not be written.
+    The policy sees its own frames. The video shows a second game in colour, with the same seed and actions. Raises
+    UsageError when the environment cannot be drawn or the file cannot be written.
     """
     picture = make_picture(policy.env_id, policy.config.envs)
     whole = False
@@ -102,7 +102,7 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
                 screens, reward = picture.step(turn.action)
                 if np.float32(reward) != turn.reward:
                     raise UsageError(
-                        f"{policy.env_id} cannot be recorded: the same seed and actions do not give the same game."
+                        f"{policy.env_id} cannot be recorded: it does not repeat a game for the same seed and actions."
                     )
                 for screen in screens:
                     video.add(screen)
@@ -126,7 +126,7 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
 
 
 def main() -> None:
-    """Follow a run: record a game with each checkpoint that we are told of, under the name it is to have."""
+    """Record a game for each checkpoint that the supervisor names, under the name that it gives."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.record")
     told, run = Messages(), Path(job["run_dir"])
@@ -143,13 +143,13 @@ def main() -> None:
 
 
 class _Video:
-    """A video being written, enlarged by whole pixels so that it stays sharp."""
+    """An unfinished video, enlarged by whole pixels so that it stays sharp."""
 
     def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
-        path.touch()  # raises a clearer reason than ffmpeg gives
+        path.touch()  # raises a clearer error than ffmpeg
         self.frames = 0
         self._path, self._scale = path, max(1, HEIGHT // height)
-        self._gif = io.BytesIO()  # a writer that fails on a full disk tries again when it is deleted
+        self._gif = io.BytesIO()  # a writer that fails on a full disk would try again when it is deleted
         if path.suffix == ".gif":
             duration_ms = max(SHORTEST_MS, 1000 / frames_per_s)
             self._writer = imageio.get_writer(self._gif, format="GIF", duration=duration_ms, loop=0)
@@ -161,7 +161,7 @@ class _Video:
                 quality=8,
                 macro_block_size=1,
                 ffmpeg_log_level="quiet",
-                output_params=["-threads", "1"],  # the other cores may have a run to train
+                output_params=["-threads", "1"],  # a run may train on the other cores
             )
 
     def add(self, screen: Screen) -> None:
@@ -180,13 +180,13 @@ class _Video:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
             with self._path.open("ab") as file:
-                file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # raises the reason, such as a full disk
-            raise OSError(errno.EIO, "ffmpeg has written only a part of it")
+                file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # raises the cause, such as a full disk
+            raise OSError(errno.EIO, "ffmpeg wrote only a part of it")
 
 
 @contextmanager
 def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
-    """A video that begins with ``first``, and that appears at ``path`` whole or not at all."""
+    """A video that begins with ``first``. It appears at ``path`` whole or not at all."""
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``zmqrl launch``: the same run as ``zmqrl train``, on other hosts: over ssh, or on the nodes of a Slurm job."""
+"""``zmqrl launch``: ``zmqrl train`` on several hosts, over ssh or on the nodes of a Slurm job."""
 
 import dataclasses
 import hashlib
@@ -31,24 +31,24 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor import requeue
 from zmqrl.supervisor.run import train_on
 
-LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; with the time to end, agents wait 20 s for each other
+LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; a new daemon waits 20 s for the end of the old one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions):
-    """Train on several hosts: those of -H over ssh, or with --slurm the nodes of the Slurm job that this runs in.
+    """Train on several hosts: those of -H over ssh, or with --slurm the nodes of this Slurm job.
 
-    All options of `zmqrl train` go with it.
+    Accepts all options of `zmqrl train`.
     """
 
     requeue: bool = False
-    """When Slurm sends USR1 ahead of a time limit, put the job back into the queue; its next start goes on."""
+    """Requeue the job when Slurm sends USR1 before the time limit. Its next start resumes the run."""
     dry_run: bool = False
-    """Print what would be started where, and start nothing."""
+    """Print what would start on which host, and start nothing."""
     preflight: bool = True
-    """Look first whether the hosts have what the run needs, and reach each other, as `zmqrl doctor` does."""
+    """Check the hosts before the start, as `zmqrl doctor` does."""
     lease_s: float = 8.0
-    """Processes on a host end when nothing was heard from here for so long."""
+    """Seconds without contact after which a host ends its processes."""
 
 
 def command(arguments: list[str]) -> int:
@@ -62,11 +62,11 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
-    """Launch a run; the exit status. Raises ZmqrlError."""
+    """Launch a run and return the exit status. Raises ZmqrlError."""
     if options.hosts is not None and options.requeue:
-        raise UsageError("--requeue goes with --slurm only.")
+        raise UsageError("--requeue needs --slurm.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
-        raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g}.")
+        raise UsageError(f"--lease-s {options.lease_s}: {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g} seconds are required.")
     reach = options.reach()
     check(config, reach.hosts)
     if options.requeue and reach.job is not None:
@@ -81,7 +81,7 @@ def run(options: Options, config: Config) -> int:
 
 
 def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:
-    """Connect to all hosts and place the processes on them. Raises ClusterError that names each that fails."""
+    """Connect to all hosts and place the processes on them. Raises ClusterError that names each failed host."""
     reach = options.bring(reach, _say)
     hosts, work = reach.hosts, place_of(directory, reach.home)
     links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
@@ -97,7 +97,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         preflight.Verdict(unknown).check()
         files = Mirror(links, directory, host_of)
         if not config.resume:
-            files.clean(whole=False)  # of an earlier run in a directory of this name
+            files.clean(whole=False)  # files of an earlier run in a directory of this name
         places = dict(host_of) | {probe: host for host, probe in probe_ids(links).items()}
         launcher = Daemons(links, places.__getitem__, files=files)
         notices = placement.notices
@@ -121,18 +121,18 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
 
 
 def place_of(directory: RunDirectory, home: str) -> str:
-    """The name of this run's place on any host: the same for every sitting of the run, and for no other run.
+    """The name of this run's directory on every host. It is the same for all sessions of the run, and unique to it.
 
-    ``home`` says on which machine the directory is.
+    ``home`` is the machine that has the run directory.
     """
     identity = f"{home}:{directory.path}"
     return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def other_code(up: Up, instead: str) -> str:
-    """What is wrong with a host that has not the code that is here, and what to do ``instead``."""
+    """The sentence for a host with other code, and what to do ``instead``."""
     there = f"{up.zmqrl}, code {up.code[:8]}"
-    return f"zmqrl there ({there}) is not the one here (code {code_hash()[:8]}): {instead}"
+    return f"zmqrl there ({there}) differs from zmqrl here (code {code_hash()[:8]}): {instead}"
 
 
 def _say(text: str) -> None:
@@ -141,14 +141,14 @@ def _say(text: str) -> None:
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
-    """What a dry run prints. No host is asked: it is taken to have as many cores as slots, or else as this one."""
+    """Print a dry run. No host is contacted: the cores are assumed to be its slots, or those of this machine."""
     here = len(os.sched_getaffinity(0))
     cores = {host.name: reach.cores_given.get(host.name, host.slots or here) for host in reach.hosts}
     placement = place_run(config, reach.hosts, cores)
     hosts, first = reach.hosts, list[str]()
     if options.sync == "wheel":
         hosts = tuple(dataclasses.replace(host, python=host.python or PYTHON) for host in hosts)
-        first = ["with an environment for this zmqrl made first, whose Python then takes the place of the one here:"]
+        first = ["after --sync made an environment with this zmqrl on each host, with the Python of that environment:"]
     commands = [shlex.join(reach.command(host)) for host in hosts]
     lines = [placement.table(), *placement.notices, "", *first, *commands]
     sys.stdout.write("\n".join(lines) + "\n")

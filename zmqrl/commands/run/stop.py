@@ -1,4 +1,4 @@
-"""``zmqrl stop``: as the first Ctrl-C, from another terminal."""
+"""``zmqrl stop``: the first Ctrl-C, from another terminal."""
 
 import os
 import signal
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from zmqrl.commands.inspect.living import Living
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import RunPath, parse
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.slurm import is_over
@@ -21,12 +19,12 @@ from zmqrl.process import interruptible
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Let a run end with a checkpoint, and wait until it has; of a killed one, wait until its processes have ended."""
+    """End a run with a checkpoint, and wait for the end of its processes."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunPath
     """The run directory."""
     within_s: float = 120.0
-    """How long to wait."""
+    """Maximum wait in seconds."""
 
 
 def command(arguments: list[str]) -> int:
@@ -40,16 +38,16 @@ def run(options: Options) -> int:
     living = Living.read(options.run)
     deadline = time.monotonic() + options.within_s
     if living.is_alive():
-        while living.cluster is None and living.is_alive():  # it comes with the shards
+        while living.cluster is None and living.is_alive():  # until the shards are up
             if time.monotonic() > deadline:
-                raise ClusterError(f"{options.run} has not come up within {options.within_s:g} s; see its logs.")
+                raise ClusterError(f"{options.run} did not come up within {options.within_s:g} s; see its logs.")
             time.sleep(0.1)
             living = Living.read(options.run)
         if living.cluster is not None and living.is_alive():
             _tell(options.run, living, living.cluster["supervisor"])
         while living.is_alive():
             if time.monotonic() > deadline:
-                raise ClusterError(f"{options.run} has not ended within {options.within_s:g} s; see its logs.")
+                raise ClusterError(f"{options.run} did not end within {options.within_s:g} s; see its logs.")
             time.sleep(0.1)
         sys.stdout.write(f"{options.run} has ended\n")
         return 0
@@ -57,14 +55,14 @@ def run(options: Options) -> int:
         raise UsageError(f"{options.run} is not running.")
     while busy := [host for host, answer in living.hosts().items() if _may_have_processes(answer)]:
         if time.monotonic() > deadline:
-            raise ClusterError(f"processes of {options.run} may still run on {', '.join(busy)}.")
+            raise ClusterError(f"processes of {options.run} may still run on {', '.join(busy)}; try again.")
         time.sleep(1.0)
     sys.stdout.write(f"no process of {options.run} is left on its hosts\n")
     return 0
 
 
 def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
-    """Ask the supervisor for the end. Raises UsageError when it is out of reach."""
+    """Tell the supervisor to end the run. Raises UsageError when that is impossible from here."""
     if not living.is_here:
         raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
     try:
@@ -72,9 +70,9 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
     except ProcessLookupError:
         pass  # it has just ended
     except PermissionError as error:
-        raise UsageError(f"{run} is somebody else's run.") from error
+        raise UsageError(f"{run} is the run of another user: only that user can stop it.") from error
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Of a host, by what it says or why it cannot be asked."""
+    """Whether a host with this answer, or this reason for none, can still have processes of the run."""
     return not is_over(answer) if isinstance(answer, str) else answer.alive

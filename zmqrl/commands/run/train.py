@@ -32,7 +32,9 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
     options = _with_profile_default(arguments[1:] if recipe else arguments)
     if recipe is not None and recipe not in RECIPES:
-        raise UsageError(f"unknown recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; there are {', '.join(RECIPES)}.")
+        raise UsageError(
+            f"unknown recipe {recipe!r}{did_you_mean(recipe, RECIPES)}; choose one of {', '.join(RECIPES)}."
+        )
     resumed = None if {"-h", "--help"} & set(options) else parse_known(Resumed, options, "zmqrl train")[0]
     if resumed is None or not resumed.resume:
         default = adapt(RECIPES[recipe or "breakout"]())

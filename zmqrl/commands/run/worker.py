@@ -1,4 +1,4 @@
-"""``zmqrl worker``: join a living run from its ``cluster.json``."""
+"""``zmqrl worker``: an external worker that joins a run by its ``cluster.json``."""
 
 import os
 import time
@@ -10,7 +10,7 @@ import tyro
 
 from zmqrl.hosts.daemons import PATIENCE
 
-os.environ.update(PATIENCE | os.environ)  # before torch comes with its OpenMP
+os.environ.update(PATIENCE | os.environ)  # before the import of torch, which loads OpenMP
 
 from zmqrl.commands.options import parse
 from zmqrl.config import Config
@@ -25,16 +25,16 @@ from zmqrl.worker import join
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Join a living run as one of its open ranks, and work until it ends."""
+    """Join a run as an external worker, and work until it ends."""
 
-    cluster: tyro.conf.Positional[Path]
+    cluster: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR/cluster.json")]
     """The cluster.json of the run."""
     rank: int | None = None
-    """Which open rank; not needed where only one is open. A worker that has it already is replaced, and ends."""
+    """Open rank to take, needed if several are open. Replaces a worker that has it."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Threads for games and network."""
+    """Number of threads for games and network."""
     any_code: bool = False
-    """Join a run of another zmqrl too, if you know that the two go together."""
+    """Join even if the run uses other code. Only for versions that you know to be compatible."""
 
 
 def command(arguments: list[str]) -> int:
@@ -44,26 +44,26 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Work as an outside worker until the run ends. Raises ZmqrlError."""
+    """Work as an external worker until the run ends. Raises ZmqrlError."""
     cluster, config = Cluster.read(options.cluster), Config.read(options.cluster)
     if options.threads < 1:
-        raise UsageError(f"--threads {options.threads}: at least 1 is needed.")
+        raise UsageError(f"--threads {options.threads}: at least 1 thread is required.")
     rank, ranks = options.rank, ", ".join(map(str, cluster.open_ranks))
     if rank is None:
         if not cluster.open_ranks:
             raise UsageError(f"{options.cluster} has no open rank: start the run with --external-workers.")
         if len(cluster.open_ranks) > 1:
-            raise UsageError(f"several ranks are open ({ranks}): choose by --rank.")
+            raise UsageError(f"several ranks are open ({ranks}): choose one with --rank.")
         rank = cluster.open_ranks[0]
     elif rank not in cluster.open_ranks:
-        raise UsageError(f"rank {rank} is not open; open are {ranks or 'none'}.")
+        raise UsageError(f"--rank {rank}: this rank is not open; open ranks: {ranks or 'none'}.")
     if cluster.key_files is not None:
         path = options.cluster.parent / cluster.key_files[rank]
         cluster = replace(cluster, keys=ClientKeys.read(path, run=cluster.run, rank=rank))
     with never_waiting():
         log = log_to_stderr("zmqrl.worker")
         log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-        # Where the run is, it learns only when it has joined; the time is as good to seed its games with.
+        # The version of the run is known only after joining. The time is as good a seed for the games.
         join(
             cluster,
             config,

@@ -1,4 +1,4 @@
-"""Where the rows of a run go besides its directory: TensorBoard, MLflow, Weights & Biases."""
+"""Trackers, which get the rows of a run: TensorBoard, MLflow, Weights & Biases."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from zmqrl.errors import UsageError
 from zmqrl.rundir import RunDirectory
 
-ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that is farther behind does not come back
+ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that is further behind does not recover
 CLOSE_WITHIN_S: Final = 30.0
 
 
@@ -23,14 +23,14 @@ class Tracker(Protocol):
         """Take ``row`` of ``metrics.jsonl``, at version ``step``."""
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Take the contents of ``summary.json`` and finish; without any, the run ended before it had one."""
+        """Take the content of ``summary.json`` and finish. None: the run ended without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracked:
-    """The run that is tracked: its directory and its settings as plain data.
+    """A run: its directory, and its settings as plain data.
 
-    ``resumed_at`` is the version from which it is resumed, None for a new run.
+    ``resumed_at`` is the version that it resumes from, None for a new run.
     """
 
     directory: RunDirectory
@@ -57,7 +57,7 @@ def _wandb(run: Tracked) -> Tracker:
 
 
 class Kind(NamedTuple):
-    """How a tracker is made, and what has to be installed for it."""
+    """How to make a tracker, and what must be installed for it."""
 
     make: Callable[[Tracked], Tracker]
     module: str
@@ -77,23 +77,23 @@ def check_installed(names: Iterable[str]) -> None:
         spec = importlib.util.find_spec(KINDS[name].module)
         # A directory of that name, such as the wandb/ that W&B leaves, looks like a package without a file.
         if spec is None or spec.origin is None:
-            raise UsageError(f"--trackers {name}: it is not installed; pip install {KINDS[name].packages}.")
+            raise UsageError(f"--trackers {name}: not installed; run pip install {KINDS[name].packages}.")
 
 
 class Trackers:
-    """All trackers of a run. What goes wrong with one is told once by ``notice``, and the run goes on without it."""
+    """All trackers of a run. When one fails, ``notice`` reports it once, and the run continues without it."""
 
     def __init__(self, names: Iterable[str], run: Tracked, notice: Callable[[str], None]) -> None:
         self._summary = run.directory.summary
         self._feeds = [_Feed(name, run, notice) for name in dict.fromkeys(names)]
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Hand ``row`` to every tracker. Never waits."""
+        """Give ``row`` to every tracker. Never waits."""
         for feed in self._feeds:
             feed.put(_Row(row, step))
 
     def close(self, within_s: float) -> None:
-        """Hand on the run's summary, if it has one, and wait until all have taken everything, at most ``within_s``."""
+        """Give the summary of the run, if it exists, to all trackers. Wait for them, at most ``within_s``."""
         try:
             summary = json.loads(self._summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -116,7 +116,7 @@ class _End(NamedTuple):
 
 
 class _Feed:
-    """Feeds one tracker from a thread of its own: there it may import, wait for a network and fail."""
+    """Feeds one tracker from its own thread, where it can import, wait for a network and fail."""
 
     def __init__(self, name: str, run: Tracked, notice: Callable[[str], None]) -> None:
         self._name, self._run, self._notice = name, run, notice
@@ -136,7 +136,7 @@ class _Feed:
             self._error = error
 
     def put(self, item: _Row | _End) -> None:
-        """Hand ``item`` on; give the tracker up when it has failed, or takes nothing any more. Never waits."""
+        """Give ``item`` to the tracker. Gives up on a tracker that failed or takes nothing. Never waits."""
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
@@ -144,19 +144,19 @@ class _Feed:
         self._look()
 
     def join(self, deadline: float) -> bool:
-        """Wait until the tracker has closed, at most until ``deadline`` on the monotonic clock; whether it has."""
+        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether it has."""
         if not self._given_up:
             self._thread.join(max(0.0, deadline - time.monotonic()))
         self._look()
         return not self._thread.is_alive()
 
     def _look(self) -> None:
-        # The thread leaves its error to us: a console is drawn by the run's own thread.
+        # The thread leaves its error to us, because only the thread of the run may draw the console.
         if self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 
     def give_up(self, why: str) -> None:
-        """Go on without the tracker, and tell why, once."""
+        """Continue without the tracker, and report why, once."""
         if not self._given_up:
             self._given_up = True
-            self._notice(f"{self._name} is left out from here on: {why}")
+            self._notice(f"the run continues without {self._name}: {why}")

@@ -13,19 +13,19 @@ from mlflow.entities import Metric, Param
 from zmqrl.observe.records import flat
 from zmqrl.observe.trackers.tensorboard import scalars
 
-PARAMS_AT_ONCE: Final = 100  # as many as MLflow takes
+PARAMS_AT_ONCE: Final = 100  # the limit of MLflow
 STATUS: Final = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MLflow:
-    """One MLflow run. A run directory that has had one goes on with it.
+    """One MLflow run. A resumed run continues its own.
 
-    ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_ID`` and ``MLFLOW_EXPERIMENT_NAME`` say where; without the first it is
-    ``mlflow.db`` in the run directory, without the others the experiment ``zmqrl``.
+    ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_ID`` and ``MLFLOW_EXPERIMENT_NAME`` say where. The defaults are
+    ``mlflow.db`` in the run directory, and the experiment ``zmqrl``.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """``path`` is the run directory. Raises whatever MLflow does, such as MlflowException."""
+        """``path`` is the run directory. Raises the errors of MLflow, such as MlflowException."""
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # the console is ours
         server = os.environ.get("MLFLOW_TRACKING_URI")
         self._client = MlflowClient(tracking_uri=server or f"sqlite:///{path / 'mlflow.db'}")
@@ -33,7 +33,7 @@ class MLflow:
         if known.exists():
             self._run = known.read_text(encoding="utf-8").strip()
             self._client.update_run(self._run, status="RUNNING")
-            return  # with the settings it began with: MLflow lets nobody change them
+            return  # the settings stay those of its start: MLflow does not allow changes
         experiment = self._experiment(None if server else (path / "mlflow-artifacts").as_uri())
         self._run = self._client.create_run(experiment, run_name=path.name).info.run_id
         known.write_text(f"{self._run}\n", encoding="utf-8")
@@ -50,7 +50,7 @@ class MLflow:
         return str(found.experiment_id if found else self._client.create_experiment(name, artifact_location=artifacts))
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write the numbers of ``row`` at version ``step``, under the names that TensorBoard has for them."""
+        """Write the numbers of ``row`` at version ``step``, with the names of the TensorBoard tracker."""
         now_ms = int(1000 * time.time())
         metrics = [Metric(name, value, now_ms, step) for name, value in scalars(row)]
         self._client.log_batch(self._run, metrics=metrics)

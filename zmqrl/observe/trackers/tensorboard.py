@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl`` for TensorBoard, under the groups that CleanRL made common."""
+"""The rows of ``metrics.jsonl`` for TensorBoard, in the groups that CleanRL uses."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,22 +31,22 @@ _GROUPS = {
 
 
 class TensorBoard:
-    """Writes the numbers of a row as scalars; the x-axis is the version, agent steps are a chart of their own."""
+    """Writes the numbers of a row as scalars. The x-axis is the version. Agent steps are a separate chart."""
 
     def __init__(self, directory: Path, *, resumed_at: int | None = None) -> None:
-        """``resumed_at`` hides what an earlier start of this run logged for this version and later ones."""
-        # Here, because importing it takes seconds that other commands should not pay.
+        """``resumed_at`` hides what an earlier session logged from this version on."""
+        # Imported here, because it takes seconds that other commands do not need.
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(directory), purge_step=resumed_at, flush_secs=10)
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write ``row`` of ``RunMetrics`` at version ``step``. What is null in it is left out."""
+        """Write ``row`` of ``RunMetrics`` at version ``step``, without null values."""
         for tag, value in scalars(row):
             self._writer.add_scalar(tag, value, step)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Write what is left. TensorBoard has no place for a ``summary``."""
+        """Flush. TensorBoard has no place for a ``summary``."""
         self._writer.close()
 
 

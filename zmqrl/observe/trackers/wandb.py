@@ -11,19 +11,19 @@ import wandb
 from zmqrl.errors import UsageError
 from zmqrl.observe.trackers.tensorboard import scalars
 
-FINISH_WITHIN_S: Final = 20.0  # what is not uploaded by then stays on disk, for wandb sync
+FINISH_WITHIN_S: Final = 20.0  # the rest stays on disk, for wandb sync
 
 
 class WandB:
-    """One run of Weights & Biases. A run directory that has had one goes on with it.
+    """One run of Weights & Biases. A resumed run continues its own.
 
     W&B's own variables say where: ``WANDB_MODE``, ``WANDB_PROJECT`` (``zmqrl`` without it), ``WANDB_NAME``, ...
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """``path`` is the run directory. Raises UsageError without an API key, else whatever W&B does."""
+        """``path`` is the run directory. Raises UsageError without an API key, else the errors of W&B."""
         session = wandb.setup(wandb.Settings(silent=True, console="off", finish_timeout=FINISH_WITHIN_S))
-        # Asked for a key by W&B itself, nobody could answer: the terminal is the run's.
+        # W&B must not ask for a key: the terminal belongs to the run.
         if session.settings.mode == "online" and not wandb.login(prompt=False):
             raise UsageError("it has no API key: run wandb login, or set WANDB_MODE=offline.")
         known = path / "wandb-run-id"
@@ -38,15 +38,15 @@ class WandB:
             config=dict(settings),
             allow_val_change=True,
         )
-        # W&B's own step may only grow, but a run that goes back to a checkpoint makes versions again.
+        # The step of W&B can only grow, but a run that goes back to a checkpoint repeats versions.
         self._run.define_metric("*", step_metric="charts/version")
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write the numbers of ``row``, which has its version ``step`` in it, under TensorBoard's names."""
+        """Write the numbers of ``row``, which contains its version, with the names of the TensorBoard tracker."""
         self._run.log(dict(scalars(row)))
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Add ``summary`` to the run's and finish it."""
+        """Add ``summary`` to the summary of the W&B run, and finish that run."""
         if summary is not None:
             self._run.summary.update(dict(summary))
         self._run.finish(exit_code=int(summary is None or summary["exit_reason"] == "failed"))
