@@ -56,7 +56,7 @@ def test_a_full_disk_is_told_of_when_it_begins_and_leaves_whole_lines(tmp_path: 
         file.write_or_tell({"version": 5}, told.append)
     file.close()
     assert lines(path) == [{"version": 1}, {"version": 4}]
-    assert [text.startswith(f"{path} misses lines from here on: ") for text in told] == [True, True]
+    assert [text.startswith(f"cannot append to {path}, lines will be missing: ") for text in told] == [True, True]
 
 
 def test_rows_above_a_version_and_those_that_were_overtaken_go_to_a_file_of_their_own(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ ORDER = (
     ("__main__",),
 )
 LEVELS = {unit: level for level, units in enumerate(ORDER) for unit in units}
+DAEMON_OF_OLDER_CODE = "zmqrl.cluster.agent"  # stands in cluster.json files that older code wrote
 FOR_HOSTD = (
     "zmqrl",
     "zmqrl.errors",
@@ -163,4 +164,4 @@ def test_every_module_that_is_named_exists() -> None:
         *(("the table of commands", f"zmqrl.commands.{command.module}.command") for command in COMMANDS.values()),
     ]
     assert len(found) > 20, "the search finds nothing any more"
-    assert not [f"{place} names {name}" for place, name in found if not exists(name)]
+    assert not [f"{place} names {name}" for place, name in found if not exists(name) and name != DAEMON_OF_OLDER_CODE]

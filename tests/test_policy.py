@@ -81,7 +81,7 @@ def test_one_observation_gives_one_action_and_a_batch_gives_one_each(cartpole: P
     for policy, observations in ((cartpole, np.zeros((5, 4), np.float64)), (breakout, frames(5))):
         actions = policy.act(observations)
         assert isinstance(actions, np.ndarray)
-        assert (actions.shape, actions.dtype) == ((5,), np.int64)
+        assert (actions.shape, actions.dtype) == ((5,), np.dtype(np.int64))
         action = policy.act(observations[0], greedy=True)
         assert isinstance(action, int)
         assert 0 <= action < policy.spec.num_actions
@@ -120,7 +120,7 @@ def test_a_generator_decides_the_actions_in_a_batch_as_one_by_one(breakout: Poli
 def test_a_network_turned_to_float64_computes_in_it_from_end_to_end(name: str) -> None:
     """A float32 anywhere on the way would leave an error of about 1e-7 between one batch and another."""
     model = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="bfloat16"))
-    torch.nn.init.normal_(model.actor.weight)
+    torch.nn.init.normal_(model.get_parameter("actor.weight"))
     single = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="float32"))
     single.load_state_dict(model.state_dict())
     model.double()

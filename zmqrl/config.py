@@ -172,7 +172,7 @@ class Config:
     external_workers: int = 0
     """M: leave the last M ranks open for workers started with `zmqrl worker`."""
     act_only: bool = False
-    """Play, but push zeros instead of gradients, to measure everything else."""
+    """Push zeros instead of computed gradients, to measure the run without learning."""
     profile: int | None = None
     """Trace this many versions to DIR/trace.json. Without a number: 100."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)

@@ -47,7 +47,7 @@ class JsonLines:
             self._failing = False
         except OSError as error:
             if not self._failing:
-                notice(f"{self.path} misses lines from here on: {error.strerror}")
+                notice(f"cannot append to {self.path}, lines will be missing: {error.strerror}")
             self._failing = True
 
     def rewind(self, version: int, generation: int) -> None:

@@ -20,7 +20,7 @@ from support.paths import TESTS
 from support.rig import ending, eventually, is_alive
 from support.slurm import NODES, Slurm
 
-from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import HERE
 from zmqrl.hosts.launcher import Exited, Said, Task
 from zmqrl.hosts.link import Link
@@ -54,9 +54,9 @@ class Place:
             self.host, self.command(), work=str(work), lease_s=self.lease_s, environment={"PYTHONPATH": str(TESTS)}
         )
 
-    def launcher(self, work: Path) -> Daemons:
+    def launcher(self, work: Path) -> DaemonLauncher:
         # The same environment on every host; there, ssh would not take this one along.
-        return Daemons({self.host: self.link(work)}, lambda name: self.host)
+        return DaemonLauncher({self.host: self.link(work)}, lambda name: self.host)
 
 
 class OverSSH(Place):
@@ -281,13 +281,13 @@ def test_an_agent_that_is_killed_takes_its_processes_with_it_and_is_started_anew
 LAUNCHING = """
 import json, sys, time
 from pathlib import Path
-from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.launcher import Said, Task
 from zmqrl.hosts.link import Link
 from zmqrl.process_id import worker_id
 where, host, command, lease_s, tests = json.loads(sys.argv[1])
 link = Link(host, command, work=where + "/work", lease_s=lease_s, environment={"PYTHONPATH": tests})
-launcher = Daemons({host: link}, lambda process: host)
+launcher = DaemonLauncher({host: link}, lambda process: host)
 for rank, job in enumerate([{"with_children": True}, {"stubborn": True}]):
     log_path = Path(where) / f"{rank}.log"
     launcher.start(Task(process=worker_id(rank), module="support.a_child", job=job, log_path=log_path, threads=1))
@@ -339,7 +339,12 @@ def test_a_directory_that_cannot_be_used_is_named(place: Place, where: Path) -> 
     launcher = place.launcher(Path("/proc/version/work"))
     launcher.start(Task(process=ONE, module="support.a_child", job={}, log_path=where / "one.log", threads=1))
     events: list[Said | Exited] = []
-    eventually(lambda: events.extend(launcher.poll()) or events, "its end", WITHIN_S)
+
+    def has_said() -> bool:
+        events.extend(launcher.poll())
+        return bool(events)
+
+    eventually(has_said, "its end", WITHIN_S)
     (end,) = events
     assert isinstance(end, Exited)
     assert "cannot use /proc/version/work: Not a directory" in end.how()
@@ -419,3 +424,8 @@ def test_nothing_about_a_run_is_on_the_command_line_of_any_host(lab: Lab, far: O
     assert "a-secret" not in shown
     assert str(where) not in shown
     watched.launcher.close()
+
+
+def test_a_link_that_older_code_wrote_down_runs_the_daemon_of_today() -> None:
+    old = {"host": "h1", "command": ["ssh", "h1", "exec python -m zmqrl.cluster.agent"], "work": "run", "lease_s": 8.0}
+    assert Link.from_dict(old).command == ["ssh", "h1", "exec python -m zmqrl.hostd.daemon"]

@@ -244,7 +244,7 @@ def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(wo
     world.mirror.clean(whole=True, but=["h2"])
     assert [host.asked for host in world.hosts.values()] == [[h.Clean(whole=True)], []]
     world.hosts["h1"].asked.clear()
-    world.hosts["h2"].up = {}
+    world.hosts["h2"].up = "up"
     assert world.mirror.bring_home(lambda: None, within_s=0.1) == ["h1", "h2"]
 
 

@@ -144,8 +144,13 @@ def test_only_a_second_ctrl_c_ends_a_run_at_once(
 def test_a_run_that_a_user_interrupts_is_not_requeued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requeue, "scontrol", None)
     assert requeue.requeued("7", lambda: 130) == 130
+
+    def interrupted() -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
     with pytest.raises(KeyboardInterrupt):
-        requeue.requeued("7", partial(signal.raise_signal, signal.SIGINT))
+        requeue.requeued("7", interrupted)
 
 
 def test_minutes_are_those_of_all_starts_of_the_job_together(tmp_path: Path) -> None:
@@ -275,9 +280,9 @@ def test_a_job_that_cannot_be_requeued_is_told_at_once(
     allocated = slurm.allocate()
     submitted = slurm("sbatch", "--parsable", "--no-requeue", "--wrap", "sleep 1", cwd=tmp_path).strip()
     try:
-        with pytest.raises(UsageError, match="needs --run-dir"):
+        with pytest.raises(UsageError, match="requires --run-dir"):
             requeue.check(submitted, Config())
-        with pytest.raises(UsageError, match="is for jobs of sbatch"):
+        with pytest.raises(UsageError, match="was not submitted with sbatch"):
             requeue.check(allocated, Config(run_dir=tmp_path))
         with pytest.raises(UsageError, match="submit it with sbatch --requeue"):
             requeue.check(submitted, Config(run_dir=tmp_path))

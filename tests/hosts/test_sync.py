@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import zmqrl
+from zmqrl.errors import UsageError
 from zmqrl.hostd import messages as h
 from zmqrl.hosts import sync
 from zmqrl.hosts.link import Link
@@ -174,8 +176,8 @@ def test_a_host_with_an_old_python_is_told_of(tmp_path: Path) -> None:
 
 def test_without_an_installed_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
-        raise sync.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(sync.metadata, "distribution", missing)
-    with pytest.raises(sync.UsageError, match="is not installed here"):
+    monkeypatch.setattr(metadata, "distribution", missing)
+    with pytest.raises(UsageError, match="is not installed here"):
         sync.request()

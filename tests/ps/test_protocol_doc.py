@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import zmq
 from support.paths import ROOT
+from support.stand_ins import received
 
 from zmqrl.config import Config, WireConfig
 from zmqrl.hosts.deployment import on_this_machine
@@ -261,16 +262,17 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
     sizes: dict[m.Codec, int] = {"f32": 64, "bf16": 32}
     identity = e.Identity(run="r", layout="l", shard=0, incarnation=1, codec="f32", payload_bytes=sizes, secret="s")
     machine = ShardMachine(identity, ShardTiming())
-    tallies = {"late": 0, "duplicate": 0, "rejected": 0}
     record = e.Record(
         generation=2,
         version=5,
         view=e.View(7, 2, (0, 1, 2)),
         quorum=1,
         ranks=(0,),
+        late=0,
+        duplicate=0,
+        rejected=0,
         tallies={},
         unattributed=0,
-        **tallies,
     )
     machine.handle(e.StateRestored(record, recovered=True), 0.0)
     for rank in range(3):
@@ -285,7 +287,7 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
         whole |= {"incarnation": 100 + rank, "attempt": 0, "codec": "f32"}
         header = m.Gradient(**whole | {name: value for name, value in faults.items() if name in whole})
         finite = faults.get("finite", True)
-        machine.handle(e.GradientArrived(header, b"", faults.get("payload_bytes", 64), lambda: finite), 0.0)
+        machine.handle(e.GradientArrived(header, received(b""), faults.get("payload_bytes", 64), lambda: finite), 0.0)
 
     if fault is None:
         machine.handle(e.MalformedArrived(), 0.0)

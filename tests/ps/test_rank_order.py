@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.protocol_model import LAYOUT, RUN
+from support.stand_ins import received, stood_in
 
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
@@ -60,10 +61,11 @@ def trained(shards: int, order: Callable[[int, int], tuple[int, ...]], *, consis
                     attempt=0,
                     codec="f32",
                 )
-                event = e.GradientArrived(header, GRADIENTS[version, rank][cut], 1, lambda: True)
+                event = e.GradientArrived(header, received(GRADIENTS[version, rank][cut]), 1, lambda: True)
                 for action in machine.handle(event, 0.0):
                     if isinstance(action, e.Accumulate):
-                        total = action.payload.copy() if action.first else total + action.payload
+                        gradient: Floats = stood_in(np.ndarray, action.payload)
+                        total = gradient.copy() if action.first else total + gradient
                     elif isinstance(action, e.Update):
                         weights -= np.float32(0.01) * (total / np.float32(action.record.quorum)) * weights
                         machine.handle(e.Updated(action.record), 0.0)

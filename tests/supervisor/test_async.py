@@ -12,6 +12,7 @@ import pytest
 from support.rig import HISTORY_KEYS, Worker, random_pause_s, served, toy_gradient
 from support.run_rig import Run, RunFiles, training
 from support.shard_rig import RECORD, make_version, opened, push, tallies
+from support.stand_ins import frame
 from support.worker_rig import bye, heartbeat, need, of, pushed, snapshot, snapshots, weights, welcomed
 
 from zmqrl.ps.cluster_file import Cluster
@@ -78,7 +79,8 @@ def computing(*versions: int) -> WorkerMachine:
     actions = [action for shard, version in enumerate(versions) for action in weights(worker, shard, version)]
     (assembled,) = of(Assembled, actions)
     assert assembled.version == min(versions)
-    assert [payload for _, payload in assembled.payloads] == [f"slice {s} of {v}" for s, v in enumerate(versions)]
+    slices = [frame(f"slice {shard} of {version}") for shard, version in enumerate(versions)]
+    assert [payload for _, payload in assembled.payloads] == slices
     return worker
 
 

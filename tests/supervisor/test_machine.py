@@ -29,7 +29,8 @@ class Run:
     """A run of two shards and three workers, whose shards answer as real ones do."""
 
     def __init__(self, **options: Any) -> None:
-        given = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2} | options
+        given: dict[str, Any] = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2}
+        given |= options
         self.machine = SupervisorMachine(ranks=3, local_ranks=range(3), generation=0, checkpoint_every_s=60.0, **given)
         self.now = 100.0
         self.present = {0, 1, 2}
@@ -82,14 +83,14 @@ class Run:
 
     def welcome(self, shard: int) -> m.Welcome:
         stands = {name: value for name, value in self.stands[shard].items() if name not in ("stop", "captured")}
-        view = {"quorum": 2, "members": (0, 1, 2), "codec": "f32", "published": True}
+        view: dict[str, Any] = {"quorum": 2, "members": (0, 1, 2), "codec": "f32", "published": True}
         return m.Welcome(run=RUN, shard=shard, **stands, **view)
 
     def stats(self, shard: int) -> m.Stats:
         present = tuple(sorted(self.present))
-        seen = {"present": present, "silent_ms": (0,) * len(present), "tallies": (), "held": (), "failure": ""}
-        kept = {"quorum": 2, "totals": (0, 0, 0, 0), "captured_totals": (), "unattributed": 0}
-        return m.Stats(run=RUN, shard=shard, **self.stands[shard], **seen, **kept)
+        seen: dict[str, Any] = {"present": present, "silent_ms": (0,) * len(present), "tallies": (), "held": ()}
+        kept: dict[str, Any] = {"quorum": 2, "totals": (0, 0, 0, 0), "captured_totals": (), "unattributed": 0}
+        return m.Stats(run=RUN, shard=shard, failure="", **self.stands[shard], **seen, **kept)
 
     def make_version(self) -> None:
         for stands in self.stands.values():
@@ -141,7 +142,7 @@ def test_a_shard_that_does_not_come_up_fails_the_run_and_is_named() -> None:
     )
     run.machine.begin(run.now)
     run.feed(e.ShardBound(0))
-    assert e.Fail("shard 1 did not come up within 60 s") in run.ticks(61.0)
+    assert e.Fail("shard 1 did not come up within 60 s", see_logs=True) in run.ticks(61.0)
 
 
 def test_a_shard_that_comes_back_with_its_state_is_told_the_view_and_the_run_goes_on(run: Run) -> None:
@@ -271,7 +272,7 @@ def test_a_checkpoint_that_failed_is_due_again_a_period_later(run: Run) -> None:
 
 def test_a_checkpoint_that_failed_is_put_off_and_told(run: Run) -> None:
     run.feed(e.CheckpointFailed(7, "no space"))
-    assert run.actions[-1] == e.Notice("checkpoint of version 7 put off: no space")
+    assert run.actions[-1] == e.Notice("checkpoint of version 7 postponed: no space")
 
 
 def test_a_follower_can_ask_for_a_checkpoint_before_it_is_due(run: Run) -> None:
@@ -287,7 +288,7 @@ def test_a_run_shrinks_to_the_living_and_grows_again() -> None:
     since = len(run.actions)
     run.ticks(SHRINK_AFTER_S + 1.0)
     assert {view.view.quorum for view in run.told(e.TellView, since)} == {1}
-    assert e.Notice("going on with 1 workers instead of 2") in run.actions[since:]
+    assert e.Notice("continuing with 1 of 2 workers") in run.actions[since:]
     run.present = {0, 2}
     run.ticks(1.0)
     assert run.machine.membership.view == View(3, 2, (0, 1, 2))
@@ -372,7 +373,46 @@ def test_a_shard_that_loses_its_state_while_the_run_ends_fails_it(run: Run) -> N
     run.kill_shard(1)
     run.start_shard(1)
     run.feed(e.ShardSaid(1, run.welcome(1)))
-    assert run.actions[-1] == e.Fail("shard 1 came back without the newest state, and the run ends.")
+    assert e.Fail("shard 1 came back without the newest state, and the run ends.") in run.ticks(TURN_S)
+
+
+def test_a_rollback_that_was_due_before_the_run_ends_fails_it(run: Run) -> None:
+    run.ticks(2.0, versions=True)
+    run.kill_shard(0)
+    run.start_shard(0)
+    run.kill_shard(1)
+    run.ticks(0.5)
+    run.feed(e.Ending())
+    assert e.Fail("shard 0 came back without the newest state, and the run ends.") in run.ticks(TURN_S)
+
+
+def test_what_workers_say_of_lost_versions_is_too_late_while_the_run_ends(run: Run) -> None:
+    run.feed(e.Ending())
+    for rank in range(3):
+        run.feed(e.ShardSaid(0, m.Lost(run=RUN, shard=0, rank=rank, version=9)))
+    assert run.machine.shards.rollback is None
+
+
+def test_a_load_that_fails_does_not_hide_that_newer_versions_exist(run: Run) -> None:
+    run.ticks(2.0, versions=True)
+    newest = run.stands[0]["version"]
+    run.kill_shard(1)
+    run.start_shard(1)
+    run.act = lambda action: None  # type: ignore[method-assign]
+    run.feed(e.ShardSaid(1, run.welcome(1)))
+    run.ticks(0.5)
+    run.feed(e.NotLoaded("shard 0 did not answer"))
+    assert run.machine.shards.seen[0] == newest, "so that the state of the shards is kept for --resume"
+
+
+def test_workers_are_not_silent_while_a_rollback_waits_for_a_shard(run: Run) -> None:
+    run.ticks(2.0, versions=True)
+    run.kill_shard(1)
+    run.ticks(0.5)
+    run.machine.shards.rollback = "shard 0 lost versions"
+    since = len(run.actions)
+    run.ticks(HUNG_S + 2.0)
+    assert run.told(e.TellSilence, since) == run.told(e.KillProcess, since) == []
 
 
 def test_a_worker_that_leaves_a_run_that_ends_is_not_restarted(run: Run) -> None:

@@ -29,7 +29,7 @@ def test_the_missing_workers_are_named_at_intervals() -> None:
     assert membership.observe({1}, False, NOTICE_EVERY_S - 0.1) == (None, None)
     view, notice = membership.observe({1, 9}, False, NOTICE_EVERY_S)
     assert view is None
-    assert notice == "waiting for workers 0, 2, 3: 1 of the 3 needed are here"
+    assert notice == "waiting for workers 0, 2, 3: 1 of 3 required workers are present"
     assert membership.observe({1}, False, NOTICE_EVERY_S + 0.1) == (None, None)
     assert membership.observe({1}, False, 2 * NOTICE_EVERY_S)[1] is not None
 
@@ -56,7 +56,7 @@ def test_a_run_that_shrinks_goes_on_with_the_living_after_a_while() -> None:
     assert membership.observe({0, 2}, False, 1.0 + SHRINK_AFTER_S - 0.1)[0] is None
     view, notice = membership.observe({0, 2}, False, 1.0 + SHRINK_AFTER_S)
     assert view == View(2, 2, (0, 1, 2))
-    assert notice == "going on with 2 workers instead of 3"
+    assert notice == "continuing with 2 of 3 workers"
     assert membership.observe({0, 2}, False, 500.0) == (None, None)
 
 
@@ -70,7 +70,7 @@ def test_a_shrunk_run_shrinks_further_but_not_below_one() -> None:
     membership.observe(set(), False, 41.0)
     view, notice = membership.observe(set(), False, 99.0)
     assert view is None
-    assert notice == "waiting for workers 0, 1, 2: 0 of the 1 needed are here"
+    assert notice == "waiting for workers 0, 1, 2: 0 of 1 required workers are present"
 
 
 def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> None:
@@ -78,7 +78,7 @@ def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> N
     membership.observe({0, 1, 2, 3}, False, 0.0)
     membership.observe({0}, False, 1.0)
     membership.observe({0}, False, 20.0)
-    assert membership.observe({0, 3}, False, 21.0) == (View(3, 2, (0, 1, 2, 3)), "2 workers are here again")
+    assert membership.observe({0, 3}, False, 21.0) == (View(3, 2, (0, 1, 2, 3)), "workers present again: 2")
     assert membership.observe({0, 1, 2, 3}, False, 22.0)[0] == View(4, 3, (0, 1, 2, 3))
     assert membership.observe({0, 1, 2, 3}, False, 23.0) == (None, None)
 
@@ -93,14 +93,15 @@ def test_a_worker_that_came_made_versions_and_went_between_two_looks_has_been_he
     membership = Membership(2, 2, "shrink")
     membership.observe({0}, False, 0.0)
     membership.observe({0}, True, 1.0)
-    assert membership.observe({0}, False, SHRINK_AFTER_S)[1] == "going on with 1 workers instead of 2"
+    assert membership.observe({0}, False, SHRINK_AFTER_S)[1] == "continuing with 1 of 2 workers"
 
 
 def test_strangers_do_not_count() -> None:
     membership = Membership(2, 2, "wait")
     membership.observe({0, 7, 8}, False, 0.0)
     assert (
-        membership.observe({0, 7, 8}, False, NOTICE_EVERY_S)[1] == "waiting for workers 1: 1 of the 2 needed are here"
+        membership.observe({0, 7, 8}, False, NOTICE_EVERY_S)[1]
+        == "waiting for workers 1: 1 of 2 required workers are present"
     )
 
 
@@ -114,4 +115,6 @@ def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_b
         monkeypatch.setattr("time.time_ns", lambda now_ms=now_ms: now_ms * 1_000_000)
         found.append(plan.worker_job(0, 0, {})["incarnation"])
     assert found == [5_000, 6_000, 6_001, 6_002]
-    assert plan.shard_task(0, None).job["incarnation"] == 2_000
+    job = plan.shard_task(0, None).job
+    assert job is not None
+    assert job["incarnation"] == 2_000

@@ -268,7 +268,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_whe
     said = (tmp_path / "run.stdout").read_text(encoding="utf-8")
     resumed_at = said.partition("resuming from version ")[2].split()[0]
     if lost:
-        gone = f"{path}/state/shard-1.slots does not exist on localhost."
+        gone = f"there is no state in {path}/state/shard-1.slots on localhost."
         assert f"everything after version {kept} is lost: {gone}" in said
         assert int(resumed_at) == checkpointed_at
         assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
@@ -475,15 +475,15 @@ def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path
         assert run.files.cluster()["open_ranks"] == [1]
         with outside_worker(run, "--rank", "0") as intruder:
             assert intruder.wait(WITHIN_S) == 2
-        run.wait_to_say("waiting for workers 1: 1 of the 2 needed are here")
+        run.wait_to_say("waiting for workers 1: 1 of 2 required workers are present")
         assert run.files.version() == 0
         with outside_worker(run) as worker:
             run.wait_for(3)
             worker.kill()
-        run.wait_to_say("going on with 1 workers instead of 2")
+        run.wait_to_say("continuing with 1 of 2 workers")
         run.wait_for(run.files.version() + 20)
         with outside_worker(run) as worker:
-            run.wait_to_say("2 workers are here again")
+            run.wait_to_say("workers present again: 2")
             run.eventually(lambda: all(run.files.history(shard)[-1]["quorum"] == 2 for shard in range(2)), "both")
             run.signal(signal.SIGINT)
             assert run.wait() == 130, run.said()

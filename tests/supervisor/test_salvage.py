@@ -18,7 +18,7 @@ from support.rig import SGD, Worker, damage_newest_slot, forget_totals, served
 from zmqrl import cli
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.errors import ClusterError
-from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import on_this_machine
 from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT, Counters
@@ -148,7 +148,7 @@ def test_damaged_rows_are_told_of_and_left_out(tmp_path: Path, damage: bytes) ->
 
 
 def test_rows_that_lack_figures_give_those_that_they_have(tmp_path: Path) -> None:
-    short = {"version": 40, "wall_s": 4.0, "agent_steps": 4000, "episodes": None, "abandoned_steps": {}}
+    short: dict[str, Any] = {"version": 40, "wall_s": 4.0, "agent_steps": 4000, "episodes": None, "abandoned_steps": {}}
     directory = RunDirectory(run_directory(tmp_path / "run", [short]))
     counters = counters_at(40, told(), checkpoint(20, Counters(version=20, episodes=3).to_json()), directory, no_news)
     assert (counters.agent_steps, counters.episodes, counters.contributions["skipped"]) == (4000, 3, 0)
@@ -221,7 +221,7 @@ def killed(path: Path, first: int, second: int, *, mode: str = "sync", workers: 
     initial = initial_checkpoint(config, describe_env(config.env, config.envs))
     initial.write(directory.checkpoints)
     write_json(directory.config, config.to_json())
-    options = {"layout": initial.layout, "start": initial.vector(), "workers": workers}
+    options: dict[str, Any] = {"layout": initial.layout, "start": initial.vector(), "workers": workers}
     with served(path, asynchronous=apart or mode == "async", **options) as running:
         for shard, version in enumerate((first, second)):
             assert running.shards.control.send(shard, m.Stop(run=running.cluster.run, version=version))
@@ -230,7 +230,7 @@ def killed(path: Path, first: int, second: int, *, mode: str = "sync", workers: 
                 stack.enter_context(Worker(running.cluster, rank))
         assert [stats.version for stats in running.stats()] == [first, second]
         held = running.end_with(first) if not apart else None
-    here = {"host": "localhost", "command": [], "work": str(path), "lease_s": None}
+    here: dict[str, Any] = {"host": "localhost", "command": [], "work": str(path), "lease_s": None}
     shards = [{"shard": shard, "host": "h", "control": f"ipc://{path}/{shard}-control"} for shard in range(2)]
     left = {"run": running.cluster.run, "config": config.to_json(), "hosts": [here], "shards": shards}
     write_json(directory.left, left)
@@ -253,7 +253,7 @@ def assert_saved(run: Killed) -> None:
 
 def test_the_version_that_the_shards_stand_at_becomes_a_checkpoint(run: Killed) -> None:
     assert_saved(run)
-    assert run.news == ["the shards still held version 7, which is a checkpoint now"]
+    assert run.news == ["version 7 of the shards was saved as a checkpoint"]
     assert run.salvage() is run.checkpoint, "there is nothing more"
 
 
@@ -267,7 +267,7 @@ def test_shards_of_asynchronous_mode_become_a_checkpoint_each_at_its_own_version
     found = run.salvage()
     assert (found.version, found.versions) == (9, (9, 12))
     assert found.counters["contributions"]["used"] == 9 + 12
-    assert run.news == ["the shards still held version 9 to 12, which is a checkpoint now"]
+    assert run.news == ["version 9 to 12 of the shards was saved as a checkpoint"]
 
 
 def damage_slots(run: Killed) -> None:
@@ -381,7 +381,7 @@ def test_a_shard_that_is_killed_while_it_is_looked_at_is_looked_at_again(
     frozen_shards, kills = salvage_module._frozen_shards, iter([True])
 
     @contextlib.contextmanager
-    def killing(plan: Plan, launcher: Daemons) -> Iterator[ShardControl]:
+    def killing(plan: Plan, launcher: DaemonLauncher) -> Iterator[ShardControl]:
         with frozen_shards(plan, launcher) as control:
             if next(kills, False):
                 os.kill(launcher.pids()[shard_id(1)], signal.SIGKILL)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from support.protocol_journal import Slice, Slot, step
+from support.stand_ins import frame, received, stood_in
 
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
@@ -16,6 +17,7 @@ from zmqrl.ps.worker import events as worker_events
 from zmqrl.ps.worker.machine import WorkerMachine
 
 if TYPE_CHECKING:
+    import zmq
     from support.protocol_world import World
 
 RUN, LAYOUT, SECRET, SUPERVISOR = "run", "layout", "secret", b"supervisor"
@@ -146,11 +148,11 @@ class ShardHost:
             case shard_events.Accumulate():
                 if action.first:
                     self.sum.clear()
-                newest = self.slots[-1].record
-                slice = action.payload
+                record = self.slots[-1].record
+                slice = stood_in(Slice, action.payload)
                 assert not slice.forged
-                assert (slice.shard, slice.generation) == (self.number, newest.generation)
-                assert slice.version == newest.version, "computed on another version"
+                assert (slice.shard, slice.generation) == (self.number, record.generation)
+                assert slice.version == record.version, "computed on another version"
                 self.sum.append(slice)
             case shard_events.Update():
                 self._update(action.record)
@@ -173,7 +175,7 @@ class ShardHost:
             case shard_events.Capture():
                 self.captured = next(slot for slot in self.slots if slot.record.version == action.version)
             case shard_events.TakeChunk():
-                self._load(action.message, action.payload)
+                self._load(action.message, int(action.payload))
 
     def _update(self, record: shard_events.Record) -> None:
         at = (record.generation, self.number, record.version)
@@ -200,9 +202,9 @@ class ShardHost:
         self.slots, self.captured = [Slot(record, weights)], None
         self.feed(shard_events.StateRestored(record, recovered=False))
 
-    def _show(self, slot: Slot) -> int:
+    def _show(self, slot: Slot) -> "zmq.Frame":
         self.world.journal.show((slot.record.generation, self.number, slot.record.version), slot.weights)
-        return slot.weights
+        return frame(slot.weights)
 
     def _describe(self, slot: Slot) -> dict[str, Any]:
         assert self.machine is not None
@@ -336,12 +338,12 @@ class WorkerHost:
             self.feed(worker_events.SendBlocked(shard))
             return
         payload = Slice(self.rank, header.generation, header.version, shard)
-        link.gradients.append(shard_events.GradientArrived(header, payload, 4, lambda: True))
+        link.gradients.append(shard_events.GradientArrived(header, received(payload), 4, lambda: True))
 
     def _assembled(self, weights: worker_events.Assembled) -> None:
         assert self.state == "pulling"
         for shard, (_, payload) in enumerate(weights.payloads):
-            assert self.world.journal.shown[weights.generation, shard, weights.version] == payload
+            assert self.world.journal.shown[weights.generation, shard, weights.version] == stood_in(int, payload)
         at = (weights.generation, weights.version)
         assert self.weights is None or at > self.weights or at == (self.weights[0], self.above + 1)
         assert weights.generation != (self.weights or (None,))[0] or weights.version > self.above

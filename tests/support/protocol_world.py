@@ -5,6 +5,7 @@ from typing import Any
 
 from support.protocol_journal import Journal, Slice
 from support.protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, Link, ShardHost, WorkerHost
+from support.stand_ins import received
 
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.wire import messages as m
@@ -65,7 +66,7 @@ class Supervisor:
             and len({(machine.generation, machine.version) for machine in machines if machine is not None}) == 1
         )
 
-    def _tell(self, shard: ShardHost, message: m.Message, payload: object = None) -> m.Stats | None:
+    def _tell(self, shard: ShardHost, message: m.Message, payload: bytes | None = None) -> m.Stats | None:
         self.stats.pop(shard.number, None)
         shard.feed(shard_events.ControlArrived(SUPERVISOR, message, payload))
         return self.stats.get(shard.number)
@@ -88,7 +89,7 @@ class Supervisor:
             total=1,
         )
         self.loaded.add(shard.number)
-        self._tell(shard, load, weights[shard.number])
+        self._tell(shard, load, b"%d" % weights[shard.number])
 
     def _take_checkpoint(self, shard: ShardHost, stats: m.Stats) -> None:
         if self.wanted is None:
@@ -149,7 +150,7 @@ class World:
         """A contribution that no shard may use arrives at the shard it names."""
         payload = Slice(header.rank, header.generation, header.version, header.shard, forged=True)
         shard = self.shards[header.shard % len(self.shards)]
-        shard.feed(shard_events.GradientArrived(header, payload, payload_bytes, lambda: finite))
+        shard.feed(shard_events.GradientArrived(header, received(payload), payload_bytes, lambda: finite))
 
     def round(self) -> None:
         """Everybody gets on: the supervisor looks at each shard, what was under way arrives, workers work."""

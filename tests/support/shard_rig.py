@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from support.stand_ins import received
+
 from zmqrl.ps.shard.events import (
     Action,
     ControlArrived,
@@ -98,7 +100,7 @@ def push(
     header = replace(
         GRADIENT, rank=worker, generation=machine.generation, version=machine.version, view=machine.view.id
     )
-    event = GradientArrived(replace(header, **fields), f"payload {worker}", size, lambda: finite)
+    event = GradientArrived(replace(header, **fields), received(f"payload {worker}"), size, lambda: finite)
     return handle(machine, event, now)
 
 

@@ -112,7 +112,7 @@ def running_slurm(directory: Path) -> Iterator[Slurm]:
     command = ["setpriv", "--pdeathsig", "KILL", *unshare, "sh", "-c", INIT.format(**facts)]
     with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        eventually(lambda: children.read_text() or process.poll() is not None, "the first process", WITHIN_S)
+        eventually(lambda: bool(children.read_text()) or process.poll() is not None, "the first process", WITHIN_S)
         slurm = Slurm(directory, int(children.read_text()))
         up = ["idle"] * len(NODES)
         eventually(lambda: _node_states(slurm) == up or process.poll() is not None, "the nodes", WITHIN_S)

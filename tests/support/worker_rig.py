@@ -2,6 +2,8 @@
 
 from typing import Any, TypeVar
 
+from support.stand_ins import frame
+
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.events import (
     Action,
@@ -45,12 +47,12 @@ def weights(
     worker: WorkerMachine, shard: int, version: int, ranks: tuple[int, ...] = (), now: float = 0.0, **fields: Any
 ) -> list[Action]:
     message = m.Weights(shard=shard, version=version, **ABOUT | RECORD | {"ranks": ranks} | fields)
-    return worker.handle(PublicationArrived(shard, message, f"slice {shard} of {version}"), now)
+    return worker.handle(PublicationArrived(shard, message, frame(f"slice {shard} of {version}")), now)
 
 
 def snapshot(worker: WorkerMachine, shard: int, version: int, now: float = 0.0, **fields: Any) -> list[Action]:
     message = m.Snapshot(shard=shard, version=version, **ABOUT | RECORD | fields)
-    return worker.handle(ControlArrived(shard, message, f"slice {shard} of {version}"), now)
+    return worker.handle(ControlArrived(shard, message, frame(f"slice {shard} of {version}")), now)
 
 
 def heartbeat(worker: WorkerMachine, shard: int, version: int, now: float = 0.0, **fields: Any) -> list[Action]:

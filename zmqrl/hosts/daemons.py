@@ -40,7 +40,7 @@ class _Running:
             self.log.write(line.encode() + b"\n")
 
 
-class Daemons(Launcher):
+class DaemonLauncher(Launcher):
     """Runs tasks on the hosts of ``links``; ``place`` says which host runs a process.
 
     A host that is lost takes its processes with it. It is contacted again when the next of them is started. What a

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zmqrl.config import Config
-from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.link import Link
@@ -61,4 +61,4 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
 def local_launcher(work: Path) -> Launcher:
     """A launcher for this machine, whose daemon is a child of this process. ``work`` is the place of the run."""
     command = [sys.executable, "-m", "zmqrl.hostd.daemon"]
-    return Daemons({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)
+    return DaemonLauncher({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)

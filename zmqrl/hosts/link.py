@@ -61,9 +61,10 @@ class Link:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`. Accepts what older code wrote, which ran the daemon as another module."""
+        command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
         environment = data.get("environment")
-        return cls(data["host"], data["command"], work=data["work"], lease_s=data["lease_s"], environment=environment)
+        return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], environment=environment)
 
     def is_silent(self) -> bool:
         """Whether it was opened and nothing has been heard yet."""
@@ -180,7 +181,7 @@ class Link:
             return h.decode_event(line)
         except ValueError:
             return self._lose(
-                f"it printed {line[:60]!r}, which no zmqrl daemon prints: does a startup file of the shell there do it?"
+                f"unexpected output {line[:60]!r}: make the startup files of the shell on that host print nothing"
             )
 
     def _lose(self, why: str) -> NoReturn:

@@ -116,7 +116,7 @@ class Mirror:
                     self._fetching[host] = OUTDATED
 
     def bring_home(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
-        """Wait until all files that are on the hosts now are here, at most ``within_s``. Returns the hosts that lack.
+        """Wait at most ``within_s`` until this machine has all files of the hosts. Returns hosts with missing files.
 
         ``receive`` is that of the launcher. Hosts that are lost are not waited for.
         """
@@ -132,7 +132,7 @@ class Mirror:
             time.sleep(0.02)
 
     def lost(self, host: str) -> None:
-        """The host will not answer what it was asked."""
+        """Forget the open requests to a lost host."""
         self._fetching.pop(host, None)
         self._sizes.pop(host, None)
 

@@ -15,7 +15,7 @@ from zmqrl.hostd.messages import Up
 from zmqrl.hosts.launcher import Launcher
 from zmqrl.hosts.placement import Placement
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
-from zmqrl.hosts.probing import LAUNCHER, Probes, Route, probe_ids, probing, rounds
+from zmqrl.hosts.probing import LAUNCHER, Probes, Route, probing, rounds
 from zmqrl.hosts.reach import listed, only_itself
 from zmqrl.process_id import ProcessId, ProcessRole
 
@@ -53,18 +53,19 @@ def survey(
     placement: Placement,
     up: Mapping[str, Up],
     addresses: Mapping[str, str],
+    probes_on: Mapping[str, ProcessId],
     *,
     whole: bool,
     say: Callable[[str], None] = lambda text: None,
 ) -> Survey:
     """Look at the hosts whose daemons are ``up``.
 
-    ``addresses`` are those of the hosts that run shards. If ``whole``, every host may have any role, and the bandwidth
-    of the routes is measured. If not, only what this run uses is checked.
+    ``addresses`` are those of the hosts that run shards, and ``probes_on`` names the probe of each host. If ``whole``,
+    every host may have any role, and the bandwidth of the routes is measured. If not, only what this run uses is
+    checked.
     """
     tokens = {host: secrets.token_hex(16) for host in addresses}
     game = {"env": config.env, "settings": dataclasses.asdict(config.envs)}
-    probes_on = probe_ids(up)
     jobs = {
         probes_on[host]: {
             "work": about.work,

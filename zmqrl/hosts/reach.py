@@ -54,7 +54,7 @@ class Reach:
         return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env)
 
     def cores(self, up: Mapping[str, Up]) -> dict[str, int]:
-        """The cores that a run may use on each host, as daemons said in ``up``; of a host that is not up, its slots."""
+        """Cores that a run may use, by host: those in ``up``, or the slots of a host without a daemon."""
         found = {host.name: up[host.name].cores if host.name in up else host.slots or 1 for host in self.hosts}
         return {host: min(cores, self.cores_given.get(host, cores)) for host, cores in found.items()}
 
@@ -75,7 +75,7 @@ class HostOptions:
     node_address: str | None = None
     """Address of a node with %N for its name, such as %N-ib0. Default: the one Slurm uses."""
     include: str | None = None
-    """Use only these of the hosts, as a list."""
+    """Use only these hosts, given as a list."""
     exclude: str | None = None
     """Leave out these hosts, as a list."""
     ssh_config: Path | None = None
@@ -86,7 +86,7 @@ class HostOptions:
     """HOST=ADDRESS: address at which the other hosts reach HOST. May be repeated, or be a list."""
 
     sync: Literal["none", "wheel"] = "none"
-    """Install this zmqrl on the hosts as a wheel, or use what is installed there."""
+    """Use the zmqrl that is installed on the hosts (none), or send this one (wheel)."""
 
     def reach(self) -> Reach:
         """Resolve the hosts. Raises UsageError for options that contradict each other."""

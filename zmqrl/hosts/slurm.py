@@ -89,7 +89,7 @@ def own_address(other: str) -> str:
         try:
             probe.connect((other, 9))  # which sends nothing
         except OSError as error:
-            raise UsageError(f"{other} cannot be reached from here: {error.strerror}; say --node-address.") from error
+            raise UsageError(f"{other} cannot be reached from here: {error.strerror}; use --node-address.") from error
         return str(probe.getsockname()[0])
 
 

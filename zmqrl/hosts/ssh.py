@@ -10,6 +10,7 @@ from pathlib import Path
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
+from zmqrl.observe.provenance import code_hash
 
 News = Callable[[str, h.Event], None]
 DAEMON = ("-m", "zmqrl.hostd.daemon")
@@ -19,6 +20,8 @@ TRIES = 5
 FIRST_PAUSE_S = 0.5
 # What ssh prints when a server drops connections because too many have not logged in yet (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
+OLDER = "No module named 'zmqrl.hostd'"  # in older code the daemon is another module
+OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
 # What a shell prints if there is no such Python, and Python if there is no such module.
 NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named")
 
@@ -72,8 +75,9 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
                     pause_s = FIRST_PAUSE_S * 2.0 ** (tries[link.host] - 1)
                     waiting[link.host] = now + pause_s * random.uniform(0.5, 1.5)
                 else:
+                    why = OTHER_CODE.format("an older one", code_hash()[:8]) if OLDER in lost.why else lost.why
                     advice = f": {instead}" if instead is not None and NOT_THERE.search(lost.why) else ""
-                    failed[link.host] = lost.why + advice
+                    failed[link.host] = why + advice
         if now - renewed_at >= RENEW_EVERY_S:
             renewed_at = now
             for link in links:

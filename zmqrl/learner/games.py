@@ -28,7 +28,7 @@ class EnvConfig:
     sticky_actions: float = 0.0
     """Probability per frame that the emulator repeats the last action."""
     noop_max: int = 30
-    """Start a game after a random number of no-op frames below this. FIRE counts as one."""
+    """Start a game with a random number of no-op frames, below this value. FIRE counts as one."""
     life_loss: bool = True
     """End the return when a life is lost. The game continues."""
     fire_reset: bool = True

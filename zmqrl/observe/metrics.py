@@ -89,7 +89,7 @@ class _Worker:
 
 
 class _WorkerMeans:
-    """Means over the means of each worker, so that a worker with more updates in its reports has no more weight."""
+    """Averages the means of the workers, so that each worker counts equally, however many updates it reports."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0]))

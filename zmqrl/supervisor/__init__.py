@@ -1,1 +1,1 @@
-"""Processes and hosts: who is started where, watched, restarted and stopped."""
+"""One run: its processes, members, checkpoints, rollback and end."""

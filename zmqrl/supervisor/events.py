@@ -95,7 +95,7 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """From now on the shards are being stopped."""
+    """The supervisor has begun to stop the shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +207,15 @@ class TakeCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class UndoRows:
+    """The shards have loaded the checkpoint: move later rows and history lines to files of their own."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class BeginTime:
-    """The first version is in the making: the time of the run counts from now on."""
+    """Workers compute the first version: the training time starts now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +242,10 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The run cannot go on."""
+    """The run cannot go on. ``see_logs``: the logs may say more."""
 
     why: str
+    see_logs: bool = False
 
 
 Action: TypeAlias = (
@@ -252,6 +260,7 @@ Action: TypeAlias = (
     | Load
     | SetAside
     | TakeCheckpoint
+    | UndoRows
     | BeginTime
     | Notice
     | TellDeath

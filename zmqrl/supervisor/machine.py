@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from zmqrl.hosts.launcher import Exited
+from zmqrl.observe.folding import printable
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
@@ -114,9 +115,9 @@ class SupervisorMachine:
             case e.Loaded():
                 self.processes.reset_tallies()
                 self.checkpoint_version = None
-                return self.shards.loaded()
+                return [*self.shards.loaded(), e.UndoRows(self.shards.generation)]
             case e.NotLoaded(why):
-                return [e.Notice(f"going back has to wait: {why}")]
+                return [e.Notice(f"cannot roll back yet: {why}")]
             case e.CheckpointWanted():
                 self.checkpoint_due_at = min(self.checkpoint_due_at, now)
                 return []
@@ -126,7 +127,7 @@ class SupervisorMachine:
                 return []
             case e.CheckpointFailed(version, why):
                 self._next_checkpoint(now)
-                return [e.Notice(f"checkpoint of version {version} put off: {why}")]
+                return [e.Notice(f"checkpoint of version {version} postponed: {why}")]
             case e.Figures():
                 self.figures = event
                 return []
@@ -146,14 +147,12 @@ class SupervisorMachine:
 
     def _on_message(self, shard: int, message: m.Welcome | m.Stats | m.Lost, now: float) -> list[e.Action]:
         if isinstance(message, m.Lost):
-            self.shards.on_lost(shard, message, self.membership.view.quorum)
+            if self.state != "ending":
+                self.shards.on_lost(shard, message, self.membership.view.quorum)
             return []
         self.processes.heard(shard_id(shard), now)
         if isinstance(message, m.Welcome):
-            actions = self.shards.on_welcome(shard, message, self.membership.view)
-            if self.state == "ending" and self.shards.rollback is not None:
-                actions.append(e.Fail(f"{self.shards.rollback}, and the run ends."))
-            return actions
+            return self.shards.on_welcome(shard, message, self.membership.view)
         if self.shards.on_stats(shard, message):
             self.processes.worked(shard_id(shard))
         self.processes.contributed(message.tallies)
@@ -176,7 +175,7 @@ class SupervisorMachine:
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
         if process in hopeless and (process.role == "shard" or workers_left < needed):
-            last_line = "".join(f"\n  | {line}" for line in exited.log_tail.splitlines()[-1:])
+            last_line = "".join(f"\n  | {printable(line)}" for line in exited.log_tail.splitlines()[-1:])
             deaths = self.processes.deaths(process)
             actions.append(e.Fail(f"{process} died {deaths} times in a row ({exited.how()}){last_line or '.'}"))
         return actions
@@ -186,7 +185,8 @@ class SupervisorMachine:
     def _tick(self, now: float) -> list[e.Action]:
         actions = self.processes.due(now)
         if self.state == "ending":
-            return actions
+            rollback = self.shards.rollback
+            return actions if rollback is None else [*actions, e.Fail(f"{rollback}, and the run ends.")]
         if self.state == "starting":
             return actions + self._late_start(now)
         if why := self.shards.failure():
@@ -204,7 +204,7 @@ class SupervisorMachine:
         if self._start_by is None or now < self._start_by or len(self.bound) == len(self.shards.numbers):
             return []
         missing = ", ".join(f"shard {shard}" for shard in self.shards.numbers if shard not in self.bound)
-        return [e.Fail(f"{missing} did not come up within {START_WITHIN_S:g} s")]
+        return [e.Fail(f"{missing} did not come up within {START_WITHIN_S:g} s", see_logs=True)]
 
     def _look(self, now: float) -> list[e.Action]:
         """One look at the shards: ask them, restart what hangs, roll back, and decide who counts."""
@@ -224,10 +224,8 @@ class SupervisorMachine:
             if process.role == "shard":
                 shards.stats.pop(process.number, None)
         actions += told + shards.roll_back(self.membership.view, now)
-        if shards.rollback is not None:
-            return actions
         processes.hear_workers(shards.stats.values(), now)
-        if shards.all_told:
+        if shards.rollback is None and shards.all_told:
             actions += self._observe_members(now) + self._checkpoint_step(now)
         return actions
 

@@ -28,18 +28,18 @@ class Membership:
         if here >= self.view.quorum:
             self.short_since = None
             if self.view.quorum < min(here, self.wanted):
-                return self._change(min(here, self.wanted)), f"{here} workers are here again"
+                return self._change(min(here, self.wanted)), f"workers present again: {here}"
             return None, None
         if self.short_since is None:
             self.short_since = self.notice_at = now
         short_s = now - self.short_since
         if self.on_loss == "shrink" and self.complete_once and here >= 1 and short_s >= SHRINK_AFTER_S:
             self.short_since = None
-            return self._change(here), f"going on with {here} workers instead of {self.wanted}"
+            return self._change(here), f"continuing with {here} of {self.wanted} workers"
         if now - self.notice_at >= NOTICE_EVERY_S:
             self.notice_at = now
             missing = ", ".join(str(rank) for rank in self.view.members if rank not in alive)
-            return None, f"waiting for workers {missing}: {here} of the {self.view.quorum} needed are here"
+            return None, f"waiting for workers {missing}: {here} of {self.view.quorum} required workers are present"
         return None, None
 
     def _change(self, quorum: int) -> View:

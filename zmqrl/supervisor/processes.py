@@ -20,9 +20,9 @@ VERSION_TOLD_WITHIN_S = 2.0  # how late the supervisor may hear of a version
 class Processes:
     """The processes of one run.
 
-    ``hopeless`` holds those that died too often in a row. ``first_death`` is the death that the run has not recovered
-    from: later ones may have followed from it. A process that was killed for no known reason counts as the first only
-    until another one dies, because its death explains less.
+    ``hopeless`` holds those that died too often in a row. ``first_death`` is the earliest death that the run has not
+    recovered from: it may have caused later ones. If that process was killed for an unknown reason, the next death that
+    has a reason replaces it, because it explains more.
     """
 
     def __init__(self) -> None:

@@ -43,7 +43,7 @@ class Progress:
         self.row: dict[str, Any] = self.metrics.row(0.0)
 
     def begin(self, now: float) -> None:
-        """The first version is in the making: the time of the run counts from now on."""
+        """Workers compute the first version: the training time starts now."""
         self.began_at = self.row_at = now
 
     def trained_s(self) -> float:

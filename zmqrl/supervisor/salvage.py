@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
-from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Deployment, Site, on_this_machine
 from zmqrl.hosts.launcher import Exited, Launcher, Said
 from zmqrl.hosts.link import Link
@@ -91,7 +91,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
             if away := deployment.files.bring_home(launcher.receive, within_s=HOME_WITHIN_S):
-                raise ClusterError(f"the histories of the shards cannot be brought home from {', '.join(away)}.")
+                raise ClusterError(f"cannot copy the histories of the shards from {', '.join(away)}.")
             made = {shard: last_version(directory.history(shard)) for shard in shards}
             found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")
             for shard, version in made.items():
@@ -105,7 +105,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
                 counters = counters_at(min(versions.values()), stats, checkpoint, directory, notice).to_json()
                 found = checkpointer.write(versions, welcomes[0].generation, counters)
                 held = " to ".join(map(str, sorted({min(versions.values()), max(versions.values())})))
-                notice(f"the shards still held version {held}, which is a checkpoint now")
+                notice(f"version {held} of the shards was saved as a checkpoint")
             directory.left.unlink()
             deployment.files.remove_state()
     return found
@@ -176,7 +176,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
         for shard, (host, address) in left.shards.items()
     }
     files = Mirror(links, directory, host_of)
-    launcher = Daemons(links, host_of.__getitem__, files=files)
+    launcher = DaemonLauncher(links, host_of.__getitem__, files=files)
     return Deployment(launcher=launcher, sites=sites, threads=dict.fromkeys(host_of, 1), files=files)
 
 

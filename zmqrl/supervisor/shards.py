@@ -111,7 +111,6 @@ class Shards:
         if self.down:
             return []
         self.generation += 1
-        self.seen = dict(enumerate(self.checkpoint))
         self.stats.clear()
         told = [] if self.rollback == START else [e.Notice(f"{self.rollback}: all shards go back to {self._where()}")]
         return [*told, e.Load(self.generation, view)]
@@ -119,6 +118,7 @@ class Shards:
     def loaded(self) -> list[e.Action]:
         """All shards have loaded the checkpoint."""
         self._claims.clear()
+        self.seen = dict(enumerate(self.checkpoint))
         self.rollback = self.rollback_at = None
         return [action for shard in self.numbers for action in self.tell_stop(shard)]
 

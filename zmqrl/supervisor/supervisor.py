@@ -161,7 +161,7 @@ class Supervisor:
         """Copy each history to the host of its shard, from the host that had it in an earlier session, or from here."""
         begun = self.checkpoint.version > 0
         if begun and (away := self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)):
-            raise ClusterError(f"the histories of the run cannot be brought home from {', '.join(away)}.")
+            raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
         for shard in self.shards.numbers:
             if begun:
                 self._mend_history(self.directory.history(shard), self.checkpoint.version_of(shard))
@@ -221,7 +221,7 @@ class Supervisor:
                 pid = self.launcher.pids().get(process)
                 self.console.notice(f"{process} (process {pid}) has not answered for {silent_s:.0f} s")
             case e.GiveUp(process, deaths):
-                self.console.notice(f"{process} is given up after {deaths} deaths")
+                self.console.notice(f"{process} died {deaths} times: the run continues without it")
                 self.followers.give_up(process)
             case e.Connect():
                 self._connect()
@@ -238,6 +238,9 @@ class Supervisor:
                 self.control.send(shard, m.Checkpoint(run=run, version=version))
             case e.TakeCheckpoint(version):
                 self._take_checkpoint(version)
+            case e.UndoRows(generation):
+                self.progress.undo_rows(self.checkpoint.version, generation)
+                self.files.rewind(self.checkpoint.version_of, generation)
             case e.BeginTime():
                 self.progress.begin(time.monotonic())
             case e.Notice(text):
@@ -247,8 +250,8 @@ class Supervisor:
                     self._lines.add((self.sites[process].host, str(process)), line, time.monotonic())
             case e.Stop(reason):
                 self.reason = reason
-            case e.Fail(why):
-                raise ClusterError(why if self.is_connected else f"{why}: see {self.directory.path / 'logs'}.")
+            case e.Fail(why, see_logs):
+                raise ClusterError(f"{why}: see {self.directory.path / 'logs'}." if see_logs else why)
             case _:
                 assert_never(action)
 
@@ -265,7 +268,7 @@ class Supervisor:
     def _check_processes(self) -> None:
         events = self.launcher.poll()
         if self.interrupts and self.launcher.unreachable_s() > ALONE_WITHIN_S:
-            self.console.notice("every host is lost, as when a job is cancelled: the newest checkpoint is the last")
+            self.console.notice("every host is lost, so no newer checkpoint can be written")
             raise KeyboardInterrupt
         for event in events:
             match event:
@@ -323,8 +326,6 @@ class Supervisor:
                 self.control.load(shard, load.generation, version, view.id, view.quorum, view.members, state)
         except ClusterError as error:  # another shard died: once it is back, all are loaded again
             return self._feed(e.NotLoaded(str(error)))
-        self.progress.undo_rows(checkpoint.version, load.generation)
-        self.files.rewind(checkpoint.version_of, load.generation)
         return self._feed(e.Loaded())
 
     def _take_checkpoint(self, version: int) -> None:
@@ -348,6 +349,8 @@ class Supervisor:
         """Stop all shards and write their last versions as a checkpoint. One that dies meanwhile is restarted."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not undo the reason
+        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # what is left of them is out of date
+        self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
         give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
@@ -368,7 +371,7 @@ class Supervisor:
             except ClusterError as error:
                 if self.shards.rollback is not None or time.monotonic() >= give_up_at:
                     raise
-                self.console.notice(f"the last checkpoint has to wait: {error}")
+                self.console.notice(f"cannot write the last checkpoint yet: {error}")
         for shard in self.shards.numbers:
             self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has everything
         self.directory.left.unlink(missing_ok=True)
@@ -396,7 +399,7 @@ class Supervisor:
         """After a failure, write the version that the shards still hold as a checkpoint, if they answer."""
         if self.saved or self.machine.state == "ending":  # shards that end make versions that were not told of yet
             return
-        with contextlib.suppress(ClusterError):  # what is known may be out of date
+        with contextlib.suppress(ClusterError, AssertionError):  # what is known may be out of date
             if self.shards.ready:
                 for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a last look").items():
                     self._feed(e.ShardSaid(shard, stats))

@@ -25,6 +25,7 @@ from zmqrl.hosts import reach
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.reach import HostOptions, Reach, over_tcp
 from zmqrl.hosts.ssh import connect_all
+from zmqrl.observe.provenance import code_hash
 from zmqrl.recipes import cartpole
 
 pytestmark = pytest.mark.processes
@@ -66,7 +67,7 @@ def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
         lab.run(host, ["umount", str(place)])
 
 
-def other_python(lab: Lab, name: str, changes: Callable[[Path], None]) -> Path:
+def other_python(lab: Lab, name: str, changes: Callable[[Path], object]) -> Path:
     """A Python of a host that has another zmqrl than this one."""
     package = lab.shared / name / "zmqrl"
     shutil.copytree(
@@ -112,8 +113,8 @@ def test_everything_that_is_wrong_with_hosts_is_told_with_the_way_out(lab: Lab, 
     other = other_python(lab, "other", lambda package: (package / "later.py").write_text("# another version\n"))
     hosts = tmp_path / "hosts.toml"
     hosts.write_text(
-        f'[[host]]\nname = "h1"\n[[host]]\nname = "h2"\npython = "{no_games}"\n'
-        f'[[host]]\nname = "h3"\n[[host]]\nname = "h4"\npython = "{other}"\n'
+        f'[[host]]\nname = "h4"\npython = "{other}"\n[[host]]\nname = "h1"\n'
+        f'[[host]]\nname = "h2"\npython = "{no_games}"\n[[host]]\nname = "h3"\n'
     )
     h1, h2, h3 = (lab.address(host) for host in ("h1", "h2", "h3"))
     refusing = blocked(lab, "h1", "-s", h2, "-p", "tcp", "--dport", "42001", "-j", "REJECT")
@@ -129,7 +130,7 @@ def test_everything_that_is_wrong_with_hosts_is_told_with_the_way_out(lab: Lab, 
     assert any(
         text.startswith("h3: the disk of /var/tmp/zmqrl-0/h3/doctor-") and " is full " in text for text in problems
     )
-    assert any(text.startswith("h4: ") and text.endswith("name another one.") for text in problems)
+    assert any(text.startswith("h4: ") and text.endswith("to a Python that has it.") for text in problems)
     assert len(problems) == 5, problems
 
 
@@ -146,7 +147,7 @@ def test_a_launch_refuses_before_anything_is_started_and_goes_on_where_it_is_tol
     eventually(lambda: nothing_left(lab), "the end of all that was asked", 15)
     with launching(lab, tmp_path / "run", "--iface", "eth9", "--insecure-plaintext") as run:
         assert run.wait() == 3
-        assert "h1: --iface eth9 is not there; it has lo 127.0.0.1, eth0 " in run.complaint()
+        assert "h1: has no --iface eth9, only lo 127.0.0.1, eth0 " in run.complaint()
 
 
 def test_shards_are_to_be_reached_where_options_say(lab: Lab, tmp_path: Path) -> None:
@@ -200,6 +201,20 @@ def test_a_host_without_our_python_or_without_zmqrl_is_told_with_the_way_out(tmp
     assert str(missing) in h1
     assert h1.endswith(way_out)
     assert h2 == f"  h2: ModuleNotFoundError: No module named 'zmqrl'{way_out}"
+
+
+@pytest.mark.usefixtures("ssh_to_here")
+def test_a_host_with_older_code_is_told_as_one_with_other_code_is(tmp_path: Path) -> None:
+    older = tmp_path / "python-older"
+    older.write_text("#!/bin/sh\necho \"(ModuleNotFoundError: No module named 'zmqrl.hostd')\" >&2; exit 1\n")
+    older.chmod(0o755)
+    (tmp_path / "hosts.toml").write_text(f'[[host]]\nname = "h1"\npython = "{older}"\n')
+    reach = HostOptions(hosts=str(tmp_path / "hosts.toml")).reach()
+    link = reach.link(reach.hosts[0], work="doctor-test", lease_s=5.0)
+    with pytest.raises(ClusterError) as error:
+        connect_all([link], instead=reach.instead)
+    sentence = f"zmqrl there (an older one) differs from zmqrl here (code {code_hash()[:8]}): install it there with"
+    assert sentence in str(error.value)
 
 
 def test_a_doctor_brings_zmqrl_to_hosts_as_a_launch_does(monkeypatch: pytest.MonkeyPatch) -> None:

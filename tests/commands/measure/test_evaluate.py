@@ -207,7 +207,7 @@ def test_progress_is_shown_on_a_terminal(
 def test_eval_refuses_what_cannot_be_in_one_sentence(
     cartpole_run: Path, options: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(cli.UsageError) as refused:
+    with pytest.raises(UsageError) as refused:
         cli.run(["eval", str(cartpole_run), *options.split()])
     assert str(refused.value) == sentence.format(run=cartpole_run)
     assert capsys.readouterr().out == ""

@@ -5,7 +5,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import imageio.v2 as imageio
@@ -37,7 +37,7 @@ class Lamp(gymnasium.Env[np.ndarray, np.int64]):
 
     observation_space = Box(-1.0, 1.0, (2,), np.float32)
     action_space = Discrete(2, start=3)
-    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 5}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 - as in the base class
 
     def __init__(self, render_mode: str | None = None, draws: bool = True, fair: bool = True) -> None:
         self.render_mode, self.draws, self.fair = render_mode, draws, fair
@@ -55,7 +55,7 @@ class Lamp(gymnasium.Env[np.ndarray, np.int64]):
         reward = 0.1 if self.fair else np.random.default_rng().random()
         return np.zeros(2, np.float32), reward, self.time == 9, False, {}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         if not self.draws:
             raise RuntimeError("the lamp is broken.\nfor good")
         return np.full((13, 20, 3), 20 * self.time, np.uint8)

@@ -29,7 +29,8 @@ RECORD = Record(
 
 
 def record(version: int, **fields: Any) -> Record:
-    return dataclasses.replace(RECORD, **{"version": version, "totals": (2 * version, 0, version, 0)} | fields)
+    made: dict[str, Any] = {"version": version, "totals": (2 * version, 0, version, 0)}
+    return dataclasses.replace(RECORD, **made | fields)
 
 
 def versions(path: Path) -> list[int]:

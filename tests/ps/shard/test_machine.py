@@ -23,6 +23,7 @@ from support.shard_rig import (
     tallies,
     ticks,
 )
+from support.stand_ins import received
 
 from zmqrl.ps.shard.events import (
     Accumulate,
@@ -47,10 +48,10 @@ from zmqrl.ps.wire import messages as m
 
 def test_the_contribution_that_completes_the_quorum_makes_the_next_version_and_publishes_it_after_the_commit() -> None:
     shard = opened()
-    assert push(shard, 2) == [Accumulate("payload 2", first=True)]
+    assert push(shard, 2) == [Accumulate(received("payload 2"), first=True)]
     update = Update(replace(RECORD, version=1, quorum=2, ranks=(0, 2), tallies={0: (1, 0, 0, 0), 2: (1, 0, 0, 0)}))
     update = replace(update, record=replace(update.record, totals=(2, 0, 0, 0)))
-    assert push(shard, 0) == [Accumulate("payload 0", first=False), update, PublishWeights()]
+    assert push(shard, 0) == [Accumulate(received("payload 0"), first=False), update, PublishWeights()]
     assert (shard.version, shard.previous, shard.contributions.held) == (1, 0, {})
 
 
@@ -128,7 +129,7 @@ def test_an_update_that_is_not_finite_makes_no_version_and_is_told_to_the_superv
     make_version(shard, 0, 1)
     push(shard, 2)
     header = replace(GRADIENT, rank=1, version=1)
-    actions = handle(shard, GradientArrived(header, "payload 1", 64, lambda: True), finite=False)
+    actions = handle(shard, GradientArrived(header, received("payload 1"), 64, lambda: True), finite=False)
     (stats,) = sent(actions)
     assert isinstance(stats, m.Stats)
     assert (stats.version, stats.state, stats.totals) == (1, "ended", (2, 0, 0, 0))
@@ -147,7 +148,7 @@ def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_its_message() 
     for rank in ranks[:-1]:
         push(shard, rank)
     header = replace(GRADIENT, rank=999)
-    (stats,) = sent(handle(shard, GradientArrived(header, "payload", 64, lambda: True), finite=False))
+    (stats,) = sent(handle(shard, GradientArrived(header, received("payload"), 64, lambda: True), finite=False))
     assert isinstance(stats, m.Stats)
     assert stats.failure.endswith("18, 19 and 980 more")
     assert framing.decode(framing.encode(stats)) == stats
@@ -162,13 +163,13 @@ def test_the_numbers_are_looked_at_only_when_everything_else_is_right(worse: dic
 
     shard = opened()
     size = worse.pop("size", 64)
-    shard.handle(GradientArrived(replace(GRADIENT, **worse), "payload", size, look), 0.0)
+    shard.handle(GradientArrived(replace(GRADIENT, **worse), received("payload"), size, look), 0.0)
     assert tallies(shard)[0] == [0, 0, 0, 1]
 
 
 def test_a_contribution_in_the_other_codec_is_used() -> None:
     shard = opened()
-    assert push(shard, 0, codec="bf16", size=32) == [Accumulate("payload 0", first=True)]
+    assert push(shard, 0, codec="bf16", size=32) == [Accumulate(received("payload 0"), first=True)]
 
 
 def test_a_contribution_before_the_state_is_there_is_rejected() -> None:
@@ -216,16 +217,18 @@ def test_a_message_ahead_of_the_shard_is_told_to_the_supervisor_as_a_sign_of_los
 def test_in_consistent_mode_contributions_are_accumulated_in_the_order_of_ranks() -> None:
     shard = opened(consistent=True, view=View(1, 3, (0, 1, 2)))
     assert push(shard, 2) == []
-    assert [a.payload for a in of(Accumulate, push(shard, 0))] == ["payload 0"]
+    assert [a.payload for a in of(Accumulate, push(shard, 0))] == [received("payload 0")]
     accumulated = of(Accumulate, push(shard, 1))
-    assert [(a.payload, a.first) for a in accumulated] == [("payload 1", False), ("payload 2", False)]
+    one, two = received("payload 1"), received("payload 2")
+    assert [(a.payload, a.first) for a in accumulated] == [(one, False), (two, False)]
 
 
 def test_in_consistent_mode_a_quorum_without_a_low_rank_is_accumulated_when_it_closes() -> None:
     shard = opened(consistent=True)
     push(shard, 2)
     accumulated = of(Accumulate, push(shard, 1))
-    assert [(a.payload, a.first) for a in accumulated] == [("payload 1", True), ("payload 2", False)]
+    one, two = received("payload 1"), received("payload 2")
+    assert [(a.payload, a.first) for a in accumulated] == [(one, True), (two, False)]
 
 
 # views

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.stand_ins import frame
 from support.worker_rig import (
     computing,
     contributed,
@@ -34,6 +35,7 @@ from zmqrl.ps.worker.events import (
     SendBlocked,
     SendGradient,
     Tick,
+    WeightsSlice,
     Writable,
 )
 
@@ -77,7 +79,8 @@ def test_a_version_is_assembled_when_all_its_slices_are_here() -> None:
     worker = welcomed()
     worker.handle(Pulling(-1), 0.0)
     assert of(Assembled, weights(worker, 1, 0)) == []
-    assert of(Assembled, weights(worker, 0, 0)) == [Assembled(1, 0, (("f32", "slice 0 of 0"), ("f32", "slice 1 of 0")))]
+    slices: tuple[WeightsSlice, ...] = ("f32", frame("slice 0 of 0")), ("f32", frame("slice 1 of 0"))
+    assert of(Assembled, weights(worker, 0, 0)) == [Assembled(1, 0, slices)]
 
 
 def test_slices_that_came_before_the_pull_are_assembled_at_once() -> None:

@@ -1,1 +1,1 @@
-"""Verbs that look at a run or at hosts and change nothing."""
+"""Commands that look at a run or at hosts and change nothing."""

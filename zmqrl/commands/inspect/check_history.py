@@ -23,7 +23,7 @@ from zmqrl.rundir import RunDirectory
 class Options:
     """Check that the histories of a run are complete and agree with its summary.
 
-    Exit status 1: they do not.
+    Exit status: 0 if they are, 1 if not.
     """
 
     run: RunPath

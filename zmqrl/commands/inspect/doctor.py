@@ -21,7 +21,7 @@ from zmqrl.commands.run.launch import other_code
 from zmqrl.commands.run.train import config_from
 from zmqrl.config import Config
 from zmqrl.hostd.messages import Clean, Up
-from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
@@ -84,8 +84,9 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
     links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
-    places = {probe: host for host, probe in probe_ids(links).items()}
-    launcher = Daemons(links, places.__getitem__)
+    probes = probe_ids(links)
+    places = {probe: host for host, probe in probes.items()}
+    launcher = DaemonLauncher(links, places.__getitem__)
     with contextlib.closing(launcher):
         _say(f"connecting to {len(hosts)} hosts")
         try:
@@ -96,7 +97,7 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
             failed |= {name: other_code(about, reach.instead) for name, about in other.items()}
             fit = {name: about for name, about in up.items() if name not in failed}
             addresses, unknown = reach.addresses(fit, fit)
-            found = survey(launcher, config, placement, fit, addresses, whole=True, say=_say)
+            found = survey(launcher, config, placement, fit, addresses, probes, whole=True, say=_say)
         finally:
             for link in links.values():
                 link.send(Clean(whole=True))

@@ -1,1 +1,1 @@
-"""Verbs that measure what was learned: eval, record, plot, compare."""
+"""Commands that measure what was learned: eval, record, plot, compare."""

@@ -1,1 +1,1 @@
-"""Verbs that run something: train, launch, worker, stop."""
+"""Commands that start and end runs: train, launch, worker, stop."""

@@ -15,13 +15,13 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.messages import Clean, Up
 from zmqrl.hosts import preflight
-from zmqrl.hosts.daemons import Daemons
+from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Deployment, Site
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.probing import probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
-from zmqrl.hosts.ssh import connect_all
+from zmqrl.hosts.ssh import OTHER_CODE, connect_all
 from zmqrl.hosts.sync import PYTHON
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.screen import never_waiting
@@ -98,11 +98,12 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         files = Mirror(links, directory, host_of)
         if not config.resume:
             files.clean(whole=False)  # files of an earlier run in a directory of this name
-        places = dict(host_of) | {probe: host for host, probe in probe_ids(links).items()}
-        launcher = Daemons(links, places.__getitem__, files=files)
+        probes = probe_ids(links)
+        places = dict(host_of) | {probe: host for host, probe in probes.items()}
+        launcher = DaemonLauncher(links, places.__getitem__, files=files)
         notices = placement.notices
         if options.preflight:
-            found = preflight.survey(launcher, config, placement, facts, addresses, whole=False)
+            found = preflight.survey(launcher, config, placement, facts, addresses, probes, whole=False)
             verdict = preflight.judge(found, config, placement)
             verdict.check()
             notices += tuple(verdict.warnings)
@@ -131,8 +132,7 @@ def place_of(directory: RunDirectory, home: str) -> str:
 
 def other_code(up: Up, instead: str) -> str:
     """The sentence for a host with other code, and what to do ``instead``."""
-    there = f"{up.zmqrl}, code {up.code[:8]}"
-    return f"zmqrl there ({there}) differs from zmqrl here (code {code_hash()[:8]}): {instead}"
+    return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 
 def _say(text: str) -> None:

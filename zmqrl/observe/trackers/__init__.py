@@ -140,7 +140,7 @@ class _Feed:
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
-            self.give_up(f"it has not taken {ROWS_WAITING} rows")
+            self.give_up(f"it is more than {ROWS_WAITING} rows behind")
         self._look()
 
     def join(self, deadline: float) -> bool:
