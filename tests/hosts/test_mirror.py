@@ -68,7 +68,7 @@ class World:
                     self.mirror.take(name, event)
 
     def begin(self) -> None:
-        """The processes of this sitting write from here on."""
+        """The processes of this session write from here on."""
         for shard in (0, 1):
             self.mirror.put_history(shard)
         self.answer()
@@ -136,7 +136,7 @@ def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_ha
         path.parent.mkdir(exist_ok=True)
         path.write_text(lines(1, 88))
     world.hosts["h1"].write(NAME, lines(1, 95))
-    world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a sitting long ago
+    world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a session long ago
     assert world.mirror.bring_home(world.answer, within_s=5) == []
     assert last_version(world.home.history(0)) == 95
     assert last_version(world.home.history(1)) == 88

@@ -133,7 +133,7 @@ def test_what_a_host_lacks_is_installed_by_pip_on_top_of_what_it_has(tmp_path: P
     lacking = {"zmqrl-small": "1.0"}
     link = host.link(requires=sync.requirements() | lacking, pins=sync.pins() | lacking)
     python = host.python(link)
-    assert host.said[0] == "not there, or of another version: zmqrl-small"
+    assert host.said[0] == "missing, or of another version: zmqrl-small"
     assert ask(python, "import json, zmqrl, numpy, zmqrl_small; print(json.dumps(zmqrl_small.THERE))") is True
     assert not any("Collecting numpy" in line for line in host.said)
 

@@ -1,4 +1,4 @@
-"""Copies files between the run directory and the hosts of a run: histories come home, checkpoints go out."""
+"""Copies files between the run directory and the hosts of a run: histories in, checkpoints out."""
 
 import base64
 import re
@@ -186,7 +186,7 @@ class Mirror:
             return have - len(self._tail(name))
         if compare and not self._agrees.get((host, name)):  # of a session before the last one
             return None
-        # A rollback shortens a history here and on the host. Any other file that is shorter there was written anew.
+        # A rollback shortens a history here and on the host. Any other file that is shorter there was replaced.
         if have > size and not compare and not name.startswith("history/"):
             return 0
         return have if have < size else None

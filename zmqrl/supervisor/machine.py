@@ -160,7 +160,7 @@ class SupervisorMachine:
 
     def _on_death(self, exited: Exited, now: float) -> list[e.Action]:
         process = exited.process
-        if process.role not in ("shard", "worker"):  # a follower: the run goes on without it
+        if process.role not in ("shard", "worker"):  # a follower: the run continues without it
             actions = self.processes.died(exited, now, counts=False)
             if process in self.processes.hopeless:
                 self.processes.give_up(process)

@@ -50,7 +50,7 @@ class Shards:
             if stats.failure:
                 return (
                     f"shard {shard} stays at version {stats.version}: {stats.failure}; lower the learning rate or clip "
-                    "the gradients of these workers, then go on with --resume."
+                    "the gradients of these workers, then continue with --resume."
                 )
         return None
 

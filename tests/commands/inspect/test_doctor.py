@@ -117,15 +117,15 @@ def test_everything_that_is_wrong_with_hosts_is_told_with_the_way_out(lab: Lab, 
         f'[[host]]\nname = "h2"\npython = "{no_games}"\n[[host]]\nname = "h3"\n'
     )
     h1, h2, h3 = (lab.address(host) for host in ("h1", "h2", "h3"))
-    refusing = blocked(lab, "h1", "-s", h2, "-p", "tcp", "--dport", "42001", "-j", "REJECT")
+    refusing = blocked(lab, "h1", "-s", h2, "-p", "tcp", "--dport", "42004", "-j", "REJECT")
     silent = blocked(lab, "h1", "-s", h3, "-p", "tcp", "--dport", "42000:42009", "-j", "DROP")
     with small_disk(lab, "h3", "1m"), refusing, silent:
         done = run_doctor(lab, str(hosts), *PORTS)
     assert done.returncode == 3, done.stdout + done.stderr
     problems = [line.removeprefix("problem: ") for line in done.stdout.splitlines() if line.startswith("problem: ")]
     way_out = "open TCP ports 42000-42009 of h1 to {}, or choose another --port-range."
-    assert f"h2 -> h1 ({h1}:42001): refused: {way_out.format('h2')}" in problems
-    assert f"h3 -> h1 ({h1}:42000): no answer within 3 s: {way_out.format('h3')}" in problems
+    assert f"h2 -> h1 ({h1}:42004): refused: {way_out.format('h2')}" in problems
+    assert f"h3 -> h1 ({h1}:42003): no answer within 3 s: {way_out.format('h3')}" in problems
     assert "h2: CartPole-v1 cannot be played there: ale_py is not installed." in problems
     assert any(
         text.startswith("h3: the disk of /var/tmp/zmqrl-0/h3/doctor-") and " is full " in text for text in problems
