@@ -58,14 +58,6 @@ class Supervisor:
     def change_quorum(self, quorum: int) -> None:
         self.view = shard_events.View(self.view.id + 1, quorum, self.view.members)
 
-    def ended(self) -> bool:
-        """All shards have ended with the same version."""
-        machines = [shard.machine for shard in self.world.shards]
-        return (
-            all(machine is not None and machine.state == "ended" for machine in machines)
-            and len({(machine.generation, machine.version) for machine in machines if machine is not None}) == 1
-        )
-
     def _tell(self, shard: ShardHost, message: m.Message, payload: bytes | None = None) -> m.Stats | None:
         self.stats.pop(shard.number, None)
         shard.feed(shard_events.ControlArrived(SUPERVISOR, message, payload))
@@ -192,13 +184,19 @@ class World:
                 return
         raise AssertionError(f"stuck: {self.where()}")
 
+    def ended(self) -> bool:
+        """All shards have ended with the same version."""
+        machines = [shard.machine for shard in self.shards]
+        ends = {(machine.generation, machine.version) for machine in machines if machine is not None}
+        return all(machine is not None and machine.state == "ended" for machine in machines) and len(ends) == 1
+
     def must_end(self) -> None:
         """After STOP, all shards have the same last version, and every worker hears of it."""
         self.supervisor.stop = True
         for _ in range(MOST_ROUNDS):
             self.heal()
             self.round()
-            if self.supervisor.ended() and not any(worker.alive for worker in self.workers):
+            if self.ended() and not any(worker.alive for worker in self.workers):
                 return
         raise AssertionError(f"does not end: {self.where()}")
 

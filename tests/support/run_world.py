@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from support.protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, ShardHost
-from support.protocol_world import World
+from support.protocol_model import RUN, SUPERVISOR, ShardHost
+from support.protocol_world import HELLO, World
 
 from zmqrl.hosts.launcher import Exited
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -11,8 +11,6 @@ from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.machine import Limits, SupervisorMachine
-
-HELLO = m.Hello(run=RUN, layout=LAYOUT, role="supervisor", rank=0, incarnation=1, host="host", pid=1, secret=SECRET)
 
 
 class Decided:
@@ -62,12 +60,6 @@ class Decided:
             self.alive.discard(process)
             self.feed(e.ProcessDied(Exited(process, -9, "", 1.0)))
         self.feed(e.Tick())
-
-    def ended(self) -> bool:
-        """All shards have ended with the same version."""
-        machines = [shard.machine for shard in self.world.shards]
-        ends = {(machine.generation, machine.version) for machine in machines if machine is not None}
-        return all(machine is not None and machine.state == "ended" for machine in machines) and len(ends) == 1
 
     def _take(self, actions: list[e.Action]) -> None:
         for action in actions:

@@ -126,3 +126,8 @@ def _words(line: str) -> str:
 def printable(text: str) -> str:
     """``text`` with spaces for control characters. It can quote untrusted data, which must not forge lines."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def quoted(lines: Iterable[str]) -> str:
+    """Lines of a log, marked as a quotation."""
+    return "".join(f"\n  | {printable(line)}" for line in lines)

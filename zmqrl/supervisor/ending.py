@@ -2,23 +2,22 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
 from zmqrl.learner.envs import describe_env
-from zmqrl.observe.folding import printable
+from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
 from zmqrl.ps.control import ShardControl, only
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import write_json
-
-Reason: TypeAlias = Literal["stop_score", "updates", "agent_steps", "minutes", "interrupted", "failed"]
+from zmqrl.supervisor.events import Reason
 
 LOOK_EVERY_S = 0.1
 ALONE_WITHIN_S = 3.0  # without a new version, if shards need not end together
@@ -111,11 +110,6 @@ def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
         "flavour": describe_env(config.env, config.envs).flavour,
         "provenance": provenance(),
     }
-
-
-def quoted(lines: Sequence[str]) -> str:
-    """Lines of a log, marked as a quotation."""
-    return "".join(f"\n  | {printable(line)}" for line in lines)
 
 
 def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from zmqrl.hosts.launcher import Exited
-from zmqrl.observe.folding import printable
+from zmqrl.observe.folding import quoted
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
@@ -175,7 +175,7 @@ class SupervisorMachine:
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
         if process in hopeless and (process.role == "shard" or workers_left < needed):
-            last_line = "".join(f"\n  | {printable(line)}" for line in exited.log_tail.splitlines()[-1:])
+            last_line = quoted(exited.log_tail.splitlines()[-1:])
             deaths = self.processes.deaths(process)
             actions.append(e.Fail(f"{process} died {deaths} times in a row ({exited.how()}){last_line or '.'}"))
         return actions
