@@ -10,6 +10,7 @@ packages. Most tests of whole runs are marked ``slow``. ``make test`` leaves all
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -29,6 +30,8 @@ settings.register_profile(
 settings.register_profile("quick", settings.get_profile("default"), max_examples=10, stateful_step_count=20)
 settings.load_profile("default")
 
+# A shell ignores SIGINT in what it runs in the background, and every process of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LANES = {"lab_of_all_tests": "lab", "need_a_lab": "lab", "slurm": "slurm"}  # by fixture
 
