@@ -35,7 +35,7 @@ class RunDirectory:
     cluster = property(lambda self: self.path / "cluster.json")
     left = property(lambda self: self.path / "left.json")
     keys = property(lambda self: self.path / "keys")
-    traces = property(lambda self: self.path / "traces")
+    profile = property(lambda self: self.path / "profile")
     trace = property(lambda self: self.path / "trace.json")
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
     summary = property(lambda self: self.path / "summary.json")
@@ -43,10 +43,6 @@ class RunDirectory:
     def log(self, process: ProcessId | Literal["supervisor"]) -> Path:
         """The log of a process."""
         return self.path / "logs" / f"{process}.log"
-
-    def trace_of(self, process: ProcessId) -> Path:
-        """The trace of one process, before all are merged."""
-        return Path(self.traces / f"{process}.json")
 
     def history(self, shard: int) -> Path:
         """The history of a shard."""

@@ -12,13 +12,16 @@ from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import Link
 from zmqrl.process_id import RECORDER, ProcessId, shard_id
+from zmqrl.profile.recorder import prune
 from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 
-COMES_HOME = ("history", "traces", "videos")
+COMES_HOME = ("history", "profile", "videos")
 # A host names the files that are written here: these names cannot lead out of the run directory.
 _HARMLESS = re.compile(
-    r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|traces/(?P<process>[a-z]+-\d+)\.json|videos/\w[\w.-]*", re.ASCII
+    r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|profile/(?P<process>[a-z]+-\d+)\.\d+\.\d+\.blocks"
+    r"|videos/\w[\w.-]*",
+    re.ASCII,
 )
 LIST_EVERY_S = 5.0
 TAIL_BYTES = 4096  # of a history: its last lines, with checksums that no other run has
@@ -141,6 +144,8 @@ class Mirror:
         match event:
             case h.Listing():
                 self._sizes[host] = {name: size for name, size in event.files.items() if self._is_from(name, host)}
+                for process in [process for process, at in self.host_of.items() if at == host]:
+                    prune(self.home.profile, process)  # as it does on its host
             case h.Piece(path=path):
                 if self._fetching.pop(host, None) != path:
                     return
@@ -164,7 +169,7 @@ class Mirror:
             return False
         try:
             process = ProcessId.parse(found["shard"] or found["process"] or str(RECORDER))
-        except ValueError:  # a trace of a process that no run has
+        except ValueError:  # a recording of a process that no run has
             return False
         return self.host_of.get(process) == host or (found["shard"] is not None and not self._begun)
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import shutil
 import signal
 import socket as host_socket
 import sys
@@ -26,9 +25,10 @@ from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.screen import never_waiting
-from zmqrl.observe.spans import merge_traces
 from zmqrl.observe.trackers import check_installed
 from zmqrl.process import interruptible
+from zmqrl.profile.recording import Recording
+from zmqrl.profile.trace import write_trace
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
@@ -146,13 +146,12 @@ def _supervise(
     try:
         for text in news:
             console.notice(text)
-        if config.profile:
-            shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier session
         supervisor = Supervisor(config, directory, checkpoint, console, deployment)
         with _interrupts(supervisor), _tracebacks_to(console.log):
             reason = supervisor.run()
         if config.profile:
-            merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
+            for text in write_trace(Recording.read(directory.profile), directory.trace, versions=config.profile):
+                console.notice(text)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
     except ZmqrlError as error:  # the caller prints it

@@ -61,6 +61,8 @@ class ShardMachine:
         self.version = 0
         self.view = e.View(0, 1, ())
         self.last: e.Record | None = None
+        self.judged: e.Outcome = "rejected"  # the newest contribution
+        self.closing_rank = -1  # of the newest contribution that is used
         self.making: e.Record | None = None  # of the version that the pending Update makes
         self.failure = ""
         self.previous: int | None = None
@@ -113,17 +115,20 @@ class ShardMachine:
 
     def _gradient(self, event: e.GradientArrived, now: float) -> list[e.Action]:
         header = event.header
+        self.judged = "rejected"
         if header.run != self.identity.run:  # ranks of another run mean nothing here
             return self._reject()
         if self.roster.is_newest(header.rank, header.incarnation):
             self.roster.heard(header.rank, now)
         outcome, why = self._judge(event)
+        self.judged = outcome
         if outcome != "used":
             self.contributions.count(header.rank, outcome, self.view)
             level: Literal["debug", "warning"] = "warning" if why == NOT_FINITE else "debug"
             actions: list[e.Action] = [e.Log(level, f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
             return actions + (self._lost(header) if why == "ahead" else [])
         self.contributions.hold(header, event.payload)
+        self.closing_rank = header.rank
         self._progressed(now)
         return [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
 
