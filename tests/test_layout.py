@@ -22,6 +22,7 @@ ORDER = (
     ("process", "json_lines"),
     ("rundir",),
     ("observe",),
+    ("profile",),
     ("ps",),
     ("learner",),
     ("checkpoint",),

@@ -39,6 +39,7 @@ COMMANDS = {
         "RUN [options]",
         "check that every shard made each version exactly once",
     ),
+    "profile": Command("inspect.profile", "RUN [RUN] [options]", "show where the time of a run goes"),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
 }

@@ -1,11 +1,9 @@
 """A worker: pull -> play -> gradient -> push. The whole distributed algorithm is in :func:`work`."""
 
 import logging
-import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch

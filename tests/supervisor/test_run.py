@@ -147,10 +147,14 @@ def test_without_a_terminal_a_run_speaks_in_plain_lines(finished: Finished) -> N
     assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])
 
 
+def named(event: Line) -> bool:
+    return bool(event["ph"] == "M" and event["name"] == "process_name")
+
+
 def test_a_profile_is_a_chrome_trace_with_the_spans_of_workers_and_shards(finished: Finished) -> None:
     trace = json.loads((finished.path / "trace.json").read_text(encoding="utf-8"))
     events = trace["traceEvents"]
-    names = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    names = {event["pid"]: event["args"]["name"].partition(" on ")[0] for event in events if named(event)}
     assert set(names.values()) == {"shard 0", "shard 1", "worker 0", "worker 1"}
     spans: dict[str, set[str]] = {name: set() for name in names.values()}
     for event in events:
@@ -162,7 +166,6 @@ def test_a_profile_is_a_chrome_trace_with_the_spans_of_workers_and_shards(finish
         assert spans[worker] >= {"env_step", "act", "gradient", "encode", "push", "wait", "assemble"}
     for shard in ("shard 0", "shard 1"):
         assert spans[shard] >= {"receive", "accumulate", "optimize", "commit", "publish"}
-    assert max(event["args"]["version"] for event in events if event["ph"] == "X") <= 20
 
 
 @pytest.mark.slow

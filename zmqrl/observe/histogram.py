@@ -94,7 +94,8 @@ def _buckets(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """The bucket of each value: ``shift * 64 + (value >> shift)``, where the shift leaves a number below 128."""
     _, bits = np.frexp(values.astype(np.float64))  # number of bits; a double is exact up to 2**53 ns, 104 days
     shift = np.maximum(bits.astype(np.int64) - 7, 0)
-    return shift * SUB_BUCKETS + (values >> shift)
+    buckets: NDArray[np.int64] = shift * SUB_BUCKETS + (values >> shift)
+    return buckets
 
 
 def _value(bucket: int) -> int:

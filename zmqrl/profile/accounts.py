@@ -20,7 +20,8 @@ class RankAccount:
     """One rank: its share of versions in which it was counted and was the K-th, and its seconds.
 
     ``worked_s`` is without waiting for weights, ``wasted_s`` the part of it whose contribution no shard used.
-    ``core_share`` is CPU time per working time, ``queued_share`` the share of all time that its thread waited for a core.
+    ``core_share`` is CPU time per working time. ``queued_share`` is the share of all time in which its thread
+    waited for a core.
     """
 
     host: str
@@ -101,9 +102,9 @@ def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
     for (version, _), cycle in timeline.cycles.items():
         pushed_by_version[version].append(cycle.pushed)
     gains = []
-    for generation, version in versions:
-        quorum = max(made.quorum for made in timeline.publications[generation, version + 1].values())
-        pushed = sorted(pushed_by_version[generation, version])
+    for each in versions:
+        quorum = max(made.quorum for made in timeline.publications[each[0], each[1] + 1].values())
+        pushed = sorted(pushed_by_version[each])
         if quorum < len(pushed):
             gains.append((pushed[quorum] - pushed[quorum - 1]) * quorum / len(pushed))
     return fmean(gains) if gains else None

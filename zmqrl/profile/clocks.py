@@ -74,7 +74,8 @@ def _shortest(at: Times, halves: Times, middle: float, length: float) -> NDArray
     first = np.unique(window[order], return_index=True)[1]
     best = order[first]
     usual = np.sort(halves[best])[min(len(best) - 1, FEWEST_WINDOWS, max(len(best) // 2, 1))]
-    return best[halves[best] <= 2 * usual]
+    kept: NDArray[np.intp] = best[halves[best] <= 2 * usual]
+    return kept
 
 
 @dataclass(frozen=True, slots=True)

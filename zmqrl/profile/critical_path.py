@@ -9,7 +9,8 @@ the shard's spans. They add up to the time of the update.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from statistics import median_low
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ TRANSFERS = (WEIGHTS, GRADIENT)
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 
+T = TypeVar("T")
+_ByProcess: TypeAlias = defaultdict[T, list[float]]
 Version: TypeAlias = tuple[int, int]
 """Generation and version."""
 
@@ -110,16 +113,19 @@ class Timeline:
     publications: dict[Version, dict[int, Publication]]
     arrivals: dict[tuple[Version, int], dict[int, Arrival]]
     hosts: dict[ProcessId, str]
-    shards: int
+    shards: int = 0
+    ranks: int = 0
 
     @classmethod
     def of(cls, recording: Recording, clocks: Clocks) -> "Timeline":
         """Join the recordings of all processes."""
-        timeline = cls({}, defaultdict(dict), defaultdict(dict), {}, 0)
+        timeline = cls({}, defaultdict(dict), defaultdict(dict), {})
         for each in recording.processes:
             timeline.hosts[each.process] = each.host
             if each.process.role == "shard":
                 timeline.shards = max(timeline.shards, each.process.number + 1)
+            if each.process.role == "worker":
+                timeline.ranks = max(timeline.ranks, each.process.number + 1)
             if not clocks.knows(each):
                 continue
             timeline.cycles.update(_cycles(each, clocks))
@@ -136,44 +142,42 @@ class Timeline:
 
 
 def _columns(
-    each: ProcessRecording, clocks: Clocks, table: str, times: Iterable[str], spans: Iterable[str]
+    each: ProcessRecording, clocks: Clocks, table: str, spans: Iterable[str]
 ) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
-    """The columns of a table: times on the reference clock and other numbers, and the spans of each row, in seconds."""
+    """The columns of a table, with times in seconds on the reference clock, and the spans of each row in seconds."""
     found = each.table(table)
-    columns = {name: (clocks.times_us(each, found[name]) / 1e6).tolist() for name in times}
-    columns |= {name: found[name].tolist() for name in found if name not in columns}
+    columns = {
+        name: (clocks.times_us(each, column) / 1e6).tolist() if name.endswith("_at_us") else column.tolist()
+        for name, column in found.items()
+    }
     names = list(spans)
-    in_seconds = np.stack([found[name] / 1e6 for name in names], axis=1) if names else np.empty((0, 0))
-    return columns, [dict(zip(names, row, strict=True)) for row in in_seconds.tolist()]
+    seconds = np.stack([found[name] / 1e6 for name in names], axis=1).tolist()
+    return columns, [dict(zip(names, row, strict=True)) for row in seconds]
 
 
 def _cycles(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Cycle]]:
-    times = ("began_at_us", "pulled_at_us", "pushed_at_us")
-    columns, spans = _columns(each, clocks, "cycles", times, WORKER_SPANS)
-    names = ("generation", "version", *times, "last_shard", "cpu_us")
-    for row, (generation, version, *when, shard, cpu_us) in zip(
-        spans, zip(*(columns[name] for name in names), strict=True), strict=True
-    ):
-        began, _, pushed = when
+    columns, spans = _columns(each, clocks, "cycles", WORKER_SPANS)
+    for i, row in enumerate(spans):
+        began, pulled, pushed = (columns[name][i] for name in ("began_at_us", "pulled_at_us", "pushed_at_us"))
         row[OTHER] = max(0.0, pushed - began - sum(row.values()))
-        yield ((int(generation), int(version)), each.process.number), Cycle(*when, int(shard), cpu_us / 1e6, row)
+        version = int(columns["generation"][i]), int(columns["version"][i])
+        cycle = Cycle(began, pulled, pushed, int(columns["last_shard"][i]), columns["cpu_us"][i] / 1e6, row)
+        yield (version, each.process.number), cycle
 
 
 def _publications(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[Version, Publication]]:
-    times = ("closed_at_us", "published_at_us")
-    columns, spans = _columns(each, clocks, "versions", times, SHARD_SPANS)
-    names = ("generation", "version", *times, "quorum", "closing_rank")
-    for row, (generation, version, *when, quorum, rank) in zip(
-        spans, zip(*(columns[name] for name in names), strict=True), strict=True
-    ):
-        yield (int(generation), int(version)), Publication(*when, int(quorum), int(rank), row)
+    columns, spans = _columns(each, clocks, "versions", SHARD_SPANS)
+    for i, row in enumerate(spans):
+        quorum, rank = int(columns["quorum"][i]), int(columns["closing_rank"][i])
+        made = Publication(columns["closed_at_us"][i], columns["published_at_us"][i], quorum, rank, row)
+        yield (int(columns["generation"][i]), int(columns["version"][i])), made
 
 
 def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Arrival]]:
-    columns, _ = _columns(each, clocks, "arrivals", ("arrived_at_us",), ())
-    names = ("generation", "version", "rank", "outcome", "arrived_at_us")
-    for generation, version, rank, outcome, at in zip(*(columns[name] for name in names), strict=True):
-        yield ((int(generation), int(version)), int(rank)), Arrival(at, int(outcome))
+    columns, _ = _columns(each, clocks, "arrivals", ("arrived_at_us",))
+    for i, at in enumerate(columns["arrived_at_us"]):
+        version = int(columns["generation"][i]), int(columns["version"][i])
+        yield (version, int(columns["rank"][i])), Arrival(at, int(columns["outcome"][i]))
 
 
 def critical_path(timeline: Timeline) -> list[Step]:
@@ -192,8 +196,13 @@ def critical_path(timeline: Timeline) -> list[Step]:
         if cycle is not None:
             parts: list[Part] = []
             for cause, process, seconds in _parts(began, cycle, made[last], worker_id(kth), shard_id(last)):
-                part = Part(cause, process, seconds, usual(cause, process, cycle.with_rollout, seconds))
-                parts += usual.split(part, shard_id(cycle.last_shard if cause == WEIGHTS else last))
+                shard = cycle.last_shard if cause == WEIGHTS else last
+                usual_s = usual(cause, process, shard_id(shard), seconds, with_rollout=cycle.with_rollout)
+                part = Part(cause, process, seconds, usual_s)
+                shards_s = min(
+                    part.excess_s, _late_of_shard(timeline, (generation, version), cause, kth, shard, usual_s)
+                )
+                parts += [Part(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
             path = tuple(part for part in parts if part.seconds > 0)
             steps.append(Step(generation, version, began, worker_id(kth), shard_id(last), cycle.with_rollout, path))
     return steps
@@ -221,57 +230,79 @@ def _parts(
     yield from ((name, shard, seconds) for name, seconds in known)
 
 
+def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float) -> float:
+    """Seconds by which a transfer was late because of the shard, and not because of the worker.
+
+    A gradient is late because of a shard if it reached the other shards earlier, weights if all workers had them late.
+    """
+    cycle = timeline.cycles[version, rank]
+    if cause == GRADIENT:
+        arrivals = timeline.arrivals.get((version, rank), {})
+        others = [arrival.at for other, arrival in arrivals.items() if other != shard]
+        return max(0.0, arrivals[shard].at - max(others)) if others and shard in arrivals else 0.0
+    if cause == WEIGHTS:
+        published = timeline.publications[version][shard].published
+        others = [
+            other.pulled - published
+            for each in range(timeline.ranks)
+            if each != rank and (other := timeline.cycles.get((version, each))) is not None
+        ]
+        return max(0.0, min(cycle.pulled - published, *others) - usual_s) if others else 0.0
+    return 0.0
+
+
 class Usual:
     """How long each part of a path usually takes: the lower of a process's own median and that of the others.
 
-    So a process that is always slow has an excess over the others, and one that is slow at times over itself.
+    So a process that is always slow has an excess over the others, and one that is slow at times over itself. For a
+    transfer, the process is a pair of worker and shard.
     """
 
     def __init__(self, timeline: Timeline) -> None:
-        found: defaultdict[tuple[str, bool], defaultdict[ProcessId, list[float]]]
-        found = defaultdict(lambda: defaultdict(list))
+        work: defaultdict[tuple[str, bool], _ByProcess[ProcessId]] = defaultdict(_by_process)
+        transfers: defaultdict[str, _ByProcess[tuple[ProcessId, ProcessId]]] = defaultdict(_by_process)
         for (version, rank), cycle in timeline.cycles.items():
+            worker = worker_id(rank)
             for name in WORK:
-                found[name, cycle.with_rollout][worker_id(rank)].append(cycle.spans[name])
+                work[name, cycle.with_rollout][worker].append(cycle.spans[name])
             sent = timeline.publications.get(version, {}).get(cycle.last_shard)
             if sent is not None and cycle.began < sent.published:
-                for process in (worker_id(rank), shard_id(cycle.last_shard)):
-                    found[WEIGHTS, False][process].append(max(0.0, cycle.pulled - sent.published))
+                pair = worker, shard_id(cycle.last_shard)
+                transfers[WEIGHTS][pair].append(max(0.0, cycle.pulled - sent.published))
             for shard, arrival in timeline.arrivals.get((version, rank), {}).items():
-                for process in (worker_id(rank), shard_id(shard)):
-                    found[GRADIENT, False][process].append(max(0.0, arrival.at - cycle.pushed))
+                transfers[GRADIENT][worker, shard_id(shard)].append(max(0.0, arrival.at - cycle.pushed))
         for made in timeline.publications.values():
             for shard, publication in made.items():
                 if publication.closing_rank >= 0:
                     for cause, process, seconds in _shard_parts(publication, shard_id(shard)):
-                        found[cause, False][process].append(seconds)
-        self._medians = {
-            key: {process: float(np.median(seconds)) for process, seconds in each.items()}
-            for key, each in found.items()
-        }
+                        work[cause, False][process].append(seconds)
+        self._work = {key: _medians(each) for key, each in work.items()}
+        self._transfers = {cause: _medians(each) for cause, each in transfers.items()}
 
-    def __call__(self, cause: str, process: ProcessId, with_rollout: bool, seconds: float) -> float:
-        """The usual seconds of a part; those of an overrun are 0."""
+    def __call__(
+        self, cause: str, process: ProcessId, shard: ProcessId, seconds: float, *, with_rollout: bool
+    ) -> float:
+        """The usual seconds of a part, 0 for an overrun. A transfer is one with ``shard``."""
         if cause == OVERRUN:
             return 0.0
-        played = with_rollout and process.role == "worker" and cause not in TRANSFERS
-        own = self._medians.get((cause, played), {}).get(process, seconds)
-        others = self._others(cause, process, played)
-        return min(own, float(np.median(others))) if others else own
+        if cause in TRANSFERS:
+            return _usual(self._transfers.get(cause, {}), (process, shard), seconds)
+        played = with_rollout and process.role == "worker"
+        return _usual(self._work.get((cause, played), {}), process, seconds)
 
-    def split(self, part: Part, shard: ProcessId) -> list[Part]:
-        """A transfer in two: its excess that all transfers with ``shard`` have is the shard's, the rest the worker's."""
-        others = self._others(part.cause, shard, False) if part.cause in TRANSFERS else []
-        if not others:
-            return [part]
-        away = self._medians[part.cause, False].get(shard, 0.0) - float(np.median(others))
-        late_s = min(part.excess_s, max(0.0, away))
-        return [Part(part.cause, shard, late_s, 0.0), part._replace(seconds=part.seconds - late_s)]
 
-    def _others(self, cause: str, process: ProcessId, played: bool) -> list[float]:
-        """The medians of the other processes of the same role."""
-        medians = self._medians.get((cause, played), {}).items()
-        return [median for other, median in medians if other != process and other.role == process.role]
+def _by_process() -> Any:
+    return defaultdict(list)
+
+
+def _medians(by_process: Mapping[T, list[float]]) -> dict[T, float]:
+    return {process: float(np.median(seconds)) for process, seconds in by_process.items()}
+
+
+def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
+    """The lower of the median of ``process`` and that of the others; ``seconds`` if nothing else is known."""
+    others = [median for other, median in medians.items() if other != process]
+    return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
 
 
 def _shard_parts(made: Publication, shard: ProcessId) -> Iterator[tuple[str, ProcessId, float]]:

@@ -1,4 +1,4 @@
-"""What a process of a run records of its time, in files of ``DIR/profile``. :mod:`zmqrl.profile.recording` reads them."""
+"""What a process of a run records of its time, in files of ``DIR/profile``, which ``recording.py`` reads."""
 
 import contextlib
 import logging
@@ -193,7 +193,7 @@ def clock_id() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     namespace = ""
     with contextlib.suppress(OSError):  # a kernel without time namespaces
-        namespace = os.readlink("/proc/self/ns/time")
+        namespace = str(Path("/proc/self/ns/time").readlink())
     return f"{boot} {namespace}"
 
 
@@ -210,7 +210,7 @@ def machine_totals() -> tuple[int, int, int, int]:
 
 
 def _stolen_us() -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/stat", encoding="ascii") as file:
+    with contextlib.suppress(OSError, ValueError, IndexError), Path("/proc/stat").open(encoding="ascii") as file:
         return int(file.readline().split()[8]) * 1_000_000 // os.sysconf("SC_CLK_TCK")  # the ninth field is steal
     return 0
 

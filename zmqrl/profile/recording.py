@@ -1,7 +1,7 @@
 """Reads what the processes of a run recorded in ``DIR/profile``."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeAlias
 
@@ -36,6 +36,15 @@ class ProcessRecording:
         parts = self.tables.get(name, [])
         rows = np.concatenate(parts) if parts else np.empty((0, len(columns)), np.int64)
         return {column: rows[:, i] for i, column in enumerate(columns)}
+
+    def after(self, version: int) -> "ProcessRecording":
+        """Only the rows of versions above ``version``, and all rows of tables without versions."""
+        tables = {}
+        for name, parts in self.tables.items():
+            columns = COLUMNS[name]
+            at = columns.index("version") if "version" in columns else None
+            tables[name] = parts if at is None else [part[part[:, at] > version] for part in parts]
+        return replace(self, tables=tables, histograms={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +82,15 @@ class Recording:
                     recording.histograms = {name: Histogram.from_json(data) for name, data in each}
                 recording.span_names = block["spans"]
         return cls(tuple(found[key] for key in sorted(found)))
+
+    def after(self, version: int) -> "Recording":
+        """Only what was recorded of the versions above ``version``, without histograms, which are of all versions."""
+        return Recording(tuple(each.after(version) for each in self.processes))
+
+    def newest_version(self) -> int:
+        """The newest version that a shard published, -1 without any."""
+        made = [each.table("versions")["version"] for each in self.of_role("shard")]
+        return max((int(versions.max()) for versions in made if len(versions)), default=-1)
 
     def of_role(self, role: str) -> Iterable[ProcessRecording]:
         """The recordings of the processes of a role, by number and incarnation."""

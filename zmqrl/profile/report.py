@@ -1,7 +1,7 @@
 """The report of a profile: plain data for ``--json``, and the text of it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ class Profile:
             "inclusion": {str(rank): account.inclusion for rank, account in found.ranks.items()},
             "ranks": {str(rank): asdict(account) for rank, account in found.ranks.items()},
             "backup_gain_s": found.backup_gain_s,
-            "spans": [asdict_span(*each) for each in self._spans()],
+            "spans": [span_statistics(*each) for each in self._spans()],
             "clocks": {
                 host: {
                     "offset_ms": clock.offset_us / 1e3,
@@ -117,9 +117,10 @@ class Profile:
         """Who, span, durations in nanoseconds: by role, host and process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
             processes = list(self.recording.of_role(role))
-            whos = {f"{role}s": processes}
-            for each in processes:
-                whos.setdefault(f"{role}s on {each.host}", []).append(each)
+            whos = {f"all {role}s": processes}
+            if len({each.host for each in processes}) > 1:
+                for each in processes:
+                    whos.setdefault(f"{role}s on {each.host}", []).append(each)
             for each in processes:
                 whos.setdefault(str(each.process), []).append(each)
             for who, group in whos.items():
@@ -129,7 +130,7 @@ class Profile:
                         yield who, name, durations
 
 
-def asdict_span(who: str, span: str, durations: Histogram) -> dict[str, Any]:
+def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]:
     """The statistics of a span in milliseconds."""
     percentiles = {f"p{percent:g}": durations.percentile(percent) / 1e6 for percent in PERCENTS}
     return {"who": who, "span": span, "count": durations.count, "mean": durations.mean / 1e6} | (
@@ -137,15 +138,15 @@ def asdict_span(who: str, span: str, durations: Histogram) -> dict[str, Any]:
     )
 
 
-def _statistics_ms(seconds: Sequence[float]) -> dict[str, float | None]:
+def _statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
     if not seconds:
         return dict.fromkeys(("mean", "p50", "p90", "p99"))
     in_ms = 1e3 * np.asarray(seconds)
     return {"mean": float(in_ms.mean())} | {f"p{p}": float(np.percentile(in_ms, p)) for p in (50, 90, 99)}
 
 
-def print_report(found: dict[str, Any], console: Console) -> None:
-    """Print the data of ``Profile.to_json`` for people."""
+def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
+    """Print the data of ``Profile.to_json`` for people; with ``processes``, the spans of every process."""
     update = found["update_ms"]
     if not found["updates"]:
         console.print("no update was recorded from its beginning to its end")
@@ -160,7 +161,8 @@ def print_report(found: dict[str, Any], console: Console) -> None:
     for role, spans in found["budget_ms"].items():
         _print_bars(f"time of a {role}, ms per update", spans, console)
     _print_ranks(found, console)
-    _print_spans(found["spans"], console)
+    if found["spans"]:
+        _print_spans(found["spans"], console, all_of_them=processes)
     _print_clocks(found["clocks"], console)
     if found["what_if"]:
         _print_what_if(found["what_if"], console)
@@ -168,7 +170,8 @@ def print_report(found: dict[str, Any], console: Console) -> None:
         console.print(f"! {text}", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
+def plain_table(title: str, *columns: str) -> Table:
+    """A table without lines, whose columns are aligned to the right except the first."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
@@ -177,7 +180,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
     whole = sum(values.values())
-    table = _table(title, "", "ms", "share", "")
+    table = plain_table(title, "", "ms", "share", "")
     table.columns[3].justify = "left"
     for name, value in sorted(values.items(), key=lambda item: -item[1]):
         if value > 0:
@@ -186,7 +189,7 @@ def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
 
 
 def _print_blame(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    table = _table("what updates waited for beyond the usual", "cause", "who", "host", "seconds", "share")
+    table = plain_table("what updates waited for beyond the usual", "cause", "who", "host", "seconds", "share")
     for row in rows[:BLAME_SHOWN]:
         who = f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}"
         table.add_row(row["cause"], who, row["host"], f"{row['seconds']:.2f}", f"{row['share']:.1%}")
@@ -198,7 +201,7 @@ def _print_blame(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 def _print_ranks(found: dict[str, Any], console: Console) -> None:
     columns = ("rank", "host", "counted", "was K-th", "late", "skipped", "worked s", "wasted s", "of a core")
-    table = _table("workers", *columns)
+    table = plain_table("workers", *columns)
     for rank, each in found["ranks"].items():
         core = "" if each["core_share"] is None else f"{each['core_share']:.0%}"
         counts = (f"{each['inclusion']:.1%}", f"{each['kth']:.1%}", str(each["late"]), str(each["skipped"]))
@@ -209,9 +212,9 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
     console.print()
 
 
-def _print_spans(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    table = _table("spans, ms", "who", "span", "count", "mean", "p50", "p90", "p99", "p99.9", "max")
-    for row in rows:
+def _print_spans(rows: Sequence[dict[str, Any]], console: Console, *, all_of_them: bool) -> None:
+    table = plain_table("spans, ms", "who", "span", "count", "mean", "p50", "p90", "p99", "p99.9", "max")
+    for row in rows if all_of_them else [row for row in rows if " " in row["who"]]:
         numbers = (f"{row[name]:.3f}" for name in ("mean", "p50", "p90", "p99", "p99.9", "max"))
         table.add_row(row["who"], row["span"], f"{row['count']:,}", *numbers)
     console.print(table, "")
@@ -219,7 +222,7 @@ def _print_spans(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 def _print_clocks(clocks: dict[str, dict[str, float]], console: Console) -> None:
     if len(clocks) > 1:
-        table = _table("clocks", "host", "offset ms", "drift ppm", "error ms")
+        table = plain_table("clocks", "host", "offset ms", "drift ppm", "error ms")
         for host, clock in clocks.items():
             numbers = (f"{clock['offset_ms']:.3f}", f"{clock['drift_ppm']:.2f}", f"{clock['error_ms']:.3f}")
             table.add_row(host, *numbers)
@@ -227,7 +230,7 @@ def _print_clocks(clocks: dict[str, dict[str, float]], console: Console) -> None
 
 
 def _print_what_if(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    table = _table("what if", "change", "updates/s", "error of the replay")
+    table = plain_table("what if", "change", "updates/s", "error of the replay")
     for row in rows:
         table.add_row(row["change"], f"{row['updates_per_s']:.2f}", f"{row['replay_error']:+.1%}")
     console.print(table, "")

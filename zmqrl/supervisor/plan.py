@@ -12,8 +12,8 @@ from zmqrl.config import Config
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.launcher import Task
 from zmqrl.observe.provenance import code_id
-from zmqrl.profile.recorder import RecorderJob
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId, shard_id, worker_id
+from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.job import ShardJob

@@ -280,9 +280,7 @@ class ShardServer:
         closing = self.machine.closing_rank if made else -1
         times = (self.closed_us if made else published_us, published_us)
         spent, (cpu_us, *_) = self.recorder.spent_us(*SHARD_SPANS), self.recorder.used()
-        self.recorder.add(
-            "versions", record.generation, record.version, record.quorum, closing, *times, *spent, cpu_us
-        )
+        self.recorder.add("versions", record.generation, record.version, record.quorum, closing, *times, *spent, cpu_us)
 
     def _encoded(self, slot: Slot) -> WireVector:
         return codec.encode(self.job.codec, slot.weights)

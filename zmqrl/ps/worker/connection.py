@@ -66,7 +66,8 @@ class Connection:
         """``incarnation`` must be greater than that of the previous process of this rank. None takes it from the clock.
 
         ``code`` identifies the zmqrl that the worker runs; shards refuse one that differs from theirs. Leave it empty
-        for a program of your own. With ``recorder``, the worker records where its time goes. Raises UsageError when the run uses CURVE and ``cluster`` has no keys.
+        for a program of your own. With ``recorder``, the worker records where its time goes. Raises UsageError when the
+        run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
             raise UsageError(f"this run is encrypted: worker {rank} cannot join without the keys made for it.")
