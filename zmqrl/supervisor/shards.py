@@ -112,8 +112,8 @@ class Shards:
             return []
         self.generation += 1
         self.stats.clear()
-        told = [] if self.rollback == START else [e.Notice(f"{self.rollback}: all shards go back to {self._where()}")]
-        return [*told, e.Load(self.generation, view)]
+        notice = e.Notice(f"{self.rollback}: all shards go back to {self._checkpoint_in_words()}")
+        return [*([] if self.rollback == START else [notice]), e.Load(self.generation, view)]
 
     def loaded(self) -> list[e.Action]:
         """All shards have loaded the checkpoint."""
@@ -141,7 +141,7 @@ class Shards:
         """Tell a shard where to end, if the run has an end."""
         return [] if self.stop_at is None else [e.TellStop(shard, self._end_of(shard))]
 
-    def _where(self) -> str:
+    def _checkpoint_in_words(self) -> str:
         return f"the checkpoint of version {min(self.checkpoint)}"
 
     def _must_roll_back(self, why: str) -> None:

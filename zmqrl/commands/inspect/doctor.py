@@ -18,7 +18,7 @@ from rich.text import Text
 from zmqrl.commands.measure.compare import NOT_CUT_OFF
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.run.launch import other_code
-from zmqrl.commands.run.train import config_from
+from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
 from zmqrl.hostd.messages import Clean, Up
 from zmqrl.hosts.daemons import DaemonLauncher
@@ -51,7 +51,7 @@ class Options(HostOptions):
 
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl doctor``. Raises ZmqrlError."""
-    options, rest = parse_known(Options, arguments, "zmqrl doctor")
+    options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
     return run(options, config_from(rest, over_tcp))
 
 

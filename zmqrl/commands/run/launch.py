@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from zmqrl.commands.options import parse_known
-from zmqrl.commands.run.train import config_from
+from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.messages import Clean, Up
@@ -53,7 +53,7 @@ class Options(HostOptions):
 
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl launch``. Raises ZmqrlError."""
-    options, rest = parse_known(Options, arguments, "zmqrl launch")
+    options, rest = parse_known(Options, arguments, f"zmqrl launch {RECIPE}")
     config = config_from(rest, over_tcp)
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = config_from([*rest, "--resume"], over_tcp)

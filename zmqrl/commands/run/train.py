@@ -12,6 +12,7 @@ from zmqrl.recipes import RECIPES
 from zmqrl.supervisor.run import train
 
 DEFAULT_PROFILE_VERSIONS = "100"
+RECIPE = f"[{'|'.join(RECIPES)}]"  # in usage lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     resumed = None if {"-h", "--help"} & set(options) else parse_known(Resumed, options, "zmqrl train")[0]
     if resumed is None or not resumed.resume:
         default = adapt(RECIPES[recipe or "breakout"]())
-        return parse(Config, options, f"zmqrl train [{'|'.join(RECIPES)}]", default)
+        return parse(Config, options, f"zmqrl train {RECIPE}", default)
     if resumed.run_dir is None:
         raise UsageError("--resume needs --run-dir, the directory of the run to continue.")
     stored = Config.read(resumed.run_dir / "config.json")
