@@ -1,4 +1,4 @@
-"""Command lines read into dataclasses of options, with one sentence for what cannot be read."""
+"""Parses command lines into dataclasses of options, and turns a parse error into one sentence."""
 
 import contextlib
 import io

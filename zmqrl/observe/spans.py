@@ -132,7 +132,7 @@ def chrome_events(
 
 
 def write_trace(path: Path, events: Sequence[dict[str, Any]]) -> None:
-    """Write Chrome events as a trace file. It appears whole or not at all."""
+    """Write Chrome events as a trace file. It appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

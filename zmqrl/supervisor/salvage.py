@@ -50,7 +50,7 @@ class Damaged(ClusterError):
 
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
     """Make a checkpoint of the newest version that all shards of a killed run still hold. Returns ``checkpoint``, the
-    newest so far, if that is as new, or if the state of a shard no longer exists, which ``notice`` tells. Raises
+    newest so far, if that is as new, or if the state of a shard no longer exists, which ``notice`` reports. Raises
     ClusterError if the state may exist but cannot be read now: it stays untouched, so that another try may succeed.
     """
     if not directory.left.exists():
@@ -70,7 +70,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
                 raise ClusterError(
                     f"cannot read the state of the killed run: {str(error).rstrip('.')}. It is kept "
                     f"{_whereabouts(directory)}: {again}remove {directory.left} to resume from "
-                    f"checkpoint {checkpoint.name} without what was learned after it."
+                    f"checkpoint {checkpoint.name} and lose everything after it."
                 ) from error
             notice(f"cannot read the state of the killed run yet: {error}")
             time.sleep(PAUSE_S)
@@ -244,7 +244,7 @@ def to_save(
 def counters_at(
     version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: Notice
 ) -> Counters:
-    """Estimate the figures of the run at ``version``, after ``checkpoint``. Contributions come from the shards and are
+    """Estimate the counters of the run at ``version``, after ``checkpoint``. Contributions come from the shards and are
     exact. The rest comes from the newest row of ``metrics.jsonl``, which is a second old at most. Steps and time are
     extrapolated to ``version`` at their mean per version. Only the mean score of the last games is known, so it stands
     for each of them.

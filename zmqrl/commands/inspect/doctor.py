@@ -80,13 +80,13 @@ def run(options: Options, config: Config) -> int:
 
 
 def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdict]:
-    """Connect to the hosts and probe them. Returns what daemons say, what the probes find, and the verdict."""
+    """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, and the verdict."""
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
     links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
     probes = probe_ids(links)
-    places = {probe: host for host, probe in probes.items()}
-    launcher = DaemonLauncher(links, places.__getitem__)
+    host_of = {probe: host for host, probe in probes.items()}
+    launcher = DaemonLauncher(links, host_of.__getitem__)
     with contextlib.closing(launcher):
         _say(f"connecting to {len(hosts)} hosts")
         try:

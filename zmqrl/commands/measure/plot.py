@@ -98,7 +98,7 @@ def chosen_panels(words: Sequence[str]) -> list[str]:
 
 
 def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequence[str], path: Path) -> None:
-    """Draw ``panels`` against each of ``x_axes``. ``path`` appears whole or not at all. Raises OSError."""
+    """Draw ``panels`` against each of ``x_axes``. ``path`` appears complete or not at all. Raises OSError."""
     picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
     with matplotlib.rc_context(STYLE):
         rows = layout(panels, x_axes)
