@@ -216,7 +216,7 @@ def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothi
         run.signal(signal.SIGTERM)
         ended(run, f"cannot write {path}/checkpoints: Operation not permitted: make it writable.")
         version = run.files.version()
-        assert (path / "left.json").exists(), "nobody could find the state of the shards"
+        assert (path / "left.json").exists(), "the state of the shards cannot be found"
     subprocess.run(["chattr", "-i", str(path / "checkpoints")], check=True, timeout=180)
     files = trained(path, "--resume", "--updates", str(version + 5))
     assert f"resuming from version {version}" in (tmp_path / "run.stdout").read_text()

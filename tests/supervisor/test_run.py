@@ -1,4 +1,4 @@
-"""Whole runs, with real processes, from the command line: what they do, how they end and what they leave."""
+"""Complete runs, with real processes, from the command line: what they do, how they end and what they leave."""
 
 import contextlib
 import fcntl
@@ -326,7 +326,7 @@ def take_terminal() -> None:
 
 
 def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
-    """What the terminal shows up to ``words``; None: until nobody writes to it any more."""
+    """What the terminal shows up to ``words``; None: until no process writes to it any more."""
     shown = b""
     deadline = time.monotonic() + within_s
     while words is None or words not in shown.decode(errors="replace"):

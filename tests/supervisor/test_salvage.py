@@ -1,4 +1,4 @@
-"""What can be had of a killed run from the slots of its shards, and with what figures. Whole runs: test_run_faults."""
+"""What can be recovered of a killed run from the slots of its shards, and its counters. See test_run_faults too."""
 
 import contextlib
 import dataclasses

@@ -115,7 +115,7 @@ class Mirror:
                 if self._fetching.get(host) == _history(process.number):
                     self._fetching[host] = OUTDATED
 
-    def bring_home(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
+    def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns hosts with missing files.
 
         ``receive`` is that of the launcher. Hosts that are lost are not waited for.

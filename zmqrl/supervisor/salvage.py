@@ -35,7 +35,7 @@ TRIES = 3
 PAUSE_S = 1.0
 START_WITHIN_S = 60.0
 GREET_WITHIN_S = 20.0
-HOME_WITHIN_S = 30.0
+COPY_WITHIN_S = 30.0
 
 Notice = Callable[[str], None]
 
@@ -90,7 +90,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
         with _frozen_shards(plan, launcher) as control:
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
-            if away := deployment.files.bring_home(launcher.receive, within_s=HOME_WITHIN_S):
+            if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
                 raise ClusterError(f"cannot copy the histories of the shards from {', '.join(away)}.")
             made = {shard: last_version(directory.history(shard)) for shard in shards}
             found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")

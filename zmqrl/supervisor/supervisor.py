@@ -32,7 +32,7 @@ from zmqrl.supervisor.progress import Progress
 TURN_S = 0.05
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
-HOME_WITHIN_S = 30.0
+COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
 SCORES_FOR_STOP = 50
 MOST_REFUSED = 100  # sentences about workers of another zmqrl, so that they cannot flood the screen
@@ -109,13 +109,13 @@ class Supervisor:
             except Exception as error:
                 self._save_what_is_left()
                 with contextlib.suppress(ClusterError):  # the run has failed already, for another reason
-                    self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)
+                    self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
                 first = self.machine.processes.first_death
                 if first is None or not isinstance(error, ClusterError):
                     raise
                 host, log = self.sites[first.process].host, self.directory.log(first.process)
                 raise explained(error, first, host, log, begun=self.is_up) from error
-            away = self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)
+            away = self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
             self.files.clean(whole=True, but=away)
             if away:
                 self.console.notice(f"some files of the run are still on {', '.join(away)}")
@@ -160,7 +160,7 @@ class Supervisor:
     def _bring_histories(self) -> None:
         """Copy each history to the host of its shard, from the host that had it in an earlier session, or from here."""
         begun = self.checkpoint.version > 0
-        if begun and (away := self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)):
+        if begun and (away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)):
             raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
         for shard in self.shards.numbers:
             if begun:

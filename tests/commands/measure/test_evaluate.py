@@ -1,4 +1,4 @@
-"""Evaluations: whole games that depend on their own seeds only, and what is said about their scores."""
+"""Evaluations: full games that depend only on their own seeds, and the report of their scores."""
 
 import dataclasses
 import json

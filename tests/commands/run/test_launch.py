@@ -1,4 +1,4 @@
-"""Whole runs on the hosts of the network lab, started by ``zmqrl launch`` over ssh."""
+"""Complete runs on the hosts of the network lab, started by ``zmqrl launch`` over ssh."""
 
 import os
 import shutil
