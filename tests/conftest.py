@@ -4,7 +4,7 @@ The default profile tries the same examples each time; ``quick``, of ``make chec
 ``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes some minutes.
 
 A test that uses the network lab is marked ``lab``, one that uses Slurm is marked ``slurm``: they need root and Debian
-packages. Most tests of whole runs are marked ``slow``. ``make test`` leaves all three out.
+packages. Most tests of complete runs are marked ``slow``. ``make test`` leaves all three out.
 """
 
 import importlib.util
@@ -90,7 +90,7 @@ def need_a_lab(need_programs: Callable[..., None], skip_or_fail: Callable[[str],
         skip_or_fail("a network lab needs root")
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
     if subprocess.run(command, capture_output=True, timeout=180).returncode:
-        skip_or_fail("this machine lets nobody make namespaces, which a network lab is made of")
+        skip_or_fail("this machine allows no namespaces, which the network lab needs")
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ class WireConfig:
     insecure_plaintext: Annotated[bool, tyro.conf.arg(aliases=["--insecure-plaintext"])] = False
     """Never encrypt TCP. Anyone on the network can then read weights and push gradients."""
     need_s: float = 1.0
-    """Seconds without progress before a shard asks for resends. Allow for a slice to cross the network."""
+    """Seconds without progress before a shard asks for resends. Must exceed the time to send a slice."""
 
     @property
     def tcp(self) -> bool:
@@ -72,9 +72,9 @@ class WireConfig:
         )
         require(
             self.tcp or self.address == "127.0.0.1",
-            f"--wire.address {address} is for TCP: add --wire.transport tcp.",
+            f"--wire.address {address} needs TCP: add --wire.transport tcp.",
         )
-        require(self.tcp or not self.curve, "--wire.curve is for TCP: add --wire.transport tcp.")
+        require(self.tcp or not self.curve, "--wire.curve needs TCP: add --wire.transport tcp.")
         require(
             not (self.curve and self.insecure_plaintext),
             "--wire.curve and --wire.insecure-plaintext exclude each other: use one of them.",
@@ -101,7 +101,7 @@ class EvaluationConfig:
     """What the evaluator does."""
 
     episodes: int = 50
-    """Whole games for each evaluated checkpoint. Their seeds are always the same."""
+    """Full games per evaluated checkpoint, always with the same seeds."""
     every_minutes: float = 5.0
     """Training minutes between evaluations. The first and last checkpoints are always evaluated."""
     greedy: bool = False
@@ -166,7 +166,7 @@ class Config:
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Slow down one worker, RANK:SECONDS per update, such as 2:0.5. May be repeated."""
     evaluator: bool = False
-    """Play whole games with checkpoints in an extra process, and write evaluations.jsonl."""
+    """Play full games with checkpoints in an extra process, and write evaluations.jsonl."""
     recorder: bool = False
     """Record games in an extra process at --recording.minutes, into videos/."""
     external_workers: int = 0

@@ -67,7 +67,7 @@ class Reporter:
         self.lags.clear()
 
     def _learned(self) -> dict[str, Any]:
-        """Means over the gradients since the last report. A value that is not finite would void the whole report."""
+        """Means over the gradients since the last report. A value that is not finite would void the report."""
         if not self.lags:
             return {}
         means = {name: total / len(self.lags) for name, total in self.losses.items()}

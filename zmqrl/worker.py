@@ -1,4 +1,4 @@
-"""A worker: pull -> play -> gradient -> push. The whole distributed algorithm is in :func:`work`."""
+"""A worker: pull -> play -> gradient -> push. All of the distributed algorithm is in :func:`work`."""
 
 import logging
 import signal

@@ -1,4 +1,4 @@
-"""Whole runs, with real processes, from the command line: what they do, how they end and what they leave."""
+"""Complete runs, with real processes, from the command line: what they do, how they end and what they leave."""
 
 import contextlib
 import fcntl
@@ -187,7 +187,7 @@ def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: 
     # Workers that sleep for a minute contribute nothing, so what the shards give back is what they were given.
     with training(path, "--resume", "--updates", "60", "--straggle", "0:60", "--straggle", "1:60") as run:
         run.wait_to_say("settings changed from here on: updates 40 -> 60, straggle [] -> ['0:60', '1:60']")
-        run.eventually(lambda: run.files.log("shard-0").count("is here") == 4, "the workers")
+        run.eventually(lambda: run.files.log("shard-0").count("is present") == 4, "the workers")
         run.signal(signal.SIGINT)
         run.eventually(lambda: run.files.newest().generation > before.generation, "the last checkpoint")
         run.signal(signal.SIGINT)
@@ -275,7 +275,7 @@ def test_a_score_ends_a_run_and_nobody_waits_for_a_straggler_when_there_is_a_bac
 def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(tmp_path: Path) -> None:
     # Workers that sleep for a minute keep the run waiting for them to leave.
     with training(tmp_path / "run", "--straggle", "0:60", "--straggle", "1:60") as run:
-        run.eventually(lambda: run.files.log("shard-0").count("is here") == 2, "the workers")
+        run.eventually(lambda: run.files.log("shard-0").count("is present") == 2, "the workers")
         pids = run.pids()
         run.signal(signal.SIGINT)
         run.eventually(lambda: last_checkpoint_written(run.files), "the last checkpoint")
@@ -329,7 +329,7 @@ def take_terminal() -> None:
 
 
 def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
-    """What the terminal shows up to ``words``; None: until nobody writes to it any more."""
+    """What the terminal shows up to ``words``; None: until no process writes to it any more."""
     shown = b""
     deadline = time.monotonic() + within_s
     while words is None or words not in shown.decode(errors="replace"):

@@ -1,4 +1,4 @@
-"""A process for the tests of launchers: ``python -m a_child`` does what its job says. Standard library only."""
+"""A process for the tests of launchers: ``python -m a_child`` does what its job specifies. Standard library only."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The daemon of a run on one host: it starts processes, passes on what they say, and ends them with itself.
+"""The daemon of a run on one host: it starts processes, forwards their output, and ends them when it ends.
 
 ``python -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
 (:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
@@ -147,13 +147,13 @@ class Daemon:
             case _:
                 assert_never(request)
 
-    def _begin(self, place: str, lease_s: float | None) -> None:
-        """Take over the place of this run on this host from a daemon that may still be ending."""
+    def _begin(self, work: str, lease_s: float | None) -> None:
+        """Take over the directory of this run on this host from a daemon that may still be ending."""
         self._lease_s = lease_s
         try:
-            self.work, self._lock = files.open_place(place)
+            self.work, self._lock = files.open_directory(work)
         except OSError as error:
-            return self._refuse(f"cannot use {error.filename or place}: {error.strerror}")
+            return self._refuse(f"cannot use {error.filename or work}: {error.strerror}")
         deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
         while self.why_end is None and not _hung_up(0):
             try:

@@ -1,7 +1,7 @@
-"""What a launcher and the daemon of a host say to each other: a JSON object per line. Standard library only.
+"""The messages between a launcher and the daemon of a host: a JSON object per line. Standard library only.
 
 A launcher sends requests, and the key ``do`` names their kind. A daemon sends events, and the key ``is`` names theirs.
-Processes are known by name here, such as ``worker-3``. Paths are relative to the place of the run on the host.
+Processes are known by name here, such as ``worker-3``. Paths are relative to the run's directory on the host.
 """
 
 import json
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Take over the place ``work`` of a run. Without a lease, only the end of the input ends the daemon."""
+    """Take over the run's directory ``work``. Without a lease, only the end of the input ends the daemon."""
 
     work: str
     lease_s: float | None
@@ -93,7 +93,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """Remove everything from the place, and if ``whole`` the place too."""
+    """Remove everything from the run's directory, and if ``whole`` the directory too."""
 
     whole: bool
 
@@ -105,7 +105,7 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Ask what is in the place ``work``, without taking it over."""
+    """Ask what is in the run's directory ``work``, without taking it over."""
 
     work: str
 
@@ -130,7 +130,7 @@ class Up:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The daemon, or the making of an environment, cannot go on."""
+    """The daemon cannot continue, or an environment cannot be made."""
 
     why: str
 
@@ -182,7 +182,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a file in base64. ``size``: the bytes of the whole file, 0 if it does not exist."""
+    """A piece of a file in base64. ``size``: the bytes of the complete file, 0 if it does not exist."""
 
     path: str
     offset: int
@@ -200,7 +200,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The place of a run: its ``directory``, whether a daemon lives in it, and the ``files`` in it."""
+    """The run's ``directory`` on the host, whether a daemon uses it, and the ``files`` in it."""
 
     directory: str
     alive: bool
@@ -209,7 +209,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """A line about the progress of an environment. The program that says this is zmqrl/hostd/environment.py."""
+    """A line about the progress of an environment. zmqrl/hostd/environment.py sends it."""
 
     line: str
 

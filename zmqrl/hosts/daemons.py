@@ -1,4 +1,4 @@
-"""The launcher of a run: passes tasks to the daemons of their hosts, and turns what they say into events and logs."""
+"""The launcher of a run: sends tasks to the daemons of their hosts, and turns their messages into events and logs."""
 
 import contextlib
 import os
@@ -41,10 +41,10 @@ class _Running:
 
 
 class DaemonLauncher(Launcher):
-    """Runs tasks on the hosts of ``links``; ``place`` says which host runs a process.
+    """Runs tasks on the hosts of ``links``; ``place`` returns the host that runs a process.
 
-    A host that is lost takes its processes with it. It is contacted again when the next of them is started. What a
-    daemon says about files goes to ``files``.
+    A host that is lost takes its processes with it. It is contacted again when the next of them is started. The
+    messages of a daemon about files go to ``files``.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The process wrote a JSON object to its standard output. The first one says that it is up."""
+    """The process wrote a JSON object to its standard output. The first one means that it is up."""
 
     process: ProcessId
     facts: dict[str, Any]
@@ -70,7 +70,7 @@ class Launcher(Protocol):
         """Write a message to the standard input of a process. Nothing happens if it has ended."""
 
     def receive(self) -> None:
-        """Read what the hosts say, for the next ``poll``, and what they say about files. Never waits."""
+        """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
 
     def poll(self) -> list[Said | Exited]:
         """Return the events since the last call. Never waits."""
@@ -88,7 +88,7 @@ class Launcher(Protocol):
         """Wait until the processes have ended, at most ``within_s``. ``poll`` does not return an Exited for them."""
 
     def running(self) -> list[ProcessId]:
-        """The processes that were started and have not ended as far as is known."""
+        """The processes that were started and, as far as the launcher knows, have not ended."""
 
     def pids(self) -> dict[ProcessId, int]:
         """The process ids, each on its own host."""
@@ -97,7 +97,7 @@ class Launcher(Protocol):
         """The host that runs a process."""
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """The hosts as plain data, for whoever must look after them when this process is gone."""
+        """The hosts as plain data, for a command that must reach them when this process is gone."""
 
     def unreachable_s(self) -> float:
         """Seconds since any host was last reachable; 0 while one is."""

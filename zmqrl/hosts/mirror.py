@@ -76,7 +76,7 @@ class Mirror:
                 self.put_checkpoint(process, version)
 
     def clean(self, *, whole: bool, but: Collection[str] = ()) -> None:
-        """Remove the run's files from the hosts except ``but``, and if ``whole`` the run's place too."""
+        """Remove the run's files from the hosts except ``but``, and if ``whole`` the run's directory too."""
         for host in self.links.keys() - set(but):
             self.links[host].send(h.Clean(whole))
 
@@ -95,7 +95,7 @@ class Mirror:
             self.links[host].send(h.Put(name, offset, piece.data, piece.size if unless_longer else None))
             offset, size = offset + files.PIECE_BYTES, piece.size
 
-    # and back
+    # from the hosts
 
     def step(self, now: float) -> None:
         """Ask the hosts for their files every ``LIST_EVERY_S``."""
@@ -118,7 +118,7 @@ class Mirror:
                 if self._fetching.get(host) == _history(process.number):
                     self._fetching[host] = OUTDATED
 
-    def bring_home(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
+    def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns hosts with missing files.
 
         ``receive`` is that of the launcher. Hosts that are lost are not waited for.
@@ -140,7 +140,7 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take(self, host: str, event: h.Listing | h.Piece | h.Written) -> None:
-        """Take what a daemon said about files. Raises ClusterError when a file cannot be written, here or there."""
+        """Handle a daemon's message about files. Raises ClusterError when a file cannot be written, here or there."""
         match event:
             case h.Listing():
                 self._sizes[host] = {name: size for name, size in event.files.items() if self._is_from(name, host)}

@@ -223,7 +223,7 @@ class RunMetrics:
         """The next row of ``metrics.jsonl``. ``wall_s`` is the time since the start of this session.
 
         ``wall_s`` in the row continues from the checkpoint. Means are over the time since the last row. Rates and
-        ``split_s``, the mean time of a worker per update and span, are over about 30 s, because workers report whole
+        ``split_s``, the mean time of a worker per update and span, are over about 30 s, because workers report complete
         rollouts. ``missing_s`` has the members whose contribution to the open version is missing, with the time since
         their last one. ``contributions`` and ``agent_steps`` are cumulative over the run. A rollback undoes
         contributions, but not steps. Counts by rank start with this session.
@@ -312,5 +312,5 @@ def _rate(amount: float, seconds: float) -> float | None:
 
 
 def _by_rank(figures: Mapping[int, float]) -> dict[str, float]:
-    """``figures`` with the keys of JSON, which are text."""
+    """``figures`` with text as keys, as JSON requires."""
     return {str(rank): figure for rank, figure in sorted(figures.items())}

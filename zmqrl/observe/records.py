@@ -18,7 +18,7 @@ Figures = NDArray[np.float64]
 # Settings that do not change what a run learns: where it is kept and tracked, and whether it was resumed.
 PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
 
-# Settings that do not make it another experiment: seed, name, length, what is kept and who watches.
+# Settings that do not change the experiment: seed, name, length, checkpoints to keep, followers.
 ASIDE: Final = frozenset(
     {
         "seed",
@@ -139,7 +139,7 @@ def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """The evaluations. ``rows`` tell when the version of each was made."""
+    """The evaluations. ``rows`` show when the version of each was made."""
     evaluations = []
     for line in read_lines(path, EVALUATION) if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])

@@ -1,4 +1,4 @@
-"""A parameter server for a program without a supervisor: shard processes on this host for the length of a block."""
+"""A parameter server for a program without a supervisor: shard processes on this host that a block starts and ends."""
 
 import json
 import secrets

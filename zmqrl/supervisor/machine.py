@@ -23,7 +23,7 @@ STOP_WITHIN_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What ends a run by itself. None stands for no limit."""
+    """The limits that end a run. None means no limit."""
 
     updates: int | None = None
     agent_steps: int | None = None
@@ -34,9 +34,9 @@ class Limits:
 class SupervisorMachine:
     """One run, from a checkpoint to its end.
 
-    States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not
-    every shard can hear of it yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each
-    shard in the checkpoint that the run starts from. Times are in seconds, all on one clock.
+    States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not every
+    shard can be stopped yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each shard
+    in the checkpoint that the run starts from. Times are in seconds, all on one clock.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SupervisorMachine:
         self.interrupted = False
         self.checkpoint_every_s = checkpoint_every_s
         self.checkpoint_due_at = float("inf")
-        self.checkpoint_version: int | None = None  # the version that the shards are asked to set aside
+        self.checkpoint_version: int | None = None  # the version that the shards are asked to copy
         self._start_by: float | None = None
         self._stop_by = float("inf")
         self._asked_at = 0.0
@@ -90,7 +90,7 @@ class SupervisorMachine:
         shards = self.shards
         assert len(shards.checkpoint) == len(shards.numbers)
         assert all(shards.seen[shard] >= version for shard, version in enumerate(shards.checkpoint)), "seen goes back"
-        assert not (shards.down & shards.stats.keys()), "a shard that is down has said where it stands"
+        assert not (shards.down & shards.stats.keys()), "a shard that is down has reported its state"
         assert all(stats.generation == shards.generation for stats in shards.stats.values()), "another generation"
         assert 1 <= self.membership.view.quorum <= self.ranks, "the quorum"
 
@@ -207,7 +207,7 @@ class SupervisorMachine:
         return [e.Fail(f"{missing} did not come up within {START_WITHIN_S:g} s", see_logs=True)]
 
     def _look(self, now: float) -> list[e.Action]:
-        """One look at the shards: ask them, restart what hangs, roll back, and decide who counts."""
+        """Check the shards: ask for their state, restart what hangs, roll back, and decide which ranks count."""
         shards, processes = self.shards, self.processes
         # A shard that was not asked could not answer: time for which this process was stopped is not silence.
         if self._asked_at and now - self._asked_at > GREET_AGAIN_S:
@@ -243,7 +243,7 @@ class SupervisorMachine:
         return actions + self.shards.repeat(self.membership.view)
 
     def _checkpoint_step(self, now: float) -> list[e.Action]:
-        """Ask every shard to set one version aside, and fetch the copies when all have."""
+        """Ask every shard to copy one version, and fetch the copies when all have one."""
         stats, wanted = self.shards.stats, self.checkpoint_version
         if now < self.checkpoint_due_at or any(each.state != "open" for each in stats.values()):
             return []

@@ -1,4 +1,4 @@
-"""The processes of a run: which died how often, when they are restarted, which are silent. Pure: no clock."""
+"""The processes of a run: their deaths, restarts and silences. Pure: no clock."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ KILLS_IN_A_ROW = 30  # by something else, such as the user or the kernel
 SILENCE_S = 5.0
 HUNG_S = 30.0
 LINES_TOLD = 3  # of the log of a process that died
-VERSION_TOLD_WITHIN_S = 2.0  # how late the supervisor may hear of a version
+VERSION_TOLD_WITHIN_S = 2.0  # how long after a version the supervisor may learn of it
 
 
 class Processes:
@@ -85,7 +85,7 @@ class Processes:
         self._kills.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
-        """Take the tallies of a shard: a worker of which it has used more than before has worked."""
+        """Take the tallies of a shard: a worker has worked if the shard has used more of its contributions."""
         for rank, used, *_ in tallies:
             if used > self._used.get(rank, 0):
                 self._used[rank] = used
@@ -119,7 +119,7 @@ class Processes:
         return now - self._heard_at.get(process, now)
 
     def pardon(self, seconds: float) -> None:
-        """Nothing could be heard for so long, because the supervisor itself did not run."""
+        """The supervisor itself did not run for this time, so it could not hear from any process."""
         self._heard_at = {process: at + seconds for process, at in self._heard_at.items()}
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:

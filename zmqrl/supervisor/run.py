@@ -1,4 +1,4 @@
-"""One training run: checks everything that can be wrong first, then starts the supervisor."""
+"""One training run: checks everything that can be wrong, then starts the supervisor."""
 
 import contextlib
 import dataclasses
@@ -49,7 +49,7 @@ def train(config: Config) -> int:
 
 
 def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
-    """Train where ``deploy`` says. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
+    """Train on a deployment. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
     check_installed(config.trackers)
     spec = describe_env(config.env, config.envs)
@@ -101,7 +101,7 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
 
 
 def _logged(path: Path) -> str:
-    """Log the traceback of the current error. Returns the end of a sentence that says where the log is."""
+    """Log the traceback of the current error. Returns the end of a sentence that names the log."""
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as log:

@@ -32,7 +32,7 @@ from zmqrl.supervisor.progress import Progress
 TURN_S = 0.05
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
-HOME_WITHIN_S = 30.0
+COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
 SCORES_FOR_STOP = 50
 MOST_REFUSED = 100  # sentences about workers of another zmqrl, so that they cannot flood the screen
@@ -70,7 +70,7 @@ class Supervisor:
         self.followers = Followers(config, directory, self, console, self.files)
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
         self.reports_closed = self.saved = False
-        self.refused: set[str] = set()  # what was said about workers of another zmqrl
+        self.refused: set[str] = set()  # sentences that were shown about workers of another zmqrl
         self.interrupts = 0
         self.asked_to_end: set[int] = set()  # the signals that asked for the end
         self.reason: e.Reason | None = None  # to stop
@@ -109,13 +109,13 @@ class Supervisor:
             except Exception as error:
                 self._save_what_is_left()
                 with contextlib.suppress(ClusterError):  # the run has failed already, for another reason
-                    self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)
+                    self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
                 first = self.machine.processes.first_death
                 if first is None or not isinstance(error, ClusterError):
                     raise
                 host, log = self.sites[first.process].host, self.directory.log(first.process)
                 raise explained(error, first, host, log, begun=self.is_up) from error
-            away = self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)
+            away = self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
             self.files.clean(whole=True, but=away)
             if away:
                 self.console.notice(f"some files of the run are still on {', '.join(away)}")
@@ -123,7 +123,7 @@ class Supervisor:
 
     @property
     def is_up(self) -> bool:
-        """Whether all shards have said where they are bound."""
+        """Whether all shards have reported their endpoints."""
         return len(self.endpoints) == len(self.shards.numbers)
 
     @property
@@ -141,7 +141,7 @@ class Supervisor:
             time.sleep(0.01)
 
     def _connect(self) -> None:
-        """The shards are up: connect to them, and tell the workers and the followers."""
+        """The shards are up: connect to them, and send their jobs to the workers and the followers."""
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
         self.control = self.plan.control(endpoints, self._arrived)
         self.checkpointer = Checkpointer(
@@ -160,7 +160,7 @@ class Supervisor:
     def _bring_histories(self) -> None:
         """Copy each history to the host of its shard, from the host that had it in an earlier session, or from here."""
         begun = self.checkpoint.version > 0
-        if begun and (away := self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)):
+        if begun and (away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)):
             raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
         for shard in self.shards.numbers:
             if begun:
@@ -168,7 +168,7 @@ class Supervisor:
             self.files.put_history(shard)
 
     def _mend_history(self, path: Path, version: int) -> None:
-        """Say what is wrong with a history before it is copied to the host of its shard."""
+        """Report what is wrong with a history before it is copied to the host of its shard."""
         history = History(path)
         if (last := history.last_version or 0) < version:
             history.news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
@@ -383,7 +383,7 @@ class Supervisor:
         except UnwritableError as error:
             if reason != "failed":
                 raise
-            self.console.notice(str(error))  # the last words must be about the first failure
+            self.console.notice(str(error))  # the final message must be about the first failure
 
     def _set_aside(self) -> None:
         """Keep cluster.json as left.json, so that --resume finds the state of the shards, unless it is saved."""
@@ -397,11 +397,11 @@ class Supervisor:
 
     def _save_what_is_left(self) -> None:
         """After a failure, write the version that the shards still hold as a checkpoint, if they answer."""
-        if self.saved or self.machine.state == "ending":  # shards that end make versions that were not told of yet
+        if self.saved or self.machine.state == "ending":  # their STATS lag behind
             return
         with contextlib.suppress(ClusterError, AssertionError):  # what is known may be out of date
             if self.shards.ready:
-                for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a last look").items():
+                for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a final check").items():
                     self._feed(e.ShardSaid(shard, stats))
         if all(seen == self.checkpoint.version_of(shard) for shard, seen in self.shards.seen.items()):
             self.saved = True

@@ -139,7 +139,7 @@ def test_an_update_that_is_not_finite_makes_no_version_and_is_told_to_the_superv
         control(shard, stop_at(version))
         assert not of(Update, make_version(shard, 0, 1)), "opened again"
     shard.handle(StateRestored(replace(RECORD, generation=2), recovered=False), 0.0)
-    assert of(Update, make_version(shard, 0, 1)), "a checkpoint that is loaded begins anew"
+    assert of(Update, make_version(shard, 0, 1)), "a loaded checkpoint can be contributed to again"
 
 
 def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_its_message() -> None:

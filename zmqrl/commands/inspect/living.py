@@ -1,4 +1,4 @@
-"""A run seen from another terminal: whether it is alive, and what a dead one left on its hosts."""
+"""The state of a run, from another terminal: whether it is alive, and what a dead run left on its hosts."""
 
 import json
 import socket as host_socket
@@ -14,7 +14,7 @@ from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory
 
 ANSWER_WITHIN_S = 15.0
-MOST_AT_A_TIME = 16  # hosts asked
+MOST_AT_A_TIME = 16  # hosts that are asked in parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Living:
         ]
 
     def hosts(self) -> dict[str, Seen | str]:
-        """What each host of a run says, or why it did not answer."""
+        """The answer of each host of a run, or the reason why there is none."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))

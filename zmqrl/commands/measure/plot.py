@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import matplotlib
 import numpy as np
+import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -58,8 +59,8 @@ class Options:
     """Picture to write: .png, .svg or .pdf. None: plot.png in the first run directory."""
     x: Literal["minutes", "agent-steps", "both"] = "both"
     """Horizontal axis."""
-    panels: tuple[str, ...] = ()
-    """Panels, by default all: score, policy-loss, value-loss, entropy, throughput, contributions, policy-lag."""
+    panels: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    """Panels to draw: score, policy-loss, value-loss, entropy, throughput, contributions, policy-lag."""
 
 
 def command(arguments: list[str]) -> int:
@@ -97,7 +98,7 @@ def chosen_panels(words: Sequence[str]) -> list[str]:
 
 
 def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequence[str], path: Path) -> None:
-    """Draw ``panels`` against each of ``x_axes``. ``path`` appears whole or not at all. Raises OSError."""
+    """Draw ``panels`` against each of ``x_axes``. ``path`` appears complete or not at all. Raises OSError."""
     picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
     with matplotlib.rc_context(STYLE):
         rows = layout(panels, x_axes)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Contributions:
     """The contributions held for the open version, and the outcomes of all others. Each contribution is in one of them.
 
-    ``view`` says who may contribute to the open version. ``consistent``: contributions are summed in rank order.
-    ``asynchronous``: contributions may be computed on older versions.
+    ``view`` holds the ranks that may contribute to the open version. ``consistent``: contributions are summed in rank
+    order. ``asynchronous``: contributions may be computed on older versions.
     """
 
     def __init__(self, *, consistent: bool, asynchronous: bool) -> None:
@@ -39,7 +39,7 @@ class Contributions:
         return version <= self.computed_on.get(rank, -1)
 
     def accumulate(self, view: View) -> list[Action]:
-        """Pass payloads on at once. In consistent mode, a payload waits until those of all lower ranks are here."""
+        """Pass payloads on at once. In consistent mode, a payload waits until those of all lower ranks have arrived."""
         actions: list[Action] = []
         for rank in self.ranks():
             if self.consistent and any(r not in self.held for r in view.members if r < rank):

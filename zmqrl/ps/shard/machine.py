@@ -318,7 +318,7 @@ class ShardMachine:
         return [*actions, *(self._lost(ping) if known and ahead else []), e.Send(peer, pong)]
 
     def _lost(self, evidence: m.Gradient | m.Ping) -> list[e.Action]:
-        """Tell the supervisor that a worker has seen a newer version: this shard has lost state."""
+        """Report to the supervisor that a worker has seen a newer version: this shard has lost state."""
         me = self.identity
         lost = m.Lost(run=me.run, shard=me.shard, rank=evidence.rank, version=evidence.version)
         return self.roster.to_supervisor(lost)
@@ -352,12 +352,12 @@ class ShardMachine:
         return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
 
     def _commit_again(self, record: e.Record) -> list[e.Action]:
-        """Commit ``record`` with the newest version. A restarted process needs it before the supervisor can tell it."""
+        """Commit ``record`` with the newest version. A restarted process needs it before the supervisor can send it."""
         self.last = record
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard, unless a version is being made: its publication tells it."""
+        """Publish the state of the shard, unless a version is being made: its publication shows the state."""
         return [self._heartbeat(now)] if self.making is None else []
 
     # time

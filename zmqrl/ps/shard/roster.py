@@ -1,4 +1,4 @@
-"""What a shard knows of its workers and its supervisor, and its answers when they come and go."""
+"""What a shard knows of its workers and its supervisor, and its answers when they join and leave."""
 
 import hmac
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class Worker:
     """What the shard knows of a rank: the process that has it (``incarnation``), and its connection (``peer``).
 
     ``doubted_at`` has the incarnations that subscribed, and when a subscription to the same topic ended. libzmq does
-    not tell whose subscription ended. A worker that lost its connection may have subscribed again before that.
+    not report whose subscription ended. A worker that lost its connection may have subscribed again before that.
     """
 
     incarnation: int | None = None
@@ -43,7 +43,7 @@ class Worker:
 
 
 class Roster:
-    """Which process has which rank, who is present, and who is a member.
+    """Which process has which rank, and which ranks are present and members.
 
     ``now`` is monotonic time in seconds. ``welcome`` is the WELCOME that the shard would send now.
     """
@@ -128,7 +128,7 @@ class Roster:
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Tell the supervisor of a worker that runs another zmqrl. Other refusals are told to the worker only."""
+        """Report a worker with another zmqrl to the supervisor. Other refusals are sent to the worker only."""
         if refuse.code not in ("code", "protocol"):
             return []
         me = self.identity
@@ -154,7 +154,7 @@ class Roster:
         return [Send(peer, self.replaced(hello.rank))] if now - worker.waiting[1] >= SILENT_S else []
 
     def _take_rank(self, peer: bytes, message: m.Hello | m.Ping, now: float) -> list[Action]:
-        """Give the rank to the sender of ``message``, and tell an older process that it was replaced.
+        """Give the rank to the sender of ``message``, and send an older process the news that it was replaced.
 
         Among living processes, the greatest incarnation has the rank. A process that is gone does not keep others out,
         whatever its clock said. If it was only silent, its next PING takes the rank back.
@@ -167,7 +167,7 @@ class Roster:
         return told
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
-        """Answer every worker that said HELLO: some still wait, the others must learn of the new state."""
+        """Answer every worker that said HELLO: some still wait, and the others need the new state."""
         return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
 
     def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
@@ -189,7 +189,7 @@ class Roster:
         old = [incarnation for incarnation in worker.doubted_at if incarnation != worker.incarnation]
         for incarnation in old[:-MOST_INCARNATIONS]:
             del worker.doubted_at[incarnation]
-        actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
+        actions: list[Action] = [Log("info", f"worker {event.rank} is present")]
         if worker.incarnation == event.incarnation:
             worker.heard_at = now
             actions += self._answer(event.rank, welcome)
@@ -238,7 +238,7 @@ class Roster:
     def other_run(self, run: str) -> m.Refuse:
         """The answer to a message for another run."""
         me = self.identity
-        return self._refuse("run", f"shard {me.shard} here serves run {me.run}, not run {run}.")
+        return self._refuse("run", f"shard {me.shard} at this address serves run {me.run}, not run {run}.")
 
     def _refuse(self, code: m.Refusal, reason: str) -> m.Refuse:
         return m.Refuse(run=self.identity.run, code=code, reason=reason)

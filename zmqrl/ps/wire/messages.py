@@ -306,7 +306,7 @@ class ViewChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Supervisor to shard: make no version above ``version``. Nil takes an earlier STOP back."""
+    """Supervisor to shard: make no version above ``version``. Nil cancels an earlier STOP."""
 
     run: Name
     version: U53 | None

@@ -91,7 +91,7 @@ class Connection:
         self._generation = -1  # that ``pull`` returned last
         self._buffers: list[tuple[FloatVector, list[zmq.MessageTracker]]] = []
         self._unreleased: FloatVector | None = None  # the gradient that may be sent again
-        # Version and payload of the contribution, and trackers that tell when ZeroMQ has finished reading it.
+        # Version and payload of the contribution, and trackers that show when ZeroMQ has finished reading it.
         self._outgoing: tuple[int, WireVector, list[zmq.MessageTracker]] = (-1, self._vector, [])
         self._machine = WorkerMachine(
             run=cluster.run,
@@ -195,14 +195,14 @@ class Connection:
             return self._machine.where(time.monotonic())
 
     def report(self, figures: Mapping[str, object]) -> None:
-        """Send ``figures`` to the supervisor of the run: numbers, texts, lists and maps, at most 16 KiB."""
+        """Send metrics to the supervisor of the run: numbers, texts, lists and maps, at most 16 KiB."""
         packed = msgpack.packb(figures)
         if len(packed) <= m.MAX_REPORT_BYTES:
             report = m.Report(run=self.cluster.run, rank=self.rank, incarnation=self.incarnation, figures=packed)
             self._post(report)
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Tell the shards that we leave, wait at most ``timeout_s`` for their answers, and close everything."""
+        """Leave the shards, wait at most ``timeout_s`` for their answers, and close everything."""
         if self._thread.is_alive():
             self._post(e.Leaving())
             deadline = time.monotonic() + timeout_s

@@ -120,7 +120,7 @@ class SendGradient:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """Every slice of ``version`` is here. ``payloads`` are in the order of the shards.
+    """Every slice of ``version`` has arrived. ``payloads`` are in the order of the shards.
 
     In asynchronous mode some slices may be newer than ``version``.
     """
@@ -144,7 +144,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker cannot go on; ``reason`` is a sentence for the user."""
+    """The worker cannot continue; ``reason`` is a sentence for the user."""
 
     reason: str
 

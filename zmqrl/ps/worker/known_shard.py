@@ -8,7 +8,7 @@ from zmqrl.ps.worker.events import WeightsSlice
 
 SNAPSHOT_MOST_S = 30.0
 
-# The messages in which a shard tells its state
+# The messages in which a shard shows its state
 Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.Snapshot
 
 
@@ -65,7 +65,7 @@ class KnownShard:
     # state of the shard
 
     def is_outdated(self, message: Statement) -> bool:
-        """Whether the shard has restarted or was rolled back since it said this."""
+        """Whether the shard has restarted or was rolled back since it sent this."""
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
@@ -147,7 +147,8 @@ class KnownShard:
     def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:
         """The outcome of our slice according to the record of ``version``. ``named``: this rank is in the record.
 
-        None if the record does not tell. In asynchronous mode it never does: it may be about an earlier contribution.
+        None if the record does not show it. In asynchronous mode it never does: it may be about an earlier
+        contribution.
         """
         if self.asynchronous or version != self.computed_on + 1:
             return None

@@ -134,7 +134,7 @@ class WorkerMachine:
         if isinstance(message, m.Bye):
             shard.final = message.version
             actions += [*self._reached(shard, message.version), *self._end()]
-            if self.asynchronous and not self.ended:  # the other shards go on, and we need the last slice of this one
+            if self.asynchronous and not self.ended:  # the others continue, and we need the last slice of this one
                 actions += self._request(shard, None, now) if message.version not in shard.payloads else []
                 actions += self._assemble(now)
             return actions
@@ -152,7 +152,7 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Note who sent this: say HELLO to a shard that restarted, and forget what a rollback undid."""
+        """Note the sender's state: send HELLO to a shard that restarted, and forget what a rollback undid."""
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:
@@ -199,7 +199,7 @@ class WorkerMachine:
         return [e.Release()] if closed and not any(other.is_open() for other in self.shards) else []
 
     def _assemble(self, now: float) -> list[e.Action]:
-        """Give the waiting worker a version whose slices are all here, or ask for slices that it needs to help."""
+        """Give the waiting worker a complete version, or ask for slices that it needs to help."""
         if self.pulling_above is None or self.ended or not all(shard.welcomed for shard in self.shards):
             return []
         generation = self.shards[0].generation
