@@ -9,14 +9,14 @@ import pytest
 from support.recordings import synthetic_run
 
 from zmqrl.profile.recording import Recording
-from zmqrl.profile.trace import write_trace
+from zmqrl.profile.trace import newest, write_trace
 
 Event = dict[str, Any]
 
 
-def trace(tmp_path: Path, recording: Recording, **options: Any) -> list[Event]:
+def trace(tmp_path: Path, recording: Recording, shown: range | None = None) -> list[Event]:
     path = tmp_path / "trace.json"
-    write_trace(recording, path, **options)
+    write_trace(recording, path, newest(recording) if shown is None else shown)
     events: list[Event] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
     return events
@@ -47,10 +47,10 @@ def assert_valid(events: list[Event]) -> None:
                 ends.pop()
             assert not ends or event["ts"] + event["dur"] <= ends[-1] + 0.01
             ends.append(event["ts"] + event["dur"])
-    for each in arrows.values():
-        assert set(each) == {"s", "f"}
-        assert each["s"]["ts"] <= each["f"]["ts"]
-        for event in each.values():
+    for arrow in arrows.values():
+        assert set(arrow) == {"s", "f"}
+        assert arrow["s"]["ts"] <= arrow["f"]["ts"]
+        for event in arrow.values():
             assert any(one["ts"] <= event["ts"] <= one["ts"] + one["dur"] for one in slices[event["pid"]])
 
 
@@ -64,12 +64,14 @@ def test_every_push_and_publication_is_an_arrow_between_two_tracks(tmp_path: Pat
     assert names == {"shard 0 on h1", "shard 1 on h1", "worker 0 on w0", "worker 1 on w1", "worker 2 on w2"}
 
 
-@pytest.mark.parametrize(("versions", "shown"), [(3, 4), (100, 10)])
-def test_only_the_newest_versions_are_shown(tmp_path: Path, versions: int, shown: int) -> None:
-    events = trace(tmp_path, Recording(tuple(synthetic_run(versions=10))), versions=versions)
+@pytest.mark.parametrize("shown", [range(3), range(4, 7), range(20)])
+def test_only_the_versions_that_are_asked_for_are_shown(tmp_path: Path, shown: range) -> None:
+    recording = Recording(tuple(synthetic_run(versions=10)))
+    events = trace(tmp_path, recording, shown)
     assert_valid(events)
     found = {event["name"] for event in events if event["name"].startswith("contribution to")}
-    assert found == {f"contribution to {version}" for version in range(10 - shown, 10)}
+    assert found == {f"contribution to {version}" for version in shown if version < 10}
+    assert newest(recording) == range(10)
 
 
 def test_an_empty_recording_is_an_empty_trace(tmp_path: Path) -> None:

@@ -37,10 +37,14 @@ class Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        duration_ns = time.monotonic_ns() - self.started_ns
+        self.add(self.started_ns)
+
+    def add(self, started_ns: int) -> None:
+        """Add a span that started at ``started_ns`` and ends now."""
+        duration_ns = time.monotonic_ns() - started_ns
         self.count += 1
         self.total_ns += duration_ns
-        self._spans.keep((self.name, self.started_ns, duration_ns, self._spans.version))
+        self._spans.keep((self.name, started_ns, duration_ns, self._spans.version))
 
 
 class Spans:

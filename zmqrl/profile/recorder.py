@@ -142,8 +142,8 @@ class Recorder:
 
     def _keep_spans(self, new: list[SpanEvent], totals: bool) -> None:
         """Record spans one by one: all of them while tracing, else the newest now and then."""
-        if self._traced_from < 0:
-            self._traced_from = self.spans.version
+        if self._traced_from < 0 and new:
+            self._traced_from = new[0][3]
         until = self._traced_from + self._trace_versions
         kept = [event for event in new if event[3] < until][: TRACE_SPANS - self._traced]
         self._traced += len(kept)

@@ -17,13 +17,13 @@ Event: TypeAlias = dict[str, Any]
 """One event of the Trace Event Format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)."""
 
 
-def write_trace(recording: Recording, path: Path, *, versions: int = VERSIONS_SHOWN) -> list[str]:
-    """Write the first ``versions`` that were recorded span by span, else the newest, to ``path``.
+def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
+    """Write what was recorded of the versions ``shown`` to ``path``. Spans one by one are there if they were recorded.
 
     The file appears whole or not at all. Returns sentences about processes that are left out.
     """
     clocks = Clocks.of(recording)
-    events = list(_events(recording, clocks, _shown(recording, versions)))
+    events = list(_events(recording, clocks, shown))
     begin_us = min((event["ts"] for event in events if "ts" in event), default=0.0)
     for event in events:
         if "ts" in event:
@@ -48,14 +48,11 @@ def left_out(recording: Recording, clocks: Clocks) -> list[str]:
     ]
 
 
-def _shown(recording: Recording, versions: int) -> range:
-    """The versions to show."""
-    traced = [each.table("spans")["version"] for each in recording.processes if len(each.table("cycles")["version"])]
-    cycles = [each.table("cycles")["version"] for each in recording.of_role("worker")]
-    newest = max((int(each.max()) for each in cycles if len(each)), default=0)
-    first = min((int(each.min()) for each in traced if len(each)), default=newest)
-    first = first if first + versions >= newest else max(first, newest - versions)
-    return range(first, first + versions + 1)
+def newest(recording: Recording) -> range:
+    """The newest versions that workers contributed to, at most ``VERSIONS_SHOWN``."""
+    contributed = [each.table("cycles")["version"] for each in recording.of_role("worker")]
+    last = max((int(each.max()) for each in contributed if len(each)), default=-1)
+    return range(max(0, last + 1 - VERSIONS_SHOWN), last + 1)
 
 
 def _events(recording: Recording, clocks: Clocks, shown: range) -> Iterator[Event]:
@@ -120,7 +117,10 @@ def _versions(
     for i in np.flatnonzero(np.isin(table["version"], shown)):
         version = int(table["version"][i])
         yield _slice(f"version {version}", track, float(closed[i]), float(out[i]), kth=int(table["closing_rank"][i]))
-        published[int(table["generation"][i]), version, each.process.number] = track, float(out[i]) - 0.001
+        published[int(table["generation"][i]), version, each.process.number] = (
+            track,
+            max(float(closed[i]), float(out[i]) - 0.001),
+        )
 
 
 def _pushes(

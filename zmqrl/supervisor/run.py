@@ -150,7 +150,8 @@ def _supervise(
         with _interrupts(supervisor), _tracebacks_to(console.log):
             reason = supervisor.run()
         if config.profile:
-            for text in write_trace(Recording.read(directory.profile), directory.trace, versions=config.profile):
+            traced = range(checkpoint.version, checkpoint.version + config.profile)
+            for text in write_trace(Recording.read(directory.profile), directory.trace, traced):
                 console.notice(text)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")

@@ -18,7 +18,7 @@ from zmqrl.profile.plot import plot_profile
 from zmqrl.profile.recorder import FLUSH_EVERY_S
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
-from zmqrl.profile.trace import write_trace
+from zmqrl.profile.trace import newest, write_trace
 from zmqrl.rundir import RunDirectory
 
 WIDTH = 120
@@ -69,7 +69,7 @@ def run(options: Options) -> int:
     profile = Profile.of(recording)
     found = profile.to_json()
     for file, write in (
-        (options.trace, lambda file: write_trace(recording, file)),
+        (options.trace, lambda file: write_trace(recording, file, newest(recording))),
         (options.plot, lambda file: plot_profile(profile, found, file, str(path))),
     ):
         if file is not None:
