@@ -23,6 +23,7 @@ ORDER = (
     ("rundir",),
     ("observe",),
     ("ps",),
+    ("simulate",),  # which knows no learner and no torch
     ("learner",),
     ("checkpoint",),
     ("config",),

@@ -39,6 +39,7 @@ COMMANDS = {
         "RUN [options]",
         "check that every shard made each version exactly once",
     ),
+    "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run on virtual time"),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
 }
