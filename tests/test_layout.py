@@ -24,6 +24,7 @@ ORDER = (
     ("observe",),
     ("profile",),
     ("ps",),
+    ("simulate",),  # which knows no learner and no torch
     ("learner",),
     ("checkpoint",),
     ("config",),

@@ -40,6 +40,7 @@ COMMANDS = {
         "check that every shard made each version exactly once",
     ),
     "profile": Command("inspect.profile", "RUN [RUN] [options]", "show where the time of a run goes"),
+    "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run on virtual time"),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
 }

@@ -25,6 +25,7 @@ def _recording(
         run="r",
         host=host,
         clock=clock,
+        cores=2,
         tables={name: [rows] for name, rows in arrays.items()},
     )
 

@@ -75,6 +75,7 @@ class Recorder:
             "incarnation": incarnation,
             "pid": os.getpid(),
             "clock": clock_id(),
+            "cores": len(os.sched_getaffinity(0)),
             "spans": list[str](),
         }
         self._log = log or logging.getLogger("zmqrl.profile")
@@ -197,16 +198,16 @@ def clock_id() -> str:
     return f"{boot} {namespace}"
 
 
-def machine_totals() -> tuple[int, int, int, int]:
-    """Totals in microseconds: CPU time of this thread, its time in the run queue, steal of the machine, throttling.
+def machine_totals() -> tuple[int, int, int, int, int]:
+    """Totals in microseconds: CPU time of this thread, its time in the run queue, CPU time of the process, steal.
 
-    The last is of the control group. What the kernel does not tell is 0.
+    The last is the time that the control group was throttled. What the kernel does not tell is 0.
     """
     cpu_us = queued_us = 0
     with contextlib.suppress(OSError, ValueError):
         running_ns, waiting_ns, _ = map(int, Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split())
         cpu_us, queued_us = running_ns // 1000, waiting_ns // 1000
-    return cpu_us, queued_us, _stolen_us(), _throttled_us()
+    return cpu_us, queued_us, time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
 
 
 def _stolen_us() -> int:

@@ -19,13 +19,14 @@ Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 
 @dataclass(slots=True, kw_only=True)
 class ProcessRecording:
-    """What one process recorded. ``clock`` identifies its monotonic clock. Histograms are in nanoseconds, by span."""
+    """What one process recorded. ``clock`` identifies its monotonic clock, ``cores`` are those it may use. Histograms are in nanoseconds, by span."""
 
     process: ProcessId
     incarnation: int
     run: str
     host: str
     clock: str
+    cores: int
     tables: dict[str, list[Table]] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     span_names: list[str] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Recording:
                         run=about["run"],
                         host=about["host"],
                         clock=about["clock"],
+                        cores=about["cores"],
                     ),
                 )
                 for name, table in block["tables"].items():

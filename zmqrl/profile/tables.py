@@ -52,8 +52,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     # A worker, for each PONG: its clock when PING was sent and PONG received, the shard's clock in between.
     "pings": ("shard", "sent_at_us", "received_at_us", "answered_at_us", "returned_at_us"),
-    # Now and then: totals of the recording thread, of its machine and of its control group.
-    "machine": ("at_us", "cpu_us", "queued_us", "stolen_us", "throttled_us"),
+    # Now and then: totals of the recording thread, of its process, of its machine and of its control group.
+    "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us"),
     # Spans one by one, in nanoseconds: all of them with --profile, else the newest now and then.
     "spans": ("name", "start_ns", "duration_ns", "version"),
 }

@@ -140,7 +140,7 @@ class ShardMachine:
             return "rejected", f"{event.payload_bytes} bytes of {g.codec}"
         if self.state == "empty" or g.generation > self.generation:
             return "rejected", "its generation is unknown"
-        if g.rank not in self.view.members:
+        if g.rank not in self.roster.member_set:
             return "rejected", "not a member"
         if not self.roster.is_newest(g.rank, g.incarnation):
             return "rejected", "not the newest incarnation"
@@ -239,7 +239,7 @@ class ShardMachine:
 
     def _publish_first(self, now: float) -> list[e.Action]:
         """At the first start, publish only once a quorum of workers has subscribed."""
-        if self.state == "empty" or self.published or len(self.roster.present(now)) < self.view.quorum:
+        if self.state == "empty" or self.published or not self.roster.has_present(self.view.quorum, now):
             return []
         self.published = True
         return [e.PublishWeights()]

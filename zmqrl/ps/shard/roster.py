@@ -51,12 +51,13 @@ class Roster:
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.members: tuple[int, ...] | None = None  # None while the shard is empty and does not know them
+        self.member_set: frozenset[int] = frozenset()
         self.workers: dict[int, Worker] = {}
         self.supervisor: bytes | None = None
 
     def admit(self, members: tuple[int, ...]) -> None:
         """Set the members."""
-        self.members = members
+        self.members, self.member_set = members, frozenset(members)
         for rank in members:
             self.workers.setdefault(rank, Worker())
 
@@ -78,6 +79,16 @@ class Roster:
     def present(self, now: float) -> list[int]:
         """The members that are present and will receive a publication."""
         return [rank for rank in self.members or () if self.workers[rank].is_present(now)]
+
+    def has_present(self, quorum: int, now: float) -> bool:
+        """Whether at least ``quorum`` members are present."""
+        members = self.members or ()
+        may_be_absent = len(members) - quorum
+        for rank in reversed(members):  # ranks often come in their order: so the absent ones are found at once
+            may_be_absent -= not self.workers[rank].is_present(now)
+            if may_be_absent < 0:
+                return False
+        return may_be_absent >= 0
 
     def silent_ms(self, rank: int, now: float) -> int:
         """Milliseconds since a worker was last heard. 0 if it never was."""

@@ -70,7 +70,8 @@ class WorkerMachine:
             self.story.add(now, type(event), e.gist(event))
         try:
             actions = self._take(event, now)
-            for shard in self.shards:
+            number = getattr(event, "shard", None)
+            for shard in self.shards if number is None else (self.shards[number],):
                 shard.check(self.contribution)
         except AssertionError as error:
             where = f"worker {self.rank}, {type(event).__name__}"
