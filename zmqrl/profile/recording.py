@@ -19,7 +19,11 @@ Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 
 @dataclass(slots=True, kw_only=True)
 class ProcessRecording:
-    """What one process recorded. ``clock`` identifies its monotonic clock, ``cores`` are those it may use. Histograms are in nanoseconds, by span."""
+    """What one process recorded.
+
+    ``clock`` identifies its monotonic clock, ``cores`` are those that it may use. Histograms are in nanoseconds, by
+    span.
+    """
 
     process: ProcessId
     incarnation: int

@@ -60,7 +60,7 @@ class Replay:
         self._queued = {rank: _queued_share(recording, rank, cycles) for rank, cycles in self._cycles.items()}
         self._beside = {rank: _beside_s(recording, rank) for rank in self._cycles}
         hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}
-        self._scenario = replace(
+        self.scenario = replace(
             scenario,
             compute="constant:0",
             updates=min(len(steps), MOST_UPDATES),
@@ -73,7 +73,7 @@ class Replay:
 
     def updates_per_s(self, changes: Changes = Changes()) -> float:
         """Predicted updates per second. Raises ClusterError when the changed run gets stuck."""
-        scenario, ranks = self._scenario, list(range(self._scenario.ranks))
+        scenario, ranks = self.scenario, list(range(self.scenario.ranks))
         if changes.without is not None:
             ranks.remove(changes.without)
             fewer = 1 if scenario.backups == 0 else 0
@@ -84,7 +84,7 @@ class Replay:
                 quorum=None if scenario.quorum is None else min(scenario.quorum, len(ranks)),
             )
         for _ in range(changes.backups):
-            ranks.append(len(ranks) % self._scenario.ranks)  # a new worker is like one of the others
+            ranks.append(len(ranks) % self.scenario.ranks)  # a new worker is like one of the others
         if changes.backups:
             scenario = replace(scenario, backups=scenario.backups + changes.backups)
         if changes.backups < 0:
@@ -92,8 +92,8 @@ class Replay:
         scenario = replace(
             scenario,
             shards=scenario.shards * changes.shards,
-            worker_hosts=tuple(self._scenario.worker_hosts[rank] for rank in ranks),
-            shard_hosts=self._scenario.shard_hosts * changes.shards,
+            worker_hosts=tuple(self.scenario.worker_hosts[rank] for rank in ranks),
+            shard_hosts=self.scenario.shard_hosts * changes.shards,
             costs=_per_slice(scenario.costs, 1 / changes.shards),
         )
         return simulate(scenario, compute=self._times(ranks, changes)).updates_per_s
@@ -112,9 +112,7 @@ class Replay:
             rollout.append(Work([cpu for cpu, _ in played], [idle for _, idle in played]))
         return ComputeTimes(tuple(gradient), tuple(rollout) if all(len(each.cpu_s) for each in rollout) else ())
 
-    def _work(
-        self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float]
-    ) -> tuple[float, float]:
+    def _work(self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float]) -> tuple[float, float]:
         """CPU and idle seconds of some spans. The time in the run queue is left out: the simulation makes its own."""
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
@@ -131,7 +129,7 @@ class Replay:
 
 def what_if(replay: Replay, steps: Sequence[Step]) -> list[WhatIf]:
     """Predict the changes that a user would think of, with the error of the replay without any."""
-    scenario = replay._scenario
+    scenario = replay.scenario
     error = replay.updates_per_s() / replay.measured - 1
     slowest = max(range(scenario.ranks), key=lambda rank: sum(step.kth.number == rank for step in steps))
     span = _longest_span(steps)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from zmqrl.commands.options import RunPaths, parse
-from zmqrl.errors import UsageError, refusal
+from zmqrl.errors import ClusterError, UsageError, refusal
 from zmqrl.process import interruptible
 from zmqrl.profile.difference import changes, grown, print_changes
 from zmqrl.profile.plot import plot_profile
@@ -20,6 +21,8 @@ from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.trace import newest, write_trace
 from zmqrl.rundir import RunDirectory
+from zmqrl.simulate.from_run import scenario_of
+from zmqrl.simulate.replay import Replay, what_if
 
 WIDTH = 120
 GROWN = 1  # exit status
@@ -68,6 +71,7 @@ def run(options: Options) -> int:
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
     profile = Profile.of(recording)
     found = profile.to_json()
+    found["what_if"] = predictions(path, profile, found["warnings"].append)
     for file, write in (
         (options.trace, lambda file: write_trace(recording, file, newest(recording))),
         (options.plot, lambda file: plot_profile(profile, found, file, str(path))),
@@ -79,6 +83,18 @@ def run(options: Options) -> int:
     else:
         print_report(found, console, processes=options.processes)
     return 0
+
+
+def predictions(path: Path, profile: Profile, warn: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What changes of the run would bring. A run that cannot be replayed has none, and ``warn`` gets the reason."""
+    if not profile.steps:
+        return []
+    try:
+        replay = Replay(profile.recording, profile.timeline, profile.steps, scenario_of(path))
+        return [asdict(each) for each in what_if(replay, profile.steps)]
+    except (UsageError, ClusterError) as error:
+        warn(f"no predictions: {error}")
+        return []
 
 
 def _compare(options: Options, console: Console) -> int:
