@@ -1,0 +1,136 @@
+"""Compare what `zmqrl profile` predicts for a changed run with the run that was really changed.
+
+    python benchmarks/what_if.py [--rounds 1] [--json FILE]
+
+Each case is predicted from the recording of its baseline, which knows nothing of the changed run. Baseline and changed
+runs of a case take turns. `waiting` cases use hardly any processor time; in `computing` cases the workers compete for
+the cores of this machine.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from zmqrl.profile.recording import Recording
+from zmqrl.profile.report import Profile
+from zmqrl.simulate.from_run import scenario_of
+from zmqrl.simulate.replay import Changes, Replay
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change, and the options of `zmqrl train` with and without it."""
+
+    name: str
+    baseline: str
+    changes: Changes
+    changed: str
+
+
+WAITING = "cartpole --updates 160"
+THREE = "--workers 3 --shards 2 --straggle 0:0.06 --straggle 1:0.1 --straggle 2:0.2"
+BACKED = "--workers 2 --backups 1 --shards 2 --straggle 0:0.06 --straggle 1:0.1 --straggle 2:0.2"
+COMPUTING = "pong --updates 128 --model small --envs.num-envs 4"
+CASES = (
+    Case(
+        "without rank 2, the slowest",
+        f"{WAITING} {THREE}",
+        Changes(without=2),
+        f"{WAITING} --workers 2 --shards 2 --straggle 0:0.06 --straggle 1:0.1",
+    ),
+    Case(
+        "without rank 0, the fastest",
+        f"{WAITING} {THREE}",
+        Changes(without=0),
+        f"{WAITING} --workers 2 --shards 2 --straggle 0:0.1 --straggle 1:0.2",
+    ),
+    Case(
+        "one backup more, like rank 0",
+        f"{WAITING} {THREE}",
+        Changes(backups=1),
+        f"{WAITING} {THREE} --backups 1 --straggle 3:0.06",
+    ),
+    Case(
+        "the pauses in half the time",
+        f"{WAITING} {THREE}",
+        Changes(spans={"straggle": 0.5}),
+        f"{WAITING} --workers 3 --shards 2 --straggle 0:0.03 --straggle 1:0.05 --straggle 2:0.1",
+    ),
+    Case(
+        "twice as many shards",
+        f"{WAITING} {THREE}",
+        Changes(shards=2),
+        f"{WAITING} {THREE.replace('2 --st', '4 --st', 1)}",
+    ),
+    Case(
+        "one backup fewer",
+        f"{WAITING} {BACKED}",
+        Changes(backups=-1),
+        f"{WAITING} --workers 2 --shards 2 --straggle 0:0.06 --straggle 1:0.1",
+    ),
+    Case(
+        "computing: without rank 1",
+        f"{COMPUTING} --workers 2 --shards 2",
+        Changes(without=1),
+        f"{COMPUTING} --workers 1 --shards 2",
+    ),
+    Case(
+        "computing: one backup more",
+        f"{COMPUTING} --workers 2 --shards 2",
+        Changes(backups=1),
+        f"{COMPUTING} --workers 2 --backups 1 --shards 2",
+    ),
+    Case(
+        "computing: twice as many shards",
+        f"{COMPUTING} --workers 2 --shards 2",
+        Changes(shards=2),
+        f"{COMPUTING} --workers 2 --shards 4",
+    ),
+)
+
+
+def profiled(options: str, directory: Path) -> tuple[float, Replay]:
+    """Train once. Returns updates per second, and the replay of the run."""
+    command = [sys.executable, "-m", "zmqrl", "train", *options.split(), "--run-dir", str(directory)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    profile = Profile.of(Recording.read(directory / "profile"))
+    replay = Replay(profile.recording, profile.timeline, profile.steps, scenario_of(directory))
+    return replay.measured, replay
+
+
+def main() -> None:
+    """Print a row per case, and the median and the largest error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    print(
+        "| change | before | replay of before | predicted | measured | error |\n|---|---|---|---|---|---|", flush=True
+    )
+    for case in CASES:
+        for _ in range(arguments.rounds):
+            with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
+                before, replay = profiled(case.baseline, Path(scratch) / "baseline")
+                again, predicted = replay.updates_per_s(), replay.updates_per_s(case.changes)
+                measured, _ = profiled(case.changed, Path(scratch) / "changed")
+            error = predicted / measured - 1
+            rows.append(
+                {"change": case.name, "before": before, "replay": again, "predicted": predicted, "measured": measured}
+                | {"error": error}
+            )
+            numbers = f"{before:.2f} | {again:.2f} | {predicted:.2f} | {measured:.2f} | {error:+.1%}"
+            print(f"| {case.name} | {numbers} |", flush=True)
+    errors = [abs(float(str(row["error"]))) for row in rows]
+    print(f"\nmedian error {statistics.median(errors):.1%}, largest {max(errors):.1%}, of {len(rows)} predictions")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
