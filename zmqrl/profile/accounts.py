@@ -7,11 +7,9 @@ from statistics import fmean, median
 
 from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
-from zmqrl.profile.recording import Recording
 from zmqrl.profile.tables import OUTCOMES
 
 LEFT_OUT_BELOW = 0.5  # of the median inclusion: such a rank hardly takes part in what is learned
-QUEUED_ABOVE = 0.1  # of all time: such a worker lacks a core
 USED, LATE = OUTCOMES.index("used"), OUTCOMES.index("late")
 
 
@@ -20,8 +18,6 @@ class RankAccount:
     """One rank: its share of versions in which it was counted and was the K-th, and its seconds.
 
     ``worked_s`` is without waiting for weights, ``wasted_s`` the part of it whose contribution no shard used.
-    ``core_share`` is CPU time per working time. ``queued_share`` is the share of all time in which its thread
-    waited for a core.
     """
 
     host: str
@@ -32,8 +28,6 @@ class RankAccount:
     skipped: int = 0
     worked_s: float = 0.0
     wasted_s: float = 0.0
-    core_share: float | None = None
-    queued_share: float | None = None
 
 
 @dataclass(slots=True)
@@ -48,7 +42,7 @@ class Accounts:
     warnings: list[str] = field(default_factory=list)
 
 
-def accounts(recording: Recording, timeline: Timeline, steps: Sequence[Step]) -> Accounts:
+def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
     """Add up the contributions of every rank over the versions of ``steps``."""
     versions = {(step.generation, step.version) for step in steps}
     ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
@@ -69,28 +63,9 @@ def accounts(recording: Recording, timeline: Timeline, steps: Sequence[Step]) ->
             ranks[rank].inclusion += used / (timeline.shards * len(versions))
     for rank, account in ranks.items():
         account.kth = kth[rank] / len(steps) if steps else 0.0
-    _cores(recording, ranks)
     found = Accounts(dict(sorted(ranks.items())), _backup_gain_s(timeline, versions))
     found.warnings += _warnings(found.ranks)
     return found
-
-
-def _cores(recording: Recording, ranks: dict[int, RankAccount]) -> None:
-    """How much of a core each worker had while it worked, over all its processes."""
-    for rank, account in ranks.items():
-        cpu_us = worked_us = queued_us = measured_us = 0
-        for each in recording.of_role("worker"):
-            if each.process.number == rank:
-                cycles, machine = each.table("cycles"), each.table("machine")
-                cpu_us += int(cycles["cpu_us"].sum())
-                worked_us += int((cycles["pushed_at_us"] - cycles["began_at_us"] - cycles["wait"]).sum())
-                if len(machine["at_us"]) > 1:
-                    queued_us += int(machine["queued_us"][-1] - machine["queued_us"][0])
-                    measured_us += int(machine["at_us"][-1] - machine["at_us"][0])
-        if worked_us > 0:
-            account.core_share = cpu_us / worked_us
-        if measured_us > 0:
-            account.queued_share = queued_us / measured_us
 
 
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
@@ -120,10 +95,25 @@ def _warnings(ranks: dict[int, RankAccount]) -> list[str]:
             f"contributions of rank {names} are seldom counted, where {usual:.0%} is usual: what these workers play is "
             "missing in what is learned"
         )
-    for rank, account in ranks.items():
-        if account.core_share is not None and (account.queued_share or 0.0) > QUEUED_ABOVE:
-            warnings.append(
-                f"worker {rank} on {account.host} had {account.core_share:.0%} of a core while it worked: its thread "
-                f"waited for a core in {account.queued_share:.0%} of all time"
-            )
     return warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Payload bytes of a shard: of all contributions that it received, and of all that it sent to workers."""
+
+    received: int
+    sent: int
+
+
+def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
+    """The traffic of each shard. A worker gets every version that it contributed to, and contributions sent again count
+    once.
+    """
+    received, sent = Counter[int](), Counter[int]()
+    for arrivals in timeline.arrivals.values():
+        received.update(arrivals.keys())
+        sent.update(range(timeline.shards))
+    return {
+        shard: Traffic(slice_bytes * received[shard], slice_bytes * sent[shard]) for shard in range(timeline.shards)
+    }

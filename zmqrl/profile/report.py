@@ -15,6 +15,7 @@ from zmqrl.process_id import ProcessId
 from zmqrl.profile.accounts import Accounts, accounts
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Step, Timeline, critical_path
+from zmqrl.profile.machine_use import MachineUse, machine_use
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import left_out
 
@@ -31,6 +32,7 @@ class Profile:
     timeline: Timeline
     steps: Sequence[Step]
     accounts: Accounts
+    machine: dict[ProcessId, MachineUse]
 
     @classmethod
     def of(cls, recording: Recording) -> "Profile":
@@ -38,7 +40,7 @@ class Profile:
         clocks = Clocks.of(recording)
         timeline = Timeline.of(recording, clocks)
         steps = critical_path(timeline)
-        return cls(recording, clocks, timeline, steps, accounts(recording, timeline, steps))
+        return cls(recording, clocks, timeline, steps, accounts(timeline, steps), machine_use(recording))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -64,7 +66,11 @@ class Profile:
                 for host, clock in self.clocks.by_host(self.recording.processes).items()
             },
             "left_out": left_out(self.recording, self.clocks),
-            "warnings": found.warnings,
+            "machine": {str(process): asdict(use) for process, use in self.machine.items()},
+            "warnings": [
+                *found.warnings,
+                *(text for each in self.machine for text in self.machine[each].warnings(each)),
+            ],
             "what_if": [],
         }
 
@@ -164,6 +170,14 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
     if found["spans"]:
         _print_spans(found["spans"], console, all_of_them=processes)
     _print_clocks(found["clocks"], console)
+    if lag := found.get("policy_lag"):
+        console.print(f"policy lag: mean {lag['mean']:.2f} versions, at most {lag['max']:.0f}", highlight=False)
+    for number, each in found.get("traffic", {}).items():
+        console.print(
+            f"shard {number}: received {each['received'] / 1e6:,.1f} MB, sent {each['sent'] / 1e6:,.1f} MB",
+            highlight=False,
+        )
+    console.print()
     if found["what_if"]:
         _print_what_if(found["what_if"], console)
     for text in (*found["warnings"], *found["left_out"]):
@@ -203,12 +217,18 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
     columns = ("rank", "host", "counted", "was K-th", "late", "skipped", "worked s", "wasted s", "of a core")
     table = plain_table("workers", *columns)
     for rank, each in found["ranks"].items():
-        core = "" if each["core_share"] is None else f"{each['core_share']:.0%}"
+        share = found["machine"].get(f"worker-{rank}", {}).get("core_share")
+        core = "" if share is None else f"{share:.0%}"
         counts = (f"{each['inclusion']:.1%}", f"{each['kth']:.1%}", str(each["late"]), str(each["skipped"]))
         table.add_row(rank, each["host"], *counts, f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}", core)
     console.print(table)
     if found["backup_gain_s"] is not None:
-        console.print(f"the last backup makes an update {1e3 * found['backup_gain_s']:.2f} ms shorter", highlight=False)
+        gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
+        cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
+        console.print(
+            f"the last backup makes an update {gain_ms:.2f} ms shorter, and works {cost_ms:.2f} ms for each",
+            highlight=False,
+        )
     console.print()
 
 

@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import tyro
@@ -13,13 +13,16 @@ from rich.console import Console
 
 from zmqrl.commands.options import RunPaths, parse
 from zmqrl.errors import ClusterError, UsageError, refusal
+from zmqrl.observe.records import RunRecord
 from zmqrl.process import interruptible
+from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown, print_changes
 from zmqrl.profile.plot import plot_profile
 from zmqrl.profile.recorder import FLUSH_EVERY_S
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.trace import newest, write_trace
+from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.from_run import scenario_of
 from zmqrl.simulate.replay import Replay, what_if
@@ -71,7 +74,7 @@ def run(options: Options) -> int:
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
     profile = Profile.of(recording)
     found = profile.to_json()
-    found["what_if"] = predictions(path, profile, found["warnings"].append)
+    add_settings(path, profile, found)
     for file, write in (
         (options.trace, lambda file: write_trace(recording, file, newest(recording))),
         (options.plot, lambda file: plot_profile(profile, found, file, str(path))),
@@ -85,16 +88,26 @@ def run(options: Options) -> int:
     return 0
 
 
-def predictions(path: Path, profile: Profile, warn: Callable[[str], None]) -> list[dict[str, Any]]:
-    """What changes of the run would bring. A run that cannot be replayed has none, and ``warn`` gets the reason."""
-    if not profile.steps:
-        return []
+def add_settings(path: Path, profile: Profile, found: dict[str, Any]) -> None:
+    """Add what needs the settings and the rows of the run: predictions, bytes per shard and policy lag.
+
+    A run that cannot be replayed has no predictions, and a warning says why.
+    """
+    lags = [row for row in RunRecord.read(path).rows if row.get("policy_lag") is not None]
+    if lags:
+        found["policy_lag"] = {
+            "mean": fmean(row["policy_lag"] for row in lags),
+            "max": max(row.get("policy_lag_max") or row["policy_lag"] for row in lags),
+        }
     try:
-        replay = Replay(profile.recording, profile.timeline, profile.steps, scenario_of(path))
-        return [asdict(each) for each in what_if(replay, profile.steps)]
+        scenario = scenario_of(path)
+        slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
+        found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(profile.timeline, slice_bytes).items()}
+        if profile.steps:
+            replay = Replay(profile.recording, profile.timeline, profile.steps, scenario)
+            found["what_if"] = [asdict(each) for each in what_if(replay, profile.steps)]
     except (UsageError, ClusterError) as error:
-        warn(f"no predictions: {error}")
-        return []
+        found["warnings"].append(f"no predictions: {error}")
 
 
 def _compare(options: Options, console: Console) -> int:
