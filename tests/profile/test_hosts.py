@@ -25,7 +25,9 @@ def profile(files: RunFiles) -> dict[str, Any]:
 
 def hosts_file(path: Path, pythons: dict[str, Path], hosts: tuple[str, ...]) -> Path:
     """A hosts file that names the Python of some hosts."""
-    lines = [f"[hosts.{host}]\n" + (f'python = "{pythons[host]}"\n' if host in pythons else "") for host in hosts]
+    lines = [
+        f'[[host]]\nname = "{host}"\n' + (f'python = "{pythons[host]}"\n' if host in pythons else "") for host in hosts
+    ]
     path.write_text("".join(lines), encoding="utf-8")
     return path
 

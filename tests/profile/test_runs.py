@@ -58,6 +58,18 @@ def zmqrl(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
 
 
+def test_the_command_adds_predictions_bytes_and_lag(straggling: RunFiles) -> None:
+    found = json.loads(zmqrl("profile", str(straggling.path), "--json").stdout)
+    changes = {each["change"]: each["updates_per_s"] for each in found["what_if"]}
+    assert changes["without rank 1"] > 1.5 * changes["as it was"]
+    assert changes["straggle in half the time"] > 1.2 * changes["as it was"]
+    assert all(isinstance(each["replay_error"], float) for each in found["what_if"])
+    assert found["policy_lag"]["max"] >= found["policy_lag"]["mean"] >= 0
+    received = found["traffic"]["0"]["received"]
+    assert received == found["traffic"]["0"]["sent"] > 0
+    assert received % (2 * UPDATES) == 0
+
+
 def profile(files: RunFiles) -> dict[str, Any]:
     return Profile.of(read(files.path)).to_json()
 
@@ -203,7 +215,7 @@ def test_a_stolen_core_is_seen_as_a_worker_without_one(burning: int, tmp_path: P
             os.sched_setaffinity(int(thread.name), {burning})
         assert run.wait() == 0, run.said()
     found = profile(run.files)
-    assert found["ranks"]["1"]["queued_share"] > 2 * found["ranks"]["0"]["queued_share"]
+    assert found["machine"]["worker-1"]["queued_share"] > 2 * found["machine"]["worker-0"]["queued_share"]
     assert any(warning.startswith("worker 1 ") and "of a core" in warning for warning in found["warnings"])
     assert found["blame"][0]["rank"] == 1
 
