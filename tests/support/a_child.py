@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from zmqrl.process import LOG_LEVEL, Messages, read_job, say
@@ -29,11 +30,21 @@ def main() -> None:
     sys.stderr.flush()
     if "exit" in job:
         sys.exit(job["exit"])
+    if job.get("deaf"):
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    if job.get("hangs"):
+        wait_for_ever()
     if job.get("echo"):
         told = Messages()
         while True:
             say({"echo": told.get()})
     time.sleep(600)
+
+
+def wait_for_ever() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
 
 
 def job_signal() -> int:
