@@ -26,10 +26,11 @@ class SpanEvent(NamedTuple):
 class Span:
     """The running total of one name, and the context that adds to it."""
 
-    __slots__ = ("_spans", "_started_ns", "count", "name", "taken_ns", "total_ns")
+    __slots__ = ("_outer", "_spans", "_started_ns", "count", "name", "taken_ns", "total_ns")
 
     def __init__(self, spans: "Spans", name: str) -> None:
         self._spans = spans
+        self._outer: Span | None = None
         self._started_ns = 0
         self.name = name
         self.count = 0
@@ -38,11 +39,13 @@ class Span:
 
     def __enter__(self) -> None:
         self._started_ns = time.monotonic_ns()
+        self._outer, self._spans.innermost = self._spans.innermost, self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         duration_ns = time.monotonic_ns() - self._started_ns
+        self._spans.innermost = self._outer
         self.count += 1
         self.total_ns += duration_ns
         if self._spans.recording:
@@ -69,7 +72,15 @@ class Spans:
         self.events: list[SpanEvent] = []
         self.dropped = 0
         """Number of events since recording began that found the list full."""
+        self.innermost: Span | None = None
+        """The open span that was entered last."""
         self._spans: dict[str, Span] = {}
+
+    @property
+    def current(self) -> tuple[str, int] | None:
+        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may ask."""
+        span = self.innermost
+        return None if span is None else (span.name, span._started_ns)
 
     def __call__(self, name: str) -> Span:
         try:
