@@ -13,7 +13,7 @@ import pytest
 from support.rig import ending, eventually
 
 from zmqrl.hostd import inspection
-from zmqrl.hostd.child import STACK_SIGNAL
+from zmqrl.hostd.child import ASK, ASK_BLOCKED
 
 pytestmark = pytest.mark.processes
 
@@ -58,13 +58,18 @@ def test_a_process_that_computes_is_running() -> None:
 
 
 @pytest.mark.parametrize("handler", [None, signal.SIG_IGN, lambda *_: None])
-def test_only_a_process_that_catches_the_signal_answers(handler: signal.Handlers | None) -> None:
-    old = signal.getsignal(STACK_SIGNAL)
+@pytest.mark.parametrize("number", [ASK, ASK_BLOCKED])
+def test_only_a_process_that_catches_both_signals_answers(handler: signal.Handlers | None, number: int) -> None:
+    numbers = (ASK, ASK_BLOCKED)
+    old = [signal.getsignal(each) for each in numbers]
     try:
-        signal.signal(STACK_SIGNAL, handler or signal.SIG_DFL)
+        for each in numbers:
+            signal.signal(each, lambda *_: None)
+        signal.signal(number, handler or signal.SIG_DFL)
         sight = inspection.look(os.getpid())
     finally:
-        signal.signal(STACK_SIGNAL, old)
+        for each, before in zip(numbers, old, strict=True):
+            signal.signal(each, before)
     assert sight is not None
     assert sight.answers == callable(handler)
 

@@ -21,6 +21,7 @@ from support.paths import TESTS
 from support.rig import ending, eventually, is_alive
 from support.slurm import NODES, Slurm
 
+from zmqrl.hostd.child import ASK
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import HERE
 from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
@@ -328,15 +329,34 @@ def launching(place: Place, where: Path) -> Iterator[tuple["subprocess.Popen[byt
         yield process, json.loads(process.stdout.readline())
 
 
-def test_one_that_hangs_is_seen_with_the_stack_of_its_main_thread(watched: Watched) -> None:
-    watched.start(ONE, hangs=True)
+HANGS = {"on a lock": "wait_for_ever", "in Python": "compute_for_ever", "in C": "count_for_ever"}
+
+
+@pytest.mark.parametrize("how", HANGS)
+def test_one_that_hangs_is_seen_with_the_stack_of_its_main_thread(watched: Watched, how: str) -> None:
+    watched.start(ONE, hangs=how)
     watched.up(ONE)
-    eventually(lambda: "in wait_for_ever" in watched.inspect(ONE).stack[0], "it hangs", WITHIN_S)
+    eventually(lambda: any(HANGS[how] in frame for frame in watched.inspect(ONE).stack), "it hangs", WITHIN_S)
     seen = watched.inspect(ONE)
-    assert seen.state == "waiting"
-    assert re.fullmatch(r'File ".*a_child.py", line \d+ in wait_for_ever', seen.stack[0])
-    assert "in main" in seen.stack[1]
-    assert "in wait_for_ever" in watched.log(ONE)
+    assert seen.state in (["waiting"] if how == "on a lock" else ["running", "waiting"])
+    frames = [frame for frame in seen.stack if "a_child.py" in frame]
+    assert re.fullmatch(rf'File ".*a_child.py", line \d+ in {HANGS[how]}', frames[-3])
+    assert [frame.rpartition(" ")[2] for frame in frames[-2:]] == ["main", "<module>"]
+    assert f"in {HANGS[how]}" in watched.log(ONE)
+
+
+def test_one_that_computes_survives_many_questions(watched: Watched) -> None:
+    watched.start(ONE, hangs="in Python")
+    (facts,) = watched.up(ONE)
+    watched.inspect(ONE)
+
+    def has_answered_often() -> bool:
+        watched.launcher.signal(ONE, ASK)
+        watched.told += watched.launcher.poll()
+        return watched.log(ONE).count("in compute_for_ever") > 100
+
+    eventually(has_answered_often, "many answers", WITHIN_S)
+    assert watched.place.alive(facts["pid"])
     assert watched.ends(ONE) == []
 
 

@@ -29,6 +29,7 @@ from typing import Any, assert_never
 from zmqrl import __version__
 from zmqrl.hostd import files, inspection
 from zmqrl.hostd import messages as h
+from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
 from zmqrl.observe.provenance import code_hash
@@ -42,7 +43,8 @@ TURN_S = 0.25  # signals are handled between two turns
 READ_BYTES = 1 << 20
 READS_AT_THE_END = 64
 LONGEST_LINE_BYTES = 1 << 20
-ANSWERS_WITHIN_S = 3.0  # a process that was asked for its stack
+PYTHON_ANSWERS_WITHIN_S = 1.0  # if it was asked for its stack
+ANSWERS_WITHIN_S = 4.0
 MOST_LINES_OF_STACKS = 10_000
 STACK_ENDS_AFTER_S = 0.2  # without a line
 MOST_UNSENT_BYTES = 64 << 20  # to a launcher that does not read or cannot be reached; beyond it, log lines are dropped
@@ -54,6 +56,7 @@ class _Asked:
 
     sight: inspection.Sight
     since: float
+    again: bool = False
     lines: list[str] = field(default_factory=list)
     heard_at: float | None = None
 
@@ -278,15 +281,24 @@ class Daemon:
             return
         child.asked = _Asked(sight, time.monotonic())
         if sight.answers and sight.state not in ("stopped", "traced", "dead"):
-            inspection.ask_for_stack(child.process.pid)
+            inspection.ask(child.process.pid, ASK)
         else:
             self._pass_on_stack(child, child.asked)
 
     def _pass_on_stacks(self) -> None:
+        """Pass on what processes have answered. Ask those again that have not because they run no Python code."""
         now = time.monotonic()
         for child in self.children.values():
-            if child.asked is not None and child.asked.is_over(now):
-                self._pass_on_stack(child, child.asked)
+            asked = child.asked
+            if asked is None:
+                continue
+            if asked.is_over(now):
+                self._pass_on_stack(child, asked)
+            elif not asked.again and not asked.lines and now - asked.since >= PYTHON_ANSWERS_WITHIN_S:
+                sight = inspection.look(child.process.pid)
+                if sight is not None and sight.answers and sight.is_past_python(asked.sight):
+                    asked.again = True
+                    inspection.ask(child.process.pid, ASK_BLOCKED)
 
     def _pass_on_stack(self, child: _Child, asked: _Asked) -> None:
         child.asked = None

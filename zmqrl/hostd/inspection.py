@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from zmqrl.hostd.child import STACK_SIGNAL
+from zmqrl.hostd.child import ASK, ASK_BLOCKED
 
 MOST_FRAMES = 16
 LONGEST_FRAME = 300
 STATES = {"R": "running", "D": "blocked", "T": "stopped", "t": "traced", "Z": "dead", "X": "dead"}
+BLOCKED_CPU_S = 0.1  # the time on a processor in which Python code would have answered
+NOT_OF_THE_MODULE = ("/zmqrl/hostd/child.py", "<frozen runpy>", "<frozen importlib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,43 +21,49 @@ class Sight:
 
     ``state``: ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
     ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel`` is the function of the kernel that it
-    waits in, empty if unknown. ``answers``: whether it catches STACK_SIGNAL, which ends a process that does not.
+    waits in, empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it can be asked
+    for its stack. The question would end any other process.
     """
 
     state: str
     kernel: str
+    cpu_s: float
     answers: bool
+
+    def is_past_python(self, before: "Sight") -> bool:
+        """Whether the main thread, asked at ``before``, runs no Python code: else it would have answered by now."""
+        return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
 
 
 def look(pid: int) -> Sight | None:
     """What ``/proc`` says of a process. None if it is gone, or belongs to somebody else."""
     place = Path("/proc") / str(pid)
     try:
-        own = _state(place)
-        blocked = [thread for thread in (place / "task").iterdir() if _state(thread) == "blocked"]
-        caught = next(line for line in (place / "status").read_text().splitlines() if line.startswith("SigCgt:"))
-    except (OSError, StopIteration):
+        own, cpu_s = _state(place / "task" / str(pid))
+        blocked = [thread for thread in (place / "task").iterdir() if _state(thread)[0] == "blocked"]
+        status = (place / "status").read_text().splitlines()
+    except (OSError, IndexError):
         return None
     # One thread that waits for a disk can hold up all others.
     state, where = ("blocked", blocked[0]) if blocked and own in ("running", "waiting") else (own, place)
     kernel = ""
     with contextlib.suppress(OSError):  # some kernels do not have it
         kernel = (where / "wchan").read_text()
-    return Sight(state, kernel.strip("0"), bool(int(caught.split()[1], 16) >> (STACK_SIGNAL - 1) & 1))
+    caught = next((int(line.split()[1], 16) for line in status if line.startswith("SigCgt:")), 0)
+    answers = all(caught >> (number - 1) & 1 for number in (ASK, ASK_BLOCKED))
+    return Sight(state, kernel.strip("0"), cpu_s, answers)
 
 
-def _state(place: Path) -> str:
-    """The state of a process or of one of its threads. Its letter follows the name, which may contain spaces."""
-    try:
-        return STATES.get((place / "stat").read_text().rpartition(")")[2].split()[0], "waiting")
-    except ProcessLookupError as error:  # it ended during the read
-        raise FileNotFoundError(error.errno, error.strerror) from error
+def _state(place: Path) -> tuple[str, float]:
+    """The state of a thread, and its processor time in seconds. They follow its name, which may contain spaces."""
+    fields = (place / "stat").read_text().rpartition(")")[2].split()
+    return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def ask_for_stack(pid: int) -> None:
-    """Ask a process that ``answers`` for the stacks of its threads."""
+def ask(pid: int, question: int) -> None:
+    """Send ASK or ASK_BLOCKED to a process that ``answers``."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, STACK_SIGNAL)
+        os.kill(pid, question)
 
 
 def begins_stack(line: str) -> bool:
@@ -64,16 +72,15 @@ def begins_stack(line: str) -> bool:
 
 
 def frames(lines: Iterable[str]) -> list[str]:
-    """The frames of the thread that answered, from the lines that a process wrote meanwhile, innermost first.
+    """The frames of the main thread, innermost first, from the answer of a process.
 
-    The kernel gives a signal to the main thread of a process, unless that blocks it. Each frame is like ``File
-    "game.py", line 12 in step``.
+    Each is like ``File "game.py", line 12 in step``.
     """
     found: list[str] = []
-    is_ours = False
+    is_main = False
     for line in lines:
         if begins_stack(line):
-            is_ours = line.startswith("Current thread")
-        elif is_ours and line.startswith('  File "'):
+            is_main = line.startswith(("Current thread", "Stack"))
+        elif is_main and line.startswith('  File "') and not any(place in line for place in NOT_OF_THE_MODULE):
             found.append(line.strip()[:LONGEST_FRAME])
     return found[:MOST_FRAMES]

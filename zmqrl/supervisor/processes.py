@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from zmqrl.hosts.launcher import Exited
+from zmqrl.observe.stalls import Awaited
 from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
@@ -117,6 +118,15 @@ class Processes:
     def silent_s(self, process: ProcessId, now: float) -> float:
         """Seconds since its last sign of life; 0 before the first one."""
         return now - self._heard_at.get(process, now)
+
+    def awaited(self, process: ProcessId, now: float) -> Awaited:
+        """What is known of a process of this run that a version waits for."""
+        return Awaited(
+            process=process,
+            is_running=process in self.running,
+            is_there=process in self._heard_at,
+            silent_s=self.silent_s(process, now),
+        )
 
     def pardon(self, seconds: float) -> None:
         """Nothing could be heard for so long, because the supervisor itself did not run."""

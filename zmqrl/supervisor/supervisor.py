@@ -11,16 +11,17 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, refusal
 from zmqrl.hosts.deployment import Deployment
-from zmqrl.hosts.launcher import Exited, Said, Task
+from zmqrl.hosts.launcher import Exited, Inspected, Said, Task
 from zmqrl.observe.console import Console
 from zmqrl.observe.folding import Folded, Folding
 from zmqrl.observe.metrics import Counters
+from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SocketRole
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import explained, stop_shards, write_summary
@@ -62,6 +63,7 @@ class Supervisor:
             ),
             local_ranks=self.plan.local_ranks,
             checkpoint_every_s=60 * config.checkpoint.every_minutes,
+            updates_per_rollout=config.algorithm.updates_per_rollout,
         )
         self.shards = self.machine.shards
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
@@ -220,6 +222,15 @@ class Supervisor:
             case e.TellSilence(process, silent_s):
                 pid = self.launcher.pids().get(process)
                 self.console.notice(f"{process} (process {pid}) has not answered for {silent_s:.0f} s")
+            case e.Inspect(process):
+                self.launcher.inspect(process)
+            case e.ShowStall(stall, tell):
+                self._show_stall(stall.placed(lambda process: self.sites[process].host), tell)
+            case e.EndStall(stall, tell):
+                with contextlib.suppress(OSError):
+                    self.directory.stalled.unlink()
+                if tell:
+                    self.console.notice(f"version {stall.version} no longer waits, after {stall.waited_s:.0f} s")
             case e.GiveUp(process, deaths):
                 self.console.notice(f"{process} died {deaths} times: the run continues without it")
                 self.followers.give_up(process)
@@ -277,6 +288,8 @@ class Supervisor:
                     self._feed(e.ShardBound(shard))
                 case Said() if event.process in self.followers.pending:
                     self.followers.on_answer(event)
+                case Inspected():
+                    self._feed(e.ProcessInspected(event))
                 case Exited():
                     self._feed(e.ProcessDied(event))
         if self.is_up:
@@ -284,6 +297,12 @@ class Supervisor:
                 self.plan.write_cluster(self.endpoints, self.launcher.pids())
             except OSError as error:
                 self.console.notice(refusal(error, self.directory.cluster))
+
+    def _show_stall(self, stall: Stall, tell: bool) -> None:
+        with contextlib.suppress(OSError):  # a full disk, which others report
+            write_json(self.directory.stalled, stall.to_json())
+        if tell:
+            self.console.notice(stall.sentence())
 
     def _tell(self, lines: list[Folded]) -> None:
         for line in lines:
