@@ -1,5 +1,6 @@
 """The processes of a run: which died how often, when they are restarted, which are silent. Pure: no clock."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from zmqrl.hosts.launcher import Exited
@@ -21,13 +22,14 @@ VERSION_TOLD_WITHIN_S = 2.0  # how late the supervisor may hear of a version
 class Processes:
     """The processes of one run.
 
-    ``hopeless`` holds those that died too often in a row. ``first_death`` is the earliest death that the run has not
-    recovered from: it may have caused later ones. If that process was killed for an unknown reason, the next death that
-    has a reason replaces it, because it explains more.
+    ``starts`` counts how often each was started. ``hopeless`` holds those that died too often in a row. ``first_death``
+    is the earliest death that the run has not recovered from: it may have caused later ones. If that process was killed
+    for an unknown reason, the next death that has a reason replaces it, because it explains more.
     """
 
     def __init__(self) -> None:
         self.running: set[ProcessId] = set()
+        self.starts: Counter[ProcessId] = Counter()
         self.hopeless: set[ProcessId] = set()
         self.first_death: Exited | None = None
         self._first_death_at = 0.0
@@ -69,6 +71,7 @@ class Processes:
         """Start a process now."""
         self._start_at.pop(process, None)
         self.running.add(process)
+        self.starts[process] += 1
         return e.StartProcess(process)
 
     def due(self, now: float) -> list[e.Action]:

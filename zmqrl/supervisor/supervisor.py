@@ -13,6 +13,7 @@ from zmqrl.errors import ClusterError, UnwritableError, refusal
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.launcher import Exited, Inspected, Said, Task
 from zmqrl.observe.console import Console
+from zmqrl.observe.exporter import Exporter, ProcessFigures, Snapshot
 from zmqrl.observe.folding import Folded, Folding
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.stalls import Stall
@@ -31,6 +32,7 @@ from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 
 TURN_S = 0.05
+EXPORT_EVERY_S = 1.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 HOME_WITHIN_S = 30.0
@@ -45,7 +47,13 @@ class Supervisor:
     control: ShardControl  # once the shards are up
 
     def __init__(
-        self, config: Config, directory: RunDirectory, checkpoint: Checkpoint, console: Console, deployment: Deployment
+        self,
+        config: Config,
+        directory: RunDirectory,
+        checkpoint: Checkpoint,
+        console: Console,
+        deployment: Deployment,
+        exporter: Exporter | None = None,
     ) -> None:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
         self.plan = Plan(config, directory, checkpoint.layout, deployment)
@@ -71,6 +79,7 @@ class Supervisor:
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
         self.followers = Followers(config, directory, self, console, self.files)
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
+        self.exporter, self.exported_at = exporter, 0.0
         self.reports_closed = self.saved = False
         self.refused: set[str] = set()  # what was said about workers of another zmqrl
         self.interrupts = 0
@@ -202,6 +211,41 @@ class Supervisor:
         self._feed(e.Tick())
         while self._actions:
             self._do(self._actions.popleft())
+        if self.exporter is not None and time.monotonic() - self.exported_at >= EXPORT_EVERY_S:
+            self.exported_at = time.monotonic()
+            self.exporter.show(self._snapshot(self.exported_at))
+
+    def _snapshot(self, now: float) -> Snapshot:
+        """The figures of the run for Prometheus."""
+        stats, processes, view = self.shards.stats, self.machine.processes, self.machine.membership.view
+        heard = {
+            rank: silent_ms / 1000
+            for each in stats.values()
+            for rank, silent_ms in zip(each.present, each.silent_ms, strict=False)
+        }
+        running = set(self.launcher.running())
+        return Snapshot(
+            row=self.progress.row,
+            about={"name": self.directory.path.name, "recipe": self.config.recipe, "env": self.config.env},
+            processes=[
+                *(
+                    ProcessFigures(
+                        process=process, host=self.sites[process].host, is_up=process in running, restarts=starts - 1
+                    )
+                    for process, starts in sorted(processes.starts.items())
+                ),
+                *(
+                    ProcessFigures(process=worker_id(rank), host="external", is_up=rank in heard)
+                    for rank in self.plan.open_ranks
+                ),
+            ],
+            shard_versions=dict(self.shards.seen),  # another thread reads it
+            shard_held={shard: len(each.held) for shard, each in stats.items()},
+            silent_s=heard,
+            quorum=view.quorum,
+            stalled_s=self.machine.stalls.waited_s(now),
+            checkpoint=self.checkpoint.version,
+        )
 
     def _interrupted(self) -> bool:
         return self.interrupts > 0
