@@ -200,9 +200,7 @@ def test_each_label_of_the_dashboard_is_one_that_its_metric_has(exporter: Export
     for panel in panels():
         for target in panel["targets"]:
             named = re.findall(r"\bzmqrl_\w+", target["expr"])
-            used = set(re.findall(r"{{(\w+)}}", target["legendFormat"])) | set(
-                re.findall(r"(\w+)=~", target["expr"])
-            )
+            used = set(re.findall(r"{{(\w+)}}", target["legendFormat"])) | set(re.findall(r"(\w+)=~", target["expr"]))
             used |= {word for group in re.findall(r"by \(([\w, ]+)\)", target["expr"]) for word in group.split(", ")}
             assert all(used <= labels[name] for name in named), target["expr"]
 
