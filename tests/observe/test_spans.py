@@ -46,6 +46,18 @@ def test_an_outer_span_contains_the_inner_one(clock: Clock) -> None:
     assert spans.totals() == {"env_step": (1, 150e-9), "act": (1, 50e-9)}
 
 
+def test_the_current_span_is_the_innermost_open_one(clock: Clock) -> None:
+    spans = Spans()
+    seen = [spans.current]
+    with spans("env_step"):
+        clock.now_ns += 100
+        with spans("act"):
+            seen.append(spans.current)
+        seen.append(spans.current)
+    seen.append(spans.current)
+    assert seen == [None, ("act", 10_100), ("env_step", 10_000), None]
+
+
 def test_a_span_that_ends_in_an_error_counts_and_lets_the_error_pass(clock: Clock) -> None:
     spans = Spans()
 

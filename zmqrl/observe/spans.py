@@ -21,10 +21,11 @@ SpanEvent: TypeAlias = tuple[str, int, int, int]
 class Span:
     """The running total of one name, and the context that adds to it."""
 
-    __slots__ = ("_spans", "count", "name", "started_ns", "taken_ns", "total_ns")
+    __slots__ = ("_outer", "_spans", "count", "name", "started_ns", "taken_ns", "total_ns")
 
     def __init__(self, spans: "Spans", name: str) -> None:
         self._spans = spans
+        self._outer: Span | None = None
         self.name = name
         self.count = 0
         self.total_ns = 0
@@ -33,11 +34,13 @@ class Span:
 
     def __enter__(self) -> None:
         self.started_ns = time.monotonic_ns()
+        self._outer, self._spans.innermost = self._spans.innermost, self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.add(self.started_ns)
+        self._spans.innermost = self._outer
 
     def add(self, started_ns: int) -> None:
         """Add a span that started at ``started_ns`` and ends now."""
@@ -68,7 +71,15 @@ class Spans:
         self.histograms: dict[str, Histogram] = {}
         """Durations in nanoseconds by name, up to the last ``fold``."""
         self._new: list[SpanEvent] = []
+        self.innermost: Span | None = None
+        """The open span that was entered last."""
         self._spans: dict[str, Span] = {}
+
+    @property
+    def current(self) -> tuple[str, int] | None:
+        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may ask."""
+        span = self.innermost
+        return None if span is None else (span.name, span.started_ns)
 
     def __call__(self, name: str) -> Span:
         try:

@@ -281,7 +281,7 @@ class Connection:
         for sockets in self._sockets:
             poller.register(sockets["weights"], zmq.POLLIN)
             poller.register(sockets["control"], zmq.POLLIN)
-        self._handle(e.Tick())
+        self._handle(self._tick())
         tick_at = time.monotonic()
         while not self._failed:
             for shard, sockets in enumerate(self._sockets):
@@ -310,7 +310,14 @@ class Connection:
                     monitor.read()
                     if "handshake" in monitor.take():
                         self._handle(e.HandshakeFailed(shard))
-                self._handle(e.Tick())
+                self._handle(self._tick())
+
+    def _tick(self) -> e.Tick:
+        current = self.spans.current
+        if current is None:
+            return e.Tick()
+        name, started_ns = current
+        return e.Tick(name[: m.LONGEST_SPAN_NAME], max(0, (time.monotonic_ns() - started_ns) // 1_000_000))
 
     def _receive_publications(self, shard: int) -> None:
         for frames in _all_messages(self._sockets[shard]["weights"]):
