@@ -33,6 +33,7 @@ ORDER = (
     ("hostd",),
     ("hosts",),
     ("supervisor",),
+    ("bench",),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -40,6 +40,7 @@ COMMANDS = {
         "check that every shard made each version exactly once",
     ),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
+    "bench": Command("measure.bench", "wire [options]", "measure what the transport of gradients and weights costs"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
 }
 
