@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = {
     "operation": OPERATIONS,
     "implementation": IMPLEMENTATIONS,
     "rounds": 3,
+    "minutes": 5.0,
 }
 
 
@@ -54,6 +55,8 @@ def test_a_value_that_is_given_twice_is_measured_once() -> None:
         ({"parameters": (2**40,)}, f"--parameters {2**40}"),
         ({"parameters": (100,), "shards": (8,)}, "100 parameters cannot be cut into 8 shards"),
         ({"rounds": 0}, "--rounds 0"),
+        ({"minutes": 0.0}, "--minutes 0"),
+        ({"minutes": float("nan")}, "--minutes nan"),
         ({"transport": ()}, "--transport"),
         ({"operation": ()}, "--operation"),
     ],

@@ -54,6 +54,7 @@ def test_a_round_has_every_push_arrival_and_publication_in_their_order(
         operation=OPERATIONS,
         implementation=(implementation,),
         rounds=12,
+        minutes=60.0,
     )
     (rows,) = wire.measure(grid, lambda group: None)
     assert {row["operation"]: row["rounds"] for row in rows} == {

@@ -62,7 +62,10 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """Every combination of these values. Raises UsageError for values that cannot be measured."""
+    """Every combination of these values. Raises UsageError for values that cannot be measured.
+
+    ``rounds`` are fewer where they would take longer than ``minutes`` in all.
+    """
 
     transport: tuple[Transport, ...]
     codec: tuple[Codec, ...]
@@ -73,10 +76,12 @@ class Grid:
     operation: tuple[Operation, ...]
     implementation: tuple[Implementation, ...]
     rounds: int
+    minutes: float
 
     def __post_init__(self) -> None:
-        for field in fields(self)[:-1]:
-            require(bool(getattr(self, field.name)), f"--{field.name}: at least 1 value is required.")
+        for field in fields(self):
+            require(getattr(self, field.name) != (), f"--{field.name}: at least 1 value is required.")
+        require(0 < self.minutes < float("inf"), f"--minutes {self.minutes:g}: a number above 0 is required.")
         limits = {"parameters": MOST_PARAMETERS, "workers": MOST_WORKERS, "shards": MAX_SHARDS, "rounds": 10**6}
         for name, most in limits.items():
             values = getattr(self, name)

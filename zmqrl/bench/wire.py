@@ -4,6 +4,7 @@ import functools
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -59,15 +60,18 @@ def measure(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
     """The rows of each group of ``grid``. Calls ``begin`` before a group. Raises ClusterError."""
     first_hub = max(grid.workers)
     hubs = max(grid.shards) + 1 if "raw_tcp" in grid.implementation else 0
+    groups, end_at = list(grid.groups()), time.monotonic() + 60 * grid.minutes
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-") as scratch, Crew(first_hub + hubs) as crew:
-        for number, group in enumerate(grid.groups()):
+        for number, group in enumerate(groups):
             begin(group)
             place = Path(scratch) / str(number)
             place.mkdir()
-            yield _measure_group(grid, group, Stage(crew, first_hub, place, grid.operation))
+            now = time.monotonic()
+            share_s = (end_at - now) / (len(groups) - number)
+            yield _measure_group(grid, group, Stage(crew, first_hub, place, grid.operation), now + share_s)
 
 
-def _measure_group(grid: Grid, group: Case, stage: Stage) -> list[Row]:
+def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list[Row]:
     names = list(grid.variants(group))
     blocks: list[dict[Kind, list[list[Round]]]] = [{} for _ in names]
     with ExitStack() as stack:
@@ -80,6 +84,8 @@ def _measure_group(grid: Grid, group: Case, stage: Stage) -> list[Row]:
                 make(WARM_UP)
         turns = list(zip(variants, blocks, strict=True))
         for begun in range(0, grid.rounds, BLOCK):
+            if begun and time.monotonic() > end_at:
+                break
             for variant, mine in turns:
                 for kind, make in variant.measures.items():
                     # The first round of a block finds the caches full of another variant's numbers: one more.

@@ -76,6 +76,12 @@ def test_only_what_was_asked_is_measured(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.processes
+def test_a_limit_in_minutes_leaves_fewer_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(capsys, *TINY, "--rounds", "100000", "--minutes", "0.001", "--implementation", "raw_tcp", "memcpy")
+    assert {row["rounds"] for row in rows} == {10}
+
+
+@pytest.mark.processes
 def test_without_json_there_is_a_table_for_each_group_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +109,7 @@ def test_without_json_there_is_a_table_for_each_group_and_a_picture(
         ("--operation pull", "pull"),
         ("--implementation nccl", "nccl"),
         ("--rounds 0", "--rounds 0"),
+        ("--minutes -1", "--minutes -1"),
         ("--plot wire.gif", "--plot wire.gif"),
         ("--plot /no/such/directory/wire.png", "/no/such/directory"),
         ("--bogus", "--bogus"),
@@ -143,6 +150,7 @@ def test_help_lists_the_benchmarks_and_every_option_with_its_default(capsys: pyt
         ("--operation", " ".join(OPERATIONS)),
         ("--implementation", " ".join(IMPLEMENTATIONS)),
         ("--rounds", "100"),
+        ("--minutes", "4.0"),
         ("--plot", "None"),
     ):
         assert option in shown
@@ -169,7 +177,7 @@ def descendants(pid: int) -> set[int]:
 def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[int]]]:
     """An endless benchmark of zmqrl, once it has all of its processes, and these."""
     command = [sys.executable, "-m", "zmqrl", "bench", "wire", "--parameters", "1000", "--workers", "2"]
-    command += ["--transport", "tcp", "--implementation", "zmqrl", "raw_tcp", "--rounds", "1000000"]
+    command += ["--transport", "tcp", "--implementation", "zmqrl", "raw_tcp", "--rounds", "1000000", "--minutes", "100"]
     environment = os.environ | {"TMPDIR": str(scratch)}
     quiet = subprocess.DEVNULL
     with ending(subprocess.Popen(command, stdin=quiet, stdout=quiet, env=environment)) as process:

@@ -54,6 +54,8 @@ class Options:
     """What to measure it with."""
     rounds: Annotated[int, tyro.conf.arg(metavar="N")] = 100
     """Samples of each operation."""
+    minutes: float = 4.0
+    """Limit in minutes: a slow machine takes fewer samples, but at least 10."""
     json: bool = False
     """Print a list of JSON objects instead of tables."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -71,6 +73,7 @@ class Options:
             operation=self.operation,
             implementation=self.implementation,
             rounds=self.rounds,
+            minutes=self.minutes,
         )
 
 
