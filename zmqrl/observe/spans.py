@@ -26,7 +26,7 @@ class SpanEvent(NamedTuple):
 class Span:
     """The running total of one name, and the context that adds to it."""
 
-    __slots__ = ("_spans", "_started_ns", "count", "name", "taken_ns", "total_ns")
+    __slots__ = ("_spans", "_started_ns", "count", "name", "total_ns")
 
     def __init__(self, spans: "Spans", name: str) -> None:
         self._spans = spans
@@ -34,7 +34,6 @@ class Span:
         self.name = name
         self.count = 0
         self.total_ns = 0
-        self.taken_ns = 0
 
     def __enter__(self) -> None:
         self._started_ns = time.monotonic_ns()
@@ -77,17 +76,8 @@ class Spans:
         except KeyError:
             return self._spans.setdefault(name, Span(self, name))
 
-    def take(self) -> dict[str, float]:
-        """Seconds by name since the last take, without names that were not used."""
-        taken = {}
-        for span in self._spans.values():
-            if span.total_ns > span.taken_ns:
-                taken[span.name] = (span.total_ns - span.taken_ns) / 1e9
-                span.taken_ns = span.total_ns
-        return taken
-
     def totals(self) -> dict[str, tuple[int, float]]:
-        """``(count, seconds)`` by name since the process began. ``take`` does not change it."""
+        """``(count, seconds)`` by name since the process began."""
         return {span.name: (span.count, span.total_ns / 1e9) for span in self._spans.values()}
 
     def record(self, on: bool) -> None:
