@@ -12,7 +12,7 @@ from support.record_rig import row, run_directory, summary
 from zmqrl.errors import UsageError
 from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, smoothed
 from zmqrl.observe.forms import ROW, readable_lines
-from zmqrl.observe.records import RunRecord, differing, read_runs
+from zmqrl.observe.records import RunRecord, differing, merged, read_runs
 
 # a run directory
 
@@ -311,3 +311,27 @@ def test_shares_of_contributions_are_of_the_while_around_a_row_not_of_the_whole_
     shares = outcome_shares(RunRecord.read(run_directory(tmp_path / "run", rows)))
     np.testing.assert_array_equal(shares["used"], [100, 75, np.nan])
     np.testing.assert_array_equal(shares["late"], [0, 25, np.nan])
+
+
+# rows in place of several
+
+
+def test_a_merged_row_has_the_means_over_the_gradients_of_all_and_the_counts_of_the_last() -> None:
+    lag = {"policy_lag_min": 2, "policy_lag_max": 5}
+    rows = [
+        row(1, gradients=1, value_loss=4.0, policy_lag=8.0, kl=1.0, policy_lag_min=8, policy_lag_max=8),
+        row(2, gradients=0, value_loss=None, policy_lag=None, policy_lag_min=None, policy_lag_max=None),
+        row(3, gradients=3, value_loss=2.0, policy_lag=4.0, **lag),
+    ]
+    found = merged(rows)
+    assert (found["value_loss"], found["policy_lag"], found["kl"], found["gradients"]) == (2.5, 5.0, 1.0, 4)
+    assert (found["policy_lag_min"], found["policy_lag_max"]) == (2, 8)
+    for name in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50", "contributions"):
+        assert found[name] == rows[-1][name]
+
+
+def test_merged_rows_of_an_older_run_count_equally() -> None:
+    found = merged([row(2, value_loss=1.0), row(3, value_loss=2.0), row(4, value_loss=6.0)])
+    assert (found["value_loss"], found["policy_loss"]) == (3.0, -0.01)
+    assert "gradients" not in found
+    assert merged([row(1)])["policy_loss"] is None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zmqrl.errors import UsageError
+from zmqrl.observe.records import COUNTED
 from zmqrl.process_id import ProcessId
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ BY_RANK = {
     "late_by_rank": ("zmqrl_worker_late", "Contributions of a worker that came too late"),
     "skipped_by_rank": ("zmqrl_worker_skipped", "Contributions that a worker did not send, because they were late"),
 }
-OTHERS = ("contributions", "missing_s", "split_s")
-NOT_FIGURES = {*GAUGES, *COUNTERS, *LAGS, *BY_RANK, *OTHERS}  # the rest of a row are figures that workers name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +127,10 @@ class Exporter:
         yield counter("zmqrl_contributions", "Slices by what became of them", ["outcome"], contributions)
         lags = {label: row.get(key) for key, label in LAGS.items()}
         yield gauge("zmqrl_policy_lag_versions", "Versions between acting and learning weights", ["stat"], lags)
-        figures = {name: value for name, value in row.items() if name not in NOT_FIGURES}
+        figures = {name: value for name, value in row.items() if name not in COUNTED and name not in LAGS}
         yield gauge("zmqrl_loss", "Figures of learning, by name, averaged over workers", ["name"], figures)
         yield gauge(
-            "zmqrl_update_span_seconds", "Mean time of a worker in one update", ["span"], row.get("split_s", {})
+            "zmqrl_update_span_seconds", "Mean time of a worker for one gradient", ["span"], row.get("split_s", {})
         )
         yield gauge(
             "zmqrl_worker_missing_seconds",

@@ -21,7 +21,7 @@ SpanEvent: TypeAlias = tuple[str, int, int, int]
 class Span:
     """The running total of one name, and the context that adds to it."""
 
-    __slots__ = ("_outer", "_spans", "count", "name", "started_ns", "taken_ns", "total_ns")
+    __slots__ = ("_outer", "_spans", "count", "name", "started_ns", "total_ns")
 
     def __init__(self, spans: "Spans", name: str) -> None:
         self._spans = spans
@@ -29,7 +29,6 @@ class Span:
         self.name = name
         self.count = 0
         self.total_ns = 0
-        self.taken_ns = 0
         self.started_ns = 0
 
     def __enter__(self) -> None:
@@ -87,17 +86,8 @@ class Spans:
         except KeyError:
             return self._spans.setdefault(name, Span(self, name))
 
-    def take(self) -> dict[str, float]:
-        """Seconds by name since the last take, without names that were not used."""
-        taken = {}
-        for span in self._spans.values():
-            if span.total_ns > span.taken_ns:
-                taken[span.name] = (span.total_ns - span.taken_ns) / 1e9
-                span.taken_ns = span.total_ns
-        return taken
-
     def totals(self) -> dict[str, tuple[int, float]]:
-        """``(count, seconds)`` by name since the process began. ``take`` does not change it."""
+        """``(count, seconds)`` by name since the process began."""
         return {span.name: (span.count, span.total_ns / 1e9) for span in self._spans.values()}
 
     def total_ns(self, name: str) -> int:

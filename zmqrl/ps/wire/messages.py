@@ -253,7 +253,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """DEALER to ROUTER of shard 0, which forwards it to the supervisor: metrics of a worker, as a MessagePack map."""
+    """DEALER to ROUTER of one shard, which forwards it to the supervisor: metrics of a worker, as a MessagePack map."""
 
     run: Name
     rank: U16

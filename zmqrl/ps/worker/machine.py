@@ -112,6 +112,12 @@ class WorkerMachine:
         """Whether a push to ``shard`` waits for its socket to become writable."""
         return self.shards[shard].can_push()
 
+    def report_order(self) -> list[int]:
+        """The shards to which a report can go, the best first. Ranks begin at different ones, to share the load."""
+        first = self.rank % len(self.shards)
+        order = [*range(first, len(self.shards)), *range(first)]
+        return [shard for shard in order if self.shards[shard].welcomed]
+
     def passed(self, version: int) -> bool:
         """Whether every shard is past ``version``, so that no shard can use work on it."""
         return all(shard.version > version for shard in self.shards)
