@@ -40,6 +40,7 @@ COMMANDS = {
         "check that every shard made each version exactly once",
     ),
     "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run on virtual time"),
+    "plan": Command("measure.plan", "--workers-up-to N [options]", "find the workers, backups and shards to use"),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
 }

@@ -25,6 +25,7 @@ def scenario_of(run: Path) -> Scenario:
         backups=settings.get("backups", 0),
         quorum=settings.get("quorum"),
         shards=settings.get("shards", 1),
+        updates=max(4, -(-100 // per_rollout)) * per_rollout,  # whole iterations
         compute=f"{RECORDED}{run}",
         updates_per_rollout=per_rollout,
         agent_steps_per_rollout=agent_steps,

@@ -60,6 +60,13 @@ class Result:
         return self.agent_steps / self.elapsed_s if self.elapsed_s else math.inf
 
     @property
+    def learned_steps_per_s(self) -> float:
+        """Agent steps per second behind the contributions that were used."""
+        scenario = self.scenario
+        steps = self.used / scenario.shards * scenario.agent_steps_per_rollout / scenario.updates_per_rollout
+        return steps / self.elapsed_s if self.elapsed_s else math.inf
+
+    @property
     def waiting(self) -> float:
         """Share of the time that workers wait for a version."""
         most_s = self.elapsed_s * len(self.waiting_s)
@@ -72,6 +79,7 @@ class Result:
             "updates": len(self.step_s),
             "updates_per_s": _finite(self.updates_per_s),
             "agent_steps_per_s": _finite(self.agent_steps_per_s),
+            "learned_steps_per_s": _finite(self.learned_steps_per_s),
             "step_ms": {
                 "mean": 1000 * sum(self.step_s) / len(self.step_s),
                 **{f"p{p}": 1000 * percentile(self.step_s, p) for p in (50, 90, 99)},

@@ -61,16 +61,25 @@ def command(arguments: list[str]) -> int:
 
 
 def options_from(arguments: list[str]) -> Options:
-    """Read a command line over its scenario file, or over the run that it names. Raises UsageError."""
+    """Read a command line. Raises UsageError."""
+    settings, rest = settings_from(arguments, PROGRAM)
+    return parse(Options, rest, PROGRAM, Options(settings=settings))
+
+
+def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[str]]:
+    """What the options are read over: a scenario file, or the run that is named. Returns the options too.
+
+    Raises UsageError.
+    """
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     rest = arguments[len(named) :]
     if {"-h", "--help"} & set(rest):
-        return parse(Options, rest, PROGRAM)
-    known, _ = parse_known(Known, rest, PROGRAM)
+        return Scenario(), rest
+    known, _ = parse_known(Known, rest, program)
     given = [*map(Path, named), *([known.scenario] if known.scenario else [])]
     if len(given) + (known.from_run is not None) > 1:
-        raise UsageError(f"{PROGRAM}: give one of FILE, --scenario and --from.")
-    return parse(Options, rest, PROGRAM, Options(settings=base(given[0] if given else None, known)))
+        raise UsageError(f"{program}: give one of FILE, --scenario and --from.")
+    return base(given[0] if given else None, known), rest
 
 
 def base(file: Path | None, known: Known) -> Scenario:
