@@ -71,13 +71,15 @@ def standalone_shards(
     consistent: bool = False,
     asynchronous: bool = False,
     timing: ShardTiming | None = None,
+    trace_versions: int = 0,
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
     An update needs contributions of ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
     mode. State and history are written to ``directory``; without one they are deleted at the end of the block.
-    ``curve`` encrypts the connections and authenticates each worker by its key. Raises ClusterError when a shard does
-    not start.
+    ``curve`` encrypts the connections and authenticates each worker by its key. At the end of the block, each shard
+    writes a trace of the first ``trace_versions`` versions to ``traces/`` in ``directory``. Raises ClusterError when a
+    shard does not start.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
@@ -99,6 +101,8 @@ def standalone_shards(
                 asynchronous=asynchronous,
                 timing=timing or ShardTiming(),
                 keys=keys.of_shard(shard) if keys else None,
+                trace_path=place / "traces" / f"shard-{shard}.json" if trace_versions else None,
+                trace_versions=trace_versions,
             )
             for shard in range(layout.shards)
         ]

@@ -28,10 +28,10 @@ def report(result: Result) -> str:
     lines = [
         f"{scenario.workers} workers, {scenario.backups} backups, quorum {scenario.effective_quorum}, "
         f"{scenario.shards} shards on {hosts}; seed {scenario.seed}",
-        f"{len(result.step_s)} updates in {result.elapsed_s:.3f} s of virtual time",
+        f"{len(result.step_s)} updates in {result.elapsed_s:.3f} s of {'real' if result.live else 'virtual'} time",
         "",
         f"updates/s      {_figure(result.updates_per_s)}",
-        f"agent steps/s  {_figure(result.agent_steps_per_s)}, {_figure(result.learned_steps_per_s)} of them learned from",
+        f"agent steps/s  {_figure(result.agent_steps_per_s)}, learned from: {_figure(result.learned_steps_per_s)}",
         f"step time      mean {step['mean']:.1f}, p50 {step['p50']:.1f}, p90 {step['p90']:.1f}, "
         f"p99 {step['p99']:.1f} ms",
         "contributions  "

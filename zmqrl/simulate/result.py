@@ -26,7 +26,9 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A simulated run, in virtual time, from the publication of version 0 to that of the last version.
+    """A simulated run, from the publication of version 0 to that of the last version.
+
+    Times are virtual, or real if ``live``.
 
     ``step_s`` is the time from one version to the next; a version is there when its last shard publishes it. Counts of
     contributions are in slices, as in ``summary.json``. ``abandoned`` are gradients that were given up, whose slices
@@ -48,6 +50,7 @@ class Result:
     waiting_s: tuple[float, ...]
     nics: tuple[Use, ...]
     shards_busy: tuple[float, ...]
+    live: bool = False
 
     @property
     def updates_per_s(self) -> float:
@@ -102,6 +105,7 @@ class Result:
             "quorum": scenario.effective_quorum,
             "bandwidth": _finite(scenario.bandwidth),
             "parameters": scenario.parameters,
+            "live": self.live,
         }
 
 
