@@ -294,6 +294,18 @@ def test_a_curve_is_a_moving_mean_over_a_hundredth_of_its_run() -> None:
     np.testing.assert_allclose(y[10:-10], 1, atol=0.1)
 
 
+def test_the_period_of_an_iteration_makes_no_slow_waves() -> None:
+    # The policy lag of a run that plays for 4 s, then learns 64 updates from that for 4.3 s, in rows of a second.
+    learned_at = np.add.outer(np.arange(0.0, 3600.0, 8.3), np.linspace(4.0, 8.29, 64)).ravel()
+    lags = np.tile(np.arange(64.0), len(learned_at) // 64)
+    second = np.arange(3601.0)
+    gradients, sums = (np.histogram(learned_at, second, weights=each)[0] for each in (np.ones_like(lags), lags))
+    lag = np.divide(sums, gradients, out=np.full(3600, np.nan), where=gradients > 0)
+    assert np.nanmax(lag) > 50, "a single row shows a part of an iteration"
+    found = curve([(second[1:], lag)], [gradients])
+    np.testing.assert_allclose(found.mean[5:-5], 31.5, atol=0.5)
+
+
 def test_several_rows_at_the_same_agent_step_count_as_one_point() -> None:
     x, y = smoothed(np.array([1.0, 2.0, 2.0]), np.array([5.0, 6.0, 8.0]))
     assert (x.tolist(), y.tolist()) == ([1, 2], [5, 7])

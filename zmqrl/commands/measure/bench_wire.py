@@ -33,7 +33,7 @@ PARAMETERS = (480_165, 677_429, 1_686_693)
 class Options:
     """Measure the transport of gradients and weights on this machine, beside gloo, plain sockets and memcpy.
 
-    Every option takes several values. Every combination of them is measured, in turns within one run.
+    The first seven options take several values. Every combination of them is measured, in turns within one run.
     """
 
     parameters: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = PARAMETERS

@@ -217,6 +217,7 @@ def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         groups,
         x,
         lambda run: run.column("policy_lag"),
+        of_gradients=True,
         extremes=(lambda run: run.column("policy_lag_min"), lambda run: run.column("policy_lag_max")),
     )
     _from_zero(axes)
@@ -227,7 +228,7 @@ def _of(column: str, label: str) -> Callable[[Axes, Sequence[Group], XAxis], Non
     """A panel with one metric."""
 
     def draw(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-        _draw_curves(axes, groups, x, lambda run: run.column(column))
+        _draw_curves(axes, groups, x, lambda run: run.column(column), of_gradients=True)
         axes.set_ylabel(label)
 
     return draw
@@ -250,13 +251,23 @@ _Column: TypeAlias = Callable[[RunRecord], Figures]
 
 
 def _draw_curves(
-    axes: Axes, groups: Sequence[Group], x: XAxis, column: _Column, extremes: tuple[_Column, _Column] | None = None
+    axes: Axes,
+    groups: Sequence[Group],
+    x: XAxis,
+    column: _Column,
+    *,
+    of_gradients: bool = False,
+    extremes: tuple[_Column, _Column] | None = None,
 ) -> None:
-    """A curve for each group with its spread, or with the band between ``extremes`` if the runs have them."""
+    """A curve for each group with its spread, or with the band between ``extremes`` if the runs have them.
+
+    ``of_gradients``: each value is a mean over the gradients of its row.
+    """
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
         _say_nothing_yet(axes)
     for group, look in _looks(groups):
-        found = curve([(_xs(run, x), column(run)) for run in group.runs])
+        gradients = [run.column("gradients") for run in group.runs] if of_gradients else None
+        found = curve([(_xs(run, x), column(run)) for run in group.runs], gradients)
         single = len(found.x) == 1  # a line would be invisible, and the edge would clip the point
         axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **look)
         for beyond in found.beyond:
