@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from zmqrl.checkpoint import checkpoints
-from zmqrl.observe.records import RunRecord
+from zmqrl.observe.records import RunRecord, merged
 
 RESULTS = Path(__file__).parent / "results"
 ROW_EVERY_S = 30.0
 
 
 def thinned(run: Path) -> list[Mapping[str, Any]]:
-    """The first row at or after each half minute of training, and the last row."""
+    """The first row at or after each half minute of training, and the last one, with means over the rows between."""
     rows = RunRecord.read(run).rows
-    kept, due_s = [], 0.0
+    kept, due_s, since = list[Mapping[str, Any]](), 0.0, list[Mapping[str, Any]]()
     for row in rows:
+        since.append(row)
         if row["wall_s"] >= due_s or row is rows[-1]:
-            kept.append(row)
+            kept.append(merged(since))
+            since = []
             due_s = (row["wall_s"] // ROW_EVERY_S + 1) * ROW_EVERY_S
     return kept
 

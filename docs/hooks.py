@@ -47,8 +47,9 @@ def commands() -> str:
     overview = help_of()
     names = re.findall(r"^  zmqrl ([a-z-]+) ", overview, re.MULTILINE)
     parts = ["# Commands", "Each command prints this help with `--help`.", f"```text\n{overview}```"]
-    for name in names:
-        parts += [f"## zmqrl {name}", f"```text\n{help_of(name)}```"]
+    benchmarks = [("bench", name) for name in re.findall(r"^zmqrl bench ([a-z-]+)", help_of("bench"), re.MULTILINE)]
+    for command in [*((name,) for name in names), *benchmarks]:
+        parts += [f"## zmqrl {' '.join(command)}", f"```text\n{help_of(*command)}```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -35,6 +35,7 @@ ORDER = (
     ("hostd",),
     ("hosts",),
     ("supervisor",),
+    ("bench",),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -177,6 +177,8 @@ class Config:
     """Trace this many versions to DIR/trace.json. Without a number: 100."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Trackers that get the metrics. Without a value: none."""
+    metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
+    """Serve figures for Prometheus there; 0: a free port. Default address: 127.0.0.1."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that workers compute on."""
     run_dir: Path | None = None
@@ -234,6 +236,27 @@ class Config:
             )
         return ports
 
+    def metrics_place(self) -> tuple[str, int] | None:
+        """Address and port of ``metrics_port``. Raises UsageError when it is not valid."""
+        if self.metrics_port is None:
+            return None
+        address, _, port = self.metrics_port.rpartition(":")
+        try:
+            place = ipaddress.IPv4Address(address or "127.0.0.1")
+        except ValueError:
+            raise UsageError(
+                f"--metrics-port {self.metrics_port}: an IPv4 address is required before the port."
+            ) from None
+        require(
+            not place.is_unspecified,
+            f"--metrics-port {self.metrics_port} would listen on every network: use one address of this machine.",
+        )
+        require(
+            port.isascii() and port.isdigit() and int(port) < 65536,
+            f"--metrics-port {self.metrics_port}: a port from 0 to 65535 is required.",
+        )
+        return str(place), int(port)
+
     def check(self) -> None:
         """Raise UsageError for the first setting that is not valid."""
         for part in (self.wire, self.checkpoint, self.evaluation, self.recording):
@@ -270,6 +293,7 @@ class Config:
         )
         self.straggle_s()
         self.ports()
+        self.metrics_place()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""

@@ -3,7 +3,6 @@
 import math
 import time
 from collections import defaultdict, deque
-from typing import Any
 
 from zmqrl.learner.games import Game
 from zmqrl.ps.worker.connection import Connection, PulledWeights
@@ -13,7 +12,7 @@ GAMES_IN_A_REPORT = 32
 
 
 class Reporter:
-    """Reports the metrics of this worker to the supervisor. Counts are cumulative, so a lost report costs nothing."""
+    """Reports the metrics of this worker to the supervisor. Sums are cumulative, so a lost report costs nothing."""
 
     def __init__(self, connection: Connection, steps_per_rollout: int, version: int) -> None:
         """``version`` is the first version of this worker."""
@@ -22,8 +21,9 @@ class Reporter:
         self.agent_steps = self.abandoned_steps = self.games_played = 0
         self.games: deque[tuple[int, float, int]] = deque(maxlen=GAMES_IN_A_REPORT)
         self.version = version
-        self.losses: defaultdict[str, float] = defaultdict(float)  # sums over the gradients since the last report
-        self.lags: list[int] = []
+        self.gradients = self.lag_sum = 0
+        self.losses: defaultdict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))  # sum and count by name
+        self.lags: list[int] = []  # since the last report
         self.sent_at = 0.0
 
     def played(self, games: list[Game]) -> None:
@@ -41,11 +41,18 @@ class Reporter:
         self.abandoned_steps += self.steps_per_rollout
 
     def learned(self, weights: PulledWeights, losses: dict[str, float], *, lag: int) -> None:
-        """Count a pushed gradient, and report if the last report is old enough."""
+        """Count a pushed gradient, and report if the last report is old enough.
+
+        A loss that is not finite is left out, because it would stay in the sum.
+        """
         self.version = weights.version
+        self.gradients += 1
+        self.lag_sum += lag
         self.lags.append(lag)
         for name, value in losses.items():
-            self.losses[name] += value
+            if math.isfinite(value):
+                total, count = self.losses[name]
+                self.losses[name] = total + value, count + 1
         if time.monotonic() - self.sent_at >= REPORT_EVERY_S:
             self.send()
 
@@ -53,27 +60,18 @@ class Reporter:
         """Report now."""
         self.sent_at = time.monotonic()
         self.connection.report(
-            self._learned()
-            | {
+            {
                 "version": self.version,
                 "agent_steps": self.agent_steps,
                 "abandoned_steps": self.abandoned_steps,
                 "skipped": self.connection.tally().skipped,
                 "games": list(self.games),
-                "spans": self.connection.spans.take(),
+                "gradients": self.gradients,
+                "loss_sums": dict(self.losses),
+                "policy_lag_sum": self.lag_sum,
+                "policy_lag_min": min(self.lags, default=None),
+                "policy_lag_max": max(self.lags, default=None),
+                "span_sums": {name: seconds for name, (_, seconds) in self.connection.spans.totals().items()},
             }
         )
-        self.losses.clear()
         self.lags.clear()
-
-    def _learned(self) -> dict[str, Any]:
-        """Means over the gradients since the last report. A value that is not finite would void the report."""
-        if not self.lags:
-            return {}
-        means = {name: total / len(self.lags) for name, total in self.losses.items()}
-        return {
-            "losses": {name: mean for name, mean in means.items() if math.isfinite(mean)},
-            "policy_lag": sum(self.lags) / len(self.lags),
-            "policy_lag_min": min(self.lags),
-            "policy_lag_max": max(self.lags),
-        }

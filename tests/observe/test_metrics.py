@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.observe.metrics import INCARNATIONS_KEPT, Counters, RunMetrics, ShardStats
+from zmqrl.observe.metrics import FIGURES_KEPT, INCARNATIONS_KEPT, Counters, RunMetrics, ShardStats
 from zmqrl.observe.reports import WorkerReport
 
 
@@ -165,6 +165,7 @@ anything = st.recursive(
     max_leaves=12,
 )
 KEYS = [*report(), "abandoned_steps", "skipped", "games", "losses", "policy_lag", "spans", "extra"]
+KEYS += ["gradients", "loss_sums", "policy_lag_sum", "policy_lag_min", "policy_lag_max", "span_sums"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), anything) | anything)
@@ -192,7 +193,18 @@ def test_no_report_can_break_a_row(hostile: object) -> None:
         {"losses": {f"loss_{i}": 0.0 for i in range(65)}},
         {"policy_lag": float("inf")},
         {"policy_lag": 1.0, "policy_lag_max": 0.5},
+        {"policy_lag_min": 3, "policy_lag_max": 2},
+        {"policy_lag_min": "0"},
         {"spans": {"act": -1.0}},
+        {"span_sums": {"act": -1.0}},
+        {"gradients": -1},
+        {"gradients": 1.5},
+        {"gradients": 1, "policy_lag_sum": float("nan")},
+        {"loss_sums": {"loss": 1.0}},
+        {"loss_sums": {"loss": [1.0]}},
+        {"loss_sums": {"loss": [float("inf"), 1]}},
+        {"loss_sums": {"loss": [1.0, -1]}},
+        {"loss_sums": {f"loss_{i}": [0.0, 1] for i in range(65)}},
         {"games": [[1, 2.0]]},
         {"games": [[1, float("nan"), 3]]},
         {"games": 3},
@@ -230,14 +242,54 @@ def test_a_worker_cannot_name_a_loss_after_a_key_of_the_row() -> None:
 # means and rates of a row
 
 
-def test_losses_are_means_over_workers_since_the_last_row() -> None:
+def sums(rank: int, gradients: int, lag_sum: float, **losses: float) -> dict[str, Any]:
+    """A report in which each loss adds up to so much over ``gradients``."""
+    figures = {name: [total, gradients] for name, total in losses.items()}
+    return report(rank, version=gradients, gradients=gradients, loss_sums=figures, policy_lag_sum=lag_sum)
+
+
+def test_losses_are_means_over_all_gradients_since_the_last_row() -> None:
+    tested = metrics()
+    told(tested, sums(0, 3, 6, loss=3.0))
+    told(tested, sums(1, 1, 4, loss=3.0, approx_kl=0.5) | {"policy_lag_min": 1, "policy_lag_max": 9})
+    row = tested.row(1.0)
+    assert (row["loss"], row["approx_kl"], row["policy_lag"], row["entropy"]) == (1.5, 0.5, 2.5, None)
+    assert (row["policy_lag_min"], row["policy_lag_max"], row["gradients"]) == (1, 9, 4)
+    told(tested, sums(0, 5, 6, loss=4.0))
+    row = tested.row(2.0)
+    assert (row["loss"], row["policy_lag"], row["gradients"]) == (0.5, 0.0, 2)
+    row = tested.row(3.0)
+    assert (row["loss"], row["policy_lag"], row["policy_lag_max"], row["gradients"]) == (None, None, None, 0)
+    assert "approx_kl" not in row
+
+
+def test_the_lag_of_a_row_lies_between_its_extremes_also_when_the_report_with_them_was_lost() -> None:
+    tested = metrics()
+    told(tested, sums(0, 2, 20) | {"policy_lag_min": 3, "policy_lag_max": 4})
+    row = tested.row(1.0)
+    assert (row["policy_lag_min"], row["policy_lag"], row["policy_lag_max"]) == (3, 10, 10)
+
+
+def test_a_worker_that_makes_up_names_fills_no_memory() -> None:
+    tested = metrics()
+    for number in range(20):
+        told(tested, sums(0, number + 1, 0, **{f"loss_{number}_{i}": 1.0 for i in range(60)}))
+        told(tested, report(1, version=number + 1, losses={f"mean_{number}_{i}": 1.0 for i in range(60)}))
+    assert len(tested._workers[0][1].loss_sums) <= FIGURES_KEPT
+    assert len(tested.row(1.0, written=False)) < FIGURES_KEPT + 40
+
+
+# means since the last report, of workers that send no sums
+
+
+def test_means_of_a_report_weigh_as_many_gradients_as_there_were_versions() -> None:
     tested = metrics()
     for version in (1, 2, 3):
         told(tested, report(0, version=version, losses={"loss": 1.0}, policy_lag=2))
     told(tested, report(1, losses={"loss": 3.0, "approx_kl": 0.5}, policy_lag=4, policy_lag_max=9))
     row = tested.row(1.0)
-    assert (row["loss"], row["approx_kl"], row["policy_lag"], row["entropy"]) == (2.0, 0.5, 3.0, None)
-    assert (row["policy_lag_min"], row["policy_lag_max"]) == (2, 9)
+    assert (row["loss"], row["approx_kl"], row["policy_lag"], row["entropy"]) == (1.5, 0.5, 2.5, None)
+    assert (row["policy_lag_min"], row["policy_lag_max"], row["gradients"]) == (2, 9, 4)
     row = tested.row(2.0)
     assert (row["loss"], row["policy_lag"], row["policy_lag_max"]) == (None, None, None)
     assert "approx_kl" not in row

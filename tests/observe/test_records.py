@@ -12,7 +12,7 @@ from support.record_rig import row, run_directory, summary
 from zmqrl.errors import UsageError
 from zmqrl.observe.curves import GRID_POINTS, curve, grouped, outcome_shares, smoothed
 from zmqrl.observe.forms import ROW, readable_lines
-from zmqrl.observe.records import RunRecord, differing, read_runs
+from zmqrl.observe.records import RunRecord, differing, merged, read_runs
 
 # a run directory
 
@@ -294,6 +294,18 @@ def test_a_curve_is_a_moving_mean_over_a_hundredth_of_its_run() -> None:
     np.testing.assert_allclose(y[10:-10], 1, atol=0.1)
 
 
+def test_the_period_of_an_iteration_makes_no_slow_waves() -> None:
+    # The policy lag of a run that plays for 4 s, then learns 64 updates from that for 4.3 s, in rows of a second.
+    learned_at = np.add.outer(np.arange(0.0, 3600.0, 8.3), np.linspace(4.0, 8.29, 64)).ravel()
+    lags = np.tile(np.arange(64.0), len(learned_at) // 64)
+    second = np.arange(3601.0)
+    gradients, sums = (np.histogram(learned_at, second, weights=each)[0] for each in (np.ones_like(lags), lags))
+    lag = np.divide(sums, gradients, out=np.full(3600, np.nan), where=gradients > 0)
+    assert np.nanmax(lag) > 50, "a single row shows a part of an iteration"
+    found = curve([(second[1:], lag)], [gradients])
+    np.testing.assert_allclose(found.mean[5:-5], 31.5, atol=0.5)
+
+
 def test_several_rows_at_the_same_agent_step_count_as_one_point() -> None:
     x, y = smoothed(np.array([1.0, 2.0, 2.0]), np.array([5.0, 6.0, 8.0]))
     assert (x.tolist(), y.tolist()) == ([1, 2], [5, 7])
@@ -311,3 +323,27 @@ def test_shares_of_contributions_are_of_the_while_around_a_row_not_of_the_whole_
     shares = outcome_shares(RunRecord.read(run_directory(tmp_path / "run", rows)))
     np.testing.assert_array_equal(shares["used"], [100, 75, np.nan])
     np.testing.assert_array_equal(shares["late"], [0, 25, np.nan])
+
+
+# rows in place of several
+
+
+def test_a_merged_row_has_the_means_over_the_gradients_of_all_and_the_counts_of_the_last() -> None:
+    lag = {"policy_lag_min": 2, "policy_lag_max": 5}
+    rows = [
+        row(1, gradients=1, value_loss=4.0, policy_lag=8.0, kl=1.0, policy_lag_min=8, policy_lag_max=8),
+        row(2, gradients=0, value_loss=None, policy_lag=None, policy_lag_min=None, policy_lag_max=None),
+        row(3, gradients=3, value_loss=2.0, policy_lag=4.0, **lag),
+    ]
+    found = merged(rows)
+    assert (found["value_loss"], found["policy_lag"], found["kl"], found["gradients"]) == (2.5, 5.0, 1.0, 4)
+    assert (found["policy_lag_min"], found["policy_lag_max"]) == (2, 8)
+    for name in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50", "contributions"):
+        assert found[name] == rows[-1][name]
+
+
+def test_merged_rows_of_an_older_run_count_equally() -> None:
+    found = merged([row(2, value_loss=1.0), row(3, value_loss=2.0), row(4, value_loss=6.0)])
+    assert (found["value_loss"], found["policy_loss"]) == (3.0, -0.01)
+    assert "gradients" not in found
+    assert merged([row(1)])["policy_loss"] is None

@@ -26,15 +26,13 @@ def spend(spans: Spans, clock: Clock, name: str, duration_ns: int) -> None:
         clock.now_ns += duration_ns
 
 
-def test_take_gives_the_seconds_since_the_last_take(clock: Clock) -> None:
+def test_totals_are_those_of_the_whole_process(clock: Clock) -> None:
     spans = Spans()
     spend(spans, clock, "act", 2_000_000_000)
     spend(spans, clock, "act", 500_000_000)
     spend(spans, clock, "wait", 250_000_000)
-    assert spans.take() == {"act": 2.5, "wait": 0.25}
+    assert spans.totals() == {"act": (2, 2.5), "wait": (1, 0.25)}
     spend(spans, clock, "act", 1_000_000_000)
-    assert spans.take() == {"act": 1.0}
-    assert spans.take() == {}
     assert spans.totals() == {"act": (3, 3.5), "wait": (1, 0.25)}
 
 
@@ -44,6 +42,18 @@ def test_an_outer_span_contains_the_inner_one(clock: Clock) -> None:
         clock.now_ns += 100
         spend(spans, clock, "act", 50)
     assert spans.totals() == {"env_step": (1, 150e-9), "act": (1, 50e-9)}
+
+
+def test_the_current_span_is_the_innermost_open_one(clock: Clock) -> None:
+    spans = Spans()
+    seen = [spans.current]
+    with spans("env_step"):
+        clock.now_ns += 100
+        with spans("act"):
+            seen.append(spans.current)
+        seen.append(spans.current)
+    seen.append(spans.current)
+    assert seen == [None, ("act", 10_100), ("env_step", 10_000), None]
 
 
 def test_a_span_that_ends_in_an_error_counts_and_lets_the_error_pass(clock: Clock) -> None:

@@ -78,7 +78,19 @@ def test_all_spans_of_the_first_versions_are_kept_while_tracing_and_later_only_t
     one.close()
     (read,) = Recording.read(tmp_path).processes
     assert read.span_names == ["gradient", "push"]
-    assert read.table("spans")["version"].tolist() == [100, 101, 102, *range(100, 110), 109]
+    assert read.table("spans")["version"].tolist() == [*range(100, 110), 109]
+
+
+def test_no_span_is_recorded_twice(tmp_path: Path) -> None:
+    one = recorder(tmp_path)
+    for version in range(5):
+        one.spans.version = version
+        with one.spans("gradient"):
+            pass
+        one.flush(0.0, last=True)
+    one.close()
+    (read,) = Recording.read(tmp_path).processes
+    assert read.table("spans")["version"].tolist() == [*range(5)]
 
 
 def test_a_place_that_cannot_be_written_ends_the_recording_and_nothing_else(

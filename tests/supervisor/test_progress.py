@@ -81,6 +81,15 @@ def test_no_row_is_kept_whose_version_is_not_above_all_that_are(run: Told) -> No
     assert [row["contributions"]["used"] for row in run.rows()] == [12, 20, 24]
 
 
+def test_a_row_is_over_all_gradients_since_the_row_before_however_many_seconds_made_no_version(run: Told) -> None:
+    for gradients, loss_sum, version in ((1, 2.0, 3), (2, 5.0, 3), (4, 12.0, 3), (5, 12.0, 4)):
+        run.report(0, 10, gradients=gradients, loss_sums={"loss": [loss_sum, gradients]})
+        run.row(version, version)
+    first, second = run.rows()
+    assert (first["loss"], first["gradients"]) == (2.0, 1)
+    assert (second["loss"], second["gradients"]) == (2.5, 4)
+
+
 def test_after_a_rollback_rows_go_on_from_the_checkpoint_with_what_stands_in_the_histories(run: Told) -> None:
     for version in (3, 5, 8):
         run.row(version, version)

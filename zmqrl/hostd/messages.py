@@ -60,6 +60,13 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspect:
+    """Ask what a process does."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class List:
     """Ask which files are in the directories ``under``."""
 
@@ -168,6 +175,16 @@ class Exited:
     why: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """What a process does: see ``inspection.Sight``. ``stack``: the frames of its main thread, innermost first."""
+
+    name: str
+    state: str
+    kernel: str
+    stack: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Alive:
     """The lease was renewed."""
@@ -222,10 +239,22 @@ class Made:
 
 
 Request: TypeAlias = (
-    Begin | Start | Tell | HangUp | Signal | List | Fetch | Put | Remove | Clean | Renew | Look  # of a launcher
+    Begin
+    | Start
+    | Tell
+    | HangUp
+    | Signal
+    | Inspect
+    | List
+    | Fetch
+    | Put
+    | Remove
+    | Clean
+    | Renew
+    | Look  # of a launcher
 )
 Event: TypeAlias = (
-    Up | Refused | Started | Said | Log | Exited | Alive | Listing | Piece | Written | Seen | Making | Made
+    Up | Refused | Started | Said | Log | Exited | Inspected | Alive | Listing | Piece | Written | Seen | Making | Made
 )
 
 REQUESTS: dict[str, type[Any]] = {
@@ -234,6 +263,7 @@ REQUESTS: dict[str, type[Any]] = {
     "tell": Tell,
     "hang_up": HangUp,
     "signal": Signal,
+    "inspect": Inspect,
     "list": List,
     "fetch": Fetch,
     "put": Put,
@@ -249,6 +279,7 @@ EVENTS: dict[str, type[Any]] = {
     "said": Said,
     "log": Log,
     "exited": Exited,
+    "inspected": Inspected,
     "alive": Alive,
     "list": Listing,
     "file": Piece,

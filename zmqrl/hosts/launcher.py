@@ -4,7 +4,7 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from zmqrl.process_id import ProcessId
 
@@ -60,6 +60,23 @@ class Exited:
             return f"killed by signal {-self.status}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """What a process does, as its host says.
+
+    ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of its main thread,
+    innermost first, empty if it has not answered.
+    """
+
+    process: ProcessId
+    state: str
+    kernel: str = ""
+    stack: tuple[str, ...] = ()
+
+
+Event: TypeAlias = Said | Exited | Inspected
+
+
 class Launcher(Protocol):
     """Runs tasks on one host or on many."""
 
@@ -72,7 +89,13 @@ class Launcher(Protocol):
     def receive(self) -> None:
         """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
 
-    def poll(self) -> list[Said | Exited]:
+    def inspect(self, process: ProcessId) -> None:
+        """Ask what a process does, and for its stack, which it also writes to its log. ``poll`` returns an Inspected.
+
+        It returns none for a process that has ended, or on a host that is lost.
+        """
+
+    def poll(self) -> list[Event]:
         """Return the events since the last call. Never waits."""
 
     def signal(self, process: ProcessId, number: signal.Signals) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zmqrl.hosts.launcher import Exited, Launcher, Task
+from zmqrl.hosts.launcher import Exited, Launcher, Said, Task
 from zmqrl.hosts.probe import measure
 from zmqrl.process_id import ProcessId
 
@@ -46,7 +46,7 @@ class Probes:
                 host = self.launcher.host_of(event.process)
                 if isinstance(event, Exited):
                     self.failed[host] = f"its probe ended ({event.how()}): {event.log_tail or 'it said nothing'}"
-                else:
+                elif isinstance(event, Said):
                     found[host] = {**event.facts, "heard_s": time.time()}
             time.sleep(TURN_S)
         return found

@@ -71,9 +71,13 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
     return "".join(letters[0] for letters in alike).rstrip("-_. ") or ", ".join(names)
 
 
-def curve(series: Sequence[tuple[Figures, Figures]]) -> Curve:
-    """One curve from ``(x, y)`` of each run of a group. It skips NaN, and averages y over 1 % of its run."""
-    known = [smoothed(x, y) for x, y in series]
+def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] | None = None) -> Curve:
+    """One curve from ``(x, y)`` of each run of a group. It skips NaN, and averages y over 1 % of its run.
+
+    ``weights`` has, for each run, how many figures each y is the mean of. Without it all points count equally.
+    """
+    counts: Sequence[Figures | None] = [None] * len(series) if weights is None else weights
+    known = [smoothed(x, y, count) for (x, y), count in zip(series, counts, strict=True)]
     known = [(x, y) for x, y in known if len(x)]
     if not known:
         nothing = np.empty(0)
@@ -90,14 +94,22 @@ def curve(series: Sequence[tuple[Figures, Figures]]) -> Curve:
     return Curve(x=grid, mean=mean, low=low, high=high, beyond=beyond)
 
 
-def smoothed(x: Figures, y: Figures) -> tuple[Figures, Figures]:
-    """The known points, one for each x, as moving means over 1 % of them."""
-    known = np.isfinite(x) & np.isfinite(y)
+def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Figures, Figures]:
+    """The known points, one for each x, as moving means over 1 % of them.
+
+    The mean is taken twice, which makes a triangular window. Losses and policy lag rise and fall in each iteration, and
+    a flat window would show this as slow waves.
+    """
+    weight = np.ones(len(y)) if weight is None else np.nan_to_num(weight, nan=1.0)
+    known = np.isfinite(x) & np.isfinite(y) & (weight > 0)
     x, index = np.unique(x[known], return_inverse=True)
-    y = np.bincount(index, y[known], minlength=len(x)) / np.bincount(index, minlength=len(x))
+    weight, y = weight[known], y[known]
+    sums = np.stack([np.bincount(index, each, minlength=len(x)) for each in (y * weight, weight)])
     first, last = _window(len(x))
-    sums = np.concatenate([[0.0], np.cumsum(y)])
-    return x, (sums[last] - sums[first]) / (last - first)
+    for _ in range(2):
+        running = np.concatenate([np.zeros((2, 1)), np.cumsum(sums, axis=1)], axis=1)
+        sums = (running[:, last] - running[:, first]) / (last - first)
+    return x, sums[0] / sums[1]
 
 
 def outcome_shares(run: RunRecord) -> dict[str, Figures]:

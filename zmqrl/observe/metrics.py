@@ -17,6 +17,7 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
+FIGURES_KEPT = 256  # names, which workers choose
 INCARNATIONS_KEPT = 16  # per rank: an honest one has one process, or two while it is replaced
 
 
@@ -86,21 +87,26 @@ class _Worker:
     abandoned_steps: int = 0
     skipped: int = 0
     last_seq: int = -1
+    gradients: int = 0
+    loss_sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    lag_sum: tuple[float, int] = (0.0, 0)
+    span_sums: dict[str, float] = field(default_factory=dict)
 
 
-class _WorkerMeans:
-    """Averages the means of the workers, so that each worker counts equally, however many updates it reports."""
+class _Means:
+    """Means over the gradients of all workers, by name."""
 
     def __init__(self) -> None:
-        self._sums: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0]))
+        self._sums: dict[str, tuple[float, int]] = {}
 
-    def add(self, name: str, rank: int, value: float, updates: int) -> None:
-        cell = self._sums[name][rank]
-        cell[0] += value * updates
-        cell[1] += updates
+    def add(self, name: str, total: float, count: int) -> None:
+        """Add ``count`` gradients whose figures add up to ``total``."""
+        if name in self._sums or len(self._sums) < FIGURES_KEPT:
+            before, counted = self._sums.get(name, (0.0, 0))
+            self._sums[name] = before + total, counted + count
 
     def means(self) -> dict[str, float]:
-        return {name: _mean([total / n for total, n in ranks.values()]) for name, ranks in self._sums.items()}
+        return {name: total / count for name, (total, count) in self._sums.items()}
 
 
 def _mean(values: Collection[float]) -> float:
@@ -108,7 +114,7 @@ def _mean(values: Collection[float]) -> float:
 
 
 class RunMetrics:
-    """Adds up the reports of workers and shards. All counts in them are cumulative, so a lost report costs nothing.
+    """Adds up the reports of workers and shards. Counts and sums in them are cumulative: a lost report costs nothing.
 
     It has no clock: the caller passes ``wall_s``.
     """
@@ -140,8 +146,9 @@ class RunMetrics:
         self._begin_row()
 
     def _begin_row(self) -> None:
-        self._figures = _WorkerMeans()
-        self._lags = _WorkerMeans()
+        self._gradients = 0
+        self._figures = _Means()
+        self._lags = _Means()
         self._lag_range: list[float] = []
 
     def on_report(self, report: WorkerReport) -> bool:
@@ -156,8 +163,10 @@ class RunMetrics:
         self._abandoned_steps += max(0, report.abandoned_steps - worker.abandoned_steps)
         self._contributions["skipped"] += max(0, report.skipped - worker.skipped)
         self._skipped_by_rank[report.rank] += max(0, report.skipped - worker.skipped)
+        if report.gradients is not None:
+            self._cumulative(worker, report, report.gradients)
         # After a rollback the version falls, but steps still grow. A report with neither is old or was overtaken.
-        if worker.version is None or report.version > worker.version or report.agent_steps > worker.agent_steps:
+        elif worker.version is None or report.version > worker.version or report.agent_steps > worker.agent_steps:
             self._since_last(worker, report)
             worker.version = report.version
         worker.agent_steps = max(worker.agent_steps, report.agent_steps)
@@ -165,17 +174,47 @@ class RunMetrics:
         worker.skipped = max(worker.skipped, report.skipped)
         return takes_over
 
+    def _cumulative(self, worker: _Worker, report: WorkerReport, gradients: int) -> None:
+        """Add what the sums of ``report`` have more than those that are known. An overtaken report has nothing more."""
+        for name, (total, count) in report.loss_sums.items():
+            known_total, known_count = worker.loss_sums.get(name, (0.0, 0))
+            if count > known_count and (known_count or len(worker.loss_sums) < FIGURES_KEPT):
+                self._figures.add(name, total - known_total, count - known_count)
+                worker.loss_sums[name] = total, count
+        if gradients > worker.gradients:
+            if report.policy_lag_sum is not None:
+                known_total, known_count = worker.lag_sum
+                self._lags.add("policy_lag", report.policy_lag_sum - known_total, gradients - known_count)
+                worker.lag_sum = report.policy_lag_sum, gradients
+            self._note_lags(report)
+            self._count(gradients - worker.gradients)
+            worker.gradients = gradients
+        for name in WORKER_SPANS:
+            known_s, seconds = worker.span_sums.get(name, 0.0), report.span_sums.get(name, 0.0)
+            if seconds > known_s:
+                self._span_s[name] += seconds - known_s
+                worker.span_sums[name] = seconds
+
     def _since_last(self, worker: _Worker, report: WorkerReport) -> None:
+        """Add the means of ``report``, for as many gradients as there were versions since the last one."""
         updates = 1 if worker.version is None else max(0, report.version - worker.version)
         for name, value in report.losses.items():
-            self._figures.add(name, report.rank, value, max(1, updates))
+            self._figures.add(name, value * max(1, updates), max(1, updates))
         if report.policy_lag is not None:
-            self._lags.add("policy_lag", report.rank, report.policy_lag, max(1, updates))
-            self._lag_range += [lag for lag in (report.policy_lag_min, report.policy_lag_max) if lag is not None]
+            self._lags.add("policy_lag", report.policy_lag * max(1, updates), max(1, updates))
+            self._note_lags(report)
         for name in WORKER_SPANS:  # other names, from a worker that is not ours, would pile up
             if name in report.spans:
                 self._span_s[name] += report.spans[name]
-        self._worker_updates += updates
+        self._count(updates)
+
+    def _count(self, gradients: int) -> None:
+        self._gradients += gradients
+        self._worker_updates += gradients
+
+    def _note_lags(self, report: WorkerReport) -> None:
+        found = [*self._lag_range, *(lag for lag in (report.policy_lag_min, report.policy_lag_max) if lag is not None)]
+        self._lag_range = [min(found), max(found)] if found else []
 
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
@@ -219,14 +258,19 @@ class RunMetrics:
             newest[rank] = [max(pair) for pair in zip(counts, newest.get(rank, counts), strict=True)]
         self._tallies[shard] = now["incarnation"], newest
 
-    def row(self, wall_s: float) -> dict[str, Any]:
+    @property
+    def version(self) -> int:
+        """The version of the next row."""
+        return self._version
+
+    def row(self, wall_s: float, *, written: bool = True) -> dict[str, Any]:
         """The next row of ``metrics.jsonl``. ``wall_s`` is the time since the start of this session.
 
-        ``wall_s`` in the row continues from the checkpoint. Means are over the time since the last row. Rates and
-        ``split_s``, the mean time of a worker per update and span, are over about 30 s, because workers report complete
-        rollouts. ``missing_s`` has the members whose contribution to the open version is missing, with the time since
-        their last one. ``contributions`` and ``agent_steps`` are cumulative over the run. A rollback undoes
-        contributions, but not steps. Counts by rank start with this session.
+        ``wall_s`` in the row continues from the checkpoint. Means are over all ``gradients`` that workers have reported
+        since the last row that was ``written``. Rates and ``split_s``, the mean time of a worker per gradient and span,
+        are over about 30 s, because workers report complete rollouts. ``missing_s`` has the members whose contribution
+        to the open version is missing, with the time since their last one. ``contributions`` and ``agent_steps`` are
+        cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank start with this session.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s
@@ -236,6 +280,8 @@ class RunMetrics:
         self._smooth_steps = self._smooth_steps * keep + steps
         self._smooth_updates = self._smooth_updates * keep + updates
         self._smooth_s = self._smooth_s * keep + elapsed_s
+        lag = self._lags.means().get("policy_lag")
+        lags = [] if lag is None else [*self._lag_range, lag]  # the extremes can have been in a lost report
         row = {
             # Workers choose these names. Our own keys below override them.
             **dict.fromkeys(LOSSES),
@@ -248,9 +294,10 @@ class RunMetrics:
             "updates_per_s": _rate(self._smooth_updates, self._smooth_s),
             "score_mean_50": _mean(self._scores) if self._scores else None,
             "episodes": self._episodes,
-            "policy_lag": self._lags.means().get("policy_lag"),
-            "policy_lag_min": min(self._lag_range, default=None),
-            "policy_lag_max": max(self._lag_range, default=None),
+            "gradients": self._gradients,
+            "policy_lag": lag,
+            "policy_lag_min": min(lags, default=None),
+            "policy_lag_max": max(lags, default=None),
             "contributions": dict(self._contributions),
             "late_by_rank": _by_rank(self._late_by_rank),
             "skipped_by_rank": _by_rank(self._skipped_by_rank),
@@ -261,7 +308,8 @@ class RunMetrics:
         self._span_s = defaultdict(float, {name: keep * seconds for name, seconds in self._span_s.items()})
         self._worker_updates *= keep
         self._row_version, self._row_agent_steps = self._version, self._agent_steps
-        self._begin_row()
+        if written:
+            self._begin_row()
         return row
 
     def _split(self) -> dict[str, float]:

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from zmqrl.errors import UsageError
 from zmqrl.observe.forms import EVALUATION, ROW, SETTINGS, SUMMARY, read_lines, read_object
+from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
 from zmqrl.rundir import RunDirectory
 
 Figures = NDArray[np.float64]
 
 # Settings that do not change what a run learns: where it is kept and tracked, and whether it was resumed.
 PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
+
+# Keys of a row that are not means over gradients. Workers choose the names of those that are.
+COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
 
 # Settings that do not change the experiment: seed, name, length, checkpoints to keep, followers.
 ASIDE: Final = frozenset(
@@ -136,6 +140,20 @@ def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             kept.pop()
         kept.append(row)
     return kept
+
+
+def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row in place of several that follow one another: the last one, with means over the gradients of all."""
+    merged = dict(rows[-1])
+    for name in set().union(*rows) - COUNTED:
+        known = [(row[name], row.get("gradients", 1)) for row in rows if isinstance(row.get(name), int | float)]
+        total = sum(weight for _, weight in known)
+        merged[name] = sum(value * weight for value, weight in known) / total if total else None
+    for name, extreme in (("policy_lag_min", min), ("policy_lag_max", max)):
+        merged[name] = extreme((row[name] for row in rows if row.get(name) is not None), default=None)
+    if "gradients" in merged:
+        merged["gradients"] = sum(row.get("gradients", 0) for row in rows)
+    return merged
 
 
 def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:

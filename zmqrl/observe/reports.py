@@ -12,9 +12,13 @@ MOST_FIGURES = 64
 class WorkerReport:
     """The metrics of a worker.
 
-    ``agent_steps``, ``abandoned_steps`` and ``skipped`` are cumulative over the incarnation. ``games`` are
-    ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation. ``spans`` are seconds by name since the last
-    report. ``policy_lag`` is the mean in versions since the last report, with its minimum and maximum.
+    Counts and sums are cumulative over the incarnation, so that a lost or late report loses nothing. ``gradients`` is
+    the number of gradients pushed. ``loss_sums`` are ``(sum, count)`` by name, over the gradients that had this figure.
+    ``policy_lag_sum`` is the sum over all gradients, in versions. ``span_sums`` are seconds by name. ``games`` are
+    ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation.
+
+    ``policy_lag_min`` and ``policy_lag_max`` are the extremes since the last report. A worker without ``gradients``
+    sends means since the last report instead of sums: ``losses``, ``policy_lag`` and, in seconds, ``spans``.
     """
 
     rank: int
@@ -24,10 +28,14 @@ class WorkerReport:
     abandoned_steps: int
     skipped: int
     games: tuple[tuple[int, float, int], ...]
-    losses: dict[str, float]
-    policy_lag: float | None
+    gradients: int | None
+    loss_sums: dict[str, tuple[float, int]]
+    policy_lag_sum: float | None
     policy_lag_min: float | None
     policy_lag_max: float | None
+    span_sums: dict[str, float]
+    losses: dict[str, float]
+    policy_lag: float | None
     spans: dict[str, float]
 
     @classmethod
@@ -35,9 +43,7 @@ class WorkerReport:
         """Check ``report``. Unknown keys are ignored, and optional ones can be missing. Raises ValueError."""
         if not isinstance(report, dict):
             raise ValueError(f"a report is a map, not {type(report).__name__}")
-        spans = _figures(report.get("spans", {}))
-        if any(seconds < 0 for seconds in spans.values()):
-            raise ValueError("a span is negative")
+        gradients, lag_sum = report.get("gradients"), report.get("policy_lag_sum")
         return cls(
             rank=_count(report.get("rank"), limit=2**16),
             incarnation=_count(report.get("incarnation")),
@@ -46,9 +52,13 @@ class WorkerReport:
             abandoned_steps=_count(report.get("abandoned_steps", 0)),
             skipped=_count(report.get("skipped", 0)),
             games=_games(report.get("games", [])),
+            gradients=None if gradients is None else _count(gradients),
+            loss_sums=_sums(report.get("loss_sums", {})),
+            policy_lag_sum=None if lag_sum is None else _finite(lag_sum),
+            span_sums=_seconds(report.get("span_sums", {})),
             losses=_figures(report.get("losses", {})),
             **_lag(report),
-            spans=spans,
+            spans=_seconds(report.get("spans", {})),
         )
 
 
@@ -70,18 +80,40 @@ def _finite(value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _figures(value: object) -> dict[str, float]:
+def _named(value: object) -> dict[str, object]:
+    """The figures with a valid name."""
     if not isinstance(value, dict) or len(value) > MOST_FIGURES:
         raise ValueError(f"metrics are a map of at most {MOST_FIGURES} names")
-    return {name: _finite(x) for name, x in value.items() if isinstance(name, str) and NAME.fullmatch(name)}
+    return {name: x for name, x in value.items() if isinstance(name, str) and NAME.fullmatch(name)}
+
+
+def _figures(value: object) -> dict[str, float]:
+    return {name: _finite(x) for name, x in _named(value).items()}
+
+
+def _seconds(value: object) -> dict[str, float]:
+    spans = _figures(value)
+    if any(seconds < 0 for seconds in spans.values()):
+        raise ValueError("a span is negative")
+    return spans
+
+
+def _sums(value: object) -> dict[str, tuple[float, int]]:
+    sums = {}
+    for name, pair in _named(value).items():
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError("a sum is [sum, count]")
+        sums[name] = _finite(pair[0]), _count(pair[1])
+    return sums
 
 
 def _lag(report: dict[str, object]) -> dict[str, float | None]:
     names = ("policy_lag_min", "policy_lag", "policy_lag_max")
-    if "policy_lag" not in report:
-        return dict.fromkeys(names)
-    low, mean, high = (_finite(report.get(name, report["policy_lag"])) for name in names)
-    if not low <= mean <= high:
+    low, mean, high = (None if x is None else _finite(x) for x in map(report.get, names))
+    if mean is not None:
+        low, high = (mean if x is None else x for x in (low, high))
+    known = [x for x in (low, mean, high) if x is not None]
+    if known != sorted(known):
         raise ValueError("the mean lag is not between the minimum and the maximum")
     return dict(zip(names, (low, mean, high), strict=True))
 

@@ -21,23 +21,25 @@ SpanEvent: TypeAlias = tuple[str, int, int, int]
 class Span:
     """The running total of one name, and the context that adds to it."""
 
-    __slots__ = ("_spans", "count", "name", "started_ns", "taken_ns", "total_ns")
+    __slots__ = ("_outer", "_spans", "count", "name", "started_ns", "total_ns")
 
     def __init__(self, spans: "Spans", name: str) -> None:
         self._spans = spans
+        self._outer: Span | None = None
         self.name = name
         self.count = 0
         self.total_ns = 0
-        self.taken_ns = 0
         self.started_ns = 0
 
     def __enter__(self) -> None:
         self.started_ns = time.monotonic_ns()
+        self._outer, self._spans.innermost = self._spans.innermost, self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.add(self.started_ns)
+        self._spans.innermost = self._outer
 
     def add(self, started_ns: int) -> None:
         """Add a span that started at ``started_ns`` and ends now."""
@@ -68,7 +70,15 @@ class Spans:
         self.histograms: dict[str, Histogram] = {}
         """Durations in nanoseconds by name, up to the last ``fold``."""
         self._new: list[SpanEvent] = []
+        self.innermost: Span | None = None
+        """The open span that was entered last."""
         self._spans: dict[str, Span] = {}
+
+    @property
+    def current(self) -> tuple[str, int] | None:
+        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may ask."""
+        span = self.innermost
+        return None if span is None else (span.name, span.started_ns)
 
     def __call__(self, name: str) -> Span:
         try:
@@ -76,17 +86,8 @@ class Spans:
         except KeyError:
             return self._spans.setdefault(name, Span(self, name))
 
-    def take(self) -> dict[str, float]:
-        """Seconds by name since the last take, without names that were not used."""
-        taken = {}
-        for span in self._spans.values():
-            if span.total_ns > span.taken_ns:
-                taken[span.name] = (span.total_ns - span.taken_ns) / 1e9
-                span.taken_ns = span.total_ns
-        return taken
-
     def totals(self) -> dict[str, tuple[int, float]]:
-        """``(count, seconds)`` by name since the process began. ``take`` does not change it."""
+        """``(count, seconds)`` by name since the process began."""
         return {span.name: (span.count, span.total_ns / 1e9) for span in self._spans.values()}
 
     def total_ns(self, name: str) -> int:

@@ -142,14 +142,15 @@ class Recorder:
         self.flush(time.monotonic(), last=True)
 
     def _keep_spans(self, new: list[SpanEvent], totals: bool) -> None:
-        """Record spans one by one: all of them while tracing, else the newest now and then."""
+        """Record spans one by one: all of them while tracing, else the newest now and then. None is recorded twice."""
         if self._traced_from < 0 and new:
             self._traced_from = new[0][3]
         until = self._traced_from + self._trace_versions
         kept = [event for event in new if event[3] < until][: TRACE_SPANS - self._traced]
         self._traced += len(kept)
         if not kept and totals:
-            kept = list(self.spans.recent)[-RECENT_WRITTEN:]
+            kept = [event for event in self.spans.recent if event[3] >= until][-RECENT_WRITTEN:]
+            self.spans.recent.clear()
         names: list[str] = self._about["spans"]  # type: ignore[assignment]
         for name, *rest in kept:
             if name not in names:

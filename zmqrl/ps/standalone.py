@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zmqrl.errors import ClusterError
+from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.layout import Layout
@@ -71,13 +72,14 @@ def standalone_shards(
     consistent: bool = False,
     asynchronous: bool = False,
     timing: ShardTiming | None = None,
+    recorder: RecorderJob | None = None,
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
     An update needs contributions of ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
     mode. State and history are written to ``directory``; without one they are deleted at the end of the block.
-    ``curve`` encrypts the connections and authenticates each worker by its key. Raises ClusterError when a shard does
-    not start.
+    ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record
+    where their time goes. Raises ClusterError when a shard does not start.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
@@ -99,6 +101,7 @@ def standalone_shards(
                 asynchronous=asynchronous,
                 timing=timing or ShardTiming(),
                 keys=keys.of_shard(shard) if keys else None,
+                recorder=recorder,
             )
             for shard in range(layout.shards)
         ]

@@ -5,7 +5,19 @@ from collections.abc import Sequence
 
 from zmqrl.simulate.result import Result
 
-COLUMNS = ("updates/s", "agent steps/s", "p50 ms", "p90 ms", "p99 ms", "used", "late", "skipped", "waiting", "card")
+COLUMNS = (
+    "updates/s",
+    "agent steps/s",
+    "learned/s",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "used",
+    "late",
+    "skipped",
+    "waiting",
+    "card",
+)
 
 
 def report(result: Result) -> str:
@@ -16,10 +28,10 @@ def report(result: Result) -> str:
     lines = [
         f"{scenario.workers} workers, {scenario.backups} backups, quorum {scenario.effective_quorum}, "
         f"{scenario.shards} shards on {hosts}; seed {scenario.seed}",
-        f"{len(result.step_s)} updates in {result.elapsed_s:.3f} s of virtual time",
+        f"{len(result.step_s)} updates in {result.elapsed_s:.3f} s of {'real' if result.live else 'virtual'} time",
         "",
         f"updates/s      {_figure(result.updates_per_s)}",
-        f"agent steps/s  {_figure(result.agent_steps_per_s)}",
+        f"agent steps/s  {_figure(result.agent_steps_per_s)}, learned from: {_figure(result.learned_steps_per_s)}",
         f"step time      mean {step['mean']:.1f}, p50 {step['p50']:.1f}, p90 {step['p90']:.1f}, "
         f"p99 {step['p99']:.1f} ms",
         "contributions  "
@@ -37,6 +49,7 @@ def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None
             *(str(_setting(result, name)) for name in swept),
             _figure(result.updates_per_s),
             _figure(result.agent_steps_per_s),
+            _figure(result.learned_steps_per_s),
             *(f"{result.to_json()['step_ms'][p]:.1f}" for p in ("p50", "p90", "p99")),
             *(str(getattr(result, name)) for name in ("used", "late", "skipped")),
             f"{result.waiting:.0%}",

@@ -26,7 +26,9 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A simulated run, in virtual time, from the publication of version 0 to that of the last version.
+    """A simulated run, from the publication of version 0 to that of the last version.
+
+    Times are virtual, or real if ``live``.
 
     ``step_s`` is the time from one version to the next; a version is there when its last shard publishes it. Counts of
     contributions are in slices, as in ``summary.json``. ``abandoned`` are gradients that were given up, whose slices
@@ -48,6 +50,7 @@ class Result:
     waiting_s: tuple[float, ...]
     nics: tuple[Use, ...]
     shards_busy: tuple[float, ...]
+    live: bool = False
 
     @property
     def updates_per_s(self) -> float:
@@ -58,6 +61,13 @@ class Result:
     def agent_steps_per_s(self) -> float:
         """Agent steps of all workers per second, as a run reports them."""
         return self.agent_steps / self.elapsed_s if self.elapsed_s else math.inf
+
+    @property
+    def learned_steps_per_s(self) -> float:
+        """Agent steps per second behind the contributions that were used."""
+        scenario = self.scenario
+        steps = self.used / scenario.shards * scenario.agent_steps_per_rollout / scenario.updates_per_rollout
+        return steps / self.elapsed_s if self.elapsed_s else math.inf
 
     @property
     def waiting(self) -> float:
@@ -72,6 +82,7 @@ class Result:
             "updates": len(self.step_s),
             "updates_per_s": _finite(self.updates_per_s),
             "agent_steps_per_s": _finite(self.agent_steps_per_s),
+            "learned_steps_per_s": _finite(self.learned_steps_per_s),
             "step_ms": {
                 "mean": 1000 * sum(self.step_s) / len(self.step_s),
                 **{f"p{p}": 1000 * percentile(self.step_s, p) for p in (50, 90, 99)},
@@ -94,6 +105,7 @@ class Result:
             "quorum": scenario.effective_quorum,
             "bandwidth": _finite(scenario.bandwidth),
             "parameters": scenario.parameters,
+            "live": self.live,
         }
 
 

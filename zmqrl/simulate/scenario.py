@@ -141,6 +141,11 @@ class Scenario:
             return tuple(range(first, first + self.shards))
         return tuple(shard * self.hosts // self.shards % self.hosts for shard in range(self.shards))
 
+    def slowness(self, rank: int) -> tuple[float, float]:
+        """The factor of a worker's work, and the seconds that it sleeps for each gradient."""
+        found = [(each.factor, each.seconds) for each in self.stragglers if each.rank == rank]
+        return found[0] if found else (1.0, 0.0)
+
     def check(self) -> None:
         """Raise UsageError for the first setting that is not valid."""
         require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")

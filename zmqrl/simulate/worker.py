@@ -51,8 +51,7 @@ class SimulatedWorker:
         self.abandoned = self.abandoned_rollouts = 0
         self.skipped = self.resent = 0  # of processes that are gone
         self.waiting_s = 0.0
-        straggler = next((each for each in world.scenario.stragglers if each.rank == rank), None)
-        self._factor, self._sleep_s = (straggler.factor, straggler.seconds) if straggler else (1.0, 0.0)
+        self._factor, self._sleep_s = world.scenario.slowness(rank)
         self._state: Literal["pulling", "computing", "ended"] = "ended"
         self._life = 0
         self._computing: Compute | None = None

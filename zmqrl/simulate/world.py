@@ -9,13 +9,12 @@ from zmqrl.ps.shard.events import Record
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.simulate.clock import Clock
 from zmqrl.simulate.compute import ComputeTimes
-from zmqrl.simulate.from_run import recorded_times
-from zmqrl.simulate.laws import Law
 from zmqrl.simulate.link import Link
 from zmqrl.simulate.network import Host, Network
 from zmqrl.simulate.result import Result, Use
 from zmqrl.simulate.scenario import Failure, Scenario
 from zmqrl.simulate.shard import SimulatedShard
+from zmqrl.simulate.times import times_of
 from zmqrl.simulate.worker import SimulatedWorker
 
 STUCK_S = 120.0
@@ -28,21 +27,7 @@ def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Resu
     describe. Raises UsageError when the scenario is not valid, ClusterError when the run gets stuck in it.
     """
     scenario.check()
-    return World(scenario, compute or _times(scenario)).run()
-
-
-def _times(scenario: Scenario) -> ComputeTimes:
-    if scenario.recorded_run is not None:
-        return recorded_times(scenario.recorded_run)
-    return ComputeTimes.drawn(
-        gradient=Law.parse(scenario.compute, "--compute"),
-        rollout=None if scenario.rollout is None else Law.parse(scenario.rollout, "--rollout"),
-        ranks=scenario.ranks,
-        versions=scenario.updates,
-        per_rollout=scenario.updates_per_rollout,
-        busy=scenario.busy,
-        seed=scenario.seed,
-    )
+    return World(scenario, compute or times_of(scenario)).run()
 
 
 class World:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.launcher import Exited, Inspected
+from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
@@ -38,6 +39,13 @@ class ProcessDied:
     """A process ended by itself."""
 
     exited: Exited
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInspected:
+    """The host of a process says what it does."""
+
+    seen: Inspected
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ Event: TypeAlias = (
     | Connected
     | ShardSaid
     | ProcessDied
+    | ProcessInspected
     | ProcessWorked
     | Loaded
     | NotLoaded
@@ -144,6 +153,29 @@ class TellSilence:
 
     process: ProcessId
     silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Ask the host of a process what it does. Leads to ProcessInspected."""
+
+    process: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class ShowStall:
+    """A version has stalled. ``tell``: the user should read it now."""
+
+    stall: Stall
+    tell: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndStall:
+    """The version was made after all, or is not wanted any more. ``tell``: the user has read of the stall."""
+
+    stall: Stall
+    tell: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +284,9 @@ Action: TypeAlias = (
     StartProcess
     | KillProcess
     | TellSilence
+    | Inspect
+    | ShowStall
+    | EndStall
     | GiveUp
     | Connect
     | AskShard

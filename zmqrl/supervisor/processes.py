@@ -1,8 +1,10 @@
 """The processes of a run: their deaths, restarts and silences. Pure: no clock."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from zmqrl.hosts.launcher import Exited
+from zmqrl.observe.stalls import Awaited
 from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
@@ -20,13 +22,14 @@ VERSION_TOLD_WITHIN_S = 2.0  # how long after a version the supervisor may learn
 class Processes:
     """The processes of one run.
 
-    ``hopeless`` holds those that died too often in a row. ``first_death`` is the earliest death that the run has not
-    recovered from: it may have caused later ones. If that process was killed for an unknown reason, the next death that
-    has a reason replaces it, because it explains more.
+    ``starts`` counts how often each was started. ``hopeless`` holds those that died too often in a row. ``first_death``
+    is the earliest death that the run has not recovered from: it may have caused later ones. If that process was killed
+    for an unknown reason, the next death that has a reason replaces it, because it explains more.
     """
 
     def __init__(self) -> None:
         self.running: set[ProcessId] = set()
+        self.starts: Counter[ProcessId] = Counter()
         self.hopeless: set[ProcessId] = set()
         self.first_death: Exited | None = None
         self._first_death_at = 0.0
@@ -68,6 +71,7 @@ class Processes:
         """Start a process now."""
         self._start_at.pop(process, None)
         self.running.add(process)
+        self.starts[process] += 1
         return e.StartProcess(process)
 
     def due(self, now: float) -> list[e.Action]:
@@ -117,6 +121,15 @@ class Processes:
     def silent_s(self, process: ProcessId, now: float) -> float:
         """Seconds since its last sign of life; 0 before the first one."""
         return now - self._heard_at.get(process, now)
+
+    def awaited(self, process: ProcessId, now: float) -> Awaited:
+        """What is known of a process of this run that a version waits for."""
+        return Awaited(
+            process=process,
+            is_running=process in self.running,
+            is_there=process in self._heard_at,
+            silent_s=self.silent_s(process, now),
+        )
 
     def pardon(self, seconds: float) -> None:
         """The supervisor itself did not run for this time, so it could not hear from any process."""

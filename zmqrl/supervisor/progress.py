@@ -96,9 +96,10 @@ class Progress:
     def show(self, now: float) -> None:
         """Make the next row, write it if its version is above that of every earlier row, and show it."""
         self.row_at = now
-        self.row = self.metrics.row(self.trained_s())
+        is_newer = self.metrics.version > self.row_version
+        self.row = self.metrics.row(self.trained_s(), written=is_newer)
         self.row["learning_rate"] = Optimizer(self.config.optimizer).learning_rate(max(0, self.row["version"] - 1))
-        if self.row["version"] > self.row_version:
+        if is_newer:
             self.row_version = self.row["version"]
             self.rows.write_or_tell(self.row, self.console.notice)
             self.trackers.log(self.row, self.row["version"])

@@ -24,6 +24,7 @@ from zmqrl.learner.envs import EnvSpec, describe_env
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.observe.console import LoggedConsole, console_for
+from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.trackers import check_installed
 from zmqrl.process import interruptible
@@ -57,7 +58,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = dataclasses.replace(config, run_dir=path)
     directory = RunDirectory(path)
-    with _claimed(directory):
+    with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if config.resume:
             stored = Config.read(directory.config)
@@ -72,6 +73,8 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             raise UsageError(f"{path} holds a run already: choose another --run-dir, or add --resume to continue it.")
         else:
             checkpoint = initial
+        if exporter is not None:
+            news.append(f"figures for Prometheus: {exporter.url}")
         deployment = deploy(config, directory)
         with contextlib.closing(deployment.launcher):
             if not config.resume:
@@ -80,7 +83,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             for old in (directory.summary, directory.trace):  # of an earlier session
                 old.unlink(missing_ok=True)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices])
+            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter)
 
 
 @contextlib.contextmanager
@@ -139,14 +142,19 @@ def check_ports(config: Config) -> None:
 
 
 def _supervise(
-    config: Config, directory: RunDirectory, checkpoint: Checkpoint, deployment: Deployment, news: Sequence[str]
+    config: Config,
+    directory: RunDirectory,
+    checkpoint: Checkpoint,
+    deployment: Deployment,
+    news: Sequence[str],
+    exporter: Exporter | None,
 ) -> int:
     console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
     supervisor = None
     try:
         for text in news:
             console.notice(text)
-        supervisor = Supervisor(config, directory, checkpoint, console, deployment)
+        supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter)
         with _interrupts(supervisor), _tracebacks_to(console.log):
             reason = supervisor.run()
         if config.profile:

@@ -1,5 +1,9 @@
 """What the supervisor knows of each shard, and what it sends them. Pure: no sockets, no clock."""
 
+from collections.abc import Iterable
+
+from zmqrl.observe.stalls import Awaited
+from zmqrl.process_id import worker_id
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
@@ -53,6 +57,27 @@ class Shards:
                     "the gradients of these workers, then continue with --resume."
                 )
         return None
+
+    def missing(self, members: Iterable[int]) -> list[Awaited]:
+        """The workers that have not contributed to the open version, once all shards have said where they stand.
+
+        Empty if no version is to be made.
+        """
+        lowest = min(each.version for each in self.stats.values())
+        waiting = [each for each in self.stats.values() if each.version == lowest]
+        if any(each.state != "open" for each in waiting):
+            return []
+        held = set.intersection(*(set(each.held) for each in waiting))
+        found = {rank: Awaited(process=worker_id(rank), is_there=False) for rank in members if rank not in held}
+        for each in waiting:
+            doing = dict(zip(each.span_ranks, zip(each.spans, each.span_ms, strict=False), strict=False))
+            for rank, silent_ms in zip(each.present, each.silent_ms, strict=False):
+                if rank in found:
+                    span, span_ms = doing.get(rank, ("", 0))
+                    found[rank] = Awaited(
+                        process=worker_id(rank), silent_s=silent_ms / 1000, span=span, span_s=span_ms / 1000
+                    )
+        return list(found.values())
 
     def on_stats(self, shard: int, stats: m.Stats) -> bool:
         """A shard reports its state. Returns whether it has made a version since the last time."""

@@ -24,8 +24,8 @@ from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.trace import newest, write_trace
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.rundir import RunDirectory
-from zmqrl.simulate.from_run import scenario_of
 from zmqrl.simulate.replay import Replay, what_if
+from zmqrl.simulate.times import scenario_of
 
 WIDTH = 120
 GROWN = 1  # exit status

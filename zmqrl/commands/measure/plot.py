@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from zmqrl.commands.options import RunPaths, parse
-from zmqrl.errors import UsageError, naming, refusal
+from zmqrl.errors import UsageError, naming, refusal, require
 from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares
 from zmqrl.observe.records import Evaluation, Figures, RunRecord, read_runs
 from zmqrl.process import interruptible
@@ -74,8 +74,7 @@ def run(options: Options) -> int:
     panels = chosen_panels(options.panels)
     runs = read_runs(options.runs)
     output = options.output or options.runs[0] / "plot.png"
-    if output.suffix not in SUFFIXES:
-        raise UsageError(f"--output {output}: the name must end with one of {', '.join(SUFFIXES)}.")
+    check_suffix("--output", output)
     for each in runs:
         if not each.rows:
             raise UsageError(f"{each.path} has no metrics yet: wait for its first update.")
@@ -88,6 +87,11 @@ def run(options: Options) -> int:
     return 0
 
 
+def check_suffix(option: str, picture: Path) -> None:
+    """Raise UsageError unless the value of ``option`` names a kind of picture that can be written."""
+    require(picture.suffix in SUFFIXES, f"{option} {picture}: the name must end with one of {', '.join(SUFFIXES)}.")
+
+
 def chosen_panels(words: Sequence[str]) -> list[str]:
     """The names in ``words``, also those separated by commas. Without words, all panels. Raises UsageError."""
     names = [name for word in words for name in word.split(",") if name]
@@ -98,8 +102,7 @@ def chosen_panels(words: Sequence[str]) -> list[str]:
 
 
 def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequence[str], path: Path) -> None:
-    """Draw ``panels`` against each of ``x_axes``. ``path`` appears complete or not at all. Raises OSError."""
-    picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
+    """Draw ``panels`` against each of ``x_axes``. Raises OSError."""
     with matplotlib.rc_context(STYLE):
         rows = layout(panels, x_axes)
         columns = len(rows[-1])
@@ -115,7 +118,13 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
                 _share_y(*figure.axes[-2:])
         figure.align_ylabels()
         _draw_title(figure, groups, columns)
-        figure.savefig(picture, format=path.suffix[1:])
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, which appears whole or not at all. Raises OSError."""
+    picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
+    figure.savefig(picture, format=path.suffix[1:])
     with naming(path):
         try:
             unfinished.write_bytes(picture.getvalue())
@@ -208,6 +217,7 @@ def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         groups,
         x,
         lambda run: run.column("policy_lag"),
+        of_gradients=True,
         extremes=(lambda run: run.column("policy_lag_min"), lambda run: run.column("policy_lag_max")),
     )
     _from_zero(axes)
@@ -218,7 +228,7 @@ def _of(column: str, label: str) -> Callable[[Axes, Sequence[Group], XAxis], Non
     """A panel with one metric."""
 
     def draw(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-        _draw_curves(axes, groups, x, lambda run: run.column(column))
+        _draw_curves(axes, groups, x, lambda run: run.column(column), of_gradients=True)
         axes.set_ylabel(label)
 
     return draw
@@ -241,13 +251,23 @@ _Column: TypeAlias = Callable[[RunRecord], Figures]
 
 
 def _draw_curves(
-    axes: Axes, groups: Sequence[Group], x: XAxis, column: _Column, extremes: tuple[_Column, _Column] | None = None
+    axes: Axes,
+    groups: Sequence[Group],
+    x: XAxis,
+    column: _Column,
+    *,
+    of_gradients: bool = False,
+    extremes: tuple[_Column, _Column] | None = None,
 ) -> None:
-    """A curve for each group with its spread, or with the band between ``extremes`` if the runs have them."""
+    """A curve for each group with its spread, or with the band between ``extremes`` if the runs have them.
+
+    ``of_gradients``: each value is a mean over the gradients of its row.
+    """
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
         _say_nothing_yet(axes)
     for group, look in _looks(groups):
-        found = curve([(_xs(run, x), column(run)) for run in group.runs])
+        gradients = [run.column("gradients") for run in group.runs] if of_gradients else None
+        found = curve([(_xs(run, x), column(run)) for run in group.runs], gradients)
         single = len(found.x) == 1  # a line would be invisible, and the edge would clip the point
         axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **look)
         for beyond in found.beyond:

@@ -1,8 +1,9 @@
 """``zmqrl simulate``: a run on virtual time, or a sweep of runs."""
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +12,12 @@ import tyro
 
 from zmqrl.commands.options import parse, parse_known
 from zmqrl.errors import UsageError, refusal
-from zmqrl.process import interruptible
-from zmqrl.simulate.from_run import scenario_of
+from zmqrl.process import LOG_LEVEL, interruptible
 from zmqrl.simulate.report import report, table
 from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import RECORDED, Scenario
 from zmqrl.simulate.sweep import Axis, variants
+from zmqrl.simulate.times import scenario_of
 from zmqrl.simulate.world import simulate
 
 PROGRAM = "zmqrl simulate"
@@ -50,6 +51,8 @@ class Options(Source):
     """Simulate several values, such as shards=1,2,4. May be repeated."""
     json: bool = False
     """Print one JSON object, or a list of them with --sweep."""
+    live: bool = False
+    """Use real processes and sockets on this machine, in real time. Workers sleep instead of computing."""
     plot: Path | None = None
     """Picture to write: step times, or what the sweep shows."""
     settings: tyro.conf.OmitArgPrefixes[Scenario] = field(default_factory=Scenario)
@@ -61,16 +64,25 @@ def command(arguments: list[str]) -> int:
 
 
 def options_from(arguments: list[str]) -> Options:
-    """Read a command line over its scenario file, or over the run that it names. Raises UsageError."""
+    """Read a command line. Raises UsageError."""
+    settings, rest = settings_from(arguments, PROGRAM)
+    return parse(Options, rest, PROGRAM, Options(settings=settings))
+
+
+def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[str]]:
+    """What the options are read over: a scenario file, or the run that is named. Returns the options too.
+
+    Raises UsageError.
+    """
     named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     rest = arguments[len(named) :]
     if {"-h", "--help"} & set(rest):
-        return parse(Options, rest, PROGRAM)
-    known, _ = parse_known(Known, rest, PROGRAM)
+        return Scenario(), rest
+    known, _ = parse_known(Known, rest, program)
     given = [*map(Path, named), *([known.scenario] if known.scenario else [])]
     if len(given) + (known.from_run is not None) > 1:
-        raise UsageError(f"{PROGRAM}: give one of FILE, --scenario and --from.")
-    return parse(Options, rest, PROGRAM, Options(settings=base(given[0] if given else None, known)))
+        raise UsageError(f"{program}: give one of FILE, --scenario and --from.")
+    return base(given[0] if given else None, known), rest
 
 
 def base(file: Path | None, known: Known) -> Scenario:
@@ -91,7 +103,8 @@ def run(options: Options) -> int:
     axes = [Axis.parse(text) for text in options.sweep]
     scenarios = variants(options.settings, axes)
     tell_of_means(options.settings)
-    results = [simulate(scenario) for scenario in scenarios]
+    run_one = _live(options.settings) if options.live else simulate
+    results = [run_one(scenario) for scenario in scenarios]
     if options.plot is not None:
         draw(results, axes, options.plot)
     if options.json:
@@ -100,6 +113,15 @@ def run(options: Options) -> int:
     else:
         sys.stdout.write(table(results, [axis.name for axis in axes]) if axes else report(results[0]))
     return 0
+
+
+def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
+    from zmqrl.simulate.live.run import ignored, live  # sockets are for live runs only
+
+    os.environ.setdefault(LOG_LEVEL, "warning")  # of the processes: their logs come to this terminal
+    if names := ignored(scenario):
+        sys.stderr.write(f"--live uses the cores and connections of this machine, not {', '.join(names)}.\n")
+    return live
 
 
 def tell_of_means(scenario: Scenario) -> None:

@@ -10,6 +10,7 @@ _CHARTS = frozenset(
         "agent_steps",
         "agent_steps_per_s",
         "episodes",
+        "gradients",
         "learning_rate",
         "policy_lag",
         "policy_lag_max",

@@ -427,6 +427,8 @@ class ShardMachine:
 
     def _stats(self, now: float) -> m.Stats:
         present = self.roster.present(now)
+        spans = self.roster.spans((rank for rank in present if rank not in self.contributions.held), now)
+        del spans[m.MOST_SPANS :]
         return m.Stats(
             **self._about(),
             view=self.view.id,
@@ -442,6 +444,9 @@ class ShardMachine:
             captured_totals=() if self.captured is None else self.captured_totals,
             stop=self.stop,
             failure=self.failure,
+            span_ranks=tuple(rank for rank, _, _ in spans),
+            spans=tuple(span for _, span, _ in spans),
+            span_ms=tuple(span_ms for _, _, span_ms in spans),
         )
 
     def _totals(self, version: int) -> e.Totals:

@@ -1,6 +1,7 @@
 """What a shard knows of its workers and its supervisor, and its answers when they join and leave."""
 
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from zmqrl.ps.shard.events import Action, Identity, Log, PresenceChanged, Send
@@ -27,6 +28,8 @@ class Worker:
     heard_at: float | None = None
     progress: int = 0
     progressed_at: float | None = None
+    span: str = ""
+    in_span_since: float = 0.0
 
     def is_alive(self, now: float) -> bool:
         """Whether the process was heard recently and has not left."""
@@ -95,10 +98,17 @@ class Roster:
         heard_at = self.workers[rank].heard_at
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
+    def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
+        """Rank, span, and milliseconds in it, of the ``ranks`` whose last PING says so, the longest spans first."""
+        told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
+        told.sort(key=lambda each: each[1].in_span_since)
+        return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]
+
     def describe(self, rank: int, now: float) -> str:
-        """Describe a worker: whether it is present, when it was last heard, and when it last made progress."""
+        """Describe a worker: whether it is present, its span, when it was last heard and when it made progress."""
         worker = self.workers[rank]
         words = ["here" if worker.is_present(now) else "absent"]
+        words += [f"in {worker.span!r} for {now - worker.in_span_since:.1f} s"] if worker.span else []
         for what, at in (("heard", worker.heard_at), ("progress", worker.progressed_at)):
             words += [] if at is None else [f"last {what} {now - at:.1f} s ago"]
         return f"worker {rank} ({', '.join(words)})"
@@ -175,6 +185,7 @@ class Roster:
         told: list[Action] = [Send(worker.peer, self.replaced(message.rank))] if older and worker.peer else []
         worker.incarnation, worker.peer, worker.left, worker.waiting = message.incarnation, peer, False, None
         worker.heard_at = worker.progressed_at = now
+        worker.span = ""
         return told
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
@@ -220,6 +231,7 @@ class Roster:
             worker.peer, worker.heard_at = peer, now
             if ping.progress != worker.progress:
                 worker.progress, worker.progressed_at = ping.progress, now
+            worker.span, worker.in_span_since = ping.span, now - ping.span_ms / 1000
         return actions
 
     def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:

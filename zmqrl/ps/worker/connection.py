@@ -113,6 +113,7 @@ class Connection:
         self._answers: queue.SimpleQueue[e.Assembled | e.Ended | e.Failed] = queue.SimpleQueue()
         self._final: e.Ended | e.Failed | None = None
         self._failed = False
+        self.reports_too_large = 0
         self._monitors: list[FailureMonitor] = []
         self._left = 0
         self._thread = threading.Thread(target=self._run, name="zmqrl-connection", daemon=True)
@@ -195,11 +196,29 @@ class Connection:
             return self._machine.where(time.monotonic())
 
     def report(self, figures: Mapping[str, object]) -> None:
-        """Send metrics to the supervisor of the run: numbers, texts, lists and maps, at most 16 KiB."""
+        """Send metrics to the supervisor of the run: numbers, texts, lists and maps, at most 16 KiB.
+
+        A report that is larger is not sent. It is counted in ``reports_too_large``, and the first one is logged.
+        """
         packed = msgpack.packb(figures)
-        if len(packed) <= m.MAX_REPORT_BYTES:
-            report = m.Report(run=self.cluster.run, rank=self.rank, incarnation=self.incarnation, figures=packed)
-            self._post(report)
+        if len(packed) > m.MAX_REPORT_BYTES:
+            self._note_too_large(figures, len(packed))
+            return
+        self._post(m.Report(run=self.cluster.run, rank=self.rank, incarnation=self.incarnation, figures=packed))
+
+    def _note_too_large(self, figures: Mapping[str, object], size: int) -> None:
+        self.reports_too_large += 1
+        if self.reports_too_large == 1:
+            sizes = {name: len(msgpack.packb(part)) for name, part in figures.items()}
+            largest = max(sizes, key=lambda name: sizes[name])
+            self._log.warning(
+                "a report of %d bytes was not sent: at most %d are allowed, and %r alone has %d. "
+                "The count of such reports is logged at the end",
+                size,
+                m.MAX_REPORT_BYTES,
+                largest,
+                sizes[largest],
+            )
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Leave the shards, wait at most ``timeout_s`` for their answers, and close everything."""
@@ -214,6 +233,8 @@ class Connection:
             self._recorder.close()
         if not self._thread.is_alive():  # else the thread still uses the descriptor
             os.close(self._wake)
+        if self.reports_too_large:
+            self._log.warning("%d reports were too large and not sent", self.reports_too_large)
 
     def __enter__(self) -> "Connection":
         return self
@@ -281,7 +302,7 @@ class Connection:
         for sockets in self._sockets:
             poller.register(sockets["weights"], zmq.POLLIN)
             poller.register(sockets["control"], zmq.POLLIN)
-        self._handle(e.Tick())
+        self._handle(self._tick())
         tick_at = time.monotonic()
         while not self._failed:
             for shard, sockets in enumerate(self._sockets):
@@ -294,7 +315,7 @@ class Connection:
                 if event is None:
                     return
                 if isinstance(event, m.Report):
-                    self._send(0, event)
+                    any(self._send(shard, event) for shard in self._machine.report_order())  # the first that takes it
                 else:
                     self._handle(event)
             for shard, sockets in enumerate(self._sockets):
@@ -310,7 +331,14 @@ class Connection:
                     monitor.read()
                     if "handshake" in monitor.take():
                         self._handle(e.HandshakeFailed(shard))
-                self._handle(e.Tick())
+                self._handle(self._tick())
+
+    def _tick(self) -> e.Tick:
+        current = self.spans.current
+        if current is None:
+            return e.Tick()
+        name, started_ns = current
+        return e.Tick(name[: m.LONGEST_SPAN_NAME], max(0, (time.monotonic_ns() - started_ns) // 1_000_000))
 
     def _receive_publications(self, shard: int) -> None:
         for frames in _all_messages(self._sockets[shard]["weights"]):
@@ -363,11 +391,14 @@ class Connection:
                 case e.Log():
                     self._log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
 
-    def _send(self, shard: int, message: m.Message) -> None:
+    def _send(self, shard: int, message: m.Message) -> bool:
+        """Send without waiting. Returns whether it was sent."""
         try:
             self._sockets[shard]["control"].send(framing.encode(message), zmq.NOBLOCK)
         except zmq.Again:  # not connected: a timer sends again what matters
             self._log.debug("%s to shard %d not sent", type(message).__name__, shard)
+            return False
+        return True
 
     def _send_gradient(self, shard: int, header: m.Gradient) -> None:
         cut = self._slices[shard]

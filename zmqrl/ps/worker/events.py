@@ -75,7 +75,10 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed. The computing thread has been in ``span`` for ``span_ms``."""
+
+    span: str = ""
+    span_ms: int = 0
 
 
 Event: TypeAlias = (

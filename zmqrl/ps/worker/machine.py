@@ -106,11 +106,17 @@ class WorkerMachine:
                 message = m.Leave(run=self.run, rank=self.rank, incarnation=self.incarnation)
                 return [e.SendControl(shard.number, message) for shard in self.shards]
             case e.Tick():
-                return self._tick(now)
+                return self._tick(event, now)
 
     def pending(self, shard: int) -> bool:
         """Whether a push to ``shard`` waits for its socket to become writable."""
         return self.shards[shard].can_push()
+
+    def report_order(self) -> list[int]:
+        """The shards to which a report can go, the best first. Ranks begin at different ones, to share the load."""
+        first = self.rank % len(self.shards)
+        order = [*range(first, len(self.shards)), *range(first)]
+        return [shard for shard in order if self.shards[shard].welcomed]
 
     def passed(self, version: int) -> bool:
         """Whether every shard is past ``version``, so that no shard can use work on it."""
@@ -334,7 +340,7 @@ class WorkerMachine:
         shard.handshake_failed_at = now
         return [] if known else [e.Log("warning", shard.locked_out())]
 
-    def _tick(self, now: float) -> list[e.Action]:
+    def _tick(self, tick: e.Tick, now: float) -> list[e.Action]:
         actions: list[e.Action] = []
         ping = now - self.ping_at >= self.timing.ping_s
         for shard in self.shards:
@@ -345,7 +351,7 @@ class WorkerMachine:
             if not shard.welcomed and (shard.hello_at is None or now - shard.hello_at >= self.timing.hello_s):
                 actions.append(self._hello(shard, now))
             if ping and shard.welcomed:
-                actions.append(e.SendControl(shard.number, self._ping(shard, now)))
+                actions.append(e.SendControl(shard.number, self._ping(shard, tick, now)))
         if ping:
             self.ping_at = now
         if self.pulling_above is not None and now - self.notice_at >= self.timing.stall_notice_s:
@@ -353,7 +359,7 @@ class WorkerMachine:
             actions.append(e.Log("info", f"waiting for a version above {self.pulling_above}: {self.where(now)}"))
         return actions + self._assemble(now)
 
-    def _ping(self, shard: KnownShard, now: float) -> m.Ping:
+    def _ping(self, shard: KnownShard, tick: e.Tick, now: float) -> m.Ping:
         return m.Ping(
             run=self.run,
             rank=self.rank,
@@ -362,4 +368,6 @@ class WorkerMachine:
             version=max(shard.version, 0),
             progress=self.progress,
             sent_us=int(now * 1e6),
+            span=tick.span,
+            span_ms=tick.span_ms,
         )

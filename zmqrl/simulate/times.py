@@ -1,4 +1,4 @@
-"""The settings and times of a real run, from its run directory."""
+"""The times of the workers' work: drawn from laws, or those of a real run from its run directory."""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from zmqrl.observe.records import RunRecord
 from zmqrl.ps.layout import Layout
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.compute import ComputeTimes, Work
+from zmqrl.simulate.laws import Law
 from zmqrl.simulate.scenario import RECORDED, Scenario
 
 ROLLOUT_SPANS: Final = ("env_step", "act")
@@ -25,6 +26,7 @@ def scenario_of(run: Path) -> Scenario:
         backups=settings.get("backups", 0),
         quorum=settings.get("quorum"),
         shards=settings.get("shards", 1),
+        updates=max(4, -(-100 // per_rollout)) * per_rollout,  # whole iterations
         compute=f"{RECORDED}{run}",
         updates_per_rollout=per_rollout,
         agent_steps_per_rollout=agent_steps,
@@ -50,6 +52,21 @@ def recorded_times(run: Path) -> ComputeTimes:
         for spans in (ROLLOUT_SPANS, GRADIENT_SPANS)
     )
     return ComputeTimes((Work([gradient_s]),), (Work([rollout_s * per_rollout]),))
+
+
+def times_of(scenario: Scenario) -> ComputeTimes:
+    """The times of the work that ``scenario`` describes: drawn, or those of a run. Raises UsageError."""
+    if scenario.recorded_run is not None:
+        return recorded_times(scenario.recorded_run)
+    return ComputeTimes.drawn(
+        gradient=Law.parse(scenario.compute, "--compute"),
+        rollout=None if scenario.rollout is None else Law.parse(scenario.rollout, "--rollout"),
+        ranks=scenario.ranks,
+        versions=scenario.updates,
+        per_rollout=scenario.updates_per_rollout,
+        busy=scenario.busy,
+        seed=scenario.seed,
+    )
 
 
 def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:

@@ -1,0 +1,209 @@
+"""``zmqrl bench``: rows for everything that was asked, and no process or file stays behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.rig import ending, eventually, is_alive
+
+from zmqrl import cli
+from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS
+from zmqrl.commands.measure import bench_wire
+from zmqrl.errors import UsageError
+
+TINY = ("--parameters", "1000", "--workers", "2", "--rounds", "2")
+ROW: dict[str, type | tuple[type, ...]] = {
+    "implementation": str,
+    "operation": str,
+    "transport": str,
+    "codec": str,
+    "curve": bool,
+    "parameters": int,
+    "workers": int,
+    "shards": int,
+    "rounds": int,
+    "p50_ms": float,
+    "p99_ms": float,
+    "bytes": int,
+    "bytes_per_s": float,
+    "fraction_of_memcpy": (float, type(None)),
+}
+
+
+def rows_of(capsys: pytest.CaptureFixture[str], *options: str) -> list[dict[str, Any]]:
+    assert cli.run(["bench", "wire", "--json", *options]) == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    for row in rows:
+        assert set(row) == set(ROW)
+        assert all(isinstance(row[name], kind) for name, kind in ROW.items()), row
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+    return rows
+
+
+@pytest.mark.processes
+def test_every_combination_has_a_row_for_every_operation(capsys: pytest.CaptureFixture[str]) -> None:
+    every = ("--transport", "tcp", "ipc", "--codec", "f32", "bf16", "--curve", "off", "on", "--shards", "2")
+    rows = rows_of(capsys, *TINY, *every)
+    assert all(row["fraction_of_memcpy"] is not None for row in rows)
+    assert Counter((row["implementation"], row["operation"]) for row in rows) == {
+        **{("zmqrl", operation): 8 for operation in OPERATIONS},
+        **{("raw_tcp", operation): 2 for operation in OPERATIONS},
+        **{("memcpy", operation): 2 for operation in OPERATIONS},
+        ("gloo", "update_round"): 2,
+    }
+    ours = [row for row in rows if row["implementation"] == "zmqrl"]
+    columns = ("operation", "transport", "codec", "curve")
+    assert len({tuple(row[name] for name in columns) for row in ours}) == len(ours)
+
+
+@pytest.mark.processes
+def test_only_what_was_asked_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    only = ("--operation", "push", "round_trip", "--implementation", "zmqrl", "--transport", "ipc")
+    rows = rows_of(capsys, *TINY, *only)
+    assert [(row["implementation"], row["operation"], row["transport"]) for row in rows] == [
+        ("zmqrl", "push", "ipc"),
+        ("zmqrl", "round_trip", "ipc"),
+    ]
+    assert {row["fraction_of_memcpy"] for row in rows} == {None}
+
+
+@pytest.mark.processes
+def test_a_limit_in_minutes_leaves_fewer_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(capsys, *TINY, "--rounds", "100000", "--minutes", "0.001", "--implementation", "raw_tcp", "memcpy")
+    assert {row["rounds"] for row in rows} == {10}
+
+
+@pytest.mark.processes
+def test_without_json_there_is_a_table_for_each_group_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "wire.svg"
+    some = ("--workers", "1", "2", "--implementation", "raw_tcp", "memcpy", "--plot", str(picture))
+    assert cli.run(["bench", "wire", *TINY, *some]) == 0
+    shown = capsys.readouterr().out
+    for words in ("1,000 parameters", "1 workers", "2 workers", "raw_tcp 1 shard", "memcpy", *OPERATIONS):
+        assert words in shown
+    drawn = picture.read_text(encoding="utf-8")
+    for words in ("1 worker", "2 workers", "raw_tcp 1 shard, f32", "update_round (ms)"):
+        assert words in drawn
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--workers 0", "--workers 0"),
+        ("--workers many", "many"),
+        ("--shards 65", "--shards 65"),
+        ("--parameters 20 --shards 8", "20 parameters"),
+        ("--transport udp", "udp"),
+        ("--codec f16", "f16"),
+        ("--curve maybe", "maybe"),
+        ("--operation pull", "pull"),
+        ("--implementation nccl", "nccl"),
+        ("--rounds 0", "--rounds 0"),
+        ("--minutes -1", "--minutes -1"),
+        ("--plot wire.gif", "--plot wire.gif"),
+        ("--plot /no/such/directory/wire.png", "/no/such/directory"),
+        ("--bogus", "--bogus"),
+    ],
+)
+def test_values_that_cannot_be_measured_are_refused_before_anything_starts(
+    options: str, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object) -> Iterator[Any]:
+        raise AssertionError("a measurement was started")
+
+    monkeypatch.setattr(bench_wire, "measure", started)
+    with pytest.raises(UsageError) as error:
+        cli.run(["bench", "wire", *options.split()])
+    assert names in str(error.value)
+
+
+def test_an_unknown_benchmark_is_named_with_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match=r"unknown benchmark 'wir' \(did you mean wire\?\)"):
+        cli.run(["bench", "wir"])
+
+
+def test_help_lists_the_benchmarks_and_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["bench"], ["bench", "--help"]):
+        assert cli.run(arguments) == 0
+        assert "zmqrl bench wire" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli.run(["bench", "wire", "--help"])
+    assert stop.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for option, default in (
+        ("--parameters", "480165 677429 1686693"),
+        ("--workers", "2 4"),
+        ("--shards", "1"),
+        ("--transport", "tcp ipc"),
+        ("--codec", "f32"),
+        ("--curve", "off"),
+        ("--operation", " ".join(OPERATIONS)),
+        ("--implementation", " ".join(IMPLEMENTATIONS)),
+        ("--rounds", "100"),
+        ("--minutes", "4.0"),
+        ("--plot", "None"),
+    ):
+        assert option in shown
+        assert f"(default: {default})" in shown
+
+
+# What is left when it ends early
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that ``pid`` has started, and those that they have started."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, more = set[int](), {pid}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more}
+        found |= more
+    return found
+
+
+@contextlib.contextmanager
+def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[int]]]:
+    """An endless benchmark of zmqrl, once it has all of its processes, and these."""
+    command = [sys.executable, "-m", "zmqrl", "bench", "wire", "--parameters", "1000", "--workers", "2"]
+    command += ["--transport", "tcp", "--implementation", "zmqrl", "raw_tcp", "--rounds", "1000000", "--minutes", "100"]
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    quiet = subprocess.DEVNULL
+    with ending(subprocess.Popen(command, stdin=quiet, stdout=quiet, env=environment)) as process:
+
+        def at_work() -> bool:
+            assert process.poll() is None, "it ended by itself"
+            return any(file.stat().st_size > 5000 for file in scratch.glob("zmqrl-bench-*/0/*/history/*.jsonl"))
+
+        eventually(at_work, "versions made", 120)
+        yield process, descendants(process.pid)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    with measuring(tmp_path) as (process, started):
+        assert len(started) >= 5, "two workers, a shard, two hubs"
+        process.send_signal(number)
+        assert process.wait(60) == status
+        eventually(lambda: not any(map(is_alive, started)), "the end of all processes")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.processes
+def test_its_processes_end_with_it_even_when_it_is_killed(tmp_path: Path) -> None:
+    with measuring(tmp_path) as (process, started):
+        process.kill()
+        process.wait(60)
+        eventually(lambda: not any(map(is_alive, started)), "the end of all processes")

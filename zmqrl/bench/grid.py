@@ -1,0 +1,119 @@
+"""What ``zmqrl bench wire`` measures: the cases, and how many bytes each operation moves."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
+
+from zmqrl.errors import require
+from zmqrl.ps.layout import MAX_SHARDS, Layout
+from zmqrl.ps.wire.codec import payload_bytes
+from zmqrl.ps.wire.messages import Codec
+
+T = TypeVar("T")
+
+Implementation: TypeAlias = Literal["zmqrl", "gloo", "raw_tcp", "memcpy"]
+Operation: TypeAlias = Literal["update_round", "push", "ingest", "fan_out", "round_trip"]
+Transport: TypeAlias = Literal["tcp", "ipc"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+
+MOST_WORKERS = 64
+MOST_PARAMETERS = 2**28  # 1 GiB
+TRIP_BYTES = 140  # of PING and PONG together, about
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One vector that ``workers`` learn together through ``shards``. The fields are columns of the result.
+
+    gloo and memcpy have no shards and no encryption, and memcpy has no network. Their cases say so with 1 shard,
+    ``curve`` false and the transport ``memory``.
+    """
+
+    transport: Transport | Literal["memory"]
+    codec: Codec
+    curve: bool
+    parameters: int
+    workers: int
+    shards: int
+
+    @property
+    def layout(self) -> Layout:
+        """The vector, cut for the shards. Raises UsageError when it is too short for them."""
+        return Layout.of([("vector", (self.parameters,))], self.shards)
+
+    def pieces(self, operation: Operation) -> tuple[int, int]:
+        """How many payloads ``operation`` moves, and the bytes of each.
+
+        An update moves the gradient of each worker to the shards and the weights back. ``ingest`` is about one shard.
+        """
+        vector = payload_bytes(self.codec, self.parameters)
+        widest = payload_bytes(self.codec, max(cut.count for cut in self.layout.slices))
+        pieces: dict[Operation, tuple[int, int]] = {
+            "update_round": (2 * self.workers, vector),
+            "push": (1, vector),
+            "ingest": (self.workers, widest),
+            "fan_out": (self.workers, vector),
+            "round_trip": (1, TRIP_BYTES),
+        }
+        return pieces[operation]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """Every combination of these values. Raises UsageError for values that cannot be measured.
+
+    ``rounds`` are fewer where they would take longer than ``minutes`` in all.
+    """
+
+    transport: tuple[Transport, ...]
+    codec: tuple[Codec, ...]
+    curve: tuple[bool, ...]
+    parameters: tuple[int, ...]
+    workers: tuple[int, ...]
+    shards: tuple[int, ...]
+    operation: tuple[Operation, ...]
+    implementation: tuple[Implementation, ...]
+    rounds: int
+    minutes: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            require(getattr(self, field.name) != (), f"--{field.name}: at least 1 value is required.")
+        require(0 < self.minutes < float("inf"), f"--minutes {self.minutes:g}: a number above 0 is required.")
+        limits = {"parameters": MOST_PARAMETERS, "workers": MOST_WORKERS, "shards": MAX_SHARDS, "rounds": 10**6}
+        for name, most in limits.items():
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                require(1 <= value <= most, f"--{name} {value}: a number from 1 to {most} is required.")
+        for parameters, shards in itertools.product(self.parameters, self.shards):
+            Layout.of([("vector", (parameters,))], shards)
+
+    def groups(self) -> Iterator[Case]:
+        """The cases that differ in bytes or workers. What differs otherwise is measured side by side."""
+        for parameters, workers, codec in _each(self.parameters, self.workers, self.codec):
+            yield Case(transport="tcp", codec=codec, curve=False, parameters=parameters, workers=workers, shards=1)
+
+    def variants(self, group: Case) -> Iterator[tuple[Implementation, Case]]:
+        """What is measured side by side in ``group``."""
+        for implementation in _once(self.implementation):
+            match implementation:
+                case "zmqrl":
+                    for transport, curve, shards in _each(self.transport, self.curve, self.shards):
+                        yield implementation, replace(group, transport=transport, curve=curve, shards=shards)
+                case "gloo":
+                    yield implementation, group
+                case "raw_tcp":
+                    yield from ((implementation, replace(group, shards=shards)) for shards in _once(self.shards))
+                case "memcpy":
+                    for shards in _once(self.shards):
+                        yield implementation, replace(group, transport="memory", shards=shards)
+
+
+def _once(values: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _each(*choices: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    return itertools.product(*map(_once, choices))

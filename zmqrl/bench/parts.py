@@ -1,0 +1,271 @@
+"""The parts that a process of the benchmark plays: a worker of each implementation, and the other end of raw sockets.
+
+A part is made from plain data. Its ``run`` returns when each round began and ended, in ns on the monotonic clock.
+"""
+
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
+from zmqrl.ps.wire import framing
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import FloatVector
+from zmqrl.ps.wire.keys import ClientKeys
+from zmqrl.ps.wire.sockets import new_context, worker_sockets
+from zmqrl.ps.worker.connection import Connection, PulledWeights
+
+ADAM: Final = OptimizerConfig(name="adam", learning_rate=1e-4)
+HOST: Final = "127.0.0.1"
+
+
+class Part(Protocol):
+    """What a process does in one variant. ``facts`` are what other parts need to know."""
+
+    facts: dict[str, Any]
+
+    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+        """Do so many rounds, each after a pause. Returns the instants of each in lists."""
+
+    def close(self) -> None:
+        """Leave the other parts."""
+
+
+def gradient(count: int) -> FloatVector:
+    """The same numbers on every worker: float32 (count,)."""
+    return np.random.default_rng(7).standard_normal(count, np.float32)
+
+
+class ZmqrlWorker:
+    """A worker with the connection that training uses. In each round it writes a gradient, as a backward pass does."""
+
+    def __init__(self, *, cluster: dict[str, Any], keys: dict[str, Any] | None, rank: int) -> None:
+        self.facts: dict[str, Any] = {}
+        self.connection = Connection(Cluster.from_json(cluster, _keys(keys)), rank)
+        self.gradient = gradient(self.connection.cluster.layout.count)
+        self.weights = self._pull(-1)
+
+    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+        """``version`` is that of the first round."""
+        begun, done, version = [], [], self.weights.version
+        for _ in range(rounds):
+            buffer = self.connection.gradient_buffer()
+            buffer[:] = self.gradient
+            _wait(pause_s)
+            begun.append(time.monotonic_ns())
+            self.connection.push(self.weights, buffer)
+            self.weights = self._pull(self.weights.version)
+            done.append(time.monotonic_ns())
+        return {"version": version, "begun": begun, "done": done}
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _pull(self, above: int) -> PulledWeights:
+        weights = self.connection.pull(above)
+        assert weights is not None, "the shards ended the run"
+        return weights
+
+
+class ZmqrlPinger:
+    """Sends PING to shard 0 and waits for PONG, on the control socket of a worker that does nothing else."""
+
+    def __init__(self, *, cluster: dict[str, Any], keys: dict[str, Any] | None, rank: int) -> None:
+        self.facts: dict[str, Any] = {}
+        found = Cluster.from_json(cluster)
+        self.ping = m.Ping(run=found.run, rank=rank, incarnation=1, generation=0, version=0, progress=0, sent_us=0)
+        self.context = new_context()
+        self.socket = worker_sockets(self.context, rank, 1, _keys(keys), shard=0)["control"]
+        self.socket.connect(found.endpoints[0]["control"])
+
+    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+        begun, done = [], []
+        for _ in range(rounds):
+            begun.append(time.monotonic_ns())
+            self.socket.send(framing.encode(self.ping))
+            assert isinstance(framing.decode(self.socket.recv()), m.Pong)
+            done.append(time.monotonic_ns())
+        return {"begun": begun, "done": done}
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+
+class GlooRank:
+    """A worker without shards: all workers add up their gradients, then each makes the optimizer step of a shard.
+
+    With bf16 they exchange and add up bfloat16.
+    """
+
+    def __init__(self, *, store: str, rank: int, workers: int, count: int, codec: m.Codec) -> None:
+        self.facts: dict[str, Any] = {}
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        import torch  # takes seconds, and only this part needs it
+        from torch import distributed
+
+        torch.set_num_threads(1)
+        self.torch, self.distributed, self.workers, self.codec = torch, distributed, workers, codec
+        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
+        self.gradient = gradient(count)
+        self.sum = self.gradient.copy()
+        self.optimizer, self.version = Optimizer(ADAM), 0
+        arrays = 1 + len(self.optimizer.state_names)
+        self.old, self.new = (np.full((arrays, count), 0, np.float32) for _ in range(2))  # weights, then state
+
+    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+        begun, done = [], []
+        for _ in range(rounds):
+            self.sum[:] = self.gradient
+            begun.append(time.monotonic_ns())
+            self._all_reduce()
+            names = self.optimizer.state_names
+            (weights, *state), (new_weights, *new_state) = self.old, self.new
+            self.optimizer.step(
+                self.version,
+                self.sum,
+                self.workers,
+                weights,
+                dict(zip(names, state, strict=True)),
+                new_weights,
+                dict(zip(names, new_state, strict=True)),
+            )
+            self.old, self.new, self.version = self.new, self.old, self.version + 1
+            done.append(time.monotonic_ns())
+        return {"begun": begun, "done": done}
+
+    def close(self) -> None:
+        self.distributed.destroy_process_group()
+
+    def _all_reduce(self) -> None:
+        tensor = self.torch.from_numpy(self.sum)
+        if self.codec == "f32":
+            self.distributed.all_reduce(tensor)
+        else:
+            encoded = tensor.to(self.torch.bfloat16)
+            self.distributed.all_reduce(encoded)
+            tensor.copy_(encoded)
+
+
+class RawHub:
+    """Stands in for a shard on plain sockets: takes in a slice of each worker, then sends a slice to each of them."""
+
+    def __init__(self, *, workers: int, slice_bytes: int) -> None:
+        self.listener = socket.create_server((HOST, 0), backlog=workers)
+        self.facts: dict[str, Any] = {"port": self.listener.getsockname()[1]}
+        self.slice = b"\1" * slice_bytes
+        self.inboxes: list[memoryview] = [memoryview(bytearray(slice_bytes)) for _ in range(workers)]
+        self.connections: list[socket.socket] = []
+
+    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+        """``arrived`` has when the slice of each worker was complete, ``published`` when the answer began."""
+        while len(self.connections) < len(self.inboxes):
+            self.connections.append(_quick(self.listener.accept()[0]))
+        arrived, published = [], []
+        for _ in range(rounds):
+            arrived.append(self._take_in())
+            published.append(time.monotonic_ns())
+            for connection in self.connections:
+                connection.sendall(self.slice)
+        return {"arrived": arrived, "published": published}
+
+    def close(self) -> None:
+        for each in (self.listener, *self.connections):
+            each.close()
+
+    def _take_in(self) -> list[int]:
+        left = dict(zip(self.connections, self.inboxes, strict=True))
+        ends = []
+        with selectors.DefaultSelector() as incoming:
+            for connection in left:
+                incoming.register(connection, selectors.EVENT_READ, connection)
+            while left:
+                for key, _ in incoming.select():
+                    left[key.data] = _received(key.data, left[key.data])
+                    if not left[key.data]:
+                        ends.append(time.monotonic_ns())
+                        incoming.unregister(key.data)
+                        del left[key.data]
+        return ends
+
+
+class RawWorker:
+    """Sends a slice to each hub and receives one from each, on plain sockets. It computes nothing."""
+
+    def __init__(self, *, ports: list[int], slices_bytes: list[int]) -> None:
+        self.facts: dict[str, Any] = {}
+        self.connections = [_quick(socket.create_connection((HOST, port))) for port in ports]
+        self.gradient = [b"\1" * size for size in slices_bytes]
+        self.outbox, self.inbox = ([memoryview(bytearray(size)) for size in slices_bytes] for _ in range(2))
+
+    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+        begun, done = [], []
+        for _ in range(rounds):
+            for buffer, written in zip(self.outbox, self.gradient, strict=True):
+                buffer[:] = written
+            _wait(pause_s)
+            begun.append(time.monotonic_ns())
+            for connection, buffer in zip(self.connections, self.outbox, strict=True):
+                connection.sendall(buffer)
+            for connection, left in zip(self.connections, self.inbox, strict=True):
+                while left:
+                    left = _received(connection, left)
+            done.append(time.monotonic_ns())
+        return {"begun": begun, "done": done}
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.close()
+
+
+class Copier:
+    """Copies memory from one array to another."""
+
+    def __init__(self, *, pieces: int, piece_bytes: int) -> None:
+        self.facts: dict[str, Any] = {}
+        self.pieces = pieces
+        self.source, self.target = np.full(piece_bytes, 1, np.uint8), np.full(piece_bytes, 0, np.uint8)
+
+    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
+        begun, done = [], []
+        for _ in range(rounds):
+            begun.append(time.monotonic_ns())
+            for _ in range(self.pieces):
+                np.copyto(self.target, self.source)
+            done.append(time.monotonic_ns())
+        return {"begun": begun, "done": done}
+
+    def close(self) -> None:
+        pass
+
+
+PARTS: Final[dict[str, Callable[..., Part]]] = {
+    each.__name__: each for each in (ZmqrlWorker, ZmqrlPinger, GlooRank, RawHub, RawWorker, Copier)
+}
+
+
+def _keys(data: dict[str, Any] | None) -> ClientKeys | None:
+    return ClientKeys.from_json(data) if data else None
+
+
+def _quick(connection: socket.socket) -> socket.socket:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _received(connection: socket.socket, buffer: memoryview) -> memoryview:
+    """Receive into ``buffer``. Returns what is left of it."""
+    count = connection.recv_into(buffer)
+    if not count:
+        raise ConnectionError("the other end has closed a plain socket")
+    return buffer[count:]
+
+
+def _wait(pause_s: float) -> None:
+    if pause_s:  # even sleep(0) is a system call
+        time.sleep(pause_s)

@@ -1,0 +1,95 @@
+"""From the instants of rounds to milliseconds of operations, and from these to the rows of the result."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from zmqrl.bench.grid import OPERATIONS, Case, Implementation, Operation
+
+# In rounds ``together`` all workers push at once, in rounds ``alone`` worker 0 pushes before the others. A round of an
+# operation is that operation.
+Kind: TypeAlias = Literal["together", "alone"] | Operation
+Row: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """The instants of one round, in ns on the monotonic clock, which all processes of this machine share.
+
+    ``begun`` is when each worker began to push, ``done`` when it had the weights of ``version`` + 1. ``arrived`` has,
+    for each shard, when it had taken in each gradient. ``published`` is when each shard began to publish. Both are
+    empty where they are not known.
+    """
+
+    begun: tuple[int, ...]
+    done: tuple[int, ...]
+    arrived: tuple[tuple[int, ...], ...] = ()
+    published: tuple[int, ...] = ()
+    version: int = 0
+
+
+Blocks: TypeAlias = Mapping[Kind, Sequence[Sequence[Round]]]
+
+
+def samples(blocks: Blocks) -> dict[Operation, list[float]]:
+    """The durations of each operation in ms. The first round of each block warms up and is not among them.
+
+    An update round lasts from the end of the round before to its own, so that a worker that runs ahead gains nothing.
+    """
+    together, alone = list(_rounds(blocks, "together")), list(_rounds(blocks, "alone"))
+    found: dict[Operation, list[int]] = {
+        "update_round": [max(b.done) - max(a.done) for each in blocks.get("together", ()) for a, b in pairwise(each)],
+        "push": [max(map(min, each.arrived)) - each.begun[0] for each in alone if each.arrived],
+        "ingest": [max(shard) - min(each.begun) for each in together for shard in each.arrived],
+        "fan_out": [max(each.done) - max(each.published) for each in together if each.published],
+        "round_trip": [],
+    }
+    for operation, durations in found.items():
+        durations += [max(each.done) - min(each.begun) for each in _rounds(blocks, operation)]
+    return {operation: [ns / 1e6 for ns in durations] for operation, durations in found.items() if durations}
+
+
+def _rounds(blocks: Blocks, kind: Kind) -> Iterator[Round]:
+    for block in blocks.get(kind, ()):
+        yield from block[1:]
+
+
+def rows(measured: Sequence[tuple[Implementation, Case, Mapping[Operation, Sequence[float]]]]) -> list[Row]:
+    """One row for each operation of each variant, as ``--json`` prints it. Samples are in ms.
+
+    ``fraction_of_memcpy`` is the time of memcpy for the same pieces, divided by that of the row: 1 would be as fast. It
+    is None if memcpy was not measured.
+    """
+    copied_ms = {
+        (operation, case.pieces(operation)): float(np.median(found[operation]))
+        for implementation, case, found in measured
+        for operation in found
+        if implementation == "memcpy"
+    }
+    return [
+        _row(implementation, operation, case, found[operation], copied_ms.get((operation, case.pieces(operation))))
+        for operation in OPERATIONS
+        for implementation, case, found in measured
+        if operation in found
+    ]
+
+
+def _row(
+    implementation: Implementation, operation: Operation, case: Case, found: Sequence[float], copied_ms: float | None
+) -> Row:
+    p50_ms, p99_ms = np.percentile(found, [50, 99]).tolist()
+    pieces, piece_bytes = case.pieces(operation)
+    return {
+        "implementation": implementation,
+        "operation": operation,
+        **asdict(case),
+        "rounds": len(found),
+        "p50_ms": p50_ms,
+        "p99_ms": p99_ms,
+        "bytes": pieces * piece_bytes,
+        "bytes_per_s": pieces * piece_bytes / p50_ms * 1000,
+        "fraction_of_memcpy": None if copied_ms is None else copied_ms / p50_ms,
+    }

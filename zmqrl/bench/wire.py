@@ -1,0 +1,266 @@
+"""The transport alone, beside gloo, plain sockets and memcpy. All have turns, so that noise hits them alike."""
+
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from zmqrl.bench.crew import Crew, Facts, Role
+from zmqrl.bench.grid import TRIP_BYTES, Case, Grid, Implementation, Operation
+from zmqrl.bench.parts import ADAM, Copier, GlooRank, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
+from zmqrl.bench.samples import Kind, Round, Row, rows, samples
+from zmqrl.profile.recorder import RecorderJob
+from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.ps.shard.machine import ShardTiming
+from zmqrl.ps.standalone import StandaloneShards, standalone_shards
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.codec import payload_bytes
+
+BLOCK: Final = 10  # rounds of one variant before the next one has its turn
+WARM_UP: Final = 5
+ALONE_FOR: Final = 1.5  # update rounds: how long worker 0 has the network for itself
+# Workers do nothing while other variants have their turn. Shards must neither ask for gradients nor complain.
+PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
+KINDS: Final[dict[Operation, Kind]] = {
+    "update_round": "together",
+    "ingest": "together",
+    "fan_out": "together",
+    "push": "alone",
+    "round_trip": "round_trip",
+}
+
+Measure: TypeAlias = Callable[[int], list[Round]]  # makes so many rounds of one kind
+
+
+class Variant(NamedTuple):
+    """Something to measure. ``told`` adds to a round what is known only after the variant has ended."""
+
+    measures: dict[Kind, Measure]
+    told: Callable[[Round], Round] = lambda each: each
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where variants of one group are measured: workers are processes 0, 1, ... of ``crew``, hubs are the last ones."""
+
+    crew: Crew
+    first_hub: int
+    place: Path
+    operations: tuple[Operation, ...]
+
+
+def measure(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
+    """The rows of each group of ``grid``. Calls ``begin`` before a group. Raises ClusterError."""
+    first_hub = max(grid.workers)
+    hubs = max(grid.shards) + 1 if "raw_tcp" in grid.implementation else 0
+    groups, end_at = list(grid.groups()), time.monotonic() + 60 * grid.minutes
+    with tempfile.TemporaryDirectory(prefix="zmqrl-bench-") as scratch, Crew(first_hub + hubs) as crew:
+        for number, group in enumerate(groups):
+            begin(group)
+            place = Path(scratch) / str(number)
+            place.mkdir()
+            now = time.monotonic()
+            share_s = (end_at - now) / (len(groups) - number)
+            yield _measure_group(grid, group, Stage(crew, first_hub, place, grid.operation), now + share_s)
+
+
+def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list[Row]:
+    names = list(grid.variants(group))
+    blocks: list[dict[Kind, list[list[Round]]]] = [{} for _ in names]
+    with ExitStack() as stack:
+        variants = [
+            stack.enter_context(VARIANTS[implementation](str(number), case, stage))
+            for number, (implementation, case) in enumerate(names)
+        ]
+        for variant in variants:
+            for make in variant.measures.values():
+                make(WARM_UP)
+        turns = list(zip(variants, blocks, strict=True))
+        for begun in range(0, grid.rounds, BLOCK):
+            if begun and time.monotonic() > end_at:
+                break
+            for variant, mine in turns:
+                for kind, make in variant.measures.items():
+                    # The first round of a block finds the caches full of another variant's numbers: one more.
+                    mine.setdefault(kind, []).append(make(min(BLOCK, grid.rounds - begun) + 1))
+            turns.append(turns.pop(0))
+    measured = []
+    for (implementation, case), variant, mine in zip(names, variants, blocks, strict=True):
+        told = {kind: [[variant.told(each) for each in block] for block in mine[kind]] for kind in mine}
+        found = samples(told)
+        measured.append((implementation, case, {name: found[name] for name in grid.operation if name in found}))
+    return rows(measured)
+
+
+# the variants
+
+
+@contextmanager
+def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
+    """Shard processes and workers, as in training. The shards record when gradients arrived."""
+    crew, place = stage.crew, stage.place / name
+    with standalone_shards(
+        case.layout,
+        np.zeros(case.parameters, np.float32),
+        optimizer=ADAM,
+        workers=case.workers + 1,  # the last one only sends PING
+        quorum=case.workers,
+        directory=place,
+        codec=case.codec,
+        transport="ipc" if case.transport == "ipc" else "tcp",
+        curve=case.curve,
+        timing=PATIENT,
+        recorder=RecorderJob(place / "profile", "localhost", trace_versions=2**53),
+    ) as shards:
+        jobs = {rank: _job(shards, rank) for rank in range(case.workers)}
+        ping = {0: _job(shards, case.workers)}
+        with (
+            crew.playing(name, ZmqrlWorker, jobs) as workers,
+            crew.playing(f"{name}-ping", ZmqrlPinger, ping) as pinger,
+        ):
+            yield Variant(_measures(stage, workers, pinger), _recorded(place / "profile", case))
+
+
+def _job(shards: StandaloneShards, rank: int) -> Facts:
+    cluster, keys = shards.cluster, shards.keys
+    facts = {"protocol": m.PROTOCOL, "run": cluster.run, "codec": cluster.codec, "shards": list(cluster.endpoints)}
+    return {
+        "cluster": facts | {"layout": cluster.layout.to_json()},
+        "keys": keys.of_worker(rank).to_json() if keys else None,
+        "rank": rank,
+    }
+
+
+def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
+    """Adds the instants of the shards to a round. Their recordings are complete once they have ended."""
+
+    @functools.cache
+    def shards() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
+        return [shard_instants(each) for each in Recording.read(directory).of_role("shard")]
+
+    def told(each: Round) -> Round:
+        arrived = tuple(tuple(ends.get(each.version, ())) for ends, _ in shards())
+        published = tuple(starts[each.version + 1] for _, starts in shards() if each.version + 1 in starts)
+        if len(published) < case.shards or any(len(ends) < case.workers for ends in arrived):
+            return each  # a recording has room for so many spans only
+        return replace(each, arrived=arrived, published=published)
+
+    return told
+
+
+def shard_instants(recording: ProcessRecording) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """When a shard had added each contribution to a version, and when it began to publish a version, in ns."""
+    arrived: dict[int, list[int]] = {}
+    published: dict[int, int] = {}
+    table = recording.table("spans")
+    columns = (table[name].tolist() for name in ("name", "start_ns", "duration_ns", "version"))
+    for number, start_ns, duration_ns, version in zip(*columns, strict=True):
+        name = recording.span_names[number]
+        if name == "accumulate":
+            arrived.setdefault(version, []).append(start_ns + duration_ns)
+        elif name == "publish":
+            published.setdefault(version, start_ns)
+    return arrived, published
+
+
+@contextmanager
+def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
+    """The same bytes over as many plain sockets. Nothing is computed or encoded."""
+    sizes = [payload_bytes(case.codec, cut.count) for cut in case.layout.slices]
+    with ExitStack() as stack:
+        first, *others = range(stage.first_hub, stage.first_hub + 1 + case.shards)
+        workers, hubs = _connected(stack, stage.crew, name, case.workers, dict(zip(others, sizes, strict=True)))
+        caller, answerer = _connected(stack, stage.crew, f"{name}-trip", 1, {first: TRIP_BYTES // 2})
+        yield Variant(_measures(stage, [*workers, *hubs], [*caller, *answerer]))
+
+
+def _connected(
+    stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int]
+) -> tuple[list[Role], list[Role]]:
+    """Workers and hubs until ``stack`` ends. ``hubs_bytes`` are the bytes of the slice of each hub, by its process."""
+    jobs = {hub: {"workers": workers, "slice_bytes": size} for hub, size in hubs_bytes.items()}
+    hubs = stack.enter_context(crew.playing(f"{name}-hub", RawHub, jobs))
+    job = {"ports": [hub.facts["port"] for hub in hubs], "slices_bytes": list(hubs_bytes.values())}
+    return stack.enter_context(crew.playing(name, RawWorker, dict.fromkeys(range(workers), job))), hubs
+
+
+@contextmanager
+def _gloo(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
+    job = {
+        "store": str(stage.place / name),
+        "workers": case.workers,
+        "count": case.parameters,
+        "codec": case.codec,
+    }
+    with stage.crew.playing(name, GlooRank, {rank: job | {"rank": rank} for rank in range(case.workers)}) as ranks:
+        yield Variant(_measures(stage, ranks, []))
+
+
+@contextmanager
+def _memcpy(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
+    with ExitStack() as stack:
+        measures: dict[Kind, Measure] = {}
+        for operation in stage.operations:
+            pieces, piece_bytes = case.pieces(operation)
+            job = {"pieces": pieces, "piece_bytes": piece_bytes}
+            copier = stack.enter_context(stage.crew.playing(f"{name}-{operation}", Copier, {0: job}))
+            measures[operation] = functools.partial(_made, stage.crew, copier)
+        yield Variant(measures)
+
+
+VARIANTS: Final[dict[Implementation, Callable[[str, Case, Stage], AbstractContextManager[Variant]]]] = {
+    "zmqrl": _zmqrl,
+    "raw_tcp": _raw_tcp,
+    "gloo": _gloo,
+    "memcpy": _memcpy,
+}
+
+
+def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> dict[Kind, Measure]:
+    """Rounds of ``players``, of whom the workers come first, and round trips between the two of ``trip``."""
+    took_ns = 0.0
+
+    def together(rounds: int) -> list[Round]:
+        nonlocal took_ns
+        made = _made(stage.crew, players, rounds)
+        took_ns = statistics.median(max(b.done) - max(a.done) for a, b in pairwise(made))
+        return made
+
+    def alone(rounds: int) -> list[Round]:
+        pause_s = ALONE_FOR * took_ns / 1e9
+        return _made(stage.crew, players, rounds, [0.0, *[pause_s] * (len(players) - 1)])
+
+    needed = {KINDS[operation] for operation in stage.operations}
+    measures: dict[Kind, Measure] = {}
+    if "together" in needed or (trip and "alone" in needed):  # it gives ``alone`` its pause
+        measures["together"] = together
+    if trip and "alone" in needed:
+        measures["alone"] = alone
+    if trip and "round_trip" in needed:
+        measures["round_trip"] = functools.partial(_made, stage.crew, trip)
+    return measures
+
+
+def _made(crew: Crew, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Round]:
+    """Let ``roles`` do so many rounds. Roles that begin none are hubs."""
+    answers = crew.run(roles, rounds, pauses_s)
+    workers, hubs = ([answer for answer in answers if key in answer] for key in ("begun", "published"))
+    version = workers[0].get("version", 0)
+    return [
+        Round(
+            begun=tuple(worker["begun"][i] for worker in workers),
+            done=tuple(worker["done"][i] for worker in workers),
+            arrived=tuple(tuple(hub["arrived"][i]) for hub in hubs),
+            published=tuple(hub["published"][i] for hub in hubs),
+            version=version + i,
+        )
+        for i in range(rounds)
+    ]

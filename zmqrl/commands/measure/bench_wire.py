@@ -1,0 +1,138 @@
+"""``zmqrl bench wire``: what the transport costs on this machine, as a table, JSON and a picture."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Grid, Implementation, Operation, Transport
+from zmqrl.bench.samples import Row
+from zmqrl.bench.wire import measure
+from zmqrl.commands.measure.plot import check_suffix
+from zmqrl.commands.measure.wire_figures import table, write_picture
+from zmqrl.commands.options import parse
+from zmqrl.errors import UsageError, refusal, require
+from zmqrl.observe.provenance import provenance
+from zmqrl.process import LOG_LEVEL, interruptible
+from zmqrl.ps.wire.messages import Codec
+
+NOT_CUT_OFF = 200
+# The networks narrow, small and nature for Breakout.
+PARAMETERS = (480_165, 677_429, 1_686_693)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure the transport of gradients and weights on this machine, beside gloo, plain sockets and memcpy.
+
+    The first seven options take several values. Every combination of them is measured, in turns within one run.
+    """
+
+    parameters: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = PARAMETERS
+    """Lengths of the parameter vector. The defaults are Breakout's networks."""
+    workers: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (2, 4)
+    """Numbers of worker processes."""
+    shards: Annotated[tuple[int, ...], tyro.conf.arg(metavar="S ...")] = (1,)
+    """Numbers of shard processes."""
+    transport: tuple[Transport, ...] = ("tcp", "ipc")
+    """Transports of zmqrl: over the loopback interface, or Unix sockets."""
+    codec: tuple[Codec, ...] = ("f32",)
+    """Numbers on the wire: float32 or bfloat16."""
+    curve: tuple[Literal["off", "on"], ...] = ("off",)
+    """Encryption and authentication of zmqrl."""
+    operation: tuple[Operation, ...] = OPERATIONS
+    """What to measure; docs/performance.md defines each operation."""
+    implementation: tuple[Implementation, ...] = IMPLEMENTATIONS
+    """What to measure it with."""
+    rounds: Annotated[int, tyro.conf.arg(metavar="N")] = 100
+    """Samples of each operation."""
+    minutes: float = 4.0
+    """Limit in minutes: a slow machine takes fewer samples, but at least 10."""
+    json: bool = False
+    """Print a list of JSON objects instead of tables."""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Picture to write: .png, .svg or .pdf. None: no picture."""
+
+    def grid(self) -> Grid:
+        """The cases. Raises UsageError."""
+        return Grid(
+            transport=self.transport,
+            codec=self.codec,
+            curve=tuple(word == "on" for word in self.curve),
+            parameters=self.parameters,
+            workers=self.workers,
+            shards=self.shards,
+            operation=self.operation,
+            implementation=self.implementation,
+            rounds=self.rounds,
+            minutes=self.minutes,
+        )
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl bench wire``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl bench wire"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Measure, and print the rows. Raises ZmqrlError."""
+    grid = options.grid()
+    if options.plot is not None:
+        check_suffix("--plot", options.plot)
+        require(options.plot.parent.is_dir(), f"--plot {options.plot}: there is no directory {options.plot.parent}.")
+    os.environ.setdefault(LOG_LEVEL, "warning")  # of the shards, which log to our standard error
+    console = Console(width=None if sys.stdout.isatty() else NOT_CUT_OFF)
+    if not options.json:
+        console.print(_machine(), highlight=False)
+    result: list[Row] = []
+    with ended_by_sigterm():
+        for rows in measure(
+            grid, lambda group: _say(f"measuring {group.parameters:,} parameters, {group.workers} workers")
+        ):
+            _say("")
+            result += rows
+            if not options.json:
+                console.print(table(rows))
+    if options.json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    if options.plot is not None:
+        try:
+            write_picture(result, options.plot)
+        except OSError as error:
+            raise UsageError(refusal(error, options.plot, "choose another --plot")) from error
+    return 0
+
+
+def _machine() -> str:
+    about = provenance()
+    load = os.getloadavg()[0]
+    return (
+        f"{about['cpu']}, {about['cores']} cores, load {load:.1f} before; Python {about['python']}, "
+        f"torch {about['packages']['torch']}, zmqrl {about['commit'] or about['zmqrl']}"
+    )
+
+
+def _say(line: str) -> None:
+    """Show a line on a terminal, in place of the one before."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block in order, so that no files stay behind."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,101 @@
+"""The rows of ``zmqrl bench wire`` as a table and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from rich import box
+from rich.table import Table
+
+from zmqrl.bench.grid import OPERATIONS
+from zmqrl.bench.samples import Row
+from zmqrl.commands.measure.plot import COLOURS, LINES, STYLE, save
+from zmqrl.ps.wire.codec import ELEMENT_BYTES
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows of one group, whose vector and workers are the same.
+
+    ``of memcpy`` is the speed divided by that of memcpy, ``of gloo`` the time divided by that of gloo.
+    """
+    about = rows[0]
+    megabytes = about["parameters"] * ELEMENT_BYTES[about["codec"]] / 1e6
+    title = f"{about['parameters']:,} parameters, {megabytes:.2f} MB as {about['codec']}, {about['workers']} workers"
+    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    shown.add_column("operation")
+    shown.add_column("implementation")
+    for name in ("p50 ms", "p99 ms", "MB/s", "of memcpy", "of gloo"):
+        shown.add_column(name, justify="right")
+    gloo_ms = {row["operation"]: row["p50_ms"] for row in rows if row["implementation"] == "gloo"}
+    for operation, each in groupby(rows, lambda row: row["operation"]):
+        for row in each:
+            fraction, other_ms = row["fraction_of_memcpy"], gloo_ms.get(operation)
+            shown.add_row(
+                operation,
+                label(row),
+                f"{row['p50_ms']:.3f}",
+                f"{row['p99_ms']:.3f}",
+                f"{row['bytes_per_s'] / 1e6:,.{0 if row['bytes_per_s'] > 1e7 else 1}f}",
+                "-" if fraction is None else f"{fraction:.3f}",
+                "-" if other_ms is None else f"{row['p50_ms'] / other_ms:.2f}",
+            )
+        shown.add_section()
+    return shown
+
+
+def label(row: Row) -> str:
+    """What tells the implementation of a row from the others of its group."""
+    words = [row["implementation"]]
+    if row["implementation"] == "zmqrl":
+        words += [row["transport"], *(["CURVE"] if row["curve"] else [])]
+    if row["implementation"] in ("zmqrl", "raw_tcp") or row["shards"] > 1:
+        words.append(f"{row['shards']} shard{'s' * (row['shards'] > 1)}")
+    return " ".join(words)
+
+
+def write_picture(rows: Sequence[Row], path: Path) -> None:
+    """Draw the time of each operation against the length of the vector: the median, and a band to the 99th percentile.
+
+    Each operation has a row of panels, and each number of workers a column. Raises OSError.
+    """
+    operations = [operation for operation in OPERATIONS if any(row["operation"] == operation for row in rows)]
+    workers = sorted({row["workers"] for row in rows})
+    looks: dict[str, dict[str, Any]] = {}
+    for name in map(_series, rows):
+        again, colour = divmod(len(looks), len(COLOURS))
+        looks.setdefault(name, {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.5 + 4.0 * len(workers), 1.2 + 2.0 * len(operations)))
+        panels = figure.subplots(len(operations), len(workers), squeeze=False, sharex=True, sharey="row")
+        for operation, line in zip(operations, panels, strict=True):
+            line[0].set_ylabel(f"{operation} (ms)")
+            for count, axes in zip(workers, line, strict=True):
+                mine = [row for row in rows if (row["operation"], row["workers"]) == (operation, count)]
+                _draw(axes, mine, looks)
+        for count, top, bottom in zip(workers, panels[0], panels[-1], strict=True):
+            top.set_title(f"{count} worker{'s' * (count > 1)}")
+            bottom.set_xlabel("parameters")
+        lines = [panels[0, 0].plot([], [], **look)[0] for look in looks.values()]
+        figure.legend(lines, list(looks), loc="outside upper center", ncols=min(4, len(looks)))
+        save(figure, path)
+
+
+def _draw(axes: Axes, rows: Sequence[Row], looks: Mapping[str, dict[str, Any]]) -> None:
+    for name, look in looks.items():
+        mine = sorted((row for row in rows if _series(row) == name), key=lambda row: row["parameters"])
+        xs, p50_ms, p99_ms = ([row[key] for row in mine] for key in ("parameters", "p50_ms", "p99_ms"))
+        axes.plot(xs, p50_ms, marker="o", markersize=4, **look)
+        axes.fill_between(xs, p50_ms, p99_ms, color=look["color"], alpha=0.12, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
+
+
+def _series(row: Row) -> str:
+    return f"{label(row)}, {row['codec']}"
