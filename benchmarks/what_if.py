@@ -16,10 +16,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from zmqrl.profile.recording import Recording
-from zmqrl.profile.report import Profile
-from zmqrl.simulate.from_run import scenario_of
-from zmqrl.simulate.replay import Changes, Replay
+from zmqrl.simulate.recorded import RecordedRun
+from zmqrl.simulate.replay import Changes, replay
+from zmqrl.simulate.times import recorded_run
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,13 @@ CASES = (
 )
 
 
-def profiled(options: str, directory: Path) -> tuple[float, Replay]:
-    """Train once. Returns updates per second, and the replay of the run."""
+def profiled(options: str, directory: Path) -> RecordedRun:
+    """Train once. Returns what the run recorded."""
     command = [sys.executable, "-m", "zmqrl", "train", *options.split(), "--run-dir", str(directory)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    profile = Profile.of(Recording.read(directory / "profile"))
-    replay = Replay(profile.recording, profile.timeline, profile.steps, scenario_of(directory))
-    return replay.measured, replay
+    recorded = recorded_run(directory)
+    assert recorded is not None, "the run was too short"
+    return recorded
 
 
 def main() -> None:
@@ -116,9 +115,9 @@ def main() -> None:
     for case in CASES:
         for _ in range(arguments.rounds):
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
-                before, replay = profiled(case.baseline, Path(scratch) / "baseline")
-                again, predicted = replay.updates_per_s(), replay.updates_per_s(case.changes)
-                measured, _ = profiled(case.changed, Path(scratch) / "changed")
+                baseline = profiled(case.baseline, Path(scratch) / "baseline")
+                before, again, predicted = baseline.measured, replay(baseline), replay(baseline, case.changes)
+                measured = profiled(case.changed, Path(scratch) / "changed").measured
             error = predicted / measured - 1
             rows.append(
                 {"change": case.name, "before": before, "replay": again, "predicted": predicted, "measured": measured}

@@ -38,11 +38,10 @@ class _Search:
         if setting not in self.found:
             ranks, shards, backups = setting
             scenario = replace(
-                self.scenario,
+                self.scenario.with_shards(shards),
                 workers=ranks - backups,
                 backups=backups,
                 quorum=None,
-                shards=shards,
                 worker_hosts=(),
                 shard_hosts=(),
             )

@@ -128,6 +128,12 @@ class Scenario:
         """The run whose times are replayed. None if they are drawn."""
         return Path(self.compute.removeprefix(RECORDED)) if self.compute.startswith(RECORDED) else None
 
+    def with_shards(self, shards: int) -> "Scenario":
+        """The same run with another number of shards: the costs of a slice grow with its size."""
+        costs = {name: cost * self.shards / shards for name, cost in dataclasses.asdict(self.costs).items()}
+        costs["send_s"] = self.costs.send_s  # most of it does not depend on the size
+        return dataclasses.replace(self, shards=shards, costs=ShardCosts(**costs))
+
     def host_of_rank(self) -> tuple[int, ...]:
         """The host of each rank."""
         return self.worker_hosts or tuple(rank % (self.hosts or self.ranks) for rank in range(self.ranks))

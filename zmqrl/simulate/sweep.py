@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.simulate.scenario import Scenario
@@ -38,10 +38,11 @@ class Axis:
 
 def variants(scenario: Scenario, axes: Sequence[Axis]) -> list[Scenario]:
     """The scenario with every combination of values, checked. The last axis changes fastest. Raises UsageError."""
-    found = [
-        dataclasses.replace(scenario, **dict(zip((axis.name for axis in axes), values, strict=True)))  # type: ignore[arg-type]
-        for values in itertools.product(*(axis.values for axis in axes))
-    ]
+    found = []
+    for values in itertools.product(*(axis.values for axis in axes)):
+        settings: dict[str, Any] = dict(zip((axis.name for axis in axes), values, strict=True))
+        with_shards = scenario.with_shards(settings.get("shards", scenario.shards))
+        found.append(dataclasses.replace(with_shards, **settings))
     for each in found:
         each.check()
     return found

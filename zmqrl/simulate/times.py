@@ -2,23 +2,38 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from zmqrl.errors import UsageError
 from zmqrl.observe.records import RunRecord
+from zmqrl.profile.clocks import Clocks
+from zmqrl.profile.critical_path import Timeline, critical_path
+from zmqrl.profile.recording import Recording
 from zmqrl.ps.layout import Layout
 from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.laws import Law
+from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun, TooLittleRecorded
 from zmqrl.simulate.scenario import RECORDED, Scenario
-
-ROLLOUT_SPANS: Final = ("env_step", "act")
-GRADIENT_SPANS: Final = ("gradient", "encode", "push", "assemble")
 
 
 def scenario_of(run: Path) -> Scenario:
-    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError when it is not a run."""
+    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError when it is not a run.
+
+    Hosts, cores and the costs of the shards are those of its recording, if it has one.
+    """
+    recorded = recorded_run(run)
+    if recorded is None:
+        return settings_of(run)
+    per_rollout = recorded.scenario.updates_per_rollout
+    updates = max(4, -(-100 // per_rollout)) * per_rollout  # whole iterations
+    return replace(recorded.scenario, updates=updates, worker_hosts=(), shard_hosts=())
+
+
+def settings_of(run: Path) -> Scenario:
+    """Only the settings of a run. Raises UsageError when it is not a run."""
     settings = RunRecord.read(run).settings
     per_rollout, agent_steps = _rollout_of(settings, run)
     return Scenario(
@@ -26,7 +41,7 @@ def scenario_of(run: Path) -> Scenario:
         backups=settings.get("backups", 0),
         quorum=settings.get("quorum"),
         shards=settings.get("shards", 1),
-        updates=max(4, -(-100 // per_rollout)) * per_rollout,  # whole iterations
+        updates=max(4, -(-100 // per_rollout)) * per_rollout,
         compute=f"{RECORDED}{run}",
         updates_per_rollout=per_rollout,
         agent_steps_per_rollout=agent_steps,
@@ -36,11 +51,25 @@ def scenario_of(run: Path) -> Scenario:
     )
 
 
-def recorded_times(run: Path) -> ComputeTimes:
-    """The times of the workers of a run: means over the second half of its ``metrics.jsonl``, as CPU time.
+def recorded_run(run: Path) -> RecordedRun | None:
+    """What a run recorded of its time, None if that is not enough to simulate it. Raises UsageError."""
+    recording = Recording.read(RunDirectory(run).profile)
+    timeline = Timeline.of(recording, Clocks.of(recording))
+    try:
+        return RecordedRun(recording, timeline, critical_path(timeline), settings_of(run))
+    except TooLittleRecorded:
+        return None
 
-    Raises UsageError when it is not a run, or when it has no times yet.
+
+def recorded_times(run: Path) -> ComputeTimes:
+    """The times of the workers of a run, as it recorded them.
+
+    Without a recording, they are means over the second half of its ``metrics.jsonl``, as CPU time. Raises UsageError
+    when it is not a run, or when it has no times yet.
     """
+    recorded = recorded_run(run)
+    if recorded is not None:
+        return recorded.times(range(recorded.scenario.ranks))
     record = RunRecord.read(run)
     per_rollout, _ = _rollout_of(record.settings, run)
     splits = [row["split_s"] for row in record.rows if row.get("split_s")]
@@ -48,8 +77,7 @@ def recorded_times(run: Path) -> ComputeTimes:
     if not splits:
         raise UsageError(f"{run} has no times in metrics.jsonl: use a run that has made updates.")
     rollout_s, gradient_s = (
-        sum(split.get(span, 0.0) for split in splits for span in spans) / len(splits)
-        for spans in (ROLLOUT_SPANS, GRADIENT_SPANS)
+        sum(split.get(span, 0.0) for split in splits for span in spans) / len(splits) for spans in (ROLLOUT, GRADIENT)
     )
     return ComputeTimes((Work([gradient_s]),), (Work([rollout_s * per_rollout]),))
 

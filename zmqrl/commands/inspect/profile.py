@@ -24,8 +24,9 @@ from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.trace import newest, write_trace
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.rundir import RunDirectory
-from zmqrl.simulate.replay import Replay, what_if
-from zmqrl.simulate.times import scenario_of
+from zmqrl.simulate.recorded import RecordedRun
+from zmqrl.simulate.replay import what_if
+from zmqrl.simulate.times import settings_of
 
 WIDTH = 120
 GROWN = 1  # exit status
@@ -100,12 +101,12 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any]) -> None:
             "max": max(row.get("policy_lag_max") or row["policy_lag"] for row in lags),
         }
     try:
-        scenario = scenario_of(path)
+        scenario = settings_of(path)
         slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
         found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(profile.timeline, slice_bytes).items()}
         if profile.steps:
-            replay = Replay(profile.recording, profile.timeline, profile.steps, scenario)
-            found["what_if"] = [asdict(each) for each in what_if(replay, profile.steps)]
+            recorded = RecordedRun(profile.recording, profile.timeline, profile.steps, scenario)
+            found["what_if"] = [asdict(each) for each in what_if(recorded, profile.steps)]
     except (UsageError, ClusterError) as error:
         found["warnings"].append(f"no predictions: {error}")
 

@@ -17,7 +17,7 @@ from zmqrl.simulate.report import report, table
 from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import RECORDED, Scenario
 from zmqrl.simulate.sweep import Axis, variants
-from zmqrl.simulate.times import scenario_of
+from zmqrl.simulate.times import recorded_run, scenario_of
 from zmqrl.simulate.world import simulate
 
 PROGRAM = "zmqrl simulate"
@@ -126,10 +126,9 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
 
 def tell_of_means(scenario: Scenario) -> None:
     """Say what the times of a run stand for."""
-    if scenario.recorded_run is not None:
-        sys.stderr.write(
-            f"{scenario.recorded_run}: every worker gets the mean times in metrics.jsonl; they do not vary.\n"
-        )
+    run = scenario.recorded_run
+    if run is not None and recorded_run(run) is None:
+        sys.stderr.write(f"{run} has no profile: every worker gets its mean times, which do not vary.\n")
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:

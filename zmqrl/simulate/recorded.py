@@ -1,0 +1,145 @@
+"""A recorded run as a scenario: its hosts, the costs of its shards, and the work of its workers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+import numpy as np
+
+from zmqrl.errors import UsageError
+from zmqrl.process_id import shard_id, worker_id
+from zmqrl.profile.critical_path import OTHER, Cycle, Step, Timeline
+from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.simulate.compute import ComputeTimes, Work
+from zmqrl.simulate.scenario import Scenario, ShardCosts
+
+ROLLOUT = ("env_step", "act")
+GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
+ASLEEP = ("straggle",)  # needs no core
+MOST_UPDATES = 1000
+UNCROWDED = 25  # percentile of the transfers that met no crowd
+
+
+class TooLittleRecorded(UsageError):
+    """A recording does not have what a simulation needs."""
+
+
+class RecordedRun:
+    """A run to simulate. ``measured`` is its rate in updates per second."""
+
+    def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
+        """``scenario`` has the settings of the run; hosts and costs come from the recording.
+
+        Raises TooLittleRecorded.
+        """
+        if not steps:
+            raise TooLittleRecorded("no update was recorded from its beginning to its end.")
+        self.measured = 1 / fmean(step.seconds for step in steps)
+        self._timeline = timeline
+        self._cycles = {
+            rank: [cycle for (_, each), cycle in sorted(timeline.cycles.items()) if each == rank]
+            for rank in range(scenario.ranks)
+        }
+        if not all(self._cycles.values()):
+            missing = ", ".join(str(rank) for rank, cycles in self._cycles.items() if not cycles)
+            raise TooLittleRecorded(f"rank {missing} recorded nothing, so the run cannot be replayed.")
+        self._queued = {rank: _queued_share(recording, rank, cycles) for rank, cycles in self._cycles.items()}
+        self._beside = {rank: _beside_s(recording, rank) for rank in self._cycles}
+        hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}
+        self.scenario = replace(
+            scenario,
+            updates=min(len(steps), MOST_UPDATES),
+            hosts=len(hosts),
+            cores=max(each.cores for each in recording.processes),
+            worker_hosts=tuple(hosts[timeline.hosts[worker_id(rank)]] for rank in range(scenario.ranks)),
+            shard_hosts=tuple(hosts[timeline.hosts[shard_id(shard)]] for shard in range(scenario.shards)),
+            costs=_costs(recording, timeline),
+        )
+
+    def times(
+        self, ranks: Iterable[int], *, spans: Mapping[str, float] | None = None, link: float = 1.0
+    ) -> ComputeTimes:
+        """The work of the ranks, as recorded, with the ways of weights and gradient as time without a core.
+
+        ``spans`` and ``link``, which is for these ways, are factors of the time.
+        """
+        spans = spans or {}
+        gradient, rollout = [], []
+        for rank in ranks:
+            cycles = self._cycles[rank]
+            way_s = link * _way_s(self._timeline, rank)
+            played = [self._work(rank, cycle, ROLLOUT, spans) for cycle in cycles if cycle.with_rollout]
+            learned = [self._work(rank, cycle, GRADIENT, spans) for cycle in cycles]
+            beside_s = self._beside[rank]
+            gradient.append(Work([cpu + beside_s for cpu, _ in learned], [idle + way_s for _, idle in learned]))
+            rollout.append(Work([cpu for cpu, _ in played], [idle for _, idle in played]))
+        return ComputeTimes(tuple(gradient), tuple(rollout) if all(len(each.cpu_s) for each in rollout) else ())
+
+    def _work(self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float]) -> tuple[float, float]:
+        """CPU and idle seconds of some spans. The time in the run queue is left out: the simulation makes its own."""
+        awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
+        on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
+        cpu_s = idle_s = 0.0
+        for name in names:
+            seconds = cycle.spans[name] * factors.get(name, 1.0)
+            if name in ASLEEP:
+                idle_s += seconds
+            else:
+                cpu_s += on_core * seconds
+                idle_s += (1 - on_core) * (1 - self._queued[rank]) * seconds
+        return cpu_s, idle_s
+
+
+def _queued_share(recording: Recording, rank: int, cycles: Sequence[Cycle]) -> float:
+    """The share of a worker's time without a core, while it works, in which it waited for one."""
+    queued_us = sum(_grown(each, "queued_us") for each in _of_rank(recording, rank))
+    without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)
+    return min(1.0, queued_us / 1e6 / without_s) if without_s > 0 else 0.0
+
+
+def _beside_s(recording: Recording, rank: int) -> float:
+    """CPU seconds per contribution of the other threads of a worker, such as the one with its sockets."""
+    others_us = contributions = 0
+    for each in _of_rank(recording, rank):
+        others_us += max(0, _grown(each, "process_cpu_us") - _grown(each, "cpu_us"))
+        contributions += len(each.table("cycles")["version"])
+    return others_us / 1e6 / contributions if contributions else 0.0
+
+
+def _way_s(timeline: Timeline, rank: int) -> float:
+    """The usual way of the weights to a worker and of its gradient to the last shard, where no crowd delayed it."""
+    down, up = [], []
+    for (version, each), cycle in timeline.cycles.items():
+        if each == rank:
+            sent = timeline.publications.get(version, {}).get(cycle.last_shard)
+            if sent is not None and cycle.began < sent.published:
+                down.append(max(0.0, cycle.pulled - sent.published))
+            if arrivals := timeline.arrivals.get((version, each)):
+                up.append(max(0.0, max(arrival.at for arrival in arrivals.values()) - cycle.pushed))
+    return sum(float(np.percentile(way, UNCROWDED)) for way in (down, up) if way)
+
+
+def _costs(recording: Recording, timeline: Timeline) -> ShardCosts:
+    """The mean seconds of the shards. What their processes need beside the spans counts as sending."""
+    made = [each for shards in timeline.publications.values() for each in shards.values()]
+    arrivals = sum(len(each) for each in timeline.arrivals.values())
+
+    def mean(name: str, count: int) -> float:
+        return sum(each.spans[name] for each in made) / max(count, 1)
+
+    return ShardCosts(
+        receive_s=mean("receive", arrivals),
+        accumulate_s=mean("accumulate", arrivals),
+        optimize_s=mean("optimize", len(made)),
+        commit_s=mean("commit", len(made)),
+        publish_s=mean("publish", len(made)),
+    )
+
+
+def _of_rank(recording: Recording, rank: int) -> list[ProcessRecording]:
+    return [each for each in recording.of_role("worker") if each.process.number == rank]
+
+
+def _grown(each: ProcessRecording, column: str) -> int:
+    values = each.table("machine")[column]
+    return int(values[-1] - values[0]) if len(values) > 1 else 0
