@@ -77,7 +77,7 @@ def test_its_policy_plays_the_games_that_it_played(run: Path, capsys: pytest.Cap
 def test_it_is_resumed(run: Path) -> None:
     options = ["--updates", "26", "--no-evaluator", "--trackers"]
     command = [sys.executable, "-m", "zmqrl", "train", "--resume", "--run-dir", str(run), *options]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming from version 20" in done.stdout
     summary = json.loads(RunDirectory(run).summary.read_text(encoding="utf-8"))

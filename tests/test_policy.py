@@ -229,7 +229,7 @@ def test_the_example_plays_the_game_that_an_evaluation_plays(config: Config, tmp
         [sys.executable, str(ROOT / "docs" / "examples" / "play_policy.py"), str(run), "3"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert played.returncode == 0, played.stderr

@@ -31,7 +31,7 @@ from zmqrl.hosts.ssh import connect, ssh_command
 from zmqrl.process import LOG_LEVEL
 from zmqrl.process_id import ProcessId, worker_id
 
-WITHIN_S = 90.0
+WITHIN_S = 240.0
 ONE, WILLING, STUBBORN, OTHER = map(worker_id, range(4))
 pytestmark = pytest.mark.processes
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.processes
 
 NODE_WORKER = TESTS / "node_worker"
 NODE_RANK = 1
-DEADLINE_S = 45.0
+DEADLINE_S = 150.0
 POLL_S = 0.05
 CARTPOLE_ROLLOUT = 8 * 128  # agent steps: games × steps of the recipe
 

@@ -32,7 +32,7 @@ from zmqrl.ps.wire.codec import FloatVector
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 from zmqrl.ps.worker.machine import WorkerTiming
 
-WITHIN_S = 90.0
+WITHIN_S = 240.0
 QUICK = ShardTiming(heartbeat_s=0.1, need_s=0.15, need_most_s=0.5, stall_notice_s=5.0)
 QUICK_WORKER = WorkerTiming(hello_s=0.2, ping_s=0.2, snapshot_s=0.3)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5)
