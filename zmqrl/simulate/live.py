@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from zmqrl.errors import ClusterError
+from zmqrl.observe.spans import WORKER_SPANS
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import OptimizerConfig
@@ -43,7 +44,21 @@ def ignored(scenario: Scenario) -> list[str]:
     return [name for name in NOT_HERE if getattr(scenario, name) != getattr(default, name)]
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A live run, and the mean seconds by span: of a shard for each version, of a worker for each gradient."""
+
+    result: Result
+    shard_s: dict[str, float]
+    worker_s: dict[str, float]
+
+
 def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
+    """Run ``scenario`` in real time: see :func:`observe`."""
+    return observe(scenario, compute=compute).result
+
+
+def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Observed:
     """Run ``scenario`` in real time. Times are those at which the shards publish, by the clock of this machine.
 
     Raises UsageError when the scenario is not valid, ClusterError when a process fails or the run gets stuck.
@@ -70,7 +85,14 @@ def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
                 told = _Run(scenario, shards, sleepers).until_the_end()
             stats = shards.control.stats(range(scenario.shards), within_s=ANSWER_WITHIN_S, what="the end of the run")
         traces = [_Trace.read(Path(scratch) / "traces" / f"shard-{shard}.json") for shard in range(scenario.shards)]
-    return _result(scenario, traces, list(stats.values()), told)
+    result = _result(scenario, traces, list(stats.values()), told)
+    versions, gradients = scenario.updates * scenario.shards, sum(each["counts"]["gradients"] for each in told)
+    spans = [(name, duration) for trace in traces for name, _, duration in trace.spans]
+    return Observed(
+        result,
+        {name: sum(duration for each, duration in spans if each == name) / versions for name in SHARD_SPANS},
+        {name: sum(each["spans"].get(name, 0.0) for each in told) / gradients for name in WORKER_SPANS},
+    )
 
 
 @dataclass(slots=True)
@@ -242,7 +264,9 @@ class _Trace:
         for name, start, _, version in spans:
             if name == "publish":
                 published_at.setdefault(version, start)
-        return cls(published_at, [span[:3] for span in spans])
+        # A shard looks at its sockets all the time. Only what it found there was received.
+        found = {id(span) for span, after in pairwise(spans) if after[0] == "accumulate"}
+        return cls(published_at, [span[:3] for span in spans if span[0] != "receive" or id(span) in found])
 
 
 def _result(scenario: Scenario, traces: list[_Trace], stats: list[m.Stats], told: list[dict[str, Any]]) -> Result:
@@ -273,7 +297,7 @@ def _result(scenario: Scenario, traces: list[_Trace], stats: list[m.Stats], told
         resent=sum(each["tally"]["resent"] for each in told),
         abandoned=counts["abandoned"],
         abandoned_rollouts=counts["abandoned_rollouts"],
-        waiting_s=tuple(each["waited_s"] for each in told),
+        waiting_s=tuple(each["spans"].get("wait", 0.0) for each in told),
         nics=(Use(0.0, 0.0),),
         shards_busy=tuple(
             sum(duration for _, start, duration in trace.spans if begun_at <= start) / elapsed_s for trace in traces
