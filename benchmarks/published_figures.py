@@ -1,12 +1,13 @@
 """Simulate the figures that others have published about parameter servers and backup workers, beside their numbers.
 
-    python benchmarks/published_figures.py [--images docs/images] [--output benchmarks/results/published-figures]
+    python benchmarks/published_figures.py [--figures servers machines backups last_gradients]
 
 It takes some minutes on one core and has no randomness but the seed. docs/simulation.md shows what it finds.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from zmqrl.commands.measure.plot import COLOURS, STYLE
 from zmqrl.simulate import Scenario, simulate
-from zmqrl.simulate.result import Result, percentile
+from zmqrl.simulate.result import percentile
 
 # DBA3C's best run: 60 of 64 workers make an update of batches of 32 samples; 331 909 parameters.
 # A batch costs about 126 million multiplications and additions x 32 samples x 4 (act, forward, backward): 32 GFLOP,
@@ -39,14 +40,14 @@ MACHINES = (1, 2, 4, 8, 16, 32, 64)
 ONE_MACHINE_H = 15.0  # what deepsense.ai's article of 2017 implies for 12 cores
 PUBLISHED_64_MIN = 20.0
 
-# Inception-v3 on 50 workers and 17 parameter servers (Abadi et al. 2016, section 6.3). The law of the stragglers is
-# chosen so that of 100 gradients the last arrives within 2 s in 30 % of the updates (Chen et al. 2016): 1.2 % of all
-# gradients take longer. The network is assumed to have 10 Gbit/s.
+# Inception-v3 on 50 workers and 17 parameter servers (Abadi et al. 2016, section 6.3). The network is assumed to have
+# 10 Gbit/s. The law is chosen so that the median step without backups is about 2.3 s, from which 1.93 s with 4 backups
+# is the published gain.
 INCEPTION = Scenario(
     workers=50,
     shards=17,
-    updates=100,
-    compute="lognormal:1.4:0.04+0.04*exponential:0.5",
+    updates=60,
+    compute="constant:0.95+exponential:0.2",
     agent_steps_per_rollout=32,
     parameters=23_900_000,
     bandwidth=10 * GIGABIT,
@@ -54,6 +55,15 @@ INCEPTION = Scenario(
     need_s=8.0,
 )
 BACKUPS = tuple(range(7))
+# Chen et al. 2016: of 100 gradients, the last but one arrives within 2 s in 80 % of the updates, the last in 30 %. The
+# law is chosen for the last: 1.2 % of all gradients take longer than 2 s.
+LAST_OF_100 = Scenario(
+    workers=100,
+    shards=1,
+    updates=300,
+    compute="lognormal:1.4:0.04+0.04*exponential:0.5",
+    abandon="immediately",
+)
 PUBLISHED_BACKUPS = {"step_s": {4: 1.93}, "speed_up": {3: 0.095}}
 
 
@@ -99,15 +109,12 @@ def backups_against_step() -> list[dict[str, Any]]:
 
 def last_gradients() -> dict[str, float]:
     """How often the last, and the last but one, of 100 gradients arrives within 2 s, on a free network."""
-    free = replace(INCEPTION, shards=1, updates=1000, bandwidth=float("inf"), latency=0.0, abandon="immediately")
-
-    def within_2s(result: Result) -> float:
-        return sum(step_s < 2.0 for step_s in result.step_s) / len(result.step_s)
-
-    return {
-        "last": within_2s(simulate(replace(free, workers=100))),
-        "second_last": within_2s(simulate(replace(free, workers=99, backups=1))),
-    }
+    found = {}
+    for name, backups in (("last", 0), ("second_last", 1)):
+        result = simulate(replace(LAST_OF_100, workers=100 - backups, backups=backups))
+        found[name] = sum(step_s < 2.0 for step_s in result.step_s) / len(result.step_s)
+    print(found)
+    return found
 
 
 def draw_servers(axes: Axes, rows: list[dict[str, Any]]) -> None:
@@ -159,29 +166,37 @@ def _plain(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+FIGURES: dict[str, tuple[Callable[[], Any], Callable[[Axes, Any], None] | None]] = {
+    "servers": (servers_against_throughput, draw_servers),
+    "machines": (machines_against_time, draw_machines),
+    "backups": (backups_against_step, draw_backups),
+    "last_gradients": (last_gradients, None),
+}
 
 
 def main() -> None:
+    """Simulate the figures, and write numbers and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/published-figures"))
+    parser.add_argument("--figures", nargs="*", choices=FIGURES, default=list(FIGURES))
     arguments = parser.parse_args()
-    found: dict[str, Any] = {
-        "servers": servers_against_throughput(),
-        "machines": machines_against_time(),
-        "backups": backups_against_step(),
-        "last_gradients": last_gradients(),
-    }
-    print(found["last_gradients"])
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    arguments.images.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        for name, draw in (("servers", draw_servers), ("machines", draw_machines), ("backups", draw_backups)):
-            figure = Figure(figsize=(7.5, 4.2))
-            draw(figure.subplots(), found[name])
-            figure.savefig(arguments.images / f"simulated-{name}.png", dpi=120, metadata={"Software": None})
+    results = arguments.output / "results.json"
+    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    for directory in (arguments.output, arguments.images):
+        directory.mkdir(parents=True, exist_ok=True)
+    for name in arguments.figures:
+        simulated, draw = FIGURES[name]
+        found[name] = simulated()
+        results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if draw is not None:
+            with matplotlib.rc_context(STYLE):
+                figure = Figure(figsize=(7.5, 4.2))
+                draw(figure.subplots(), found[name])
+                figure.savefig(arguments.images / f"simulated-{name}.png", dpi=120, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from zmqrl.errors import ClusterError
-from zmqrl.observe.spans import SHARD_SPANS
+from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
 from zmqrl.profile.recorder import RecorderJob
 from zmqrl.profile.recording import Recording
 from zmqrl.ps.layout import Layout
@@ -45,7 +45,21 @@ def ignored(scenario: Scenario) -> list[str]:
     return [name for name in NOT_HERE if getattr(scenario, name) != getattr(default, name)]
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A live run, and the mean seconds by span: of a shard for each version, of a worker for each gradient."""
+
+    result: Result
+    shard_s: dict[str, float]
+    worker_s: dict[str, float]
+
+
 def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
+    """Run ``scenario`` in real time: see :func:`observe`."""
+    return observe(scenario, compute=compute).result
+
+
+def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Observed:
     """Run ``scenario`` in real time. Times are those at which the shards publish, by the clock of this machine.
 
     Raises UsageError when the scenario is not valid, ClusterError when a process fails or the run gets stuck.
@@ -72,8 +86,14 @@ def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
                 told = _Run(scenario, shards, sleepers).until_the_end()
             stats = shards.control.stats(range(scenario.shards), within_s=ANSWER_WITHIN_S, what="the end of the run")
         recording = Recording.read(Path(scratch) / "profile")
-    versions = [_Versions.of(recording, shard) for shard in range(scenario.shards)]
-    return _result(scenario, versions, list(stats.values()), told)
+    shards_told = [_Shard.of(recording, shard) for shard in range(scenario.shards)]
+    result = _result(scenario, shards_told, list(stats.values()), told)
+    versions, gradients = scenario.updates * scenario.shards, sum(each["counts"]["gradients"] for each in told)
+    return Observed(
+        result,
+        {name: sum(each.spans_s[name] for each in shards_told) / versions for name in SHARD_SPANS},
+        {name: sum(each["spans"].get(name, 0.0) for each in told) / gradients for name in WORKER_SPANS},
+    )
 
 
 @dataclass(slots=True)
@@ -226,33 +246,32 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Versions:
-    """When a shard published each version, and how long it worked for each of them, in seconds."""
+class _Shard:
+    """What a shard recorded: when it published each version, and the seconds in each span of its work."""
 
     published_at: dict[int, float]
-    busy_s: dict[int, float]
+    spans_s: dict[str, float]
 
     @classmethod
-    def of(cls, recording: Recording, shard: int) -> "_Versions":
-        """What a shard recorded. A shard that was killed has not recorded its last seconds."""
+    def of(cls, recording: Recording, shard: int) -> "_Shard":
+        """Read the recordings of a shard. One that was killed has not recorded its last seconds."""
         published_at: dict[int, float] = {}
-        busy_s: dict[int, float] = {}
+        spans_s = dict.fromkeys(SHARD_SPANS, 0.0)
         for each in recording.of_role("shard"):
-            if each.process.number != shard:
-                continue
-            table = each.table("versions")
-            spent_us = np.sum([table[name] for name in SHARD_SPANS], axis=0)
-            for version, at_us, work_us in zip(table["version"], table["published_at_us"], spent_us, strict=True):
-                published_at.setdefault(int(version), at_us / 1e6)
-                busy_s.setdefault(int(version), work_us / 1e6)
-        return cls(published_at, busy_s)
+            if each.process.number == shard:
+                table = each.table("versions")
+                for version, at_us in zip(table["version"].tolist(), table["published_at_us"].tolist(), strict=True):
+                    published_at.setdefault(version, at_us / 1e6)
+                for name in SHARD_SPANS:
+                    spans_s[name] += float(table[name][table["version"] > 0].sum()) / 1e6
+        return cls(published_at, spans_s)
 
 
-def _result(scenario: Scenario, versions: list[_Versions], stats: list[m.Stats], told: list[dict[str, Any]]) -> Result:
+def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told: list[dict[str, Any]]) -> Result:
     """Put together what the processes have told."""
     done_at = []
     for version in range(scenario.updates + 1):
-        known = [each.published_at[version] for each in versions if version in each.published_at]
+        known = [each.published_at[version] for each in shards if version in each.published_at]
         if not known:
             raise ClusterError(f"nothing tells when version {version} was published: its shard was killed later.")
         done_at.append(max(known))
@@ -276,9 +295,7 @@ def _result(scenario: Scenario, versions: list[_Versions], stats: list[m.Stats],
         resent=sum(each["tally"]["resent"] for each in told),
         abandoned=counts["abandoned"],
         abandoned_rollouts=counts["abandoned_rollouts"],
-        waiting_s=tuple(each["waited_s"] for each in told),
+        waiting_s=tuple(each["spans"].get("wait", 0.0) for each in told),
         nics=(Use(0.0, 0.0),),
-        shards_busy=tuple(
-            sum(seconds for version, seconds in each.busy_s.items() if version) / elapsed_s for each in versions
-        ),
+        shards_busy=tuple(sum(each.spans_s.values()) / elapsed_s for each in shards),
     )

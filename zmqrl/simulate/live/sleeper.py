@@ -79,9 +79,9 @@ def main() -> None:
         cluster = Cluster.from_json(job["cluster"])
         with Connection(cluster, job["rank"], incarnation=job["incarnation"], log=log) as connection:
             counts = work(connection, job)
-            waited_s = connection.spans.totals().get("wait", (0, 0.0))[1]
+            spans = {name: seconds for name, (_, seconds) in connection.spans.totals().items()}
             tally = dataclasses.asdict(connection.tally())
-        say({"counts": dataclasses.asdict(counts), "tally": tally, "waited_s": waited_s})
+        say({"counts": dataclasses.asdict(counts), "tally": tally, "spans": spans})
     except ZmqrlError as error:
         log.error("%s", error)
         sys.exit(error.exit_status)
