@@ -20,6 +20,7 @@ from support.run_rig import Run, outside_worker, training
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 HOST = socket.gethostname()
+USUAL = 50  # versions, of which 16 are an iteration: by then the run knows what is usual
 ENV = ("--env", "support.hanging_env:Hanging-v0")
 
 HANGING_IMPORT = """
@@ -51,7 +52,7 @@ def running(path: Path, *options: str, **environment: str) -> Iterator[Run]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run of two shards and two workers, both of which it needs. Each test leaves it as it was."""
     with running(tmp_path_factory.mktemp("hangs") / "run") as run:
-        run.wait_for(20)
+        run.wait_for(USUAL)
         yield run
 
 
@@ -139,7 +140,7 @@ def test_an_external_worker_that_hangs_is_named_with_its_span_only(
     with running(tmp_path / "run", "--external-workers", "1") as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")
         with outside_worker(run) as outside:
-            run.wait_for(20)
+            run.wait_for(USUAL)
             hang.write_text(str(outside.pid))
             found = awaited(run, "worker-1", "in env_step for ")
             assert (found["host"], found["is_external"]) == ("", True)
@@ -153,7 +154,7 @@ def test_a_worker_that_hangs_in_its_imports_is_asked_too(tmp_path: Path) -> None
     (place / "sitecustomize.py").write_text(HANGING_IMPORT)
     path = os.pathsep.join([str(place), str(TESTS), os.environ.get("PYTHONPATH", "")])
     with running(tmp_path / "run", PYTHONPATH=path, HANG_IMPORT=str(blocks)) as run:
-        run.wait_for(20)
+        run.wait_for(USUAL)
         blocks.touch()
         run.kill("worker", 0)
         found = awaited(run, "worker-0", "find_spec (sitecustomize.py:")
