@@ -144,7 +144,8 @@ def _traced(paths: Sequence[Path], workers: int) -> Callable[[Round], Round]:
 
     @functools.cache
     def traces() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
-        return [shard_instants(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        # A shard that had to be killed at its end left none.
+        return [shard_instants(json.loads(path.read_text())) if path.exists() else ({}, {}) for path in paths]
 
     def told(each: Round) -> Round:
         arrived = tuple(tuple(ends.get(each.version, ())) for ends, _ in traces())
