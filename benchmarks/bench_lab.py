@@ -78,14 +78,14 @@ class Run:
             return []
 
     def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
-        """Wait for the first thing that ``look`` finds. Ends the benchmark with the run's output if it finds none."""
+        """Wait until ``look`` finds something. Ends the benchmark with the run's output if it finds nothing in time."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self.process.poll() is None:
             if (found := look()) is not None:
                 return found
             time.sleep(0.02)
         said = self.path.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
-        sys.exit(f"no {what} within {within_s:g} s; the run said:\n{said}")
+        sys.exit(f"no {what} within {within_s:g} s; the run printed:\n{said}")
 
 
 @contextlib.contextmanager

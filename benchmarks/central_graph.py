@@ -44,7 +44,7 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
     load_before = os.getloadavg()[0]
     numbers = ["--shards", str(shards), "--workers", str(workers)]
     with launched(where, hosts, [*options, *numbers]) as run:
-        first = run.wait_for(lambda: row_after(run, WARM_UP_S), "row of figures", FIRST_ROW_WITHIN_S)
+        first = run.wait_for(lambda: row_after(run, WARM_UP_S), "row of metrics", FIRST_ROW_WITHIN_S)
         before, begun_at = Sample(where), time.monotonic()
         run.wait_for(lambda: True if time.monotonic() - begun_at >= seconds else None, "measurement", 2 * seconds)
         after, elapsed_s = Sample(where), time.monotonic() - begun_at
@@ -99,7 +99,7 @@ def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
 def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> float | None:
     """Updates per second if only the busiest link took time: first all gradients, then all weights.
 
-    The real figure can be higher: a worker that has its weights plays and sends while others still receive theirs.
+    The real number can be higher: a worker that has its weights plays and sends while others still receive theirs.
     """
     if rate == "off":
         return None
@@ -153,7 +153,7 @@ def main() -> None:
     hosts = max(arguments.shards) + max(arguments.workers)
     if hosts > MOST_HOSTS:
         parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
-    # A slice takes seconds on a slow network. Shards must not ask for it again meanwhile.
+    # A slice takes seconds on a slow network. Shards must not ask for it again during that time.
     options = [*(options or DEFAULT), "--wire.need-s", "10", "--trackers"]
     arguments.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from bench_lab import Lab, lab, launched
 
-from zmqrl.commands.run.launch import place_of
+from zmqrl.commands.run.launch import directory_name
 from zmqrl.observe.provenance import provenance
 from zmqrl.rundir import RunDirectory
 
@@ -40,7 +40,7 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     numbers = ["--shards", str(hosts), "--workers", str(workers), "--wire.need-s", "30"]
     with launched(where, ",".join(names), [*options, *numbers]) as run:
         log = run.path / "logs/shard-0.log"
-        place = place_of(RunDirectory(run.path), host_socket.gethostname())
+        place = directory_name(RunDirectory(run.path), host_socket.gethostname())
         history = Path(f"/var/tmp/zmqrl-{os.getuid()}/h1/{place}/history/shard-0.jsonl")
         phases: dict[str, Callable[[], bool]] = {
             "command": run.path.exists,  # it imports, and draws the first parameters

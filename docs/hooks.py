@@ -1,4 +1,4 @@
-"""What mkdocs does besides its own: pages that are made from elsewhere, and links that lead out of docs/."""
+"""Hooks of mkdocs: pages that are generated from other files, and links that lead out of docs/."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to pages of the site, wherever their sources are, and all others into the repository."""
+    """Point links to the pages of the site if they exist there, and all other links to the repository."""
     source = PurePosixPath("docs") / page.file.src_uri
     base = PurePosixPath(FROM_THE_TOP.get(page.file.src_uri, source)).parent
     pages = {f"docs/{file.src_uri}": file for file in files} | {
@@ -43,7 +43,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def commands() -> str:
-    """The help of each command, as it prints it."""
+    """The help of each command, as printed."""
     overview = help_of()
     names = re.findall(r"^  zmqrl ([a-z-]+) ", overview, re.MULTILINE)
     parts = ["# Commands", "Each command prints this help with `--help`.", f"```text\n{overview}```"]

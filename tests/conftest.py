@@ -4,12 +4,13 @@ The default profile tries the same examples each time; ``quick``, of ``make chec
 ``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes some minutes.
 
 A test that uses the network lab is marked ``lab``, one that uses Slurm is marked ``slurm``: they need root and Debian
-packages. Most tests of whole runs are marked ``slow``. ``make test`` leaves all three out.
+packages. Most tests of complete runs are marked ``slow``. ``make test`` leaves all three out.
 """
 
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -29,6 +30,8 @@ settings.register_profile(
 settings.register_profile("quick", settings.get_profile("default"), max_examples=10, stateful_step_count=20)
 settings.load_profile("default")
 
+# A shell ignores SIGINT in what it runs in the background, and every process of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LANES = {"lab_of_all_tests": "lab", "need_a_lab": "lab", "slurm": "slurm"}  # by fixture
 
@@ -87,7 +90,7 @@ def need_a_lab(need_programs: Callable[..., None], skip_or_fail: Callable[[str],
         skip_or_fail("a network lab needs root")
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
     if subprocess.run(command, capture_output=True, timeout=180).returncode:
-        skip_or_fail("this machine lets nobody make namespaces, which a network lab is made of")
+        skip_or_fail("this machine allows no namespaces, which the network lab needs")
 
 
 @pytest.fixture(scope="session")

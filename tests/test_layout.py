@@ -22,7 +22,9 @@ ORDER = (
     ("process", "json_lines"),
     ("rundir",),
     ("observe",),
+    ("profile",),
     ("ps",),
+    ("simulate",),  # which knows no learner and no torch
     ("learner",),
     ("checkpoint",),
     ("config",),

@@ -1,4 +1,4 @@
-"""A run and whoever started it: output that nobody takes, Ctrl-C at any instant, closed streams."""
+"""A run and the program that started it: output that nothing reads, Ctrl-C at any instant, closed streams."""
 
 import contextlib
 import fcntl
@@ -39,7 +39,7 @@ def zmqrl(
         yield process
 
 
-# output that nobody takes
+# output that nothing reads
 
 
 @pytest.fixture

@@ -137,7 +137,8 @@ def test_a_run_directory_that_cannot_be_made_is_named(
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"), [("size=8k", "No space left on device: make room on"), ("ro", "Read-only file system: make")]
+    ("options", "reason"),
+    [("size=8k", "No space left on device: free some space on"), ("ro", "Read-only file system: make")],
 )
 def test_a_disk_that_takes_no_checkpoint_is_named_before_a_run_and_nothing_is_left_there(
     refused: Refused, skip_or_fail: Callable[[str], NoReturn], tmp_path: Path, options: str, reason: str
@@ -215,7 +216,7 @@ def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothi
         run.signal(signal.SIGTERM)
         ended(run, f"cannot write {path}/checkpoints: Operation not permitted: make it writable.")
         version = run.files.version()
-        assert (path / "left.json").exists(), "nobody could find the state of the shards"
+        assert (path / "left.json").exists(), "the state of the shards cannot be found"
     subprocess.run(["chattr", "-i", str(path / "checkpoints")], check=True, timeout=180)
     files = trained(path, "--resume", "--updates", str(version + 5))
     assert f"resuming from version {version}" in (tmp_path / "run.stdout").read_text()
@@ -288,7 +289,8 @@ def test_a_picture_that_the_disk_is_too_full_for_is_refused_and_not_kept(
     (run / "metrics.jsonl").write_text(json.dumps(row(1)) + "\n")
     with mounted(disk, "size=8k", skip_or_fail):
         said = refused(*command.split(), str(run), "--output", str(disk / name))
-        assert said.startswith(f"zmqrl: cannot write {disk}/{name}: No space left on device: make room on that disk")
+        reason = "No space left on device: free some space on that disk"
+        assert said.startswith(f"zmqrl: cannot write {disk}/{name}: {reason}")
         assert list(disk.iterdir()) == []
 
 
@@ -316,7 +318,7 @@ def test_output_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path, a
     command = [sys.executable, "-m", "zmqrl", *arguments.format(run=run).split()]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=WITHIN_S)
-    said = "zmqrl: cannot write standard output: No space left on device: make room on that disk.\n"
+    said = "zmqrl: cannot write standard output: No space left on device: free some space on that disk.\n"
     assert (done.returncode, done.stderr) == (2, said)
 
 

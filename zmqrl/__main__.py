@@ -5,6 +5,7 @@ import _signal  # type: ignore[import-not-found]
 import os
 
 INTERRUPTED = 130
+LOOK_UP_EVERY_S = 1.0  # a wait ends this often, because a signal just before it does not wake it
 
 
 def _leave(*_: object) -> None:
@@ -34,6 +35,16 @@ def main() -> None:
     finally:
         if ANSWERS:
             _signal.signal(_signal.SIGINT, _leave)
+        _join_threads()
+
+
+def _join_threads() -> None:
+    """Wait for the threads of libraries, which Python does too at its end, but in one wait."""
+    import threading
+
+    for thread in threading.enumerate():
+        while thread.is_alive() and not thread.daemon and thread is not threading.current_thread():
+            thread.join(LOOK_UP_EVERY_S)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``, which appears whole. An older directory of that name stays until then."""
+        """Write to ``root/v<version>``, which appears complete. An older directory of that name stays until then."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -238,8 +238,8 @@ def checkpoints(root: Path) -> list[Path]:
 def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequence[Path]], str]) -> T | None:
     """The newest checkpoint under ``root``, as ``read`` reads it; None without a checkpoint.
 
-    Raises UsageError when it is damaged. If an older checkpoint is whole, the error ends with ``advice`` about that one
-    and the damaged ones after it.
+    Raises UsageError when it is damaged. If an older checkpoint is intact, the error ends with ``advice`` about that
+    one and the damaged ones after it.
     """
     damaged: list[Path] = []
     first: UsageError | None = None

@@ -28,7 +28,7 @@ COMMANDS = {
     "train": Command("run.train", "[RECIPE] [options]", "train on this machine"),
     "launch": Command("run.launch", "-H HOSTS [RECIPE] [options]", "train on several hosts over ssh or Slurm"),
     "doctor": Command("inspect.doctor", "-H HOSTS [RECIPE] [options]", "check that hosts can run this job"),
-    "eval": Command("measure.evaluate", "RUN [options]", "play whole games with a policy and print the scores"),
+    "eval": Command("measure.evaluate", "RUN [options]", "play full games with a policy and print the scores"),
     "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video"),
     "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker"),
     "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
@@ -39,6 +39,9 @@ COMMANDS = {
         "RUN [options]",
         "check that every shard made each version exactly once",
     ),
+    "profile": Command("inspect.profile", "RUN [RUN] [options]", "show where the time of a run goes"),
+    "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run on virtual time"),
+    "plan": Command("measure.plan", "--workers-up-to N [options]", "find the workers, backups and shards to use"),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
     "bench": Command("measure.bench", "wire [options]", "measure what the transport of gradients and weights costs"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
@@ -81,15 +84,15 @@ def _open_standard_streams() -> None:
     """Open /dev/null in place of a closed standard stream, so that no other file gets its descriptor."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            place = os.open(os.devnull, os.O_RDWR)
-            os.dup2(place, number)
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
-            if place != number:
-                os.close(place)
+            if null != number:
+                os.close(null)
 
 
 def _look_for_modules_here() -> None:
-    """Find the user's own games, model and loss in the current directory, as the processes of a run do."""
+    """Make the user's own games, model and loss in the current directory importable, as in the processes of a run."""
     try:
         here = str(Path.cwd())
     except FileNotFoundError:
@@ -110,7 +113,7 @@ def _print_no_more() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; the exit status. Raises ZmqrlError."""
+    """Run one command line and return its exit status. Raises ZmqrlError."""
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
     if name in ("--version", "--help", "-h"):
         sys.stdout.write(f"zmqrl {__version__}\n" if name == "--version" else _usage())

@@ -38,7 +38,7 @@ class WireConfig:
     insecure_plaintext: Annotated[bool, tyro.conf.arg(aliases=["--insecure-plaintext"])] = False
     """Never encrypt TCP. Anyone on the network can then read weights and push gradients."""
     need_s: float = 1.0
-    """Seconds without progress before a shard asks for resends. Allow for a slice to cross the network."""
+    """Seconds without progress before a shard asks for resends. Must exceed the time to send a slice."""
 
     @property
     def tcp(self) -> bool:
@@ -72,9 +72,9 @@ class WireConfig:
         )
         require(
             self.tcp or self.address == "127.0.0.1",
-            f"--wire.address {address} is for TCP: add --wire.transport tcp.",
+            f"--wire.address {address} needs TCP: add --wire.transport tcp.",
         )
-        require(self.tcp or not self.curve, "--wire.curve is for TCP: add --wire.transport tcp.")
+        require(self.tcp or not self.curve, "--wire.curve needs TCP: add --wire.transport tcp.")
         require(
             not (self.curve and self.insecure_plaintext),
             "--wire.curve and --wire.insecure-plaintext exclude each other: use one of them.",
@@ -101,7 +101,7 @@ class EvaluationConfig:
     """What the evaluator does."""
 
     episodes: int = 50
-    """Whole games for each evaluated checkpoint. Their seeds are always the same."""
+    """Full games per evaluated checkpoint, always with the same seeds."""
     every_minutes: float = 5.0
     """Training minutes between evaluations. The first and last checkpoints are always evaluated."""
     greedy: bool = False
@@ -166,7 +166,7 @@ class Config:
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Slow down one worker, RANK:SECONDS per update, such as 2:0.5. May be repeated."""
     evaluator: bool = False
-    """Play whole games with checkpoints in an extra process, and write evaluations.jsonl."""
+    """Play full games with checkpoints in an extra process, and write evaluations.jsonl."""
     recorder: bool = False
     """Record games in an extra process at --recording.minutes, into videos/."""
     external_workers: int = 0
@@ -177,6 +177,8 @@ class Config:
     """Trace this many versions to DIR/trace.json. Without a number: 100."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Trackers that get the metrics. Without a value: none."""
+    metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
+    """Serve figures for Prometheus there; 0: a free port. Default address: 127.0.0.1."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that workers compute on."""
     run_dir: Path | None = None
@@ -234,6 +236,27 @@ class Config:
             )
         return ports
 
+    def metrics_place(self) -> tuple[str, int] | None:
+        """Address and port of ``metrics_port``. Raises UsageError when it is not valid."""
+        if self.metrics_port is None:
+            return None
+        address, _, port = self.metrics_port.rpartition(":")
+        try:
+            place = ipaddress.IPv4Address(address or "127.0.0.1")
+        except ValueError:
+            raise UsageError(
+                f"--metrics-port {self.metrics_port}: an IPv4 address is required before the port."
+            ) from None
+        require(
+            not place.is_unspecified,
+            f"--metrics-port {self.metrics_port} would listen on every network: use one address of this machine.",
+        )
+        require(
+            port.isascii() and port.isdigit() and int(port) < 65536,
+            f"--metrics-port {self.metrics_port}: a port from 0 to 65535 is required.",
+        )
+        return str(place), int(port)
+
     def check(self) -> None:
         """Raise UsageError for the first setting that is not valid."""
         for part in (self.wire, self.checkpoint, self.evaluation, self.recording):
@@ -270,6 +293,7 @@ class Config:
         )
         self.straggle_s()
         self.ports()
+        self.metrics_place()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as in ``config.json``."""

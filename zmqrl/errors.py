@@ -1,4 +1,4 @@
-"""The errors a user sees: one sentence that says what, where and what to do. Standard library only."""
+"""The errors that users see: one sentence with the problem, its location and the remedy. Standard library only."""
 
 import difflib
 import errno
@@ -39,8 +39,8 @@ _REMEDIES = {
     errno.EISDIR: "move away the directory of that name",
     errno.EEXIST: "move away the file of that name",
     errno.ENOTDIR: "move away the file of that name",
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room within your quota",
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some space within your quota",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }

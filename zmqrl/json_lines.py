@@ -13,7 +13,7 @@ PIECE_BYTES = 1 << 20
 
 
 class JsonLines:
-    """Appends to ``path``. A line is one write: a reader finds it whole or not at all. ``file`` is the descriptor."""
+    """Appends to ``path``. Each line is one write, so a reader never finds a part. ``file`` is the descriptor."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the file, and cut off a line that a killed process left unfinished. Raises OSError."""
@@ -41,7 +41,7 @@ class JsonLines:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-        """Append ``record``. When that begins to fail, tell ``notice``."""
+        """Append ``record``. When that begins to fail, report it with ``notice``."""
         try:
             self.write(record)
             self._failing = False
@@ -75,7 +75,7 @@ class JsonLines:
         self.reopen()
 
     def reopen(self) -> None:
-        """Go on with the file that has taken the place of this one. Raises OSError."""
+        """Continue with the file that has replaced this one. Raises OSError."""
         replaced, self.file = self.file, os.open(self.path, FLAGS, 0o644)
         os.close(replaced)
 

@@ -116,7 +116,7 @@ def _weights(root: Path, version: int | None) -> PolicyWeights:
     """The weights of the checkpoint of ``version`` under ``root``; of the newest one for None."""
 
     def advice(whole: Path, _: object) -> str:
-        return f"Checkpoint {whole.stem} is whole: use it with --checkpoint {int(whole.stem[1:])}."
+        return f"Checkpoint {whole.stem} is intact: use it with --checkpoint {int(whole.stem[1:])}."
 
     if version is None and (weights := newest(root, PolicyWeights.read, advice)) is not None:
         return weights

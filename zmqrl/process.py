@@ -1,4 +1,4 @@
-"""What a process of zmqrl does for itself and for its parent: Ctrl-C, open files, logs, its job, messages.
+"""What every zmqrl process needs: Ctrl-C, the limit of open files, logs, its job, messages of its parent.
 
 Standard library only.
 """
@@ -70,7 +70,7 @@ def read_job(die_with: signal.Signals) -> dict[str, Any]:
     parent.register(0, 0)
     if parent.poll(0):  # the parent died before prctl, perhaps during our imports: no signal will come
         sys.exit(0)
-    # Ctrl-C reaches the whole process group of the terminal, but the supervisor ends its children.
+    # Ctrl-C reaches every process of the terminal's group, but the supervisor ends its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -111,7 +111,7 @@ def log_to_stderr(name: str) -> logging.Logger:
     The level is that of :func:`log_level`, or info if it is not valid there. Other packages log no debug lines.
     """
     level = logging.INFO
-    with contextlib.suppress(UsageError):  # the command line has refused it; on another host nobody has
+    with contextlib.suppress(UsageError):  # the command line refuses it, but on another host nothing has checked it
         level = log_level()
     logging.basicConfig(
         stream=sys.stderr,
@@ -164,7 +164,7 @@ def _leave(*_: object) -> None:
 
 
 def say(facts: dict[str, Any]) -> None:
-    """Tell the parent ``facts`` in one line of JSON on standard output. The first ones say that we are up."""
+    """Send ``facts`` to the parent as one line of JSON on standard output. The first line means that we are up."""
     line = json.dumps(facts).encode() + b"\n"
     while line:
         line = line[os.write(_to_parent, line) :]

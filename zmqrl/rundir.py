@@ -33,9 +33,10 @@ class RunDirectory:
     tensorboard = property(lambda self: self.path / "tensorboard")
     checkpoints = property(lambda self: self.path / "checkpoints")
     cluster = property(lambda self: self.path / "cluster.json")
+    stalled = property(lambda self: self.path / "stalled.json")
     left = property(lambda self: self.path / "left.json")
     keys = property(lambda self: self.path / "keys")
-    traces = property(lambda self: self.path / "traces")
+    profile = property(lambda self: self.path / "profile")
     trace = property(lambda self: self.path / "trace.json")
     evaluations = property(lambda self: self.path / "evaluations.jsonl")
     summary = property(lambda self: self.path / "summary.json")
@@ -43,10 +44,6 @@ class RunDirectory:
     def log(self, process: ProcessId | Literal["supervisor"]) -> Path:
         """The log of a process."""
         return self.path / "logs" / f"{process}.log"
-
-    def trace_of(self, process: ProcessId) -> Path:
-        """The trace of one process, before all are merged."""
-        return Path(self.traces / f"{process}.json")
 
     def history(self, shard: int) -> Path:
         """The history of a shard."""
@@ -108,7 +105,7 @@ class RunDirectory:
         """Keep cluster.json as left.json, so that the shards of a killed run can be found."""
         with contextlib.suppress(FileNotFoundError):
             self.cluster.replace(self.left)
-        self._remove_what_lets_join()
+        self._remove_what_needs_a_living_run()
 
     def in_use(self) -> bool:
         """Whether a run uses it now."""
@@ -117,7 +114,7 @@ class RunDirectory:
     def release(self) -> None:
         """Release the lock and remove what only a living run needs. If no run began, remove what we made too."""
         with contextlib.suppress(OSError):  # the lock must be released in any case
-            self._remove_what_lets_join()
+            self._remove_what_needs_a_living_run()
         if self._sockets is not None:
             self._sockets.cleanup()
         shutil.rmtree(self.path / "sockets", ignore_errors=True)  # killed shards leave theirs
@@ -137,8 +134,9 @@ class RunDirectory:
         os.close(self._lock)
         self._lock = None
 
-    def _remove_what_lets_join(self) -> None:
-        self.cluster.unlink(missing_ok=True)
+    def _remove_what_needs_a_living_run(self) -> None:
+        for file in (self.cluster, self.stalled):
+            file.unlink(missing_ok=True)
         shutil.rmtree(self.keys, ignore_errors=True)
 
 

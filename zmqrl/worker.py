@@ -1,11 +1,9 @@
-"""A worker: pull -> play -> gradient -> push. The whole distributed algorithm is in :func:`work`."""
+"""A worker: pull -> play -> gradient -> push. All of the distributed algorithm is in :func:`work`."""
 
 import logging
-import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +16,9 @@ from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
-from zmqrl.observe.spans import Spans, chrome_events, write_trace
+from zmqrl.observe.spans import Spans
 from zmqrl.process import lived_s, log_to_stderr, read_job
+from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.wire.codec import is_finite
@@ -45,13 +44,11 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
         return divmod(updates, config.algorithm.updates_per_rollout)
 
     def load(weights: PulledWeights) -> None:
-        spans.recording = weights.version < profile_until
         parameters.load(weights.vector)
 
     weights = connection.pull()
     if weights is None:
         return
-    profile_until = weights.version + (config.profile or 0)
     reporter = Reporter(connection, rollout.steps * rollout.num_envs, weights.version)
     while weights is not None:
         acted = weights
@@ -73,7 +70,9 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
                 losses = learner.gradient(rollout, place(weights)[1], weights.version)
             if not is_finite(gradient):
                 raise ClusterError(f"the gradient of version {weights.version} is not finite (loss {losses['loss']}).")
-            time.sleep(delay_s)
+            if delay_s:
+                with spans("straggle"):
+                    time.sleep(delay_s)
             connection.push(weights, gradient)
             contributed += 1
             reporter.learned(weights, losses, lag=weights.version - acted.version)
@@ -116,26 +115,27 @@ def join(
     *,
     version: int,
     threads: int,
-    trace_path: Path | None,
     log: logging.Logger,
+    recorder: RecorderJob | None = None,
     incarnation: int | None = None,
     code: str = "",
 ) -> None:
     """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError.
 
-    Shards with other code than ``code`` refuse the worker, unless it is empty.
+    Shards with other code than ``code`` refuse the worker, unless it is empty. Without ``recorder``, the worker does
+    not record where its time goes.
     """
     spans, begun_s = Spans(), lived_s()
     actor_learner = ActorLearner(config, rank, version, threads=threads, spans=spans)
     log.info("games and network made in %.1f s", lived_s() - begun_s)
     try:
         # Only now: the run counts on a worker that is connected.
-        with Connection(cluster, rank, incarnation=incarnation, code=code, spans=spans, log=log) as connection:
+        with Connection(
+            cluster, rank, incarnation=incarnation, code=code, spans=spans, recorder=recorder, log=log
+        ) as connection:
             work(connection, actor_learner, config, log)
     finally:
         actor_learner.envs.close()
-        if trace_path is not None:
-            write_trace(trace_path, chrome_events(spans.events, os.getpid(), f"worker {rank}"))
 
 
 def main() -> None:
@@ -145,7 +145,6 @@ def main() -> None:
     log = log_to_stderr("zmqrl.worker")
     log.info("started and imported in %.1f s", imported_s)
     keys = ClientKeys.from_json(job["keys"]) if job["keys"] else None
-    trace_path = Path(job["trace_path"]) if job["trace_path"] else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         join(
@@ -154,8 +153,8 @@ def main() -> None:
             job["rank"],
             version=job["version"],
             threads=job["threads"],
-            trace_path=trace_path,
             log=log,
+            recorder=RecorderJob.from_json(job["recorder"]) if job["recorder"] else None,
             incarnation=job["incarnation"],
             code=code_id(),
         )

@@ -114,7 +114,7 @@ def write_ssh_files(lab: Lab) -> None:
     for name, text in (("hosts", hosts), ("known_hosts", known), ("ssh_config", config)):
         lab.path(name).write_text(text)
         lab.path(name).chmod(0o600)
-    # A user who made the lab with sudo can log in without it.
+    # After `sudo netlab up`, the user can log in without sudo.
     if user := os.environ.get("SUDO_UID"):
         for name in (".", "id_ed25519", "known_hosts", "ssh_config"):
             os.chown(lab.path(name), int(user), -1)

@@ -1,4 +1,4 @@
-"""Make faults in a host's network, undo them, and read from the kernel which there are."""
+"""Make faults in a host's network, undo them, and read the existing ones from the kernel."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def set_link(lab: Lab, host: str, state: str) -> None:
 
 
 def set_blackhole(lab: Lab, host: str, on: bool) -> None:
-    """Drops every packet from and to a host. Senders are not told."""
+    """Drops every packet from and to a host. Senders get no error."""
     set_rules(lab, host, on, (*TO_HOST, "-j", "DROP"), (*FROM_HOST, "-j", "DROP"))
 
 

@@ -14,7 +14,7 @@ class Refusal(Exception):
 
 
 class Failure(Exception):
-    """A step failed that should have worked."""
+    """A step of the request failed."""
 
 
 @dataclass(frozen=True, kw_only=True)

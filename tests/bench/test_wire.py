@@ -13,23 +13,22 @@ from zmqrl.bench.grid import OPERATIONS, Grid, Implementation
 from zmqrl.bench.parts import Copier, RawWorker
 from zmqrl.bench.samples import Blocks, Round
 from zmqrl.errors import ClusterError
+from zmqrl.observe.spans import Spans
+from zmqrl.process_id import shard_id
+from zmqrl.profile.recorder import Recorder, RecorderJob
+from zmqrl.profile.recording import Recording
 
 
-def test_the_instants_of_a_shard_are_read_from_its_trace() -> None:
-    def span(name: str, start_us: float, version: int) -> dict[str, Any]:
-        return {"ph": "X", "name": name, "ts": start_us, "dur": 2.5, "args": {"version": version}}
-
-    named = {"ph": "M", "name": "process_name", "args": {"name": "shard 0"}}
-    events = [
-        named,
-        span("receive", 1, 3),
-        span("accumulate", 10, 3),
-        span("accumulate", 20, 3),
-        span("publish", 30, 4),
-    ]
-    arrived, published = wire.shard_instants({"traceEvents": events})
-    assert arrived == {3: [12_500, 22_500]}
-    assert published == {4: 30_000}
+def test_the_instants_of_a_shard_are_read_from_its_recording(tmp_path: Path) -> None:
+    spans = Spans()
+    recorder = Recorder(RecorderJob(tmp_path, "h", 10), shard_id(0), spans, run="r", incarnation=1)
+    for event in (("receive", 1, 2, 3), ("accumulate", 10, 2, 3), ("accumulate", 20, 2, 3), ("publish", 30, 2, 4)):
+        spans.keep(event)
+    recorder.close()
+    (recording,) = Recording.read(tmp_path).of_role("shard")
+    arrived, published = wire.shard_instants(recording)
+    assert arrived == {3: [12, 22]}
+    assert published == {4: 30}
 
 
 @pytest.mark.processes

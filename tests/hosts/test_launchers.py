@@ -6,6 +6,7 @@ Every test runs with processes of this machine, of a host that is reached by ssh
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from support.paths import TESTS
 from support.rig import ending, eventually, is_alive
 from support.slurm import NODES, Slurm
 
+from zmqrl.hostd.child import ASK
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import HERE
-from zmqrl.hosts.launcher import Exited, Said, Task
+from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
 from zmqrl.hosts.link import Link
 from zmqrl.hosts.slurm import srun_command
 from zmqrl.hosts.ssh import connect, ssh_command
@@ -102,7 +104,7 @@ class Watched:
     def __init__(self, place: Place, where: Path) -> None:
         self.place, self.where = place, where
         self.launcher = place.launcher(where / "work")
-        self.told: list[Said | Exited] = []
+        self.told: list[Event] = []
 
     def start(self, process: ProcessId, *, module: str = "support.a_child", **job: Any) -> None:
         path = self.where / "logs" / f"{process}.log"
@@ -118,6 +120,20 @@ class Watched:
     def ends(self, process: ProcessId) -> list[Exited]:
         self.told += self.launcher.poll()
         return [event for event in self.told if isinstance(event, Exited) and event.process == process]
+
+    def inspected(self, process: ProcessId) -> list[Inspected]:
+        self.told += self.launcher.poll()
+        return [event for event in self.told if isinstance(event, Inspected) and event.process == process]
+
+    def inspect(self, process: ProcessId) -> Inspected:
+        """Ask what it does until the answer has a stack, or says that there will be none."""
+        while True:
+            self.told = [event for event in self.told if not isinstance(event, Inspected)]
+            self.launcher.inspect(process)
+            eventually(lambda: bool(self.inspected(process)), f"an answer about {process}", WITHIN_S)
+            (seen,) = self.inspected(process)
+            if seen.stack or seen.state == "stopped":
+                return seen
 
     def up(self, *processes: ProcessId) -> list[dict[str, Any]]:
         """What each has said first."""
@@ -313,6 +329,76 @@ def launching(place: Place, where: Path) -> Iterator[tuple["subprocess.Popen[byt
         yield process, json.loads(process.stdout.readline())
 
 
+HANGS = {"on a lock": "wait_for_ever", "in Python": "compute_for_ever", "in C": "count_for_ever"}
+
+
+@pytest.mark.parametrize("how", HANGS)
+def test_one_that_hangs_is_seen_with_the_stack_of_its_main_thread(watched: Watched, how: str) -> None:
+    watched.start(ONE, hangs=how)
+    watched.up(ONE)
+    eventually(lambda: any(HANGS[how] in frame for frame in watched.inspect(ONE).stack), "it hangs", WITHIN_S)
+    seen = watched.inspect(ONE)
+    assert seen.state in (["waiting"] if how == "on a lock" else ["running", "waiting"])
+    frames = [frame for frame in seen.stack if "a_child.py" in frame]
+    assert re.fullmatch(rf'File ".*a_child.py", line \d+ in {HANGS[how]}', frames[-3])
+    assert [frame.rpartition(" ")[2] for frame in frames[-2:]] == ["main", "<module>"]
+    assert f"in {HANGS[how]}" in watched.log(ONE)
+
+
+def test_one_that_computes_survives_many_questions(watched: Watched) -> None:
+    watched.start(ONE, hangs="in Python")
+    (facts,) = watched.up(ONE)
+    watched.inspect(ONE)
+
+    def has_answered_often() -> bool:
+        watched.launcher.signal(ONE, ASK)
+        watched.told += watched.launcher.poll()
+        return watched.log(ONE).count("in compute_for_ever") > 100
+
+    eventually(has_answered_often, "many answers", WITHIN_S)
+    assert watched.place.alive(facts["pid"])
+    assert watched.ends(ONE) == []
+
+
+def test_one_that_hangs_in_its_first_import_says_where(watched: Watched) -> None:
+    watched.start(ONE, module="support.a_hanging_import")
+    eventually(lambda: "a_hanging_import.py" in watched.inspect(ONE).stack[0], "it hangs", WITHIN_S)
+    assert watched.ends(ONE) == []
+
+
+def test_one_that_is_stopped_is_seen_so_and_goes_on_later(watched: Watched) -> None:
+    watched.start(ONE, echo=True)
+    watched.up(ONE)
+    watched.launcher.signal(ONE, signal.SIGSTOP)
+    eventually(lambda: watched.inspect(ONE).state == "stopped", "it is stopped", WITHIN_S)
+    assert watched.inspect(ONE).stack == ()
+    watched.launcher.signal(ONE, signal.SIGCONT)
+    watched.launcher.tell(ONE, {"n": 1})
+    eventually(lambda: len(watched.said(ONE)) == 2, "an answer", WITHIN_S)
+
+
+def test_one_that_would_die_of_the_question_is_not_asked(watched: Watched) -> None:
+    watched.start(ONE, deaf=True, echo=True)
+    watched.up(ONE)
+    watched.launcher.tell(ONE, {"n": 1})
+    eventually(lambda: len(watched.said(ONE)) == 2, "it is deaf by now", WITHIN_S)
+    watched.launcher.inspect(ONE)
+    eventually(lambda: bool(watched.inspected(ONE)), "an answer", WITHIN_S)
+    assert watched.inspected(ONE)[0].stack == ()
+    watched.launcher.tell(ONE, {"n": 2})
+    eventually(lambda: len(watched.said(ONE)) == 3, "it lives", WITHIN_S)
+
+
+def test_processes_that_have_just_been_started_survive_every_question(watched: Watched) -> None:
+    watched.start(ONE, echo=True)
+    while not watched.said(ONE):
+        watched.launcher.inspect(ONE)
+        time.sleep(0.001)
+    watched.launcher.tell(ONE, {"n": 1})
+    eventually(lambda: len(watched.said(ONE)) == 2, "an answer", WITHIN_S)
+    assert watched.ends(ONE) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_a_launcher_that_is_killed(place: Place, where: Path, number: signal.Signals) -> None:
     with launching(place, where) as (process, pids):
@@ -338,7 +424,7 @@ def test_a_second_agent_waits_for_the_first_to_end(place: Place, where: Path) ->
 def test_a_directory_that_cannot_be_used_is_named(place: Place, where: Path) -> None:
     launcher = place.launcher(Path("/proc/version/work"))
     launcher.start(Task(process=ONE, module="support.a_child", job={}, log_path=where / "one.log", threads=1))
-    events: list[Said | Exited] = []
+    events: list[Event] = []
 
     def has_said() -> bool:
         events.extend(launcher.poll())

@@ -109,12 +109,12 @@ def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> N
     world.begin()
     world.hosts["h1"].write(NAME, lines(1, 5))
     world.hosts["h2"].write(NAME, lines(1, 9, generation=7))
-    world.hosts["h2"].write("traces/worker-0.json", "{}")
-    world.hosts["h1"].write("traces/worker-0.json", "{stale}")
+    world.hosts["h2"].write("profile/worker-0.7.0.blocks", "{}")
+    world.hosts["h1"].write("profile/worker-0.7.0.blocks", "{stale}")
     world.hosts["h2"].write("videos/minute-000-v00000000.mp4", "film")
     world.look()
     assert world.at_home(NAME) == lines(1, 5)
-    assert world.at_home("traces/worker-0.json") == "{}"
+    assert world.at_home("profile/worker-0.7.0.blocks") == "{}"
     assert world.at_home("videos/minute-000-v00000000.mp4") == "film"
 
 
@@ -137,7 +137,7 @@ def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_ha
         path.write_text(lines(1, 88))
     world.hosts["h1"].write(NAME, lines(1, 95))
     world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a session long ago
-    assert world.mirror.bring_home(world.answer, within_s=5) == []
+    assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert last_version(world.home.history(0)) == 95
     assert last_version(world.home.history(1)) == 88
     for shard in (0, 1):
@@ -154,7 +154,7 @@ def test_a_history_that_does_not_go_on_from_ours_is_of_another_lineage(world: Wo
     path.parent.mkdir(exist_ok=True)
     path.write_text(lines(1, 100) + lines(101, 120, generation=2))
     world.hosts["h1"].write(NAME, lines(1, longest))  # of a host that was away while another went on in its place
-    assert world.mirror.bring_home(world.answer, within_s=5) == []
+    assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert world.at_home(NAME) == lines(1, 100) + lines(101, 120, generation=2)
     world.begin()
     assert world.hosts["h1"].read(NAME) == world.at_home(NAME)
@@ -237,15 +237,15 @@ def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world:
 def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(world: World) -> None:
     world.hosts["h1"].write(NAME, lines(1, 5))
     world.mirror.take("h1", h.Listing({NAME: 5}))  # a file is on its way when it begins
-    assert world.mirror.bring_home(world.answer, within_s=5) == []
+    assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert world.at_home(NAME) == lines(1, 5)
     world.hosts["h2"].up = None
-    assert world.mirror.bring_home(world.answer, within_s=60) == ["h2"], "nobody waits for who is lost"
+    assert world.mirror.copy_back(world.answer, within_s=60) == ["h2"], "lost hosts are not waited for"
     world.mirror.clean(whole=True, but=["h2"])
     assert [host.asked for host in world.hosts.values()] == [[h.Clean(whole=True)], []]
     world.hosts["h1"].asked.clear()
     world.hosts["h2"].up = "up"
-    assert world.mirror.bring_home(lambda: None, within_s=0.1) == ["h1", "h2"]
+    assert world.mirror.copy_back(lambda: None, within_s=0.1) == ["h1", "h2"]
 
 
 def test_a_full_disk_there_is_an_error_for_a_history_and_none_for_a_checkpoint(world: World) -> None:

@@ -328,13 +328,13 @@ def test_a_lab_takes_neither_a_directory_nor_a_name_nor_addresses_in_use(lab: La
         (["up", "0"], "'0' is not a number of hosts, 1 to 8"),
         (["up", "9"], "'9' is not a number of hosts, 1 to 8"),
         (["up", "--subnet", "8.8.8"], "'8.8.8' is not the first three parts of private addresses"),
-        (["up", "--name", "A-b"], "'A-b' is not a name of up to 8 small letters and digits"),
-        (["up", "--rate", "fast"], "'fast' is not a rate as 50mbit"),
+        (["up", "--name", "A-b"], "'A-b' is not a name of up to 8 lower-case letters and digits"),
+        (["up", "--rate", "fast"], "'fast' is not a rate such as 50mbit"),
         (["link", "h1", "sideways"], "'sideways' is not up or down"),
         (["blackhole", "h1", "maybe"], "'maybe' is not on or off"),
         (["refuse", "h1", "0", "on"], "'0' is not within 1:65535"),
         (["refuse", "h1", "9:3", "on"], "'9:3' is not within 1:65535, the lower one first"),
-        (["rate", "h1", "0mbit"], "'0mbit' is not a rate as 50mbit"),
+        (["rate", "h1", "0mbit"], "'0mbit' is not a rate such as 50mbit"),
         (["delay", "h1", "20"], "'20' is not a delay as 20ms"),
         (["exec", "h1"], "the following arguments are required: COMMAND"),
     ],
@@ -373,7 +373,7 @@ def test_a_lab_is_not_taken_down_from_one_of_its_hosts(lab: Lab) -> None:
 def test_who_is_not_root_is_told_so(need_a_lab: None) -> None:
     command = ["unshare", "--user", sys.executable, str(NETLAB), "status"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
-    assert (refused.returncode, "has to be root" in refused.stderr) == (2, True)
+    assert (refused.returncode, "must be root" in refused.stderr) == (2, True)
 
 
 def test_missing_programs_are_named_with_their_packages(need_a_lab: None, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_nothing_is_said_of_hosts_that_are_fit() -> None:
     [
         ({"game_error": "no ROM"}, "h1: CartPole-v1 cannot be played there: no ROM."),
         ({"cuda": False}, "h1: --device cuda: torch sees no CUDA device there."),
-        ({"disk_bytes": 5e6}, "h1: the disk of /var/tmp/work is full (5.0 MB left): make room for at least 100.0 MB."),
+        ({"disk_bytes": 5e6}, "h1: the disk of /var/tmp/work is full (5.0 MB left): free at least 100.0 MB."),
         (
             {"open_files": 60},
             "h1: a process may open 60 files there, but this run needs 73: raise the limit "
@@ -182,7 +182,7 @@ def test_what_keeps_a_run_from_a_host_is_a_problem(facts: dict[str, Any], senten
             {"memory_bytes": 10**8},
             "h1: 100.0 MB of memory are free, but its 2 processes need about 460.0 MB.",
         ),
-        ({"clock_ahead_s": -3.0}, "h1: its clock is 3.0 s behind the one here: times in logs will not match."),
+        ({"clock_ahead_s": -3.0}, "h1: its clock is 3.0 s behind this machine's: times in logs will not match."),
     ],
 )
 def test_what_is_only_bad_is_a_warning(facts: dict[str, Any], sentence: str) -> None:

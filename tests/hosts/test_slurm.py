@@ -17,7 +17,7 @@ from support.rig import ending, eventually
 from support.run_rig import QUICKLY, RunFiles
 from support.slurm import NODES, Slurm
 
-from zmqrl.commands.run.launch import Options, place_of, run
+from zmqrl.commands.run.launch import Options, directory_name, run
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.hosts import slurm as slurm_jobs
@@ -204,7 +204,7 @@ def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
     assert f"resuming from version {interrupted['updates']}" in log.read_text()
     files.assert_summary_exact("updates", quorum=3)
     files.assert_history_exact(120, quorum=3)
-    left = [Path("/var/tmp/zmqrl-0") / node / place_of(RunDirectory(files.path), "zmqrl-tests") for node in NODES]
+    left = [Path("/var/tmp/zmqrl-0") / node / directory_name(RunDirectory(files.path), "zmqrl-tests") for node in NODES]
     assert not any(path.exists() for path in left)
 
 

@@ -55,7 +55,7 @@ class Unpooled:
     [("ALE/Breakout-v5", False, True), ("ALE/Breakout-v5", True, False), ("ALE/Amidar-v5", False, True)],
 )
 def test_random_frame_skip_plays_the_bare_emulator(env_id: str, grayscale: bool, life_loss: bool) -> None:
-    """Over whole games, with sticky actions; Amidar's lives start at 0 and rise."""
+    """Over full games, with sticky actions; Amidar's lives start at 0 and rise."""
     config = dataclasses.replace(RANDOM_SKIP, grayscale=grayscale, life_loss=life_loss)
     ours, theirs = make_envs(env_id, config, threads=1), Unpooled(env_id, config, seed=5)
     theirs.assert_shown(ours.reset(5)[0])

@@ -211,7 +211,7 @@ def send(to: "zmq.Socket[bytes]", frames: list[bytes], payloads: set[type]) -> b
 
 
 def report(text: str) -> None:
-    """A figure for whoever runs pytest with ``-rP``."""
+    """A measurement that ``pytest -rP`` shows."""
     sys.stdout.write(text + "\n")
 
 

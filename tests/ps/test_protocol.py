@@ -1,7 +1,7 @@
 """Histories of whole runs under faults: what the protocol promises holds at every step, and the run gets on after.
 
 The promises: a version is made of a quorum of distinct ranks, all computed on the version before; no contribution is
-used twice; weights can be computed again from the records; nobody goes back in time or mixes versions; every slice
+used twice; weights can be computed again from the records; no worker goes back in time or mixes versions; every slice
 sent is accounted for; a version never shows in two variants. ``protocol_model.py`` asserts them where they could break.
 """
 

@@ -1,4 +1,4 @@
-"""The evaluator follows a run: told of checkpoints, it plays whole games; the recorder gets its minutes."""
+"""The evaluator follows a run: it plays full games with new checkpoints. The recorder gets its minutes."""
 
 import json
 import signal

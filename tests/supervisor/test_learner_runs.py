@@ -1,4 +1,4 @@
-"""Whole runs whose workers learn by a schedule, or not at all."""
+"""Complete runs whose workers learn by a schedule, or not at all."""
 
 import os
 from pathlib import Path

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.launcher import Exited, Inspected
+from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
@@ -34,6 +35,8 @@ class Run:
         self.machine = SupervisorMachine(ranks=3, local_ranks=range(3), generation=0, checkpoint_every_s=60.0, **given)
         self.now = 100.0
         self.present = {0, 1, 2}
+        self.held: set[int] = set()
+        self.doing: dict[int, tuple[str, int]] = {}  # by rank: span and milliseconds in it
         self.stands: dict[int, dict[str, Any]] = {}  # by shard: what it would say in STATS
         self.incarnations = 0
         self.actions: list[e.Action] = []
@@ -88,7 +91,11 @@ class Run:
 
     def stats(self, shard: int) -> m.Stats:
         present = tuple(sorted(self.present))
-        seen: dict[str, Any] = {"present": present, "silent_ms": (0,) * len(present), "tallies": (), "held": ()}
+        seen: dict[str, Any] = {"present": present, "silent_ms": (0,) * len(present), "tallies": ()}
+        seen["held"] = tuple(sorted(self.held))
+        doing = {rank: span for rank, span in self.doing.items() if rank in self.present - self.held}
+        seen["span_ranks"] = tuple(doing)
+        seen["spans"], seen["span_ms"] = (tuple(each[i] for each in doing.values()) for i in (0, 1))
         kept: dict[str, Any] = {"quorum": 2, "totals": (0, 0, 0, 0), "captured_totals": (), "unattributed": 0}
         return m.Stats(run=RUN, shard=shard, failure="", **self.stands[shard], **seen, **kept)
 
@@ -332,6 +339,98 @@ def test_a_shard_that_hangs_is_named_then_killed(run: Run) -> None:
     assert [action.silent_s >= SILENCE_S for action in run.told(e.TellSilence, since)].count(True) >= 4
     assert e.AskShard(0, greet=True) in run.actions[since:], "it may be its connection"
     assert hung
+
+
+def stalled(run: Run, seconds: float = 8.0, since: int = 0) -> Stall:
+    """Let a run make versions, then none for a while. Returns the stall that it shows last."""
+    run.ticks(2.0, versions=True)
+    run.ticks(seconds)
+    found: Stall = run.told(e.ShowStall, since)[-1].stall
+    return found
+
+
+def test_a_version_that_stalls_names_who_has_not_contributed_and_asks_what_they_do(run: Run) -> None:
+    run.held, run.doing = {0, 2}, {0: ("wait", 100), 1: ("env_step", 4000)}
+    run.machine.membership.view = View(1, 3, (0, 1, 2))
+    stall = stalled(run)
+    assert [(each.process, each.span, each.span_s) for each in stall.awaited] == [(worker_id(1), "env_step", 4.0)]
+    assert run.told(e.Inspect) == [e.Inspect(worker_id(1))]
+    run.feed(e.ProcessInspected(Inspected(process=worker_id(1), state="waiting", kernel="futex", stack=("a frame",))))
+    run.ticks(1.0)
+    shown = run.told(e.ShowStall)[-1].stall
+    assert shown.awaited[0].doing == Doing(state="waiting", kernel="futex", stack=("a frame",))
+    assert [action.tell for action in run.told(e.ShowStall)].count(True) == 1
+    assert run.told(e.EndStall) == []
+    run.ticks(1.0, versions=True)
+    (end,) = run.told(e.EndStall)
+    assert end.tell
+    assert run.machine.stalls.waited_s(run.now) == 0.0
+
+
+def test_external_workers_are_named_but_not_asked() -> None:
+    run = Run()
+    run.machine.local_ranks = range(2)
+    run.held, run.doing = {0, 1}, {2: ("gradient", 7000)}
+    (awaited,) = stalled(run).awaited
+    assert (awaited.process, awaited.is_external, awaited.span) == (worker_id(2), True, "gradient")
+    assert run.told(e.Inspect) == []
+
+
+def test_a_worker_that_is_not_connected_is_asked_too(run: Run) -> None:
+    run.present, run.held = {0, 2}, {0, 2}
+    (awaited,) = stalled(run).awaited
+    assert (awaited.process, awaited.span) == (worker_id(1), "")
+    assert run.told(e.Inspect) == [e.Inspect(worker_id(1))]
+
+
+def test_a_shard_that_does_not_answer_is_asked_and_not_the_workers_that_wait_for_it(run: Run) -> None:
+    run.ticks(2.0, versions=True)
+    del run.stands[1]
+    run.ticks(8.0)
+    (awaited,) = run.told(e.ShowStall)[-1].stall.awaited
+    assert awaited.process == shard_id(1)
+    assert awaited.silent_s > SILENCE_S
+    assert run.told(e.Inspect) == [e.Inspect(shard_id(1))]
+
+
+def test_a_shard_that_does_not_come_up_is_asked_before_the_run_fails() -> None:
+    run = Run()
+    run.machine = SupervisorMachine(
+        ranks=1,
+        local_ranks=[0],
+        generation=0,
+        checkpoint_every_s=60.0,
+        checkpoint=(0, 0),
+        quorum=1,
+        on_loss="wait",
+        limits=Limits(),
+    )
+    run.machine.begin(run.now)
+    run.feed(e.ShardBound(0))
+    run.ticks(30.0)
+    assert run.told(e.Inspect) == [e.Inspect(shard_id(1))]
+    assert [each.process for each in run.told(e.ShowStall)[-1].stall.awaited] == [shard_id(1)]
+
+
+def test_what_was_known_of_a_worker_that_died_does_not_hold_for_the_next_one(run: Run) -> None:
+    run.present, run.held = {0, 2}, {0, 2}
+    stalled(run)
+    run.feed(e.ProcessInspected(Inspected(process=worker_id(1), state="stopped")))
+    run.ticks(1.0)
+    assert run.told(e.ShowStall)[-1].stall.awaited[0].doing is not None
+    run.feed(died(worker_id(1)))
+    run.ticks(1.0)
+    assert run.told(e.ShowStall)[-1].stall.awaited[0].doing is None
+
+
+def test_a_run_that_ends_has_no_stall(run: Run) -> None:
+    run.held = {0, 2}
+    stalled(run)
+    run.feed(e.Ending())
+    assert len(run.told(e.EndStall)) == 1
+    since = len(run.actions)
+    run.ticks(60.0)
+    assert run.told(e.ShowStall, since) == run.told(e.Inspect, since) == []
 
 
 @pytest.mark.parametrize(

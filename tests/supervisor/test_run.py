@@ -1,4 +1,4 @@
-"""Whole runs, with real processes, from the command line: what they do, how they end and what they leave."""
+"""Complete runs, with real processes, from the command line: what they do, how they end and what they leave."""
 
 import contextlib
 import fcntl
@@ -147,10 +147,14 @@ def test_without_a_terminal_a_run_speaks_in_plain_lines(finished: Finished) -> N
     assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])
 
 
+def named(event: Line) -> bool:
+    return bool(event["ph"] == "M" and event["name"] == "process_name")
+
+
 def test_a_profile_is_a_chrome_trace_with_the_spans_of_workers_and_shards(finished: Finished) -> None:
     trace = json.loads((finished.path / "trace.json").read_text(encoding="utf-8"))
     events = trace["traceEvents"]
-    names = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    names = {event["pid"]: event["args"]["name"].partition(" on ")[0] for event in events if named(event)}
     assert set(names.values()) == {"shard 0", "shard 1", "worker 0", "worker 1"}
     spans: dict[str, set[str]] = {name: set() for name in names.values()}
     for event in events:
@@ -162,7 +166,6 @@ def test_a_profile_is_a_chrome_trace_with_the_spans_of_workers_and_shards(finish
         assert spans[worker] >= {"env_step", "act", "gradient", "encode", "push", "wait", "assemble"}
     for shard in ("shard 0", "shard 1"):
         assert spans[shard] >= {"receive", "accumulate", "optimize", "commit", "publish"}
-    assert max(event["args"]["version"] for event in events if event["ph"] == "X") <= 20
 
 
 @pytest.mark.slow
@@ -184,7 +187,7 @@ def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: 
     # Workers that sleep for a minute contribute nothing, so what the shards give back is what they were given.
     with training(path, "--resume", "--updates", "60", "--straggle", "0:60", "--straggle", "1:60") as run:
         run.wait_to_say("settings changed from here on: updates 40 -> 60, straggle [] -> ['0:60', '1:60']")
-        run.eventually(lambda: run.files.log("shard-0").count("is here") == 4, "the workers")
+        run.eventually(lambda: run.files.log("shard-0").count("is present") == 4, "the workers")
         run.signal(signal.SIGINT)
         run.eventually(lambda: run.files.newest().generation > before.generation, "the last checkpoint")
         run.signal(signal.SIGINT)
@@ -272,7 +275,7 @@ def test_a_score_ends_a_run_and_nobody_waits_for_a_straggler_when_there_is_a_bac
 def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(tmp_path: Path) -> None:
     # Workers that sleep for a minute keep the run waiting for them to leave.
     with training(tmp_path / "run", "--straggle", "0:60", "--straggle", "1:60") as run:
-        run.eventually(lambda: run.files.log("shard-0").count("is here") == 2, "the workers")
+        run.eventually(lambda: run.files.log("shard-0").count("is present") == 2, "the workers")
         pids = run.pids()
         run.signal(signal.SIGINT)
         run.eventually(lambda: last_checkpoint_written(run.files), "the last checkpoint")
@@ -326,7 +329,7 @@ def take_terminal() -> None:
 
 
 def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
-    """What the terminal shows up to ``words``; None: until nobody writes to it any more."""
+    """What the terminal shows up to ``words``; None: until no process writes to it any more."""
     shown = b""
     deadline = time.monotonic() + within_s
     while words is None or words not in shown.decode(errors="replace"):

@@ -1,4 +1,4 @@
-"""Processes of a run are killed: it goes on with an exact history, or ends soon and says why, and leaves nothing."""
+"""Processes of a run are killed: it continues with an exact history or ends with the reason, and leaves nothing."""
 
 import contextlib
 import itertools
@@ -37,7 +37,7 @@ cli.main()
 # What dies at once may be told of seconds apart where the machine is busy.
 FOLDING = "from zmqrl import cli\nfrom zmqrl.observe import folding\nfolding.WINDOW_S = 8.0\ncli.main()"
 
-# Nobody who waits half a minute for shards to stop is waited for.
+# A run that waits for its shards to stop would exceed the time limit of the test.
 PATIENT = """
 from zmqrl import cli
 from zmqrl.supervisor import machine, supervisor
@@ -150,7 +150,7 @@ def test_a_shard_that_never_heard_where_to_end_is_told_again(tmp_path: Path) -> 
 
 @contextlib.contextmanager
 def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
-    """Both ranks of ``run`` are workers of somebody else, in threads; they are not waited for."""
+    """Both ranks of ``run`` are external workers, in threads. The test does not wait for them."""
     run.wait_to_say("rank 1 is open")
     workers = [Worker(Cluster.read(run.files.path / "cluster.json"), rank, gradient=gradient) for rank in range(2)]
     try:
@@ -444,7 +444,7 @@ def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_
         assert " (exit status 3); its log " in run.complaint().split("\nThe first to fail was shard-1 on ")[1]
         assert f"cannot write {path}/history/shard-1.jsonl: Is a directory." in run.complaint()
         assert run.files.summary()["exit_reason"] == "failed"
-        assert (path / "left.json").exists(), "nobody could find the state of the shards"
+        assert (path / "left.json").exists(), "the state of the shards cannot be found"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Whole runs with CURVE: how they end, an outside worker with its key file, and where secrets are not to be found."""
+"""Complete runs with CURVE: how they end, an external worker with its key file, and files that must hold no secrets."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What can be had of a killed run from the slots of its shards, and with what figures. Whole runs: test_run_faults."""
+"""What can be recovered of a killed run from the slots of its shards, and its counters. See test_run_faults too."""
 
 import contextlib
 import dataclasses
@@ -305,7 +305,7 @@ def test_what_cannot_be_had_of_the_shards_now_stays_for_another_time(
     assert why.format(run.directory.path) in refusal
     assert refusal.endswith(
         f". It is kept in {run.directory.path}/state: {'try --resume again, or ' if passing else ''}remove "
-        f"{run.directory.left} to resume from checkpoint v00000000 without what was learned after it."
+        f"{run.directory.left} to resume from checkpoint v00000000 and lose everything after it."
     )
     assert len(run.news) == (2 if passing else 0), "what may pass is tried three times"
     run.news.clear()

@@ -1,4 +1,4 @@
-"""Whole runs with all three state machines, of shards, workers and the supervisor, on a network that breaks."""
+"""Complete runs with all three state machines, of shards, workers and the supervisor, on a network that breaks."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Processes that are stopped for a while, one or all of them, as on a laptop that sleeps: nobody dies of it."""
+"""Processes that are stopped for a while, one or all of them, as on a laptop that sleeps: none of them dies."""
 
 import os
 import signal

@@ -1,9 +1,10 @@
-"""A process for the tests of launchers: ``python -m a_child`` does what its job says. Standard library only."""
+"""A process for the tests of launchers: ``python -m a_child`` does what its job specifies. Standard library only."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from zmqrl.process import LOG_LEVEL, Messages, read_job, say
@@ -29,11 +30,33 @@ def main() -> None:
     sys.stderr.flush()
     if "exit" in job:
         sys.exit(job["exit"])
+    if job.get("deaf"):
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    if "hangs" in job:
+        HANGS[job["hangs"]]()
     if job.get("echo"):
         told = Messages()
         while True:
             say({"echo": told.get()})
     time.sleep(600)
+
+
+def wait_for_ever() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def compute_for_ever() -> None:
+    while True:
+        sorted([list(range(10)) for _ in range(10)])
+
+
+def count_for_ever() -> None:
+    sum(range(10**15))  # C code, which looks at no signal
+
+
+HANGS = {"on a lock": wait_for_ever, "in Python": compute_for_ever, "in C": count_for_ever}
 
 
 def job_signal() -> int:

@@ -1,4 +1,4 @@
-"""What the tests of games share: games that start at once, and random play."""
+"""Helpers for tests of games: games that start at once, and random play."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -50,7 +50,7 @@ class Slot:
 
 @contextmanager
 def slot() -> Iterator[Slot]:
-    """A slot without a lab: one that an earlier test left, even a killed one, is taken down, and so is this one's."""
+    """A slot for a lab. A lab that an earlier test left there is taken down, and at the end this one, too."""
     with ExitStack() as stack:
         for number in range(SLOTS):
             file = stack.enter_context(Path(f"/tmp/zmqrl-test-lab-{number}.lock").open("w"))
@@ -92,7 +92,7 @@ class Lab:
         return done
 
     def processes(self, host: str) -> list[str]:
-        """The command lines of what runs on a host, without its SSH server and its sessions."""
+        """The command lines of the processes on a host, without its SSH server and its sessions."""
         return [shlex.join(process["argv"]) for process in json.loads(self("ps", host, "--json").stdout)]
 
     def status(self) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What tests put on the wire themselves: a listener, raw connections, a TCP proxy that fails on command."""
+"""Helpers at the level of the wire: a listener, raw connections, and a TCP proxy that fails on command."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ ROLES: tuple[SocketRole, ...] = ("grad", "weights", "control")
 
 
 class Listener:
-    """A subscriber of everything, in a thread of its own: what a shard published, as it was on the wire."""
+    """A thread that subscribes to everything, and keeps what a shard published as it was on the wire."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
@@ -43,7 +43,7 @@ class Listener:
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def newest(self, shard: int) -> int:
-        """The newest version heard of ``shard`` by its weights."""
+        """The newest version of ``shard`` whose weights were received."""
         return max((version for _, version in self.weights[shard]), default=-1)
 
     def __enter__(self) -> "Listener":
@@ -122,7 +122,7 @@ class Wire:
         )
 
     def join(self, cluster: Cluster, rank: int, incarnation: int) -> m.Message:
-        """Do what the protocol asks of a worker that joins; the answer to HELLO."""
+        """Join as the protocol requires. Returns the answer to HELLO."""
         for topic in (*m.TOPICS, framing.presence_topic(rank, incarnation)):
             self.weights.send(b"\1" + topic)
         return self.ask(self.hello(cluster, rank, incarnation))
@@ -147,7 +147,7 @@ class Proxy:
         self.delay_s = 0.0
         self.cut_after_bytes: int | None = None  # of what the clients send, from now on
         self.cuts = 0
-        self.overheard = bytearray()  # by who listens on the network, in both directions
+        self.overheard = bytearray()  # what an eavesdropper would see, in both directions
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.threads = [threading.Thread(target=self._accept, daemon=True)]
         self.threads[0].start()

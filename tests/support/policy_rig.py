@@ -1,4 +1,4 @@
-"""Run directories with one checkpoint, made without training: for the tests of all that plays a policy."""
+"""Run directories with one checkpoint, made without training, for tests that play a policy."""
 
 import itertools
 from pathlib import Path

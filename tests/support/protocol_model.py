@@ -49,7 +49,7 @@ class Link:
             self.presence.append(shard_events.PresenceChanged(self.worker.rank, self.worker.incarnation, here=True))
 
     def disconnect(self, *, arrived: bool) -> None:
-        """``arrived``: what is under way to the worker is already there."""
+        """``arrived``: messages on their way to the worker have already arrived."""
         if not self.up:
             return
         self.up = False
@@ -61,7 +61,7 @@ class Link:
         self.presence.append(shard_events.PresenceChanged(self.worker.rank, self.worker.incarnation, here=False))
 
     def deliver(self, queue: deque[Any]) -> None:
-        """Hand the oldest message over to whoever it is for."""
+        """Hand the oldest message to its receiver."""
         message = queue.popleft()
         if queue is self.requests:
             self.shard.feed(shard_events.ControlArrived(self.peer, message))
@@ -72,7 +72,7 @@ class Link:
 
 
 class ShardHost:
-    """One shard: its process, which comes and goes, and its state, which stays."""
+    """One shard: its process, which can end and restart, and its state, which stays."""
 
     def __init__(self, world: "World", number: int) -> None:
         self.world, self.number = world, number
@@ -238,7 +238,7 @@ class ShardHost:
 
 
 class WorkerHost:
-    """One process of a worker: what its computing thread is at, and its links."""
+    """One process of a worker: what its computing thread does, and its links."""
 
     def __init__(self, world: "World", rank: int) -> None:
         self.world, self.rank = world, rank
@@ -268,7 +268,7 @@ class WorkerHost:
         return self.state not in ("ended", "dead")
 
     def die(self, state: Literal["ended", "dead"] = "dead") -> None:
-        """What is already sent still arrives."""
+        """Messages that were already sent still arrive."""
         self.state = state
         for link in self.links:
             underway = [*link.gradients], [*link.requests]

@@ -1,4 +1,4 @@
-"""A whole run on a simulated network that loses, delays, repeats and cuts, under a supervisor."""
+"""A complete run, with a supervisor, on a simulated network that loses, delays, repeats and cuts messages."""
 
 from collections import deque
 from typing import Any
@@ -17,7 +17,7 @@ HELLO = m.Hello(run=RUN, layout=LAYOUT, role="supervisor", rank=0, incarnation=1
 
 
 class Supervisor:
-    """What ``supervisor/supervisor.py`` tells the shards, one shard at a time."""
+    """What ``supervisor/supervisor.py`` sends the shards, one shard at a time."""
 
     def __init__(self, world: "World", workers: int, quorum: int) -> None:
         self.world = world
@@ -35,7 +35,7 @@ class Supervisor:
             self.stats[shard] = message
 
     def visit(self, shard: ShardHost) -> None:
-        """Ask one shard where it stands, and tell it what it has to know."""
+        """Ask one shard for its state, and send it what it needs to know."""
         n = shard.number
         if shard.machine is None:
             return
@@ -99,7 +99,7 @@ class Supervisor:
 
 
 class World:
-    """Shards, workers, a supervisor, and everything under way between them."""
+    """Shards, workers, a supervisor, and all messages on their way between them."""
 
     def __init__(self, *, shards: int, workers: int, quorum: int, consistent: bool = False) -> None:
         self.now = 0.0
@@ -134,18 +134,18 @@ class World:
             worker.feed(worker_events.Tick())
 
     def restart_worker(self, rank: int) -> None:
-        """A new process for a worker that died, or that has ended and the STOP was taken back."""
+        """A new process for a worker that died, or that has ended before the STOP was cancelled."""
         if not self.workers[rank].alive and (self.workers[rank].state == "dead" or not self.supervisor.stop):
             self.workers[rank] = WorkerHost(self, rank)
 
     def forge(self, header: m.Gradient, payload_bytes: int = 4, *, finite: bool = True) -> None:
-        """A contribution that no shard may use arrives at the shard it names."""
+        """A contribution that no shard may use arrives at the shard that it names."""
         payload = Slice(header.rank, header.generation, header.version, header.shard, forged=True)
         shard = self.shards[header.shard % len(self.shards)]
         shard.feed(shard_events.GradientArrived(header, received(payload), payload_bytes, lambda: finite))
 
     def round(self) -> None:
-        """Everybody gets on: the supervisor looks at each shard, what was under way arrives, workers work."""
+        """One turn for all: the supervisor asks each shard, messages arrive, workers work."""
         for shard in self.shards:
             self.supervisor.visit(shard)
         for link, queue in self.queues():
@@ -160,7 +160,7 @@ class World:
     # how it must end
 
     def heal(self) -> None:
-        """No more faults: who died is started again, who was cut off is connected again."""
+        """No more faults: dead processes are restarted, and broken connections are made again."""
         for link in self.links:
             link.cut = False
         for shard in self.shards:
@@ -191,7 +191,7 @@ class World:
         return all(machine is not None and machine.state == "ended" for machine in machines) and len(ends) == 1
 
     def must_end(self) -> None:
-        """After STOP, all shards have the same last version, and every worker hears of it."""
+        """After STOP, all shards have the same last version, and every worker learns of it."""
         self.supervisor.stop = True
         for _ in range(MOST_ROUNDS):
             self.heal()
@@ -201,7 +201,7 @@ class World:
         raise AssertionError(f"does not end: {self.where()}")
 
     def where(self) -> str:
-        """Where everybody stands, to read when an assertion fails."""
+        """The state of all processes, to read when an assertion fails."""
         lines = [f"{self.now:.2f} s, supervisor: {self.supervisor.view}, generation {self.supervisor.generation}"]
         for shard in self.shards:
             if shard.machine is not None:

@@ -1,4 +1,4 @@
-"""Run directories without a run: what the tests of their readers share."""
+"""Run directories that no run made, for tests of the code that reads them."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the tests of the parameter server share: shard processes, and workers with gradients that can be recomputed.
+"""Helpers for tests of the parameter server: shard processes, and workers with gradients that can be recomputed.
 
 ``python tests/support/rig.py`` runs a worker, or shards, in a process of its own that a test can stop and kill.
 """
@@ -146,9 +146,9 @@ class Served:
         return [json.loads(line) for line in text.splitlines()]
 
     def replay(self, gradient: Callable[[int, int, int], FloatVector] = toy_gradient) -> FloatVector:
-        """The vector that the histories say must have come out, computed here without any server.
+        """The vector that follows from the histories, computed here without any server.
 
-        Asserts on the way that every version stands there once, made by distinct ranks, and was published as made.
+        Also asserts that every version is listed once, made by distinct ranks, and was published as made.
         """
         optimizer, layout = Optimizer(self.optimizer), self.cluster.layout
         vector = np.zeros(layout.count, np.float32)
@@ -176,7 +176,7 @@ class Served:
         more: int = 5,
         gradient: Callable[[int, int, int], FloatVector] = toy_gradient,
     ) -> int:
-        """Let the run end ``more`` versions from here, and assert that what came out is what its history says."""
+        """Let the run end ``more`` versions from here, and assert that the result follows from its history."""
         version = max(stats.version for stats in self.stats()) + more
         self.stop_at(version)
         workers.close()
@@ -288,12 +288,12 @@ def random_pause_s(most_s: float) -> Callable[[int, int], float]:
 
 
 class Interrupted(BaseException):
-    """What the main thread was doing is interrupted, as by Ctrl-C."""
+    """Raised to interrupt the main thread, like Ctrl-C."""
 
 
 @contextlib.contextmanager
 def signal_that_does_not_wake() -> Iterator[None]:
-    """After a moment, a signal comes that another thread takes: in the main one it raises, once that looks up."""
+    """After a moment, another thread takes a signal. It raises in the main thread when that next runs Python code."""
 
     def interrupt(*_: object) -> None:
         raise Interrupted
@@ -405,7 +405,7 @@ def is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """As near to a full disk as an ordinary user comes; the kernel writes what fits, then fails."""
+    """A stand-in for a full disk that needs no root: the kernel writes what fits, then fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: ``zmqrl train`` in a process of its own, and what it leaves on disk."""
+"""Helpers for tests of complete runs: ``zmqrl train`` in a process of its own, and what it leaves on disk."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from support.rig import HISTORY_KEYS, ending, eventually, is_alive
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.inspect.check_history import check
 
-# Deadlines are for a busy machine: a run of a second needs five when its processes have to import torch.
+# Deadlines are for a busy machine: a run of one second takes five when its processes must import torch.
 WITHIN_S = 150.0
 # Short rollouts: a new one every 16 updates, of 256 agent steps a worker.
 QUICKLY = ("--ppo.rollout-steps", "32")
@@ -66,7 +66,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """What a run leaves in its directory, read as its tools would."""
+    """What a run leaves in its directory, read as zmqrl's own commands read it."""
 
     path: Path
 
@@ -80,7 +80,7 @@ class RunFiles:
         return _lines(self.path / "metrics.jsonl")
 
     def history(self, shard: int) -> list[Line]:
-        """The history of a shard; empty before there is one, as at the home of a run on other hosts."""
+        """The history of a shard; empty before there is one, as on the launching machine of a run on other hosts."""
         path = self.path / "history" / f"shard-{shard}.jsonl"
         return _lines(path) if path.exists() else []
 
@@ -101,7 +101,7 @@ class RunFiles:
         return min(len(self.history(shard)) for shard in range(shards))
 
     def assert_history_exact(self, updates: int, *, shards: int = 2, quorum: int = 2) -> None:
-        """Every version from 1 to ``updates`` stands there once, on every shard, made by ``quorum`` distinct ranks."""
+        """Every shard lists every version from 1 to ``updates`` once, made by ``quorum`` distinct ranks."""
         for shard in range(shards):
             history = self.history(shard)
             assert [line["version"] for line in history] == list(range(1, updates + 1))
@@ -110,7 +110,7 @@ class RunFiles:
                 assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"] == quorum
 
     def assert_contributions_exact(self, *, shards: int = 2) -> None:
-        """Summary, last manifest and last row count what stands in the histories, and the rows only rise."""
+        """Summary, last manifest and last row have the counts of the histories, and the rows only rise."""
         assert check(self.path)["violations"] == []
         lines = [line for shard in range(shards) for line in self.history(shard)]
         counted = {name: sum(line[name] for line in lines) for name in ("late", "duplicate", "rejected")}
@@ -124,7 +124,7 @@ class RunFiles:
             assert [row[figure] for row in rows] == sorted(row[figure] for row in rows)
 
     def assert_summary_exact(self, reason: str, *, quorum: int = 2, shards: int = 2) -> Line:
-        """The summary has every key, and its figures are those of the last checkpoint and of each other."""
+        """The summary has every key, and its numbers agree with the last checkpoint and with each other."""
         summary, last = self.summary(), self.newest()
         assert set(summary) == SUMMARY_KEYS
         assert set(summary["contributions"]) == OUTCOMES
@@ -143,17 +143,17 @@ class Run:
         self.process, self.files = process, RunFiles(path)
 
     def wait(self, within_s: float = WITHIN_S) -> int:
-        """The exit status. Fails with what the run said when it does not end."""
+        """The exit status. Fails with the run's output when it does not end."""
         try:
             return self.process.wait(within_s)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"the run did not end within {within_s:g} s; it said:\n{self.said()}")
+            pytest.fail(f"the run did not end within {within_s:g} s; it printed:\n{self.said()}")
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def said(self) -> str:
-        """All that it printed so far, both streams."""
+        """Its output so far, of both streams."""
         return "".join(path.read_text(encoding="utf-8") for path in self._streams() if path.exists())
 
     def complaint(self) -> str:
@@ -164,11 +164,11 @@ class Run:
         self.eventually(lambda: self.files.version() >= version, f"version {version}")
 
     def wait_to_say(self, words: str) -> None:
-        self.eventually(lambda: words in self.said(), f"to say {words!r}")
+        self.eventually(lambda: words in self.said(), f"to print {words!r}")
 
     def eventually(self, condition: Any, what: str) -> None:
         eventually(lambda: condition() or self.process.poll() is not None, what, WITHIN_S)
-        assert condition(), f"ended without {what}; it said:\n{self.said()}"
+        assert condition(), f"ended without {what}; it printed:\n{self.said()}"
 
     def pids(self) -> list[int]:
         """The processes that the supervisor has started and that run now."""
@@ -217,7 +217,7 @@ def training(
 
 @contextlib.contextmanager
 def launching(lab: Lab, path: Path, *options: str, hosts: str | None = None) -> Iterator[Run]:
-    """``zmqrl launch cartpole`` on the hosts of ``lab``, all of them if not said; leaving the block kills it."""
+    """``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all; leaving the block kills it."""
     where = ("-H", hosts or ",".join(lab.hosts), "--ssh-config", str(lab.ssh_config))
     command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     with _started(command, path, {}) as run:
@@ -258,7 +258,7 @@ def trained(path: Path, *options: str) -> RunFiles:
 
 
 def copied(files: RunFiles, path: Path) -> Path:
-    """A copy of a run directory, to go on with."""
+    """A copy of a run directory, to continue with."""
     return shutil.copytree(files.path, path)
 
 
@@ -268,6 +268,6 @@ def _json(path: Path) -> Line:
 
 
 def _lines(path: Path) -> list[Line]:
-    """Whole lines only: the file may be growing."""
+    """Complete lines only: the file may be growing."""
     whole = path.read_bytes().rpartition(b"\n")[0]
     return [json.loads(line) for line in whole.splitlines()]

@@ -1,4 +1,4 @@
-"""A whole run on a simulated network, under the decisions of the real supervisor's state machine."""
+"""A complete run on a simulated network, controlled by the state machine of the real supervisor."""
 
 from typing import Literal
 
@@ -53,7 +53,7 @@ class Decided:
             self.feed(e.ShardSaid(shard, message))
 
     def tick(self) -> None:
-        """Report the processes that have died, then let the machine look."""
+        """Report the processes that have died, then give the machine a tick."""
         living = {shard_id(shard.number) for shard in self.world.shards if shard.machine is not None}
         living |= {worker_id(worker.rank) for worker in self.world.workers if worker.alive}
         for process in sorted(self.alive - living):
@@ -134,7 +134,7 @@ class RunWorld(World):
         self.supervisor.alive |= {worker_id(rank) for rank in range(workers)}
 
     def round(self) -> None:
-        """The supervisor looks, what was under way arrives, workers work."""
+        """The supervisor checks the shards, messages arrive, workers work."""
         self.supervisor.tick()
         for link, queue in self.queues():
             for _ in range(len(queue)):
@@ -146,7 +146,7 @@ class RunWorld(World):
         self.links = [link for link in self.links if link.worker.alive or any(link.queues())]
 
     def heal(self) -> None:
-        """No more faults. Connections are made again, but processes are the supervisor's to restart."""
+        """No more faults. Connections are made again, but only the supervisor restarts processes."""
         for link in self.links:
             link.cut = False
         for shard in self.shards:

@@ -1,4 +1,4 @@
-"""A shard's state machine at version 0, and short words for what can happen to it."""
+"""A shard's state machine at version 0, with short methods for the events that it handles."""
 
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -62,12 +62,12 @@ def sent(actions: list[Action]) -> list[m.Message]:
 
 
 def to(kind: type[T], actions: list[Action]) -> list[tuple[bytes, T]]:
-    """The messages of one kind that are sent, and to whom."""
+    """The messages of one kind that are sent, with their receivers."""
     return [(action.peer, action.message) for action in of(Send, actions) if isinstance(action.message, kind)]
 
 
 def published(actions: list[Action]) -> list[str]:
-    """What subscribers hear, in order."""
+    """What subscribers receive, in order."""
     heard = [action for action in actions if isinstance(action, Publish | PublishWeights)]
     return ["weights" if isinstance(a, PublishWeights) else type(a.message).__name__.lower() for a in heard]
 
@@ -116,7 +116,7 @@ def opened(
     identity: Identity = IDENTITY,
     **record: Any,
 ) -> ShardMachine:
-    """A shard at version 0, two of ranks 0 to 2 make an update, whose workers are all there."""
+    """A shard at version 0 with members 0 to 2, a quorum of two, and all workers present."""
     shard = ShardMachine(identity, ShardTiming(), consistent=consistent, asynchronous=asynchronous)
     control(shard, replace(HELLO, role="supervisor", secret="secret"))
     shard.handle(StateRestored(replace(RECORD, **record), recovered=False), 0.0)

@@ -1,7 +1,7 @@
 """A Slurm for tests: munge, a controller, and three nodes that are all this machine. It needs root and slurm-wlm.
 
-All of it is in a PID namespace, which the kernel ends with the process of the tests, however that ends. What runs
-there has other process ids than here, and another host name.
+All of it is in a PID namespace, which the kernel ends with the process of the tests, however that ends. Processes there
+have other process ids than here, and another host name.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Slurm:
         }
 
     def __call__(self, *command: str, check: bool = True, cwd: Path | None = None) -> str:
-        """What a command of Slurm, or any other that is to find it, prints."""
+        """The output of a command that needs this Slurm."""
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=WITHIN_S, cwd=cwd, env=os.environ | self.environment
         )
@@ -76,7 +76,7 @@ class Slurm:
         return done.stdout + ("" if check else done.stderr)
 
     def inside(self, *command: str, check: bool = True) -> str:
-        """What a command prints that sees the processes of the nodes by their own ids."""
+        """The output of a command that sees the processes of the nodes by their own ids."""
         enter = ["nsenter", "--target", str(self.init), "--pid", "--mount", "--uts"]
         return self(*enter, *command, check=check)
 
@@ -92,12 +92,12 @@ class Slurm:
         return words.split("Granted job allocation ")[1].split()[0]
 
     def state(self, job: str) -> str:
-        """What Slurm says of a job, such as RUNNING. It is not to be asked in a hurry."""
+        """The state of a job, such as RUNNING. Do not poll it fast."""
         time.sleep(0.2)
         return self("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job, check=False).strip()
 
     def logs(self) -> str:
-        """The end of what the daemons have logged."""
+        """The last log lines of the daemons."""
         return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.directory.glob("*.log"))
 
 

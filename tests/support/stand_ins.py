@@ -1,4 +1,4 @@
-"""Stand-ins for payloads, which the pure state machines pass on without a look inside."""
+"""Stand-ins for payloads, which the pure state machines pass on without reading them."""
 
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -21,6 +21,6 @@ def frame(stand_in: object) -> "zmq.Frame":
 
 
 def stood_in(kind: type[T], payload: object) -> T:
-    """The stand-in that comes out again as ``payload``."""
+    """The stand-in that ``payload`` wraps."""
     assert isinstance(payload, kind)
     return payload

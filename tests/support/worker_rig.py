@@ -1,4 +1,4 @@
-"""A worker's state machine in the states that tests begin with, and short words for what can happen to it."""
+"""A worker's state machine in the states that tests begin with, with short methods for the events that it handles."""
 
 from typing import Any, TypeVar
 

@@ -1,7 +1,6 @@
 """The transport alone, beside gloo, plain sockets and memcpy. All have turns, so that noise hits them alike."""
 
 import functools
-import json
 import statistics
 import tempfile
 import time
@@ -10,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,6 +17,8 @@ from zmqrl.bench.crew import Crew, Facts, Role
 from zmqrl.bench.grid import TRIP_BYTES, Case, Grid, Implementation, Operation
 from zmqrl.bench.parts import ADAM, Copier, GlooRank, RawHub, RawWorker, ZmqrlPinger, ZmqrlWorker
 from zmqrl.bench.samples import Kind, Round, Row, rows, samples
+from zmqrl.profile.recorder import RecorderJob
+from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire import messages as m
@@ -104,7 +105,7 @@ def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list
 
 @contextmanager
 def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
-    """Shard processes and workers, as in training. The traces of the shards tell when gradients arrived."""
+    """Shard processes and workers, as in training. The shards record when gradients arrived."""
     crew, place = stage.crew, stage.place / name
     with standalone_shards(
         case.layout,
@@ -117,7 +118,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
         transport="ipc" if case.transport == "ipc" else "tcp",
         curve=case.curve,
         timing=PATIENT,
-        trace_versions=2**53,
+        recorder=RecorderJob(place / "profile", "localhost", trace_versions=2**53),
     ) as shards:
         jobs = {rank: _job(shards, rank) for rank in range(case.workers)}
         ping = {0: _job(shards, case.workers)}
@@ -125,8 +126,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
             crew.playing(name, ZmqrlWorker, jobs) as workers,
             crew.playing(f"{name}-ping", ZmqrlPinger, ping) as pinger,
         ):
-            traces = [place / "trace" / f"shard-{shard}.json" for shard in range(case.shards)]
-            yield Variant(_measures(stage, workers, pinger), _traced(traces, case.workers))
+            yield Variant(_measures(stage, workers, pinger), _recorded(place / "profile", case))
 
 
 def _job(shards: StandaloneShards, rank: int) -> Facts:
@@ -139,33 +139,35 @@ def _job(shards: StandaloneShards, rank: int) -> Facts:
     }
 
 
-def _traced(paths: Sequence[Path], workers: int) -> Callable[[Round], Round]:
-    """Adds the instants of the shards to a round. ``paths`` are their traces, which exist once they have ended."""
+def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
+    """Adds the instants of the shards to a round. Their recordings are complete once they have ended."""
 
     @functools.cache
-    def traces() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
-        # A shard that had to be killed at its end left none.
-        return [shard_instants(json.loads(path.read_text())) if path.exists() else ({}, {}) for path in paths]
+    def shards() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
+        return [shard_instants(each) for each in Recording.read(directory).of_role("shard")]
 
     def told(each: Round) -> Round:
-        arrived = tuple(tuple(ends.get(each.version, ())) for ends, _ in traces())
-        published = tuple(starts[each.version + 1] for _, starts in traces() if each.version + 1 in starts)
-        if len(published) < len(paths) or any(len(ends) < workers for ends in arrived):
-            return each  # a trace has room for so many spans only
+        arrived = tuple(tuple(ends.get(each.version, ())) for ends, _ in shards())
+        published = tuple(starts[each.version + 1] for _, starts in shards() if each.version + 1 in starts)
+        if len(published) < case.shards or any(len(ends) < case.workers for ends in arrived):
+            return each  # a recording has room for so many spans only
         return replace(each, arrived=arrived, published=published)
 
     return told
 
 
-def shard_instants(trace: dict[str, Any]) -> tuple[dict[int, list[int]], dict[int, int]]:
+def shard_instants(recording: ProcessRecording) -> tuple[dict[int, list[int]], dict[int, int]]:
     """When a shard had added each contribution to a version, and when it began to publish a version, in ns."""
     arrived: dict[int, list[int]] = {}
     published: dict[int, int] = {}
-    for event in trace["traceEvents"]:
-        if event["name"] == "accumulate":
-            arrived.setdefault(event["args"]["version"], []).append(round(1000 * (event["ts"] + event["dur"])))
-        elif event["name"] == "publish":
-            published.setdefault(event["args"]["version"], round(1000 * event["ts"]))
+    table = recording.table("spans")
+    columns = (table[name].tolist() for name in ("name", "start_ns", "duration_ns", "version"))
+    for number, start_ns, duration_ns, version in zip(*columns, strict=True):
+        name = recording.span_names[number]
+        if name == "accumulate":
+            arrived.setdefault(version, []).append(start_ns + duration_ns)
+        elif name == "publish":
+            published.setdefault(version, start_ns)
     return arrived, published
 
 

@@ -1,4 +1,4 @@
-"""Command lines read into dataclasses of options, with one sentence for what cannot be read."""
+"""Parses command lines into dataclasses of options, and turns a parse error into one sentence."""
 
 import contextlib
 import io
@@ -12,7 +12,9 @@ from zmqrl.errors import UsageError
 
 T = TypeVar("T")
 RunPath: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-RunPaths: TypeAlias = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
+RunPaths: TypeAlias = Annotated[
+    tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="(required)")
+]
 
 
 def parse(cls: type[T], arguments: list[str], program: str, default: T | None = None) -> T:

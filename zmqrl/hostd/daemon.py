@@ -1,4 +1,4 @@
-"""The daemon of a run on one host: it starts processes, passes on what they say, and ends them with itself.
+"""The daemon of a run on one host: it starts processes, forwards their output, and ends them when it ends.
 
 ``python -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
 (:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from zmqrl import __version__
-from zmqrl.hostd import files
+from zmqrl.hostd import files, inspection
 from zmqrl.hostd import messages as h
+from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
 from zmqrl.observe.provenance import code_hash
@@ -42,7 +43,33 @@ TURN_S = 0.25  # signals are handled between two turns
 READ_BYTES = 1 << 20
 READS_AT_THE_END = 64
 LONGEST_LINE_BYTES = 1 << 20
+PYTHON_ANSWERS_WITHIN_S = 1.0  # if it was asked for its stack
+ANSWERS_WITHIN_S = 4.0
+MOST_LINES_OF_STACKS = 10_000
+STACK_ENDS_AFTER_S = 0.2  # without a line
 MOST_UNSENT_BYTES = 64 << 20  # to a launcher that does not read or cannot be reached; beyond it, log lines are dropped
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A process was asked for its stack, which it writes to its log."""
+
+    sight: inspection.Sight
+    since: float
+    again: bool = False
+    lines: list[str] = field(default_factory=list)
+    heard_at: float | None = None
+
+    def take(self, line: str) -> None:
+        """Keep a line of the log, from the first one of a stack on."""
+        if (self.lines or inspection.begins_stack(line)) and len(self.lines) < MOST_LINES_OF_STACKS:
+            self.lines.append(line)
+            self.heard_at = time.monotonic()
+
+    def is_over(self, now: float) -> bool:
+        """Whether it has answered, or has had time enough."""
+        ended = self.heard_at is not None and now - self.heard_at >= STACK_ENDS_AFTER_S
+        return ended or now - self.since >= ANSWERS_WITHIN_S
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +79,7 @@ class _Child:
     exit_fd: int
     unsent: bytearray = field(default_factory=bytearray)  # to its standard input
     lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe they come from
+    asked: _Asked | None = None
 
 
 class Daemon:
@@ -77,6 +105,7 @@ class Daemon:
         while self.why_end is None:
             self._turn(TURN_S)
             self._reap_strays()
+            self._pass_on_stacks()
             if self._lease_s is not None and time.monotonic() - self._heard_at > self._lease_s:
                 self.why_end = f"nothing was heard for {self._lease_s:g} s"
 
@@ -129,6 +158,9 @@ class Daemon:
             case h.Signal():
                 if child := self.children.get(request.name):
                     self._signal(child, signal.Signals(request.number))
+            case h.Inspect():
+                if child := self.children.get(request.name):
+                    self._inspect(child)
             case h.List():
                 self._send(h.Listing(files.sizes(self.work, request.under)))
             case h.Fetch():
@@ -147,13 +179,13 @@ class Daemon:
             case _:
                 assert_never(request)
 
-    def _begin(self, place: str, lease_s: float | None) -> None:
-        """Take over the place of this run on this host from a daemon that may still be ending."""
+    def _begin(self, work: str, lease_s: float | None) -> None:
+        """Take over the directory of this run on this host from a daemon that may still be ending."""
         self._lease_s = lease_s
         try:
-            self.work, self._lock = files.open_place(place)
+            self.work, self._lock = files.open_directory(work)
         except OSError as error:
-            return self._refuse(f"cannot use {error.filename or place}: {error.strerror}")
+            return self._refuse(f"cannot use {error.filename or work}: {error.strerror}")
         deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
         while self.why_end is None and not _hung_up(0):
             try:
@@ -178,7 +210,7 @@ class Daemon:
         environment = {**request.before, **os.environ, **request.environment}
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", request.module],
+                [sys.executable, "-m", "zmqrl.hostd.child", request.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -242,6 +274,37 @@ class Daemon:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.process.pid, number)  # until it is reaped, the id is its own
 
+    def _inspect(self, child: _Child) -> None:
+        """Look at a process, and ask it for its stack if it can answer: one that is stopped would answer much later."""
+        sight = inspection.look(child.process.pid)
+        if sight is None or child.asked is not None:
+            return
+        child.asked = _Asked(sight, time.monotonic())
+        if sight.answers and sight.state not in ("stopped", "traced", "dead"):
+            inspection.ask(child.process.pid, ASK)
+        else:
+            self._pass_on_stack(child, child.asked)
+
+    def _pass_on_stacks(self) -> None:
+        """Pass on what processes have answered. Ask those again that have not because they run no Python code."""
+        now = time.monotonic()
+        for child in self.children.values():
+            asked = child.asked
+            if asked is None:
+                continue
+            if asked.is_over(now):
+                self._pass_on_stack(child, asked)
+            elif not asked.again and not asked.lines and now - asked.since >= PYTHON_ANSWERS_WITHIN_S:
+                sight = inspection.look(child.process.pid)
+                if sight is not None and sight.answers and sight.is_past_python(asked.sight):
+                    asked.again = True
+                    inspection.ask(child.process.pid, ASK_BLOCKED)
+
+    def _pass_on_stack(self, child: _Child, asked: _Asked) -> None:
+        child.asked = None
+        sight, stack = asked.sight, inspection.frames(asked.lines)
+        self._send(h.Inspected(name=child.name, state=sight.state, kernel=sight.kernel, stack=stack))
+
     def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
         """Read what is there and pass on its complete lines. Returns False if nothing is there."""
         try:
@@ -269,6 +332,8 @@ class Daemon:
             self._take_log(child, line)
 
     def _take_log(self, child: _Child, line: bytes) -> None:
+        if child.asked is not None:
+            child.asked.take(line.decode(errors="replace"))
         if len(self._unsent) > MOST_UNSENT_BYTES:
             self._lost_lines += 1
             return

@@ -27,7 +27,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that marks an environment as complete
-LINES_KEPT, LINES_TOLD = 30, 3  # of a command that failed: lines that say ERROR, or else the last ones
+LINES_KEPT, LINES_TOLD = 30, 3  # of a command that failed: lines with ERROR, or else the last ones
 ANSWER_WITHIN_S = 60.0
 SEEN = "import json, sys; print(json.dumps(sys.path))"
 
@@ -215,7 +215,7 @@ def _ready(*descriptors: int, within_ms: int = 1000) -> set[int]:
 
 
 def _hung_up(within_ms: int) -> bool:
-    """Whether the launcher has hung up. It says nothing after the request."""
+    """Whether the launcher has hung up. It sends nothing after the request."""
     return bool(_ready(0, within_ms=within_ms))
 
 

@@ -1,6 +1,6 @@
-"""The place of a run on a host: a directory that the daemon locks, and the files in it. Standard library only.
+"""The directory of a run on a host, which the daemon locks, and the files in it. Standard library only.
 
-Paths of files are relative to the place.
+Paths of files are relative to the run's directory.
 """
 
 import base64
@@ -23,18 +23,18 @@ def _base() -> Path:
     return Path(f"/var/tmp/zmqrl-{os.getuid()}")
 
 
-def _path(place: str) -> Path:
+def _path(work: str) -> Path:
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # a host may be several nodes of Slurm
-    return _base() / host / place  # which is `place` itself if that is a path
+    return _base() / host / work  # which is `work` itself if that is a path
 
 
-def open_place(place: str) -> tuple[Path, int]:
+def open_directory(work: str) -> tuple[Path, int]:
     """Create the directory if necessary. Returns it, and a descriptor of the file to lock. Raises OSError.
 
-    ``place`` is a path, or a name in a directory of the user's own on this host. Hosts that share the disk have
-    directories of their own.
+    ``work`` is a path, or a name in the user's directory on this host. Hosts that share a disk have different
+    directories.
     """
-    base, path = _base(), _path(place)
+    base, path = _base(), _path(work)
     if path.is_relative_to(base):
         base.mkdir(mode=0o700, exist_ok=True)
         if base.is_symlink() or base.stat().st_uid != os.getuid():
@@ -43,19 +43,19 @@ def open_place(place: str) -> tuple[Path, int]:
     return path, os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def look(place: str) -> Seen:
-    """The directory of the place, whether a daemon has it now, and the files in it."""
-    path = _path(place)
+def look(work: str) -> Seen:
+    """The run's directory, whether a daemon uses it now, and the files in it."""
+    path = _path(work)
     alive, files = is_locked(path / LOCK), list[str]()
     with contextlib.suppress(OSError):
         files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != LOCK)
     return Seen(str(path), alive, files)
 
 
-def clean(place: Path, *, whole: bool) -> None:
-    """Remove what is in the place, and if ``whole`` the place itself, which ends its use."""
+def clean(root: Path, *, whole: bool) -> None:
+    """Remove the content of the run's directory, and if ``whole`` the directory itself, which ends its use."""
     with contextlib.suppress(OSError):
-        for path in place.iterdir():
+        for path in root.iterdir():
             if path.name == LOCK:
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -63,40 +63,40 @@ def clean(place: Path, *, whole: bool) -> None:
             else:
                 path.unlink()
         if whole:
-            (place / LOCK).unlink()
-            place.rmdir()
+            (root / LOCK).unlink()
+            root.rmdir()
 
 
-def sizes(place: Path, under: Sequence[str]) -> dict[str, int]:
+def sizes(root: Path, under: Sequence[str]) -> dict[str, int]:
     """The files directly in these directories, with their sizes in bytes."""
     found = {}
     for directory in under:
         with contextlib.suppress(OSError):
-            for path in sorted((place / directory).iterdir()):
+            for path in sorted((root / directory).iterdir()):
                 found[f"{directory}/{path.name}"] = path.stat().st_size
     return found
 
 
-def read(place: Path, path: str, offset: int) -> Piece:
+def read(root: Path, path: str, offset: int) -> Piece:
     """Read a piece of a file, of at most ``PIECE_BYTES``."""
     data, size = b"", 0
-    with contextlib.suppress(OSError), (place / path).open("rb") as file:
+    with contextlib.suppress(OSError), (root / path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(offset)
         data = file.read(max(0, min(PIECE_BYTES, size - offset)))  # it may have grown meanwhile
     return Piece(path, offset, size, base64.b64encode(data).decode())
 
 
-def write(place: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
-    """Write a piece of a file; offset 0 replaces the file. Returns what went wrong, if anything.
+def write(root: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
+    """Write a piece of a file; offset 0 replaces the file. Returns the error in words, or None.
 
     A file that has ``unless`` bytes or more already is left as it is.
     """
     try:
-        (place / path).parent.mkdir(parents=True, exist_ok=True)
-        if unless is not None and (place / path).exists() and (place / path).stat().st_size >= unless:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        if unless is not None and (root / path).exists() and (root / path).stat().st_size >= unless:
             return None
-        with (place / path).open("r+b" if offset else "wb") as file:
+        with (root / path).open("r+b" if offset else "wb") as file:
             file.seek(offset)
             file.write(data)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What a launcher and the daemon of a host say to each other: a JSON object per line. Standard library only.
+"""The messages between a launcher and the daemon of a host: a JSON object per line. Standard library only.
 
 A launcher sends requests, and the key ``do`` names their kind. A daemon sends events, and the key ``is`` names theirs.
-Processes are known by name here, such as ``worker-3``. Paths are relative to the place of the run on the host.
+Processes are known by name here, such as ``worker-3``. Paths are relative to the run's directory on the host.
 """
 
 import json
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Take over the place ``work`` of a run. Without a lease, only the end of the input ends the daemon."""
+    """Take over the run's directory ``work``. Without a lease, only the end of the input ends the daemon."""
 
     work: str
     lease_s: float | None
@@ -60,6 +60,13 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspect:
+    """Ask what a process does."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class List:
     """Ask which files are in the directories ``under``."""
 
@@ -93,7 +100,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """Remove everything from the place, and if ``whole`` the place too."""
+    """Remove everything from the run's directory, and if ``whole`` the directory too."""
 
     whole: bool
 
@@ -105,7 +112,7 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Ask what is in the place ``work``, without taking it over."""
+    """Ask what is in the run's directory ``work``, without taking it over."""
 
     work: str
 
@@ -130,7 +137,7 @@ class Up:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The daemon, or the making of an environment, cannot go on."""
+    """The daemon cannot continue, or an environment cannot be made."""
 
     why: str
 
@@ -168,6 +175,16 @@ class Exited:
     why: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """What a process does: see ``inspection.Sight``. ``stack``: the frames of its main thread, innermost first."""
+
+    name: str
+    state: str
+    kernel: str
+    stack: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Alive:
     """The lease was renewed."""
@@ -182,7 +199,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a file in base64. ``size``: the bytes of the whole file, 0 if it does not exist."""
+    """A piece of a file in base64. ``size``: the bytes of the complete file, 0 if it does not exist."""
 
     path: str
     offset: int
@@ -200,7 +217,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The place of a run: its ``directory``, whether a daemon lives in it, and the ``files`` in it."""
+    """The run's ``directory`` on the host, whether a daemon uses it, and the ``files`` in it."""
 
     directory: str
     alive: bool
@@ -209,7 +226,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """A line about the progress of an environment. The program that says this is zmqrl/hostd/environment.py."""
+    """A line about the progress of an environment. zmqrl/hostd/environment.py sends it."""
 
     line: str
 
@@ -222,10 +239,22 @@ class Made:
 
 
 Request: TypeAlias = (
-    Begin | Start | Tell | HangUp | Signal | List | Fetch | Put | Remove | Clean | Renew | Look  # of a launcher
+    Begin
+    | Start
+    | Tell
+    | HangUp
+    | Signal
+    | Inspect
+    | List
+    | Fetch
+    | Put
+    | Remove
+    | Clean
+    | Renew
+    | Look  # of a launcher
 )
 Event: TypeAlias = (
-    Up | Refused | Started | Said | Log | Exited | Alive | Listing | Piece | Written | Seen | Making | Made
+    Up | Refused | Started | Said | Log | Exited | Inspected | Alive | Listing | Piece | Written | Seen | Making | Made
 )
 
 REQUESTS: dict[str, type[Any]] = {
@@ -234,6 +263,7 @@ REQUESTS: dict[str, type[Any]] = {
     "tell": Tell,
     "hang_up": HangUp,
     "signal": Signal,
+    "inspect": Inspect,
     "list": List,
     "fetch": Fetch,
     "put": Put,
@@ -249,6 +279,7 @@ EVENTS: dict[str, type[Any]] = {
     "said": Said,
     "log": Log,
     "exited": Exited,
+    "inspected": Inspected,
     "alive": Alive,
     "list": Listing,
     "file": Piece,

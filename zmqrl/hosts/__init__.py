@@ -1,1 +1,1 @@
-"""Machines: which there are, how they are reached and checked, and what starts processes on them."""
+"""Machines: the inventory, ways to reach and check them, and the launcher that starts processes on them."""

@@ -1,4 +1,4 @@
-"""The launcher of a run: passes tasks to the daemons of their hosts, and turns what they say into events and logs."""
+"""The launcher of a run: sends tasks to the daemons of their hosts, and turns their messages into events and logs."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.launcher import LOG_TAIL_LINES, Exited, Launcher, Said, Task
+from zmqrl.hosts.launcher import LOG_TAIL_LINES, Event, Exited, Inspected, Launcher, Said, Task
 from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.process import LOG_LEVEL
@@ -41,10 +41,10 @@ class _Running:
 
 
 class DaemonLauncher(Launcher):
-    """Runs tasks on the hosts of ``links``; ``place`` says which host runs a process.
+    """Runs tasks on the hosts of ``links``; ``place`` returns the host that runs a process.
 
-    A host that is lost takes its processes with it. It is contacted again when the next of them is started. What a
-    daemon says about files goes to ``files``.
+    A host that is lost takes its processes with it. It is contacted again when the next of them is started. The
+    messages of a daemon about files go to ``files``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DaemonLauncher(Launcher):
     ) -> None:
         self.links, self.place, self.files = links, place, files
         self._running: dict[str, _Running] = {}  # by name
-        self._events: list[Said | Exited] = []
+        self._events: list[Event] = []
         self._reached_at = time.monotonic()
         self._closed = threading.Event()
         # Leases are renewed even while the supervisor's thread waits, for a disk or for a shard.
@@ -84,7 +84,10 @@ class DaemonLauncher(Launcher):
     def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
         self._send(process, h.Tell(str(process), message))
 
-    def poll(self) -> list[Said | Exited]:
+    def inspect(self, process: ProcessId) -> None:
+        self._send(process, h.Inspect(str(process)))
+
+    def poll(self) -> list[Event]:
         self.receive()
         events, self._events = self._events, []
         return events
@@ -107,7 +110,9 @@ class DaemonLauncher(Launcher):
         while not set(processes).isdisjoint(self.running()) and time.monotonic() < deadline:
             time.sleep(0.02)
             self.receive()
-        self._events = [event for event in self._events if isinstance(event, Said) or event.process not in processes]
+        self._events = [
+            event for event in self._events if not isinstance(event, Exited) or event.process not in processes
+        ]
 
     def running(self) -> list[ProcessId]:
         return [running.process for running in self._running.values()]
@@ -163,7 +168,7 @@ class DaemonLauncher(Launcher):
         match event:
             case h.Listing() | h.Piece() | h.Written() if self.files is not None:
                 self.files.take(link.host, event)
-            case h.Started() | h.Said() | h.Log() | h.Exited():
+            case h.Started() | h.Said() | h.Log() | h.Exited() | h.Inspected():
                 running = self._running.get(event.name)
                 if running is None or running.link is not link:  # a host speaks only for its own processes
                     return
@@ -174,6 +179,11 @@ class DaemonLauncher(Launcher):
                         self._events.append(Said(running.process, event.facts))
                     case h.Log():
                         running.write(event.line)
+                    case h.Inspected():
+                        seen = Inspected(
+                            process=running.process, state=event.state, kernel=event.kernel, stack=tuple(event.stack)
+                        )
+                        self._events.append(seen)
                     case h.Exited():
                         self._end(event.name, event.status, event.why)
 

@@ -1,4 +1,4 @@
-"""Where a run takes place: its launcher, and for each process its host, its directory there, and its threads."""
+"""The deployment of a run: its launcher, and for each process its host, its directory there, and its threads."""
 
 import os
 import socket as host_socket
@@ -28,14 +28,14 @@ class Site:
 
     host: str
     directory: RunDirectory
-    """The place of the run on that host."""
+    """The run's directory on that host."""
     address: str
-    """The address at which shards bind if they use TCP, and at which the others reach them."""
+    """The address that shards bind if they use TCP, and at which other hosts reach them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """How and where the processes of a run are started."""
+    """How and where the processes of a run start."""
 
     launcher: Launcher
     sites: Mapping[ProcessId, Site]
@@ -46,7 +46,7 @@ class Deployment:
 
 
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
-    """Deploy a whole run on this machine. Raises UsageError if a process may not open as many files as it needs."""
+    """Deploy all of a run on this machine. Raises UsageError if a process may not open as many files as it needs."""
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
     placement = place_run(config, [Host(name=HERE)], {HERE: len(os.sched_getaffinity(0))})
     check_open_files(files_needed(config, list(placement.host_of)))
@@ -59,6 +59,6 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
 
 
 def local_launcher(work: Path) -> Launcher:
-    """A launcher for this machine, whose daemon is a child of this process. ``work`` is the place of the run."""
+    """A launcher for this machine, whose daemon is a child of this process. ``work`` is the run's directory."""
     command = [sys.executable, "-m", "zmqrl.hostd.daemon"]
     return DaemonLauncher({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
 
-MAX_RANGE = 1024  # the most hosts that one name with ranges may stand for
+MAX_RANGE = 1024  # the most hosts in one name with ranges
 
 # A name that ssh and its ProxyCommand take neither for an option nor for shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -21,12 +21,12 @@ _NUMBER: Final = r"[0-9]{1,9}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine, and what may run on it. None stands for a default."""
+    """A machine, and what may run on it. None means the default."""
 
     name: str
     """The name for ssh, from the user's ssh_config or the resolver, optionally after user@."""
     slots: int | None = None
-    """The most workers to place here. Default: no limit, hosts are filled by their cores."""
+    """Maximum number of workers on this host. Default: no limit; hosts are filled by their cores."""
     address: str | None = None
     """The address at which other hosts reach it."""
     python: str | None = None
@@ -196,7 +196,7 @@ def _is_env(value: object) -> bool:
 
 
 _TEXT: Final = (_is_text, "a string on one line, not empty")
-_COUNT: Final = (_is_count, "a whole number from 0")
+_COUNT: Final = (_is_count, "an integer from 0")
 _FLAG: Final = (lambda value: isinstance(value, bool), "true or false")
 _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "name": _TEXT,
@@ -206,7 +206,7 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: _is_text(value) and not value.startswith("~"),
         "an absolute path or a name on the PATH of the host: ~ is not expanded",
     ),
-    "threads": (lambda value: _is_count(value) and value > 0, "a whole number from 1"),
+    "threads": (lambda value: _is_count(value) and value > 0, "an integer from 1"),
     "env": (_is_env, 'a table of strings, such as { TMPDIR = "/scratch" }'),
     "shards": _COUNT,
     "workers": _COUNT,
@@ -249,7 +249,7 @@ def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
         if not re.fullmatch(_WORD, address):
             raise UsageError(f"{where}: the address {address!r} is neither an IPv4 address nor a name.")
         if address == "0.0.0.0":
-            raise UsageError(f"{where}: the address {address} would listen on every network: name the host's own.")
+            raise UsageError(f"{where}: the address {address} would listen on every network: use the host's own.")
     if len(addresses) != len(names):
         raise UsageError(
             f"{where}: the name stands for {len(names)} hosts, but the address for {len(addresses)}: make them equal."

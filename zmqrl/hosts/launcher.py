@@ -4,7 +4,7 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from zmqrl.process_id import ProcessId
 
@@ -30,7 +30,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The process wrote a JSON object to its standard output. The first one says that it is up."""
+    """The process wrote a JSON object to its standard output. The first one means that it is up."""
 
     process: ProcessId
     facts: dict[str, Any]
@@ -60,6 +60,23 @@ class Exited:
             return f"killed by signal {-self.status}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """What a process does, as its host says.
+
+    ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of its main thread,
+    innermost first, empty if it has not answered.
+    """
+
+    process: ProcessId
+    state: str
+    kernel: str = ""
+    stack: tuple[str, ...] = ()
+
+
+Event: TypeAlias = Said | Exited | Inspected
+
+
 class Launcher(Protocol):
     """Runs tasks on one host or on many."""
 
@@ -70,9 +87,15 @@ class Launcher(Protocol):
         """Write a message to the standard input of a process. Nothing happens if it has ended."""
 
     def receive(self) -> None:
-        """Read what the hosts say, for the next ``poll``, and what they say about files. Never waits."""
+        """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
 
-    def poll(self) -> list[Said | Exited]:
+    def inspect(self, process: ProcessId) -> None:
+        """Ask what a process does, and for its stack, which it also writes to its log. ``poll`` returns an Inspected.
+
+        It returns none for a process that has ended, or on a host that is lost.
+        """
+
+    def poll(self) -> list[Event]:
         """Return the events since the last call. Never waits."""
 
     def signal(self, process: ProcessId, number: signal.Signals) -> None:
@@ -88,7 +111,7 @@ class Launcher(Protocol):
         """Wait until the processes have ended, at most ``within_s``. ``poll`` does not return an Exited for them."""
 
     def running(self) -> list[ProcessId]:
-        """The processes that were started and have not ended as far as is known."""
+        """The processes that were started and, as far as the launcher knows, have not ended."""
 
     def pids(self) -> dict[ProcessId, int]:
         """The process ids, each on its own host."""
@@ -97,7 +120,7 @@ class Launcher(Protocol):
         """The host that runs a process."""
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """The hosts as plain data, for whoever must look after them when this process is gone."""
+        """The hosts as plain data, for a command that must reach them when this process is gone."""
 
     def unreachable_s(self) -> float:
         """Seconds since any host was last reachable; 0 while one is."""

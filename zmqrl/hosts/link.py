@@ -22,9 +22,9 @@ MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
 class Link:
     """One connection to a daemon at a time. After it is lost, ``open`` makes a new one.
 
-    ``command`` runs the daemon, and ``work`` is the place of the run on that host. Without ``lease_s``, each side
+    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, each side
     notices the end of the other only by the end of the connection. ``environment`` holds variables for the processes
-    that the daemon starts. ``up`` is what the daemon said about its host, while it is connected.
+    that the daemon starts. ``up`` is the daemon's report about its host, while it is connected.
 
     To make an environment instead, ``first`` is the line with that request, and ``made`` will be the answer.
     """
@@ -76,7 +76,7 @@ class Link:
         return self.up is not None or self.made is not None
 
     def look(self, within_s: float) -> h.Seen:
-        """Ask what is in the place of the run on the host. Raises LinkLost."""
+        """Ask what is in the run's directory on the host. Raises LinkLost."""
         self._run()
         self.send(h.Look(self.work))
         self.hang_up()
@@ -115,7 +115,8 @@ class Link:
     def send(self, request: h.Request) -> None:
         """Send a request, in the order of the calls, as soon as the daemon can be reached. From any thread.
 
-        While the link is lost, requests are dropped: whoever opens it again must repeat what is still needed.
+        While the link is lost, requests are dropped: the caller that opens it again must repeat those that are still
+        needed.
         """
         self._send(h.encode(request))
 
@@ -223,7 +224,7 @@ class LinkLost(Exception):
 
 
 def _read_all(pipe: int) -> bytes:
-    """Read what is there, but not more than a few MiB: other pipes have something to say too."""
+    """Read what is there, but not more than a few MiB, because other pipes may have data too."""
     pieces: list[bytes] = []
     with contextlib.suppress(BlockingIOError):
         while len(pieces) < MOST_PIECES and (piece := os.read(pipe, 1 << 20)):

@@ -12,13 +12,16 @@ from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import Link
 from zmqrl.process_id import RECORDER, ProcessId, shard_id
+from zmqrl.profile.recorder import prune
 from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 
-COMES_HOME = ("history", "traces", "videos")
+COMES_HOME = ("history", "profile", "videos")
 # A host names the files that are written here: these names cannot lead out of the run directory.
 _HARMLESS = re.compile(
-    r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|traces/(?P<process>[a-z]+-\d+)\.json|videos/\w[\w.-]*", re.ASCII
+    r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|profile/(?P<process>[a-z]+-\d+)\.\d+\.\d+\.blocks"
+    r"|videos/\w[\w.-]*",
+    re.ASCII,
 )
 LIST_EVERY_S = 5.0
 TAIL_BYTES = 4096  # of a history: its last lines, with checksums that no other run has
@@ -73,7 +76,7 @@ class Mirror:
                 self.put_checkpoint(process, version)
 
     def clean(self, *, whole: bool, but: Collection[str] = ()) -> None:
-        """Remove the run's files from the hosts except ``but``, and if ``whole`` the run's place too."""
+        """Remove the run's files from the hosts except ``but``, and if ``whole`` the run's directory too."""
         for host in self.links.keys() - set(but):
             self.links[host].send(h.Clean(whole))
 
@@ -92,7 +95,7 @@ class Mirror:
             self.links[host].send(h.Put(name, offset, piece.data, piece.size if unless_longer else None))
             offset, size = offset + files.PIECE_BYTES, piece.size
 
-    # and back
+    # from the hosts
 
     def step(self, now: float) -> None:
         """Ask the hosts for their files every ``LIST_EVERY_S``."""
@@ -115,7 +118,7 @@ class Mirror:
                 if self._fetching.get(host) == _history(process.number):
                     self._fetching[host] = OUTDATED
 
-    def bring_home(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
+    def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns hosts with missing files.
 
         ``receive`` is that of the launcher. Hosts that are lost are not waited for.
@@ -137,10 +140,12 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take(self, host: str, event: h.Listing | h.Piece | h.Written) -> None:
-        """Take what a daemon said about files. Raises ClusterError when a file cannot be written, here or there."""
+        """Handle a daemon's message about files. Raises ClusterError when a file cannot be written, here or there."""
         match event:
             case h.Listing():
                 self._sizes[host] = {name: size for name, size in event.files.items() if self._is_from(name, host)}
+                for process in [process for process, at in self.host_of.items() if at == host]:
+                    prune(self.home.profile, process)  # as it does on its host
             case h.Piece(path=path):
                 if self._fetching.pop(host, None) != path:
                     return
@@ -164,7 +169,7 @@ class Mirror:
             return False
         try:
             process = ProcessId.parse(found["shard"] or found["process"] or str(RECORDER))
-        except ValueError:  # a trace of a process that no run has
+        except ValueError:  # a recording of a process that no run has
             return False
         return self.host_of.get(process) == host or (found["shard"] is not None and not self._begun)
 

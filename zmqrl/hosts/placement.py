@@ -1,4 +1,4 @@
-"""Decides which host runs which process: as the hosts file says, and evenly where it says nothing. Pure."""
+"""Decides which host runs which process: as the hosts file sets it, and evenly where it sets nothing. Pure."""
 
 import heapq
 import itertools
@@ -42,7 +42,7 @@ class Placement:
 
 
 def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -> Placement:
-    """Place the processes that a run starts, as :func:`place` does."""
+    """Assign hosts to the processes that a run starts, as :func:`place` does."""
     return place(
         hosts,
         cores,

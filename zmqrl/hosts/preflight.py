@@ -27,7 +27,7 @@ PORTS_OF_SHARD = 3
 PIPES_OF_PROCESS = 4  # in its daemon: three streams and a pidfd
 CLOCK_OFF_S = 1.0
 TRANSFERS_WITHIN_S = 60.0
-NAMED = 4  # hosts that a sentence lists before it says how many others there are
+NAMED = 4  # hosts that a sentence lists before it gives only the number of the others
 PLAYERS: tuple[ProcessRole, ...] = ("worker", "evaluator", "recorder")
 
 Facts = Mapping[str, Any]
@@ -105,7 +105,7 @@ def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[
 
 
 def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
-    """The ports of the shards on ``host``, or of shard 0 if it has no shards; 0 stands for any free port."""
+    """The ports of the shards on ``host``, or of shard 0 if it has no shards; 0 means any free port."""
     ports = config.ports()
     if ports is None:
         return [0]
@@ -141,7 +141,7 @@ class Verdict:
 
 
 def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
-    """Say what is wrong with the hosts, and what to do about it."""
+    """The problems and warnings of the hosts, each with its remedy."""
     problems = [f"{host}: {why}." for host, why in found.failed.items()]
     warnings: list[str] = []
     for host, facts in found.facts.items():
@@ -170,7 +170,7 @@ def _host_problems(facts: Facts, config: Config, processes: Sequence[ProcessId])
     if facts["disk_bytes"] < LEAST_DISK_BYTES:
         yield (
             f"the disk of {facts['work']} is full ({size(facts['disk_bytes'])} left): "
-            f"make room for at least {size(LEAST_DISK_BYTES)}"
+            f"free at least {size(LEAST_DISK_BYTES)}"
         )
     needed = files_needed(config, processes)
     if facts["open_files"] is not None and facts["open_files"] < needed:
@@ -192,7 +192,7 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
     ahead_s = facts["clock_ahead_s"]
     if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
         direction = "ahead of" if ahead_s > 0 else "behind"
-        yield f"its clock is {abs(ahead_s):.1f} s {direction} the one here: times in logs will not match"
+        yield f"its clock is {abs(ahead_s):.1f} s {direction} this machine's: times in logs will not match"
 
 
 def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
@@ -226,7 +226,7 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Names in words, of which there may be many."""
+    """Names in words; of many names, only the first ones."""
     more = [f"{len(names) - NAMED} others"] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 

@@ -1,4 +1,4 @@
-"""Probes a host before a run starts: what it offers, and how other hosts reach it, tried in the way the run does.
+"""Probes a host before a run starts: what it offers, and how other hosts reach it, with the connections of a run.
 
 ``python -m zmqrl.hosts.probe`` reports what it finds on its host and listens where shards would. Then, on each request,
 it tells the time or measures routes to other hosts. Standard library only, except for the games and torch.
@@ -97,8 +97,8 @@ def _in_words(error: OSError) -> str:
 
 def listen(address: str, ports: Sequence[int], token: str) -> dict[str, Any]:
     """Listen at ``address`` and answer clients that know ``token``, until this process ends. Returns the ``ports``,
-    with free ones for 0, and the ``bound`` address, which the name means here. Raises OSError with the place in
-    ``filename``.
+    with free ones for 0, and the ``bound`` address, to which the name resolves here. Raises OSError with the address
+    and port in ``filename``.
     """
     bound = []
     for port in ports:
@@ -123,7 +123,7 @@ def _answer(connection: socket.socket, token: bytes) -> None:
     with connection, contextlib.suppress(OSError):
         connection.settimeout(ANSWER_WITHIN_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        place = bytearray(1 << 20)
+        scratch = bytearray(1 << 20)
         if not hmac.compare_digest(_receive(connection, len(token)), token):
             return
         connection.sendall(RECEIVED)
@@ -132,7 +132,7 @@ def _answer(connection: socket.socket, token: bytes) -> None:
             if left > MOST_BYTES:
                 return
             while left:
-                came = connection.recv_into(place, min(left, len(place)))
+                came = connection.recv_into(scratch, min(left, len(scratch)))
                 if not came:
                     return
                 left -= came
@@ -148,7 +148,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """What this host offers to processes with their files in the directory ``work``. None stands for no limit."""
+    """What this host offers to processes with their files in the directory ``work``. None means no limit."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "memory_bytes": _memory_bytes(),

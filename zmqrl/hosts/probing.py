@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zmqrl.hosts.launcher import Exited, Launcher, Task
+from zmqrl.hosts.launcher import Exited, Launcher, Said, Task
 from zmqrl.hosts.probe import measure
 from zmqrl.process_id import ProcessId
 
@@ -19,7 +19,7 @@ TURN_S = 0.005
 
 
 class Route(NamedTuple):
-    """TCP from one host to ``ports`` of another, at its ``address``."""
+    """A TCP route from one host to ``ports`` of another, at its ``address``."""
 
     source: str
     target: str
@@ -28,7 +28,7 @@ class Route(NamedTuple):
 
 
 class Probes:
-    """``failed`` says why a probe has not answered or has ended, by host."""
+    """``failed`` has, by host, the reason why a probe has not answered or has ended."""
 
     def __init__(self, launcher: Launcher, tokens: Mapping[str, str], probes: Mapping[str, ProcessId]) -> None:
         self.launcher, self.tokens, self.probes = launcher, tokens, probes
@@ -46,7 +46,7 @@ class Probes:
                 host = self.launcher.host_of(event.process)
                 if isinstance(event, Exited):
                     self.failed[host] = f"its probe ended ({event.how()}): {event.log_tail or 'it said nothing'}"
-                else:
+                elif isinstance(event, Said):
                     found[host] = {**event.facts, "heard_s": time.time()}
             time.sleep(TURN_S)
         return found
@@ -113,7 +113,7 @@ def probing(
             yield probes, probes.answers(on, within_s=FIRST_ANSWER_WITHIN_S)
         finally:
             launcher.stop(list(jobs), grace_s=2.0)
-            launcher.poll()  # nobody needs what they have said meanwhile
+            launcher.poll()  # their output is not needed any more
 
 
 def rounds(routes: Sequence[Route]) -> list[list[Route]]:

@@ -1,4 +1,4 @@
-"""The hosts of a command: which ones, how the launcher reaches them, and at which address they reach each other."""
+"""The hosts of a command, how the launcher reaches them, and the addresses at which they reach each other."""
 
 import ipaddress
 import socket as host_socket
@@ -22,7 +22,7 @@ from zmqrl.hosts.ssh import ssh_command
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
 from zmqrl.learner.envs import describe_env
 
-NO_ADDRESS = WireConfig().address  # stands for no choice
+NO_ADDRESS = WireConfig().address  # means that the user chose no address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class Reach:
     command: Callable[[Host], list[str]]
     """The command that runs a daemon on a host."""
     home: str
-    """The machine, or the cluster, on which the path of a run directory means one directory."""
+    """The machine, or the cluster, on which the path of a run directory names the same directory."""
     cores_given: Mapping[str, int]
-    """The cores of a host that the run may use, where Slurm says so."""
+    """The cores of a host that the run may use, if Slurm limits them."""
     addresses_given: Mapping[str, str]
     """The addresses that ``--address`` gives, by host."""
     iface: str | None
@@ -44,7 +44,7 @@ class Reach:
 
     @property
     def instead(self) -> str:
-        """What to do about a host that has no zmqrl, or another version of it."""
+        """The remedy for a host that has no zmqrl, or another version of it."""
         if self.job is not None:
             return "install this Python and its zmqrl where all nodes of the job can read them"
         return f"install it there with --sync wheel, or {ANOTHER_PYTHON}"
@@ -59,7 +59,7 @@ class Reach:
         return {host: min(cores, self.cores_given.get(host, cores)) for host, cores in found.items()}
 
     def addresses(self, of: Collection[str], up: Mapping[str, Up]) -> tuple[dict[str, str], list[str]]:
-        """The addresses of the hosts ``of``, as daemons said in ``up``, and a sentence for each that is unknown."""
+        """The addresses of the hosts ``of``, from the daemons' reports ``up``, and a sentence for each unknown one."""
         hosts = [host for host in self.hosts if host.name in of]
         return addresses_of(hosts, up, by_hand=self.addresses_given, iface=self.iface)
 
@@ -77,7 +77,7 @@ class HostOptions:
     include: str | None = None
     """Use only these hosts, given as a list."""
     exclude: str | None = None
-    """Leave out these hosts, as a list."""
+    """Do not use these hosts, given as a list."""
     ssh_config: Path | None = None
     """File that ssh reads instead of your own ssh_config."""
     iface: str | None = None
@@ -118,7 +118,7 @@ class HostOptions:
         )
 
     def bring(self, reach: Reach, say: Callable[[str], None]) -> Reach:
-        """The same hosts, with this zmqrl installed if ``--sync`` says so. Raises ClusterError."""
+        """The same hosts, with this zmqrl installed if ``--sync`` requires it. Raises ClusterError."""
         if self.sync == "none":
             return reach
         pythons = make_environments(reach.hosts, self.ssh_config, say)
@@ -163,7 +163,7 @@ def addresses_of(
 ) -> tuple[dict[str, str], list[str]]:
     """The address of each of ``hosts``, by its name, and a sentence for each that has none.
 
-    ``up`` is what the daemons of all hosts of the run said, ``by_hand`` what ``--address`` says, and ``iface`` an
+    ``up`` is the report of each daemon of the run, ``by_hand`` the addresses of ``--address``, and ``iface`` an
     interface or a network that all hosts have.
     """
     found: dict[str, str] = {}

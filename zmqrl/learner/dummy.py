@@ -1,4 +1,4 @@
-"""Frames at no cost, to measure everything around the games."""
+"""Frames at no cost, to measure everything except the games."""
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ def describe_dummy(config: EnvConfig) -> EnvSpec:
 
 
 class DummyEnvs:
-    """The frames made at the reset, again and again. Rewards and ends are random."""
+    """Repeats the frames made at the reset. Rewards and ends are random."""
 
     def __init__(self, spec: EnvSpec, config: EnvConfig) -> None:
         self.num_envs = config.num_envs

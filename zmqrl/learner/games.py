@@ -11,7 +11,7 @@ from zmqrl.errors import require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvConfig:
-    """The games of one worker. All options but num-envs are for Atari games; others are played as registered."""
+    """The games of one worker. All options except num-envs apply only to Atari games."""
 
     num_envs: int = 32
     """Number of games per worker."""
@@ -108,7 +108,7 @@ class EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A whole game. ``score`` is the sum of its true rewards over all lives, ``agent_steps`` its length."""
+    """A full game. ``score`` is the sum of its true rewards over all lives, ``agent_steps`` its length."""
 
     score: float
     agent_steps: int
@@ -122,7 +122,7 @@ class Step:
     learning, clipped if ``EnvConfig`` says so. ``terminated``: bool (B,), the return ends here: do not bootstrap.
     ``truncated``: bool (B,), cut off by a time limit, never together with ``terminated``: bootstrap from
     ``final_observations``, which maps the index of each truncated game to its last observation (*shape). ``games``:
-    whole games that finished in this step.
+    full games that finished in this step.
     """
 
     observations: np.ndarray

@@ -33,11 +33,11 @@ class PPOConfig:
     clip: float = 0.1
     """Clip range of the probability ratio."""
     value_coefficient: float = 0.5
-    """Weight of the value loss."""
+    """Coefficient of the value loss."""
     entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus, at the start if it has a schedule."""
+    """Coefficient of the entropy bonus, at the start if it has a schedule."""
     final_entropy_coefficient: float | None = None
-    """Weight of the entropy bonus at the end of its linear schedule. None: constant."""
+    """Coefficient of the entropy bonus at the end of its linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
     """Length of the entropy schedule, in updates."""
     max_grad_norm: float = 0.5
@@ -79,11 +79,11 @@ class BA3CConfig:
     gamma: float = 0.99
     """Discount of future rewards, per agent step."""
     value_coefficient: float = 0.5
-    """Weight of the value loss."""
+    """Coefficient of the value loss."""
     entropy_coefficient: float = 0.01
-    """Weight of the entropy bonus, at the start if it has a schedule."""
+    """Coefficient of the entropy bonus, at the start if it has a schedule."""
     final_entropy_coefficient: float | None = None
-    """Weight of the entropy bonus at the end of its linear schedule. None: constant."""
+    """Coefficient of the entropy bonus at the end of its linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
     """Length of the entropy schedule, in updates."""
     max_grad_norm: float = 0.5
@@ -118,7 +118,7 @@ class Batch:
 # What the learner reports besides the statistics of the loss.
 LEARNER_METRICS = ("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
 
-# Takes logits (M, A), values (M,), the batch, the settings of the algorithm, and the current weight of the entropy
+# Takes logits (M, A), values (M,), the batch, the settings of the algorithm, and the current coefficient of the entropy
 # bonus. Returns the loss, a scalar, and detached scalars to report.
 Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -168,7 +168,7 @@ def ba3c_loss(
 
 
 def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int) -> float:
-    """The weight of the entropy bonus for the update of ``version``."""
+    """The coefficient of the entropy bonus for the update of ``version``."""
     if config.final_entropy_coefficient is None:
         return config.entropy_coefficient
     done = min(1.0, version / config.entropy_schedule_updates)
@@ -309,5 +309,5 @@ def _check_shared(group: str, config: PPOConfig | BA3CConfig) -> None:
     require(
         (final is None) == (config.entropy_schedule_updates < 1),
         f"{group}.final-entropy-coefficient and {group}.entropy-schedule-updates, "
-        "the versions until it is reached, need each other: set both or neither.",
+        "the length of the schedule, need each other: set both or neither.",
     )

@@ -28,9 +28,9 @@ class NetworkConfig:
     """Settings of every network."""
 
     hidden: int | None = None
-    """Units of the hidden layers. None: the network's own, from 64 (mlp) to 512 (nature)."""
+    """Units of the hidden layers. None: the default of the network, from 64 (mlp) to 512 (nature)."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format to compute in. auto: bfloat16 if the hardware multiplies it. Weights stay float32."""
+    """Number format of the computation. auto: bfloat16 if the hardware supports it. Weights stay float32."""
 
     def __post_init__(self) -> None:
         require(

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class Rollout:
-    """T steps of B environments. ``Player.play`` fills it again and again.
+    """T steps of B environments. Each ``Player.play`` fills it again.
 
     ``observations``: (T, B, *shape), uint8 or float32, the inputs of the policy. ``last_observations``: (B, *shape),
     those after the last step. ``actions``: int64 (T, B). ``log_probs``, ``values``: float32 (T, B), of the policy that

@@ -1,1 +1,1 @@
-"""What a run shows of itself: spans, metrics, the live view."""
+"""What a run shows of itself: spans, metrics, the live panel."""

@@ -58,13 +58,13 @@ class Console(Protocol):
     """Where a run is watched. A pipe or terminal that closes is not an error: the console just ends."""
 
     def update(self, figures: LiveFigures) -> None:
-        """Show ``figures``, now or with later ones. Call it whenever there is something new."""
+        """Show ``figures``, now or with later ones. Call it whenever they change."""
 
     def notice(self, text: str) -> None:
         """Show at once that something happened: a worker died and was restarted, a checkpoint was written."""
 
     def close(self) -> None:
-        """Show the last figures and leave the terminal as it was. A second call does nothing."""
+        """Show the last values and leave the terminal as it was. A second call does nothing."""
 
 
 class LoggedConsole:
@@ -226,7 +226,7 @@ class LiveConsole:
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that ``row`` knows. Of the others, the console keeps showing the last known ones."""
+    """The metrics that ``row`` has. For the others, the console keeps showing the last known values."""
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -277,7 +277,7 @@ def _workers(row: Mapping[str, Any]) -> str:
 
 
 def _ranks(figures: Mapping[str, float], shown: Callable[[float], str]) -> str:
-    """The ranks with the largest figures: ``rank 3 (12 s), rank 0 (4 s) and 2 more``."""
+    """The ranks with the largest values: ``rank 3 (12 s), rank 0 (4 s) and 2 more``."""
     worst = sorted(figures, key=lambda rank: -figures[rank])
     text = ", ".join(f"rank {rank} ({shown(figures[rank])})" for rank in worst[:RANKS_SHOWN])
     return f"{text} and {len(worst) - RANKS_SHOWN} more" if len(worst) > RANKS_SHOWN else text

@@ -1,4 +1,4 @@
-"""Log lines of many processes: equal lines become one, with the names of their processes. It has no clock."""
+"""Folds equal log lines of many processes into one, with the names of the processes. It has no clock."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -46,7 +46,7 @@ class Folding:
         if not self._held:
             self._opened_at = now
         newest = self._newest.get(source)
-        # A place before the newest line of this process would put its lines out of order.
+        # A position before the newest line of this process would put its lines out of order.
         since = 0 if newest is None else self._held.index(newest)
         words = _words(line)
         folded = next((each for each in self._held[since:] if _words(each.line) == words), None)

@@ -268,8 +268,8 @@ class RunMetrics:
 
         ``wall_s`` in the row continues from the checkpoint. Means are over all ``gradients`` that workers have reported
         since the last row that was ``written``. Rates and ``split_s``, the mean time of a worker per gradient and span,
-        are over about 30 s, because workers report whole rollouts. ``missing_s`` has the members whose contribution to
-        the open version is missing, with the time since their last one. ``contributions`` and ``agent_steps`` are
+        are over about 30 s, because workers report complete rollouts. ``missing_s`` has the members whose contribution
+        to the open version is missing, with the time since their last one. ``contributions`` and ``agent_steps`` are
         cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank start with this session.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
@@ -360,5 +360,5 @@ def _rate(amount: float, seconds: float) -> float | None:
 
 
 def _by_rank(figures: Mapping[int, float]) -> dict[str, float]:
-    """``figures`` with the keys of JSON, which are text."""
+    """``figures`` with text as keys, as JSON requires."""
     return {str(rank): figure for rank, figure in sorted(figures.items())}

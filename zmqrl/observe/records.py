@@ -22,7 +22,7 @@ PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
 # Keys of a row that are not means over gradients. Workers choose the names of those that are.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
 
-# Settings that do not make it another experiment: seed, name, length, what is kept and who watches.
+# Settings that do not change the experiment: seed, name, length, checkpoints to keep, followers.
 ASIDE: Final = frozenset(
     {
         "seed",
@@ -157,7 +157,7 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """The evaluations. ``rows`` tell when the version of each was made."""
+    """The evaluations. ``rows`` show when the version of each was made."""
     evaluations = []
     for line in read_lines(path, EVALUATION) if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])

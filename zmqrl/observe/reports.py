@@ -1,4 +1,4 @@
-"""The reports of workers, checked: any program can have sent them."""
+"""Checks the reports of workers, because any program can have sent them."""
 
 import re
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ def _finite(value: object) -> float:
 def _named(value: object) -> dict[str, object]:
     """The figures with a valid name."""
     if not isinstance(value, dict) or len(value) > MOST_FIGURES:
-        raise ValueError(f"figures are a map of at most {MOST_FIGURES} names")
+        raise ValueError(f"metrics are a map of at most {MOST_FIGURES} names")
     return {name: x for name, x in value.items() if isinstance(name, str) and NAME.fullmatch(name)}
 
 

@@ -65,7 +65,7 @@ class _Waiting(io.RawIOBase):
     def write(self, data: Any) -> int:
         text = bytes(data)
         with self._changed:
-            # After a dropped line, more are dropped until the notice, which takes their place, is written.
+            # After a dropped line, more are dropped until the notice about them is written.
             if self._lines_dropped or (self._writes and self._bytes + len(text) > MOST_WAITING_BYTES):
                 self._lines_dropped += text.count(b"\n")
             elif text and not self._over:

@@ -1,58 +1,59 @@
-"""Where a process spends its time: named spans that are always on, and a trace while profiling."""
+"""Where a process spends its time: named spans that are always on."""
 
-import json
-import os
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections import deque
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TypeAlias
 
-WORKER_SPANS = ("env_step", "act", "gradient", "encode", "push", "wait", "assemble")
+from zmqrl.observe.histogram import Histogram
 
-# About 40 MB of tuples: a profile that never stops must not fill the memory of the host.
-MAX_EVENTS = 200_000
+WORKER_SPANS = ("env_step", "act", "gradient", "straggle", "encode", "push", "wait", "assemble")
+SHARD_SPANS = ("receive", "accumulate", "optimize", "commit", "publish")
+
+RECENT = 4096  # spans that stay in memory
+FOLD_AT = 8192  # new spans after which they are added to the histograms, if nobody does it before
 
 
-class SpanEvent(NamedTuple):
-    """One span of time. ``start_ns`` is ``time.monotonic_ns`` of the host, ``version`` the current version."""
-
-    name: str
-    start_ns: int
-    duration_ns: int
-    version: int
+SpanEvent: TypeAlias = tuple[str, int, int, int]
+"""Name, start and duration in nanoseconds of ``time.monotonic_ns``, and the version when it ended."""
 
 
 class Span:
     """The running total of one name, and the context that adds to it."""
 
-    __slots__ = ("_spans", "_started_ns", "count", "name", "total_ns")
+    __slots__ = ("_outer", "_spans", "count", "name", "started_ns", "total_ns")
 
     def __init__(self, spans: "Spans", name: str) -> None:
         self._spans = spans
-        self._started_ns = 0
+        self._outer: Span | None = None
         self.name = name
         self.count = 0
         self.total_ns = 0
+        self.started_ns = 0
 
     def __enter__(self) -> None:
-        self._started_ns = time.monotonic_ns()
+        self.started_ns = time.monotonic_ns()
+        self._outer, self._spans.innermost = self._spans.innermost, self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        duration_ns = time.monotonic_ns() - self._started_ns
+        self.add(self.started_ns)
+        self._spans.innermost = self._outer
+
+    def add(self, started_ns: int) -> None:
+        """Add a span that started at ``started_ns`` and ends now."""
+        duration_ns = time.monotonic_ns() - started_ns
         self.count += 1
         self.total_ns += duration_ns
-        if self._spans.recording:
-            self._spans.keep(SpanEvent(self.name, self._started_ns, duration_ns, self._spans.version))
+        self._spans.keep((self.name, started_ns, duration_ns, self._spans.version))
 
 
 class Spans:
     """The spans of one thread: ``with spans("gradient"): ...``.
 
-    Names are the same in every process, report, row and trace: ``env_step, act, gradient, encode, push, wait,
-    assemble`` in a worker, ``receive, accumulate, optimize, commit, publish`` in a shard.
+    Names are the same in every process, report, row and trace: ``WORKER_SPANS`` in a worker, ``SHARD_SPANS`` in a
+    shard.
 
     Different names can nest. The outer one then contains the inner one. A name must not nest in itself, because each
     name has one context object, which keeps the cost of a span well under a microsecond.
@@ -64,11 +65,20 @@ class Spans:
     def __init__(self) -> None:
         self.version = 0
         """The current version, written into the events. The owner of the thread sets it."""
-        self.recording = False
-        self.events: list[SpanEvent] = []
-        self.dropped = 0
-        """Number of events since recording began that found the list full."""
+        self.recent: deque[SpanEvent] = deque(maxlen=RECENT)
+        """The newest spans, up to the last ``fold``."""
+        self.histograms: dict[str, Histogram] = {}
+        """Durations in nanoseconds by name, up to the last ``fold``."""
+        self._new: list[SpanEvent] = []
+        self.innermost: Span | None = None
+        """The open span that was entered last."""
         self._spans: dict[str, Span] = {}
+
+    @property
+    def current(self) -> tuple[str, int] | None:
+        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may ask."""
+        span = self.innermost
+        return None if span is None else (span.name, span.started_ns)
 
     def __call__(self, name: str) -> Span:
         try:
@@ -80,73 +90,24 @@ class Spans:
         """``(count, seconds)`` by name since the process began."""
         return {span.name: (span.count, span.total_ns / 1e9) for span in self._spans.values()}
 
-    def record(self, on: bool) -> None:
-        """Start to keep events in an empty list, at most ``MAX_EVENTS``. Or stop, and leave them in ``events``."""
-        if on:
-            self.events, self.dropped = [], 0
-        self.recording = on
+    def total_ns(self, name: str) -> int:
+        """Nanoseconds in spans of this name since the process began."""
+        span = self._spans.get(name)
+        return span.total_ns if span is not None else 0
 
     def keep(self, event: SpanEvent) -> None:
-        """Append ``event`` while there is room. The oldest stay, so that a trace has no gaps."""
-        if len(self.events) < MAX_EVENTS:
-            self.events.append(event)
-        else:
-            self.dropped += 1
+        """Keep a span for the histograms and the newest spans."""
+        self._new.append(event)
+        if len(self._new) >= FOLD_AT:
+            self.fold()
 
-
-def chrome_events(
-    events: Iterable[SpanEvent], pid: int, process_name: str, *, tid: int = 0, offset_ns: int = 0
-) -> list[dict[str, Any]]:
-    """The events of one thread in the Trace Event Format that Perfetto and chrome://tracing read.
-
-    ``pid`` must differ for each process of the trace, also on different hosts. ``offset_ns`` is added to every start:
-    the clock all hosts share, minus this host's. Times come out in microseconds.
-    """
-    named = {"ph": "M", "name": "process_name", "pid": pid, "tid": tid, "args": {"name": process_name}}
-    return [
-        named,
-        *(
-            {
-                "ph": "X",
-                "name": event.name,
-                "cat": "span",
-                "pid": pid,
-                "tid": tid,
-                "ts": (event.start_ns + offset_ns) / 1000,
-                "dur": event.duration_ns / 1000,
-                "args": {"version": event.version},
-            }
-            for event in events
-        ),
-    ]
-
-
-def write_trace(path: Path, events: Sequence[dict[str, Any]]) -> None:
-    """Write Chrome events as a trace file. It appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def merge_traces(paths: Iterable[Path], out: Path) -> list[Path]:
-    """Merge the trace files of the processes into ``out``. Its time starts at the earliest event.
-
-    Returns the files that are missing or damaged: a killed process writes no trace.
-    """
-    merged: list[dict[str, Any]] = []
-    left_out = []
-    for path in paths:
-        try:
-            merged += json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-        except (OSError, ValueError, KeyError, TypeError):
-            left_out.append(path)
-    timed = [event for event in merged if "ts" in event]
-    begin_us = min((event["ts"] for event in timed), default=0)
-    for event in timed:
-        event["ts"] -= begin_us
-    write_trace(out, sorted(merged, key=lambda event: event.get("ts", -1.0)))
-    return left_out
+    def fold(self) -> list[SpanEvent]:
+        """Add the new spans to ``histograms`` and ``recent``. Returns them."""
+        new, self._new = self._new, []
+        self.recent.extend(new)
+        durations: dict[str, list[int]] = {}
+        for name, _, duration_ns, _ in new:
+            durations.setdefault(name, []).append(duration_ns)
+        for name, each in durations.items():
+            self.histograms.setdefault(name, Histogram()).add(each)
+        return new

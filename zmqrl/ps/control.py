@@ -48,7 +48,7 @@ class ShardControl:
             self.sockets.append(socket)
 
     def hello(self) -> m.Hello:
-        """The HELLO of this supervisor. Its secret proves who it is."""
+        """The HELLO of this supervisor. Its secret proves its identity."""
         return m.Hello(
             run=self.run,
             layout=self.layout,
@@ -64,7 +64,7 @@ class ShardControl:
         self, shards: Iterable[int], *, within_s: float, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Welcome]:
         """Send HELLO to ``shards`` and wait for the WELCOME of each. Raises ClusterError."""
-        what = "greeting the shards"
+        what = "connecting to the shards"
         return self.ask(
             shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what=what, meanwhile=meanwhile
         )
@@ -98,7 +98,7 @@ class ShardControl:
         """Ask ``shards`` and wait for the answer of each. Other messages go to ``other``.
 
         ``answer`` returns None for a message that is not the answer. The question is repeated, as question and answer
-        may be lost. ``meanwhile`` is called all the time. Raises ClusterError that names the silent shards after
+        may be lost. ``meanwhile`` is called repeatedly. Raises ClusterError that names the silent shards after
         ``within_s``.
         """
         waiting = set(shards)

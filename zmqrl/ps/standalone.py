@@ -1,4 +1,4 @@
-"""A parameter server for a program without a supervisor: shard processes on this host for the length of a block."""
+"""A parameter server for a program without a supervisor: shard processes on this host that a block starts and ends."""
 
 import json
 import secrets
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zmqrl.errors import ClusterError
+from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.layout import Layout
@@ -71,15 +72,14 @@ def standalone_shards(
     consistent: bool = False,
     asynchronous: bool = False,
     timing: ShardTiming | None = None,
-    trace_versions: int = 0,
+    recorder: RecorderJob | None = None,
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
     An update needs contributions of ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
     mode. State and history are written to ``directory``; without one they are deleted at the end of the block.
-    ``curve`` encrypts the connections and authenticates each worker by its key. Each shard writes a trace of the first
-    ``trace_versions`` versions to ``directory/trace`` when the block ends. Raises ClusterError when a shard does not
-    start.
+    ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record
+    where their time goes. Raises ClusterError when a shard does not start.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
@@ -101,8 +101,7 @@ def standalone_shards(
                 asynchronous=asynchronous,
                 timing=timing or ShardTiming(),
                 keys=keys.of_shard(shard) if keys else None,
-                trace_path=place / "trace" / f"shard-{shard}.json" if trace_versions else None,
-                trace_versions=trace_versions,
+                recorder=recorder,
             )
             for shard in range(layout.shards)
         ]

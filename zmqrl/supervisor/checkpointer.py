@@ -16,7 +16,7 @@ FETCH_WITHIN_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpointer:
-    """Fetches the versions that the shards have set aside, and writes them.
+    """Fetches the copies that the shards keep of a version, and writes them.
 
     ``model`` is any checkpoint of the run: all have its layout and its optimizer. ``keep`` is how many of them stay.
     """
@@ -27,7 +27,7 @@ class Checkpointer:
     keep: int
 
     def set_aside(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
-        """Let each shard set aside a version that it holds. Returns the STATS of each then. Raises ClusterError."""
+        """Let each shard copy a version that it holds. Returns the STATS of each then. Raises ClusterError."""
 
         def answer(message: m.Message) -> m.Stats | None:
             if isinstance(message, m.Stats) and message.captured == versions[message.shard]:
@@ -44,7 +44,7 @@ class Checkpointer:
         )
 
     def write(self, versions: Mapping[int, int], generation: int, counters: dict[str, Any]) -> Checkpoint:
-        """Fetch the version that each shard has set aside, and write them. Raises ClusterError, UnwritableError."""
+        """Fetch the copy that each shard keeps, and write them. Raises ClusterError, UnwritableError."""
         each = tuple(versions[shard] for shard in sorted(versions))
         checkpoint = Checkpoint(
             layout=self.model.layout,

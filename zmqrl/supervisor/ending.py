@@ -35,8 +35,8 @@ def stop_shards(
 
     If the workers are gone, or a shard can make no more versions, the shards stay where they are. The last version is
     then the newest one that all of them hold or, unless ``together``, as in asynchronous mode, each shard's own.
-    ``meanwhile`` is called all the time. Returns the last version and the STATS of each shard. Raises ClusterError when
-    a shard does not answer.
+    ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard. Raises ClusterError when a
+    shard does not answer.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:

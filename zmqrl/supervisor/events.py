@@ -1,9 +1,10 @@
-"""What happens to a run, and what its supervisor does about it: events in, actions out."""
+"""The events of a run, and the actions of its supervisor."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.launcher import Exited, Inspected
+from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
@@ -41,6 +42,13 @@ class ProcessDied:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessInspected:
+    """The host of a process says what it does."""
+
+    seen: Inspected
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessWorked:
     """A follower did its work, so its past deaths are forgiven."""
 
@@ -73,7 +81,7 @@ class CheckpointWritten:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFailed:
-    """The checkpoint that was to be taken could not be."""
+    """The checkpoint could not be taken."""
 
     version: int
     why: str
@@ -81,7 +89,7 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Figures of the run that limits are about. ``mean_score`` is -inf until enough games have ended."""
+    """The metrics that have limits. ``mean_score`` is -inf until enough games have ended."""
 
     agent_steps: int
     mean_score: float
@@ -108,6 +116,7 @@ Event: TypeAlias = (
     | Connected
     | ShardSaid
     | ProcessDied
+    | ProcessInspected
     | ProcessWorked
     | Loaded
     | NotLoaded
@@ -140,15 +149,38 @@ class KillProcess:
 
 @dataclass(frozen=True, slots=True)
 class TellSilence:
-    """Tell the user that a process does not answer."""
+    """Notify the user that a process does not answer."""
 
     process: ProcessId
     silent_s: float
 
 
 @dataclass(frozen=True, slots=True)
+class Inspect:
+    """Ask the host of a process what it does. Leads to ProcessInspected."""
+
+    process: ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class ShowStall:
+    """A version has stalled. ``tell``: the user should read it now."""
+
+    stall: Stall
+    tell: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndStall:
+    """The version was made after all, or is not wanted any more. ``tell``: the user has read of the stall."""
+
+    stall: Stall
+    tell: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Go on without a follower that dies again and again."""
+    """Continue without a follower that keeps dying."""
 
     process: ProcessId
     deaths: int
@@ -156,7 +188,7 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """All shards are bound: connect to them, and tell the workers where they are."""
+    """All shards are bound: connect to them, and send their endpoints to the workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +201,7 @@ class AskShard:
 
 @dataclass(frozen=True, slots=True)
 class TellView:
-    """Tell a shard the view."""
+    """Send a shard the view."""
 
     shard: int
     view: View
@@ -177,7 +209,7 @@ class TellView:
 
 @dataclass(frozen=True, slots=True)
 class TellStop:
-    """Tell a shard the version to end at; None takes that back."""
+    """Send a shard the version to end at; None cancels that."""
 
     shard: int
     version: int | None
@@ -220,14 +252,14 @@ class BeginTime:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Tell the user."""
+    """Show the user a notice."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class TellDeath:
-    """Tell the user about a death, in lines that are the same for all who die alike."""
+    """Report a death to the user, in lines that are the same for all processes that die in the same way."""
 
     process: ProcessId
     lines: tuple[str, ...]
@@ -242,7 +274,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The run cannot go on. ``see_logs``: the logs may say more."""
+    """The run cannot continue. ``see_logs``: the logs may have details."""
 
     why: str
     see_logs: bool = False
@@ -252,6 +284,9 @@ Action: TypeAlias = (
     StartProcess
     | KillProcess
     | TellSilence
+    | Inspect
+    | ShowStall
+    | EndStall
     | GiveUp
     | Connect
     | AskShard

@@ -91,13 +91,13 @@ class Followers:
             self._settle(answer.process, facts["skipped"])
 
     def give_up(self, process: ProcessId) -> None:
-        """Go on without a follower."""
+        """Continue without a follower."""
         self.pending.pop(process, None)
 
     def finish(
         self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]
     ) -> None:
-        """Wait for their answers to the last checkpoint, until ``hurried``. ``look_after`` is called all the time."""
+        """Wait for their answers to the last checkpoint, until ``hurried``. ``look_after`` is called repeatedly."""
         self.on_checkpoint(version, trained_s, last=True)
         give_up_at, told = time.monotonic() + FINISH_WITHIN_S, False
         while (busy := self._busy()) and not hurried():

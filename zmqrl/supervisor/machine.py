@@ -1,11 +1,12 @@
 """The decisions of a run's supervisor, as a state machine: events in, actions out. Pure: no sockets, clock or files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
+from zmqrl.observe.stalls import Awaited, Doing, Stalls
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
@@ -23,7 +24,7 @@ STOP_WITHIN_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What ends a run by itself. None stands for no limit."""
+    """The limits that end a run. None means no limit."""
 
     updates: int | None = None
     agent_steps: int | None = None
@@ -34,9 +35,9 @@ class Limits:
 class SupervisorMachine:
     """One run, from a checkpoint to its end.
 
-    States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not
-    every shard can hear of it yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each
-    shard in the checkpoint that the run starts from. Times are in seconds, all on one clock.
+    States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not every
+    shard can be stopped yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each shard
+    in the checkpoint that the run starts from. Times are in seconds, all on one clock.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class SupervisorMachine:
         limits: Limits,
         local_ranks: Sequence[int],
         checkpoint_every_s: float,
+        updates_per_rollout: int = 1,
     ) -> None:
         self.state: Literal["starting", "running", "stopping", "ending"] = "starting"
         self.limits, self.on_loss, self.ranks = limits, on_loss, ranks
         self.membership = Membership(ranks, quorum, on_loss)
         self.shards = Shards(checkpoint, generation, limits.updates)
         self.processes = Processes()
+        self.stalls = Stalls(updates_per_rollout)
         self.local_ranks = local_ranks
         self.bound: set[int] = set()
         self.figures = e.Figures(0, float("-inf"), 0.0)
@@ -63,7 +66,7 @@ class SupervisorMachine:
         self.interrupted = False
         self.checkpoint_every_s = checkpoint_every_s
         self.checkpoint_due_at = float("inf")
-        self.checkpoint_version: int | None = None  # the version that the shards are asked to set aside
+        self.checkpoint_version: int | None = None  # the version that the shards are asked to copy
         self._start_by: float | None = None
         self._stop_by = float("inf")
         self._asked_at = 0.0
@@ -72,6 +75,7 @@ class SupervisorMachine:
     def begin(self, now: float) -> list[e.Action]:
         """Start all processes. Workers import what they need while the shards come up."""
         self._start_by = now + START_WITHIN_S
+        self.stalls.made(min(self.shards.checkpoint), now)
         return list(map(self.processes.start, [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]))
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
@@ -90,7 +94,7 @@ class SupervisorMachine:
         shards = self.shards
         assert len(shards.checkpoint) == len(shards.numbers)
         assert all(shards.seen[shard] >= version for shard, version in enumerate(shards.checkpoint)), "seen goes back"
-        assert not (shards.down & shards.stats.keys()), "a shard that is down has said where it stands"
+        assert not (shards.down & shards.stats.keys()), "a shard that is down has reported its state"
         assert all(stats.generation == shards.generation for stats in shards.stats.values()), "another generation"
         assert 1 <= self.membership.view.quorum <= self.ranks, "the quorum"
 
@@ -109,6 +113,9 @@ class SupervisorMachine:
                 return self._on_message(shard, message, now)
             case e.ProcessDied(exited):
                 return self._on_death(exited, now)
+            case e.ProcessInspected(seen):
+                self.stalls.answered(seen.process, Doing(state=seen.state, kernel=seen.kernel, stack=seen.stack))
+                return []
             case e.ProcessWorked(process):
                 self.processes.worked(process)
                 return []
@@ -137,7 +144,7 @@ class SupervisorMachine:
             case e.Ending():
                 self.state = "ending"
                 self.shards.stop_at = None
-                return []
+                return self._watch_version(now)
             case e.Tick():
                 return self._tick(now)
             case _:
@@ -160,6 +167,7 @@ class SupervisorMachine:
 
     def _on_death(self, exited: Exited, now: float) -> list[e.Action]:
         process = exited.process
+        self.stalls.forget(process)
         if process.role not in ("shard", "worker"):  # a follower: the run continues without it
             actions = self.processes.died(exited, now, counts=False)
             if process in self.processes.hopeless:
@@ -188,7 +196,7 @@ class SupervisorMachine:
             rollback = self.shards.rollback
             return actions if rollback is None else [*actions, e.Fail(f"{rollback}, and the run ends.")]
         if self.state == "starting":
-            return actions + self._late_start(now)
+            return actions + self._watch_version(now) + self._late_start(now)
         if why := self.shards.failure():
             return [*actions, e.Fail(why)]
         if now - self._asked_at >= (ASK_AT_FIRST_EVERY_S if self.began_at is None else ASK_EVERY_S):
@@ -207,13 +215,15 @@ class SupervisorMachine:
         return [e.Fail(f"{missing} did not come up within {START_WITHIN_S:g} s", see_logs=True)]
 
     def _look(self, now: float) -> list[e.Action]:
-        """One look at the shards: ask them, restart what hangs, roll back, and decide who counts."""
+        """Check the shards: ask for their state, restart what hangs, roll back, and decide which ranks count."""
         shards, processes = self.shards, self.processes
         # A shard that was not asked could not answer: time for which this process was stopped is not silence.
         if self._asked_at and now - self._asked_at > GREET_AGAIN_S:
             processes.pardon(now - self._asked_at)
+            self.stalls.pardon(now - self._asked_at)
         self._asked_at = now
         processes.made(min(shards.seen.values()), now)
+        self.stalls.made(min(shards.seen.values()), now)
         actions: list[e.Action] = []
         for shard in shards.numbers:
             # After its connection was cut and made again, a shard knows us by HELLO only.
@@ -227,7 +237,34 @@ class SupervisorMachine:
         processes.hear_workers(shards.stats.values(), now)
         if shards.rollback is None and shards.all_told:
             actions += self._observe_members(now) + self._checkpoint_step(now)
+        return actions + self._watch_version(now)
+
+    def _watch_version(self, now: float) -> list[e.Action]:
+        """Say which processes a version waits for if it takes too long, and ask their hosts what they do."""
+        news = self.stalls.look(self._awaited(now), now)
+        actions: list[e.Action] = [e.Inspect(process) for process in news.ask]
+        if news.stall is not None:
+            actions.append(e.ShowStall(news.stall, news.tell))
+        if news.over is not None:
+            actions.append(e.EndStall(news.over, news.tell))
         return actions
+
+    def _awaited(self, now: float) -> list[Awaited]:
+        """The processes without which the open version cannot be made: shards, or else workers."""
+        processes = self.processes
+        if self.state == "ending":
+            return []
+        if self.state == "starting":
+            return [processes.awaited(shard_id(shard), now) for shard in self.shards.numbers if shard not in self.bound]
+        if silent := [shard for shard in self.shards.numbers if shard not in self.shards.stats]:
+            return [processes.awaited(shard_id(shard), now) for shard in silent]
+        awaited = []
+        for worker in self.shards.missing(self.membership.view.members):
+            if worker.process.number not in self.local_ranks:
+                awaited.append(replace(worker, is_external=True))
+            else:
+                awaited.append(worker if worker.is_there else processes.awaited(worker.process, now))
+        return awaited
 
     def _observe_members(self, now: float) -> list[e.Action]:
         stats = self.shards.stats
@@ -243,7 +280,7 @@ class SupervisorMachine:
         return actions + self.shards.repeat(self.membership.view)
 
     def _checkpoint_step(self, now: float) -> list[e.Action]:
-        """Ask every shard to set one version aside, and fetch the copies when all have."""
+        """Ask every shard to copy one version, and fetch the copies when all have one."""
         stats, wanted = self.shards.stats, self.checkpoint_version
         if now < self.checkpoint_due_at or any(each.state != "open" for each in stats.values()):
             return []

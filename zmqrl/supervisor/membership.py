@@ -1,4 +1,4 @@
-"""Which ranks count: the view of a run, and what happens when workers are missing. Pure: no sockets, no clock."""
+"""The view of a run: which ranks count, and the changes when workers are missing. Pure: no sockets, no clock."""
 
 from typing import Literal
 

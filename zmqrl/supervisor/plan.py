@@ -13,6 +13,7 @@ from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.launcher import Task
 from zmqrl.observe.provenance import code_id
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId, shard_id, worker_id
+from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.job import ShardJob
@@ -22,6 +23,7 @@ from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 from zmqrl.rundir import RunDirectory, write_json
 
+PROFILE = "ZMQRL_PROFILE"  # "off": nothing is recorded, to measure what recording costs
 FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.commands.measure.record"}
 
 
@@ -71,8 +73,7 @@ class Plan:
             consistent=config.consistent,
             asynchronous=config.mode == "async",
             timing=ShardTiming(need_s=config.wire.need_s),
-            trace_path=directory.trace_of(process) if config.profile else None,
-            trace_versions=config.profile or 0,
+            recorder=None if frozen else self._recorder(process),
             incarnation=self._incarnation(process),
             keys=self.keys.of_shard(shard) if self.keys else None,
             frozen=frozen,
@@ -94,8 +95,15 @@ class Plan:
             "config": self.config.to_json(),
             "incarnation": self._incarnation(process),
             "threads": self.threads[process],
-            "trace_path": str(self.sites[process].directory.trace_of(process)) if self.config.profile else None,
+            "recorder": recorder.to_json() if (recorder := self._recorder(process)) is not None else None,
         }
+
+    def _recorder(self, process: ProcessId) -> RecorderJob | None:
+        """Where ``process`` records its time, unless the user has turned that off."""
+        if os.environ.get(PROFILE) == "off":
+            return None
+        site = self.sites[process]
+        return RecorderJob(site.directory.profile, site.host, self.config.profile or 0)
 
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None

@@ -1,8 +1,10 @@
-"""The processes of a run: which died how often, when they are restarted, which are silent. Pure: no clock."""
+"""The processes of a run: their deaths, restarts and silences. Pure: no clock."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from zmqrl.hosts.launcher import Exited
+from zmqrl.observe.stalls import Awaited
 from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
@@ -14,19 +16,20 @@ KILLS_IN_A_ROW = 30  # by something else, such as the user or the kernel
 SILENCE_S = 5.0
 HUNG_S = 30.0
 LINES_TOLD = 3  # of the log of a process that died
-VERSION_TOLD_WITHIN_S = 2.0  # how late the supervisor may hear of a version
+VERSION_TOLD_WITHIN_S = 2.0  # how long after a version the supervisor may learn of it
 
 
 class Processes:
     """The processes of one run.
 
-    ``hopeless`` holds those that died too often in a row. ``first_death`` is the earliest death that the run has not
-    recovered from: it may have caused later ones. If that process was killed for an unknown reason, the next death that
-    has a reason replaces it, because it explains more.
+    ``starts`` counts how often each was started. ``hopeless`` holds those that died too often in a row. ``first_death``
+    is the earliest death that the run has not recovered from: it may have caused later ones. If that process was killed
+    for an unknown reason, the next death that has a reason replaces it, because it explains more.
     """
 
     def __init__(self) -> None:
         self.running: set[ProcessId] = set()
+        self.starts: Counter[ProcessId] = Counter()
         self.hopeless: set[ProcessId] = set()
         self.first_death: Exited | None = None
         self._first_death_at = 0.0
@@ -68,6 +71,7 @@ class Processes:
         """Start a process now."""
         self._start_at.pop(process, None)
         self.running.add(process)
+        self.starts[process] += 1
         return e.StartProcess(process)
 
     def due(self, now: float) -> list[e.Action]:
@@ -85,7 +89,7 @@ class Processes:
         self._kills.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
-        """Take the tallies of a shard: a worker of which it has used more than before has worked."""
+        """Take the tallies of a shard: a worker has worked if the shard has used more of its contributions."""
         for rank, used, *_ in tallies:
             if used > self._used.get(rank, 0):
                 self._used[rank] = used
@@ -118,8 +122,17 @@ class Processes:
         """Seconds since its last sign of life; 0 before the first one."""
         return now - self._heard_at.get(process, now)
 
+    def awaited(self, process: ProcessId, now: float) -> Awaited:
+        """What is known of a process of this run that a version waits for."""
+        return Awaited(
+            process=process,
+            is_running=process in self.running,
+            is_there=process in self._heard_at,
+            silent_s=self.silent_s(process, now),
+        )
+
     def pardon(self, seconds: float) -> None:
-        """Nothing could be heard for so long, because the supervisor itself did not run."""
+        """The supervisor itself did not run for this time, so it could not hear from any process."""
         self._heard_at = {process: at + seconds for process, at in self._heard_at.items()}
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:

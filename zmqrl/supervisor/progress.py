@@ -1,4 +1,4 @@
-"""The progress of a run: a row of figures every second, for metrics.jsonl, the trackers and the screen."""
+"""The progress of a run: a row of metrics every second, for metrics.jsonl, the trackers and the screen."""
 
 import dataclasses
 import time
@@ -22,7 +22,7 @@ ROW_EVERY_S = 1.0
 
 
 class Progress:
-    """The figures of a run. ``row`` is the newest row. Time counts from ``begin``, at the first version."""
+    """The metrics of a run. ``row`` is the newest row. Time counts from ``begin``, at the first version."""
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
@@ -51,7 +51,7 @@ class Progress:
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
     def on_report(self, report: m.Report) -> None:
-        """Take a worker's own figures, unless they are malformed."""
+        """Take a worker's own metrics, unless they are malformed."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
         try:
             taken_over = self.metrics.on_report(WorkerReport.parse(figures))
@@ -68,13 +68,13 @@ class Progress:
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
 
     def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
-        """The figures at ``version``, which every shard has set aside. Later contributions are not counted."""
+        """The counters at ``version``, of which every shard keeps a copy. Later contributions are not counted."""
         counters = self.metrics.counters()
         contributions = {**counters.contributions, **summed(each.captured_totals for each in stats.values())}
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
     def end(self, version: int, stats: Mapping[int, m.Stats], members: tuple[int, ...], now: float) -> dict[str, Any]:
-        """Make the last row, at ``version``, which every shard has set aside. Returns the final figures."""
+        """Make the last row, at ``version``, of which every shard keeps a copy. Returns the final counters."""
         last = {s: dataclasses.replace(each, version=version, totals=each.captured_totals) for s, each in stats.items()}
         self.on_stats(last, sorted(last), members)
         self.show(now)

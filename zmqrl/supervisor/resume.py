@@ -1,4 +1,4 @@
-"""Resuming a run: from which checkpoint, and which settings may change."""
+"""Resumes a run: chooses the checkpoint, and checks which settings have changed."""
 
 import shlex
 import statistics

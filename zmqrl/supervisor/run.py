@@ -1,9 +1,8 @@
-"""One training run: checks everything that can be wrong first, then starts the supervisor."""
+"""One training run: checks everything that can be wrong, then starts the supervisor."""
 
 import contextlib
 import dataclasses
 import errno
-import shutil
 import signal
 import socket as host_socket
 import sys
@@ -25,10 +24,12 @@ from zmqrl.learner.envs import EnvSpec, describe_env
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.observe.console import LoggedConsole, console_for
+from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
-from zmqrl.observe.spans import merge_traces
 from zmqrl.observe.trackers import check_installed
 from zmqrl.process import interruptible
+from zmqrl.profile.recording import Recording
+from zmqrl.profile.trace import write_trace
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
@@ -49,7 +50,7 @@ def train(config: Config) -> int:
 
 
 def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
-    """Train where ``deploy`` says. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
+    """Train on a deployment. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
     check_installed(config.trackers)
     spec = describe_env(config.env, config.envs)
@@ -57,7 +58,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = dataclasses.replace(config, run_dir=path)
     directory = RunDirectory(path)
-    with _claimed(directory):
+    with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if config.resume:
             stored = Config.read(directory.config)
@@ -72,6 +73,8 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             raise UsageError(f"{path} holds a run already: choose another --run-dir, or add --resume to continue it.")
         else:
             checkpoint = initial
+        if exporter is not None:
+            news.append(f"figures for Prometheus: {exporter.url}")
         deployment = deploy(config, directory)
         with contextlib.closing(deployment.launcher):
             if not config.resume:
@@ -80,7 +83,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             for old in (directory.summary, directory.trace):  # of an earlier session
                 old.unlink(missing_ok=True)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices])
+            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter)
 
 
 @contextlib.contextmanager
@@ -101,7 +104,7 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
 
 
 def _logged(path: Path) -> str:
-    """Log the traceback of the current error. Returns the end of a sentence that says where the log is."""
+    """Log the traceback of the current error. Returns the end of a sentence that names the log."""
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
@@ -139,20 +142,25 @@ def check_ports(config: Config) -> None:
 
 
 def _supervise(
-    config: Config, directory: RunDirectory, checkpoint: Checkpoint, deployment: Deployment, news: Sequence[str]
+    config: Config,
+    directory: RunDirectory,
+    checkpoint: Checkpoint,
+    deployment: Deployment,
+    news: Sequence[str],
+    exporter: Exporter | None,
 ) -> int:
     console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
     supervisor = None
     try:
         for text in news:
             console.notice(text)
-        if config.profile:
-            shutil.rmtree(directory.traces, ignore_errors=True)  # of an earlier session
-        supervisor = Supervisor(config, directory, checkpoint, console, deployment)
+        supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter)
         with _interrupts(supervisor), _tracebacks_to(console.log):
             reason = supervisor.run()
         if config.profile:
-            merge_traces(sorted(directory.traces.glob("*.json")), directory.trace)
+            traced = range(checkpoint.version, checkpoint.version + config.profile)
+            for text in write_trace(Recording.read(directory.profile), directory.trace, traced):
+                console.notice(text)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
     except ZmqrlError as error:  # the caller prints it

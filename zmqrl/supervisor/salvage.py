@@ -35,7 +35,7 @@ TRIES = 3
 PAUSE_S = 1.0
 START_WITHIN_S = 60.0
 GREET_WITHIN_S = 20.0
-HOME_WITHIN_S = 30.0
+COPY_WITHIN_S = 30.0
 
 Notice = Callable[[str], None]
 
@@ -50,7 +50,7 @@ class Damaged(ClusterError):
 
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
     """Make a checkpoint of the newest version that all shards of a killed run still hold. Returns ``checkpoint``, the
-    newest so far, if that is as new, or if the state of a shard no longer exists, which ``notice`` tells. Raises
+    newest so far, if that is as new, or if the state of a shard no longer exists, which ``notice`` reports. Raises
     ClusterError if the state may exist but cannot be read now: it stays untouched, so that another try may succeed.
     """
     if not directory.left.exists():
@@ -70,7 +70,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
                 raise ClusterError(
                     f"cannot read the state of the killed run: {str(error).rstrip('.')}. It is kept "
                     f"{_whereabouts(directory)}: {again}remove {directory.left} to resume from "
-                    f"checkpoint {checkpoint.name} without what was learned after it."
+                    f"checkpoint {checkpoint.name} and lose everything after it."
                 ) from error
             notice(f"cannot read the state of the killed run yet: {error}")
             time.sleep(PAUSE_S)
@@ -90,7 +90,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
         with _frozen_shards(plan, launcher) as control:
             shards = range(checkpoint.layout.shards)
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
-            if away := deployment.files.bring_home(launcher.receive, within_s=HOME_WITHIN_S):
+            if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
                 raise ClusterError(f"cannot copy the histories of the shards from {', '.join(away)}.")
             made = {shard: last_version(directory.history(shard)) for shard in shards}
             found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")
@@ -244,7 +244,7 @@ def to_save(
 def counters_at(
     version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: Notice
 ) -> Counters:
-    """Estimate the figures of the run at ``version``, after ``checkpoint``. Contributions come from the shards and are
+    """Estimate the counters of the run at ``version``, after ``checkpoint``. Contributions come from the shards and are
     exact. The rest comes from the newest row of ``metrics.jsonl``, which is a second old at most. Steps and time are
     extrapolated to ``version`` at their mean per version. Only the mean score of the last games is known, so it stands
     for each of them.

@@ -1,5 +1,9 @@
-"""What the supervisor knows of each shard, and what it tells them. Pure: no sockets, no clock."""
+"""What the supervisor knows of each shard, and what it sends them. Pure: no sockets, no clock."""
 
+from collections.abc import Iterable
+
+from zmqrl.observe.stalls import Awaited
+from zmqrl.process_id import worker_id
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
@@ -12,8 +16,8 @@ class Shards:
     """The shards of a run, by number.
 
     ``checkpoint`` holds the version of each shard in the newest checkpoint, ``seen`` the newest version that each is
-    known to have made, and ``stats`` what each said last since it was started or loaded. ``down`` are the shards that
-    have not welcomed this supervisor since they were started. ``rollback`` says why all shards must load the
+    known to have made, and ``stats`` the last report of each since it was started or loaded. ``down`` are the shards
+    that have not welcomed this supervisor since they were started. ``rollback`` says why all shards must load the
     checkpoint, if they must: at first because the run starts.
     """
 
@@ -30,7 +34,7 @@ class Shards:
 
     @property
     def all_told(self) -> bool:
-        """Whether every shard has said where it stands."""
+        """Whether every shard has reported its state."""
         return len(self.stats) == len(self.numbers)
 
     @property
@@ -54,8 +58,29 @@ class Shards:
                 )
         return None
 
+    def missing(self, members: Iterable[int]) -> list[Awaited]:
+        """The workers that have not contributed to the open version, once all shards have said where they stand.
+
+        Empty if no version is to be made.
+        """
+        lowest = min(each.version for each in self.stats.values())
+        waiting = [each for each in self.stats.values() if each.version == lowest]
+        if any(each.state != "open" for each in waiting):
+            return []
+        held = set.intersection(*(set(each.held) for each in waiting))
+        found = {rank: Awaited(process=worker_id(rank), is_there=False) for rank in members if rank not in held}
+        for each in waiting:
+            doing = dict(zip(each.span_ranks, zip(each.spans, each.span_ms, strict=False), strict=False))
+            for rank, silent_ms in zip(each.present, each.silent_ms, strict=False):
+                if rank in found:
+                    span, span_ms = doing.get(rank, ("", 0))
+                    found[rank] = Awaited(
+                        process=worker_id(rank), silent_s=silent_ms / 1000, span=span, span_s=span_ms / 1000
+                    )
+        return list(found.values())
+
     def on_stats(self, shard: int, stats: m.Stats) -> bool:
-        """A shard says where it stands. Returns whether it has made a version since the last time."""
+        """A shard reports its state. Returns whether it has made a version since the last time."""
         if shard in self.down or stats.state == "empty" or stats.generation != self.generation:
             return False  # its WELCOME decides
         known = self.stats.get(shard)
@@ -69,7 +94,7 @@ class Shards:
     def on_lost(self, shard: int, lost: m.Lost, quorum: int) -> None:
         """A worker has seen a newer version of a shard than the shard has.
 
-        The supervisor believes it if it has seen that version too, or if a quorum of workers say the same.
+        The supervisor believes it if it has seen that version too, or if a quorum of workers report the same.
         """
         if shard not in self.stats:
             return
@@ -112,8 +137,8 @@ class Shards:
             return []
         self.generation += 1
         self.stats.clear()
-        told = [] if self.rollback == START else [e.Notice(f"{self.rollback}: all shards go back to {self._where()}")]
-        return [*told, e.Load(self.generation, view)]
+        notice = e.Notice(f"{self.rollback}: all shards go back to {self._checkpoint_in_words()}")
+        return [*([] if self.rollback == START else [notice]), e.Load(self.generation, view)]
 
     def loaded(self) -> list[e.Action]:
         """All shards have loaded the checkpoint."""
@@ -123,7 +148,7 @@ class Shards:
         return [action for shard in self.numbers for action in self.tell_stop(shard)]
 
     def repeat(self, view: View) -> list[e.Action]:
-        """Tell the view and the end again to each shard that says another: the first time it may have been lost."""
+        """Send the view and the end again to each shard that reports another: the first message may be lost."""
         actions: list[e.Action] = []
         for shard, stats in self.stats.items():
             if stats.view != view.id:
@@ -138,10 +163,10 @@ class Shards:
         self.seen = {shard: max(seen, versions[shard]) for shard, seen in self.seen.items()}
 
     def tell_stop(self, shard: int) -> list[e.Action]:
-        """Tell a shard where to end, if the run has an end."""
+        """Send a shard the version to end at, if the run has an end."""
         return [] if self.stop_at is None else [e.TellStop(shard, self._end_of(shard))]
 
-    def _where(self) -> str:
+    def _checkpoint_in_words(self) -> str:
         return f"the checkpoint of version {min(self.checkpoint)}"
 
     def _must_roll_back(self, why: str) -> None:

@@ -11,16 +11,18 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, refusal
 from zmqrl.hosts.deployment import Deployment
-from zmqrl.hosts.launcher import Exited, Said, Task
+from zmqrl.hosts.launcher import Exited, Inspected, Said, Task
 from zmqrl.observe.console import Console
+from zmqrl.observe.exporter import Exporter, ProcessFigures, Snapshot
 from zmqrl.observe.folding import Folded, Folding
 from zmqrl.observe.metrics import Counters
+from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SocketRole
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import explained, stop_shards, write_summary
@@ -30,9 +32,10 @@ from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 
 TURN_S = 0.05
+EXPORT_EVERY_S = 1.0
 STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
-HOME_WITHIN_S = 30.0
+COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
 SCORES_FOR_STOP = 50
 MOST_REFUSED = 100  # sentences about workers of another zmqrl, so that they cannot flood the screen
@@ -44,7 +47,13 @@ class Supervisor:
     control: ShardControl  # once the shards are up
 
     def __init__(
-        self, config: Config, directory: RunDirectory, checkpoint: Checkpoint, console: Console, deployment: Deployment
+        self,
+        config: Config,
+        directory: RunDirectory,
+        checkpoint: Checkpoint,
+        console: Console,
+        deployment: Deployment,
+        exporter: Exporter | None = None,
     ) -> None:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
         self.plan = Plan(config, directory, checkpoint.layout, deployment)
@@ -62,6 +71,7 @@ class Supervisor:
             ),
             local_ranks=self.plan.local_ranks,
             checkpoint_every_s=60 * config.checkpoint.every_minutes,
+            updates_per_rollout=config.algorithm.updates_per_rollout,
         )
         self.shards = self.machine.shards
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
@@ -69,8 +79,9 @@ class Supervisor:
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
         self.followers = Followers(config, directory, self, console, self.files)
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
+        self.exporter, self.exported_at = exporter, 0.0
         self.reports_closed = self.saved = False
-        self.refused: set[str] = set()  # what was said about workers of another zmqrl
+        self.refused: set[str] = set()  # sentences that were shown about workers of another zmqrl
         self.interrupts = 0
         self.asked_to_end: set[int] = set()  # the signals that asked for the end
         self.reason: e.Reason | None = None  # to stop
@@ -109,13 +120,13 @@ class Supervisor:
             except Exception as error:
                 self._save_what_is_left()
                 with contextlib.suppress(ClusterError):  # the run has failed already, for another reason
-                    self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)
+                    self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
                 first = self.machine.processes.first_death
                 if first is None or not isinstance(error, ClusterError):
                     raise
                 host, log = self.sites[first.process].host, self.directory.log(first.process)
                 raise explained(error, first, host, log, begun=self.is_up) from error
-            away = self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)
+            away = self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
             self.files.clean(whole=True, but=away)
             if away:
                 self.console.notice(f"some files of the run are still on {', '.join(away)}")
@@ -123,7 +134,7 @@ class Supervisor:
 
     @property
     def is_up(self) -> bool:
-        """Whether all shards have said where they are bound."""
+        """Whether all shards have reported their endpoints."""
         return len(self.endpoints) == len(self.shards.numbers)
 
     @property
@@ -141,7 +152,7 @@ class Supervisor:
             time.sleep(0.01)
 
     def _connect(self) -> None:
-        """The shards are up: connect to them, and tell the workers and the followers."""
+        """The shards are up: connect to them, and send their jobs to the workers and the followers."""
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
         self.control = self.plan.control(endpoints, self._arrived)
         self.checkpointer = Checkpointer(
@@ -160,7 +171,7 @@ class Supervisor:
     def _bring_histories(self) -> None:
         """Copy each history to the host of its shard, from the host that had it in an earlier session, or from here."""
         begun = self.checkpoint.version > 0
-        if begun and (away := self.files.bring_home(self.launcher.receive, within_s=HOME_WITHIN_S)):
+        if begun and (away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)):
             raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
         for shard in self.shards.numbers:
             if begun:
@@ -168,7 +179,7 @@ class Supervisor:
             self.files.put_history(shard)
 
     def _mend_history(self, path: Path, version: int) -> None:
-        """Say what is wrong with a history before it is copied to the host of its shard."""
+        """Report what is wrong with a history before it is copied to the host of its shard."""
         history = History(path)
         if (last := history.last_version or 0) < version:
             history.news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
@@ -200,6 +211,41 @@ class Supervisor:
         self._feed(e.Tick())
         while self._actions:
             self._do(self._actions.popleft())
+        if self.exporter is not None and time.monotonic() - self.exported_at >= EXPORT_EVERY_S:
+            self.exported_at = time.monotonic()
+            self.exporter.show(self._snapshot(self.exported_at))
+
+    def _snapshot(self, now: float) -> Snapshot:
+        """The figures of the run for Prometheus."""
+        stats, processes, view = self.shards.stats, self.machine.processes, self.machine.membership.view
+        heard = {
+            rank: silent_ms / 1000
+            for each in stats.values()
+            for rank, silent_ms in zip(each.present, each.silent_ms, strict=False)
+        }
+        running = set(self.launcher.running())
+        return Snapshot(
+            row=self.progress.row,
+            about={"name": self.directory.path.name, "recipe": self.config.recipe, "env": self.config.env},
+            processes=[
+                *(
+                    ProcessFigures(
+                        process=process, host=self.sites[process].host, is_up=process in running, restarts=starts - 1
+                    )
+                    for process, starts in sorted(processes.starts.items())
+                ),
+                *(
+                    ProcessFigures(process=worker_id(rank), host="external", is_up=rank in heard)
+                    for rank in self.plan.open_ranks
+                ),
+            ],
+            shard_versions=dict(self.shards.seen),  # another thread reads it
+            shard_held={shard: len(each.held) for shard, each in stats.items()},
+            silent_s=heard,
+            quorum=view.quorum,
+            stalled_s=self.machine.stalls.waited_s(now),
+            checkpoint=self.checkpoint.version,
+        )
 
     def _interrupted(self) -> bool:
         return self.interrupts > 0
@@ -220,6 +266,15 @@ class Supervisor:
             case e.TellSilence(process, silent_s):
                 pid = self.launcher.pids().get(process)
                 self.console.notice(f"{process} (process {pid}) has not answered for {silent_s:.0f} s")
+            case e.Inspect(process):
+                self.launcher.inspect(process)
+            case e.ShowStall(stall, tell):
+                self._show_stall(stall.placed(lambda process: self.sites[process].host), tell)
+            case e.EndStall(stall, tell):
+                with contextlib.suppress(OSError):
+                    self.directory.stalled.unlink()
+                if tell:
+                    self.console.notice(f"version {stall.version} no longer waits, after {stall.waited_s:.0f} s")
             case e.GiveUp(process, deaths):
                 self.console.notice(f"{process} died {deaths} times: the run continues without it")
                 self.followers.give_up(process)
@@ -277,6 +332,8 @@ class Supervisor:
                     self._feed(e.ShardBound(shard))
                 case Said() if event.process in self.followers.pending:
                     self.followers.on_answer(event)
+                case Inspected():
+                    self._feed(e.ProcessInspected(event))
                 case Exited():
                     self._feed(e.ProcessDied(event))
         if self.is_up:
@@ -284,6 +341,12 @@ class Supervisor:
                 self.plan.write_cluster(self.endpoints, self.launcher.pids())
             except OSError as error:
                 self.console.notice(refusal(error, self.directory.cluster))
+
+    def _show_stall(self, stall: Stall, tell: bool) -> None:
+        with contextlib.suppress(OSError):  # a full disk, which others report
+            write_json(self.directory.stalled, stall.to_json())
+        if tell:
+            self.console.notice(stall.sentence())
 
     def _tell(self, lines: list[Folded]) -> None:
         for line in lines:
@@ -383,7 +446,7 @@ class Supervisor:
         except UnwritableError as error:
             if reason != "failed":
                 raise
-            self.console.notice(str(error))  # the last words must be about the first failure
+            self.console.notice(str(error))  # the final message must be about the first failure
 
     def _set_aside(self) -> None:
         """Keep cluster.json as left.json, so that --resume finds the state of the shards, unless it is saved."""
@@ -397,11 +460,11 @@ class Supervisor:
 
     def _save_what_is_left(self) -> None:
         """After a failure, write the version that the shards still hold as a checkpoint, if they answer."""
-        if self.saved or self.machine.state == "ending":  # shards that end make versions that were not told of yet
+        if self.saved or self.machine.state == "ending":  # their STATS lag behind
             return
         with contextlib.suppress(ClusterError, AssertionError):  # what is known may be out of date
             if self.shards.ready:
-                for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a last look").items():
+                for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a final check").items():
                     self._feed(e.ShardSaid(shard, stats))
         if all(seen == self.checkpoint.version_of(shard) for shard, seen in self.shards.seen.items()):
             self.saved = True

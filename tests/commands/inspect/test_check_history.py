@@ -1,4 +1,4 @@
-"""``zmqrl check-history``: what it finds in histories that somebody has tampered with. Of real runs: test_run."""
+"""``zmqrl check-history``: what it finds in histories that were tampered with. Of real runs: test_run."""
 
 import json
 from collections.abc import Callable

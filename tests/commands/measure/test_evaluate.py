@@ -1,4 +1,4 @@
-"""Evaluations: whole games that depend on their own seeds only, and what is said about their scores."""
+"""Evaluations: full games that depend only on their own seeds, and the report of their scores."""
 
 import dataclasses
 import json
@@ -175,7 +175,7 @@ def test_eval_says_a_score_with_all_that_it_depends_on(breakout_run: Path, capsy
     said = capsys.readouterr()
     first, second, third = said.out.splitlines()
     assert first == "ALE/Breakout-v5, version 0 (0.0 minutes, 0 agent steps), greedy actions"
-    assert second.startswith("2 whole games, seeds 3 to 4: mean ")
+    assert second.startswith("2 full games, seeds 3 to 4: mean ")
     assert third == f"scores: {BREAKOUT.envs.flavour()}"
     assert said.err == ""
 

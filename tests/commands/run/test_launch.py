@@ -1,4 +1,4 @@
-"""Whole runs on the hosts of the network lab, started by ``zmqrl launch`` over ssh."""
+"""Complete runs on the hosts of the network lab, started by ``zmqrl launch`` over ssh."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from support.rig import ending, eventually
 from support.run_rig import WITHIN_S, Run, RunFiles, launching
 
 import zmqrl
-from zmqrl.commands.run.launch import place_of
+from zmqrl.commands.run.launch import directory_name
 from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.processes
@@ -47,9 +47,9 @@ def test_a_run_on_four_hosts_learns_ends_well_and_everything_comes_home(lab: Lab
     run.files.assert_history_exact(summary["updates"], quorum=4)
     assert "evaluation of version" in run.said()
     assert (run.files.path / "trace.json").stat().st_size > 1000
-    assert "is here" in run.files.log("shard-1")
+    assert "is present" in run.files.log("shard-1")
     eventually(lambda: no_process_on(lab), "the end of every process", 15)
-    name = place_of(RunDirectory(run.files.path), socket.gethostname())
+    name = directory_name(RunDirectory(run.files.path), socket.gethostname())
     assert not any((Path("/var/tmp/zmqrl-0") / host / name).exists() for host in lab.hosts)
 
 

@@ -366,6 +366,30 @@ def test_stats_tell_where_the_shard_stands() -> None:
     )
 
 
+def spans(shard: ShardMachine, now: float) -> tuple[tuple[int, ...], tuple[str, ...], tuple[int, ...]]:
+    (stats,) = sent(control(shard, m.StatsRequest(run="run"), now=now))
+    assert isinstance(stats, m.Stats)
+    return stats.span_ranks, stats.spans, stats.span_ms
+
+
+def test_stats_tell_what_the_missing_do_and_for_how_long_by_now() -> None:
+    shard = opened(workers=(0, 1, 2))
+    push(shard, 0)
+    for rank, span, span_ms in ((0, "wait", 900), (1, "gradient", 200), (2, "env_step", 4000)):
+        ping = replace(PING, rank=rank, span=span, span_ms=span_ms)
+        control(shard, ping, b"%d" % rank, now=2.0)
+    assert spans(shard, 2.5) == ((2, 1), ("env_step", "gradient"), (4500, 700))
+    control(shard, replace(PING, rank=2), b"2", now=3.0)
+    assert spans(shard, 3.0) == ((1,), ("gradient",), (1200,)), "a worker that no longer says what it does"
+
+
+def test_what_an_older_process_did_is_not_said_of_the_one_that_replaced_it() -> None:
+    shard = opened()
+    control(shard, replace(PING, span="env_step", span_ms=9000), b"0", now=1.0)
+    arrive(shard, 0, incarnation=2000)
+    assert spans(shard, 1.0) == ((), (), ())
+
+
 def test_the_totals_of_a_version_set_aside_are_those_up_to_it() -> None:
     shard = opened()
     make_version(shard, 0, 1)

@@ -139,7 +139,7 @@ def test_an_update_that_is_not_finite_makes_no_version_and_is_told_to_the_superv
         control(shard, stop_at(version))
         assert not of(Update, make_version(shard, 0, 1)), "opened again"
     shard.handle(StateRestored(replace(RECORD, generation=2), recovered=False), 0.0)
-    assert of(Update, make_version(shard, 0, 1)), "a checkpoint that is loaded begins anew"
+    assert of(Update, make_version(shard, 0, 1)), "a loaded checkpoint can be contributed to again"
 
 
 def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_its_message() -> None:
@@ -325,9 +325,11 @@ def test_a_stall_tells_a_worker_that_hangs_from_one_that_computes() -> None:
     push(shard, 0)
     for rank, progress in ((1, 0), (2, 7)):
         ping = m.Ping(run="run", rank=rank, incarnation=10, generation=1, version=0, progress=progress, sent_us=0)
+        if rank == 1:
+            ping = replace(ping, span="env_step", span_ms=5000)
         control(shard, ping, b"%d" % rank, now=5.5)
     (log,) = of(Log, shard.handle(Tick(), 6.0))
-    assert "worker 1 (here, last heard 0.5 s ago, last progress 6.0 s ago)" in log.text
+    assert "worker 1 (here, in 'env_step' for 5.5 s, last heard 0.5 s ago, last progress 6.0 s ago)" in log.text
     assert "worker 2 (here, last heard 0.5 s ago, last progress 0.5 s ago)" in log.text
 
 

@@ -321,7 +321,7 @@ def test_a_stranger_is_refused_with_a_sentence(tmp_path: Path) -> None:
                 0,
                 r"the layout here is \w{16}, but yours is \w{16}\.",
             ),
-            (replace(cluster, run="other"), 0, r"shard \d here serves run \w+, not run other\."),
+            (replace(cluster, run="other"), 0, r"shard \d at this address serves run \w+, not run other\."),
             (cluster, 5, r"rank 5 is not a member of this run\."),
         ):
             with (

@@ -241,6 +241,9 @@ def test_the_statistics_of_the_largest_cluster_fit_into_a_header() -> None:
         captured_totals=(top,) * 4,
         stop=top,
         failure="\N{GRINNING FACE}" * 1000,
+        span_ranks=ranks[-m.MOST_SPANS :],
+        spans=("\N{GRINNING FACE}" * m.LONGEST_SPAN_NAME,) * m.MOST_SPANS,
+        span_ms=(top,) * m.MOST_SPANS,
     )
     frame = encode(stats)
     assert len(frame) <= m.MAX_HEADER_BYTES

@@ -227,6 +227,11 @@ def test_pings_tell_progress_and_the_newest_version_once_a_second() -> None:
     assert sent(m.Ping, worker.handle(Tick(), 1.5)) == []
 
 
+def test_pings_tell_what_the_computing_thread_does() -> None:
+    ((_, ping), _) = sent(m.Ping, contributed(4).handle(Tick("env_step", 2500), 1.0))
+    assert (ping.span, ping.span_ms) == ("env_step", 2500)
+
+
 def test_a_shard_that_says_nothing_for_the_lease_ends_the_worker() -> None:
     worker = contributed()
     heartbeat(worker, 0, 0, now=30.0)

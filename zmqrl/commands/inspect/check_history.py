@@ -156,7 +156,7 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
     """Versions with fewer contributions than their view requires.
 
-    The other versions of the same view tell how many it requires. The first one on a shard does not count: when a view
+    The other versions of the same view show how many it requires. The first one on a shard does not count: when a view
     lowers the quorum, more contributions can be there already.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)

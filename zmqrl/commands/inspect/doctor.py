@@ -18,7 +18,7 @@ from rich.text import Text
 from zmqrl.commands.measure.compare import NOT_CUT_OFF
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.run.launch import other_code
-from zmqrl.commands.run.train import config_from
+from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
 from zmqrl.hostd.messages import Clean, Up
 from zmqrl.hosts.daemons import DaemonLauncher
@@ -51,7 +51,7 @@ class Options(HostOptions):
 
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl doctor``. Raises ZmqrlError."""
-    options, rest = parse_known(Options, arguments, "zmqrl doctor")
+    options, rest = parse_known(Options, arguments, f"zmqrl doctor {RECIPE}")
     return run(options, config_from(rest, over_tcp))
 
 
@@ -80,13 +80,13 @@ def run(options: Options, config: Config) -> int:
 
 
 def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdict]:
-    """Connect to the hosts and probe them. Returns what daemons say, what the probes find, and the verdict."""
+    """Connect to the hosts and probe them. Returns the reports of the daemons, the survey, and the verdict."""
     hosts = reach.hosts
     work = f"doctor-{secrets.token_hex(6)}"
     links = {host.name: reach.link(host, work=work, lease_s=LEASE_S) for host in hosts}
     probes = probe_ids(links)
-    places = {probe: host for host, probe in probes.items()}
-    launcher = DaemonLauncher(links, places.__getitem__)
+    host_of = {probe: host for host, probe in probes.items()}
+    launcher = DaemonLauncher(links, host_of.__getitem__)
     with contextlib.closing(launcher):
         _say(f"connecting to {len(hosts)} hosts")
         try:

@@ -1,4 +1,4 @@
-"""A run seen from another terminal: whether it is alive, and what a dead one left on its hosts."""
+"""The state of a run, from another terminal: whether it is alive, and what a dead run left on its hosts."""
 
 import json
 import socket as host_socket
@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from zmqrl.errors import UsageError
+from zmqrl.hostd import inspection
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
+from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory
 
 ANSWER_WITHIN_S = 15.0
-MOST_AT_A_TIME = 16  # hosts asked
+MOST_AT_A_TIME = 16  # hosts that are asked in parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,26 @@ class Living:
             *((ProcessId.parse(each["name"]), each["host"], each["pid"]) for each in cluster["followers"]),
         ]
 
+    def stall(self) -> Stall | None:
+        """The version that waits for processes, as the supervisor wrote it last. None if versions are made."""
+        try:
+            return Stall.from_json(json.loads(self.directory.stalled.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def hosts(self) -> dict[str, Seen | str]:
-        """What each host of a run says, or why it did not answer."""
+        """The answer of each host of a run, or the reason why there is none."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
+
+
+def state_of(host: str, pid: int | None) -> str | None:
+    """What ``/proc`` says of a process on this machine: a state of ``Sight``, or ``gone``. None if it is elsewhere."""
+    if pid is None or host != host_socket.gethostname():
+        return None
+    sight = inspection.look(pid)
+    return "gone" if sight is None else sight.state
 
 
 def _look(link: Link) -> Seen | str:

@@ -83,7 +83,7 @@ class Reader:
         self._at = sum(len(line) + 1 for line in whole[: max(0, len(whole) - tail)])
 
     def lines(self) -> list[str]:
-        """The whole lines since the last call."""
+        """The complete lines since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._at)
             whole = file.read().rpartition(b"\n")[0]

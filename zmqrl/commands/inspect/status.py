@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zmqrl.commands.inspect.living import Living
+from zmqrl.commands.inspect.living import Living, state_of
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.slurm import is_over
 from zmqrl.observe.folding import by_number
 from zmqrl.observe.records import RunRecord
+from zmqrl.observe.stalls import STATES_TOLD, Stall
 from zmqrl.process import interruptible
 
 
@@ -39,15 +40,26 @@ def run(options: Options) -> int:
 
 
 def status(path: Path) -> dict[str, Any]:
-    """Plain data. ``state``: running, ended, or killed (the supervisor died before the end of the run)."""
+    """Plain data. ``state``: running, ended, or killed (the supervisor died before the end of the run).
+
+    ``stalled``: the version that waits, and what the processes do that it waits for, as in ``stalled.json``. The
+    ``state`` of a process is null on other machines.
+    """
     living, record = Living.read(path), RunRecord.read(path)
     last = record.rows[-1] if record.rows else {}
     state = "running" if living.is_alive() else "ended" if record.summary or living.cluster is None else "killed"
+    stall = living.stall() if state == "running" else None
+    supervisor = (living.cluster or {}).get("supervisor") or {"host": "", "pid": None}
     return {
         "state": state,
         "exit_reason": (record.summary or {}).get("exit_reason"),
         **{key: last.get(key) for key in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50")},
-        "processes": [{"name": str(name), "host": host, "pid": pid} for name, host, pid in living.processes()],
+        "stalled": None if stall is None else stall.to_json(),
+        "supervisor": supervisor | {"state": state_of(supervisor["host"], supervisor["pid"])},
+        "processes": [
+            {"name": str(name), "host": host, "pid": pid, "state": state_of(host, pid)}
+            for name, host, pid in living.processes()
+        ],
         "hosts": {} if state == "running" else {host: _plain(answer) for host, answer in living.hosts().items()},
     }
 
@@ -56,13 +68,22 @@ def _plain(answer: Seen | str) -> dict[str, Any] | str:
     return answer if isinstance(answer, str) else asdict(answer)
 
 
+def _told(state: str | None) -> str:
+    """The state of a process, if a user should know it."""
+    words = "gone" if state == "gone" else STATES_TOLD.get(state or "")
+    return f", {words}" if words else ""
+
+
 def _report(found: dict[str, Any]) -> str:
     lines = [f"{found['state']}" + (f" ({found['exit_reason']})" if found["exit_reason"] else "")]
     if found["version"] is not None:
         score = "" if found["score_mean_50"] is None else f", score {found['score_mean_50']:.1f}"
         lines.append(f"version {found['version']} after {found['wall_s'] / 60:.1f} min{score}")
     if found["state"] == "running":
-        lines += [f"{each['host']} {each['name']} (process {each['pid']})" for each in found["processes"]]
+        if found["stalled"]:
+            lines.append(Stall.from_json(found["stalled"]).sentence())
+        processes = [found["supervisor"] | {"name": "supervisor"}, *found["processes"]]
+        lines += [f"{each['host']} {each['name']} (process {each['pid']}{_told(each['state'])})" for each in processes]
     for host, answer in found["hosts"].items():
         if isinstance(answer, str):
             lines.append(f"{host}: no answer: {answer}")

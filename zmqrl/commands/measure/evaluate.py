@@ -1,4 +1,4 @@
-"""``zmqrl eval``: the scores of a policy in whole games, one game per seed."""
+"""``zmqrl eval``: the scores of a policy in full games, one game per seed."""
 
 import json
 import os
@@ -26,12 +26,12 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Play whole games with the policy of a run and print the scores."""
+    """Play full games with the policy of a run and print the scores."""
 
     run: RunPath
     """The run directory."""
     episodes: Annotated[int, tyro.conf.arg(metavar="N")] = 50
-    """Number of whole games."""
+    """Number of full games."""
     checkpoint: Annotated[int | None, tyro.conf.arg(metavar="V")] = None
     """Version of the checkpoint to play. None: the newest."""
     greedy: bool = False
@@ -133,7 +133,7 @@ def play_games(
 
 
 def main() -> None:
-    """Evaluate checkpoints of a run: the newest one of which the supervisor has told us, again and again."""
+    """Evaluate checkpoints of a run: always the newest one that the supervisor has named."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
     told = Messages()
@@ -179,7 +179,7 @@ def _report(result: dict[str, Any]) -> str:
     return (
         f"{result['env']}, version {result['version']} "
         f"({result['wall_s'] / 60:.1f} minutes, {result['agent_steps']:,} agent steps), {how}\n"
-        f"{result['episodes']} whole games, seeds {result['seeds'][0]} to {result['seeds'][-1]}: "
+        f"{result['episodes']} full games, seeds {result['seeds'][0]} to {result['seeds'][-1]}: "
         f"mean {result['mean']:.1f}{interval}, median {result['median']:g}, "
         f"min {result['min']:g}, max {result['max']:g}; {result['cut_off']} cut off by a time limit\n"
         f"scores: {result['flavour']}\n"

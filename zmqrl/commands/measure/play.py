@@ -1,4 +1,4 @@
-"""One whole game of a policy. Its seed alone decides it."""
+"""One full game of a policy. It depends only on its seed and on the policy."""
 
 import dataclasses
 from collections.abc import Generator
@@ -19,7 +19,7 @@ ACTIONS = 1  # the stream of random numbers for actions: the game itself uses th
 class Turn:
     """One agent step of a game. ``score`` is the sum of its true rewards so far.
 
-    The last turn ends the game. ``cut_off`` says that a time limit ended it.
+    The last turn ends the game. ``cut_off``: a time limit ended it.
     """
 
     action: int

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import matplotlib
 import numpy as np
+import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -58,8 +59,8 @@ class Options:
     """Picture to write: .png, .svg or .pdf. None: plot.png in the first run directory."""
     x: Literal["minutes", "agent-steps", "both"] = "both"
     """Horizontal axis."""
-    panels: tuple[str, ...] = ()
-    """Panels, by default all: score, policy-loss, value-loss, entropy, throughput, contributions, policy-lag."""
+    panels: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    """Panels to draw: score, policy-loss, value-loss, entropy, throughput, contributions, policy-lag."""
 
 
 def command(arguments: list[str]) -> int:
@@ -260,7 +261,7 @@ def _draw_curves(
 ) -> None:
     """A curve for each group with its spread, or with the band between ``extremes`` if the runs have them.
 
-    ``of_gradients``: each figure is a mean over the gradients of its row.
+    ``of_gradients``: each value is a mean over the gradients of its row.
     """
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
         _say_nothing_yet(axes)

@@ -1,4 +1,4 @@
-"""``zmqrl record``: one whole game of a policy as a video."""
+"""``zmqrl record``: one full game of a policy as a video."""
 
 import errno
 import io
@@ -38,7 +38,7 @@ os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Play one whole game with the policy of a run and write it as a video."""
+    """Play one full game with the policy of a run and write it as a video."""
 
     run: RunPath
     """The run directory."""
@@ -143,7 +143,7 @@ def main() -> None:
 
 
 class _Video:
-    """An unfinished video, enlarged by whole pixels so that it stays sharp."""
+    """An unfinished video, enlarged by an integer factor so that it stays sharp."""
 
     def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
         path.touch()  # raises a clearer error than ffmpeg
@@ -186,7 +186,7 @@ class _Video:
 
 @contextmanager
 def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
-    """A video that begins with ``first``. It appears at ``path`` whole or not at all."""
+    """A video that begins with ``first``. It appears at ``path`` complete or not at all."""
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from zmqrl.commands.options import parse_known
-from zmqrl.commands.run.train import config_from
+from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hostd.messages import Clean, Up
@@ -53,7 +53,7 @@ class Options(HostOptions):
 
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl launch``. Raises ZmqrlError."""
-    options, rest = parse_known(Options, arguments, "zmqrl launch")
+    options, rest = parse_known(Options, arguments, f"zmqrl launch {RECIPE}")
     config = config_from(rest, over_tcp)
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = config_from([*rest, "--resume"], over_tcp)
@@ -81,9 +81,9 @@ def run(options: Options, config: Config) -> int:
 
 
 def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:
-    """Connect to all hosts and place the processes on them. Raises ClusterError that names each failed host."""
+    """Connect to all hosts and choose the host of each process. Raises ClusterError that names each failed host."""
     reach = options.bring(reach, _say)
-    hosts, work = reach.hosts, place_of(directory, reach.home)
+    hosts, work = reach.hosts, directory_name(directory, reach.home)
     links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
     try:
         connect_all(list(links.values()), instead=reach.instead)
@@ -99,8 +99,8 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         if not config.resume:
             files.clean(whole=False)  # files of an earlier run in a directory of this name
         probes = probe_ids(links)
-        places = dict(host_of) | {probe: host for host, probe in probes.items()}
-        launcher = DaemonLauncher(links, places.__getitem__, files=files)
+        hosts_of_all = dict(host_of) | {probe: host for host, probe in probes.items()}
+        launcher = DaemonLauncher(links, hosts_of_all.__getitem__, files=files)
         notices = placement.notices
         if options.preflight:
             found = preflight.survey(launcher, config, placement, facts, addresses, probes, whole=False)
@@ -121,7 +121,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
     return Deployment(launcher=launcher, sites=sites, threads=placement.threads, files=files, notices=notices)
 
 
-def place_of(directory: RunDirectory, home: str) -> str:
+def directory_name(directory: RunDirectory, home: str) -> str:
     """The name of this run's directory on every host. It is the same for all sessions of the run, and unique to it.
 
     ``home`` is the machine that has the run directory.

@@ -62,7 +62,7 @@ def run(options: Options) -> int:
 
 
 def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
-    """Tell the supervisor to end the run. Raises UsageError when that is impossible from here."""
+    """Signal the supervisor to end the run. Raises UsageError when that is impossible from this machine."""
     if not living.is_here:
         raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
     try:
@@ -74,5 +74,5 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Whether a host with this answer, or this reason for none, can still have processes of the run."""
+    """Whether a host can still have processes of the run, by its answer or by the reason why there is none."""
     return not is_over(answer) if isinstance(answer, str) else answer.alive

@@ -1,4 +1,4 @@
-"""``zmqrl train``: a run on this machine; and how the settings of any run are read from a command line."""
+"""``zmqrl train``: a run on this machine. Also reads the settings of any run from its command line."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,11 +12,12 @@ from zmqrl.recipes import RECIPES
 from zmqrl.supervisor.run import train
 
 DEFAULT_PROFILE_VERSIONS = "100"
+RECIPE = f"[{'|'.join(RECIPES)}]"  # in usage lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """The options that decide what all others are read over: the settings of a run, or those of a recipe."""
+    """The options that select the base settings: those of an earlier run, or those of a recipe."""
 
     resume: bool = False
     run_dir: Path | None = None
@@ -28,7 +29,7 @@ def command(arguments: list[str]) -> int:
 
 
 def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda config: config) -> Config:
-    """The settings that a ``zmqrl train`` command line means, read over ``adapt`` of its recipe. Raises UsageError."""
+    """The settings of a ``zmqrl train`` command line, with ``adapt`` applied to its recipe. Raises UsageError."""
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
     options = _with_profile_default(arguments[1:] if recipe else arguments)
     if recipe is not None and recipe not in RECIPES:
@@ -38,7 +39,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     resumed = None if {"-h", "--help"} & set(options) else parse_known(Resumed, options, "zmqrl train")[0]
     if resumed is None or not resumed.resume:
         default = adapt(RECIPES[recipe or "breakout"]())
-        return parse(Config, options, f"zmqrl train [{'|'.join(RECIPES)}]", default)
+        return parse(Config, options, f"zmqrl train {RECIPE}", default)
     if resumed.run_dir is None:
         raise UsageError("--resume needs --run-dir, the directory of the run to continue.")
     stored = Config.read(resumed.run_dir / "config.json")

@@ -70,7 +70,6 @@ def run(options: Options) -> int:
             rank,
             version=int(time.time()),
             threads=options.threads,
-            trace_path=None,
             log=log,
             code="" if options.any_code else code_id(),
         )

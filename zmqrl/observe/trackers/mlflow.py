@@ -20,7 +20,7 @@ STATUS: Final = {"failed": "FAILED", "interrupted": "KILLED"}
 class MLflow:
     """One MLflow run. A resumed run continues its own.
 
-    ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_ID`` and ``MLFLOW_EXPERIMENT_NAME`` say where. The defaults are
+    ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_ID`` and ``MLFLOW_EXPERIMENT_NAME`` choose where. The defaults are
     ``mlflow.db`` in the run directory, and the experiment ``zmqrl``.
     """
 

@@ -47,7 +47,7 @@ class TensorBoard:
             self._writer.add_scalar(tag, value, step)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Flush. TensorBoard has no place for a ``summary``."""
+        """Flush. TensorBoard cannot store a ``summary``."""
         self._writer.close()
 
 

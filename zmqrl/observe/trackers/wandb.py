@@ -17,7 +17,7 @@ FINISH_WITHIN_S: Final = 20.0  # the rest stays on disk, for wandb sync
 class WandB:
     """One run of Weights & Biases. A resumed run continues its own.
 
-    W&B's own variables say where: ``WANDB_MODE``, ``WANDB_PROJECT`` (``zmqrl`` without it), ``WANDB_NAME``, ...
+    W&B's own variables choose where: ``WANDB_MODE``, ``WANDB_PROJECT`` (``zmqrl`` without it), ``WANDB_NAME``, ...
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:

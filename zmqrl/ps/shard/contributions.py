@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 class Contributions:
     """The contributions held for the open version, and the outcomes of all others. Each contribution is in one of them.
 
-    ``view`` says who may contribute to the open version. ``consistent``: contributions are summed in rank order.
-    ``asynchronous``: contributions may be computed on older versions.
+    ``view`` holds the ranks that may contribute to the open version. ``consistent``: contributions are summed in rank
+    order. ``asynchronous``: contributions may be computed on older versions.
     """
 
     def __init__(self, *, consistent: bool, asynchronous: bool) -> None:
         self.consistent, self.asynchronous = consistent, asynchronous
         self.held: dict[int, ReceivedSlice | None] = {}  # rank -> payload, None once it is accumulated
+        self.waiting: set[int] = set()  # ranks whose payload is held and not accumulated
         self.computed_on: dict[int, int] = {}  # rank -> version of its newest contribution, held or used
         self.tallies: dict[int, list[int]] = {}  # rank -> totals, in the order of OUTCOMES
         self.unattributed = 0
@@ -32,6 +33,7 @@ class Contributions:
     def hold(self, header: m.Gradient, payload: "ReceivedSlice") -> None:
         """Hold a contribution to the open version."""
         self.held[header.rank] = payload
+        self.waiting.add(header.rank)
         self.computed_on[header.rank] = header.version
 
     def counts_already(self, rank: int, version: int) -> bool:
@@ -39,9 +41,9 @@ class Contributions:
         return version <= self.computed_on.get(rank, -1)
 
     def accumulate(self, view: View) -> list[Action]:
-        """Pass payloads on at once. In consistent mode, a payload waits until those of all lower ranks are here."""
+        """Pass payloads on at once. In consistent mode, a payload waits until those of all lower ranks have arrived."""
         actions: list[Action] = []
-        for rank in self.ranks():
+        for rank in sorted(self.waiting):
             if self.consistent and any(r not in self.held for r in view.members if r < rank):
                 break
             actions += self._hand_on(rank)
@@ -55,7 +57,7 @@ class Contributions:
         ``totals`` are those of the previous version.
         """
         ranks = self.ranks()
-        actions = [action for rank in ranks for action in self._hand_on(rank)]
+        actions = [action for rank in sorted(self.waiting) for action in self._hand_on(rank)]
         assert ranks, "a version without contributions"
         for rank in ranks:
             self.count(rank, "used", view)
@@ -83,11 +85,11 @@ class Contributions:
         """Give the open version up. The contributions held for it count as late."""
         for rank in self.held:
             self.count(rank, "late", view)
-        self.held, self.computed_on = {}, {}
+        self.held, self.waiting, self.computed_on = {}, set(), {}
 
     def count(self, rank: int, outcome: Outcome, view: View) -> None:
         """Count a contribution under its rank if that is or was a member, else as unattributed."""
-        if rank in view.members or rank in self.tallies:
+        if rank in self.tallies or rank in view.members:
             self.tallies.setdefault(rank, [0, 0, 0, 0])[OUTCOMES.index(outcome)] += 1
         else:
             self.unattributed += 1
@@ -107,8 +109,8 @@ class Contributions:
 
     def _hand_on(self, rank: int) -> list[Action]:
         payload = self.held[rank]
-        if payload is None:
-            return []
-        first = all(other is not None for other in self.held.values())
+        assert payload is not None, "accumulated twice"
+        first = len(self.waiting) == len(self.held)
         self.held[rank] = None
+        self.waiting.remove(rank)
         return [Accumulate(payload, first)]

@@ -149,7 +149,7 @@ class ForeignHello:
 
 @dataclass(frozen=True, slots=True)
 class StateRestored:
-    """Weights and optimizer state of ``record.version`` are in place: found after a restart, or loaded.
+    """Weights and optimizer state of ``record.version`` are ready: found after a restart, or loaded.
 
     ``recovered``: this shard had made and perhaps published them before, so workers may hold them. ``previous`` is the
     version before it, if the shard still holds that.

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import OptimizerConfig
@@ -14,10 +15,7 @@ from zmqrl.ps.wire.sockets import SocketRole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """Everything that a shard process needs to start. It is sent as JSON.
-
-    The first ``trace_versions`` versions are written to ``trace_path`` as a trace when the process ends.
-    """
+    """Everything that a shard process needs to start. It is sent as JSON."""
 
     run: str
     layout: Layout
@@ -33,8 +31,8 @@ class ShardJob:
     timing: ShardTiming = field(default_factory=ShardTiming)
     keys: ShardKeys | None = None
     """If given, every connection is encrypted and authenticated."""
-    trace_path: Path | None = None
-    trace_versions: int = 0
+    recorder: RecorderJob | None = None
+    """If given, the shard records where its time goes."""
     code: str = ""
     """The zmqrl that a worker must run if its HELLO names one. Empty: any."""
     frozen: bool = False
@@ -52,8 +50,7 @@ class ShardJob:
             "keys": self.keys.to_json() if self.keys else None,
             "state_path": str(self.state_path),
             "history_path": str(self.history_path),
-            "trace_path": str(self.trace_path) if self.trace_path else None,
-            "trace_versions": self.trace_versions,
+            "recorder": self.recorder.to_json() if self.recorder else None,
             "incarnation": self.incarnation,
         }
 
@@ -69,6 +66,6 @@ class ShardJob:
                 "keys": ShardKeys.from_json(data["keys"]) if data["keys"] else None,
                 "state_path": Path(data["state_path"]),
                 "history_path": Path(data["history_path"]),
-                "trace_path": Path(data["trace_path"]) if data["trace_path"] else None,
+                "recorder": RecorderJob.from_json(data["recorder"]) if data["recorder"] else None,
             }
         )

@@ -61,6 +61,8 @@ class ShardMachine:
         self.version = 0
         self.view = e.View(0, 1, ())
         self.last: e.Record | None = None
+        self.judged: e.Outcome = "rejected"  # the newest contribution
+        self.closing_rank = -1  # of the newest contribution that is used
         self.making: e.Record | None = None  # of the version that the pending Update makes
         self.failure = ""
         self.previous: int | None = None
@@ -113,17 +115,20 @@ class ShardMachine:
 
     def _gradient(self, event: e.GradientArrived, now: float) -> list[e.Action]:
         header = event.header
+        self.judged = "rejected"
         if header.run != self.identity.run:  # ranks of another run mean nothing here
             return self._reject()
         if self.roster.is_newest(header.rank, header.incarnation):
             self.roster.heard(header.rank, now)
         outcome, why = self._judge(event)
+        self.judged = outcome
         if outcome != "used":
             self.contributions.count(header.rank, outcome, self.view)
             level: Literal["debug", "warning"] = "warning" if why == NOT_FINITE else "debug"
             actions: list[e.Action] = [e.Log(level, f"{outcome}: rank {header.rank}, version {header.version}: {why}")]
             return actions + (self._lost(header) if why == "ahead" else [])
         self.contributions.hold(header, event.payload)
+        self.closing_rank = header.rank
         self._progressed(now)
         return [*self.contributions.accumulate(self.view), *self._close_if_complete(now)]
 
@@ -135,7 +140,7 @@ class ShardMachine:
             return "rejected", f"{event.payload_bytes} bytes of {g.codec}"
         if self.state == "empty" or g.generation > self.generation:
             return "rejected", "its generation is unknown"
-        if g.rank not in self.view.members:
+        if g.rank not in self.roster.member_set:
             return "rejected", "not a member"
         if not self.roster.is_newest(g.rank, g.incarnation):
             return "rejected", "not the newest incarnation"
@@ -234,7 +239,7 @@ class ShardMachine:
 
     def _publish_first(self, now: float) -> list[e.Action]:
         """At the first start, publish only once a quorum of workers has subscribed."""
-        if self.state == "empty" or self.published or len(self.roster.present(now)) < self.view.quorum:
+        if self.state == "empty" or self.published or not self.roster.has_present(self.view.quorum, now):
             return []
         self.published = True
         return [e.PublishWeights()]
@@ -313,7 +318,7 @@ class ShardMachine:
         return [*actions, *(self._lost(ping) if known and ahead else []), e.Send(peer, pong)]
 
     def _lost(self, evidence: m.Gradient | m.Ping) -> list[e.Action]:
-        """Tell the supervisor that a worker has seen a newer version: this shard has lost state."""
+        """Report to the supervisor that a worker has seen a newer version: this shard has lost state."""
         me = self.identity
         lost = m.Lost(run=me.run, shard=me.shard, rank=evidence.rank, version=evidence.version)
         return self.roster.to_supervisor(lost)
@@ -347,12 +352,12 @@ class ShardMachine:
         return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
 
     def _commit_again(self, record: e.Record) -> list[e.Action]:
-        """Commit ``record`` with the newest version. A restarted process needs it before the supervisor can tell it."""
+        """Commit ``record`` with the newest version. A restarted process needs it before the supervisor can send it."""
         self.last = record
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard, unless a version is being made: its publication tells it."""
+        """Publish the state of the shard, unless a version is being made: its publication shows the state."""
         return [self._heartbeat(now)] if self.making is None else []
 
     # time
@@ -422,6 +427,8 @@ class ShardMachine:
 
     def _stats(self, now: float) -> m.Stats:
         present = self.roster.present(now)
+        spans = self.roster.spans((rank for rank in present if rank not in self.contributions.held), now)
+        del spans[m.MOST_SPANS :]
         return m.Stats(
             **self._about(),
             view=self.view.id,
@@ -437,6 +444,9 @@ class ShardMachine:
             captured_totals=() if self.captured is None else self.captured_totals,
             stop=self.stop,
             failure=self.failure,
+            span_ranks=tuple(rank for rank, _, _ in spans),
+            spans=tuple(span for _, span, _ in spans),
+            span_ms=tuple(span_ms for _, _, span_ms in spans),
         )
 
     def _totals(self, version: int) -> e.Totals:

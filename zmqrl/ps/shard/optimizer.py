@@ -23,41 +23,52 @@ BLOCK = 24 * 1024  # elements: the seven blocks of Adam fit a second-level cache
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """The optimizer and its settings. Names and defaults are those of torch.optim.
-
-    ``learning_rate`` changes linearly to ``final_learning_rate`` over the first ``schedule_updates`` versions and then
-    stays there. ``beta1`` and ``beta2`` are for Adam, ``alpha`` is for RMSProp, ``momentum`` is for RMSProp and SGD.
-    ``epsilon`` is added to the root of the second moment. ``weight_decay`` times the weights is added to the gradient.
-    Raises UsageError for invalid values.
-    """
+    """The optimizer that the shards run. Its update rules are those of torch.optim."""
 
     name: Literal["adam", "rmsprop", "sgd"] = "adam"
+    """Optimizer."""
     learning_rate: float
+    """Learning rate, at the start if it has a schedule."""
     final_learning_rate: float | None = None
+    """Learning rate at the end of its linear schedule. None: constant."""
     schedule_updates: int = 0
+    """Length of the learning-rate schedule, in updates."""
     beta1: float = 0.9
+    """Decay of the first moment per update. For adam."""
     beta2: float = 0.999
+    """Decay of the second moment per update. For adam."""
     alpha: float = 0.99
+    """Decay of the mean squared gradient per update. For rmsprop."""
     epsilon: float = 1e-8
+    """Added to the root of the second moment. For adam and rmsprop."""
     momentum: float = 0.0
+    """Decay of the momentum buffer per update. 0: no buffer. For rmsprop and sgd."""
     weight_decay: float = 0.0
+    """Multiple of the weights that is added to the gradient."""
 
     def __post_init__(self) -> None:
+        """Raise UsageError for the first setting that is not valid."""
         for name in ("learning_rate", "final_learning_rate", "epsilon", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"optimizer {name} is {value}, but it must be a finite number, zero or more.")
+                raise UsageError(f"{_option(name)} {value}: a finite number, 0 or above, is required.")
         for name in ("beta1", "beta2", "alpha", "momentum"):
             value = getattr(self, name)
             if not 0 <= value < 1:
-                raise UsageError(f"optimizer {name} is {value}, but it must be at least 0 and below 1.")
+                raise UsageError(f"{_option(name)} {value}: a number from 0 to below 1 is required.")
         if (self.final_learning_rate is None) != (self.schedule_updates < 1):
             raise UsageError(
-                "optimizer final_learning_rate needs schedule_updates, the number of versions until it is reached, "
-                "and the reverse: set both or neither."
+                f"--optimizer.final-learning-rate {self.final_learning_rate} and --optimizer.schedule-updates "
+                f"{self.schedule_updates}: a schedule needs both, so set both or neither."
             )
         if self.name == "adam" and self.momentum:
-            raise UsageError(f"optimizer momentum {self.momentum} is for sgd and rmsprop: adam uses beta1.")
+            raise UsageError(
+                f"--optimizer.momentum {self.momentum}: adam has no momentum; use --optimizer.beta1, or rmsprop or sgd."
+            )
+
+
+def _option(name: str) -> str:
+    return f"--optimizer.{name.replace('_', '-')}"
 
 
 class Optimizer:

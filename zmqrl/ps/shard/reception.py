@@ -90,7 +90,7 @@ class Reception:
         return allowed
 
     def _may_show(self, frame: zmq.Frame, rank: int, here: bool) -> bool:
-        """Whether the sender may subscribe as ``rank``. libzmq does not tell whose subscription has ended."""
+        """Whether the sender may subscribe as ``rank``. libzmq does not report whose subscription has ended."""
         speaker = self._speaker(frame)
         if speaker == rank or (speaker is None and not here):
             return True

@@ -1,6 +1,7 @@
-"""What a shard knows of its workers and its supervisor, and its answers when they come and go."""
+"""What a shard knows of its workers and its supervisor, and its answers when they join and leave."""
 
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from zmqrl.ps.shard.events import Action, Identity, Log, PresenceChanged, Send
@@ -16,7 +17,7 @@ class Worker:
     """What the shard knows of a rank: the process that has it (``incarnation``), and its connection (``peer``).
 
     ``doubted_at`` has the incarnations that subscribed, and when a subscription to the same topic ended. libzmq does
-    not tell whose subscription ended. A worker that lost its connection may have subscribed again before that.
+    not report whose subscription ended. A worker that lost its connection may have subscribed again before that.
     """
 
     incarnation: int | None = None
@@ -27,6 +28,8 @@ class Worker:
     heard_at: float | None = None
     progress: int = 0
     progressed_at: float | None = None
+    span: str = ""
+    in_span_since: float = 0.0
 
     def is_alive(self, now: float) -> bool:
         """Whether the process was heard recently and has not left."""
@@ -43,7 +46,7 @@ class Worker:
 
 
 class Roster:
-    """Which process has which rank, who is present, and who is a member.
+    """Which process has which rank, and which ranks are present and members.
 
     ``now`` is monotonic time in seconds. ``welcome`` is the WELCOME that the shard would send now.
     """
@@ -51,12 +54,13 @@ class Roster:
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.members: tuple[int, ...] | None = None  # None while the shard is empty and does not know them
+        self.member_set: frozenset[int] = frozenset()
         self.workers: dict[int, Worker] = {}
         self.supervisor: bytes | None = None
 
     def admit(self, members: tuple[int, ...]) -> None:
         """Set the members."""
-        self.members = members
+        self.members, self.member_set = members, frozenset(members)
         for rank in members:
             self.workers.setdefault(rank, Worker())
 
@@ -79,15 +83,32 @@ class Roster:
         """The members that are present and will receive a publication."""
         return [rank for rank in self.members or () if self.workers[rank].is_present(now)]
 
+    def has_present(self, quorum: int, now: float) -> bool:
+        """Whether at least ``quorum`` members are present."""
+        members = self.members or ()
+        may_be_absent = len(members) - quorum
+        for rank in reversed(members):  # ranks often come in their order: so the absent ones are found at once
+            may_be_absent -= not self.workers[rank].is_present(now)
+            if may_be_absent < 0:
+                return False
+        return may_be_absent >= 0
+
     def silent_ms(self, rank: int, now: float) -> int:
         """Milliseconds since a worker was last heard. 0 if it never was."""
         heard_at = self.workers[rank].heard_at
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
+    def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
+        """Rank, span, and milliseconds in it, of the ``ranks`` whose last PING says so, the longest spans first."""
+        told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
+        told.sort(key=lambda each: each[1].in_span_since)
+        return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]
+
     def describe(self, rank: int, now: float) -> str:
-        """Describe a worker: whether it is present, when it was last heard, and when it last made progress."""
+        """Describe a worker: whether it is present, its span, when it was last heard and when it made progress."""
         worker = self.workers[rank]
         words = ["here" if worker.is_present(now) else "absent"]
+        words += [f"in {worker.span!r} for {now - worker.in_span_since:.1f} s"] if worker.span else []
         for what, at in (("heard", worker.heard_at), ("progress", worker.progressed_at)):
             words += [] if at is None else [f"last {what} {now - at:.1f} s ago"]
         return f"worker {rank} ({', '.join(words)})"
@@ -128,7 +149,7 @@ class Roster:
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Tell the supervisor of a worker that runs another zmqrl. Other refusals are told to the worker only."""
+        """Report a worker with another zmqrl to the supervisor. Other refusals are sent to the worker only."""
         if refuse.code not in ("code", "protocol"):
             return []
         me = self.identity
@@ -154,7 +175,7 @@ class Roster:
         return [Send(peer, self.replaced(hello.rank))] if now - worker.waiting[1] >= SILENT_S else []
 
     def _take_rank(self, peer: bytes, message: m.Hello | m.Ping, now: float) -> list[Action]:
-        """Give the rank to the sender of ``message``, and tell an older process that it was replaced.
+        """Give the rank to the sender of ``message``, and send an older process the news that it was replaced.
 
         Among living processes, the greatest incarnation has the rank. A process that is gone does not keep others out,
         whatever its clock said. If it was only silent, its next PING takes the rank back.
@@ -164,10 +185,11 @@ class Roster:
         told: list[Action] = [Send(worker.peer, self.replaced(message.rank))] if older and worker.peer else []
         worker.incarnation, worker.peer, worker.left, worker.waiting = message.incarnation, peer, False, None
         worker.heard_at = worker.progressed_at = now
+        worker.span = ""
         return told
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
-        """Answer every worker that said HELLO: some still wait, the others must learn of the new state."""
+        """Answer every worker that said HELLO: some still wait, and the others need the new state."""
         return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
 
     def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
@@ -189,7 +211,7 @@ class Roster:
         old = [incarnation for incarnation in worker.doubted_at if incarnation != worker.incarnation]
         for incarnation in old[:-MOST_INCARNATIONS]:
             del worker.doubted_at[incarnation]
-        actions: list[Action] = [Log("info", f"worker {event.rank} is here")]
+        actions: list[Action] = [Log("info", f"worker {event.rank} is present")]
         if worker.incarnation == event.incarnation:
             worker.heard_at = now
             actions += self._answer(event.rank, welcome)
@@ -209,6 +231,7 @@ class Roster:
             worker.peer, worker.heard_at = peer, now
             if ping.progress != worker.progress:
                 worker.progress, worker.progressed_at = ping.progress, now
+            worker.span, worker.in_span_since = ping.span, now - ping.span_ms / 1000
         return actions
 
     def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
@@ -238,7 +261,7 @@ class Roster:
     def other_run(self, run: str) -> m.Refuse:
         """The answer to a message for another run."""
         me = self.identity
-        return self._refuse("run", f"shard {me.shard} here serves run {me.run}, not run {run}.")
+        return self._refuse("run", f"shard {me.shard} at this address serves run {me.run}, not run {run}.")
 
     def _refuse(self, code: m.Refusal, reason: str) -> m.Refuse:
         return m.Refuse(run=self.identity.run, code=code, reason=reason)

@@ -19,8 +19,11 @@ import numpy as np
 import zmq
 
 from zmqrl.errors import ClusterError
-from zmqrl.observe.spans import Spans, chrome_events, write_trace
+from zmqrl.observe.spans import SHARD_SPANS, Spans
 from zmqrl.process import log_to_stderr, read_job, say
+from zmqrl.process_id import shard_id
+from zmqrl.profile.recorder import Recorder
+from zmqrl.profile.tables import OUTCOMES
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.gradients import GradientSum
 from zmqrl.ps.shard.history import History, LostState, pack_record, unpack_record
@@ -52,7 +55,6 @@ class ShardServer:
         self.log = log
         self.count = job.layout.slices[job.shard].count
         self.spans = Spans()
-        self.spans.record(job.trace_path is not None)
         self.optimizer = Optimizer(job.optimizer)
         self.sum = GradientSum(self.count)
         self.identity = e.Identity(
@@ -68,6 +70,19 @@ class ShardServer:
             secret=job.secret,
             code=job.code,
         )
+        self.recorder = (
+            None
+            if job.recorder is None
+            else Recorder(
+                job.recorder,
+                shard_id(job.shard),
+                self.spans,
+                run=job.run,
+                incarnation=self.identity.incarnation,
+                log=log,
+            )
+        )
+        self.polled_us = self.handled_us = self.closed_us = 0
         self.machine = ShardMachine(
             self.identity,
             job.timing,
@@ -86,7 +101,6 @@ class ShardServer:
         self.payload: WireVector = self.sum.buffer  # the newest weights, encoded for publication
         self.loading = bytearray()
         self.snapshots: dict[int | None, list[zmq.MessageTracker]] = {}  # by rank: snapshots that are still being sent
-        self.traced_from: int | None = None
         self.tick_at = self.failures_at = 0.0
         self.endpoints: dict[SocketRole, str] = {}
 
@@ -119,6 +133,7 @@ class ShardServer:
         poller.register(0, zmq.POLLIN)
         while True:
             ready = dict(poller.poll(POLL_MS))
+            self.polled_us = _now_us()
             if 0 in ready and not os.read(0, 4096):
                 return
             self._drain(self.sockets["control"], self.reception.control)
@@ -133,6 +148,8 @@ class ShardServer:
             if now - self.failures_at >= FAILURES_EVERY_S:
                 self.failures_at = now
                 self._log_failures()
+            if self.recorder is not None:
+                self.recorder.step(now)
 
     def close(self) -> None:
         """Close sockets and files."""
@@ -146,23 +163,29 @@ class ShardServer:
                 Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
         self.store.close()
         self.history.close()
-        if self.job.trace_path is not None:
-            events = chrome_events(self.spans.events, os.getpid(), f"shard {self.job.shard}")
-            write_trace(self.job.trace_path, events)
+        if self.recorder is not None:
+            self.recorder.close()
 
     # events
 
     def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], e.Event | None]) -> None:
         """Handle the messages that have arrived, but not too many, so that the other sockets get their turn."""
         for _ in range(64):
+            started_ns = time.monotonic_ns()
             try:
-                with self.spans("receive"):
-                    frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            self.spans("receive").add(started_ns)
             event = receive(frames)
-            if event is not None:
-                self._handle(event)
+            if event is None:
+                continue
+            arrived_us = self.handled_us = _now_us()
+            self._handle(event)
+            if isinstance(event, e.GradientArrived) and self.recorder is not None:
+                g, outcome = event.header, OUTCOMES.index(self.machine.judged)
+                times = (self.polled_us, arrived_us)
+                self.recorder.add("arrivals", g.generation, g.version, g.rank, outcome, *times)
 
     # actions
 
@@ -203,10 +226,7 @@ class ShardServer:
         Returns False and stores nothing if its numbers are not finite.
         """
         self.spans.version = record.version
-        if self.traced_from is None:
-            self.traced_from = record.version
-        elif record.version >= self.traced_from + self.job.trace_versions:
-            self.spans.recording = False
+        self.closed_us = self.handled_us
         old, new = self.store.newest, self.store.free_slot()
         assert old is not None
         with self.spans("optimize"):
@@ -252,6 +272,16 @@ class ShardServer:
             if in_place:
                 assert tracker is not None
                 self.store.pin(slot, lambda: tracker.done)
+        self._record_version(record)
+
+    def _record_version(self, record: e.Record) -> None:
+        if self.recorder is None:
+            return
+        made, published_us = bool(record.ranks), _now_us()
+        closing = self.machine.closing_rank if made else -1
+        times = (self.closed_us if made else published_us, published_us)
+        spent, (cpu_us, *_) = self.recorder.spent_us(*SHARD_SPANS), self.recorder.used()
+        self.recorder.add("versions", record.generation, record.version, record.quorum, closing, *times, *spent, cpu_us)
 
     def _encoded(self, slot: Slot) -> WireVector:
         return codec.encode(self.job.codec, slot.weights)
@@ -400,6 +430,10 @@ class ShardServer:
                 self.log.info("connections to %s: %s", role, failures)
         if false_names := self.reception.take_false_names():
             self.log.warning("sent with the key of another rank or role: %s", false_names)
+
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000
 
 
 def _stop(*_: object) -> None:

@@ -12,6 +12,8 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_CONTROL_BYTES = 1024 * 1024
 MAX_SUBSCRIPTION_BYTES = 512
 MAX_REPORT_BYTES = 16 * 1024
+LONGEST_SPAN_NAME = 16
+MOST_SPANS = 32  # in STATS, which must fit into a header
 CHUNK_BYTES = 512 * 1024
 TOPIC_WEIGHTS = b"W"
 TOPIC_HEARTBEAT = b"H"
@@ -38,6 +40,7 @@ U16: TypeAlias = Annotated[int, Uint(16)]
 U32: TypeAlias = Annotated[int, Uint(32)]
 U53: TypeAlias = Annotated[int, Uint(53)]
 Name: TypeAlias = Annotated[str, Size(64)]
+SpanName: TypeAlias = Annotated[str, Size(LONGEST_SPAN_NAME)]
 Sentence: TypeAlias = Annotated[str, Size(1000)]
 Ranks: TypeAlias = Annotated[tuple[U16, ...], Size(MAX_WORKERS)]
 Tallies: TypeAlias = Annotated[tuple[tuple[U53, ...], ...], Size(MAX_WORKERS)]
@@ -203,7 +206,7 @@ class Ping:
     """DEALER to ROUTER, about once a second, from the thread that owns the sockets.
 
     ``progress`` grows when the computing thread makes progress. ``version`` is the newest that the sender has seen from
-    this shard.
+    this shard. ``span`` says what the computing thread does, ``span_ms`` for how long.
     """
 
     run: Name
@@ -213,6 +216,8 @@ class Ping:
     version: U53
     progress: U53
     sent_us: U53
+    span: SpanName = ""
+    span_ms: U53 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +277,8 @@ class Stats:
     was last heard, in the same order. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to
     ``version``; ``captured_totals`` are those up to the ``captured`` version, empty if there is none. ``stop`` is the
     version to end at. ``failure`` says why the shard can make no more versions; it is empty while it can.
+    ``span_ranks`` are the members that are present, whose contribution to the open version is missing, and that say
+    what they do: ``spans``, each for ``span_ms`` by now, the longest ones first.
     """
 
     run: Name
@@ -292,6 +299,9 @@ class Stats:
     captured_totals: Totals
     stop: U53 | None
     failure: Sentence
+    span_ranks: Annotated[tuple[U16, ...], Size(MOST_SPANS)] = ()
+    spans: Annotated[tuple[SpanName, ...], Size(MOST_SPANS)] = ()
+    span_ms: Annotated[tuple[U53, ...], Size(MOST_SPANS)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +316,7 @@ class ViewChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Supervisor to shard: make no version above ``version``. Nil takes an earlier STOP back."""
+    """Supervisor to shard: make no version above ``version``. Nil cancels an earlier STOP."""
 
     run: Name
     version: U53 | None

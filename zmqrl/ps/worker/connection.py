@@ -19,7 +19,9 @@ import numpy as np
 import zmq
 
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.observe.spans import Spans
+from zmqrl.observe.spans import WORKER_SPANS, Spans
+from zmqrl.process_id import worker_id
+from zmqrl.profile.recorder import Recorder, RecorderJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.wire import codec, framing
 from zmqrl.ps.wire import messages as m
@@ -57,13 +59,15 @@ class Connection:
         incarnation: int | None = None,
         code: str = "",
         spans: Spans | None = None,
+        recorder: RecorderJob | None = None,
         timing: WorkerTiming | None = None,
         log: logging.Logger | None = None,
     ) -> None:
         """``incarnation`` must be greater than that of the previous process of this rank. None takes it from the clock.
 
         ``code`` identifies the zmqrl that the worker runs; shards refuse one that differs from theirs. Leave it empty
-        for a program of your own. Raises UsageError when the run uses CURVE and ``cluster`` has no keys.
+        for a program of your own. With ``recorder``, the worker records where its time goes. Raises UsageError when the
+        run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
             raise UsageError(f"this run is encrypted: worker {rank} cannot join without the keys made for it.")
@@ -72,12 +76,22 @@ class Connection:
         self.incarnation = incarnation or time.time_ns() // 1_000_000
         self.spans = spans or Spans()
         self._log = log or logging.getLogger("zmqrl.ps.worker.connection")
+        self._recorder = (
+            None
+            if recorder is None
+            else Recorder(
+                recorder, worker_id(rank), self.spans, run=cluster.run, incarnation=self.incarnation, log=self._log
+            )
+        )
+        self._cycle_began_us = _now_us()
+        self._arrivals_us = [0] * len(cluster.layout.slices)  # of the newest slice of each shard
+        self._pulled = (0, 0)  # when the last slice of the version arrived, and from which shard
         self._slices = cluster.layout.slices
         self._vector = np.zeros(cluster.layout.count, np.float32)
         self._generation = -1  # that ``pull`` returned last
         self._buffers: list[tuple[FloatVector, list[zmq.MessageTracker]]] = []
         self._unreleased: FloatVector | None = None  # the gradient that may be sent again
-        # Version and payload of the contribution, and trackers that tell when ZeroMQ has finished reading it.
+        # Version and payload of the contribution, and trackers that show when ZeroMQ has finished reading it.
         self._outgoing: tuple[int, WireVector, list[zmq.MessageTracker]] = (-1, self._vector, [])
         self._machine = WorkerMachine(
             run=cluster.run,
@@ -149,6 +163,17 @@ class Connection:
             self._buffers.append((gradient, trackers))
             self._outgoing, self._unreleased = (weights.version, payload, trackers), gradient
             self._post(e.Contributed(weights.generation, weights.version))
+        if self._recorder is not None:
+            self._record_cycle(self._recorder, weights)
+
+    def _record_cycle(self, recorder: Recorder, weights: PulledWeights) -> None:
+        """Record what was done since the contribution before this one."""
+        began_us, self._cycle_began_us = self._cycle_began_us, _now_us()
+        pulled_us, shard = self._pulled
+        times = (began_us, pulled_us, self._cycle_began_us)
+        spent = recorder.spent_us(*WORKER_SPANS)
+        recorder.add("cycles", weights.generation, weights.version, *times, shard, *spent, *recorder.used())
+        recorder.step(time.monotonic())
 
     def passed(self, version: int) -> bool:
         """Whether every shard is past ``version``, so that no shard can use work on it."""
@@ -171,7 +196,7 @@ class Connection:
             return self._machine.where(time.monotonic())
 
     def report(self, figures: Mapping[str, object]) -> None:
-        """Send ``figures`` to the supervisor of the run: numbers, texts, lists and maps, at most 16 KiB.
+        """Send metrics to the supervisor of the run: numbers, texts, lists and maps, at most 16 KiB.
 
         A report that is larger is not sent. It is counted in ``reports_too_large``, and the first one is logged.
         """
@@ -196,7 +221,7 @@ class Connection:
             )
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Tell the shards that we leave, wait at most ``timeout_s`` for their answers, and close everything."""
+        """Leave the shards, wait at most ``timeout_s`` for their answers, and close everything."""
         if self._thread.is_alive():
             self._post(e.Leaving())
             deadline = time.monotonic() + timeout_s
@@ -204,6 +229,8 @@ class Connection:
                 time.sleep(0.01)
             self._post(None)
             self._thread.join(CLOSED_WITHIN_S)
+        if self._recorder is not None:
+            self._recorder.close()
         if not self._thread.is_alive():  # else the thread still uses the descriptor
             os.close(self._wake)
         if self.reports_too_large:
@@ -275,7 +302,7 @@ class Connection:
         for sockets in self._sockets:
             poller.register(sockets["weights"], zmq.POLLIN)
             poller.register(sockets["control"], zmq.POLLIN)
-        self._handle(e.Tick())
+        self._handle(self._tick())
         tick_at = time.monotonic()
         while not self._failed:
             for shard, sockets in enumerate(self._sockets):
@@ -304,12 +331,20 @@ class Connection:
                     monitor.read()
                     if "handshake" in monitor.take():
                         self._handle(e.HandshakeFailed(shard))
-                self._handle(e.Tick())
+                self._handle(self._tick())
+
+    def _tick(self) -> e.Tick:
+        current = self.spans.current
+        if current is None:
+            return e.Tick()
+        name, started_ns = current
+        return e.Tick(name[: m.LONGEST_SPAN_NAME], max(0, (time.monotonic_ns() - started_ns) // 1_000_000))
 
     def _receive_publications(self, shard: int) -> None:
         for frames in _all_messages(self._sockets[shard]["weights"]):
             message = _decode(frames[1]) if len(frames) in (2, 3) else None
             if isinstance(message, m.Weights) and len(frames) == 3 and self._fits(shard, message, frames[2]):
+                self._arrivals_us[shard] = _now_us()
                 self._handle(e.PublicationArrived(shard, message, frames[2]))
             elif isinstance(message, m.Heartbeat | m.Need | m.Bye) and len(frames) == 2:
                 self._handle(e.PublicationArrived(shard, message))
@@ -319,9 +354,14 @@ class Connection:
             message = _decode(frames[0])
             if isinstance(message, m.Snapshot):
                 if len(frames) == 2 and self._fits(shard, message, frames[1]):
+                    self._arrivals_us[shard] = _now_us()
                     self._handle(e.ControlArrived(shard, message, frames[1]))
             elif isinstance(message, m.Left):
                 self._left += 1
+            elif isinstance(message, m.Pong) and self._recorder is not None and len(frames) == 1:
+                times = (message.sent_us, message.received_us, message.answered_us, _now_us())
+                self._recorder.add("pings", shard, *times)
+                self._handle(e.ControlArrived(shard, message))
             elif message is not None and len(frames) == 1:
                 self._handle(e.ControlArrived(shard, message))
 
@@ -339,7 +379,11 @@ class Connection:
                     self._send_gradient(action.shard, action.header)
                 case e.Release():
                     self._unreleased = None
-                case e.Assembled() | e.Ended():
+                case e.Assembled():
+                    last_us = max(self._arrivals_us)
+                    self._pulled = last_us, self._arrivals_us.index(last_us)
+                    self._answers.put(action)
+                case e.Ended():
                     self._answers.put(action)
                 case e.Failed():
                     self._answers.put(action)
@@ -369,6 +413,10 @@ class Connection:
             trackers.append(tracker)
         except zmq.Again:
             self._handle(e.SendBlocked(shard))
+
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000
 
 
 def _decode(frame: zmq.Frame) -> m.Message | None:

@@ -75,7 +75,10 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed. The computing thread has been in ``span`` for ``span_ms``."""
+
+    span: str = ""
+    span_ms: int = 0
 
 
 Event: TypeAlias = (
@@ -120,7 +123,7 @@ class SendGradient:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """Every slice of ``version`` is here. ``payloads`` are in the order of the shards.
+    """Every slice of ``version`` has arrived. ``payloads`` are in the order of the shards.
 
     In asynchronous mode some slices may be newer than ``version``.
     """
@@ -144,7 +147,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker cannot go on; ``reason`` is a sentence for the user."""
+    """The worker cannot continue; ``reason`` is a sentence for the user."""
 
     reason: str
 

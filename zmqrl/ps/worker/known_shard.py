@@ -8,7 +8,7 @@ from zmqrl.ps.worker.events import WeightsSlice
 
 SNAPSHOT_MOST_S = 30.0
 
-# The messages in which a shard tells its state
+# The messages in which a shard shows its state
 Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.Snapshot
 
 
@@ -65,7 +65,7 @@ class KnownShard:
     # state of the shard
 
     def is_outdated(self, message: Statement) -> bool:
-        """Whether the shard has restarted or was rolled back since it said this."""
+        """Whether the shard has restarted or was rolled back since it sent this."""
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
@@ -87,8 +87,9 @@ class KnownShard:
 
     def prune(self, slowest: int) -> None:
         """Keep slices from version ``slowest`` on, to help the slowest shard, but at most two."""
-        for old in [version for version in self.payloads if version < max(slowest, self.version - 1)]:
-            del self.payloads[old]
+        oldest = max(slowest, self.version - 1)
+        while self.payloads and min(self.payloads) < oldest:
+            del self.payloads[min(self.payloads)]
 
     def hand_out(self, version: int) -> WeightsSlice:
         """Give the slice of ``version`` to the worker."""
@@ -147,7 +148,8 @@ class KnownShard:
     def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:
         """The outcome of our slice according to the record of ``version``. ``named``: this rank is in the record.
 
-        None if the record does not tell. In asynchronous mode it never does: it may be about an earlier contribution.
+        None if the record does not show it. In asynchronous mode it never does: it may be about an earlier
+        contribution.
         """
         if self.asynchronous or version != self.computed_on + 1:
             return None
@@ -185,7 +187,7 @@ class KnownShard:
 
     def check(self, generation: int | None) -> None:
         """The invariants that hold after every event."""
-        assert all(version <= self.version for version in self.payloads), f"a slice of shard {self.number} is too new"
+        assert max(self.payloads, default=-1) <= self.version, f"a slice of shard {self.number} is too new"
         assert len(self.payloads) <= 2, f"{len(self.payloads)} slices of shard {self.number} are kept"
         if self.is_open():
             assert self.generation == generation, f"a contribution to an old generation is open at shard {self.number}"

@@ -70,7 +70,8 @@ class WorkerMachine:
             self.story.add(now, type(event), e.gist(event))
         try:
             actions = self._take(event, now)
-            for shard in self.shards:
+            number = getattr(event, "shard", None)
+            for shard in self.shards if number is None else (self.shards[number],):
                 shard.check(self.contribution)
         except AssertionError as error:
             where = f"worker {self.rank}, {type(event).__name__}"
@@ -105,7 +106,7 @@ class WorkerMachine:
                 message = m.Leave(run=self.run, rank=self.rank, incarnation=self.incarnation)
                 return [e.SendControl(shard.number, message) for shard in self.shards]
             case e.Tick():
-                return self._tick(now)
+                return self._tick(event, now)
 
     def pending(self, shard: int) -> bool:
         """Whether a push to ``shard`` waits for its socket to become writable."""
@@ -140,7 +141,7 @@ class WorkerMachine:
         if isinstance(message, m.Bye):
             shard.final = message.version
             actions += [*self._reached(shard, message.version), *self._end()]
-            if self.asynchronous and not self.ended:  # the other shards go on, and we need the last slice of this one
+            if self.asynchronous and not self.ended:  # the others continue, and we need the last slice of this one
                 actions += self._request(shard, None, now) if message.version not in shard.payloads else []
                 actions += self._assemble(now)
             return actions
@@ -158,7 +159,7 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Note who sent this: say HELLO to a shard that restarted, and forget what a rollback undid."""
+        """Note the sender's state: send HELLO to a shard that restarted, and forget what a rollback undid."""
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:
@@ -205,7 +206,7 @@ class WorkerMachine:
         return [e.Release()] if closed and not any(other.is_open() for other in self.shards) else []
 
     def _assemble(self, now: float) -> list[e.Action]:
-        """Give the waiting worker a version whose slices are all here, or ask for slices that it needs to help."""
+        """Give the waiting worker a complete version, or ask for slices that it needs to help."""
         if self.pulling_above is None or self.ended or not all(shard.welcomed for shard in self.shards):
             return []
         generation = self.shards[0].generation
@@ -339,7 +340,7 @@ class WorkerMachine:
         shard.handshake_failed_at = now
         return [] if known else [e.Log("warning", shard.locked_out())]
 
-    def _tick(self, now: float) -> list[e.Action]:
+    def _tick(self, tick: e.Tick, now: float) -> list[e.Action]:
         actions: list[e.Action] = []
         ping = now - self.ping_at >= self.timing.ping_s
         for shard in self.shards:
@@ -350,7 +351,7 @@ class WorkerMachine:
             if not shard.welcomed and (shard.hello_at is None or now - shard.hello_at >= self.timing.hello_s):
                 actions.append(self._hello(shard, now))
             if ping and shard.welcomed:
-                actions.append(e.SendControl(shard.number, self._ping(shard, now)))
+                actions.append(e.SendControl(shard.number, self._ping(shard, tick, now)))
         if ping:
             self.ping_at = now
         if self.pulling_above is not None and now - self.notice_at >= self.timing.stall_notice_s:
@@ -358,7 +359,7 @@ class WorkerMachine:
             actions.append(e.Log("info", f"waiting for a version above {self.pulling_above}: {self.where(now)}"))
         return actions + self._assemble(now)
 
-    def _ping(self, shard: KnownShard, now: float) -> m.Ping:
+    def _ping(self, shard: KnownShard, tick: e.Tick, now: float) -> m.Ping:
         return m.Ping(
             run=self.run,
             rank=self.rank,
@@ -367,4 +368,6 @@ class WorkerMachine:
             version=max(shard.version, 0),
             progress=self.progress,
             sent_us=int(now * 1e6),
+            span=tick.span,
+            span_ms=tick.span_ms,
         )

@@ -1,0 +1,90 @@
+"""Measure what recording the profile costs: nanoseconds per span, and whole runs with and without it, in turn.
+
+    python benchmarks/profile_overhead.py [--rounds 10] [--updates 300] [RECIPE options ...]
+
+The cost per update is the cost of a span times the spans of an update. The runs show the rest of it. Their ratio has a
+95 % confidence interval from a bootstrap over the rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import timeit
+from pathlib import Path
+
+import numpy as np
+
+from zmqrl.observe.spans import Spans
+from zmqrl.profile.recorder import segments
+from zmqrl.profile.recording import Recording
+
+SPANS = 200_000
+SETTINGS = ("on", "off")
+
+
+def span_ns() -> float:
+    """Nanoseconds of an empty span, without those of an empty loop."""
+    spans = Spans()
+
+    def with_span() -> None:
+        with spans("act"):
+            pass
+
+    with_span_s = min(timeit.repeat(with_span, number=SPANS, repeat=5))
+    without_s = min(timeit.repeat(lambda: None, number=SPANS, repeat=5))
+    spans.fold()
+    return 1e9 * (with_span_s - without_s) / SPANS
+
+
+def run(options: list[str], setting: str, directory: Path) -> float:
+    """Train once. Returns updates per second."""
+    command = [sys.executable, "-m", "zmqrl", "train", *options, "--run-dir", str(directory)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"ZMQRL_PROFILE": setting})
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    return float(summary["updates"] / summary["wall_s"])
+
+
+def main() -> None:
+    """Print the cost of a span, the spans of an update, and the rates of both settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("recipe", nargs="*", default=["cartpole"])
+    arguments = parser.parse_args()
+    each_ns = span_ns()
+    print(f"a span costs {each_ns:.0f} ns", flush=True)
+    rates: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
+    for number in range(arguments.rounds):
+        for setting in SETTINGS if number % 2 == 0 else SETTINGS[::-1]:
+            with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
+                directory = Path(scratch) / "run"
+                options = [*arguments.recipe, "--updates", str(arguments.updates)]
+                rates[setting].append(run(options, setting, directory))
+                if setting == "on" and number == 0:
+                    describe(directory, each_ns, arguments.updates)
+            print(f"round {number + 1}, {setting}: {rates[setting][-1]:.2f} updates/s", flush=True)
+    ratios = np.array(rates["on"]) / np.array(rates["off"])
+    draw = np.random.default_rng(0)
+    means = [draw.choice(ratios, len(ratios)).mean() for _ in range(10_000)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    print(f"on/off: {ratios.mean():.4f} (95 % {low:.4f} to {high:.4f}), median {statistics.median(ratios):.4f}")
+
+
+def describe(directory: Path, each_ns: float, updates: int) -> None:
+    """Print the share of spans in an update, and the bytes per version and rank."""
+    recording = Recording.read(directory / "profile")
+    workers = list(recording.of_role("worker"))
+    spans = sum(histogram.count for each in workers for histogram in each.histograms.values()) / len(workers) / updates
+    cycles = workers[0].table("cycles")["pushed_at_us"]
+    update_us = float(cycles[-1] - cycles[0]) / (len(cycles) - 1)
+    size = sum(path.stat().st_size for path in segments(directory / "profile"))
+    print(f"{spans:.1f} spans per update of {update_us / 1e3:.2f} ms: {spans * each_ns / 1e3 / update_us:.3%}")
+    print(f"{size / updates / len(workers):.1f} bytes per version and rank")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""Test the simulator against real processes: calibrate on few workers, predict more, then run those and compare.
+
+    python benchmarks/simulation_validation.py calibrate   # runs few workers; writes calibration.json
+    python benchmarks/simulation_validation.py predict     # simulates the held-out scenarios; writes predictions.json
+    git commit ...                                         # so that the predictions are older than the measurements
+    python benchmarks/simulation_validation.py run         # runs them; writes results.json and the table in the docs
+
+Both use real shards, real sockets and real gradients, and workers that sleep for the times of a seeded law. The machine
+must have nothing else to do. ``--only NAME`` runs one scenario, ``--updates N`` makes all shorter.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from zmqrl.observe.spans import SHARD_SPANS
+from zmqrl.ps.wire.codec import payload_bytes
+from zmqrl.simulate import ComputeTimes, Scenario, ShardCosts, Work, simulate
+from zmqrl.simulate.live.run import Observed, observe
+from zmqrl.simulate.result import percentile
+from zmqrl.simulate.times import times_of
+
+RESULTS: Final = Path("benchmarks/results/simulation-validation")
+PAGE: Final = Path("docs/simulation.md")
+SIZES: Final = (100_000, 331_909)
+LAWS: Final = {
+    "narrow": "lognormal:0.3:0.1",
+    "wide": "constant:0.15+exponential:0.15",
+    "rare": "lognormal:0.25:0.1+0.05*constant:0.6",
+}
+WARM_UP: Final = 5  # versions, in which workers join
+UPDATES: Final = 150
+MOST_CPU: Final = 0.5
+MEDIAN_ERROR, WORST_ERROR = 0.10, 0.25
+
+# workers, backups, shards, size, law: none of them is calibrated on
+HELD_OUT: Final = (
+    (2, 1, 1, 0, "rare"),
+    (2, 0, 4, 1, "narrow"),
+    (3, 1, 2, 1, "wide"),
+    (4, 0, 1, 1, "narrow"),
+    (4, 0, 2, 0, "wide"),
+    (4, 2, 4, 1, "rare"),
+    (6, 0, 2, 1, "rare"),
+    (6, 2, 1, 0, "wide"),
+    (6, 3, 3, 1, "narrow"),
+    (8, 0, 1, 1, "wide"),
+    (8, 1, 4, 0, "rare"),
+    (8, 2, 2, 1, "narrow"),
+    (10, 0, 4, 1, "rare"),
+    (10, 3, 1, 0, "narrow"),
+    (12, 0, 2, 0, "wide"),
+    (12, 3, 4, 1, "wide"),
+    (14, 2, 2, 1, "rare"),
+    (16, 0, 1, 1, "narrow"),
+    (16, 0, 4, 0, "rare"),
+    (13, 3, 3, 1, "wide"),
+)
+
+
+def held_out(updates: int) -> dict[str, Scenario]:
+    """The scenarios that are predicted, by name."""
+    return {
+        f"N{workers}-b{backups}-S{shards}-{SIZES[size] // 1000}k-{law}": Scenario(
+            workers=workers,
+            backups=backups,
+            shards=shards,
+            parameters=SIZES[size],
+            compute=LAWS[law],
+            updates=updates,
+            busy=0.0,
+            seed=100 + number,
+        )
+        for number, (workers, backups, shards, size, law) in enumerate(HELD_OUT)
+    }
+
+
+# calibration
+
+
+def calibrate(updates: int) -> None:
+    """Measure runs of one to three workers whose work takes the same time, and fit the costs."""
+    rows = []
+    for workers, shards, parameters in itertools.product((1, 2, 3), (1, 2), SIZES):
+        scenario = Scenario(
+            workers=workers, shards=shards, parameters=parameters, compute="constant:0.1", updates=updates, busy=0.0
+        )
+        observed = observe(scenario)
+        rows.append(measured(scenario, observed))
+        print(rows[-1], flush=True)
+    found = {"machine": machine(), "rows": rows, **fit(rows)}
+    write("calibration.json", found)
+
+
+def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
+    """What the fit needs of one run."""
+    return {
+        "workers": scenario.workers,
+        "shards": scenario.shards,
+        "parameters": scenario.parameters,
+        "slice_bytes": payload_bytes(scenario.codec, scenario.parameters // scenario.shards),
+        "median_s": percentile(observed.result.step_s[WARM_UP:], 50),
+        "shard_s": observed.shard_s,
+        "worker_s": {name: observed.worker_s[name] for name in ("encode", "push", "assemble")},
+    }
+
+
+def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Lines through the spans, and through the part of a step that they do not explain.
+
+    A cost is ``[at 0 bytes, per byte]`` of a slice. ``receive`` and ``accumulate`` are for one contribution. ``rest``
+    is in seconds per step, per byte of a slice, and per byte of a slice and subscriber.
+    """
+    bytes_of = [row["slice_bytes"] for row in rows]
+    costs = {}
+    for name in SHARD_SPANS:
+        each = [row["workers"] if name in ("receive", "accumulate") else 1 for row in rows]
+        costs[name] = line(bytes_of, [row["shard_s"][name] / n for row, n in zip(rows, each, strict=True)])
+    worker = line([4 * row["parameters"] for row in rows], [sum(row["worker_s"].values()) for row in rows])
+    calibration = {"costs": costs, "worker": worker, "rest": [0.0, 0.0, 0.0]}
+    unexplained = []
+    for row in rows:
+        scenario = Scenario(
+            workers=row["workers"],
+            shards=row["shards"],
+            parameters=row["parameters"],
+            compute="constant:0.1",
+            updates=20,
+            busy=0.0,
+        )
+        unexplained.append(row["median_s"] - percentile(predicted(scenario, calibration)[WARM_UP:], 50))
+    terms = np.array([[1.0, row["slice_bytes"], row["workers"] * row["slice_bytes"]] for row in rows])
+    return calibration | {"rest": not_negative(terms, np.array(unexplained))}
+
+
+def line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
+    """Offset and slope of the least squares, neither below 0."""
+    return not_negative(np.array([[1.0, x] for x in xs]), np.array(ys))
+
+
+def not_negative(terms: Any, values: Any) -> list[float]:
+    """Coefficients of the least squares. A term whose coefficient would be below 0 is left out."""
+    kept = list(range(terms.shape[1]))
+    while kept:
+        scale = np.abs(terms[:, kept]).max(axis=0)
+        found = np.linalg.lstsq(terms[:, kept] / scale, values, rcond=None)[0] / scale
+        if (found >= 0).all():
+            return [float(found[kept.index(n)]) if n in kept else 0.0 for n in range(terms.shape[1])]
+        kept.remove(kept[int(np.argmin(found * scale))])
+    return [0.0] * terms.shape[1]
+
+
+# prediction
+
+
+def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
+    """The steps of ``scenario`` on this machine, in seconds, by simulation with the calibrated costs."""
+    size = payload_bytes(scenario.codec, scenario.parameters // scenario.shards)
+    cost_s = {name: at_0 + per_byte * size for name, (at_0, per_byte) in calibration["costs"].items()}
+    every_step_s, per_byte, per_subscriber_byte = calibration["rest"]
+    at_0, worker_per_byte = calibration["worker"]
+    worker_s = at_0 + worker_per_byte * payload_bytes(scenario.codec, scenario.parameters)
+    local = replace(
+        scenario,
+        hosts=1,
+        cores=os.cpu_count(),
+        loopback=2 / per_byte if per_byte else float("inf"),  # a slice crosses twice in a step
+        costs=ShardCosts(
+            receive_s=cost_s["receive"],
+            accumulate_s=cost_s["accumulate"],
+            optimize_s=cost_s["optimize"],
+            commit_s=cost_s["commit"],
+            publish_s=cost_s["publish"],
+            send_s=per_subscriber_byte * size,
+        ),
+    )
+    drawn = times_of(scenario)
+    times = ComputeTimes(
+        tuple(Work([worker_s], [each + every_step_s for each in work.idle_s]) for work in drawn.gradient)
+    )
+    return list(simulate(local, compute=times).step_s)
+
+
+def predict(updates: int) -> None:
+    """Simulate every held-out scenario and keep its steps."""
+    calibration = json.loads((RESULTS / "calibration.json").read_text(encoding="utf-8"))
+    found = {name: predicted(scenario, calibration) for name, scenario in held_out(updates).items()}
+    write("predictions.json", {name: [round(step_s, 6) for step_s in steps] for name, steps in found.items()})
+    for name, steps in found.items():
+        print(f"{name}: median {1000 * percentile(steps[WARM_UP:], 50):.1f} ms")
+
+
+# measurement
+
+
+def run(updates: int, only: str | None) -> None:
+    """Run the held-out scenarios, compare them with the predictions, and write the table."""
+    predictions = json.loads((RESULTS / "predictions.json").read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = []
+    for name, scenario in held_out(updates).items():
+        if only is not None and name != only:
+            continue
+        before = processor()
+        steps = observe(scenario).result.step_s[WARM_UP:]
+        row = compared(name, predictions[name][WARM_UP:updates], steps) | {"cpu": busy_share(before, processor())}
+        rows.append(row)
+        print({key: value for key, value in row.items() if key != "steps_s"}, flush=True)
+    if only is None:
+        write("results.json", {"machine": machine(), "rows": rows})
+        write_table(rows)
+
+
+def compared(name: str, prediction: Sequence[float], steps: Sequence[float]) -> dict[str, Any]:
+    """Medians, the relative error of the prediction, and the Kolmogorov-Smirnov distance of the distributions."""
+    foreseen_s, median_s = percentile(prediction, 50), percentile(steps, 50)
+    return {
+        "name": name,
+        "predicted_s": foreseen_s,
+        "median_s": median_s,
+        "error": foreseen_s / median_s - 1,
+        "ks": ks_distance(prediction, steps),
+        "steps_s": [round(step_s, 6) for step_s in steps],
+    }
+
+
+def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
+    """The greatest difference between the shares of values up to x, over all x."""
+    one, two = np.sort(first), np.sort(second)
+    places = np.concatenate([one, two])
+    shares = [np.searchsorted(each, places, side="right") / len(each) for each in (one, two)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def write_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Put the table between the two comments in the page."""
+    errors = sorted(abs(row["error"]) for row in rows)
+    met = percentile(errors, 50) <= MEDIAN_ERROR and errors[-1] <= WORST_ERROR
+    lines = [
+        "| workers | backups | shards | parameters | law | predicted ms | measured ms | error | KS | processors |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {' | '.join(name_parts(row['name']))} | {1000 * row['predicted_s']:.0f} | {1000 * row['median_s']:.0f} "
+            f"| {row['error']:+.1%}{' **missed**' if abs(row['error']) > WORST_ERROR else ''} | {row['ks']:.2f} "
+            f"| {row['cpu']:.0%}{' **too busy**' if row['cpu'] > MOST_CPU else ''} |"
+            for row in rows
+        ),
+        "",
+        f"Median error {percentile(errors, 50):.1%} (at most {MEDIAN_ERROR:.0%} is required), worst {errors[-1]:.1%} "
+        f"(at most {WORST_ERROR:.0%}): {'met' if met else '**missed**'}. Median Kolmogorov-Smirnov distance "
+        f"{percentile([row['ks'] for row in rows], 50):.2f}.",
+    ]
+    page = PAGE.read_text(encoding="utf-8")
+    begin, end = "<!-- validation begins -->", "<!-- validation ends -->"
+    table = "\n".join([begin, *lines, end])
+    PAGE.write_text(re.sub(f"{begin}.*{end}", lambda _: table, page, flags=re.DOTALL), encoding="utf-8")
+
+
+def name_parts(name: str) -> list[str]:
+    """The columns that a name stands for."""
+    workers, backups, shards, size, law = name.split("-")
+    return [workers[1:], backups[1:], shards[1:], size, LAWS[law]]
+
+
+# the machine
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "measured_at": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def processor() -> tuple[int, int]:
+    """Ticks of all processors since boot: busy and all."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+
+
+def busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
+    """Share of the time of all processors that was used in between, by whatever process."""
+    return (after[0] - before[0]) / max(1, after[1] - before[1])
+
+
+def write(name: str, found: Any) -> None:
+    """Write a file of results."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Do one of the three parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("calibrate", "predict", "run"))
+    parser.add_argument("--only", help="run this scenario only, and write nothing")
+    parser.add_argument("--updates", type=int, default=UPDATES)
+    arguments = parser.parse_args()
+    os.environ.setdefault("ZMQRL_LOG_LEVEL", "warning")
+    if arguments.only not in (None, *held_out(UPDATES)):
+        sys.exit(f"--only {arguments.only}: no such scenario; choose one of {', '.join(held_out(UPDATES))}.")
+    if arguments.part == "calibrate":
+        calibrate(arguments.updates)
+    elif arguments.part == "predict":
+        predict(arguments.updates)
+    else:
+        run(arguments.updates, arguments.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""``zmqrl plan``: the table and the recommendation."""
+
+import json
+from typing import Any
+
+import pytest
+from support.paths import ROOT
+
+from zmqrl.cli import run
+from zmqrl.errors import UsageError
+
+QUICK = ["--updates", "30", "--parameters", "65536"]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run(["plan", *QUICK, *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_one_shard_and_no_backup_are_enough_if_nothing_is_slow(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "--workers-up-to", "8", "--compute", "constant:0.1")
+    assert found["recommended"] == {"workers": 8, "backups": 0, "quorum": 8, "shards": 1}
+    assert found["reasons"][0].startswith("use 8 workers, 0 backups, 1 shard (quorum 8): 2400 agent steps/s")
+    assert "with fewer workers: 1200 at best (-50%)" in found["reasons"]
+
+
+def test_a_slow_network_calls_for_shards(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "--workers-up-to", "4", "--compute", "constant:0.1", "--bandwidth", "1e7")
+    assert found["recommended"]["shards"] >= 4
+
+
+def test_heavy_stragglers_call_for_backups(capsys: pytest.CaptureFixture[str]) -> None:
+    law = "constant:0.1+0.05*constant:2"
+    found = planned(capsys, "--workers-up-to", "16", "--compute", law, "--abandon", "immediately")
+    assert 1 <= found["recommended"]["backups"] <= 6
+
+
+def test_people_get_a_table_with_the_recommended_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--from", str(ROOT / "tests" / "old_run"), "--workers-up-to", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["workers", "backups", "shards", "updates/s"]
+    assert [line.split()[:3] for line in lines if line.endswith("<-")] == [["2", "0", "1"]]
+
+
+def test_a_plan_needs_the_most_workers() -> None:
+    with pytest.raises(UsageError, match="workers-up-to"):
+        run(["plan"])
+    with pytest.raises(UsageError, match="--workers-up-to 0: 1 to 1024 workers are possible"):
+        run(["plan", "--workers-up-to", "0"])

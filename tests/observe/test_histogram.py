@@ -1,0 +1,60 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqrl.observe.histogram import Histogram, merged
+
+durations = st.lists(st.integers(0, 2**50), min_size=1, max_size=200)
+
+
+def of(values: list[int]) -> Histogram:
+    histogram = Histogram()
+    histogram.add(values)
+    return histogram
+
+
+@given(durations, st.floats(0.1, 100))
+def test_a_percentile_is_within_two_percent_of_the_exact_one(values: list[int], percent: float) -> None:
+    exact = float(np.percentile(values, percent, method="inverted_cdf"))
+    assert of(values).percentile(percent) == pytest.approx(exact, rel=0.016, abs=0.5)
+
+
+@given(durations)
+def test_count_mean_and_maximum_are_exact(values: list[int]) -> None:
+    histogram = of(values)
+    assert (histogram.count, histogram.total, histogram.maximum) == (len(values), sum(values), max(values))
+    assert histogram.percentile(100) == max(values)
+    assert histogram.mean == pytest.approx(sum(values) / len(values))
+
+
+@given(durations, durations)
+def test_merged_histograms_are_those_of_all_values(one: list[int], other: list[int]) -> None:
+    assert merged([of(one), of(other)]).to_json() == of(one + other).to_json()
+
+
+@given(durations)
+def test_json_keeps_everything(values: list[int]) -> None:
+    data = of(values).to_json()
+    assert Histogram.from_json(json.loads(json.dumps(data))).to_json() == data
+
+
+def test_without_values_there_is_no_percentile() -> None:
+    assert math.isnan(Histogram().percentile(50))
+    assert math.isnan(Histogram().mean)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"buckets": [-1], "counts": [1], "maximum": 1, "total": 1},
+        {"buckets": [10**9], "counts": [1], "maximum": 1, "total": 1},
+        {"buckets": [1], "counts": [-1], "maximum": 1, "total": 1},
+    ],
+)
+def test_impossible_buckets_are_refused(data: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="bucket"):
+        Histogram.from_json(data)

@@ -1,0 +1,318 @@
+"""When a version has stalled, who is asked, and what the user reads: without processes or a clock."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqrl.observe.stalls import (
+    ANSWER_WITHIN_S,
+    ASK_AGAIN_S,
+    FIRST_PATIENCE_S,
+    LEAST_PATIENCE_S,
+    LONGEST_PAUSE_S,
+    MOST_ASKED,
+    MOST_WRITTEN,
+    USUAL_TIMES,
+    Awaited,
+    Doing,
+    News,
+    Stall,
+    Stalls,
+)
+from zmqrl.process_id import ROLES, ProcessId, shard_id, worker_id
+
+GAME = 'File "/home/me/games/maze.py", line 12 in step'
+VECTOR = 'File "/venv/gymnasium/vector/sync.py", line 240 in step'
+HANGS = Doing(state="waiting", kernel="futex_do_wait", stack=(GAME, VECTOR))
+WORKER = Awaited(process=worker_id(3), span="env_step", span_s=11.84)
+TURN_S = 0.25
+
+
+class Watched:
+    """A run whose versions take ``step_s`` until they stall, and what its stalls led to."""
+
+    def __init__(self, *, step_s: float = 0.1, versions: int = 20, per_iteration: int = 1) -> None:
+        self.now, self.version = 100.0, 0
+        self.stalls = Stalls(per_iteration)
+        self.stalls.made(0, self.now)
+        self.news: list[tuple[float, News]] = []
+        for _ in range(versions):
+            self.make(step_s)
+
+    def make(self, took_s: float) -> None:
+        """A version is made after ``took_s``, in which nobody looks."""
+        self.now += took_s
+        self.version += 1
+        self.stalls.made(self.version, self.now)
+
+    def wait(self, seconds: float, awaited: Sequence[Awaited] = (WORKER,)) -> None:
+        """Look while time passes. The span of a worker that has one goes on."""
+        began = self.now
+        for turn in range(1, round(seconds / TURN_S) + 1):
+            self.now = began + turn * TURN_S
+            grown = [replace(each, span_s=each.span_s + turn * TURN_S) if each.span else each for each in awaited]
+            self.news.append((self.now, self.stalls.look(grown, self.now)))
+
+    def asked(self) -> list[ProcessId]:
+        return [process for _, news in self.news for process in news.ask]
+
+    def told(self) -> list[Stall]:
+        return [news.stall for _, news in self.news if news.stall is not None and news.tell]
+
+    def shown(self) -> list[Stall]:
+        return [news.stall for _, news in self.news if news.stall is not None]
+
+
+def test_versions_that_take_their_usual_time_are_no_stall() -> None:
+    run = Watched()
+    for _ in range(50):
+        run.wait(LEAST_PATIENCE_S - 1.0)
+        run.make(0.5)
+    assert run.asked() == []
+    assert run.shown() == []
+
+
+def test_a_version_that_takes_too_long_is_shown_at_once_and_told_with_the_stack() -> None:
+    run = Watched()
+    run.wait(LEAST_PATIENCE_S)
+    assert run.asked() == [worker_id(3)]
+    (shown,) = run.shown()
+    assert (shown.version, shown.waited_s, shown.awaited[0].doing) == (20, LEAST_PATIENCE_S, None)
+    assert run.told() == []
+    run.stalls.answered(worker_id(3), HANGS)
+    run.wait(TURN_S)
+    (told,) = run.told()
+    assert told.awaited[0].doing == HANGS
+
+
+def test_a_process_that_does_not_answer_delays_the_notice_but_not_for_ever() -> None:
+    run = Watched()
+    run.wait(LEAST_PATIENCE_S + ANSWER_WITHIN_S - TURN_S)
+    assert run.told() == []
+    run.wait(TURN_S)
+    assert len(run.told()) == 1
+
+
+def test_an_external_worker_is_told_by_its_span_and_never_asked() -> None:
+    run = Watched()
+    run.wait(60.0, [replace(WORKER, is_external=True)])
+    assert run.asked() == []
+    assert run.told()[0].waited_s == LEAST_PATIENCE_S
+
+
+def test_a_process_that_is_being_restarted_is_not_asked() -> None:
+    run = Watched()
+    run.wait(60.0, [replace(WORKER, is_running=False)])
+    assert run.asked() == []
+    assert "it is being restarted" in run.told()[0].sentence()
+
+
+def test_the_longest_in_their_spans_are_asked_and_only_a_few_at_a_time() -> None:
+    run = Watched()
+    many = [replace(WORKER, process=worker_id(rank), span_s=float(rank)) for rank in range(50)]
+    run.wait(LEAST_PATIENCE_S, many)
+    assert run.asked() == [worker_id(rank) for rank in (49, 48, 47, 46)]
+    assert len(run.asked()) == MOST_ASKED
+    (shown,) = run.shown()
+    assert (len(shown.awaited), shown.others) == (MOST_WRITTEN, 50 - MOST_WRITTEN)
+
+
+def test_questions_and_notices_are_repeated_with_growing_pauses() -> None:
+    run = Watched()
+    run.wait(2 * 3600.0)
+    asked_at = [at for at, news in run.news if news.ask]
+    pauses = [after - before for before, after in itertools.pairwise(asked_at)]
+    assert pauses[0] >= ASK_AGAIN_S
+    assert pauses == sorted(pauses)
+    assert max(pauses) <= LONGEST_PAUSE_S + TURN_S
+    assert len(run.told()) == len(asked_at)
+
+
+def test_a_process_that_is_missed_later_is_asked_and_told_too() -> None:
+    run = Watched()
+    run.wait(LEAST_PATIENCE_S)
+    run.stalls.answered(worker_id(3), HANGS)
+    run.wait(1.0)
+    run.wait(1.0, [Awaited(process=shard_id(0), silent_s=6.0)])
+    assert run.asked() == [worker_id(3), shard_id(0)]
+    run.stalls.answered(shard_id(0), Doing(state="stopped"))
+    run.wait(1.0, [Awaited(process=shard_id(0), silent_s=7.0)])
+    run.wait(1.0)
+    assert [told.awaited[0].process for told in run.told()] == [worker_id(3), shard_id(0)]
+
+
+def test_a_stall_that_is_over_is_told_only_to_those_who_read_of_it() -> None:
+    run = Watched()
+    run.wait(LEAST_PATIENCE_S)
+    run.make(0.0)
+    run.wait(TURN_S)
+    (over,) = [news for _, news in run.news if news.over is not None]
+    assert not over.tell
+    run.wait(LEAST_PATIENCE_S + ANSWER_WITHIN_S)
+    run.make(0.0)
+    run.wait(TURN_S)
+    assert run.news[-1][1].tell
+    assert run.news[-1][1].over is not None
+    assert run.news[-1][1].over.version == 21
+
+
+def test_a_process_is_asked_at_most_once_in_a_while_also_over_several_stalls() -> None:
+    run = Watched()
+    for _ in range(4):
+        run.wait(LEAST_PATIENCE_S + 1.0)
+        for _ in range(10):
+            run.make(0.1)
+    assert len(run.shown()) > 4
+    assert run.asked() == [worker_id(3)]
+    run.wait(ASK_AGAIN_S, [])
+    run.wait(LEAST_PATIENCE_S)
+    assert run.asked() == [worker_id(3)] * 2
+
+
+def test_a_process_that_replaces_a_dead_one_is_asked_anew() -> None:
+    run = Watched()
+    run.wait(LEAST_PATIENCE_S)
+    run.stalls.answered(worker_id(3), HANGS)
+    run.wait(TURN_S)
+    run.stalls.forget(worker_id(3))
+    run.wait(1.0, [replace(WORKER, is_there=False, span="")])
+    assert run.shown()[-1].awaited[0].doing is None
+    assert run.shown()[-1].awaited[0].span == ""
+
+
+def test_slow_rollouts_between_quick_updates_are_usual() -> None:
+    run = Watched(versions=0, per_iteration=16)
+    for iteration in range(12):
+        run.wait(20.0 if iteration > 1 else 0.0)
+        run.make(0.0 if iteration > 1 else 20.0)
+        for _ in range(15):
+            run.make(0.1)
+    assert run.told() == []
+    run.wait(USUAL_TIMES * 20.0 + ANSWER_WITHIN_S + 1.0)
+    assert len(run.told()) == 1
+
+
+def test_one_stall_does_not_make_the_next_one_usual() -> None:
+    run = Watched()
+    run.make(600.0)
+    for _ in range(3):
+        run.make(0.1)
+    assert run.stalls.patience_s() == LEAST_PATIENCE_S
+
+
+def test_the_first_version_has_more_time_because_processes_import_what_they_need() -> None:
+    run = Watched(versions=0)
+    run.wait(FIRST_PATIENCE_S - TURN_S)
+    assert run.shown() == []
+    run.wait(TURN_S)
+    assert len(run.shown()) == 1
+
+
+def test_time_in_which_the_supervisor_did_not_run_does_not_count() -> None:
+    run = Watched()
+    run.wait(1.0)
+    run.now += 3600.0
+    run.stalls.pardon(3600.0)
+    run.wait(LEAST_PATIENCE_S - 1.0 - TURN_S)
+    assert run.shown() == []
+
+
+def test_a_rollback_is_no_version_that_took_long() -> None:
+    run = Watched()
+    run.now += 60.0
+    run.stalls.made(3, run.now)
+    run.version = 3
+    run.make(0.1)
+    run.make(0.1)
+    assert run.stalls.patience_s() == LEAST_PATIENCE_S
+
+
+def test_a_run_whose_shards_have_ended_waits_for_nobody() -> None:
+    run = Watched()
+    run.wait(3600.0, [])
+    assert run.shown() == []
+    run.wait(LEAST_PATIENCE_S - TURN_S)
+    assert run.shown() == []
+
+
+def test_the_span_of_a_process_that_has_fallen_silent_is_remembered() -> None:
+    run = Watched()
+    run.wait(LEAST_PATIENCE_S)
+    run.wait(2.0, [replace(WORKER, span="", span_s=0.0, silent_s=9.0)])
+    shown = run.shown()[-1].awaited[0]
+    assert shown.span == "env_step"
+    assert shown.span_s > WORKER.span_s + LEAST_PATIENCE_S
+
+
+# what the user reads
+
+
+def stall(*awaited: Awaited, others: int = 0) -> str:
+    return Stall(version=812, waited_s=12.1, awaited=awaited, others=others).placed(lambda _: "h2").sentence()
+
+
+def test_a_worker_is_named_with_its_host_its_span_and_its_stack() -> None:
+    assert stall(replace(WORKER, doing=HANGS)) == (
+        "version 812 has waited 12 s for worker-3 (host h2): in env_step for 11.8 s; "
+        "stack: step (maze.py:12) < step (sync.py:240)"
+    )
+
+
+def test_a_process_that_is_stopped_is_told_so() -> None:
+    stopped = replace(WORKER, silent_s=11.0, doing=Doing(state="stopped"))
+    assert stall(stopped).endswith(
+        "worker-3 (host h2): stopped by a signal, not heard for 11 s, in env_step for 11.8 s"
+    )
+    shard = Awaited(process=shard_id(1), silent_s=11.0, doing=Doing(state="stopped"))
+    assert stall(shard).endswith("for shard-1 (host h2): stopped by a signal, not heard for 11 s")
+
+
+def test_an_external_worker_has_no_host_and_perhaps_no_span() -> None:
+    external = replace(WORKER, is_external=True)
+    assert stall(external).endswith("for worker-3 (external): in env_step for 11.8 s")
+    assert stall(replace(external, span="")).endswith("for worker-3 (external): in no named span")
+    assert stall(replace(external, span="", is_there=False)).endswith("for worker-3 (external): not connected")
+
+
+def test_processes_that_do_the_same_are_named_together() -> None:
+    alike = [replace(WORKER, process=worker_id(rank), doing=HANGS) for rank in (1, 2, 3)]
+    said = stall(*alike, replace(WORKER, process=worker_id(7), span="gradient", span_s=6.0), others=9)
+    assert "for worker-1..3 (host h2): in env_step" in said
+    assert "and for worker-7 (host h2): in gradient for 6.0 s" in said
+    assert said.endswith("and for 9 more processes")
+
+
+def test_what_a_worker_calls_its_span_cannot_forge_a_line() -> None:
+    assert "\n" not in stall(replace(WORKER, span="x\nversion 900"))
+
+
+@given(
+    st.lists(
+        st.builds(
+            Awaited,
+            process=st.builds(ProcessId, st.sampled_from(ROLES), st.integers(0, 1023)),
+            host=st.text(),
+            is_external=st.booleans(),
+            is_running=st.booleans(),
+            is_there=st.booleans(),
+            silent_s=st.floats(0, 1e6),
+            span=st.text(max_size=16),
+            span_s=st.floats(0, 1e6),
+            doing=st.none()
+            | st.builds(
+                Doing,
+                state=st.sampled_from(["running", "waiting", "stopped", "blocked"]),
+                kernel=st.text(),
+                stack=st.lists(st.text()).map(tuple),
+            ),
+        )
+    )
+)
+def test_a_stall_is_the_same_after_it_was_written_and_read(awaited: list[Awaited]) -> None:
+    written = Stall(version=3, waited_s=6.5, awaited=tuple(awaited), others=2)
+    assert Stall.from_json(json.loads(json.dumps(written.to_json()))) == written
+    assert written.sentence()

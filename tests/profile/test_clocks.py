@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.recordings import shard, worker
+
+from zmqrl.profile.clocks import Clock, Clocks, measure
+from zmqrl.profile.recording import Recording
+
+AT = 5e9  # microseconds
+clocks = st.builds(
+    Clock,
+    at_us=st.floats(0, 1e10),
+    offset_us=st.floats(-1e12, 1e12),
+    drift=st.floats(-1e-4, 1e-4),
+    error_us=st.floats(0, 1e4),
+)
+
+
+@given(clocks, st.floats(0, 1e10))
+def test_the_inverse_leads_back(clock: Clock, time_us: float) -> None:
+    there = clock.to_other(np.array([time_us]))
+    assert clock.inverse().to_other(there)[0] == pytest.approx(time_us, abs=0.01)
+
+
+@given(clocks, clocks, st.floats(0, 1e10))
+def test_one_clock_after_the_other(one: Clock, other: Clock, time_us: float) -> None:
+    steps = other.to_other(one.to_other(np.array([time_us])))[0]
+    assert one.then(other).to_other(np.array([time_us]))[0] == pytest.approx(steps, abs=0.01)
+    assert one.then(other).error_us == one.error_us + other.error_us
+
+
+@given(
+    offset_us=st.floats(-1e12, 1e12),
+    drift=st.floats(-8e-5, 8e-5),
+    seconds=st.integers(3, 400),
+    seed=st.integers(0, 2**32 - 1),
+    congestion_us=st.floats(0, 50_000),
+)
+def test_the_true_clock_is_within_the_bound(
+    offset_us: float, drift: float, seconds: int, seed: int, congestion_us: float
+) -> None:
+    draw = np.random.default_rng(seed)
+    sent = AT + 1e6 * np.arange(seconds, dtype=np.float64)
+    there, back = 50 + congestion_us * draw.exponential(1.0, (2, seconds)) * (draw.random((2, seconds)) < 0.5)
+    handling = 5.0
+    received = sent + there
+    returned = received + handling + back
+
+    def other(times_us: np.ndarray) -> np.ndarray:
+        return times_us + offset_us + drift * (times_us - AT)
+
+    clock = measure(sent, other(received), other(received + handling), returned)
+    away = np.abs(clock.to_other(sent) - other(sent)).max()
+    assert away <= clock.error_us + 0.01
+    assert clock.error_us < 2 * 100 + 2 * congestion_us + 100e-6 * 1e6 * 11
+
+
+def test_a_shard_on_another_host_is_read_on_the_clock_of_shard_0() -> None:
+    trips = [
+        (1, AT + 1e6 * i, AT + 1e6 * i + 7_000_100, AT + 1e6 * i + 7_000_110, AT + 1e6 * i + 210) for i in range(30)
+    ]
+    recording = Recording(
+        (
+            shard(0, clock="a", host="h1"),
+            shard(1, clock="b", host="h2"),
+            worker(0, clock="a", host="h1", pings=trips),
+            worker(1, clock="c", host="h3"),
+        )
+    )
+    found = Clocks.of(recording)
+    assert found.reference == "a"
+    assert found.by_id["b"].offset_us == pytest.approx(-7_000_000, abs=0.1)
+    assert found.by_id["b"].error_us == pytest.approx(100, abs=1)
+    assert "c" not in found.by_id
+    by_host = found.by_host(recording.processes)
+    assert set(by_host) == {"h1", "h2"}
+    assert by_host["h1"] == Clock()

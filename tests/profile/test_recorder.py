@@ -1,0 +1,134 @@
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+
+from zmqrl.observe.spans import Spans
+from zmqrl.process_id import shard_id, worker_id
+from zmqrl.profile import recorder as recorder_module
+from zmqrl.profile.recorder import SEGMENTS_KEPT, Recorder, RecorderJob, machine_totals, segments
+from zmqrl.profile.recording import Recording
+from zmqrl.profile.tables import COLUMNS
+
+PINGS = len(COLUMNS["pings"])
+
+
+def recorder(directory: Path, *, incarnation: int = 1, trace_versions: int = 0) -> Recorder:
+    job = RecorderJob(directory, "h1", trace_versions)
+    return Recorder(job, worker_id(3), Spans(), run="r", incarnation=incarnation)
+
+
+def test_what_is_added_is_read_again(tmp_path: Path) -> None:
+    one = recorder(tmp_path)
+    for i in range(10):
+        one.add("pings", *range(i, i + PINGS))
+        with one.spans("act"):
+            pass
+    one.flush(5.0)
+    one.add("pings", *[-1] * PINGS)
+    one.close()
+    (read,) = Recording.read(tmp_path).processes
+    assert (read.process, read.host, read.run, read.incarnation) == (worker_id(3), "h1", "r", 1)
+    assert read.table("pings")["shard"].tolist() == [*range(10), -1]
+    assert len(read.table("machine")["at_us"]) == 2
+    assert read.histograms["act"].count == 10
+    assert read.span_names == ["act"]
+
+
+def test_each_process_of_a_rank_has_a_recording_of_its_own(tmp_path: Path) -> None:
+    for incarnation in (7, 10):
+        one = recorder(tmp_path, incarnation=incarnation)
+        one.add("pings", *[incarnation] * PINGS)
+        one.close()
+    read = Recording.read(tmp_path).processes
+    assert [(each.incarnation, each.table("pings")["shard"].tolist()) for each in read] == [(7, [7]), (10, [10])]
+
+
+def test_the_oldest_files_of_a_process_go_and_those_of_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 500)
+    other = Recorder(RecorderJob(tmp_path, "h1"), shard_id(0), Spans(), run="r", incarnation=1)
+    other.close()
+    one = recorder(tmp_path, incarnation=9)
+    for i in range(200):
+        one.add("pings", *[i] * PINGS)
+        one.flush(float(i))
+    assert len(segments(tmp_path, worker_id(3))) == SEGMENTS_KEPT
+    assert len(segments(tmp_path, shard_id(0))) == 1
+    _, read = Recording.read(tmp_path).processes
+    kept = read.table("pings")["shard"].tolist()
+    assert kept == list(range(kept[0], 200))
+    assert kept[0] > 0
+    assert all(path.stat().st_size < 1500 for path in segments(tmp_path))
+
+
+def test_all_spans_of_the_first_versions_are_kept_while_tracing_and_later_only_the_newest(tmp_path: Path) -> None:
+    one = recorder(tmp_path, trace_versions=3)
+    for version in range(100, 110):
+        one.spans.version = version
+        with one.spans("gradient"):
+            pass
+    one.flush(1.0)
+    (read,) = Recording.read(tmp_path).processes
+    assert read.table("spans")["version"].tolist() == [100, 101, 102]
+    with one.spans("push"):
+        pass
+    one.close()
+    (read,) = Recording.read(tmp_path).processes
+    assert read.span_names == ["gradient", "push"]
+    assert read.table("spans")["version"].tolist() == [*range(100, 110), 109]
+
+
+def test_no_span_is_recorded_twice(tmp_path: Path) -> None:
+    one = recorder(tmp_path)
+    for version in range(5):
+        one.spans.version = version
+        with one.spans("gradient"):
+            pass
+        one.flush(0.0, last=True)
+    one.close()
+    (read,) = Recording.read(tmp_path).processes
+    assert read.table("spans")["version"].tolist() == [*range(5)]
+
+
+def test_a_place_that_cannot_be_written_ends_the_recording_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    one = recorder(tmp_path / "file" / "profile")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            one.add("pings", *[1] * PINGS)
+            one.flush(1.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the profile is no longer recorded: {tmp_path / 'file' / 'profile'}: Not a directory"
+    ]
+    one.close()
+
+
+def test_rows_from_another_thread_are_not_lost(tmp_path: Path) -> None:
+    one = recorder(tmp_path)
+    rows = 20_000
+
+    def add() -> None:
+        for i in range(rows):
+            one.add("pings", *[i] * PINGS)
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    while thread.is_alive():
+        one.flush(1.0)
+    thread.join()
+    one.close()
+    (read,) = Recording.read(tmp_path).processes
+    assert read.table("pings")["shard"].tolist() == list(range(rows))
+
+
+def test_the_totals_of_the_machine_only_grow() -> None:
+    before = machine_totals()
+    sum(range(200_000))
+    after = machine_totals()
+    assert all(late >= early >= 0 for early, late in zip(before, after, strict=True))
+    assert after[2] > before[2]

@@ -1,0 +1,112 @@
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
+
+from zmqrl.profile.difference import changes, grown
+from zmqrl.profile.recording import Recording
+from zmqrl.profile.report import Profile, print_report
+
+VERSIONS = 40
+UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.values())
+
+
+def profile(**planted: Any) -> dict[str, Any]:
+    return Profile.of(Recording(tuple(synthetic_run(versions=VERSIONS, **planted)))).to_json()
+
+
+def test_the_path_of_a_run_without_trouble_adds_up_and_blames_nobody() -> None:
+    found = profile()
+    assert found["updates"] == VERSIONS
+    assert found["update_ms"]["mean"] == pytest.approx(1e3 * UPDATE_S, abs=0.01)
+    assert sum(found["path_ms"].values()) == pytest.approx(1e3 * UPDATE_S, abs=0.01)
+    assert found["path_ms"]["gradient"] == pytest.approx(100, abs=0.01)
+    assert found["path_ms"]["gradient_transfer"] == pytest.approx(3, abs=0.01)
+    assert found["path_ms"]["weights_transfer"] == pytest.approx(3, abs=0.01)
+    assert sum(row["seconds"] for row in found["blame"]) < 1e-3
+    assert list(found["inclusion"].values()) == pytest.approx([1.0, 1.0, 1.0])
+    assert found["budget_ms"]["worker"]["gradient"] == pytest.approx(100)
+    assert found["budget_ms"]["shard"]["optimize"] == pytest.approx(4 * VERSIONS / (VERSIONS + 1))
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(
+    ("span", "rank"), [("env_step", 1), ("act", 0), ("gradient", 2), ("push", 1), ("gradient_transfer", 2)]
+)
+def test_the_seconds_of_a_slow_worker_are_exact(span: str, rank: int, every: int) -> None:
+    found = profile(worker_extra_s={(span, rank): 0.25}, every=every)
+    first, *rest = found["blame"]
+    assert (first["cause"], first["rank"], first["shard"], first["host"]) == (span, rank, None, f"w{rank}")
+    assert first["seconds"] == pytest.approx(0.25 * VERSIONS / every, rel=1e-3)
+    assert first["share"] == pytest.approx(first["seconds"] / (VERSIONS * (UPDATE_S + 0.25 / every)), rel=1e-3)
+    assert sum(row["seconds"] for row in rest) < 1e-2
+    assert found["kth"][str(rank)] >= 1 / every - 1e-9
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize(("span", "number"), [("optimize", 1), ("commit", 0), ("gradient_transfer", 1)])
+def test_the_seconds_of_a_slow_shard_are_exact(span: str, number: int, every: int) -> None:
+    hosts = {"shard-0": "s0", "shard-1": "s1"}
+    found = profile(shard_extra_s={(span, number): 0.08}, every=every, hosts=hosts)
+    first, *rest = found["blame"]
+    assert (first["cause"], first["rank"], first["shard"], first["host"]) == (span, None, number, f"s{number}")
+    assert first["seconds"] == pytest.approx(0.08 * VERSIONS / every, rel=2e-3)
+    assert sum(row["seconds"] for row in rest) < 1e-2
+
+
+def test_a_worker_that_is_always_too_late_is_not_blamed_but_seen_as_left_out() -> None:
+    found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 10.0})
+    assert sum(row["seconds"] for row in found["blame"]) < 1e-2
+    assert found["inclusion"]["3"] == 0.0
+    assert found["ranks"]["3"]["wasted_s"] > 10
+    assert any("rank 3 (0%)" in warning for warning in found["warnings"])
+
+
+def test_what_the_last_backup_brings() -> None:
+    found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 0.03}, every=20)
+    # Twice in 40 versions the fourth worker is 30 ms late, and then later by what remains after the way of the gradient
+    # and the weights. Without one of the three others, the update would wait for it.
+    way_s = 2 * TRANSFER_S + ACCUMULATE_S + sum(SHARD_S.values())
+    late_s = sum(0.03 - i * way_s for i in range(3))
+    assert found["backup_gain_s"] == pytest.approx(2 * late_s / VERSIONS * 3 / 4, rel=0.01)
+    assert profile()["backup_gain_s"] is None
+
+
+def test_an_unknown_clock_is_left_out_and_named() -> None:
+    recordings = synthetic_run(versions=VERSIONS)
+    recordings[-1].clock = "other"
+    found = Profile.of(Recording(tuple(recordings))).to_json()
+    assert found["left_out"] == [
+        "worker-2 on w2 is left out of the timeline: its clock was never compared with another"
+    ]
+    assert "2" not in found["ranks"] or found["ranks"]["2"]["contributions"] == 0
+    assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
+
+
+def test_the_difference_of_two_runs_names_the_span_that_grew() -> None:
+    before, after = profile(), profile(worker_extra_s={("act", 0): 0.06, ("act", 1): 0.06, ("act", 2): 0.06})
+    found = changes(before, after)
+    assert found[0].span == "update"
+    assert found[0].growth == pytest.approx(0.06 / UPDATE_S, rel=1e-3)
+    assert (found[1].role, found[1].span) == ("worker", "act")
+    assert found[1].after_ms - found[1].before_ms == pytest.approx(60, abs=0.1)
+    assert [each.span for each in grown(found, 0.1)] == ["update", "act"]
+    assert grown(changes(before, before), 0.0) == []
+    assert grown(changes(after, before), 0.0) == []
+
+
+@pytest.mark.parametrize("planted", [{}, {"worker_extra_s": {("act", 0): 0.06}}, {"versions": 0}])
+def test_the_report_is_text_and_the_data_is_json(planted: dict[str, Any]) -> None:
+    found = Profile.of(Recording(tuple(synthetic_run(**{"versions": VERSIONS} | planted)))).to_json()
+    assert json.loads(json.dumps(found)) == found
+    console = Console(file=io.StringIO(), width=120)
+    print_report(found, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert ("no update was recorded" in text) == (found["updates"] == 0)
+    if planted.get("worker_extra_s"):
+        row = next(line for line in text.partition("what updates waited for")[2].splitlines() if line.startswith("act"))
+        assert row.split()[:4] == ["act", "rank", "0", "w0"]

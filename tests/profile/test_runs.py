@@ -1,0 +1,233 @@
+"""Profiles of real runs with a planted cause: the first row of the blame names its rank, its host and its span."""
+
+import json
+import os
+import signal
+import socket as host_socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.paths import ROOT
+from support.run_rig import Run, RunFiles, trained, training
+
+from zmqrl.commands.inspect.profile import read
+from zmqrl.profile.recorder import SEGMENTS_KEPT
+from zmqrl.profile.report import Profile
+from zmqrl.profile.tables import unpack
+
+pytestmark = pytest.mark.processes
+
+UPDATES = 64
+HERE = host_socket.gethostname()
+SLOW_ON_ONE_RANK = """
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+FIRST = Path(__file__).with_name("slow")
+
+class Slow(CartPoleEnv):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.pause_s = 0.0
+        if b"zmqrl.worker" in Path("/proc/self/cmdline").read_bytes():  # the supervisor makes one too
+            pid = str(os.getpid())
+            with contextlib.suppress(FileExistsError), FIRST.open("x") as file:
+                file.write(pid)
+            self.pause_s = 0.01 * (FIRST.read_text() == pid)
+
+    def step(self, action):
+        time.sleep(self.pause_s)
+        return super().step(action)
+
+gymnasium.register("Slow-v0", lambda **options: Slow(**options), max_episode_steps=500)
+"""
+
+
+def zmqrl(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "zmqrl", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+
+
+def profile(files: RunFiles) -> dict[str, Any]:
+    return Profile.of(read(files.path)).to_json()
+
+
+@pytest.fixture(scope="module")
+def straggling(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    path = tmp_path_factory.mktemp("straggling") / "run"
+    options = ("--workers", "2", "--shards", "2", "--updates", str(UPDATES), "--straggle", "1:0.1")
+    return trained(path, *options, "--profile", "20")
+
+
+def test_a_straggler_is_the_first_row_of_the_blame(straggling: RunFiles) -> None:
+    found = profile(straggling)
+    assert found["updates"] == UPDATES
+    first = found["blame"][0]
+    assert (first["cause"], first["rank"], first["host"]) == ("straggle", 1, HERE)
+    assert 0.1 * UPDATES * 0.9 <= first["seconds"] <= sum(step for step in [found["update_ms"]["mean"] * UPDATES / 1e3])
+    assert found["kth"]["1"] > 0.9
+    assert sum(found["path_ms"].values()) == pytest.approx(found["update_ms"]["mean"])
+    assert found["clocks"] == {HERE: {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}}
+    assert found["left_out"] == []
+    for row in found["spans"]:
+        assert row["p50"] <= row["p90"] <= row["p99"] <= row["p99.9"] <= row["max"]
+
+
+def test_each_process_kept_every_version(straggling: RunFiles) -> None:
+    recording = read(straggling.path)
+    assert [str(each.process) for each in recording.processes] == ["shard-0", "shard-1", "worker-0", "worker-1"]
+    for each in recording.of_role("worker"):
+        assert each.table("cycles")["version"].tolist() == list(range(UPDATES))
+        assert each.histograms["gradient"].count == UPDATES
+    for each in recording.of_role("shard"):
+        assert each.table("versions")["version"].tolist() == list(range(UPDATES + 1))
+        assert sorted(each.table("arrivals")["rank"].tolist()) == [0] * UPDATES + [1] * UPDATES
+        assert each.histograms["optimize"].count == UPDATES
+
+
+def test_the_command_prints_writes_and_compares(straggling: RunFiles, tmp_path: Path) -> None:
+    run = str(straggling.path)
+    shown = zmqrl("profile", run, "--trace", str(tmp_path / "t.json"), "--plot", str(tmp_path / "p.png"))
+    assert shown.returncode == 0, shown.stderr
+    blame = shown.stdout.partition("what updates waited for")[2].splitlines()[2]
+    assert blame.split()[:4] == ["straggle", "rank", "1", HERE]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["traceEvents"]
+    found = json.loads(zmqrl("profile", run, "--json").stdout)
+    assert found["blame"][0]["cause"] == "straggle"
+    same = zmqrl("profile", run, run, "--fail-above", "10%")
+    assert (same.returncode, same.stderr) == (0, "")
+    assert json.loads(zmqrl("profile", run, run, "--json").stdout)["above"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--seconds", "5"), "is not running: leave out --seconds"),
+        (("--fail-above", "5%"), "--fail-above compares two runs"),
+        (("--trace", "/proc/no/t.json"), "cannot"),
+        (("--plot", "/proc/no/t.png"), "cannot"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(straggling: RunFiles, arguments: tuple[str, ...], sentence: str) -> None:
+    done = zmqrl("profile", str(straggling.path), *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert sentence in done.stderr
+
+
+def test_a_run_without_a_recording_says_what_it_can_still_be_asked(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    done = zmqrl("profile", str(tmp_path))
+    assert done.returncode == 2
+    assert "has no profile" in done.stderr
+    assert "zmqrl plot" in done.stderr
+
+
+def test_a_living_run_is_watched_for_some_seconds(tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--straggle", "0:0.05") as run:
+        run.wait_for(20)
+        found = json.loads(zmqrl("profile", str(run.files.path), "--seconds", "6", "--json").stdout)
+        assert found["updates"] > 10
+        assert found["blame"][0]["cause"] == "straggle"
+        assert found["blame"][0]["rank"] == 0
+
+
+@pytest.mark.slow
+def test_a_slow_environment_of_one_rank(tmp_path: Path) -> None:
+    (tmp_path / "slow_games.py").write_text(SLOW_ON_ONE_RANK, encoding="utf-8")
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    options = ("--env", "slow_games:Slow-v0", "--workers", "2", "--shards", "2", "--updates", "48")
+    with training(tmp_path / "run", *options, environment=environment) as run:
+        run.wait_for(1)
+        slow = int((tmp_path / "slow").read_text())
+        run.eventually(lambda: slow in run.pids(), "a slow rank")
+        rank = next(rank for rank in (0, 1) if run.pid("worker", rank) == slow)
+        assert run.wait() == 0, run.said()
+    first = profile(run.files)["blame"][0]
+    assert (first["cause"], first["rank"], first["host"]) == ("env_step", rank, HERE)
+
+
+def paused(run: Run, role: str, number: int, seconds: float) -> None:
+    pid = run.pid(role, number)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("role", "key"), [("worker", "rank"), ("shard", "shard")])
+def test_a_paused_process(role: str, key: str, tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "160") as run:
+        run.wait_for(32)
+        paused(run, role, 1, 4.0)
+        assert run.wait() == 0, run.said()
+    found = profile(run.files)
+    rows = [row for row in found["blame"] if row[key] == 1]
+    assert sum(row["seconds"] for row in rows) > 3.5
+    assert found["blame"][0][key] == 1
+
+
+@pytest.fixture
+def burning(tmp_path: Path) -> Iterator[int]:
+    """A core on which eight programs compete."""
+    core = max(os.sched_getaffinity(0))
+    command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"]
+    programs = [subprocess.Popen(command) for _ in range(8)]
+    try:
+        yield core
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be stolen from one of two workers")
+def test_a_stolen_core_is_seen_as_a_worker_without_one(burning: int, tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "200") as run:
+        run.wait_for(16)
+        pid = run.pid("worker", 1)
+        assert pid is not None
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {burning})
+        assert run.wait() == 0, run.said()
+    found = profile(run.files)
+    assert found["ranks"]["1"]["queued_share"] > 2 * found["ranks"]["0"]["queued_share"]
+    assert any(warning.startswith("worker 1 ") and "of a core" in warning for warning in found["warnings"])
+    assert found["blame"][0]["rank"] == 1
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_shard_leave_what_they_recorded(tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--workers", "2", "--shards", "2") as run:
+        run.wait_for(200)
+        run.kill("worker", 1)
+        run.kill("shard", 0)
+        run.eventually(lambda: run.files.version() > 600, "600 versions")
+        run.signal(signal.SIGINT)
+        run.wait()
+    recording = read(run.files.path)
+    incarnations = [str(each.process) for each in recording.processes]
+    assert incarnations.count("worker-1") == incarnations.count("shard-0") == 2
+    for path in (run.files.path / "profile").iterdir():
+        assert list(unpack(path.read_bytes()))
+    assert profile(run.files)["updates"] > 200
+    assert len(list((run.files.path / "profile").iterdir())) < 4 * SEGMENTS_KEPT
+
+
+def test_recording_can_be_turned_off(tmp_path: Path) -> None:
+    options = ("--workers", "1", "--shards", "1", "--updates", "8")
+    with training(tmp_path / "run", *options, environment={"ZMQRL_PROFILE": "off"}) as run:
+        assert run.wait() == 0, run.said()
+    assert not (run.files.path / "profile").exists()

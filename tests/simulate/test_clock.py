@@ -1,0 +1,71 @@
+"""Virtual time, and jobs that share a resource."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmqrl.simulate.clock import Clock, Shared
+
+
+def test_calls_are_made_in_the_order_of_their_times_and_then_of_scheduling() -> None:
+    clock, seen = Clock(), list[tuple[float, str]]()
+    for delay_s, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
+        clock.after(delay_s, lambda name: seen.append((clock.now, name)), name)
+    clock.run()
+    assert seen == [(1.0, "a"), (1.0, "b"), (2.0, "c")]
+
+
+def test_jobs_that_begin_together_share_the_capacity() -> None:
+    assert ends([(0.0, 2.0)] * 4, capacity=2.0, each=1.0) == pytest.approx([4.0] * 4)
+
+
+def test_a_job_alone_gets_no_more_than_one_core() -> None:
+    assert ends([(0.0, 2.0)], capacity=8.0, each=1.0) == pytest.approx([2.0])
+
+
+def test_a_job_that_comes_later_slows_the_first_one_down() -> None:
+    # Alone until 1, then half each: the first has 1 left at half the rate, the second is alone again from 3.
+    assert ends([(0.0, 2.0), (1.0, 2.0)], capacity=1.0, each=1.0) == pytest.approx([3.0, 4.0])
+
+
+def test_a_job_that_is_given_up_makes_room() -> None:
+    clock, done = Clock(), list[float]()
+    shared = Shared(clock, 1.0, 1.0)
+    shared.start(4.0, lambda: done.append(clock.now))
+    other = shared.start(4.0, lambda: done.append(-1.0))
+    clock.after(2.0, shared.cancel, other)
+    clock.run()
+    assert done == pytest.approx([5.0])
+
+
+@given(
+    jobs=st.lists(st.tuples(st.floats(0, 10), st.floats(0.01, 10)), min_size=1, max_size=20),
+    capacity=st.floats(0.5, 8.0),
+)
+def test_no_work_is_lost_and_no_job_is_faster_than_alone(jobs: list[tuple[float, float]], capacity: float) -> None:
+    each = min(1.0, capacity)
+    found = ends(jobs, capacity=capacity, each=each)
+    assert all(end >= start + amount / each - 1e-6 for end, (start, amount) in zip(found, jobs, strict=True))
+    first, total = min(start for start, _ in jobs), sum(amount for _, amount in jobs)
+    assert max(found) >= first + total / capacity - 1e-6
+    # It is never idle while there is work: so it is done at the latest when one core would have done all of it.
+    assert max(found) <= max(start for start, _ in jobs) + total / each + 1e-6
+
+
+def ends(jobs: list[tuple[float, float]], *, capacity: float, each: float) -> list[float]:
+    """When each job is done that begins at a time and takes an amount."""
+    clock, found = Clock(), [math.nan] * len(jobs)
+    shared = Shared(clock, capacity, each)
+
+    def note(number: int) -> None:
+        found[number] = clock.now
+
+    def begin(amount: float, number: int) -> None:
+        shared.start(amount, note, number)
+
+    for number, (start, amount) in enumerate(jobs):
+        clock.at(start, begin, amount, number)
+    clock.run()
+    return found

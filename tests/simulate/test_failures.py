@@ -1,0 +1,54 @@
+"""Processes that die in a simulated run, and come back."""
+
+from dataclasses import replace
+
+import pytest
+
+from zmqrl.errors import ClusterError, UsageError
+from zmqrl.simulate import Failure, Scenario, Straggler, simulate
+
+STEADY = Scenario(workers=4, shards=2, updates=100, compute="constant:0.1", bandwidth=1e8)
+
+
+def failing(*failures: Failure, backups: int = 0, hosts: int | None = None) -> Scenario:
+    return replace(STEADY, failures=failures, backups=backups, hosts=hosts)
+
+
+def test_without_a_worker_the_run_waits_for_its_restart() -> None:
+    result = simulate(failing(Failure(process="worker-1", at=2.05, restart_s=3.0)))
+    slow = [step_s for step_s in result.step_s if step_s > 0.5]
+    assert slow == [pytest.approx(3.2, abs=0.3)]
+    assert result.used == 4 * 2 * 100
+
+
+def test_with_a_backup_the_run_does_not_wait() -> None:
+    result = simulate(failing(Failure(process="worker-1", at=2.05), backups=1))
+    assert max(result.step_s) < 0.2
+
+
+def test_a_shard_comes_back_with_its_last_version_and_asks_for_what_it_has_lost() -> None:
+    """Versions take 0.3 s because of rank 0. Three contributions to the third are there when the shard dies."""
+    slow = failing(Failure(process="shard-1", at=2 * 0.3 + 0.2, restart_s=1.0))
+    result = simulate(replace(slow, bandwidth=float("inf"), stragglers=(Straggler(rank=0, factor=3.0),)))
+    assert len(result.step_s) == 100
+    assert sorted(result.step_s)[:-1] == pytest.approx([0.3] * 99)
+    assert 1.2 < max(result.step_s) < 3.0
+    assert result.resent >= 3
+
+
+@pytest.mark.parametrize("at", [0.0, 0.3, 1.02, 2.37])
+def test_a_host_takes_its_shard_and_its_workers_with_it(at: float) -> None:
+    result = simulate(failing(Failure(process="host-0", at=at, restart_s=1.0), hosts=2))
+    assert len(result.step_s) == 100
+    assert max(result.step_s) > 1.0
+
+
+def test_a_run_that_cannot_go_on_says_what_is_gone() -> None:
+    with pytest.raises(ClusterError, match=r"stuck at version \d+ .* needs 4 of 4 workers .* worker-2 is gone"):
+        simulate(failing(Failure(process="worker-2", at=1.0)))
+
+
+@pytest.mark.parametrize("process", ["worker-4", "shard-2", "host-9", "worker", "x-1", "worker--1"])
+def test_a_failure_of_an_unknown_process_is_refused(process: str) -> None:
+    with pytest.raises(UsageError, match="there is no process"):
+        simulate(failing(Failure(process=process, at=1.0)))

@@ -1,0 +1,52 @@
+"""Scenarios with real processes and sockets on this machine."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from zmqrl.simulate import Failure, Scenario, Straggler
+from zmqrl.simulate.live.run import ignored, live
+
+pytestmark = pytest.mark.processes
+
+QUICK = Scenario(workers=2, shards=2, updates=15, compute="constant:0.05", parameters=4096, agent_steps_per_rollout=30)
+
+
+def test_a_live_run_is_made_of_the_same_versions_and_is_no_faster() -> None:
+    result = live(QUICK)
+    assert len(result.step_s) == 15
+    assert min(result.step_s[1:]) > 0.045
+    assert result.used == 15 * 2 * 2
+    assert result.agent_steps == 15 * 2 * 30
+    assert result.elapsed_s == pytest.approx(sum(result.step_s))
+    assert result.live
+
+
+def test_late_work_is_finished_or_given_up() -> None:
+    slow = replace(QUICK, backups=1, stragglers=(Straggler(rank=0, factor=4.0),))
+    finished = live(slow)
+    assert finished.skipped + finished.late > 0
+    assert finished.abandoned == 0
+    given_up = live(replace(slow, abandon="immediately"))
+    assert given_up.abandoned > 0
+    assert given_up.used == finished.used == 15 * 2 * 2
+
+
+def test_rollouts_and_iterations_are_those_of_a_worker() -> None:
+    result = live(replace(QUICK, rollout="constant:0.2", updates_per_rollout=5))
+    assert result.agent_steps == 3 * 2 * 30
+    assert sorted(result.step_s)[-3:] > [0.2] * 3
+
+
+@pytest.mark.parametrize("process", ["worker-1", "shard-1"])
+def test_a_process_that_is_killed_comes_back(process: str) -> None:
+    result = live(replace(QUICK, updates=30, failures=(Failure(process=process, at=0.4, restart_s=0.2),)))
+    assert len(result.step_s) == 30
+    assert max(result.step_s) > 0.2
+
+
+def test_what_a_live_run_cannot_have_is_named() -> None:
+    assert ignored(QUICK) == []
+    assert ignored(replace(QUICK, bandwidth=1e9, cores=2)) == ["cores", "bandwidth"]
+    assert math.isinf(QUICK.bandwidth)

@@ -1,0 +1,165 @@
+"""Processes of real runs that hang or are stopped: the log and ``zmqrl status`` name them and say what they do."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.hanging_env import HANG_FILE
+from support.paths import TESTS
+from support.run_rig import Run, outside_worker, training
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+HOST = socket.gethostname()
+ENV = ("--env", "support.hanging_env:Hanging-v0")
+
+HANGING_IMPORT = """
+# In a worker, the import of torch never ends while the file is there.
+import os, sys, time
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        while name == "torch" and os.path.exists(os.environ["HANG_IMPORT"]):
+            time.sleep(0.1)
+
+if sys.orig_argv[-1] == "zmqrl.worker":
+    sys.meta_path.insert(0, Finder)
+"""
+
+
+@contextlib.contextmanager
+def running(path: Path, *options: str, **environment: str) -> Iterator[Run]:
+    """A run whose workers hang once their process ids are in the file ``hang`` beside its directory."""
+    hang = path.parent / "hang"
+    hang.touch()
+    environment = {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])} | environment
+    with training(path, *ENV, *options, environment=environment | {HANG_FILE: str(hang)}) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run of two shards and two workers, both of which it needs. Each test leaves it as it was."""
+    with running(tmp_path_factory.mktemp("hangs") / "run") as run:
+        run.wait_for(20)
+        yield run
+
+
+def status_of(run: Run) -> dict[str, Any]:
+    command = [sys.executable, "-m", "zmqrl", "status", str(run.files.path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def awaited(run: Run, process: str, words: str) -> dict[str, Any]:
+    """What ``zmqrl status`` says of a process that a version waits for, once the user was told ``words`` about it."""
+    run.eventually(lambda: process in notice(run) and words in notice(run), f"a notice about {process}")
+    run.wait_to_say(notice(run).partition(" version ")[2])
+    stalled = status_of(run)["stalled"]
+    found: dict[str, Any]
+    (found,) = [each for each in stalled["awaited"] if each["process"] == process]
+    assert stalled["waited_s"] > 4.0
+    return found
+
+
+def notice(run: Run) -> str:
+    """The newest notice of a stall in the log of the supervisor."""
+    told = [line for line in run.files.log("supervisor").splitlines() if " has waited " in line]
+    return told[-1] if told else ""
+
+
+def goes_on(run: Run) -> None:
+    made = run.files.version()
+    run.wait_for(made + 20)
+    run.eventually(lambda: "no longer waits" in run.said().rpartition(" has waited ")[2], "the end of the stall")
+    assert status_of(run)["stalled"] is None
+
+
+def test_a_worker_whose_environment_hangs_is_named_with_span_and_stack(run: Run) -> None:
+    pid = run.pid("worker", 1)
+    assert pid is not None
+    run.files.path.with_name("hang").write_text(str(pid))
+    found = awaited(run, "worker-1", "in env_step for ")
+    assert (found["host"], found["is_external"], found["span"]) == (HOST, False, "env_step")
+    assert found["span_s"] > 4.0
+    assert found["doing"]["state"] == "waiting"
+    assert "in wait_for_a_game_server" in found["doing"]["stack"][0]
+    said = notice(run)
+    assert f"for worker-1 (host {HOST}): in env_step for " in said
+    assert "stack: wait_for_a_game_server (hanging_env.py:" in said
+    assert "in wait_for_a_game_server" in run.files.log("worker-1")
+    run.kill("worker", 1)
+    goes_on(run)
+
+
+def test_a_worker_that_is_stopped_is_told_from_one_that_hangs(run: Run) -> None:
+    pid = run.pid("worker", 0)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    found = awaited(run, "worker-0", "stopped")
+    assert (found["host"], found["doing"]["state"], found["doing"]["stack"]) == (HOST, "stopped", [])
+    assert f"for worker-0 (host {HOST}): stopped by a signal" in notice(run)
+    states = {each["name"]: each["state"] for each in status_of(run)["processes"]}
+    assert states["worker-0"] == "stopped"
+    assert states["shard-0"] in ("waiting", "running")
+    os.kill(pid, signal.SIGCONT)
+    goes_on(run)
+
+
+def test_a_shard_that_is_stopped_is_named_and_not_the_workers_that_wait_for_it(run: Run) -> None:
+    pid = run.pid("shard", 1)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    found = awaited(run, "shard-1", "stopped")
+    assert (found["host"], found["doing"]["state"]) == (HOST, "stopped")
+    assert [each["process"] for each in status_of(run)["stalled"]["awaited"]] == ["shard-1"]
+    assert f"for shard-1 (host {HOST}): stopped by a signal, not heard for " in notice(run)
+    os.kill(pid, signal.SIGCONT)
+    goes_on(run)
+
+
+def test_an_external_worker_that_hangs_is_named_with_its_span_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hang = tmp_path / "hang"
+    monkeypatch.setenv(HANG_FILE, str(hang))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    with running(tmp_path / "run", "--external-workers", "1") as run:
+        run.wait_to_say("rank 1 is open: zmqrl worker")
+        with outside_worker(run) as outside:
+            run.wait_for(20)
+            hang.write_text(str(outside.pid))
+            found = awaited(run, "worker-1", "in env_step for ")
+            assert (found["host"], found["is_external"]) == ("", True)
+            assert (found["span"], found["doing"]) == ("env_step", None)
+            assert "for worker-1 (external): in env_step for " in notice(run)
+            assert "stack:" not in notice(run)
+
+
+def test_a_worker_that_hangs_in_its_imports_is_asked_too(tmp_path: Path) -> None:
+    place, blocks = tmp_path / "site", tmp_path / "blocks"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(HANGING_IMPORT)
+    path = os.pathsep.join([str(place), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    with running(tmp_path / "run", PYTHONPATH=path, HANG_IMPORT=str(blocks)) as run:
+        run.wait_for(20)
+        blocks.touch()
+        run.kill("worker", 0)
+        found = awaited(run, "worker-0", "find_spec (sitecustomize.py:")
+        what = re.escape(f"for worker-0 (host {HOST}): ") + r"not (connected|heard for \d+ s); stack: find_spec \("
+        assert re.search(what, notice(run))
+        assert found["doing"]["stack"][1].endswith("in <module>"), "the import in zmqrl/worker.py"
+        blocks.unlink()
+        goes_on(run)

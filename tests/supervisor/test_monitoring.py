@@ -1,0 +1,110 @@
+"""A live run as Prometheus sees it, and what ``--metrics-port`` refuses before a run starts."""
+
+import re
+import socket
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support.run_rig import Run, training
+
+from zmqrl.config import Config
+from zmqrl.errors import UsageError
+
+HOST = socket.gethostname()
+
+
+def scraped(run: Run) -> dict[tuple[str, ...], float]:
+    """Samples by name and labels, sorted: ``("zmqrl_shard_version", "shard=0")``."""
+    run.wait_to_say("figures for Prometheus: ")
+    found = re.search(r"figures for Prometheus: (\S+)", run.said())
+    assert found is not None
+    with urllib.request.urlopen(found[1], timeout=60) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, *sorted(f"{label}={value}" for label, value in sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_living_run_is_scraped_and_its_restarts_and_contributions_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with training(path, "--external-workers", "1", "--quorum", "1", "--metrics-port", "0") as run:
+        run.wait_for(20)
+        run.eventually(lambda: scraped(run).get(("zmqrl_version",), 0) >= 20, "a version for Prometheus")
+        before = scraped(run)
+        assert before["zmqrl_workers_required",] == before["zmqrl_workers_present",] == 1.0
+        assert before["zmqrl_stalled_seconds",] == 0.0
+        assert before["zmqrl_run_info", "env=CartPole-v1", "name=run", "recipe=cartpole"] == 1.0
+        up = {sample[1:]: value for sample, value in before.items() if sample[0] == "zmqrl_process_up"}
+        assert up == {
+            (f"host={HOST}", "rank=0", "role=shard"): 1.0,
+            (f"host={HOST}", "rank=1", "role=shard"): 1.0,
+            (f"host={HOST}", "rank=0", "role=worker"): 1.0,
+            ("host=external", "rank=1", "role=worker"): 0.0,
+        }
+        run.kill("worker", 0)
+        restarts = ("zmqrl_process_restarts_total", f"host={HOST}", "rank=0", "role=worker")
+        run.eventually(lambda: scraped(run)[restarts] == 1.0, "a restart")
+        made = run.files.version()
+        run.wait_for(made + 20)
+        run.eventually(lambda: scraped(run)["zmqrl_version",] > made, "more versions")
+        after = scraped(run)
+        for counter in ("zmqrl_agent_steps_total", "zmqrl_episodes_total"):
+            assert after[counter,] > before[counter,] > 0
+        used = ("zmqrl_contributions_total", "outcome=used")
+        assert after[used] > before[used] >= 2 * 20
+        assert after["zmqrl_update_span_seconds", "span=env_step"] > 0
+        assert abs(after["zmqrl_shard_version", "shard=0"] - after["zmqrl_shard_version", "shard=1"]) <= 1
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_port_in_use_ends_the_command_before_the_run_starts(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with training(path, "--metrics-port", str(port)) as run:
+            assert run.wait() == 2
+            (line,) = run.complaint().splitlines()
+    assert line == f"zmqrl: --metrics-port: port {port} is in use (Address already in use): choose another."
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        (None, None),
+        ("9100", ("127.0.0.1", 9100)),
+        ("0", ("127.0.0.1", 0)),
+        (":9100", ("127.0.0.1", 9100)),
+        ("10.0.0.5:9100", ("10.0.0.5", 9100)),
+    ],
+)
+def test_a_port_is_on_loopback_unless_an_address_is_given(given: str | None, place: tuple[str, int] | None) -> None:
+    assert Config(metrics_port=given).metrics_place() == place
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("0.0.0.0:9100", "would listen on every network: use one address of this machine"),
+        ("*:9100", "an IPv4 address is required before the port"),
+        ("localhost:9100", "an IPv4 address is required before the port"),
+        ("::9100", "an IPv4 address is required before the port"),
+        ("127.0.0.1", "a port from 0 to 65535 is required"),
+        ("127.0.0.1:", "a port from 0 to 65535 is required"),
+        ("65536", "a port from 0 to 65535 is required"),
+        ("-1", "a port from 0 to 65535 is required"),
+        ("", "a port from 0 to 65535 is required"),
+    ],
+)
+def test_anything_else_is_refused_in_a_sentence(given: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"--metrics-port {given}") + ".*" + re.escape(complaint)):
+        Config(metrics_port=given).check()

@@ -1,0 +1,150 @@
+"""Recordings of processes that never ran, for the tests of the profile."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
+from zmqrl.process_id import ProcessId
+from zmqrl.profile.recording import ProcessRecording
+from zmqrl.profile.tables import COLUMNS
+
+US = 1_000_000
+
+
+def _recording(
+    process: ProcessId, clock: str, host: str, tables: Mapping[str, Iterable[Sequence[float]]]
+) -> ProcessRecording:
+    arrays = {
+        name: np.array(list(rows), np.float64).astype(np.int64).reshape(-1, len(COLUMNS[name]))
+        for name, rows in tables.items()
+    }
+    return ProcessRecording(
+        process=process,
+        incarnation=1,
+        run="r",
+        host=host,
+        clock=clock,
+        cores=2,
+        tables={name: [rows] for name, rows in arrays.items()},
+    )
+
+
+def worker(
+    rank: int,
+    *,
+    clock: str = "a",
+    host: str = "h1",
+    cycles: Iterable[Sequence[float]] = (),
+    pings: Iterable[Sequence[float]] = (),
+) -> ProcessRecording:
+    """A worker with rows as they are recorded; see ``cycle``."""
+    return _recording(ProcessId("worker", rank), clock, host, {"cycles": cycles, "pings": pings})
+
+
+def shard(
+    number: int,
+    *,
+    clock: str = "a",
+    host: str = "h1",
+    versions: Iterable[Sequence[float]] = (),
+    arrivals: Iterable[Sequence[float]] = (),
+) -> ProcessRecording:
+    """A shard with rows as they are recorded; see ``publication`` and ``arrival``."""
+    return _recording(ProcessId("shard", number), clock, host, {"versions": versions, "arrivals": arrivals})
+
+
+def cycle(
+    version: int, began_s: float, pulled_s: float, pushed_s: float, *, last_shard: int = 0, **spans_s: float
+) -> list[float]:
+    """A row of ``cycles``: times and spans in seconds."""
+    spans = [US * spans_s.get(name, 0.0) for name in WORKER_SPANS]
+    return [
+        1,
+        version,
+        US * began_s,
+        US * pulled_s,
+        US * pushed_s,
+        last_shard,
+        *spans,
+        US * (pushed_s - pulled_s),
+        0,
+        0,
+    ]
+
+
+def publication(
+    version: int, closed_s: float, published_s: float, *, rank: int, quorum: int, **spans_s: float
+) -> list[float]:
+    """A row of ``versions``: times and spans in seconds."""
+    spans = [US * spans_s.get(name, 0.0) for name in SHARD_SPANS]
+    return [1, version, quorum, rank, US * closed_s, US * published_s, *spans, 0]
+
+
+def arrival(version: int, rank: int, at_s: float, outcome: int = 0) -> list[float]:
+    """A row of ``arrivals``: the time in seconds."""
+    return [1, version, rank, outcome, US * at_s, US * at_s]
+
+
+USUAL_S = {"env_step": 0.05, "act": 0.02, "gradient": 0.1, "encode": 0.001, "push": 0.001}
+SHARD_S = {"optimize": 0.004, "commit": 0.002, "publish": 0.001}
+TRANSFER_S = 0.003
+ACCUMULATE_S = 0.001
+
+
+def synthetic_run(
+    *,
+    workers: int = 3,
+    shards: int = 2,
+    versions: int = 40,
+    quorum: int | None = None,
+    worker_extra_s: Mapping[tuple[str, int], float] | None = None,
+    shard_extra_s: Mapping[tuple[str, int], float] | None = None,
+    every: int = 1,
+    hosts: Mapping[str, str] | None = None,
+) -> list[ProcessRecording]:
+    """The recording of a run in which everything takes its usual time, to the microsecond, and ranks start together.
+
+    The extra seconds, by span or ``"gradient_transfer"`` and rank or shard, come in every ``every``-th version. A
+    worker whose contribution is too late still finishes it.
+    """
+    worker_extra_s, shard_extra_s = worker_extra_s or {}, shard_extra_s or {}
+    quorum = workers if quorum is None else quorum
+    cycles: list[list[list[float]]] = [[] for _ in range(workers)]
+    made: list[list[list[float]]] = [[publication(0, 1.0, 1.0, rank=-1, quorum=0)] for _ in range(shards)]
+    arrivals: list[list[list[float]]] = [[] for _ in range(shards)]
+    published = [1.0] * shards
+    free = [0.5] * workers
+    for version in range(versions):
+        extra = version % every == 0
+        reached: list[list[tuple[float, int]]] = [[] for _ in range(shards)]
+        last = published.index(max(published))
+        for rank in range(workers):
+            if free[rank] > max(published) + 1.0:  # far behind: it skips this version
+                continue
+            pulled = max(published) + TRANSFER_S
+            spans = {name: s + extra * worker_extra_s.get((name, rank), 0.0) for name, s in USUAL_S.items()}
+            begins = max(pulled, free[rank])
+            pushed = begins + sum(spans.values())
+            waited = begins - free[rank]
+            cycles[rank].append(cycle(version, free[rank], pulled, pushed, last_shard=last, wait=waited, **spans))
+            free[rank] = pushed
+            sent = TRANSFER_S + extra * worker_extra_s.get(("gradient_transfer", rank), 0.0)
+            for number in range(shards):
+                late = extra * shard_extra_s.get(("gradient_transfer", number), 0.0)
+                reached[number].append((pushed + sent + late, rank))
+        for number in range(shards):
+            order = sorted(reached[number])
+            closed, closing = order[quorum - 1]
+            spans = {name: s + extra * shard_extra_s.get((name, number), 0.0) for name, s in SHARD_S.items()}
+            published[number] = closed + ACCUMULATE_S + sum(spans.values())
+            made[number].append(
+                publication(version + 1, closed, published[number], rank=closing, quorum=quorum, **spans)
+            )
+            for i, (at, rank) in enumerate(order):
+                arrivals[number].append(arrival(version, rank, at, 0 if i < quorum else 1))
+    named = hosts or {}
+    return [
+        *(shard(s, versions=made[s], arrivals=arrivals[s], host=named.get(f"shard-{s}", "h1")) for s in range(shards)),
+        *(worker(r, cycles=cycles[r], host=named.get(f"worker-{r}", f"w{r}")) for r in range(workers)),
+    ]

@@ -1,0 +1,172 @@
+"""``zmqrl profile``: where the time of a run goes."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from zmqrl.commands.options import RunPaths, parse
+from zmqrl.errors import ClusterError, UsageError, refusal
+from zmqrl.process import interruptible
+from zmqrl.profile.difference import changes, grown, print_changes
+from zmqrl.profile.plot import plot_profile
+from zmqrl.profile.recorder import FLUSH_EVERY_S
+from zmqrl.profile.recording import Recording
+from zmqrl.profile.report import Profile, print_report
+from zmqrl.profile.trace import newest, write_trace
+from zmqrl.rundir import RunDirectory
+from zmqrl.simulate.replay import Replay, what_if
+from zmqrl.simulate.times import scenario_of
+
+WIDTH = 120
+GROWN = 1  # exit status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show where the time of a run goes: the time of each span, and which worker, shard and span each update waited
+    for. The run can have ended or be running. With two runs, show what changed from the first to the second.
+    """
+
+    runs: Annotated[RunPaths, tyro.conf.arg(metavar="RUN [RUN]")]
+    """The run directory, or two of them to compare."""
+    seconds: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
+    """Look at a running run for this time, instead of at all that it has recorded."""
+    json: bool = False
+    """Print one JSON object."""
+    processes: bool = False
+    """Print the spans of every process too."""
+    trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a trace of all processes on one clock, for https://ui.perfetto.dev."""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
+    """Draw the critical path, the times of updates and what they waited for."""
+    fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
+    """With two runs: exit with status 1 if the update, or a span except wait, grew by more than this part of the first
+    run's update.
+    """
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl profile``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl profile"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Print the profile of a run, or the difference of two. Raises UsageError."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    if len(options.runs) == 2:
+        return _compare(options, console)
+    if len(options.runs) != 1:
+        raise UsageError(f"zmqrl profile shows one run, or the difference of two, not {len(options.runs)}.")
+    if options.fail_above is not None:
+        raise UsageError("--fail-above compares two runs: name the one before and the one after.")
+    path = options.runs[0]
+    recording = read(path) if options.seconds is None else watch(path, options.seconds)
+    profile = Profile.of(recording)
+    found = profile.to_json()
+    found["what_if"] = predictions(path, profile, found["warnings"].append)
+    for file, write in (
+        (options.trace, lambda file: write_trace(recording, file, newest(recording))),
+        (options.plot, lambda file: plot_profile(profile, found, file, str(path))),
+    ):
+        if file is not None:
+            _write(file, write)
+    if options.json:
+        _print_json(found)
+    else:
+        print_report(found, console, processes=options.processes)
+    return 0
+
+
+def predictions(path: Path, profile: Profile, warn: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What changes of the run would bring. A run that cannot be replayed has none, and ``warn`` gets the reason."""
+    if not profile.steps:
+        return []
+    try:
+        replay = Replay(profile.recording, profile.timeline, profile.steps, scenario_of(path))
+        return [asdict(each) for each in what_if(replay, profile.steps)]
+    except (UsageError, ClusterError) as error:
+        warn(f"no predictions: {error}")
+        return []
+
+
+def _compare(options: Options, console: Console) -> int:
+    one_run = [name for name in ("seconds", "trace", "plot") if getattr(options, name) is not None]
+    if one_run or options.processes:
+        raise UsageError(f"--{(*one_run, 'processes')[0]} is for one run: leave it out to compare two.")
+    limit = None if options.fail_above is None else share(options.fail_above)
+    before, after = (Profile.of(read(path)).to_json() for path in options.runs)
+    for path, profile in zip(options.runs, (before, after), strict=True):
+        if not profile["updates"]:
+            raise UsageError(f"{path} has no update that was recorded from its beginning to its end.")
+    found = changes(before, after)
+    above = grown(found, limit) if limit is not None else []
+    if options.json:
+        _print_json({"changes": [asdict(change) for change in found], "above": [asdict(change) for change in above]})
+    else:
+        print_changes(found, console)
+        for each in above:
+            console.print(f"! {each.role} {each.span} grew by {each.growth:.1%} of an update".replace("  ", " "))
+    return GROWN if above else 0
+
+
+def share(text: str) -> float:
+    """``10%`` as 0.1. Raises UsageError."""
+    try:
+        percent = float(text.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent < 1e6:
+        raise UsageError(f"--fail-above {text}: write a percentage, such as 10%.")
+    return percent / 100
+
+
+def read(path: Path) -> Recording:
+    """The recording of a run. Raises UsageError when there is none."""
+    directory = RunDirectory(path)
+    if not directory.config.exists():
+        raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+    try:
+        recording = Recording.read(directory.profile)
+    except OSError as error:
+        raise UsageError(refusal(error, directory.profile)) from error
+    if not recording.processes:
+        raise UsageError(
+            f"{path} has no profile: an older zmqrl made the run, or it ended in its first seconds, or ZMQRL_PROFILE "
+            "was off; zmqrl plot still shows its mean time per span."
+        )
+    return recording
+
+
+def watch(path: Path, seconds: float) -> Recording:
+    """What a running run records in the next ``seconds``. Raises UsageError when it is not running."""
+    if not 0 < seconds < 1e6:
+        raise UsageError(f"--seconds {seconds:g}: choose a time above 0.")
+    directory = RunDirectory(path)
+    if not directory.in_use():
+        raise UsageError(f"{path} is not running: leave out --seconds to see all that it recorded.")
+    before = Recording.read(directory.profile).newest_version()
+    time.sleep(seconds)
+    newest = Recording.read(directory.profile).newest_version()
+    time.sleep(FLUSH_EVERY_S)  # until the slowest process has written what it recorded meanwhile
+    return read(path).after(before) if newest > before else read(path).after(newest)
+
+
+def _write(file: Path, write: Any) -> None:
+    try:
+        write(file)
+    except OSError as error:
+        raise UsageError(refusal(error, file)) from error
+    except ValueError as error:  # matplotlib does not know the format
+        raise UsageError(f"{file}: {error}.") from error
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(found) + "\n")

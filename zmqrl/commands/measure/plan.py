@@ -1,0 +1,53 @@
+"""``zmqrl plan``: which numbers of workers, backups and shards to use, by simulation."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+
+import tyro
+
+from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_means
+from zmqrl.commands.options import parse
+from zmqrl.process import interruptible
+from zmqrl.simulate.plan import plan
+from zmqrl.simulate.report import table
+from zmqrl.simulate.scenario import Scenario
+
+PROGRAM = "zmqrl plan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Source):
+    """Find the numbers of workers, backups and shards with the most agent steps/s that are learned from.
+
+    zmqrl plan [FILE] --workers-up-to N [options]. Options describe hosts, network and work, as in zmqrl simulate.
+    """
+
+    workers_up_to: int
+    """The most workers, backups included."""
+    json: bool = False
+    """Print one JSON object."""
+    settings: tyro.conf.OmitArgPrefixes[Scenario] = field(default_factory=Scenario)
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl plan``. Raises ZmqrlError."""
+    settings, rest = settings_from(arguments, PROGRAM)
+    return run(parse(Options, rest, PROGRAM, Options(workers_up_to=tyro.MISSING, settings=settings)))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Search, and print every run that was tried. Raises ZmqrlError."""
+    tell_of_means(options.settings)
+    found = plan(options.settings, options.workers_up_to)
+    if options.json:
+        names = ("workers", "backups", "quorum", "shards")
+        best = found.best.to_json()
+        recommended = {name: best[name] for name in names}
+        plain = {"recommended": recommended, "reasons": found.reasons, "tried": [r.to_json() for r in found.tried]}
+        sys.stdout.write(json.dumps(plain) + "\n")
+    else:
+        sys.stdout.write(table(found.tried, ["workers", "backups", "shards"], marked=found.best))
+        sys.stdout.write("\n" + "\n".join(found.reasons) + "\n")
+    return 0

@@ -1,0 +1,142 @@
+"""``zmqrl simulate``: a run on virtual time, or a sweep of runs."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from zmqrl.commands.options import parse, parse_known
+from zmqrl.errors import UsageError, refusal
+from zmqrl.process import LOG_LEVEL, interruptible
+from zmqrl.simulate.report import report, table
+from zmqrl.simulate.result import Result
+from zmqrl.simulate.scenario import RECORDED, Scenario
+from zmqrl.simulate.sweep import Axis, variants
+from zmqrl.simulate.times import scenario_of
+from zmqrl.simulate.world import simulate
+
+PROGRAM = "zmqrl simulate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The options that decide what all others are read over."""
+
+    scenario: Path | None = None
+    """Scenario file in TOML, or JSON if its name ends with .json. Also the first argument."""
+    from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Run directory: simulate that run, with its settings and times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Source):
+    """``--compute run:DIR`` also decides what the others are read over: the rollouts of that run."""
+
+    compute: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Source):
+    """Simulate a run on virtual time: the real state machines of shards and workers on simulated hosts.
+
+    zmqrl simulate [FILE] [options]. Options override the settings in FILE, which have the same names.
+    """
+
+    sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Simulate several values, such as shards=1,2,4. May be repeated."""
+    json: bool = False
+    """Print one JSON object, or a list of them with --sweep."""
+    live: bool = False
+    """Use real processes and sockets on this machine, in real time. Workers sleep instead of computing."""
+    plot: Path | None = None
+    """Picture to write: step times, or what the sweep shows."""
+    settings: tyro.conf.OmitArgPrefixes[Scenario] = field(default_factory=Scenario)
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl simulate``. Raises ZmqrlError."""
+    return run(options_from(arguments))
+
+
+def options_from(arguments: list[str]) -> Options:
+    """Read a command line. Raises UsageError."""
+    settings, rest = settings_from(arguments, PROGRAM)
+    return parse(Options, rest, PROGRAM, Options(settings=settings))
+
+
+def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[str]]:
+    """What the options are read over: a scenario file, or the run that is named. Returns the options too.
+
+    Raises UsageError.
+    """
+    named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    rest = arguments[len(named) :]
+    if {"-h", "--help"} & set(rest):
+        return Scenario(), rest
+    known, _ = parse_known(Known, rest, program)
+    given = [*map(Path, named), *([known.scenario] if known.scenario else [])]
+    if len(given) + (known.from_run is not None) > 1:
+        raise UsageError(f"{program}: give one of FILE, --scenario and --from.")
+    return base(given[0] if given else None, known), rest
+
+
+def base(file: Path | None, known: Known) -> Scenario:
+    """The scenario that options are read over. Raises UsageError."""
+    if known.from_run is not None:
+        return scenario_of(known.from_run)
+    scenario = Scenario() if file is None else Scenario.read(file)
+    if known.compute is None or not known.compute.startswith(RECORDED):
+        return scenario
+    recorded = scenario_of(Path(known.compute.removeprefix(RECORDED)))
+    names = ("updates_per_rollout", "agent_steps_per_rollout", "parameters", "codec")
+    return replace(scenario, **{name: getattr(recorded, name) for name in names})
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Simulate, and print what was found. Raises ZmqrlError."""
+    axes = [Axis.parse(text) for text in options.sweep]
+    scenarios = variants(options.settings, axes)
+    tell_of_means(options.settings)
+    run_one = _live(options.settings) if options.live else simulate
+    results = [run_one(scenario) for scenario in scenarios]
+    if options.plot is not None:
+        draw(results, axes, options.plot)
+    if options.json:
+        found: Any = [result.to_json() for result in results] if axes else results[0].to_json()
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        sys.stdout.write(table(results, [axis.name for axis in axes]) if axes else report(results[0]))
+    return 0
+
+
+def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
+    from zmqrl.simulate.live.run import ignored, live  # sockets are for live runs only
+
+    os.environ.setdefault(LOG_LEVEL, "warning")  # of the processes: their logs come to this terminal
+    if names := ignored(scenario):
+        sys.stderr.write(f"--live uses the cores and connections of this machine, not {', '.join(names)}.\n")
+    return live
+
+
+def tell_of_means(scenario: Scenario) -> None:
+    """Say what the times of a run stand for."""
+    if scenario.recorded_run is not None:
+        sys.stderr.write(
+            f"{scenario.recorded_run}: every worker gets the mean times in metrics.jsonl; they do not vary.\n"
+        )
+
+
+def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:
+    """Write the picture. Raises UsageError when it cannot be written."""
+    from zmqrl.commands.measure.simulated_picture import write_picture  # matplotlib takes a second to import
+
+    try:
+        write_picture(results, [axis.name for axis in axes], path)
+    except OSError as error:
+        raise UsageError(refusal(error, path, "choose another --plot")) from error

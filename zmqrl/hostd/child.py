@@ -1,0 +1,30 @@
+"""``python -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can tell its stack.
+
+It answers on standard error. Both handlers are there before MODULE imports anything, because imports can hang, too.
+
+- ASK: Python code answers with the stacks of all threads, as soon as the main thread runs Python code.
+- ASK_BLOCKED: C code answers at once with the stack of the main thread. Ask only if that thread runs no Python code.
+  Else C code can read a frame that is being made, and crash. The same holds for the frames of other threads.
+"""
+
+import faulthandler
+import runpy
+import signal
+import sys
+
+ASK = signal.SIGUSR2
+ASK_BLOCKED = signal.SIGRTMIN + 4
+STANDARD_ERROR = 2
+
+
+def answer(*_: object) -> None:
+    """Write the stacks of all threads. No other thread runs Python code meanwhile."""
+    faulthandler.dump_traceback(STANDARD_ERROR, all_threads=True)
+
+
+if __name__ == "__main__":
+    faulthandler.register(ASK_BLOCKED, STANDARD_ERROR, all_threads=False)
+    signal.signal(ASK, answer)
+    signal.siginterrupt(ASK, False)  # a library that does not expect EINTR must not fail because somebody asks
+    module = sys.argv.pop(1)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,0 +1,86 @@
+"""What the kernel and a process itself say about what it does. It needs neither root nor ptrace."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from zmqrl.hostd.child import ASK, ASK_BLOCKED
+
+MOST_FRAMES = 16
+LONGEST_FRAME = 300
+STATES = {"R": "running", "D": "blocked", "T": "stopped", "t": "traced", "Z": "dead", "X": "dead"}
+BLOCKED_CPU_S = 0.1  # the time on a processor in which Python code would have answered
+NOT_OF_THE_MODULE = ("/zmqrl/hostd/child.py", "<frozen runpy>", "<frozen importlib")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What ``/proc`` says of a process.
+
+    ``state``: ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
+    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel`` is the function of the kernel that it
+    waits in, empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it can be asked
+    for its stack. The question would end any other process.
+    """
+
+    state: str
+    kernel: str
+    cpu_s: float
+    answers: bool
+
+    def is_past_python(self, before: "Sight") -> bool:
+        """Whether the main thread, asked at ``before``, runs no Python code: else it would have answered by now."""
+        return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
+
+
+def look(pid: int) -> Sight | None:
+    """What ``/proc`` says of a process. None if it is gone, or belongs to somebody else."""
+    place = Path("/proc") / str(pid)
+    try:
+        own, cpu_s = _state(place / "task" / str(pid))
+        blocked = [thread for thread in (place / "task").iterdir() if _state(thread)[0] == "blocked"]
+        status = (place / "status").read_text().splitlines()
+    except (OSError, IndexError):
+        return None
+    # One thread that waits for a disk can hold up all others.
+    state, where = ("blocked", blocked[0]) if blocked and own in ("running", "waiting") else (own, place)
+    kernel = ""
+    with contextlib.suppress(OSError):  # some kernels do not have it
+        kernel = (where / "wchan").read_text()
+    caught = next((int(line.split()[1], 16) for line in status if line.startswith("SigCgt:")), 0)
+    answers = all(caught >> (number - 1) & 1 for number in (ASK, ASK_BLOCKED))
+    return Sight(state, kernel.strip("0"), cpu_s, answers)
+
+
+def _state(place: Path) -> tuple[str, float]:
+    """The state of a thread, and its processor time in seconds. They follow its name, which may contain spaces."""
+    fields = (place / "stat").read_text().rpartition(")")[2].split()
+    return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def ask(pid: int, question: int) -> None:
+    """Send ASK or ASK_BLOCKED to a process that ``answers``."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, question)
+
+
+def begins_stack(line: str) -> bool:
+    """Whether a line of a log is the first one of the stack of a thread."""
+    return line.endswith("(most recent call first):")
+
+
+def frames(lines: Iterable[str]) -> list[str]:
+    """The frames of the main thread, innermost first, from the answer of a process.
+
+    Each is like ``File "game.py", line 12 in step``.
+    """
+    found: list[str] = []
+    is_main = False
+    for line in lines:
+        if begins_stack(line):
+            is_main = line.startswith(("Current thread", "Stack"))
+        elif is_main and line.startswith('  File "') and not any(place in line for place in NOT_OF_THE_MODULE):
+            found.append(line.strip()[:LONGEST_FRAME])
+    return found[:MOST_FRAMES]

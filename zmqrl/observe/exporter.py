@@ -1,0 +1,174 @@
+"""The figures of a run over HTTP, for Prometheus. A thread of its own serves the newest snapshot."""
+
+import contextlib
+import errno
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zmqrl.errors import UsageError
+from zmqrl.observe.records import COUNTED
+from zmqrl.process_id import ProcessId
+
+if TYPE_CHECKING:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+# By the key of a row of metrics.jsonl.
+GAUGES = {
+    "version": ("zmqrl_version", "Number of updates, the lowest over all shards"),
+    "wall_s": ("zmqrl_training_seconds", "Training time of all sessions"),
+    "agent_steps_per_s": ("zmqrl_agent_steps_per_second", "Actions per second of all workers, over about 30 s"),
+    "updates_per_s": ("zmqrl_updates_per_second", "Updates per second, over about 30 s"),
+    "score_mean_50": ("zmqrl_score_mean", "Mean true score of the last 50 whole games"),
+    "learning_rate": ("zmqrl_learning_rate", "Learning rate of the newest update"),
+    "workers_present": ("zmqrl_workers_present", "Workers that every shard sees"),
+}
+COUNTERS = {
+    "agent_steps": ("zmqrl_agent_steps", "Actions of all workers"),
+    "abandoned_steps": ("zmqrl_abandoned_steps", "Actions of rollouts that were dropped as too old"),
+    "episodes": ("zmqrl_episodes", "Whole games of all workers"),
+}
+LAGS = {"policy_lag": "mean", "policy_lag_min": "min", "policy_lag_max": "max"}
+BY_RANK = {
+    "late_by_rank": ("zmqrl_worker_late", "Contributions of a worker that came too late"),
+    "skipped_by_rank": ("zmqrl_worker_skipped", "Contributions that a worker did not send, because they were late"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessFigures:
+    """A process of the run. ``host`` is ``external`` for an external worker, which is up while it is present."""
+
+    process: ProcessId
+    host: str
+    is_up: bool
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The figures of a run at one moment. ``row``: the newest row of ``metrics.jsonl``.
+
+    ``shard_versions`` and ``shard_held`` (contributions to the open version) are by shard, ``silent_s`` (since a
+    present worker was last heard) by rank. ``about`` names the run.
+    """
+
+    row: Mapping[str, Any]
+    about: Mapping[str, str]
+    processes: Sequence[ProcessFigures] = ()
+    shard_versions: Mapping[int, int] = field(default_factory=dict)
+    shard_held: Mapping[int, int] = field(default_factory=dict)
+    silent_s: Mapping[int, float] = field(default_factory=dict)
+    quorum: int = 0
+    stalled_s: float = 0.0
+    checkpoint: int = 0
+
+
+class Exporter:
+    """Serves the newest snapshot at ``url``, from when it is made until :meth:`close`."""
+
+    def __init__(self, address: str, port: int) -> None:
+        """Port 0 picks a free one. Raises UsageError when the port is in use, or the address is not one of ours."""
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        self._snapshot: Snapshot | None = None
+        self._contributions: defaultdict[str, float] = defaultdict(float)
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            self._server, self._thread = start_http_server(port, address, registry)
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            what = f"port {port} is in use" if in_use else f"cannot bind {address}:{port}"
+            raise UsageError(f"--metrics-port: {what} ({error.strerror}): choose another.") from error
+        self.url = f"http://{address}:{self._server.server_port}/metrics"
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Serve ``snapshot`` from now on. Never waits."""
+        before = self._snapshot.row.get("contributions", {}) if self._snapshot else {}
+        for outcome, count in snapshot.row.get("contributions", {}).items():
+            # A rollback lowers the counts of a run. To Prometheus, a counter that falls has begun again from 0.
+            self._contributions[outcome] += max(0, count - before.get(outcome, 0))
+        self._snapshot = snapshot
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    # for the threads of the server
+
+    def describe(self) -> "Iterator[Metric]":
+        """Nothing: the figures have no names before there is a snapshot."""
+        return iter(())
+
+    def collect(self) -> "Iterator[Metric]":
+        """The metrics of the newest snapshot."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+        snapshot, contributions = self._snapshot, dict(self._contributions)
+        if snapshot is None:
+            return
+        row = snapshot.row
+
+        def gauge(name: str, about: str, labels: Sequence[str], values: Mapping[Any, Any]) -> "Metric":
+            return _filled(GaugeMetricFamily(name, about, labels=labels), values)
+
+        def counter(name: str, about: str, labels: Sequence[str], values: Mapping[Any, Any]) -> "Metric":
+            return _filled(CounterMetricFamily(name, about, labels=labels), values)
+
+        yield InfoMetricFamily("zmqrl_run", "The run", dict(snapshot.about))
+        for key, (name, about) in GAUGES.items():
+            yield gauge(name, about, [], {(): row.get(key)})
+        for key, (name, about) in COUNTERS.items():
+            yield counter(name, about, [], {(): row.get(key)})
+        yield counter("zmqrl_contributions", "Slices by what became of them", ["outcome"], contributions)
+        lags = {label: row.get(key) for key, label in LAGS.items()}
+        yield gauge("zmqrl_policy_lag_versions", "Versions between acting and learning weights", ["stat"], lags)
+        figures = {name: value for name, value in row.items() if name not in COUNTED and name not in LAGS}
+        yield gauge("zmqrl_loss", "Figures of learning, by name, averaged over workers", ["name"], figures)
+        yield gauge(
+            "zmqrl_update_span_seconds", "Mean time of a worker for one gradient", ["span"], row.get("split_s", {})
+        )
+        yield gauge(
+            "zmqrl_worker_missing_seconds",
+            "Time since the last contribution of a rank whose next one is missing",
+            ["rank"],
+            row.get("missing_s", {}),
+        )
+        for key, (name, about) in BY_RANK.items():
+            yield counter(name, about, ["rank"], row.get(key, {}))
+        yield gauge("zmqrl_worker_silent_seconds", "Time since a present worker was heard", ["rank"], snapshot.silent_s)
+        yield gauge("zmqrl_workers_required", "K: contributions that make an update", [], {(): snapshot.quorum})
+        yield gauge(
+            "zmqrl_stalled_seconds", "How long a version has stalled, 0 if none has", [], {(): snapshot.stalled_s}
+        )
+        yield gauge("zmqrl_checkpoint_version", "Version of the newest checkpoint", [], {(): snapshot.checkpoint})
+        yield gauge("zmqrl_shard_version", "Updates that a shard has made", ["shard"], snapshot.shard_versions)
+        yield gauge("zmqrl_shard_held", "Contributions to the open version of a shard", ["shard"], snapshot.shard_held)
+        named = {(each.process.role, str(each.process.number), each.host): each for each in snapshot.processes}
+        labels = ["role", "rank", "host"]
+        up = {name: int(each.is_up) for name, each in named.items()}
+        yield gauge("zmqrl_process_up", "1 while a process of the run is up", labels, up)
+        restarts = {name: each.restarts for name, each in named.items()}
+        yield counter("zmqrl_process_restarts", "Restarts of a process", labels, restarts)
+
+
+def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[Any, Any]) -> "Metric":
+    """Add each value that is a number under its labels: a tuple of texts, or one number or text."""
+    for labels, value in values.items():
+        if isinstance(value, int | float):
+            family.add_metric(labels if isinstance(labels, tuple) else [str(labels)], value)
+    return family
+
+
+@contextlib.contextmanager
+def exporter_at(place: tuple[str, int] | None) -> Iterator[Exporter | None]:
+    """An exporter at ``place``, an address and a port. None without a place. Raises UsageError."""
+    if place is None:
+        yield None
+    else:
+        with contextlib.closing(Exporter(*place)) as exporter:
+            yield exporter

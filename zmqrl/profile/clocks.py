@@ -1,0 +1,147 @@
+"""Puts the clocks of all hosts on one, from the round trips of PING and PONG, with a bound of the error."""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zmqrl.profile.recording import ProcessRecording, Recording
+
+WINDOWS = 64
+FEWEST_WINDOWS = 4
+DRIFT_FROM_S = 10.0  # a shorter time is too short to measure how the clocks drift
+MOST_DRIFT = 100e-6  # of two clocks whose drift is not measured: crystals of computers keep within 50 ppm each
+
+Times = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How to read one clock on another: ``other = time + offset_us + drift * (time - at_us)``, within ``error_us``."""
+
+    at_us: float = 0.0
+    offset_us: float = 0.0
+    drift: float = 0.0
+    error_us: float = 0.0
+
+    def to_other(self, times_us: Times) -> Times:
+        """Times of this clock in microseconds, as the other clock would have shown them."""
+        return times_us + self.offset_us + self.drift * (times_us - self.at_us)
+
+    def inverse(self) -> "Clock":
+        """How to read the other clock on this one."""
+        slope = 1 + self.drift
+        return Clock(self.at_us + self.offset_us, -self.offset_us, 1 / slope - 1, self.error_us)
+
+    def then(self, other: "Clock") -> "Clock":
+        """How to read this clock on the one that ``other`` leads to."""
+        middle = self.at_us + self.offset_us
+        offset = float(other.to_other(np.array([middle]))[0]) - self.at_us
+        slope = (1 + self.drift) * (1 + other.drift)
+        return Clock(self.at_us, offset, slope - 1, self.error_us + other.error_us)
+
+
+def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
+    """How to read the asking clock on the answering one, from round trips: all times in microseconds.
+
+    Of each round trip, half of ``(returned - sent) - (answered - received)`` bounds the error of the offset
+    ``((received - sent) + (answered - returned)) / 2`` (D. Mills, RFC 5905 §8). The shortest round trips of each part
+    of the time give offset and drift. The error is the most by which a round trip that was used can contradict them.
+    """
+    at = (sent + returned) / 2
+    offsets = ((received - sent) + (answered - returned)) / 2
+    halves = np.maximum(((returned - sent) - (answered - received)) / 2, 0.0)
+    middle, length = (at.max() + at.min()) / 2, at.max() - at.min()
+    best = _shortest(at, halves, middle, length)
+    at, offsets, halves = at[best], offsets[best], halves[best]
+    if length < DRIFT_FROM_S * 1e6 or len(best) < FEWEST_WINDOWS:
+        one = int(np.argmin(halves))
+        away = float(np.abs(at - at[one]).max(initial=0.0)) + length / 2
+        return Clock(float(at[one]), float(offsets[one]), 0.0, float(halves[one]) + MOST_DRIFT * away)
+    drift, offset = np.polyfit(at - middle, offsets, 1, w=1 / np.maximum(halves, 1.0))
+    contradiction = np.abs(offset + drift * (at - middle) - offsets) + halves
+    return Clock(float(middle), float(offset), float(drift), float(contradiction.max()))
+
+
+def _shortest(at: Times, halves: Times, middle: float, length: float) -> NDArray[np.intp]:
+    """The shortest round trip of each window of time, without the windows in which all of them were long."""
+    window = np.clip(((at - middle) / max(length, 1.0) + 0.5) * WINDOWS, 0, WINDOWS - 1).astype(int)
+    order = np.lexsort((halves, window))
+    first = np.unique(window[order], return_index=True)[1]
+    best = order[first]
+    usual = np.sort(halves[best])[min(len(best) - 1, FEWEST_WINDOWS, max(len(best) // 2, 1))]
+    kept: NDArray[np.intp] = best[halves[best] <= 2 * usual]
+    return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """How to read the clock of each process on that of ``reference``, by clock id."""
+
+    reference: str
+    by_id: Mapping[str, Clock]
+
+    @classmethod
+    def of(cls, recording: Recording) -> Self:
+        """Measure the clocks of a run. The reference is the clock of the shard with the lowest number.
+
+        A clock that no chain of round trips connects to the reference is left out.
+        """
+        reference = min(recording.processes, key=lambda each: each.process).clock if recording.processes else ""
+        steps: defaultdict[str, list[tuple[str, Clock]]] = defaultdict(list)
+        for (asking, answering), clock in _pairs(recording).items():
+            steps[asking].append((answering, clock.inverse()))
+            steps[answering].append((asking, clock))
+        known = {reference: Clock()}
+        waiting = [(0.0, reference)]
+        while waiting:  # Dijkstra, by error
+            error_us, here = heapq.heappop(waiting)
+            if error_us > known[here].error_us:
+                continue
+            for there, to_here in steps[here]:
+                clock = to_here.then(known[here])
+                if there not in known or clock.error_us < known[there].error_us:
+                    known[there] = clock
+                    heapq.heappush(waiting, (clock.error_us, there))
+        return cls(reference, known)
+
+    def knows(self, recording: ProcessRecording) -> bool:
+        """Whether the clock of a process is known."""
+        return recording.clock in self.by_id
+
+    def times_us(self, recording: ProcessRecording, times_us: NDArray[np.int64]) -> Times:
+        """Times of a process on the reference clock, in microseconds. Raises KeyError if its clock is not known."""
+        return self.by_id[recording.clock].to_other(times_us.astype(np.float64))
+
+    def by_host(self, processes: Iterable[ProcessRecording]) -> dict[str, Clock]:
+        """The clock of each host; ``h (2)`` is a second clock of host h."""
+        named: dict[str, dict[str, None]] = defaultdict(dict)
+        for each in processes:
+            if self.knows(each):
+                named[each.host][each.clock] = None
+        return {
+            host if i == 0 else f"{host} ({i + 1})": self.by_id[clock]
+            for host, clocks in sorted(named.items())
+            for i, clock in enumerate(clocks)
+        }
+
+
+def _pairs(recording: Recording) -> dict[tuple[str, str], Clock]:
+    """The measured pairs of different clocks: who asked, who answered."""
+    shards: defaultdict[tuple[str, int], list[ProcessRecording]] = defaultdict(list)
+    for shard in recording.of_role("shard"):
+        shards[shard.run, shard.process.number].append(shard)
+    trips: defaultdict[tuple[str, str], list[NDArray[np.int64]]] = defaultdict(list)
+    for worker in recording.of_role("worker"):
+        pings = worker.table("pings")
+        for number in np.unique(pings["shard"]):
+            clocks = {shard.clock for shard in shards[worker.run, int(number)]}
+            if len(clocks) == 1 and (clock := clocks.pop()) != worker.clock:
+                mine = pings["shard"] == number
+                names = ("sent_at_us", "received_at_us", "answered_at_us", "returned_at_us")
+                trips[worker.clock, clock].append(np.stack([pings[name][mine] for name in names]))
+    return {pair: measure(*np.concatenate(each, axis=1).astype(np.float64)) for pair, each in trips.items()}

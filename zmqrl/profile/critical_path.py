@@ -1,0 +1,311 @@
+"""Which worker, shard and span each update waited for: the critical path of every version.
+
+An update begins when the last shard has published version v, and ends when the last one has published v+1. The path
+between the two leads through one worker and one shard: the shard that published last, and the worker whose contribution
+completed its quorum. Its parts are: the weights reach the worker, the worker's spans, the gradient reaches the shard,
+the shard's spans. They add up to the time of the update.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+
+from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
+from zmqrl.process_id import ProcessId, shard_id, worker_id
+from zmqrl.profile.clocks import Clocks
+from zmqrl.profile.recording import ProcessRecording, Recording
+
+WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
+TRANSFERS = (WEIGHTS, GRADIENT)
+# In the order in which a worker works. What lies between the spans comes before the gradient.
+WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
+AT_THE_SHARD = ("optimize", "commit", "publish")
+
+T = TypeVar("T")
+_ByProcess: TypeAlias = defaultdict[T, list[float]]
+Version: TypeAlias = tuple[int, int]
+"""Generation and version."""
+
+
+class Part(NamedTuple):
+    """A part of a critical path: what was done by whom, for how long, and how long that usually takes."""
+
+    cause: str
+    process: ProcessId
+    seconds: float
+    usual_s: float
+
+    @property
+    def excess_s(self) -> float:
+        """The time above what is usual, 0 if it is below."""
+        return max(0.0, self.seconds - self.usual_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One update of the version ``version``: from its publication to that of the next. Times are in seconds.
+
+    ``began_s`` is on the reference clock. ``kth`` is the worker whose contribution completed the quorum of ``last``,
+    the shard that was last. ``with_rollout``: that worker played before.
+    """
+
+    generation: int
+    version: int
+    began_s: float
+    kth: ProcessId
+    last: ProcessId
+    with_rollout: bool
+    parts: tuple[Part, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The time of the update."""
+        return sum(part.seconds for part in self.parts)
+
+
+class Cycle(NamedTuple):
+    """What a worker did for one contribution. Times in seconds on the reference clock; ``spans`` by name."""
+
+    began: float
+    pulled: float
+    pushed: float
+    last_shard: int
+    cpu_s: float
+    spans: Mapping[str, float]
+
+    @property
+    def with_rollout(self) -> bool:
+        """Whether it contains a rollout."""
+        return self.spans["env_step"] + self.spans["act"] > 0
+
+    @property
+    def worked_s(self) -> float:
+        """The time without waiting for weights."""
+        return max(0.0, self.pushed - self.began - self.spans["wait"])
+
+
+class Publication(NamedTuple):
+    """How a shard made and published a version. Times in seconds on the reference clock."""
+
+    closed: float
+    published: float
+    quorum: int
+    closing_rank: int
+    spans: Mapping[str, float]
+
+
+class Arrival(NamedTuple):
+    """A contribution that reached a shard, at a time in seconds on the reference clock; the index of its outcome."""
+
+    at: float
+    outcome: int
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Everything that was recorded, on the reference clock. Processes with other clocks are not in it."""
+
+    cycles: dict[tuple[Version, int], Cycle]
+    publications: dict[Version, dict[int, Publication]]
+    arrivals: dict[tuple[Version, int], dict[int, Arrival]]
+    hosts: dict[ProcessId, str]
+    shards: int = 0
+    ranks: int = 0
+
+    @classmethod
+    def of(cls, recording: Recording, clocks: Clocks) -> "Timeline":
+        """Join the recordings of all processes."""
+        timeline = cls({}, defaultdict(dict), defaultdict(dict), {})
+        for each in recording.processes:
+            timeline.hosts[each.process] = each.host
+            if each.process.role == "shard":
+                timeline.shards = max(timeline.shards, each.process.number + 1)
+            if each.process.role == "worker":
+                timeline.ranks = max(timeline.ranks, each.process.number + 1)
+            if not clocks.knows(each):
+                continue
+            timeline.cycles.update(_cycles(each, clocks))
+            for version, publication in _publications(each, clocks):
+                timeline.publications[version].setdefault(each.process.number, publication)
+            for key, arrival in _arrivals(each, clocks):
+                timeline.arrivals[key].setdefault(each.process.number, arrival)
+        return timeline
+
+    def versions(self) -> Iterator[Version]:
+        """The versions that all shards published, in order."""
+        whole = (version for version, made in self.publications.items() if len(made) == self.shards)
+        yield from sorted(whole)
+
+
+def _columns(
+    each: ProcessRecording, clocks: Clocks, table: str, spans: Iterable[str]
+) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
+    """The columns of a table, with times in seconds on the reference clock, and the spans of each row in seconds."""
+    found = each.table(table)
+    columns = {
+        name: (clocks.times_us(each, column) / 1e6).tolist() if name.endswith("_at_us") else column.tolist()
+        for name, column in found.items()
+    }
+    names = list(spans)
+    seconds = np.stack([found[name] / 1e6 for name in names], axis=1).tolist()
+    return columns, [dict(zip(names, row, strict=True)) for row in seconds]
+
+
+def _cycles(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Cycle]]:
+    columns, spans = _columns(each, clocks, "cycles", WORKER_SPANS)
+    for i, row in enumerate(spans):
+        began, pulled, pushed = (columns[name][i] for name in ("began_at_us", "pulled_at_us", "pushed_at_us"))
+        row[OTHER] = max(0.0, pushed - began - sum(row.values()))
+        version = int(columns["generation"][i]), int(columns["version"][i])
+        cycle = Cycle(began, pulled, pushed, int(columns["last_shard"][i]), columns["cpu_us"][i] / 1e6, row)
+        yield (version, each.process.number), cycle
+
+
+def _publications(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[Version, Publication]]:
+    columns, spans = _columns(each, clocks, "versions", SHARD_SPANS)
+    for i, row in enumerate(spans):
+        quorum, rank = int(columns["quorum"][i]), int(columns["closing_rank"][i])
+        made = Publication(columns["closed_at_us"][i], columns["published_at_us"][i], quorum, rank, row)
+        yield (int(columns["generation"][i]), int(columns["version"][i])), made
+
+
+def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Arrival]]:
+    columns, _ = _columns(each, clocks, "arrivals", ("arrived_at_us",))
+    for i, at in enumerate(columns["arrived_at_us"]):
+        version = int(columns["generation"][i]), int(columns["version"][i])
+        yield (version, int(columns["rank"][i])), Arrival(at, int(columns["outcome"][i]))
+
+
+def critical_path(timeline: Timeline) -> list[Step]:
+    """The steps of all versions whose next one follows in the same generation and whose K-th worker recorded it."""
+    usual = Usual(timeline)
+    steps = []
+    for generation, version in timeline.versions():
+        made = timeline.publications.get((generation, version + 1), {})
+        if len(made) < timeline.shards:
+            continue
+        before = timeline.publications[generation, version]
+        began = max(publication.published for publication in before.values())
+        last = max(made, key=lambda shard: made[shard].published)
+        kth = made[last].closing_rank
+        cycle = timeline.cycles.get(((generation, version), kth))
+        if cycle is not None:
+            parts: list[Part] = []
+            for cause, process, seconds in _parts(began, cycle, made[last], worker_id(kth), shard_id(last)):
+                shard = cycle.last_shard if cause == WEIGHTS else last
+                usual_s = usual(cause, process, shard_id(shard), seconds, with_rollout=cycle.with_rollout)
+                part = Part(cause, process, seconds, usual_s)
+                shards_s = min(
+                    part.excess_s, _late_of_shard(timeline, (generation, version), cause, kth, shard, usual_s)
+                )
+                parts += [Part(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
+            path = tuple(part for part in parts if part.seconds > 0)
+            steps.append(Step(generation, version, began, worker_id(kth), shard_id(last), cycle.with_rollout, path))
+    return steps
+
+
+def _parts(
+    began: float, cycle: Cycle, made: Publication, worker: ProcessId, shard: ProcessId
+) -> Iterator[tuple[str, ProcessId, float]]:
+    """Cause, process and seconds along the path, from ``began`` to the publication of the next version."""
+    starts = max(began, cycle.began)  # before, it still worked on an earlier version
+    yield OVERRUN, worker, starts - began
+    pulled = min(max(starts, cycle.pulled), max(starts, cycle.pushed))
+    yield WEIGHTS, worker, pulled - starts
+    skip = max(0.0, pulled - cycle.began)  # what the worker did before: waiting, or a rollout that began earlier
+    pushed = max(pulled, cycle.pushed)
+    for name in WORK:
+        seconds = cycle.spans[name]
+        yield (OTHER if name == "wait" else name), worker, max(0.0, seconds - skip)
+        skip = max(0.0, skip - seconds)
+    closed = max(pushed, made.closed)
+    yield GRADIENT, worker, closed - pushed
+    published = max(closed, made.published)
+    known = [(name, made.spans[name]) for name in AT_THE_SHARD]
+    yield "accumulate", shard, max(0.0, published - closed - sum(seconds for _, seconds in known))
+    yield from ((name, shard, seconds) for name, seconds in known)
+
+
+def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float) -> float:
+    """Seconds by which a transfer was late because of the shard, and not because of the worker.
+
+    A gradient is late because of a shard if it reached the other shards earlier, weights if all workers had them late.
+    """
+    cycle = timeline.cycles[version, rank]
+    if cause == GRADIENT:
+        arrivals = timeline.arrivals.get((version, rank), {})
+        others = [arrival.at for other, arrival in arrivals.items() if other != shard]
+        return max(0.0, arrivals[shard].at - max(others)) if others and shard in arrivals else 0.0
+    if cause == WEIGHTS:
+        published = timeline.publications[version][shard].published
+        others = [
+            other.pulled - published
+            for each in range(timeline.ranks)
+            if each != rank and (other := timeline.cycles.get((version, each))) is not None
+        ]
+        return max(0.0, min(cycle.pulled - published, *others) - usual_s) if others else 0.0
+    return 0.0
+
+
+class Usual:
+    """How long each part of a path usually takes: the lower of a process's own median and that of the others.
+
+    So a process that is always slow has an excess over the others, and one that is slow at times over itself. For a
+    transfer, the process is a pair of worker and shard.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        work: defaultdict[tuple[str, bool], _ByProcess[ProcessId]] = defaultdict(_by_process)
+        transfers: defaultdict[str, _ByProcess[tuple[ProcessId, ProcessId]]] = defaultdict(_by_process)
+        for (version, rank), cycle in timeline.cycles.items():
+            worker = worker_id(rank)
+            for name in WORK:
+                work[name, cycle.with_rollout][worker].append(cycle.spans[name])
+            sent = timeline.publications.get(version, {}).get(cycle.last_shard)
+            if sent is not None and cycle.began < sent.published:
+                pair = worker, shard_id(cycle.last_shard)
+                transfers[WEIGHTS][pair].append(max(0.0, cycle.pulled - sent.published))
+            for shard, arrival in timeline.arrivals.get((version, rank), {}).items():
+                transfers[GRADIENT][worker, shard_id(shard)].append(max(0.0, arrival.at - cycle.pushed))
+        for made in timeline.publications.values():
+            for shard, publication in made.items():
+                if publication.closing_rank >= 0:
+                    for cause, process, seconds in _shard_parts(publication, shard_id(shard)):
+                        work[cause, False][process].append(seconds)
+        self._work = {key: _medians(each) for key, each in work.items()}
+        self._transfers = {cause: _medians(each) for cause, each in transfers.items()}
+
+    def __call__(
+        self, cause: str, process: ProcessId, shard: ProcessId, seconds: float, *, with_rollout: bool
+    ) -> float:
+        """The usual seconds of a part, 0 for an overrun. A transfer is one with ``shard``."""
+        if cause == OVERRUN:
+            return 0.0
+        if cause in TRANSFERS:
+            return _usual(self._transfers.get(cause, {}), (process, shard), seconds)
+        played = with_rollout and process.role == "worker"
+        return _usual(self._work.get((cause, played), {}), process, seconds)
+
+
+def _by_process() -> Any:
+    return defaultdict(list)
+
+
+def _medians(by_process: Mapping[T, list[float]]) -> dict[T, float]:
+    return {process: float(np.median(seconds)) for process, seconds in by_process.items()}
+
+
+def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
+    """The lower of the median of ``process`` and that of the others; ``seconds`` if nothing else is known."""
+    others = [median for other, median in medians.items() if other != process]
+    return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
+
+
+def _shard_parts(made: Publication, shard: ProcessId) -> Iterator[tuple[str, ProcessId, float]]:
+    known = [(name, made.spans[name]) for name in AT_THE_SHARD]
+    yield "accumulate", shard, max(0.0, made.published - made.closed - sum(seconds for _, seconds in known))
+    yield from ((name, shard, seconds) for name, seconds in known)

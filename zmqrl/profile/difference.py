@@ -1,0 +1,51 @@
+"""The difference of two profiles, per span."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from zmqrl.profile.report import plain_table
+
+UPDATE = "update"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One span of a role in two runs, in milliseconds per update; ``growth`` is in shares of an update of the first."""
+
+    role: str
+    span: str
+    before_ms: float
+    after_ms: float
+    growth: float
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """What changed between two profiles, as ``Profile.to_json`` gives them: the update first, then the most grown."""
+    update_ms: float = before["update_ms"]["mean"]
+
+    def change(role: str, span: str, one: float, other: float) -> Change:
+        return Change(role, span, one, other, (other - one) / update_ms)
+
+    found = []
+    for role, spans in before["budget_ms"].items():
+        others = after["budget_ms"][role]
+        found += [change(role, span, spans.get(span, 0.0), others.get(span, 0.0)) for span in spans | others]
+    found.sort(key=lambda each: -each.growth)
+    return [change("", UPDATE, update_ms, after["update_ms"]["mean"]), *found]
+
+
+def grown(found: Sequence[Change], limit: float) -> list[Change]:
+    """The changes that grew by more than ``limit``; waiting does not count, because others cause it."""
+    return [change for change in found if change.growth > limit and change.span != "wait"]
+
+
+def print_changes(found: Sequence[Change], console: Console) -> None:
+    """Print the changes as a table."""
+    table = plain_table("difference, ms per update", "", "span", "before", "after", "of an update")
+    for each in found:
+        numbers = (f"{each.before_ms:.3f}", f"{each.after_ms:.3f}", f"{each.growth:+.1%}")
+        table.add_row(each.role, each.span, *numbers)
+    console.print(table)

@@ -1,0 +1,103 @@
+"""Reads what the processes of a run recorded in ``DIR/profile``."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zmqrl.observe.histogram import Histogram
+from zmqrl.process_id import ProcessId
+from zmqrl.profile.recorder import segments
+from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
+
+Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
+"""One table by column."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ProcessRecording:
+    """What one process recorded.
+
+    ``clock`` identifies its monotonic clock, ``cores`` are those that it may use. Histograms are in nanoseconds, by
+    span.
+    """
+
+    process: ProcessId
+    incarnation: int
+    run: str
+    host: str
+    clock: str
+    cores: int
+    tables: dict[str, list[Table]] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    span_names: list[str] = field(default_factory=list)
+
+    def table(self, name: str) -> Columns:
+        """A table by column, in the order in which the rows were recorded."""
+        columns = COLUMNS[name]
+        parts = self.tables.get(name, [])
+        rows = np.concatenate(parts) if parts else np.empty((0, len(columns)), np.int64)
+        return {column: rows[:, i] for i, column in enumerate(columns)}
+
+    def after(self, version: int) -> "ProcessRecording":
+        """Only the rows of versions above ``version``, and all rows of tables without versions."""
+        tables = {}
+        for name, parts in self.tables.items():
+            columns = COLUMNS[name]
+            at = columns.index("version") if "version" in columns else None
+            tables[name] = parts if at is None else [part[part[:, at] > version] for part in parts]
+        return replace(self, tables=tables, histograms={})
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The recordings of all processes of a run; a process that was restarted has several."""
+
+    processes: tuple[ProcessRecording, ...]
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read ``DIR/profile``. A file that is cut off or damaged counts up to there."""
+        found: dict[tuple[str, int], ProcessRecording] = {}
+        for path in segments(directory):
+            about = None
+            for block in unpack(path.read_bytes()):
+                about = block.get("about", about)
+                if about is None or about["format"] != FORMAT:
+                    break
+                key = about["process"], about["incarnation"]
+                recording = found.setdefault(
+                    key,
+                    ProcessRecording(
+                        process=ProcessId.parse(about["process"]),
+                        incarnation=about["incarnation"],
+                        run=about["run"],
+                        host=about["host"],
+                        clock=about["clock"],
+                        cores=about["cores"],
+                    ),
+                )
+                for name, table in block["tables"].items():
+                    if table.shape[1] == len(COLUMNS.get(name, ())):
+                        recording.tables.setdefault(name, []).append(table)
+                if "histograms" in block:  # each holds what the ones before hold
+                    each = block["histograms"].items()
+                    recording.histograms = {name: Histogram.from_json(data) for name, data in each}
+                recording.span_names = block["spans"]
+        return cls(tuple(found[key] for key in sorted(found)))
+
+    def after(self, version: int) -> "Recording":
+        """Only what was recorded of the versions above ``version``, without histograms, which are of all versions."""
+        return Recording(tuple(each.after(version) for each in self.processes))
+
+    def newest_version(self) -> int:
+        """The newest version that a shard published, -1 without any."""
+        made = [each.table("versions")["version"] for each in self.of_role("shard")]
+        return max((int(versions.max()) for versions in made if len(versions)), default=-1)
+
+    def of_role(self, role: str) -> Iterable[ProcessRecording]:
+        """The recordings of the processes of a role, by number and incarnation."""
+        return (each for each in self.processes if each.process.role == role)

@@ -1,0 +1,236 @@
+"""The report of a profile: plain data for ``--json``, and the text of it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from zmqrl.observe.histogram import Histogram, merged
+from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
+from zmqrl.process_id import ProcessId
+from zmqrl.profile.accounts import Accounts, accounts
+from zmqrl.profile.clocks import Clocks
+from zmqrl.profile.critical_path import Step, Timeline, critical_path
+from zmqrl.profile.recording import Recording
+from zmqrl.profile.trace import left_out
+
+PERCENTS = (50, 90, 99, 99.9)
+BLAME_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What the recording of a run says."""
+
+    recording: Recording
+    clocks: Clocks
+    timeline: Timeline
+    steps: Sequence[Step]
+    accounts: Accounts
+
+    @classmethod
+    def of(cls, recording: Recording) -> "Profile":
+        """Find the critical path of every version of a recording, and add up its accounts."""
+        clocks = Clocks.of(recording)
+        timeline = Timeline.of(recording, clocks)
+        steps = critical_path(timeline)
+        return cls(recording, clocks, timeline, steps, accounts(recording, timeline, steps))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        seconds = [step.seconds for step in self.steps]
+        found = self.accounts
+        return {
+            "updates": len(self.steps),
+            "update_ms": _statistics_ms(seconds),
+            "budget_ms": self._budget(),
+            "path_ms": self._path(),
+            "blame": self._blame(),
+            "kth": {str(rank): account.kth for rank, account in found.ranks.items()},
+            "inclusion": {str(rank): account.inclusion for rank, account in found.ranks.items()},
+            "ranks": {str(rank): asdict(account) for rank, account in found.ranks.items()},
+            "backup_gain_s": found.backup_gain_s,
+            "spans": [span_statistics(*each) for each in self._spans()],
+            "clocks": {
+                host: {
+                    "offset_ms": clock.offset_us / 1e3,
+                    "drift_ppm": clock.drift * 1e6,
+                    "error_ms": clock.error_us / 1e3,
+                }
+                for host, clock in self.clocks.by_host(self.recording.processes).items()
+            },
+            "left_out": left_out(self.recording, self.clocks),
+            "warnings": found.warnings,
+            "what_if": [],
+        }
+
+    def _budget(self) -> dict[str, dict[str, float]]:
+        """Mean milliseconds of an update by role and span: of a worker per contribution, of a shard per version."""
+        workers: defaultdict[str, float] = defaultdict(float)
+        for cycle in self.timeline.cycles.values():
+            for name, seconds in cycle.spans.items():
+                workers[name] += 1e3 * seconds
+        shards: defaultdict[str, float] = defaultdict(float)
+        made = [each for shards_of in self.timeline.publications.values() for each in shards_of.values()]
+        for publication in made:
+            for name, seconds in publication.spans.items():
+                shards[name] += 1e3 * seconds
+        count = len(self.timeline.cycles)
+        return {
+            "worker": {name: total / count for name, total in workers.items()},
+            "shard": {name: total / len(made) for name, total in shards.items()},
+        }
+
+    def _path(self) -> dict[str, float]:
+        """Mean milliseconds of an update by part of the critical path."""
+        parts: defaultdict[str, float] = defaultdict(float)
+        for step in self.steps:
+            for part in step.parts:
+                parts[part.cause] += 1e3 * part.seconds / len(self.steps)
+        return dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+    def _blame(self) -> list[dict[str, Any]]:
+        """Seconds of all updates above what is usual, by cause and process, largest first."""
+        lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
+        for step in self.steps:
+            for part in step.parts:
+                lost[part.cause, part.process] += part.excess_s
+        whole = sum(step.seconds for step in self.steps)
+        return [
+            {
+                "cause": cause,
+                "rank": process.number if process.role == "worker" else None,
+                "shard": process.number if process.role == "shard" else None,
+                "host": self.timeline.hosts[process],
+                "seconds": seconds,
+                "share": seconds / whole,
+            }
+            for (cause, process), seconds in sorted(lost.items(), key=lambda item: -item[1])
+            if seconds > 0
+        ]
+
+    def _spans(self) -> Iterable[tuple[str, str, Histogram]]:
+        """Who, span, durations in nanoseconds: by role, host and process."""
+        for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
+            processes = list(self.recording.of_role(role))
+            whos = {f"all {role}s": processes}
+            if len({each.host for each in processes}) > 1:
+                for each in processes:
+                    whos.setdefault(f"{role}s on {each.host}", []).append(each)
+            for each in processes:
+                whos.setdefault(str(each.process), []).append(each)
+            for who, group in whos.items():
+                for name in names:
+                    durations = merged(each.histograms[name] for each in group if name in each.histograms)
+                    if durations.count:
+                        yield who, name, durations
+
+
+def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]:
+    """The statistics of a span in milliseconds."""
+    percentiles = {f"p{percent:g}": durations.percentile(percent) / 1e6 for percent in PERCENTS}
+    return {"who": who, "span": span, "count": durations.count, "mean": durations.mean / 1e6} | (
+        percentiles | {"max": durations.maximum / 1e6}
+    )
+
+
+def _statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
+    if not seconds:
+        return dict.fromkeys(("mean", "p50", "p90", "p99"))
+    in_ms = 1e3 * np.asarray(seconds)
+    return {"mean": float(in_ms.mean())} | {f"p{p}": float(np.percentile(in_ms, p)) for p in (50, 90, 99)}
+
+
+def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
+    """Print the data of ``Profile.to_json`` for people; with ``processes``, the spans of every process."""
+    update = found["update_ms"]
+    if not found["updates"]:
+        console.print("no update was recorded from its beginning to its end")
+    else:
+        console.print(
+            f"{found['updates']:,} updates: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
+            f"p90 {update['p90']:.2f}, p99 {update['p99']:.2f}\n",
+            highlight=False,
+        )
+        _print_bars("critical path of an update, ms", found["path_ms"], console)
+        _print_blame(found["blame"], console)
+    for role, spans in found["budget_ms"].items():
+        _print_bars(f"time of a {role}, ms per update", spans, console)
+    _print_ranks(found, console)
+    if found["spans"]:
+        _print_spans(found["spans"], console, all_of_them=processes)
+    _print_clocks(found["clocks"], console)
+    if found["what_if"]:
+        _print_what_if(found["what_if"], console)
+    for text in (*found["warnings"], *found["left_out"]):
+        console.print(f"! {text}", highlight=False, soft_wrap=True)
+
+
+def plain_table(title: str, *columns: str) -> Table:
+    """A table without lines, whose columns are aligned to the right except the first."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
+    whole = sum(values.values())
+    table = plain_table(title, "", "ms", "share", "")
+    table.columns[3].justify = "left"
+    for name, value in sorted(values.items(), key=lambda item: -item[1]):
+        if value > 0:
+            table.add_row(name, f"{value:.3f}", f"{value / whole:.0%}", "█" * round(40 * value / whole))
+    console.print(table, "")
+
+
+def _print_blame(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    table = plain_table("what updates waited for beyond the usual", "cause", "who", "host", "seconds", "share")
+    for row in rows[:BLAME_SHOWN]:
+        who = f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}"
+        table.add_row(row["cause"], who, row["host"], f"{row['seconds']:.2f}", f"{row['share']:.1%}")
+    if len(rows) > BLAME_SHOWN:
+        rest = sum(row["seconds"] for row in rows[BLAME_SHOWN:])
+        table.add_row(f"{len(rows) - BLAME_SHOWN} more", "", "", f"{rest:.2f}", "")
+    console.print(table, "")
+
+
+def _print_ranks(found: dict[str, Any], console: Console) -> None:
+    columns = ("rank", "host", "counted", "was K-th", "late", "skipped", "worked s", "wasted s", "of a core")
+    table = plain_table("workers", *columns)
+    for rank, each in found["ranks"].items():
+        core = "" if each["core_share"] is None else f"{each['core_share']:.0%}"
+        counts = (f"{each['inclusion']:.1%}", f"{each['kth']:.1%}", str(each["late"]), str(each["skipped"]))
+        table.add_row(rank, each["host"], *counts, f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}", core)
+    console.print(table)
+    if found["backup_gain_s"] is not None:
+        console.print(f"the last backup makes an update {1e3 * found['backup_gain_s']:.2f} ms shorter", highlight=False)
+    console.print()
+
+
+def _print_spans(rows: Sequence[dict[str, Any]], console: Console, *, all_of_them: bool) -> None:
+    table = plain_table("spans, ms", "who", "span", "count", "mean", "p50", "p90", "p99", "p99.9", "max")
+    for row in rows if all_of_them else [row for row in rows if " " in row["who"]]:
+        numbers = (f"{row[name]:.3f}" for name in ("mean", "p50", "p90", "p99", "p99.9", "max"))
+        table.add_row(row["who"], row["span"], f"{row['count']:,}", *numbers)
+    console.print(table, "")
+
+
+def _print_clocks(clocks: dict[str, dict[str, float]], console: Console) -> None:
+    if len(clocks) > 1:
+        table = plain_table("clocks", "host", "offset ms", "drift ppm", "error ms")
+        for host, clock in clocks.items():
+            numbers = (f"{clock['offset_ms']:.3f}", f"{clock['drift_ppm']:.2f}", f"{clock['error_ms']:.3f}")
+            table.add_row(host, *numbers)
+        console.print(table, "")
+
+
+def _print_what_if(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    table = plain_table("what if", "change", "updates/s", "error of the replay")
+    for row in rows:
+        table.add_row(row["change"], f"{row['updates_per_s']:.2f}", f"{row['replay_error']:+.1%}")
+    console.print(table, "")

@@ -1,0 +1,97 @@
+"""The tables that processes record, and their encoding in the files of ``DIR/profile``.
+
+A file is a series of blocks. A block is its length and the CRC-32 of its body (two little-endian uint32), then its
+body: a MessagePack map, compressed with zlib. A block that is cut off or damaged ends a file.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
+
+Table: TypeAlias = "NDArray[np.int64]"
+"""Rows of one table: int64 (rows, columns)."""
+
+FORMAT = 1
+PREFIX = struct.Struct("<II")
+OUTCOMES = ("used", "late", "duplicate", "rejected")
+
+# Times end in _at_us and are microseconds of the process's monotonic clock. Spans and cpu_us are microseconds.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    # A worker, for each contribution. It begins at the end of the push before and ends with its own push.
+    "cycles": (
+        "generation",
+        "version",
+        "began_at_us",
+        "pulled_at_us",
+        "pushed_at_us",
+        "last_shard",
+        *WORKER_SPANS,
+        "cpu_us",
+        "preempted",
+        "major_faults",
+    ),
+    # A shard, for each contribution that arrived. It was polled at the end of the wait before it was received.
+    "arrivals": ("generation", "version", "rank", "outcome", "polled_at_us", "arrived_at_us"),
+    # A shard, for each publication. The closing rank is -1 if the shard did not make the version.
+    "versions": (
+        "generation",
+        "version",
+        "quorum",
+        "closing_rank",
+        "closed_at_us",
+        "published_at_us",
+        *SHARD_SPANS,
+        "cpu_us",
+    ),
+    # A worker, for each PONG: its clock when PING was sent and PONG received, the shard's clock in between.
+    "pings": ("shard", "sent_at_us", "received_at_us", "answered_at_us", "returned_at_us"),
+    # Now and then: totals of the recording thread, of its process, of its machine and of its control group.
+    "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us"),
+    # Spans one by one, in nanoseconds: all of them with --profile, else the newest now and then.
+    "spans": ("name", "start_ns", "duration_ns", "version"),
+}
+
+
+def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]) -> bytes:
+    """One block of a file, with ``tables`` under the key ``tables``."""
+    packed = {name: _pack_table(rows) for name, rows in tables.items() if rows}
+    body = zlib.compress(msgpack.packb({**block, "tables": packed}), 6)
+    return PREFIX.pack(len(body), zlib.crc32(body)) + body
+
+
+def unpack(data: bytes) -> Iterator[dict[str, Any]]:
+    """The blocks of a file, up to the first that is cut off or damaged."""
+    at = 0
+    while at + PREFIX.size <= len(data):
+        length, crc32 = PREFIX.unpack_from(data, at)
+        at += PREFIX.size
+        body = data[at : at + length]
+        at += length
+        if len(body) < length or zlib.crc32(body) != crc32:
+            return
+        block = msgpack.unpackb(zlib.decompress(body), strict_map_key=False)
+        block["tables"] = {name: _unpack_table(packed) for name, packed in block.get("tables", {}).items()}
+        yield block
+
+
+def _pack_table(rows: Sequence[Sequence[int]]) -> list[Any]:
+    """Differences of rows, and byte planes: neighbours are alike, so that zlib finds little to keep."""
+    table = np.asarray(rows, np.int64)
+    differences = np.diff(table, axis=0, prepend=table[:1] * 0)
+    planes = np.ascontiguousarray(differences.T.astype("<i8")).view(np.uint8)
+    planes = planes.reshape(table.shape[1], len(table), 8).transpose(0, 2, 1)
+    return [len(table), table.shape[1], planes.tobytes()]
+
+
+def _unpack_table(packed: Sequence[Any]) -> Table:
+    rows, columns, planes = packed
+    shuffled = np.frombuffer(planes, np.uint8).reshape(columns, 8, rows).transpose(0, 2, 1)
+    differences = np.ascontiguousarray(shuffled).view("<i8").reshape(columns, rows).T
+    return np.cumsum(differences, axis=0, dtype=np.int64)

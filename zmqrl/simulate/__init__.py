@@ -1,0 +1,11 @@
+"""A run on virtual time: the real state machines of shards and workers on simulated hosts.
+
+``simulate(scenario)`` is the entry point. ``docs/simulation.md`` says what is simulated and what is not.
+"""
+
+from zmqrl.simulate.compute import ComputeTimes, Work
+from zmqrl.simulate.result import Result
+from zmqrl.simulate.scenario import Failure, Scenario, ShardCosts, Straggler
+from zmqrl.simulate.world import simulate
+
+__all__ = ["ComputeTimes", "Failure", "Result", "Scenario", "ShardCosts", "Straggler", "Work", "simulate"]

@@ -1,0 +1,124 @@
+"""Virtual time, and resources that several jobs share."""
+
+import heapq
+import math
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+RESOLUTION_S = 1e-9
+
+
+class Clock:
+    """Virtual time in seconds. Calls due at the same time are made in the order in which they were scheduled."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = count()
+        self._stopped = False
+
+    def at(self, when: float, call: Callable[..., None], *arguments: Any) -> None:
+        """Make a call at time ``when``, or now if that has passed."""
+        heapq.heappush(self._due, (max(when, self.now), next(self._order), call, arguments))
+
+    def after(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> None:
+        """Make a call ``delay_s`` from now."""
+        heapq.heappush(self._due, (self.now + delay_s, next(self._order), call, arguments))
+
+    def run(self) -> None:
+        """Make the calls in the order of their times, until :meth:`stop`."""
+        self._stopped = False
+        due = self._due
+        while due and not self._stopped:
+            self.now, _, call, arguments = heapq.heappop(due)
+            call(*arguments)
+
+    def stop(self) -> None:
+        """Make :meth:`run` return after the current call."""
+        self._stopped = True
+
+
+class Job:
+    """Work under way at a :class:`Shared` resource."""
+
+    __slots__ = ("amount", "arguments", "cancelled", "done")
+
+    def __init__(self, amount: float, done: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self.amount, self.done, self.arguments, self.cancelled = amount, done, arguments, False
+
+
+class Shared:
+    """Processor sharing: every job is served at the same rate, at most ``each``, and all together at ``capacity``.
+
+    Cores: ``capacity`` cores, ``each`` 1, amounts in seconds of one core. A network card: ``capacity`` and ``each`` are
+    bytes per second, amounts are bytes. An infinite ``capacity`` needs a finite ``each``.
+    """
+
+    def __init__(self, clock: Clock, capacity: float, each: float) -> None:
+        self._clock, self._capacity, self._each = clock, capacity, each
+        self._jobs: list[tuple[float, int, Job]] = []  # by the service at which the job is done
+        self._order = count()
+        self._active = 0
+        self._rate = each  # at which each job is served now
+        self._service = 0.0  # what a job would have got that has been here all the time
+        self._served_at = 0.0
+        self._wakes_at = math.inf
+        self.served = 0.0
+        """The amount of all jobs that are done."""
+
+    def start(self, amount: float, done: Callable[..., None], *arguments: Any) -> Job:
+        """Begin a job. Its end is a call of ``done``."""
+        if not self._active:  # keeps the numbers small, so that they stay exact
+            self._service = 0.0
+            self._jobs.clear()
+        self._serve(1)
+        job = Job(amount, done, arguments)
+        heapq.heappush(self._jobs, (self._service + amount, next(self._order), job))
+        if self._jobs[0][2] is job:
+            self._plan()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Give a job up. It must not be done yet."""
+        job.cancelled = True
+        self._serve(-1)
+        self._plan()
+
+    def _serve(self, change: int) -> None:
+        """Serve the jobs until now. From now on there are ``change`` more."""
+        now = self._clock.now
+        if self._active:
+            self._service += (now - self._served_at) * self._rate
+        self._served_at = now
+        self._active += change
+        if self._active:
+            self._rate = min(self._each, self._capacity / self._active)
+
+    def _plan(self) -> None:
+        """Wake when the next job is done. A wake-up that turns out to be early plans again."""
+        jobs = self._jobs
+        while jobs and jobs[0][2].cancelled:
+            heapq.heappop(jobs)
+        if jobs:
+            due = self._served_at + (jobs[0][0] - self._service) / self._rate
+            if due < self._wakes_at:
+                self._wakes_at = due
+                self._clock.at(due, self._wake, due)
+
+    def _wake(self, due: float) -> None:
+        if due != self._wakes_at:
+            return
+        self._wakes_at = math.inf
+        self._serve(0)
+        jobs, done, until = self._jobs, [], self._service + RESOLUTION_S * self._rate
+        while jobs and (jobs[0][0] <= until or jobs[0][2].cancelled):
+            job = heapq.heappop(jobs)[2]
+            if not job.cancelled:
+                done.append(job)
+                self.served += job.amount
+        self._serve(-len(done))
+        self._plan()
+        for job in done:
+            if not job.cancelled:  # by one before it
+                job.done(*job.arguments)

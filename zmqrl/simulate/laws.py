@@ -1,0 +1,103 @@
+"""Laws of random durations, such as ``lognormal:0.2:0.5`` or ``constant:1.4+0.01*pareto:5:1.5``."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from zmqrl.errors import UsageError, did_you_mean, require
+
+Seconds: TypeAlias = npt.NDArray[np.float64]
+HOW: Final = "LAW is constant:S, exponential:MEAN, lognormal:MEAN:SIGMA, uniform:LOW:HIGH, pareto:LEAST:ALPHA, or a sum"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Names of the numbers, the mean, and how to draw."""
+
+    numbers: tuple[str, ...]
+    mean: Callable[..., float]
+    draw: Callable[..., Seconds]
+
+
+def _lognormal(random: np.random.Generator, size: int, mean: float, sigma: float) -> Seconds:
+    return random.lognormal(math.log(mean) - sigma**2 / 2, sigma, size) if mean else np.zeros(size)
+
+
+KINDS: Final[dict[str, _Kind]] = {
+    "constant": _Kind(("S",), lambda s: s, lambda random, size, s: np.full(size, s)),
+    "exponential": _Kind(("MEAN",), lambda mean: mean, lambda random, size, mean: random.exponential(mean, size)),
+    "lognormal": _Kind(("MEAN", "SIGMA"), lambda mean, sigma: mean, _lognormal),
+    "uniform": _Kind(
+        ("LOW", "HIGH"),
+        lambda low, high: (low + high) / 2,
+        lambda random, size, low, high: random.uniform(low, high, size),
+    ),
+    "pareto": _Kind(
+        ("LEAST", "ALPHA"),
+        lambda least, alpha: least * alpha / (alpha - 1) if alpha > 1 else math.inf,
+        lambda random, size, least, alpha: least * (1 + random.pareto(alpha, size)),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One part of a sum. It is added with ``probability``."""
+
+    kind: str
+    numbers: tuple[float, ...]
+    probability: float = 1.0
+
+    @property
+    def mean(self) -> float:
+        return self.probability * KINDS[self.kind].mean(*self.numbers)
+
+    def draw(self, random: np.random.Generator, size: int) -> Seconds:
+        drawn = KINDS[self.kind].draw(random, size, *self.numbers)
+        return drawn if self.probability == 1 else drawn * (random.random(size) < self.probability)
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """A distribution of durations in seconds: the sum of independent terms."""
+
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> "Law":
+        """Read a law. Raises UsageError that names ``option``."""
+        # Not the sign of an exponent, as in 1e+3
+        return cls(tuple(_term(part, f"{option} {text}") for part in re.split(r"(?<![0-9][eE])\+", text)))
+
+    @property
+    def mean(self) -> float:
+        """The mean, which can be infinite."""
+        return sum(term.mean for term in self.terms)
+
+    def draw(self, random: np.random.Generator, size: int) -> Seconds:
+        """Draw independent durations: float64 (size,)."""
+        drawn: Seconds = np.sum([term.draw(random, size) for term in self.terms], axis=0)
+        return drawn
+
+
+def _term(text: str, where: str) -> Term:
+    share, times, rest = text.rpartition("*")
+    kind, *words = rest.split(":")
+    require(kind in KINDS, f"{where}: unknown law {kind!r}{did_you_mean(kind, KINDS)}; {HOW}.")
+    names = KINDS[kind].numbers
+    try:
+        numbers = tuple(float(word) for word in words)
+        probability = float(share) if times else 1.0
+    except ValueError:
+        raise UsageError(f"{where}: {text!r} has a part that is not a number; {HOW}.") from None
+    require(len(numbers) == len(names), f"{where}: {kind} needs {':'.join([kind, *names])}.")
+    require(all(0 <= n < math.inf for n in numbers), f"{where}: finite numbers, 0 or above, are required.")
+    require(0 < probability <= 1, f"{where}: {share} is not a probability; write 0.01*{rest}.")
+    require(kind != "uniform" or numbers[0] <= numbers[1], f"{where}: LOW must not be above HIGH.")
+    require(kind != "pareto" or numbers[1] > 0, f"{where}: ALPHA must be above 0.")
+    return Term(kind, numbers, probability)

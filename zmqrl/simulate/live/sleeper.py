@@ -1,0 +1,91 @@
+"""A worker that sleeps instead of working, but pulls real weights and pushes real gradients.
+
+``python -m zmqrl.simulate.live.sleeper`` reads its job from standard input, says when it is up, and waits for a message
+to begin. At the end it says what it has counted.
+"""
+
+import dataclasses
+import signal
+import sys
+import time
+from typing import Any
+
+from zmqrl.errors import ZmqrlError
+from zmqrl.process import Messages, log_to_stderr, read_job, say
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.worker.connection import Connection
+
+LOOK_S = 0.001  # how often a worker that drops late work looks whether it is late
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """What a worker has done."""
+
+    gradients: int = 0
+    rollouts: int = 0
+    abandoned: int = 0
+    abandoned_rollouts: int = 0
+
+
+def work(connection: Connection, job: dict[str, Any]) -> Counts:
+    """Contribute until the run ends: ``zmqrl.worker.work`` with sleep. Raises ClusterError."""
+    gradient_s, rollout_s, per_rollout = job["gradient_s"], job["rollout_s"], job["updates_per_rollout"]
+    counts = Counts()
+    weights = connection.pull()
+    while weights is not None:
+        generation, acted, iteration = weights.generation, weights.version, weights.version // per_rollout
+        if rollout_s:
+            time.sleep(rollout_s[iteration % len(rollout_s)])
+            counts.rollouts += 1
+            weights = connection.pull(acted - 1)
+            if weights is None:
+                break
+            iteration = weights.version // per_rollout
+            if weights.generation != generation or iteration > acted // per_rollout + 1:
+                counts.abandoned_rollouts += 1
+                continue
+        while weights is not None and (weights.generation, weights.version // per_rollout) == (generation, iteration):
+            if slept(connection, gradient_s[weights.version % len(gradient_s)], weights.version, job["drops"]):
+                connection.push(weights, connection.gradient_buffer())
+                counts.gradients += 1
+            else:
+                counts.abandoned += 1
+            weights = connection.pull(weights.version)
+    return counts
+
+
+def slept(connection: Connection, seconds: float, version: int, drops: bool) -> bool:
+    """Sleep. Returns False if the work was given up because every shard is past ``version``."""
+    if not drops:
+        time.sleep(seconds)
+        return True
+    until = time.monotonic() + seconds
+    while (left_s := until - time.monotonic()) > 0:
+        time.sleep(min(left_s, LOOK_S))
+        if connection.passed(version):
+            return False
+    return True
+
+
+def main() -> None:
+    """Run one worker."""
+    job = read_job(signal.SIGKILL)
+    log = log_to_stderr("zmqrl.simulate.live.sleeper")
+    messages = Messages()
+    say({"ready": True})
+    messages.get()
+    try:
+        cluster = Cluster.from_json(job["cluster"])
+        with Connection(cluster, job["rank"], incarnation=job["incarnation"], log=log) as connection:
+            counts = work(connection, job)
+            spans = {name: seconds for name, (_, seconds) in connection.spans.totals().items()}
+            tally = dataclasses.asdict(connection.tally())
+        say({"counts": dataclasses.asdict(counts), "tally": tally, "spans": spans})
+    except ZmqrlError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The network between hosts: cards that transfers share, latency, and lost packets."""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+from zmqrl.simulate.clock import Clock, Shared
+
+PACKET_BYTES = 1448  # payload of a TCP segment on Ethernet
+TIMEOUT_S = 0.2  # the least retransmission timeout of Linux
+TAIL_PACKETS = 3  # a loss among the last ones is only noticed by the timeout
+MATHIS = math.sqrt(1.5)
+
+
+class Host:
+    """A machine: cores that its processes share, and a network card with two directions."""
+
+    def __init__(self, clock: Clock, cores: int | None, bandwidth: float, most_each: float) -> None:
+        self.clock = clock
+        self.cores = None if cores is None else Shared(clock, cores, 1.0)
+        finite = min(bandwidth, most_each) < math.inf
+        self.outgoing = Shared(clock, bandwidth, most_each) if finite else None
+        self.incoming = Shared(clock, bandwidth, most_each) if finite else None
+
+    def work(self, cpu_s: float, done: Callable[..., None], *arguments: Any) -> None:
+        """Use a core for ``cpu_s``, longer if more processes than cores are at work."""
+        if self.cores is None:
+            self.clock.after(cpu_s, done, *arguments)
+        else:
+            self.cores.start(cpu_s, done, *arguments)
+
+
+class Network:
+    """Delivers messages.
+
+    The two cards of a transfer each share their bandwidth evenly between the transfers under way. A transfer is
+    complete when both have passed all of it. The rate of one transfer is at most 1.22 packets per round trip and
+    square root of the loss (Mathis et al. 1997, eq. 3). A loss among the last packets costs a timeout.
+    """
+
+    def __init__(self, clock: Clock, *, latency_s: float, loss: float, loopback: float, seed: int) -> None:
+        self.clock = clock
+        self.latency_s, self.loss, self.loopback = latency_s, loss, loopback
+        self.random = random.Random(seed)
+        self.under_way = 0
+        """Transfers of slices that are not complete."""
+
+    def most_each(self) -> float:
+        """Bytes per second that one transfer can have at most."""
+        if not self.loss or not self.latency_s:
+            return math.inf
+        return PACKET_BYTES * MATHIS / (2 * self.latency_s * math.sqrt(self.loss))
+
+    def tell(self, source: Host, target: Host, deliver: Callable[..., None], *arguments: Any) -> None:
+        """Send a message of one packet."""
+        self.clock.after(self._delay(source, target, 1), deliver, *arguments)
+
+    def transfer(self, source: Host, target: Host, size: int, deliver: Callable[..., None], *arguments: Any) -> None:
+        """Send a slice of ``size`` bytes."""
+        self.under_way += 1
+        delay = self._delay(source, target, -(-size // PACKET_BYTES))
+        if source is target or source.outgoing is None or target.incoming is None:
+            delay += size / self.loopback if source is target else 0.0
+            self.clock.after(delay, self.complete, deliver, arguments)
+            return
+        transfer = _Transfer(self, delay, deliver, arguments)
+        source.outgoing.start(size, transfer.half)
+        target.incoming.start(size, transfer.half)
+
+    def _delay(self, source: Host, target: Host, packets: int) -> float:
+        if source is target:
+            return 0.0
+        lost = self.loss and self.random.random() < 1 - (1 - self.loss) ** min(packets, TAIL_PACKETS)
+        return self.latency_s + TIMEOUT_S if lost else self.latency_s
+
+    def complete(self, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self.under_way -= 1
+        deliver(*arguments)
+
+
+class _Transfer:
+    """A slice on its way: both cards have to pass it."""
+
+    __slots__ = ("_arguments", "_delay_s", "_deliver", "_network", "_one_card_is_done")
+
+    def __init__(
+        self, network: Network, delay_s: float, deliver: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        self._network, self._delay_s = network, delay_s
+        self._deliver, self._arguments = deliver, arguments
+        self._one_card_is_done = False
+
+    def half(self) -> None:
+        """One card has passed it."""
+        if self._one_card_is_done:
+            self._network.clock.after(self._delay_s, self._network.complete, self._deliver, self._arguments)
+        self._one_card_is_done = True

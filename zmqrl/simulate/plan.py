@@ -1,0 +1,100 @@
+"""A search for the number of workers, backups and shards."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+from zmqrl.errors import require
+from zmqrl.ps.layout import ALIGNMENT
+from zmqrl.ps.wire.messages import MAX_WORKERS
+from zmqrl.simulate.result import Result
+from zmqrl.simulate.scenario import Scenario
+from zmqrl.simulate.world import simulate
+
+SHARDS: Final = (1, 2, 4, 8, 16, 32)
+MOST_BACKUPS: Final = 6
+NO_BETTER: Final = 0.03
+"""A gain that does not justify more machines."""
+
+Setting: TypeAlias = tuple[int, int, int]
+"""Ranks (N + b), shards, backups: what a plan should use few of, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The recommended run, all runs that were tried, and the reasons in sentences."""
+
+    best: Result
+    tried: tuple[Result, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Search:
+    scenario: Scenario
+    found: dict[Setting, Result] = field(default_factory=dict)
+
+    def run(self, setting: Setting) -> Result:
+        if setting not in self.found:
+            ranks, shards, backups = setting
+            scenario = replace(
+                self.scenario,
+                workers=ranks - backups,
+                backups=backups,
+                quorum=None,
+                shards=shards,
+                worker_hosts=(),
+                shard_hosts=(),
+            )
+            self.found[setting] = simulate(scenario)
+        return self.found[setting]
+
+    def best(self, settings: Iterator[Setting]) -> Setting:
+        """The least of ``settings`` that is nearly as fast as the fastest."""
+        rates = {setting: self.run(setting).learned_steps_per_s for setting in settings}
+        most = max(rates.values())
+        return min(setting for setting, rate in rates.items() if rate >= (1 - NO_BETTER) * most)
+
+
+def plan(scenario: Scenario, workers_up_to: int) -> Plan:
+    """Find the settings with the most agent steps per second that are learned from, with at most so many workers.
+
+    First the shards for all workers without backups, then the backups, then fewer workers. A setting that is within
+    ``NO_BETTER`` of a faster one with more processes is preferred. Raises UsageError, ClusterError.
+    """
+    require(
+        1 <= workers_up_to <= MAX_WORKERS,
+        f"--workers-up-to {workers_up_to}: 1 to {MAX_WORKERS} workers are possible.",
+    )
+    search, most = _Search(scenario), workers_up_to
+    shards_that_fit = [shards for shards in SHARDS if shards * ALIGNMENT <= scenario.parameters]
+    _, shards, _ = search.best((most, each, 0) for each in shards_that_fit)
+    _, _, backups = search.best((most, shards, each) for each in range(min(MOST_BACKUPS, most - 1) + 1))
+    fewer = {max(1, most >> halvings) for halvings in range(most.bit_length())}
+    search.best((ranks, shards, round(backups * ranks / most)) for ranks in fewer)
+    best = search.best(iter(list(search.found)))
+    tried = tuple(search.found[setting] for setting in sorted(search.found))
+    return Plan(search.found[best], tried, tuple(_reasons(search, best)))
+
+
+def _reasons(search: _Search, best: Setting) -> Iterator[str]:
+    ranks, shards, backups = best
+    rate = search.found[best].learned_steps_per_s
+    numbers = _counted(ranks - backups, "worker"), _counted(backups, "backup"), _counted(shards, "shard")
+    yield f"use {', '.join(numbers)} (quorum {ranks - backups}): {rate:.0f} agent steps/s are learned from"
+    others: dict[str, Callable[[int, int, int], bool]] = {
+        "without backups": lambda r, s, b: (r, s) == (ranks, shards) and b == 0 < backups,
+        "with more backups": lambda r, s, b: (r, s) == (ranks, shards) and b > backups,
+        "with fewer shards": lambda r, s, b: r == ranks and b == 0 and s < shards,
+        "with more shards": lambda r, s, b: r == ranks and b == 0 and s > shards,
+        "with fewer workers": lambda r, s, b: r < ranks,
+        "with more workers": lambda r, s, b: r > ranks,
+    }
+    for words, alike in others.items():
+        rates = [result.learned_steps_per_s for setting, result in search.found.items() if alike(*setting)]
+        if rates:
+            yield f"{words}: {max(rates):.0f} at best ({max(rates) / rate - 1:+.0%})"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,85 @@
+"""What a simulation has found, in words and tables."""
+
+import math
+from collections.abc import Sequence
+
+from zmqrl.simulate.result import Result
+
+COLUMNS = (
+    "updates/s",
+    "agent steps/s",
+    "learned/s",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "used",
+    "late",
+    "skipped",
+    "waiting",
+    "card",
+)
+
+
+def report(result: Result) -> str:
+    """A page about one run."""
+    found, scenario = result.to_json(), result.scenario
+    step = found["step_ms"]
+    hosts = "hosts of their own" if scenario.hosts is None else f"{scenario.hosts} hosts"
+    lines = [
+        f"{scenario.workers} workers, {scenario.backups} backups, quorum {scenario.effective_quorum}, "
+        f"{scenario.shards} shards on {hosts}; seed {scenario.seed}",
+        f"{len(result.step_s)} updates in {result.elapsed_s:.3f} s of {'real' if result.live else 'virtual'} time",
+        "",
+        f"updates/s      {_figure(result.updates_per_s)}",
+        f"agent steps/s  {_figure(result.agent_steps_per_s)}, learned from: {_figure(result.learned_steps_per_s)}",
+        f"step time      mean {step['mean']:.1f}, p50 {step['p50']:.1f}, p90 {step['p90']:.1f}, "
+        f"p99 {step['p99']:.1f} ms",
+        "contributions  "
+        + ", ".join(f"{found[name]} {name}" for name in ("used", "late", "skipped", "duplicate", "rejected")),
+        f"workers wait   {result.waiting:.0%} of the time",
+        f"network cards  {_busiest(result):.0%} of the busiest one",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None = None) -> str:
+    """One row for each run. ``swept`` are the settings that differ; ``marked`` gets an arrow."""
+    rows = [
+        [
+            *(str(_setting(result, name)) for name in swept),
+            _figure(result.updates_per_s),
+            _figure(result.agent_steps_per_s),
+            _figure(result.learned_steps_per_s),
+            *(f"{result.to_json()['step_ms'][p]:.1f}" for p in ("p50", "p90", "p99")),
+            *(str(getattr(result, name)) for name in ("used", "late", "skipped")),
+            f"{result.waiting:.0%}",
+            f"{_busiest(result):.0%}",
+            *(["<-"] if result is marked else []),
+        ]
+        for result in results
+    ]
+    heads = [*(name.replace("_", "-") for name in swept), *COLUMNS]
+    widths = [
+        max(len(row[column]) for row in [heads, *rows] if column < len(row)) for column in range(max(map(len, rows)))
+    ]
+    lines = [
+        "  ".join(word.rjust(width) for word, width in zip(row, widths, strict=False)).rstrip()
+        for row in [heads, *rows]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _setting(result: Result, name: str) -> object:
+    value = getattr(result.scenario, name)
+    return result.scenario.effective_quorum if name == "quorum" else f"{value:g}" if isinstance(value, float) else value
+
+
+def _busiest(result: Result) -> float:
+    """The greatest share of a card's bandwidth in one direction."""
+    return max(max(use.outgoing, use.incoming) for use in result.nics)
+
+
+def _figure(number: float) -> str:
+    if not math.isfinite(number):
+        return "inf"
+    return f"{number:.2f}" if number < 100 else f"{number:.0f}"

@@ -1,0 +1,122 @@
+"""What a simulation has found."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from zmqrl.simulate.clock import Shared
+from zmqrl.simulate.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Shares of the bandwidth of a network card that were used, on average, in each direction."""
+
+    outgoing: float
+    incoming: float
+
+    @classmethod
+    def of(cls, outgoing: Shared | None, incoming: Shared | None, most_bytes: float) -> Self:
+        """From the transfers through a card that could have passed ``most_bytes``."""
+        if outgoing is None or incoming is None or not most_bytes:
+            return cls(0.0, 0.0)
+        return cls(min(1.0, outgoing.served / most_bytes), min(1.0, incoming.served / most_bytes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A simulated run, from the publication of version 0 to that of the last version.
+
+    Times are virtual, or real if ``live``.
+
+    ``step_s`` is the time from one version to the next; a version is there when its last shard publishes it. Counts of
+    contributions are in slices, as in ``summary.json``. ``abandoned`` are gradients that were given up, whose slices
+    count as skipped. ``waiting_s`` is by rank, ``nics`` by host, ``shards_busy`` by shard: CPU time per time.
+    """
+
+    scenario: Scenario
+    step_s: tuple[float, ...]
+    elapsed_s: float
+    agent_steps: int
+    used: int
+    late: int
+    duplicate: int
+    rejected: int
+    skipped: int
+    resent: int
+    abandoned: int
+    abandoned_rollouts: int
+    waiting_s: tuple[float, ...]
+    nics: tuple[Use, ...]
+    shards_busy: tuple[float, ...]
+    live: bool = False
+
+    @property
+    def updates_per_s(self) -> float:
+        """Versions per second. Infinite if nothing takes time."""
+        return len(self.step_s) / self.elapsed_s if self.elapsed_s else math.inf
+
+    @property
+    def agent_steps_per_s(self) -> float:
+        """Agent steps of all workers per second, as a run reports them."""
+        return self.agent_steps / self.elapsed_s if self.elapsed_s else math.inf
+
+    @property
+    def learned_steps_per_s(self) -> float:
+        """Agent steps per second behind the contributions that were used."""
+        scenario = self.scenario
+        steps = self.used / scenario.shards * scenario.agent_steps_per_rollout / scenario.updates_per_rollout
+        return steps / self.elapsed_s if self.elapsed_s else math.inf
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time that workers wait for a version."""
+        most_s = self.elapsed_s * len(self.waiting_s)
+        return sum(self.waiting_s) / most_s if most_s else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what ``zmqrl simulate --json`` prints. A number that is not finite is None."""
+        scenario = self.scenario
+        return {
+            "updates": len(self.step_s),
+            "updates_per_s": _finite(self.updates_per_s),
+            "agent_steps_per_s": _finite(self.agent_steps_per_s),
+            "learned_steps_per_s": _finite(self.learned_steps_per_s),
+            "step_ms": {
+                "mean": 1000 * sum(self.step_s) / len(self.step_s),
+                **{f"p{p}": 1000 * percentile(self.step_s, p) for p in (50, 90, 99)},
+            },
+            **{
+                name: getattr(self, name)
+                for name in ("used", "late", "skipped", "duplicate", "rejected", "resent", "abandoned")
+            },
+            "abandoned_rollouts": self.abandoned_rollouts,
+            "agent_steps": self.agent_steps,
+            "elapsed_s": self.elapsed_s,
+            "waiting": self.waiting,
+            "waiting_s": list(self.waiting_s),
+            "nic_use": {
+                "outgoing": [use.outgoing for use in self.nics],
+                "incoming": [use.incoming for use in self.nics],
+            },
+            "shards_busy": list(self.shards_busy),
+            **{name: getattr(scenario, name) for name in ("workers", "backups", "shards", "hosts", "seed")},
+            "quorum": scenario.effective_quorum,
+            "bandwidth": _finite(scenario.bandwidth),
+            "parameters": scenario.parameters,
+            "live": self.live,
+        }
+
+
+def percentile(values: Sequence[float], p: float) -> float:
+    """The ``p``-th percentile, by linear interpolation between the nearest ranks."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * p / 100
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,288 @@
+"""What is simulated: hosts, processes, their work, the network between them, and what fails."""
+
+import dataclasses
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import tyro
+
+from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.process_id import worker_id
+from zmqrl.ps.layout import ALIGNMENT, MAX_COUNT, MAX_SHARDS
+from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
+from zmqrl.simulate.laws import Law
+
+RECORDED: Final = "run:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardCosts:
+    """CPU seconds of a shard process for one slice. They share the cores of its host."""
+
+    receive_s: float = 0.0
+    """To take a contribution from its socket, whatever its outcome."""
+    accumulate_s: float = 0.0
+    """To add a contribution to the sum."""
+    optimize_s: float = 0.0
+    """For the optimizer step of a version."""
+    commit_s: float = 0.0
+    """To store a version and write its line of the history."""
+    publish_s: float = 0.0
+    """To hand a version to the sockets."""
+    send_s: float = 0.0
+    """For each subscriber that a version is sent to, in the I/O thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Straggler:
+    """A slow worker: its work takes ``factor`` times as long, plus ``seconds`` of sleep for each gradient."""
+
+    rank: int
+    factor: float = 1.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A process that is killed: ``worker-3``, ``shard-0``, or all of ``host-1``. Times are in seconds.
+
+    It comes back after ``restart_s``, or never without it. A shard finds its last version on its disk.
+    """
+
+    process: str
+    at: float
+    restart_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A run to simulate."""
+
+    workers: int = 4
+    """N: workers whose contributions make an update, unless --quorum is set."""
+    backups: int = 0
+    """b: extra workers, so that an update does not wait for the slowest ones."""
+    quorum: int | None = None
+    """K: contributions that make an update. None: N."""
+    shards: int = 2
+    """Parameter-server shards."""
+    updates: int = 100
+    """Versions to simulate."""
+    seed: int = 1
+    """Seed of all random numbers."""
+    hosts: int | None = None
+    """Hosts that workers and shards share, in turn. None: one for each process."""
+    cores: int | None = None
+    """Cores of each host, which its processes share. None: one for each process."""
+    compute: str = "exponential:0.1"
+    """LAW of the seconds that a worker needs for one gradient, or run:DIR."""
+    rollout: str | None = None
+    """LAW of the seconds to play a rollout, once per iteration. None: part of --compute."""
+    busy: float = 1.0
+    """Share of the compute time that needs a core. 0: workers sleep."""
+    updates_per_rollout: int = 1
+    """U: versions that are learned from one rollout."""
+    agent_steps_per_rollout: int = 30
+    """Agent steps of one rollout."""
+    abandon: Literal["after-compute", "immediately"] = "after-compute"
+    """When a worker drops work that is too late. after-compute: as the real worker does."""
+    parameters: int = 331_909
+    """Length of the parameter vector. Default: the network dba3c."""
+    codec: Codec = "f32"
+    """Numbers on the wire: 4 bytes (f32) or 2 bytes (bf16)."""
+    bandwidth: float = math.inf
+    """Bytes per second of the network card of each host, in each direction, or inf."""
+    latency: float = 0.0
+    """Seconds from host to host, one way."""
+    loss: float = 0.0
+    """Share of packets that are lost and sent again."""
+    loopback: float = math.inf
+    """Bytes per second between processes of one host, or inf."""
+    need_s: float = 1.0
+    """Seconds without progress before a shard asks for resends."""
+    costs: ShardCosts = field(default_factory=ShardCosts)
+    """CPU time of shards."""
+    worker_hosts: tyro.conf.Suppress[tuple[int, ...]] = ()
+    """Host of each rank. Empty: in turn."""
+    shard_hosts: tyro.conf.Suppress[tuple[int, ...]] = ()
+    """Host of each shard. Empty: spread."""
+    stragglers: tyro.conf.Suppress[tuple[Straggler, ...]] = ()
+    failures: tyro.conf.Suppress[tuple[Failure, ...]] = ()
+
+    @property
+    def ranks(self) -> int:
+        """All workers, N + b."""
+        return self.workers + self.backups
+
+    @property
+    def effective_quorum(self) -> int:
+        """K."""
+        return self.workers if self.quorum is None else self.quorum
+
+    @property
+    def recorded_run(self) -> Path | None:
+        """The run whose times are replayed. None if they are drawn."""
+        return Path(self.compute.removeprefix(RECORDED)) if self.compute.startswith(RECORDED) else None
+
+    def host_of_rank(self) -> tuple[int, ...]:
+        """The host of each rank."""
+        return self.worker_hosts or tuple(rank % (self.hosts or self.ranks) for rank in range(self.ranks))
+
+    def host_of_shard(self) -> tuple[int, ...]:
+        """The host of each shard: spread evenly over the hosts, or hosts of their own."""
+        if self.shard_hosts:
+            return self.shard_hosts
+        if self.hosts is None:
+            first = max(self.host_of_rank()) + 1
+            return tuple(range(first, first + self.shards))
+        return tuple(shard * self.hosts // self.shards % self.hosts for shard in range(self.shards))
+
+    def slowness(self, rank: int) -> tuple[float, float]:
+        """The factor of a worker's work, and the seconds that it sleeps for each gradient."""
+        found = [(each.factor, each.seconds) for each in self.stragglers if each.rank == rank]
+        return found[0] if found else (1.0, 0.0)
+
+    def check(self) -> None:
+        """Raise UsageError for the first setting that is not valid."""
+        require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
+        require(self.backups >= 0, f"--backups {self.backups}: a number of workers, 0 or above, is required.")
+        require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above {MAX_WORKERS}, the limit.")
+        k = self.effective_quorum
+        require(1 <= k <= self.ranks, f"--quorum {k}: 1 to {self.ranks} (N + b) contributions are possible.")
+        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: 1 to {MAX_SHARDS} shards are possible.")
+        for name in ("updates", "updates_per_rollout", "agent_steps_per_rollout"):
+            _require_at_least_one(name, getattr(self, name))
+        for name in ("hosts", "cores"):
+            if getattr(self, name) is not None:
+                _require_at_least_one(name, getattr(self, name))
+        require(0 <= self.seed < 2**32, f"--seed {self.seed}: a number from 0 to below 2^32 is required.")
+        least = ALIGNMENT * self.shards
+        require(
+            least <= self.parameters <= MAX_COUNT,
+            f"--parameters {self.parameters}: {least} to {MAX_COUNT} can be cut into {self.shards} shards.",
+        )
+        require(0 <= self.busy <= 1, f"--busy {self.busy}: a share from 0 to 1 is required.")
+        require(0 <= self.loss < 1, f"--loss {self.loss}: a share from 0 to below 1 is required.")
+        require(self.bandwidth > 0, f"--bandwidth {self.bandwidth}: bytes per second above 0, or inf, are required.")
+        require(self.loopback > 0, f"--loopback {self.loopback}: bytes per second above 0, or inf, are required.")
+        require(0 <= self.latency < math.inf, f"--latency {self.latency}: seconds, 0 or above, are required.")
+        require(0 < self.need_s < math.inf, f"--need-s {self.need_s}: seconds above 0 are required.")
+        for name, cost in dataclasses.asdict(self.costs).items():
+            require(0 <= cost < math.inf, f"--{_option(name)} {cost}: seconds, 0 or above, are required.")
+        if self.recorded_run is None:
+            Law.parse(self.compute, "--compute")
+        if self.rollout is not None:
+            Law.parse(self.rollout, "--rollout")
+        self._check_placement()
+        for straggler in self.stragglers:
+            require(
+                0 <= straggler.rank < self.ranks and straggler.factor >= 0 and straggler.seconds >= 0,
+                f"{straggler}: a rank from 0 to {self.ranks - 1}, and a factor and seconds of 0 or above are required.",
+            )
+        for failure in self.failures:
+            self.processes_of(failure)
+
+    def _check_placement(self) -> None:
+        for name, places, number in (
+            ("worker_hosts", self.worker_hosts, self.ranks),
+            ("shard_hosts", self.shard_hosts, self.shards),
+        ):
+            require(
+                not places or (len(places) == number and all(0 <= place < MAX_WORKERS for place in places)),
+                f"{name} has {len(places)} hosts, but a host from 0 is required for each of {number}.",
+            )
+
+    def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ranks and the shards that a failure kills. Raises UsageError if there are none."""
+        role, _, number = failure.process.rpartition("-")
+        which = int(number) if number.isdigit() else -1
+        ranks = [which] if role == "worker" and which < self.ranks else []
+        shards = [which] if role == "shard" and which < self.shards else []
+        if role == "host":
+            ranks = [rank for rank, host in enumerate(self.host_of_rank()) if host == which]
+            shards = [shard for shard, host in enumerate(self.host_of_shard()) if host == which]
+        require(
+            which >= 0 and bool(ranks or shards),
+            f"failures: there is no process {failure.process!r}; write {worker_id(0)}, shard-0 or host-0.",
+        )
+        timed = failure.at >= 0 and (failure.restart_s is None or failure.restart_s >= 0)
+        require(timed, f"failures: {failure.process} needs times of 0 or above.")
+        return tuple(ranks), tuple(shards)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as in a scenario file. An infinite rate is the text ``inf``."""
+        plain = dataclasses.asdict(self)
+        return {name: "inf" if value == math.inf else value for name, value in plain.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Scenario":
+        """Inverse of :meth:`to_json`. Missing settings keep their defaults. Raises UsageError."""
+        scenario: Scenario = _build(cls, data, "")
+        scenario.check()
+        return scenario
+
+    @classmethod
+    def read(cls, path: Path) -> "Scenario":
+        """Read a scenario file, in JSON if its name ends with ``.json``, else in TOML. Raises UsageError."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}.") from error
+        except ValueError as error:
+            kind = "JSON" if path.suffix == ".json" else "TOML"
+            raise UsageError(f"{path} is not valid {kind}: {error}.") from error
+        try:
+            return cls.from_json(data)
+        except UsageError as error:
+            raise UsageError(f"{path} cannot be used: {error}") from error
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _require_at_least_one(name: str, number: int) -> None:
+    require(1 <= number < 2**53, f"--{_option(name)} {number}: a number from 1 is required.")
+
+
+def _build(cls: type[Any], data: object, where: str) -> Any:
+    """Make a dataclass from plain data. Missing settings keep their defaults."""
+    if not isinstance(data, dict):
+        raise UsageError(f"{where or 'the file'} is {data!r:.60}, but a group of settings is required.")
+    hints = get_type_hints(cls)
+    values = {}
+    for name, value in data.items():
+        name = name.replace("-", "_")
+        if name not in hints:
+            raise UsageError(f"unknown setting {where}{name}{did_you_mean(name, hints)}.")
+        values[name] = _value(hints[name], value, f"{where}{name}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UsageError(f"{where or 'the file'} is not complete: {error}.") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        return _build(hint, value, f"{where}.")
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_value(arguments[0], item, f"{where}[{n}]") for n, item in enumerate(value))
+    if origin is Literal:
+        fits = value in arguments
+    elif value is None:
+        fits = type(None) in arguments
+    else:
+        wanted = next((argument for argument in arguments if argument is not type(None)), hint)
+        if wanted is float and (value == "inf" or (isinstance(value, int) and not isinstance(value, bool))):
+            value = float(value)
+        fits = type(value) is wanted
+    if not fits:
+        raise UsageError(f"{where} cannot be {value!r:.60}.")
+    return value

@@ -1,0 +1,206 @@
+"""A simulated shard: the real state machine, with costs instead of arithmetic."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from zmqrl.ps.shard import events as e
+from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.worker.events import PublicationArrived
+from zmqrl.simulate.link import PAYLOAD, Link
+from zmqrl.simulate.network import Host
+
+if TYPE_CHECKING:
+    from zmqrl.simulate.world import World
+
+RUN, LAYOUT = "simulated", "simulated"
+LOOK_S = 0.025  # the server looks at its timers this often
+
+
+class SimulatedShard:
+    """One shard: its process, which comes and goes, and what it has committed, which stays."""
+
+    def __init__(self, world: "World", number: int, host: Host, slice_bytes: int) -> None:
+        self.world, self.number, self.host, self.slice_bytes = world, number, host, slice_bytes
+        scenario = world.scenario
+        self.costs = scenario.costs
+        self.links: list[Link] = []
+        self.peers: dict[bytes, Link] = {}
+        self.alive = False
+        self.life = 0
+        self.busy_s = 0.0
+        self.lost: e.Totals = (0, 0, 0, 0)
+        members = tuple(range(scenario.ranks))
+        view = e.View(1, scenario.effective_quorum, members)
+        record = replace(e.Record.handed_over(1, 0, view), stop=scenario.updates)
+        self.slots: list[e.Record] = [record]  # the version before the newest, the newest
+        self._inbox: deque[e.Event] = deque()
+        self._serving: Iterator[float] | None = None
+        self._owed_s = 0.0
+        self.start()
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self.slots[-1].version
+
+    def start(self) -> None:
+        """Start the process. It continues with what an earlier one has committed."""
+        self.life += 1
+        self.alive = True
+        self.incarnation = self.world.number()
+        identity = e.Identity(
+            run=RUN,
+            layout=LAYOUT,
+            shard=self.number,
+            incarnation=self.incarnation,
+            codec=self.world.scenario.codec,
+            payload_bytes={"f32": self.slice_bytes, "bf16": self.slice_bytes},
+            secret="",
+        )
+        need_s = self.world.scenario.need_s
+        self.machine = ShardMachine(identity, ShardTiming(need_s=need_s, need_most_s=max(8.0, need_s)))
+        previous = self.slots[0].version if len(self.slots) > 1 else None
+        self.feed(e.StateRestored(self.slots[-1], recovered=self.life > 1, previous=previous))
+        self._tick(self.life)
+
+    def crash(self) -> None:
+        """Kill the process. The contributions that it held are lost."""
+        self.alive = False
+        self.life += 1
+        self._inbox.clear()
+        self._serving, self._owed_s = None, 0.0
+        for link in self.links:
+            link.disconnect()
+
+    def totals(self) -> e.Totals:
+        """Contributions by outcome."""
+        machine = self.machine
+        used, late, duplicate, rejected = map(
+            sum, zip((0, 0, 0, 0), *machine.contributions.tallies.values(), strict=True)
+        )
+        return used, late, duplicate, rejected + machine.contributions.unattributed
+
+    def feed(self, event: e.Event) -> None:
+        """Take an event. The process handles one after the other."""
+        if not self.alive:
+            return
+        self._inbox.append(event)
+        if self._serving is None:
+            self._serving = self._serve()
+            self._go_on(self.life)
+
+    def _go_on(self, life: int) -> None:
+        """Work until something takes time."""
+        if life != self.life or self._serving is None:
+            return
+        for cpu_s in self._serving:
+            self.busy_s += cpu_s
+            self.host.work(cpu_s, self._go_on, life)
+            return
+        self._serving = None
+
+    def _serve(self) -> Iterator[float]:
+        """Handle all events, and yield the CPU seconds of what takes time."""
+        while self._inbox:
+            event = self._inbox.popleft()
+            if isinstance(event, e.GradientArrived):
+                self._owed_s += self.costs.receive_s
+            yield from self._do(self.machine.handle(event, self.world.clock.now))
+            if self._owed_s:
+                yield self._pay()
+
+    def _pay(self, cpu_s: float = 0.0) -> float:
+        """CPU time for the work since the last payment, and ``cpu_s``."""
+        owed_s, self._owed_s = self._owed_s + cpu_s, 0.0
+        return owed_s
+
+    def _do(self, actions: list[e.Action]) -> Iterator[float]:
+        costs = self.costs
+        for action in actions:
+            match action:
+                case e.Accumulate():
+                    self.world.progressed()
+                    self._owed_s += costs.accumulate_s
+                case e.Update():
+                    if cpu_s := self._pay(costs.optimize_s + costs.commit_s):
+                        yield cpu_s
+                    self.slots = [self.slots[-1], action.record]
+                    yield from self._do(self.machine.handle(e.Updated(action.record), self.world.clock.now))
+                case e.CommitAgain():
+                    self.slots[-1] = action.record
+                case e.PublishWeights():
+                    if cpu_s := self._pay(costs.publish_s):
+                        yield cpu_s
+                    self._publish_weights()
+                case e.Publish():
+                    self._publish(action.message)
+                case e.Send() if action.peer in self.peers:
+                    self.peers[action.peer].answer(action.message)
+                case e.SendSnapshot() if action.peer in self.peers:
+                    record = next(slot for slot in self.slots if slot.version == action.version)
+                    self.peers[action.peer].answer(m.Snapshot(**self._describe(record)))
+
+    def _publish_weights(self) -> None:
+        record = self.slots[-1]
+        self.world.published(self.number, record)
+        event = PublicationArrived(self.number, m.Weights(**self._describe(record)), PAYLOAD)
+        told, send_s = self._told(), self.costs.send_s
+        if not send_s:
+            for link in self.links:
+                link.publish_weights(event, told)
+            return
+        waiting = iter([link for link in self.links if link.up])
+        self._send_next(waiting, event, told, self.life)
+
+    def _send_next(
+        self, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
+    ) -> None:
+        """The I/O thread sends to one subscriber after the other, while the process goes on."""
+        link = next(waiting, None)
+        if link is not None and life == self.life:
+            self.busy_s += self.costs.send_s
+            self.host.work(self.costs.send_s, self._sent, link, waiting, event, told, life)
+
+    def _sent(
+        self, link: Link, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
+    ) -> None:
+        link.publish_weights(event, told)
+        self._send_next(waiting, event, told, life)
+
+    def _publish(self, message: m.Heartbeat | m.Need | m.Bye) -> None:
+        event = PublicationArrived(self.number, message)
+        told = self._told() if isinstance(message, m.Heartbeat) else None
+        for link in self.links:
+            link.publish(event, told)
+
+    def _told(self) -> tuple[object, ...]:
+        machine = self.machine
+        return machine.generation, machine.version, machine.view.id, machine.published
+
+    def _describe(self, record: e.Record) -> dict[str, Any]:
+        view = self.machine.view
+        return {
+            "run": RUN,
+            "shard": self.number,
+            "incarnation": self.incarnation,
+            "generation": record.generation,
+            "version": record.version,
+            "view": view.id,
+            "quorum": view.quorum,
+            "members": view.members,
+            "ranks": record.ranks,
+            "codec": self.world.scenario.codec,
+            "crc32": 0,
+        }
+
+    def _tick(self, life: int) -> None:
+        """Look at the timers when the next one is due."""
+        if life != self.life:
+            return
+        self.feed(e.Tick())
+        machine, now = self.machine, self.world.clock.now
+        due = min(machine.need_at + machine.need_wait_s, machine.heartbeat_at + machine.timing.heartbeat_s)
+        self.world.clock.at(max(due, now + LOOK_S), self._tick, life)

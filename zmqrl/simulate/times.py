@@ -1,0 +1,90 @@
+"""The times of the workers' work: drawn from laws, or those of a real run from its run directory."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from zmqrl.errors import UsageError
+from zmqrl.observe.records import RunRecord
+from zmqrl.ps.layout import Layout
+from zmqrl.rundir import RunDirectory
+from zmqrl.simulate.compute import ComputeTimes, Work
+from zmqrl.simulate.laws import Law
+from zmqrl.simulate.scenario import RECORDED, Scenario
+
+ROLLOUT_SPANS: Final = ("env_step", "act")
+GRADIENT_SPANS: Final = ("gradient", "encode", "push", "assemble")
+
+
+def scenario_of(run: Path) -> Scenario:
+    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError when it is not a run."""
+    settings = RunRecord.read(run).settings
+    per_rollout, agent_steps = _rollout_of(settings, run)
+    return Scenario(
+        workers=settings["workers"],
+        backups=settings.get("backups", 0),
+        quorum=settings.get("quorum"),
+        shards=settings.get("shards", 1),
+        updates=max(4, -(-100 // per_rollout)) * per_rollout,  # whole iterations
+        compute=f"{RECORDED}{run}",
+        updates_per_rollout=per_rollout,
+        agent_steps_per_rollout=agent_steps,
+        parameters=_parameters_of(run),
+        codec=settings.get("wire.codec", "f32"),
+        need_s=settings.get("wire.need_s", 1.0),
+    )
+
+
+def recorded_times(run: Path) -> ComputeTimes:
+    """The times of the workers of a run: means over the second half of its ``metrics.jsonl``, as CPU time.
+
+    Raises UsageError when it is not a run, or when it has no times yet.
+    """
+    record = RunRecord.read(run)
+    per_rollout, _ = _rollout_of(record.settings, run)
+    splits = [row["split_s"] for row in record.rows if row.get("split_s")]
+    splits = splits[len(splits) // 2 :]
+    if not splits:
+        raise UsageError(f"{run} has no times in metrics.jsonl: use a run that has made updates.")
+    rollout_s, gradient_s = (
+        sum(split.get(span, 0.0) for split in splits for span in spans) / len(splits)
+        for spans in (ROLLOUT_SPANS, GRADIENT_SPANS)
+    )
+    return ComputeTimes((Work([gradient_s]),), (Work([rollout_s * per_rollout]),))
+
+
+def times_of(scenario: Scenario) -> ComputeTimes:
+    """The times of the work that ``scenario`` describes: drawn, or those of a run. Raises UsageError."""
+    if scenario.recorded_run is not None:
+        return recorded_times(scenario.recorded_run)
+    return ComputeTimes.drawn(
+        gradient=Law.parse(scenario.compute, "--compute"),
+        rollout=None if scenario.rollout is None else Law.parse(scenario.rollout, "--rollout"),
+        ranks=scenario.ranks,
+        versions=scenario.updates,
+        per_rollout=scenario.updates_per_rollout,
+        busy=scenario.busy,
+        seed=scenario.seed,
+    )
+
+
+def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
+    """Versions learned from a rollout, and its agent steps."""
+    try:
+        algo = settings["algo"]
+        agent_steps = settings[f"{algo}.rollout_steps"] * settings["envs.num_envs"]
+        per_rollout = settings["ppo.epochs"] * settings["ppo.minibatches"] if algo == "ppo" else 1
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{run / 'config.json'} cannot be used: it has no valid {error}.") from error
+    return per_rollout, agent_steps
+
+
+def _parameters_of(run: Path) -> int:
+    """The length of the parameter vector, from the newest checkpoint."""
+    for manifest in sorted(RunDirectory(run).checkpoints.glob("*/manifest.json"), reverse=True):
+        try:
+            return Layout.from_json(json.loads(manifest.read_text(encoding="utf-8"))["layout"]).count
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{manifest} cannot be used: {error}.") from error
+    raise UsageError(f"{run} has no checkpoint, which tells the number of parameters: use another run.")

@@ -1,0 +1,228 @@
+"""A simulated worker: the real state machine of its connection, and ``zmqrl.worker.work`` with durations for work."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.worker import events as e
+from zmqrl.ps.worker.machine import WorkerMachine, WorkerTiming
+from zmqrl.simulate.clock import Job
+from zmqrl.simulate.link import Link
+from zmqrl.simulate.network import Host
+from zmqrl.simulate.shard import LAYOUT, RUN
+
+if TYPE_CHECKING:
+    from zmqrl.simulate.world import World
+
+# Real workers send a PING every second. In a simulated run nothing depends on it, except that a shard is not silent.
+POLL_S = 0.05  # the connection looks at its timers this often
+TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Wait for a version above ``above``. The answer is the version, or None at the end of the run."""
+
+    above: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Work for ``cpu_s`` and ``idle_s``. The answer is ``on``, the version that it was for, or None if given up."""
+
+    cpu_s: float
+    idle_s: float
+    on: e.Assembled
+    drops: bool
+
+
+Step: TypeAlias = Pull | Compute
+
+
+class SimulatedWorker:
+    """One worker: its process, which comes and goes, and its counts, which stay."""
+
+    def __init__(self, world: "World", rank: int, host: Host) -> None:
+        self.world, self.rank, self.host = world, rank, host
+        self.links: list[Link] = []
+        self.alive = False
+        self.agent_steps = 0.0
+        self.abandoned = self.abandoned_rollouts = 0
+        self.skipped = self.resent = 0  # of processes that are gone
+        self.waiting_s = 0.0
+        self._factor, self._sleep_s = world.scenario.slowness(rank)
+        self._state: Literal["pulling", "computing", "ended"] = "ended"
+        self._life = 0
+        self._computing: Compute | None = None
+        self._job: Job | None = None
+        self._waits_from = 0.0
+
+    def start(self) -> None:
+        """Start a process."""
+        scenario = self.world.scenario
+        self._life += 1
+        self.alive = True
+        self.incarnation = self.world.number()
+        self.machine = WorkerMachine(
+            run=RUN,
+            layout=LAYOUT,
+            shards=scenario.shards,
+            rank=self.rank,
+            incarnation=self.incarnation,
+            codec=scenario.codec,
+            host="simulated",
+            pid=1,
+            now=self.world.clock.now,
+            timing=TIMING,
+        )
+        for link in self.links:
+            link.connect()
+        self._tick(self._life)
+        self._work = self._run()
+        self._go_on(None)
+
+    def crash(self) -> None:
+        """Kill the process."""
+        self._wait_ends()
+        self._stop_computing()
+        self.alive, self._state = False, "ended"
+        self._life += 1
+        self.skipped += self.machine.tally.skipped
+        self.resent += self.machine.tally.resent
+        for link in self.links:
+            link.disconnect()
+
+    @property
+    def computes(self) -> bool:
+        """Whether work is under way that will end."""
+        return self._state == "computing"
+
+    def totals(self) -> tuple[int, int]:
+        """Slices that were skipped and sent again."""
+        now = self.machine.tally if self.alive else None
+        skipped, resent = (now.skipped, now.resent) if now else (0, 0)
+        return self.skipped + skipped + self.abandoned * len(self.links), self.resent + resent
+
+    # what the computing thread does: compare with zmqrl/worker.py
+
+    def _run(self) -> Generator[Step, e.Assembled | None, None]:
+        scenario, times = self.world.scenario, self.world.times
+        per_rollout = scenario.updates_per_rollout
+        drops = scenario.abandon == "immediately"
+        weights = yield Pull(-1)
+        while weights is not None:
+            acted, iteration = weights, weights.version // per_rollout
+            if times.rollout:
+                yield self._effort(*times.rollout_s(self.rank, iteration), acted)
+                self.agent_steps += scenario.agent_steps_per_rollout
+                weights = yield Pull(acted.version - 1)
+                if weights is None:
+                    break
+                iteration = weights.version // per_rollout
+                if weights.generation != acted.generation or iteration > acted.version // per_rollout + 1:
+                    self.abandoned_rollouts += 1
+                    continue
+            while weights is not None and (weights.generation, weights.version // per_rollout) == (
+                acted.generation,
+                iteration,
+            ):
+                gradient_s = times.gradient_s(self.rank, weights.version)
+                if (yield self._effort(*gradient_s, weights, self._sleep_s, drops)) is None:
+                    self.abandoned += 1
+                else:
+                    self.feed(e.Contributed(weights.generation, weights.version))
+                weights = yield Pull(weights.version)
+
+    def _effort(
+        self, cpu_s: float, idle_s: float, on: e.Assembled, sleep_s: float = 0.0, drops: bool = False
+    ) -> Compute:
+        return Compute(self._factor * cpu_s, self._factor * idle_s + sleep_s, on, drops)
+
+    def _go_on(self, answer: e.Assembled | None) -> None:
+        """Take the next step. Its end comes back here."""
+        try:
+            step = self._work.send(answer)
+        except StopIteration:
+            self._state = "ended"
+            return
+        if isinstance(step, Pull):
+            self._state, self._waits_from = "pulling", self.world.clock.now
+            self.feed(e.Pulling(step.above))
+        else:
+            self._state, self._computing = "computing", step
+            if step.cpu_s and self.host.cores is not None:
+                self._job = self.host.cores.start(step.cpu_s, self._sleep, step)
+            else:
+                self.world.clock.after(step.cpu_s + step.idle_s, self._computed, step)
+
+    def _sleep(self, step: Compute) -> None:
+        self._job = None
+        self.world.clock.after(step.idle_s, self._computed, step)
+
+    def _computed(self, step: Compute) -> None:
+        if step is self._computing:  # else it was given up
+            self._computing = None
+            if not self.world.times.rollout:
+                self.agent_steps += self.world.steps_per_gradient
+            self._go_on(step.on)
+
+    def _stop_computing(self) -> None:
+        if self._job is not None:
+            assert self.host.cores is not None
+            self.host.cores.cancel(self._job)
+        self._computing = self._job = None
+
+    def _wait_ends(self) -> None:
+        if self._state == "pulling":
+            self.waiting_s += max(0.0, self.world.clock.now - max(self._waits_from, self.world.begun_at))
+            self._waits_from = self.world.clock.now
+
+    # what the connection does
+
+    def feed(self, event: e.Event) -> None:
+        """Hand an event to the state machine, and carry out what it decides."""
+        if not self.alive:
+            return
+        for action in self.machine.handle(event, self.world.clock.now):
+            match action:
+                case e.SendGradient():
+                    if not self.links[action.shard].push(action.header):
+                        self.feed(e.SendBlocked(action.shard))
+                case e.SendControl():
+                    self.links[action.shard].request(action.message)
+                    self._look_again(action.message)
+                case e.Assembled():
+                    self._wait_ends()
+                    self._go_on(action)
+                case e.Ended():
+                    self._wait_ends()
+                    if self._state == "pulling":
+                        self._go_on(None)
+                case e.Failed():
+                    self.crash()
+                    return
+        step = self._computing
+        if step is not None and step.drops and self.machine.passed(step.on.version):
+            self._stop_computing()
+            self._go_on(None)
+
+    def _look_again(self, message: m.Message) -> None:
+        """A tick at the time at which an unanswered message is sent again."""
+        if isinstance(message, m.Hello | m.SnapshotRequest):
+            wait_s = TIMING.hello_s if isinstance(message, m.Hello) else TIMING.snapshot_s
+            self.world.clock.after(wait_s + POLL_S, self._tick_once, self._life)
+
+    def _tick_once(self, life: int) -> None:
+        if life == self._life:
+            self.feed(e.Tick())
+
+    def _tick(self, life: int) -> None:
+        if life == self._life:
+            self.feed(e.Tick())
+            self.world.clock.after(TIMING.ping_s, self._tick, life)
+
+    def stop(self) -> None:
+        """The simulation ends."""
+        if self.alive:
+            self._wait_ends()

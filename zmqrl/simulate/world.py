@@ -1,0 +1,176 @@
+"""The simulation: everything in it, from its start to the last version."""
+
+import math
+from itertools import count, pairwise
+
+from zmqrl.errors import ClusterError
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.events import Record
+from zmqrl.ps.wire.codec import payload_bytes
+from zmqrl.simulate.clock import Clock
+from zmqrl.simulate.compute import ComputeTimes
+from zmqrl.simulate.link import Link
+from zmqrl.simulate.network import Host, Network
+from zmqrl.simulate.result import Result, Use
+from zmqrl.simulate.scenario import Failure, Scenario
+from zmqrl.simulate.shard import SimulatedShard
+from zmqrl.simulate.times import times_of
+from zmqrl.simulate.worker import SimulatedWorker
+
+STUCK_S = 120.0
+
+
+def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
+    """Run ``scenario`` on virtual time. The same arguments give the same result.
+
+    ``compute`` are the times of the workers' work, instead of those that ``scenario.compute`` and ``scenario.rollout``
+    describe. Raises UsageError when the scenario is not valid, ClusterError when the run gets stuck in it.
+    """
+    scenario.check()
+    return World(scenario, compute or times_of(scenario)).run()
+
+
+class World:
+    """Hosts, processes and connections of a run."""
+
+    def __init__(self, scenario: Scenario, times: ComputeTimes) -> None:
+        self.scenario, self.times = scenario, times
+        self.steps_per_gradient = scenario.agent_steps_per_rollout / scenario.updates_per_rollout
+        self.clock = Clock()
+        self._numbers = count(1)
+        self.network = Network(
+            self.clock,
+            latency_s=scenario.latency,
+            loss=scenario.loss,
+            loopback=scenario.loopback,
+            seed=scenario.seed,
+        )
+        of_rank, of_shard = scenario.host_of_rank(), scenario.host_of_shard()
+        most_each = self.network.most_each()
+        self.hosts = [
+            Host(self.clock, scenario.cores, scenario.bandwidth, most_each)
+            for _ in range(1 + max(*of_rank, *of_shard, (scenario.hosts or 1) - 1))
+        ]
+        layout = Layout.of([("parameters", (scenario.parameters,))], scenario.shards)
+        self.made_at: list[list[float]] = [[] for _ in range(scenario.shards)]
+        self.begun_at = math.inf
+        self._progressed_at = 0.0
+        self._to_come = 0  # failures and restarts
+        self.shards = [
+            SimulatedShard(self, number, self.hosts[host], payload_bytes(scenario.codec, layout.slices[number].count))
+            for number, host in enumerate(of_shard)
+        ]
+        self.workers = [SimulatedWorker(self, rank, self.hosts[host]) for rank, host in enumerate(of_rank)]
+        for worker in self.workers:
+            for shard in self.shards:
+                link = Link(self, worker, shard)
+                worker.links.append(link)
+                shard.links.append(link)
+        for worker in self.workers:
+            worker.start()
+
+    def number(self) -> int:
+        """Grows: for incarnations and connections."""
+        return next(self._numbers)
+
+    def progressed(self) -> None:
+        """Note that a shard has accepted a contribution."""
+        self._progressed_at = self.clock.now
+
+    def published(self, shard: int, record: Record) -> None:
+        """Note that a shard publishes a version."""
+        made_at = self.made_at[shard]
+        if record.version == len(made_at):  # else it publishes again, after a restart
+            made_at.append(self.clock.now)
+        if not record.version and all(self.made_at):
+            self._begin()
+        if record.version == self.scenario.updates and all(len(made) > record.version for made in self.made_at):
+            self.clock.stop()
+
+    def _begin(self) -> None:
+        """Version 0 is out: the measurement begins, and failures count from here."""
+        self.begun_at = self.clock.now
+        for shard in self.shards:
+            shard.busy_s = 0.0
+        for failure in self.scenario.failures:
+            self._to_come += 1
+            self.clock.after(failure.at, self._fail, failure)
+
+    def run(self) -> Result:
+        """Run until every shard has published the last version. Raises ClusterError when that cannot happen."""
+        self.clock.after(STUCK_S, self._check_moving)
+        self.clock.run()
+        return self._result()
+
+    def _check_moving(self) -> None:
+        """Raise ClusterError if nothing can happen any more."""
+        self.clock.after(STUCK_S, self._check_moving)
+        to_come = self._to_come or self.network.under_way or any(worker.computes for worker in self.workers)
+        if to_come or self.clock.now - self._progressed_at < STUCK_S:
+            return
+        gone = [f"worker-{worker.rank}" for worker in self.workers if not worker.alive]
+        gone += [f"shard-{shard.number}" for shard in self.shards if not shard.alive]
+        version = min(shard.version for shard in self.shards)
+        raise ClusterError(
+            f"the simulated run is stuck at version {version} after {self.clock.now - self.begun_at:.0f} s: "
+            f"it needs {self.scenario.effective_quorum} of {self.scenario.ranks} workers and all shards, "
+            f"but {', '.join(gone) or 'no process'} is gone."
+        )
+
+    # failures
+
+    def _fail(self, failure: Failure) -> None:
+        self._to_come -= 1
+        for process in self._processes(failure):
+            if process.alive:
+                process.crash()
+        if failure.restart_s is not None:
+            self._to_come += 1
+            self.clock.after(failure.restart_s, self._restart, failure)
+
+    def _restart(self, failure: Failure) -> None:
+        self._to_come -= 1
+        for process in self._processes(failure):
+            if not process.alive:
+                process.start()
+        self._reconnect()
+
+    def _reconnect(self) -> None:
+        """libzmq connects again within fractions of a second of a restart."""
+        for worker in self.workers:
+            for link in worker.links:
+                link.connect()
+
+    def _processes(self, failure: Failure) -> list[SimulatedWorker | SimulatedShard]:
+        ranks, shards = self.scenario.processes_of(failure)
+        return [*(self.workers[rank] for rank in ranks), *(self.shards[shard] for shard in shards)]
+
+    # the result
+
+    def _result(self) -> Result:
+        last = self.clock.now
+        elapsed_s = last - self.begun_at
+        done_at = [max(times) for times in zip(*self.made_at, strict=True)]
+        used, late, duplicate, rejected = map(sum, zip(*(shard.totals() for shard in self.shards), strict=True))
+        skipped, resent = map(sum, zip(*(worker.totals() for worker in self.workers), strict=True))
+        for worker in self.workers:
+            worker.stop()
+        return Result(
+            scenario=self.scenario,
+            step_s=tuple(after - before for before, after in pairwise(done_at)),
+            elapsed_s=elapsed_s,
+            agent_steps=round(sum(worker.agent_steps for worker in self.workers)),
+            used=used,
+            late=late,
+            duplicate=duplicate,
+            rejected=rejected,
+            skipped=skipped,
+            resent=resent,
+            abandoned=sum(worker.abandoned for worker in self.workers),
+            abandoned_rollouts=sum(worker.abandoned_rollouts for worker in self.workers),
+            waiting_s=tuple(worker.waiting_s for worker in self.workers),
+            nics=tuple(
+                Use.of(host.outgoing, host.incoming, self.scenario.bandwidth * elapsed_s) for host in self.hosts
+            ),
+            shards_busy=tuple(shard.busy_s / elapsed_s if elapsed_s else 0.0 for shard in self.shards),
+        )
