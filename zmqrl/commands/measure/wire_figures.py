@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import NullFormatter
 from rich import box
 from rich.table import Table
 
@@ -78,7 +78,7 @@ def write_picture(rows: Sequence[Row], path: Path) -> None:
                 _draw(axes, mine, looks)
         for count, top, bottom in zip(workers, panels[0], panels[-1], strict=True):
             top.set_title(f"{count} worker{'s' * (count > 1)}")
-            bottom.set_xlabel("parameters")
+            bottom.set_xlabel("parameters (millions)")
         lines = [panels[0, 0].plot([], [], **each)[0] for each in looks.values()]
         figure.legend(lines, list(looks), loc="outside upper center", ncols=min(4, len(looks)))
         save(figure, path)
@@ -90,10 +90,13 @@ def _draw(axes: Axes, rows: Sequence[Row], looks: Mapping[str, dict[str, Any]]) 
         xs, p50_ms, p99_ms = ([row[key] for row in mine] for key in ("parameters", "p50_ms", "p99_ms"))
         axes.plot(xs, p50_ms, marker="o", markersize=4, **line)
         axes.fill_between(xs, p50_ms, p99_ms, color=line["color"], alpha=0.12, linewidth=0)
+    lengths = sorted({row["parameters"] for row in rows})
     axes.set_xscale("log")
+    axes.set_xticks(lengths, [f"{length / 1e6:.3g}" for length in lengths])
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter("{x:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _series(row: Row) -> str:
