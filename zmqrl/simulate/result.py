@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from zmqrl.simulate.clock import Shared
 from zmqrl.simulate.scenario import Scenario
+from zmqrl.simulate.virtual.clock import Shared
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, refusal
 from zmqrl.hosts.deployment import Deployment
+from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, Said, Task
 from zmqrl.observe.console import Console
 from zmqrl.observe.folding import Folded, Folding
@@ -68,6 +69,7 @@ class Supervisor:
         self.progress = Progress(config, directory, counters, console)
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
         self.followers = Followers(config, directory, self, console, self.files)
+        self.faults = Faults(config.failures, self.launcher, self.sites, console.notice)
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
         self.reports_closed = self.saved = False
         self.refused: set[str] = set()  # what was said about workers of another zmqrl
@@ -188,6 +190,7 @@ class Supervisor:
             self._feed(e.Interrupted())
         self._look_after()
         now = time.monotonic()
+        self.faults.step(now)
         self.files.step(now)
         if self.progress.due(now):
             self._take_in_stats()
@@ -243,6 +246,7 @@ class Supervisor:
                 self.files.rewind(self.checkpoint.version_of, generation)
             case e.BeginTime():
                 self.progress.begin(time.monotonic())
+                self.faults.begin(time.monotonic())
             case e.Notice(text):
                 self.console.notice(text)
             case e.TellDeath(process, lines):
