@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from zmqrl.simulate.clock import Clock, Shared
+from zmqrl.simulate.virtual.clock import Clock, Shared
 
 PACKET_BYTES = 1448  # payload of a TCP segment on Ethernet
 TIMEOUT_S = 0.2  # the least retransmission timeout of Linux
