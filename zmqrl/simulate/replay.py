@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.profile.critical_path import OTHER, Step
 from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun
-from zmqrl.simulate.world import simulate
+from zmqrl.simulate.virtual.world import simulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from zmqrl.observe.histogram import statistics_ms
-from zmqrl.simulate.clock import Shared
 from zmqrl.simulate.scenario import Scenario
+from zmqrl.simulate.virtual.clock import Shared
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import RECORDED, Scenario
 from zmqrl.simulate.sweep import Axis, variants
 from zmqrl.simulate.times import recorded_run, scenario_of
-from zmqrl.simulate.world import simulate
+from zmqrl.simulate.virtual.world import simulate
 
 PROGRAM = "zmqrl simulate"
 
