@@ -37,10 +37,10 @@ def work(connection: Connection, job: dict[str, Any]) -> Counts:
         generation, acted, iteration = weights.generation, weights.version, weights.version // per_rollout
         if rollout_s:
             time.sleep(rollout_s[iteration % len(rollout_s)])
-            counts.rollouts += 1
             weights = connection.pull(acted - 1)
-            if weights is None:
+            if weights is None:  # the run ended before: nothing was played for it
                 break
+            counts.rollouts += 1
             iteration = weights.version // per_rollout
             if weights.generation != generation or iteration > acted // per_rollout + 1:
                 counts.abandoned_rollouts += 1
