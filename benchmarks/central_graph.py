@@ -22,7 +22,7 @@ from typing import Any
 import matplotlib
 from bench_lab import Lab, Run, lab, launched
 
-from zmqrl.commands.measure.plot import COLOURS, STYLE
+from zmqrl.observe.drawing import COLOURS, STYLE
 from zmqrl.observe.provenance import provenance
 
 MOST_HOSTS = 8

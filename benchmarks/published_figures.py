@@ -7,6 +7,7 @@ It takes some minutes on one core and has no randomness but the seed. docs/simul
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from zmqrl.commands.measure.plot import COLOURS, STYLE
+from zmqrl.observe.drawing import COLOURS, STYLE
 from zmqrl.simulate import Scenario, simulate
-from zmqrl.simulate.result import percentile
 
 # DBA3C's best run: 60 of 64 workers make an update of batches of 32 samples; 331 909 parameters.
 # A batch costs about 126 million multiplications and additions x 32 samples x 4 (act, forward, backward): 32 GFLOP,
@@ -98,10 +98,10 @@ def backups_against_step() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for backups in BACKUPS:
         result = simulate(replace(INCEPTION, backups=backups))
-        median_s = percentile(result.step_s, 50)
+        median_s = statistics.median(result.step_s)
         first_s = rows[0]["median_s"] if rows else median_s
         speed_up = first_s / median_s * INCEPTION.workers / (INCEPTION.workers + backups) - 1
-        p90_s = percentile(result.step_s, 90)
+        p90_s = result.to_json()["step_ms"]["p90"] / 1000
         rows.append({"backups": backups, "median_s": median_s, "p90_s": p90_s, "normalised_speed_up": speed_up})
         print(rows[-1], flush=True)
     return rows

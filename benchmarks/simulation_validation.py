@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,6 @@ from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.simulate import ComputeTimes, Scenario, ShardCosts, Work, simulate
 from zmqrl.simulate.live.run import Observed, observe
-from zmqrl.simulate.result import percentile
 from zmqrl.simulate.times import times_of
 
 RESULTS: Final = Path("benchmarks/results/simulation-validation")
@@ -110,7 +110,7 @@ def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
         "shards": scenario.shards,
         "parameters": scenario.parameters,
         "slice_bytes": payload_bytes(scenario.codec, scenario.parameters // scenario.shards),
-        "median_s": percentile(observed.result.step_s[WARM_UP:], 50),
+        "median_s": statistics.median(observed.result.step_s[WARM_UP:]),
         "shard_s": observed.shard_s,
         "worker_s": {name: observed.worker_s[name] for name in ("encode", "push", "assemble")},
     }
@@ -139,7 +139,7 @@ def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             updates=20,
             busy=0.0,
         )
-        unexplained.append(row["median_s"] - percentile(predicted(scenario, calibration)[WARM_UP:], 50))
+        unexplained.append(row["median_s"] - statistics.median(predicted(scenario, calibration)[WARM_UP:]))
     terms = np.array([[1.0, row["slice_bytes"], row["workers"] * row["slice_bytes"]] for row in rows])
     return calibration | {"rest": not_negative(terms, np.array(unexplained))}
 
@@ -198,7 +198,7 @@ def predict(updates: int) -> None:
     found = {name: predicted(scenario, calibration) for name, scenario in held_out(updates).items()}
     write("predictions.json", {name: [round(step_s, 6) for step_s in steps] for name, steps in found.items()})
     for name, steps in found.items():
-        print(f"{name}: median {1000 * percentile(steps[WARM_UP:], 50):.1f} ms")
+        print(f"{name}: median {1000 * statistics.median(steps[WARM_UP:]):.1f} ms")
 
 
 # measurement
@@ -223,7 +223,7 @@ def run(updates: int, only: str | None) -> None:
 
 def compared(name: str, prediction: Sequence[float], steps: Sequence[float]) -> dict[str, Any]:
     """Medians, the relative error of the prediction, and the Kolmogorov-Smirnov distance of the distributions."""
-    foreseen_s, median_s = percentile(prediction, 50), percentile(steps, 50)
+    foreseen_s, median_s = statistics.median(prediction), statistics.median(steps)
     return {
         "name": name,
         "predicted_s": foreseen_s,
@@ -245,7 +245,7 @@ def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
 def write_table(rows: Sequence[dict[str, Any]]) -> None:
     """Put the table between the two comments in the page."""
     errors = sorted(abs(row["error"]) for row in rows)
-    met = percentile(errors, 50) <= MEDIAN_ERROR and errors[-1] <= WORST_ERROR
+    met = statistics.median(errors) <= MEDIAN_ERROR and errors[-1] <= WORST_ERROR
     lines = [
         "| workers | backups | shards | parameters | law | predicted ms | measured ms | error | KS | processors |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -256,9 +256,9 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
             for row in rows
         ),
         "",
-        f"Median error {percentile(errors, 50):.1%} (at most {MEDIAN_ERROR:.0%} is required), worst {errors[-1]:.1%} "
-        f"(at most {WORST_ERROR:.0%}): {'met' if met else '**missed**'}. Median Kolmogorov-Smirnov distance "
-        f"{percentile([row['ks'] for row in rows], 50):.2f}.",
+        f"Median error {statistics.median(errors):.1%} (at most {MEDIAN_ERROR:.0%} is required), "
+        f"worst {errors[-1]:.1%} (at most {WORST_ERROR:.0%}): {'met' if met else '**missed**'}. "
+        f"Median Kolmogorov-Smirnov distance {statistics.median([row['ks'] for row in rows]):.2f}.",
     ]
     page = PAGE.read_text(encoding="utf-8")
     begin, end = "<!-- validation begins -->", "<!-- validation ends -->"

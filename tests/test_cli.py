@@ -423,7 +423,7 @@ def test_profile_may_stand_without_its_number(options: list[str], versions: int 
 
 def test_straggle_may_be_repeated() -> None:
     config = config_from(["cartpole", "--straggle", "0:0.5", "--straggle", "1:2"])
-    assert config.straggle_s() == {0: 0.5, 1: 2.0}
+    assert {rank: each.seconds for rank, each in config.stragglers().items()} == {0: 0.5, 1: 2.0}
 
 
 def test_the_options_of_train_change_only_on_purpose(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,9 @@ from zmqrl.learner.networks import NetworkConfig
 from zmqrl.ps.layout import MAX_SHARDS
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
+from zmqrl.simulate.laws import Law
+from zmqrl.simulate.pace import Pace
+from zmqrl.simulate.scenario import Failure, Straggler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +167,12 @@ class Config:
     on_loss: Literal["wait", "shrink"] = "wait"
     """With fewer than K workers alive: wait, or lower K until they are back."""
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Slow down one worker, RANK:SECONDS per update, such as 2:0.5. May be repeated."""
+    """Slow down one worker, RANK:SECONDS per update, such as 2:0.5, or RANK:xFACTOR. May be repeated."""
+    pace: str | None = None
+    """LAW of the seconds that a gradient takes at least, as --compute of zmqrl simulate."""
+    scenario: Path | None = None
+    """Scenario file of zmqrl simulate: train under its stragglers, pace and failures."""
+    failures: tyro.conf.Suppress[tuple[Failure, ...]] = ()
     evaluator: bool = False
     """Play full games with checkpoints in an extra process, and write evaluations.jsonl."""
     recorder: bool = False
@@ -211,20 +219,31 @@ class Config:
             return 1
         return self.workers if self.quorum is None else self.quorum
 
-    def straggle_s(self) -> dict[int, float]:
-        """Seconds of delay per update, by rank. Raises UsageError on anything but RANK:SECONDS."""
-        delays = {}
+    def stragglers(self) -> dict[int, Straggler]:
+        """The workers to slow down, by rank. Raises UsageError on anything but RANK:SECONDS and RANK:xFACTOR."""
+        found: dict[int, Straggler] = {}
         for text in self.straggle:
-            rank, _, seconds = text.partition(":")
+            number, _, amount = text.partition(":")
             try:
-                delays[int(rank)] = float(seconds)
+                rank, slowness = int(number), float(amount.removeprefix("x"))
             except ValueError:
                 raise UsageError(f"--straggle {text}: RANK:SECONDS is required, such as 2:0.5.") from None
-            if not 0 <= int(rank) < self.ranks:
+            if not 0 <= rank < self.ranks:
                 raise UsageError(f"--straggle {text}: rank {rank} does not exist; ranks are 0 to {self.ranks - 1}.")
-            if not 0 <= float(seconds) < 3600:
+            if not 0 <= slowness < 3600:
                 raise UsageError(f"--straggle {text}: a delay from 0 to below 3600 seconds is required.")
-        return delays
+            before = found.get(rank, Straggler(rank=rank))
+            found[rank] = (
+                dataclasses.replace(before, factor=slowness)
+                if amount.startswith("x")
+                else dataclasses.replace(before, seconds=slowness)
+            )
+        return found
+
+    def pace_of(self, rank: int) -> Pace:
+        """How much a worker is slowed down."""
+        straggler = self.stragglers().get(rank, Straggler(rank=rank))
+        return Pace(law=self.pace, seed=self.seed, rank=rank, factor=straggler.factor, seconds=straggler.seconds)
 
     def ports(self) -> range | None:
         """The ports of ``wire.port_range``. Raises UsageError when they are too few for the shards."""
@@ -291,7 +310,9 @@ class Config:
             not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
             "--consistent cannot be combined with --external-workers or --on-loss shrink.",
         )
-        self.straggle_s()
+        self.stragglers()
+        if self.pace is not None:
+            Law.parse(self.pace, "--pace")
         self.ports()
         self.metrics_place()
 
@@ -299,7 +320,9 @@ class Config:
         """Plain data, as in ``config.json``."""
         plain = dataclasses.asdict(self)
         plain["run_dir"] = str(self.run_dir) if self.run_dir else None
-        plain["straggle"], plain["trackers"] = list(self.straggle), list(self.trackers)
+        plain["scenario"] = str(self.scenario) if self.scenario else None
+        for name in ("straggle", "trackers", "failures"):
+            plain[name] = list(plain[name])
         return plain
 
     @classmethod

@@ -35,7 +35,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     """
     parameters, player, learner = actor_learner.parameters, actor_learner.player, actor_learner.learner
     rollout, spans = actor_learner.rollout, connection.spans
-    delay_s = config.straggle_s().get(connection.rank, 0.0)
+    pace = config.pace_of(connection.rank)
     contributed = 0
 
     def place(weights: PulledWeights) -> tuple[int, int]:
@@ -64,15 +64,17 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
             continue
         learner.prepare(rollout)
         while weights is not None and (weights.generation, place(weights)[0]) == (acted.generation, iteration):
+            begun_at = time.monotonic()
             load(weights)
             gradient = connection.gradient_buffer()
             with spans("gradient"), parameters.gradient_in(gradient):
                 losses = learner.gradient(rollout, place(weights)[1], weights.version)
             if not is_finite(gradient):
                 raise ClusterError(f"the gradient of version {weights.version} is not finite (loss {losses['loss']}).")
-            if delay_s:
+            sleep_s = pace.sleep_s(weights.version, time.monotonic() - begun_at)
+            if sleep_s:
                 with spans("straggle"):
-                    time.sleep(delay_s)
+                    time.sleep(sleep_s)
             connection.push(weights, gradient)
             contributed += 1
             reporter.learned(weights, losses, lag=weights.version - acted.version)

@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.paths import ROOT
 
 from zmqrl.errors import UsageError
-from zmqrl.observe.exporter import Exporter, ProcessFigures, Snapshot, exporter_at
+from zmqrl.observe.exporter import BY_RANK, COUNTERS, GAUGES, LAGS, Exporter, ProcessFigures, Snapshot, exporter_at
+from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
 from zmqrl.process_id import shard_id, worker_id
 
 MONITORING = ROOT / "docs" / "monitoring"
@@ -119,6 +120,14 @@ def test_every_figure_of_a_snapshot_is_served(exporter: Exporter) -> None:
         assert found.get(name) == value or found.get((name[0], *sorted(name[1:]))) == value, name
     assert ("zmqrl_loss", "name=value_loss") not in found, "a figure that is not known"
     assert not any("version" in label for name, *labels in found for label in labels if name == "zmqrl_loss")
+
+
+def test_each_key_of_a_row_has_a_metric() -> None:
+    row = RunMetrics(start=Counters()).row(0.0)
+    others = {"contributions", "missing_s", "split_s"}
+    left_out = {"gradients"}  # since the row before: Prometheus does not read every row
+    known = {*GAUGES, *COUNTERS, *LAGS, *BY_RANK, *LOSSES, *others, *left_out}
+    assert set(row) <= known, "a new key of a row needs a metric of its own"
 
 
 def test_before_the_first_snapshot_there_is_nothing_and_the_newest_one_counts(exporter: Exporter) -> None:

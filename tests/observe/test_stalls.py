@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -186,13 +187,14 @@ def test_a_process_that_replaces_a_dead_one_is_asked_anew() -> None:
 
 def test_slow_rollouts_between_quick_updates_are_usual() -> None:
     run = Watched(versions=0, per_iteration=16)
-    for iteration in range(12):
-        run.wait(20.0 if iteration > 1 else 0.0)
-        run.make(0.0 if iteration > 1 else 20.0)
-        for _ in range(15):
+    for _ in range(12):
+        run.wait(19.0)
+        for _ in range(16):
             run.make(0.1)
-    assert run.told() == []
-    run.wait(USUAL_TIMES * 20.0 + ANSWER_WITHIN_S + 1.0)
+    assert run.shown() == []
+    run.wait(USUAL_TIMES * 19.0 - 1.0)
+    assert run.shown() == []
+    run.wait(ANSWER_WITHIN_S + 2.0)
     assert len(run.told()) == 1
 
 
@@ -204,8 +206,9 @@ def test_one_stall_does_not_make_the_next_one_usual() -> None:
     assert run.stalls.patience_s() == LEAST_PATIENCE_S
 
 
-def test_the_first_version_has_more_time_because_processes_import_what_they_need() -> None:
-    run = Watched(versions=0)
+@pytest.mark.parametrize("versions", [0, 1, 10])
+def test_there_is_more_time_until_it_is_known_what_is_usual(versions: int) -> None:
+    run = Watched(versions=versions, per_iteration=16)
     run.wait(FIRST_PATIENCE_S - TURN_S)
     assert run.shown() == []
     run.wait(TURN_S)

@@ -4,11 +4,13 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Final, TypeAlias, TypeVar
 
 import tyro
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, require
+
+PICTURES: Final = (".png", ".svg", ".pdf")
 
 T = TypeVar("T")
 RunPath: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -29,6 +31,11 @@ def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, li
     """Read the options of ``cls``. Returns the other arguments too, in their order. Raises UsageError."""
     with _one_sentence(program):
         return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
+
+
+def check_picture(option: str, path: Path) -> None:
+    """Raise UsageError unless the value of ``option`` names a kind of picture that can be written."""
+    require(path.suffix in PICTURES, f"{option} {path}: the name must end with one of {', '.join(PICTURES)}.")
 
 
 @contextlib.contextmanager

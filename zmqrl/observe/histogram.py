@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+PERCENTS = (50, 90, 99)
 SUB_BUCKETS = 64  # for each power of two; a bucket is at most 1/64 of its value wide
 
 
@@ -80,6 +81,14 @@ class Histogram:
         if len(counts) > len(self.counts):
             self.counts = np.concatenate([self.counts, np.zeros(len(counts) - len(self.counts), np.int64)])
         self.counts[: len(counts)] += counts
+
+
+def statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
+    """Mean and percentiles in milliseconds of durations that are all known. None without any."""
+    if not seconds:
+        return dict.fromkeys(("mean", *(f"p{percent}" for percent in PERCENTS)))
+    in_ms = 1e3 * np.asarray(seconds)
+    return {"mean": float(in_ms.mean())} | {f"p{p}": float(np.percentile(in_ms, p)) for p in PERCENTS}
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:

@@ -11,7 +11,7 @@ from zmqrl.observe.folding import printable, ranges
 from zmqrl.process_id import ProcessId
 
 LEAST_PATIENCE_S = 5.0
-FIRST_PATIENCE_S = 20.0  # until the first version of a session: processes still import what they need
+FIRST_PATIENCE_S = 20.0  # until it is known what is usual: processes import what they need, and play a first rollout
 USUAL_TIMES = 3.0
 ITERATIONS_KEPT = 5
 ASK_AGAIN_S = 30.0
@@ -151,12 +151,15 @@ class News:
     over: Stall | None = None
 
 
+NOTHING = News()
+
+
 class Stalls:
     """Finds stalls, and decides who is asked when. ``per_iteration``: versions that are learned from one rollout.
 
     A version stalls when it takes longer than 5 s and longer than three times what is usual. Usual is the longest time
     for one version in an iteration, since the first one of an iteration can contain a whole rollout. It is the median
-    over the last iterations, so that a stall does not change it.
+    over the last iterations, so that a stall does not change it. Until one is complete, a version may take 20 s.
     """
 
     def __init__(self, per_iteration: int) -> None:
@@ -164,7 +167,8 @@ class Stalls:
         self.stall: Stall | None = None
         self._version = -1
         self._at: float | None = None  # when the version was made
-        self._has_made_one = self._was_told = False
+        self._was_told = False
+        self._is_whole = False  # the iteration, from its first version on
         self._longest_s = 0.0  # in this iteration
         self._usual_s: deque[float] = deque(maxlen=ITERATIONS_KEPT)
         self._asked_at: dict[ProcessId, float] = {}
@@ -181,12 +185,11 @@ class Stalls:
         if version == self._version:
             return
         if version > self._version >= 0 and self._at is not None:
-            if self._has_made_one:
-                self._longest_s = max(self._longest_s, now - self._at)
-            if self._has_made_one and version // self.per_iteration > self._version // self.per_iteration:
-                self._usual_s.append(self._longest_s)
-                self._longest_s = 0.0
-            self._has_made_one = True
+            self._longest_s = max(self._longest_s, now - self._at)
+            if version // self.per_iteration > self._version // self.per_iteration:
+                if self._is_whole:
+                    self._usual_s.append(self._longest_s)
+                self._is_whole, self._longest_s = True, 0.0
         self._version, self._at = version, now
 
     def pardon(self, seconds: float) -> None:
@@ -206,8 +209,9 @@ class Stalls:
 
     def patience_s(self) -> float:
         """Seconds that a version may take."""
-        least_s = LEAST_PATIENCE_S if self._has_made_one else FIRST_PATIENCE_S
-        return max(least_s, USUAL_TIMES * statistics.median(self._usual_s)) if self._usual_s else least_s
+        if not self._usual_s:
+            return FIRST_PATIENCE_S
+        return max(LEAST_PATIENCE_S, USUAL_TIMES * statistics.median(self._usual_s))
 
     def waited_s(self, now: float) -> float:
         """For how long the open version has stalled; 0 if it has not."""
@@ -264,9 +268,6 @@ class Stalls:
             span, since = self._spans[process]
             span_s = now - since
         return replace(awaited, span=span, span_s=span_s, doing=self._answers.get(process))
-
-
-NOTHING = News()
 
 
 def _short(frame: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from zmqrl.profile.report import plain_table
+from zmqrl.observe.tables import plain_table
 
 UPDATE = "update"
 

@@ -1,16 +1,15 @@
 """The report of a profile: plain data for ``--json``, and the text of it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from zmqrl.observe.histogram import Histogram, merged
+from zmqrl.observe.histogram import PERCENTS, Histogram, merged, statistics_ms
 from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
+from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.accounts import Accounts, accounts
 from zmqrl.profile.clocks import Clocks
@@ -18,7 +17,6 @@ from zmqrl.profile.critical_path import Step, Timeline, critical_path
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import left_out
 
-PERCENTS = (50, 90, 99, 99.9)
 BLAME_SHOWN = 12
 
 
@@ -46,7 +44,7 @@ class Profile:
         found = self.accounts
         return {
             "updates": len(self.steps),
-            "update_ms": _statistics_ms(seconds),
+            "update_ms": statistics_ms(seconds),
             "budget_ms": self._budget(),
             "path_ms": self._path(),
             "blame": self._blame(),
@@ -132,17 +130,10 @@ class Profile:
 
 def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]:
     """The statistics of a span in milliseconds."""
-    percentiles = {f"p{percent:g}": durations.percentile(percent) / 1e6 for percent in PERCENTS}
+    percentiles = {f"p{percent:g}": durations.percentile(percent) / 1e6 for percent in (*PERCENTS, 99.9)}
     return {"who": who, "span": span, "count": durations.count, "mean": durations.mean / 1e6} | (
         percentiles | {"max": durations.maximum / 1e6}
     )
-
-
-def _statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
-    if not seconds:
-        return dict.fromkeys(("mean", "p50", "p90", "p99"))
-    in_ms = 1e3 * np.asarray(seconds)
-    return {"mean": float(in_ms.mean())} | {f"p{p}": float(np.percentile(in_ms, p)) for p in (50, 90, 99)}
 
 
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
@@ -154,7 +145,6 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
         console.print(
             f"{found['updates']:,} updates: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
             f"p90 {update['p90']:.2f}, p99 {update['p99']:.2f}\n",
-            highlight=False,
         )
         _print_bars("critical path of an update, ms", found["path_ms"], console)
         _print_blame(found["blame"], console)
@@ -167,15 +157,7 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
     if found["what_if"]:
         _print_what_if(found["what_if"], console)
     for text in (*found["warnings"], *found["left_out"]):
-        console.print(f"! {text}", highlight=False, soft_wrap=True)
-
-
-def plain_table(title: str, *columns: str) -> Table:
-    """A table without lines, whose columns are aligned to the right except the first."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
+        console.print(f"! {text}", soft_wrap=True)
 
 
 def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
@@ -208,7 +190,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
         table.add_row(rank, each["host"], *counts, f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}", core)
     console.print(table)
     if found["backup_gain_s"] is not None:
-        console.print(f"the last backup makes an update {1e3 * found['backup_gain_s']:.2f} ms shorter", highlight=False)
+        console.print(f"the last backup makes an update {1e3 * found['backup_gain_s']:.2f} ms shorter")
     console.print()
 
 

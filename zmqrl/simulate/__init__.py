@@ -6,6 +6,6 @@
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Failure, Scenario, ShardCosts, Straggler
-from zmqrl.simulate.world import simulate
+from zmqrl.simulate.virtual.world import simulate
 
 __all__ = ["ComputeTimes", "Failure", "Result", "Scenario", "ShardCosts", "Straggler", "Work", "simulate"]

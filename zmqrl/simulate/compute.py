@@ -8,6 +8,7 @@ import numpy as np
 
 from zmqrl.simulate.laws import Law
 
+CHUNK = 1024  # durations that are drawn at once
 STRIDE = 7919  # ranks that share a recording begin at different places of it
 
 
@@ -30,6 +31,22 @@ class Work:
         )
 
 
+class Draws:
+    """The random durations of one rank, in seconds. They depend on nothing but ``seed``, ``rank`` and ``what``."""
+
+    def __init__(self, law: Law, seed: int, rank: int, what: int = 0) -> None:
+        self._law, self._seed = law, (seed, rank, what)
+        self._drawn: list[float] = []
+
+    def at(self, index: int) -> float:
+        """The duration of piece ``index``."""
+        while index >= len(self._drawn):
+            chunk = len(self._drawn) // CHUNK
+            random = np.random.default_rng((*self._seed, chunk) if chunk else self._seed)
+            self._drawn += self._law.draw(random, CHUNK).tolist()
+        return self._drawn[index]
+
+
 @dataclass(frozen=True, slots=True)
 class ComputeTimes:
     """The work of each rank: ``gradient`` for each version, ``rollout`` for each iteration (empty: no rollouts).
@@ -47,8 +64,9 @@ class ComputeTimes:
         """Draw the work of ``versions`` versions. A rank draws the same numbers whatever the number of ranks is."""
 
         def of(law: Law, what: int, pieces: int) -> tuple[Work, ...]:
-            draws = (law.draw(np.random.default_rng((seed, rank, what)), pieces) for rank in range(ranks))
-            return tuple(Work((busy * drawn).tolist(), ((1 - busy) * drawn).tolist()) for drawn in draws)
+            draws = [Draws(law, seed, rank, what) for rank in range(ranks)]
+            drawn = [[each.at(piece) for piece in range(pieces)] for each in draws]
+            return tuple(Work([busy * s for s in each], [(1 - busy) * s for s in each]) for each in drawn)
 
         iterations = -(-versions // per_rollout) + 1
         return cls(of(gradient, 0, versions), of(rollout, 1, iterations) if rollout is not None else ())

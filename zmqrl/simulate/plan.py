@@ -9,7 +9,7 @@ from zmqrl.ps.layout import ALIGNMENT
 from zmqrl.ps.wire.messages import MAX_WORKERS
 from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Scenario
-from zmqrl.simulate.world import simulate
+from zmqrl.simulate.virtual.world import simulate
 
 SHARDS: Final = (1, 2, 4, 8, 16, 32)
 MOST_BACKUPS: Final = 6

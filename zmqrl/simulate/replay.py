@@ -12,7 +12,7 @@ from zmqrl.profile.critical_path import OTHER, Cycle, Step, Timeline
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.scenario import Scenario, ShardCosts
-from zmqrl.simulate.world import simulate
+from zmqrl.simulate.virtual.world import simulate
 
 ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")

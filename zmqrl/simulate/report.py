@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from rich.table import Table
+
+from zmqrl.observe.tables import plain_table
 from zmqrl.simulate.result import Result
 
 COLUMNS = (
@@ -39,34 +42,26 @@ def report(result: Result) -> str:
         f"workers wait   {result.waiting:.0%} of the time",
         f"network cards  {_busiest(result):.0%} of the busiest one",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None = None) -> str:
+def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None = None) -> Table:
     """One row for each run. ``swept`` are the settings that differ; ``marked`` gets an arrow."""
-    rows = [
-        [
+    found = plain_table(None, *(name.replace("_", "-") for name in swept), *COLUMNS, *([""] if marked else []))
+    for result in results:
+        step_ms = result.to_json()["step_ms"]
+        found.add_row(
             *(str(_setting(result, name)) for name in swept),
             _figure(result.updates_per_s),
             _figure(result.agent_steps_per_s),
             _figure(result.learned_steps_per_s),
-            *(f"{result.to_json()['step_ms'][p]:.1f}" for p in ("p50", "p90", "p99")),
+            *(f"{step_ms[p]:.1f}" for p in ("p50", "p90", "p99")),
             *(str(getattr(result, name)) for name in ("used", "late", "skipped")),
             f"{result.waiting:.0%}",
             f"{_busiest(result):.0%}",
             *(["<-"] if result is marked else []),
-        ]
-        for result in results
-    ]
-    heads = [*(name.replace("_", "-") for name in swept), *COLUMNS]
-    widths = [
-        max(len(row[column]) for row in [heads, *rows] if column < len(row)) for column in range(max(map(len, rows)))
-    ]
-    lines = [
-        "  ".join(word.rjust(width) for word, width in zip(row, widths, strict=False)).rstrip()
-        for row in [heads, *rows]
-    ]
-    return "\n".join(lines) + "\n"
+        )
+    return found
 
 
 def _setting(result: Result, name: str) -> object:

@@ -1,12 +1,12 @@
 """What a simulation has found."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from zmqrl.simulate.clock import Shared
+from zmqrl.observe.histogram import statistics_ms
 from zmqrl.simulate.scenario import Scenario
+from zmqrl.simulate.virtual.clock import Shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,7 @@ class Result:
             "updates_per_s": _finite(self.updates_per_s),
             "agent_steps_per_s": _finite(self.agent_steps_per_s),
             "learned_steps_per_s": _finite(self.learned_steps_per_s),
-            "step_ms": {
-                "mean": 1000 * sum(self.step_s) / len(self.step_s),
-                **{f"p{p}": 1000 * percentile(self.step_s, p) for p in (50, 90, 99)},
-            },
+            "step_ms": statistics_ms(self.step_s),
             **{
                 name: getattr(self, name)
                 for name in ("used", "late", "skipped", "duplicate", "rejected", "resent", "abandoned")
@@ -107,15 +104,6 @@ class Result:
             "parameters": scenario.parameters,
             "live": self.live,
         }
-
-
-def percentile(values: Sequence[float], p: float) -> float:
-    """The ``p``-th percentile, by linear interpolation between the nearest ranks."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * p / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def _finite(number: float) -> float | None:

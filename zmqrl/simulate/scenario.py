@@ -228,6 +228,11 @@ class Scenario:
     @classmethod
     def read(cls, path: Path) -> "Scenario":
         """Read a scenario file, in JSON if its name ends with ``.json``, else in TOML. Raises UsageError."""
+        return cls.read_named(path)[0]
+
+    @classmethod
+    def read_named(cls, path: Path) -> "tuple[Scenario, frozenset[str]]":
+        """Read a scenario file, and the names of the settings in it. Raises UsageError."""
         try:
             text = path.read_text(encoding="utf-8")
             data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -237,7 +242,7 @@ class Scenario:
             kind = "JSON" if path.suffix == ".json" else "TOML"
             raise UsageError(f"{path} is not valid {kind}: {error}.") from error
         try:
-            return cls.from_json(data)
+            return cls.from_json(data), frozenset(name.replace("-", "_") for name in data)
         except UsageError as error:
             raise UsageError(f"{path} cannot be used: {error}") from error
 

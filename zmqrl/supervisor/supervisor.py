@@ -11,6 +11,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, refusal
 from zmqrl.hosts.deployment import Deployment
+from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, Inspected, Said, Task
 from zmqrl.observe.console import Console
 from zmqrl.observe.exporter import Exporter, ProcessFigures, Snapshot
@@ -78,6 +79,7 @@ class Supervisor:
         self.progress = Progress(config, directory, counters, console)
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
         self.followers = Followers(config, directory, self, console, self.files)
+        self.faults = Faults(config.failures, self.launcher, self.sites, console.notice)
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
         self.exporter, self.exported_at = exporter, 0.0
         self.reports_closed = self.saved = False
@@ -199,6 +201,7 @@ class Supervisor:
             self._feed(e.Interrupted())
         self._look_after()
         now = time.monotonic()
+        self.faults.step(now)
         self.files.step(now)
         if self.progress.due(now):
             self._take_in_stats()
@@ -298,6 +301,7 @@ class Supervisor:
                 self.files.rewind(self.checkpoint.version_of, generation)
             case e.BeginTime():
                 self.progress.begin(time.monotonic())
+                self.faults.begin(time.monotonic())
             case e.Notice(text):
                 self.console.notice(text)
             case e.TellDeath(process, lines):

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 from support.lab import Lab
-from support.rig import ending
+from support.rig import ending, eventually
 from support.run_rig import RunFiles, launching, trained, training
 
 from zmqrl.commands.inspect import logs, status
 from zmqrl.commands.run import stop
 from zmqrl.errors import ClusterError
+from zmqrl.observe.stalls import Awaited, Stall
+from zmqrl.process_id import worker_id
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory, write_json
 
@@ -144,6 +146,44 @@ def test_what_is_left_on_a_host_is_named_with_its_directory() -> None:
     over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
     assert said.endswith("continue with --resume, from the newest checkpoint")
+
+
+def test_a_version_that_waits_is_shown_with_the_processes_that_cannot_answer(starting: RunDirectory) -> None:
+    awaited = (
+        Awaited(process=worker_id(1), host="h2", span="env_step", span_s=11.8),
+        Awaited(process=worker_id(2), is_external=True, span="gradient", span_s=7.0),
+    )
+    stall = Stall(version=812, waited_s=12.0, awaited=awaited)
+    write_json(starting.stalled, stall.to_json())
+    with ending(subprocess.Popen(["sleep", "600"])) as stopped:
+        stopped.send_signal(signal.SIGSTOP)
+        here = {"host": socket.gethostname(), "pid": stopped.pid}
+        workers = [{"rank": 0, **here}, {"rank": 1, "host": "h2", "pid": 17}]
+        supervisor = {"host": socket.gethostname(), "pid": os.getpid()}
+        facts = {"supervisor": supervisor, "shards": [], "workers": workers, "followers": []}
+        write_json(starting.cluster, facts)
+        eventually(lambda: status.status(starting.path)["processes"][0]["state"] == "stopped", "it is stopped")
+        found = status.status(starting.path)
+    assert found["stalled"] == stall.to_json()
+    assert found["supervisor"]["state"] == "running"
+    assert [each["state"] for each in found["processes"]] == ["stopped", None]
+    said = status._report(found)
+    assert (
+        "version 812 has waited 12 s for worker-1 (host h2): in env_step for 11.8 s, "
+        "and for worker-2 (external): in gradient for 7.0 s\n"
+    ) in said
+    assert f"{socket.gethostname()} worker-0 (process {stopped.pid}, stopped by a signal)\n" in said
+    assert said.endswith("h2 worker-1 (process 17)")
+    starting.release()
+    assert not starting.stalled.exists()
+
+
+def test_a_file_of_a_stall_that_cannot_be_read_is_none(starting: RunDirectory) -> None:
+    write_json(starting.cluster, {"supervisor": {"host": "h9", "pid": 1}, "shards": [], "workers": [], "followers": []})
+    for text in ("", "[]", "{}", '{"version": 1, "waited_s": 2, "awaited": [{}], "others": 0}'):
+        starting.stalled.write_text(text)
+        assert status.status(starting.path)["stalled"] is None
+    starting.release()
 
 
 def test_logs_are_listed_by_the_numbers_of_their_processes(tmp_path: Path) -> None:

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zmqrl.commands.measure.compare import NOT_CUT_OFF
 from zmqrl.commands.options import parse_known
 from zmqrl.commands.run.launch import other_code
 from zmqrl.commands.run.train import RECIPE, config_from
@@ -29,6 +27,7 @@ from zmqrl.hosts.probing import Route, probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
 from zmqrl.hosts.ssh import connect
 from zmqrl.observe.provenance import code_hash
+from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 
 LEASE_S = 8.0
@@ -66,7 +65,7 @@ def run(options: Options, config: Config) -> int:
     if options.json:
         sys.stdout.write(json.dumps(to_json(hosts, up, found, verdict)) + "\n")
         return 3 if verdict.problems else 0
-    console = Console(width=None if sys.stdout.isatty() else NOT_CUT_OFF, highlight=False)
+    console = page()
     console.print(host_table(hosts, up, found))
     if found.routes:
         console.print(route_table(found.routes))

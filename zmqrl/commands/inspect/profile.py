@@ -1,9 +1,10 @@
 """``zmqrl profile``: where the time of a run goes."""
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +12,11 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from zmqrl.commands.options import RunPaths, parse
+from zmqrl.commands.options import RunPaths, check_picture, parse
 from zmqrl.errors import ClusterError, UsageError, refusal
+from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.profile.difference import changes, grown, print_changes
-from zmqrl.profile.plot import plot_profile
 from zmqrl.profile.recorder import FLUSH_EVERY_S
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
@@ -24,7 +25,6 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.simulate.replay import Replay, what_if
 from zmqrl.simulate.times import scenario_of
 
-WIDTH = 120
 GROWN = 1  # exit status
 
 
@@ -60,24 +60,28 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Print the profile of a run, or the difference of two. Raises UsageError."""
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = page()
     if len(options.runs) == 2:
         return _compare(options, console)
     if len(options.runs) != 1:
         raise UsageError(f"zmqrl profile shows one run, or the difference of two, not {len(options.runs)}.")
     if options.fail_above is not None:
         raise UsageError("--fail-above compares two runs: name the one before and the one after.")
+    if options.plot is not None:
+        check_picture("--plot", options.plot)
     path = options.runs[0]
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
     profile = Profile.of(recording)
     found = profile.to_json()
     found["what_if"] = predictions(path, profile, found["warnings"].append)
-    for file, write in (
-        (options.trace, lambda file: write_trace(recording, file, newest(recording))),
-        (options.plot, lambda file: plot_profile(profile, found, file, str(path))),
-    ):
-        if file is not None:
-            _write(file, write)
+    if options.trace is not None:
+        with _written(options.trace):
+            write_trace(recording, options.trace, newest(recording))
+    if options.plot is not None:
+        from zmqrl.profile.plot import plot_profile  # matplotlib takes a second to import
+
+        with _written(options.plot):
+            plot_profile(profile, found, options.plot, str(path))
     if options.json:
         _print_json(found)
     else:
@@ -159,13 +163,13 @@ def watch(path: Path, seconds: float) -> Recording:
     return read(path).after(before) if newest > before else read(path).after(newest)
 
 
-def _write(file: Path, write: Any) -> None:
+@contextlib.contextmanager
+def _written(file: Path) -> Iterator[None]:
+    """Turn the error of a file that cannot be written into a UsageError."""
     try:
-        write(file)
+        yield
     except OSError as error:
         raise UsageError(refusal(error, file)) from error
-    except ValueError as error:  # matplotlib does not know the format
-        raise UsageError(f"{file}: {error}.") from error
 
 
 def _print_json(found: dict[str, Any]) -> None:

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Grid, Implementation, Operation, Transport
 from zmqrl.bench.samples import Row
 from zmqrl.bench.wire import measure
-from zmqrl.commands.measure.plot import check_suffix
 from zmqrl.commands.measure.wire_figures import table, write_picture
-from zmqrl.commands.options import parse
+from zmqrl.commands.options import check_picture, parse
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.observe.provenance import provenance
+from zmqrl.observe.tables import page
 from zmqrl.process import LOG_LEVEL, interruptible
 from zmqrl.ps.wire.messages import Codec
 
-NOT_CUT_OFF = 200
 # The networks narrow, small and nature for Breakout.
 PARAMETERS = (480_165, 677_429, 1_686_693)
 
@@ -87,12 +85,12 @@ def run(options: Options) -> int:
     """Measure, and print the rows. Raises ZmqrlError."""
     grid = options.grid()
     if options.plot is not None:
-        check_suffix("--plot", options.plot)
+        check_picture("--plot", options.plot)
         require(options.plot.parent.is_dir(), f"--plot {options.plot}: there is no directory {options.plot.parent}.")
     os.environ.setdefault(LOG_LEVEL, "warning")  # of the shards, which log to our standard error
-    console = Console(width=None if sys.stdout.isatty() else NOT_CUT_OFF)
+    console = page()
     if not options.json:
-        console.print(_machine(), highlight=False)
+        console.print(_machine())
     result: list[Row] = []
     with ended_by_sigterm():
         for rows in measure(

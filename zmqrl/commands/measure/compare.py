@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from zmqrl.commands.options import RunPaths, parse
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT
 from zmqrl.observe.records import RunRecord, differing, read_runs
+from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 
 Result: TypeAlias = dict[str, Any]
-
-NOT_CUT_OFF: Final = 100_000  # columns, for output that a program or pager reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +46,7 @@ def run(options: Options) -> int:
         compared = {"settings": by_run, "results": dict(zip(names, results, strict=True))}
         sys.stdout.write(json.dumps(compared, indent=1) + "\n")
     else:
-        console = Console(width=None if sys.stdout.isatty() else NOT_CUT_OFF)
-        console.print(table(names, settings, results))
+        page().print(table(names, settings, results))
     return 0
 
 

@@ -8,6 +8,7 @@ import tyro
 
 from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_means
 from zmqrl.commands.options import parse
+from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.simulate.plan import plan
 from zmqrl.simulate.report import table
@@ -48,6 +49,6 @@ def run(options: Options) -> int:
         plain = {"recommended": recommended, "reasons": found.reasons, "tried": [r.to_json() for r in found.tried]}
         sys.stdout.write(json.dumps(plain) + "\n")
     else:
-        sys.stdout.write(table(found.tried, ["workers", "backups", "shards"], marked=found.best))
-        sys.stdout.write("\n" + "\n".join(found.reasons) + "\n")
+        tried = table(found.tried, ["workers", "backups", "shards"], marked=found.best)
+        page().print(tried, "", *found.reasons, sep="\n")
     return 0

@@ -1,6 +1,5 @@
 """``zmqrl plot``: a picture of the metrics of runs over time."""
 
-import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,17 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from zmqrl.commands.options import RunPaths, parse
-from zmqrl.errors import UsageError, naming, refusal, require
+from zmqrl.commands.options import RunPaths, check_picture, parse
+from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares
+from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.observe.records import Evaluation, Figures, RunRecord, read_runs
 from zmqrl.process import interruptible
 
 XAxis: TypeAlias = Literal["minutes", "agent-steps"]
 
-# The colours of Okabe and Ito, safe for colour-blind readers, without the yellow that is faint on white paper.
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES: Final = ("-", "--", ":", "-.")  # the next one when all colours are used
 OUTCOME_COLOURS: Final = {
     "used": "#D9D9D9",
     "late": "#D55E00",
@@ -32,21 +29,7 @@ OUTCOME_COLOURS: Final = {
     "duplicate": "#56B4E9",
     "rejected": "#000000",
 }
-STYLE: Final[dict[Any, Any]] = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
-    "font.size": 10.0,
-    "grid.color": "#E6E6E6",
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "savefig.dpi": 180,
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names of the user's own can contain dollar signs
-}
 BANDS_THAT_CAN_BE_TOLD_APART: Final = 3
-SUFFIXES: Final = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +57,7 @@ def run(options: Options) -> int:
     panels = chosen_panels(options.panels)
     runs = read_runs(options.runs)
     output = options.output or options.runs[0] / "plot.png"
-    check_suffix("--output", output)
+    check_picture("--output", output)
     for each in runs:
         if not each.rows:
             raise UsageError(f"{each.path} has no metrics yet: wait for its first update.")
@@ -85,11 +68,6 @@ def run(options: Options) -> int:
         raise UsageError(refusal(error, output, "choose another --output")) from error
     sys.stdout.write(f"{output}\n")
     return 0
-
-
-def check_suffix(option: str, picture: Path) -> None:
-    """Raise UsageError unless the value of ``option`` names a kind of picture that can be written."""
-    require(picture.suffix in SUFFIXES, f"{option} {picture}: the name must end with one of {', '.join(SUFFIXES)}.")
 
 
 def chosen_panels(words: Sequence[str]) -> list[str]:
@@ -121,18 +99,6 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
         save(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture, which appears whole or not at all. Raises OSError."""
-    picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
-    figure.savefig(picture, format=path.suffix[1:])
-    with naming(path):
-        try:
-            unfinished.write_bytes(picture.getvalue())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
     """The panel and the x-axis of each cell of the picture, by rows.
 
@@ -152,7 +118,7 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
     """The mean of the last 50 games as a line, evaluations as points with their 95 % intervals."""
     _draw_curves(axes, groups, x, lambda run: run.column("score_mean_50"))
     evaluated = False
-    for group, look in _looks(groups):
+    for group, line in _looks(groups):
         points = [evaluation for run in group.runs for evaluation in run.evaluations]
         if points:
             evaluated = True
@@ -166,7 +132,7 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
                 markersize=4,
                 capsize=2,
                 linewidth=1,
-                color=look["color"],
+                color=line["color"],
             )
     if evaluated:
         axes.plot([], [], color="#666666", label="last 50 games of training")
@@ -265,17 +231,17 @@ def _draw_curves(
     """
     if not any(np.isfinite(column(run)).any() for group in groups for run in group.runs):
         _say_nothing_yet(axes)
-    for group, look in _looks(groups):
+    for group, line in _looks(groups):
         gradients = [run.column("gradients") for run in group.runs] if of_gradients else None
         found = curve([(_xs(run, x), column(run)) for run in group.runs], gradients)
         single = len(found.x) == 1  # a line would be invisible, and the edge would clip the point
-        axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **look)
+        axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **line)
         for beyond in found.beyond:
-            axes.plot(*beyond, **(look | {"linewidth": 0.8, "alpha": 0.6}))
+            axes.plot(*beyond, **(line | {"linewidth": 0.8, "alpha": 0.6}))
         lows, highs = found, found
         if extremes is not None and len(groups) <= BANDS_THAT_CAN_BE_TOLD_APART:
             lows, highs = (curve([(_xs(run, x), extreme(run)) for run in group.runs]) for extreme in extremes)
-        _draw_band(axes, lows, highs, look["color"])
+        _draw_band(axes, lows, highs, line["color"])
 
 
 def _say_nothing_yet(axes: Axes) -> None:
@@ -292,8 +258,7 @@ def _draw_band(axes: Axes, lows: Curve, highs: Curve, colour: str) -> None:
 def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
     """Each group with the colour and style of its lines."""
     for index, group in enumerate(groups):
-        again, colour = divmod(index, len(COLOURS))
-        yield group, {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]}
+        yield group, look(index)
 
 
 def _xs(run: RunRecord, x: XAxis) -> Figures:
@@ -346,7 +311,7 @@ def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
     if len(groups) == 1:
         figure.suptitle(title, fontsize="large")
         return
-    lines = [figure.axes[0].plot([], [], **look)[0] for _, look in _looks(groups)]
+    lines = [figure.axes[0].plot([], [], **line)[0] for _, line in _looks(groups)]
     labels = [group.label for group in groups]
     fitting = int(55 * columns / (max(map(len, labels)) + 8))
     figure.legend(

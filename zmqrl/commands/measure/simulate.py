@@ -10,15 +10,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from zmqrl.commands.options import parse, parse_known
+from zmqrl.commands.options import check_picture, parse, parse_known
 from zmqrl.errors import UsageError, refusal
+from zmqrl.observe.tables import page
 from zmqrl.process import LOG_LEVEL, interruptible
 from zmqrl.simulate.report import report, table
 from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import RECORDED, Scenario
 from zmqrl.simulate.sweep import Axis, variants
 from zmqrl.simulate.times import scenario_of
-from zmqrl.simulate.world import simulate
+from zmqrl.simulate.virtual.world import simulate
 
 PROGRAM = "zmqrl simulate"
 
@@ -100,6 +101,8 @@ def base(file: Path | None, known: Known) -> Scenario:
 @interruptible()
 def run(options: Options) -> int:
     """Simulate, and print what was found. Raises ZmqrlError."""
+    if options.plot is not None:
+        check_picture("--plot", options.plot)
     axes = [Axis.parse(text) for text in options.sweep]
     scenarios = variants(options.settings, axes)
     tell_of_means(options.settings)
@@ -111,7 +114,7 @@ def run(options: Options) -> int:
         found: Any = [result.to_json() for result in results] if axes else results[0].to_json()
         sys.stdout.write(json.dumps(found) + "\n")
     else:
-        sys.stdout.write(table(results, [axis.name for axis in axes]) if axes else report(results[0]))
+        page().print(table(results, [axis.name for axis in axes]) if axes else report(results[0]))
     return 0
 
 

@@ -1,6 +1,5 @@
 """Pictures of simulated runs."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zmqrl.commands.measure.plot import COLOURS, STYLE, SUFFIXES
-from zmqrl.errors import UsageError
+from zmqrl.observe.drawing import COLOURS, STYLE, save
 from zmqrl.simulate.result import Result
 
 
 def write_picture(results: Sequence[Result], swept: Sequence[str], path: Path) -> None:
-    """Draw the step times of one run, or what the first swept setting changes. Raises UsageError, OSError."""
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"--plot {path}: the name must end with one of {', '.join(SUFFIXES)}.")
-    picture = io.BytesIO()
+    """Draw the step times of one run, or what the first swept setting changes. Raises OSError."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 4.2) if not swept else (10.0, 4.2))
         if swept:
@@ -28,8 +23,7 @@ def write_picture(results: Sequence[Result], swept: Sequence[str], path: Path) -
             _draw_sweep(right, results, swept, "p50", "median step (ms)")
         else:
             _draw_steps(figure.subplots(), results[0])
-        figure.savefig(picture, format=path.suffix[1:], metadata={"Software": None} if path.suffix == ".png" else None)
-    path.write_bytes(picture.getvalue())
+        save(figure, path)
 
 
 def _draw_steps(axes: Axes, result: Result) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from zmqrl.bench.grid import OPERATIONS
 from zmqrl.bench.samples import Row
-from zmqrl.commands.measure.plot import COLOURS, LINES, STYLE, save
+from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.ps.wire.codec import ELEMENT_BYTES
 
 
@@ -67,8 +67,7 @@ def write_picture(rows: Sequence[Row], path: Path) -> None:
     workers = sorted({row["workers"] for row in rows})
     looks: dict[str, dict[str, Any]] = {}
     for name in map(_series, rows):
-        again, colour = divmod(len(looks), len(COLOURS))
-        looks.setdefault(name, {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]})
+        looks.setdefault(name, look(len(looks)))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.5 + 4.0 * len(workers), 1.2 + 2.0 * len(operations)))
         panels = figure.subplots(len(operations), len(workers), squeeze=False, sharex=True, sharey="row")
@@ -80,17 +79,17 @@ def write_picture(rows: Sequence[Row], path: Path) -> None:
         for count, top, bottom in zip(workers, panels[0], panels[-1], strict=True):
             top.set_title(f"{count} worker{'s' * (count > 1)}")
             bottom.set_xlabel("parameters (millions)")
-        lines = [panels[0, 0].plot([], [], **look)[0] for look in looks.values()]
+        lines = [panels[0, 0].plot([], [], **each)[0] for each in looks.values()]
         figure.legend(lines, list(looks), loc="outside upper center", ncols=min(4, len(looks)))
         save(figure, path)
 
 
 def _draw(axes: Axes, rows: Sequence[Row], looks: Mapping[str, dict[str, Any]]) -> None:
-    for name, look in looks.items():
+    for name, line in looks.items():
         mine = sorted((row for row in rows if _series(row) == name), key=lambda row: row["parameters"])
         xs, p50_ms, p99_ms = ([row[key] for row in mine] for key in ("parameters", "p50_ms", "p99_ms"))
-        axes.plot(xs, p50_ms, marker="o", markersize=4, **look)
-        axes.fill_between(xs, p50_ms, p99_ms, color=look["color"], alpha=0.12, linewidth=0)
+        axes.plot(xs, p50_ms, marker="o", markersize=4, **line)
+        axes.fill_between(xs, p50_ms, p99_ms, color=line["color"], alpha=0.12, linewidth=0)
     lengths = sorted({row["parameters"] for row in rows})
     axes.set_xscale("log")
     axes.set_xticks(lengths, [f"{length / 1e6:.3g}" for length in lengths])

@@ -1,26 +1,35 @@
 """``zmqrl train``: a run on this machine. Also reads the settings of any run from its command line."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from zmqrl.commands.options import parse, parse_known
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.recipes import RECIPES
+from zmqrl.simulate.scenario import Scenario
 from zmqrl.supervisor.run import train
 
 DEFAULT_PROFILE_VERSIONS = "100"
 RECIPE = f"[{'|'.join(RECIPES)}]"  # in usage lines
+SHARED: Final = frozenset({"workers", "backups", "quorum", "shards", "updates", "seed", "failures"})
+IN_A_RUN: Final = frozenset(
+    {"abandon", "parameters", "agent_steps_per_rollout", "updates_per_rollout", "rollout", "codec"}
+)
+"""Settings of a scenario that the recipe decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """The options that select the base settings: those of an earlier run, or those of a recipe."""
+    """The options that select the base settings: those of an earlier run, or of a recipe and a scenario."""
 
     resume: bool = False
     run_dir: Path | None = None
+    scenario: Path | None = None
 
 
 def command(arguments: list[str]) -> int:
@@ -39,6 +48,8 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     resumed = None if {"-h", "--help"} & set(options) else parse_known(Resumed, options, "zmqrl train")[0]
     if resumed is None or not resumed.resume:
         default = adapt(RECIPES[recipe or "breakout"]())
+        if resumed is not None and resumed.scenario is not None:
+            default = under(default, resumed.scenario)
         return parse(Config, options, f"zmqrl train {RECIPE}", default)
     if resumed.run_dir is None:
         raise UsageError("--resume needs --run-dir, the directory of the run to continue.")
@@ -48,6 +59,19 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     if any(option.partition("=")[0] == "--straggle" for option in options):  # tyro would append it to the stored one
         stored = dataclasses.replace(stored, straggle=())
     return parse(Config, options, "zmqrl train", adapt(stored))
+
+
+def under(config: Config, path: Path) -> Config:
+    """``config`` with what a scenario file says, and a line about what it cannot say. Raises UsageError."""
+    scenario, named = Scenario.read_named(path)
+    found: dict[str, Any] = {name: getattr(scenario, name) for name in SHARED & named}
+    if "compute" in named and scenario.recorded_run is None:
+        found["pace"] = scenario.compute
+    slow = [f"{each.rank}:x{each.factor:g}" for each in scenario.stragglers if each.factor != 1]
+    slow += [f"{each.rank}:{each.seconds:g}" for each in scenario.stragglers if each.seconds]
+    if others := sorted(named - SHARED - {"compute", "stragglers"} - IN_A_RUN):
+        sys.stderr.write(f"{path}: a real run has its own {', '.join(others)}.\n")
+    return dataclasses.replace(config, **found, straggle=(*config.straggle, *slow))
 
 
 def _with_profile_default(options: list[str]) -> list[str]:

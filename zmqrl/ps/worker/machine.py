@@ -56,6 +56,7 @@ class WorkerMachine:
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
         self.contribution: int | None = None  # its generation; its version at each shard is `computed_on`
+        self.slowest = -1  # version that every shard has reached
         self.pulling_above: int | None = None
         self.assembled_generation = -1
         self.ended = False
@@ -195,9 +196,10 @@ class WorkerMachine:
     def _reached(self, shard: KnownShard, version: int) -> list[e.Action]:
         """Note that the shard is at ``version``: close older contributions and drop older payloads."""
         shard.reach(version)
-        slowest = min(other.version for other in self.shards)
-        for other in self.shards:
+        slowest = min([other.version for other in self.shards])
+        for other in self.shards if slowest != self.slowest else (shard,):
             other.prune(slowest)
+        self.slowest = slowest
         return self._close(shard) if shard.is_past() else []
 
     def _close(self, shard: KnownShard, outcome: Literal["used", "unused", "unknown"] = "unknown") -> list[e.Action]:

@@ -1,8 +1,11 @@
 """Processes that die in a simulated run, and come back."""
 
+import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.simulate import Failure, Scenario, Straggler, simulate
@@ -52,3 +55,30 @@ def test_a_run_that_cannot_go_on_says_what_is_gone() -> None:
 def test_a_failure_of_an_unknown_process_is_refused(process: str) -> None:
     with pytest.raises(UsageError, match="there is no process"):
         simulate(failing(Failure(process=process, at=1.0)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    failures=st.lists(
+        st.builds(
+            Failure,
+            process=st.sampled_from(["worker-0", "worker-2", "worker-4", "shard-0", "shard-1", "host-0", "host-2"]),
+            at=st.floats(0.0, 3.0),
+            restart_s=st.floats(0.0, 3.0),
+        ),
+        max_size=5,
+    ),
+    backups=st.sampled_from([0, 1]),
+    bandwidth=st.sampled_from([math.inf, 1e6, 1e8]),
+    latency=st.sampled_from([0.0, 0.02]),
+    loss=st.sampled_from([0.0, 0.05]),
+    compute=st.sampled_from(["constant:0.1", "exponential:0.1"]),
+)
+def test_a_run_ends_whatever_dies_if_it_comes_back(failures: list[Failure], **values: object) -> None:
+    scenario = Scenario(workers=4, updates=30, hosts=3, parameters=20_000, failures=tuple(failures))
+    scenario = replace(scenario, **values)  # type: ignore[arg-type]
+    known = [each for each in failures if each.process != "worker-4" or scenario.backups]
+    result = simulate(replace(scenario, failures=tuple(known)))
+    assert len(result.step_s) == 30
+    assert sum(result.step_s) == pytest.approx(result.elapsed_s)
+    assert result.used == 30 * 4 * 2

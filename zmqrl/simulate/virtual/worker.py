@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker import events as e
 from zmqrl.ps.worker.machine import WorkerMachine, WorkerTiming
-from zmqrl.simulate.clock import Job
-from zmqrl.simulate.link import Link
-from zmqrl.simulate.network import Host
-from zmqrl.simulate.shard import LAYOUT, RUN
+from zmqrl.simulate.virtual.clock import Job
+from zmqrl.simulate.virtual.link import Link
+from zmqrl.simulate.virtual.network import Host
+from zmqrl.simulate.virtual.shard import LAYOUT, RUN
 
 if TYPE_CHECKING:
-    from zmqrl.simulate.world import World
+    from zmqrl.simulate.virtual.world import World
 
 # Real workers send a PING every second. In a simulated run nothing depends on it, except that a shard is not silent.
 POLL_S = 0.05  # the connection looks at its timers this often

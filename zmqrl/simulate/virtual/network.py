@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from zmqrl.simulate.clock import Clock, Shared
+from zmqrl.simulate.virtual.clock import Clock, Shared
 
 PACKET_BYTES = 1448  # payload of a TCP segment on Ethernet
 TIMEOUT_S = 0.2  # the least retransmission timeout of Linux
@@ -54,12 +54,12 @@ class Network:
 
     def tell(self, source: Host, target: Host, deliver: Callable[..., None], *arguments: Any) -> None:
         """Send a message of one packet."""
-        self.clock.after(self._delay(source, target, 1), deliver, *arguments)
+        self.clock.after(self._delay(source, target, 0), deliver, *arguments)
 
     def transfer(self, source: Host, target: Host, size: int, deliver: Callable[..., None], *arguments: Any) -> None:
         """Send a slice of ``size`` bytes."""
         self.under_way += 1
-        delay = self._delay(source, target, -(-size // PACKET_BYTES))
+        delay = self._delay(source, target, size)
         if source is target or source.outgoing is None or target.incoming is None:
             delay += size / self.loopback if source is target else 0.0
             self.clock.after(delay, self.complete, deliver, arguments)
@@ -68,10 +68,14 @@ class Network:
         source.outgoing.start(size, transfer.half)
         target.incoming.start(size, transfer.half)
 
-    def _delay(self, source: Host, target: Host, packets: int) -> float:
+    def _delay(self, source: Host, target: Host, size: int) -> float:
+        """The time on the way, besides that in the cards."""
         if source is target:
             return 0.0
-        lost = self.loss and self.random.random() < 1 - (1 - self.loss) ** min(packets, TAIL_PACKETS)
+        if not self.loss:
+            return self.latency_s
+        packets = min(1 + size // PACKET_BYTES, TAIL_PACKETS)
+        lost = self.random.random() < 1 - (1 - self.loss) ** packets
         return self.latency_s + TIMEOUT_S if lost else self.latency_s
 
     def complete(self, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> None:

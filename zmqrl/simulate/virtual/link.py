@@ -8,9 +8,9 @@ from zmqrl.ps.worker import events as worker_events
 
 if TYPE_CHECKING:
     from zmqrl.ps.shard.gradients import ReceivedSlice
-    from zmqrl.simulate.shard import SimulatedShard
-    from zmqrl.simulate.worker import SimulatedWorker
-    from zmqrl.simulate.world import World
+    from zmqrl.simulate.virtual.shard import SimulatedShard
+    from zmqrl.simulate.virtual.worker import SimulatedWorker
+    from zmqrl.simulate.virtual.world import World
 
 PAYLOAD: Final = cast("Any", b"")  # nothing reads the numbers
 MOST_PUSHED = 2  # the high-water mark of PUSH

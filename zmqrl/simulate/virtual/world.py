@@ -7,15 +7,15 @@ from zmqrl.errors import ClusterError
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.events import Record
 from zmqrl.ps.wire.codec import payload_bytes
-from zmqrl.simulate.clock import Clock
 from zmqrl.simulate.compute import ComputeTimes
-from zmqrl.simulate.link import Link
-from zmqrl.simulate.network import Host, Network
 from zmqrl.simulate.result import Result, Use
 from zmqrl.simulate.scenario import Failure, Scenario
-from zmqrl.simulate.shard import SimulatedShard
 from zmqrl.simulate.times import times_of
-from zmqrl.simulate.worker import SimulatedWorker
+from zmqrl.simulate.virtual.clock import Clock
+from zmqrl.simulate.virtual.link import Link
+from zmqrl.simulate.virtual.network import Host, Network
+from zmqrl.simulate.virtual.shard import SimulatedShard
+from zmqrl.simulate.virtual.worker import SimulatedWorker
 
 STUCK_S = 120.0
 

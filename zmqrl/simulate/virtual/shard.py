@@ -9,11 +9,11 @@ from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.events import PublicationArrived
-from zmqrl.simulate.link import PAYLOAD, Link
-from zmqrl.simulate.network import Host
+from zmqrl.simulate.virtual.link import PAYLOAD, Link
+from zmqrl.simulate.virtual.network import Host
 
 if TYPE_CHECKING:
-    from zmqrl.simulate.world import World
+    from zmqrl.simulate.virtual.world import World
 
 RUN, LAYOUT = "simulated", "simulated"
 LOOK_S = 0.025  # the server looks at its timers this often

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.simulate.clock import Clock, Shared
+from zmqrl.simulate.virtual.clock import Clock, Shared
 
 
 def test_calls_are_made_in_the_order_of_their_times_and_then_of_scheduling() -> None:

@@ -1,0 +1,77 @@
+"""``zmqrl train --scenario``: real training under the stragglers, the pace and the failures of a file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zmqrl.cli import run
+from zmqrl.commands.run.train import config_from
+from zmqrl.errors import UsageError
+from zmqrl.simulate import Failure
+
+FILE = """
+workers = 2
+backups = 1
+compute = "uniform:0.005:0.02"
+bandwidth = 1e8
+[[stragglers]]
+rank = 1
+factor = 3
+seconds = 0.5
+[[failures]]
+process = "worker-0"
+at = 0.5
+[[failures]]
+process = "shard-1"
+at = 1
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    path = tmp_path / "scenario.toml"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+def test_a_scenario_gives_defaults_and_says_what_it_cannot_give(
+    scenario: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_from(["cartpole", "--scenario", str(scenario), "--workers", "3"])
+    assert (config.workers, config.backups, config.shards, config.recipe) == (3, 1, 2, "cartpole")
+    assert config.pace == "uniform:0.005:0.02"
+    assert config.failures == (Failure(process="worker-0", at=0.5), Failure(process="shard-1", at=1.0))
+    slow = config.stragglers()[1]
+    assert (slow.factor, slow.seconds) == (3.0, 0.5)
+    assert capsys.readouterr().err == f"{scenario}: a real run has its own bandwidth.\n"
+    assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--pace", "normal:1"], "--pace normal:1: unknown law"),
+        (["--straggle", "1:xx"], "--straggle 1:xx: RANK:SECONDS is required"),
+        (["--scenario", "missing.toml"], "cannot read missing.toml"),
+    ],
+)
+def test_a_scenario_that_cannot_be_used_is_refused(options: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        config_from(["cartpole", *options]).check()
+
+
+@pytest.mark.processes
+def test_processes_are_killed_and_the_run_goes_on(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "run"
+    options = ["--scenario", str(scenario), "--updates", "300", "--run-dir", str(directory)]
+    assert run(["train", "cartpole", *options, "--trackers"]) == 0
+    said = capsys.readouterr().out
+    assert "the scenario kills worker-0 after 0.5 s" in said
+    assert "the scenario kills shard-1 after 1 s" in said
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    assert summary["exit_reason"] == "updates"
+    assert summary["contributions"]["used"] == 300 * 2 * 2
+    assert run(["check-history", str(directory)]) == 0

@@ -1,0 +1,26 @@
+"""How a real worker is slowed down."""
+
+import pytest
+
+from zmqrl.simulate import Scenario
+from zmqrl.simulate.pace import Pace
+from zmqrl.simulate.times import times_of
+
+
+def test_a_straggler_takes_a_multiple_of_its_work_and_seconds_more() -> None:
+    pace = Pace(law=None, seed=1, rank=0, factor=3.0, seconds=0.5)
+    assert pace.sleep_s(7, worked_s=0.2) == pytest.approx(2 * 0.2 + 0.5)
+
+
+def test_work_takes_at_least_the_time_of_the_law() -> None:
+    pace = Pace(law="constant:0.3", seed=1, rank=0)
+    assert pace.sleep_s(0, worked_s=0.1) == pytest.approx(0.2)
+    assert pace.sleep_s(0, worked_s=0.4) == 0.0
+
+
+def test_a_real_worker_draws_the_times_of_a_simulated_one() -> None:
+    law = "lognormal:0.1:0.5+0.1*exponential:1"
+    times = times_of(Scenario(workers=3, updates=1500, compute=law, seed=5))
+    pace = Pace(law=law, seed=5, rank=2)
+    for version in (0, 1, 1023, 1024, 1499):
+        assert pace.sleep_s(version, 0.0) == pytest.approx(sum(times.gradient_s(2, version)))

@@ -1,0 +1,47 @@
+"""Kills processes of a run on purpose, at the times that its scenario names."""
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+
+from zmqrl.hosts.deployment import Site
+from zmqrl.hosts.launcher import Launcher
+from zmqrl.process_id import ProcessId
+from zmqrl.simulate.scenario import Failure
+
+
+class Faults:
+    """The failures to come. Restarts are those of the supervisor, as after any death."""
+
+    def __init__(
+        self,
+        failures: Sequence[Failure],
+        launcher: Launcher,
+        sites: Mapping[ProcessId, Site],
+        notice: Callable[[str], None],
+    ) -> None:
+        self._failures = sorted(failures, key=lambda failure: failure.at)
+        self._launcher, self._sites, self._notice = launcher, sites, notice
+        self._begun_at: float | None = None
+
+    def begin(self, now: float) -> None:
+        """Count the times from now, unless they are counted already."""
+        self._begun_at = now if self._begun_at is None else self._begun_at
+
+    def step(self, now: float) -> None:
+        """Kill what is due."""
+        while self._begun_at is not None and self._failures and now - self._begun_at >= self._failures[0].at:
+            failure = self._failures.pop(0)
+            running = set(self._launcher.running())
+            killed = sorted(process for process in self._processes(failure) if process in running)
+            names = ", ".join(map(str, killed)) or "nothing, because it does not run"
+            self._notice(f"the scenario kills {names} after {failure.at:g} s")
+            for process in killed:
+                self._launcher.signal(process, signal.SIGKILL)
+
+    def _processes(self, failure: Failure) -> list[ProcessId]:
+        hosts = list(dict.fromkeys(site.host for site in self._sites.values()))
+        on_host = dict(enumerate(hosts))
+        role, _, number = failure.process.rpartition("-")
+        if role != "host":
+            return [ProcessId.parse(failure.process)]
+        return [process for process, site in self._sites.items() if site.host == on_host.get(int(number))]

@@ -1,0 +1,44 @@
+"""How pictures look, and how they are written."""
+
+import io
+from pathlib import Path
+from typing import Any, Final
+
+from matplotlib.figure import Figure
+
+from zmqrl.errors import naming
+
+# The colours of Okabe and Ito, safe for colour-blind readers, without the yellow that is faint on white paper.
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES: Final = ("-", "--", ":", "-.")  # the next one when all colours are used
+STYLE: Final[dict[Any, Any]] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.size": 10.0,
+    "grid.color": "#E6E6E6",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 180,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # names of the user's own can contain dollar signs
+}
+
+
+def look(number: int) -> dict[str, Any]:
+    """The colour and style of line ``number`` of a picture."""
+    again, colour = divmod(number, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture in the format of the suffix of ``path``. It appears complete or not at all. Raises OSError."""
+    picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
+    figure.savefig(picture, format=path.suffix[1:])
+    with naming(path):
+        try:
+            unfinished.write_bytes(picture.getvalue())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)

@@ -1,0 +1,23 @@
+"""Tables of figures, for a terminal, a file or a pager."""
+
+import sys
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+NOT_CUT_OFF: Final = 100_000  # columns, for output that a program or pager reads
+
+
+def page() -> Console:
+    """Standard output. Only a terminal wraps long lines."""
+    width = None if sys.stdout.isatty() else NOT_CUT_OFF
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def plain_table(title: str | None, *columns: str) -> Table:
+    """A table without lines, whose columns are aligned to the right except the first."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table

@@ -1,0 +1,20 @@
+"""How a real worker is slowed down, as a scenario says."""
+
+from zmqrl.simulate.compute import Draws
+from zmqrl.simulate.laws import Law
+
+
+class Pace:
+    """The time that each gradient of a worker takes at least, and how much slower than others a straggler is.
+
+    It draws the same times as a simulation with the same seed.
+    """
+
+    def __init__(self, *, law: str | None, seed: int, rank: int, factor: float = 1.0, seconds: float = 0.0) -> None:
+        self._draws = Draws(Law.parse(law, "--pace"), seed, rank) if law is not None else None
+        self._factor, self._seconds = factor, seconds
+
+    def sleep_s(self, version: int, worked_s: float) -> float:
+        """How long to sleep after ``worked_s`` of work on ``version``."""
+        least_s = self._draws.at(version) if self._draws is not None else 0.0
+        return max(0.0, self._factor * max(worked_s, least_s) + self._seconds - worked_s)
