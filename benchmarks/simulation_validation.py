@@ -111,7 +111,7 @@ def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
         "slice_bytes": payload_bytes(scenario.codec, scenario.parameters // scenario.shards),
         "median_s": percentile(observed.result.step_s[WARM_UP:], 50),
         "shard_s": observed.shard_s,
-        "worker_s": {name: observed.worker_s[name] for name in ("encode", "push", "assemble")},
+        "worker_cpu_s": observed.worker_cpu_s,
     }
 
 
@@ -126,7 +126,7 @@ def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in SHARD_SPANS:
         each = [row["workers"] if name in ("receive", "accumulate") else 1 for row in rows]
         costs[name] = line(bytes_of, [row["shard_s"][name] / n for row, n in zip(rows, each, strict=True)])
-    worker = line([4 * row["parameters"] for row in rows], [sum(row["worker_s"].values()) for row in rows])
+    worker = line([4 * row["parameters"] for row in rows], [row["worker_cpu_s"] for row in rows])
     calibration = {"costs": costs, "worker": worker, "rest": [0.0, 0.0, 0.0]}
     unexplained = []
     for row in rows:

@@ -16,7 +16,6 @@ from typing import Any, Final
 import numpy as np
 
 from zmqrl.errors import ClusterError
-from zmqrl.observe.spans import WORKER_SPANS
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import OptimizerConfig
@@ -46,11 +45,14 @@ def ignored(scenario: Scenario) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A live run, and the mean seconds by span: of a shard for each version, of a worker for each gradient."""
+    """A live run. ``shard_s`` are the mean seconds of a shard for each version, by span.
+
+    ``worker_cpu_s`` is the CPU time of all threads of a worker for each gradient.
+    """
 
     result: Result
     shard_s: dict[str, float]
-    worker_s: dict[str, float]
+    worker_cpu_s: float
 
 
 def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
@@ -91,7 +93,7 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
     return Observed(
         result,
         {name: sum(duration for each, duration in spans if each == name) / versions for name in SHARD_SPANS},
-        {name: sum(each["spans"].get(name, 0.0) for each in told) / gradients for name in WORKER_SPANS},
+        sum(each["cpu_s"] for each in told) / gradients,
     )
 
 
