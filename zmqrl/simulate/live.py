@@ -87,13 +87,15 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
                 told = _Run(scenario, shards, sleepers).until_the_end()
             stats = shards.control.stats(range(scenario.shards), within_s=ANSWER_WITHIN_S, what="the end of the run")
         traces = [_Trace.read(Path(scratch) / "traces" / f"shard-{shard}.json") for shard in range(scenario.shards)]
+    if not told:
+        raise ClusterError("no worker has come to the end of the live run: the scenario kills all of them.")
     result = _result(scenario, traces, list(stats.values()), told)
     versions, gradients = scenario.updates * scenario.shards, sum(each["counts"]["gradients"] for each in told)
     spans = [(name, duration) for trace in traces for name, _, duration in trace.spans]
     return Observed(
         result,
         {name: sum(duration for each, duration in spans if each == name) / versions for name in SHARD_SPANS},
-        sum(each["cpu_s"] for each in told) / gradients,
+        sum(each["cpu_s"] for each in told) / max(1, gradients),
     )
 
 

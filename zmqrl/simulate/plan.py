@@ -45,6 +45,8 @@ class _Search:
                 shards=shards,
                 worker_hosts=(),
                 shard_hosts=(),
+                stragglers=tuple(each for each in self.scenario.stragglers if each.rank < ranks),
+                failures=(),
             )
             self.found[setting] = simulate(scenario)
         return self.found[setting]
