@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -205,6 +206,9 @@ def predict(updates: int) -> None:
 
 def run(updates: int, only: str | None) -> None:
     """Run the held-out scenarios, compare them with the predictions, and write the table."""
+    commit = commit_of(RESULTS / "predictions.json")
+    if only is None and commit is None:
+        sys.exit("predictions.json is not committed as it is: commit it before the scenarios are run.")
     predictions = json.loads((RESULTS / "predictions.json").read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = []
     for name, scenario in held_out(updates).items():
@@ -216,7 +220,7 @@ def run(updates: int, only: str | None) -> None:
         rows.append(row)
         print({key: value for key, value in row.items() if key != "steps_s"}, flush=True)
     if only is None:
-        write("results.json", {"machine": machine(), "rows": rows})
+        write("results.json", {"machine": machine(), "predictions": commit, "rows": rows})
         write_table(rows)
 
 
@@ -269,6 +273,14 @@ def name_parts(name: str) -> list[str]:
     """The columns that a name stands for."""
     workers, backups, shards, size, law = name.split("-")
     return [workers[1:], backups[1:], shards[1:], size, LAWS[law]]
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that last changed a file, and its time. None if the file differs from it."""
+    ask = ["git", "log", "-1", "--format=%h of %cI", "--", str(path)]
+    commit = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
+    same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(path)], check=False, timeout=60).returncode == 0
+    return commit if commit and same else None
 
 
 # the machine
