@@ -13,7 +13,7 @@ import numpy as np
 
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
-from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
+from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.profile.recorder import RecorderJob
 from zmqrl.profile.recording import Recording
 from zmqrl.ps.layout import Layout
@@ -43,11 +43,14 @@ def ignored(scenario: Scenario) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A live run, and the mean seconds by span: of a shard for each version, of a worker for each gradient."""
+    """A live run. ``shard_s`` are the mean seconds of a shard for each version, by span.
+
+    ``worker_cpu_s`` is the CPU time of all threads of a worker for each gradient.
+    """
 
     result: Result
     shard_s: dict[str, float]
-    worker_s: dict[str, float]
+    worker_cpu_s: float
 
 
 def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
@@ -83,12 +86,14 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
             stats = shards.control.stats(range(scenario.shards), within_s=ANSWER_WITHIN_S, what="the end of the run")
         recording = Recording.read(Path(scratch) / "profile")
     shards_told = [_Shard.of(recording, shard) for shard in range(scenario.shards)]
+    if not told:
+        raise ClusterError("no worker has come to the end of the live run: the scenario kills all of them.")
     result = _result(scenario, shards_told, list(stats.values()), told)
     versions, gradients = scenario.updates * scenario.shards, sum(each["counts"]["gradients"] for each in told)
     return Observed(
         result,
         {name: sum(each.spans_s[name] for each in shards_told) / versions for name in SHARD_SPANS},
-        {name: sum(each["spans"].get(name, 0.0) for each in told) / gradients for name in WORKER_SPANS},
+        sum(each["cpu_s"] for each in told) / max(1, gradients),
     )
 
 

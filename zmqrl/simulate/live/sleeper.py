@@ -75,13 +75,15 @@ def main() -> None:
     messages = Messages()
     say({"ready": True})
     messages.get()
+    begun_s = time.process_time()
     try:
         cluster = Cluster.from_json(job["cluster"])
         with Connection(cluster, job["rank"], incarnation=job["incarnation"], log=log) as connection:
             counts = work(connection, job)
             spans = {name: seconds for name, (_, seconds) in connection.spans.totals().items()}
             tally = dataclasses.asdict(connection.tally())
-        say({"counts": dataclasses.asdict(counts), "tally": tally, "spans": spans})
+        cpu_s = time.process_time() - begun_s
+        say({"counts": dataclasses.asdict(counts), "tally": tally, "spans": spans, "cpu_s": cpu_s})
     except ZmqrlError as error:
         log.error("%s", error)
         sys.exit(error.exit_status)

@@ -82,7 +82,7 @@ class World:
         made_at = self.made_at[shard]
         if record.version == len(made_at):  # else it publishes again, after a restart
             made_at.append(self.clock.now)
-        if not record.version and all(self.made_at):
+        if self.begun_at == math.inf and all(self.made_at):
             self._begin()
         if record.version == self.scenario.updates and all(len(made) > record.version for made in self.made_at):
             self.clock.stop()
