@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
         "slice_bytes": payload_bytes(scenario.codec, scenario.parameters // scenario.shards),
         "median_s": statistics.median(observed.result.step_s[WARM_UP:]),
         "shard_s": observed.shard_s,
-        "worker_s": {name: observed.worker_s[name] for name in ("encode", "push", "assemble")},
+        "worker_cpu_s": observed.worker_cpu_s,
     }
 
 
@@ -127,7 +128,7 @@ def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in SHARD_SPANS:
         each = [row["workers"] if name in ("receive", "accumulate") else 1 for row in rows]
         costs[name] = line(bytes_of, [row["shard_s"][name] / n for row, n in zip(rows, each, strict=True)])
-    worker = line([4 * row["parameters"] for row in rows], [sum(row["worker_s"].values()) for row in rows])
+    worker = line([4 * row["parameters"] for row in rows], [row["worker_cpu_s"] for row in rows])
     calibration = {"costs": costs, "worker": worker, "rest": [0.0, 0.0, 0.0]}
     unexplained = []
     for row in rows:
@@ -206,6 +207,9 @@ def predict(updates: int) -> None:
 
 def run(updates: int, only: str | None) -> None:
     """Run the held-out scenarios, compare them with the predictions, and write the table."""
+    commit = commit_of(RESULTS / "predictions.json")
+    if only is None and commit is None:
+        sys.exit("predictions.json is not committed as it is: commit it before the scenarios are run.")
     predictions = json.loads((RESULTS / "predictions.json").read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = []
     for name, scenario in held_out(updates).items():
@@ -217,7 +221,7 @@ def run(updates: int, only: str | None) -> None:
         rows.append(row)
         print({key: value for key, value in row.items() if key != "steps_s"}, flush=True)
     if only is None:
-        write("results.json", {"machine": machine(), "rows": rows})
+        write("results.json", {"machine": machine(), "predictions": commit, "rows": rows})
         write_table(rows)
 
 
@@ -270,6 +274,14 @@ def name_parts(name: str) -> list[str]:
     """The columns that a name stands for."""
     workers, backups, shards, size, law = name.split("-")
     return [workers[1:], backups[1:], shards[1:], size, LAWS[law]]
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that last changed a file, and its time. None if the file differs from it."""
+    ask = ["git", "log", "-1", "--format=%h of %cI", "--", str(path)]
+    commit = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
+    same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(path)], check=False, timeout=60).returncode == 0
+    return commit if commit and same else None
 
 
 # the machine

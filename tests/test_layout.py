@@ -19,7 +19,7 @@ MOST_MODULES_IN_A_FOLDER = 16
 ORDER = (
     ("__init__",),  # which imports the policy too, but only for those who ask for it
     ("errors", "process_id"),
-    ("process", "json_lines"),
+    ("process", "child_process", "json_lines"),
     ("rundir",),
     ("observe",),
     ("profile",),

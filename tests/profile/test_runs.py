@@ -1,5 +1,6 @@
 """Profiles of real runs with a planted cause: the first row of the blame names its rank, its host and its span."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.paths import ROOT
+from support.rig import ending
 from support.run_rig import Run, RunFiles, trained, training
 
 from zmqrl.commands.inspect.profile import read
@@ -195,13 +197,10 @@ def burning(tmp_path: Path) -> Iterator[int]:
     """A core on which eight programs compete."""
     core = max(os.sched_getaffinity(0))
     command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"]
-    programs = [subprocess.Popen(command) for _ in range(8)]
-    try:
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(ending(subprocess.Popen(command)))
         yield core
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait(30)
 
 
 @pytest.mark.slow

@@ -3,18 +3,14 @@
 ``python -m zmqrl.bench.crew`` is such a process. It reads messages from its parent and answers each of them.
 """
 
-import json
-import os
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 from zmqrl.bench.parts import PARTS, Part
+from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
 from zmqrl.process import Messages, read_job, say
 
@@ -35,30 +31,20 @@ class Crew:
     """Processes that play parts. Use it as a context manager, which ends them."""
 
     def __init__(self, size: int) -> None:
-        command = [sys.executable, "-m", "zmqrl.bench.crew"]
-        pipe = subprocess.PIPE
-        self._processes = [
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True) for _ in range(size)
-        ]
+        names = [f"process {process} of the benchmark" for process in range(size)]
+        self._children = [ChildProcess(name, ["-m", "zmqrl.bench.crew"], {}) for name in names]  # the job is empty
 
     @property
     def pids(self) -> list[int]:
         """The process ids."""
-        return [process.pid for process in self._processes]
+        return [child.process.pid for child in self._children]
 
     def __enter__(self) -> Self:
-        for process in range(len(self._processes)):
-            self._tell(process, {})  # the job, which is empty
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.kill()  # it may wait for a process that is gone
-        for process in self._processes:
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                pipe.close()
+        for child in self._children:
+            child.kill()  # it may wait for a process that is gone
 
     @contextmanager
     def playing(self, name: str, part: type[Part], jobs: Mapping[int, Facts]) -> Iterator[list[Role]]:
@@ -83,35 +69,15 @@ class Crew:
 
     def _ask(self, messages: Mapping[int, Facts]) -> dict[int, Facts]:
         for process, message in messages.items():
-            self._tell(process, message)
+            self._children[process].tell(message)
         deadline = time.monotonic() + ANSWER_WITHIN_S
         return {process: self._answer(process, deadline) for process in messages}
 
-    def _tell(self, process: int, message: Facts) -> None:
-        stdin = self._processes[process].stdin
-        assert stdin is not None
-        try:
-            stdin.write(json.dumps(message).encode() + b"\n")
-        except BrokenPipeError:
-            raise self._gone(process) from None
-
     def _answer(self, process: int, deadline: float) -> Facts:
-        stdout = self._processes[process].stdout
-        assert stdout is not None
-        line = bytearray()
-        while not line.endswith(b"\n"):
-            if not select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise ClusterError(f"process {process} of the benchmark did not answer within {ANSWER_WITHIN_S:g} s.")
-            piece = os.read(stdout.fileno(), 1 << 16)
-            if not piece:
-                raise self._gone(process)
-            line += piece
-        answer: Facts = json.loads(line)
+        answer = self._children[process].hear(max(0.0, deadline - time.monotonic()))
+        if answer is None:
+            raise ClusterError(f"process {process} of the benchmark did not answer within {ANSWER_WITHIN_S:g} s.")
         return answer
-
-    def _gone(self, process: int) -> ClusterError:
-        status = self._processes[process].wait()
-        return ClusterError(f"process {process} of the benchmark ended (exit status {status}): its error is above.")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the kernel and a process itself say about what it does. It needs neither root nor ptrace."""
+"""Finds out what a process is doing, from the kernel and the process itself. Needs neither root nor ptrace."""
 
 import contextlib
 import os

@@ -61,7 +61,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Ask what a process does."""
+    """Ask what a process is doing."""
 
     name: str
 
@@ -177,7 +177,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What a process does: see ``inspection.Sight``. ``stack``: the frames of its main thread, innermost first."""
+    """What a process is doing: see ``inspection.Sight``. ``stack``: the frames of its main thread, innermost first."""
 
     name: str
     state: str

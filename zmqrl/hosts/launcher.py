@@ -62,7 +62,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What a process does, as its host says.
+    """What a process is doing, as its host reports it.
 
     ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of its main thread,
     innermost first, empty if it has not answered.
@@ -90,7 +90,7 @@ class Launcher(Protocol):
         """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
 
     def inspect(self, process: ProcessId) -> None:
-        """Ask what a process does, and for its stack, which it also writes to its log. ``poll`` returns an Inspected.
+        """Ask what a process is doing, and for its stack, which it also logs. ``poll`` returns an Inspected.
 
         It returns none for a process that has ended, or on a host that is lost.
         """

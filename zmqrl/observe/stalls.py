@@ -34,7 +34,7 @@ STATES_TOLD = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doing:
-    """What a process does, as its host says: see :class:`zmqrl.hostd.inspection.Sight`.
+    """What a process is doing, as its host reports it: see :class:`zmqrl.hostd.inspection.Sight`.
 
     ``stack`` has the frames of its main thread, innermost first, such as ``File "game.py", line 12 in step``.
     """
@@ -46,10 +46,11 @@ class Doing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Awaited:
-    """A process that a version waits for, and what is known of it.
+    """A process that a version waits for, and what is known about it.
 
-    ``is_external``: somebody else has started it, so its host cannot be asked. ``is_there``: it is connected, or was
-    heard before. ``span`` is what a worker says that it does, for ``span_s``; empty if it does not say so.
+    ``is_external``: the supervisor did not start it, so it cannot ask its host. ``is_there``: it is connected, or was
+    heard before. ``span`` is the span that a worker reports, and ``span_s`` how long it has been in it; empty if the
+    worker reports none.
     """
 
     process: ProcessId
@@ -63,7 +64,7 @@ class Awaited:
     doing: Doing | None = None
 
     def what(self) -> str:
-        """What it does, in words."""
+        """What the process is doing, in words."""
         if not self.is_running:
             return "it is being restarted"
         words = [STATES_TOLD[self.doing.state]] if self.doing and self.doing.state in STATES_TOLD else []
@@ -76,7 +77,7 @@ class Awaited:
         elif self.process.role == "worker" and not words:
             words.append("in no named span")
         stack = " < ".join(_short(frame) for frame in self.doing.stack[:FRAMES_TOLD]) if self.doing else ""
-        return ", ".join(words or ["it does not get on"]) + (f"; stack: {stack}" if stack else "")
+        return ", ".join(words or ["it makes no progress"]) + (f"; stack: {stack}" if stack else "")
 
     def likeness(self) -> object:
         """Processes for which this is equal do the same, if perhaps not for equally long."""

@@ -87,6 +87,7 @@ class Recorder:
         self._failed = False
         self._span_ns = dict.fromkeys((*COLUMNS["cycles"], *COLUMNS["versions"]), 0)
         self._usage = resource.getrusage(resource.RUSAGE_THREAD)
+        self._add_machine(time.monotonic())  # so that a short run has a difference too
 
     def add(self, table: str, *row: int) -> None:
         """Record a row of ``table``."""
@@ -123,7 +124,7 @@ class Recorder:
             return
         self._flushed_at = now
         totals = last or now - self._totals_at >= TOTALS_EVERY_S
-        self.add("machine", int(now * 1e6), *machine_totals())
+        self._add_machine(now)
         self._keep_spans(self.spans.fold(), totals)
         block: dict[str, Any] = {"about": self._about} if self._segment_bytes >= SEGMENT_BYTES else {}
         if totals or block:
@@ -140,6 +141,9 @@ class Recorder:
     def close(self) -> None:
         """Write the rest."""
         self.flush(time.monotonic(), last=True)
+
+    def _add_machine(self, now: float) -> None:
+        self.add("machine", int(now * 1e6), *machine_totals())
 
     def _keep_spans(self, new: list[SpanEvent], totals: bool) -> None:
         """Record spans one by one: all of them while tracing, else the newest now and then. None is recorded twice."""

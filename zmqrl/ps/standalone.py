@@ -1,10 +1,7 @@
 """A parameter server for a program without a supervisor: shard processes on this host that a block starts and ends."""
 
-import json
 import secrets
-import select
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
 from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.cluster_file import Cluster
@@ -43,7 +41,12 @@ class StandaloneShards:
     control: ShardControl
     jobs: list[ShardJob]
     keys: RunKeys | None
-    processes: "list[subprocess.Popen[bytes]]"
+    children: list[ChildProcess]
+
+    @property
+    def processes(self) -> "list[subprocess.Popen[bytes]]":
+        """The process of each shard."""
+        return [child.process for child in self.children]
 
     def cluster_for(self, rank: int) -> Cluster:
         """The cluster as worker ``rank`` needs it, with the keys of that rank."""
@@ -51,10 +54,10 @@ class StandaloneShards:
 
     def start(self, shard: int) -> None:
         """Restart the process of ``shard`` after it died."""
-        self.processes[shard].wait(STOP_WITHIN_S)
-        _close_pipes(self.processes[shard])
-        self.processes[shard] = _start(self.jobs[shard])
-        _endpoints(self.processes[shard])
+        self.children[shard].process.wait(STOP_WITHIN_S)
+        self.children[shard].hang_up()
+        self.children[shard] = _start(self.jobs[shard])
+        _endpoints(self.children[shard])
 
 
 @contextmanager
@@ -105,10 +108,10 @@ def standalone_shards(
             )
             for shard in range(layout.shards)
         ]
-        processes = [_start(job) for job in jobs]
+        children = [_start(job) for job in jobs]
         control = None
         try:
-            endpoints = [_endpoints(process) for process in processes]
+            endpoints = [_endpoints(child) for child in children]
             for job, bound in zip(jobs, endpoints, strict=True):
                 job.bind.update(bound)  # a restarted shard must bind the same addresses
             supervisor = keys.of_supervisor() if keys else None
@@ -123,48 +126,26 @@ def standalone_shards(
             cluster = Cluster(
                 run=run, layout=layout, codec=codec, endpoints=tuple(endpoints), asynchronous=asynchronous
             )
-            yield StandaloneShards(cluster, control, jobs, keys, processes)
+            yield StandaloneShards(cluster, control, jobs, keys, children)
         finally:
             if control is not None:
                 control.close()
-            for process in processes:
-                _close_pipes(process)
-            for process in processes:
+            for child in children:
+                child.hang_up()
+            for child in children:
                 try:
-                    process.wait(STOP_WITHIN_S)
+                    child.process.wait(STOP_WITHIN_S)
                 except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait(STOP_WITHIN_S)
+                    child.kill()
 
 
-def _start(job: ShardJob) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(
-        [sys.executable, *SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(job.to_json()).encode() + b"\n")
-    process.stdin.flush()
-    return process
+def _start(job: ShardJob) -> ChildProcess:
+    return ChildProcess(f"shard {job.shard}", SERVER, job.to_json())
 
 
-def _endpoints(process: "subprocess.Popen[bytes]") -> dict[SocketRole, str]:
-    assert process.stdout is not None
-    said = select.poll()
-    said.register(process.stdout, select.POLLIN)
-    if not said.poll(1000 * START_WITHIN_S):
-        raise ClusterError(f"a shard did not start within {START_WITHIN_S:g} s: see its log.")
-    line = process.stdout.readline()
-    if not line:
-        status = process.wait(STOP_WITHIN_S)
-        raise ClusterError(f"a shard did not start (exit status {status}): see its log.")
-    endpoints: dict[SocketRole, str] = json.loads(line)["endpoints"]
+def _endpoints(child: ChildProcess) -> dict[SocketRole, str]:
+    said = child.hear(START_WITHIN_S)
+    if said is None:
+        raise ClusterError(f"{child.name} did not start within {START_WITHIN_S:g} s: see its log above.")
+    endpoints: dict[SocketRole, str] = said["endpoints"]
     return endpoints
-
-
-def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None and not pipe.closed:
-            pipe.close()

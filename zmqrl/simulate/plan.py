@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 from zmqrl.errors import require
 from zmqrl.ps.layout import ALIGNMENT
 from zmqrl.ps.wire.messages import MAX_WORKERS
+from zmqrl.simulate.report import counted
 from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.simulate.virtual.world import simulate
@@ -44,6 +45,8 @@ class _Search:
                 quorum=None,
                 worker_hosts=(),
                 shard_hosts=(),
+                stragglers=tuple(each for each in self.scenario.stragglers if each.rank < ranks),
+                failures=(),
             )
             self.found[setting] = simulate(scenario)
         return self.found[setting]
@@ -79,7 +82,7 @@ def plan(scenario: Scenario, workers_up_to: int) -> Plan:
 def _reasons(search: _Search, best: Setting) -> Iterator[str]:
     ranks, shards, backups = best
     rate = search.found[best].learned_steps_per_s
-    numbers = _counted(ranks - backups, "worker"), _counted(backups, "backup"), _counted(shards, "shard")
+    numbers = counted(ranks - backups, "worker"), counted(backups, "backup"), counted(shards, "shard")
     yield f"use {', '.join(numbers)} (quorum {ranks - backups}): {rate:.0f} agent steps/s are learned from"
     others: dict[str, Callable[[int, int, int], bool]] = {
         "without backups": lambda r, s, b: (r, s) == (ranks, shards) and b == 0 < backups,
@@ -93,7 +96,3 @@ def _reasons(search: _Search, best: Setting) -> Iterator[str]:
         rates = [result.learned_steps_per_s for setting, result in search.found.items() if alike(*setting)]
         if rates:
             yield f"{words}: {max(rates):.0f} at best ({max(rates) / rate - 1:+.0%})"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -27,10 +27,10 @@ def report(result: Result) -> str:
     """A page about one run."""
     found, scenario = result.to_json(), result.scenario
     step = found["step_ms"]
-    hosts = "hosts of their own" if scenario.hosts is None else f"{scenario.hosts} hosts"
+    hosts = "hosts of their own" if scenario.hosts is None else counted(scenario.hosts, "host")
     lines = [
-        f"{scenario.workers} workers, {scenario.backups} backups, quorum {scenario.effective_quorum}, "
-        f"{scenario.shards} shards on {hosts}; seed {scenario.seed}",
+        f"{counted(scenario.workers, 'worker')}, {counted(scenario.backups, 'backup')}, "
+        f"quorum {scenario.effective_quorum}, {counted(scenario.shards, 'shard')} on {hosts}; seed {scenario.seed}",
         f"{len(result.step_s)} updates in {result.elapsed_s:.3f} s of {'real' if result.live else 'virtual'} time",
         "",
         f"updates/s      {_figure(result.updates_per_s)}",
@@ -62,6 +62,11 @@ def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None
             *(["<-"] if result is marked else []),
         )
     return found
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, such as ``2 shards``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _setting(result: Result, name: str) -> object:

@@ -43,7 +43,7 @@ class ProcessDied:
 
 @dataclass(frozen=True, slots=True)
 class ProcessInspected:
-    """The host of a process says what it does."""
+    """The host of a process reports what it is doing."""
 
     seen: Inspected
 
@@ -157,14 +157,14 @@ class TellSilence:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Ask the host of a process what it does. Leads to ProcessInspected."""
+    """Ask the host of a process what it is doing. Leads to ProcessInspected."""
 
     process: ProcessId
 
 
 @dataclass(frozen=True, slots=True)
 class ShowStall:
-    """A version has stalled. ``tell``: the user should read it now."""
+    """A version has stalled. ``tell``: notify the user now."""
 
     stall: Stall
     tell: bool
@@ -172,7 +172,7 @@ class ShowStall:
 
 @dataclass(frozen=True, slots=True)
 class EndStall:
-    """The version was made after all, or is not wanted any more. ``tell``: the user has read of the stall."""
+    """The version was made, or is no longer needed. ``tell``: the user was notified of the stall."""
 
     stall: Stall
     tell: bool

@@ -1,6 +1,8 @@
 """``zmqrl simulate``: its options, files and figures."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,18 @@ def test_people_get_a_page_and_a_table(capsys: pytest.CaptureFixture[str], tmp_p
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["compute", "updates/s"]
     assert [line.split()[:2] for line in lines[1:]] == [["constant:0.1", "10.00"], ["constant:0.2", "5.00"]]
+
+
+def test_the_examples_of_the_page_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "simulation.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(toml|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    path = tmp_path / "scenario.toml"
+    path.write_text(blocks["toml"], encoding="utf-8")
+    assert found_by(capsys, str(path))["updates"] == 100
+    script = tmp_path / "script.py"
+    script.write_text(blocks["python"], encoding="utf-8")
+    runpy.run_path(str(script))
+    assert float(capsys.readouterr().out.split()[0]) > 0
 
 
 @pytest.mark.parametrize(

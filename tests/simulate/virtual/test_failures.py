@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.simulate import Failure, Scenario, Straggler, simulate
+from zmqrl.simulate import Failure, Scenario, ShardCosts, Straggler, simulate
 
 STEADY = Scenario(workers=4, shards=2, updates=100, compute="constant:0.1", bandwidth=1e8)
 
@@ -57,6 +57,12 @@ def test_a_failure_of_an_unknown_process_is_refused(process: str) -> None:
         simulate(failing(Failure(process=process, at=1.0)))
 
 
+def test_workers_that_give_a_silent_shard_up_are_started_again() -> None:
+    result = simulate(failing(Failure(process="shard-0", at=1.0, restart_s=100.0)))
+    assert len(result.step_s) == 100
+    assert 100 < max(result.step_s) < 104
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     failures=st.lists(
@@ -73,6 +79,7 @@ def test_a_failure_of_an_unknown_process_is_refused(process: str) -> None:
     latency=st.sampled_from([0.0, 0.02]),
     loss=st.sampled_from([0.0, 0.05]),
     compute=st.sampled_from(["constant:0.1", "exponential:0.1"]),
+    costs=st.sampled_from([ShardCosts(), ShardCosts(receive_s=0.001, optimize_s=0.02, publish_s=0.05, send_s=0.01)]),
 )
 def test_a_run_ends_whatever_dies_if_it_comes_back(failures: list[Failure], **values: object) -> None:
     scenario = Scenario(workers=4, updates=30, hosts=3, parameters=20_000, failures=tuple(failures))

@@ -42,7 +42,7 @@ def run(options: Options) -> int:
 def status(path: Path) -> dict[str, Any]:
     """Plain data. ``state``: running, ended, or killed (the supervisor died before the end of the run).
 
-    ``stalled``: the version that waits, and what the processes do that it waits for, as in ``stalled.json``. The
+    ``stalled``: the version that waits, and what the processes that it waits for are doing, as in ``stalled.json``. The
     ``state`` of a process is null on other machines.
     """
     living, record = Living.read(path), RunRecord.read(path)

@@ -58,6 +58,8 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
     if any(option.partition("=")[0] == "--straggle" for option in options):  # tyro would append it to the stored one
         stored = dataclasses.replace(stored, straggle=())
+    if resumed.scenario is not None:
+        stored = under(dataclasses.replace(stored, straggle=()), resumed.scenario)
     return parse(Config, options, "zmqrl train", adapt(stored))
 
 

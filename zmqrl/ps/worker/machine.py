@@ -3,6 +3,7 @@
 It takes events and returns actions, which ``connection.py`` carries out in that order.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -189,7 +190,8 @@ class WorkerMachine:
         shard.payloads[message.version] = (message.codec, payload)
         actions: list[e.Action] = []
         if self.contribution == message.generation:
-            outcome = shard.learns(message.version, named=self.rank in message.ranks)
+            at = bisect_left(message.ranks, self.rank)  # ascending, and there can be a thousand
+            outcome = shard.learns(message.version, named=message.ranks[at : at + 1] == (self.rank,))
             actions = self._close(shard, outcome) if outcome is not None else []
         return actions + self._reached(shard, message.version)
 

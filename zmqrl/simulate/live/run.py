@@ -1,9 +1,5 @@
 """A scenario with real processes and real sockets on this machine. Workers sleep instead of working."""
 
-import json
-import select
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,8 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
-from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
+from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.profile.recorder import RecorderJob
 from zmqrl.profile.recording import Recording
 from zmqrl.ps.layout import Layout
@@ -29,7 +26,6 @@ from zmqrl.simulate.result import Result, Use
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.simulate.times import times_of
 
-SLEEPER: Final = [sys.executable, "-m", "zmqrl.simulate.live.sleeper"]
 READY_WITHIN_S = 120.0
 ANSWER_WITHIN_S = 10.0
 STUCK_S = 120.0
@@ -47,11 +43,14 @@ def ignored(scenario: Scenario) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A live run, and the mean seconds by span: of a shard for each version, of a worker for each gradient."""
+    """A live run. ``shard_s`` are the mean seconds of a shard for each version, by span.
+
+    ``worker_cpu_s`` is the CPU time of all threads of a worker for each gradient.
+    """
 
     result: Result
     shard_s: dict[str, float]
-    worker_s: dict[str, float]
+    worker_cpu_s: float
 
 
 def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
@@ -87,57 +86,30 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
             stats = shards.control.stats(range(scenario.shards), within_s=ANSWER_WITHIN_S, what="the end of the run")
         recording = Recording.read(Path(scratch) / "profile")
     shards_told = [_Shard.of(recording, shard) for shard in range(scenario.shards)]
+    if not told:
+        raise ClusterError("no worker has come to the end of the live run: the scenario kills all of them.")
     result = _result(scenario, shards_told, list(stats.values()), told)
     versions, gradients = scenario.updates * scenario.shards, sum(each["counts"]["gradients"] for each in told)
     return Observed(
         result,
         {name: sum(each.spans_s[name] for each in shards_told) / versions for name in SHARD_SPANS},
-        {name: sum(each["spans"].get(name, 0.0) for each in told) / gradients for name in WORKER_SPANS},
+        sum(each["cpu_s"] for each in told) / max(1, gradients),
     )
 
 
 @dataclass(slots=True)
 class _Sleeper:
-    """A worker process."""
+    """A worker process. ``told`` is what it has counted, which it says at its end."""
 
     rank: int
     job: dict[str, Any]
-    process: "subprocess.Popen[bytes]"
-    told: dict[str, Any] | None = None  # at its end
+    child: ChildProcess
+    told: dict[str, Any] | None = None
     down: bool = False  # by a failure of the scenario
 
     @classmethod
     def start(cls, rank: int, job: dict[str, Any]) -> "_Sleeper":
-        process = subprocess.Popen(SLEEPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        sleeper = cls(rank, job, process)
-        sleeper.say(job)
-        return sleeper
-
-    def say(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(message).encode() + b"\n")
-        self.process.stdin.flush()
-
-    def hear(self, within_s: float) -> dict[str, Any] | None:
-        """The next message. None if there is none. Raises ClusterError when the process has ended."""
-        assert self.process.stdout is not None
-        said = select.poll()
-        said.register(self.process.stdout, select.POLLIN)
-        if not said.poll(1000 * within_s):
-            return None
-        line = self.process.stdout.readline()
-        if not line:
-            raise ClusterError(f"worker {self.rank} ended with status {self.process.wait()}: its log is above.")
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def close(self) -> None:
-        """End the process, if it still runs."""
-        self.process.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-        self.process.wait()
+        return cls(rank, job, ChildProcess(f"worker {rank}", ["-m", "zmqrl.simulate.live.sleeper"], job))
 
 
 @contextmanager
@@ -174,11 +146,11 @@ def _sleepers(scenario: Scenario, times: ComputeTimes, shards: StandaloneShards)
         yield sleepers
     finally:
         for sleeper in sleepers:
-            sleeper.close()
+            sleeper.child.kill()
 
 
 def _wait_ready(sleeper: _Sleeper) -> None:
-    if sleeper.hear(READY_WITHIN_S) is None:
+    if sleeper.child.hear(READY_WITHIN_S) is None:
         raise ClusterError(f"worker {sleeper.rank} did not start within {READY_WITHIN_S:g} s: see its log above.")
 
 
@@ -200,7 +172,7 @@ class _Run:
     def until_the_end(self) -> list[dict[str, Any]]:
         """Let the workers begin, and wait until all of them have ended. Returns what they have counted."""
         for sleeper in self.sleepers:
-            sleeper.say({"go": True})
+            sleeper.child.tell({"go": True})
         while waiting := [each for each in self.sleepers if each.told is None and not each.down]:
             now = time.monotonic()
             while self.due and now - self.begun_at >= self.due[0][0]:
@@ -208,7 +180,7 @@ class _Run:
                 self._restart(number) if is_restart else self._kill(number)
             for number, sleeper in enumerate(waiting):
                 if not sleeper.down:
-                    sleeper.told = sleeper.hear(LOOK_S if number == 0 else 0.0)
+                    sleeper.told = sleeper.child.hear(LOOK_S if number == 0 else 0.0)
             if now - self.asked_at >= STATS_EVERY_S:
                 self._check_moving(now)
         return [sleeper.told for sleeper in self.sleepers if sleeper.told is not None]
@@ -228,7 +200,7 @@ class _Run:
         ranks, shards = self.scenario.processes_of(self.scenario.failures[number])
         for rank in ranks:
             self.sleepers[rank].down = True
-            self.sleepers[rank].process.kill()
+            self.sleepers[rank].child.process.kill()
         for shard in shards:
             self.shards.processes[shard].kill()
 
@@ -238,11 +210,11 @@ class _Run:
             self.shards.start(shard)
         for rank in ranks:
             before = self.sleepers[rank]
-            before.close()
+            before.child.kill()
             job = before.job | {"incarnation": before.job["incarnation"] + 1}
             self.sleepers[rank] = _Sleeper.start(rank, job)
             _wait_ready(self.sleepers[rank])
-            self.sleepers[rank].say({"go": True})
+            self.sleepers[rank].child.tell({"go": True})
 
 
 @dataclass(frozen=True, slots=True)

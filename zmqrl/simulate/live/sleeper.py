@@ -37,10 +37,10 @@ def work(connection: Connection, job: dict[str, Any]) -> Counts:
         generation, acted, iteration = weights.generation, weights.version, weights.version // per_rollout
         if rollout_s:
             time.sleep(rollout_s[iteration % len(rollout_s)])
-            counts.rollouts += 1
             weights = connection.pull(acted - 1)
-            if weights is None:
+            if weights is None:  # the run ended before: nothing was played for it
                 break
+            counts.rollouts += 1
             iteration = weights.version // per_rollout
             if weights.generation != generation or iteration > acted // per_rollout + 1:
                 counts.abandoned_rollouts += 1
@@ -75,13 +75,15 @@ def main() -> None:
     messages = Messages()
     say({"ready": True})
     messages.get()
+    begun_s = time.process_time()
     try:
         cluster = Cluster.from_json(job["cluster"])
         with Connection(cluster, job["rank"], incarnation=job["incarnation"], log=log) as connection:
             counts = work(connection, job)
             spans = {name: seconds for name, (_, seconds) in connection.spans.totals().items()}
             tally = dataclasses.asdict(connection.tally())
-        say({"counts": dataclasses.asdict(counts), "tally": tally, "spans": spans})
+        cpu_s = time.process_time() - begun_s
+        say({"counts": dataclasses.asdict(counts), "tally": tally, "spans": spans, "cpu_s": cpu_s})
     except ZmqrlError as error:
         log.error("%s", error)
         sys.exit(error.exit_status)

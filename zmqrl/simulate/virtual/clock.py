@@ -93,7 +93,8 @@ class Shared:
         self._served_at = now
         self._active += change
         if self._active:
-            self._rate = min(self._each, self._capacity / self._active)
+            share = self._capacity / self._active
+            self._rate = min(self._each, share)
 
     def _plan(self) -> None:
         """Wake when the next job is done. A wake-up that turns out to be early plans again."""
@@ -110,8 +111,8 @@ class Shared:
         if due != self._wakes_at:
             return
         self._wakes_at = math.inf
-        self._serve(0)
-        jobs, done, until = self._jobs, [], self._service + RESOLUTION_S * self._rate
+        until = self._service + (due - self._served_at + RESOLUTION_S) * self._rate
+        jobs, done = self._jobs, []
         while jobs and (jobs[0][0] <= until or jobs[0][2].cancelled):
             job = heapq.heappop(jobs)[2]
             if not job.cancelled:

@@ -63,7 +63,10 @@ class SimulatedShard:
         need_s = self.world.scenario.need_s
         self.machine = ShardMachine(identity, ShardTiming(need_s=need_s, need_most_s=max(8.0, need_s)))
         previous = self.slots[0].version if len(self.slots) > 1 else None
-        self.feed(e.StateRestored(self.slots[-1], recovered=self.life > 1, previous=previous))
+        recovered = self.life > 1
+        self.feed(e.StateRestored(self.slots[-1], recovered=recovered, previous=previous))
+        if recovered:  # workers can have what an earlier process has committed, even if it died before it published
+            self.world.published(self.number, self.slots[-1])
         self._tick(self.life)
 
     def crash(self) -> None:

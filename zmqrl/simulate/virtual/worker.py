@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zmqrl.simulate.virtual.world import World
 
 # Real workers send a PING every second. In a simulated run nothing depends on it, except that a shard is not silent.
+RESTART_S = 1.0  # of a process that has given up
 POLL_S = 0.05  # the connection looks at its timers this often
 TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
 
@@ -81,6 +82,10 @@ class SimulatedWorker:
         self._tick(self._life)
         self._work = self._run()
         self._go_on(None)
+
+    def _start_again(self, life: int) -> None:
+        if life == self._life:
+            self.start()
 
     def crash(self) -> None:
         """Kill the process."""
@@ -199,8 +204,9 @@ class SimulatedWorker:
                     self._wait_ends()
                     if self._state == "pulling":
                         self._go_on(None)
-                case e.Failed():
+                case e.Failed():  # the process ends, and is started again
                     self.crash()
+                    self.world.clock.after(RESTART_S, self._start_again, self._life)
                     return
         step = self._computing
         if step is not None and step.drops and self.machine.passed(step.on.version):

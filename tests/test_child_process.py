@@ -1,0 +1,63 @@
+"""The parent's side of a process: what is told arrives, and a process that ends is an error."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from zmqrl.child_process import ChildProcess
+from zmqrl.errors import ClusterError
+
+pytestmark = pytest.mark.processes
+
+ECHO = """
+import signal, sys
+from zmqrl.process import Messages, read_job, say
+job = read_job(signal.SIGKILL)
+print("not for the parent")
+say({"job": job})
+messages = Messages()
+while "end" not in (message := messages.get()):
+    say({"told": message})
+sys.exit(7)
+"""
+WITHIN_S = 60.0
+
+
+@contextmanager
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str = ECHO) -> Iterator[ChildProcess]:
+    (tmp_path / "a_module.py").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    process = ChildProcess("worker 3", ["-m", "a_module"], {"rank": 3})
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def test_messages_are_answered_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "x" * 1_000_000  # more than a pipe holds
+    with child(tmp_path, monkeypatch) as process:
+        assert process.hear(WITHIN_S) == {"job": {"rank": 3}}
+        assert process.hear(0.0) is None
+        for text in (long, "short"):
+            process.tell({"text": text})
+            assert process.hear(WITHIN_S) == {"told": {"text": text}}
+
+
+def test_a_process_that_ends_is_named_with_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with child(tmp_path, monkeypatch) as process:
+        assert process.hear(WITHIN_S) is not None
+        process.tell({"end": True})
+        with pytest.raises(ClusterError, match=r"worker 3 ended \(exit status 7\): its log is above"):
+            process.hear(WITHIN_S)
+        with pytest.raises(ClusterError, match="worker 3 ended"):
+            process.tell({})
+
+
+def test_a_process_that_is_killed_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with child(tmp_path, monkeypatch) as process:
+        process.kill()
+        assert not Path(f"/proc/{process.process.pid}").exists()

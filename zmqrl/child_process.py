@@ -1,0 +1,67 @@
+"""The parent's side of a process that uses :mod:`zmqrl.process`: its job and messages go in, its facts come out."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from zmqrl.errors import ClusterError
+
+
+class ChildProcess:
+    """A process of ``python PROGRAM``, which gets its job at once. Its standard error is that of this process.
+
+    ``name`` is for errors, such as ``worker 3``.
+    """
+
+    def __init__(self, name: str, program: Sequence[str], job: dict[str, Any]) -> None:
+        self.name = name
+        pipe = subprocess.PIPE
+        command = [sys.executable, *program]
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
+        self.tell(job)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message. Raises ClusterError when the process has ended."""
+        assert self.process.stdin is not None
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self.process.stdin.fileno(), line) :]
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def hear(self, within_s: float) -> dict[str, Any] | None:
+        """What the process says next. None if it says nothing in time. Raises ClusterError when it has ended."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + within_s
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            # The rest of a line comes at once.
+            if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0] and not line:
+                return None
+            piece = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not piece:
+                raise self._ended()
+            line += piece
+        facts: dict[str, Any] = json.loads(line)
+        return facts
+
+    def hang_up(self) -> None:
+        """Close the pipes, which lets the process end."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def kill(self) -> None:
+        """End the process at once, if it still runs."""
+        self.process.kill()
+        self.process.wait()
+        self.hang_up()
+
+    def _ended(self) -> ClusterError:
+        return ClusterError(f"{self.name} ended (exit status {self.process.wait()}): its log is above.")
