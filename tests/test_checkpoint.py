@@ -123,6 +123,15 @@ def test_a_manifest_of_something_else_is_no_checkpoint(tmp_path: Path, manifest:
         Checkpoint.read(path)
 
 
+def test_a_manifest_with_another_version_than_its_directory_is_damaged(tmp_path: Path) -> None:
+    path = example().write(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["version"] += 1
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=f"manifest.json is damaged: it says version {manifest['version']}"):
+        Checkpoint.read(path)
+
+
 def test_checkpoints_are_listed_oldest_first_and_unfinished_ones_are_not(tmp_path: Path) -> None:
     versions = (200, 3, 100_000_010, 99_999_990, 40)
     for version in versions:

@@ -66,7 +66,7 @@ def test_settings_that_are_missing_keep_their_defaults() -> None:
         ({"trackers": ["mlflow", "paper"]}, "trackers"),
         ({"ppo": 3}, "ppo"),
         ({"optimizer": {"learning_rate": "fast"}}, "optimizer.learning_rate"),
-        ({"optimizer": {"learning_rate": -1.0}}, "learning_rate"),
+        ({"optimizer": {"learning_rate": -1.0}}, "learning-rate"),
         ({"optimizer": {}}, "learning_rate"),
         ({"wire": {"transport": ["ipc"]}}, "wire.transport"),
     ],

@@ -125,6 +125,9 @@ class Checkpoint:
         with _naming(path):
             manifest = _read_manifest(path / MANIFEST)
             weights = _weights(path, manifest)
+            named = _NAME.fullmatch(path.name)
+            if named and not named[1] and path.name != name_of(weights.version):
+                raise UsageError(f"{path / MANIFEST} is damaged: it says version {weights.version}.")
             names = tuple(manifest["optimizer"]["state"])
             states = []
             for cut in weights.layout.slices:

@@ -71,3 +71,32 @@ def test_a_history_that_is_gone_or_cut_short_is_named(tmp_path: Path, ended: Run
         assert f"{history}: the lines of versions {missing} are missing" in run.said()
     made = [json.loads(line)["version"] for line in history.read_text().splitlines()]
     assert made == [*range(1, kept + 1), *range(31, 41)]
+
+
+@pytest.mark.slow
+def test_a_history_that_is_gone_after_a_kill_is_named_on_the_screen(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with training(path, "--shards", "2") as run:
+        run.wait_for(20)
+        run.signal(signal.SIGKILL)
+        run.wait()
+    (path / "history" / "shard-0.jsonl").unlink()
+    lines = (path / "history" / "shard-1.jsonl").read_text().splitlines(keepends=True)
+    lines[4] = '{"version": 5, "ra\x00"\n'
+    (path / "history" / "shard-1.jsonl").write_text("".join(lines))
+    with training(path, "--resume", "--minutes", "0.02") as run:
+        assert run.wait() == 0, run.said()
+        assert "shard-0.jsonl: the lines of versions 1 to " in run.said()
+        assert "shard-1.jsonl: the lines of versions 5 to 5 are missing" in run.said()
+
+
+def test_a_resume_that_fails_early_leaves_the_summary_as_it_was(tmp_path: Path, ended: RunFiles) -> None:
+    path = copied(ended, tmp_path / "run")
+    before = (path / "summary.json").read_bytes()
+    (path / "config.json").rename(tmp_path / "config.json")
+    (path / "config.json").symlink_to(tmp_path / "config.json")
+    (path / "state").mkdir()
+    (path / "state" / "shard-0.slots").mkdir()  # a shard cannot make its state file
+    with training(path, "--resume", "--updates", "60") as run:
+        assert run.wait() in (2, 3), run.said()
+    assert (path / "summary.json").read_bytes() == before

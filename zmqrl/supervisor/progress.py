@@ -93,6 +93,10 @@ class Progress:
         """Whether it is time for the next row."""
         return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
 
+    def put_off(self, now: float) -> None:
+        """Make the next row only after the usual time, when the statistics are fresh again."""
+        self.row_at = now
+
     def show(self, now: float) -> None:
         """Make the next row, write it if its version is above that of every earlier row, and show it."""
         self.row_at = now

@@ -80,8 +80,6 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             if not config.resume:
                 with naming(directory.checkpoints):
                     initial.write(directory.checkpoints)
-            for old in (directory.summary, directory.trace):  # of an earlier session
-                old.unlink(missing_ok=True)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
             return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter)
 
@@ -163,6 +161,10 @@ def _supervise(
                 console.notice(text)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
+    except KeyboardInterrupt:  # once more, while it ended
+        if supervisor is not None and supervisor.saved:
+            console.notice(f"ended (interrupted) at version {supervisor.checkpoint.version}; see {directory.summary}")
+        raise
     except ZmqrlError as error:  # the caller prints it
         console.log(f"failed: {error}")
         raise

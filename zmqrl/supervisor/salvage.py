@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,7 @@ from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
 from zmqrl.process_id import ProcessId, shard_id
 from zmqrl.ps.control import ShardControl
-from zmqrl.ps.shard.history import last_version
+from zmqrl.ps.shard.history import last_version, read_lines
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.checkpointer import Checkpointer
@@ -80,6 +80,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
     """Start frozen shards under the id of the old run, and take a checkpoint of what they hold."""
     left = _Left.read(directory.left)
+    set_aside = {shard: _set_aside(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
     config, deployment = left.config, _where_it_was(left, directory)
     with contextlib.closing(deployment.launcher) as launcher:
 
@@ -92,6 +93,8 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             welcomes = control.greet(shards, within_s=GREET_WITHIN_S, meanwhile=look)
             if away := deployment.files.copy_back(launcher.receive, within_s=COPY_WITHIN_S):
                 raise ClusterError(f"cannot copy the histories of the shards from {', '.join(away)}.")
+            for shard in shards:
+                _tell_of_history(directory.history(shard), set_aside[shard], notice)
             made = {shard: last_version(directory.history(shard)) for shard in shards}
             found, versions = checkpoint, to_save(welcomes, made, checkpoint, together=config.mode == "sync")
             for shard, version in made.items():
@@ -109,6 +112,22 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             directory.left.unlink()
             deployment.files.remove_state()
     return found
+
+
+def _set_aside(history: Path) -> set[Path]:
+    """The damaged originals of a history."""
+    return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
+
+
+def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
+    """Report what a history lacks. Its shard has reported that to its log only."""
+    for aside in sorted(_set_aside(history) - set(set_aside)):
+        notice(f"{history}: lines that could not be read were removed; {aside.name} is the original file")
+    after = 0
+    for version in sorted(line["version"] for line in read_lines(history)):
+        if version > after + 1:
+            notice(f"{history}: the lines of versions {after + 1} to {version - 1} are missing")
+        after = version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +158,8 @@ class _Left:
             if not (found.is_here or {host for host, _ in found.shards.values()} <= set(found.links)):
                 raise ValueError("it does not list all hosts")
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-            raise ClusterError(f"{path} is damaged: {error!r}.") from error
+            why = f"it has no valid {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise Damaged(f"{path} is damaged: {why}.") from error
         return found
 
     @property

@@ -38,6 +38,7 @@ STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
+LATE_S = 3.0  # since the turn before
 SCORES_FOR_STOP = 50
 MOST_REFUSED = 100  # sentences about workers of another zmqrl, so that they cannot flood the screen
 
@@ -89,6 +90,7 @@ class Supervisor:
         self.reason: e.Reason | None = None  # to stop
         self._actions: deque[e.Action] = deque()
         self._lines = Folding()
+        self._turned_at = time.monotonic()
 
     # the run
 
@@ -155,6 +157,8 @@ class Supervisor:
 
     def _connect(self) -> None:
         """The shards are up: connect to them, and send their jobs to the workers and the followers."""
+        for old in (self.directory.summary, self.directory.trace):  # of an earlier session; from here on it goes on
+            old.unlink(missing_ok=True)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
         self.control = self.plan.control(endpoints, self._arrived)
         self.checkpointer = Checkpointer(
@@ -203,9 +207,12 @@ class Supervisor:
         now = time.monotonic()
         self.faults.step(now)
         self.files.step(now)
-        if self.progress.due(now):
+        if now - self._turned_at >= LATE_S:  # we were stopped: what the shards said is as old as that
+            self.progress.put_off(now)
+        elif self.progress.due(now):
             self._take_in_stats()
             self.progress.show(now)
+        self._turned_at = now
 
     def _look_after(self) -> None:
         """Take in what happened to processes, let time pass, and carry out what was decided."""
@@ -445,6 +452,8 @@ class Supervisor:
         self.saved = True
 
     def _write_summary(self, reason: e.Reason) -> None:
+        if not self.is_connected and self.directory.summary.exists():
+            return  # nothing has changed since the earlier session, whose summary it is
         try:
             write_summary(self.directory.summary, reason, self.config, self.checkpoint)
         except UnwritableError as error:

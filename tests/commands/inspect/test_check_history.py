@@ -109,6 +109,13 @@ def test_a_line_that_is_no_json_is_a_violation_and_one_that_is_being_written_is_
     assert violations(path) == [f"shard 0: line {number} cannot be read" for number in (13, 14, 15)]
 
 
+@pytest.mark.parametrize("key", ["late", "duplicate", "rejected", "crc32"])
+def test_a_line_without_one_of_its_keys_cannot_be_read(tmp_path: Path, key: str) -> None:
+    histories = whole()
+    histories[1][3][f"{key[:-1]}q"] = histories[1][3].pop(key)
+    assert "shard 1: line 4 cannot be read" in violations(ended(tmp_path / "run", histories))
+
+
 def test_contributions_that_the_summary_counts_otherwise_are_a_violation(tmp_path: Path) -> None:
     path = ended(tmp_path / "run", whole(), used=50)
     assert violations(path) == ["summary.json counts 50 contributions as used, but the histories count 48"]

@@ -32,6 +32,9 @@ class Options:
     """Print one JSON object."""
 
 
+COUNTED = {"late", "duplicate", "rejected", "crc32"}  # the other keys are checked below
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line of a history: how its version was made. ``number`` counts from 1."""
@@ -48,7 +51,7 @@ class Line:
     def read(cls, number: int, raw: bytes) -> Self | None:
         """Parse ``raw``. Returns None if it is not a valid line."""
         found = parse_line(raw)
-        if found is None:
+        if found is None or not found.keys() >= COUNTED:
             return None
         version, view, quorum, ranks = (found.get(name, -1) for name in ("version", "view", "quorum", "ranks"))
         generation = found.get("generation", 0)  # old lines have none

@@ -103,7 +103,7 @@ class Trackers:
         deadline = time.monotonic() + within_s
         for feed in self._feeds:
             if not feed.join(deadline):
-                feed.give_up(f"it did not finish within {within_s:g} s")
+                feed.give_up(f"it did not finish within {within_s:g} s", at_the_end=True)
 
 
 class _Row(NamedTuple):
@@ -155,8 +155,9 @@ class _Feed:
         if self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, why: str, *, at_the_end: bool = False) -> None:
         """Continue without the tracker, and report why, once."""
         if not self._given_up:
             self._given_up = True
-            self._notice(f"the run continues without {self._name}: {why}")
+            what = f"{self._name} may lack the last rows" if at_the_end else f"the run continues without {self._name}"
+            self._notice(f"{what}: {why}")
