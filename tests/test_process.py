@@ -1,5 +1,6 @@
 """A child process ends with its parent, whatever its main thread does, even if a signal is lost; and its log level."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.rig import WITHIN_S, Interrupted, ending, eventually, signal_that_does_not_wake
 
-from zmqrl.process import LOG_LEVEL, Messages
+from zmqrl.process import LOG_LEVEL, Messages, quiet_children
 
 pytestmark = pytest.mark.processes
 
@@ -134,3 +135,16 @@ def test_a_process_logs_from_the_level_of_the_environment_on(
     assert [line.split()[-2] for line in lines if line.endswith(" line")] == logged
     others = [line.split()[-4] for line in lines if line.endswith("of another package")]
     assert others == [each for each in logged if each != "debug"]
+
+
+def test_children_are_quiet_only_in_the_block_and_only_if_the_user_has_not_said_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ZMQRL_LOG_LEVEL", raising=False)
+    with quiet_children():
+        assert os.environ["ZMQRL_LOG_LEVEL"] == "warning"
+    assert "ZMQRL_LOG_LEVEL" not in os.environ
+    monkeypatch.setenv("ZMQRL_LOG_LEVEL", "debug")
+    with quiet_children():
+        assert os.environ["ZMQRL_LOG_LEVEL"] == "debug"
+    assert os.environ["ZMQRL_LOG_LEVEL"] == "debug"

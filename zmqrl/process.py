@@ -105,6 +105,19 @@ def log_level() -> int:
     return logging.getLevelNamesMapping()[level.upper()]
 
 
+@contextlib.contextmanager
+def quiet_children() -> Iterator[None]:
+    """Processes that are started in the block log warnings only, unless the user has set ``ZMQRL_LOG_LEVEL``."""
+    if LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[LOG_LEVEL] = "warning"
+    try:
+        yield
+    finally:
+        del os.environ[LOG_LEVEL]
+
+
 def log_to_stderr(name: str) -> logging.Logger:
     """The process's log: plain lines with time and level on standard error, which the parent keeps in a file.
 

@@ -335,7 +335,7 @@ def test_a_lab_takes_neither_a_directory_nor_a_name_nor_addresses_in_use(lab: La
         (["refuse", "h1", "0", "on"], "'0' is not within 1:65535"),
         (["refuse", "h1", "9:3", "on"], "'9:3' is not within 1:65535, the lower one first"),
         (["rate", "h1", "0mbit"], "'0mbit' is not a rate such as 50mbit"),
-        (["delay", "h1", "20"], "'20' is not a delay as 20ms"),
+        (["delay", "h1", "20"], "'20' is not a delay such as 20ms"),
         (["exec", "h1"], "the following arguments are required: COMMAND"),
     ],
 )

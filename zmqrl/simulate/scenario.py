@@ -130,7 +130,8 @@ class Scenario:
 
     def with_shards(self, shards: int) -> "Scenario":
         """The same run with another number of shards: the costs of a slice grow with its size."""
-        costs = {name: cost * self.shards / shards for name, cost in dataclasses.asdict(self.costs).items()}
+        size = self.shards / max(shards, 1)  # the check comes later
+        costs = {name: cost * size for name, cost in dataclasses.asdict(self.costs).items()}
         costs["send_s"] = self.costs.send_s  # most of it does not depend on the size
         return dataclasses.replace(self, shards=shards, costs=ShardCosts(**costs))
 

@@ -20,7 +20,7 @@ from zmqrl.commands.options import check_picture, parse
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.observe.provenance import provenance
 from zmqrl.observe.tables import page
-from zmqrl.process import LOG_LEVEL, interruptible
+from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
 
 # The networks narrow, small and nature for Breakout.
@@ -87,12 +87,11 @@ def run(options: Options) -> int:
     if options.plot is not None:
         check_picture("--plot", options.plot)
         require(options.plot.parent.is_dir(), f"--plot {options.plot}: there is no directory {options.plot.parent}.")
-    os.environ.setdefault(LOG_LEVEL, "warning")  # of the shards, which log to our standard error
     console = page()
     if not options.json:
         console.print(_machine())
     result: list[Row] = []
-    with ended_by_sigterm():
+    with ended_by_sigterm(), quiet_children():  # the shards log to our standard error
         for rows in measure(
             grid, lambda group: _say(f"measuring {group.parameters:,} parameters, {group.workers} workers")
         ):

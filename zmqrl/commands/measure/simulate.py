@@ -1,7 +1,6 @@
 """``zmqrl simulate``: a run on virtual time, or a sweep of runs."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import tyro
 from zmqrl.commands.options import check_picture, parse, parse_known
 from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.tables import page
-from zmqrl.process import LOG_LEVEL, interruptible
+from zmqrl.process import interruptible, quiet_children
 from zmqrl.simulate.report import report, table
 from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import RECORDED, Scenario
@@ -107,7 +106,8 @@ def run(options: Options) -> int:
     scenarios = variants(options.settings, axes)
     tell_of_means(options.settings)
     run_one = _live(options.settings) if options.live else simulate
-    results = [run_one(scenario) for scenario in scenarios]
+    with quiet_children():  # their logs come to this terminal
+        results = [run_one(scenario) for scenario in scenarios]
     if options.plot is not None:
         draw(results, axes, options.plot)
     if options.json:
@@ -121,7 +121,6 @@ def run(options: Options) -> int:
 def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
     from zmqrl.simulate.live.run import ignored, live  # sockets are for live runs only
 
-    os.environ.setdefault(LOG_LEVEL, "warning")  # of the processes: their logs come to this terminal
     if names := ignored(scenario):
         sys.stderr.write(f"--live uses the cores and connections of this machine, not {', '.join(names)}.\n")
     return live
