@@ -147,6 +147,7 @@ def test_a_run_without_a_recording_says_what_it_can_still_be_asked(tmp_path: Pat
     assert "zmqrl plot" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_living_run_is_watched_for_some_seconds(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--straggle", "0:0.05") as run:
         run.wait_for(20)
@@ -237,6 +238,7 @@ def test_a_killed_worker_and_shard_leave_what_they_recorded(tmp_path: Path) -> N
     assert len(list((run.files.path / "profile").iterdir())) < 4 * SEGMENTS_KEPT
 
 
+@pytest.mark.slow
 def test_recording_can_be_turned_off(tmp_path: Path) -> None:
     options = ("--workers", "1", "--shards", "1", "--updates", "8")
     with training(tmp_path / "run", *options, environment={"ZMQRL_PROFILE": "off"}) as run:

@@ -23,6 +23,7 @@ def test_a_live_run_is_made_of_the_same_versions_and_is_no_faster() -> None:
     assert result.live
 
 
+@pytest.mark.slow
 def test_late_work_is_finished_or_given_up() -> None:
     slow = replace(QUICK, backups=1, stragglers=(Straggler(rank=0, factor=4.0),))
     finished = live(slow)
@@ -39,6 +40,7 @@ def test_rollouts_and_iterations_are_those_of_a_worker() -> None:
     assert sorted(result.step_s)[-3:] > [0.2] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["worker-1", "shard-1"])
 def test_a_process_that_is_killed_comes_back(process: str) -> None:
     result = live(replace(QUICK, updates=30, failures=(Failure(process=process, at=0.4, restart_s=0.2),)))

@@ -90,6 +90,7 @@ def test_a_history_that_is_gone_after_a_kill_is_named_on_the_screen(tmp_path: Pa
         assert "shard-1.jsonl: the lines of versions 5 to 5 are missing" in run.said()
 
 
+@pytest.mark.slow
 def test_a_resume_that_fails_early_leaves_the_summary_as_it_was(tmp_path: Path, ended: RunFiles) -> None:
     path = copied(ended, tmp_path / "run")
     before = (path / "summary.json").read_bytes()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import os
 import signal
 import socket as host_socket
 import sys
@@ -80,6 +81,9 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             if not config.resume:
                 with naming(directory.checkpoints):
                     initial.write(directory.checkpoints)
+            for replaced in (directory.summary, directory.trace):
+                if replaced.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
             return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter)
 

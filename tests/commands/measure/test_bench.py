@@ -48,6 +48,7 @@ def rows_of(capsys: pytest.CaptureFixture[str], *options: str) -> list[dict[str,
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_every_combination_has_a_row_for_every_operation(capsys: pytest.CaptureFixture[str]) -> None:
     every = ("--transport", "tcp", "ipc", "--codec", "f32", "bf16", "--curve", "off", "on", "--shards", "2")

@@ -61,6 +61,7 @@ def test_a_scenario_that_cannot_be_used_is_refused(options: list[str], sentence:
         config_from(["cartpole", *options]).check()
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_processes_are_killed_and_the_run_goes_on(
     scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
