@@ -13,6 +13,7 @@ from zmqrl.process_id import ProcessId
 from zmqrl.profile.recorder import segments
 from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 
+ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
 
@@ -66,7 +67,7 @@ class Recording:
             about = None
             for block in unpack(path.read_bytes()):
                 about = block.get("about", about)
-                if about is None or about["format"] != FORMAT:
+                if about is None or not ABOUT <= about.keys() or about["format"] != FORMAT:
                     break
                 key = about["process"], about["incarnation"]
                 recording = found.setdefault(
