@@ -36,7 +36,7 @@ class ChildProcess:
             raise self._ended() from None
 
     def hear(self, within_s: float) -> dict[str, Any] | None:
-        """What the process says next. None if it says nothing in time. Raises ClusterError when it has ended."""
+        """The next message of the process. None if there is none in time. Raises ClusterError when it has ended."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + within_s
         line = bytearray()

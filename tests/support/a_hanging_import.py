@@ -1,4 +1,4 @@
-"""A module that never comes to its end, as one on a file system that does not answer."""
+"""A module whose import never ends, like one on a file system that does not respond."""
 
 import time
 

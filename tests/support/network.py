@@ -23,7 +23,7 @@ ROLES: tuple[SocketRole, ...] = ("grad", "weights", "control")
 
 
 class Listener:
-    """A thread that subscribes to everything, and keeps what a shard published as it was on the wire."""
+    """A thread that subscribes to everything, and keeps the published frames of a shard as received."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
@@ -135,7 +135,7 @@ class Wire:
 
 
 class Proxy:
-    """A TCP proxy in front of one endpoint, which can hold, delay and cut what passes."""
+    """A TCP proxy in front of one endpoint, which can hold, delay and cut the traffic."""
 
     def __init__(self, endpoint: str) -> None:
         self.target = "127.0.0.1", int(endpoint.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""What a simulated run has made and shown, to compute again and compare.
+"""The versions and payloads of a simulated run, to recompute and compare.
 
 Weights are integers, so that every version can be computed again from the ranks its record names.
 """

@@ -72,7 +72,7 @@ class Link:
 
 
 class ShardHost:
-    """One shard: its process, which can end and restart, and its state, which stays."""
+    """One shard: its process, which can end and restart, and its state, which survives."""
 
     def __init__(self, world: "World", number: int) -> None:
         self.world, self.number = world, number

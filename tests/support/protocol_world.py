@@ -17,7 +17,7 @@ HELLO = m.Hello(run=RUN, layout=LAYOUT, role="supervisor", rank=0, incarnation=1
 
 
 class Supervisor:
-    """What ``supervisor/supervisor.py`` sends the shards, one shard at a time."""
+    """Sends the messages of ``supervisor/supervisor.py`` to one shard at a time."""
 
     def __init__(self, world: "World", workers: int, quorum: int) -> None:
         self.world = world
@@ -35,7 +35,7 @@ class Supervisor:
             self.stats[shard] = message
 
     def visit(self, shard: ShardHost) -> None:
-        """Ask one shard for its state, and send it what it needs to know."""
+        """Ask one shard for its state, and send it the data that it lacks."""
         n = shard.number
         if shard.machine is None:
             return
@@ -64,7 +64,7 @@ class Supervisor:
         return self.stats.get(shard.number)
 
     def _load(self, shard: ShardHost) -> None:
-        if shard.number in self.loaded:  # it had this generation, and lost it: all go back
+        if shard.number in self.loaded:  # the shard lost the state of this generation: all shards roll back
             self.generation += 1
             self.loaded.clear()
             self.seen = dict.fromkeys(self.seen, self.checkpoint[0])

@@ -75,7 +75,7 @@ def eventually(condition: Callable[[], bool], what: str, within_s: float = WITHI
 
 @dataclass(slots=True)
 class Served:
-    """Running shards and what a test asks of them."""
+    """Running shards, and the queries of a test to them."""
 
     shards: StandaloneShards
     optimizer: OptimizerConfig

@@ -1,1 +1,1 @@
-"""Measurements of zmqrl on this machine, beside what else could do the same work."""
+"""Benchmarks of zmqrl on this machine, compared with alternatives."""

@@ -1,4 +1,4 @@
-"""The processes of a benchmark. They live as long as it does, and play parts in one variant after the other.
+"""The processes of a benchmark. They live as long as it does, and run parts of one variant after the other.
 
 ``python -m zmqrl.bench.crew`` is such a process. It reads messages from its parent and answers each of them.
 """
@@ -44,14 +44,14 @@ class Crew:
 
     def __exit__(self, *_: object) -> None:
         for child in self._children:
-            child.kill()  # it may wait for a process that is gone
+            child.kill()  # the process may be waiting for one that is gone
 
     @contextmanager
     def playing(self, name: str, part: type[Part], jobs: Mapping[int, Facts]) -> Iterator[list[Role]]:
         """Let processes play ``part`` in the block, each with its job. Raises ClusterError."""
         joining = {process: {"join": name, "part": part.__name__, "job": job} for process, job in jobs.items()}
         yield [Role(name, process, facts) for process, facts in self._ask(joining).items()]
-        # Not after an error: a process that waits for one that is gone does not answer.
+        # Not after an error: a process that waits for a dead one does not answer.
         self._ask({process: {"leave": name} for process in jobs})
 
     def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Facts]:

@@ -91,12 +91,12 @@ class Grid:
             Layout.of([("vector", (parameters,))], shards)
 
     def groups(self) -> Iterator[Case]:
-        """The cases that differ in bytes or workers. What differs otherwise is measured side by side."""
+        """Group the cases by bytes and workers. The cases of a group are measured side by side."""
         for parameters, workers, codec in _each(self.parameters, self.workers, self.codec):
             yield Case(transport="tcp", codec=codec, curve=False, parameters=parameters, workers=workers, shards=1)
 
     def variants(self, group: Case) -> Iterator[tuple[Implementation, Case]]:
-        """What is measured side by side in ``group``."""
+        """The variants of ``group`` that are measured side by side."""
         for implementation in _once(self.implementation):
             match implementation:
                 case "zmqrl":

@@ -26,7 +26,7 @@ HOST: Final = "127.0.0.1"
 
 
 class Part(Protocol):
-    """What a process does in one variant. ``facts`` are what other parts need to know."""
+    """The part of a process in one variant. ``facts`` holds the data that other parts need."""
 
     facts: dict[str, Any]
 
@@ -163,7 +163,7 @@ class RawHub:
         self.connections: list[socket.socket] = []
 
     def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        """``arrived`` has when the slice of each worker was complete, ``published`` when the answer began."""
+        """``arrived`` holds the time when each worker's slice was complete, ``published`` the start of the answer."""
         while len(self.connections) < len(self.inboxes):
             self.connections.append(_quick(self.listener.accept()[0]))
         arrived, published = [], []
@@ -259,7 +259,7 @@ def _quick(connection: socket.socket) -> socket.socket:
 
 
 def _received(connection: socket.socket, buffer: memoryview) -> memoryview:
-    """Receive into ``buffer``. Returns what is left of it."""
+    """Receive into ``buffer``. Returns the part of it that is still unfilled."""
     count = connection.recv_into(buffer)
     if not count:
         raise ConnectionError("the other end has closed a plain socket")

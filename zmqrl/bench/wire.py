@@ -1,4 +1,4 @@
-"""The transport alone, beside gloo, plain sockets and memcpy. All have turns, so that noise hits them alike."""
+"""Measures the transport alone, beside gloo, plain sockets and memcpy. They take turns, so noise affects all alike."""
 
 import functools
 import statistics
@@ -26,7 +26,7 @@ from zmqrl.ps.wire.codec import payload_bytes
 
 BLOCK: Final = 10  # rounds of one variant before the next one has its turn
 WARM_UP: Final = 5
-ALONE_FOR: Final = 1.5  # update rounds: how long worker 0 has the network for itself
+ALONE_FOR: Final = 1.5  # update rounds: how long worker 0 has the network to itself
 # Workers do nothing while other variants have their turn. Shards must neither ask for gradients nor complain.
 PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
 KINDS: Final[dict[Operation, Kind]] = {
@@ -37,11 +37,11 @@ KINDS: Final[dict[Operation, Kind]] = {
     "round_trip": "round_trip",
 }
 
-Measure: TypeAlias = Callable[[int], list[Round]]  # makes so many rounds of one kind
+Measure: TypeAlias = Callable[[int], list[Round]]  # runs the given number of rounds of one kind
 
 
 class Variant(NamedTuple):
-    """Something to measure. ``told`` adds to a round what is known only after the variant has ended."""
+    """A variant to measure. ``told`` adds data to a round that is available only after the variant has ended."""
 
     measures: dict[Kind, Measure]
     told: Callable[[Round], Round] = lambda each: each

@@ -1,4 +1,4 @@
-"""``python -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can tell its stack.
+"""``python -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can report its stack.
 
 It answers on standard error. Both handlers are there before MODULE imports anything, because imports can hang, too.
 
@@ -25,6 +25,6 @@ def answer(*_: object) -> None:
 if __name__ == "__main__":
     faulthandler.register(ASK_BLOCKED, STANDARD_ERROR, all_threads=False)
     signal.signal(ASK, answer)
-    signal.siginterrupt(ASK, False)  # a library that does not expect EINTR must not fail because somebody asks
+    signal.siginterrupt(ASK, False)  # a question must not break a library that does not expect EINTR
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -43,7 +43,7 @@ TURN_S = 0.25  # signals are handled between two turns
 READ_BYTES = 1 << 20
 READS_AT_THE_END = 64
 LONGEST_LINE_BYTES = 1 << 20
-PYTHON_ANSWERS_WITHIN_S = 1.0  # if it was asked for its stack
+PYTHON_ANSWERS_WITHIN_S = 1.0  # if the process was asked for its stack
 ANSWERS_WITHIN_S = 4.0
 MOST_LINES_OF_STACKS = 10_000
 STACK_ENDS_AFTER_S = 0.2  # without a line
@@ -272,7 +272,7 @@ class Daemon:
 
     def _signal(self, child: _Child, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.process.pid, number)  # until it is reaped, the id is its own
+            os.killpg(child.process.pid, number)  # until it is reaped, no other process can have its id
 
     def _inspect(self, child: _Child) -> None:
         """Look at a process, and ask it for its stack if it can answer: one that is stopped would answer much later."""
@@ -286,7 +286,7 @@ class Daemon:
             self._pass_on_stack(child, child.asked)
 
     def _pass_on_stacks(self) -> None:
-        """Pass on what processes have answered. Ask those again that have not because they run no Python code."""
+        """Forward the answers of processes. If one has not answered because it runs no Python code, ask it again."""
         now = time.monotonic()
         for child in self.children.values():
             asked = child.asked
@@ -306,7 +306,7 @@ class Daemon:
         self._send(h.Inspected(name=child.name, state=sight.state, kernel=sight.kernel, stack=stack))
 
     def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
-        """Read what is there and pass on its complete lines. Returns False if nothing is there."""
+        """Read the available data and forward its complete lines. Returns False if there is none."""
         try:
             piece = os.read(pipe, 65536)
         except BlockingIOError:
@@ -328,7 +328,7 @@ class Daemon:
             said = None
         if isinstance(said, dict):
             self._send(h.Said(child.name, said))
-        else:  # printed by what it runs: an environment, a model of the user's own
+        else:  # printed by user code, such as an environment or a model
             self._take_log(child, line)
 
     def _take_log(self, child: _Child, line: bytes) -> None:
@@ -343,12 +343,12 @@ class Daemon:
         self._send(h.Log(child.name, line.decode(errors="replace")))
 
     def _take_exit(self, child: _Child) -> None:
-        # Kill what it has started in its session, before it is reaped: until then the id is its own.
+        # Kill the processes of its session before it is reaped: until then no other process can have its id.
         self._signal(child, signal.SIGKILL)
         status = child.process.wait()
         for pipe, take in ((child.process.stdout, self._take_said), (child.process.stderr, self._take_log)):
             assert pipe is not None
-            for _ in range(READS_AT_THE_END):  # what it has started may live on and write forever
+            for _ in range(READS_AT_THE_END):  # its children may live on and write forever
                 if not self._read(child, pipe.fileno(), take):
                     break
             if rest := bytes(child.lines[pipe.fileno()].rest):

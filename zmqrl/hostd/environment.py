@@ -84,7 +84,7 @@ def _install(path: Path, request: Mapping[str, Any]) -> None:
     requires, pins = request["requires"], request["pins"]
     _run([sys.executable, "-m", "venv", str(path)])
     pip = [str(_python_of(path)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    _run([*pip, "uninstall", "--yes", "setuptools"])  # it would hide the version that packages require
+    _run([*pip, "uninstall", "--yes", "setuptools"])  # a local copy would hide the version that packages require
     _let_see(path, sys.executable)
     constraints = path / "constraints.txt"
     constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in sorted(pins.keys() - requires.keys())))
@@ -180,7 +180,7 @@ def _run(argv: list[str]) -> None:
             for line in _lines(process.stdout.fileno()):
                 last.append(line)
                 _tell(line)
-            while process.poll() is None:  # it has closed its output but still runs
+            while process.poll() is None:  # the command has closed its output but still runs
                 if _hung_up(100):
                     raise CannotMake("the launcher hung up")
         except CannotMake:

@@ -11,13 +11,13 @@ from zmqrl.hostd.child import ASK, ASK_BLOCKED
 MOST_FRAMES = 16
 LONGEST_FRAME = 300
 STATES = {"R": "running", "D": "blocked", "T": "stopped", "t": "traced", "Z": "dead", "X": "dead"}
-BLOCKED_CPU_S = 0.1  # the time on a processor in which Python code would have answered
+BLOCKED_CPU_S = 0.1  # CPU time within which Python code would have answered
 NOT_OF_THE_MODULE = ("/zmqrl/hostd/child.py", "<frozen runpy>", "<frozen importlib")
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What ``/proc`` says of a process.
+    """The state of a process according to ``/proc``.
 
     ``state``: ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
     ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel`` is the function of the kernel that it
@@ -36,7 +36,7 @@ class Sight:
 
 
 def look(pid: int) -> Sight | None:
-    """What ``/proc`` says of a process. None if it is gone, or belongs to somebody else."""
+    """The state of a process according to ``/proc``. None if it is gone, or belongs to another user."""
     place = Path("/proc") / str(pid)
     try:
         own, cpu_s = _state(place / "task" / str(pid))

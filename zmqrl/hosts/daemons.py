@@ -21,7 +21,7 @@ from zmqrl.process_id import ProcessId
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
 # On a busy host, OpenMP threads that spin while they wait slow a small network down fifty times.
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
-END_WITHIN_S = 8.0  # a daemon takes some seconds to kill what does not end by itself
+END_WITHIN_S = 8.0  # a daemon takes some seconds to kill processes that do not end by themselves
 LOST = -int(signal.SIGKILL)  # the status of a process on a host that is lost: as good as killed
 
 
@@ -170,7 +170,7 @@ class DaemonLauncher(Launcher):
                 self.files.take(link.host, event)
             case h.Started() | h.Said() | h.Log() | h.Exited() | h.Inspected():
                 running = self._running.get(event.name)
-                if running is None or running.link is not link:  # a host speaks only for its own processes
+                if running is None or running.link is not link:  # a host can report only on its own processes
                     return
                 match event:
                     case h.Started():

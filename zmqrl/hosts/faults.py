@@ -24,11 +24,11 @@ class Faults:
         self._begun_at: float | None = None
 
     def begin(self, now: float) -> None:
-        """Count the times from now, unless they are counted already."""
+        """Start counting the times now, unless counting has started."""
         self._begun_at = now if self._begun_at is None else self._begun_at
 
     def step(self, now: float) -> None:
-        """Kill what is due."""
+        """Kill the processes that are due."""
         while self._begun_at is not None and self._failures and now - self._begun_at >= self._failures[0].at:
             failure = self._failures.pop(0)
             running = set(self._launcher.running())

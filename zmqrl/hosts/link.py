@@ -54,20 +54,20 @@ class Link:
         self._opened_at = self._heard_at = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """What another process needs to look after this host, as plain data."""
+        """The data that another process needs to manage this host, as plain data."""
         work = self.work if self.up is None else self.up.work
         about = {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
         return about | {"environment": self.environment}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
-        """Inverse of :meth:`to_dict`. Accepts what older code wrote, which ran the daemon as another module."""
+        """Inverse of :meth:`to_dict`. Accepts data of older code, which ran the daemon as another module."""
         command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
         environment = data.get("environment")
         return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], environment=environment)
 
     def is_silent(self) -> bool:
-        """Whether it was opened and nothing has been heard yet."""
+        """Whether the link was opened but the daemon has sent nothing yet."""
         return self.process is not None and self._heard_at == self._opened_at
 
     @property
@@ -76,7 +76,7 @@ class Link:
         return self.up is not None or self.made is not None
 
     def look(self, within_s: float) -> h.Seen:
-        """Ask what is in the run's directory on the host. Raises LinkLost."""
+        """Ask for the contents of the run's directory on the host. Raises LinkLost."""
         self._run()
         self.send(h.Look(self.work))
         self.hang_up()
@@ -194,7 +194,7 @@ class Link:
             process, self.process, self.up, self.made = self.process, None, None, None
             self._unsent.clear()
         if process is not None:
-            # This kills what runs the daemon, such as ssh and its jumps. The daemon ends by itself.
+            # This kills the command that runs the daemon, such as ssh and its jumps. The daemon ends by itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a network disk that does not answer
@@ -224,7 +224,7 @@ class LinkLost(Exception):
 
 
 def _read_all(pipe: int) -> bytes:
-    """Read what is there, but not more than a few MiB, because other pipes may have data too."""
+    """Read the available data, but at most a few MiB, because other pipes may have data too."""
     pieces: list[bytes] = []
     with contextlib.suppress(BlockingIOError):
         while len(pieces) < MOST_PIECES and (piece := os.read(pipe, 1 << 20)):

@@ -29,10 +29,10 @@ OUTDATED = ""  # instead of the name of a file on its way, when a rollback came 
 
 
 class Mirror:
-    """Keeps ``home`` up to date with what the processes on the hosts of ``links`` write.
+    """Keeps ``home`` up to date with the files that processes on the hosts of ``links`` write.
 
     ``links`` has no host that writes into ``home`` itself. A file is taken only from the host of the process that
-    writes it, as ``host_of`` says.
+    writes it, according to ``host_of``.
     """
 
     def __init__(self, links: Mapping[str, Link], home: RunDirectory, host_of: Mapping[ProcessId, str]) -> None:
@@ -70,7 +70,7 @@ class Mirror:
     def reopened(self, host: str) -> None:
         """A host that was lost is back, perhaps without its files: copy what its processes need."""
         for process in [process for process, at in self.host_of.items() if at == host]:
-            if process.role == "shard":  # its own is longer, unless it is lost
+            if process.role == "shard":  # the host's copy is longer, unless it is lost
                 self._put(host, _history(process.number), unless_longer=True)
             for version in sorted(self._checkpoints[process]):
                 self.put_checkpoint(process, version)
@@ -156,7 +156,7 @@ class Mirror:
                     self._agrees[host, path] = data.startswith(tail)
                     if self._agrees[host, path]:
                         self._write(path, event.offset + len(tail), data[len(tail) :])
-                elif event.offset in (0, self._size(path)):  # otherwise a rollback came between
+                elif event.offset in (0, self._size(path)):  # otherwise a rollback intervened
                     self._write(path, event.offset, data)
             case h.Written(path=path, error=str(error)) if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")

@@ -35,7 +35,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What was found: ``facts`` by host, measurements by route, and ``failed``, the hosts whose probe failed.
+    """The findings: ``facts`` by host, measurements by route, and ``failed``, the hosts whose probe failed.
 
     A host's facts are those of its daemon and of :mod:`zmqrl.hosts.probe`, with ``clock_ahead_s``. ``loopback`` holds
     the hosts whose address means loopback on the host itself, so that other hosts cannot reach it.

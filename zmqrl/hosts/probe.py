@@ -1,7 +1,7 @@
-"""Probes a host before a run starts: what it offers, and how other hosts reach it, with the connections of a run.
+"""Probes a host before a run starts: its resources, and its routes to other hosts, with the connections of a run.
 
 ``python -m zmqrl.hosts.probe`` reports what it finds on its host and listens where shards would. Then, on each request,
-it tells the time or measures routes to other hosts. Standard library only, except for the games and torch.
+it reports the time or measures routes to other hosts. Standard library only, except for the games and torch.
 """
 
 import contextlib
@@ -148,7 +148,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """What this host offers to processes with their files in the directory ``work``. None means no limit."""
+    """The resources of this host for processes with their files in the directory ``work``. None means no limit."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "memory_bytes": _memory_bytes(),

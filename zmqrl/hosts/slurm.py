@@ -20,7 +20,7 @@ OVER = ("Expired or invalid job", "Requested node configuration is not available
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """What Slurm gave the job that runs this process."""
+    """The allocation of the job that runs this process."""
 
     job: str
     cluster: str

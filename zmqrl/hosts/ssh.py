@@ -51,7 +51,7 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
     """Open all ``links``, several at a time, and retry where a server is crowded. Returns why hosts failed, by host.
 
-    Every link has a time limit of its own, so this ends. ``news`` is called with each event and its host. ``instead``
+    Every link has its own time limit, so this call ends. ``news`` is called with each event and its host. ``instead``
     says what to do where there is no such Python, or where it lacks a module.
     """
     waiting = {link.host: 0.0 for link in links}  # when each is tried next

@@ -1,1 +1,1 @@
-"""What a run shows of itself: spans, metrics, the live panel."""
+"""The observability of a run: spans, metrics, the live panel."""

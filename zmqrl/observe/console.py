@@ -42,7 +42,7 @@ _LEARNING = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveFigures:
-    """What the console shows: the newest row of ``metrics.jsonl`` and what only the command knows.
+    """What the console shows: the newest row of ``metrics.jsonl`` and data that only the command has.
 
     ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if it
     has no end.

@@ -22,7 +22,7 @@ STYLE: Final[dict[Any, Any]] = {
     "lines.linewidth": 1.6,
     "savefig.dpi": 180,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names of the user's own can contain dollar signs
+    "text.parse_math": False,  # user-defined names can contain dollar signs
 }
 
 

@@ -66,7 +66,7 @@ class Snapshot:
 
 
 class Exporter:
-    """Serves the newest snapshot at ``url``, from when it is made until :meth:`close`."""
+    """Serves the newest snapshot at ``url``, from construction until :meth:`close`."""
 
     def __init__(self, address: str, port: int) -> None:
         """Port 0 picks a free one. Raises UsageError when the port is in use, or the address is not one of ours."""
@@ -93,7 +93,7 @@ class Exporter:
         self._snapshot = snapshot
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -101,7 +101,7 @@ class Exporter:
     # for the threads of the server
 
     def describe(self) -> "Iterator[Metric]":
-        """Nothing: the figures have no names before there is a snapshot."""
+        """Return nothing: the metric names are unknown before the first snapshot."""
         return iter(())
 
     def collect(self) -> "Iterator[Metric]":

@@ -10,7 +10,7 @@ from zmqrl.errors import UsageError
 
 
 class _Kind(NamedTuple):
-    """What a value must be, in words and as a test."""
+    """The requirement for a value, in words and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -71,7 +71,7 @@ class Form(NamedTuple):
         return None
 
 
-SETTINGS: Final = Form()  # of any version of zmqrl: all of them can be compared
+SETTINGS: Final = Form()  # of any version of zmqrl, so that runs of all versions can be compared
 ROW: Final = Form(
     must={"version": _NUMBER, "wall_s": _NUMBER, "agent_steps": _NUMBER},
     may={"contributions": _COUNTS, "episodes": _NUMBER_OR_NULL, "score_mean_50": _NUMBER_OR_NULL},

@@ -175,7 +175,7 @@ class RunMetrics:
         return takes_over
 
     def _cumulative(self, worker: _Worker, report: WorkerReport, gradients: int) -> None:
-        """Add what the sums of ``report`` have more than those that are known. An overtaken report has nothing more."""
+        """Add the increase of the sums in ``report`` over the known sums. An overtaken report has no increase."""
         for name, (total, count) in report.loss_sums.items():
             known_total, known_count = worker.loss_sums.get(name, (0.0, 0))
             if count > known_count and (known_count or len(worker.loss_sums) < FIGURES_KEPT):
@@ -203,7 +203,7 @@ class RunMetrics:
         if report.policy_lag is not None:
             self._lags.add("policy_lag", report.policy_lag * max(1, updates), max(1, updates))
             self._note_lags(report)
-        for name in WORKER_SPANS:  # other names, from a worker that is not ours, would pile up
+        for name in WORKER_SPANS:  # names from a foreign worker would accumulate
             if name in report.spans:
                 self._span_s[name] += report.spans[name]
         self._count(updates)
@@ -281,7 +281,7 @@ class RunMetrics:
         self._smooth_updates = self._smooth_updates * keep + updates
         self._smooth_s = self._smooth_s * keep + elapsed_s
         lag = self._lags.means().get("policy_lag")
-        lags = [] if lag is None else [*self._lag_range, lag]  # the extremes can have been in a lost report
+        lags = [] if lag is None else [*self._lag_range, lag]  # a lost report may have held the extremes
         row = {
             # Workers choose these names. Our own keys below override them.
             **dict.fromkeys(LOSSES),
@@ -313,7 +313,7 @@ class RunMetrics:
         return row
 
     def _split(self) -> dict[str, float]:
-        if not self._worker_updates:  # none yet, or none for hours, so that it has decayed to zero
+        if not self._worker_updates:  # no rate yet, or no report for hours, so that it has decayed to zero
             return {}
         return {name: seconds / self._worker_updates for name, seconds in self._span_s.items()}
 

@@ -1,4 +1,4 @@
-"""Versions that stall: who is missing, since when, and what these processes do. Pure: no clock, no files."""
+"""Versions that stall: which processes are missing, since when, and what they are doing. Pure: no clock, no files."""
 
 import re
 import statistics
@@ -11,11 +11,11 @@ from zmqrl.observe.folding import printable, ranges
 from zmqrl.process_id import ProcessId
 
 LEAST_PATIENCE_S = 5.0
-FIRST_PATIENCE_S = 20.0  # until it is known what is usual: processes import what they need, and play a first rollout
+FIRST_PATIENCE_S = 20.0  # until the usual time is known: processes import their modules, and play a first rollout
 USUAL_TIMES = 3.0
 ITERATIONS_KEPT = 5
 ASK_AGAIN_S = 30.0
-LONGEST_PAUSE_S = 600.0  # between two rounds of questions: each leaves a stack in the log of the process
+LONGEST_PAUSE_S = 600.0  # between two rounds of questions: each question writes a stack to the log of the process
 MOST_ASKED = 4  # processes in one round
 ANSWER_WITHIN_S = 5.0
 SHOW_EVERY_S = 1.0
@@ -80,7 +80,7 @@ class Awaited:
         return ", ".join(words or ["it makes no progress"]) + (f"; stack: {stack}" if stack else "")
 
     def likeness(self) -> object:
-        """Processes for which this is equal do the same, if perhaps not for equally long."""
+        """Processes with equal keys are doing the same, but perhaps for different times."""
         silent = self.is_there and self.silent_s >= SILENT_S
         doing = (self.doing.state, self.doing.stack[:FRAMES_TOLD]) if self.doing else None
         return self.process.role, self.is_external, self.is_running, self.is_there, silent, self.span, doing
@@ -141,7 +141,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
-    """What to do about a stall: processes to ``ask`` what they do, and a stall to show, or one that is ``over``.
+    """The response to a stall: processes to ``ask`` what they are doing, and a stall to show, or one that is ``over``.
 
     ``tell``: the user should read it, too.
     """
@@ -156,7 +156,7 @@ NOTHING = News()
 
 
 class Stalls:
-    """Finds stalls, and decides who is asked when. ``per_iteration``: versions that are learned from one rollout.
+    """Finds stalls, and decides which process to ask when. ``per_iteration``: versions learned from one rollout.
 
     A version stalls when it takes longer than 5 s and longer than three times what is usual. Usual is the longest time
     for one version in an iteration, since the first one of an iteration can contain a whole rollout. It is the median
@@ -194,16 +194,16 @@ class Stalls:
         self._version, self._at = version, now
 
     def pardon(self, seconds: float) -> None:
-        """The supervisor itself did not run for so long."""
+        """The supervisor itself did not run for this time."""
         self._at = None if self._at is None else self._at + seconds
 
     def answered(self, process: ProcessId, doing: Doing) -> None:
-        """The host of a process says what it does."""
+        """The host of a process reports what the process is doing."""
         self._unanswered.discard(process)
         self._answers[process] = doing
 
     def forget(self, process: ProcessId) -> None:
-        """A process has died: what is known of it does not hold for the next one."""
+        """A process has died: discard its data, which does not apply to its successor."""
         self._unanswered.discard(process)
         for known in (self._asked_at, self._answers, self._spans):
             known.pop(process, None)
@@ -219,7 +219,7 @@ class Stalls:
         return 0.0 if self.stall is None or self._at is None else now - self._at
 
     def look(self, awaited: Sequence[Awaited], now: float) -> News:
-        """Look at the processes that the open version waits for now. None of them: no version is to be made."""
+        """Check the processes that the open version waits for now. If there are none, no version is to be made."""
         if self._at is None or not awaited:
             self._at = now
         waited_s = now - self._at
@@ -261,7 +261,7 @@ class Stalls:
         return ask
 
     def _with_answer(self, awaited: Awaited, now: float) -> Awaited:
-        """Add what its host said, and the span of a process that is silent by now."""
+        """Add the report of its host, and the span of a process that has since gone silent."""
         process, span, span_s = awaited.process, awaited.span, awaited.span_s
         if span:
             self._spans[process] = span, now - span_s

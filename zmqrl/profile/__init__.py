@@ -1,1 +1,1 @@
-"""Where the time of a run goes: what each process records, and what can be read from it."""
+"""Profiles of a run: the timings that each process records, and the reports made from them."""

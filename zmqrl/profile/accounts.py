@@ -1,4 +1,4 @@
-"""What the contributions of a run cost and brought: who is counted, what is wasted, what the backups bring."""
+"""Costs and benefits of a run's contributions: inclusion per rank, wasted work, and time saved by backups."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
 from zmqrl.profile.tables import OUTCOMES
 
-LEFT_OUT_BELOW = 0.5  # of the median inclusion: such a rank hardly takes part in what is learned
+LEFT_OUT_BELOW = 0.5  # of the median inclusion: a rank below this hardly affects what is learned
 USED, LATE = OUTCOMES.index("used"), OUTCOMES.index("late")
 
 
 @dataclass(slots=True)
 class RankAccount:
-    """One rank: its share of versions in which it was counted and was the K-th, and its seconds.
+    """One rank: the shares of versions in which it was counted and in which it was the K-th, and its times.
 
-    ``worked_s`` is without waiting for weights, ``wasted_s`` the part of it whose contribution no shard used.
+    ``worked_s`` excludes the wait for weights. ``wasted_s`` is the part of it whose contribution no shard used.
     """
 
     host: str
@@ -32,7 +32,7 @@ class RankAccount:
 
 @dataclass(slots=True)
 class Accounts:
-    """The accounts of a run by rank, and the sentences that they deserve.
+    """The accounts of a run by rank, and the findings for the user.
 
     ``backup_gain_s``: by how much the mean update would be longer with one worker fewer; None if no update shows it.
     """

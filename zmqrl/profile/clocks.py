@@ -1,4 +1,4 @@
-"""Puts the clocks of all hosts on one, from the round trips of PING and PONG, with a bound of the error."""
+"""Maps the clocks of all hosts to one clock, using PING and PONG round trips, and bounds the error."""
 
 import heapq
 from collections import defaultdict
@@ -21,7 +21,7 @@ Times = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """How to read one clock on another: ``other = time + offset_us + drift * (time - at_us)``, within ``error_us``."""
+    """Converts times between clocks: ``other = time + offset_us + drift * (time - at_us)``, within ``error_us``."""
 
     at_us: float = 0.0
     offset_us: float = 0.0
@@ -29,16 +29,16 @@ class Clock:
     error_us: float = 0.0
 
     def to_other(self, times_us: Times) -> Times:
-        """Times of this clock in microseconds, as the other clock would have shown them."""
+        """Convert times of this clock to the other clock, in microseconds."""
         return times_us + self.offset_us + self.drift * (times_us - self.at_us)
 
     def inverse(self) -> "Clock":
-        """How to read the other clock on this one."""
+        """The conversion from the other clock to this one."""
         slope = 1 + self.drift
         return Clock(self.at_us + self.offset_us, -self.offset_us, 1 / slope - 1, self.error_us)
 
     def then(self, other: "Clock") -> "Clock":
-        """How to read this clock on the one that ``other`` leads to."""
+        """The conversion from this clock to the target of ``other``."""
         middle = self.at_us + self.offset_us
         offset = float(other.to_other(np.array([middle]))[0]) - self.at_us
         slope = (1 + self.drift) * (1 + other.drift)
@@ -46,11 +46,11 @@ class Clock:
 
 
 def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
-    """How to read the asking clock on the answering one, from round trips: all times in microseconds.
+    """Fit the conversion from the asking clock to the answering one to round trips. Times are in microseconds.
 
     Of each round trip, half of ``(returned - sent) - (answered - received)`` bounds the error of the offset
     ``((received - sent) + (answered - returned)) / 2`` (D. Mills, RFC 5905 §8). The shortest round trips of each part
-    of the time give offset and drift. The error is the most by which a round trip that was used can contradict them.
+    of the time give offset and drift. The error is the largest deviation that the used round trips allow.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2
@@ -68,7 +68,7 @@ def measure(sent: Times, received: Times, answered: Times, returned: Times) -> C
 
 
 def _shortest(at: Times, halves: Times, middle: float, length: float) -> NDArray[np.intp]:
-    """The shortest round trip of each window of time, without the windows in which all of them were long."""
+    """The shortest round trip of each time window. Windows that have only long round trips are left out."""
     window = np.clip(((at - middle) / max(length, 1.0) + 0.5) * WINDOWS, 0, WINDOWS - 1).astype(int)
     order = np.lexsort((halves, window))
     first = np.unique(window[order], return_index=True)[1]
@@ -80,7 +80,7 @@ def _shortest(at: Times, halves: Times, middle: float, length: float) -> NDArray
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """How to read the clock of each process on that of ``reference``, by clock id."""
+    """The conversion from each process's clock to that of ``reference``, by clock id."""
 
     reference: str
     by_id: Mapping[str, Clock]
@@ -131,7 +131,7 @@ class Clocks:
 
 
 def _pairs(recording: Recording) -> dict[tuple[str, str], Clock]:
-    """The measured pairs of different clocks: who asked, who answered."""
+    """The measured pairs of different clocks: asking process, answering process."""
     shards: defaultdict[tuple[str, int], list[ProcessRecording]] = defaultdict(list)
     for shard in recording.of_role("shard"):
         shards[shard.run, shard.process.number].append(shard)

@@ -21,7 +21,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
-# In the order in which a worker works. What lies between the spans comes before the gradient.
+# In the order of a worker's loop. The time between the spans is placed before the gradient.
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 
@@ -32,7 +32,7 @@ Version: TypeAlias = tuple[int, int]
 
 
 class Part(NamedTuple):
-    """A part of a critical path: what was done by whom, for how long, and how long that usually takes."""
+    """A part of a critical path: the span, its process, its duration and its usual duration."""
 
     cause: str
     process: ProcessId
@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
     @property
     def excess_s(self) -> float:
-        """The time above what is usual, 0 if it is below."""
+        """The time in excess of the usual time; 0 if there is no excess."""
         return max(0.0, self.seconds - self.usual_s)
 
 
@@ -68,7 +68,7 @@ class Step:
 
 
 class Cycle(NamedTuple):
-    """What a worker did for one contribution. Times in seconds on the reference clock; ``spans`` by name."""
+    """A worker's work for one contribution. Times in seconds on the reference clock; ``spans`` by name."""
 
     began: float
     pulled: float
@@ -79,7 +79,7 @@ class Cycle(NamedTuple):
 
     @property
     def with_rollout(self) -> bool:
-        """Whether it contains a rollout."""
+        """Whether this work includes a rollout."""
         return self.spans["env_step"] + self.spans["act"] > 0
 
     @property
@@ -99,7 +99,7 @@ class Publication(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A contribution that reached a shard, at a time in seconds on the reference clock; the index of its outcome."""
+    """The arrival of a contribution at a shard, in seconds on the reference clock, and the index of its outcome."""
 
     at: float
     outcome: int
@@ -107,7 +107,7 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class Timeline:
-    """Everything that was recorded, on the reference clock. Processes with other clocks are not in it."""
+    """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out."""
 
     cycles: dict[tuple[Version, int], Cycle]
     publications: dict[Version, dict[int, Publication]]
@@ -181,7 +181,7 @@ def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Ve
 
 
 def critical_path(timeline: Timeline) -> list[Step]:
-    """The steps of all versions whose next one follows in the same generation and whose K-th worker recorded it."""
+    """One step per version that has a successor in its generation, if the K-th worker recorded it."""
     usual = Usual(timeline)
     steps = []
     for generation, version in timeline.versions():
@@ -216,7 +216,7 @@ def _parts(
     yield OVERRUN, worker, starts - began
     pulled = min(max(starts, cycle.pulled), max(starts, cycle.pushed))
     yield WEIGHTS, worker, pulled - starts
-    skip = max(0.0, pulled - cycle.began)  # what the worker did before: waiting, or a rollout that began earlier
+    skip = max(0.0, pulled - cycle.began)  # earlier work of the worker: a wait, or a rollout that began earlier
     pushed = max(pulled, cycle.pushed)
     for name in WORK:
         seconds = cycle.spans[name]
@@ -231,7 +231,7 @@ def _parts(
 
 
 def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float) -> float:
-    """Seconds by which a transfer was late because of the shard, and not because of the worker.
+    """Seconds of a transfer's delay that the shard caused, and not the worker.
 
     A gradient is late because of a shard if it reached the other shards earlier, weights if all workers had them late.
     """
@@ -252,9 +252,9 @@ def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, 
 
 
 class Usual:
-    """How long each part of a path usually takes: the lower of a process's own median and that of the others.
+    """The usual duration of each part of a path: the lower of a process's own median and that of the others.
 
-    So a process that is always slow has an excess over the others, and one that is slow at times over itself. For a
+    A process that is always slow exceeds the others' median. One that is slow at times exceeds its own. For a
     transfer, the process is a pair of worker and shard.
     """
 

@@ -23,7 +23,7 @@ class Change:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """What changed between two profiles, as ``Profile.to_json`` gives them: the update first, then the most grown."""
+    """Compare two results of ``Profile.to_json``. The update comes first, then the spans by growth."""
     update_ms: float = before["update_ms"]["mean"]
 
     def change(role: str, span: str, one: float, other: float) -> Change:
@@ -38,7 +38,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def grown(found: Sequence[Change], limit: float) -> list[Change]:
-    """The changes that grew by more than ``limit``; waiting does not count, because others cause it."""
+    """The spans that grew by more than ``limit``. Waiting is left out, because other processes cause it."""
     return [change for change in found if change.growth > limit and change.span != "wait"]
 
 

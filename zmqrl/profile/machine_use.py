@@ -1,11 +1,11 @@
-"""What the machine gave to each process: a core, or a place in the queue for one."""
+"""How much CPU time each process got, and how long it waited for a core."""
 
 from dataclasses import dataclass
 
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.recording import Columns, ProcessRecording, Recording
 
-QUEUED_ABOVE = 0.1  # of all time: such a process lacks a core
+QUEUED_ABOVE = 0.1  # of all time: above this, a process lacks a core
 STOLEN_ABOVE = 0.02
 THROTTLED_ABOVE = 0.02
 PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
@@ -13,7 +13,7 @@ PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
 
 @dataclass(slots=True)
 class MachineUse:
-    """One process. Shares are of all time, except ``core_share``: CPU time of a worker per time in which it worked.
+    """One process. Shares refer to all time, except ``core_share``: CPU time of a worker per working time.
 
     ``queued_share``: its thread waited for a core. ``stolen_share``: the hypervisor ran something else, on all cores of
     the machine together. ``throttled_share``: its control group had used up its quota. ``preempted_per_s`` and
@@ -29,7 +29,7 @@ class MachineUse:
     major_faults_per_s: float | None = None
 
     def warnings(self, process: ProcessId) -> list[str]:
-        """What the user should know."""
+        """The findings for the user."""
         who, found = f"{process.role} {process.number} on {self.host}", []
         if (self.queued_share or 0.0) > QUEUED_ABOVE:
             had = "" if self.core_share is None else f" had {self.core_share:.0%} of a core while it worked: its thread"
@@ -44,7 +44,7 @@ class MachineUse:
 
 
 def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
-    """What each process got. One that was restarted is judged by its longest recording."""
+    """The machine use of each process. For a restarted process, its longest recording counts."""
     longest: dict[ProcessId, ProcessRecording] = {}
     for each in recording.processes:
         known = longest.get(each.process)
@@ -71,7 +71,7 @@ def _use(each: ProcessRecording) -> MachineUse:
 
 
 def _grown(machine: Columns, column: str) -> float:
-    """By how many seconds a total grew."""
+    """The growth of a total in seconds."""
     values = machine[column]
     return float(values[-1] - values[0]) / 1e6 if len(values) > 1 else 0.0
 

@@ -1,4 +1,4 @@
-"""What a process of a run records of its time, in files of ``DIR/profile``, which ``recording.py`` reads."""
+"""Records how a process spends its time, in files of ``DIR/profile``. ``recording.py`` reads them."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, pack
 FLUSH_EVERY_S = 5.0
 FLUSH_AT_ROWS = 1024
 SEGMENT_BYTES = 4 << 20
-SEGMENTS_KEPT = 8  # per process: the oldest go, so that a process keeps at most 32 MiB
+SEGMENTS_KEPT = 8  # per process: the oldest files are removed, so that a process keeps at most 32 MiB
 SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)\.blocks", re.ASCII)
 RECENT_WRITTEN = 256  # spans in a block without --profile
 TRACE_SPANS = 200_000  # most spans of a process with --profile: about 2 MB
@@ -28,7 +28,7 @@ TOTALS_EVERY_S = 60.0  # between two blocks with histograms and recent spans
 
 @dataclass(frozen=True, slots=True)
 class RecorderJob:
-    """Where a process records, and what is said of it: ``host`` is the name of its host in this run.
+    """Where a process records, and its description: ``host`` is the name of its host in this run.
 
     ``trace_versions``: the number of versions whose spans are all kept, from the first that is recorded.
     """
@@ -87,7 +87,7 @@ class Recorder:
         self._failed = False
         self._span_ns = dict.fromkeys((*COLUMNS["cycles"], *COLUMNS["versions"]), 0)
         self._usage = resource.getrusage(resource.RUSAGE_THREAD)
-        self._add_machine(time.monotonic())  # so that a short run has a difference too
+        self._add_machine(time.monotonic())  # a difference needs two rows, also in a short run
 
     def add(self, table: str, *row: int) -> None:
         """Record a row of ``table``."""
@@ -110,13 +110,13 @@ class Recorder:
         return cpu_us, now.ru_nivcsw - then.ru_nivcsw, now.ru_majflt - then.ru_majflt
 
     def step(self, now: float) -> None:
-        """Write what was recorded if it is time."""
+        """Write the recorded rows if a block is due."""
         rows = sum(map(len, self._rows.values()))
         if now - self._flushed_at >= FLUSH_EVERY_S or rows >= FLUSH_AT_ROWS:
             self.flush(now)
 
     def flush(self, now: float, *, last: bool = False) -> None:
-        """Write what was recorded. ``last``: with the histograms and the newest spans."""
+        """Write the recorded rows. ``last`` adds the histograms and the newest spans."""
         if self._failed:
             for waiting in self._rows.values():
                 waiting.clear()
@@ -146,7 +146,7 @@ class Recorder:
         self.add("machine", int(now * 1e6), *machine_totals())
 
     def _keep_spans(self, new: list[SpanEvent], totals: bool) -> None:
-        """Record spans one by one: all of them while tracing, else the newest now and then. None is recorded twice."""
+        """Record single spans: all while tracing, else the newest ones at intervals. No span is recorded twice."""
         if self._traced_from < 0 and new:
             self._traced_from = new[0][3]
         until = self._traced_from + self._trace_versions
@@ -181,7 +181,7 @@ class Recorder:
 
 
 def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
-    """The files of all processes or of one, oldest first for each process."""
+    """The files of all processes, or of one process. The files of a process are sorted oldest first."""
     name = "*" if process is None else str(process)
     found = ((path, SEGMENT.fullmatch(path.name)) for path in directory.glob(f"{name}.*.*.blocks"))
     numbered = [(each[1], int(each[2]), int(each[3]), path) for path, each in found if each is not None]
@@ -206,7 +206,7 @@ def clock_id() -> str:
 def machine_totals() -> tuple[int, int, int, int, int]:
     """Totals in microseconds: CPU time of this thread, its time in the run queue, CPU time of the process, steal.
 
-    The last is the time that the control group was throttled. What the kernel does not tell is 0.
+    The last is the time that the control group was throttled. Values that the kernel does not report are 0.
     """
     cpu_us = queued_us = 0
     with contextlib.suppress(OSError, ValueError):

@@ -20,7 +20,7 @@ Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 
 @dataclass(slots=True, kw_only=True)
 class ProcessRecording:
-    """What one process recorded.
+    """The recording of one process.
 
     ``clock`` identifies its monotonic clock, ``cores`` are those that it may use. Histograms are in nanoseconds, by
     span.
@@ -55,7 +55,7 @@ class ProcessRecording:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The recordings of all processes of a run; a process that was restarted has several."""
+    """The recordings of all processes of a run. A restarted process has several."""
 
     processes: tuple[ProcessRecording, ...]
 
@@ -84,18 +84,18 @@ class Recording:
                 for name, table in block["tables"].items():
                     if table.shape[1] == len(COLUMNS.get(name, ())):
                         recording.tables.setdefault(name, []).append(table)
-                if "histograms" in block:  # each holds what the ones before hold
+                if "histograms" in block:  # each includes the earlier ones
                     each = block["histograms"].items()
                     recording.histograms = {name: Histogram.from_json(data) for name, data in each}
                 recording.span_names = block["spans"]
         return cls(tuple(found[key] for key in sorted(found)))
 
     def after(self, version: int) -> "Recording":
-        """Only what was recorded of the versions above ``version``, without histograms, which are of all versions."""
+        """The recording restricted to versions above ``version``. It has no histograms: these cover all versions."""
         return Recording(tuple(each.after(version) for each in self.processes))
 
     def newest_version(self) -> int:
-        """The newest version that a shard published, -1 without any."""
+        """The newest version that a shard published; -1 if there is none."""
         made = [each.table("versions")["version"] for each in self.of_role("shard")]
         return max((int(versions.max()) for versions in made if len(versions)), default=-1)
 

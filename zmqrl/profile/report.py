@@ -23,7 +23,7 @@ BLAME_SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the recording of a run says."""
+    """The profile of a run, computed from its recording."""
 
     recording: Recording
     clocks: Clocks
@@ -98,7 +98,7 @@ class Profile:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
-        """Seconds of all updates above what is usual, by cause and process, largest first."""
+        """Seconds of all updates in excess of the usual time, by cause and process, largest first."""
         lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -118,7 +118,7 @@ class Profile:
         ]
 
     def _spans(self) -> Iterable[tuple[str, str, Histogram]]:
-        """Who, span, durations in nanoseconds: by role, host and process."""
+        """Process, span, and durations in nanoseconds, by role, host and process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
             processes = list(self.recording.of_role(role))
             whos = {f"all {role}s": processes}

@@ -52,9 +52,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     # A worker, for each PONG: its clock when PING was sent and PONG received, the shard's clock in between.
     "pings": ("shard", "sent_at_us", "received_at_us", "answered_at_us", "returned_at_us"),
-    # Now and then: totals of the recording thread, of its process, of its machine and of its control group.
+    # At intervals: totals of the recording thread, of its process, of its machine and of its control group.
     "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us"),
-    # Spans one by one, in nanoseconds: all of them with --profile, else the newest now and then.
+    # Single spans in nanoseconds: all with --profile, else the newest ones at intervals.
     "spans": ("name", "start_ns", "duration_ns", "version"),
 }
 
@@ -82,7 +82,7 @@ def unpack(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _pack_table(rows: Sequence[Sequence[int]]) -> list[Any]:
-    """Differences of rows, and byte planes: neighbours are alike, so that zlib finds little to keep."""
+    """Encode rows as differences in byte planes. Neighbouring bytes are then alike and compress well."""
     table = np.asarray(rows, np.int64)
     differences = np.diff(table, axis=0, prepend=table[:1] * 0)
     planes = np.ascontiguousarray(differences.T.astype("<i8")).view(np.uint8)

@@ -18,7 +18,7 @@ Event: TypeAlias = dict[str, Any]
 
 
 def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
-    """Write what was recorded of the versions ``shown`` to ``path``. Spans one by one are there if they were recorded.
+    """Write the recording of the versions ``shown`` to ``path``. It includes single spans if they were recorded.
 
     The file appears whole or not at all. Returns sentences about processes that are left out.
     """

@@ -118,7 +118,7 @@ class ShardControl:
                 for shard in waiting:
                     asked = question(shard)
                     if again and not isinstance(asked, m.Hello):
-                        # After its connection was cut and made again, a shard knows us by HELLO only.
+                        # After a reconnect, a shard recognizes us only by HELLO.
                         self.send(shard, self.hello())
                     self.send(shard, asked)
                 again = True

@@ -1,6 +1,6 @@
 """A run on virtual time: the real state machines of shards and workers on simulated hosts.
 
-``simulate(scenario)`` is the entry point. ``docs/simulation.md`` says what is simulated and what is not.
+``simulate(scenario)`` is the entry point. ``docs/simulation.md`` lists what is simulated and what is not.
 """
 
 from zmqrl.simulate.compute import ComputeTimes, Work

@@ -9,7 +9,7 @@ import numpy as np
 from zmqrl.simulate.laws import Law
 
 CHUNK = 1024  # durations that are drawn at once
-STRIDE = 7919  # ranks that share a recording begin at different places of it
+STRIDE = 7919  # ranks that share a recording start at different offsets in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Draws:
 class ComputeTimes:
     """The work of each rank: ``gradient`` for each version, ``rollout`` for each iteration (empty: no rollouts).
 
-    With more workers than recorded ranks, several workers replay the same recording from different places.
+    With more workers than recorded ranks, several workers replay the same recording from different offsets.
     """
 
     gradient: tuple[Work, ...]
@@ -61,7 +61,7 @@ class ComputeTimes:
     def drawn(
         cls, *, gradient: Law, rollout: Law | None, ranks: int, versions: int, per_rollout: int, busy: float, seed: int
     ) -> Self:
-        """Draw the work of ``versions`` versions. A rank draws the same numbers whatever the number of ranks is."""
+        """Draw the work of ``versions`` versions. The numbers of a rank do not depend on the number of ranks."""
 
         def of(law: Law, what: int, pieces: int) -> tuple[Work, ...]:
             draws = [Draws(law, seed, rank, what) for rank in range(ranks)]

@@ -17,7 +17,7 @@ HOW: Final = "LAW is constant:S, exponential:MEAN, lognormal:MEAN:SIGMA, uniform
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Names of the numbers, the mean, and how to draw."""
+    """The parameter names, the mean and the sampler of a law."""
 
     numbers: tuple[str, ...]
     mean: Callable[..., float]

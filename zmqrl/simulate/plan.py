@@ -15,10 +15,10 @@ from zmqrl.simulate.virtual.world import simulate
 SHARDS: Final = (1, 2, 4, 8, 16, 32)
 MOST_BACKUPS: Final = 6
 NO_BETTER: Final = 0.03
-"""A gain that does not justify more machines."""
+"""A gain at or below this does not justify more machines."""
 
 Setting: TypeAlias = tuple[int, int, int]
-"""Ranks (N + b), shards, backups: what a plan should use few of, in this order."""
+"""Ranks (N + b), shards, backups: a plan minimizes them in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class _Search:
 
 
 def plan(scenario: Scenario, workers_up_to: int) -> Plan:
-    """Find the settings with the most agent steps per second that are learned from, with at most so many workers.
+    """Find the settings that learn from the most agent steps per second within the given number of workers.
 
     First the shards for all workers without backups, then the backups, then fewer workers. A setting that is within
     ``NO_BETTER`` of a faster one with more processes is preferred. Raises UsageError, ClusterError.

@@ -17,11 +17,11 @@ ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # needs no core
 MOST_UPDATES = 1000
-UNCROWDED = 25  # percentile of the transfers that met no crowd
+UNCROWDED = 25  # percentile of the uncongested transfers
 
 
 class TooLittleRecorded(UsageError):
-    """A recording does not have what a simulation needs."""
+    """A recording lacks data that a simulation needs."""
 
 
 class RecordedRun:
@@ -59,9 +59,9 @@ class RecordedRun:
     def times(
         self, ranks: Iterable[int], *, spans: Mapping[str, float] | None = None, link: float = 1.0
     ) -> ComputeTimes:
-        """The work of the ranks, as recorded, with the ways of weights and gradient as time without a core.
+        """The recorded work of the ranks. Transfers of weights and gradient count as time without a core.
 
-        ``spans`` and ``link``, which is for these ways, are factors of the time.
+        ``spans`` and ``link`` are factors of the time; ``link`` is for these transfers.
         """
         spans = spans or {}
         gradient, rollout = [], []
@@ -91,7 +91,7 @@ class RecordedRun:
 
 
 def _queued_share(recording: Recording, rank: int, cycles: Sequence[Cycle]) -> float:
-    """The share of a worker's time without a core, while it works, in which it waited for one."""
+    """The share of a worker's off-core working time in which it waited for a core."""
     queued_us = sum(_grown(each, "queued_us") for each in _of_rank(recording, rank))
     without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)
     return min(1.0, queued_us / 1e6 / without_s) if without_s > 0 else 0.0
@@ -107,7 +107,7 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The usual way of the weights to a worker and of its gradient to the last shard, where no crowd delayed it."""
+    """The usual uncongested transfer times of weights to a worker and of its gradient to the last shard."""
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:
@@ -120,7 +120,7 @@ def _way_s(timeline: Timeline, rank: int) -> float:
 
 
 def _costs(recording: Recording, timeline: Timeline) -> ShardCosts:
-    """The mean seconds of the shards. What their processes need beside the spans counts as sending."""
+    """The mean seconds of the shards. CPU time outside the spans counts as sending."""
     made = [each for shards in timeline.publications.values() for each in shards.values()]
     arrivals = sum(len(each) for each in timeline.arrivals.values())
 

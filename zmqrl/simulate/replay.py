@@ -1,4 +1,4 @@
-"""A recorded run again on virtual time, as it was or with a change: what would be, if."""
+"""Replays a recorded run on virtual time, unchanged or with a change, to predict the effect of the change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ UNCHANGED = Changes()
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """A predicted change. ``replay_error`` is that of the replay without changes: 0.05 if it is 5 % too fast."""
+    """A predicted change. ``replay_error`` is the error of the unchanged replay: 0.05 if it is 5 % too fast."""
 
     change: str
     updates_per_s: float
@@ -45,7 +45,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
             quorum=None if scenario.quorum is None else min(scenario.quorum, len(ranks)),
         )
     for _ in range(changes.backups):
-        ranks.append(len(ranks) % recorded.scenario.ranks)  # a new worker is like one of the others
+        ranks.append(len(ranks) % recorded.scenario.ranks)  # a new worker copies an existing one
     if changes.backups:
         scenario = replace(scenario, backups=scenario.backups + changes.backups)
     if changes.backups < 0:
@@ -59,7 +59,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 
 
 def what_if(recorded: RecordedRun, steps: Sequence[Step]) -> list[WhatIf]:
-    """Predict the changes that a user would think of, with the error of the replay without any."""
+    """Predict typical changes. Each has the error of the unchanged replay."""
     scenario = recorded.scenario
     error = replay(recorded) / recorded.measured - 1
     slowest = max(range(scenario.ranks), key=lambda rank: sum(step.kth.number == rank for step in steps))

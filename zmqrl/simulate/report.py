@@ -1,4 +1,4 @@
-"""What a simulation has found, in words and tables."""
+"""The result of a simulation, as text and tables."""
 
 import math
 from collections.abc import Sequence

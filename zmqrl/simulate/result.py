@@ -1,4 +1,4 @@
-"""What a simulation has found."""
+"""The result of a simulation."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Use:
 
     @classmethod
     def of(cls, outgoing: Shared | None, incoming: Shared | None, most_bytes: float) -> Self:
-        """From the transfers through a card that could have passed ``most_bytes``."""
+        """Compute the shares for a card that could have transferred ``most_bytes``."""
         if outgoing is None or incoming is None or not most_bytes:
             return cls(0.0, 0.0)
         return cls(min(1.0, outgoing.served / most_bytes), min(1.0, incoming.served / most_bytes))
@@ -31,7 +31,7 @@ class Result:
     Times are virtual, or real if ``live``.
 
     ``step_s`` is the time from one version to the next; a version is there when its last shard publishes it. Counts of
-    contributions are in slices, as in ``summary.json``. ``abandoned`` are gradients that were given up, whose slices
+    contributions are in slices, as in ``summary.json``. ``abandoned`` counts gradients that were given up, whose slices
     count as skipped. ``waiting_s`` is by rank, ``nics`` by host, ``shards_busy`` by shard: CPU time per time.
     """
 

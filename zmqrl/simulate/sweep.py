@@ -1,4 +1,4 @@
-"""The same scenario with other values of some settings."""
+"""Varies some settings of a scenario."""
 
 import dataclasses
 import itertools

@@ -20,7 +20,7 @@ from zmqrl.simulate.scenario import RECORDED, Scenario
 
 
 def scenario_of(run: Path) -> Scenario:
-    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError when it is not a run.
+    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``path`` is not a run.
 
     Hosts, cores and the costs of the shards are those of its recording, if it has one.
     """
@@ -52,7 +52,7 @@ def settings_of(run: Path) -> Scenario:
 
 
 def recorded_run(run: Path) -> RecordedRun | None:
-    """What a run recorded of its time, None if that is not enough to simulate it. Raises UsageError."""
+    """The recording of a run; None if it is too short to simulate. Raises UsageError."""
     recording = Recording.read(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:

@@ -62,7 +62,7 @@ def stop_shards(
             moved_at = time.monotonic()
         elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
             break
-        if (newest := max(versions.values())) > max(ends.values()):  # a shard had passed the end before it heard of it
+        if (newest := max(versions.values())) > max(ends.values()):  # a shard passed the end before it got the request
             ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
         meanwhile()
         time.sleep(LOOK_EVERY_S)
@@ -113,7 +113,7 @@ def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
 
 
 def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:
-    """The error of a run that did not recover from the ``first`` death: where it was, how, and the end of its log.
+    """The error of a run that did not recover from the ``first`` death: its host, its cause, and the end of its log.
 
     It is a UsageError if that process ended with one, or if it refused to work before the run had ``begun``.
     """

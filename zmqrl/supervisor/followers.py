@@ -18,7 +18,7 @@ FINISH_WITHIN_S = 1800.0
 
 
 class Runner(Protocol):
-    """What runs the followers."""
+    """The process control that the followers need."""
 
     def start(self, process: ProcessId) -> None:
         """Start a process now."""

@@ -217,7 +217,7 @@ class SupervisorMachine:
     def _look(self, now: float) -> list[e.Action]:
         """Check the shards: ask for their state, restart what hangs, roll back, and decide which ranks count."""
         shards, processes = self.shards, self.processes
-        # A shard that was not asked could not answer: time for which this process was stopped is not silence.
+        # A shard that was not asked could not answer: the time in which this process was stopped is not silence.
         if self._asked_at and now - self._asked_at > GREET_AGAIN_S:
             processes.pardon(now - self._asked_at)
             self.stalls.pardon(now - self._asked_at)
@@ -226,7 +226,7 @@ class SupervisorMachine:
         self.stalls.made(min(shards.seen.values()), now)
         actions: list[e.Action] = []
         for shard in shards.numbers:
-            # After its connection was cut and made again, a shard knows us by HELLO only.
+            # After a reconnect, a shard recognizes us only by HELLO.
             greet = shard in shards.down or processes.silent_s(shard_id(shard), now) > GREET_AGAIN_S
             actions.append(e.AskShard(shard, greet))
         silent, told = processes.watch_silence(now)
@@ -240,7 +240,7 @@ class SupervisorMachine:
         return actions + self._watch_version(now)
 
     def _watch_version(self, now: float) -> list[e.Action]:
-        """Say which processes a version waits for if it takes too long, and ask their hosts what they do."""
+        """Report which processes a late version waits for, and ask their hosts what they are doing."""
         news = self.stalls.look(self._awaited(now), now)
         actions: list[e.Action] = [e.Inspect(process) for process in news.ask]
         if news.stall is not None:

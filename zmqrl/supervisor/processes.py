@@ -12,11 +12,11 @@ from zmqrl.supervisor import events as e
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
 FAILURES_IN_A_ROW = 4  # without a sign of work in between
-KILLS_IN_A_ROW = 30  # by something else, such as the user or the kernel
+KILLS_IN_A_ROW = 30  # killed by something else, such as the user or the kernel
 SILENCE_S = 5.0
 HUNG_S = 30.0
 LINES_TOLD = 3  # of the log of a process that died
-VERSION_TOLD_WITHIN_S = 2.0  # how long after a version the supervisor may learn of it
+VERSION_TOLD_WITHIN_S = 2.0  # the longest delay until the supervisor learns of a version
 
 
 class Processes:
@@ -123,7 +123,7 @@ class Processes:
         return now - self._heard_at.get(process, now)
 
     def awaited(self, process: ProcessId, now: float) -> Awaited:
-        """What is known of a process of this run that a version waits for."""
+        """The known state of a process that a version waits for."""
         return Awaited(
             process=process,
             is_running=process in self.running,

@@ -1,4 +1,4 @@
-"""One training run: checks everything that can be wrong, then starts the supervisor."""
+"""One training run: checks the settings and the machine, then starts the supervisor."""
 
 import contextlib
 import dataclasses

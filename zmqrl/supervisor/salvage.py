@@ -120,7 +120,7 @@ def _set_aside(history: Path) -> set[Path]:
 
 
 def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
-    """Report what a history lacks. Its shard has reported that to its log only."""
+    """Report missing lines of a history. The shard itself reports them only to its log."""
     for aside in sorted(_set_aside(history) - set(set_aside)):
         notice(f"{history}: lines that could not be read were removed; {aside.name} is the original file")
     after = 0
@@ -169,7 +169,7 @@ class _Left:
 
 
 def _whereabouts(directory: RunDirectory) -> str:
-    """Where the state of the shards is, as far as is known."""
+    """The known locations of the shards' state."""
     here = f"in {directory.path / 'state'}"
     with contextlib.suppress(ClusterError, OSError):
         left = _Left.read(directory.left)

@@ -1,4 +1,4 @@
-"""What the supervisor knows of each shard, and what it sends them. Pure: no sockets, no clock."""
+"""The supervisor's view of each shard, and the messages it sends them. Pure: no sockets, no clock."""
 
 from collections.abc import Iterable
 
@@ -59,7 +59,7 @@ class Shards:
         return None
 
     def missing(self, members: Iterable[int]) -> list[Awaited]:
-        """The workers that have not contributed to the open version, once all shards have said where they stand.
+        """The workers that have not contributed to the open version, once all shards have reported their state.
 
         Empty if no version is to be made.
         """
@@ -106,7 +106,7 @@ class Shards:
             self._must_roll_back(f"shard {shard} is at version {version} but had made {lost.version}")
 
     def on_welcome(self, shard: int, welcome: m.Welcome, view: View) -> list[e.Action]:
-        """A shard has come up, with its state or without."""
+        """A shard has come up, with or without its state."""
         if shard not in self.down and self._welcomed.get(shard) == welcome.incarnation:
             return []
         self._welcomed[shard] = welcome.incarnation

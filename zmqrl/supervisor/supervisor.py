@@ -97,7 +97,7 @@ class Supervisor:
     def run(self) -> e.Reason:
         """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when it failed."""
         reason: e.Reason = "failed"
-        with contextlib.ExitStack() as at_the_end:  # in reverse order, and all of it, even if a part fails
+        with contextlib.ExitStack() as at_the_end:  # closes everything in reverse order, even if a part fails
             at_the_end.callback(self._set_aside)
             at_the_end.callback(self.followers.close)
             at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
@@ -207,7 +207,7 @@ class Supervisor:
         now = time.monotonic()
         self.faults.step(now)
         self.files.step(now)
-        if now - self._turned_at >= LATE_S:  # we were stopped: what the shards said is as old as that
+        if now - self._turned_at >= LATE_S:  # this process was stopped: the messages of the shards are that old
             self.progress.put_off(now)
         elif self.progress.due(now):
             self._take_in_stats()
@@ -215,7 +215,7 @@ class Supervisor:
         self._turned_at = now
 
     def _look_after(self) -> None:
-        """Take in what happened to processes, let time pass, and carry out what was decided."""
+        """Process the events of processes and the timers, and carry out the resulting actions."""
         self._check_processes()
         self._tell(self._lines.take(time.monotonic()))
         self._feed(e.Tick())
@@ -422,8 +422,8 @@ class Supervisor:
     def _finish(self, reason: e.Reason) -> None:
         """Stop all shards and write their last versions as a checkpoint. One that dies meanwhile is restarted."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
-        self.reports_closed = reason == "stop_score"  # games that end from now on do not undo the reason
-        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # what is left of them is out of date
+        self.reports_closed = reason == "stop_score"  # games that end from now on do not cancel the reason
+        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # their remaining state is out of date
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
@@ -447,13 +447,13 @@ class Supervisor:
                     raise
                 self.console.notice(f"cannot write the last checkpoint yet: {error}")
         for shard in self.shards.numbers:
-            self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint has everything
+            self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint is complete
         self.directory.left.unlink(missing_ok=True)
         self.saved = True
 
     def _write_summary(self, reason: e.Reason) -> None:
         if not self.is_connected and self.directory.summary.exists():
-            return  # nothing has changed since the earlier session, whose summary it is
+            return  # nothing has changed since the earlier session, which wrote the summary
         try:
             write_summary(self.directory.summary, reason, self.config, self.checkpoint)
         except UnwritableError as error:
@@ -475,7 +475,7 @@ class Supervisor:
         """After a failure, write the version that the shards still hold as a checkpoint, if they answer."""
         if self.saved or self.machine.state == "ending":  # their STATS lag behind
             return
-        with contextlib.suppress(ClusterError, AssertionError):  # what is known may be out of date
+        with contextlib.suppress(ClusterError, AssertionError):  # the known state may be out of date
             if self.shards.ready:
                 for shard, stats in self.control.stats(self.shards.numbers, within_s=2.0, what="a final check").items():
                     self._feed(e.ShardSaid(shard, stats))
@@ -485,7 +485,7 @@ class Supervisor:
             return
         try:
             self._finish("failed")
-        except Exception as error:  # it must not hide what went wrong first
+        except Exception as error:  # it must not hide the first error
             self.console.notice(f"no checkpoint could be written: {error}")
 
     def _end_histories(self) -> None:

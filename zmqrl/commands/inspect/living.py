@@ -75,7 +75,7 @@ class Living:
 
 
 def state_of(host: str, pid: int | None) -> str | None:
-    """What ``/proc`` says of a process on this machine: a state of ``Sight``, or ``gone``. None if it is elsewhere."""
+    """The state of a local process from ``/proc``: a state of ``Sight``, or ``gone``. None if it is elsewhere."""
     if pid is None or host != host_socket.gethostname():
         return None
     sight = inspection.look(pid)

@@ -165,7 +165,7 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """What a running run records in the next ``seconds``. Raises UsageError when it is not running."""
+    """The recording of a running run over the next ``seconds``. Raises UsageError when it is not running."""
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: choose a time above 0.")
     directory = RunDirectory(path)

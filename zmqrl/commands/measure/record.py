@@ -63,7 +63,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Record one game and print what it is. Raises UsageError."""
+    """Record one game and print its result. Raises UsageError."""
     output, seconds = options.output, options.seconds
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: a number above 0 and below 86400 (a day) is required.")

@@ -99,7 +99,7 @@ def base(file: Path | None, known: Known) -> Scenario:
 
 @interruptible()
 def run(options: Options) -> int:
-    """Simulate, and print what was found. Raises ZmqrlError."""
+    """Simulate, and print the result. Raises ZmqrlError."""
     if options.plot is not None:
         check_picture("--plot", options.plot)
     axes = [Axis.parse(text) for text in options.sweep]
@@ -127,7 +127,7 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
 
 
 def tell_of_means(scenario: Scenario) -> None:
-    """Say what the times of a run stand for."""
+    """Describe the source of a run's times."""
     run = scenario.recorded_run
     if run is not None and recorded_run(run) is None:
         sys.stderr.write(f"{run} has no profile: every worker gets its mean times, which do not vary.\n")

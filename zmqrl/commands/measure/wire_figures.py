@@ -49,7 +49,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def label(row: Row) -> str:
-    """What tells the implementation of a row from the others of its group."""
+    """The label that distinguishes the implementation of a row within its group."""
     words = [row["implementation"]]
     if row["implementation"] == "zmqrl":
         words += [row["transport"], *(["CURVE"] if row["curve"] else [])]

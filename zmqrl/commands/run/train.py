@@ -64,7 +64,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
 
 
 def under(config: Config, path: Path) -> Config:
-    """``config`` with what a scenario file says, and a line about what it cannot say. Raises UsageError."""
+    """``config`` with the settings of a scenario file, and a line about those it cannot set. Raises UsageError."""
     scenario, named = Scenario.read_named(path)
     found: dict[str, Any] = {name: getattr(scenario, name) for name in SHARED & named}
     if "compute" in named and scenario.recorded_run is None:

@@ -26,7 +26,7 @@ def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a message must contain to be meant for this shard, and the ``secret`` that only the supervisor knows."""
+    """The fields of a message that is meant for this shard, and the ``secret`` that only the supervisor has."""
 
     run: str
     layout: str
@@ -218,7 +218,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class CommitAgain:
-    """Commit the newest version again with this record, which has news that must survive a crash."""
+    """Commit the newest version again with this record, which has new data that must survive a crash."""
 
     record: Record
 

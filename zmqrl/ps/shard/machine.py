@@ -198,7 +198,7 @@ class ShardMachine:
         return [e.PublishWeights(), *self._milestones()]
 
     def _milestones(self) -> list[e.Action]:
-        """What is due at the newest version: a copy for a checkpoint, or the end of the run."""
+        """Do what is due at the newest version: copy it for a checkpoint, or end the run."""
         actions = self._checkpoint(self.version) if self.armed == self.version else []
         if self.stop is not None and self.version >= self.stop:
             if self.state == "open" and self.version == self.stop:

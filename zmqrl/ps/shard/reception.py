@@ -82,7 +82,7 @@ class Reception:
             case m.Hello(role="worker") | m.Gradient() | m.Ping() | m.Report() | m.Leave():
                 allowed = speaker == message.rank
             case m.SnapshotRequest():
-                allowed = True  # the state machine knows the sender by its connection
+                allowed = True  # the state machine identifies the sender by its connection
             case _:
                 allowed = speaker == "supervisor"
         if not allowed:

@@ -1,4 +1,4 @@
-"""What a shard knows of its workers and its supervisor, and its answers when they join and leave."""
+"""A shard's view of its workers and its supervisor, and its answers when they join and leave."""
 
 import hmac
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ DOUBT_S = 2.5  # instead of SILENT_S, after the end of a subscription that may b
 
 @dataclass(slots=True)
 class Worker:
-    """What the shard knows of a rank: the process that has it (``incarnation``), and its connection (``peer``).
+    """The shard's view of a rank: the process that has it (``incarnation``), and its connection (``peer``).
 
     ``doubted_at`` has the incarnations that subscribed, and when a subscription to the same topic ended. libzmq does
     not report whose subscription ended. A worker that lost its connection may have subscribed again before that.
@@ -99,7 +99,7 @@ class Roster:
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
     def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
-        """Rank, span, and milliseconds in it, of the ``ranks`` whose last PING says so, the longest spans first."""
+        """Rank, span, and milliseconds in it, of those ``ranks`` whose last PING names a span. Longest spans first."""
         told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
         told.sort(key=lambda each: each[1].in_span_since)
         return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]
@@ -175,7 +175,7 @@ class Roster:
         return [Send(peer, self.replaced(hello.rank))] if now - worker.waiting[1] >= SILENT_S else []
 
     def _take_rank(self, peer: bytes, message: m.Hello | m.Ping, now: float) -> list[Action]:
-        """Give the rank to the sender of ``message``, and send an older process the news that it was replaced.
+        """Give the rank to the sender of ``message``, and notify an older process that it was replaced.
 
         Among living processes, the greatest incarnation has the rank. A process that is gone does not keep others out,
         whatever its clock said. If it was only silent, its next PING takes the rank back.

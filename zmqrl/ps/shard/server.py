@@ -380,7 +380,7 @@ class ShardServer:
         self._handle(e.StateRestored(record, recovered=False))
 
     def _recover(self) -> None:
-        """Continue with what an earlier process committed. It may have been killed right after that.
+        """Continue from the state that an earlier process committed. It may have been killed right after that.
 
         If the newest version is lost, the shard stays empty until it is loaded. A frozen shard shows what is left.
         """

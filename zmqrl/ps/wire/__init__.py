@@ -1,1 +1,1 @@
-"""What goes over the wire: messages, their framing and coding, sockets and keys."""
+"""The wire protocol: messages, their framing and coding, sockets and keys."""

@@ -206,7 +206,7 @@ class Ping:
     """DEALER to ROUTER, about once a second, from the thread that owns the sockets.
 
     ``progress`` grows when the computing thread makes progress. ``version`` is the newest that the sender has seen from
-    this shard. ``span`` says what the computing thread does, ``span_ms`` for how long.
+    this shard. ``span`` is the span of the computing thread, ``span_ms`` the time in it.
     """
 
     run: Name

@@ -167,7 +167,7 @@ class Connection:
             self._record_cycle(self._recorder, weights)
 
     def _record_cycle(self, recorder: Recorder, weights: PulledWeights) -> None:
-        """Record what was done since the contribution before this one."""
+        """Record the work since the previous contribution."""
         began_us, self._cycle_began_us = self._cycle_began_us, _now_us()
         pulled_us, shard = self._pulled
         times = (began_us, pulled_us, self._cycle_began_us)

@@ -1,4 +1,4 @@
-"""What a worker knows of one shard: its version, its slices, and the outcome of the contribution there."""
+"""A worker's view of one shard: its version, its slices, and the outcome of the contribution there."""
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -34,7 +34,7 @@ class Tally:
 
 @dataclass(slots=True)
 class KnownShard:
-    """One shard as the worker knows it. Slices of the contribution are counted in ``tally``. Times are in seconds.
+    """One shard as the worker sees it. Slices of the contribution are counted in ``tally``. Times are in seconds.
 
     ``asynchronous``: the shard accepts contributions computed on any version.
     """
@@ -69,7 +69,7 @@ class KnownShard:
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """A new process is the shard now. It needs a HELLO, and knows nothing of our request or of an end."""
+        """A new process is the shard now. It needs a HELLO, and has not received our request or an end."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -81,7 +81,7 @@ class KnownShard:
         self.needs_heard, self.snapshot_at = 0, None
 
     def reach(self, version: int) -> None:
-        """Note that the shard has made ``version``. Old news is ignored."""
+        """Note that the shard has made ``version``. An older version is ignored."""
         if version > self.version:
             self.version, self.needs_heard = version, 0
 

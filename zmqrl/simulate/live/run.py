@@ -32,7 +32,7 @@ STUCK_S = 120.0
 LOOK_S = 0.05
 STATS_EVERY_S = 2.0
 NOT_HERE: Final = ("hosts", "cores", "bandwidth", "latency", "loss", "loopback", "busy", "costs")
-"""Settings without effect: this machine has its own cores, and connections within it."""
+"""Settings without effect, because a live run uses the cores and loopback connections of this machine."""
 
 
 def ignored(scenario: Scenario) -> list[str]:
@@ -99,13 +99,13 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
 
 @dataclass(slots=True)
 class _Sleeper:
-    """A worker process. ``told`` is what it has counted, which it says at its end."""
+    """A worker process. ``told`` holds the counts that it reports at its end."""
 
     rank: int
     job: dict[str, Any]
     child: ChildProcess
     told: dict[str, Any] | None = None
-    down: bool = False  # by a failure of the scenario
+    down: bool = False  # killed by a failure in the scenario
 
     @classmethod
     def start(cls, rank: int, job: dict[str, Any]) -> "_Sleeper":
@@ -114,7 +114,7 @@ class _Sleeper:
 
 @contextmanager
 def _sleepers(scenario: Scenario, times: ComputeTimes, shards: StandaloneShards) -> Iterator[list[_Sleeper]]:
-    """Start all workers. They have imported everything when they connect, so that the first versions are not slow."""
+    """Start all workers. They import everything before they connect, so that the first versions are not slow."""
     cluster = {
         "protocol": m.PROTOCOL,
         "run": shards.cluster.run,
@@ -155,7 +155,7 @@ def _wait_ready(sleeper: _Sleeper) -> None:
 
 
 class _Run:
-    """The run itself: it begins, processes fail and come back as the scenario says, and it ends."""
+    """Run from start to end. Processes fail and come back as the scenario requires."""
 
     def __init__(self, scenario: Scenario, shards: StandaloneShards, sleepers: list[_Sleeper]) -> None:
         self.scenario, self.shards, self.sleepers = scenario, shards, sleepers
@@ -170,7 +170,7 @@ class _Run:
         self.seen_at = self.asked_at = self.begun_at
 
     def until_the_end(self) -> list[dict[str, Any]]:
-        """Let the workers begin, and wait until all of them have ended. Returns what they have counted."""
+        """Start the workers' loops, and wait until all workers have ended. Returns their counts."""
         for sleeper in self.sleepers:
             sleeper.child.tell({"go": True})
         while waiting := [each for each in self.sleepers if each.told is None and not each.down]:
@@ -186,7 +186,7 @@ class _Run:
         return [sleeper.told for sleeper in self.sleepers if sleeper.told is not None]
 
     def _check_moving(self, now: float) -> None:
-        """Raise ClusterError if there has been no version for a long time."""
+        """Raise ClusterError if no shard has published a version for a long time."""
         self.asked_at = now
         up = [n for n, process in enumerate(self.shards.processes) if process.poll() is None]
         stats = self.shards.control.stats(up, within_s=ANSWER_WITHIN_S, what="asking for the version")
@@ -240,7 +240,7 @@ class _Shard:
 
 
 def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told: list[dict[str, Any]]) -> Result:
-    """Put together what the processes have told."""
+    """Combine the reports of the processes."""
     done_at = []
     for version in range(scenario.updates + 1):
         known = [each.published_at[version] for each in shards if version in each.published_at]

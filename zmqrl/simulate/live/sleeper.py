@@ -1,7 +1,7 @@
 """A worker that sleeps instead of working, but pulls real weights and pushes real gradients.
 
-``python -m zmqrl.simulate.live.sleeper`` reads its job from standard input, says when it is up, and waits for a message
-to begin. At the end it says what it has counted.
+``python -m zmqrl.simulate.live.sleeper`` reads its job from standard input, reports that it is up, and waits for a
+message to begin. At the end it reports its counts.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from zmqrl.process import Messages, log_to_stderr, read_job, say
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.worker.connection import Connection
 
-LOOK_S = 0.001  # how often a worker that drops late work looks whether it is late
+LOOK_S = 0.001  # how often a worker that drops late work checks whether it is late
 
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """What a worker has done."""
+    """The counts of a worker."""
 
     gradients: int = 0
     rollouts: int = 0
@@ -38,7 +38,7 @@ def work(connection: Connection, job: dict[str, Any]) -> Counts:
         if rollout_s:
             time.sleep(rollout_s[iteration % len(rollout_s)])
             weights = connection.pull(acted - 1)
-            if weights is None:  # the run ended before: nothing was played for it
+            if weights is None:  # the run ended first: nothing was played for it
                 break
             counts.rollouts += 1
             iteration = weights.version // per_rollout

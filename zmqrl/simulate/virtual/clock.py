@@ -60,12 +60,12 @@ class Shared:
         self._jobs: list[tuple[float, int, Job]] = []  # by the service at which the job is done
         self._order = count()
         self._active = 0
-        self._rate = each  # at which each job is served now
-        self._service = 0.0  # what a job would have got that has been here all the time
+        self._rate = each  # the rate at which each job is served now
+        self._service = 0.0  # the service of a job that has been here from the start
         self._served_at = 0.0
         self._wakes_at = math.inf
         self.served = 0.0
-        """The amount of all jobs that are done."""
+        """The total amount of all completed jobs."""
 
     def start(self, amount: float, done: Callable[..., None], *arguments: Any) -> Job:
         """Begin a job. Its end is a call of ``done``."""
@@ -86,7 +86,7 @@ class Shared:
         self._plan()
 
     def _serve(self, change: int) -> None:
-        """Serve the jobs until now. From now on there are ``change`` more."""
+        """Serve the jobs until now. Then change their number by ``change``."""
         now = self._clock.now
         if self._active:
             self._service += (now - self._served_at) * self._rate

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 PAYLOAD: Final = cast("Any", b"")  # nothing reads the numbers
 MOST_PUSHED = 2  # the high-water mark of PUSH
 MOST_PUBLISHED = 3  # two in the queue of XPUB, and one that is being sent
-REPEAT_S = 20.0  # so that a worker never takes a silent shard for a dead one
+REPEAT_S = 20.0  # so that a worker never treats a silent shard as dead
 
 
 def is_finite() -> bool:
-    """Simulated gradients are."""
+    """Simulated gradients are always finite."""
     return True
 
 
 class Link:
-    """Three sockets of a worker and a shard, as far as they are connected.
+    """The three socket connections between a worker and a shard.
 
-    A heartbeat that tells what the worker knows is not delivered, except every ``REPEAT_S``: it would change nothing,
-    and it would be most of the work of a simulation.
+    A heartbeat without new information is delivered only every ``REPEAT_S``. It would change nothing,
+    and heartbeats would take up most of a simulation.
     """
 
     __slots__ = (
@@ -48,7 +48,7 @@ class Link:
     def __init__(self, world: "World", worker: "SimulatedWorker", shard: "SimulatedShard") -> None:
         self.world, self.worker, self.shard = world, worker, shard
         self.up = False
-        self.epoch = 0  # grows when the connection breaks: what was under way is lost
+        self.epoch = 0  # grows when the connection breaks: messages on their way are lost
         self.peer = b""
         self.pushing = self.publishing = 0
         self.asking = False  # a snapshot was requested and has not come
@@ -57,7 +57,7 @@ class Link:
         self.behind: list[worker_events.PublicationArrived] = []  # they wait for weights that are being sent
 
     def connect(self) -> None:
-        """Connect, if both processes live. To the shard it is a new peer."""
+        """Connect if both processes live. The shard sees a new peer."""
         if self.up or not self.worker.alive or not self.shard.alive:
             return
         self.up, self.told = True, ()
@@ -136,7 +136,7 @@ class Link:
                 self.worker.feed(each)
 
     def publish(self, event: worker_events.PublicationArrived, told: tuple[object, ...] | None) -> None:
-        """Send a publication without payload. ``told``: what a heartbeat tells, which may be no news."""
+        """Send a publication without payload. ``told``: the contents of a heartbeat, which may be unchanged."""
         if not self.up:
             return
         now = self.world.clock.now

@@ -44,7 +44,7 @@ class Network:
         self.latency_s, self.loss, self.loopback = latency_s, loss, loopback
         self.random = random.Random(seed)
         self.under_way = 0
-        """Transfers of slices that are not complete."""
+        """The number of incomplete slice transfers."""
 
     def most_each(self) -> float:
         """Bytes per second that one transfer can have at most."""
@@ -69,7 +69,7 @@ class Network:
         target.incoming.start(size, transfer.half)
 
     def _delay(self, source: Host, target: Host, size: int) -> float:
-        """The time on the way, besides that in the cards."""
+        """The latency of a transfer, without the time in the cards."""
         if source is target:
             return 0.0
         if not self.loss:

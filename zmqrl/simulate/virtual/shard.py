@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from zmqrl.simulate.virtual.world import World
 
 RUN, LAYOUT = "simulated", "simulated"
-LOOK_S = 0.025  # the server looks at its timers this often
+LOOK_S = 0.025  # the server checks its timers this often
 
 
 class SimulatedShard:
-    """One shard: its process, which comes and goes, and what it has committed, which stays."""
+    """One shard: its process, which can be killed and restarted, and its committed state, which survives."""
 
     def __init__(self, world: "World", number: int, host: Host, slice_bytes: int) -> None:
         self.world, self.number, self.host, self.slice_bytes = world, number, host, slice_bytes
@@ -47,7 +47,7 @@ class SimulatedShard:
         return self.slots[-1].version
 
     def start(self) -> None:
-        """Start the process. It continues with what an earlier one has committed."""
+        """Start the process. It continues from the committed state of an earlier one."""
         self.life += 1
         self.alive = True
         self.incarnation = self.world.number()
@@ -65,7 +65,7 @@ class SimulatedShard:
         previous = self.slots[0].version if len(self.slots) > 1 else None
         recovered = self.life > 1
         self.feed(e.StateRestored(self.slots[-1], recovered=recovered, previous=previous))
-        if recovered:  # workers can have what an earlier process has committed, even if it died before it published
+        if recovered:  # workers can have a committed version even if its shard died before publishing
             self.world.published(self.number, self.slots[-1])
         self._tick(self.life)
 
@@ -96,7 +96,7 @@ class SimulatedShard:
             self._go_on(self.life)
 
     def _go_on(self, life: int) -> None:
-        """Work until something takes time."""
+        """Handle events until one of them takes time."""
         if life != self.life or self._serving is None:
             return
         for cpu_s in self._serving:
@@ -200,7 +200,7 @@ class SimulatedShard:
         }
 
     def _tick(self, life: int) -> None:
-        """Look at the timers when the next one is due."""
+        """Check the timers when the next one is due."""
         if life != self.life:
             return
         self.feed(e.Tick())

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 # Real workers send a PING every second. In a simulated run nothing depends on it, except that a shard is not silent.
 RESTART_S = 1.0  # of a process that has given up
-POLL_S = 0.05  # the connection looks at its timers this often
+POLL_S = 0.05  # the connection checks its timers this often
 TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Wait for a version above ``above``. The answer is the version, or None at the end of the run."""
+    """Wait for a version above ``above``. The result is the version, or None at the end of the run."""
 
     above: int
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Work for ``cpu_s`` and ``idle_s``. The answer is ``on``, the version that it was for, or None if given up."""
+    """Work for ``cpu_s`` and ``idle_s``. The result is ``on``, the version worked for; None if given up."""
 
     cpu_s: float
     idle_s: float
@@ -42,7 +42,7 @@ Step: TypeAlias = Pull | Compute
 
 
 class SimulatedWorker:
-    """One worker: its process, which comes and goes, and its counts, which stay."""
+    """One worker: its process, which can be killed and restarted, and its counts, which survive."""
 
     def __init__(self, world: "World", rank: int, host: Host) -> None:
         self.world, self.rank, self.host = world, rank, host
@@ -145,7 +145,7 @@ class SimulatedWorker:
         return Compute(self._factor * cpu_s, self._factor * idle_s + sleep_s, on, drops)
 
     def _go_on(self, answer: e.Assembled | None) -> None:
-        """Take the next step. Its end comes back here."""
+        """Take the next step. This method is called again when the step ends."""
         try:
             step = self._work.send(answer)
         except StopIteration:
@@ -214,7 +214,7 @@ class SimulatedWorker:
             self._go_on(None)
 
     def _look_again(self, message: m.Message) -> None:
-        """A tick at the time at which an unanswered message is sent again."""
+        """Schedule a tick for the time when an unanswered message is sent again."""
         if isinstance(message, m.Hello | m.SnapshotRequest):
             wait_s = TIMING.hello_s if isinstance(message, m.Hello) else TIMING.snapshot_s
             self.world.clock.after(wait_s + POLL_S, self._tick_once, self._life)

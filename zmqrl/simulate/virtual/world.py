@@ -1,4 +1,4 @@
-"""The simulation: everything in it, from its start to the last version."""
+"""The simulation: hosts, processes and connections, from the start to the last version."""
 
 import gc
 import math
@@ -71,7 +71,7 @@ class World:
             worker.start()
 
     def number(self) -> int:
-        """Grows: for incarnations and connections."""
+        """A growing number for incarnations and connections."""
         return next(self._numbers)
 
     def progressed(self) -> None:
@@ -89,7 +89,7 @@ class World:
             self.clock.stop()
 
     def _begin(self) -> None:
-        """Version 0 is out: the measurement begins, and failures count from here."""
+        """Version 0 is published: the measurement begins, and failure times count from here."""
         self.begun_at = self.clock.now
         for shard in self.shards:
             shard.busy_s = 0.0
@@ -101,7 +101,7 @@ class World:
         """Run until every shard has published the last version. Raises ClusterError when that cannot happen."""
         self.clock.after(STUCK_S, self._check_moving)
         collects = gc.isenabled()
-        gc.disable()  # nothing that is made here is in a cycle, and looking for some takes a tenth of the time
+        gc.disable()  # no object made here is in a reference cycle, and garbage collection takes a tenth of the time
         try:
             self.clock.run()
         finally:
@@ -110,7 +110,7 @@ class World:
         return self._result()
 
     def _check_moving(self) -> None:
-        """Raise ClusterError if nothing can happen any more."""
+        """Raise ClusterError if no event is left that could continue the run."""
         self.clock.after(STUCK_S, self._check_moving)
         to_come = self._to_come or self.network.under_way or any(worker.computes for worker in self.workers)
         if to_come or self.clock.now - self._progressed_at < STUCK_S:
@@ -143,7 +143,7 @@ class World:
         self._reconnect()
 
     def _reconnect(self) -> None:
-        """libzmq connects again within fractions of a second of a restart."""
+        """Reconnect a restarted process, as libzmq does within fractions of a second."""
         for worker in self.workers:
             for link in worker.links:
                 link.connect()
