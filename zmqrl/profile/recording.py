@@ -67,7 +67,7 @@ class Recording:
             about = None
             for block in unpack(path.read_bytes()):
                 about = block.get("about", about)
-                if about is None or not ABOUT <= about.keys() or about["format"] != FORMAT:
+                if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:
                     break
                 key = about["process"], about["incarnation"]
                 recording = found.setdefault(
