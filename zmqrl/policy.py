@@ -15,7 +15,7 @@ from zmqrl.learner.envs import EnvSpec, describe_env
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import logits_of
 from zmqrl.ps.flat import FlatParameters
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, not_a_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,7 +86,7 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     """
     directory = RunDirectory(Path(run))
     if not directory.config.exists():
-        raise UsageError(f"{run} is not a run directory: there is no config.json in it.")
+        raise not_a_run(run)
     config = Config.read(directory.config)
     weights = _weights(directory.checkpoints, version)
     spec = describe_env(config.env, config.envs)

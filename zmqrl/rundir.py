@@ -140,6 +140,11 @@ class RunDirectory:
         shutil.rmtree(self.keys, ignore_errors=True)
 
 
+def not_a_run(path: Path | str) -> UsageError:
+    """The error for a ``path`` that is not a run directory."""
+    return UsageError(f"{path} is not a run directory: there is no config.json in it.")
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock of the file ``path``. False if the file does not exist."""
     try:

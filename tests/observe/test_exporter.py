@@ -196,7 +196,7 @@ def test_each_query_of_the_dashboard_names_metrics_that_are_exported(exporter: E
     for query in queries:
         named = re.findall(r"\bzmqrl_\w+", query)
         assert named, f"{query} names no metric"
-        assert set(named) <= exported, f"{query} names metrics that nobody exports"
+        assert set(named) <= exported, f"{query} names metrics that are not exported"
     unused = exported - set(re.findall(r"\bzmqrl_\w+", " ".join(queries)))
     assert unused == {"zmqrl_run_info", "zmqrl_training_seconds"}
 

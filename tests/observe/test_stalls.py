@@ -45,7 +45,7 @@ class Watched:
             self.make(step_s)
 
     def make(self, took_s: float) -> None:
-        """A version is made after ``took_s``, in which nobody looks."""
+        """A version is made after ``took_s``, without a look in between."""
         self.now += took_s
         self.version += 1
         self.stalls.made(self.version, self.now)

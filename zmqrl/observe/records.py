@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zmqrl.errors import UsageError
 from zmqrl.observe.forms import EVALUATION, ROW, SETTINGS, SUMMARY, read_lines, read_object
 from zmqrl.observe.metrics import LOSSES, Counters, RunMetrics
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, not_a_run
 
 Figures = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ class RunRecord:
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")
         if settings is None:
-            raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+            raise not_a_run(path)
         rows = lineage(read_lines(directory.metrics, ROW))
         return cls(
             path=directory.path,

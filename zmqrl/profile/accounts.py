@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
+from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
-from zmqrl.profile.tables import OUTCOMES
 
 LEFT_OUT_BELOW = 0.5  # of the median inclusion: a rank below this hardly affects what is learned
-USED, LATE = OUTCOMES.index("used"), OUTCOMES.index("late")
+USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
 
 @dataclass(slots=True)

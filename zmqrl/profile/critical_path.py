@@ -49,16 +49,12 @@ class Part(NamedTuple):
 class Step:
     """One update of the version ``version``: from its publication to that of the next. Times are in seconds.
 
-    ``began_s`` is on the reference clock. ``kth`` is the worker whose contribution completed the quorum of ``last``,
-    the shard that was last. ``with_rollout``: that worker played before.
+    ``kth`` is the worker whose contribution completed the quorum of the shard that was last.
     """
 
     generation: int
     version: int
-    began_s: float
     kth: ProcessId
-    last: ProcessId
-    with_rollout: bool
     parts: tuple[Part, ...]
 
     @property
@@ -204,7 +200,7 @@ def critical_path(timeline: Timeline) -> list[Step]:
                 )
                 parts += [Part(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
             path = tuple(part for part in parts if part.seconds > 0)
-            steps.append(Step(generation, version, began, worker_id(kth), shard_id(last), cycle.with_rollout, path))
+            steps.append(Step(generation, version, worker_id(kth), path))
     return steps
 
 
@@ -225,9 +221,7 @@ def _parts(
     closed = max(pushed, made.closed)
     yield GRADIENT, worker, closed - pushed
     published = max(closed, made.published)
-    known = [(name, made.spans[name]) for name in AT_THE_SHARD]
-    yield "accumulate", shard, max(0.0, published - closed - sum(seconds for _, seconds in known))
-    yield from ((name, shard, seconds) for name, seconds in known)
+    yield from _shard_parts(made, shard, published - closed)
 
 
 def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float) -> float:
@@ -274,7 +268,8 @@ class Usual:
         for made in timeline.publications.values():
             for shard, publication in made.items():
                 if publication.closing_rank >= 0:
-                    for cause, process, seconds in _shard_parts(publication, shard_id(shard)):
+                    took_s = publication.published - publication.closed
+                    for cause, process, seconds in _shard_parts(publication, shard_id(shard), took_s):
                         work[cause, False][process].append(seconds)
         self._work = {key: _medians(each) for key, each in work.items()}
         self._transfers = {cause: _medians(each) for cause, each in transfers.items()}
@@ -305,7 +300,8 @@ def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
     return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
 
 
-def _shard_parts(made: Publication, shard: ProcessId) -> Iterator[tuple[str, ProcessId, float]]:
+def _shard_parts(made: Publication, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
+    """The parts of the ``took_s`` from the quorum to the publication. What is no span of its own is accumulation."""
     known = [(name, made.spans[name]) for name in AT_THE_SHARD]
-    yield "accumulate", shard, max(0.0, made.published - made.closed - sum(seconds for _, seconds in known))
+    yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))
     yield from ((name, shard, seconds) for name, seconds in known)

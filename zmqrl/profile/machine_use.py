@@ -58,9 +58,9 @@ def _use(each: ProcessRecording) -> MachineUse:
     machine, cycles = each.table("machine"), each.table("cycles")
     measured_s = _seconds(machine)
     if measured_s > 0:
-        use.queued_share = _grown(machine, "queued_us") / measured_s
-        use.stolen_share = _grown(machine, "stolen_us") / measured_s / each.cores
-        use.throttled_share = _grown(machine, "throttled_us") / measured_s
+        use.queued_share = grown_s(machine, "queued_us") / measured_s
+        use.stolen_share = grown_s(machine, "stolen_us") / measured_s / each.cores
+        use.throttled_share = grown_s(machine, "throttled_us") / measured_s
     awake_us = (cycles["pushed_at_us"] - cycles["began_at_us"] - cycles["wait"] - cycles["straggle"]).sum()
     if awake_us > 0:
         use.core_share = float(cycles["cpu_us"].sum() / awake_us)
@@ -70,11 +70,11 @@ def _use(each: ProcessRecording) -> MachineUse:
     return use
 
 
-def _grown(machine: Columns, column: str) -> float:
+def grown_s(machine: Columns, column: str) -> float:
     """The growth of a total in seconds."""
     values = machine[column]
     return float(values[-1] - values[0]) / 1e6 if len(values) > 1 else 0.0
 
 
 def _seconds(machine: Columns) -> float:
-    return _grown(machine, "at_us")
+    return grown_s(machine, "at_us")

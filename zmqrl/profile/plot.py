@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zmqrl.observe.drawing import COLOURS, STYLE, save
-from zmqrl.profile.report import Profile
+from zmqrl.profile.report import Profile, who
 
 BINS = 60
 CAUSES_SHOWN = 8
@@ -29,8 +29,7 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         axes[0, 1].hist(milliseconds, bins=BINS, log=True, color=COLOURS[0])
         axes[0, 1].set(title="time of an update", xlabel="ms", ylabel="updates")
         rows = found["blame"][:CAUSES_SHOWN][::-1]
-        who = [f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}" for row in rows]
-        labels = [f"{row['cause']}, {each} on {row['host']}" for row, each in zip(rows, who, strict=True)]
+        labels = [f"{row['cause']}, {who(row)} on {row['host']}" for row in rows]
         axes[1, 0].barh(labels, [row["seconds"] for row in rows], color=COLOURS[0])
         axes[1, 0].set(title="what updates waited for beyond the usual", xlabel="s")
         ranks = found["ranks"]

@@ -194,6 +194,11 @@ def prune(directory: Path, process: ProcessId) -> None:
         old.unlink(missing_ok=True)
 
 
+def now_us() -> int:
+    """The time in the tables: microseconds of ``time.monotonic_ns``."""
+    return time.monotonic_ns() // 1000
+
+
 def clock_id() -> str:
     """Identifies the monotonic clock of this process: the boot of its machine, and its time namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

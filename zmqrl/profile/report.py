@@ -1,7 +1,7 @@
 """The report of a profile: plain data for ``--json``, and the text of it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -184,11 +184,15 @@ def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
     console.print(table, "")
 
 
+def who(row: Mapping[str, Any]) -> str:
+    """The process of a row of the blame."""
+    return f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}"
+
+
 def _print_blame(rows: Sequence[dict[str, Any]], console: Console) -> None:
     table = plain_table("what updates waited for beyond the usual", "cause", "who", "host", "seconds", "share")
     for row in rows[:BLAME_SHOWN]:
-        who = f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}"
-        table.add_row(row["cause"], who, row["host"], f"{row['seconds']:.2f}", f"{row['share']:.1%}")
+        table.add_row(row["cause"], who(row), row["host"], f"{row['seconds']:.2f}", f"{row['share']:.1%}")
     if len(rows) > BLAME_SHOWN:
         rest = sum(row["seconds"] for row in rows[BLAME_SHOWN:])
         table.add_row(f"{len(rows) - BLAME_SHOWN} more", "", "", f"{rest:.2f}", "")

@@ -20,7 +20,6 @@ Table: TypeAlias = "NDArray[np.int64]"
 
 FORMAT = 1
 PREFIX = struct.Struct("<II")
-OUTCOMES = ("used", "late", "duplicate", "rejected")
 
 # Times end in _at_us and are microseconds of the process's monotonic clock. Spans and cpu_us are microseconds.
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.recording import ProcessRecording, Recording
-from zmqrl.profile.tables import OUTCOMES
 
 VERSIONS_SHOWN = 2000
 Event: TypeAlias = dict[str, Any]
@@ -131,7 +131,7 @@ def _pushes(
     for i in np.flatnonzero(np.isin(table["version"], shown)):
         generation, version, rank = (int(table[name][i]) for name in ("generation", "version", "rank"))
         at_us = float(arrived[i])
-        yield _slice(f"rank {rank}: {OUTCOMES[table['outcome'][i]]}", track, at_us, at_us + 0.1, version=version)
+        yield _slice(f"rank {rank}: {SHARD_OUTCOMES[table['outcome'][i]]}", track, at_us, at_us + 0.1, version=version)
         start = pushed.get((generation, version, rank))
         if start is not None:
             yield from _arrow("push", f"p{track}.{generation}.{version}.{rank}", start, (track, at_us))

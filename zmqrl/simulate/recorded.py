@@ -9,6 +9,7 @@ import numpy as np
 from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile.critical_path import OTHER, Cycle, Step, Timeline
+from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.scenario import Scenario, ShardCosts
@@ -92,18 +93,19 @@ class RecordedRun:
 
 def _queued_share(recording: Recording, rank: int, cycles: Sequence[Cycle]) -> float:
     """The share of a worker's off-core working time in which it waited for a core."""
-    queued_us = sum(_grown(each, "queued_us") for each in _of_rank(recording, rank))
+    queued_s = sum(grown_s(each.table("machine"), "queued_us") for each in _of_rank(recording, rank))
     without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)
-    return min(1.0, queued_us / 1e6 / without_s) if without_s > 0 else 0.0
+    return min(1.0, queued_s / without_s) if without_s > 0 else 0.0
 
 
 def _beside_s(recording: Recording, rank: int) -> float:
     """CPU seconds per contribution of the other threads of a worker, such as the one with its sockets."""
-    others_us = contributions = 0
+    others_s, contributions = 0.0, 0
     for each in _of_rank(recording, rank):
-        others_us += max(0, _grown(each, "process_cpu_us") - _grown(each, "cpu_us"))
+        machine = each.table("machine")
+        others_s += max(0.0, grown_s(machine, "process_cpu_us") - grown_s(machine, "cpu_us"))
         contributions += len(each.table("cycles")["version"])
-    return others_us / 1e6 / contributions if contributions else 0.0
+    return others_s / contributions if contributions else 0.0
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
@@ -138,8 +140,3 @@ def _costs(recording: Recording, timeline: Timeline) -> ShardCosts:
 
 def _of_rank(recording: Recording, rank: int) -> list[ProcessRecording]:
     return [each for each in recording.of_role("worker") if each.process.number == rank]
-
-
-def _grown(each: ProcessRecording, column: str) -> int:
-    values = each.table("machine")[column]
-    return int(values[-1] - values[0]) if len(values) > 1 else 0

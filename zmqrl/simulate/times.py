@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ def scenario_of(run: Path) -> Scenario:
     recorded = recorded_run(run)
     if recorded is None:
         return settings_of(run)
-    per_rollout = recorded.scenario.updates_per_rollout
-    updates = max(4, -(-100 // per_rollout)) * per_rollout  # whole iterations
+    updates = _whole_iterations(recorded.scenario.updates_per_rollout)
     return replace(recorded.scenario, updates=updates, worker_hosts=(), shard_hosts=())
 
 
@@ -41,7 +41,7 @@ def settings_of(run: Path) -> Scenario:
         backups=settings.get("backups", 0),
         quorum=settings.get("quorum"),
         shards=settings.get("shards", 1),
-        updates=max(4, -(-100 // per_rollout)) * per_rollout,
+        updates=_whole_iterations(per_rollout),
         compute=f"{RECORDED}{run}",
         updates_per_rollout=per_rollout,
         agent_steps_per_rollout=agent_steps,
@@ -51,6 +51,7 @@ def settings_of(run: Path) -> Scenario:
     )
 
 
+@lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
     """The recording of a run; None if it is too short to simulate. Raises UsageError."""
     recording = Recording.read(RunDirectory(run).profile)
@@ -95,6 +96,11 @@ def times_of(scenario: Scenario) -> ComputeTimes:
         busy=scenario.busy,
         seed=scenario.seed,
     )
+
+
+def _whole_iterations(per_rollout: int) -> int:
+    """About 100 updates, at least 4 iterations."""
+    return max(4, -(-100 // per_rollout)) * per_rollout
 
 
 def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
 from zmqrl.ps.shard.events import Totals
 from zmqrl.ps.shard.history import counts_of, parse_line
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, not_a_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def check(path: Path) -> dict[str, Any]:
     directory = RunDirectory(path)
     settings = read_object(directory.config, SETTINGS, "restore it, or use another run")
     if settings is None:
-        raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+        raise not_a_run(path)
     if type(settings.get("shards")) is not int:
         raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or use another run.")
     # The summary of a run that could not end is about its last checkpoint, but its shards were ahead of that.

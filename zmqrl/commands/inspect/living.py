@@ -13,7 +13,7 @@ from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, not_a_run
 
 ANSWER_WITHIN_S = 15.0
 MOST_AT_A_TIME = 16  # hosts that are asked in parallel
@@ -31,7 +31,7 @@ class Living:
         """Read the run directory ``path``. Raises UsageError when it is not one."""
         directory = RunDirectory(path)
         if not directory.config.is_file():
-            raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+            raise not_a_run(path)
         # left.json is out of date while a run is being resumed.
         for file in (directory.cluster, *([] if directory.in_use() else [directory.left])):
             try:

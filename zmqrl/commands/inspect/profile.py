@@ -25,7 +25,7 @@ from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.trace import newest, write_trace
 from zmqrl.ps.wire.codec import payload_bytes
-from zmqrl.rundir import RunDirectory
+from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import what_if
 from zmqrl.simulate.times import settings_of
@@ -151,7 +151,7 @@ def read(path: Path) -> Recording:
     """The recording of a run. Raises UsageError when there is none."""
     directory = RunDirectory(path)
     if not directory.config.exists():
-        raise UsageError(f"{path} is not a run directory: there is no config.json in it.")
+        raise not_a_run(path)
     try:
         recording = Recording.read(directory.profile)
     except OSError as error:
@@ -172,10 +172,8 @@ def watch(path: Path, seconds: float) -> Recording:
     if not directory.in_use():
         raise UsageError(f"{path} is not running: leave out --seconds to see all that it recorded.")
     before = Recording.read(directory.profile).newest_version()
-    time.sleep(seconds)
-    newest = Recording.read(directory.profile).newest_version()
-    time.sleep(FLUSH_EVERY_S)  # until the slowest process has written what it recorded meanwhile
-    return read(path).after(before) if newest > before else read(path).after(newest)
+    time.sleep(seconds + FLUSH_EVERY_S)  # until the slowest process has written what it recorded meanwhile
+    return read(path).after(before)
 
 
 @contextlib.contextmanager

@@ -22,8 +22,7 @@ from zmqrl.errors import ClusterError
 from zmqrl.observe.spans import SHARD_SPANS, Spans
 from zmqrl.process import log_to_stderr, read_job, say
 from zmqrl.process_id import shard_id
-from zmqrl.profile.recorder import Recorder
-from zmqrl.profile.tables import OUTCOMES
+from zmqrl.profile.recorder import Recorder, now_us
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.gradients import GradientSum
 from zmqrl.ps.shard.history import History, LostState, pack_record, unpack_record
@@ -133,7 +132,7 @@ class ShardServer:
         poller.register(0, zmq.POLLIN)
         while True:
             ready = dict(poller.poll(POLL_MS))
-            self.polled_us = _now_us()
+            self.polled_us = now_us()
             if 0 in ready and not os.read(0, 4096):
                 return
             self._drain(self.sockets["control"], self.reception.control)
@@ -180,10 +179,10 @@ class ShardServer:
             event = receive(frames)
             if event is None:
                 continue
-            arrived_us = self.handled_us = _now_us()
+            arrived_us = self.handled_us = now_us()
             self._handle(event)
             if isinstance(event, e.GradientArrived) and self.recorder is not None:
-                g, outcome = event.header, OUTCOMES.index(self.machine.judged)
+                g, outcome = event.header, e.OUTCOMES.index(self.machine.judged)
                 times = (self.polled_us, arrived_us)
                 self.recorder.add("arrivals", g.generation, g.version, g.rank, outcome, *times)
 
@@ -277,7 +276,7 @@ class ShardServer:
     def _record_version(self, record: e.Record) -> None:
         if self.recorder is None:
             return
-        made, published_us = bool(record.ranks), _now_us()
+        made, published_us = bool(record.ranks), now_us()
         closing = self.machine.closing_rank if made else -1
         times = (self.closed_us if made else published_us, published_us)
         spent, (cpu_us, *_) = self.recorder.spent_us(*SHARD_SPANS), self.recorder.used()
@@ -430,10 +429,6 @@ class ShardServer:
                 self.log.info("connections to %s: %s", role, failures)
         if false_names := self.reception.take_false_names():
             self.log.warning("sent with the key of another rank or role: %s", false_names)
-
-
-def _now_us() -> int:
-    return time.monotonic_ns() // 1000
 
 
 def _stop(*_: object) -> None:

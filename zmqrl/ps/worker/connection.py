@@ -21,7 +21,7 @@ import zmq
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.observe.spans import WORKER_SPANS, Spans
 from zmqrl.process_id import worker_id
-from zmqrl.profile.recorder import Recorder, RecorderJob
+from zmqrl.profile.recorder import Recorder, RecorderJob, now_us
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.wire import codec, framing
 from zmqrl.ps.wire import messages as m
@@ -83,7 +83,7 @@ class Connection:
                 recorder, worker_id(rank), self.spans, run=cluster.run, incarnation=self.incarnation, log=self._log
             )
         )
-        self._cycle_began_us = _now_us()
+        self._cycle_began_us = now_us()
         self._arrivals_us = [0] * len(cluster.layout.slices)  # of the newest slice of each shard
         self._pulled = (0, 0)  # when the last slice of the version arrived, and from which shard
         self._slices = cluster.layout.slices
@@ -168,7 +168,7 @@ class Connection:
 
     def _record_cycle(self, recorder: Recorder, weights: PulledWeights) -> None:
         """Record the work since the previous contribution."""
-        began_us, self._cycle_began_us = self._cycle_began_us, _now_us()
+        began_us, self._cycle_began_us = self._cycle_began_us, now_us()
         pulled_us, shard = self._pulled
         times = (began_us, pulled_us, self._cycle_began_us)
         spent = recorder.spent_us(*WORKER_SPANS)
@@ -344,7 +344,7 @@ class Connection:
         for frames in _all_messages(self._sockets[shard]["weights"]):
             message = _decode(frames[1]) if len(frames) in (2, 3) else None
             if isinstance(message, m.Weights) and len(frames) == 3 and self._fits(shard, message, frames[2]):
-                self._arrivals_us[shard] = _now_us()
+                self._arrivals_us[shard] = now_us()
                 self._handle(e.PublicationArrived(shard, message, frames[2]))
             elif isinstance(message, m.Heartbeat | m.Need | m.Bye) and len(frames) == 2:
                 self._handle(e.PublicationArrived(shard, message))
@@ -354,12 +354,12 @@ class Connection:
             message = _decode(frames[0])
             if isinstance(message, m.Snapshot):
                 if len(frames) == 2 and self._fits(shard, message, frames[1]):
-                    self._arrivals_us[shard] = _now_us()
+                    self._arrivals_us[shard] = now_us()
                     self._handle(e.ControlArrived(shard, message, frames[1]))
             elif isinstance(message, m.Left):
                 self._left += 1
             elif isinstance(message, m.Pong) and self._recorder is not None and len(frames) == 1:
-                times = (message.sent_us, message.received_us, message.answered_us, _now_us())
+                times = (message.sent_us, message.received_us, message.answered_us, now_us())
                 self._recorder.add("pings", shard, *times)
                 self._handle(e.ControlArrived(shard, message))
             elif message is not None and len(frames) == 1:
@@ -413,10 +413,6 @@ class Connection:
             trackers.append(tracker)
         except zmq.Again:
             self._handle(e.SendBlocked(shard))
-
-
-def _now_us() -> int:
-    return time.monotonic_ns() // 1000
 
 
 def _decode(frame: zmq.Frame) -> m.Message | None:
