@@ -1,5 +1,6 @@
 """Reports on their way to the supervisor: each rank has a shard for them, and what is too large is told once."""
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -40,18 +41,25 @@ def test_reports_pass_through_different_shards_and_through_another_when_theirs_i
         Connection(running.cluster, 0, timing=QUICK_WORKER) as first,
         Connection(running.cluster, 1, timing=QUICK_WORKER) as second,
     ):
-        ways: set[tuple[int, int]] = set()
+        count = itertools.count()
+        ways: dict[int, dict[int, int]] = {0: {}, 1: {}}  # by rank: which shard each of its reports came through
 
-        def reported(*wanted: tuple[int, int]) -> bool:
+        def reported(rank: int, shard: int) -> bool:
             for connection in (first, second):
-                connection.report({"n": connection.rank})
-            ways.update((report.rank, shard) for shard, report in arrived(running))
-            return ways >= set(wanted)
+                connection.report({"number": next(count)})
+            for through, report in arrived(running):
+                ways[report.rank][msgpack.unpackb(report.figures)["number"]] = through
+            return shard in ways[rank].values()
 
-        eventually(lambda: reported((0, 0), (1, 1)), "a report of each rank")
-        assert ways == {(0, 0), (1, 1)}
+        eventually(lambda: reported(0, 0), "a report of rank 0 through shard 0")
+        eventually(lambda: reported(1, 1), "a report of rank 1 through shard 1")
+        for rank, each in ways.items():  # before a rank's own shard has welcomed it, its reports take the other one
+            welcomed_at = min(number for number, shard in each.items() if shard == rank)
+            assert {shard for number, shard in each.items() if number >= welcomed_at} == {rank}
+        for each in ways.values():
+            each.clear()
         running.kill(1)
-        eventually(lambda: reported((1, 0)), "a report of rank 1 through shard 0")
+        eventually(lambda: reported(1, 0), "a report of rank 1 through shard 0")
 
 
 @pytest.mark.processes
