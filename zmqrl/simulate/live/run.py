@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -58,10 +58,18 @@ def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
     return observe(scenario, compute=compute).result
 
 
-def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Observed:
+def observe(
+    scenario: Scenario,
+    *,
+    compute: ComputeTimes | None = None,
+    address: str = "127.0.0.1",
+    workers_through: Sequence[str] = (),
+) -> Observed:
     """Run ``scenario`` in real time. Times are those at which the shards publish, by the clock of this machine.
 
-    Raises UsageError when the scenario is not valid, ClusterError when a process fails or the run gets stuck.
+    The shards listen at ``address``. Workers are started through the command ``workers_through``, such as ``ip netns
+    exec h1``, which can put them behind a network that is slower than loopback. Raises UsageError when the scenario is
+    not valid, ClusterError when a process fails or the run gets stuck.
     """
     scenario.check()
     times = compute or times_of(scenario)
@@ -76,12 +84,13 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
             directory=Path(scratch),
             codec=scenario.codec,
             transport="tcp",
+            address=address,
             timing=ShardTiming(need_s=scenario.need_s, need_most_s=max(8.0, scenario.need_s)),
             recorder=RecorderJob(Path(scratch) / "profile", "localhost"),
         ) as shards:
             for shard in range(scenario.shards):
                 shards.control.send(shard, m.Stop(run=shards.cluster.run, version=scenario.updates))
-            with _sleepers(scenario, times, shards) as sleepers:
+            with _sleepers(scenario, times, shards, workers_through) as sleepers:
                 told = _Run(scenario, shards, sleepers).until_the_end()
             stats = shards.control.stats(range(scenario.shards), within_s=ANSWER_WITHIN_S, what="the end of the run")
         recording = Recording.read(Path(scratch) / "profile")
@@ -103,17 +112,21 @@ class _Sleeper:
 
     rank: int
     job: dict[str, Any]
+    through: Sequence[str]
     child: ChildProcess
     told: dict[str, Any] | None = None
     down: bool = False  # killed by a failure in the scenario
 
     @classmethod
-    def start(cls, rank: int, job: dict[str, Any]) -> "_Sleeper":
-        return cls(rank, job, ChildProcess(f"worker {rank}", ["-m", "zmqrl.simulate.live.sleeper"], job))
+    def start(cls, rank: int, job: dict[str, Any], through: Sequence[str]) -> "_Sleeper":
+        program = ["-m", "zmqrl.simulate.live.sleeper"]
+        return cls(rank, job, through, ChildProcess(f"worker {rank}", program, job, through=through))
 
 
 @contextmanager
-def _sleepers(scenario: Scenario, times: ComputeTimes, shards: StandaloneShards) -> Iterator[list[_Sleeper]]:
+def _sleepers(
+    scenario: Scenario, times: ComputeTimes, shards: StandaloneShards, through: Sequence[str]
+) -> Iterator[list[_Sleeper]]:
     """Start all workers. They import everything before they connect, so that the first versions are not slow."""
     cluster = {
         "protocol": m.PROTOCOL,
@@ -140,7 +153,7 @@ def _sleepers(scenario: Scenario, times: ComputeTimes, shards: StandaloneShards)
                 "updates_per_rollout": scenario.updates_per_rollout,
                 "drops": scenario.abandon == "immediately",
             }
-            sleepers.append(_Sleeper.start(rank, job))
+            sleepers.append(_Sleeper.start(rank, job, through))
         for sleeper in sleepers:
             _wait_ready(sleeper)
         yield sleepers
@@ -212,7 +225,7 @@ class _Run:
             before = self.sleepers[rank]
             before.child.kill()
             job = before.job | {"incarnation": before.job["incarnation"] + 1}
-            self.sleepers[rank] = _Sleeper.start(rank, job)
+            self.sleepers[rank] = _Sleeper.start(rank, job, before.through)
             _wait_ready(self.sleepers[rank])
             self.sleepers[rank].child.tell({"go": True})
 
