@@ -281,7 +281,7 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
     errors = sorted(abs(row["error"]) for row in rows)
     met = statistics.median(errors) <= MEDIAN_ERROR and errors[-1] <= WORST_ERROR
     lines = [
-        "| workers | backups | shards | parameters | law | link | predicted ms | measured ms | error | KS | processors |",
+        "| workers | backups | shards | parameters | law | link | predicted ms | measured ms | error | KS | CPU |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {' | '.join(name_parts(row['name']))} | {1000 * row['predicted_s']:.0f} | {1000 * row['median_s']:.0f} "

@@ -1,6 +1,7 @@
 """The validation of the simulator: what it predicts, how it fits and how it compares."""
 
 import importlib.util
+import math
 import json
 import statistics
 from pathlib import Path
@@ -31,6 +32,11 @@ def test_the_held_out_scenarios_cover_what_they_should(validation: ModuleType) -
     assert {each.backups for each in scenarios} == {0, 1, 2, 3}
     assert len({each.parameters for each in scenarios}) == 2
     assert len({each.compute for each in scenarios}) == 3
+    links = [each for each in scenarios if each.bandwidth < math.inf]
+    assert links
+    for each in links:  # all workers are on one host and the shards are not on it
+        assert set(each.host_of_rank()) == {1}
+        assert set(each.host_of_shard()) == {0}
     for each in scenarios:
         each.check()
 
