@@ -210,8 +210,8 @@ class Learner:
     def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
         """Write the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, to the parameters' ``.grad``.
 
-        An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. ``version`` is that of the
-        gradient, and schedules depend on it. Returns the metrics. Advantages and values are in units of reward.
+        An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. ``version`` is that of
+        the gradient, and schedules depend on it. Returns the metrics. Advantages and values are in units of reward.
         ``explained_variance`` covers the whole rollout, with the values of the policy that acted.
         """
         for parameter in self._parameters:

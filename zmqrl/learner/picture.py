@@ -30,7 +30,7 @@ class Picture(Protocol):
     frames_per_s: float
 
     def reset(self, seed: int) -> Screen:
-        """Start the game of ``seed``. Returns its first screen. Call it once: a reset keeps some state in some games."""
+        """Start the game of ``seed``. Returns its first screen. Call it once: in some games, a reset keeps state."""
 
     def step(self, action: int) -> tuple[list[Screen], float]:
         """Play ``action``. Returns the screens of this step and the true reward. Do not call it after the end."""
