@@ -140,9 +140,7 @@ class Exporter:
         )
         for key, (name, about) in BY_RANK.items():
             yield counter(name, about, ["rank"], row.get(key, {}))
-        yield gauge(
-            "zmqrl_worker_silent_seconds", "Time since the last message of a worker", ["rank"], snapshot.silent_s
-        )
+        yield gauge("zmqrl_worker_silent_seconds", "Time since the last message of a rank", ["rank"], snapshot.silent_s)
         yield gauge("zmqrl_workers_required", "K: contributions that make an update", [], {(): snapshot.quorum})
         yield gauge("zmqrl_stalled_seconds", "Time for which a version has stalled, or 0", [], {(): snapshot.stalled_s})
         yield gauge("zmqrl_checkpoint_version", "Version of the newest checkpoint", [], {(): snapshot.checkpoint})

@@ -36,7 +36,7 @@ NOT_HERE: Final = ("hosts", "cores", "bandwidth", "latency", "loss", "loopback",
 
 
 def ignored(scenario: Scenario) -> list[str]:
-    """The settings of ``scenario`` that a live run cannot have."""
+    """The settings of ``scenario`` that have no effect in a live run."""
     default = Scenario()
     return [name for name in NOT_HERE if getattr(scenario, name) != getattr(default, name)]
 
@@ -59,7 +59,7 @@ def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
 
 
 def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Observed:
-    """Run ``scenario`` in real time. Times are those at which the shards publish, by the clock of this machine.
+    """Run ``scenario`` in real time. It uses the times at which the shards publish, on the clock of this machine.
 
     Raises UsageError when the scenario is not valid, ClusterError when a process fails or the run gets stuck.
     """
@@ -87,7 +87,7 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
         recording = Recording.read(Path(scratch) / "profile")
     shards_told = [_Shard.of(recording, shard) for shard in range(scenario.shards)]
     if not told:
-        raise ClusterError("no worker has come to the end of the live run: the scenario kills all of them.")
+        raise ClusterError("no worker has finished the live run: the scenario kills all of them.")
     result = _result(scenario, shards_told, list(stats.values()), told)
     versions, gradients = scenario.updates * scenario.shards, sum(each["counts"]["gradients"] for each in told)
     return Observed(
@@ -155,7 +155,7 @@ def _wait_ready(sleeper: _Sleeper) -> None:
 
 
 class _Run:
-    """Run from start to end. Processes fail and come back as the scenario requires."""
+    """Run from start to end. Processes die and restart as the scenario requires."""
 
     def __init__(self, scenario: Scenario, shards: StandaloneShards, sleepers: list[_Sleeper]) -> None:
         self.scenario, self.shards, self.sleepers = scenario, shards, sleepers
@@ -194,7 +194,7 @@ class _Run:
         if version > self.seen:
             self.seen, self.seen_at = version, now
         elif now - self.seen_at > STUCK_S:
-            raise ClusterError(f"the live run is stuck at version {version}: there is no other for {STUCK_S:g} s.")
+            raise ClusterError(f"the live run is stuck: version {version} has not changed for {STUCK_S:g} s.")
 
     def _kill(self, number: int) -> None:
         ranks, shards = self.scenario.processes_of(self.scenario.failures[number])
@@ -219,14 +219,14 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What a shard recorded: when it published each version, and the seconds in each span of its work."""
+    """The recording of a shard: when it published each version, and the seconds in each span."""
 
     published_at: dict[int, float]
     spans_s: dict[str, float]
 
     @classmethod
     def of(cls, recording: Recording, shard: int) -> "_Shard":
-        """Read the recordings of a shard. One that was killed has not recorded its last seconds."""
+        """Read the recordings of a shard. A killed shard has not recorded its last seconds."""
         published_at: dict[int, float] = {}
         spans_s = dict.fromkeys(SHARD_SPANS, 0.0)
         for each in recording.of_role("shard"):
@@ -245,7 +245,7 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
     for version in range(scenario.updates + 1):
         known = [each.published_at[version] for each in shards if version in each.published_at]
         if not known:
-            raise ClusterError(f"nothing tells when version {version} was published: its shard was killed later.")
+            raise ClusterError(f"no shard recorded when it published version {version}: it was killed too soon.")
         done_at.append(max(known))
     elapsed_s = done_at[-1] - done_at[0]
     used, late, duplicate, rejected = (
