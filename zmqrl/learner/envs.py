@@ -1,4 +1,4 @@
-"""Makes a batch of games from their id, behind one small interface. Scores are true, and ends are exact.
+"""Makes a batch of games from their id, behind one small interface. Scores are the sums of unclipped rewards.
 
 Atari games run in the vector environment of ``ale_py``, all other games in that of Gymnasium. Both reset a game in the
 step that ends it, so that the learner sees only steps that were played.

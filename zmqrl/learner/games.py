@@ -119,8 +119,8 @@ class Step:
     """The result of one agent step of B games.
 
     ``observations``: (B, *shape), those after the step. If a game ended, this is the first one of the new game.
-    ``rewards``: float32 (B,), for learning, clipped if ``EnvConfig.clip_rewards`` is set. ``terminated``: bool (B,), if
-    the return ends here: do not bootstrap. ``truncated``: bool (B,), if a time limit cut the game off: bootstrap from
+    ``rewards``: float32 (B,), for learning, clipped if ``EnvConfig.clip_rewards`` is set. ``terminated``: bool (B,),
+    where a return ends: do not bootstrap. ``truncated``: bool (B,), where a time limit cut a game off: bootstrap from
     ``final_observations``. A game is never both terminated and truncated. ``final_observations``: the last observation
     (*shape) of each truncated game, by index. ``games``: full games that ended in this step.
     """
@@ -144,7 +144,7 @@ class Envs(Protocol):
     def reset(self, seed: int) -> np.ndarray:
         """Start B new games and return their observations (B, *shape).
 
-        ``seed`` >= 0 and the index of a game determine all its randomness, and that of the games after it.
+        ``seed`` >= 0 and the index of a game determine all randomness in it and in the games after it.
         """
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
@@ -162,7 +162,7 @@ class Scores:
         self._agent_steps = np.zeros(num_envs, np.int64)
 
     def add(self, rewards: np.ndarray, over: npt.NDArray[np.bool_]) -> list[Game]:
-        """Add the ``rewards`` (B,) of one step. Return the games that are ``over`` bool (B,), and reset them."""
+        """Add the ``rewards`` (B,) of one step. Return the games where ``over`` bool (B,) is true, and reset them."""
         self._scores += rewards
         self._agent_steps += 1
         games = [Game(float(self._scores[i]), int(self._agent_steps[i])) for i in np.flatnonzero(over)]

@@ -94,7 +94,7 @@ class BA3CConfig:
 
     @property
     def updates_per_rollout(self) -> int:
-        """Versions learned from one rollout: one."""
+        """Versions learned from one rollout: always one."""
         return 1
 
     def minibatch_samples(self, num_envs: int) -> int:

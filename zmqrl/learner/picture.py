@@ -33,7 +33,7 @@ class Picture(Protocol):
         """Start the game of ``seed``. Returns its first screen. Call it once: in some games, a reset keeps state."""
 
     def step(self, action: int) -> tuple[list[Screen], float]:
-        """Play ``action``. Returns the screens of this step and the true reward. Do not call it after the end."""
+        """Play ``action``. Returns its screens and the true reward. Do not call it after the end of the game."""
 
     def close(self) -> None:
         """End the game."""

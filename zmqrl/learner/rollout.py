@@ -98,7 +98,7 @@ class Player:
         self._rollouts = 0
 
     def play(self, rollout: Rollout) -> list[Game]:
-        """Fill ``rollout`` with the next steps of every game, with the current parameters of the model.
+        """Fill ``rollout`` with the next steps of every game, played with the current parameters.
 
         Returns the games that ended.
         """

@@ -42,7 +42,7 @@ _LEARNING = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveFigures:
-    """What the console shows: the newest row of ``metrics.jsonl``, and data that is not in it.
+    """What the console shows: the newest row of ``metrics.jsonl``, and values that are not in it.
 
     ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if
     it is unknown.
@@ -58,7 +58,7 @@ class Console(Protocol):
     """Shows a run to the user. A pipe or terminal that closes is not an error: the console just stops."""
 
     def update(self, figures: LiveFigures) -> None:
-        """Show ``figures``, now or with later ones. Call it whenever they change."""
+        """Show ``figures``, at once or at the next refresh. Call it whenever they change."""
 
     def notice(self, text: str) -> None:
         """Show an event at once, such as a restarted worker or a new checkpoint."""

@@ -116,8 +116,7 @@ def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Fig
 def outcome_shares(run: RunRecord) -> dict[str, Figures]:
     """The share of each outcome in recent contributions, in percent: (rows,) each.
 
-    The counts in a row are cumulative. Recent contributions are the difference of two rows that are 1 % of the run
-    apart.
+    The counts in a row are cumulative. The recent ones are the difference between two rows, 1 % of the run apart.
     """
     columns = {outcome: np.nan_to_num(run.column("contributions", outcome)) for outcome in OUTCOMES}
     counts = {outcome: np.concatenate([[0.0], column]) for outcome, column in columns.items()}
@@ -128,6 +127,6 @@ def outcome_shares(run: RunRecord) -> dict[str, Figures]:
 
 
 def _window(points: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last (exclusive) index of the window around each of ``points``. It is 1 % of them wide."""
+    """First and last (exclusive) index of the window around each of ``points`` points. It is 1 % of them wide."""
     index, half = np.arange(points), points // 200
     return np.maximum(index - half, 0), np.minimum(index + half + 1, points)

@@ -126,7 +126,7 @@ class Exporter:
             yield counter(name, about, [], {(): row.get(key)})
         yield counter("zmqrl_contributions", "Slices by outcome", ["outcome"], contributions)
         lags = {label: row.get(key) for key, label in LAGS.items()}
-        yield gauge("zmqrl_policy_lag_versions", "Versions between the weights that act and learn", ["stat"], lags)
+        yield gauge("zmqrl_policy_lag_versions", "Policy lag: versions between acting and learning", ["stat"], lags)
         figures = {name: value for name, value in row.items() if name not in COUNTED and name not in LAGS}
         yield gauge("zmqrl_loss", "Figures of learning, by name, averaged over workers", ["name"], figures)
         yield gauge(
@@ -155,7 +155,7 @@ class Exporter:
 
 
 def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[Any, Any]) -> "Metric":
-    """Add each value that is a number. Its key is its labels: a tuple of texts, or one number or text."""
+    """Add each value that is a number. The keys are the labels: a tuple of texts, or one number or text."""
     for labels, value in values.items():
         if isinstance(value, int | float):
             family.add_metric(labels if isinstance(labels, tuple) else [str(labels)], value)

@@ -76,7 +76,7 @@ class Folding:
 
 
 def ranges(names: Iterable[str], *, short: bool = False) -> str:
-    """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges, only how many others."""
+    """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges: ``and 9 more``."""
     parts: list[str] = []
     told, names = 0, set(names)
     for run in _runs(names):
@@ -92,7 +92,7 @@ def ranges(names: Iterable[str], *, short: bool = False) -> str:
 
 
 def _runs(names: Iterable[str]) -> Iterator[list[str]]:
-    """Groups of names that differ only in consecutive numbers."""
+    """Groups of names that are equal except for consecutive numbers."""
     numbered = enumerate(sorted(names, key=by_number))
 
     def row(item: tuple[int, str]) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""A histogram of durations that can be merged. Its memory is bounded, and its values are exact to 1.6 %."""
+"""A histogram of durations that can be merged. Its memory is bounded, and its error is at most 1.6 %."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -11,7 +11,7 @@ SUB_BUCKETS = 64  # for each power of two; a bucket is at most 1/64 of its value
 
 
 class Histogram:
-    """Counts of integers from 0 in buckets, like those of an HDR histogram (G. Tene, hdrhistogram.org).
+    """Counts non-negative integers in buckets, like an HDR histogram (G. Tene, hdrhistogram.org).
 
     Values below 64 have a bucket each. Above, each power of two has 64 buckets of equal width, so that the value of a
     bucket differs from the values in it by at most 1.6 %. ``maximum`` and ``total`` are exact.
@@ -48,7 +48,7 @@ class Histogram:
         self._add_counts(other.counts)
 
     def percentile(self, percent: float) -> float:
-        """The smallest value that at least ``percent`` % of the values do not exceed, to 1.6 %. NaN without values."""
+        """The percentile ``percent``, 0 to 100, by nearest rank, with an error of at most 1.6 %. NaN without values."""
         if not self.count:
             return float("nan")
         rank = max(1, int(np.ceil(self.count * percent / 100)))

@@ -17,7 +17,7 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
-FIGURES_KEPT = 256  # most names of figures, because workers choose them
+FIGURES_KEPT = 256  # limit of the number of names, because workers choose them
 INCARNATIONS_KEPT = 16  # per rank: normally one, or two while a process is replaced
 
 
@@ -227,7 +227,7 @@ class RunMetrics:
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
         """Add the statistics of all shards by number, with None for a shard that has not answered.
 
-        Version and contributions change only when all shards have answered. ``members`` are the current members.
+        Version and contributions change only when all shards have answered. ``members`` are the ranks that are members now.
         Default: every rank that was ever present.
         """
         told = [each for each in stats if each is not None]

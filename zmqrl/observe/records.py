@@ -19,7 +19,7 @@ Figures = NDArray[np.float64]
 # Settings that do not change what a run learns: where it is stored and tracked, and whether it was resumed.
 PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
 
-# Keys of a row that are not means over gradients. The other keys are names that workers choose.
+# Keys of a row that are not means over gradients. Workers choose the names of the means.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
 
 # Settings that do not change the experiment: seed, name, length, checkpoints, evaluator and recorder.
@@ -58,7 +58,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """A run as its files describe it, also while it runs.
+    """A run, read from its files, even while it runs.
 
     ``settings`` are those of ``config.json`` by dotted path (``envs.num_envs``). They are plain data, so that runs of
     other versions of zmqrl can be read. ``rows`` are those of ``metrics.jsonl``, oldest first, without the rows that a
@@ -73,7 +73,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError for another directory or a damaged file."""
+        """Read the run directory ``path``. Raises UsageError if it is not one, or if a file in it is damaged."""
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")
         if settings is None:
@@ -116,7 +116,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
 def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
     """The settings that differ between ``runs``, except ``PLACE`` and ``but``.
 
-    Maps each name to the values in all runs: None for a run without the setting.
+    Maps each name to its values, one per run: None for a run without the setting.
     """
     settings = [run.settings_but(but) for run in runs]
     values = {name: [each.get(name) for each in settings] for name in dict.fromkeys(itertools.chain(*settings))}

@@ -1,6 +1,6 @@
 """The tables that processes record, and their encoding in the files of ``DIR/profile``.
 
-A file is a series of blocks. A block is its length and the CRC-32 of its body (two little-endian uint32), then its
+A file is a series of blocks. A block has the length and the CRC-32 of its body (two little-endian uint32), then the
 body: a MessagePack map, compressed with zlib. A block that is cut off or damaged ends a file.
 """
 

@@ -1,4 +1,4 @@
-"""Replays a recorded run on virtual time, unchanged or with a change, to predict the effect of the change."""
+"""Replays a recorded run on virtual time, to predict the effect of changes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

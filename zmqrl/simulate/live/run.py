@@ -43,9 +43,9 @@ def ignored(scenario: Scenario) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A live run. ``shard_s`` are the mean seconds of a shard for each version, by span.
+    """A live run. ``shard_s`` is the mean time of a shard per version, in seconds by span.
 
-    ``worker_cpu_s`` is the CPU time of all threads of a worker for each gradient.
+    ``worker_cpu_s`` is the CPU time of all threads of a worker per gradient.
     """
 
     result: Result

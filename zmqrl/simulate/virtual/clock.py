@@ -10,7 +10,7 @@ RESOLUTION_S = 1e-9
 
 
 class Clock:
-    """Virtual time in seconds. Calls due at the same time are made in the order in which they were scheduled."""
+    """Virtual time in seconds. Calls that are due at the same time are made in the order of scheduling."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -49,7 +49,7 @@ class Job:
 
 
 class Shared:
-    """Processor sharing: every job is served at the same rate, at most ``each``, and all together at ``capacity``.
+    """Processor sharing: all jobs are served at the same rate, at most ``each`` per job and ``capacity`` in total.
 
     Cores: ``capacity`` cores, ``each`` 1, amounts in seconds of one core. A network card: ``capacity`` and ``each`` are
     bytes per second, amounts are bytes. An infinite ``capacity`` needs a finite ``each``.

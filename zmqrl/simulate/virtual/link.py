@@ -26,7 +26,7 @@ def is_finite() -> bool:
 class Link:
     """The three socket connections between a worker and a shard.
 
-    A heartbeat without new information is delivered only every ``REPEAT_S``. More of them would change nothing
+    A heartbeat without new information is delivered only every ``REPEAT_S``. More heartbeats would change nothing
     and take up most of a simulation.
     """
 
