@@ -46,7 +46,7 @@ class AtariEnvs:
         return _channels_together(observations)
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
-        # An unknown action raises an error in an emulator thread, which then delivers no result: step would never return.
+        # An unknown action makes an emulator thread fail without a result, so that step would never return.
         assert actions.min() >= 0
         assert actions.max() < self.num_actions
         observations, rewards, terminated, truncated, info = self._vector.step(actions)

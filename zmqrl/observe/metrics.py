@@ -227,8 +227,8 @@ class RunMetrics:
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
         """Add the statistics of all shards by number, with None for a shard that has not answered.
 
-        Version and contributions change only when all shards have answered. ``members`` are the ranks that are members now.
-        Default: every rank that was ever present.
+        Version and contributions change only when all shards have answered. ``members`` are the member
+        ranks now. Default: every rank that was ever present.
         """
         told = [each for each in stats if each is not None]
         for shard, now in enumerate(stats):

@@ -157,7 +157,7 @@ class Scenario:
         """Raise UsageError for the first invalid setting."""
         require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
         require(self.backups >= 0, f"--backups {self.backups}: a number of workers, 0 or above, is required.")
-        require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}.")
+        require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above {MAX_WORKERS}, the limit.")
         k = self.effective_quorum
         require(1 <= k <= self.ranks, f"--quorum {k}: 1 to {self.ranks} (N + b) contributions are possible.")
         require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: 1 to {MAX_SHARDS} shards are possible.")
