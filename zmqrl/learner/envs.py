@@ -1,6 +1,6 @@
 """Makes a batch of games from their id, behind one small interface. Scores are the sums of unclipped rewards.
 
-Atari games run in the vector environment of ``ale_py``, all other games in that of Gymnasium. Both reset a game in the
+Atari games run in the vector environment of ``ale_py``, all other games in Gymnasium's. Both reset a game in the
 step that ends it, so that the learner sees only steps that were played.
 """
 
@@ -53,7 +53,7 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
 
 
 def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
-    """Describe the observations and actions of ``env_id``. This loads one game.
+    """Describe the observations and actions of ``env_id``, after loading one game.
 
     ``env_id`` can be ``module:id``, as in Gymnasium: ``module``, which registers ``id``, is imported first.
 
@@ -158,7 +158,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the ``known`` ids with the most similar names, the newest version of each."""
+    """Up to three ``known`` ids with the most similar names: of each, the newest version."""
     newest = {_stem(env_id): env_id for env_id in known}
     stem = _stem(name)
     return [newest[stem]] if stem in newest else [newest[close] for close in difflib.get_close_matches(stem, newest)]

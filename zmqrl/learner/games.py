@@ -28,7 +28,7 @@ class EnvConfig:
     sticky_actions: float = 0.0
     """Probability per frame that the emulator repeats the last action."""
     noop_max: int = 30
-    """Start a game with a random number of no-op frames, below this value. FIRE at the start counts as one."""
+    """Start a game with a random number of no-op frames, below this value. A FIRE at the start counts as one."""
     life_loss: bool = True
     """End the return when a life is lost. The game continues."""
     fire_reset: bool = True
@@ -118,7 +118,7 @@ class Game:
 class Step:
     """The result of one agent step of B games.
 
-    ``observations``: (B, *shape), those after the step. If a game ended, this is the first one of the new game.
+    ``observations``: (B, *shape), after the step. Where a game ended, the first observation of the new game.
     ``rewards``: float32 (B,), for learning, clipped if ``EnvConfig.clip_rewards`` is set. ``terminated``: bool (B,),
     where a return ends: do not bootstrap. ``truncated``: bool (B,), where a time limit cut a game off: bootstrap from
     ``final_observations``. A game is never both terminated and truncated. ``final_observations``: the last observation

@@ -72,7 +72,7 @@ class PPOConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BA3CConfig:
-    """Batch asynchronous advantage actor-critic (Adamski et al. 2017). Updates are synchronous by default."""
+    """Batch asynchronous advantage actor-critic (Adamski et al. 2017), with synchronous updates by default."""
 
     rollout_steps: int = 5
     """Agent steps of each game in one rollout, and so in one update."""
@@ -210,8 +210,8 @@ class Learner:
     def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
         """Write the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, to the parameters' ``.grad``.
 
-        An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. ``version`` is that of
-        the gradient, and schedules depend on it. Returns the metrics. Advantages and values are in units of reward.
+        An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. Schedules depend on
+        ``version``, the version of the gradient. Returns the metrics. Advantages and values are in units of reward.
         ``explained_variance`` covers the whole rollout, with the values of the policy that acted.
         """
         for parameter in self._parameters:

@@ -1,6 +1,6 @@
 """One game drawn for people, in colour and full size. The policy plays a separate copy with its own frames.
 
-With the same seed and actions, it is the same game as the first one of ``make_envs``.
+With the same seed and actions, it is the same as the first game of ``make_envs``.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class Picture(Protocol):
 
 
 def make_picture(env_id: str, config: EnvConfig) -> Picture:
-    """The picture of one game. Raises UsageError when the environment cannot draw one."""
+    """The picture of one game. Raises UsageError when the environment cannot draw it."""
     if env_id == DUMMY_ID:
         raise UsageError(f"{DUMMY_ID} is not a game: there is nothing to record.")
     registered = find_env(env_id)

@@ -145,7 +145,7 @@ def put_frames(kept: Tensor, observations: np.ndarray) -> None:
     if kept.device.type != "cpu" or observations.ndim != 4:
         kept.copy_(torch.from_numpy(observations))
         return
-    # One channel of one image at a time fits the first-level cache: 10 us per image. A copy with a permuted layout
+    # One channel of one image at a time fits into the first-level cache: 10 us per image. A copy with a permuted layout
     # costs 27 us in numpy and 89 us in torch.
     for kept_image, image in zip(kept.numpy(), observations, strict=True):
         for kept_channel, channel in zip(kept_image, image, strict=True):

@@ -96,7 +96,7 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
 
 
 def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Figures, Figures]:
-    """Moving means of the known points over 1 % of them, with one point for each x.
+    """Moving means of the known points, over 1 % of the points. The result has one point for each x.
 
     The mean is taken twice, which makes a triangular window. Losses and policy lag rise and fall in each iteration, and
     a flat window would show this as slow waves.
@@ -116,7 +116,7 @@ def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Fig
 def outcome_shares(run: RunRecord) -> dict[str, Figures]:
     """The share of each outcome in recent contributions, in percent: (rows,) each.
 
-    The counts in a row are cumulative. The recent ones are the difference between two rows, 1 % of the run apart.
+    The counts in a row are cumulative. Recent counts are the difference between two rows, 1 % of the run apart.
     """
     columns = {outcome: np.nan_to_num(run.column("contributions", outcome)) for outcome in OUTCOMES}
     counts = {outcome: np.concatenate([[0.0], column]) for outcome, column in columns.items()}

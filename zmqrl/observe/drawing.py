@@ -1,4 +1,4 @@
-"""The look of plots, and the code that writes them to files."""
+"""The style of plots, and how they are written to files."""
 
 import io
 from pathlib import Path

@@ -12,13 +12,13 @@ from zmqrl.observe.spans import WORKER_SPANS
 SHARD_OUTCOMES = ("used", "late", "duplicate", "rejected")
 OUTCOMES = (*SHARD_OUTCOMES, "skipped")
 
-# Every row has these. They are null if no worker has reported them since the last row. Workers can report others.
+# Every row has these. They are null if no worker has reported them since the last row. Workers can report more.
 LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
 FIGURES_KEPT = 256  # limit of the number of names, because workers choose them
-INCARNATIONS_KEPT = 16  # per rank: normally one, or two while a process is replaced
+INCARNATIONS_KEPT = 16  # per rank: there is normally one process, or two while it is replaced
 
 
 class ShardStats(TypedDict):
@@ -157,7 +157,7 @@ class RunMetrics:
         takes_over = bool(processes) and report.incarnation not in processes
         worker = processes[report.incarnation] = processes.pop(report.incarnation, _Worker())
         if len(processes) > INCARNATIONS_KEPT:
-            del processes[next(iter(processes))]  # the one with the oldest report
+            del processes[next(iter(processes))]  # the process with the oldest report
         self._finished(worker, report)
         self._agent_steps += max(0, report.agent_steps - worker.agent_steps)
         self._abandoned_steps += max(0, report.abandoned_steps - worker.abandoned_steps)
@@ -225,7 +225,7 @@ class RunMetrics:
                 worker.last_seq = seq
 
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
-        """Add the statistics of all shards by number, with None for a shard that has not answered.
+        """Add the statistics of all shards, in order. None stands for a shard that has not answered.
 
         Version and contributions change only when all shards have answered. ``members`` are the member
         ranks now. Default: every rank that was ever present.
@@ -243,7 +243,7 @@ class RunMetrics:
             self._contributions |= summed(each["totals"] for each in told)
 
     def go_back(self, version: int) -> None:
-        """All shards went back to ``version``. Their counts there are not known yet."""
+        """All shards went back to ``version``. Their counts at that version are not known yet."""
         self._version = version
 
     def _tally(self, shard: int, now: ShardStats) -> None:

@@ -73,7 +73,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError if it is not one, or if a file in it is damaged."""
+        """Read the run directory ``path``. Raises UsageError if it is not a run directory, or has a damaged file."""
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")
         if settings is None:
@@ -107,7 +107,7 @@ class RunRecord:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Read run directories, each once. Raises UsageError without paths, or when one is not a run directory."""
+    """Read run directories, each once. Raises UsageError without paths, or when a path is not a run directory."""
     if not paths:
         raise UsageError("at least 1 run directory is required, such as runs/first.")
     return [RunRecord.read(path) for path in {path.resolve(): path for path in paths}.values()]
@@ -157,7 +157,7 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """The evaluations. ``rows`` tell when each evaluated version was made."""
+    """The evaluations. ``rows`` show when each evaluated version was made."""
     evaluations = []
     for line in read_lines(path, EVALUATION) if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])

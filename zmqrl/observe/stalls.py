@@ -48,7 +48,7 @@ class Doing:
 class Awaited:
     """A process that a version waits for, and what is known about it.
 
-    ``is_external``: the supervisor did not start the process, so it cannot ask the host. ``is_there``: the process is
+    ``is_external``: the supervisor did not start the process, and cannot ask its host. ``is_there``: the process is
     connected, or has sent a message before. ``span``: the span that a worker reports, empty if it reports none.
     ``span_s``: how long the worker has been in that span.
     """
@@ -159,10 +159,10 @@ NOTHING = News()
 class Stalls:
     """Finds stalls, and decides when to ask which process. ``per_iteration``: versions learned from one rollout.
 
-    A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is the
-    longest time for one version in an iteration, because the first version can include a whole rollout. It is the
-    median over the last iterations, so that a stall does not change it. Until an iteration is complete, a version may
-    take 20 s.
+    A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is
+    the median, over the last iterations, of the longest time for one version. The longest time counts, because the first
+    version of an iteration can include a whole rollout. A median is used, because one stall does not change it. Until
+    an iteration is complete, a version may take 20 s.
     """
 
     def __init__(self, per_iteration: int) -> None:
@@ -263,7 +263,7 @@ class Stalls:
         return ask
 
     def _with_answer(self, awaited: Awaited, now: float) -> Awaited:
-        """Add what its host reports, and the last known span if the process has gone silent."""
+        """Add the report of the host, and the last known span if the process has gone silent."""
         process, span, span_s = awaited.process, awaited.span, awaited.span_s
         if span:
             self._spans[process] = span, now - span_s

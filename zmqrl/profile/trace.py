@@ -40,9 +40,9 @@ def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
 
 
 def left_out(recording: Recording, clocks: Clocks) -> list[str]:
-    """A sentence for each process whose clock could not be compared with that of the others."""
+    """A sentence for each process whose clock could not be compared with the other clocks."""
     return [
-        f"{each.process} on {each.host} is left out of the timeline: its clock was never compared with the others"
+        f"{each.process} on {each.host} is left out of the timeline: its clock was never compared with other clocks"
         for each in recording.processes
         if not clocks.knows(each)
     ]

@@ -122,7 +122,7 @@ def _way_s(timeline: Timeline, rank: int) -> float:
 
 
 def _costs(recording: Recording, timeline: Timeline) -> ShardCosts:
-    """The mean seconds of the shards. CPU time outside the spans counts as sending."""
+    """The mean costs of the shards, in seconds. CPU time outside the spans counts as sending."""
     made = [each for shards in timeline.publications.values() for each in shards.values()]
     arrivals = sum(len(each) for each in timeline.arrivals.values())
 

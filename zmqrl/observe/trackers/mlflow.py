@@ -18,7 +18,7 @@ STATUS: Final = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MLflow:
-    """One MLflow run. A resumed run continues its own.
+    """One MLflow run. A resumed run continues its MLflow run.
 
     ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_ID`` and ``MLFLOW_EXPERIMENT_NAME`` choose the server and the
     experiment. The defaults are ``mlflow.db`` in the run directory, and the experiment ``zmqrl``.

@@ -15,7 +15,7 @@ FINISH_WITHIN_S: Final = 20.0  # the rest stays on disk, for wandb sync
 
 
 class WandB:
-    """One run of Weights & Biases. A resumed run continues its own.
+    """One run of Weights & Biases. A resumed run continues its W&B run.
 
     W&B's environment variables configure it: ``WANDB_MODE``, ``WANDB_PROJECT`` (default: ``zmqrl``), ``WANDB_NAME``...
     """

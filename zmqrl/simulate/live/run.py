@@ -99,7 +99,7 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
 
 @dataclass(slots=True)
 class _Sleeper:
-    """A worker process. ``told`` holds the counts that it reports at its end."""
+    """A worker process. ``told`` has the counts that the worker reports at its end."""
 
     rank: int
     job: dict[str, Any]

@@ -121,5 +121,5 @@ class Shared:
         self._serve(-len(done))
         self._plan()
         for job in done:
-            if not job.cancelled:  # an earlier one can have cancelled it
+            if not job.cancelled:  # an earlier job may have cancelled this one
                 job.done(*job.arguments)

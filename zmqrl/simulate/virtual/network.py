@@ -84,7 +84,7 @@ class Network:
 
 
 class _Transfer:
-    """A slice under way. Both cards must pass it."""
+    """A slice on its way through two cards."""
 
     __slots__ = ("_arguments", "_delay_s", "_deliver", "_network", "_one_card_is_done")
 
@@ -96,7 +96,7 @@ class _Transfer:
         self._one_card_is_done = False
 
     def half(self) -> None:
-        """One card has passed it."""
+        """Note that one card has passed the slice."""
         if self._one_card_is_done:
             self._network.clock.after(self._delay_s, self._network.complete, self._deliver, self._arguments)
         self._one_card_is_done = True

@@ -47,7 +47,7 @@ class SimulatedShard:
         return self.slots[-1].version
 
     def start(self) -> None:
-        """Start the process. It continues from the committed state of an earlier one."""
+        """Start the process. It continues from the committed state of the previous process."""
         self.life += 1
         self.alive = True
         self.incarnation = self.world.number()
@@ -200,7 +200,7 @@ class SimulatedShard:
         }
 
     def _tick(self, life: int) -> None:
-        """Check the timers when the next one is due."""
+        """Check the timers, and schedule the next check."""
         if life != self.life:
             return
         self.feed(e.Tick())
