@@ -106,7 +106,8 @@ class BA3CConfig:
 class Batch:
     """The M samples of one minibatch. Tensors are float32 (M,), except ``actions``, int64 (M,).
 
-    ``log_probs`` are those of the policy that acted. ``advantages`` and ``returns`` are the targets.
+    ``log_probs`` are those of the policy that acted. ``advantages`` weight the actions, and ``returns`` are
+    the targets of the values.
     """
 
     actions: Tensor

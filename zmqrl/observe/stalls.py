@@ -11,7 +11,7 @@ from zmqrl.observe.folding import printable, ranges
 from zmqrl.process_id import ProcessId
 
 LEAST_PATIENCE_S = 5.0
-FIRST_PATIENCE_S = 20.0  # until the usual time is known: processes import their modules, and play a first rollout
+FIRST_PATIENCE_S = 20.0  # until the usual time is known: processes first import their modules and play a rollout
 USUAL_TIMES = 3.0
 ITERATIONS_KEPT = 5
 ASK_AGAIN_S = 30.0
@@ -160,9 +160,9 @@ class Stalls:
     """Finds stalls, and decides when to ask which process. ``per_iteration``: versions learned from one rollout.
 
     A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is
-    the median, over the last iterations, of the longest time for one version. The longest time counts, because the first
-    version of an iteration can include a whole rollout. A median is used, because one stall does not change it. Until
-    an iteration is complete, a version may take 20 s.
+    the median, over the last iterations, of the longest time for one version. The longest time counts, because the
+    first version of an iteration can include a whole rollout. It is a median, so that one stall does not change it.
+    Until an iteration is complete, a version may take 20 s.
     """
 
     def __init__(self, per_iteration: int) -> None:
