@@ -158,7 +158,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three ``known`` ids with the most similar names: of each, the newest version."""
+    """Up to three ``known`` ids with the most similar names. Only the newest version of a name counts."""
     newest = {_stem(env_id): env_id for env_id in known}
     stem = _stem(name)
     return [newest[stem]] if stem in newest else [newest[close] for close in difflib.get_close_matches(stem, newest)]

@@ -18,7 +18,7 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
 FIGURES_KEPT = 256  # limit of the number of names, because workers choose them
-INCARNATIONS_KEPT = 16  # per rank: there is normally one process, or two while it is replaced
+INCARNATIONS_KEPT = 16  # per rank: normally one process, or two while one replaces the other
 
 
 class ShardStats(TypedDict):

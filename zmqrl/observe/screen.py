@@ -124,7 +124,7 @@ class _Waiting(io.RawIOBase):
 
 @contextlib.contextmanager
 def never_waiting() -> Iterator[None]:
-    """Make writes to standard output and standard error return at once. At its end, it waits at most 2 s for them."""
+    """Make writes to standard output and standard error return at once. At the end, wait at most 2 s for them."""
     streams = sys.stdout, sys.stderr
     screens: list[Screen] = []
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):

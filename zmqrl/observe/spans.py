@@ -11,7 +11,7 @@ WORKER_SPANS = ("env_step", "act", "gradient", "straggle", "encode", "push", "wa
 SHARD_SPANS = ("receive", "accumulate", "optimize", "commit", "publish")
 
 RECENT = 4096  # spans that stay in memory
-FOLD_AT = 8192  # most new spans before they are added to the histograms
+FOLD_AT = 8192  # after this many new spans, they are added to the histograms
 
 
 SpanEvent: TypeAlias = tuple[str, int, int, int]
