@@ -36,16 +36,16 @@ NOT_HERE: Final = ("hosts", "cores", "bandwidth", "latency", "loss", "loopback",
 
 
 def ignored(scenario: Scenario) -> list[str]:
-    """The settings of ``scenario`` that a live run cannot have."""
+    """The settings of ``scenario`` that have no effect in a live run."""
     default = Scenario()
     return [name for name in NOT_HERE if getattr(scenario, name) != getattr(default, name)]
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A live run. ``shard_s`` are the mean seconds of a shard for each version, by span.
+    """A live run. ``shard_s`` is the mean time of a shard per version, in seconds by span.
 
-    ``worker_cpu_s`` is the CPU time of all threads of a worker for each gradient.
+    ``worker_cpu_s`` is the CPU time of all threads of a worker per gradient.
     """
 
     result: Result
@@ -65,7 +65,7 @@ def observe(
     address: str = "127.0.0.1",
     workers_through: Sequence[str] = (),
 ) -> Observed:
-    """Run ``scenario`` in real time. Times are those at which the shards publish, by the clock of this machine.
+    """Run ``scenario`` in real time. It uses the times at which the shards publish, on the clock of this machine.
 
     The shards listen at ``address``. Workers are started through the command ``workers_through``, such as ``ip netns
     exec h1``, which can put them behind a network that is slower than loopback. Raises UsageError when the scenario is
@@ -96,7 +96,7 @@ def observe(
         recording = Recording.read(Path(scratch) / "profile")
     shards_told = [_Shard.of(recording, shard) for shard in range(scenario.shards)]
     if not told:
-        raise ClusterError("no worker has come to the end of the live run: the scenario kills all of them.")
+        raise ClusterError("no worker has finished the live run: the scenario kills all of them.")
     result = _result(scenario, shards_told, list(stats.values()), told)
     versions, gradients = scenario.updates * scenario.shards, sum(each["counts"]["gradients"] for each in told)
     return Observed(
@@ -108,7 +108,7 @@ def observe(
 
 @dataclass(slots=True)
 class _Sleeper:
-    """A worker process. ``told`` holds the counts that it reports at its end."""
+    """A worker process. ``told`` has the counts that the worker reports at its end."""
 
     rank: int
     job: dict[str, Any]
@@ -168,7 +168,7 @@ def _wait_ready(sleeper: _Sleeper) -> None:
 
 
 class _Run:
-    """Run from start to end. Processes fail and come back as the scenario requires."""
+    """Run from start to end. Processes die and restart as the scenario requires."""
 
     def __init__(self, scenario: Scenario, shards: StandaloneShards, sleepers: list[_Sleeper]) -> None:
         self.scenario, self.shards, self.sleepers = scenario, shards, sleepers
@@ -207,7 +207,7 @@ class _Run:
         if version > self.seen:
             self.seen, self.seen_at = version, now
         elif now - self.seen_at > STUCK_S:
-            raise ClusterError(f"the live run is stuck at version {version}: there is no other for {STUCK_S:g} s.")
+            raise ClusterError(f"the live run is stuck: version {version} has not changed for {STUCK_S:g} s.")
 
     def _kill(self, number: int) -> None:
         ranks, shards = self.scenario.processes_of(self.scenario.failures[number])
@@ -232,14 +232,14 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What a shard recorded: when it published each version, and the seconds in each span of its work."""
+    """The recording of a shard: when it published each version, and the seconds in each span."""
 
     published_at: dict[int, float]
     spans_s: dict[str, float]
 
     @classmethod
     def of(cls, recording: Recording, shard: int) -> "_Shard":
-        """Read the recordings of a shard. One that was killed has not recorded its last seconds."""
+        """Read the recordings of a shard. A killed shard has not recorded its last seconds."""
         published_at: dict[int, float] = {}
         spans_s = dict.fromkeys(SHARD_SPANS, 0.0)
         for each in recording.of_role("shard"):
@@ -258,7 +258,7 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
     for version in range(scenario.updates + 1):
         known = [each.published_at[version] for each in shards if version in each.published_at]
         if not known:
-            raise ClusterError(f"nothing tells when version {version} was published: its shard was killed later.")
+            raise ClusterError(f"no shard recorded when it published version {version}: it was killed too soon.")
         done_at.append(max(known))
     elapsed_s = done_at[-1] - done_at[0]
     used, late, duplicate, rejected = (
