@@ -17,6 +17,7 @@ from zmqrl.profile.critical_path import Step, Timeline, critical_path
 from zmqrl.profile.machine_use import MachineUse, machine_use
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import left_out
+from zmqrl.words import counted
 
 BLAME_SHOWN = 12
 
@@ -149,7 +150,7 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
         console.print("no update was recorded from its beginning to its end")
     else:
         console.print(
-            f"{found['updates']:,} updates: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
+            f"{counted(found['updates'], 'update')}: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
             f"p90 {update['p90']:.2f}, p99 {update['p99']:.2f}\n",
         )
         _print_bars("critical path of an update, ms", found["path_ms"], console)

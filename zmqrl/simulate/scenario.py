@@ -15,6 +15,7 @@ from zmqrl.process_id import worker_id
 from zmqrl.ps.layout import ALIGNMENT, MAX_COUNT, MAX_SHARDS
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
 from zmqrl.simulate.laws import Law
+from zmqrl.words import counted
 
 RECORDED: Final = "run:"
 
@@ -170,7 +171,7 @@ class Scenario:
         least = ALIGNMENT * self.shards
         require(
             least <= self.parameters <= MAX_COUNT,
-            f"--parameters {self.parameters}: {least} to {MAX_COUNT} can be cut into {self.shards} shards.",
+            f"--parameters {self.parameters}: {least} to {MAX_COUNT} can be cut into {counted(self.shards, 'shard')}.",
         )
         require(0 <= self.busy <= 1, f"--busy {self.busy}: a share from 0 to 1 is required.")
         require(0 <= self.loss < 1, f"--loss {self.loss}: a share from 0 to below 1 is required.")
@@ -200,7 +201,7 @@ class Scenario:
         ):
             require(
                 not places or (len(places) == number and all(0 <= place < MAX_WORKERS for place in places)),
-                f"{name} has {len(places)} hosts, but a host from 0 is required for each of {number}.",
+                f"{name} has {counted(len(places), 'host')}, but a host from 0 is required for each of {number}.",
             )
 
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:

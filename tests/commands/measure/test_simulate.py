@@ -146,7 +146,7 @@ def test_bad_usage_is_one_sentence(arguments: list[str], sentence: str) -> None:
         ("workers 3", "is not valid TOML"),
         ("stragglers = 3", "stragglers cannot be 3"),
         ("[[stragglers]]\nrank = 4\nfactor = 2", "a rank from 0 to 3"),
-        ("shard_hosts = [0]", "shard_hosts has 1 hosts"),
+        ("shard_hosts = [0]", "shard_hosts has 1 host,"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
