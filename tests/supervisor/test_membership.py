@@ -118,3 +118,10 @@ def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_b
     job = plan.shard_task(0, None).job
     assert job is not None
     assert job["incarnation"] == 2_000
+
+
+def test_a_resumed_session_traces_its_own_first_versions(tmp_path: Path) -> None:
+    config, directory = Config(profile=20), RunDirectory(tmp_path)
+    plan = Plan(config, directory, Layout.of([("w", (1000,))], 2), on_this_machine(config, directory), version=500)
+    assert plan.worker_job(0, 500, {})["recorder"]["trace_below"] == 520
+    assert plan.shard_task(0, None).job["recorder"]["trace_below"] == 520

@@ -23,7 +23,7 @@ class ProcessRecording:
     """The recording of one process.
 
     ``clock`` identifies its monotonic clock, ``cores`` are those that it may use. Histograms are in nanoseconds, by
-    span.
+    span. ``untraced`` counts the spans of the traced versions for which there was no room.
     """
 
     process: ProcessId
@@ -34,6 +34,7 @@ class ProcessRecording:
     cores: int
     tables: dict[str, list[Table]] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    untraced: int = 0
     span_names: list[str] = field(default_factory=list)
 
     def table(self, name: str) -> Columns:
@@ -87,7 +88,7 @@ class Recording:
                 if "histograms" in block:  # each includes the earlier ones
                     each = block["histograms"].items()
                     recording.histograms = {name: Histogram.from_json(data) for name, data in each}
-                recording.span_names = block["spans"]
+                recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
         return cls(tuple(found[key] for key in sorted(found)))
 
     def after(self, version: int) -> "Recording":

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,7 +11,9 @@ import numpy as np
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.profile.clocks import Clocks
+from zmqrl.profile.recorder import TRACE_SPANS
 from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.words import counted, numbered
 
 VERSIONS_SHOWN = 2000
 Event: TypeAlias = dict[str, Any]
@@ -20,7 +23,7 @@ Event: TypeAlias = dict[str, Any]
 def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
     """Write the recording of the versions ``shown`` to ``path``. It includes single spans if they were recorded.
 
-    The file appears whole or not at all. Returns sentences about processes that are left out.
+    The file appears whole or not at all. Returns sentences about what is left out.
     """
     clocks = Clocks.of(recording)
     events = list(_events(recording, clocks, shown))
@@ -36,7 +39,20 @@ def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return left_out(recording, clocks)
+    return [*left_out(recording, clocks), *cut_short(recording)]
+
+
+def cut_short(recording: Recording) -> list[str]:
+    """A sentence for each role whose processes had more spans than a full trace holds."""
+    lost: defaultdict[str, dict[int, int]] = defaultdict(dict)
+    for each in recording.processes:
+        if each.untraced:
+            lost[each.process.role][each.process.number] = each.untraced
+    return [
+        f"the trace holds the first {counted(TRACE_SPANS, 'span')} of each process: "
+        f"it lacks {counted(sum(spans.values()), 'span')} of {numbered(role, spans)}"
+        for role, spans in sorted(lost.items())
+    ]
 
 
 def left_out(recording: Recording, clocks: Clocks) -> list[str]:

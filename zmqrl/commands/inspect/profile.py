@@ -23,7 +23,7 @@ from zmqrl.profile.difference import changes, grown, print_changes
 from zmqrl.profile.recorder import FLUSH_EVERY_S
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
-from zmqrl.profile.trace import newest, write_trace
+from zmqrl.profile.trace import cut_short, newest, write_trace
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.simulate.recorded import RecordedRun
@@ -82,6 +82,7 @@ def run(options: Options) -> int:
     if options.trace is not None:
         with _written(options.trace):
             write_trace(recording, options.trace, newest(recording))
+        found["warnings"] += cut_short(recording)
     if options.plot is not None:
         from zmqrl.profile.plot import plot_profile  # matplotlib takes a second to import
 

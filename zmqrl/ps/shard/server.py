@@ -375,6 +375,7 @@ class ShardServer:
         self._tell_of_history()
         self.loading = bytearray()
         self.captured = None
+        self.spans.version = record.version
         self.log.info("loaded version %d, generation %d", load.version, load.generation)
         self._handle(e.StateRestored(record, recovered=False))
 
@@ -396,6 +397,7 @@ class ShardServer:
         if not any(record.totals):  # an older zmqrl kept no totals
             record = replace(record, totals=self.history.totals(record.version))
         self._tell_of_history()
+        self.spans.version = record.version
         self.payload = self._encoded(slot)
         self.log.info("recovered version %d, generation %d", slot.version, slot.generation)
         previous = self.store.previous.version if self.store.previous is not None else None
