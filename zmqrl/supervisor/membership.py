@@ -3,7 +3,7 @@
 from typing import Literal
 
 from zmqrl.ps.shard.events import View
-from zmqrl.words import counted
+from zmqrl.words import counted, numbered
 
 NOTICE_EVERY_S = 5.0
 SHRINK_AFTER_S = 10.0
@@ -39,8 +39,8 @@ class Membership:
             return self._change(here), f"continuing with {here} of {counted(self.wanted, 'worker')}"
         if now - self.notice_at >= NOTICE_EVERY_S:
             self.notice_at = now
-            missing = ", ".join(str(rank) for rank in self.view.members if rank not in alive)
-            return None, f"waiting for workers {missing}: {here} of {self.view.quorum} required workers are present"
+            missing = numbered("worker", set(self.view.members) - alive)
+            return None, f"waiting for {missing}: {here} of {self.view.quorum} required workers are present"
         return None, None
 
     def _change(self, quorum: int) -> View:
