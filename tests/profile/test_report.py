@@ -57,6 +57,32 @@ def test_the_seconds_of_a_slow_shard_are_exact(span: str, number: int, every: in
     assert sum(row["seconds"] for row in rest) < 1e-2
 
 
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_all_slices_on_a_slow_link_are_the_delay_of_its_worker(shards: int, every: int) -> None:
+    found = profile(shards=shards, link_extra_s={2: 0.1}, every=every)
+    first, *rest = found["blame"]
+    assert (first["cause"], first["rank"], first["host"]) == ("gradient_transfer", 2, "w2")
+    assert first["seconds"] == pytest.approx(0.1 * shards * VERSIONS / every, rel=1e-3)
+    assert sum(row["seconds"] for row in rest) < 1e-2
+
+
+def test_equally_slow_links_of_all_workers_are_not_the_delay_of_a_shard() -> None:
+    found = profile(link_extra_s=dict.fromkeys(range(3), 0.1))
+    assert [row for row in found["blame"] if row["shard"] is not None and row["seconds"] > 1e-2] == []
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_time_that_a_slice_waits_for_a_busy_shard_is_the_delay_of_the_shard(shards: int, every: int) -> None:
+    last = shards - 1
+    found = profile(shards=shards, busy_s={(1, last): 0.05}, every=every)
+    first, *rest = found["blame"]
+    assert (first["cause"], first["shard"], first["rank"]) == ("gradient_transfer", last, None)
+    assert first["seconds"] == pytest.approx(0.05 * VERSIONS / every, rel=1e-3)
+    assert sum(row["seconds"] for row in rest) < 1e-2
+
+
 def test_a_worker_that_is_always_too_late_is_not_blamed_but_seen_as_left_out() -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 10.0})
     assert sum(row["seconds"] for row in found["blame"]) < 1e-2

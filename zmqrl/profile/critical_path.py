@@ -95,8 +95,12 @@ class Publication(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """The arrival of a contribution at a shard, in seconds on the reference clock, and the index of its outcome."""
+    """The arrival of a contribution at a shard, and the index of its outcome.
 
+    Times in seconds on the reference clock. The shard was busy from ``polled`` to ``at``.
+    """
+
+    polled: float
     at: float
     outcome: int
 
@@ -171,9 +175,9 @@ def _publications(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[Vers
 
 def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Arrival]]:
     columns, _ = _columns(each, clocks, "arrivals", ("arrived_at_us",))
-    for i, at in enumerate(columns["arrived_at_us"]):
+    for i, (polled, at) in enumerate(zip(columns["polled_at_us"], columns["arrived_at_us"], strict=True)):
         version = int(columns["generation"][i]), int(columns["version"][i])
-        yield (version, int(columns["rank"][i])), Arrival(at, int(columns["outcome"][i]))
+        yield (version, int(columns["rank"][i])), Arrival(polled, at, int(columns["outcome"][i]))
 
 
 def critical_path(timeline: Timeline) -> list[Step]:
@@ -196,7 +200,7 @@ def critical_path(timeline: Timeline) -> list[Step]:
                 usual_s = usual(cause, process, shard_id(shard), seconds, with_rollout=cycle.with_rollout)
                 part = Part(cause, process, seconds, usual_s)
                 shards_s = min(
-                    part.excess_s, _late_of_shard(timeline, (generation, version), cause, kth, shard, usual_s)
+                    part.excess_s, _caused_by_shard_s(timeline, (generation, version), cause, kth, shard, usual_s)
                 )
                 parts += [Part(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
             path = tuple(part for part in parts if part.seconds > 0)
@@ -224,16 +228,16 @@ def _parts(
     yield from _shard_parts(made, shard, published - closed)
 
 
-def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float) -> float:
-    """Seconds of a transfer's delay that the shard caused, and not the worker.
+def _caused_by_shard_s(
+    timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float
+) -> float:
+    """Seconds of a transfer's delay that the shard caused, and not the worker or its link.
 
-    A gradient is late because of a shard if it reached the other shards earlier, weights if all workers had them late.
+    Weights are late because of the shard if all workers got them late.
     """
     cycle = timeline.cycles[version, rank]
     if cause == GRADIENT:
-        arrivals = timeline.arrivals.get((version, rank), {})
-        others = [arrival.at for other, arrival in arrivals.items() if other != shard]
-        return max(0.0, arrivals[shard].at - max(others)) if others and shard in arrivals else 0.0
+        return max(_busy_s(timeline, version, rank, shard), _late_for_all_s(timeline, version, shard))
     if cause == WEIGHTS:
         published = timeline.publications[version][shard].published
         others = [
@@ -243,6 +247,32 @@ def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, 
         ]
         return max(0.0, min(cycle.pulled - published, *others) - usual_s) if others else 0.0
     return 0.0
+
+
+def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> float:
+    """Seconds that the last slice of a gradient waited while its shard was busy."""
+    arrivals = timeline.arrivals.get((version, rank), {})
+    if shard not in arrivals:
+        return 0.0
+    others = [arrival.at for other, arrival in arrivals.items() if other != shard]
+    waits_since = max([timeline.cycles[version, rank].pushed, arrivals[shard].polled, *others])
+    return max(0.0, arrivals[shard].at - waits_since)
+
+
+def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
+    """Seconds by which the slices of all workers reached ``shard`` after their other slices.
+
+    The slices of a worker share its link, so one is always the last. Its link explains a delay of as long as the other
+    slices took together. The result is 0 if it explains the delay of any worker.
+    """
+    delays = []
+    for rank in range(timeline.ranks):
+        arrivals, cycle = timeline.arrivals.get((version, rank), {}), timeline.cycles.get((version, rank))
+        others = [arrival.at for other, arrival in arrivals.items() if other != shard]
+        if cycle is not None and others and shard in arrivals:
+            delay_s, explained_s = arrivals[shard].at - max(others), max(others) - cycle.pushed
+            delays.append(delay_s if delay_s > explained_s else 0.0)
+    return min(delays) if len(delays) > 1 else 0.0
 
 
 class Usual:

@@ -36,7 +36,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "preempted",
         "major_faults",
     ),
-    # A shard, for each contribution that arrived. It was polled at the end of the wait before it was received.
+    # A shard, for each contribution that arrived. The shard had waited for messages until polled_at_us, and was then
+    # busy, or did not run.
     "arrivals": ("generation", "version", "rank", "outcome", "polled_at_us", "arrived_at_us"),
     # A shard, for each publication. The closing rank is -1 if the shard did not make the version.
     "versions": (

@@ -131,8 +131,9 @@ class ShardServer:
             poller.register(socket, zmq.POLLIN)
         poller.register(0, zmq.POLLIN)
         while True:
+            longest_us = now_us() + 1000 * POLL_MS
             ready = dict(poller.poll(POLL_MS))
-            self.polled_us = now_us()
+            self.polled_us = min(now_us(), longest_us)  # a longer wait means that the process did not run
             if 0 in ready and not os.read(0, 4096):
                 return
             self._drain(self.sockets["control"], self.reception.control)
