@@ -8,6 +8,7 @@ from statistics import fmean, median
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
+from zmqrl.words import numbered
 
 LEFT_OUT_BELOW = 0.5  # of the median inclusion: a rank below this hardly affects what is learned
 USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
@@ -90,10 +91,10 @@ def _warnings(ranks: dict[int, RankAccount]) -> list[str]:
     usual = median(account.inclusion for account in ranks.values()) if ranks else 0.0
     left_out = [rank for rank, account in ranks.items() if account.inclusion < LEFT_OUT_BELOW * usual]
     if left_out:
-        names = ", ".join(f"{rank} ({ranks[rank].inclusion:.0%})" for rank in left_out)
+        most = max(ranks[rank].inclusion for rank in left_out)
         warnings.append(
-            f"contributions of rank {names} are seldom counted, where {usual:.0%} is usual: what these workers play is "
-            "missing in what is learned"
+            f"the run learns little from {numbered('rank', left_out)}, whose contributions count in at most {most:.0%} "
+            f"of the versions ({usual:.0%} is usual)"
         )
     return warnings
 

@@ -8,14 +8,22 @@ from typing import Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from zmqrl.observe.folding import ranges
 from zmqrl.observe.histogram import Histogram
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.recorder import segments
 from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
+from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
+
+
+def named(hosts: Mapping[ProcessId, str]) -> str:
+    """Processes of one role and their hosts: ``workers 3, 5-9 on h1..h4``."""
+    (role,) = {process.role for process in hosts}
+    return f"{numbered(role, (process.number for process in hosts))} on {ranges(hosts.values())}"
 
 
 @dataclass(slots=True, kw_only=True)

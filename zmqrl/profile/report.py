@@ -14,7 +14,7 @@ from zmqrl.process_id import ProcessId
 from zmqrl.profile.accounts import Accounts, accounts
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Step, Timeline, critical_path
-from zmqrl.profile.machine_use import MachineUse, machine_use
+from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import left_out
 from zmqrl.words import counted
@@ -66,10 +66,7 @@ class Profile:
             },
             "left_out": left_out(self.recording, self.clocks),
             "machine": {str(process): asdict(use) for process, use in self.machine.items()},
-            "warnings": [
-                *found.warnings,
-                *(text for each in self.machine for text in self.machine[each].warnings(each)),
-            ],
+            "warnings": [*found.warnings, *warnings(self.machine)],
             "what_if": [],
         }
 

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,8 +12,8 @@ import numpy as np
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.recorder import TRACE_SPANS
-from zmqrl.profile.recording import ProcessRecording, Recording
-from zmqrl.words import counted, numbered
+from zmqrl.profile.recording import ProcessRecording, Recording, named
+from zmqrl.words import counted
 
 VERSIONS_SHOWN = 2000
 Event: TypeAlias = dict[str, Any]
@@ -44,24 +44,27 @@ def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
 
 def cut_short(recording: Recording) -> list[str]:
     """A sentence for each role whose processes had more spans than a full trace holds."""
-    lost: defaultdict[str, dict[int, int]] = defaultdict(dict)
-    for each in recording.processes:
-        if each.untraced:
-            lost[each.process.role][each.process.number] = each.untraced
     return [
         f"the trace holds the first {counted(TRACE_SPANS, 'span')} of each process: "
-        f"it lacks {counted(sum(spans.values()), 'span')} of {numbered(role, spans)}"
-        for role, spans in sorted(lost.items())
+        f"it lacks {counted(sum(each.untraced for each in cut), 'span')} of {_names(cut)}"
+        for cut in _by_role(each for each in recording.processes if each.untraced)
     ]
 
 
 def left_out(recording: Recording, clocks: Clocks) -> list[str]:
-    """A sentence for each process whose clock could not be compared with that of the others."""
+    """A sentence for each role with processes whose clocks could not be compared with those of the others."""
     return [
-        f"{each.process} on {each.host} is left out of the timeline: its clock was never compared with another"
-        for each in recording.processes
-        if not clocks.knows(each)
+        f"the timeline lacks {_names(unknown)}, because no PING compared their clocks with the others"
+        for unknown in _by_role(each for each in recording.processes if not clocks.knows(each))
     ]
+
+
+def _by_role(processes: Iterable[ProcessRecording]) -> Iterator[list[ProcessRecording]]:
+    return (list(group) for _, group in groupby(processes, lambda each: each.process.role))
+
+
+def _names(processes: Iterable[ProcessRecording]) -> str:
+    return named({each.process: each.host for each in processes})
 
 
 def newest(recording: Recording) -> range:
