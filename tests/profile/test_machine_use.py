@@ -33,6 +33,6 @@ def test_a_stolen_machine_is_named_once_for_all_its_processes() -> None:
 def test_throttled_and_paging_workers_are_named_together() -> None:
     uses = {worker_id(rank): MachineUse("h1", throttled_share=0.2, major_faults_per_s=40 + rank) for rank in range(2)}
     assert warnings(uses) == [
-        "workers 0-1 on h1 spent 20% of all time throttled: the quota of the control group is small",
+        "workers 0-1 on h1 spent 20% of all time throttled: their CPU quota is too small",
         "workers 0-1 on h1 had 40-41 major page faults per second: memory is short",
     ]

@@ -59,9 +59,7 @@ def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
             found.append(f"{who(queued)}{had} waited for a core in {_percent(queued.values())} of all time")
         if throttled := affected("throttled_share", THROTTLED_ABOVE, role):
             share = _percent(throttled.values())
-            found.append(
-                f"{who(throttled)} spent {share} of all time throttled: the quota of the control group is small"
-            )
+            found.append(f"{who(throttled)} spent {share} of all time throttled: their CPU quota is too small")
         if paged := affected("major_faults_per_s", PAGED_ABOVE, role):
             found.append(f"{who(paged)} had {_span(paged.values())} major page faults per second: memory is short")
     stolen = {use.host: use.stolen_share for use in uses.values() if (use.stolen_share or 0.0) > STOLEN_ABOVE}
