@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
+from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
 
 from zmqrl.profile.difference import changes, grown
 from zmqrl.profile.recording import Recording
@@ -16,6 +16,12 @@ UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.v
 
 def profile(**planted: Any) -> dict[str, Any]:
     return Profile.of(Recording(tuple(synthetic_run(versions=VERSIONS, **planted)))).to_json()
+
+
+def printed(found: dict[str, Any]) -> str:
+    text = io.StringIO()
+    print_report(found, Console(file=text, width=120))
+    return text.getvalue()
 
 
 def test_the_path_of_a_run_without_trouble_adds_up_and_blames_nobody() -> None:
@@ -114,6 +120,25 @@ def test_an_unknown_clock_is_left_out_and_named() -> None:
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
 
 
+def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() -> None:
+    found = Profile.of(Recording(tuple(asynchronous_run())), asynchronous=True).to_json()
+    assert (found["mode"], found["updates"]) == ("async", 32)
+    assert (found["path_ms"], found["blame"], found["what_if"], found["backup_gain_s"]) == ({}, [], [], None)
+    assert found["inclusion"] == {"0": 0.75, "1": 0.25}
+    assert [(each["staleness"], each["most_stale"]) for each in found["ranks"].values()] == [(0.0, 0), (3.0, 3)]
+    assert found["budget_ms"]["worker"]["gradient"] == pytest.approx(1e3 * (3 * 0.1 + 0.31) / 4, abs=0.01)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_report_of_an_asynchronous_run_says_what_it_cannot_have() -> None:
+    found = Profile.of(Recording(tuple(asynchronous_run())), asynchronous=True).to_json()
+    text = printed(found)
+    assert text.count("there is no critical path, no blame table and no what-if") == 1
+    assert "each shard made up to 32 versions" in text
+    assert ["1", "w1", "25.0%", "3.0", "3"] in [line.split()[:5] for line in text.splitlines()]
+    assert not any(words in text for words in ("waited for", "K-th", "no update", "what if\n"))
+
+
 def test_the_difference_of_two_runs_names_the_span_that_grew() -> None:
     before, after = profile(), profile(worker_extra_s={("act", 0): 0.06, ("act", 1): 0.06, ("act", 2): 0.06})
     found = changes(before, after)
@@ -130,10 +155,7 @@ def test_the_difference_of_two_runs_names_the_span_that_grew() -> None:
 def test_the_report_is_text_and_the_data_is_json(planted: dict[str, Any]) -> None:
     found = Profile.of(Recording(tuple(synthetic_run(**{"versions": VERSIONS} | planted)))).to_json()
     assert json.loads(json.dumps(found)) == found
-    console = Console(file=io.StringIO(), width=120)
-    print_report(found, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = printed(found)
     assert ("no update was recorded" in text) == (found["updates"] == 0)
     if planted.get("worker_extra_s"):
         row = next(line for line in text.partition("what updates waited for")[2].splitlines() if line.startswith("act"))

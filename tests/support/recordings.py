@@ -86,6 +86,29 @@ def arrival(version: int, rank: int, at_s: float, outcome: int = 0, *, busy_s: f
     return [1, version, rank, outcome, US * (at_s - busy_s), US * at_s]
 
 
+def asynchronous_run() -> list[ProcessRecording]:
+    """The recording of an asynchronous run: rank 0 makes three versions of two shards while rank 1 makes one."""
+    cycles: list[list[list[float]]] = [[], []]
+    made: list[list[list[float]]] = [[publication(0, 1.0, 1.0, rank=-1, quorum=0)] for _ in range(2)]
+    arrivals: list[list[list[float]]] = [[], []]
+    version = 0
+    for turn in range(8):
+        began = 1.0 + 0.4 * turn
+        work = ((0, 0.0, 0.1, version), (0, 0.1, 0.2, version + 1), (0, 0.2, 0.3, version + 2), (1, 0.0, 0.31, version))
+        for rank, start, end, computed_on in work:
+            times = began + start, began + start, began + end
+            cycles[rank].append(cycle(computed_on, *times, gradient=end - start))
+            version += 1
+            for number in range(2):
+                arrived = began + end + 0.001 * (number + 1)
+                arrivals[number].append(arrival(computed_on, rank, arrived))
+                made[number].append(publication(version, arrived, arrived + 0.0005, rank=rank, quorum=1))
+    return [
+        *(shard(number, versions=made[number], arrivals=arrivals[number]) for number in range(2)),
+        *(worker(rank, cycles=cycles[rank], host=f"w{rank}") for rank in range(2)),
+    ]
+
+
 USUAL_S = {"env_step": 0.05, "act": 0.02, "gradient": 0.1, "encode": 0.001, "push": 0.001}
 SHARD_S = {"optimize": 0.004, "commit": 0.002, "publish": 0.001}
 TRANSFER_S = 0.003

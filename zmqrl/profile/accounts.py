@@ -19,6 +19,7 @@ class RankAccount:
     """One rank: the shares of versions in which it was counted and in which it was the K-th, and its times.
 
     ``worked_s`` excludes the wait for weights. ``wasted_s`` is the part of it whose contribution no shard used.
+    ``staleness`` is the mean age of its contributions in versions, in an asynchronous run.
     """
 
     host: str
@@ -29,6 +30,8 @@ class RankAccount:
     skipped: int = 0
     worked_s: float = 0.0
     wasted_s: float = 0.0
+    staleness: float | None = None
+    most_stale: int | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +68,36 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
     for rank, account in ranks.items():
         account.kth = kth[rank] / len(steps) if steps else 0.0
     found = Accounts(dict(sorted(ranks.items())), _backup_gain_s(timeline, versions))
+    found.warnings += _warnings(found.ranks)
+    return found
+
+
+def asynchronous_accounts(timeline: Timeline) -> Accounts:
+    """Add up the contributions of every rank to an asynchronous run, where each makes a version of its own.
+
+    The inclusion of a rank is its share of all versions. Late and skipped contributions do not exist.
+    """
+    ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
+    for (_, rank), cycle in timeline.cycles.items():
+        account = ranks[rank]
+        account.host = timeline.hosts[worker_id(rank)]
+        account.contributions += 1
+        account.worked_s += cycle.worked_s
+    made_at = {
+        (shard, made.closed): version
+        for (_, version), shards in timeline.publications.items()
+        for shard, made in shards.items()
+        if made.closing_rank >= 0
+    }
+    ages: defaultdict[int, list[int]] = defaultdict(list)
+    for ((_, computed_on), rank), arrivals in timeline.arrivals.items():
+        made = [made_at.get((shard, arrival.at)) for shard, arrival in arrivals.items()]
+        ages[rank] += [version - 1 - computed_on for version in made if version is not None]
+    for rank, each in ages.items():
+        if each:
+            ranks[rank].inclusion = len(each) / len(made_at)
+            ranks[rank].staleness, ranks[rank].most_stale = fmean(each), max(each)
+    found = Accounts(dict(sorted(ranks.items())), None)
     found.warnings += _warnings(found.ranks)
     return found
 

@@ -20,13 +20,16 @@ Event: TypeAlias = dict[str, Any]
 """One event of the Trace Event Format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)."""
 
 
-def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
+def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
     """Write the recording of the versions ``shown`` to ``path``. It includes single spans if they were recorded.
 
+    In an asynchronous run, versions do not tell which messages belong together: leave out the ``arrows`` there.
     The file appears whole or not at all. Returns sentences about what is left out.
     """
     clocks = Clocks.of(recording)
     events = list(_events(recording, clocks, shown))
+    if not arrows:
+        events = [event for event in events if event["ph"] not in "sf"]
     begin_us = min((event["ts"] for event in events if "ts" in event), default=0.0)
     for event in events:
         if "ts" in event:

@@ -75,13 +75,16 @@ def run(options: Options) -> int:
     if options.plot is not None:
         check_picture("--plot", options.plot)
     path = options.runs[0]
+    asynchronous = is_asynchronous(path)
+    if asynchronous and options.plot is not None:
+        raise UsageError(f"--plot shows the critical path, but {path} is asynchronous and has none: leave it out.")
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
-    profile = Profile.of(recording)
+    profile = Profile.of(recording, asynchronous=asynchronous)
     found = profile.to_json()
     add_settings(path, profile, found)
     if options.trace is not None:
         with _written(options.trace):
-            write_trace(recording, options.trace, newest(recording))
+            write_trace(recording, options.trace, newest(recording), arrows=not asynchronous)
         found["warnings"] += cut_short(recording)
     if options.plot is not None:
         from zmqrl.profile.plot import plot_profile  # matplotlib takes a second to import
@@ -95,10 +98,16 @@ def run(options: Options) -> int:
     return 0
 
 
+def is_asynchronous(path: Path) -> bool:
+    """Whether a run has ``--mode async``. Raises UsageError when ``path`` is not a run."""
+    return RunRecord.read(path).settings.get("mode") == "async"
+
+
 def add_settings(path: Path, profile: Profile, found: dict[str, Any]) -> None:
     """Add what needs the settings and the rows of the run: predictions, bytes per shard and policy lag.
 
-    A run that cannot be replayed has no predictions, and a warning says why.
+    A run that cannot be replayed has no predictions, and a warning says why. An asynchronous run has neither
+    predictions nor bytes per shard.
     """
     lags = [row for row in RunRecord.read(path).rows if row.get("policy_lag") is not None]
     if lags:
@@ -106,6 +115,8 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any]) -> None:
             "mean": fmean(row["policy_lag"] for row in lags),
             "max": max(row.get("policy_lag_max") or row["policy_lag"] for row in lags),
         }
+    if profile.asynchronous:
+        return
     try:
         scenario = settings_of(path)
         slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
@@ -122,6 +133,9 @@ def _compare(options: Options, console: Console) -> int:
     if one_run or options.processes:
         raise UsageError(f"--{(*one_run, 'processes')[0]} is for one run: leave it out to compare two.")
     limit = None if options.fail_above is None else share(options.fail_above)
+    for path in options.runs:
+        if is_asynchronous(path):
+            raise UsageError(f"{path} is asynchronous and has no updates to compare: use synchronous runs.")
     before, after = (Profile.of(read(path)).to_json() for path in options.runs)
     for path, profile in zip(options.runs, (before, after), strict=True):
         if not profile["updates"]:

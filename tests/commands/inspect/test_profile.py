@@ -1,0 +1,27 @@
+"""What ``zmqrl profile`` refuses and says, without any process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zmqrl.commands.inspect.profile import command
+from zmqrl.errors import UsageError
+
+
+def run_with(path: Path, **settings: object) -> str:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return str(path)
+
+
+def test_asynchronous_runs_are_not_compared(tmp_path: Path) -> None:
+    paths = run_with(tmp_path / "a", mode="sync"), run_with(tmp_path / "b", mode="async")
+    with pytest.raises(UsageError, match=r"/b is asynchronous and has no updates to compare: use synchronous runs\.$"):
+        command([*paths])
+
+
+def test_an_asynchronous_run_has_no_picture(tmp_path: Path) -> None:
+    path = run_with(tmp_path / "a", mode="async")
+    with pytest.raises(UsageError, match=r"^--plot shows the critical path, but .* is asynchronous and has none"):
+        command([path, "--plot", str(tmp_path / "p.png")])
