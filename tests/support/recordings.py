@@ -125,6 +125,7 @@ def synthetic_run(
     shard_extra_s: Mapping[tuple[str, int], float] | None = None,
     link_extra_s: Mapping[int, float] | None = None,
     busy_s: Mapping[tuple[int, int], float] | None = None,
+    in_turn_s: Mapping[int, float] | None = None,
     every: int = 1,
     hosts: Mapping[str, str] | None = None,
 ) -> list[ProcessRecording]:
@@ -133,7 +134,7 @@ def synthetic_run(
     The extra seconds, by span or ``"gradient_transfer"`` and rank or shard, come in every ``every``-th version. A
     worker whose contribution is too late still finishes it. ``link_extra_s`` are the extra seconds of each slice on the
     link of a rank, one slice after the other. ``busy_s`` are those that a slice waits for a busy shard, by rank and
-    shard.
+    shard. ``in_turn_s`` are those of a gradient, by rank, in one rank after the other.
     """
     link_extra_s, busy_s = link_extra_s or {}, busy_s or {}
     worker_extra_s, shard_extra_s = worker_extra_s or {}, shard_extra_s or {}
@@ -152,6 +153,8 @@ def synthetic_run(
                 continue
             pulled = max(published) + TRANSFER_S
             spans = {name: s + extra * worker_extra_s.get((name, rank), 0.0) for name, s in USUAL_S.items()}
+            if in_turn_s and rank == list(in_turn_s)[version % len(in_turn_s)]:
+                spans["gradient"] += in_turn_s[rank]
             begins = max(pulled, free[rank])
             pushed = begins + sum(spans.values())
             waited = begins - free[rank]
