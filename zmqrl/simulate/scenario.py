@@ -18,6 +18,13 @@ from zmqrl.simulate.laws import Law
 from zmqrl.words import counted
 
 RECORDED: Final = "run:"
+NOT_SIMULATED: Final = {
+    "mode": "asynchronous updates",
+    "on_loss": "changes of the quorum",
+    "rollback": "rollbacks",
+    "rollbacks": "rollbacks",
+}
+"""Settings that a reader may expect in a scenario, and what they ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +278,9 @@ def _build(cls: type[Any], data: object, where: str) -> Any:
     values = {}
     for name, value in data.items():
         name = name.replace("-", "_")
+        if name in NOT_SIMULATED:
+            what = NOT_SIMULATED[name]
+            raise UsageError(f"{where}{name} asks for {what}, which the simulator does not model: remove it.")
         if name not in hints:
             raise UsageError(f"unknown setting {where}{name}{did_you_mean(name, hints)}.")
         values[name] = _value(hints[name], value, f"{where}{name}")
