@@ -156,7 +156,7 @@ def test_the_report_is_text_and_the_data_is_json(planted: dict[str, Any]) -> Non
     found = Profile.of(Recording(tuple(synthetic_run(**{"versions": VERSIONS} | planted)))).to_json()
     assert json.loads(json.dumps(found)) == found
     text = printed(found)
-    assert ("no update was recorded" in text) == (found["updates"] == 0)
+    assert ("no complete update was recorded" in text) == (found["updates"] == 0)
     if planted.get("worker_extra_s"):
         row = next(line for line in text.partition("what updates waited for")[2].splitlines() if line.startswith("act"))
         assert row.split()[:4] == ["act", "rank", "0", "w0"]

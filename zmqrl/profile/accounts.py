@@ -38,7 +38,7 @@ class RankAccount:
 class Accounts:
     """The accounts of a run by rank, and the findings for the user.
 
-    ``backup_gain_s``: by how much the mean update would be longer with one worker fewer; None if no update shows it.
+    ``backup_gain_s`` are the seconds that the last backup saves per update, on average. None without backups.
     """
 
     ranks: dict[int, RankAccount]
@@ -75,7 +75,7 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
 def asynchronous_accounts(timeline: Timeline) -> Accounts:
     """Add up the contributions of every rank to an asynchronous run, where each makes a version of its own.
 
-    The inclusion of a rank is its share of all versions. Late and skipped contributions do not exist.
+    The inclusion of a rank is the share of versions that it made. No contribution is late or skipped.
     """
     ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
     for (_, rank), cycle in timeline.cycles.items():
@@ -103,9 +103,11 @@ def asynchronous_accounts(timeline: Timeline) -> Accounts:
 
 
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
-    """The mean time between the K-th contribution and the next one, times the chance that a lost worker was in time.
+    """The mean seconds that an update would take longer with one worker fewer.
 
-    A worker whose contribution came too late to be sent is known by its own end of work.
+    This is the time from the K-th contribution to the next, multiplied by the chance that the missing worker was among
+    the first K. The end of a worker's work counts as its contribution, so that contributions that were too late to be
+    sent count, too.
     """
     pushed_by_version: defaultdict[Version, list[float]] = defaultdict(list)
     for (version, _), cycle in timeline.cycles.items():
@@ -141,9 +143,7 @@ class Traffic:
 
 
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
-    """The traffic of each shard. A worker gets every version that it contributed to, and contributions sent again count
-    once.
-    """
+    """The traffic of each shard. Each worker gets all versions that it contributed to. Resends do not count."""
     received, sent = Counter[int](), Counter[int]()
     for arrivals in timeline.arrivals.values():
         received.update(arrivals.keys())

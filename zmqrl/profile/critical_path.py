@@ -1,9 +1,9 @@
 """Which worker, shard and span each update waited for: the critical path of every version.
 
-An update begins when the last shard has published version v, and ends when the last one has published v+1. The path
-between the two leads through one worker and one shard: the shard that published last, and the worker whose contribution
-completed its quorum. Its parts are: the weights reach the worker, the worker's spans, the gradient reaches the shard,
-the shard's spans. They add up to the time of the update.
+An update begins when the last shard has published version v, and ends when the last shard has published v+1. The path
+leads through the shard that published last, and through the worker whose contribution completed its quorum. Its parts
+are the transfer of the weights to the worker, the spans of the worker, the transfer of the gradient to the shard, and
+the spans of the shard. They add up to the time of the update.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
-# In the order of a worker's loop. The time between the spans is placed before the gradient.
+# In the order of a worker's loop. The time between its spans counts as if it came before the gradient.
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One update of the version ``version``: from its publication to that of the next. Times are in seconds.
+    """One update: from the publication of ``version`` to the publication of the next version. Times are in seconds.
 
     ``kth`` is the worker whose contribution completed the quorum of the shard that was last.
     """
@@ -211,12 +211,12 @@ def critical_path(timeline: Timeline) -> list[Step]:
 def _parts(
     began: float, cycle: Cycle, made: Publication, worker: ProcessId, shard: ProcessId
 ) -> Iterator[tuple[str, ProcessId, float]]:
-    """Cause, process and seconds along the path, from ``began`` to the publication of the next version."""
-    starts = max(began, cycle.began)  # before, it still worked on an earlier version
+    """Cause, process and seconds of each part, from ``began`` to the publication of the next version."""
+    starts = max(began, cycle.began)  # until then, the worker was busy with an earlier version
     yield OVERRUN, worker, starts - began
     pulled = min(max(starts, cycle.pulled), max(starts, cycle.pushed))
     yield WEIGHTS, worker, pulled - starts
-    skip = max(0.0, pulled - cycle.began)  # earlier work of the worker: a wait, or a rollout that began earlier
+    skip = max(0.0, pulled - cycle.began)  # time of the cycle before the weights came: a wait, or part of a rollout
     pushed = max(pulled, cycle.pushed)
     for name in WORK:
         seconds = cycle.spans[name]
@@ -276,10 +276,10 @@ def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
 
 
 class Usual:
-    """The usual duration of each part of a path: the lower of a process's own median and that of the others.
+    """The usual duration of each part of a path: the lower of the median of its process and that of the others.
 
-    A process that is always slow exceeds the others' median. One that is slow at times exceeds its own. For a
-    transfer, the process is a pair of worker and shard.
+    A process that is always slow exceeds the median of the others. A process that is sometimes slow exceeds its own.
+    Each pair of worker and shard has its own transfers.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -307,7 +307,7 @@ class Usual:
     def __call__(
         self, cause: str, process: ProcessId, shard: ProcessId, seconds: float, *, with_rollout: bool
     ) -> float:
-        """The usual seconds of a part, 0 for an overrun. A transfer is one with ``shard``."""
+        """The usual seconds of a part; 0 for an overrun. ``shard`` is the one at the other end of a transfer."""
         if cause == OVERRUN:
             return 0.0
         if cause in TRANSFERS:
@@ -331,7 +331,7 @@ def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
 
 
 def _shard_parts(made: Publication, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
-    """The parts of the ``took_s`` from the quorum to the publication. What is no span of its own is accumulation."""
+    """The parts of the ``took_s`` seconds from the quorum to the publication. Time outside spans is accumulation."""
     known = [(name, made.spans[name]) for name in AT_THE_SHARD]
     yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))
     yield from ((name, shard, seconds) for name, seconds in known)

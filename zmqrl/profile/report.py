@@ -63,7 +63,7 @@ class Profile:
             "budget_ms": self._budget(),
             "path_ms": self._path(),
             "blame": self._blame(),
-            "kth": {str(rank): account.kth for rank, account in found.ranks.items()},
+            "kth": {} if self.asynchronous else {str(rank): account.kth for rank, account in found.ranks.items()},
             "inclusion": {str(rank): account.inclusion for rank, account in found.ranks.items()},
             "ranks": {str(rank): asdict(account) for rank, account in found.ranks.items()},
             "backup_gain_s": found.backup_gain_s,
@@ -93,7 +93,7 @@ class Profile:
         return max(made.values(), default=0)
 
     def _budget(self) -> dict[str, dict[str, float]]:
-        """Mean milliseconds of an update by role and span: of a worker per contribution, of a shard per version."""
+        """Mean milliseconds by role and span: of a worker per contribution, and of a shard per version."""
         workers: defaultdict[str, float] = defaultdict(float)
         for cycle in self.timeline.cycles.values():
             for name, seconds in cycle.spans.items():
@@ -118,7 +118,7 @@ class Profile:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
-        """Seconds of all updates in excess of the usual time, by cause and process, largest first."""
+        """Seconds beyond the usual time in all updates, by cause and process, largest first."""
         lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -163,12 +163,12 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
 
 
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
-    """Print the data of ``Profile.to_json`` for people; with ``processes``, the spans of every process."""
+    """Print the data of ``Profile.to_json`` as text. ``processes`` adds the spans of every process."""
     update = found["update_ms"]
     if found["mode"] == "async":
         console.print(f"{NO_PATH}\n\neach shard made up to {counted(found['updates'], 'version')}\n", soft_wrap=True)
     elif not found["updates"]:
-        console.print("no update was recorded from its beginning to its end")
+        console.print("no complete update was recorded")
     else:
         console.print(
             f"{counted(found['updates'], 'update')}: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
@@ -177,7 +177,7 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
         _print_bars("critical path of an update, ms", found["path_ms"], console)
         _print_blame(found["blame"], console)
     for role, spans in found["budget_ms"].items():
-        _print_bars(f"time of a {role}, ms per update", spans, console)
+        _print_bars(f"time of a {role} per {'contribution' if role == 'worker' else 'version'}, ms", spans, console)
     _print_ranks(found, console)
     if found["spans"]:
         _print_spans(found["spans"], console, all_of_them=processes)
@@ -241,7 +241,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
     if found["backup_gain_s"] is not None:
         gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
         cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
-        console.print(f"the last backup makes an update {gain_ms:.2f} ms shorter, and works {cost_ms:.2f} ms for each")
+        console.print(f"the last backup saves {gain_ms:.2f} ms per update, and works {cost_ms:.2f} ms per update")
     console.print()
 
 

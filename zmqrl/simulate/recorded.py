@@ -35,7 +35,7 @@ class RecordedRun:
         Raises TooLittleRecorded.
         """
         if not steps:
-            raise TooLittleRecorded("no update was recorded from its beginning to its end.")
+            raise TooLittleRecorded("no complete update was recorded.")
         self.measured = 1 / fmean(step.seconds for step in steps)
         self._timeline = timeline
         self._cycles = {

@@ -155,7 +155,7 @@ def _compare(options: Options, console: Console) -> int:
     before, after = (Profile.of(read(path)).to_json() for path in options.runs)
     for path, profile in zip(options.runs, (before, after), strict=True):
         if not profile["updates"]:
-            raise UsageError(f"{path} has no update that was recorded from its beginning to its end.")
+            raise UsageError(f"{path} has no complete update in its recording.")
     found = changes(before, after)
     above = grown(found, limit) if limit is not None else []
     if options.json:
