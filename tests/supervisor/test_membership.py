@@ -124,4 +124,6 @@ def test_a_resumed_session_traces_its_own_first_versions(tmp_path: Path) -> None
     config, directory = Config(profile=20), RunDirectory(tmp_path)
     plan = Plan(config, directory, Layout.of([("w", (1000,))], 2), on_this_machine(config, directory), version=500)
     assert plan.worker_job(0, 500, {})["recorder"]["trace_below"] == 520
-    assert plan.shard_task(0, None).job["recorder"]["trace_below"] == 520
+    job = plan.shard_task(0, None).job
+    assert job is not None
+    assert job["recorder"]["trace_below"] == 520
