@@ -18,7 +18,7 @@ MOST_MODULES_IN_A_FOLDER = 16
 # Bottom first. A module imports from its own unit and from lower lines. Units of one line know nothing of each other.
 ORDER = (
     ("__init__",),  # which imports the policy too, but only for those who ask for it
-    ("errors", "process_id"),
+    ("errors", "process_id", "words"),
     ("process", "child_process", "json_lines"),
     ("rundir",),
     ("observe",),

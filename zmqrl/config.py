@@ -22,6 +22,7 @@ from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
 from zmqrl.simulate.laws import Law
 from zmqrl.simulate.pace import Pace
 from zmqrl.simulate.scenario import Failure, Straggler
+from zmqrl.words import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,8 +251,8 @@ class Config:
         ports = self.wire.ports()
         if ports is not None and len(ports) < 3 * self.shards:
             raise UsageError(
-                f"--wire.port-range {self.wire.port_range} has {len(ports)} ports: "
-                f"{self.shards} shards need {3 * self.shards}."
+                f"--wire.port-range {self.wire.port_range} has {counted(len(ports), 'port')}: "
+                f"{counted(self.shards, 'shard needs', 'shards need')} {3 * self.shards}."
             )
         return ports
 

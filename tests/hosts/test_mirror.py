@@ -109,12 +109,12 @@ def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> N
     world.begin()
     world.hosts["h1"].write(NAME, lines(1, 5))
     world.hosts["h2"].write(NAME, lines(1, 9, generation=7))
-    world.hosts["h2"].write("profile/worker-0.7.0.blocks", "{}")
-    world.hosts["h1"].write("profile/worker-0.7.0.blocks", "{stale}")
+    world.hosts["h2"].write("profile/worker-0.7.0.trace.blocks", "{}")
+    world.hosts["h1"].write("profile/worker-0.7.0.trace.blocks", "{stale}")
     world.hosts["h2"].write("videos/minute-000-v00000000.mp4", "film")
     world.look()
     assert world.at_home(NAME) == lines(1, 5)
-    assert world.at_home("profile/worker-0.7.0.blocks") == "{}"
+    assert world.at_home("profile/worker-0.7.0.trace.blocks") == "{}"
     assert world.at_home("videos/minute-000-v00000000.mp4") == "film"
 
 

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from zmqrl.observe.spans import Spans
+from zmqrl.observe.spans import FOLD_AT, Spans
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile import recorder as recorder_module
 from zmqrl.profile.recorder import SEGMENTS_KEPT, Recorder, RecorderJob, machine_totals, segments
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.tables import COLUMNS
+from zmqrl.profile.trace import write_trace
 
 PINGS = len(COLUMNS["pings"])
 
 
-def recorder(directory: Path, *, incarnation: int = 1, trace_versions: int = 0) -> Recorder:
-    job = RecorderJob(directory, "h1", trace_versions)
+def recorder(directory: Path, *, incarnation: int = 1, trace_below: int = 0) -> Recorder:
+    job = RecorderJob(directory, "h1", trace_below)
     return Recorder(job, worker_id(3), Spans(), run="r", incarnation=incarnation)
 
 
@@ -65,7 +66,7 @@ def test_the_oldest_files_of_a_process_go_and_those_of_others_stay(
 
 
 def test_all_spans_of_the_first_versions_are_kept_while_tracing_and_later_only_the_newest(tmp_path: Path) -> None:
-    one = recorder(tmp_path, trace_versions=3)
+    one = recorder(tmp_path, trace_below=103)
     for version in range(100, 110):
         one.spans.version = version
         with one.spans("gradient"):
@@ -79,6 +80,55 @@ def test_all_spans_of_the_first_versions_are_kept_while_tracing_and_later_only_t
     (read,) = Recording.read(tmp_path).processes
     assert read.span_names == ["gradient", "push"]
     assert read.table("spans")["version"].tolist() == [*range(100, 110), 109]
+
+
+def spend(one: Recorder, spans: int, version: int = 0) -> None:
+    one.spans.version = version
+    for number in range(spans):
+        one.spans.keep(("act", number, 1, version))
+
+
+def test_a_trace_has_every_span_however_many_there_are_between_two_writes(tmp_path: Path) -> None:
+    one = recorder(tmp_path, trace_below=1)
+    spend(one, 3 * FOLD_AT + 5)
+    one.close()
+    (read,) = Recording.read(tmp_path).processes
+    assert read.table("spans")["start_ns"].tolist() == list(range(3 * FOLD_AT + 5))
+    assert (read.untraced, read.histograms["act"].count) == (0, 3 * FOLD_AT + 5)
+
+
+def test_spans_that_a_trace_has_no_room_for_are_counted_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "TRACE_SPANS", 10)
+    one = recorder(tmp_path / "profile", trace_below=1)
+    for _ in range(2):
+        spend(one, 8)
+        one.flush(1.0)
+    spend(one, 100, version=1)
+    one.close()
+    recording = Recording.read(tmp_path / "profile")
+    (read,) = recording.processes
+    assert read.table("spans")["start_ns"].tolist() == [*range(8), 0, 1, *range(100)]
+    assert read.untraced == 6
+    assert write_trace(recording, tmp_path / "trace.json", range(2)) == [
+        "the trace holds the first 200,000 spans of each process: it lacks 6 spans of worker 3 on h1"
+    ]
+
+
+def test_the_files_of_a_trace_stay_in_a_long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 500)
+    one = recorder(tmp_path, trace_below=2)
+    for version in range(200):
+        spend(one, 3, version)
+        one.add("pings", *[version] * PINGS)
+        one.flush(float(version))
+    one.close()
+    (read,) = Recording.read(tmp_path).processes
+    assert read.table("spans")["version"].tolist()[:6] == [0, 0, 0, 1, 1, 1]
+    ordinary = [path for path in segments(tmp_path) if not path.name.endswith(".trace.blocks")]
+    assert len(ordinary) == SEGMENTS_KEPT
+    assert len(segments(tmp_path)) <= SEGMENTS_KEPT + 2
 
 
 def test_no_span_is_recorded_twice(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
+from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
 
 from zmqrl.profile.difference import changes, grown
 from zmqrl.profile.recording import Recording
@@ -16,6 +16,12 @@ UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.v
 
 def profile(**planted: Any) -> dict[str, Any]:
     return Profile.of(Recording(tuple(synthetic_run(versions=VERSIONS, **planted)))).to_json()
+
+
+def printed(found: dict[str, Any]) -> str:
+    text = io.StringIO()
+    print_report(found, Console(file=text, width=120))
+    return text.getvalue()
 
 
 def test_the_path_of_a_run_without_trouble_adds_up_and_blames_nobody() -> None:
@@ -57,12 +63,40 @@ def test_the_seconds_of_a_slow_shard_are_exact(span: str, number: int, every: in
     assert sum(row["seconds"] for row in rest) < 1e-2
 
 
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_all_slices_on_a_slow_link_are_the_delay_of_its_worker(shards: int, every: int) -> None:
+    found = profile(shards=shards, link_extra_s={2: 0.1}, every=every)
+    first, *rest = found["blame"]
+    assert (first["cause"], first["rank"], first["host"]) == ("gradient_transfer", 2, "w2")
+    assert first["seconds"] == pytest.approx(0.1 * shards * VERSIONS / every, rel=1e-3)
+    assert sum(row["seconds"] for row in rest) < 1e-2
+
+
+def test_equally_slow_links_of_all_workers_are_not_the_delay_of_a_shard() -> None:
+    found = profile(link_extra_s=dict.fromkeys(range(3), 0.1))
+    assert [row for row in found["blame"] if row["shard"] is not None and row["seconds"] > 1e-2] == []
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_time_that_a_slice_waits_for_a_busy_shard_is_the_delay_of_the_shard(shards: int, every: int) -> None:
+    last = shards - 1
+    found = profile(shards=shards, busy_s={(1, last): 0.05}, every=every)
+    first, *rest = found["blame"]
+    assert (first["cause"], first["shard"], first["rank"]) == ("gradient_transfer", last, None)
+    assert first["seconds"] == pytest.approx(0.05 * VERSIONS / every, rel=1e-3)
+    assert sum(row["seconds"] for row in rest) < 1e-2
+
+
 def test_a_worker_that_is_always_too_late_is_not_blamed_but_seen_as_left_out() -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 10.0})
     assert sum(row["seconds"] for row in found["blame"]) < 1e-2
     assert found["inclusion"]["3"] == 0.0
     assert found["ranks"]["3"]["wasted_s"] > 10
-    assert any("rank 3 (0%)" in warning for warning in found["warnings"])
+    assert found["warnings"] == [
+        "the run learns little from rank 3, whose contributions count in at most 0% of the versions (100% is usual)"
+    ]
 
 
 def test_what_the_last_backup_brings() -> None:
@@ -79,11 +113,28 @@ def test_an_unknown_clock_is_left_out_and_named() -> None:
     recordings = synthetic_run(versions=VERSIONS)
     recordings[-1].clock = "other"
     found = Profile.of(Recording(tuple(recordings))).to_json()
-    assert found["left_out"] == [
-        "worker-2 on w2 is left out of the timeline: its clock was never compared with other clocks"
-    ]
+    assert found["left_out"] == ["the timeline leaves out worker 2 on w2: without a PING, clocks cannot be compared"]
     assert "2" not in found["ranks"] or found["ranks"]["2"]["contributions"] == 0
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
+
+
+def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() -> None:
+    found = Profile.of(Recording(tuple(asynchronous_run())), asynchronous=True).to_json()
+    assert (found["mode"], found["updates"]) == ("async", 32)
+    assert (found["path_ms"], found["blame"], found["what_if"], found["backup_gain_s"]) == ({}, [], [], None)
+    assert found["inclusion"] == {"0": 0.75, "1": 0.25}
+    assert [(each["staleness"], each["most_stale"]) for each in found["ranks"].values()] == [(0.0, 0), (3.0, 3)]
+    assert found["budget_ms"]["worker"]["gradient"] == pytest.approx(1e3 * (3 * 0.1 + 0.31) / 4, abs=0.01)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_report_of_an_asynchronous_run_says_what_it_cannot_have() -> None:
+    found = Profile.of(Recording(tuple(asynchronous_run())), asynchronous=True).to_json()
+    text = printed(found)
+    assert text.count("there is no critical path, no blame table and no what-if") == 1
+    assert "each shard made up to 32 versions" in text
+    assert ["1", "w1", "25.0%", "3.0", "3"] in [line.split()[:5] for line in text.splitlines()]
+    assert not any(words in text for words in ("waited for", "K-th", "no update", "what if\n"))
 
 
 def test_the_difference_of_two_runs_names_the_span_that_grew() -> None:
@@ -102,11 +153,8 @@ def test_the_difference_of_two_runs_names_the_span_that_grew() -> None:
 def test_the_report_is_text_and_the_data_is_json(planted: dict[str, Any]) -> None:
     found = Profile.of(Recording(tuple(synthetic_run(**{"versions": VERSIONS} | planted)))).to_json()
     assert json.loads(json.dumps(found)) == found
-    console = Console(file=io.StringIO(), width=120)
-    print_report(found, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    assert ("no update was recorded" in text) == (found["updates"] == 0)
+    text = printed(found)
+    assert ("no complete update was recorded" in text) == (found["updates"] == 0)
     if planted.get("worker_extra_s"):
         row = next(line for line in text.partition("what updates waited for")[2].splitlines() if line.startswith("act"))
         assert row.split()[:4] == ["act", "rank", "0", "w0"]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket as host_socket
 import subprocess
@@ -216,7 +217,7 @@ def test_a_stolen_core_is_seen_as_a_worker_without_one(burning: int, tmp_path: P
         assert run.wait() == 0, run.said()
     found = profile(run.files)
     assert found["machine"]["worker-1"]["queued_share"] > 2 * found["machine"]["worker-0"]["queued_share"]
-    assert any(warning.startswith("worker 1 ") and "of a core" in warning for warning in found["warnings"])
+    assert any(re.match(r"workers? (0-)?1 on .* of a core", warning) for warning in found["warnings"])
     assert found["blame"][0]["rank"] == 1
 
 
@@ -244,3 +245,20 @@ def test_recording_can_be_turned_off(tmp_path: Path) -> None:
     with training(tmp_path / "run", *options, environment={"ZMQRL_PROFILE": "off"}) as run:
         assert run.wait() == 0, run.said()
     assert not (run.files.path / "profile").exists()
+
+
+@pytest.mark.slow
+def test_an_asynchronous_run_shows_spans_inclusion_and_staleness(tmp_path: Path) -> None:
+    options = ("--mode", "async", "--workers", "2", "--shards", "2", "--updates", "60", "--straggle", "1:0.05")
+    run = str(trained(tmp_path / "run", *options, "--profile", "20").path)
+    found = json.loads(zmqrl("profile", run, "--json").stdout)
+    assert (found["mode"], found["updates"]) == ("async", 60)
+    assert sum(found["inclusion"].values()) == pytest.approx(1.0)
+    assert found["inclusion"]["0"] > found["inclusion"]["1"] > 0
+    assert found["ranks"]["1"]["staleness"] > found["ranks"]["0"]["staleness"]
+    assert (found["blame"], found["what_if"], found["path_ms"]) == ([], [], {})
+    assert found["spans"]
+    assert found["machine"]
+    shown = zmqrl("profile", run)
+    assert (shown.returncode, shown.stdout.count("there is no critical path")) == (0, 1)
+    assert (tmp_path / "run" / "trace.json").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.recordings import synthetic_run
+from support.recordings import asynchronous_run, synthetic_run
 
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import newest, write_trace
@@ -72,6 +72,14 @@ def test_only_the_versions_that_are_asked_for_are_shown(tmp_path: Path, shown: r
     found = {event["name"] for event in events if event["name"].startswith("contribution to")}
     assert found == {f"contribution to {version}" for version in shown if version < 10}
     assert newest(recording) == range(10)
+
+
+def test_the_trace_of_an_asynchronous_run_has_no_arrows(tmp_path: Path) -> None:
+    recording = Recording(tuple(asynchronous_run()))
+    write_trace(recording, tmp_path / "trace.json", newest(recording), arrows=False)
+    events = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert {event["ph"] for event in events} == {"M", "X"}
+    assert_valid(events)
 
 
 def test_an_empty_recording_is_an_empty_trace(tmp_path: Path) -> None:

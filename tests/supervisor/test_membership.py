@@ -29,7 +29,7 @@ def test_the_missing_workers_are_named_at_intervals() -> None:
     assert membership.observe({1}, False, NOTICE_EVERY_S - 0.1) == (None, None)
     view, notice = membership.observe({1, 9}, False, NOTICE_EVERY_S)
     assert view is None
-    assert notice == "waiting for workers 0, 2, 3: 1 of 3 required workers are present"
+    assert notice == "waiting for workers 0, 2-3: 1 of 3 required workers are present"
     assert membership.observe({1}, False, NOTICE_EVERY_S + 0.1) == (None, None)
     assert membership.observe({1}, False, 2 * NOTICE_EVERY_S)[1] is not None
 
@@ -70,7 +70,7 @@ def test_a_shrunk_run_shrinks_further_but_not_below_one() -> None:
     membership.observe(set(), False, 41.0)
     view, notice = membership.observe(set(), False, 99.0)
     assert view is None
-    assert notice == "waiting for workers 0, 1, 2: 0 of 1 required workers are present"
+    assert notice == "waiting for workers 0-2: 0 of 1 required workers are present"
 
 
 def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> None:
@@ -101,7 +101,7 @@ def test_strangers_do_not_count() -> None:
     membership.observe({0, 7, 8}, False, 0.0)
     assert (
         membership.observe({0, 7, 8}, False, NOTICE_EVERY_S)[1]
-        == "waiting for workers 1: 1 of 2 required workers are present"
+        == "waiting for worker 1: 1 of 2 required workers are present"
     )
 
 
@@ -118,3 +118,12 @@ def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_b
     job = plan.shard_task(0, None).job
     assert job is not None
     assert job["incarnation"] == 2_000
+
+
+def test_a_resumed_session_traces_its_own_first_versions(tmp_path: Path) -> None:
+    config, directory = Config(profile=20), RunDirectory(tmp_path)
+    plan = Plan(config, directory, Layout.of([("w", (1000,))], 2), on_this_machine(config, directory), version=500)
+    assert plan.worker_job(0, 500, {})["recorder"]["trace_below"] == 520
+    job = plan.shard_task(0, None).job
+    assert job is not None
+    assert job["recorder"]["trace_below"] == 520

@@ -475,7 +475,7 @@ def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path
         assert run.files.cluster()["open_ranks"] == [1]
         with outside_worker(run, "--rank", "0") as intruder:
             assert intruder.wait(WITHIN_S) == 2
-        run.wait_to_say("waiting for workers 1: 1 of 2 required workers are present")
+        run.wait_to_say("waiting for worker 1: 1 of 2 required workers are present")
         assert run.files.version() == 0
         with outside_worker(run) as worker:
             run.wait_for(3)

@@ -36,5 +36,5 @@ def test_a_worker_of_a_killed_run_is_refused_by_the_run_that_resumes_it(tmp_path
         with training(tmp_path / "run", "--resume", "--on-loss", "shrink") as resumed:
             assert outside.wait(WITHIN_S) == 3, log.read_text()
             assert " at this address serves run " in log.read_text()
-            resumed.wait_to_say("waiting for workers 1")
+            resumed.wait_to_say("waiting for worker 1")
             assert {row["workers_present"] for row in resumed.files.metrics()[-1:]} <= {1}

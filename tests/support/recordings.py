@@ -81,9 +81,32 @@ def publication(
     return [1, version, quorum, rank, US * closed_s, US * published_s, *spans, 0]
 
 
-def arrival(version: int, rank: int, at_s: float, outcome: int = 0) -> list[float]:
-    """A row of ``arrivals``: the time in seconds."""
-    return [1, version, rank, outcome, US * at_s, US * at_s]
+def arrival(version: int, rank: int, at_s: float, outcome: int = 0, *, busy_s: float = 0.0) -> list[float]:
+    """A row of ``arrivals``: the time in seconds, and how long the shard was busy before."""
+    return [1, version, rank, outcome, US * (at_s - busy_s), US * at_s]
+
+
+def asynchronous_run() -> list[ProcessRecording]:
+    """The recording of an asynchronous run: rank 0 makes three versions of two shards while rank 1 makes one."""
+    cycles: list[list[list[float]]] = [[], []]
+    made: list[list[list[float]]] = [[publication(0, 1.0, 1.0, rank=-1, quorum=0)] for _ in range(2)]
+    arrivals: list[list[list[float]]] = [[], []]
+    version = 0
+    for turn in range(8):
+        began = 1.0 + 0.4 * turn
+        work = ((0, 0.0, 0.1, version), (0, 0.1, 0.2, version + 1), (0, 0.2, 0.3, version + 2), (1, 0.0, 0.31, version))
+        for rank, start, end, computed_on in work:
+            times = began + start, began + start, began + end
+            cycles[rank].append(cycle(computed_on, *times, gradient=end - start))
+            version += 1
+            for number in range(2):
+                arrived = began + end + 0.001 * (number + 1)
+                arrivals[number].append(arrival(computed_on, rank, arrived))
+                made[number].append(publication(version, arrived, arrived + 0.0005, rank=rank, quorum=1))
+    return [
+        *(shard(number, versions=made[number], arrivals=arrivals[number]) for number in range(2)),
+        *(worker(rank, cycles=cycles[rank], host=f"w{rank}") for rank in range(2)),
+    ]
 
 
 USUAL_S = {"env_step": 0.05, "act": 0.02, "gradient": 0.1, "encode": 0.001, "push": 0.001}
@@ -100,14 +123,20 @@ def synthetic_run(
     quorum: int | None = None,
     worker_extra_s: Mapping[tuple[str, int], float] | None = None,
     shard_extra_s: Mapping[tuple[str, int], float] | None = None,
+    link_extra_s: Mapping[int, float] | None = None,
+    busy_s: Mapping[tuple[int, int], float] | None = None,
+    in_turn_s: Mapping[int, float] | None = None,
     every: int = 1,
     hosts: Mapping[str, str] | None = None,
 ) -> list[ProcessRecording]:
     """The recording of a run in which everything takes its usual time, to the microsecond, and ranks start together.
 
     The extra seconds, by span or ``"gradient_transfer"`` and rank or shard, come in every ``every``-th version. A
-    worker whose contribution is too late still finishes it.
+    worker whose contribution is too late still finishes it. ``link_extra_s`` are the extra seconds of each slice on the
+    link of a rank, one slice after the other. ``busy_s`` are those that a slice waits for a busy shard, by rank and
+    shard. ``in_turn_s`` are those of a gradient, by rank, in one rank after the other.
     """
+    link_extra_s, busy_s = link_extra_s or {}, busy_s or {}
     worker_extra_s, shard_extra_s = worker_extra_s or {}, shard_extra_s or {}
     quorum = workers if quorum is None else quorum
     cycles: list[list[list[float]]] = [[] for _ in range(workers)]
@@ -124,6 +153,8 @@ def synthetic_run(
                 continue
             pulled = max(published) + TRANSFER_S
             spans = {name: s + extra * worker_extra_s.get((name, rank), 0.0) for name, s in USUAL_S.items()}
+            if in_turn_s and rank == list(in_turn_s)[version % len(in_turn_s)]:
+                spans["gradient"] += in_turn_s[rank]
             begins = max(pulled, free[rank])
             pushed = begins + sum(spans.values())
             waited = begins - free[rank]
@@ -132,7 +163,8 @@ def synthetic_run(
             sent = TRANSFER_S + extra * worker_extra_s.get(("gradient_transfer", rank), 0.0)
             for number in range(shards):
                 late = extra * shard_extra_s.get(("gradient_transfer", number), 0.0)
-                reached[number].append((pushed + sent + late, rank))
+                link = extra * (number + 1) * link_extra_s.get(rank, 0.0)
+                reached[number].append((pushed + sent + late + link + extra * busy_s.get((rank, number), 0.0), rank))
         for number in range(shards):
             order = sorted(reached[number])
             closed, closing = order[quorum - 1]
@@ -142,7 +174,8 @@ def synthetic_run(
                 publication(version + 1, closed, published[number], rank=closing, quorum=quorum, **spans)
             )
             for i, (at, rank) in enumerate(order):
-                arrivals[number].append(arrival(version, rank, at, 0 if i < quorum else 1))
+                busy = extra * busy_s.get((rank, number), 0.0)
+                arrivals[number].append(arrival(version, rank, at, 0 if i < quorum else 1, busy_s=busy))
     named = hosts or {}
     return [
         *(shard(s, versions=made[s], arrivals=arrivals[s], host=named.get(f"shard-{s}", "h1")) for s in range(shards)),

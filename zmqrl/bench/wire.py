@@ -118,7 +118,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
         transport="ipc" if case.transport == "ipc" else "tcp",
         curve=case.curve,
         timing=PATIENT,
-        recorder=RecorderJob(place / "profile", "localhost", trace_versions=2**53),
+        recorder=RecorderJob(place / "profile", "localhost", trace_below=2**53),
     ) as shards:
         jobs = {rank: _job(shards, rank) for rank in range(case.workers)}
         ping = {0: _job(shards, case.workers)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.words import counted
 
 MAX_RANGE = 1024  # the most hosts in one name with ranges
 
@@ -252,7 +253,8 @@ def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
             raise UsageError(f"{where}: the address {address} would listen on every network: use the host's own.")
     if len(addresses) != len(names):
         raise UsageError(
-            f"{where}: the name stands for {len(names)} hosts, but the address for {len(addresses)}: make them equal."
+            f"{where}: the name stands for {counted(len(names), 'host')}, but the address for {len(addresses)}: "
+            "make them equal."
         )
     return addresses
 

@@ -19,7 +19,7 @@ from zmqrl.rundir import RunDirectory
 COMES_HOME = ("history", "profile", "videos")
 # A host names the files that are written here: these names cannot lead out of the run directory.
 _HARMLESS = re.compile(
-    r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|profile/(?P<process>[a-z]+-\d+)\.\d+\.\d+\.blocks"
+    r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|profile/(?P<process>[a-z]+-\d+)\.\d+\.\d+(?:\.trace)?\.blocks"
     r"|videos/\w[\w.-]*",
     re.ASCII,
 )

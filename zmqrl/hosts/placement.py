@@ -10,6 +10,7 @@ from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.hosts.inventory import Host
 from zmqrl.process_id import ProcessId, ProcessRole
+from zmqrl.words import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def place(
     }
     for role, numbers in on.items():
         if numbers and numbers.total() != wanted[role]:
-            raise UsageError(f"the hosts file places {_count(numbers.total(), role)}, but the run has {wanted[role]}.")
+            raise UsageError(f"the hosts file places {counted(numbers.total(), role)}, but the run has {wanted[role]}.")
     # Processes that the hosts file places count as load from the start.
     load = sum(on.values(), Counter[str]())
     notices: tuple[str, ...] = ()
@@ -113,7 +114,7 @@ def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load:
     slots = [host.slots for host in hosts if host.slots is not None]
     if len(slots) == len(hosts) and sum(slots) < workers:
         raise UsageError(
-            f"the run has {_count(workers, 'worker')}, but the hosts have {_count(sum(slots), 'slot')}: "
+            f"the run has {counted(workers, 'worker')}, but the hosts have {counted(sum(slots), 'slot')}: "
             "add slots, or use fewer workers."
         )
     # The load per slot or core of a host with its first worker, its second, and so on.
@@ -132,13 +133,9 @@ def _crowding(on: Mapping[str, int], hosts: Sequence[Host], cores: Mapping[str, 
         return ()
     worst = max(crowded, key=lambda name: on[name] / cores[name])
     return (
-        f"{_count(len(crowded), 'host')} of {len(hosts)} will run more workers than cores, {worst} the most: "
-        f"{_count(on[worst], 'worker')} on {_count(cores[worst], 'core')}.",
+        f"{counted(len(crowded), 'host')} of {len(hosts)} will run more workers than cores, {worst} the most: "
+        f"{counted(on[worst], 'worker')} on {counted(cores[worst], 'core')}.",
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _range(processes: Sequence[ProcessId]) -> str:

@@ -18,6 +18,7 @@ from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE
 from zmqrl.hosts.probing import LAUNCHER, Probes, Route, probing, rounds
 from zmqrl.hosts.reach import listed, only_itself
 from zmqrl.process_id import ProcessId, ProcessRole
+from zmqrl.words import counted
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
@@ -188,7 +189,8 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
     memory = facts["memory_bytes"]
     takes = sum(SHARD_BYTES if process.role == "shard" else PLAYER_BYTES for process in processes)
     if memory is not None and memory < takes:
-        yield f"{size(memory)} of memory are free, but its {len(processes)} processes need about {size(takes)}"
+        need = counted(len(processes), "process needs", "processes need")
+        yield f"{size(memory)} of memory are free, but its {need} about {size(takes)}"
     ahead_s = facts["clock_ahead_s"]
     if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
         direction = "ahead of" if ahead_s > 0 else "behind"
@@ -227,7 +229,7 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
 
 def _some(names: Sequence[str]) -> str:
     """Names in words; of many names, only the first ones."""
-    more = [f"{len(names) - NAMED} others"] if len(names) > NAMED else []
+    more = [counted(len(names) - NAMED, "other")] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 
 

@@ -11,6 +11,7 @@ from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.observe.provenance import code_hash
+from zmqrl.words import counted
 
 News = Callable[[str, h.Event], None]
 DAEMON = ("-m", "zmqrl.hostd.daemon")
@@ -45,7 +46,7 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
     failed = connect(links, news, instead=instead)
     if failed:
         told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
-        raise ClusterError(f"{len(failed)} of {len(links)} hosts cannot be used:{told}")
+        raise ClusterError(f"{len(failed)} of {counted(len(links), 'host')} cannot be used:{told}")
 
 
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from zmqrl.observe.folding import printable
 from zmqrl.observe.screen import Screen
+from zmqrl.words import counted
 
 REFRESH_S = 0.25
 LINE_S = 10.0
@@ -258,7 +259,7 @@ def _score(row: Mapping[str, Any]) -> str:
     episodes = row.get("episodes", 0)
     if "score_mean_50" not in row:
         return "no game has ended yet"
-    games = "1 game" if episodes == 1 else f"{episodes:,} games"
+    games = counted(episodes, "game")
     return f"{_number(row['score_mean_50'])} in {f'the last 50 of {games}' if episodes > 50 else games}"
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import TypeAlias
 
@@ -11,8 +12,7 @@ WORKER_SPANS = ("env_step", "act", "gradient", "straggle", "encode", "push", "wa
 SHARD_SPANS = ("receive", "accumulate", "optimize", "commit", "publish")
 
 RECENT = 4096  # spans that stay in memory
-FOLD_AT = 8192  # after this many new spans, they are added to the histograms
-
+FOLD_AT = 8192  # after this many new spans, `when_full` is called
 
 SpanEvent: TypeAlias = tuple[str, int, int, int]
 """Name, start and duration in nanoseconds of ``time.monotonic_ns``, and the version when it ended."""
@@ -71,6 +71,8 @@ class Spans:
         self.histograms: dict[str, Histogram] = {}
         """Durations in nanoseconds by name, up to the last ``fold``."""
         self._new: list[SpanEvent] = []
+        self.when_full: Callable[[], object] = self.fold
+        """Called in the thread of the spans after ``FOLD_AT`` new ones. It must call ``fold``, or memory grows."""
         self.innermost: Span | None = None
         """The open span that was entered last."""
         self._spans: dict[str, Span] = {}
@@ -100,7 +102,7 @@ class Spans:
         """Keep a span for the histograms and the newest spans."""
         self._new.append(event)
         if len(self._new) >= FOLD_AT:
-            self.fold()
+            self.when_full()
 
     def fold(self) -> list[SpanEvent]:
         """Add the new spans to ``histograms`` and ``recent``. Returns them."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from zmqrl.observe.folding import printable, ranges
 from zmqrl.process_id import ProcessId
+from zmqrl.words import counted
 
 LEAST_PATIENCE_S = 5.0
 FIRST_PATIENCE_S = 20.0  # until the usual time is known: processes first import their modules and play a rollout
@@ -120,7 +121,7 @@ class Stall:
         texts = [f"for {_names(group)}: {group[0].what()}" for group in told]
         more = self.others + sum(map(len, left))
         if more:
-            texts.append(f"for {more} more {'process' if more == 1 else 'processes'}")
+            texts.append(f"for {counted(more, 'more process', 'more processes')}")
         return printable(f"version {self.version} has waited {self.waited_s:.0f} s {', and '.join(texts)}")
 
     def placed(self, host_of: Callable[[ProcessId], str]) -> Self:

@@ -8,6 +8,7 @@ from statistics import fmean, median
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
+from zmqrl.words import numbered
 
 LEFT_OUT_BELOW = 0.5  # of the median inclusion: a rank below this hardly affects what is learned
 USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
@@ -18,6 +19,7 @@ class RankAccount:
     """One rank: the shares of versions in which it was counted and in which it was the K-th, and its times.
 
     ``worked_s`` excludes the wait for weights. ``wasted_s`` is the part of it whose contribution no shard used.
+    ``staleness`` is the mean age of its contributions in versions, in an asynchronous run.
     """
 
     host: str
@@ -28,13 +30,15 @@ class RankAccount:
     skipped: int = 0
     worked_s: float = 0.0
     wasted_s: float = 0.0
+    staleness: float | None = None
+    most_stale: int | None = None
 
 
 @dataclass(slots=True)
 class Accounts:
     """The accounts of a run by rank, and the findings for the user.
 
-    ``backup_gain_s``: by how much the mean update would be longer with one worker fewer; None if no update shows it.
+    ``backup_gain_s`` are the seconds that the last backup saves per update, on average. None without backups.
     """
 
     ranks: dict[int, RankAccount]
@@ -68,10 +72,42 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
     return found
 
 
-def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
-    """The mean time between the K-th contribution and the next one, times the chance that a lost worker was in time.
+def asynchronous_accounts(timeline: Timeline) -> Accounts:
+    """Add up the contributions of every rank to an asynchronous run, where each makes a version of its own.
 
-    A worker whose contribution came too late to be sent is known by its own end of work.
+    The inclusion of a rank is the share of versions that it made. No contribution is late or skipped.
+    """
+    ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
+    for (_, rank), cycle in timeline.cycles.items():
+        account = ranks[rank]
+        account.host = timeline.hosts[worker_id(rank)]
+        account.contributions += 1
+        account.worked_s += cycle.worked_s
+    made_at = {
+        (shard, made.closed): version
+        for (_, version), shards in timeline.publications.items()
+        for shard, made in shards.items()
+        if made.closing_rank >= 0
+    }
+    ages: defaultdict[int, list[int]] = defaultdict(list)
+    for ((_, computed_on), rank), arrivals in timeline.arrivals.items():
+        made = [made_at.get((shard, arrival.at)) for shard, arrival in arrivals.items()]
+        ages[rank] += [version - 1 - computed_on for version in made if version is not None]
+    for rank, each in ages.items():
+        if each:
+            ranks[rank].inclusion = len(each) / len(made_at)
+            ranks[rank].staleness, ranks[rank].most_stale = fmean(each), max(each)
+    found = Accounts(dict(sorted(ranks.items())), None)
+    found.warnings += _warnings(found.ranks)
+    return found
+
+
+def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
+    """The mean seconds that an update would take longer with one worker fewer.
+
+    This is the time from the K-th contribution to the next, multiplied by the chance that the missing worker was among
+    the first K. The end of a worker's work counts as its contribution, so that contributions that were too late to be
+    sent count, too.
     """
     pushed_by_version: defaultdict[Version, list[float]] = defaultdict(list)
     for (version, _), cycle in timeline.cycles.items():
@@ -90,10 +126,10 @@ def _warnings(ranks: dict[int, RankAccount]) -> list[str]:
     usual = median(account.inclusion for account in ranks.values()) if ranks else 0.0
     left_out = [rank for rank, account in ranks.items() if account.inclusion < LEFT_OUT_BELOW * usual]
     if left_out:
-        names = ", ".join(f"{rank} ({ranks[rank].inclusion:.0%})" for rank in left_out)
+        most = max(ranks[rank].inclusion for rank in left_out)
         warnings.append(
-            f"contributions of rank {names} are seldom counted, where {usual:.0%} is usual: what these workers play is "
-            "missing in what is learned"
+            f"the run learns little from {numbered('rank', left_out)}, whose contributions count in at most {most:.0%} "
+            f"of the versions ({usual:.0%} is usual)"
         )
     return warnings
 
@@ -107,9 +143,7 @@ class Traffic:
 
 
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
-    """The traffic of each shard. A worker gets every version that it contributed to, and contributions sent again count
-    once.
-    """
+    """The traffic of each shard. Each worker gets all versions that it contributed to. Resends do not count."""
     received, sent = Counter[int](), Counter[int]()
     for arrivals in timeline.arrivals.values():
         received.update(arrivals.keys())

@@ -1,9 +1,9 @@
 """Which worker, shard and span each update waited for: the critical path of every version.
 
-An update begins when the last shard has published version v, and ends when the last one has published v+1. The path
-between the two leads through one worker and one shard: the shard that published last, and the worker whose contribution
-completed its quorum. Its parts are: the weights reach the worker, the worker's spans, the gradient reaches the shard,
-the shard's spans. They add up to the time of the update.
+An update begins when the last shard has published version v, and ends when the last shard has published v+1. The path
+leads through the shard that published last, and through the worker whose contribution completed its quorum. Its parts
+are the transfer of the weights to the worker, the spans of the worker, the transfer of the gradient to the shard, and
+the spans of the shard. They add up to the time of the update.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
-# In the order of a worker's loop. The time between the spans is placed before the gradient.
+# In the order of a worker's loop. The time between its spans counts as if it came before the gradient.
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One update of the version ``version``: from its publication to that of the next. Times are in seconds.
+    """One update: from the publication of ``version`` to the publication of the next version. Times are in seconds.
 
     ``kth`` is the worker whose contribution completed the quorum of the shard that was last.
     """
@@ -95,8 +95,12 @@ class Publication(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """The arrival of a contribution at a shard, in seconds on the reference clock, and the index of its outcome."""
+    """The arrival of a contribution at a shard, and the index of its outcome.
 
+    Times in seconds on the reference clock. The shard was busy from ``polled`` to ``at``.
+    """
+
+    polled: float
     at: float
     outcome: int
 
@@ -171,9 +175,9 @@ def _publications(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[Vers
 
 def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Version, int], Arrival]]:
     columns, _ = _columns(each, clocks, "arrivals", ("arrived_at_us",))
-    for i, at in enumerate(columns["arrived_at_us"]):
+    for i, (polled, at) in enumerate(zip(columns["polled_at_us"], columns["arrived_at_us"], strict=True)):
         version = int(columns["generation"][i]), int(columns["version"][i])
-        yield (version, int(columns["rank"][i])), Arrival(at, int(columns["outcome"][i]))
+        yield (version, int(columns["rank"][i])), Arrival(polled, at, int(columns["outcome"][i]))
 
 
 def critical_path(timeline: Timeline) -> list[Step]:
@@ -196,7 +200,7 @@ def critical_path(timeline: Timeline) -> list[Step]:
                 usual_s = usual(cause, process, shard_id(shard), seconds, with_rollout=cycle.with_rollout)
                 part = Part(cause, process, seconds, usual_s)
                 shards_s = min(
-                    part.excess_s, _late_of_shard(timeline, (generation, version), cause, kth, shard, usual_s)
+                    part.excess_s, _caused_by_shard_s(timeline, (generation, version), cause, kth, shard, usual_s)
                 )
                 parts += [Part(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
             path = tuple(part for part in parts if part.seconds > 0)
@@ -207,12 +211,12 @@ def critical_path(timeline: Timeline) -> list[Step]:
 def _parts(
     began: float, cycle: Cycle, made: Publication, worker: ProcessId, shard: ProcessId
 ) -> Iterator[tuple[str, ProcessId, float]]:
-    """Cause, process and seconds along the path, from ``began`` to the publication of the next version."""
-    starts = max(began, cycle.began)  # before, it still worked on an earlier version
+    """Cause, process and seconds of each part, from ``began`` to the publication of the next version."""
+    starts = max(began, cycle.began)  # until then, the worker was busy with an earlier version
     yield OVERRUN, worker, starts - began
     pulled = min(max(starts, cycle.pulled), max(starts, cycle.pushed))
     yield WEIGHTS, worker, pulled - starts
-    skip = max(0.0, pulled - cycle.began)  # earlier work of the worker: a wait, or a rollout that began earlier
+    skip = max(0.0, pulled - cycle.began)  # time of the cycle before the weights came: a wait, or part of a rollout
     pushed = max(pulled, cycle.pushed)
     for name in WORK:
         seconds = cycle.spans[name]
@@ -224,16 +228,16 @@ def _parts(
     yield from _shard_parts(made, shard, published - closed)
 
 
-def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float) -> float:
-    """Seconds of a transfer's delay that the shard caused, and not the worker.
+def _caused_by_shard_s(
+    timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float
+) -> float:
+    """Seconds of a transfer's delay that the shard caused, and not the worker or its link.
 
-    A gradient is late because of a shard if it reached the other shards earlier, weights if all workers had them late.
+    Weights are late because of the shard if all workers got them late.
     """
     cycle = timeline.cycles[version, rank]
     if cause == GRADIENT:
-        arrivals = timeline.arrivals.get((version, rank), {})
-        others = [arrival.at for other, arrival in arrivals.items() if other != shard]
-        return max(0.0, arrivals[shard].at - max(others)) if others and shard in arrivals else 0.0
+        return max(_busy_s(timeline, version, rank, shard), _late_for_all_s(timeline, version, shard))
     if cause == WEIGHTS:
         published = timeline.publications[version][shard].published
         others = [
@@ -245,11 +249,37 @@ def _late_of_shard(timeline: Timeline, version: Version, cause: str, rank: int, 
     return 0.0
 
 
-class Usual:
-    """The usual duration of each part of a path: the lower of a process's own median and that of the others.
+def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> float:
+    """Seconds that the last slice of a gradient waited while its shard was busy."""
+    arrivals = timeline.arrivals.get((version, rank), {})
+    if shard not in arrivals:
+        return 0.0
+    others = [arrival.at for other, arrival in arrivals.items() if other != shard]
+    waits_since = max([timeline.cycles[version, rank].pushed, arrivals[shard].polled, *others])
+    return max(0.0, arrivals[shard].at - waits_since)
 
-    A process that is always slow exceeds the others' median. One that is slow at times exceeds its own. For a
-    transfer, the process is a pair of worker and shard.
+
+def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
+    """Seconds by which the slices of all workers reached ``shard`` after their other slices.
+
+    The slices of a worker share its link, so one is always the last. Its link explains a delay of as long as the other
+    slices took together. The result is 0 if it explains the delay of any worker.
+    """
+    delays = []
+    for rank in range(timeline.ranks):
+        arrivals, cycle = timeline.arrivals.get((version, rank), {}), timeline.cycles.get((version, rank))
+        others = [arrival.at for other, arrival in arrivals.items() if other != shard]
+        if cycle is not None and others and shard in arrivals:
+            delay_s, explained_s = arrivals[shard].at - max(others), max(others) - cycle.pushed
+            delays.append(delay_s if delay_s > explained_s else 0.0)
+    return min(delays) if len(delays) > 1 else 0.0
+
+
+class Usual:
+    """The usual duration of each part of a path: the lower of the median of its process and that of the others.
+
+    A process that is always slow exceeds the median of the others. A process that is sometimes slow exceeds its own.
+    Each pair of worker and shard has its own transfers.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -277,7 +307,7 @@ class Usual:
     def __call__(
         self, cause: str, process: ProcessId, shard: ProcessId, seconds: float, *, with_rollout: bool
     ) -> float:
-        """The usual seconds of a part, 0 for an overrun. A transfer is one with ``shard``."""
+        """The usual seconds of a part; 0 for an overrun. ``shard`` is the one at the other end of a transfer."""
         if cause == OVERRUN:
             return 0.0
         if cause in TRANSFERS:
@@ -301,7 +331,7 @@ def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
 
 
 def _shard_parts(made: Publication, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
-    """The parts of the ``took_s`` from the quorum to the publication. What is no span of its own is accumulation."""
+    """The parts of the ``took_s`` seconds from the quorum to the publication. Time outside spans is accumulation."""
     known = [(name, made.spans[name]) for name in AT_THE_SHARD]
     yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))
     yield from ((name, shard, seconds) for name, seconds in known)

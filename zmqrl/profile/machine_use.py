@@ -1,9 +1,11 @@
 """How much CPU time each process got, and how long it waited for a core."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from zmqrl.observe.folding import ranges
 from zmqrl.process_id import ProcessId
-from zmqrl.profile.recording import Columns, ProcessRecording, Recording
+from zmqrl.profile.recording import Columns, ProcessRecording, Recording, named
 
 QUEUED_ABOVE = 0.1  # share of the time: above this, a process lacks a core
 STOLEN_ABOVE = 0.02
@@ -29,20 +31,6 @@ class MachineUse:
     preempted_per_s: float | None = None
     major_faults_per_s: float | None = None
 
-    def warnings(self, process: ProcessId) -> list[str]:
-        """The warnings for the user, one sentence each."""
-        who, found = f"{process.role} {process.number} on {self.host}", []
-        if (self.queued_share or 0.0) > QUEUED_ABOVE:
-            had = "" if self.core_share is None else f" had {self.core_share:.0%} of a core while it worked: its thread"
-            found.append(f"{who}{had} waited for a core for {self.queued_share:.0%} of the time")
-        if (self.stolen_share or 0.0) > STOLEN_ABOVE:
-            found.append(f"{who}: the hypervisor took {self.stolen_share:.0%} of the machine's processor time")
-        if (self.throttled_share or 0.0) > THROTTLED_ABOVE:
-            found.append(f"{who} was throttled for {self.throttled_share:.0%} of the time: its quota is too small")
-        if (self.major_faults_per_s or 0.0) > PAGED_ABOVE:
-            found.append(f"{who} had {self.major_faults_per_s:.0f} major page faults per second: memory is short")
-        return found
-
 
 def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
     """The machine use of each process. For a restarted process, its longest recording counts."""
@@ -52,6 +40,44 @@ def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
         if known is None or _seconds(each.table("machine")) > _seconds(known.table("machine")):
             longest[each.process] = each
     return {process: _use(each) for process, each in sorted(longest.items())}
+
+
+def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
+    """The findings for the user, each in one sentence for all processes of a role."""
+    found = []
+
+    def affected(name: str, above: float, role: str) -> dict[ProcessId, float]:
+        values = {process: getattr(use, name) or 0.0 for process, use in uses.items() if process.role == role}
+        return {process: value for process, value in values.items() if value > above}
+
+    def who(processes: Iterable[ProcessId]) -> str:
+        return named({process: uses[process].host for process in processes})
+
+    for role in dict.fromkeys(process.role for process in uses):
+        if queued := affected("queued_share", QUEUED_ABOVE, role):
+            cores = [core for process in queued if (core := uses[process].core_share) is not None]
+            had = f" had {_percent(cores)} of a core while working, and" if cores else ""
+            found.append(f"{who(queued)}{had} waited for a core for {_percent(queued.values())} of the time")
+        if throttled := affected("throttled_share", THROTTLED_ABOVE, role):
+            share = _percent(throttled.values())
+            found.append(f"{who(throttled)} spent {share} of the time throttled: the CPU quota is too small")
+        if paged := affected("major_faults_per_s", PAGED_ABOVE, role):
+            found.append(f"{who(paged)} had {_span(paged.values())} major page faults per second: memory is short")
+    stolen = {use.host: use.stolen_share for use in uses.values() if (use.stolen_share or 0.0) > STOLEN_ABOVE}
+    if stolen:
+        share = _percent(each for each in stolen.values() if each is not None)
+        found.append(f"the hypervisor took {share} of the processor time of {ranges(stolen)}")
+    return found
+
+
+def _percent(shares: Iterable[float]) -> str:
+    return f"{_span(100 * share for share in shares)}%"
+
+
+def _span(values: Iterable[float]) -> str:
+    """``34``, or ``33-36`` for several values."""
+    ordered = sorted(round(value) for value in values)
+    return str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]}-{ordered[-1]}"
 
 
 def _use(each: ProcessRecording) -> MachineUse:

@@ -19,10 +19,10 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, pack
 FLUSH_EVERY_S = 5.0
 FLUSH_AT_ROWS = 1024
 SEGMENT_BYTES = 4 << 20
-SEGMENTS_KEPT = 8  # per process: the oldest files are removed, so that a process keeps at most 32 MiB
-SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)\.blocks", re.ASCII)
+SEGMENTS_KEPT = 8  # per process: the oldest files are removed, so that a process keeps at most 32 MiB and its trace
+SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)(\.trace)?\.blocks", re.ASCII)
 RECENT_WRITTEN = 256  # spans in a block without --profile
-TRACE_SPANS = 200_000  # most spans of a process with --profile: about 2 MB
+TRACE_SPANS = 200_000  # most spans in the trace of a process: about 2 MB
 TOTALS_EVERY_S = 60.0  # between two blocks with histograms and recent spans
 
 
@@ -30,12 +30,12 @@ TOTALS_EVERY_S = 60.0  # between two blocks with histograms and recent spans
 class RecorderJob:
     """Where a process records its profile. ``host`` is the name of its host in this run.
 
-    ``trace_versions``: the recorder keeps all spans of this many versions, beginning with the first recorded one.
+    The recorder keeps all spans of versions below ``trace_below``, at most ``TRACE_SPANS``.
     """
 
     directory: Path
     host: str
-    trace_versions: int = 0
+    trace_below: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -44,7 +44,7 @@ class RecorderJob:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of ``to_json``."""
-        return cls(Path(data["directory"]), data["host"], data["trace_versions"])
+        return cls(Path(data["directory"]), data["host"], data["trace_below"])
 
 
 class Recorder:
@@ -80,10 +80,12 @@ class Recorder:
         }
         self._log = log or logging.getLogger("zmqrl.profile")
         self._rows: dict[str, deque[tuple[int, ...]]] = {name: deque() for name in COLUMNS}
-        self._trace_versions, self._traced_from, self._traced = job.trace_versions, -1, 0
+        spans.when_full = self._fold
+        self._trace_below, self._traced, self._untraced = job.trace_below, 0, 0
+        self._newest = 0  # version of the newest span
         self._flushed_at = self._totals_at = time.monotonic()
         self._segment = -1
-        self._segment_bytes = SEGMENT_BYTES
+        self._segment_bytes, self._suffix = SEGMENT_BYTES, ""
         self._failed = False
         self._span_ns = dict.fromkeys((*COLUMNS["cycles"], *COLUMNS["versions"]), 0)
         self._usage = resource.getrusage(resource.RUSAGE_THREAD)
@@ -125,12 +127,14 @@ class Recorder:
         self._flushed_at = now
         totals = last or now - self._totals_at >= TOTALS_EVERY_S
         self._add_machine(now)
-        self._keep_spans(self.spans.fold(), totals)
+        self._fold()
+        if totals:
+            self._keep_newest()
         block: dict[str, Any] = {"about": self._about} if self._segment_bytes >= SEGMENT_BYTES else {}
         if totals or block:
             self._totals_at = now
             block["histograms"] = {name: each.to_json() for name, each in self.spans.histograms.items()}
-        block["spans"] = self._about["spans"]
+        block["spans"], block["untraced"] = self._about["spans"], self._untraced
         data = pack(block, {name: _drain(rows) for name, rows in self._rows.items()})
         try:
             self._write(data, first="about" in block)
@@ -145,16 +149,24 @@ class Recorder:
     def _add_machine(self, now: float) -> None:
         self.add("machine", int(now * 1e6), *machine_totals())
 
-    def _keep_spans(self, new: list[SpanEvent], totals: bool) -> None:
-        """Record single spans: all of them while tracing, else the newest at intervals. No span is recorded twice."""
-        if self._traced_from < 0 and new:
-            self._traced_from = new[0][3]
-        until = self._traced_from + self._trace_versions
-        kept = [event for event in new if event[3] < until][: TRACE_SPANS - self._traced]
+    def _fold(self) -> None:
+        """Add the new spans to the histograms. Record those of the trace, and count those that it has no room for."""
+        new = self.spans.fold()
+        if self._failed or not new:
+            return
+        self._newest = new[-1][3]
+        traced = [event for event in new if event[3] < self._trace_below]
+        kept = traced[: TRACE_SPANS - self._traced]
         self._traced += len(kept)
-        if not kept and totals:
-            kept = [event for event in self.spans.recent if event[3] >= until][-RECENT_WRITTEN:]
-            self.spans.recent.clear()
+        self._untraced += len(traced) - len(kept)
+        self._add_spans(kept)
+
+    def _keep_newest(self) -> None:
+        """Record the newest spans that are not in the trace. No span is recorded twice."""
+        self._add_spans([event for event in self.spans.recent if event[3] >= self._trace_below][-RECENT_WRITTEN:])
+        self.spans.recent.clear()
+
+    def _add_spans(self, kept: list[SpanEvent]) -> None:
         names: list[str] = self._about["spans"]  # type: ignore[assignment]
         for name, *rest in kept:
             if name not in names:
@@ -173,11 +185,12 @@ class Recorder:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._segment += 1
         self._segment_bytes = 0
+        self._suffix = ".trace.blocks" if self._newest < self._trace_below and not self._untraced else ".blocks"
         self._path().touch()
         prune(self._directory, self._process)
 
     def _path(self) -> Path:
-        return self._directory / f"{self._process}.{self._incarnation}.{self._segment}.blocks"
+        return self._directory / f"{self._process}.{self._incarnation}.{self._segment}{self._suffix}"
 
 
 def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
@@ -189,8 +202,9 @@ def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
 
 
 def prune(directory: Path, process: ProcessId) -> None:
-    """Remove the files of ``process``, except the ``SEGMENTS_KEPT`` newest."""
-    for old in segments(directory, process)[:-SEGMENTS_KEPT]:
+    """Remove the oldest files of ``process``, except the ``SEGMENTS_KEPT`` newest and those of a trace."""
+    ordinary = [path for path in segments(directory, process) if not path.name.endswith(".trace.blocks")]
+    for old in ordinary[:-SEGMENTS_KEPT]:
         old.unlink(missing_ok=True)
 
 

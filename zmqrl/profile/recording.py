@@ -8,14 +8,22 @@ from typing import Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from zmqrl.observe.folding import ranges
 from zmqrl.observe.histogram import Histogram
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.recorder import segments
 from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
+from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
+
+
+def named(hosts: Mapping[ProcessId, str]) -> str:
+    """Processes of one role and their hosts: ``workers 3, 5-9 on h1..h4``."""
+    (role,) = {process.role for process in hosts}
+    return f"{numbered(role, (process.number for process in hosts))} on {ranges(hosts.values())}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,7 +31,7 @@ class ProcessRecording:
     """The recording of one process.
 
     ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use. Histograms are in
-    nanoseconds, by span.
+    nanoseconds, by span. ``untraced`` counts the spans of the traced versions that the trace had no room for.
     """
 
     process: ProcessId
@@ -34,6 +42,7 @@ class ProcessRecording:
     cores: int
     tables: dict[str, list[Table]] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    untraced: int = 0
     span_names: list[str] = field(default_factory=list)
 
     def table(self, name: str) -> Columns:
@@ -87,7 +96,7 @@ class Recording:
                 if "histograms" in block:  # each block includes the values of earlier ones
                     each = block["histograms"].items()
                     recording.histograms = {name: Histogram.from_json(data) for name, data in each}
-                recording.span_names = block["spans"]
+                recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
         return cls(tuple(found[key] for key in sorted(found)))
 
     def after(self, version: int) -> "Recording":

@@ -1,6 +1,6 @@
 """The report of a profile: plain data for ``--json``, and the text of it."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,14 +11,21 @@ from zmqrl.observe.histogram import PERCENTS, Histogram, merged, statistics_ms
 from zmqrl.observe.spans import SHARD_SPANS, WORKER_SPANS
 from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId
-from zmqrl.profile.accounts import Accounts, accounts
+from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Step, Timeline, critical_path
-from zmqrl.profile.machine_use import MachineUse, machine_use
+from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import left_out
+from zmqrl.words import counted
 
 BLAME_SHOWN = 12
+SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "worked s", "wasted s")
+ASYNC_COLUMNS = ("counted", "staleness", "most stale", "worked s")
+NO_PATH = (
+    "this run is asynchronous: each contribution makes a version of its own, so there is no critical path, "
+    "no blame table and no what-if"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +38,32 @@ class Profile:
     steps: Sequence[Step]
     accounts: Accounts
     machine: dict[ProcessId, MachineUse]
+    asynchronous: bool
 
     @classmethod
-    def of(cls, recording: Recording) -> "Profile":
-        """Find the critical path of every version of a recording, and add up its accounts."""
+    def of(cls, recording: Recording, *, asynchronous: bool = False) -> "Profile":
+        """Find the critical path of every version of a recording, and add up its accounts.
+
+        An ``asynchronous`` run has no critical path, and so no steps.
+        """
         clocks = Clocks.of(recording)
         timeline = Timeline.of(recording, clocks)
-        steps = critical_path(timeline)
-        return cls(recording, clocks, timeline, steps, accounts(timeline, steps), machine_use(recording))
+        steps = [] if asynchronous else critical_path(timeline)
+        found = asynchronous_accounts(timeline) if asynchronous else accounts(timeline, steps)
+        return cls(recording, clocks, timeline, steps, found, machine_use(recording), asynchronous)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         seconds = [step.seconds for step in self.steps]
         found = self.accounts
         return {
-            "updates": len(self.steps),
+            "mode": "async" if self.asynchronous else "sync",
+            "updates": self._versions_made() if self.asynchronous else len(self.steps),
             "update_ms": statistics_ms(seconds),
             "budget_ms": self._budget(),
             "path_ms": self._path(),
             "blame": self._blame(),
-            "kth": {str(rank): account.kth for rank, account in found.ranks.items()},
+            "kth": {} if self.asynchronous else {str(rank): account.kth for rank, account in found.ranks.items()},
             "inclusion": {str(rank): account.inclusion for rank, account in found.ranks.items()},
             "ranks": {str(rank): asdict(account) for rank, account in found.ranks.items()},
             "backup_gain_s": found.backup_gain_s,
@@ -65,15 +78,22 @@ class Profile:
             },
             "left_out": left_out(self.recording, self.clocks),
             "machine": {str(process): asdict(use) for process, use in self.machine.items()},
-            "warnings": [
-                *found.warnings,
-                *(text for each in self.machine for text in self.machine[each].warnings(each)),
-            ],
+            "warnings": [*found.warnings, *warnings(self.machine)],
             "what_if": [],
         }
 
+    def _versions_made(self) -> int:
+        """The number of versions that the shard with the most versions made."""
+        made = Counter(
+            shard
+            for shards in self.timeline.publications.values()
+            for shard, publication in shards.items()
+            if publication.closing_rank >= 0
+        )
+        return max(made.values(), default=0)
+
     def _budget(self) -> dict[str, dict[str, float]]:
-        """Mean milliseconds of an update by role and span: of a worker per contribution, of a shard per version."""
+        """Mean milliseconds by role and span: of a worker per contribution, and of a shard per version."""
         workers: defaultdict[str, float] = defaultdict(float)
         for cycle in self.timeline.cycles.values():
             for name, seconds in cycle.spans.items():
@@ -98,7 +118,7 @@ class Profile:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
-        """Seconds of all updates in excess of the usual time, by cause and process, largest first."""
+        """Seconds beyond the usual time in all updates, by cause and process, largest first."""
         lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -143,19 +163,21 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
 
 
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
-    """Print the data of ``Profile.to_json`` for people; with ``processes``, the spans of every process."""
+    """Print the data of ``Profile.to_json`` as text. ``processes`` adds the spans of every process."""
     update = found["update_ms"]
-    if not found["updates"]:
-        console.print("no update was recorded from its beginning to its end")
+    if found["mode"] == "async":
+        console.print(f"{NO_PATH}\n\neach shard made up to {counted(found['updates'], 'version')}\n", soft_wrap=True)
+    elif not found["updates"]:
+        console.print("no complete update was recorded")
     else:
         console.print(
-            f"{found['updates']:,} updates: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
+            f"{counted(found['updates'], 'update')}: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
             f"p90 {update['p90']:.2f}, p99 {update['p99']:.2f}\n",
         )
         _print_bars("critical path of an update, ms", found["path_ms"], console)
         _print_blame(found["blame"], console)
     for role, spans in found["budget_ms"].items():
-        _print_bars(f"time of a {role}, ms per update", spans, console)
+        _print_bars(f"time of a {role} per {'contribution' if role == 'worker' else 'version'}, ms", spans, console)
     _print_ranks(found, console)
     if found["spans"]:
         _print_spans(found["spans"], console, all_of_them=processes)
@@ -199,19 +221,27 @@ def _print_blame(rows: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table, "")
 
 
+def _sync_cells(each: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (f"{each['inclusion']:.1%}", f"{each['kth']:.1%}", str(each["late"]), str(each["skipped"]))
+    return (*counts, f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}")
+
+
+def _async_cells(each: Mapping[str, Any]) -> tuple[str, ...]:
+    age = ("", "") if each["staleness"] is None else (f"{each['staleness']:.1f}", str(each["most_stale"]))
+    return (f"{each['inclusion']:.1%}", *age, f"{each['worked_s']:.1f}")
+
+
 def _print_ranks(found: dict[str, Any], console: Console) -> None:
-    columns = ("rank", "host", "counted", "was K-th", "late", "skipped", "worked s", "wasted s", "of a core")
-    table = plain_table("workers", *columns)
+    columns, cells = (ASYNC_COLUMNS, _async_cells) if found["mode"] == "async" else (SYNC_COLUMNS, _sync_cells)
+    table = plain_table("workers", "rank", "host", *columns, "of a core")
     for rank, each in found["ranks"].items():
         share = found["machine"].get(f"worker-{rank}", {}).get("core_share")
-        core = "" if share is None else f"{share:.0%}"
-        counts = (f"{each['inclusion']:.1%}", f"{each['kth']:.1%}", str(each["late"]), str(each["skipped"]))
-        table.add_row(rank, each["host"], *counts, f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}", core)
+        table.add_row(rank, each["host"], *cells(each), "" if share is None else f"{share:.0%}")
     console.print(table)
     if found["backup_gain_s"] is not None:
         gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
         cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
-        console.print(f"the last backup makes an update {gain_ms:.2f} ms shorter, and works {cost_ms:.2f} ms for each")
+        console.print(f"the last backup saves {gain_ms:.2f} ms per update, and works {cost_ms:.2f} ms per update")
     console.print()
 
 

@@ -36,7 +36,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "preempted",
         "major_faults",
     ),
-    # A shard, for each contribution that arrived. polled_at_us is when the wait before it ended.
+    # A shard, for each contribution that arrived. The shard waited for messages until polled_at_us. After that, it was
+    # busy or did not run.
     "arrivals": ("generation", "version", "rank", "outcome", "polled_at_us", "arrived_at_us"),
     # A shard, for each publication. The closing rank is -1 if the shard did not make the version.
     "versions": (

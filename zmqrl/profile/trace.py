@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,20 +11,25 @@ import numpy as np
 
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.recorder import TRACE_SPANS
+from zmqrl.profile.recording import ProcessRecording, Recording, named
+from zmqrl.words import counted
 
 VERSIONS_SHOWN = 2000
 Event: TypeAlias = dict[str, Any]
 """One event of the Trace Event Format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)."""
 
 
-def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
+def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
     """Write the recording of the versions ``shown`` to ``path``. It includes single spans if they were recorded.
 
-    The file appears whole or not at all. Returns a sentence for each process that is left out.
+    In an asynchronous run, versions do not tell which messages belong together: leave out the ``arrows`` there.
+    The file appears whole or not at all. Returns a sentence for each role with missing processes or spans.
     """
     clocks = Clocks.of(recording)
     events = list(_events(recording, clocks, shown))
+    if not arrows:
+        events = [event for event in events if event["ph"] not in "sf"]
     begin_us = min((event["ts"] for event in events if "ts" in event), default=0.0)
     for event in events:
         if "ts" in event:
@@ -36,16 +42,32 @@ def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return left_out(recording, clocks)
+    return [*left_out(recording, clocks), *cut_short(recording)]
+
+
+def cut_short(recording: Recording) -> list[str]:
+    """A sentence for each role whose processes had more spans than a full trace holds."""
+    return [
+        f"the trace holds the first {counted(TRACE_SPANS, 'span')} of each process: "
+        f"it lacks {counted(sum(each.untraced for each in cut), 'span')} of {_names(cut)}"
+        for cut in _by_role(each for each in recording.processes if each.untraced)
+    ]
 
 
 def left_out(recording: Recording, clocks: Clocks) -> list[str]:
-    """A sentence for each process whose clock could not be compared with the other clocks."""
+    """A sentence for each role with processes whose clocks could not be compared with the other clocks."""
     return [
-        f"{each.process} on {each.host} is left out of the timeline: its clock was never compared with other clocks"
-        for each in recording.processes
-        if not clocks.knows(each)
+        f"the timeline leaves out {_names(unknown)}: without a PING, clocks cannot be compared"
+        for unknown in _by_role(each for each in recording.processes if not clocks.knows(each))
     ]
+
+
+def _by_role(processes: Iterable[ProcessRecording]) -> Iterator[list[ProcessRecording]]:
+    return (list(group) for _, group in groupby(processes, lambda each: each.process.role))
+
+
+def _names(processes: Iterable[ProcessRecording]) -> str:
+    return named({each.process: each.host for each in processes})
 
 
 def newest(recording: Recording) -> range:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zmqrl.errors import UsageError
+from zmqrl.words import counted
 
 ALIGNMENT = 16  # float32 elements: 64 bytes, one cache line
 MAX_SHARDS = 64
@@ -47,8 +48,8 @@ class Layout:
             raise UsageError(f"a tensor has a negative length, or there are more than {MAX_COUNT} parameters.")
         if layout.blocks < shards:
             raise UsageError(
-                f"{layout.count} parameters cannot be cut into {shards} shards of at least {ALIGNMENT * 4} bytes: "
-                f"use at most {max(layout.blocks, 1)}."
+                f"{layout.count} parameters cannot be cut into {counted(shards, 'shard')} of at least "
+                f"{ALIGNMENT * 4} bytes: use at most {max(layout.blocks, 1)}."
             )
         return layout
 

@@ -7,10 +7,10 @@ from typing import Final, TypeAlias
 from zmqrl.errors import require
 from zmqrl.ps.layout import ALIGNMENT
 from zmqrl.ps.wire.messages import MAX_WORKERS
-from zmqrl.simulate.report import counted
 from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.simulate.virtual.world import simulate
+from zmqrl.words import counted
 
 SHARDS: Final = (1, 2, 4, 8, 16, 32)
 MOST_BACKUPS: Final = 6

@@ -13,6 +13,7 @@ from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.simulate.compute import ComputeTimes, Work
 from zmqrl.simulate.scenario import Scenario, ShardCosts
+from zmqrl.words import numbered
 
 ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
@@ -34,7 +35,7 @@ class RecordedRun:
         Raises TooLittleRecorded.
         """
         if not steps:
-            raise TooLittleRecorded("no update was recorded from beginning to end.")
+            raise TooLittleRecorded("no complete update was recorded.")
         self.measured = 1 / fmean(step.seconds for step in steps)
         self._timeline = timeline
         self._cycles = {
@@ -42,8 +43,8 @@ class RecordedRun:
             for rank in range(scenario.ranks)
         }
         if not all(self._cycles.values()):
-            missing = ", ".join(str(rank) for rank, cycles in self._cycles.items() if not cycles)
-            raise TooLittleRecorded(f"rank {missing} recorded nothing, so the run cannot be replayed.")
+            missing = numbered("rank", (rank for rank, cycles in self._cycles.items() if not cycles))
+            raise TooLittleRecorded(f"{missing} recorded nothing, so the run cannot be replayed.")
         self._queued = {rank: _queued_share(recording, rank, cycles) for rank, cycles in self._cycles.items()}
         self._beside = {rank: _beside_s(recording, rank) for rank in self._cycles}
         hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}

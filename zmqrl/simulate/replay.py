@@ -1,9 +1,11 @@
 """Replays a recorded run on virtual time, to predict the effect of changes."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.process_id import ProcessId
 from zmqrl.profile.critical_path import OTHER, Step
 from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun
 from zmqrl.simulate.virtual.world import simulate
@@ -21,6 +23,8 @@ class Changes:
 
 
 UNCHANGED = Changes()
+BLAMED_FROM = 0.1  # of all blame: a rank with less is not worth a question
+MOST_BLAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +62,18 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
     return simulate(scenario, compute=recorded.times(ranks, spans=changes.spans, link=changes.link)).updates_per_s
 
 
-def what_if(recorded: RecordedRun, steps: Sequence[Step]) -> list[WhatIf]:
-    """Predict the effect of typical changes. Each result has the error of the unchanged replay."""
+def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int] = ()) -> list[WhatIf]:
+    """Predict the effect of typical changes, such as a run without each of the most blamed ranks or of ``without``.
+
+    Each result has the error of the unchanged replay.
+    """
     scenario = recorded.scenario
     error = replay(recorded) / recorded.measured - 1
-    slowest = max(range(scenario.ranks), key=lambda rank: sum(step.kth.number == rank for step in steps))
     span = _longest_span(steps)
     questions = [("as it was", UNCHANGED)]
     if scenario.ranks > 1:
-        questions.append((f"without rank {slowest}", Changes(without=slowest)))
+        ranks = dict.fromkeys((*most_blamed(steps), *without))
+        questions += [(f"without rank {rank}", Changes(without=rank)) for rank in ranks]
     if scenario.backups:
         questions.append(("one backup fewer", Changes(backups=-1)))
     questions += [
@@ -82,6 +89,17 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step]) -> list[WhatIf]:
         except (ClusterError, UsageError):  # more shards than the layout can have, for example
             continue
     return found
+
+
+def most_blamed(steps: Sequence[Step]) -> list[int]:
+    """The ranks that updates waited for most beyond the usual, and for at least ``BLAMED_FROM`` of all this time."""
+    lost_s: defaultdict[ProcessId, float] = defaultdict(float)
+    for step in steps:
+        for part in step.parts:
+            lost_s[part.process] += part.excess_s
+    least_s = BLAMED_FROM * sum(lost_s.values())
+    blamed = [each for each in lost_s if each.role == "worker" and lost_s[each] >= least_s > 0]
+    return [each.number for each in sorted(blamed, key=lambda each: -lost_s[each])[:MOST_BLAMED]]
 
 
 def _longest_span(steps: Sequence[Step]) -> str:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from zmqrl.observe.tables import plain_table
 from zmqrl.simulate.result import Result
+from zmqrl.words import counted
 
 COLUMNS = (
     "updates/s",
@@ -31,7 +32,8 @@ def report(result: Result) -> str:
     lines = [
         f"{counted(scenario.workers, 'worker')}, {counted(scenario.backups, 'backup')}, "
         f"quorum {scenario.effective_quorum}, {counted(scenario.shards, 'shard')} on {hosts}; seed {scenario.seed}",
-        f"{len(result.step_s)} updates in {result.elapsed_s:.3f} s of {'real' if result.live else 'virtual'} time",
+        f"{counted(len(result.step_s), 'update')} in {result.elapsed_s:.3f} s of "
+        f"{'real' if result.live else 'virtual'} time",
         "",
         f"updates/s      {_figure(result.updates_per_s)}",
         f"agent steps/s  {_figure(result.agent_steps_per_s)}, learned from: {_figure(result.learned_steps_per_s)}",
@@ -62,11 +64,6 @@ def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None
             *(["<-"] if result is marked else []),
         )
     return found
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, such as ``2 shards``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _setting(result: Result, name: str) -> object:

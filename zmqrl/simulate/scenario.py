@@ -15,8 +15,16 @@ from zmqrl.process_id import worker_id
 from zmqrl.ps.layout import ALIGNMENT, MAX_COUNT, MAX_SHARDS
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
 from zmqrl.simulate.laws import Law
+from zmqrl.words import counted
 
 RECORDED: Final = "run:"
+NOT_SIMULATED: Final = {
+    "mode": "asynchronous updates",
+    "on_loss": "changes of the quorum",
+    "rollback": "rollbacks",
+    "rollbacks": "rollbacks",
+}
+"""Settings that a reader may expect in a scenario, and what they ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +178,7 @@ class Scenario:
         least = ALIGNMENT * self.shards
         require(
             least <= self.parameters <= MAX_COUNT,
-            f"--parameters {self.parameters}: {least} to {MAX_COUNT} can be cut into {self.shards} shards.",
+            f"--parameters {self.parameters}: {least} to {MAX_COUNT} can be cut into {counted(self.shards, 'shard')}.",
         )
         require(0 <= self.busy <= 1, f"--busy {self.busy}: a share from 0 to 1 is required.")
         require(0 <= self.loss < 1, f"--loss {self.loss}: a share from 0 to below 1 is required.")
@@ -200,7 +208,8 @@ class Scenario:
         ):
             require(
                 not places or (len(places) == number and all(0 <= place < MAX_WORKERS for place in places)),
-                f"{name} has {len(places)} entries: {number} host numbers, 0 or above, are required.",
+                f"{name} has {counted(len(places), 'entry', 'entries')}: "
+                f"expected {counted(number, 'host number')}, 0 or above.",
             )
 
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -270,6 +279,9 @@ def _build(cls: type[Any], data: object, where: str) -> Any:
     values = {}
     for name, value in data.items():
         name = name.replace("-", "_")
+        if name in NOT_SIMULATED:
+            what = NOT_SIMULATED[name]
+            raise UsageError(f"{where}{name} asks for {what}, which the simulator does not model: remove it.")
         if name not in hints:
             raise UsageError(f"unknown setting {where}{name}{did_you_mean(name, hints)}.")
         values[name] = _value(hints[name], value, f"{where}{name}")

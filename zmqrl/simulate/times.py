@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, require
 from zmqrl.observe.records import RunRecord
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Timeline, critical_path
@@ -33,8 +33,12 @@ def scenario_of(run: Path) -> Scenario:
 
 
 def settings_of(run: Path) -> Scenario:
-    """Only the settings of a run. Raises UsageError when it is not a run."""
+    """Only the settings of a run. Raises UsageError when it is not a run, or when it is asynchronous."""
     settings = RunRecord.read(run).settings
+    require(
+        settings.get("mode") != "async",
+        f"{run} has mode = async: the simulator does not model asynchronous updates. Use a synchronous run.",
+    )
     per_rollout, agent_steps = _rollout_of(settings, run)
     return Scenario(
         workers=settings["workers"],

@@ -13,6 +13,7 @@ from zmqrl.observe.console import Console
 from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.process_id import EVALUATOR, RECORDER, ProcessId
 from zmqrl.rundir import RunDirectory
+from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
 
@@ -80,7 +81,8 @@ class Followers:
             low, high = evaluation["ci95"]
             self.console.notice(
                 f"evaluation of version {evaluation['version']} ({evaluation['wall_s'] / 60:.1f} min): "
-                f"mean {evaluation['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, {evaluation['episodes']} games"
+                f"mean {evaluation['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, "
+                f"{counted(evaluation['episodes'], 'game')}"
             )
             self._settle(answer.process, evaluation["version"])
         elif recording := facts.get("recording"):

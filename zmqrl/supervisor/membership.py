@@ -3,6 +3,7 @@
 from typing import Literal
 
 from zmqrl.ps.shard.events import View
+from zmqrl.words import counted, numbered
 
 NOTICE_EVERY_S = 5.0
 SHRINK_AFTER_S = 10.0
@@ -35,11 +36,11 @@ class Membership:
         short_s = now - self.short_since
         if self.on_loss == "shrink" and self.complete_once and here >= 1 and short_s >= SHRINK_AFTER_S:
             self.short_since = None
-            return self._change(here), f"continuing with {here} of {self.wanted} workers"
+            return self._change(here), f"continuing with {here} of {counted(self.wanted, 'worker')}"
         if now - self.notice_at >= NOTICE_EVERY_S:
             self.notice_at = now
-            missing = ", ".join(str(rank) for rank in self.view.members if rank not in alive)
-            return None, f"waiting for workers {missing}: {here} of {self.view.quorum} required workers are present"
+            missing = numbered("worker", set(self.view.members) - alive)
+            return None, f"waiting for {missing}: {here} of {self.view.quorum} required workers are present"
         return None, None
 
     def _change(self, quorum: int) -> View:

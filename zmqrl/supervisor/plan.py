@@ -29,7 +29,8 @@ FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.comm
 
 class Plan:
     """The processes of one run. ``run`` is a new id, unless the shards must find the state of an earlier run.
-    ``deployment`` says where each process runs. ``secret`` proves the supervisor to the shards.
+    ``deployment`` says where each process runs. ``secret`` proves the supervisor to the shards. ``version`` is the one
+    that the session begins with.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Plan:
         deployment: Deployment,
         *,
         run: str | None = None,
+        version: int = 0,
     ) -> None:
         self.config, self.directory, self.layout = config, directory, layout
         self.deployment, self.sites, self.threads = deployment, deployment.sites, deployment.threads
+        self.trace_below = version + config.profile if config.profile else 0
         self.run = run or secrets.token_hex(8)
         self.secret = secrets.token_hex(16)
         addresses = [self.sites[shard_id(shard)].address for shard in range(layout.shards)]
@@ -103,7 +106,7 @@ class Plan:
         if os.environ.get(PROFILE) == "off":
             return None
         site = self.sites[process]
-        return RecorderJob(site.directory.profile, site.host, self.config.profile or 0)
+        return RecorderJob(site.directory.profile, site.host, self.trace_below)
 
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None

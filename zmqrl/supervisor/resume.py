@@ -12,6 +12,7 @@ from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import SCORES_KEPT, Counters
 from zmqrl.observe.records import PLACE, flat
 from zmqrl.rundir import RunDirectory
+from zmqrl.words import counted
 
 
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
@@ -23,7 +24,7 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
     if checkpoint.layout.hash != initial.layout.hash:
         theirs, ours = checkpoint.layout, initial.layout
         what = (
-            f"{theirs.shards} shards, not {ours.shards}"
+            f"{counted(theirs.shards, 'shard')}, not {ours.shards}"
             if theirs.tensors == ours.tensors
             else f"a network of {theirs.count} parameters, not of {ours.count}"
         )

@@ -58,7 +58,7 @@ class Supervisor:
         exporter: Exporter | None = None,
     ) -> None:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
-        self.plan = Plan(config, directory, checkpoint.layout, deployment)
+        self.plan = Plan(config, directory, checkpoint.layout, deployment, version=checkpoint.version)
         self.machine = SupervisorMachine(
             checkpoint=tuple(map(checkpoint.version_of, range(checkpoint.layout.shards))),
             generation=checkpoint.generation,

@@ -90,7 +90,7 @@ def test_without_json_there_is_a_table_for_each_group_and_a_picture(
     some = ("--workers", "1", "2", "--implementation", "raw_tcp", "memcpy", "--plot", str(picture))
     assert cli.run(["bench", "wire", *TINY, *some]) == 0
     shown = capsys.readouterr().out
-    for words in ("1,000 parameters", "1 workers", "2 workers", "raw_tcp 1 shard", "memcpy", *OPERATIONS):
+    for words in ("1,000 parameters", "1 worker", "2 workers", "raw_tcp 1 shard", "memcpy", *OPERATIONS):
         assert words in shown
     drawn = picture.read_text(encoding="utf-8")
     for words in ("1 worker", "2 workers", "raw_tcp 1 shard, f32", "update_round (ms)"):

@@ -146,7 +146,13 @@ def test_bad_usage_is_one_sentence(arguments: list[str], sentence: str) -> None:
         ("workers 3", "is not valid TOML"),
         ("stragglers = 3", "stragglers cannot be 3"),
         ("[[stragglers]]\nrank = 4\nfactor = 2", "a rank from 0 to 3"),
-        ("shard_hosts = [0]", "shard_hosts has 1 hosts"),
+        ("shard_hosts = [0]", "shard_hosts has 1 entry: expected 2 host numbers"),
+        ("mode = 'async'", "mode asks for asynchronous updates, which the simulator does not model: remove it"),
+        ("on-loss = 'shrink'", "on_loss asks for changes of the quorum, which the simulator does not model: remove it"),
+        (
+            "[[failures]]\nprocess = 'shard-0'\nat = 1\nrollback = true",
+            r"failures\[0\].rollback asks for rollbacks, which the simulator does not model: remove it",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
@@ -154,3 +160,11 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, senten
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=sentence):
         run(["simulate", str(path)])
+
+
+@pytest.mark.parametrize("arguments", [["--from"], ["--compute"]])
+def test_an_asynchronous_run_is_not_simulated(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "config.json").write_text('{"mode": "async"}', encoding="utf-8")
+    place = f"run:{tmp_path}" if arguments == ["--compute"] else str(tmp_path)
+    with pytest.raises(UsageError, match="has mode = async: the simulator does not model asynchronous updates"):
+        run(["simulate", *arguments, place])

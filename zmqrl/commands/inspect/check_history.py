@@ -17,6 +17,7 @@ from zmqrl.process import interruptible
 from zmqrl.ps.shard.events import Totals
 from zmqrl.ps.shard.history import counts_of, parse_line
 from zmqrl.rundir import RunDirectory, not_a_run
+from zmqrl.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
         elif line.ranks != sorted(line.ranks):
             yield f"{version} has unsorted ranks: {ranks}"
         if len(line.ranks) != line.quorum:
-            yield f"{version} used {len(line.ranks)} contributions, but its quorum is {line.quorum}"
+            yield f"{version} used {counted(len(line.ranks), 'contribution')}, but its quorum is {line.quorum}"
         listed.setdefault(line.version, line.number)
         newest, generation = max(newest, line.version), max(generation, line.generation)
     for before, after in itertools.pairwise([0, *sorted(listed)]):
@@ -200,6 +201,6 @@ def _total(lines: Iterable[Line]) -> list[int]:
 
 def _report(found: Mapping[str, Any]) -> str:
     violations = found["violations"]
-    return "\n".join(
-        [*violations, f"{found['shards']} shards, {found['versions']} versions, {len(violations) or 'no'} violations"]
-    )
+    numbers = counted(found["shards"], "shard"), counted(found["versions"], "version")
+    last = counted(len(violations), "violation") if violations else "no violations"
+    return "\n".join([*violations, ", ".join([*numbers, last])])

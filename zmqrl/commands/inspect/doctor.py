@@ -29,6 +29,7 @@ from zmqrl.hosts.ssh import connect
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
+from zmqrl.words import counted
 
 LEASE_S = 8.0
 ROUTES_SHOWN = 24
@@ -87,7 +88,7 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
     host_of = {probe: host for host, probe in probes.items()}
     launcher = DaemonLauncher(links, host_of.__getitem__)
     with contextlib.closing(launcher):
-        _say(f"connecting to {len(hosts)} hosts")
+        _say(f"connecting to {counted(len(hosts), 'host')}")
         try:
             failed = connect(list(links.values()), instead=reach.instead)
             up = {name: link.up for name, link in links.items() if link.up is not None}

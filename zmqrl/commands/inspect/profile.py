@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from zmqrl.commands.options import RunPaths, check_picture, parse
-from zmqrl.errors import ClusterError, UsageError, refusal
+from zmqrl.errors import ClusterError, UsageError, refusal, require
 from zmqrl.observe.records import RunRecord
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
@@ -23,12 +23,13 @@ from zmqrl.profile.difference import changes, grown, print_changes
 from zmqrl.profile.recorder import FLUSH_EVERY_S
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
-from zmqrl.profile.trace import newest, write_trace
+from zmqrl.profile.trace import cut_short, newest, write_trace
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import what_if
 from zmqrl.simulate.times import settings_of
+from zmqrl.words import numbered
 
 GROWN = 1  # exit status
 
@@ -47,6 +48,8 @@ class Options:
     """Print one JSON object."""
     processes: bool = False
     """Print the spans of every process too."""
+    without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
+    """Predict the run without this rank, besides the most blamed. May be repeated."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a trace of all processes on one clock, for https://ui.perfetto.dev."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
@@ -75,13 +78,19 @@ def run(options: Options) -> int:
     if options.plot is not None:
         check_picture("--plot", options.plot)
     path = options.runs[0]
+    asynchronous = is_asynchronous(path)
+    if options.without:
+        check_ranks(path, options.without)
+    if asynchronous and options.plot is not None:
+        raise UsageError(f"--plot shows the critical path, but {path} is asynchronous and has none: leave it out.")
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
-    profile = Profile.of(recording)
+    profile = Profile.of(recording, asynchronous=asynchronous)
     found = profile.to_json()
-    add_settings(path, profile, found)
+    add_settings(path, profile, found, options.without)
     if options.trace is not None:
         with _written(options.trace):
-            write_trace(recording, options.trace, newest(recording))
+            write_trace(recording, options.trace, newest(recording), arrows=not asynchronous)
+        found["warnings"] += cut_short(recording)
     if options.plot is not None:
         from zmqrl.profile.plot import plot_profile  # matplotlib takes a second to import
 
@@ -94,10 +103,26 @@ def run(options: Options) -> int:
     return 0
 
 
-def add_settings(path: Path, profile: Profile, found: dict[str, Any]) -> None:
+def is_asynchronous(path: Path) -> bool:
+    """Whether a run has ``--mode async``. Raises UsageError when ``path`` is not a run."""
+    return RunRecord.read(path).settings.get("mode") == "async"
+
+
+def check_ranks(path: Path, ranks: Sequence[int]) -> None:
+    """Raise UsageError for the first of ``ranks`` that the run does not have, or if it has no what-if."""
+    settings = RunRecord.read(path).settings
+    if settings.get("mode") == "async":
+        raise UsageError(f"--without {ranks[0]}: {path} is asynchronous and has no what-if.")
+    known = settings["workers"] + settings.get("backups", 0)
+    for rank in ranks:
+        require(0 <= rank < known, f"--without {rank}: the run has {numbered('rank', range(known))}.")
+
+
+def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: Sequence[int] = ()) -> None:
     """Add what needs the settings and the rows of the run: predictions, bytes per shard and policy lag.
 
-    A run that cannot be replayed has no predictions, and a warning says why.
+    A run that cannot be replayed has no predictions, and a warning says why. An asynchronous run has neither
+    predictions nor bytes per shard.
     """
     lags = [row for row in RunRecord.read(path).rows if row.get("policy_lag") is not None]
     if lags:
@@ -105,26 +130,32 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any]) -> None:
             "mean": fmean(row["policy_lag"] for row in lags),
             "max": max(row.get("policy_lag_max") or row["policy_lag"] for row in lags),
         }
+    if profile.asynchronous:
+        return
     try:
         scenario = settings_of(path)
         slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
         found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(profile.timeline, slice_bytes).items()}
         if profile.steps:
             recorded = RecordedRun(profile.recording, profile.timeline, profile.steps, scenario)
-            found["what_if"] = [asdict(each) for each in what_if(recorded, profile.steps)]
+            found["what_if"] = [asdict(each) for each in what_if(recorded, profile.steps, without)]
     except (UsageError, ClusterError) as error:
         found["warnings"].append(f"no predictions: {error}")
 
 
 def _compare(options: Options, console: Console) -> int:
     one_run = [name for name in ("seconds", "trace", "plot") if getattr(options, name) is not None]
-    if one_run or options.processes:
-        raise UsageError(f"--{(*one_run, 'processes')[0]} is for one run: leave it out to compare two.")
+    one_run += [name for name in ("processes", "without") if getattr(options, name)]
+    if one_run:
+        raise UsageError(f"--{one_run[0]} is for one run: leave it out to compare two.")
     limit = None if options.fail_above is None else share(options.fail_above)
+    for path in options.runs:
+        if is_asynchronous(path):
+            raise UsageError(f"{path} is asynchronous and has no updates to compare: use synchronous runs.")
     before, after = (Profile.of(read(path)).to_json() for path in options.runs)
     for path, profile in zip(options.runs, (before, after), strict=True):
         if not profile["updates"]:
-            raise UsageError(f"{path} has no update that was recorded from its beginning to its end.")
+            raise UsageError(f"{path} has no complete update in its recording.")
     found = changes(before, after)
     above = grown(found, limit) if limit is not None else []
     if options.json:

@@ -22,6 +22,7 @@ from zmqrl.observe.provenance import provenance
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
+from zmqrl.words import counted
 
 # The networks narrow, small and nature for Breakout.
 PARAMETERS = (480_165, 677_429, 1_686_693)
@@ -93,7 +94,7 @@ def run(options: Options) -> int:
     result: list[Row] = []
     with ended_by_sigterm(), quiet_children():  # the shards log to our standard error
         for rows in measure(
-            grid, lambda group: _say(f"measuring {group.parameters:,} parameters, {group.workers} workers")
+            grid, lambda group: _say(f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}")
         ):
             _say("")
             result += rows
@@ -113,7 +114,7 @@ def _machine() -> str:
     about = provenance()
     load = os.getloadavg()[0]
     return (
-        f"{about['cpu']}, {about['cores']} cores, load {load:.1f} before; Python {about['python']}, "
+        f"{about['cpu']}, {counted(about['cores'], 'core')}, load {load:.1f} before; Python {about['python']}, "
         f"torch {about['packages']['torch']}, zmqrl {about['commit'] or about['zmqrl']}"
     )
 

@@ -20,6 +20,7 @@ from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import provenance
 from zmqrl.policy import Policy, load_policy
 from zmqrl.process import LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
+from zmqrl.words import counted
 
 RESAMPLES = 10_000
 
@@ -161,7 +162,7 @@ class _Progress:
 
     def add(self, last: Turn) -> None:
         self.scores.append(last.score)
-        self._say(f"{len(self.scores)} of {self.episodes} games, mean score {np.mean(self.scores):.1f}")
+        self._say(f"{len(self.scores)} of {counted(self.episodes, 'game')}, mean score {np.mean(self.scores):.1f}")
 
     def close(self) -> None:
         self._say("")

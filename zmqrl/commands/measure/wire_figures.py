@@ -16,6 +16,7 @@ from zmqrl.bench.grid import OPERATIONS
 from zmqrl.bench.samples import Row
 from zmqrl.observe.drawing import STYLE, look, save
 from zmqrl.ps.wire.codec import ELEMENT_BYTES
+from zmqrl.words import counted
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -25,7 +26,8 @@ def table(rows: Sequence[Row]) -> Table:
     """
     about = rows[0]
     megabytes = about["parameters"] * ELEMENT_BYTES[about["codec"]] / 1e6
-    title = f"{about['parameters']:,} parameters, {megabytes:.2f} MB as {about['codec']}, {about['workers']} workers"
+    workers = counted(about["workers"], "worker")
+    title = f"{about['parameters']:,} parameters, {megabytes:.2f} MB as {about['codec']}, {workers}"
     shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     shown.add_column("operation")
     shown.add_column("implementation")
@@ -54,7 +56,7 @@ def label(row: Row) -> str:
     if row["implementation"] == "zmqrl":
         words += [row["transport"], *(["CURVE"] if row["curve"] else [])]
     if row["implementation"] in ("zmqrl", "raw_tcp") or row["shards"] > 1:
-        words.append(f"{row['shards']} shard{'s' * (row['shards'] > 1)}")
+        words.append(counted(row["shards"], "shard"))
     return " ".join(words)
 
 
@@ -77,7 +79,7 @@ def write_picture(rows: Sequence[Row], path: Path) -> None:
                 mine = [row for row in rows if (row["operation"], row["workers"]) == (operation, count)]
                 _draw(axes, mine, looks)
         for count, top, bottom in zip(workers, panels[0], panels[-1], strict=True):
-            top.set_title(f"{count} worker{'s' * (count > 1)}")
+            top.set_title(counted(count, "worker"))
             bottom.set_xlabel("parameters (millions)")
         lines = [panels[0, 0].plot([], [], **each)[0] for each in looks.values()]
         figure.legend(lines, list(looks), loc="outside upper center", ncols=min(4, len(looks)))

@@ -11,6 +11,7 @@ from zmqrl.ps.shard.contributions import Contributions
 from zmqrl.ps.shard.roster import Roster
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
+from zmqrl.words import counted
 
 NOT_FINITE = "not finite"
 RANKS_NAMED = 20
@@ -153,7 +154,7 @@ class ShardMachine:
         if g.version < self.version and not self.contributions.asynchronous:
             if self.last is not None and g.version == self.last.version - 1 and g.rank in self.last.ranks:
                 return "duplicate", "already used"
-            return "late", f"by {self.version - g.version} versions"
+            return "late", f"by {counted(self.version - g.version, 'version')}"
         if self.state == "ended":
             return "late", "after the last version"
         if g.rank in self.contributions.held:
@@ -387,7 +388,7 @@ class ShardMachine:
         held = self.contributions.held
         missing = [self.roster.describe(rank, now) for rank in self.view.members if rank not in held]
         return (
-            f"version {self.version} has {len(held)} of {self.view.quorum} contributions, none new for "
+            f"version {self.version} has {len(held)} of {counted(self.view.quorum, 'contribution')}, none new for "
             f"{now - self.progress_at:.0f} s; missing: {', '.join(missing)}"
         )
 

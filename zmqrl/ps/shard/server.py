@@ -131,8 +131,9 @@ class ShardServer:
             poller.register(socket, zmq.POLLIN)
         poller.register(0, zmq.POLLIN)
         while True:
+            longest_us = now_us() + 1000 * POLL_MS
             ready = dict(poller.poll(POLL_MS))
-            self.polled_us = now_us()
+            self.polled_us = min(now_us(), longest_us)  # a longer wait means that the process did not run
             if 0 in ready and not os.read(0, 4096):
                 return
             self._drain(self.sockets["control"], self.reception.control)
@@ -375,6 +376,7 @@ class ShardServer:
         self._tell_of_history()
         self.loading = bytearray()
         self.captured = None
+        self.spans.version = record.version
         self.log.info("loaded version %d, generation %d", load.version, load.generation)
         self._handle(e.StateRestored(record, recovered=False))
 
@@ -396,6 +398,7 @@ class ShardServer:
         if not any(record.totals):  # an older zmqrl kept no totals
             record = replace(record, totals=self.history.totals(record.version))
         self._tell_of_history()
+        self.spans.version = record.version
         self.payload = self._encoded(slot)
         self.log.info("recovered version %d, generation %d", slot.version, slot.generation)
         previous = self.store.previous.version if self.store.previous is not None else None

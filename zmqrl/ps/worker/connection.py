@@ -30,6 +30,7 @@ from zmqrl.ps.wire.sockets import FailureMonitor, connect, new_context, worker_s
 from zmqrl.ps.worker import events as e
 from zmqrl.ps.worker.known_shard import Tally
 from zmqrl.ps.worker.machine import WorkerMachine, WorkerTiming
+from zmqrl.words import counted
 
 POLL_MS = 50
 LOOK_UP_EVERY_S = 1.0
@@ -234,7 +235,9 @@ class Connection:
         if not self._thread.is_alive():  # else the thread still uses the descriptor
             os.close(self._wake)
         if self.reports_too_large:
-            self._log.warning("%d reports were too large and not sent", self.reports_too_large)
+            self._log.warning(
+                "%s too large and not sent", counted(self.reports_too_large, "report was", "reports were")
+            )
 
     def __enter__(self) -> "Connection":
         return self

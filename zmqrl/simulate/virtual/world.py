@@ -17,6 +17,7 @@ from zmqrl.simulate.virtual.link import Link
 from zmqrl.simulate.virtual.network import Host, Network
 from zmqrl.simulate.virtual.shard import SimulatedShard
 from zmqrl.simulate.virtual.worker import SimulatedWorker
+from zmqrl.words import counted
 
 STUCK_S = 120.0
 
@@ -120,7 +121,7 @@ class World:
         version = min(shard.version for shard in self.shards)
         raise ClusterError(
             f"the simulated run is stuck at version {version} after {self.clock.now - self.begun_at:.0f} s: "
-            f"it needs {self.scenario.effective_quorum} of {self.scenario.ranks} workers and all shards, "
+            f"it needs {self.scenario.effective_quorum} of {counted(self.scenario.ranks, 'worker')} and all shards, "
             f"but {', '.join(gone) or 'no process'} is gone."
         )
 

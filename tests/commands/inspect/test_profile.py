@@ -1,0 +1,43 @@
+"""What ``zmqrl profile`` refuses and says, without any process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zmqrl.commands.inspect.profile import command
+from zmqrl.errors import UsageError
+
+
+def run_with(path: Path, **settings: object) -> str:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return str(path)
+
+
+def test_asynchronous_runs_are_not_compared(tmp_path: Path) -> None:
+    paths = run_with(tmp_path / "a", mode="sync"), run_with(tmp_path / "b", mode="async")
+    with pytest.raises(UsageError, match=r"/b is asynchronous and has no updates to compare: use synchronous runs\.$"):
+        command([*paths])
+
+
+def test_an_asynchronous_run_has_no_picture(tmp_path: Path) -> None:
+    path = run_with(tmp_path / "a", mode="async")
+    with pytest.raises(UsageError, match=r"^--plot shows the critical path, but .* is asynchronous and has none"):
+        command([path, "--plot", str(tmp_path / "p.png")])
+
+
+def test_a_rank_that_the_run_does_not_have_cannot_be_left_out(tmp_path: Path) -> None:
+    path = run_with(tmp_path / "a", workers=3, backups=1)
+    with pytest.raises(UsageError, match=r"^--without 4: the run has ranks 0-3\.$"):
+        command([path, "--without", "1", "--without", "4"])
+
+
+def test_an_asynchronous_run_has_no_what_if(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--without 0: .* is asynchronous and has no what-if\.$"):
+        command([run_with(tmp_path / "a", mode="async", workers=3), "--without", "0"])
+
+
+def test_no_rank_is_left_out_of_a_comparison(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--without is for one run: leave it out to compare two"):
+        command([str(tmp_path), str(tmp_path), "--without", "0"])

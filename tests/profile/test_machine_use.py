@@ -1,0 +1,38 @@
+"""What the report says about processor time, memory and quotas."""
+
+from zmqrl.process_id import shard_id, worker_id
+from zmqrl.profile.machine_use import MachineUse, warnings
+
+
+def test_nothing_is_said_about_processes_that_have_what_they_need() -> None:
+    assert (
+        warnings({worker_id(0): MachineUse("h1", 0.98, 0.01, 0.0, 0.0, 3.0, 0.0), shard_id(0): MachineUse("h1")}) == []
+    )
+
+
+def test_one_sentence_names_all_workers_that_lack_a_core() -> None:
+    uses = {worker_id(rank): MachineUse(f"h{rank % 3 + 1}", 0.3 + rank / 100, 0.5) for rank in (3, *range(5, 10))}
+    assert warnings(uses | {worker_id(4): MachineUse("h9", 1.0, 0.0)}) == [
+        "workers 3, 5-9 on h1..h3 had 33-39% of a core while working, and waited for a core for 50% of the time"
+    ]
+
+
+def test_shards_and_workers_have_sentences_of_their_own() -> None:
+    uses = {shard_id(1): MachineUse("h1", queued_share=0.2), worker_id(0): MachineUse("h2", 0.5, 0.3)}
+    assert warnings(uses) == [
+        "shard 1 on h1 waited for a core for 20% of the time",
+        "worker 0 on h2 had 50% of a core while working, and waited for a core for 30% of the time",
+    ]
+
+
+def test_a_stolen_machine_is_named_once_for_all_its_processes() -> None:
+    uses = {worker_id(rank): MachineUse("h1", stolen_share=0.1) for rank in range(8)}
+    assert warnings(uses) == ["the hypervisor took 10% of the processor time of h1"]
+
+
+def test_throttled_and_paging_workers_are_named_together() -> None:
+    uses = {worker_id(rank): MachineUse("h1", throttled_share=0.2, major_faults_per_s=40 + rank) for rank in range(2)}
+    assert warnings(uses) == [
+        "workers 0-1 on h1 spent 20% of the time throttled: the CPU quota is too small",
+        "workers 0-1 on h1 had 40-41 major page faults per second: memory is short",
+    ]

@@ -1,0 +1,43 @@
+"""The questions of the what-if of ``zmqrl profile``, on recordings of runs that never ran."""
+
+from typing import Any
+
+import pytest
+from support.recordings import synthetic_run
+
+from zmqrl.profile.clocks import Clocks
+from zmqrl.profile.critical_path import Timeline, critical_path
+from zmqrl.profile.recording import Recording
+from zmqrl.simulate.recorded import RecordedRun
+from zmqrl.simulate.replay import most_blamed, what_if
+from zmqrl.simulate.scenario import Scenario
+
+
+def replayed(without: tuple[int, ...] = (), **planted: Any) -> list[str]:
+    recording = Recording(tuple(synthetic_run(versions=24, **planted)))
+    timeline = Timeline.of(recording, Clocks.of(recording))
+    steps = critical_path(timeline)
+    scenario = Scenario(workers=planted.get("workers", 3), shards=2, parameters=10_000)
+    found = what_if(RecordedRun(recording, timeline, steps, scenario), steps, without)
+    return [each.change for each in found if each.change.startswith("without")]
+
+
+def blamed(**planted: Any) -> list[int]:
+    recording = Recording(tuple(synthetic_run(versions=24, **planted)))
+    return most_blamed(critical_path(Timeline.of(recording, Clocks.of(recording))))
+
+
+def test_the_blamed_rank_is_left_out_and_those_that_the_user_names() -> None:
+    assert replayed(worker_extra_s={("gradient", 1): 0.2}) == ["without rank 1"]
+    assert replayed((2, 1), worker_extra_s={("gradient", 1): 0.2}) == ["without rank 1", "without rank 2"]
+
+
+@pytest.mark.parametrize(("slow", "found"), [(2, 2), (3, 3), (6, 4)])
+def test_at_most_four_ranks_are_left_out_the_most_blamed_first(slow: int, found: int) -> None:
+    # In turn, each of some ranks is the last: the higher its number, the more it is late.
+    turns = {rank: 0.5 + 0.1 * rank for rank in range(slow)}
+    assert blamed(workers=12, in_turn_s=turns) == sorted(turns, reverse=True)[:found]
+
+
+def test_a_rank_with_little_blame_is_not_worth_a_question() -> None:
+    assert blamed(in_turn_s={0: 1.0, 1: 0.05}) == [0]

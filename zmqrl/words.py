@@ -1,0 +1,17 @@
+"""Counts and lists of numbers in sentences. Standard library only."""
+
+from collections.abc import Iterable
+from itertools import groupby
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: ``1 host``, ``1,200 hosts``. The plural is the noun with an s unless it is given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def numbered(noun: str, numbers: Iterable[int]) -> str:
+    """Things by number: ``rank 3``, ``ranks 3, 5-9``."""
+    ordered = sorted(set(numbers))
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(ordered), lambda each: each[1] - each[0])]
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"{noun}{'' if len(ordered) == 1 else 's'} {', '.join(texts)}"
