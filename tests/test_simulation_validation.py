@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import simulation_validation as validation
 
+from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.simulate import Scenario
 
 
@@ -43,11 +44,11 @@ def test_a_fit_finds_lines_and_nothing_below_zero() -> None:
 def test_costs_that_were_fitted_are_predicted_again() -> None:
     """Steps that a simulation with known costs made are explained by a fit to them."""
     truth: dict[str, Any] = {
-        "costs": {name: [1e-4, 1e-9] for name in validation.SHARD_SPANS},
+        "costs": {name: [1e-4, 1e-9] for name in SHARD_SPANS},
         "worker": [1e-3, 1e-10],
         "rest": [2e-3, 1e-9, 5e-10],
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for workers in (1, 2, 3):
         for parameters in (100_000, 300_000):
             scenario = Scenario(
