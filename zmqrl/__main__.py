@@ -9,7 +9,7 @@ LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives jus
 
 
 def _leave(*_: object) -> None:
-    # Not an exception: a module being imported, or Python while it exits, could swallow or print it.
+    # Do not raise: a module that is being imported, or Python at exit, could swallow or print the exception.
     os._exit(INTERRUPTED)
 
 

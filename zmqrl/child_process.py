@@ -15,7 +15,7 @@ from zmqrl.errors import ClusterError
 class ChildProcess:
     """A running ``python PROGRAM``. It gets its job at once, and shares our standard error.
 
-    Errors call it ``name``, such as ``worker 3``.
+    Errors contain its ``name``, such as ``worker 3``.
     """
 
     def __init__(self, name: str, program: Sequence[str], job: dict[str, Any]) -> None:
@@ -36,7 +36,10 @@ class ChildProcess:
             raise self._ended() from None
 
     def hear(self, within_s: float) -> dict[str, Any] | None:
-        """Wait for the next message of the process. None after ``within_s``. Raises ClusterError when it has ended."""
+        """Wait for the next message of the process. Returns None after ``within_s``.
+
+        Raises ClusterError when the process has ended.
+        """
         assert self.process.stdout is not None
         deadline = time.monotonic() + within_s
         line = bytearray()

@@ -92,7 +92,7 @@ def _open_standard_streams() -> None:
 
 
 def _look_for_modules_here() -> None:
-    """Put the current directory on the import path, for the user's games, model and loss. Run processes do the same."""
+    """Put the current directory on the import path, so that the user's games, model and loss are found there."""
     try:
         here = str(Path.cwd())
     except FileNotFoundError:

@@ -91,7 +91,7 @@ class CheckpointConfig:
     every_minutes: float = 2.0
     """Minutes between checkpoints. A run also writes one at its end."""
     keep: int = 10
-    """Number of newest checkpoints to keep."""
+    """Number of checkpoints to keep. Older ones are removed."""
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
@@ -214,7 +214,7 @@ class Config:
         return self.ppo if self.algo == "ppo" else self.ba3c
 
     def effective_quorum(self) -> int:
-        """K."""
+        """K: the number of contributions that an update needs."""
         if self.mode == "async":
             return 1
         return self.workers if self.quorum is None else self.quorum

@@ -58,7 +58,7 @@ def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
 
 @contextmanager
 def naming(place: object) -> Iterator[None]:
-    """Make every OSError in the block name ``place``, instead of a temporary file or no file."""
+    """Make every OSError in the block name ``place``. Otherwise it may name a temporary file or none."""
     try:
         yield
     except OSError as error:
@@ -73,7 +73,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turn exceptions and SystemExit from user code into a UsageError of one sentence."""
+    """Turn exceptions and SystemExit from user code into a one-sentence UsageError."""
     try:
         yield
     except UsageError:

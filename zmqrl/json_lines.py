@@ -1,4 +1,4 @@
-"""Files with one JSON object per line, which others can read while they grow. Standard library only."""
+"""Files with one JSON object per line, readable while they grow. Standard library only."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ class JsonLines:
             os.ftruncate(self.file, end)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append ``record``, with null for numbers that are not finite. Raises OSError, and then writes nothing."""
+        """Append ``record``, with null for numbers that are not finite. If that fails, raise OSError and write nothing."""
         line = json.dumps(_nulled(record), allow_nan=False).encode() + b"\n"
         written = os.write(self.file, line)
         if written < len(line):

@@ -113,7 +113,7 @@ def _is_own(config: Config) -> bool:
 
 
 def _weights(root: Path, version: int | None) -> PolicyWeights:
-    """Read the weights of ``version`` from the checkpoints under ``root``. None: of the newest checkpoint."""
+    """Read the weights of ``version`` from the checkpoints under ``root``. None: read the newest checkpoint."""
 
     def advice(whole: Path, _: object) -> str:
         return f"Checkpoint {whole.stem} is intact: use it with --checkpoint {int(whole.stem[1:])}."
@@ -130,7 +130,7 @@ def _weights(root: Path, version: int | None) -> PolicyWeights:
 
 
 def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Actions (B,): per row of ``probabilities`` (B, A), the first action whose cumulative sum exceeds the number."""
+    """Actions (B,): per row of ``probabilities`` (B, A), the first action whose cumulative sum exceeds its number."""
     # Leave out the last sum, because rounding can make it smaller than the number.
     actions: npt.NDArray[np.int64] = (probabilities.cumsum(1)[:, :-1] <= numbers[:, np.newaxis]).sum(1)
     return actions

@@ -139,8 +139,8 @@ def log_to_stderr(name: str) -> logging.Logger:
 class Messages:
     """The parent's messages after the job, one line of JSON each. When the parent hangs up, this process ends.
 
-    A thread reads them. At their end it sends SIGTERM, so that the main thread cleans up and ends. It also puts None
-    into the queue, because a signal that arrives just before ``get`` waits does not interrupt the wait.
+    A thread reads them. When they end, it sends SIGTERM to this process, so that the main thread cleans up and ends.
+    It also puts None into the queue, because a signal that arrives just before ``get`` waits does not interrupt it.
     """
 
     def __init__(self) -> None:

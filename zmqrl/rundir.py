@@ -112,7 +112,7 @@ class RunDirectory:
         return is_locked(self.path / LOCK)
 
     def release(self) -> None:
-        """Release the lock, and remove files that only a live run needs. If no run began, remove a new directory."""
+        """Release the lock, and remove files that only a live run needs. If no run began, remove the new directory."""
         with contextlib.suppress(OSError):  # the lock must be released even if this fails
             self._remove_what_needs_a_living_run()
         if self._sockets is not None:

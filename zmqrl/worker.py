@@ -125,8 +125,8 @@ def join(
 ) -> None:
     """Connect to the shards as ``rank``, work until the run ends, and leave. Raises ZmqrlError.
 
-    Shards refuse a worker whose ``code`` differs from theirs, unless it is empty. With ``recorder``, the worker records
-    how it spends its time.
+    Shards refuse a worker whose ``code`` differs from theirs. An empty ``code`` is not checked. With ``recorder``, the
+    worker records how it spends its time.
     """
     spans, begun_s = Spans(), lived_s()
     actor_learner = ActorLearner(config, rank, version, threads=threads, spans=spans)

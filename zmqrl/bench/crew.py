@@ -57,7 +57,7 @@ class Crew:
     def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Facts]:
         """Run ``rounds`` rounds of all ``roles`` at the same time. Returns the measurements of each role.
 
-        ``pauses_s`` are the pauses of the first roles before each round. The other roles make no pause. Raises
+        ``pauses_s`` are the pauses of the first roles before each round. The other roles do not pause. Raises
         ClusterError if a process fails.
         """
         pauses = [*pauses_s, *[0.0] * (len(roles) - len(pauses_s))]

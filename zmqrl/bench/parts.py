@@ -1,6 +1,6 @@
 """The parts that benchmark processes play: a worker of each implementation, and a hub for plain sockets.
 
-A part is made from plain data. Its ``run`` returns the start and end of each round, in ns on the monotonic clock.
+The arguments of a part are plain data. ``run`` returns the start and end of each round, in ns on the monotonic clock.
 """
 
 import os

@@ -240,7 +240,7 @@ def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> di
 
     needed = {KINDS[operation] for operation in stage.operations}
     measures: dict[Kind, Measure] = {}
-    if "together" in needed or (trip and "alone" in needed):  # ``alone`` takes its pause from it
+    if "together" in needed or (trip and "alone" in needed):  # its duration gives ``alone`` the pause
         measures["together"] = together
     if trip and "alone" in needed:
         measures["alone"] = alone

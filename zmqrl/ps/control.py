@@ -79,7 +79,7 @@ class ShardControl:
         return True
 
     def arrivals(self, timeout_s: float) -> Iterator[tuple[int, m.Message]]:
-        """Wait at most ``timeout_s`` for messages. Yields the shard number and the message of each."""
+        """Wait at most ``timeout_s`` for messages. Yields pairs of shard number and message."""
         ready = dict(self.poller.poll(int(timeout_s * 1000)))
         for shard, socket in enumerate(self.sockets):
             if socket in ready:

@@ -17,7 +17,7 @@ class Story:
         self._events: deque[tuple[float, type, object]] = deque(maxlen=EVENTS)
 
     def add(self, now: float, kind: type, gist: object) -> None:
-        """Keep the kind of an event and its gist: what identifies it, without its payload."""
+        """Record the kind of an event and its gist: the part that identifies it, without the payload."""
         self._events.append((now, kind, gist))
 
     def broken(self, where: str, error: AssertionError, **ids: int | None) -> BrokenInvariant:

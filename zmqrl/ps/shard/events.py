@@ -53,10 +53,10 @@ class Record:
     """How a version was made. It is committed with the version, so that a restarted shard knows what it published.
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` are totals by rank:
-    ``(used, late, duplicate, rejected)``. ``totals`` are the totals of the history up to this version, in that order.
+    ``(used, late, duplicate, rejected)``. ``totals`` are the totals of the history up to this version, in this order.
     ``view`` is the newest view and ``stop`` the last version to make, as known at the last commit. In asynchronous mode
-    ``staleness`` has the age in versions of the contribution of each of ``ranks``, and ``applied`` has the newest
-    version on which each rank computed a used contribution.
+    ``staleness`` has the age, in versions, of the contribution of each rank in ``ranks``. ``applied`` maps each rank to
+    the version that its newest used contribution was computed on.
     """
 
     generation: int

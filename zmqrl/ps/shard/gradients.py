@@ -11,7 +11,7 @@ from zmqrl.ps.wire.codec import FloatVector
 
 
 class ReceivedSlice:
-    """A gradient slice as received. It is decoded at most once. With float32, no number is copied."""
+    """A gradient slice as received. It is decoded at most once. A float32 slice is not copied."""
 
     def __init__(self, codec_name: m.Codec, frame: zmq.Frame) -> None:
         self.codec_name = codec_name

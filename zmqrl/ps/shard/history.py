@@ -31,7 +31,7 @@ def pack_record(record: Record) -> bytes:
 
 
 def unpack_record(packed: bytes) -> Record:
-    """Inverse of :func:`pack_record`. Verify the checksum of the bytes before."""
+    """Inverse of :func:`pack_record`. Verify the checksum of the bytes before calling it."""
     fields = msgpack.unpackb(packed, strict_map_key=False, use_list=False)
     return Record(**fields | {"view": View(*fields["view"])})
 
@@ -86,7 +86,7 @@ class History:
         self.last = line
 
     def recover(self, record: Record, crc32: int) -> None:
-        """Make the file agree with ``record``, the newest commit. The process before may have been killed at any point.
+        """Make the file agree with ``record``, the newest commit. The last process may have been killed at any point.
 
         Appends the missing line, or finishes a rewind. Raises LostState when the file has versions made after
         ``record``, and ClusterError when the file cannot be written.
@@ -221,6 +221,6 @@ def counts_of(line: Line) -> Totals:
 
 
 def last_version(path: Path) -> int:
-    """The version of the last readable line of a history, or 0 without such a line."""
+    """The version of the last readable line of a history, or 0 if no line is readable."""
     lines = read_lines(path)
     return int(lines[-1]["version"]) if lines else 0

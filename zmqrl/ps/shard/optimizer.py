@@ -1,8 +1,8 @@
 """The update of a slice: Adam, RMSProp and SGD as in torch.optim, out of place and block by block.
 
-Every operation is elementwise and rounded to float32, so cutting the vector into slices does not change a bit. A pass
-over a block costs more than the arithmetic in it. So scalar factors are multiplied beforehand, and the block of new
-weights serves as scratch space.
+Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A
+pass over a block costs more than the arithmetic in it. So scalar factors are multiplied beforehand, and the block of
+new weights serves as scratch space.
 """
 
 from collections.abc import Callable, Mapping
@@ -200,7 +200,7 @@ class Optimizer:
     def _sgd(self, version: int, scale: float) -> BlockUpdate:
         """Gradient descent with ``scale`` times the gradient.
 
-        Momentum as in Sutskever et al. 2013, section 2, rescaled as in torch. The buffer starts as the first gradient.
+        Momentum as in Sutskever et al. 2013, section 2, rescaled as in torch. The first gradient initializes it.
         """
         config = self.config
         gathers = config.momentum > 0

@@ -98,7 +98,7 @@ class Reception:
         return False
 
     def _speaker(self, frame: zmq.Frame) -> Speaker | None:
-        """The owner of the key that sent ``frame``. None if libzmq made the frame for a closed connection."""
+        """The owner of the key that ``frame`` was sent with. None if libzmq made the frame for a closed connection."""
         assert self.speakers is not None
         try:
             return self.speakers[str(frame.get(USER_ID))]

@@ -118,7 +118,7 @@ class Roster:
         """Send a message to the supervisor, if one is connected."""
         return [] if self.supervisor is None else [Send(self.supervisor, message)]
 
-    # coming and going
+    # joining and leaving
 
     def refusal(self, hello: m.Hello) -> m.Refuse | None:
         """The refusal to send for this HELLO. None if the shard can accept it."""
@@ -133,7 +133,7 @@ class Roster:
             return self._refuse("layout", f"the layout here is {me.layout}, but yours is {hello.layout}.")
         if hello.role == "supervisor":
             wrong = not hmac.compare_digest(hello.secret.encode(), me.secret.encode())
-            return self._refuse("secret", "the secret is not the one of this run's supervisor.") if wrong else None
+            return self._refuse("secret", "this is not the secret of the run's supervisor.") if wrong else None
         if hello.rank >= m.MAX_WORKERS or (self.members is not None and hello.rank not in self.members):
             return self._no_member(hello.rank)
         return None
@@ -225,7 +225,7 @@ class Roster:
         self.workers[rank].heard_at = now
 
     def ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
-        """Note a PING. It takes the rank back from a process with a lower incarnation."""
+        """Note a PING. Its sender takes the rank back from a process with a lower incarnation."""
         worker, actions = self.workers.get(ping.rank, Worker()), list[Action]()
         if worker.incarnation is not None and worker.incarnation < ping.incarnation:
             actions = self._take_rank(peer, ping, now)

@@ -38,7 +38,7 @@ from zmqrl.ps.wire.keys import authenticate
 from zmqrl.ps.wire.sockets import FailureMonitor, SocketRole, new_context, shard_sockets
 
 POLL_MS = 25
-MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # an IPv4 address as an IPv6 socket writes it
+MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # an IPv4 address in IPv6 notation
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
 MOST_UNREAD_SNAPSHOTS = 2  # per rank. Each is as large as the slice

@@ -173,7 +173,7 @@ class SlotStore:
         self._find_newest()
 
     def can_pin(self) -> bool:
-        """Whether one more slot can be pinned. Three must stay free: the newest, the one before, and one to write."""
+        """Whether one more slot can be pinned. Three must stay unpinned: newest, previous, and one to write."""
         return sum(not slot.pinned() for slot in self._slots) > 3
 
     def pin(self, slot: Slot, released: Callable[[], bool]) -> None:

@@ -28,7 +28,7 @@ def encode(codec: Codec, vector: FloatVector, out: npt.NDArray[np.uint16] | None
     """Encode ``vector``, float32 (n,), for sending.
 
     ``f32`` returns ``vector`` itself, without a copy. ``bf16`` returns uint16 (n,), in ``out`` if given. It rounds to
-    nearest, ties to even, like ``Tensor.to(torch.bfloat16)``. Overflow becomes inf, and every NaN the quiet NaN.
+    nearest, ties to even, like ``Tensor.to(torch.bfloat16)``. Overflow becomes inf. Every NaN becomes the quiet NaN.
     """
     if codec == "f32":
         return vector
@@ -81,7 +81,7 @@ def as_float32(codec: Codec, payload: EncodedVector) -> FloatVector:
 
 
 def watched(left_finite: list[str]) -> np.errstate:
-    """A context that appends to ``left_finite`` when a numpy operation on finite numbers gives inf or NaN.
+    """A context that appends a word to ``left_finite`` when numpy computes inf or NaN from finite numbers.
 
     It uses the floating-point flags of the processor, which cost nothing. Testing every number would take half as long
     as the update itself.

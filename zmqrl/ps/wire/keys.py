@@ -1,4 +1,4 @@
-"""CURVE keys: which keys each process of a run gets, and which keys a shard admits.
+"""Makes the CURVE keys of a run, and lets a shard admit only these keys.
 
 Every run makes new keys. A key is a string of 40 characters (Z85). Secret keys are passed on standard input or
 stored in files with mode 0600. ``repr`` hides them.

@@ -124,7 +124,7 @@ class Bye:
 class Hello:
     """DEALER to ROUTER: the sender introduces itself.
 
-    ``secret`` proves that it is the supervisor. ``code`` identifies the zmqrl that a worker runs.
+    ``secret`` proves that it is the supervisor. ``code`` identifies the zmqrl source code of a worker.
     """
 
     run: Name
@@ -253,7 +253,10 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """DEALER to ROUTER of one shard: metrics of a worker, as a MessagePack map. The shard forwards it."""
+    """DEALER to ROUTER of one shard: metrics of a worker, as a MessagePack map.
+
+    The shard forwards them to the supervisor.
+    """
 
     run: Name
     rank: U16
@@ -277,8 +280,8 @@ class Stats:
     was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
     ``captured_totals`` are those up to the ``captured`` version, or empty if no version is captured. ``stop`` is the
     version to end at. ``failure`` says why the shard can make no more versions, and is empty while it can.
-    ``span_ranks``, ``spans`` and ``span_ms`` tell what present members do whose contribution to the open version is
-    missing: the rank, its current span and the time in that span. The longest times come first.
+    ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
+    version: the rank, its current span and the time in that span. The longest times come first.
     """
 
     run: Name

@@ -1,4 +1,4 @@
-"""A worker's view of one shard: its version, its slices, and how it handles the worker's contribution."""
+"""A worker's view of one shard: its version, its slices, and the state of the contribution there."""
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -34,7 +34,7 @@ class Tally:
 
 @dataclass(slots=True)
 class KnownShard:
-    """One shard as the worker sees it. ``tally`` counts the outcomes of all shards. Times are in seconds.
+    """One shard as the worker sees it. ``tally`` is shared by all shards. Times are in seconds.
 
     ``asynchronous``: the shard accepts contributions computed on any version.
     """
@@ -69,7 +69,7 @@ class KnownShard:
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """Note that a new process runs the shard. It needs a HELLO, and it knows neither our request nor an end."""
+        """Note that a new process runs the shard. It needs a HELLO, and has not seen our last request."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -101,7 +101,7 @@ class KnownShard:
         return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
 
     def requested(self, now: float, wait_s: float) -> None:
-        """Note a request. The next one waits ``wait_s``, or twice the last wait if that request got no answer."""
+        """Note a request. The next one waits ``wait_s``, or twice the last wait if the last request got no answer."""
         again = self.snapshot_at is not None
         self.snapshot_wait_s = min(2 * self.snapshot_wait_s, SNAPSHOT_MOST_S) if again else wait_s
         self.snapshot_at = now

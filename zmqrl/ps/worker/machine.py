@@ -56,7 +56,7 @@ class WorkerMachine:
         self.tally = Tally()
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
-        self.contribution: int | None = None  # its generation; its version at each shard is `computed_on`
+        self.contribution: int | None = None  # its generation. Its version at a shard is `computed_on`
         self.slowest = -1  # version that every shard has reached
         self.pulling_above: int | None = None
         self.assembled_generation = -1
@@ -250,7 +250,7 @@ class WorkerMachine:
         return [e.Assembled(generation, min(versions), slices)]
 
     def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
-        """Whether this idle worker can complete version ``low`` where it is stuck: see Repair in docs/protocol.md."""
+        """Whether this idle worker can help shards stuck at version ``low``: see Repair in docs/protocol.md."""
         stuck = all(shard.needs_heard >= 2 for shard in lagging) and any(shard.wanted for shard in lagging)
         return stuck and all(shard.version <= low + 1 for shard in self.shards)
 
