@@ -33,7 +33,10 @@ class JsonLines:
             os.ftruncate(self.file, end)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append ``record``, with null for numbers that are not finite. If that fails, raise OSError and write nothing."""
+        """Append ``record``, with null for numbers that are not finite.
+
+        When that fails, raises OSError and writes nothing.
+        """
         line = json.dumps(_nulled(record), allow_nan=False).encode() + b"\n"
         written = os.write(self.file, line)
         if written < len(line):

@@ -200,7 +200,7 @@ class Optimizer:
     def _sgd(self, version: int, scale: float) -> BlockUpdate:
         """Gradient descent with ``scale`` times the gradient.
 
-        Momentum as in Sutskever et al. 2013, section 2, rescaled as in torch. The first gradient initializes it.
+        Momentum as in Sutskever et al. 2013, section 2, rescaled and initialized as in torch.
         """
         config = self.config
         gathers = config.momentum > 0
