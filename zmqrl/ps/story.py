@@ -21,7 +21,7 @@ class Story:
         self._events.append((now, kind, gist))
 
     def broken(self, where: str, error: AssertionError, **ids: int | None) -> BrokenInvariant:
-        """Make the error to raise for ``error``. It lists events that match one of ``ids``, or that have no such id."""
+        """Make the error to raise for ``error``. It lists events that match one of ``ids`` or carry no id."""
         what = f"{where}: {str(error) or 'an assertion failed'}. The last events:"
         events = [_line(*event) for event in self._events if _concerns(event[2], ids)]
         return BrokenInvariant("\n    ".join([what, *events]))

@@ -188,7 +188,7 @@ class KnownShard:
     def check(self, generation: int | None) -> None:
         """Check the invariants that hold after every event."""
         assert max(self.payloads, default=-1) <= self.version, f"a slice of shard {self.number} is too new"
-        assert len(self.payloads) <= 2, f"{len(self.payloads)} slices of shard {self.number} are kept"
+        assert len(self.payloads) <= 2, f"too many slices of shard {self.number}: {len(self.payloads)}"
         if self.is_open():
             assert self.generation == generation, f"a contribution to an old generation is open at shard {self.number}"
             assert not self.is_past(), f"a late contribution is open at shard {self.number}"
