@@ -69,7 +69,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
     )
     model = run / "checkpoints" / "v00000040" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1])
-    damage = f"{model} is damaged: its checksum differs from that in manifest.json."
+    damage = f"{model} is damaged: its checksum differs from the one in manifest.json."
     assert refusal(40) == damage
     assert refusal() == f"{damage} Checkpoint v00000003 is intact: use it with --checkpoint 3."
     other = dataclasses.replace(CARTPOLE, env="Acrobot-v1")

@@ -360,5 +360,5 @@ def test_a_command_in_a_directory_that_is_gone_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN_S
     )
-    said = "zmqrl: the current directory was removed: change to another one.\n"
+    said = "zmqrl: the current directory was removed: change to another directory.\n"
     assert (done.returncode, done.stderr) == (2, said)

@@ -1,6 +1,6 @@
 """zmqrl: synchronous distributed actor-critic over ZeroMQ parameter servers with backup workers."""
 
-TYPE_CHECKING = False  # importing typing takes milliseconds in which Ctrl-C shows a traceback
+TYPE_CHECKING = False  # importing typing takes milliseconds, during which Ctrl-C shows a traceback
 if TYPE_CHECKING:
     from typing import Any
 
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> "Any":
-    """Import ``load_policy`` only on demand: torch and the games take seconds."""
+    """Import ``load_policy`` on first use, because torch and the games take seconds to import."""
     if name == "load_policy":
         from zmqrl.policy import load_policy
 

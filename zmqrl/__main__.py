@@ -1,20 +1,20 @@
-"""``python -m zmqrl`` is ``zmqrl``. It answers Ctrl-C from its first line to its last without a traceback."""
+"""The ``zmqrl`` command, also as ``python -m zmqrl``. Ctrl-C never shows a traceback, from first line to last."""
 
-# Not signal or other modules that take time: until our handler is set, Ctrl-C shows a traceback.
+# Import no slow modules here, such as signal: until our handler is set, Ctrl-C shows a traceback.
 import _signal  # type: ignore[import-not-found]
 import os
 
 INTERRUPTED = 130
-LOOK_UP_EVERY_S = 1.0  # a wait ends this often, because a signal just before it does not wake it
+LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not interrupt it
 
 
 def _leave(*_: object) -> None:
-    # A module during its import, or Python at its end, could swallow an exception or show it.
+    # Do not raise: a module that is being imported, or Python at exit, could swallow or print the exception.
     os._exit(INTERRUPTED)
 
 
-try:  # on import: a call of a function would be too late
-    ANSWERS = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler  # not in the background of a script
+try:  # on import, because calling a function would be too late
+    ANSWERS = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler  # false in a script's background job
     if ANSWERS:
         _signal.signal(_signal.SIGINT, _leave)
 except KeyboardInterrupt:
@@ -22,13 +22,13 @@ except KeyboardInterrupt:
 
 
 def main() -> None:
-    """Run :func:`zmqrl.cli.main`. Ctrl-C ends it at once when there is nothing to clean up."""
+    """Run :func:`zmqrl.cli.main`. Ctrl-C ends the process at once if there is nothing to clean up."""
     import atexit
 
     from zmqrl import cli
 
     if ANSWERS:
-        # Runs last. After it, Python restores the default handler, which would change the exit status.
+        # This runs last. Python then restores the default handler, which would change the exit status.
         atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
     try:
         cli.main()
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _join_threads() -> None:
-    """Wait for the threads of libraries, which Python does too at its end, but in one wait."""
+    """Wait for library threads in short waits. Python would use one long wait, which can miss Ctrl-C."""
     import threading
 
     for thread in threading.enumerate():

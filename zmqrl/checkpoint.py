@@ -1,4 +1,4 @@
-"""Checkpoints: the parameters as safetensors, the optimizer state of each shard, and a manifest written last."""
+"""Writes and reads checkpoints: parameters and optimizer state as safetensors, and a manifest, which comes last."""
 
 import hashlib
 import json
@@ -30,8 +30,8 @@ class Checkpoint:
     """The complete state of a run at one version.
 
     ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``. All
-    are float32 little-endian, as they travel between shard and supervisor. ``versions``: those of the shards if they
-    differ, as in asynchronous mode. Then ``version`` is the lowest of them.
+    are little-endian float32, as shards send them to the supervisor. ``versions``: the version of each shard if they
+    differ, as in asynchronous mode. ``version`` is then the lowest.
     """
 
     layout: Layout
@@ -45,7 +45,7 @@ class Checkpoint:
 
     @classmethod
     def initial(cls, layout: Layout, vector: FloatVector, optimizer: str, state_names: tuple[str, ...]) -> "Checkpoint":
-        """Version 0: the given parameters, and zeros as optimizer state."""
+        """Make version 0: the given parameters, and an optimizer state of zeros."""
         zeros = [np.zeros(cut.count * len(state_names), np.float32) for cut in layout.slices]
         states = [
             vector[cut.start : cut.stop].tobytes() + zero.tobytes()
@@ -82,7 +82,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``, which appears complete. An older directory of that name stays until then."""
+        """Write to ``root/v<version>``, which appears only when complete. It replaces a directory of that name."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -184,7 +184,7 @@ def _weights(path: Path, manifest: Mapping[str, Any]) -> PolicyWeights:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn every error of reading the checkpoint ``path`` into a sentence."""
+    """Turn every error from reading the checkpoint ``path`` into a UsageError."""
     try:
         yield
     except OSError as error:
@@ -195,7 +195,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _check(path: Path, manifest: Mapping[str, Any], name: str) -> None:
     if _sha256(path / name) != manifest["files"][name]:
-        raise UsageError(f"{path / name} is damaged: its checksum differs from that in {MANIFEST}.")
+        raise UsageError(f"{path / name} is damaged: its checksum differs from the one in {MANIFEST}.")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def _versions(path: Path, manifest: Mapping[str, Any], weights: PolicyWeights) -
     versions = tuple(manifest.get("versions", ()))
     whole = len(versions) == weights.layout.shards and all(type(version) is int for version in versions)
     if versions and not (whole and min(versions) == weights.version):
-        raise UsageError(f"{path} is damaged: its shards cannot have the versions {manifest['versions']}.")
+        raise UsageError(f"{path} is damaged: {manifest['versions']} cannot be the versions of its shards.")
     return versions
 
 
@@ -231,18 +231,18 @@ def name_of(version: int) -> str:
 def checkpoints(root: Path) -> list[Path]:
     """The finished checkpoints under ``root``, oldest first.
 
-    If the writer was killed while it replaced a checkpoint, the old one counts.
+    If the writer was killed while it replaced a checkpoint, the old checkpoint is listed.
     """
     named = (path.parent for path in root.glob(f"v*/{MANIFEST}") if _NAME.fullmatch(path.parent.name))
-    found = sorted(named, key=lambda path: int(path.stem[1:]))  # as text, nine digits sort before eight
+    found = sorted(named, key=lambda path: int(path.stem[1:]))  # sorted as text, nine digits would come before eight
     return [path for path in found if not (path.suffix and path.with_suffix("") in found)]
 
 
 def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequence[Path]], str]) -> T | None:
-    """The newest checkpoint under ``root``, as ``read`` reads it; None without a checkpoint.
+    """Read the newest checkpoint under ``root`` with ``read``. Returns None if there is no checkpoint.
 
-    Raises UsageError when it is damaged. If an older checkpoint is intact, the error ends with ``advice`` about that
-    one and the damaged ones after it.
+    Raises UsageError when it is damaged. If an older checkpoint is intact, the error ends with the ``advice`` for that
+    checkpoint and the damaged ones after it.
     """
     damaged: list[Path] = []
     first: UsageError | None = None
@@ -268,13 +268,13 @@ def prune(root: Path, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint if it exists. The manifest goes first: without it, the rest does not count."""
+    """Remove a checkpoint if it exists. The manifest goes first: without it, the directory is not a checkpoint."""
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def tensors_of(layout: Layout, vector: FloatVector) -> dict[str, FloatVector]:
-    """The parameter vector as named tensors."""
+    """Cut the parameter vector into named tensors."""
     tensors: dict[str, FloatVector] = {}
     start = 0
     for name, shape in layout.tensors:

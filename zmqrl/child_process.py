@@ -1,4 +1,4 @@
-"""The parent's side of a process that uses :mod:`zmqrl.process`: its job and messages go in, its facts come out."""
+"""Starts a process that uses :mod:`zmqrl.process`, sends it a job and messages, and receives its answers."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from zmqrl.errors import ClusterError
 
 
 class ChildProcess:
-    """A process of ``python PROGRAM``, which gets its job at once. Its standard error is that of this process.
+    """A running ``python PROGRAM``. It gets its job at once, and shares our standard error.
 
-    ``name`` is for errors, such as ``worker 3``. ``through`` is a command that runs another one elsewhere, such as
-    ``ip netns exec h1``: the process is started with it.
+    Errors contain its ``name``, such as ``worker 3``. ``through`` is a prefix of the command, such as
+    ``ip netns exec h1``.
     """
 
     def __init__(self, name: str, program: Sequence[str], job: dict[str, Any], *, through: Sequence[str] = ()) -> None:
@@ -37,12 +37,15 @@ class ChildProcess:
             raise self._ended() from None
 
     def hear(self, within_s: float) -> dict[str, Any] | None:
-        """The next message of the process. None if there is none in time. Raises ClusterError when it has ended."""
+        """Wait for the next message of the process. Returns None after ``within_s``.
+
+        Raises ClusterError when the process has ended.
+        """
         assert self.process.stdout is not None
         deadline = time.monotonic() + within_s
         line = bytearray()
         while not line.endswith(b"\n"):
-            # The rest of a line comes at once.
+            # After the first part of a line, the rest follows at once.
             if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0] and not line:
                 return None
             piece = os.read(self.process.stdout.fileno(), 1 << 16)
@@ -53,13 +56,13 @@ class ChildProcess:
         return facts
 
     def hang_up(self) -> None:
-        """Close the pipes, which lets the process end."""
+        """Close the pipes, so that the process ends."""
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
 
     def kill(self) -> None:
-        """End the process at once, if it still runs."""
+        """Kill the process if it still runs, and close the pipes."""
         self.process.kill()
         self.process.wait()
         self.hang_up()

@@ -1,4 +1,4 @@
-"""The command line: it looks up a command, runs it, and turns errors into a sentence and an exit status."""
+"""The command line. It finds a command, runs it, and turns errors into one sentence and an exit status."""
 
 import contextlib
 import importlib
@@ -49,7 +49,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run a command; exit with 0 done, 2 bad usage, 3 the cluster failed, 130 interrupted."""
+    """Run a command. Exit status: 0 success, 2 bad usage, 3 the cluster failed, 130 interrupted."""
     _open_standard_streams()
     try:
         raise_open_files()
@@ -59,7 +59,7 @@ def main() -> None:
         status = 130
     except ZmqrlError as error:
         status = _complain(str(error), error.exit_status)
-    except BrokenPipeError:  # the reader of our output, such as head, has closed it
+    except BrokenPipeError:  # the program that reads our output, such as head, has ended
         _print_no_more()
         status = 128 + signal.SIGPIPE
     except OSError as error:
@@ -74,14 +74,14 @@ def _run_and_print(arguments: Sequence[str]) -> int:
     """Run a command line and flush what it prints."""
     try:
         status = run(arguments)
-    except SystemExit as stop:  # of --help
+    except SystemExit as stop:  # raised by --help
         status = int(stop.code or 0)
     sys.stdout.flush()
     return status
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null in place of a closed standard stream, so that no other file gets its descriptor."""
+    """Open /dev/null for each closed standard stream, so that no other file gets its descriptor."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)
@@ -92,11 +92,11 @@ def _open_standard_streams() -> None:
 
 
 def _look_for_modules_here() -> None:
-    """Make the user's own games, model and loss in the current directory importable, as in the processes of a run."""
+    """Put the current directory on the import path, so that the user's games, model and loss are found there."""
     try:
         here = str(Path.cwd())
     except FileNotFoundError:
-        raise UsageError("the current directory was removed: change to another one.") from None
+        raise UsageError("the current directory was removed: change to another directory.") from None
     if here not in sys.path:
         sys.path.insert(0, here)
 
@@ -108,7 +108,7 @@ def _complain(sentence: str, status: int) -> int:
 
 
 def _print_no_more() -> None:
-    with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory
+    with contextlib.suppress(io.UnsupportedOperation):  # standard output is a stream in memory
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -119,10 +119,10 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.write(f"zmqrl {__version__}\n" if name == "--version" else _usage())
         return 0
     check_open_files()
-    log_level()  # raises for a value that is not valid
+    log_level()  # raises UsageError for an invalid value
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; zmqrl --help lists them.")
-    # Only the command's own modules: torch and the games take seconds to import.
+    # Import only this command's modules: torch and the games take seconds to import.
     status: int = importlib.import_module(f"zmqrl.commands.{COMMANDS[name].module}").command(rest)
     return status
 

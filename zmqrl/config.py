@@ -1,4 +1,4 @@
-"""The settings of a run: one frozen tree that travels as JSON. Each component owns and checks its part."""
+"""The settings of a run: one frozen tree, stored and sent as JSON. Each component owns and checks its part."""
 
 import dataclasses
 import ipaddress
@@ -34,15 +34,15 @@ class WireConfig:
     transport: Literal["ipc", "tcp"] = "ipc"
     """Unix sockets in a private directory (ipc), or TCP."""
     address: str = "127.0.0.1"
-    """IPv4 address of this machine that shards bind. Needs TCP."""
+    """IPv4 address of this machine that the shards listen on. Needs TCP."""
     port_range: Annotated[str | None, tyro.conf.arg(aliases=["--port-range"])] = None
     """TCP ports for the shards, FIRST-LAST, three per shard. None: free ports. Implies TCP."""
     curve: bool = False
     """Encrypt and authenticate TCP on loopback addresses too. On other addresses this is the default."""
     insecure_plaintext: Annotated[bool, tyro.conf.arg(aliases=["--insecure-plaintext"])] = False
-    """Never encrypt TCP. Anyone on the network can then read weights and push gradients."""
+    """Do not encrypt TCP: anyone on the network can read weights and push gradients."""
     need_s: float = 1.0
-    """Seconds without progress before a shard asks for resends. Must exceed the time to send a slice."""
+    """Seconds without progress until a shard asks workers to resend. Must exceed the time to send a slice."""
 
     @property
     def tcp(self) -> bool:
@@ -50,7 +50,7 @@ class WireConfig:
         return self.transport == "tcp" or self.port_range is not None
 
     def encrypts(self, addresses: Iterable[str]) -> bool:
-        """Whether shards at ``addresses`` use CURVE: if an address is not a loopback one, or if ``curve`` is set."""
+        """Whether shards at ``addresses`` use CURVE: if one is not a loopback address, or if ``curve`` is set."""
         return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(is_loopback, addresses))))
 
     def ports(self) -> range | None:
@@ -63,7 +63,7 @@ class WireConfig:
         return range(int(first), int(last) + 1)
 
     def check(self) -> None:
-        """Raise UsageError for the first setting that is not valid."""
+        """Raise UsageError for the first invalid setting."""
         _require_positive("--wire.need-s", self.need_s)
         self.ports()
         try:
@@ -81,7 +81,7 @@ class WireConfig:
         require(self.tcp or not self.curve, "--wire.curve needs TCP: add --wire.transport tcp.")
         require(
             not (self.curve and self.insecure_plaintext),
-            "--wire.curve and --wire.insecure-plaintext exclude each other: use one of them.",
+            "--wire.curve and --wire.insecure-plaintext exclude each other: use only one of them.",
         )
 
 
@@ -92,17 +92,17 @@ class CheckpointConfig:
     every_minutes: float = 2.0
     """Minutes between checkpoints. A run also writes one at its end."""
     keep: int = 10
-    """Number of checkpoints to keep, the newest ones."""
+    """Number of checkpoints to keep. Older ones are removed."""
 
     def check(self) -> None:
-        """Raise UsageError for the first setting that is not valid."""
+        """Raise UsageError for the first invalid setting."""
         _require_positive("--checkpoint.every-minutes", self.every_minutes)
         require(self.keep >= 1, f"--checkpoint.keep {self.keep}: at least 1 checkpoint is required.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """What the evaluator does."""
+    """Settings of the evaluator."""
 
     episodes: int = 50
     """Full games per evaluated checkpoint, always with the same seeds."""
@@ -112,20 +112,20 @@ class EvaluationConfig:
     """Take the most probable action instead of sampling one."""
 
     def check(self) -> None:
-        """Raise UsageError for the first setting that is not valid."""
+        """Raise UsageError for the first invalid setting."""
         require(self.episodes >= 1, f"--evaluation.episodes {self.episodes}: at least 1 game is required.")
         _require_positive("--evaluation.every-minutes", self.every_minutes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingConfig:
-    """What the recorder does."""
+    """Settings of the recorder."""
 
     minutes: tuple[float, ...] = (0.0, 15.0, 30.0)
     """Training minutes at which to record a game."""
 
     def check(self) -> None:
-        """Raise UsageError for the first setting that is not valid."""
+        """Raise UsageError for the first invalid setting."""
         for minute in self.minutes:
             require(0 <= minute < math.inf, f"--recording.minutes {minute}: a finite number, 0 or above, is required.")
 
@@ -138,11 +138,11 @@ class Config:
     env: str = "ALE/Breakout-v5"
     """Environment: an ALE game or any Gymnasium environment with discrete actions."""
     workers: int = 2
-    """N: number of workers whose contributions make an update, unless --quorum is set."""
+    """N: number of workers, without backups. Also the quorum, unless --quorum is set."""
     backups: int = 0
     """b: extra workers, so that an update does not wait for the slowest ones."""
     quorum: int | None = None
-    """K: contributions that make an update. None: N."""
+    """K: number of contributions that an update needs. None: N."""
     shards: int = 2
     """Number of parameter-server shards."""
     algo: Literal["ppo", "ba3c"] = "ppo"
@@ -150,11 +150,11 @@ class Config:
     model: str = "small"
     """Network: small, nature, narrow or dba3c (images), mlp (vectors), or MODULE:FUNCTION."""
     loss: str | None = None
-    """Loss function of your own, as MODULE:FUNCTION. None: the loss of --algo."""
+    """Your own loss function, as MODULE:FUNCTION. None: the loss of --algo."""
     updates: int | None = None
-    """Stop at this version, which is the number of updates."""
+    """Stop after this many updates, counted over all sessions of a resumed run."""
     agent_steps: int | None = None
-    """Stop after this many agent steps. A resumed run counts all its sessions."""
+    """Stop after this many agent steps, counted over all sessions of a resumed run."""
     minutes: float | None = None
     """Stop after this many minutes, counted from the first update of this session."""
     stop_score: float | None = None
@@ -162,7 +162,7 @@ class Config:
     seed: int = 1
     """Seed of the initial parameters, games and actions."""
     mode: Literal["sync", "async"] = "sync"
-    """Update mode. async applies each contribution alone when it arrives, for comparison."""
+    """Update mode. async applies each contribution by itself when it arrives, for comparison."""
     consistent: bool = False
     """Sum contributions in rank order: bit-identical for any number of shards. Needs b = 0."""
     on_loss: Literal["wait", "shrink"] = "wait"
@@ -170,12 +170,12 @@ class Config:
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Slow down one worker, RANK:SECONDS per update, such as 2:0.5, or RANK:xFACTOR. May be repeated."""
     pace: str | None = None
-    """LAW of the seconds that a gradient takes at least, as --compute of zmqrl simulate."""
+    """Minimum seconds per gradient, as a LAW like --compute of zmqrl simulate."""
     scenario: Path | None = None
-    """Scenario file of zmqrl simulate: train under its stragglers, pace and failures."""
+    """Scenario file of zmqrl simulate: train with its stragglers, pace and failures."""
     failures: tyro.conf.Suppress[tuple[Failure, ...]] = ()
     evaluator: bool = False
-    """Play full games with checkpoints in an extra process, and write evaluations.jsonl."""
+    """Play full games with the checkpoints in an extra process, and write evaluations.jsonl."""
     recorder: bool = False
     """Record games in an extra process at --recording.minutes, into videos/."""
     external_workers: int = 0
@@ -185,9 +185,9 @@ class Config:
     profile: int | None = None
     """Trace this many versions to DIR/trace.json. Without a number: 100."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """Trackers that get the metrics. Without a value: none."""
+    """Trackers to send the metrics to. Without a value: no tracker."""
     metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
-    """Serve figures for Prometheus there; 0: a free port. Default address: 127.0.0.1."""
+    """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port)."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that workers compute on."""
     run_dir: Path | None = None
@@ -215,13 +215,13 @@ class Config:
         return self.ppo if self.algo == "ppo" else self.ba3c
 
     def effective_quorum(self) -> int:
-        """K."""
+        """K: the number of contributions that an update needs."""
         if self.mode == "async":
             return 1
         return self.workers if self.quorum is None else self.quorum
 
     def stragglers(self) -> dict[int, Straggler]:
-        """The workers to slow down, by rank. Raises UsageError on anything but RANK:SECONDS and RANK:xFACTOR."""
+        """The workers to slow down, by rank. Raises UsageError for anything but RANK:SECONDS and RANK:xFACTOR."""
         found: dict[int, Straggler] = {}
         for text in self.straggle:
             number, _, amount = text.partition(":")
@@ -242,12 +242,12 @@ class Config:
         return found
 
     def pace_of(self, rank: int) -> Pace:
-        """How much a worker is slowed down."""
+        """The pace of a worker: how it is slowed down."""
         straggler = self.stragglers().get(rank, Straggler(rank=rank))
         return Pace(law=self.pace, seed=self.seed, rank=rank, factor=straggler.factor, seconds=straggler.seconds)
 
     def ports(self) -> range | None:
-        """The ports of ``wire.port_range``. Raises UsageError when they are too few for the shards."""
+        """The ports of ``wire.port_range``. Raises UsageError when there are too few for the shards."""
         ports = self.wire.ports()
         if ports is not None and len(ports) < 3 * self.shards:
             raise UsageError(
@@ -278,7 +278,7 @@ class Config:
         return str(place), int(port)
 
     def check(self) -> None:
-        """Raise UsageError for the first setting that is not valid."""
+        """Raise UsageError for the first invalid setting."""
         for part in (self.wire, self.checkpoint, self.evaluation, self.recording):
             part.check()
         require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
@@ -290,7 +290,7 @@ class Config:
         require(k <= self.ranks, f"--quorum {k} is above the number of workers, {self.ranks} (N + b).")
         require(
             0 <= self.external_workers <= self.ranks,
-            f"--external-workers {self.external_workers}: 0 to {self.ranks} (N + b) are possible.",
+            f"--external-workers {self.external_workers}: a number from 0 to {self.ranks} (N + b) is required.",
         )
         _require_positive("--updates", self.updates)
         _require_positive("--agent-steps", self.agent_steps)
@@ -301,11 +301,11 @@ class Config:
         require(0 <= self.seed < 2**32, f"--seed {self.seed}: a number from 0 to below 2^32 is required.")
         require(
             self.mode == "sync" or (self.backups == 0 and self.quorum is None and not self.consistent),
-            "--mode async applies every contribution alone: remove --backups, --quorum and --consistent.",
+            "--mode async cannot be combined with --backups, --quorum or --consistent: remove them.",
         )
         require(
             not self.consistent or (self.backups == 0 and k == self.workers),
-            f"--consistent needs every contribution: --backups 0 and K = N, not b = {self.backups} and K = {k}.",
+            f"--consistent needs --backups 0 and K = N, but b = {self.backups} and K = {k}.",
         )
         require(
             not self.consistent or (self.external_workers == 0 and self.on_loss == "wait"),
@@ -328,13 +328,13 @@ class Config:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Config":
-        """Inverse of :meth:`to_json`. Raises UsageError that names the setting which is unknown or not valid."""
+        """Inverse of :meth:`to_json`. Raises a UsageError that names an unknown or invalid setting."""
         config: Config = _build(cls, data, "")
         return config
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Read a ``config.json``, or the settings in a ``cluster.json``. Raises UsageError."""
+        """Read ``config.json``, or the settings in ``cluster.json``. Raises UsageError when that fails."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -348,10 +348,10 @@ class Config:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether ``address`` means the machine itself on every machine."""
+    """Whether ``address`` is an IP address that every machine uses for itself."""
     try:
         return ipaddress.ip_address(address).is_loopback
-    except ValueError:  # a name may mean anything
+    except ValueError:  # a host name may resolve to any address
         return False
 
 
@@ -362,7 +362,7 @@ def _require_positive(option: str, value: float | None) -> None:
 
 
 def _build(cls: type[Any], data: object, path: str) -> Any:
-    """Make a dataclass, with nested ones, from plain data. Missing settings keep their defaults."""
+    """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults."""
     if not isinstance(data, dict):
         raise UsageError(f"{path or 'the file'} is {data!r:.60}: a group of settings is required.")
     hints = get_type_hints(cls)

@@ -1,4 +1,4 @@
-"""The errors that users see: one sentence with the problem, its location and the remedy. Standard library only."""
+"""The errors that users see: one sentence with the problem, its place and the remedy. Standard library only."""
 
 import difflib
 import errno
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 
 class ZmqrlError(Exception):
-    """Base of every error meant for the user. ``exit_status`` is what the command line returns for it."""
+    """Base class of errors for the user. The command line exits with ``exit_status``."""
 
     exit_status = 3
 
 
 class UsageError(ZmqrlError):
-    """The user asked for something impossible: an unknown game, K above the workers, a port in use."""
+    """The user asked for something impossible: an unknown game, K above the number of workers, a port in use."""
 
     exit_status = 2
 
 
 class ClusterError(ZmqrlError):
-    """The cluster failed: a process keeps dying, a deadline passed, a shard refused us."""
+    """The cluster failed: a process keeps dying, a deadline has passed, a shard refuses a worker."""
 
 
 class UnwritableError(ClusterError):
@@ -47,9 +47,9 @@ _REMEDIES = {
 
 
 def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
-    """The sentence for a file that cannot be written: which one, why, and what to do. ``otherwise`` is an alternative.
+    """The sentence for a file that cannot be written: its name, the reason and the remedy.
 
-    ``place`` is the file if the error does not name one.
+    ``place`` is used if the error names no file. ``otherwise`` is a second remedy.
     """
     name = place if error.filename is None else error.filename
     remedies = ", or ".join(filter(None, [_REMEDIES.get(error.errno or 0), otherwise]))
@@ -58,7 +58,7 @@ def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
 
 @contextmanager
 def naming(place: object) -> Iterator[None]:
-    """Make every OSError of the block name ``place``. The system names a temporary file or no file."""
+    """Make every OSError in the block name ``place``. Otherwise it may name a temporary file or none."""
     try:
         yield
     except OSError as error:
@@ -66,14 +66,14 @@ def naming(place: object) -> Iterator[None]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The closest word in ``known``, as `` (did you mean ...?)``. Empty if no word is close."""
+    """`` (did you mean ...?)`` with the closest word in ``known``. Empty if no word is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turn any exception of the user's own code into one sentence, and SystemExit too. Raises UsageError."""
+    """Turn exceptions and SystemExit from user code into a one-sentence UsageError."""
     try:
         yield
     except UsageError:

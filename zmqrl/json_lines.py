@@ -1,4 +1,4 @@
-"""Files of one JSON object per line that grow while they are read. Standard library only."""
+"""Files with one JSON object per line, readable while they grow. Standard library only."""
 
 import errno
 import json
@@ -13,10 +13,10 @@ PIECE_BYTES = 1 << 20
 
 
 class JsonLines:
-    """Appends to ``path``. Each line is one write, so a reader never finds a part. ``file`` is the descriptor."""
+    """Appends to ``path``. Each line is one write, so a reader never sees half a line. ``file`` is the descriptor."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file, and cut off a line that a killed process left unfinished. Raises OSError."""
+        """Open or create the file, and remove a line that a killed process left unfinished. Raises OSError."""
         self.path, self._failing = path, False
         self.file = os.open(path, FLAGS, 0o644)
         self._cut_torn_line()
@@ -33,7 +33,10 @@ class JsonLines:
             os.ftruncate(self.file, end)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append ``record``, with null for numbers that are not finite. Raises OSError, and leaves no part of it."""
+        """Append ``record``, with null for numbers that are not finite.
+
+        When that fails, raises OSError and writes nothing.
+        """
         line = json.dumps(_nulled(record), allow_nan=False).encode() + b"\n"
         written = os.write(self.file, line)
         if written < len(line):
@@ -41,7 +44,7 @@ class JsonLines:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-        """Append ``record``. When that begins to fail, report it with ``notice``."""
+        """Append ``record``. Call ``notice`` at the first of several failures in a row."""
         try:
             self.write(record)
             self._failing = False
@@ -51,15 +54,15 @@ class JsonLines:
             self._failing = True
 
     def rewind(self, version: int, generation: int) -> None:
-        """Keep the rows up to ``version``, whose versions only grow. The others go to a file of their own.
+        """Keep the rows up to ``version``, in increasing order. Move all other rows to a separate file.
 
-        Raises OSError, and leaves the file as it was.
+        If that fails, raises OSError and leaves the file unchanged.
         """
         kept: list[tuple[int, bytes]] = []
         undone: list[bytes] = []
         for raw in self.path.read_bytes().splitlines(keepends=True):
             at = _version_in(raw)
-            while kept and at is not None and kept[-1][0] >= at:  # a later session went back behind it
+            while kept and at is not None and kept[-1][0] >= at:  # a later session started at a lower version
                 undone.append(kept.pop()[1])
             if at is not None and at <= version:
                 kept.append((at, raw))
@@ -75,7 +78,7 @@ class JsonLines:
         self.reopen()
 
     def reopen(self) -> None:
-        """Continue with the file that has replaced this one. Raises OSError."""
+        """Continue with the file that has replaced the open one. Raises OSError."""
         replaced, self.file = self.file, os.open(self.path, FLAGS, 0o644)
         os.close(replaced)
 

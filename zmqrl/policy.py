@@ -1,4 +1,4 @@
-"""A trained policy, read from a checkpoint: observations in, actions out."""
+"""A trained policy from a checkpoint: it turns observations into actions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ class Policy:
 
     It computes in float64 on the CPU, so that the same seeds give the same games on every machine. In float32, the last
     digits of a logit depend on the processor's vector width, the number of threads and the rest of the batch. They
-    sometimes change an action, and with it the rest of the game. In float64 the differences are about 1e-15. A network
-    of the user's own computes as in training, because its code may require float32.
+    sometimes change an action, and so the rest of the game. In float64 the differences are about 1e-15. A user's own
+    network computes as in training, because its code may require float32.
     """
 
     config: Config
@@ -37,7 +37,7 @@ class Policy:
 
     @property
     def env_id(self) -> str:
-        """The environment of the training."""
+        """The environment that the policy was trained in."""
         return self.config.env
 
     def act(
@@ -46,10 +46,10 @@ class Policy:
         """Actions int64 (B,) for ``observations`` (B, *shape), or one int for a single observation (*shape).
 
         Frames are uint8 (B, stack, height, width) from 0 to 255. Other observations are vectors (B, n). Each action is
-        sampled with one number of ``rng`` (default: an unseeded one), or is the most probable one if ``greedy``.
-        Actions count from 0, even if those of the environment do not.
+        sampled with one number from ``rng`` (default: unseeded). With ``greedy``, it is the most probable action.
+        Actions count from 0, even if the environment's actions do not.
 
-        Raises UsageError for observations of another shape or dtype, and when a network of the user's own fails.
+        Raises UsageError for observations of another shape or dtype, and when a user's own network fails.
         """
         seen = np.asarray(observations)
         shape, dtype = self.spec.observation_shape, self.spec.observation_dtype
@@ -79,10 +79,10 @@ class Policy:
 
 
 def load_policy(run: str | Path, version: int | None = None) -> Policy:
-    """The policy of the run directory ``run`` at its newest checkpoint, or at that of ``version``.
+    """Load the policy of the run directory ``run`` from its newest checkpoint, or from the one of ``version``.
 
-    Raises UsageError when the run or the checkpoint does not exist, when a file is damaged, and when a network of the
-    user's own fails.
+    Raises UsageError when the run or the checkpoint does not exist, when a file is damaged, and when a user's own
+    network fails.
     """
     directory = RunDirectory(Path(run))
     if not directory.config.exists():
@@ -90,8 +90,8 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
     config = Config.read(directory.config)
     weights = _weights(directory.checkpoints, version)
     spec = describe_env(config.env, config.envs)
-    with torch.random.fork_rng(devices=[]):  # keep the caller's random state
-        torch.manual_seed(config.seed)  # buffers of a user's own model are those of the workers
+    with torch.random.fork_rng(devices=[]):  # preserves the caller's random state
+        torch.manual_seed(config.seed)  # gives a user's own model the same buffers as in the workers
         model = make_model(config.model, spec.observation_shape, spec.num_actions, config.network)
     parameters = FlatParameters(model)
     if parameters.layout(1).tensors != weights.layout.tensors:
@@ -108,12 +108,12 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
 
 
 def _is_own(config: Config) -> bool:
-    """Whether the network is a function of the user's own."""
+    """Whether the network is the user's own, not one of zmqrl."""
     return ":" in config.model
 
 
 def _weights(root: Path, version: int | None) -> PolicyWeights:
-    """The weights of the checkpoint of ``version`` under ``root``; of the newest one for None."""
+    """Read the weights of ``version`` from the checkpoints under ``root``. None: read the newest checkpoint."""
 
     def advice(whole: Path, _: object) -> str:
         return f"Checkpoint {whole.stem} is intact: use it with --checkpoint {int(whole.stem[1:])}."
@@ -130,7 +130,7 @@ def _weights(root: Path, version: int | None) -> PolicyWeights:
 
 
 def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Actions (B,): for each row of ``probabilities`` (B, A), the first whose cumulative sum is above its number."""
-    # The last sum is left out, because rounding can leave it below the number.
+    """Actions (B,): per row of ``probabilities`` (B, A), the first action whose cumulative sum exceeds its number."""
+    # Leave out the last sum, because rounding can make it smaller than the number.
     actions: npt.NDArray[np.int64] = (probabilities.cumsum(1)[:, :-1] <= numbers[:, np.newaxis]).sum(1)
     return actions

@@ -1,4 +1,4 @@
-"""What every zmqrl process needs: Ctrl-C, the limit of open files, logs, its job, messages of its parent.
+"""Functions for every zmqrl process: Ctrl-C, the open-file limit, logs, its job, and messages from its parent.
 
 Standard library only.
 """
@@ -22,20 +22,20 @@ from typing import Any
 from zmqrl.errors import UsageError
 
 PR_SET_PDEATHSIG = 1
-LOOK_UP_EVERY_S = 1.0  # a wait ends this often, because a signal just before it does not wake it
-FEWEST_OPEN_FILES = 256  # a process of a small run has about 40 open
+LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not interrupt it
+FEWEST_OPEN_FILES = 256  # a process of a small run opens about 40
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MOST_OPEN_FILES = 1 << 16  # more is useless, and some programs try every number up to the limit
+MOST_OPEN_FILES = 1 << 16  # more is useless, and some programs loop over every descriptor up to the limit
 
-_to_parent = 1  # a descriptor
+_to_parent = 1  # file descriptor for ``say``
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Ctrl-C raise KeyboardInterrupt in the block, which can clean up. Elsewhere it ends ``zmqrl`` at once."""
+    """Make Ctrl-C raise KeyboardInterrupt in the block, so that it can clean up. Elsewhere Ctrl-C exits at once."""
     outside = signal.getsignal(signal.SIGINT)
-    if callable(outside):  # a shell that runs us in the background ignores it
+    if callable(outside):  # false if a shell started us in the background: then SIGINT stays ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -44,7 +44,7 @@ def interruptible() -> Iterator[None]:
 
 
 def raise_open_files() -> None:
-    """Raise the soft limit of open files to the hard one. Child processes inherit it."""
+    """Raise the soft limit of open files to the hard limit. Child processes inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -60,21 +60,21 @@ def check_open_files(needed: int = FEWEST_OPEN_FILES) -> None:
 
 
 def read_job(die_with: signal.Signals) -> dict[str, Any]:
-    """Read the job, one line of JSON on standard input, and ask the kernel for ``die_with`` when the parent dies.
+    """Read the job, one line of JSON, from standard input. Make the kernel send ``die_with`` when the parent dies.
 
-    Standard input stays open. Its end means that the parent is gone, even if the signal was lost. Standard output is
-    for ``say`` only: other prints go to standard error.
+    Standard input stays open. When it ends, the parent is gone, even if the signal was lost. Only ``say`` writes to
+    standard output: other prints go to standard error.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
     parent = select.poll()
     parent.register(0, 0)
     if parent.poll(0):  # the parent died before prctl, perhaps during our imports: no signal will come
         sys.exit(0)
-    # Ctrl-C reaches every process of the terminal's group, but the supervisor ends its children.
+    # Ctrl-C reaches every process of the terminal's group. Ignore it: the supervisor ends its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = bytearray()
     while not line.endswith(b"\n"):
-        # One byte at a time: a buffer would swallow messages after the line.
+        # Read one byte at a time: a buffer would swallow messages after the line.
         byte = os.read(0, 1)
         if not byte:
             sys.exit(0)
@@ -92,22 +92,22 @@ def _divert_prints() -> None:
 
 def lived_s() -> float:
     """Seconds since this process started."""
-    # Field 22, in ticks since boot. Fields are counted after the name, which may contain spaces.
+    # Field 22, in ticks since boot. Split after the process name, which may contain spaces.
     started_at = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_at
 
 
 def log_level() -> int:
-    """The log level that ``ZMQRL_LOG_LEVEL`` names. Default: info. Raises UsageError."""
+    """The log level in ``ZMQRL_LOG_LEVEL``. Default: info. Raises UsageError for an unknown level."""
     level = os.environ.get(LOG_LEVEL) or "info"
     if level.lower() not in LOG_LEVELS:
-        raise UsageError(f"{LOG_LEVEL}={level}: the levels are {', '.join(LOG_LEVELS)}.")
+        raise UsageError(f"{LOG_LEVEL}={level}: use one of {', '.join(LOG_LEVELS)}.")
     return logging.getLevelNamesMapping()[level.upper()]
 
 
 @contextlib.contextmanager
 def quiet_children() -> Iterator[None]:
-    """Processes that are started in the block log warnings only, unless the user has set ``ZMQRL_LOG_LEVEL``."""
+    """Make processes started in the block log warnings only, unless the user has set ``ZMQRL_LOG_LEVEL``."""
     if LOG_LEVEL in os.environ:
         yield
         return
@@ -119,12 +119,12 @@ def quiet_children() -> Iterator[None]:
 
 
 def log_to_stderr(name: str) -> logging.Logger:
-    """The process's log: plain lines with time and level on standard error, which the parent keeps in a file.
+    """Set up a log of plain lines with time and level on standard error, which the parent stores in a file.
 
-    The level is that of :func:`log_level`, or info if it is not valid there. Other packages log no debug lines.
+    The level is that of :func:`log_level`, or info if the variable is not valid. Other packages log no debug lines.
     """
     level = logging.INFO
-    with contextlib.suppress(UsageError):  # the command line refuses it, but on another host nothing has checked it
+    with contextlib.suppress(UsageError):  # the command line has checked it, but on another host it may differ
         level = log_level()
     logging.basicConfig(
         stream=sys.stderr,
@@ -139,8 +139,8 @@ def log_to_stderr(name: str) -> logging.Logger:
 class Messages:
     """The parent's messages after the job, one line of JSON each. When the parent hangs up, this process ends.
 
-    SIGTERM interrupts the main thread, so that it cleans up. A signal just before ``get`` waits does not wake it, so
-    the queue holds the end of the messages too.
+    A thread reads them. When they end, it sends SIGTERM to this process, so that the main thread cleans up and ends.
+    It also puts None into the queue, because a signal that arrives just before ``get`` waits does not interrupt it.
     """
 
     def __init__(self) -> None:
@@ -172,12 +172,12 @@ class Messages:
 
 
 def _leave(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleanup
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal would interrupt the cleanup
     sys.exit(0)
 
 
 def say(facts: dict[str, Any]) -> None:
-    """Send ``facts`` to the parent as one line of JSON on standard output. The first line means that we are up."""
+    """Send ``facts`` to the parent as one line of JSON on standard output. The first line says that we are ready."""
     line = json.dumps(facts).encode() + b"\n"
     while line:
         line = line[os.write(_to_parent, line) :]

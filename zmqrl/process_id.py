@@ -1,4 +1,4 @@
-"""Which process of a run: its role, and its number in that role. Standard library only."""
+"""Identifies a process of a run: its role, and its number within that role. Standard library only."""
 
 from dataclasses import dataclass
 from typing import Literal, Self, TypeAlias, get_args
@@ -9,7 +9,7 @@ ROLES: tuple[ProcessRole, ...] = get_args(ProcessRole)
 
 @dataclass(frozen=True, slots=True, order=True)
 class ProcessId:
-    """Written as ``worker-3``: in the names of logs and traces, in cluster.json, and to the user."""
+    """A process, written as ``worker-3`` in names of logs and traces, in cluster.json and in messages."""
 
     role: ProcessRole
     number: int

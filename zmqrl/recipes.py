@@ -1,4 +1,4 @@
-"""Recipes: functions with a name that return a complete configuration."""
+"""Recipes: named functions that return a complete configuration."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,9 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 
 
 def breakout() -> Config:
-    """Breakout by PPO with the narrow network: two workers on two cores.
+    """Breakout with PPO and the narrow network: two workers on two cores.
 
-    The schedules end after an hour on two cores with AVX-512.
+    The schedules take about an hour on two cores with AVX-512.
     """
     return Config(
         recipe="breakout",
@@ -32,7 +32,7 @@ def breakout() -> Config:
 
 
 def pong() -> Config:
-    """Pong by PPO with the narrow network: two workers on two cores."""
+    """Pong with PPO and the narrow network: two workers on two cores."""
     return Config(
         recipe="pong",
         env="ALE/Pong-v5",
@@ -44,7 +44,7 @@ def pong() -> Config:
 
 
 def cartpole() -> Config:
-    """CartPole by PPO with two small layers: a run of seconds for experiments."""
+    """CartPole with PPO and two small layers, for experiments of a few seconds."""
     return Config(
         recipe="cartpole",
         env="CartPole-v1",
@@ -58,19 +58,19 @@ def cartpole() -> Config:
 def dba3c_breakout() -> Config:
     """Breakout with the hyperparameters of DBA3C (Adamski et al. 2018), on two workers.
 
-    Its best run had 64 training nodes, 60 of which made an update, and 4 parameter servers: ``zmqrl train
-    dba3c-breakout --workers 60 --backups 4 --shards 4``.
+    The best run of that paper had 4 parameter servers and 64 training nodes, of which 60 were needed for an update:
+    ``zmqrl train dba3c-breakout --workers 60 --backups 4 --shards 4``.
     """
     return Config(
         recipe="dba3c-breakout",
         env="ALE/Breakout-v5",
         algo="ba3c",
         model="dba3c",
-        # 128 hidden units, as in their best run. Theirs pads the input with zeros to 16 channels, for speed, and draws
-        # weights from truncated normals (convolutions) and uniforms. Ours are orthogonal.
+        # 128 hidden units, as in the paper's best run. The paper pads the input with zeros to 16 channels, for speed,
+        # and draws weights from truncated normals (convolutions) and uniforms. Our weights are orthogonal.
         network=NetworkConfig(compute="float32"),
-        # Theirs learns from batches of 32 that mix pieces of 5 steps of 10 games in their order of arrival. The nearest
-        # size with whole pieces is 6 games by 5 steps.
+        # The paper learns from batches of 32, with 5-step pieces of 10 games in order of arrival. The nearest batch of
+        # whole pieces is 6 games by 5 steps.
         envs=EnvConfig(
             num_envs=6,
             frame_skip=4,
@@ -80,16 +80,16 @@ def dba3c_breakout() -> Config:
             noop_max=0,
             life_loss=False,
             fire_reset=False,
-            max_frames=30_000,  # theirs: 10 000 steps of 3 frames on average
+            max_frames=30_000,  # in the paper: 10 000 steps of 3 frames on average
         ),
-        # Both bootstrap with values of the policy that acted. Theirs acts with the newest weights at every step, ours
-        # with one version in a whole rollout. Theirs computes log(p + 1e-6).
+        # The paper and zmqrl bootstrap with values of the policy that acted. The paper acts with the newest weights at
+        # every step, zmqrl with one version per rollout. The paper computes log(p + 1e-6).
         ba3c=BA3CConfig(
             rollout_steps=5,
             gamma=0.99,
-            value_coefficient=0.5,  # theirs: 1/2 (V - R)^2
+            value_coefficient=0.5,  # in the paper: 1/2 (V - R)^2
             entropy_coefficient=0.01,
-            max_grad_norm=1e9,  # theirs clips a tensor of n numbers at a norm of 0.1 n, so only the heads' biases
+            max_grad_norm=1e9,  # the paper clips a tensor of n numbers at norm 0.1 n: in effect only the heads' biases
         ),
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, beta1=0.8, beta2=0.75, epsilon=1e-8),
     )

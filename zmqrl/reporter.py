@@ -1,4 +1,4 @@
-"""What a worker reports to the supervisor: its steps, games, losses and time spent."""
+"""Reports a worker's steps, games, losses and times to the supervisor."""
 
 import math
 import time
@@ -15,7 +15,7 @@ class Reporter:
     """Reports the metrics of this worker to the supervisor. Sums are cumulative, so a lost report costs nothing."""
 
     def __init__(self, connection: Connection, steps_per_rollout: int, version: int) -> None:
-        """``version`` is the first version of this worker."""
+        """``version`` is the first version that this worker pulled."""
         self.connection = connection
         self.steps_per_rollout = steps_per_rollout
         self.agent_steps = self.abandoned_steps = self.games_played = 0
@@ -27,23 +27,23 @@ class Reporter:
         self.sent_at = 0.0
 
     def played(self, games: list[Game]) -> None:
-        """Count a complete rollout, in which these games ended."""
+        """Count a complete rollout. ``games`` ended in it."""
         self.agent_steps += self.steps_per_rollout
         for game in games:
             self.games_played += 1
             self.games.append((self.games_played, game.score, game.agent_steps))
             if self.games_played % GAMES_IN_A_REPORT == 0:
                 self.send()
-        self.send()  # before the contributions learned from it, so that a version is never ahead of its steps
+        self.send()  # before the gradients from this rollout, so that versions are never reported before their steps
 
     def abandoned(self) -> None:
-        """Count the last rollout as too late to learn from."""
+        """Count the last rollout as abandoned: it was too late to learn from it."""
         self.abandoned_steps += self.steps_per_rollout
 
     def learned(self, weights: PulledWeights, losses: dict[str, float], *, lag: int) -> None:
         """Count a pushed gradient, and report if the last report is old enough.
 
-        A loss that is not finite is left out, because it would stay in the sum.
+        Skip losses that are not finite, because they would stay in the sum.
         """
         self.version = weights.version
         self.gradients += 1

@@ -16,7 +16,7 @@ from zmqrl.process_id import ProcessId
 LOCK = ".lock"
 OF_SHARDS = ("history", "state")
 ANOTHER = "choose another --run-dir"
-LONGEST_SOCKET_PATH = 90  # of the 107 bytes that a Unix socket's address may have
+LONGEST_SOCKET_PATH = 90  # the address of a Unix socket can have 107 bytes, and a file name follows
 
 
 class RunDirectory:
@@ -54,11 +54,11 @@ class RunDirectory:
         return self.path / "state" / f"shard-{shard}.slots"
 
     def key_file(self, rank: int) -> Path:
-        """The keys of a rank that is open to external workers."""
+        """The key file of a rank that is open to external workers."""
         return Path(self.keys / f"worker-{rank}.json")
 
     def sockets(self) -> Path:
-        """A directory of mode 0700 whose path is short enough for Unix sockets."""
+        """Make a directory with mode 0700 and a path that is short enough for Unix sockets."""
         place = self.path / "sockets"
         if len(str(place)) <= LONGEST_SOCKET_PATH:
             place.mkdir(mode=0o700, exist_ok=True)
@@ -69,7 +69,7 @@ class RunDirectory:
         return Path(self._sockets.name)
 
     def claim(self) -> None:
-        """Make the directory and take its lock until :meth:`release`. Raises UsageError when one of them fails."""
+        """Create the directory and lock it until :meth:`release`. Raises UsageError when that fails."""
         try:
             self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -102,23 +102,23 @@ class RunDirectory:
             os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def set_aside(self) -> None:
-        """Keep cluster.json as left.json, so that the shards of a killed run can be found."""
+        """Rename the cluster.json of a killed run to left.json, so that its shards can still be found."""
         with contextlib.suppress(FileNotFoundError):
             self.cluster.replace(self.left)
         self._remove_what_needs_a_living_run()
 
     def in_use(self) -> bool:
-        """Whether a run uses it now."""
+        """Whether a run uses the directory now."""
         return is_locked(self.path / LOCK)
 
     def release(self) -> None:
-        """Release the lock and remove what only a living run needs. If no run began, remove what we made too."""
-        with contextlib.suppress(OSError):  # the lock must be released in any case
+        """Release the lock, and remove files that only a live run needs. If no run began, remove the new directory."""
+        with contextlib.suppress(OSError):  # the lock must be released even if this fails
             self._remove_what_needs_a_living_run()
         if self._sockets is not None:
             self._sockets.cleanup()
-        shutil.rmtree(self.path / "sockets", ignore_errors=True)  # killed shards leave theirs
-        with contextlib.suppress(OSError):  # it is not empty if the run could not end
+        shutil.rmtree(self.path / "sockets", ignore_errors=True)  # killed shards leave their sockets
+        with contextlib.suppress(OSError):  # not empty if the run did not end cleanly
             (self.path / "state").rmdir()
         if self._lock is not None:
             with contextlib.suppress(OSError):
@@ -158,7 +158,7 @@ def is_locked(path: Path) -> bool:
 
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
-    """Write ``data`` so that a reader finds the old file or the new one, never a part. OSErrors name ``path``."""
+    """Write ``data`` so that readers see either the old or the new file, never a part. OSErrors name ``path``."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with naming(path):
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

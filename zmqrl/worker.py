@@ -1,4 +1,4 @@
-"""A worker: pull -> play -> gradient -> push. All of the distributed algorithm is in :func:`work`."""
+"""A worker: pull -> play -> gradient -> push. :func:`work` is the whole distributed algorithm."""
 
 import logging
 import signal
@@ -30,8 +30,9 @@ from zmqrl.reporter import Reporter
 def work(connection: Connection, actor_learner: "ActorLearner", config: Config, log: logging.Logger) -> None:
     """Contribute to every version until the run ends.
 
-    Versions i*U to (i+1)*U - 1 are iteration i. They are learned from one rollout, which is dropped if the run is more
-    than one iteration ahead when it is complete. In asynchronous mode, U contributions of this worker are an iteration.
+    Versions i*U to (i+1)*U - 1 are iteration i, which learns from one rollout. If the run is more than one iteration
+    ahead when the rollout is complete, the worker drops it. In asynchronous mode, U contributions of this worker make
+    an iteration.
     """
     parameters, player, learner = actor_learner.parameters, actor_learner.player, actor_learner.learner
     rollout, spans = actor_learner.rollout, connection.spans
@@ -39,7 +40,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     contributed = 0
 
     def place(weights: PulledWeights) -> tuple[int, int]:
-        """The iteration that ``weights`` belong to, and which of its updates comes next."""
+        """The iteration that ``weights`` belong to, and the index of the next update in it."""
         updates = contributed if config.mode == "async" else weights.version
         return divmod(updates, config.algorithm.updates_per_rollout)
 
@@ -83,10 +84,10 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
 
 
 class ActorLearner:
-    """What plays and learns in a worker: games, network, loss, memory. Making it takes seconds."""
+    """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version`` is near that of the run: it seeds the games, so that a restarted worker plays other ones."""
+        """``version``, near the run's, seeds the games, so that a restarted worker plays different games."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
@@ -94,7 +95,7 @@ class ActorLearner:
         seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
         self.envs = make_envs(config.env, config.envs, threads=threads)
         shape, num_actions = self.envs.observation_shape, self.envs.num_actions
-        # The shards send the weights. Buffers of a user's own model are never sent: every worker draws the same ones.
+        # Shards send weights, but never the buffers of a user's own model. The seed makes those equal on all workers.
         torch.manual_seed(config.seed)
         model = make_model(config.model, shape, num_actions, config.network, device=device)
         self.parameters = FlatParameters(model)
@@ -122,16 +123,16 @@ def join(
     incarnation: int | None = None,
     code: str = "",
 ) -> None:
-    """Connect to the shards as ``rank``, work until the run ends, leave. Raises ZmqrlError.
+    """Connect to the shards as ``rank``, work until the run ends, and leave. Raises ZmqrlError.
 
-    Shards with other code than ``code`` refuse the worker, unless it is empty. Without ``recorder``, the worker does
-    not record where its time goes.
+    Shards refuse a worker whose ``code`` differs from theirs. An empty ``code`` is not checked. With ``recorder``, the
+    worker records how it spends its time.
     """
     spans, begun_s = Spans(), lived_s()
     actor_learner = ActorLearner(config, rank, version, threads=threads, spans=spans)
     log.info("games and network made in %.1f s", lived_s() - begun_s)
     try:
-        # Only now: the run counts on a worker that is connected.
+        # Connect only now, because the run waits for connected workers.
         with Connection(
             cluster, rank, incarnation=incarnation, code=code, spans=spans, recorder=recorder, log=log
         ) as connection:
@@ -141,7 +142,7 @@ def join(
 
 
 def main() -> None:
-    """Run one worker. Its job is on standard input."""
+    """Run one worker, whose job comes on standard input."""
     imported_s = lived_s()
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.worker")

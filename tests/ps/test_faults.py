@@ -167,7 +167,7 @@ def test_a_shard_whose_newest_slot_is_damaged_is_empty_though_no_worker_tells_it
         history = running.history(0)
         assert running.restart(0).state == "empty"
         assert (
-            f"state is lost: version {lost} of generation 1 was made, but the newest that is left is {lost - 1}"
+            f"state is lost: version {lost} of generation 1 was made, but the newest version left is {lost - 1}"
         ) in capfd.readouterr().err
         assert running.history(0) == history
 

@@ -32,7 +32,7 @@ def test_a_shard_names_the_rank_whose_contribution_broke_it() -> None:
     make_version(shard, 0, 1)
     push(shard, 2, 1.0, version=0)
     shard.stop, shard.state = 5, "ended"
-    with pytest.raises(BrokenInvariant, match="GradientArrived: it ended at a wrong version") as raised:
+    with pytest.raises(BrokenInvariant, match="GradientArrived: ended at the wrong version") as raised:
         push(shard, 2, 2.0)
     events = str(raised.value).splitlines()[1:]
     assert sum("version=0, rank=2" in line for line in events) == 1

@@ -290,7 +290,7 @@ def block_history(run: Killed) -> None:
     ("damage", "why"),
     [
         (damage_slots, "shard 1 has no intact version, but it had made version 7"),
-        (cut_slots, "state/shard-1.slots is damaged, or not of this run"),
+        (cut_slots, "state/shard-1.slots is damaged, or belongs to another run"),
         (block_history, "cannot write {}/history/shard-1.jsonl: Is a directory"),
     ],
 )
@@ -418,7 +418,7 @@ def test_what_is_damaged_is_kept_though_another_program_could_not_read_it(run: K
     left = json.loads(run.directory.left.read_text(encoding="utf-8"))
     left["run"] = "0" * 16  # the slots are of another run
     write_json(run.directory.left, left)
-    assert "state/shard-0.slots is damaged, or not of this run" in run.refusal().replace(
+    assert "state/shard-0.slots is damaged, or belongs to another run" in run.refusal().replace(
         "shard-1.slots", "shard-0.slots"
     )
 

@@ -1,6 +1,6 @@
-"""The processes of a benchmark. They live as long as it does, and run parts of one variant after the other.
+"""The processes of a benchmark. They run until it ends, and play the parts of all variants in turn.
 
-``python -m zmqrl.bench.crew`` is such a process. It reads messages from its parent and answers each of them.
+``python -m zmqrl.bench.crew`` runs such a process. It reads messages from its parent and answers each message.
 """
 
 import signal
@@ -20,7 +20,7 @@ ANSWER_WITHIN_S: Final = 300.0
 
 
 class Role(NamedTuple):
-    """A part that a process plays. ``facts`` are those of the part."""
+    """A process that plays the part ``name``. ``facts`` come from the part."""
 
     name: str
     process: int
@@ -28,7 +28,7 @@ class Role(NamedTuple):
 
 
 class Crew:
-    """Processes that play parts. Use it as a context manager, which ends them."""
+    """Processes that play parts. Use it as a context manager, which kills them at the end."""
 
     def __init__(self, size: int) -> None:
         names = [f"process {process} of the benchmark" for process in range(size)]
@@ -44,20 +44,21 @@ class Crew:
 
     def __exit__(self, *_: object) -> None:
         for child in self._children:
-            child.kill()  # the process may be waiting for one that is gone
+            child.kill()  # the process may be waiting for a process that has ended
 
     @contextmanager
     def playing(self, name: str, part: type[Part], jobs: Mapping[int, Facts]) -> Iterator[list[Role]]:
-        """Let processes play ``part`` in the block, each with its job. Raises ClusterError."""
+        """Make processes play ``part`` during the block, each with its job. Raises ClusterError if one fails."""
         joining = {process: {"join": name, "part": part.__name__, "job": job} for process, job in jobs.items()}
         yield [Role(name, process, facts) for process, facts in self._ask(joining).items()]
-        # Not after an error: a process that waits for a dead one does not answer.
+        # Not after an error, because a process that waits for a dead process does not answer.
         self._ask({process: {"leave": name} for process in jobs})
 
     def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Facts]:
-        """Let all ``roles`` do so many rounds at the same time. Returns what each of them measured.
+        """Run ``rounds`` rounds of all ``roles`` at the same time. Returns the measurements of each role.
 
-        ``pauses_s`` are their pauses before each round, in the same order; the others make none. Raises ClusterError.
+        ``pauses_s`` are the pauses of the first roles before each round. The other roles do not pause. Raises
+        ClusterError if a process fails.
         """
         pauses = [*pauses_s, *[0.0] * (len(roles) - len(pauses_s))]
         asked = {

@@ -1,4 +1,4 @@
-"""What ``zmqrl bench wire`` measures: the cases, and how many bytes each operation moves."""
+"""The cases that ``zmqrl bench wire`` measures, and the bytes that each operation moves."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -20,15 +20,15 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 MOST_WORKERS = 64
 MOST_PARAMETERS = 2**28  # 1 GiB
-TRIP_BYTES = 140  # of PING and PONG together, about
+TRIP_BYTES = 140  # about the size of PING and PONG together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One vector that ``workers`` learn together through ``shards``. The fields are columns of the result.
+    """A case to measure: ``workers`` learn one vector through ``shards``. The fields are columns of the result.
 
-    gloo and memcpy have no shards and no encryption, and memcpy has no network. Their cases say so with 1 shard,
-    ``curve`` false and the transport ``memory``.
+    gloo has no shards, so its cases have 1 shard. Only zmqrl encrypts. memcpy has no network, so its transport is
+    ``memory``.
     """
 
     transport: Transport | Literal["memory"]
@@ -44,9 +44,9 @@ class Case:
         return Layout.of([("vector", (self.parameters,))], self.shards)
 
     def pieces(self, operation: Operation) -> tuple[int, int]:
-        """How many payloads ``operation`` moves, and the bytes of each.
+        """The number of payloads that ``operation`` moves, and the bytes of each.
 
-        An update moves the gradient of each worker to the shards and the weights back. ``ingest`` is about one shard.
+        An update moves the gradient of each worker to the shards and the weights back. ``ingest`` concerns one shard.
         """
         vector = payload_bytes(self.codec, self.parameters)
         widest = payload_bytes(self.codec, max(cut.count for cut in self.layout.slices))
@@ -64,7 +64,7 @@ class Case:
 class Grid:
     """Every combination of these values. Raises UsageError for values that cannot be measured.
 
-    ``rounds`` are fewer where they would take longer than ``minutes`` in all.
+    Fewer than ``rounds`` rounds are measured if the benchmark would take longer than ``minutes``.
     """
 
     transport: tuple[Transport, ...]
@@ -91,12 +91,12 @@ class Grid:
             Layout.of([("vector", (parameters,))], shards)
 
     def groups(self) -> Iterator[Case]:
-        """Group the cases by bytes and workers. The cases of a group are measured side by side."""
+        """Group the cases by bytes and workers. The cases of a group are measured in turns."""
         for parameters, workers, codec in _each(self.parameters, self.workers, self.codec):
             yield Case(transport="tcp", codec=codec, curve=False, parameters=parameters, workers=workers, shards=1)
 
     def variants(self, group: Case) -> Iterator[tuple[Implementation, Case]]:
-        """The variants of ``group`` that are measured side by side."""
+        """The variants of ``group``, which are measured in turns."""
         for implementation in _once(self.implementation):
             match implementation:
                 case "zmqrl":

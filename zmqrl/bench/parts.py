@@ -1,6 +1,6 @@
-"""The parts that a process of the benchmark plays: a worker of each implementation, and the other end of raw sockets.
+"""The parts that benchmark processes play: a worker of each implementation, and a hub for plain sockets.
 
-A part is made from plain data. Its ``run`` returns when each round began and ended, in ns on the monotonic clock.
+The arguments of a part are plain data. ``run`` returns the start and end of each round, in ns on the monotonic clock.
 """
 
 import os
@@ -31,19 +31,19 @@ class Part(Protocol):
     facts: dict[str, Any]
 
     def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        """Do so many rounds, each after a pause. Returns the instants of each in lists."""
+        """Run ``rounds`` rounds, each after a pause. Returns lists with the instants of each round."""
 
     def close(self) -> None:
-        """Leave the other parts."""
+        """Disconnect from the other parts."""
 
 
 def gradient(count: int) -> FloatVector:
-    """The same numbers on every worker: float32 (count,)."""
+    """A gradient with the same numbers on every worker: float32 (count,)."""
     return np.random.default_rng(7).standard_normal(count, np.float32)
 
 
 class ZmqrlWorker:
-    """A worker with the connection that training uses. In each round it writes a gradient, as a backward pass does."""
+    """A worker with the same connection as in training. Like a backward pass, each round writes a gradient."""
 
     def __init__(self, *, cluster: dict[str, Any], keys: dict[str, Any] | None, rank: int) -> None:
         self.facts: dict[str, Any] = {}
@@ -52,7 +52,7 @@ class ZmqrlWorker:
         self.weights = self._pull(-1)
 
     def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        """``version`` is that of the first round."""
+        """Also returns the ``version`` of the first round."""
         begun, done, version = [], [], self.weights.version
         for _ in range(rounds):
             buffer = self.connection.gradient_buffer()
@@ -74,7 +74,7 @@ class ZmqrlWorker:
 
 
 class ZmqrlPinger:
-    """Sends PING to shard 0 and waits for PONG, on the control socket of a worker that does nothing else."""
+    """An otherwise idle worker that sends PING to shard 0 and waits for PONG."""
 
     def __init__(self, *, cluster: dict[str, Any], keys: dict[str, Any] | None, rank: int) -> None:
         self.facts: dict[str, Any] = {}
@@ -98,9 +98,9 @@ class ZmqrlPinger:
 
 
 class GlooRank:
-    """A worker without shards: all workers add up their gradients, then each makes the optimizer step of a shard.
+    """A worker without shards. All workers add up their gradients, then each makes the optimizer step itself.
 
-    With bf16 they exchange and add up bfloat16.
+    With bf16 they exchange and add bfloat16 numbers.
     """
 
     def __init__(self, *, store: str, rank: int, workers: int, count: int, codec: m.Codec) -> None:
@@ -153,7 +153,7 @@ class GlooRank:
 
 
 class RawHub:
-    """Stands in for a shard on plain sockets: takes in a slice of each worker, then sends a slice to each of them."""
+    """Replaces a shard on plain sockets: it receives a slice from each worker, then sends a slice to each."""
 
     def __init__(self, *, workers: int, slice_bytes: int) -> None:
         self.listener = socket.create_server((HOST, 0), backlog=workers)
@@ -163,7 +163,7 @@ class RawHub:
         self.connections: list[socket.socket] = []
 
     def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        """``arrived`` holds the time when each worker's slice was complete, ``published`` the start of the answer."""
+        """Returns when each worker's slice was complete (``arrived``), and when the answers began (``published``)."""
         while len(self.connections) < len(self.inboxes):
             self.connections.append(_quick(self.listener.accept()[0]))
         arrived, published = [], []
@@ -195,7 +195,7 @@ class RawHub:
 
 
 class RawWorker:
-    """Sends a slice to each hub and receives one from each, on plain sockets. It computes nothing."""
+    """Sends a slice to each hub and receives a slice from each, on plain sockets. It computes nothing."""
 
     def __init__(self, *, ports: list[int], slices_bytes: list[int]) -> None:
         self.facts: dict[str, Any] = {}
@@ -224,7 +224,7 @@ class RawWorker:
 
 
 class Copier:
-    """Copies memory from one array to another."""
+    """Copies one array to another."""
 
     def __init__(self, *, pieces: int, piece_bytes: int) -> None:
         self.facts: dict[str, Any] = {}
@@ -267,5 +267,5 @@ def _received(connection: socket.socket, buffer: memoryview) -> memoryview:
 
 
 def _wait(pause_s: float) -> None:
-    if pause_s:  # even sleep(0) is a system call
+    if pause_s:  # skip sleep(0), which is a system call too
         time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""From the instants of rounds to milliseconds of operations, and from these to the rows of the result."""
+"""Turns the instants of rounds into durations of operations, and these into the rows of the result."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +9,8 @@ import numpy as np
 
 from zmqrl.bench.grid import OPERATIONS, Case, Implementation, Operation
 
-# In rounds ``together`` all workers push at once, in rounds ``alone`` worker 0 pushes before the others. A round of an
-# operation is that operation.
+# In rounds ``together`` all workers push at once. In rounds ``alone`` worker 0 pushes before the others. Other kinds
+# measure the operation of that name directly.
 Kind: TypeAlias = Literal["together", "alone"] | Operation
 Row: TypeAlias = dict[str, Any]
 
@@ -19,9 +19,9 @@ Row: TypeAlias = dict[str, Any]
 class Round:
     """The instants of one round, in ns on the monotonic clock, which all processes of this machine share.
 
-    ``begun`` is when each worker began to push, ``done`` when it had the weights of ``version`` + 1. ``arrived`` has,
-    for each shard, when it had taken in each gradient. ``published`` is when each shard began to publish. Both are
-    empty where they are not known.
+    ``begun``: when each worker began to push. ``done``: when it had the weights of ``version`` + 1. ``arrived``: for
+    each shard, when it had added each gradient. ``published``: when each shard began to publish. The last two are empty
+    if they are not known.
     """
 
     begun: tuple[int, ...]
@@ -35,9 +35,9 @@ Blocks: TypeAlias = Mapping[Kind, Sequence[Sequence[Round]]]
 
 
 def samples(blocks: Blocks) -> dict[Operation, list[float]]:
-    """The durations of each operation in ms. The first round of each block warms up and is not among them.
+    """The durations of each operation in ms. The first round of each block is a warm-up and does not count.
 
-    An update round lasts from the end of the round before to its own, so that a worker that runs ahead gains nothing.
+    An update round lasts from the end of the previous round to its own end, so that starting early gains nothing.
     """
     together, alone = list(_rounds(blocks, "together")), list(_rounds(blocks, "alone"))
     found: dict[Operation, list[int]] = {
@@ -60,8 +60,8 @@ def _rounds(blocks: Blocks, kind: Kind) -> Iterator[Round]:
 def rows(measured: Sequence[tuple[Implementation, Case, Mapping[Operation, Sequence[float]]]]) -> list[Row]:
     """One row for each operation of each variant, as ``--json`` prints it. Samples are in ms.
 
-    ``fraction_of_memcpy`` is the time of memcpy for the same pieces, divided by that of the row: 1 would be as fast. It
-    is None if memcpy was not measured.
+    ``fraction_of_memcpy`` is the time of memcpy for the same pieces, divided by the time of the row: 1 is as fast as
+    memcpy. It is None if memcpy was not measured.
     """
     copied_ms = {
         (operation, case.pieces(operation)): float(np.median(found[operation]))

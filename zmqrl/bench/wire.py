@@ -1,4 +1,4 @@
-"""Measures the transport alone, beside gloo, plain sockets and memcpy. They take turns, so noise affects all alike."""
+"""Measures the transport alone, and gloo, plain sockets and memcpy. They take turns, so noise affects all equally."""
 
 import functools
 import statistics
@@ -24,10 +24,10 @@ from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import payload_bytes
 
-BLOCK: Final = 10  # rounds of one variant before the next one has its turn
+BLOCK: Final = 10  # rounds of one variant before the turn of the next
 WARM_UP: Final = 5
-ALONE_FOR: Final = 1.5  # update rounds: how long worker 0 has the network to itself
-# Workers do nothing while other variants have their turn. Shards must neither ask for gradients nor complain.
+ALONE_FOR: Final = 1.5  # time that worker 0 has the network to itself, in update rounds
+# Workers are idle while other variants have their turn. Shards must not ask for gradients or log stalls meanwhile.
 PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
 KINDS: Final[dict[Operation, Kind]] = {
     "update_round": "together",
@@ -41,7 +41,7 @@ Measure: TypeAlias = Callable[[int], list[Round]]  # runs the given number of ro
 
 
 class Variant(NamedTuple):
-    """A variant to measure. ``told`` adds data to a round that is available only after the variant has ended."""
+    """A variant to measure. ``told`` adds data to a round once the variant has ended."""
 
     measures: dict[Kind, Measure]
     told: Callable[[Round], Round] = lambda each: each
@@ -49,7 +49,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where variants of one group are measured: workers are processes 0, 1, ... of ``crew``, hubs are the last ones."""
+    """Where the variants of one group run. Workers are the first processes of ``crew``, and hubs the last."""
 
     crew: Crew
     first_hub: int
@@ -58,7 +58,7 @@ class Stage:
 
 
 def measure(grid: Grid, begin: Callable[[Case], None]) -> Iterator[list[Row]]:
-    """The rows of each group of ``grid``. Calls ``begin`` before a group. Raises ClusterError."""
+    """Measure each group of ``grid``. Yields its rows. Calls ``begin`` before each group. Raises ClusterError."""
     first_hub = max(grid.workers)
     hubs = max(grid.shards) + 1 if "raw_tcp" in grid.implementation else 0
     groups, end_at = list(grid.groups()), time.monotonic() + 60 * grid.minutes
@@ -89,7 +89,7 @@ def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list
                 break
             for variant, mine in turns:
                 for kind, make in variant.measures.items():
-                    # The first round of a block finds the caches full of another variant's numbers: one more.
+                    # One more round: in the first, the caches still hold another variant's data.
                     mine.setdefault(kind, []).append(make(min(BLOCK, grid.rounds - begun) + 1))
             turns.append(turns.pop(0))
     measured = []
@@ -111,7 +111,7 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
         case.layout,
         np.zeros(case.parameters, np.float32),
         optimizer=ADAM,
-        workers=case.workers + 1,  # the last one only sends PING
+        workers=case.workers + 1,  # the last worker only sends PING
         quorum=case.workers,
         directory=place,
         codec=case.codec,
@@ -140,7 +140,7 @@ def _job(shards: StandaloneShards, rank: int) -> Facts:
 
 
 def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
-    """Adds the instants of the shards to a round. Their recordings are complete once they have ended."""
+    """Make a function that adds the shards' instants to a round. Call it once the shards have ended."""
 
     @functools.cache
     def shards() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
@@ -150,14 +150,14 @@ def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
         arrived = tuple(tuple(ends.get(each.version, ())) for ends, _ in shards())
         published = tuple(starts[each.version + 1] for _, starts in shards() if each.version + 1 in starts)
         if len(published) < case.shards or any(len(ends) < case.workers for ends in arrived):
-            return each  # a recording has room for so many spans only
+            return each  # a recording can hold only a limited number of spans
         return replace(each, arrived=arrived, published=published)
 
     return told
 
 
 def shard_instants(recording: ProcessRecording) -> tuple[dict[int, list[int]], dict[int, int]]:
-    """When a shard had added each contribution to a version, and when it began to publish a version, in ns."""
+    """By version, in ns: when a shard had added each contribution, and when it began to publish."""
     arrived: dict[int, list[int]] = {}
     published: dict[int, int] = {}
     table = recording.table("spans")
@@ -173,7 +173,7 @@ def shard_instants(recording: ProcessRecording) -> tuple[dict[int, list[int]], d
 
 @contextmanager
 def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
-    """The same bytes over as many plain sockets. Nothing is computed or encoded."""
+    """Send the same bytes over the same number of plain sockets. Nothing is computed or encoded."""
     sizes = [payload_bytes(case.codec, cut.count) for cut in case.layout.slices]
     with ExitStack() as stack:
         first, *others = range(stage.first_hub, stage.first_hub + 1 + case.shards)
@@ -185,7 +185,7 @@ def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
 def _connected(
     stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int]
 ) -> tuple[list[Role], list[Role]]:
-    """Workers and hubs until ``stack`` ends. ``hubs_bytes`` are the bytes of the slice of each hub, by its process."""
+    """Start workers and hubs, which run until ``stack`` ends. ``hubs_bytes`` maps each hub's process to slice bytes."""
     jobs = {hub: {"workers": workers, "slice_bytes": size} for hub, size in hubs_bytes.items()}
     hubs = stack.enter_context(crew.playing(f"{name}-hub", RawHub, jobs))
     job = {"ports": [hub.facts["port"] for hub in hubs], "slices_bytes": list(hubs_bytes.values())}
@@ -225,7 +225,7 @@ VARIANTS: Final[dict[Implementation, Callable[[str, Case, Stage], AbstractContex
 
 
 def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> dict[Kind, Measure]:
-    """Rounds of ``players``, of whom the workers come first, and round trips between the two of ``trip``."""
+    """Measure rounds of ``players``, workers before hubs, and round trips between the roles of ``trip``."""
     took_ns = 0.0
 
     def together(rounds: int) -> list[Round]:
@@ -240,7 +240,7 @@ def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> di
 
     needed = {KINDS[operation] for operation in stage.operations}
     measures: dict[Kind, Measure] = {}
-    if "together" in needed or (trip and "alone" in needed):  # it gives ``alone`` its pause
+    if "together" in needed or (trip and "alone" in needed):  # its duration gives ``alone`` the pause
         measures["together"] = together
     if trip and "alone" in needed:
         measures["alone"] = alone
@@ -250,7 +250,7 @@ def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> di
 
 
 def _made(crew: Crew, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Round]:
-    """Let ``roles`` do so many rounds. Roles that begin none are hubs."""
+    """Run ``rounds`` rounds of ``roles``. The roles that return ``published`` are hubs."""
     answers = crew.run(roles, rounds, pauses_s)
     workers, hubs = ([answer for answer in answers if key in answer] for key in ("begun", "published"))
     version = workers[0].get("version", 0)

@@ -1,4 +1,4 @@
-"""The contents of ``cluster.json``: everything that a worker needs to join a run."""
+"""Reads ``cluster.json``, which holds everything that a worker needs to join a run."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Cluster:
     key_files: Mapping[int, str] | None = None
     """With CURVE: the key file of each open rank, in the directory of ``cluster.json``."""
     keys: ClientKeys | None = None
-    """With CURVE: the keys of this worker."""
+    """With CURVE: the keys of the worker that connects."""
 
     @classmethod
     def read(cls, path: Path) -> "Cluster":
@@ -40,13 +40,13 @@ class Cluster:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], keys: ClientKeys | None = None) -> "Cluster":
-        """Build from the parsed file. ``keys`` are not part of the file. Unknown fields are ignored.
+        """Build from the parsed file. Unknown fields are ignored. ``keys`` come from a separate file.
 
         Raises UsageError when the run uses another version of the protocol.
         """
         if data["protocol"] != m.PROTOCOL:
             raise UsageError(
-                f"the run speaks {data['protocol']!r}, but this zmqrl speaks {m.PROTOCOL!r}: "
+                f"the run uses protocol {data['protocol']!r}, but this zmqrl uses {m.PROTOCOL!r}: "
                 "join with the version of zmqrl that started the run."
             )
         files, open_ranks = data.get("keys"), tuple(data.get("open_ranks", ()))

@@ -20,9 +20,9 @@ ASK_AGAIN_S = 0.5
 
 
 class ShardControl:
-    """Speaks to every shard as the supervisor of the run.
+    """Talks to every shard as the supervisor of the run.
 
-    ``other`` takes a message that arrives during a question and does not answer it. It must not ask a question.
+    ``other`` handles the messages that arrive while a question waits for its answer. It must not ask a question itself.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ShardControl:
     def greet(
         self, shards: Iterable[int], *, within_s: float, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Welcome]:
-        """Send HELLO to ``shards`` and wait for the WELCOME of each. Raises ClusterError."""
+        """Send HELLO to ``shards`` and wait for each WELCOME. Raises ClusterError as ``ask`` does."""
         what = "connecting to the shards"
         return self.ask(
             shards, lambda _: self.hello(), only(m.Welcome), within_s=within_s, what=what, meanwhile=meanwhile
@@ -79,7 +79,7 @@ class ShardControl:
         return True
 
     def arrivals(self, timeout_s: float) -> Iterator[tuple[int, m.Message]]:
-        """The messages that have arrived, with their shard, after waiting at most ``timeout_s`` for the first."""
+        """Wait at most ``timeout_s`` for messages. Yields pairs of shard number and message."""
         ready = dict(self.poller.poll(int(timeout_s * 1000)))
         for shard, socket in enumerate(self.sockets):
             if socket in ready:
@@ -95,15 +95,15 @@ class ShardControl:
         what: str,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> dict[int, T]:
-        """Ask ``shards`` and wait for the answer of each. Other messages go to ``other``.
+        """Send each shard its ``question`` and wait for all answers. Other messages go to ``other``.
 
-        ``answer`` returns None for a message that is not the answer. The question is repeated, as question and answer
-        may be lost. ``meanwhile`` is called repeatedly. Raises ClusterError that names the silent shards after
-        ``within_s``.
+        ``answer`` returns None for a message that is not the answer. The question is repeated, because it or its answer
+        may be lost. ``meanwhile`` is called repeatedly. If answers are missing after ``within_s``, raises a
+        ClusterError that names the silent shards.
         """
         waiting = set(shards)
         answers: dict[int, T] = {}
-        for shard, message in self.arrivals(0.0):  # they may answer an earlier question
+        for shard, message in self.arrivals(0.0):  # late answers to earlier questions
             self.other(shard, message)
         deadline = time.monotonic() + within_s
         ask_at, again = 0.0, False
@@ -118,7 +118,7 @@ class ShardControl:
                 for shard in waiting:
                     asked = question(shard)
                     if again and not isinstance(asked, m.Hello):
-                        # After a reconnect, a shard recognizes us only by HELLO.
+                        # After a reconnect, a shard knows who we are only once we send HELLO.
                         self.send(shard, self.hello())
                     self.send(shard, asked)
                 again = True
@@ -136,14 +136,17 @@ class ShardControl:
     def stats(
         self, shards: Iterable[int], *, within_s: float, what: str, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[int, m.Stats]:
-        """The STATS of each of ``shards``."""
+        """Ask ``shards`` for their STATS. Raises ClusterError as ``ask`` does."""
         question = m.StatsRequest(run=self.run)
         return self.ask(shards, lambda _: question, only(m.Stats), within_s=within_s, what=what, meanwhile=meanwhile)
 
     def load(
         self, shard: int, generation: int, version: int, view: int, quorum: int, members: tuple[int, ...], state: bytes
     ) -> None:
-        """Load ``state`` (weights, then optimizer state) into ``shard``, in pieces. Raises ClusterError."""
+        """Load ``state`` (weights, then optimizer state) into ``shard``, in pieces.
+
+        Raises ClusterError when the shard does not confirm a piece in time.
+        """
         for offset in range(0, len(state), m.CHUNK_BYTES):
             piece = state[offset : offset + m.CHUNK_BYTES]
             load = m.Load(
@@ -160,7 +163,10 @@ class ShardControl:
             self._exchange(shard, load, piece, lambda answer, loaded=loaded: answer == loaded)  # type: ignore[misc]
 
     def fetch(self, shard: int, version: int) -> bytes:
-        """Fetch the copy of ``version`` that ``shard`` keeps for a checkpoint. Raises ClusterError when it has none."""
+        """Fetch the copy of ``version`` that ``shard`` keeps for a checkpoint.
+
+        Raises ClusterError when the shard has no such copy or does not answer in time.
+        """
         state = bytearray()
         total = 1
         while len(state) < total:
@@ -189,7 +195,7 @@ class ShardControl:
     ) -> tuple[m.Message, bytes | None]:
         """Send one message to one shard and wait for its answer.
 
-        A lost message is not sent again. Raises ClusterError when the answer is late.
+        The message is sent only once. Raises ClusterError when the answer does not arrive in time.
         """
         socket = self.sockets[shard]
         deadline = time.monotonic() + within_s
@@ -224,7 +230,7 @@ class ShardControl:
 
 
 def only(kind: type[T]) -> Callable[[object], T | None]:
-    """An ``answer`` for ``ask`` that accepts any message of one kind."""
+    """Make an ``answer`` for ``ask`` that accepts any message of one kind."""
     return lambda message: message if isinstance(message, kind) else None
 
 

@@ -1,4 +1,4 @@
-"""The parameters of a torch module as one vector, and its gradients as another: what the parameter server needs."""
+"""Presents the parameters and gradients of a torch module as two flat vectors, for the parameter server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from zmqrl.ps.wire.codec import FloatVector
 class FlatParameters:
     """All trainable parameters of ``module``, in the order of ``named_parameters``.
 
-    On the CPU nothing is copied: parameters are views of the loaded vector, and gradients are views of the buffer that
-    collects them. On another device each vector is copied in one transfer.
+    On the CPU nothing is copied: parameters are views of the loaded vector, and gradients are views of the caller's
+    buffer. On another device each vector is copied in one transfer.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -36,7 +36,7 @@ class FlatParameters:
             return torch.cat([p.detach().reshape(-1).cpu() for _, p in self.named]).numpy()
 
     def load(self, vector: FloatVector) -> None:
-        """Set the parameters to ``vector``: float32 (count,). On the CPU they stay views of it."""
+        """Set the parameters to ``vector``: float32 (count,). On the CPU they become views of it."""
         if self.device.type != "cpu":
             if self._on_device is None:
                 self._on_device = torch.empty(vector.size, device=self.device)
@@ -48,7 +48,7 @@ class FlatParameters:
 
     @contextmanager
     def gradient_in(self, buffer: FloatVector) -> Iterator[None]:
-        """Collect the gradients of the block in ``buffer``: float32 (count,). It is set to zero first."""
+        """Collect the gradients of the ``with`` block in ``buffer``, float32 (count,), which is set to zero first."""
         if self.device.type == "cpu":
             gradient = torch.from_numpy(buffer)
         else:

@@ -1,4 +1,4 @@
-"""Layout of the parameter vector, and how it is cut into one slice per shard."""
+"""The layout of the parameter vector, and its cuts into one slice per shard."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ class Layout:
     def slices(self) -> tuple[Slice, ...]:
         """The slices: contiguous and 64-byte aligned. Their lengths differ by at most 64 bytes.
 
-        When the blocks do not divide evenly, the last shards get one more. The very last block may be short.
+        When the blocks do not divide evenly, each of the last shards gets one more. The very last block may be short.
         """
         small, extra = divmod(self.blocks, self.shards)
         slices = []
@@ -102,7 +102,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: dict[str, object]) -> "Layout":
-        """Inverse of :meth:`to_json`. Raises UsageError when the data contradicts its own hash."""
+        """Inverse of :meth:`to_json`. Raises UsageError when the data is unreadable or does not match its hash."""
         try:
             tensors, shards = data["tensors"], data["shards"]
             if not isinstance(tensors, list) or not isinstance(shards, int):

@@ -1,4 +1,4 @@
-"""A parameter server for a program without a supervisor: shard processes on this host that a block starts and ends."""
+"""A parameter server for programs without a supervisor. A ``with`` block starts its shard processes on this host."""
 
 import secrets
 import subprocess
@@ -34,7 +34,7 @@ SERVER = ["-m", "zmqrl.ps.shard.server"]
 class StandaloneShards:
     """Running shards. ``control`` talks to them as their supervisor.
 
-    A worker connects with ``cluster_for(rank)``. Without ``keys`` that is ``cluster`` for every worker.
+    A worker connects with ``cluster_for(rank)``. Without ``keys``, all workers can use ``cluster``.
     """
 
     cluster: Cluster
@@ -49,11 +49,11 @@ class StandaloneShards:
         return [child.process for child in self.children]
 
     def cluster_for(self, rank: int) -> Cluster:
-        """The cluster as worker ``rank`` needs it, with the keys of that rank."""
+        """The cluster for worker ``rank``, with the keys of that rank."""
         return replace(self.cluster, keys=self.keys.of_worker(rank)) if self.keys else self.cluster
 
     def start(self, shard: int) -> None:
-        """Restart the process of ``shard`` after it died."""
+        """Restart the process of ``shard`` after it has died."""
         self.children[shard].process.wait(STOP_WITHIN_S)
         self.children[shard].hang_up()
         self.children[shard] = _start(self.jobs[shard])
@@ -80,11 +80,11 @@ def standalone_shards(
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
-    An update needs contributions of ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
-    mode. State and history are written to ``directory``; without one they are deleted at the end of the block. With
-    ``transport`` tcp, the shards listen at ``address``, which is an address of this host and not a wildcard.
+    An update needs contributions from ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
+    mode. State and history are written to ``directory``. Without a directory, they are deleted when the block ends.
+    With ``transport`` tcp, the shards listen at ``address``: an address of this host, not a wildcard.
     ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record
-    where their time goes. Raises ClusterError when a shard does not start.
+    how they spend their time. Raises ClusterError when a shard does not start.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)

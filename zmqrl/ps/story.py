@@ -1,4 +1,4 @@
-"""The last events of a state machine, which a broken invariant reports."""
+"""Keeps the last events of a state machine, for the error that reports a broken invariant."""
 
 from collections import deque
 
@@ -11,17 +11,17 @@ class BrokenInvariant(AssertionError):
 
 
 class Story:
-    """A ring buffer of the last events of a state machine. Text is made only when an invariant fails."""
+    """A ring buffer of the last events of a state machine. They become text only when an invariant fails."""
 
     def __init__(self) -> None:
         self._events: deque[tuple[float, type, object]] = deque(maxlen=EVENTS)
 
     def add(self, now: float, kind: type, gist: object) -> None:
-        """Keep the kind of an event and its gist: what identifies it, without its payload."""
+        """Record the kind of an event and its gist: the part that identifies it, without the payload."""
         self._events.append((now, kind, gist))
 
     def broken(self, where: str, error: AssertionError, **ids: int | None) -> BrokenInvariant:
-        """The error to raise for ``error``, with the events that share one of ``ids`` or have none of them."""
+        """Make the error to raise for ``error``. It lists events that match one of ``ids`` or carry no id."""
         what = f"{where}: {str(error) or 'an assertion failed'}. The last events:"
         events = [_line(*event) for event in self._events if _concerns(event[2], ids)]
         return BrokenInvariant("\n    ".join([what, *events]))

@@ -1,4 +1,4 @@
-"""Every contribution that reached a shard: it is held for the open version, or counted by its outcome."""
+"""The contributions that have reached a shard: held for the open version, or counted by outcome."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Contributions:
-    """The contributions held for the open version, and the outcomes of all others. Each contribution is in one of them.
+    """Holds the contributions to the open version, and counts the outcomes of all others.
 
     ``view`` holds the ranks that may contribute to the open version. ``consistent``: contributions are summed in rank
     order. ``asynchronous``: contributions may be computed on older versions.
@@ -19,8 +19,8 @@ class Contributions:
 
     def __init__(self, *, consistent: bool, asynchronous: bool) -> None:
         self.consistent, self.asynchronous = consistent, asynchronous
-        self.held: dict[int, ReceivedSlice | None] = {}  # rank -> payload, None once it is accumulated
-        self.waiting: set[int] = set()  # ranks whose payload is held and not accumulated
+        self.held: dict[int, ReceivedSlice | None] = {}  # rank -> payload, or None once accumulated
+        self.waiting: set[int] = set()  # ranks whose payload is not accumulated yet
         self.computed_on: dict[int, int] = {}  # rank -> version of its newest contribution, held or used
         self.tallies: dict[int, list[int]] = {}  # rank -> totals, in the order of OUTCOMES
         self.unattributed = 0
@@ -41,7 +41,7 @@ class Contributions:
         return version <= self.computed_on.get(rank, -1)
 
     def accumulate(self, view: View) -> list[Action]:
-        """Pass payloads on at once. In consistent mode, a payload waits until those of all lower ranks have arrived."""
+        """Accumulate waiting payloads. In consistent mode, a payload waits until all lower ranks have contributed."""
         actions: list[Action] = []
         for rank in sorted(self.waiting):
             if self.consistent and any(r not in self.held for r in view.members if r < rank):
@@ -52,9 +52,9 @@ class Contributions:
     def close(
         self, *, generation: int, version: int, view: View, stop: int | None, totals: Totals
     ) -> tuple[list[Action], Record]:
-        """Use all held contributions. Returns what is left to accumulate, and the record of ``version``.
+        """Use all held contributions. Returns the remaining ``Accumulate`` actions, and the record of ``version``.
 
-        ``totals`` are those of the previous version.
+        ``totals`` are the totals of the previous version.
         """
         ranks = self.ranks()
         actions = [action for rank in sorted(self.waiting) for action in self._hand_on(rank)]
@@ -82,13 +82,13 @@ class Contributions:
         return actions, record
 
     def drop(self, view: View) -> None:
-        """Give the open version up. The contributions held for it count as late."""
+        """Abandon the open version, and count the contributions held for it as late."""
         for rank in self.held:
             self.count(rank, "late", view)
         self.held, self.waiting, self.computed_on = {}, set(), {}
 
     def count(self, rank: int, outcome: Outcome, view: View) -> None:
-        """Count a contribution under its rank if that is or was a member, else as unattributed."""
+        """Count a contribution under its rank if that rank is or was a member, otherwise as unattributed."""
         if rank in self.tallies or rank in view.members:
             self.tallies.setdefault(rank, [0, 0, 0, 0])[OUTCOMES.index(outcome)] += 1
         else:

@@ -26,7 +26,7 @@ def added(totals: Totals, counts: Totals, sign: int = 1) -> Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The fields of a message that is meant for this shard, and the ``secret`` that only the supervisor has."""
+    """Field values that identify messages for this shard, and the ``secret`` of the supervisor."""
 
     run: str
     layout: str
@@ -36,7 +36,7 @@ class Identity:
     payload_bytes: dict[m.Codec, int]
     secret: str = field(repr=False)
     code: str = ""
-    """The zmqrl that a worker must run if its HELLO names one. Empty: any."""
+    """The zmqrl source code that workers must run. Not checked if this or the ``code`` of HELLO is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ class Record:
     """How a version was made. It is committed with the version, so that a restarted shard knows what it published.
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` are totals by rank:
-    ``(used, late, duplicate, rejected)``. ``totals`` are the same over the lines of the history up to this version.
+    ``(used, late, duplicate, rejected)``. ``totals`` are the totals of the history up to this version, in this order.
     ``view`` is the newest view and ``stop`` the last version to make, as known at the last commit. In asynchronous mode
-    ``staleness`` is the age of the contribution of each of ``ranks`` in versions, and ``applied`` is, for each rank,
-    the newest version whose contribution was used.
+    ``staleness`` has the age, in versions, of the contribution of each rank in ``ranks``. ``applied`` maps each rank to
+    the version that its newest used contribution was computed on.
     """
 
     generation: int
@@ -80,7 +80,7 @@ class Record:
 
     @classmethod
     def handed_over(cls, generation: int, version: int, view: View, totals: Totals = (0, 0, 0, 0)) -> "Record":
-        """The record of a version that this shard loaded and did not make."""
+        """The record of a version that this shard loaded instead of making it."""
         return cls(
             generation=generation,
             version=version,
@@ -101,7 +101,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class GradientArrived:
-    """A message on the PULL socket. ``is_finite`` tests the numbers, so it is called only if all else is valid."""
+    """A message on the PULL socket. ``is_finite`` reads every number, so call it only if all else is valid."""
 
     header: m.Gradient
     payload: "ReceivedSlice"
@@ -120,7 +120,7 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChanged:
-    """A presence topic was subscribed (``here``), or a subscription to it ended, perhaps that of another process."""
+    """A presence topic was subscribed (``here``), or a subscription to it ended, perhaps on another connection."""
 
     rank: int
     incarnation: int
@@ -129,7 +129,7 @@ class PresenceChanged:
 
 @dataclass(frozen=True, slots=True)
 class MalformedArrived:
-    """A frame that is not a valid message for its socket, or that its sender must not send."""
+    """A message that is not valid on its socket, or that its sender must not send."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +149,10 @@ class ForeignHello:
 
 @dataclass(frozen=True, slots=True)
 class StateRestored:
-    """Weights and optimizer state of ``record.version`` are ready: found after a restart, or loaded.
+    """Weights and optimizer state of ``record.version`` are ready. They were found after a restart, or loaded.
 
-    ``recovered``: this shard had made and perhaps published them before, so workers may hold them. ``previous`` is the
-    version before it, if the shard still holds that.
+    ``recovered``: they were found, and workers may already have these weights. ``previous`` is the version before, if
+    the shard still holds it.
     """
 
     record: Record
@@ -187,7 +187,7 @@ Event: TypeAlias = (
 
 
 def gist(event: Event) -> object:
-    """What identifies ``event``: its message or record, without the payload."""
+    """The part of ``event`` to show in errors: its message or record, without the payload."""
     match event:
         case GradientArrived():
             return event.header
@@ -211,14 +211,14 @@ class Accumulate:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Take the mean, step the optimizer, commit ``record``, append it to the history; then report ``Updated``."""
+    """Take the mean, step the optimizer, commit ``record`` and append it to the history. Then report ``Updated``."""
 
     record: Record
 
 
 @dataclass(frozen=True, slots=True)
 class CommitAgain:
-    """Commit the newest version again with this record, which has new data that must survive a crash."""
+    """Commit the newest version again with ``record``, so that its new data survives a crash."""
 
     record: Record
 
@@ -246,7 +246,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendSnapshot:
-    """Send the weights of ``version``, the newest or the one before. ``rank`` is that of the worker, if it is one."""
+    """Send the weights of ``version``, the newest or the one before. ``rank`` is None if ``peer`` is not a worker."""
 
     peer: bytes
     version: int

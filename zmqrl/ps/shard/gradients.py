@@ -11,7 +11,7 @@ from zmqrl.ps.wire.codec import FloatVector
 
 
 class ReceivedSlice:
-    """A gradient slice as received. Its numbers are decoded at most once; float32 is a view of the received frame."""
+    """A gradient slice as received. It is decoded at most once. A float32 slice is not copied."""
 
     def __init__(self, codec_name: m.Codec, frame: zmq.Frame) -> None:
         self.codec_name = codec_name
@@ -19,11 +19,11 @@ class ReceivedSlice:
 
     @cached_property
     def numbers(self) -> FloatVector:
-        """float32 (count,), read-only."""
+        """The decoded numbers: float32 (count,), read-only."""
         return codec.as_float32(self.codec_name, self.frame.buffer)
 
     def is_finite(self) -> bool:
-        """Whether no number is NaN or infinite."""
+        """Whether every number is finite."""
         return codec.is_finite(self.numbers)
 
 
@@ -37,11 +37,11 @@ class GradientSum:
         self._left_finite: list[str] = []
 
     def is_finite(self) -> bool:
-        """Whether the sum is finite. Each contribution is."""
+        """Whether the sum is finite, given that each contribution is finite."""
         return not self._left_finite or codec.is_finite(self.value)
 
     def add(self, numbers: FloatVector, *, first: bool) -> None:
-        """Add ``numbers`` to the sum, or start a new sum with them if ``first``."""
+        """Add ``numbers`` to the sum. If ``first``, start a new sum with them."""
         if first:
             self.value = numbers
             self._left_finite.clear()

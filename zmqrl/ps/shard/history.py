@@ -23,7 +23,7 @@ Line: TypeAlias = dict[str, Any]
 
 
 def pack_record(record: Record) -> bytes:
-    """Encode a record for the header of its slot."""
+    """Encode a record, for the header of its slot."""
     view = record.view
     fields = {name: getattr(record, name) for name in Record.__slots__ if name != "view"}
     packed: bytes = msgpack.packb(fields | {"view": [view.id, view.quorum, view.members]})
@@ -31,7 +31,7 @@ def pack_record(record: Record) -> bytes:
 
 
 def unpack_record(packed: bytes) -> Record:
-    """Inverse of :func:`pack_record`. The checksum of the bytes must have been verified."""
+    """Inverse of :func:`pack_record`. Verify the checksum of the bytes before calling it."""
     fields = msgpack.unpackb(packed, strict_map_key=False, use_list=False)
     return Record(**fields | {"view": View(*fields["view"])})
 
@@ -41,14 +41,14 @@ class LostState(Exception):
 
 
 class History:
-    """Appends lines to ``path``. Opening it cuts off a line that a killed process left half-written.
+    """Appends lines to ``path``. Opening the file removes a line that a killed process left half-written.
 
-    Only the end of the file is read, because it may have millions of lines. ``news`` are sentences about problems in
-    the file: missing versions and unreadable lines.
+    Only the end of the file is read, because it may have millions of lines. ``news`` lists problems in the file, as
+    sentences: missing versions and unreadable lines.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises ClusterError when the file cannot be opened or written."""
+        """Open or create the file. Raises ClusterError when that fails."""
         self.path = path
         self.news: list[str] = []
         with self._writing():
@@ -59,13 +59,13 @@ class History:
 
     @property
     def last_version(self) -> int | None:
-        """The version of the newest line. None if there are no lines."""
+        """The version of the newest line, or None if the file is empty."""
         return None if self.last is None else int(self.last["version"])
 
     def append(self, record: Record, crc32: int) -> None:
-        """Write the line of one version in one system call. If that fails, nothing is left of the line.
+        """Write the line of one version in one system call.
 
-        Raises ClusterError.
+        Raises ClusterError when that fails, and leaves no part of the line in the file.
         """
         line = {
             "version": record.version,
@@ -86,16 +86,16 @@ class History:
         self.last = line
 
     def recover(self, record: Record, crc32: int) -> None:
-        """Make the file agree with ``record``, the newest commit. The process may have been killed at any point.
+        """Make the file agree with ``record``, the newest commit. The last process may have been killed at any point.
 
-        Appends the line that is missing, or finishes a rewind. Raises ClusterError, or LostState when the file has
-        versions that were made after ``record``.
+        Appends the missing line, or finishes a rewind. Raises LostState when the file has versions made after
+        ``record``, and ClusterError when the file cannot be written.
         """
         version, generation = (0, 0) if self.last is None else (self.last["version"], self.last.get("generation", 0))
         if version > record.version:
             if generation >= record.generation:
                 raise LostState(
-                    f"version {version} of generation {generation} was made, but the newest that is left is "
+                    f"version {version} of generation {generation} was made, but the newest version left is "
                     f"{record.version} of generation {record.generation}"
                 )
             self.rewind(record.version, record.generation)
@@ -107,7 +107,7 @@ class History:
                 self.append(record, crc32)
 
     def totals(self, version: int) -> Totals:
-        """Contributions by outcome over the lines up to ``version``. Raises ClusterError."""
+        """The contributions up to ``version``, by outcome. Raises ClusterError when the file cannot be read."""
         with self._writing():
             _, lines = self._newest(version)
             line = next((line for line, _ in reversed(lines) if line["version"] <= version), None)
@@ -116,7 +116,7 @@ class History:
             if "totals" in line:
                 used, late, duplicate, rejected = line["totals"]
                 return used, late, duplicate, rejected
-            total: Totals = (0, 0, 0, 0)  # an older zmqrl wrote these lines
+            total: Totals = (0, 0, 0, 0)  # an older zmqrl wrote no totals, so count the lines
             with self.path.open("rb") as file:
                 for each in map(parse_line, file):
                     if each is not None and each["version"] <= version:
@@ -126,7 +126,7 @@ class History:
     def rewind(self, version: int, generation: int) -> None:
         """Roll back to ``version``: move the lines above it to ``<name>.before-generation-<n>.jsonl``.
 
-        So the history has each version that led to the present weights exactly once. Raises ClusterError.
+        So the history lists each version behind the current weights exactly once. Raises ClusterError.
         """
         if self.last_version is None or self.last_version <= version:
             return
@@ -136,7 +136,7 @@ class History:
             undone = b"".join(raw for _, raw in lines[first:])
             with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab+") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(undone)))
-                if file.read() != undone:  # else a process wrote it and was killed before the cut
+                if file.read() != undone:  # otherwise a killed process already moved them, but did not truncate
                     file.write(undone)
             os.ftruncate(self._lines.file, offset + sum(len(raw) for _, raw in lines[:first]))
         self.last = lines[first - 1][0] if first else None
@@ -154,10 +154,10 @@ class History:
             raise ClusterError(f"cannot write {self.path}: {why}.") from error
 
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
-        """The offset of the newest lines, and these lines, parsed and raw.
+        """The newest lines, parsed and raw, and the offset at which they start in the file.
 
         They reach back to a line of ``version`` or below. If a line cannot be read, the file is kept under another name
-        and replaced by one without that line.
+        and replaced by a file without that line.
         """
         lines: list[tuple[Line | None, bytes]] = []
         start, rest = os.fstat(self._lines.file).st_size, b""
@@ -178,7 +178,7 @@ class History:
         return offset, readable
 
     def _set_aside(self, offset: int, lines: list[tuple[Line | None, bytes]]) -> None:
-        """Keep the file under another name. Continue with the part before ``offset`` and the readable ``lines``."""
+        """Keep the file under another name. Continue with a copy that leaves out the unreadable ``lines``."""
         aside = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}.jsonl")
         shutil.copyfile(self.path, aside)
         mended, before = self.path.with_name(f"{self.path.name}.mended"), 0
@@ -195,7 +195,7 @@ class History:
 
 
 def parse_line(raw: bytes) -> Line | None:
-    """Parse a line of a history. None if it is not valid."""
+    """Parse a line of a history. Returns None if the line is not valid."""
     try:
         line = json.loads(raw)
         counts_of(line)
@@ -207,7 +207,7 @@ def parse_line(raw: bytes) -> Line | None:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The readable lines of a history, in order. Empty if there is no file."""
+    """The readable lines of a history, in order. An empty list if the file does not exist."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         whole: Iterable[bytes] = path.read_bytes().rpartition(b"\n")[0].splitlines()
         return [line for line in map(parse_line, whole) if line is not None]
@@ -221,6 +221,6 @@ def counts_of(line: Line) -> Totals:
 
 
 def last_version(path: Path) -> int:
-    """The version of the last readable line of a history. 0 if there is none."""
+    """The version of the last readable line of a history, or 0 if no line is readable."""
     lines = read_lines(path)
     return int(lines[-1]["version"]) if lines else 0

@@ -22,7 +22,7 @@ class ShardJob:
     shard: int
     codec: m.Codec
     optimizer: OptimizerConfig
-    bind: dict[SocketRole, str]  # all roles, or only control if frozen
+    bind: dict[SocketRole, str]  # endpoints for all roles, or for control only if frozen
     secret: str = field(repr=False)
     state_path: Path
     history_path: Path
@@ -32,16 +32,16 @@ class ShardJob:
     keys: ShardKeys | None = None
     """If given, every connection is encrypted and authenticated."""
     recorder: RecorderJob | None = None
-    """If given, the shard records where its time goes."""
+    """If given, the shard records how it spends its time."""
     code: str = ""
-    """The zmqrl that a worker must run if its HELLO names one. Empty: any."""
+    """The zmqrl source code that workers must run. Not checked if this or the ``code`` of HELLO is empty."""
     frozen: bool = False
-    """The state in ``state_path`` can only be read: the shard makes no versions and serves no workers."""
+    """Only let the supervisor read the state in ``state_path``: make no versions and serve no workers."""
     incarnation: int | None = None
-    """Must be greater than that of the previous process. Taken from the clock if not given."""
+    """Must be greater than the incarnation of the previous process. None: take it from the clock."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data, including the secrets."""
         names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous", "frozen")
         return {name: getattr(self, name) for name in names} | {
             "layout": self.layout.to_json(),

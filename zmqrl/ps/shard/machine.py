@@ -1,6 +1,6 @@
 """The decisions of a shard: a state machine without sockets, clock, files or arithmetic.
 
-It takes events and returns actions, which ``server.py`` carries out in that order.
+It takes events and returns actions. ``server.py`` carries them out in order.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class ShardTiming:
 
 
 class About(TypedDict):
-    """The fields that most messages of a shard begin with."""
+    """The first fields of most messages of a shard."""
 
     run: str
     shard: int
@@ -40,8 +40,8 @@ class About(TypedDict):
 class ShardMachine:
     """Decides which contributions make the next version of one slice.
 
-    ``asynchronous``: every contribution makes a version, whatever version it was computed on. The quorum must be 1.
-    ``frozen``: the state can be read, but the shard makes no versions.
+    ``asynchronous``: every contribution makes a new version, even if it was computed on an older one. The quorum must
+    be 1. ``frozen``: the state can be read, but the shard makes no versions.
     ``now`` is monotonic time in seconds.
     """
 
@@ -62,9 +62,9 @@ class ShardMachine:
         self.version = 0
         self.view = e.View(0, 1, ())
         self.last: e.Record | None = None
-        self.judged: e.Outcome = "rejected"  # the newest contribution
-        self.closing_rank = -1  # of the newest contribution that is used
-        self.making: e.Record | None = None  # of the version that the pending Update makes
+        self.judged: e.Outcome = "rejected"  # the outcome of the newest contribution
+        self.closing_rank = -1  # the rank of the newest contribution that is used
+        self.making: e.Record | None = None  # the record of the version that the pending Update makes
         self.failure = ""
         self.previous: int | None = None
         self.published = False
@@ -117,7 +117,7 @@ class ShardMachine:
     def _gradient(self, event: e.GradientArrived, now: float) -> list[e.Action]:
         header = event.header
         self.judged = "rejected"
-        if header.run != self.identity.run:  # ranks of another run mean nothing here
+        if header.run != self.identity.run:  # in another run, the rank belongs to another worker
             return self._reject()
         if self.roster.is_newest(header.rank, header.incarnation):
             self.roster.heard(header.rank, now)
@@ -180,7 +180,7 @@ class ShardMachine:
         return [*actions, e.Update(self.making)]
 
     def _updated(self, event: e.Updated, now: float) -> list[e.Action]:
-        """Publish the new version. If its numbers are not finite, the shard stays at the version before and ends."""
+        """Publish the new version. If its numbers are not finite, keep the old version and end the run."""
         record, self.making = event.record, None
         if not event.finite:
             ranks = ", ".join(map(str, record.ranks[:RANKS_NAMED]))
@@ -199,7 +199,7 @@ class ShardMachine:
         return [e.PublishWeights(), *self._milestones()]
 
     def _milestones(self) -> list[e.Action]:
-        """Do what is due at the newest version: copy it for a checkpoint, or end the run."""
+        """Copy the newest version for a checkpoint, and end the run, if either is due."""
         actions = self._checkpoint(self.version) if self.armed == self.version else []
         if self.stop is not None and self.version >= self.stop:
             if self.state == "open" and self.version == self.stop:
@@ -210,7 +210,7 @@ class ShardMachine:
         return actions
 
     def _checkpoint(self, version: int) -> list[e.Action]:
-        """Copy ``version`` for a checkpoint: now if it is held, later if it has yet to be made."""
+        """Copy ``version`` for a checkpoint now if the shard holds it, or once it is made."""
         self.armed = version if version > self.version else None
         if self.state == "empty" or version not in (self.version, self.previous) or version == self.captured:
             return []
@@ -249,7 +249,7 @@ class ShardMachine:
 
     def _control(self, event: e.ControlArrived, now: float) -> list[e.Action]:
         peer, message = event.peer, event.message
-        if message.run != self.identity.run:  # an earlier run had the same endpoints
+        if message.run != self.identity.run:  # the sender belongs to an earlier run with the same endpoints
             return self._refuse(peer, self.roster.other_run(message.run))
         if isinstance(message, m.Hello):
             return self._hello(peer, message, now)
@@ -268,7 +268,7 @@ class ShardMachine:
         return self._reject()
 
     def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
-        """Obey the supervisor. The answer is STATS, except to FETCH and LOAD."""
+        """Obey the supervisor. The shard answers every command with STATS, except FETCH and LOAD."""
         peer, message = event.peer, event.message
         actions: list[e.Action] = []
         match message:
@@ -349,16 +349,16 @@ class ShardMachine:
         assert self.last is not None
         actions = self._commit_again(replace(self.last, stop=version)) if version != self.last.stop else []
         self.stop = version
-        # A version that is open again may already have its quorum.
+        # If STOP opens the version again, its quorum may already be complete.
         return [*actions, *self._milestones(), *self._close_if_complete(now), *self._tell_state(now)]
 
     def _commit_again(self, record: e.Record) -> list[e.Action]:
-        """Commit ``record`` with the newest version. A restarted process needs it before the supervisor can send it."""
+        """Commit ``record`` with the newest version, so that a restarted process has the view and the stop version."""
         self.last = record
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard, unless a version is being made: its publication shows the state."""
+        """Publish the state of the shard, unless the publication of a new version is about to show it."""
         return [self._heartbeat(now)] if self.making is None else []
 
     # time
@@ -370,7 +370,7 @@ class ShardMachine:
     def _tick(self, now: float) -> list[e.Action]:
         if self.state == "empty":
             return []
-        actions = self._publish_first(now)  # an absent worker may be back
+        actions = self._publish_first(now)  # workers may have come back
         waiting = self.state == "open" and self.published
         if waiting and now - self.need_at >= self.need_wait_s:
             self.need_at, self.need_wait_s = now, min(2 * self.need_wait_s, self.timing.need_most_s)
@@ -451,14 +451,14 @@ class ShardMachine:
         )
 
     def _totals(self, version: int) -> e.Totals:
-        """The totals of the history up to ``version``, which is the newest or the one before."""
+        """The totals of the history up to ``version``, which is the newest version or the one before."""
         if self.last is None:
             return 0, 0, 0, 0
         return self.last.totals if version == self.version else e.added(self.last.totals, self.last.counts(), -1)
 
     def _check(self) -> None:
-        """The invariants that hold after every event."""
+        """Check the invariants that hold after every event."""
         complete = len(self.contributions.held) >= self.view.quorum
         assert self.state != "open" or not complete, "the quorum is complete but the version is open"
-        assert self.stop is None or self.state != "ended" or self.version == self.stop, "it ended at a wrong version"
-        assert self.last is None or self.last.version == self.version, "the record is of another version"
+        assert self.stop is None or self.state != "ended" or self.version == self.stop, "ended at the wrong version"
+        assert self.last is None or self.last.version == self.version, "the record belongs to another version"

@@ -1,7 +1,7 @@
 """The update of a slice: Adam, RMSProp and SGD as in torch.optim, out of place and block by block.
 
-Every operation is elementwise and rounded to float32, so a vector that is cut into slices gets the same bits as the
-whole. A pass over a block costs more than its arithmetic. So scalar factors are multiplied beforehand, and the block of
+Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A
+pass over a block costs more than the arithmetic in it. So scalar factors are multiplied beforehand, and the block of
 new weights serves as scratch space.
 """
 
@@ -15,10 +15,10 @@ from zmqrl.errors import UsageError
 from zmqrl.ps.wire.codec import FloatVector, is_finite, watched
 
 State: TypeAlias = Mapping[str, FloatVector]
-# (gradient, weights, old state, new weights, new state), one block of each
+# one block each of: gradient, weights, old state, new weights, new state
 BlockUpdate: TypeAlias = Callable[[FloatVector, FloatVector, list[FloatVector], FloatVector, list[FloatVector]], None]
 
-BLOCK = 24 * 1024  # elements: the seven blocks of Adam fit a second-level cache of 1 MiB
+BLOCK = 24 * 1024  # elements: the seven blocks of Adam fit in an L2 cache of 1 MiB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +28,9 @@ class OptimizerConfig:
     name: Literal["adam", "rmsprop", "sgd"] = "adam"
     """Optimizer."""
     learning_rate: float
-    """Learning rate, at the start if it has a schedule."""
+    """Learning rate, or its start value with a schedule."""
     final_learning_rate: float | None = None
-    """Learning rate at the end of its linear schedule. None: constant."""
+    """Learning rate at the end of a linear schedule. None: constant."""
     schedule_updates: int = 0
     """Length of the learning-rate schedule, in updates."""
     beta1: float = 0.9
@@ -44,10 +44,10 @@ class OptimizerConfig:
     momentum: float = 0.0
     """Decay of the momentum buffer per update. 0: no buffer. For rmsprop and sgd."""
     weight_decay: float = 0.0
-    """Multiple of the weights that is added to the gradient."""
+    """Weight decay: this multiple of the weights is added to the gradient."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError for the first setting that is not valid."""
+        """Raise UsageError for the first invalid setting."""
         for name in ("learning_rate", "final_learning_rate", "epsilon", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
@@ -72,7 +72,7 @@ def _option(name: str) -> str:
 
 
 class Optimizer:
-    """The update rule of a config. It has no state of its own: the arrays of version v give those of version v + 1."""
+    """The update rule of a config. It is stateless: it computes the arrays of version v + 1 from those of version v."""
 
     def __init__(self, config: OptimizerConfig) -> None:
         self.config = config
@@ -104,8 +104,8 @@ class Optimizer:
         """Compute version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
 
         All arrays are float32 (n,). The inputs must be finite, and the outputs must not overlap them. The state of
-        version 0 is all zeros. The result equals that of torch.optim within float32 rounding. Returns whether it is
-        finite.
+        version 0 is all zeros. The result equals that of torch.optim within float32 rounding. Returns whether the
+        result is finite.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape
@@ -200,7 +200,7 @@ class Optimizer:
     def _sgd(self, version: int, scale: float) -> BlockUpdate:
         """Gradient descent with ``scale`` times the gradient.
 
-        Momentum as in Sutskever et al. 2013, section 2, rescaled as in torch. The first gradient starts the buffer.
+        Momentum as in Sutskever et al. 2013, section 2, rescaled and initialized as in torch.
         """
         config = self.config
         gathers = config.momentum > 0
@@ -229,5 +229,5 @@ class Optimizer:
 
 
 def _scalar(value: float) -> FloatVector:
-    # A zero-dimensional array: a Python number would cost numpy 0.5 µs more in each of a dozen operations per block.
+    # A zero-dimensional array saves 0.5 µs over a Python number in each of the dozen operations per block.
     return np.array(value, np.float32)

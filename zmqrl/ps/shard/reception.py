@@ -11,12 +11,12 @@ from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ShardKeys, Speaker
 
-USER_ID = "User-Id"  # the property in which the authenticator attaches the sender's public key to every message
+USER_ID = "User-Id"  # frame property with the sender's public key, which the authenticator sets
 HELLO = framing.kind_of(m.Hello)
 
 
 class Reception:
-    """Turns frames into events. With ``keys``, a sender can speak only for the rank or role of its key."""
+    """Turns frames into events. With ``keys``, senders can use only the rank or role that belongs to their key."""
 
     def __init__(self, keys: ShardKeys | None, log: logging.Logger) -> None:
         self.speakers = keys.speakers() if keys is not None else None
@@ -32,7 +32,7 @@ class Reception:
         return e.GradientArrived(header, payload, len(frames[1]), payload.is_finite)
 
     def presence(self, frames: list[zmq.Frame]) -> e.Event | None:
-        """The event for a subscription on XPUB. None if its topic is not a presence topic."""
+        """The event for a subscription on XPUB. None if the topic is another topic of the protocol."""
         message = frames[0].bytes
         if len(frames) != 1 or message[:1] not in (b"\0", b"\1"):
             return e.MalformedArrived()
@@ -61,7 +61,7 @@ class Reception:
         return e.ControlArrived(peer, message, payload)
 
     def take_false_names(self) -> str:
-        """Counts of the messages with the key of another rank or role since the last call, as text, or ""."""
+        """Count the messages sent with the key of another rank or role since the last call. Returns text, or ""."""
         text = ", ".join(f"{count} x {name}" for name, count in sorted(self.false_names.items()))
         self.false_names.clear()
         return text
@@ -74,7 +74,7 @@ class Reception:
             return None
 
     def _may_say(self, frame: zmq.Frame, message: m.Message) -> bool:
-        """Whether the key of the sender may send ``message``. Only the supervisor may send what workers do not."""
+        """Whether the sender's key allows ``message``. Messages that workers do not send need the supervisor's key."""
         if self.speakers is None:
             return True
         speaker = self._speaker(frame)
@@ -90,7 +90,7 @@ class Reception:
         return allowed
 
     def _may_show(self, frame: zmq.Frame, rank: int, here: bool) -> bool:
-        """Whether the sender may subscribe as ``rank``. libzmq does not report whose subscription has ended."""
+        """Whether the sender may subscribe as ``rank``. When a connection closes, libzmq unsubscribes without a key."""
         speaker = self._speaker(frame)
         if speaker == rank or (speaker is None and not here):
             return True
@@ -98,7 +98,7 @@ class Reception:
         return False
 
     def _speaker(self, frame: zmq.Frame) -> Speaker | None:
-        """The owner of the key that ``frame`` came with. None if libzmq made the frame for a closed connection."""
+        """The owner of the key that ``frame`` was sent with. None if libzmq made the frame for a closed connection."""
         assert self.speakers is not None
         try:
             return self.speakers[str(frame.get(USER_ID))]

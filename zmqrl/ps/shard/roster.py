@@ -1,4 +1,4 @@
-"""A shard's view of its workers and its supervisor, and its answers when they join and leave."""
+"""Keeps a shard's view of its workers and supervisor, and answers them when they join or leave."""
 
 import hmac
 from collections.abc import Iterable
@@ -9,22 +9,23 @@ from zmqrl.ps.wire import messages as m
 
 MOST_INCARNATIONS = 16
 SILENT_S = 8.0  # a worker sends a PING every second
-DOUBT_S = 2.5  # instead of SILENT_S, after the end of a subscription that may be the worker's
+DOUBT_S = 2.5  # replaces SILENT_S after a subscription ended that may be the worker's
 
 
 @dataclass(slots=True)
 class Worker:
     """The shard's view of a rank: the process that has it (``incarnation``), and its connection (``peer``).
 
-    ``doubted_at`` has the incarnations that subscribed, and when a subscription to the same topic ended. libzmq does
-    not report whose subscription ended. A worker that lost its connection may have subscribed again before that.
+    ``doubted_at`` maps each incarnation that subscribed to the time when a subscription to its topic ended, or None.
+    libzmq does not report whose subscription ended. A worker that reconnects may subscribe before its old subscription
+    ends.
     """
 
     incarnation: int | None = None
     peer: bytes | None = None
     doubted_at: dict[int, float | None] = field(default_factory=dict)
     left: bool = False
-    waiting: tuple[int, float] | None = None  # a lower incarnation that asks for the rank, and since when
+    waiting: tuple[int, float] | None = None  # a lower incarnation that asks for the rank, and when it began
     heard_at: float | None = None
     progress: int = 0
     progressed_at: float | None = None
@@ -46,14 +47,14 @@ class Worker:
 
 
 class Roster:
-    """Which process has which rank, and which ranks are present and members.
+    """Knows which process has each rank, and which ranks are members and present.
 
-    ``now`` is monotonic time in seconds. ``welcome`` is the WELCOME that the shard would send now.
+    ``now`` is monotonic time in seconds. ``welcome`` is the WELCOME to send, with the current state of the shard.
     """
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
-        self.members: tuple[int, ...] | None = None  # None while the shard is empty and does not know them
+        self.members: tuple[int, ...] | None = None  # None while the shard is empty
         self.member_set: frozenset[int] = frozenset()
         self.workers: dict[int, Worker] = {}
         self.supervisor: bytes | None = None
@@ -76,36 +77,36 @@ class Roster:
         return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
     def rank_of(self, peer: bytes) -> int | None:
-        """The rank of a connection. None if it is not that of a worker."""
+        """The rank of the worker on this connection. None if it is not a worker."""
         return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
 
     def present(self, now: float) -> list[int]:
-        """The members that are present and will receive a publication."""
+        """The members that are present, and therefore receive publications."""
         return [rank for rank in self.members or () if self.workers[rank].is_present(now)]
 
     def has_present(self, quorum: int, now: float) -> bool:
         """Whether at least ``quorum`` members are present."""
         members = self.members or ()
         may_be_absent = len(members) - quorum
-        for rank in reversed(members):  # ranks often come in their order: so the absent ones are found at once
+        for rank in reversed(members):  # workers often join in rank order, so absent ranks are found at once
             may_be_absent -= not self.workers[rank].is_present(now)
             if may_be_absent < 0:
                 return False
         return may_be_absent >= 0
 
     def silent_ms(self, rank: int, now: float) -> int:
-        """Milliseconds since a worker was last heard. 0 if it never was."""
+        """Milliseconds since a worker was last heard. 0 if it was never heard."""
         heard_at = self.workers[rank].heard_at
         return 0 if heard_at is None else max(0, int(1000 * (now - heard_at)))
 
     def spans(self, ranks: Iterable[int], now: float) -> list[tuple[int, str, int]]:
-        """Rank, span, and milliseconds in it, of those ``ranks`` whose last PING names a span. Longest spans first."""
+        """Rank, span and milliseconds in it, for each of ``ranks`` whose last PING has a span. Longest time first."""
         told = [(rank, self.workers[rank]) for rank in ranks if self.workers[rank].span]
         told.sort(key=lambda each: each[1].in_span_since)
         return [(rank, worker.span, max(0, int(1000 * (now - worker.in_span_since)))) for rank, worker in told]
 
     def describe(self, rank: int, now: float) -> str:
-        """Describe a worker: whether it is present, its span, when it was last heard and when it made progress."""
+        """Describe a worker: whether it is present, its span, and when it was last heard and last made progress."""
         worker = self.workers[rank]
         words = ["here" if worker.is_present(now) else "absent"]
         words += [f"in {worker.span!r} for {now - worker.in_span_since:.1f} s"] if worker.span else []
@@ -114,25 +115,25 @@ class Roster:
         return f"worker {rank} ({', '.join(words)})"
 
     def to_supervisor(self, message: m.Message) -> list[Action]:
-        """Send a message to the supervisor, if it is connected."""
+        """Send a message to the supervisor, if one is connected."""
         return [] if self.supervisor is None else [Send(self.supervisor, message)]
 
-    # coming and going
+    # joining and leaving
 
     def refusal(self, hello: m.Hello) -> m.Refuse | None:
-        """The refusal of this HELLO. None if it can be accepted."""
+        """The refusal to send for this HELLO. None if the shard can accept it."""
         me = self.identity
         if hello.code and me.code and hello.code != me.code:
             return self._refuse(
                 "code",
                 f"worker {hello.rank} on {hello.host!r:.70} runs zmqrl {hello.code!r:.70}, but this run uses "
-                f"{me.code!r}: install the same there, or join with --any-code if the two are compatible.",
+                f"{me.code!r}: install that version there, or join with --any-code if they are compatible.",
             )
         if hello.layout != me.layout:
             return self._refuse("layout", f"the layout here is {me.layout}, but yours is {hello.layout}.")
         if hello.role == "supervisor":
             wrong = not hmac.compare_digest(hello.secret.encode(), me.secret.encode())
-            return self._refuse("secret", "the secret is not that of the supervisor of this run.") if wrong else None
+            return self._refuse("secret", "this is not the secret of the run's supervisor.") if wrong else None
         if hello.rank >= m.MAX_WORKERS or (self.members is not None and hello.rank not in self.members):
             return self._no_member(hello.rank)
         return None
@@ -145,18 +146,19 @@ class Roster:
         """The answer to a HELLO in another version of the protocol."""
         return self._refuse(
             "protocol",
-            f"a worker speaks {protocol!r:.40}, but this run speaks {m.PROTOCOL!r}: use a worker that speaks it too.",
+            f"a worker uses protocol {protocol!r:.40}, but this run uses {m.PROTOCOL!r}: "
+            "use a worker with that protocol.",
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Report a worker with another zmqrl to the supervisor. Other refusals are sent to the worker only."""
+        """Report to the supervisor that a worker runs another zmqrl. Only the worker learns of other refusals."""
         if refuse.code not in ("code", "protocol"):
             return []
         me = self.identity
         return self.to_supervisor(m.Refused(run=me.run, shard=me.shard, reason=refuse.reason))
 
     def hello(self, peer: bytes, hello: m.Hello, welcome: m.Welcome, now: float) -> list[Action]:
-        """Accept a HELLO for which there is no ``refusal``."""
+        """Accept a HELLO that ``refusal`` does not refuse."""
         if hello.role == "supervisor":
             self.supervisor = peer
             return [Send(peer, welcome)]
@@ -165,9 +167,10 @@ class Roster:
         return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
 
     def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
-        """Refuse a lower incarnation once it has asked for ``SILENT_S`` and the newer process is still alive.
+        """Refuse a lower incarnation that has asked for ``SILENT_S``, if the newer process is still alive.
 
-        The newer process may have died just before, and this one may have replaced it after the clock was set back.
+        Wait, because the newer process may have just died. If the clock was set back, its successor has a lower
+        incarnation.
         """
         worker = self.workers[hello.rank]
         if worker.waiting is None or worker.waiting[0] != hello.incarnation:
@@ -175,10 +178,10 @@ class Roster:
         return [Send(peer, self.replaced(hello.rank))] if now - worker.waiting[1] >= SILENT_S else []
 
     def _take_rank(self, peer: bytes, message: m.Hello | m.Ping, now: float) -> list[Action]:
-        """Give the rank to the sender of ``message``, and notify an older process that it was replaced.
+        """Give the rank to the sender of ``message``. Tell a process with a lower incarnation that it was replaced.
 
-        Among living processes, the greatest incarnation has the rank. A process that is gone does not keep others out,
-        whatever its clock said. If it was only silent, its next PING takes the rank back.
+        Among living processes, the greatest incarnation has the rank. A dead process does not keep others out, even if
+        its incarnation was greater. If it was only silent, its next PING takes the rank back.
         """
         worker = self.workers.setdefault(message.rank, Worker())
         older = worker.incarnation is not None and worker.incarnation < message.incarnation
@@ -189,11 +192,11 @@ class Roster:
         return told
 
     def answer_all(self, welcome: m.Welcome) -> list[Action]:
-        """Answer every worker that said HELLO: some still wait, and the others need the new state."""
+        """Answer every worker that sent HELLO. Some still wait for an answer, and the others need the new state."""
         return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
 
     def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
-        """A subscription began or ended. A worker that said HELLO before it subscribed is answered now."""
+        """Note that a subscription began or ended. Answer a worker that sent HELLO before it subscribed."""
         worker = self.workers.get(event.rank)
         if worker is None:
             if event.rank >= m.MAX_WORKERS:
@@ -203,11 +206,11 @@ class Roster:
             if event.incarnation not in worker.doubted_at:
                 return []
             before = worker.doubted_at[event.incarnation]
-            if before is None or worker.heard_at is None or before < worker.heard_at:  # else it is already in doubt
+            if before is None or worker.heard_at is None or before < worker.heard_at:  # else already in doubt
                 worker.doubted_at[event.incarnation] = now
             return [Log("info", f"a subscription of worker {event.rank} has ended")]
         worker.doubted_at[event.incarnation] = None
-        # An honest rank has one process, or two while it is being replaced.
+        # Normally a rank has one process, or two while one replaces the other.
         old = [incarnation for incarnation in worker.doubted_at if incarnation != worker.incarnation]
         for incarnation in old[:-MOST_INCARNATIONS]:
             del worker.doubted_at[incarnation]
@@ -222,12 +225,12 @@ class Roster:
         self.workers[rank].heard_at = now
 
     def ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
-        """Note a PING. It takes the rank back from a process with a lower incarnation."""
+        """Note a PING. Its sender takes the rank back from a process with a lower incarnation."""
         worker, actions = self.workers.get(ping.rank, Worker()), list[Action]()
         if worker.incarnation is not None and worker.incarnation < ping.incarnation:
             actions = self._take_rank(peer, ping, now)
         if worker.incarnation == ping.incarnation and not worker.left:
-            # After a reconnect the worker is another peer.
+            # A worker that reconnects has a new peer id.
             worker.peer, worker.heard_at = peer, now
             if ping.progress != worker.progress:
                 worker.progress, worker.progressed_at = ping.progress, now
@@ -235,7 +238,7 @@ class Roster:
         return actions
 
     def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
-        """Let a worker leave. Does nothing if ``peer`` is not the connection of that process."""
+        """Note that a worker leaves. Does nothing if ``peer`` is not the connection of that process."""
         if not self.is_newest(leave.rank, leave.incarnation) or self.workers[leave.rank].peer != peer:
             return []
         worker = self.workers[leave.rank]
@@ -255,7 +258,7 @@ class Roster:
         return self._refuse("rank", f"rank {rank} is not a member of this run.")
 
     def replaced(self, rank: int) -> m.Refuse:
-        """The answer to a process whose rank was taken by another."""
+        """The answer to a process whose rank another process has taken."""
         return self._refuse("replaced", f"another process has taken rank {rank}.")
 
     def other_run(self, run: str) -> m.Refuse:

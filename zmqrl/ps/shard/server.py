@@ -1,4 +1,4 @@
-"""The process of one shard: sockets, arithmetic and storage around the state machine in ``machine.py``.
+"""The process of one shard. It adds sockets, arithmetic and storage to the state machine in ``machine.py``.
 
 ``python -m zmqrl.ps.shard.server`` reads its job from standard input and prints its endpoints to standard output.
 """
@@ -38,16 +38,16 @@ from zmqrl.ps.wire.keys import authenticate
 from zmqrl.ps.wire.sockets import FailureMonitor, SocketRole, new_context, shard_sockets
 
 POLL_MS = 25
-MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # how an IPv6 socket writes an IPv4 address
+MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # an IPv4 address in IPv6 notation
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
-MOST_UNREAD_SNAPSHOTS = 2  # per rank; each is as large as the slice
+MOST_UNREAD_SNAPSHOTS = 2  # per rank. Each is as large as the slice
 
 WithWeights = TypeVar("WithWeights", m.Weights, m.Snapshot)
 
 
 class ShardServer:
-    """A running shard. ``serve`` returns when standard input ends. A stop signal ends the process."""
+    """A running shard. ``serve`` returns when standard input ends. SIGTERM ends the process."""
 
     def __init__(self, job: ShardJob, log: logging.Logger) -> None:
         self.job = job
@@ -99,14 +99,14 @@ class ShardServer:
         self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
         self.payload: WireVector = self.sum.buffer  # the newest weights, encoded for publication
         self.loading = bytearray()
-        self.snapshots: dict[int | None, list[zmq.MessageTracker]] = {}  # by rank: snapshots that are still being sent
+        self.snapshots: dict[int | None, list[zmq.MessageTracker]] = {}  # snapshots in transit, by rank
         self.tick_at = self.failures_at = 0.0
         self.endpoints: dict[SocketRole, str] = {}
 
     def bind(self) -> dict[SocketRole, str]:
         """Bind the sockets in ``job.bind``. Port 0 picks a free port. Returns the endpoints.
 
-        Raises ClusterError when an address stays in use.
+        Raises ClusterError when binding keeps failing, for example because an address is in use.
         """
         for role in self.job.bind:
             socket = self.sockets[role]
@@ -124,7 +124,7 @@ class ShardServer:
         return self.endpoints
 
     def serve(self) -> None:
-        """Serve until standard input ends: the supervisor is gone, or it closed our input to stop us."""
+        """Serve until standard input ends, because the supervisor has died or has closed it to stop us."""
         self._recover()
         poller = zmq.Poller()
         for socket in self.sockets.values():
@@ -169,7 +169,7 @@ class ShardServer:
     # events
 
     def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], e.Event | None]) -> None:
-        """Handle the messages that have arrived, but not too many, so that the other sockets get their turn."""
+        """Handle messages that have arrived. Stop after 64, so that the other sockets get their turn."""
         for _ in range(64):
             started_ns = time.monotonic_ns()
             try:
@@ -223,7 +223,7 @@ class ShardServer:
     def _update(self, record: e.Record) -> bool:
         """Make and commit the version of ``record``.
 
-        Returns False and stores nothing if its numbers are not finite.
+        If its numbers are not finite, returns False and stores nothing.
         """
         self.spans.version = record.version
         self.closed_us = self.handled_us
@@ -287,7 +287,7 @@ class ShardServer:
         return codec.encode(self.job.codec, slot.weights)
 
     def _header(self, kind: type[WithWeights], slot: Slot, ranks: tuple[int, ...]) -> WithWeights:
-        """The header for the weights in ``slot``, which ``ranks`` made."""
+        """The header for the weights in ``slot``. ``ranks`` contributed to them."""
         return kind(
             run=self.job.run,
             shard=self.job.shard,
@@ -303,7 +303,7 @@ class ShardServer:
         )
 
     def _send(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> zmq.MessageTracker | None:
-        """Send without blocking. Returns a tracker of the payload, or None if it was not sent."""
+        """Send without blocking. Returns a tracker of the payload, or None if nothing was sent."""
         frames = [peer, framing.encode(message)] + ([payload] if payload is not None else [])
         large = payload is not None
         try:
@@ -315,7 +315,7 @@ class ShardServer:
     def _send_snapshot(self, peer: bytes, version: int, rank: int | None) -> None:
         slot, unread = self._held(version), [each for each in self.snapshots.get(rank, []) if not each.done]
         assert slot is not None
-        if len(unread) < MOST_UNREAD_SNAPSHOTS:  # else drop it: the worker asks again
+        if len(unread) < MOST_UNREAD_SNAPSHOTS:  # otherwise drop the request: the worker asks again
             header = self._header(m.Snapshot, slot, unpack_record(slot.record).ranks)
             tracker = self._send(peer, header, self._encoded(slot).tobytes())
             unread += [tracker] if tracker is not None else []
@@ -325,7 +325,7 @@ class ShardServer:
         slots = (self.store.newest, self.store.previous)
         return next((slot for slot in slots if slot is not None and slot.version == version), None)
 
-    # Checkpoints and loads: weights, then optimizer state in the order of its names, in little-endian float32.
+    # Data of checkpoints and loads: weights, then optimizer state in the order of its names, little-endian float32.
 
     def _arrays(self, slot: Slot) -> list[FloatVector]:
         return [slot.weights, *(slot.state[name] for name in self.optimizer.state_names)]
@@ -370,7 +370,7 @@ class ShardServer:
         numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
         for array, source in zip(self._arrays(slot), numbers, strict=True):
             array[:] = source
-        # In this order: if the process is killed in between, the next one sees that the rewind is unfinished.
+        # Commit first: if the process is killed before the rewind, the next process finishes it.
         self._commit(slot, record)
         self.history.rewind(load.version, load.generation)
         self._tell_of_history()
@@ -381,9 +381,10 @@ class ShardServer:
         self._handle(e.StateRestored(record, recovered=False))
 
     def _recover(self) -> None:
-        """Continue from the state that an earlier process committed. It may have been killed right after that.
+        """Continue from the state that an earlier process committed, even if it was killed right after the commit.
 
-        If the newest version is lost, the shard stays empty until it is loaded. A frozen shard shows what is left.
+        If the newest version is lost, the shard stays empty until the supervisor loads it. A frozen shard serves the
+        newest version that is left.
         """
         slot = self.store.newest
         if slot is None:
@@ -417,13 +418,13 @@ class ShardServer:
             found = SlotStore.open(path, identity=identity, count=self.count, state_names=names)
             if found is not None:
                 return found
-            if self.job.frozen:  # do not overwrite it: it may be all that is left of a run
-                raise ClusterError(f"{path} is damaged, or not of this run.")
+            if self.job.frozen:  # do not overwrite it: it may be the only remains of a run
+                raise ClusterError(f"{path} is damaged, or belongs to another run.")
             path.parent.mkdir(parents=True, exist_ok=True)
             return SlotStore.create(path, identity=identity, count=self.count, state_names=names)
         except OSError as error:
             raise ClusterError(
-                f"cannot keep the state of shard {self.job.shard} in {path}: {error.strerror}."
+                f"cannot store the state of shard {self.job.shard} in {path}: {error.strerror}."
             ) from error
 
     def _log_failures(self) -> None:
@@ -440,7 +441,7 @@ def _stop(*_: object) -> None:
 
 
 def _has_no_state(path: Path) -> bool:
-    """Whether the file is missing or never held a version. A file that cannot be read may hold one."""
+    """Whether the file is missing or never held a version. An unreadable file counts as holding one."""
     try:
         return is_blank(path)
     except FileNotFoundError:
@@ -450,7 +451,7 @@ def _has_no_state(path: Path) -> bool:
 
 
 def main() -> None:
-    """Run one shard. Its job comes on standard input."""
+    """Run one shard, whose job comes on standard input."""
     job = ShardJob.from_json(read_job(signal.SIGTERM))
     log = log_to_stderr("zmqrl.ps.shard")
     if job.frozen and _has_no_state(job.state_path):
@@ -463,7 +464,7 @@ def main() -> None:
             say({"endpoints": server.bind(), "pid": os.getpid()})
             server.serve()
         finally:
-            try:  # when our parent dies, SIGTERM follows the end of input and may arrive just before this line
+            try:  # if our parent died, SIGTERM follows the end of standard input and may arrive just before this line
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             finally:
                 server.close()

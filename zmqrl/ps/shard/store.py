@@ -1,13 +1,13 @@
 """Crash-safe state of one shard: a ring of memory-mapped slots in one file, each with one version.
 
 Writing a slot takes four steps: clear its commit mark, write weights and optimizer state in place, write its header,
-set the mark. The memory is the kernel's page cache. So when the process is killed, all its writes survive in their
-order, and the newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes:
-the checksums find that. No write waits for the disk.
+set the mark. The memory is the kernel's page cache. So if the process is killed, its writes survive in order, and the
+newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums
+detect that. No write waits for the disk.
 
-The file is little-endian. Its first page has magic, number of slots and digest of the identity. The slots follow. A
-slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a multiple of 64 bytes.
-The slot is padded to a whole page.
+The file is little-endian. Its first page has the magic number, the number of slots and a digest of the identity. The
+slots follow. A slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a
+multiple of 64 bytes. The slot is padded to a whole page.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ FILE_HEADER = struct.Struct("<8sQ32s")  # magic, slots, digest
 FILE_MAGIC = b"zmqrlst1"
 MARK_BYTES = 8
 MARK = b"zmqrlok1"
-# After the mark: crc32 of what follows, record bytes, sequence, generation, version, payload's crc32, data checksum
+# After the mark: crc32 of the rest, then record bytes, sequence, generation, version, payload crc32, data checksum
 CRC = struct.Struct("<I")
 SLOT_HEADER = struct.Struct("<IQQQII")
 RECORD_OFFSET = MARK_BYTES + CRC.size + SLOT_HEADER.size
@@ -42,10 +42,10 @@ HEADER_BYTES = 64 * 1024
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Slot:
-    """One version of a slice, as views of the mapping. They change when the slot is reused.
+    """One version of a slice, as views of the mapping. Their contents change when the slot is reused.
 
-    ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is that of the published
-    payload. ``sequence`` is the number of the commit; 0 means that the slot holds no version.
+    ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is the checksum of
+    the published payload. ``sequence`` numbers the commits. 0 means that the slot holds no version.
     """
 
     index: int
@@ -59,7 +59,7 @@ class Slot:
     readers: list[Callable[[], bool]] = field(default_factory=list)
 
     def pinned(self) -> bool:
-        """Whether a reader may still use its memory."""
+        """Whether a reader may still use the memory of this slot."""
         self.readers = [released for released in self.readers if not released()]
         return bool(self.readers)
 
@@ -89,10 +89,10 @@ class SlotStore:
     def create(
         cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str], slots: int = 5
     ) -> "SlotStore":
-        """Make an empty store for a slice of ``count`` parameters. It replaces any file at ``path``.
+        """Create an empty store for a slice of ``count`` parameters. It replaces any file at ``path``.
 
-        ``identity`` names the owner of the state: run, layout, shard. Raises ClusterError when the file cannot be made,
-        for example because the disk is too full.
+        ``identity`` names the owner of the state: run, layout, shard, codec. Raises ClusterError when the file cannot
+        be created, for example because the disk is full.
         """
         assert slots >= 3, "one being read, one being published, one being written"
         file_bytes = PAGE + slots * _sizes(count, state_names)[1]
@@ -101,7 +101,7 @@ class SlotStore:
             unfinished.unlink(missing_ok=True)
             fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                # Allocate it all now: if the disk filled up later, writing to the mapping would raise SIGBUS.
+                # Allocate the whole file now: if the disk filled up later, writing to the mapping would raise SIGBUS.
                 os.posix_fallocate(fd, 0, file_bytes)
                 os.pwrite(fd, FILE_HEADER.pack(FILE_MAGIC, slots, _digest(identity, count, state_names)), 0)
                 mapping = mmap.mmap(fd, file_bytes)
@@ -112,14 +112,14 @@ class SlotStore:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
             raise ClusterError(
-                f"cannot make the state file {path} of {file_bytes} bytes ({error.strerror}): "
+                f"cannot create the state file {path} of {file_bytes} bytes ({error.strerror}): "
                 "free some disk space, or choose another run directory."
             ) from error
         return cls(mapping, count, state_names, slots)
 
     @classmethod
     def open(cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str]) -> "SlotStore | None":
-        """Map the store at ``path``. None if there is none, or if it has another identity, shape or format.
+        """Map the store at ``path``. Returns None if the file is missing or has another identity, shape or format.
 
         Half-written and damaged slots count as empty.
         """
@@ -147,7 +147,7 @@ class SlotStore:
         return store
 
     def free_slot(self) -> Slot:
-        """A slot for the next version. Its old version is erased, also for a process that opens the store later."""
+        """Take a slot for the next version. Its old version is erased in the file too."""
         slot = next(s for s in self._slots if s is not self.newest and s is not self.previous and not s.pinned())
         offset = self._offset(slot.index)
         self._mapping[offset : offset + MARK_BYTES] = bytes(MARK_BYTES)
@@ -157,7 +157,7 @@ class SlotStore:
     def commit(self, slot: Slot, *, generation: int, version: int, record: bytes, crc32: int) -> None:
         """Make the arrays in ``slot`` the newest version. The slot must come from :meth:`free_slot`.
 
-        ``record`` is kept with it: at most 60 KiB. ``crc32`` is that of the published payload.
+        ``record``, at most 60 KiB, is stored with it. ``crc32`` is the checksum of the published payload.
         """
         assert slot is self._slots[slot.index], "the slot belongs to another store"
         assert slot.sequence == 0, "the slot did not come from free_slot"
@@ -173,13 +173,13 @@ class SlotStore:
         self._find_newest()
 
     def can_pin(self) -> bool:
-        """Whether three slots are left after pinning one more: the newest, the one before, and one to write."""
+        """Whether one more slot can be pinned. Three must stay unpinned: newest, previous, and one to write."""
         return sum(not slot.pinned() for slot in self._slots) > 3
 
     def pin(self, slot: Slot, released: Callable[[], bool]) -> None:
         """Keep ``slot`` from being overwritten until ``released()`` is true.
 
-        Requires :meth:`can_pin`, or a slot that is already pinned.
+        Call it only if :meth:`can_pin` is true or the slot is already pinned.
         """
         assert slot.sequence > 0, "the slot holds no version"
         assert slot.pinned() or self.can_pin()
@@ -208,8 +208,8 @@ class SlotStore:
             slot.record = header[RECORD_OFFSET:end]
 
     def _data_checksum(self, slot: Slot) -> int:
-        # The crc32 of the sum of each page, in 64-bit words. It finds a lost or misplaced page as well as a crc32 of
-        # all bytes would, in a tenth of the time.
+        # Sum each page in 64-bit words, then take the crc32 of the sums. This detects lost and misplaced pages as well
+        # as a crc32 of all bytes, in a tenth of the time.
         start = self._offset(slot.index) + HEADER_BYTES
         words = np.frombuffer(self._mapping, np.uint64, (self._slot_bytes - HEADER_BYTES) // 8, start)
         return zlib.crc32(words.reshape(-1, PAGE // 8).sum(axis=1))
@@ -224,7 +224,7 @@ class SlotStore:
 
 
 def is_blank(path: Path) -> bool:
-    """Whether no version was ever written to the store at ``path``. Raises OSError."""
+    """Whether no version was ever written to the store at ``path``. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         header = file.read(FILE_HEADER.size)
         if len(header) < FILE_HEADER.size or header[: len(FILE_MAGIC)] != FILE_MAGIC:
@@ -237,7 +237,7 @@ def is_blank(path: Path) -> bool:
 
 
 def _sizes(count: int, state_names: Sequence[str]) -> tuple[int, int]:
-    """Bytes of one array and of one slot, padding included."""
+    """The bytes of one array and of one slot, with padding."""
     array_bytes = -(-count * 4 // ALIGNMENT) * ALIGNMENT
     data_bytes = array_bytes * (1 + len(state_names))
     return array_bytes, HEADER_BYTES + -(-data_bytes // PAGE) * PAGE

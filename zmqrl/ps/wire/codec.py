@@ -14,21 +14,21 @@ FloatVector: TypeAlias = npt.NDArray[np.float32]
 WireVector: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 EncodedVector: TypeAlias = bytes | bytearray | memoryview | WireVector
 
-BLOCK = 32 * 1024  # elements: a block and its scratch space fit the second-level cache
+BLOCK = 32 * 1024  # elements: a block and its scratch space fit in the L2 cache
 QUIET_NAN = 0x7FC0
 ELEMENT_BYTES: dict[Codec, int] = {"f32": 4, "bf16": 2}
 
 
 def payload_bytes(codec: Codec, count: int) -> int:
-    """Length in bytes of the payload of ``count`` parameters."""
+    """The length in bytes of a payload with ``count`` parameters."""
     return count * ELEMENT_BYTES[codec]
 
 
 def encode(codec: Codec, vector: FloatVector, out: npt.NDArray[np.uint16] | None = None) -> WireVector:
-    """The memory to send for ``vector``: float32 (n,).
+    """Encode ``vector``, float32 (n,), for sending.
 
     ``f32`` returns ``vector`` itself, without a copy. ``bf16`` returns uint16 (n,), in ``out`` if given. It rounds to
-    nearest, ties to even, like ``Tensor.to(torch.bfloat16)``. Overflow becomes inf, every NaN becomes the quiet NaN.
+    nearest, ties to even, like ``Tensor.to(torch.bfloat16)``. Overflow becomes inf. Every NaN becomes the quiet NaN.
     """
     if codec == "f32":
         return vector
@@ -48,13 +48,13 @@ def encode(codec: Codec, vector: FloatVector, out: npt.NDArray[np.uint16] | None
             np.right_shift(rounded, 16, out=rounded)
             out[start : start + BLOCK] = rounded
             floats = vector[start : start + BLOCK]
-            if np.isnan(np.add.reduce(floats)):  # the carry can turn a NaN into inf or zero; any NaN makes the sum NaN
+            if np.isnan(np.add.reduce(floats)):  # rounding can turn a NaN into inf or zero. A NaN makes the sum NaN
                 out[start : start + BLOCK][np.isnan(floats)] = QUIET_NAN
     return out
 
 
 def decode_into(codec: Codec, payload: EncodedVector, out: FloatVector) -> None:
-    """Write the numbers of ``payload`` into ``out``: float32 (n,)."""
+    """Decode ``payload`` into ``out``: float32 (n,)."""
     if codec == "f32":
         numbers = np.frombuffer(payload, np.float32)
         assert numbers.shape == out.shape
@@ -70,7 +70,7 @@ def decode_into(codec: Codec, payload: EncodedVector, out: FloatVector) -> None:
 
 
 def as_float32(codec: Codec, payload: EncodedVector) -> FloatVector:
-    """The numbers of ``payload``, float32 (n,): for ``f32`` a read-only view of it, for ``bf16`` a new array."""
+    """Decode ``payload`` to float32 (n,): a read-only view of it for ``f32``, a new array for ``bf16``."""
     if codec == "f32":
         view = np.frombuffer(payload, np.float32)
         view.flags.writeable = False
@@ -81,9 +81,9 @@ def as_float32(codec: Codec, payload: EncodedVector) -> FloatVector:
 
 
 def watched(left_finite: list[str]) -> np.errstate:
-    """A context in which numpy adds a word to ``left_finite`` when an operation on finite numbers gives inf or NaN.
+    """A context that appends a word to ``left_finite`` when numpy computes inf or NaN from finite numbers.
 
-    This uses the floating-point flags of the processor and costs nothing. Testing every number would take half as long
+    It uses the floating-point flags of the processor, which cost nothing. Testing every number would take half as long
     as the update itself.
     """
 
@@ -94,7 +94,7 @@ def watched(left_finite: list[str]) -> np.errstate:
 
 
 def is_finite(vector: FloatVector) -> bool:
-    """Whether ``vector``, float32 (n,), holds neither NaN nor inf."""
+    """Whether every number of ``vector``, float32 (n,), is finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        # An inf or NaN always makes the sum inf or NaN, but so can an overflow. Only a finite sum is proof.
+        # A finite sum proves that every number is finite. Any other sum may be an overflow, so test each number.
         return bool(np.isfinite(np.add.reduce(vector)) or np.isfinite(vector).all())

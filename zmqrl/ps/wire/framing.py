@@ -1,4 +1,4 @@
-"""Header frames: each message is one MessagePack array ``["zmqrl/1", KIND, field, ...]``, strictly checked.
+"""Encodes and decodes header frames: one MessagePack array ``["zmqrl/1", KIND, field, ...]`` per message.
 
 A payload is a raw frame after the header. This module does not handle payloads.
 """
@@ -12,7 +12,7 @@ from zmqrl.ps.wire.messages import MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_WORKE
 
 
 class MalformedMessage(Exception):
-    """These bytes are not a message of this protocol. Users never see this error: the sender's mistake is counted."""
+    """These bytes are not a message of this protocol. Users never see this error: the receiver drops the message."""
 
 
 class OtherProtocol(MalformedMessage):
@@ -24,7 +24,7 @@ class OtherProtocol(MalformedMessage):
 
 
 def kind_of(cls: type) -> str:
-    """The KIND of a message class on the wire: its name in upper case, words joined by ``_``."""
+    """The KIND of a message class on the wire: its name in upper case, with words joined by ``_``."""
     return "".join(f"_{c}" if c.isupper() and i else c for i, c in enumerate(cls.__name__)).upper()
 
 
@@ -33,7 +33,7 @@ _HINTS: dict[type, tuple[tuple[str, Any], ...]] = {
     cls: tuple((f.name, get_type_hints(cls, include_extras=True)[f.name]) for f in fields(cls))
     for cls in KINDS.values()
 }
-# The fields after these may be left out when they are empty.
+# Number of required fields of each kind. The fields after them are left out when they are empty.
 _LEAST_FIELDS = {cls: sum(f.default is MISSING for f in fields(cls)) for cls in KINDS.values()}
 
 
@@ -48,7 +48,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(frame: bytes | memoryview) -> Message:
-    """Read a header frame. Raises MalformedMessage, and no other error, for anything but exactly one message."""
+    """Decode a header frame. If it is not exactly one message, raises MalformedMessage and no other error."""
     if len(frame) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"header of {len(frame)} bytes")
     try:
@@ -63,7 +63,7 @@ def decode(frame: bytes | memoryview) -> Message:
             max_map_len=0,
             max_ext_len=0,
         )
-    except Exception as error:  # msgpack raises a dozen kinds of errors on hostile bytes
+    except Exception as error:  # msgpack raises a dozen kinds of errors for hostile bytes
         raise MalformedMessage(f"not MessagePack: {type(error).__name__}") from error
     if not isinstance(array, tuple) or len(array) < 2 or not all(isinstance(word, str) for word in array[:2]):
         raise MalformedMessage(f"not a {PROTOCOL} header")
@@ -77,8 +77,8 @@ def decode(frame: bytes | memoryview) -> Message:
         raise MalformedMessage(f"{array[1]} with {len(array) - 2} fields instead of {len(hints)}")
     for (name, hint), value in zip(hints, array[2:], strict=False):
         if not _fits(value, hint):
-            # The value is not in the text because a deeply nested one cannot be printed.
-            raise MalformedMessage(f"{array[1]}.{name} is a {type(value).__name__} that does not fit")
+            # The text does not include the value, because a deeply nested value cannot be printed.
+            raise MalformedMessage(f"{array[1]}.{name} has a {type(value).__name__} that is not allowed")
     message: Message = cls(**dict(zip((name for name, _ in hints), array[2:], strict=False)))
     return message
 
@@ -105,7 +105,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def presence_topic(rank: int, incarnation: int) -> bytes:
-    """The topic that a worker subscribes to in order to show its presence: ``P/<rank>/<incarnation>``."""
+    """The topic that a worker subscribes to so that the shard knows it is there: ``P/<rank>/<incarnation>``."""
     return b"P/%d/%d" % (rank, incarnation)
 
 

@@ -1,7 +1,7 @@
-"""CURVE keys: which keys each process of a run gets, and which keys a shard admits.
+"""Makes the CURVE keys of a run, and lets a shard admit only these keys.
 
-Every run makes new keys. A key is a text of 40 characters (Z85). Secret keys are passed on standard input or stored in
-files with mode 0600. ``repr`` hides them.
+Every run makes new keys. A key is a string of 40 characters (Z85). Secret keys are passed on standard input or
+stored in files with mode 0600. ``repr`` hides them.
 """
 
 import json
@@ -44,7 +44,7 @@ class ClientKeys:
     shards: tuple[str, ...]
 
     def secure(self, socket: "zmq.Socket[bytes]", shard: int) -> None:
-        """Let ``socket``, which must not be connected yet, talk to ``shard`` only."""
+        """Make ``socket`` talk to ``shard`` only. Call this before connecting it."""
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.curve_serverkey = self.shards[shard].encode()
 
@@ -54,7 +54,7 @@ class ClientKeys:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ClientKeys":
-        """Inverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError for other data."""
+        """Inverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError if the data is not valid."""
         for key in (data["public"], data["secret"], *data["shards"]):
             if len(z85.decode(key)) != KEY_BYTES:
                 raise ValueError("a key must have 40 characters")
@@ -68,7 +68,7 @@ class ClientKeys:
             keys, found = cls.from_json(data), (data["run"], data["rank"])
         except OSError as error:
             raise UsageError(f"cannot read {path}, the keys of rank {rank}: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError):  # the error is not shown: it may contain a secret
+        except (ValueError, KeyError, TypeError):  # hide the error: it may contain a secret
             raise UsageError(f"{path} is not a key file.") from None
         if found != (run, rank):
             raise UsageError(f"{path} has the keys of rank {found[1]} of run {found[0]}, not of rank {rank} of {run}.")
@@ -88,11 +88,11 @@ class ShardKeys:
         return {key: rank for rank, key in enumerate(self.workers)} | {self.supervisor: "supervisor"}
 
     def secure(self, socket: "zmq.Socket[bytes]") -> None:
-        """Let ``socket``, which must not be bound yet, admit only the keys that :func:`authenticate` admits."""
+        """Make ``socket`` admit only the keys that :func:`authenticate` admits. Call this before binding it."""
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.zap_domain = DOMAIN.encode()
-        # Without this, libzmq admits every key as long as no authenticator runs.
+        # Without this, libzmq admits every key while no authenticator runs.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class RunKeys:
     def make(cls, *, workers: int, shards: int) -> "RunKeys":
         """Make new keys. Raises ClusterError when libzmq was built without encryption."""
         if not zmq.has("curve"):
-            raise ClusterError("this libzmq was built without CURVE: install pyzmq from its wheel.")
+            raise ClusterError("this libzmq was built without CURVE: install a pyzmq wheel from PyPI.")
         return cls(
             KeyPair.make(),
             tuple(KeyPair.make() for _ in range(workers)),
@@ -139,7 +139,7 @@ class RunKeys:
 
 
 class _Admission:
-    """What pyzmq's authenticator calls for the key of every new connection."""
+    """pyzmq's authenticator calls this with the key of every new connection."""
 
     def __init__(self, keys: ShardKeys) -> None:
         self.admitted = frozenset(key.encode() for key in keys.speakers())
@@ -151,7 +151,7 @@ class _Admission:
 def authenticate(context: "zmq.Context[zmq.Socket[bytes]]", keys: ShardKeys) -> ThreadAuthenticator:
     """Admit only the keys of the run to the sockets of ``context``, until the authenticator is stopped.
 
-    The authenticator runs in its own thread, which libzmq asks once per connection.
+    The authenticator runs in its own thread. libzmq asks it once per connection.
     """
     authenticator = ThreadAuthenticator(context)
     authenticator.configure_curve_callback(DOMAIN, _Admission(keys))

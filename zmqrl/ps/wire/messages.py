@@ -24,14 +24,14 @@ TOPICS = (TOPIC_WEIGHTS, TOPIC_HEARTBEAT, TOPIC_NEED, TOPIC_BYE)
 
 @dataclass(frozen=True, slots=True)
 class Uint:
-    """An unsigned integer below ``2**bits``. At most 53 bits, which every language can represent exactly."""
+    """An unsigned integer below ``2**bits``. At most 53 bits, which every language represents exactly."""
 
     bits: int
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The maximum length of a text (in characters), of bytes, or of a list."""
+    """The maximum length of a string (in characters), of bytes, or of a list."""
 
     most: int
 
@@ -67,7 +67,7 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version`` and the ranks that made them."""
+    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks used for it."""
 
     run: Name
     shard: U16
@@ -98,7 +98,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """XPUB to SUB, topic ``N``: ``version`` is still open and only ``held`` have contributed. The others send again."""
+    """XPUB to SUB, topic ``N``: ``version`` is still open and only ``held`` have contributed. Others resend."""
 
     run: Name
     shard: U16
@@ -124,7 +124,7 @@ class Bye:
 class Hello:
     """DEALER to ROUTER: the sender introduces itself.
 
-    ``secret`` proves that it is the supervisor. ``code`` identifies the zmqrl that a worker runs.
+    ``secret`` proves that it is the supervisor. ``code`` identifies the zmqrl source code of a worker.
     """
 
     run: Name
@@ -140,7 +140,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """ROUTER to DEALER: the answer to HELLO, once that rank and incarnation has subscribed."""
+    """ROUTER to DEALER: the answer to HELLO. A worker gets it once its presence topic is subscribed."""
 
     run: Name
     shard: U16
@@ -157,9 +157,9 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """ROUTER to DEALER: a worker that gets it ends. This message is the same in every version of the protocol.
+    """ROUTER to DEALER: the worker must end. This message is the same in every version of the protocol.
 
-    ``code`` is one of ``Refusal``, or a code that a later version has added. ``reason`` is a sentence for the user.
+    ``code`` is one of ``Refusal``, or a code that a later version added. ``reason`` is a sentence for the user.
     """
 
     run: Name
@@ -169,7 +169,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRequest:
-    """DEALER to ROUTER: a request for the weights of ``version``, or for the newest when it is nil."""
+    """DEALER to ROUTER: a request for the weights of ``version``, or for the newest ones when it is nil."""
 
     run: Name
     version: U53 | None
@@ -194,7 +194,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """ROUTER to DEALER: the shard does not hold ``version`` any more, or not yet."""
+    """ROUTER to DEALER: the shard no longer holds ``version``, or does not have it yet."""
 
     run: Name
     shard: U16
@@ -205,8 +205,8 @@ class Missing:
 class Ping:
     """DEALER to ROUTER, about once a second, from the thread that owns the sockets.
 
-    ``progress`` grows when the computing thread makes progress. ``version`` is the newest that the sender has seen from
-    this shard. ``span`` is the span of the computing thread, ``span_ms`` the time in it.
+    ``progress`` grows when the computing thread makes progress. ``version`` is the newest version that the sender has
+    seen from this shard. The computing thread has been in ``span`` for ``span_ms``.
     """
 
     run: Name
@@ -253,7 +253,10 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """DEALER to ROUTER of one shard, which forwards it to the supervisor: metrics of a worker, as a MessagePack map."""
+    """DEALER to ROUTER of one shard: metrics of a worker, as a MessagePack map.
+
+    The shard forwards them to the supervisor.
+    """
 
     run: Name
     rank: U16
@@ -274,11 +277,11 @@ class Stats:
 
     ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
     belong to no member. ``present`` lists the members that are present, and ``silent_ms`` the time since each of them
-    was last heard, in the same order. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to
-    ``version``; ``captured_totals`` are those up to the ``captured`` version, empty if there is none. ``stop`` is the
-    version to end at. ``failure`` says why the shard can make no more versions; it is empty while it can.
-    ``span_ranks`` are the members that are present, whose contribution to the open version is missing, and that say
-    what they do: ``spans``, each for ``span_ms`` by now, the longest ones first.
+    was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
+    ``captured_totals`` are those up to the ``captured`` version, or empty if no version is captured. ``stop`` is the
+    version to end at. ``failure`` says why the shard can make no more versions, and is empty while it can.
+    ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
+    version: the rank, its current span and the time in that span. The longest times come first.
     """
 
     run: Name
@@ -306,7 +309,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewChange:
-    """Supervisor to shard: an update needs ``quorum`` of ``members``, beginning with the open version."""
+    """Supervisor to shard: from the open version on, an update needs ``quorum`` of ``members``."""
 
     run: Name
     view: U32
@@ -316,7 +319,7 @@ class ViewChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Supervisor to shard: make no version above ``version``. Nil cancels an earlier STOP."""
+    """Supervisor to shard: end at ``version``. Nil cancels an earlier STOP."""
 
     run: Name
     version: U53 | None
@@ -343,7 +346,7 @@ class Fetch:
 class Chunk:
     """Shard to supervisor, followed by the payload: a piece of the copy of ``version``.
 
-    ``offset`` is the position of its first byte, ``total`` the length of the copy.
+    ``offset`` is the position of the first byte of the piece, ``total`` the length of the copy.
     """
 
     run: Name
@@ -357,8 +360,8 @@ class Chunk:
 class Load:
     """Supervisor to shard, followed by the payload: a piece of the state to load. Pieces are sent in order.
 
-    ``offset`` is the position of its first byte, ``total`` the length of the state. After the last piece the shard
-    commits ``version`` under ``generation`` and opens it.
+    ``offset`` is the position of the first byte of the piece, ``total`` the length of the state. After the last piece
+    the shard commits ``version`` under ``generation`` and accepts contributions to it.
     """
 
     run: Name

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets with the options of the protocol, and a count of failed connections."""
+"""Makes ZeroMQ sockets with the options that the protocol needs, and counts failed connections."""
 
 from collections import Counter
 from typing import Literal, TypeAlias, get_args
@@ -26,7 +26,7 @@ FAILURES = (
 
 
 def new_context(io_threads: int = 1) -> "zmq.Context[zmq.Socket[bytes]]":
-    """A context for one process: do not use it after a fork. Raises ClusterError when libzmq is too old."""
+    """Make a context for this process. Do not use it after a fork. Raises ClusterError when libzmq is too old."""
     if zmq.zmq_version_info() < LIBZMQ:
         raise ClusterError(f"libzmq {zmq.zmq_version()} is too old: install pyzmq with libzmq 4.3.5 or newer.")
     context = zmq.Context(io_threads)
@@ -37,10 +37,10 @@ def new_context(io_threads: int = 1) -> "zmq.Context[zmq.Socket[bytes]]":
 def new_socket(
     context: "zmq.Context[zmq.Socket[bytes]]", kind: int, *, send_most: int, receive_most: int, most_bytes: int = -1
 ) -> "zmq.Socket[bytes]":
-    """A socket that queues at most ``send_most`` and ``receive_most`` messages for each peer. Both must be above 0.
+    """Make a socket that queues at most ``send_most`` and ``receive_most`` (both above 0) messages for each peer.
 
     libzmq disconnects a peer that sends more than ``most_bytes`` in one frame. -1 means no limit: sockets that connect
-    to a shard receive frames as long as its slice.
+    to a shard receive whole slices.
     """
     assert send_most > 0
     assert receive_most > 0
@@ -70,7 +70,7 @@ def new_socket(
 def shard_sockets(
     context: "zmq.Context[zmq.Socket[bytes]]", slice_bytes: int, keys: ShardKeys | None = None
 ) -> "dict[SocketRole, zmq.Socket[bytes]]":
-    """The three sockets of a shard, not yet bound."""
+    """Make the three sockets of a shard, not yet bound."""
     sockets: dict[SocketRole, zmq.Socket[bytes]] = {
         "grad": new_socket(context, zmq.PULL, send_most=1, receive_most=2, most_bytes=slice_bytes + MARGIN_BYTES),
         "weights": new_socket(context, zmq.XPUB, send_most=2, receive_most=64, most_bytes=m.MAX_SUBSCRIPTION_BYTES),
@@ -89,7 +89,7 @@ def worker_sockets(
     keys: ClientKeys | None = None,
     shard: int = 0,
 ) -> "dict[SocketRole, zmq.Socket[bytes]]":
-    """The three sockets of a worker to ``shard``: subscribed, but not yet connected."""
+    """Make the three sockets of a worker for ``shard``: subscribed, but not yet connected."""
     grad = new_socket(context, zmq.PUSH, send_most=2, receive_most=1)
     weights = new_socket(context, zmq.SUB, send_most=64, receive_most=3)
     control = new_socket(context, zmq.DEALER, send_most=8, receive_most=8)
@@ -129,5 +129,5 @@ class FailureMonitor:
         return text
 
     def close(self) -> None:
-        """Close the monitor. Call this before its socket is closed."""
+        """Close the monitor. Call this before closing its socket."""
         self.socket.disable_monitor()

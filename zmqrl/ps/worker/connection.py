@@ -1,6 +1,6 @@
 """A worker's connection to every shard: ``pull`` the weights, ``push`` a gradient.
 
-A thread of its own owns the sockets and the state machine of ``machine.py``. So shards get their answers while the
+A separate thread owns the sockets and the state machine of ``machine.py``. It answers the shards even while the
 computing thread plays a long rollout.
 """
 
@@ -66,12 +66,12 @@ class Connection:
     ) -> None:
         """``incarnation`` must be greater than that of the previous process of this rank. None takes it from the clock.
 
-        ``code`` identifies the zmqrl that the worker runs; shards refuse one that differs from theirs. Leave it empty
-        for a program of your own. With ``recorder``, the worker records where its time goes. Raises UsageError when the
-        run uses CURVE and ``cluster`` has no keys.
+        ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose code differs from theirs.
+        Leave it empty in your own program. With ``recorder``, the worker records how it spends its time. Raises
+        UsageError when the run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
-            raise UsageError(f"this run is encrypted: worker {rank} cannot join without the keys made for it.")
+            raise UsageError(f"this run is encrypted: worker {rank} cannot join without its keys.")
         self.cluster = cluster
         self.rank = rank
         self.incarnation = incarnation or time.time_ns() // 1_000_000
@@ -85,14 +85,14 @@ class Connection:
             )
         )
         self._cycle_began_us = now_us()
-        self._arrivals_us = [0] * len(cluster.layout.slices)  # of the newest slice of each shard
+        self._arrivals_us = [0] * len(cluster.layout.slices)  # when the newest slice of each shard arrived
         self._pulled = (0, 0)  # when the last slice of the version arrived, and from which shard
         self._slices = cluster.layout.slices
         self._vector = np.zeros(cluster.layout.count, np.float32)
-        self._generation = -1  # that ``pull`` returned last
+        self._generation = -1  # the generation that ``pull`` returned last
         self._buffers: list[tuple[FloatVector, list[zmq.MessageTracker]]] = []
         self._unreleased: FloatVector | None = None  # the gradient that may be sent again
-        # Version and payload of the contribution, and trackers that show when ZeroMQ has finished reading it.
+        # Version and payload of the contribution, and trackers that show when ZeroMQ has finished reading the payload.
         self._outgoing: tuple[int, WireVector, list[zmq.MessageTracker]] = (-1, self._vector, [])
         self._machine = WorkerMachine(
             run=cluster.run,
@@ -123,11 +123,11 @@ class Connection:
     # for the computing thread
 
     def pull(self, above: int = -1, *, timeout_s: float | None = None) -> PulledWeights | None:
-        """Wait for a complete version above ``above`` and return it. None when the run has ended.
+        """Wait for a complete version above ``above`` and return it. Returns None when the run has ended.
 
-        After a rollback versions are lower, and every one of them counts as above ``above``. In asynchronous mode
-        ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution, and ``version`` is
-        the oldest of them. Raises ClusterError after ``timeout_s``, when a shard is silent for
+        A rollback makes version numbers smaller, so the first version after it is returned whatever its number. In
+        asynchronous mode ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution,
+        and ``version`` is the oldest of them. Raises ClusterError after ``timeout_s``, when a shard is silent for
         ``WorkerTiming.lease_s``, and when a shard refuses this worker.
         """
         if self._final is None:
@@ -142,7 +142,7 @@ class Connection:
         return None
 
     def gradient_buffer(self) -> FloatVector:
-        """A float32 (count,) vector for the next gradient. Nothing else reads it until it is pushed."""
+        """A float32 (count,) vector for the next gradient. Nothing else reads it before you push it."""
         for i, (buffer, trackers) in enumerate(self._buffers):
             if buffer is not self._unreleased and all(tracker.done for tracker in trackers):
                 del self._buffers[i]
@@ -152,8 +152,8 @@ class Connection:
     def push(self, weights: PulledWeights, gradient: FloatVector) -> None:
         """Contribute ``gradient``, float32 (count,), computed on ``weights``. Does not block.
 
-        ``gradient`` is read in place until the next ``pull`` returns, or longer. Take a new ``gradient_buffer`` each
-        time.
+        ``gradient`` is read in place until the next ``pull`` returns, or longer. So take a new ``gradient_buffer`` for
+        each push.
         """
         assert gradient.dtype == np.float32
         assert gradient.shape == self._vector.shape
@@ -197,9 +197,9 @@ class Connection:
             return self._machine.where(time.monotonic())
 
     def report(self, figures: Mapping[str, object]) -> None:
-        """Send metrics to the supervisor of the run: numbers, texts, lists and maps, at most 16 KiB.
+        """Send metrics to the supervisor of the run: numbers, strings, lists and maps, at most 16 KiB.
 
-        A report that is larger is not sent. It is counted in ``reports_too_large``, and the first one is logged.
+        A larger report is not sent. ``reports_too_large`` counts such reports, and the first one is logged.
         """
         packed = msgpack.packb(figures)
         if len(packed) > m.MAX_REPORT_BYTES:
@@ -232,7 +232,7 @@ class Connection:
             self._thread.join(CLOSED_WITHIN_S)
         if self._recorder is not None:
             self._recorder.close()
-        if not self._thread.is_alive():  # else the thread still uses the descriptor
+        if not self._thread.is_alive():  # otherwise the thread still uses the descriptor
             os.close(self._wake)
         if self.reports_too_large:
             self._log.warning(
@@ -253,7 +253,7 @@ class Connection:
         give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while True:
             left_s = give_up_at - time.monotonic()
-            try:  # in short waits: a signal that comes just before a wait does not end it
+            try:  # in short waits, because a signal that arrives just before a wait does not interrupt it
                 answer = self._answers.get(timeout=max(0.0, min(left_s, LOOK_UP_EVERY_S)))
             except queue.Empty:
                 if left_s > LOOK_UP_EVERY_S:
@@ -285,7 +285,8 @@ class Connection:
                 worker_sockets(context, self.rank, self.incarnation, self.cluster.keys, cut.shard)
                 for cut in self._slices
             ]
-            # Before they connect, because some failures come only once. All three sockets use the same keys.
+            # Monitor before connecting: some failures happen only once. One socket is enough, as all three use the same
+            # keys.
             self._monitors = [FailureMonitor(sockets["control"]) for sockets in self._sockets]
             for sockets, endpoints in zip(self._sockets, self.cluster.endpoints, strict=True):
                 connect(sockets, endpoints)
@@ -318,7 +319,7 @@ class Connection:
                 if event is None:
                     return
                 if isinstance(event, m.Report):
-                    any(self._send(shard, event) for shard in self._machine.report_order())  # the first that takes it
+                    any(self._send(shard, event) for shard in self._machine.report_order())  # the first that accepts it
                 else:
                     self._handle(event)
             for shard, sockets in enumerate(self._sockets):
@@ -395,10 +396,10 @@ class Connection:
                     self._log.log(logging.getLevelNamesMapping()[action.level.upper()], action.text)
 
     def _send(self, shard: int, message: m.Message) -> bool:
-        """Send without waiting. Returns whether it was sent."""
+        """Send without waiting. Returns whether ``message`` was sent."""
         try:
             self._sockets[shard]["control"].send(framing.encode(message), zmq.NOBLOCK)
-        except zmq.Again:  # not connected: a timer sends again what matters
+        except zmq.Again:  # not connected: timers resend important messages
             self._log.debug("%s to shard %d not sent", type(message).__name__, shard)
             return False
         return True

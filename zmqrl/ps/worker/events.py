@@ -49,7 +49,7 @@ class Contributed:
 
 @dataclass(frozen=True, slots=True)
 class SendBlocked:
-    """``SendGradient`` to ``shard`` failed for now: it is not connected, or the queue is full."""
+    """``SendGradient`` to ``shard`` was not possible yet: the socket is not connected, or its queue is full."""
 
     shard: int
 
@@ -95,7 +95,7 @@ Event: TypeAlias = (
 
 
 def gist(event: Event) -> object:
-    """What identifies ``event``: its message without the payload, or the event itself."""
+    """The part of ``event`` to show in errors: its message without the payload, or the whole event."""
     match event:
         case PublicationArrived() | ControlArrived():
             return event.message
@@ -115,7 +115,7 @@ class SendControl:
 
 @dataclass(frozen=True, slots=True)
 class SendGradient:
-    """Push the slice of ``shard`` of the contribution, without blocking."""
+    """Push the contribution's slice to ``shard``, without blocking."""
 
     shard: int
     header: m.Gradient
@@ -140,7 +140,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run ended with ``version`` on every shard."""
+    """The run has ended. Every shard has reached ``version``."""
 
     version: int
 

@@ -1,4 +1,4 @@
-"""A worker's view of one shard: its version, its slices, and the outcome of the contribution there."""
+"""A worker's view of one shard: its version, its slices, and the state of the contribution there."""
 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -14,9 +14,9 @@ Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of the slices of this worker's contributions, by outcome as far as the worker knows.
+    """Counts the gradient slices of this worker by outcome, as far as the worker knows it.
 
-    ``sent`` slices were sent at least once. They become ``used``, ``unused`` or ``unknown``. ``skipped`` slices were
+    ``sent`` slices were sent at least once. Each ends as ``used``, ``unused`` or ``unknown``. ``skipped`` slices were
     never sent. ``resent`` counts the sends after the first.
     """
 
@@ -34,7 +34,7 @@ class Tally:
 
 @dataclass(slots=True)
 class KnownShard:
-    """One shard as the worker sees it. Slices of the contribution are counted in ``tally``. Times are in seconds.
+    """One shard as the worker sees it. ``tally`` is shared by all shards. Times are in seconds.
 
     ``asynchronous``: the shard accepts contributions computed on any version.
     """
@@ -50,12 +50,12 @@ class KnownShard:
     welcomed: bool = False
     final: int | None = None
     payloads: dict[int, WeightsSlice] = field(default_factory=dict)
-    # State of the contribution at this shard. "closed": it is too late for it here.
+    # State of the contribution at this shard. "closed": nothing more is sent.
     push: Literal["none", "pending", "sent", "closed"] = "none"
     handed_out: int = -1  # version of the slice that the worker computes on
     computed_on: int = -1  # version of the slice that the contribution was computed on
     attempt: int = 0
-    needs_heard: int = 0  # NEEDs in a row for `version`
+    needs_heard: int = 0  # number of NEEDs received for `version`
     wanted: bool = False  # the last NEED does not name this rank
     hello_at: float | None = None
     snapshot_at: float | None = None
@@ -65,11 +65,11 @@ class KnownShard:
     # state of the shard
 
     def is_outdated(self, message: Statement) -> bool:
-        """Whether the shard has restarted or was rolled back since it sent this."""
+        """Whether the shard has restarted or was rolled back since it sent ``message``."""
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """A new process is the shard now. It needs a HELLO, and has not received our request or an end."""
+        """Note that a new process runs the shard. It needs a HELLO, and has not seen our last request."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -86,7 +86,7 @@ class KnownShard:
             self.version, self.needs_heard = version, 0
 
     def prune(self, slowest: int) -> None:
-        """Keep slices from version ``slowest`` on, to help the slowest shard, but at most two."""
+        """Keep at most two slices, from version ``slowest`` on. The worker may need them to help the slowest shard."""
         oldest = max(slowest, self.version - 1)
         while self.payloads and min(self.payloads) < oldest:
             del self.payloads[min(self.payloads)]
@@ -101,7 +101,7 @@ class KnownShard:
         return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
 
     def requested(self, now: float, wait_s: float) -> None:
-        """Note a request. The next one waits ``wait_s``, or twice as long as the last if that was not answered."""
+        """Note a request. The next one waits ``wait_s``, or twice the last wait if the last request got no answer."""
         again = self.snapshot_at is not None
         self.snapshot_wait_s = min(2 * self.snapshot_wait_s, SNAPSHOT_MOST_S) if again else wait_s
         self.snapshot_at = now
@@ -133,7 +133,7 @@ class KnownShard:
         return self.push == "pending" and self.welcomed
 
     def offer(self, generation: int) -> None:
-        """Begin a contribution. One that is still open is given up, because its gradient is overwritten."""
+        """Begin a contribution. Give up the previous one if it is still open, because its gradient is overwritten."""
         self.close("unknown")
         self.attempt = 0
         self.computed_on = self.handed_out
@@ -148,28 +148,28 @@ class KnownShard:
     def learns(self, version: int, *, named: bool) -> Literal["used", "unused"] | None:
         """The outcome of our slice according to the record of ``version``. ``named``: this rank is in the record.
 
-        None if the record does not show it. In asynchronous mode it never does: it may be about an earlier
-        contribution.
+        Returns None if the record does not show the outcome. In asynchronous mode no record shows it, because the
+        record may refer to an earlier contribution.
         """
         if self.asynchronous or version != self.computed_on + 1:
             return None
         return "used" if named else "unused"
 
     def pushed(self) -> None:
-        """The slice is sent, for the first time or again."""
+        """Note that the slice is sent, for the first time or again."""
         self.push = "sent"
         self.attempt += 1
         self._count_attempt(1)
 
     def blocked(self) -> None:
-        """The slice could not be sent after all."""
+        """Note that the slice could not be sent after all."""
         if self.push == "sent":
             self.push = "pending"
             self._count_attempt(-1)
             self.attempt -= 1
 
     def need(self, generation: int | None, *, wanted: bool) -> bool:
-        """Note a NEED, which asks for our contribution if ``wanted``. Returns whether to send it again."""
+        """Note a NEED. ``wanted``: it asks for our contribution. Returns whether to resend the contribution."""
         self.needs_heard += 1
         self.wanted = wanted
         again = wanted and self.push == "sent" and generation == self.generation and not self.is_past()
@@ -186,9 +186,9 @@ class KnownShard:
         return True
 
     def check(self, generation: int | None) -> None:
-        """The invariants that hold after every event."""
+        """Check the invariants that hold after every event."""
         assert max(self.payloads, default=-1) <= self.version, f"a slice of shard {self.number} is too new"
-        assert len(self.payloads) <= 2, f"{len(self.payloads)} slices of shard {self.number} are kept"
+        assert len(self.payloads) <= 2, f"too many slices of shard {self.number}: {len(self.payloads)}"
         if self.is_open():
             assert self.generation == generation, f"a contribution to an old generation is open at shard {self.number}"
             assert not self.is_past(), f"a late contribution is open at shard {self.number}"

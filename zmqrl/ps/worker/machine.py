@@ -1,6 +1,6 @@
 """The decisions of a worker's connection: a state machine without sockets, clock or arithmetic.
 
-It takes events and returns actions, which ``connection.py`` carries out in that order.
+It takes events and returns actions. ``connection.py`` carries them out in order.
 """
 
 from bisect import bisect_left
@@ -56,7 +56,7 @@ class WorkerMachine:
         self.tally = Tally()
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
-        self.contribution: int | None = None  # its generation; its version at each shard is `computed_on`
+        self.contribution: int | None = None  # its generation. Its version at a shard is `computed_on`
         self.slowest = -1  # version that every shard has reached
         self.pulling_above: int | None = None
         self.assembled_generation = -1
@@ -82,11 +82,11 @@ class WorkerMachine:
 
     def _take(self, event: e.Event, now: float) -> list[e.Action]:
         match event:
-            # A shard that refuses us because it serves another run names that run.
+            # A shard that serves another run names that run in its REFUSE.
             case e.PublicationArrived() | e.ControlArrived() if event.message.run != self.run and not isinstance(
                 event.message, m.Refuse
             ):
-                return [e.Log("debug", f"a message of another run from shard {event.shard}")]
+                return [e.Log("debug", f"ignored a message of another run from shard {event.shard}")]
             case e.PublicationArrived():
                 return self._publication(self.shards[event.shard], event.message, event.payload, now)
             case e.ControlArrived():
@@ -115,7 +115,7 @@ class WorkerMachine:
         return self.shards[shard].can_push()
 
     def report_order(self) -> list[int]:
-        """The shards to which a report can go, the best first. Ranks begin at different ones, to share the load."""
+        """The shards to try for a report, in order. Each rank begins at a different shard, to share the load."""
         first = self.rank % len(self.shards)
         order = [*range(first, len(self.shards)), *range(first)]
         return [shard for shard in order if self.shards[shard].welcomed]
@@ -143,7 +143,7 @@ class WorkerMachine:
         if isinstance(message, m.Bye):
             shard.final = message.version
             actions += [*self._reached(shard, message.version), *self._end()]
-            if self.asynchronous and not self.ended:  # the others continue, and we need the last slice of this one
+            if self.asynchronous and not self.ended:  # other shards continue, and we need the last slice of this shard
                 actions += self._request(shard, None, now) if message.version not in shard.payloads else []
                 actions += self._assemble(now)
             return actions
@@ -190,7 +190,7 @@ class WorkerMachine:
         shard.payloads[message.version] = (message.codec, payload)
         actions: list[e.Action] = []
         if self.contribution == message.generation:
-            at = bisect_left(message.ranks, self.rank)  # ascending, and there can be a thousand
+            at = bisect_left(message.ranks, self.rank)  # ranks are in order, and there can be a thousand
             outcome = shard.learns(message.version, named=message.ranks[at : at + 1] == (self.rank,))
             actions = self._close(shard, outcome) if outcome is not None else []
         return actions + self._reached(shard, message.version)
@@ -210,7 +210,7 @@ class WorkerMachine:
         return [e.Release()] if closed and not any(other.is_open() for other in self.shards) else []
 
     def _assemble(self, now: float) -> list[e.Action]:
-        """Give the waiting worker a complete version, or ask for slices that it needs to help."""
+        """Give the waiting worker a complete version, or request slices that it needs to help a stuck shard."""
         if self.pulling_above is None or self.ended or not all(shard.welcomed for shard in self.shards):
             return []
         generation = self.shards[0].generation
@@ -226,10 +226,10 @@ class WorkerMachine:
         if len(lagging) < len(self.shards) and not self._may_help(low, lagging):
             return []
         if any(shard.final is not None and shard.final <= low for shard in self.shards):
-            return []  # no shard takes a contribution to the last version
+            return []  # no shard accepts contributions to the last version
         missing = [shard for shard in self.shards if low not in shard.payloads]
         if missing:
-            # Do not ask the lagging shards: at the start they publish only when a quorum listens.
+            # Do not ask the lagging shards: at the start they publish only once a quorum has subscribed.
             return [action for shard in missing if shard.version > low for action in self._request(shard, low, now)]
         return self._hand_out(generation, [low] * len(self.shards))
 
@@ -239,7 +239,7 @@ class WorkerMachine:
         if not open_shards or any(shard.version <= shard.computed_on for shard in open_shards):
             return []
         if any(shard.version not in shard.payloads for shard in self.shards):
-            return []  # the next heartbeat of the shard makes us ask for a lost slice
+            return []  # we ask for a lost slice at the next heartbeat of its shard
         # From now on the gradient may be overwritten, so it cannot be sent again.
         closed = [action for shard in self.shards for action in self._close(shard)]
         return [*closed, *self._hand_out(generation, [shard.version for shard in self.shards])]
@@ -250,7 +250,7 @@ class WorkerMachine:
         return [e.Assembled(generation, min(versions), slices)]
 
     def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
-        """Whether this idle worker can complete version ``low`` where it is stuck: see Repair in docs/protocol.md."""
+        """Whether this idle worker can help shards stuck at version ``low``: see Repair in docs/protocol.md."""
         stuck = all(shard.needs_heard >= 2 for shard in lagging) and any(shard.wanted for shard in lagging)
         return stuck and all(shard.version <= low + 1 for shard in self.shards)
 
