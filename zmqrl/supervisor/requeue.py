@@ -45,7 +45,9 @@ def left_of(config: Config) -> Config:
     checkpoint = read_newest(RunDirectory(config.run_dir))
     trained = Counters.from_json(checkpoint.counters).wall_s / 60 if checkpoint and checkpoint.counters else 0.0
     if trained >= config.minutes:
-        raise UsageError(f"--minutes {config.minutes:g}: {config.run_dir} has already trained for {trained:.1f} minutes.")
+        raise UsageError(
+            f"--minutes {config.minutes:g}: {config.run_dir} has already trained for {trained:.1f} minutes."
+        )
     return dataclasses.replace(config, minutes=config.minutes - trained)
 
 

@@ -51,7 +51,7 @@ def train(config: Config) -> int:
 
 
 def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
-    """Train on a deployment. Returns 0 when done, ``INTERRUPTED`` or ``TIME_IS_UP`` when interrupted after a checkpoint.
+    """Train on a deployment. Returns 0 when done, and INTERRUPTED or TIME_IS_UP when interrupted after a checkpoint.
     Raises ZmqrlError.
     """
     config.check()
