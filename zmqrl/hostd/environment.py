@@ -136,7 +136,7 @@ def _key(name: str, *made_of: Any) -> Path:
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """Call ``make`` for the environment ``path``, unless it is complete. One process at a time replaces a partial one."""
+    """Call ``make`` for the environment ``path``, unless it is complete. Only one process at a time makes it."""
     with Path(f"{path}.lock").open("ab") as lock:
         _lock(lock.fileno(), path)
         if not (path / READY).exists():

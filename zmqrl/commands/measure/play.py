@@ -12,7 +12,7 @@ from zmqrl.learner.envs import EnvConfig, make_envs
 from zmqrl.policy import Policy
 
 LONGEST = 100_000  # agent steps: some environments have no time limit
-ACTIONS = 1  # added to the seed of the actions, so that it differs from the seed of the game
+ACTIONS = 1  # second part of the seed for actions, so that it differs from the game's seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

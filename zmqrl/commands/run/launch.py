@@ -148,7 +148,7 @@ def _print_plan(options: Options, reach: Reach, config: Config) -> None:
     hosts, first = reach.hosts, list[str]()
     if options.sync == "wheel":
         hosts = tuple(dataclasses.replace(host, python=host.python or PYTHON) for host in hosts)
-        first = ["--sync first makes an environment on each host; its Python then takes the place of this one:"]
+        first = ["--sync makes an environment on each host first; the commands then use the Python in it:"]
     commands = [shlex.join(reach.command(host)) for host in hosts]
     lines = [placement.table(), *placement.notices, "", *first, *commands]
     sys.stdout.write("\n".join(lines) + "\n")
