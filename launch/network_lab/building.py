@@ -32,7 +32,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def bring_up(lab: Lab) -> None:
-    """Makes a lab. If anything but `kill -9` stops it, it takes down what it has made so far.
+    """Makes a lab. If it fails or a signal other than `kill -9` stops it, it removes what it has made so far.
 
     Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step does not work.
     """

@@ -64,7 +64,7 @@ def read_lab(directory: str) -> Lab | None:
     """The lab in a directory, or None if there is no lab or its state was not written."""
     state = Path(directory, "state.json")
     try:
-        # Anyone can make a directory in /tmp that looks like a lab's. Root must not trust it.
+        # Anyone can make a directory in /tmp that looks like a lab. Root must not trust it.
         return Lab(**json.loads(state.read_text())) if state.stat().st_uid == 0 else None
     except (OSError, ValueError, TypeError):
         return None

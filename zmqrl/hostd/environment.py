@@ -130,7 +130,7 @@ def _root() -> Path:
 
 
 def _key(name: str, *made_of: Any) -> Path:
-    """The directory of an environment. Its name has a hash of this Python and of what it is ``made_of``."""
+    """The directory of an environment. Its name contains a hash of this Python and of what it is ``made_of``."""
     about = json.dumps([sys.executable, sys.version, sysconfig.get_platform(), *made_of], sort_keys=True)
     return _root() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
 

@@ -24,7 +24,7 @@ HERE = "localhost"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A host as the processes of a run see it."""
+    """A host of a run, with the run's directory and the address there."""
 
     host: str
     directory: RunDirectory

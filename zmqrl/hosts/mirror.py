@@ -169,7 +169,7 @@ class Mirror:
             return False
         try:
             process = ProcessId.parse(found["shard"] or found["process"] or str(RECORDER))
-        except ValueError:  # a recording of a process that no run has
+        except ValueError:  # the name of the recording is not that of a process
             return False
         return self.host_of.get(process) == host or (found["shard"] is not None and not self._begun)
 

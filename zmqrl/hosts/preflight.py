@@ -27,7 +27,7 @@ PORTS_OF_SHARD = 3
 PIPES_OF_PROCESS = 4  # files that the daemon opens for a process: three streams and a pidfd
 CLOCK_OFF_S = 1.0
 TRANSFERS_WITHIN_S = 60.0
-NAMED = 4  # the most hosts that a sentence lists by name; of the others it gives the number
+NAMED = 4  # the most hosts that a sentence lists by name; it only counts the others
 PLAYERS: tuple[ProcessRole, ...] = ("worker", "evaluator", "recorder")
 
 Facts = Mapping[str, Any]

@@ -29,7 +29,7 @@ LENGTH_BYTES = 8
 RECEIVED = b"\n"
 ROUTES_AT_A_TIME = 64
 SOMEBODY_ELSE = "another machine answers"
-ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB have not passed within {ANSWER_WITHIN_S:g} s"
+ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB did not arrive within {ANSWER_WITHIN_S:g} s"
 
 Route = Mapping[str, Any]
 
@@ -150,7 +150,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """The resources of this host, and of the disk with the directory ``work``. No limit of ``open_files`` is None."""
+    """The resources of this host, and of the disk with the directory ``work``. Without a limit, ``open_files`` is None."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "memory_bytes": _memory_bytes(),

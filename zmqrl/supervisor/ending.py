@@ -113,7 +113,7 @@ def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
 
 
 def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:
-    """Extend the ``error`` of a failed run by the ``first`` death: its host, its cause, and the end of its log.
+    """Add the ``first`` death to the ``error`` of a failed run: its host, its cause, and the end of its log.
 
     Returns a UsageError if that process ended with one, or if it ended with a ClusterError before the run had
     ``begun``.

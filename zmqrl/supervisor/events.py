@@ -209,7 +209,7 @@ class TellView:
 
 @dataclass(frozen=True, slots=True)
 class TellStop:
-    """Send a shard the version to end at. None cancels an earlier one."""
+    """Send a shard the version to end at. None cancels an earlier TellStop."""
 
     shard: int
     version: int | None

@@ -215,7 +215,7 @@ class Supervisor:
         self._turned_at = now
 
     def _look_after(self) -> None:
-        """Process the events of processes and the timers, and carry out the resulting actions."""
+        """Handle the events of processes and the timers, and carry out the resulting actions."""
         self._check_processes()
         self._tell(self._lines.take(time.monotonic()))
         self._feed(e.Tick())

@@ -95,7 +95,7 @@ def run(options: Options) -> int:
 
 
 def add_settings(path: Path, profile: Profile, found: dict[str, Any]) -> None:
-    """Add what needs the settings and the rows of the run: predictions, bytes per shard and policy lag.
+    """Add predictions, bytes per shard and policy lag, which need the settings and the rows of the run.
 
     A run that cannot be replayed has no predictions, and a warning says why.
     """

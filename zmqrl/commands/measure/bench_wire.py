@@ -47,7 +47,7 @@ class Options:
     curve: tuple[Literal["off", "on"], ...] = ("off",)
     """Encryption and authentication of zmqrl."""
     operation: tuple[Operation, ...] = OPERATIONS
-    """What to measure; docs/performance.md defines each operation."""
+    """Operations to measure; docs/performance.md defines them."""
     implementation: tuple[Implementation, ...] = IMPLEMENTATIONS
     """Implementations to compare."""
     rounds: Annotated[int, tyro.conf.arg(metavar="N")] = 100

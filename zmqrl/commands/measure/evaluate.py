@@ -152,7 +152,7 @@ def main() -> None:
 
 
 class _Progress:
-    """A line on a terminal that shows the progress of the games. If there is no terminal, nothing."""
+    """A line on a terminal that shows the progress of the games. Without a terminal, it prints nothing."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes

@@ -102,7 +102,7 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
     """The panel and the x-axis of each cell of the picture, by rows.
 
-    Two x-axes are side by side. With one x-axis, the panels fill two columns, and of an odd number of panels the first
+    Two x-axes are side by side. With one x-axis, the panels fill two columns. If their number is odd, the first panel
     has its own row.
     """
     if len(x_axes) > 1:

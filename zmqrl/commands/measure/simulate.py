@@ -35,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Known(Source):
-    """``--compute run:DIR`` also changes the base settings, to those of that run's rollouts."""
+    """With ``--compute run:DIR``, the rollouts of that run set some of the base settings."""
 
     compute: str | None = None
 
@@ -70,7 +70,7 @@ def options_from(arguments: list[str]) -> Options:
 
 
 def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[str]]:
-    """The base settings, from a scenario file or a run. Also returns the arguments that are options.
+    """The base settings, from a scenario file or a run. Also returns the remaining arguments.
 
     Raises UsageError.
     """

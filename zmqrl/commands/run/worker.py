@@ -63,7 +63,7 @@ def run(options: Options) -> int:
     with never_waiting():
         log = log_to_stderr("zmqrl.worker")
         log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-        # The version of the run is known only after joining. The time is a good seed for the games too.
+        # The version of the run is known only after joining. So the time is the seed for the games.
         join(
             cluster,
             config,
