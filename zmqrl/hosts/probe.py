@@ -150,7 +150,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """The resources of this host, and of the disk with the directory ``work``. Without a limit, ``open_files`` is None."""
+    """The resources of this host, and of the disk with the directory ``work``. ``open_files`` None means no limit."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "memory_bytes": _memory_bytes(),
