@@ -5,13 +5,16 @@
     git commit ...                                         # so that the predictions are older than the measurements
     python benchmarks/simulation_validation.py run         # runs them; writes results.json and the table in the docs
 
-Both use real shards, real sockets and real gradients, and workers that sleep for the times of a seeded law. The machine
-must have nothing else to do. ``--only NAME`` runs one scenario, ``--updates N`` makes all shorter.
+Both use real shards, real sockets and real gradients, and workers that sleep for the times of a seeded law. The workers
+of some scenarios are on a host of a network lab and share its link to the shards: ``run`` needs root and the packages
+of docs/netlab.md. The machine must have nothing else to do. ``--only NAME`` runs one scenario, ``--updates N`` makes
+all shorter.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from bench_lab import NETLAB, lab
 
 from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.ps.wire.codec import payload_bytes
@@ -45,35 +49,41 @@ UPDATES: Final = 150
 MOST_CPU: Final = 0.5
 MEDIAN_ERROR, WORST_ERROR = 0.10, 0.25
 
-# workers, backups, shards, size, law: none of them is calibrated on
+# What a frame of Ethernet carries of a message. The rate of a lab's host is that of its frames.
+FRAME_SHARE: Final = 1448 / 1514
+
+# workers, backups, shards, size, law, and the Mbit/s of the workers' link: none of them is calibrated on
 HELD_OUT: Final = (
-    (2, 1, 1, 0, "rare"),
-    (2, 0, 4, 1, "narrow"),
-    (3, 1, 2, 1, "wide"),
-    (4, 0, 1, 1, "narrow"),
-    (4, 0, 2, 0, "wide"),
-    (4, 2, 4, 1, "rare"),
-    (6, 0, 2, 1, "rare"),
-    (6, 2, 1, 0, "wide"),
-    (6, 3, 3, 1, "narrow"),
-    (8, 0, 1, 1, "wide"),
-    (8, 1, 4, 0, "rare"),
-    (8, 2, 2, 1, "narrow"),
-    (10, 0, 4, 1, "rare"),
-    (10, 3, 1, 0, "narrow"),
-    (12, 0, 2, 0, "wide"),
-    (12, 3, 4, 1, "wide"),
-    (14, 2, 2, 1, "rare"),
-    (16, 0, 1, 1, "narrow"),
-    (16, 0, 4, 0, "rare"),
-    (13, 3, 3, 1, "wide"),
+    (2, 1, 1, 0, "rare", None),
+    (2, 0, 4, 1, "narrow", None),
+    (3, 1, 2, 1, "wide", None),
+    (4, 0, 1, 1, "narrow", None),
+    (4, 0, 2, 0, "wide", None),
+    (4, 2, 4, 1, "rare", None),
+    (6, 0, 2, 1, "rare", None),
+    (6, 2, 1, 0, "wide", None),
+    (6, 3, 3, 1, "narrow", None),
+    (8, 0, 1, 1, "wide", None),
+    (8, 1, 4, 0, "rare", None),
+    (8, 2, 2, 1, "narrow", None),
+    (10, 0, 4, 1, "rare", None),
+    (10, 3, 1, 0, "narrow", None),
+    (12, 0, 2, 0, "wide", None),
+    (12, 3, 4, 1, "wide", None),
+    (14, 2, 2, 1, "rare", None),
+    (16, 0, 1, 1, "narrow", None),
+    (16, 0, 4, 0, "rare", None),
+    (13, 3, 3, 1, "wide", None),
+    (3, 0, 1, 0, "wide", 50),
+    (4, 1, 2, 1, "narrow", 200),
 )
 
 
 def held_out(updates: int) -> dict[str, Scenario]:
     """The scenarios that are predicted, by name."""
-    return {
-        f"N{workers}-b{backups}-S{shards}-{SIZES[size] // 1000}k-{law}": Scenario(
+    found = {}
+    for number, (workers, backups, shards, size, law, mbit) in enumerate(HELD_OUT):
+        scenario = Scenario(
             workers=workers,
             backups=backups,
             shards=shards,
@@ -83,8 +93,17 @@ def held_out(updates: int) -> dict[str, Scenario]:
             busy=0.0,
             seed=100 + number,
         )
-        for number, (workers, backups, shards, size, law) in enumerate(HELD_OUT)
-    }
+        if mbit is not None:
+            scenario = replace(
+                scenario,
+                hosts=2,
+                shard_hosts=(0,) * shards,
+                worker_hosts=(1,) * scenario.ranks,
+                bandwidth=FRAME_SHARE * mbit * 1e6 / 8,
+            )
+        link = f"{mbit}mbit" if mbit else "none"
+        found[f"N{workers}-b{backups}-S{shards}-{SIZES[size] // 1000}k-{law}-{link}"] = scenario
+    return found
 
 
 # calibration
@@ -172,9 +191,9 @@ def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
     every_step_s, per_byte, per_subscriber_byte = calibration["rest"]
     at_0, worker_per_byte = calibration["worker"]
     worker_s = at_0 + worker_per_byte * payload_bytes(scenario.codec, scenario.parameters)
-    local = replace(
+    here = replace(
         scenario,
-        hosts=1,
+        hosts=scenario.hosts or 1,
         cores=os.cpu_count(),
         loopback=2 / per_byte if per_byte else float("inf"),  # a slice crosses twice in a step
         costs=ShardCosts(
@@ -190,7 +209,7 @@ def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
     times = ComputeTimes(
         tuple(Work([worker_s], [each + every_step_s for each in work.idle_s]) for work in drawn.gradient)
     )
-    return list(simulate(local, compute=times).step_s)
+    return list(simulate(here, compute=times).step_s)
 
 
 def predict(updates: int) -> None:
@@ -216,13 +235,24 @@ def run(updates: int, only: str | None) -> None:
         if only is not None and name != only:
             continue
         before = processor()
-        steps = observe(scenario).result.step_s[WARM_UP:]
+        steps = measure(scenario).result.step_s[WARM_UP:]
         row = compared(name, predictions[name][WARM_UP:updates], steps) | {"cpu": busy_share(before, processor())}
         rows.append(row)
         print({key: value for key, value in row.items() if key != "steps_s"}, flush=True)
     if only is None:
         write("results.json", {"machine": machine(), "predictions": commit, "rows": rows})
         write_table(rows)
+
+
+def measure(scenario: Scenario) -> Observed:
+    """Run a scenario: on this machine, or with the workers on a host of a lab that has their link."""
+    if not math.isfinite(scenario.bandwidth):
+        return observe(scenario)
+    with lab(1) as where:
+        where("rate", "h1", f"{round(scenario.bandwidth * 8 / FRAME_SHARE / 1e6)}mbit")
+        address = json.loads(where("status", "--json"))["subnet"] + ".254"
+        through = [sys.executable, "-B", str(NETLAB), "exec", "--dir", str(where.directory), "h1"]
+        return observe(scenario, address=address, workers_through=through)
 
 
 def compared(name: str, prediction: Sequence[float], steps: Sequence[float]) -> dict[str, Any]:
@@ -251,8 +281,8 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
     errors = sorted(abs(row["error"]) for row in rows)
     met = statistics.median(errors) <= MEDIAN_ERROR and errors[-1] <= WORST_ERROR
     lines = [
-        "| workers | backups | shards | parameters | law | predicted ms | measured ms | error | KS | processors |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| workers | backups | shards | parameters | law | link | predicted ms | measured ms | error | KS | CPU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {' | '.join(name_parts(row['name']))} | {1000 * row['predicted_s']:.0f} | {1000 * row['median_s']:.0f} "
             f"| {row['error']:+.1%}{' **missed**' if abs(row['error']) > WORST_ERROR else ''} | {row['ks']:.2f} "
@@ -272,8 +302,8 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
 
 def name_parts(name: str) -> list[str]:
     """The columns that a name stands for."""
-    workers, backups, shards, size, law = name.split("-")
-    return [workers[1:], backups[1:], shards[1:], size, LAWS[law]]
+    workers, backups, shards, size, law, link = name.split("-")
+    return [workers[1:], backups[1:], shards[1:], size, LAWS[law], link]
 
 
 def commit_of(path: Path) -> str | None:

@@ -1,29 +1,18 @@
 """The validation of the simulator: what it predicts, how it fits and how it compares."""
 
-import importlib.util
 import json
+import math
 import statistics
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from support.paths import ROOT
+import simulation_validation as validation
 
 from zmqrl.simulate import Scenario
 
 
-@pytest.fixture(scope="module")
-def validation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("validation", ROOT / "benchmarks" / "simulation_validation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_held_out_scenarios_cover_what_they_should(validation: ModuleType) -> None:
+def test_the_held_out_scenarios_cover_what_they_should() -> None:
     scenarios: list[Scenario] = list(validation.held_out(150).values())
     assert len(scenarios) >= 16
     assert {each.workers for each in scenarios} >= {2, 16}
@@ -31,22 +20,27 @@ def test_the_held_out_scenarios_cover_what_they_should(validation: ModuleType) -
     assert {each.backups for each in scenarios} == {0, 1, 2, 3}
     assert len({each.parameters for each in scenarios}) == 2
     assert len({each.compute for each in scenarios}) == 3
+    links = [each for each in scenarios if each.bandwidth < math.inf]
+    assert links
+    for each in links:  # all workers are on one host and the shards are not on it
+        assert set(each.host_of_rank()) == {1}
+        assert set(each.host_of_shard()) == {0}
     for each in scenarios:
         each.check()
 
 
-def test_a_distance_is_that_of_kolmogorov_and_smirnov(validation: ModuleType) -> None:
+def test_a_distance_is_that_of_kolmogorov_and_smirnov() -> None:
     assert validation.ks_distance([1.0, 2.0], [1.0, 2.0]) == 0.0
     assert validation.ks_distance([1.0, 2.0], [3.0]) == 1.0
     assert validation.ks_distance([1.0, 2.0, 3.0, 4.0], [2.5, 3.5, 4.5, 5.5]) == pytest.approx(0.5)
 
 
-def test_a_fit_finds_lines_and_nothing_below_zero(validation: ModuleType) -> None:
+def test_a_fit_finds_lines_and_nothing_below_zero() -> None:
     assert validation.line([0.0, 1e6, 2e6], [1e-3, 2e-3, 3e-3]) == pytest.approx([1e-3, 1e-9])
     assert validation.line([0.0, 1e6], [2e-3, 1e-3]) == pytest.approx([1.5e-3, 0.0])
 
 
-def test_costs_that_were_fitted_are_predicted_again(validation: ModuleType) -> None:
+def test_costs_that_were_fitted_are_predicted_again() -> None:
     """Steps that a simulation with known costs made are explained by a fit to them."""
     truth: dict[str, Any] = {
         "costs": {name: [1e-4, 1e-9] for name in validation.SHARD_SPANS},
@@ -87,14 +81,12 @@ def test_costs_that_were_fitted_are_predicted_again(validation: ModuleType) -> N
         assert again_s == pytest.approx(row["median_s"], rel=0.01)
 
 
-def test_the_table_names_what_is_missed(
-    validation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_names_what_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- validation begins -->\nold\n<!-- validation ends -->\nafter\n", encoding="utf-8")
     monkeypatch.setattr(validation, "PAGE", page)
-    good = validation.compared("N2-b1-S1-100k-rare", [0.1, 0.1], [0.1, 0.11]) | {"cpu": 0.2}
-    bad = validation.compared("N4-b0-S2-100k-wide", [0.1, 0.1], [0.2, 0.2]) | {"cpu": 0.9}
+    good = validation.compared("N2-b1-S1-100k-rare-none", [0.1, 0.1], [0.1, 0.11]) | {"cpu": 0.2}
+    bad = validation.compared("N4-b0-S2-100k-wide-50mbit", [0.1, 0.1], [0.2, 0.2]) | {"cpu": 0.9}
     validation.write_table([good, bad])
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")
@@ -102,5 +94,6 @@ def test_the_table_names_what_is_missed(
     assert "old" not in text
     assert "-50.0% **missed**" in text
     assert "90% **too busy**" in text
+    assert "| constant:0.15+exponential:0.15 | 50mbit | 100 | 200 |" in text
     assert "(at most 25%): **missed**" in text
     assert json.loads(json.dumps(bad))["ks"] == 1.0

@@ -15,13 +15,14 @@ from zmqrl.errors import ClusterError
 class ChildProcess:
     """A process of ``python PROGRAM``, which gets its job at once. Its standard error is that of this process.
 
-    ``name`` is for errors, such as ``worker 3``.
+    ``name`` is for errors, such as ``worker 3``. ``through`` is a command that runs another one elsewhere, such as
+    ``ip netns exec h1``: the process is started with it.
     """
 
-    def __init__(self, name: str, program: Sequence[str], job: dict[str, Any]) -> None:
+    def __init__(self, name: str, program: Sequence[str], job: dict[str, Any], *, through: Sequence[str] = ()) -> None:
         self.name = name
         pipe = subprocess.PIPE
-        command = [sys.executable, *program]
+        command = [*through, sys.executable, *program]
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
         self.tell(job)
 

@@ -21,7 +21,7 @@ HELLO_S, PING_S, SNAPSHOT_S, LEASE_S = 1.0, 1.0, 2.0, 60.0
 
 
 class Shard:
-    """What the worker knows of one shard, and its sockets to it."""
+    """One shard as the worker sees it, and the sockets to it."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Shard:
         self.index = index
         self.incarnation, self.generation, self.version, self.view = 0, -1, -1, 0
         self.welcomed = False
-        self.final: int | None = None  # the version of its BYE, if that is its last publication
+        self.final: int | None = None  # the version of its BYE, if BYE is its latest publication
         self.slices: dict[int, Floats] = {}
         self.needs = 0  # NEEDs for its version
         self.wanted = False  # the last NEED does not name us
@@ -71,7 +71,7 @@ class Worker:
         self.shards = [Shard(self.context, i, endpoints, topics, keys) for i, endpoints in enumerate(cluster["shards"])]
 
     def ended(self) -> bool:
-        """Whether every shard has said BYE at the same version."""
+        """Whether every shard has sent BYE with the same version."""
         return self.shards[0].final is not None and len({shard.final for shard in self.shards}) == 1
 
     def read(self, wait_ms: int) -> None:
@@ -88,7 +88,7 @@ class Worker:
                 self._received(shard, shard.control.recv_multipart())
 
     def tick(self) -> None:
-        """Send what is due: HELLO, PING, and slices that wait."""
+        """Send HELLO and PING when they are due, and pending slices."""
         now = time.monotonic()
         ping = now - self.ping_at > PING_S
         for shard in self.shards:
@@ -103,7 +103,7 @@ class Worker:
         self.ping_at = now if ping else self.ping_at
 
     def whole_version(self) -> tuple[int, int, Floats] | None:
-        """The generation, version and weights to compute on. None if there is nothing to compute."""
+        """The generation, version and weights to compute on. None if there is nothing to compute now."""
         generation, low = self.shards[0].generation, min(shard.version for shard in self.shards)
         if not all(shard.welcomed and shard.generation == generation for shard in self.shards):
             return None
@@ -122,7 +122,7 @@ class Worker:
         return None if missing else (generation, low, np.concatenate([shard.slices[low] for shard in self.shards]))
 
     def contribute(self, generation: int, version: int, gradient: Floats) -> None:
-        """Send each shard its slice, unless it is already too late for that shard."""
+        """Send its slice to each shard for which it is not too late."""
         self.contribution = generation, version, np.asarray(gradient, "<f4")
         for shard in self.shards:
             late = shard.generation != generation or shard.version > version
@@ -176,7 +176,7 @@ class Worker:
             if kind in STATES:
                 self._said(shard, header, frames)
         except (ValueError, TypeError, LookupError, msgpack.UnpackException):
-            return  # what cannot be decoded is ignored
+            return  # ignore a message that cannot be decoded
 
     def _said(self, shard: Shard, header: list[Any], frames: list[bytes]) -> None:
         kind = header[1]

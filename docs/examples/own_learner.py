@@ -1,4 +1,4 @@
-"""A network and a loss of your own. Run from this directory:
+"""Your own network and loss. Run this in the directory of this file:
 
 zmqrl train cartpole --algo ba3c --ba3c.rollout-steps 32 --model own_learner:model --loss own_learner:loss
 """

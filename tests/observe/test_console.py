@@ -30,7 +30,7 @@ ROW: dict[str, Any] = {
 FIGURES = LiveFigures(title="breakout, ppo, 2+1 workers, 1 shard", row=ROW, frames_per_agent_step=4, left_s=1047)
 FACTS = [
     "0:12:33, 0:17:27 left",
-    "1,460 agent steps/s (5,842 frames/s), 3,123,456 made",
+    "1,460 agent steps/s (5,842 frames/s), 3,123,456 in total",
     "12,345, 20.1/s",
     "57.3 in the last 50 of 1,203 games",
     "2 present, waiting for rank 2 (12 s), late or skipped: rank 2 (15)",
@@ -117,7 +117,7 @@ def test_the_first_row_of_a_run_can_be_shown() -> None:
     stream = io.StringIO()
     row = RunMetrics(start=Counters()).row(0.0)
     PlainConsole(stream).update(LiveFigures(title="run", row=row))
-    assert "- agent steps/s, 0 made" in stream.getvalue()
+    assert "- agent steps/s, 0 in total" in stream.getvalue()
     assert "no game has ended yet" in stream.getvalue()
 
 

@@ -267,11 +267,9 @@ def test_a_worker_is_named_with_its_host_its_span_and_its_stack() -> None:
 
 def test_a_process_that_is_stopped_is_told_so() -> None:
     stopped = replace(WORKER, silent_s=11.0, doing=Doing(state="stopped"))
-    assert stall(stopped).endswith(
-        "worker-3 (host h2): stopped by a signal, not heard for 11 s, in env_step for 11.8 s"
-    )
+    assert stall(stopped).endswith("worker-3 (host h2): stopped by a signal, silent for 11 s, in env_step for 11.8 s")
     shard = Awaited(process=shard_id(1), silent_s=11.0, doing=Doing(state="stopped"))
-    assert stall(shard).endswith("for shard-1 (host h2): stopped by a signal, not heard for 11 s")
+    assert stall(shard).endswith("for shard-1 (host h2): stopped by a signal, silent for 11 s")
 
 
 def test_an_external_worker_has_no_host_and_perhaps_no_span() -> None:

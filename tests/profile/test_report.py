@@ -80,7 +80,7 @@ def test_an_unknown_clock_is_left_out_and_named() -> None:
     recordings[-1].clock = "other"
     found = Profile.of(Recording(tuple(recordings))).to_json()
     assert found["left_out"] == [
-        "worker-2 on w2 is left out of the timeline: its clock was never compared with another"
+        "worker-2 on w2 is left out of the timeline: its clock was never compared with other clocks"
     ]
     assert "2" not in found["ranks"] or found["ranks"]["2"]["contributions"] == 0
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from zmqrl.simulate import Failure, Scenario, Straggler
-from zmqrl.simulate.live.run import ignored, live
+from zmqrl.simulate.live.run import ignored, live, observe
 
 pytestmark = pytest.mark.processes
 
@@ -21,6 +22,13 @@ def test_a_live_run_is_made_of_the_same_versions_and_is_no_faster() -> None:
     assert result.agent_steps == 15 * 2 * 30
     assert result.elapsed_s == pytest.approx(sum(result.step_s))
     assert result.live
+
+
+def test_shards_listen_at_an_address_and_workers_are_started_through_a_command(tmp_path: Path) -> None:
+    through = ["sh", "-c", f'echo "$@" >> {tmp_path}/started; exec "$@"', "sh"]
+    assert observe(QUICK, address="127.0.0.3", workers_through=through).result.used == 15 * 2 * 2
+    started = (tmp_path / "started").read_text(encoding="utf-8").splitlines()
+    assert [line.split(maxsplit=1)[1] for line in started] == ["-m zmqrl.simulate.live.sleeper"] * 2
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def test_a_shard_that_is_stopped_is_named_and_not_the_workers_that_wait_for_it(r
     found = awaited(run, "shard-1", "stopped")
     assert (found["host"], found["doing"]["state"]) == (HOST, "stopped")
     assert {each["process"] for each in status_of(run)["stalled"]["awaited"]} <= {"shard-0", "shard-1"}
-    assert f"for shard-1 (host {HOST}): stopped by a signal, not heard for " in notice(run)
+    assert f"for shard-1 (host {HOST}): stopped by a signal, silent for " in notice(run)
     os.kill(pid, signal.SIGCONT)
     goes_on(run)
 

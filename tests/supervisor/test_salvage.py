@@ -144,7 +144,7 @@ def test_damaged_rows_are_told_of_and_left_out(tmp_path: Path, damage: bytes) ->
     with directory.metrics.open("ab") as file:
         file.write(damage + b"\n")
     assert counters_at(42, told(), checkpoint(20, {}), directory, news.append).agent_steps == 4200
-    assert news == [f"{directory.metrics} is damaged: line 3 cannot be read; the run continues without"]
+    assert news == [f"{directory.metrics} is damaged: line 3 cannot be read; the run continues without that data"]
 
 
 def test_rows_that_lack_figures_give_those_that_they_have(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What a worker computes: games, networks, rollouts, returns and losses. Knows no sockets."""
+"""The computation of a worker: games, networks, rollouts, returns and losses. It uses no sockets."""

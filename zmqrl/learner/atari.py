@@ -16,7 +16,7 @@ from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
 
 
 class AtariEnvs:
-    """Games of one ROM in the threads of ``ale_py``."""
+    """A batch of games of one ROM. The threads of ``ale_py`` emulate them."""
 
     def __init__(self, game: str, spec: EnvSpec, config: EnvConfig, *, threads: int) -> None:
         self.num_envs = config.num_envs
@@ -46,18 +46,18 @@ class AtariEnvs:
         return _channels_together(observations)
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
-        # An unknown action raises in the emulator's thread, which then hands in no result: the step would never return.
+        # An unknown action makes an emulator thread fail without a result, so that step would never return.
         assert actions.min() >= 0
         assert actions.max() < self.num_actions
         observations, rewards, terminated, truncated, info = self._vector.step(actions)
-        # The emulator's frame number at which the game began moves on with every reset and with nothing else. Lives
-        # do not show a reset: a life lost at the time limit reads as one more life lost, Pong has none, and Amidar
-        # ends at 8 and starts at 0.
+        # The frame number at which a game began changes at every reset, and at no other time. The number of lives is
+        # not enough to detect a reset: a life lost at the time limit looks like any other lost life, Pong has no
+        # lives, and Amidar ends at 8 and starts at 0.
         first_frames = info["frame_number"] - info["episode_frame_number"]
         over = first_frames != self._first_frames
         self._first_frames = first_frames
         if self._life_loss:
-            # Some games play the last life with a count of 0; ale_py does not signal the loss that leads there.
+            # In some games, the count is 0 during the last life. ale_py does not signal the loss of the life before it.
             terminated = terminated | ((info["lives"] < self._lives) & ~over)
         self._lives = info["lives"]
         learned_from = rewards.clip(-1, 1) if self._clip_rewards else rewards
@@ -78,9 +78,10 @@ class AtariEnvs:
 
 
 class RandomSkipEnvs:
-    """Games of one ROM with a random frame skip, as Gym's ``-v0`` ids had. They are stepped one after another.
+    """Games of one ROM with a random frame skip, like Gym's ``-v0`` ids. They are stepped one after another.
 
-    A step shows its last frame without max-pooling. A new game starts with its first frame on a stack of zeros.
+    An observation ends with the last frame of the step, without max-pooling. When a game starts, the older frames in
+    its observation are zeros.
     """
 
     def __init__(self, game: str, spec: EnvSpec, config: EnvConfig) -> None:
@@ -142,8 +143,8 @@ class RandomSkipEnvs:
         self._emulators.clear()
 
     def _frames(self, screens: Sequence[np.ndarray]) -> np.ndarray:
-        """Frames (B, channels, H, W) of screens (height, width[, 3]), bilinear like OpenCV, not antialiased."""
-        import torch  # takes seconds, and no other games need it
+        """Scale screens (height, width[, 3]) to frames (B, channels, H, W): bilinear like OpenCV, no antialiasing."""
+        import torch  # the import takes seconds, and only these games need it
         import torch.nn.functional as F
 
         batch = torch.from_numpy(np.stack(screens))
@@ -153,7 +154,7 @@ class RandomSkipEnvs:
 
 
 def _channels_together(frames: np.ndarray) -> np.ndarray:
-    """Grey frames (B, stack, H, W) as they are, RGB frames (B, stack, H, W, 3) as (B, 3 * stack, H, W)."""
+    """Return grey frames (B, stack, H, W) unchanged, and RGB frames (B, stack, H, W, 3) as (B, 3 * stack, H, W)."""
     if frames.ndim == 4:
         return frames
     batch, stack, height, width, channels = frames.shape
@@ -161,7 +162,7 @@ def _channels_together(frames: np.ndarray) -> np.ndarray:
 
 
 def emulators(game: str, config: EnvConfig, **shown: Any) -> AtariVectorEnv:
-    """Games with the rules of ``config``. ``shown`` sets their number and what they show."""
+    """Make games with the rules of ``config``. ``shown`` has all other settings, such as the frame size."""
     return AtariVectorEnv(
         game,
         frameskip=config.frame_skip,
@@ -175,7 +176,7 @@ def emulators(game: str, config: EnvConfig, **shown: Any) -> AtariVectorEnv:
 
 
 def bare_emulator(game: str, config: EnvConfig, **shown: Any) -> AtariEnv:
-    """One game with the rules of ``config``, except for the frame skip. ``shown`` sets that and all else."""
+    """Make one game with the rules of ``config``. ``shown`` has all other settings, such as the frame skip."""
     return AtariEnv(
         game,
         repeat_action_probability=config.sticky_actions,
@@ -186,7 +187,7 @@ def bare_emulator(game: str, config: EnvConfig, **shown: Any) -> AtariEnv:
 
 @cache  # loading a game takes 90 ms
 def atari_actions(game: str) -> int:
-    """The number of actions that have a meaning in a game."""
+    """The number of actions that have an effect in a game."""
     return len(_loaded(game).getMinimalActionSet())
 
 

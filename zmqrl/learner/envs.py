@@ -1,7 +1,7 @@
-"""Make a batch of games by their id, behind one small interface, with true scores and exact ends.
+"""Makes a batch of games from their id, behind one small interface. Scores are the sums of unclipped rewards.
 
-Atari games run in the vector environment of ``ale_py``, all others in that of Gymnasium. Both reset a finished game in
-the step that finishes it, so that every step the learner sees was played.
+Atari games run in the vector environment of ``ale_py``, all other games in Gymnasium's. Both reset a game in the
+step that ends it, so that the learner sees only steps that were played.
 """
 
 import difflib
@@ -35,9 +35,9 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     """Make ``config.num_envs`` games of ``env_id``.
 
     An Atari id only chooses the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and ``Breakout-v0`` are the same
-    here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` emulate Atari games. The calling
-    thread plays Atari games with random frame skip, and all other environments. ``zmqrl/Dummy-v0`` is not a game: it
-    shows frames in the shape of an Atari game at no cost.
+    here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` is the number of threads that
+    emulate Atari games. Atari games with random frame skip and all other environments run in the calling thread.
+    ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
 
     Raises UsageError like ``describe_env``.
     """
@@ -53,12 +53,12 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
 
 
 def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
-    """Describe observations and actions of the games of ``env_id``. It loads one game to find out.
+    """Describe the observations and actions of ``env_id``, after loading one game.
 
-    ``env_id`` can be ``module:id``, as in Gymnasium: the module that registers it is imported first.
+    ``env_id`` can be ``module:id``, as in Gymnasium: ``module``, which registers ``id``, is imported first.
 
-    Raises UsageError for settings that are not valid, an unknown id, an environment that does not start, actions that
-    are not discrete, and observations that cannot become a vector, such as graphs and texts of any length.
+    Raises UsageError for invalid settings, an unknown id, an environment that does not start, actions that are not
+    discrete, and observations that cannot be flattened into a vector, such as graphs and texts of variable length.
     """
     config.check()
     if env_id == DUMMY_ID:
@@ -74,12 +74,12 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     try:
         env = gymnasium.make(registered)
         env.close()
-    except Exception as error:  # anything that its constructor raises, mostly for a missing package
+    except Exception as error:  # a constructor can raise anything, most often because a package is missing
         raise UsageError(f"{env_id} does not start: {reason_of(error)}.") from error
     if not isinstance(env.action_space, Discrete):
         raise UsageError(f"{env_id} has {_kind(env.action_space)} actions: only Discrete actions are supported.")
     if not env.observation_space.is_np_flattenable:
-        raise UsageError(f"{env_id} has {_kind(env.observation_space)} observations, which cannot become a vector.")
+        raise UsageError(f"{env_id} has {_kind(env.observation_space)} observations, which cannot be flattened.")
     return EnvSpec(
         observation_shape=(flatdim(env.observation_space),),
         observation_dtype=np.dtype(np.float32),
@@ -91,7 +91,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 class _GymnasiumEnvs:
     """Games of any Gymnasium environment with discrete actions, stepped one after another. Observations are vectors.
 
-    ``FlattenObservation`` turns a discrete observation into a one-hot vector, and any other into one row.
+    ``FlattenObservation`` turns a discrete observation into a one-hot vector, and flattens all others.
     """
 
     def __init__(self, registered: gymnasium.envs.registration.EnvSpec, spec: EnvSpec, num_envs: int) -> None:
@@ -110,8 +110,8 @@ class _GymnasiumEnvs:
         self._first_action = self._vector.single_action_space.start
 
     def reset(self, seed: int) -> np.ndarray:
-        # The type allows one int only, but every vector environment accepts a list. One int would give games of
-        # different workers the same seeds.
+        # The annotation allows only one int, but every vector environment accepts a list. With one int, games of
+        # different workers would get the same seeds.
         seeds: object = game_seeds(seed, self.num_envs).tolist()
         observations, _ = self._vector.reset(seed=seeds)  # type: ignore[arg-type]
         self._scores = Scores(self.num_envs)
@@ -139,7 +139,7 @@ def _kind(space: gymnasium.Space[Any]) -> str:
 
 
 def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The registration of ``env_id``. Raises UsageError with the ids that come closest."""
+    """The registration of ``env_id``. Raises UsageError that suggests similar ids."""
     module, _, name = env_id.rpartition(":")
     if module:
         with blaming(f"cannot import {module}, which should register {name}"):
@@ -153,17 +153,17 @@ def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of an error of an environment."""
+    """The first line of the message of ``error``, or its type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _closest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the ``known`` ids with the most similar names, the newest version of each."""
+    """Up to three ``known`` ids with the most similar names. Only the newest version of a name counts."""
     newest = {_stem(env_id): env_id for env_id in known}
     stem = _stem(name)
     return [newest[stem]] if stem in newest else [newest[close] for close in difflib.get_close_matches(stem, newest)]
 
 
 def _stem(env_id: str) -> str:
-    """The bare name of a game: ``breakout`` of ``ALE/Breakout-v5`` and of ``BreakoutNoFrameskip-v4``."""
+    """The bare name of a game: ``breakout`` for ``ALE/Breakout-v5`` and for ``BreakoutNoFrameskip-v4``."""
     return re.sub(r"^ale/|(noframeskip)?(-v\d+)?$", "", env_id.lower())

@@ -1,4 +1,4 @@
-"""A batch of games behind one small interface: their settings, their observations, their results."""
+"""The interface of a batch of games: settings, observations and results."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,11 +28,11 @@ class EnvConfig:
     sticky_actions: float = 0.0
     """Probability per frame that the emulator repeats the last action."""
     noop_max: int = 30
-    """Start a game with a random number of no-op frames, below this value. FIRE counts as one."""
+    """Start a game with a random number of no-op frames, below this value. A FIRE at the start counts as one."""
     life_loss: bool = True
     """End the return when a life is lost. The game continues."""
     fire_reset: bool = True
-    """Press FIRE when a game starts, if the game has that action. Not after a lost life."""
+    """Press FIRE when a game starts, if it has that action, but not after a lost life."""
     clip_rewards: bool = True
     """Clip rewards to [-1, 1] for learning. Scores are never clipped."""
     max_frames: int = 108_000
@@ -54,7 +54,7 @@ class EnvConfig:
         return self.frame_skip if self.min_frame_skip is None else (self.min_frame_skip + self.frame_skip) / 2
 
     def flavour(self) -> str:
-        """A line to print with each score of an Atari game: what the score depends on besides the agent."""
+        """A line to print with each score of an Atari game: the settings that affect the score."""
         return ", ".join(
             [
                 f"sticky {self.sticky_actions:g}",
@@ -73,7 +73,7 @@ class EnvConfig:
         )
 
     def check(self) -> None:
-        """Raise UsageError for the first setting that is not valid."""
+        """Raise UsageError for the first invalid setting."""
         require(self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: at least 1 game is required.")
         require(self.frame_skip >= 1, f"--envs.frame-skip {self.frame_skip}: at least 1 frame is required.")
         least = self.min_frame_skip
@@ -84,7 +84,7 @@ class EnvConfig:
         require(
             least is None or (self.noop_max == 0 and not self.fire_reset),
             f"--envs.min-frame-skip {least} needs --envs.noop-max 0 --envs.no-fire-reset: "
-            "games of random frame skip start at once.",
+            "games with random frame skip start without no-ops and FIRE.",
         )
         require(self.frame_stack >= 1, f"--envs.frame-stack {self.frame_stack}: at least 1 frame is required.")
         require(self.screen_size >= 1, f"--envs.screen-size {self.screen_size}: at least 1 pixel is required.")
@@ -98,7 +98,7 @@ class EnvConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSpec:
-    """What a network needs to know about a game, and ``flavour``, a line to print with its scores."""
+    """The observations and actions of a game. ``flavour`` is a line to print with its scores."""
 
     observation_shape: tuple[int, ...]
     observation_dtype: np.dtype[np.generic]
@@ -108,7 +108,7 @@ class EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A full game. ``score`` is the sum of its true rewards over all lives, ``agent_steps`` its length."""
+    """A full game. ``score`` is the sum of its true rewards over all lives, and ``agent_steps`` its length."""
 
     score: float
     agent_steps: int
@@ -118,11 +118,11 @@ class Game:
 class Step:
     """The result of one agent step of B games.
 
-    ``observations``: (B, *shape), the next ones, of the new game where one finished. ``rewards``: float32 (B,), for
-    learning, clipped if ``EnvConfig`` says so. ``terminated``: bool (B,), the return ends here: do not bootstrap.
-    ``truncated``: bool (B,), cut off by a time limit, never together with ``terminated``: bootstrap from
-    ``final_observations``, which maps the index of each truncated game to its last observation (*shape). ``games``:
-    full games that finished in this step.
+    ``observations``: (B, *shape), after the step. Where a game ended, the first observation of the new game.
+    ``rewards``: float32 (B,), for learning, clipped if ``EnvConfig.clip_rewards`` is set. ``terminated``: bool (B,),
+    where a return ends: do not bootstrap. ``truncated``: bool (B,), where a time limit cut a game off: bootstrap from
+    ``final_observations``. A game is never both terminated and truncated. ``final_observations``: the last observation
+    (*shape) of each truncated game, by index. ``games``: full games that ended in this step.
     """
 
     observations: np.ndarray
@@ -144,7 +144,7 @@ class Envs(Protocol):
     def reset(self, seed: int) -> np.ndarray:
         """Start B new games and return their observations (B, *shape).
 
-        ``seed`` >= 0 and the index of a game decide everything random in it and in the games after it.
+        ``seed`` >= 0 and the index of a game determine all randomness in it and in the games after it.
         """
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
@@ -162,7 +162,7 @@ class Scores:
         self._agent_steps = np.zeros(num_envs, np.int64)
 
     def add(self, rewards: np.ndarray, over: npt.NDArray[np.bool_]) -> list[Game]:
-        """Add the ``rewards`` (B,) of one step. Return the games that are ``over`` bool (B,), and reset them."""
+        """Add the ``rewards`` (B,) of one step. Return the games where ``over`` bool (B,) is true, and reset them."""
         self._scores += rewards
         self._agent_steps += 1
         games = [Game(float(self._scores[i]), int(self._agent_steps[i])) for i in np.flatnonzero(over)]
@@ -172,5 +172,5 @@ class Scores:
 
 
 def game_seeds(seed: int, num_envs: int) -> npt.NDArray[np.int64]:
-    """Seeds (num_envs,) from 0 to 2^31 - 1. They differ from those of any other ``seed``."""
+    """Seeds (num_envs,) from 0 to 2^31 - 1. Different values of ``seed`` give unrelated seeds."""
     return (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int64)

@@ -35,13 +35,13 @@ class PPOConfig:
     value_coefficient: float = 0.5
     """Coefficient of the value loss."""
     entropy_coefficient: float = 0.01
-    """Coefficient of the entropy bonus, at the start if it has a schedule."""
+    """Coefficient of the entropy bonus. With a schedule: the initial value."""
     final_entropy_coefficient: float | None = None
     """Coefficient of the entropy bonus at the end of its linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
     """Length of the entropy schedule, in updates."""
     max_grad_norm: float = 0.5
-    """Clip the norm of each worker's gradient to this."""
+    """Clip the norm of each worker's gradient to this value."""
     normalize_advantages: bool = True
     """Scale the advantages of each minibatch to mean 0 and standard deviation 1."""
 
@@ -72,7 +72,7 @@ class PPOConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BA3CConfig:
-    """Batch asynchronous advantage actor-critic (Adamski et al. 2017), here with synchronous updates."""
+    """Batch asynchronous advantage actor-critic (Adamski et al. 2017), with synchronous updates by default."""
 
     rollout_steps: int = 5
     """Agent steps of each game in one rollout, and so in one update."""
@@ -81,20 +81,20 @@ class BA3CConfig:
     value_coefficient: float = 0.5
     """Coefficient of the value loss."""
     entropy_coefficient: float = 0.01
-    """Coefficient of the entropy bonus, at the start if it has a schedule."""
+    """Coefficient of the entropy bonus. With a schedule: the initial value."""
     final_entropy_coefficient: float | None = None
     """Coefficient of the entropy bonus at the end of its linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
     """Length of the entropy schedule, in updates."""
     max_grad_norm: float = 0.5
-    """Clip the norm of each worker's gradient to this."""
+    """Clip the norm of each worker's gradient to this value."""
 
     def __post_init__(self) -> None:
         _check_shared("--ba3c", self)
 
     @property
     def updates_per_rollout(self) -> int:
-        """Versions learned from one rollout: one."""
+        """Versions learned from one rollout: always one."""
         return 1
 
     def minibatch_samples(self, num_envs: int) -> int:
@@ -104,9 +104,10 @@ class BA3CConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """The M samples of one minibatch. All are float32, except ``actions`` (int64).
+    """The M samples of one minibatch. Tensors are float32 (M,), except ``actions``, int64 (M,).
 
-    ``log_probs`` are those of the policy that acted. ``advantages`` and ``returns`` are the targets.
+    ``log_probs`` are those of the policy that acted. ``advantages`` weight the actions, and ``returns`` are
+    the targets of the values.
     """
 
     actions: Tensor
@@ -115,11 +116,11 @@ class Batch:
     returns: Tensor
 
 
-# What the learner reports besides the statistics of the loss.
+# Metrics that the learner reports in addition to the statistics of the loss.
 LEARNER_METRICS = ("loss", "grad_norm", "grad_norm_clipped", "explained_variance", "entropy_coefficient")
 
-# Takes logits (M, A), values (M,), the batch, the settings of the algorithm, and the current coefficient of the entropy
-# bonus. Returns the loss, a scalar, and detached scalars to report.
+# A loss takes logits (M, A), values (M,), the batch, the settings of the algorithm, and the current coefficient of the
+# entropy bonus. It returns the loss, a scalar, and detached scalars to report.
 Loss: TypeAlias = Callable[[Tensor, Tensor, Batch, Any, float], tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -128,7 +129,7 @@ def ppo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate, the value loss and the entropy bonus of logits (M, A) and values (M,).
 
-    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 9; the value loss is the mean of (V - R)^2,
+    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 9. The value loss is the mean of (V - R)^2,
     not clipped. The statistics are detached scalars.
     """
     log_probs, entropy = _log_probs_and_entropy(logits, batch.actions)
@@ -152,9 +153,9 @@ def ba3c_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Policy gradient, value loss and entropy bonus of logits (M, A) and values (M,), as means over the batch.
 
-    Mnih et al. 2016, section 4: -log pi(a) (R - V), V held constant; the value loss is the mean of (V - R)^2. There is
-    no correction for the lag between the policy that acted and the one that learns. The statistics are detached
-    scalars.
+    Mnih et al. 2016, section 4: -log pi(a) (R - V), with V held constant. The value loss is the mean of (V - R)^2. The
+    loss does not correct for the lag between the policy that acted and the policy that learns. The statistics are
+    detached scalars.
     """
     log_probs, entropy = _log_probs_and_entropy(logits, batch.actions)
     advantages = batch.returns - values.detach()
@@ -181,7 +182,7 @@ class Learner:
     def __init__(
         self, model: nn.Module, config: PPOConfig | BA3CConfig, *, seed: int, loss: Loss | None = None
     ) -> None:
-        """``seed`` shuffles rollouts, together with their number and the epoch.
+        """``seed``, the number of a rollout and the epoch determine how its samples are shuffled.
 
         ``loss`` replaces the loss of the algorithm.
         """
@@ -193,7 +194,7 @@ class Learner:
         self._parameters = list(model.parameters())
 
     def prepare(self, rollout: Rollout) -> None:
-        """Compute ``advantages`` and ``returns`` of the rollout, once before its gradients."""
+        """Compute ``advantages`` and ``returns`` of the rollout. Call it once, before ``gradient``."""
         ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
         match self.config:
             case PPOConfig(gamma=gamma, gae_lambda=lam):
@@ -208,11 +209,11 @@ class Learner:
         rollout.explained_variance = (1 - unexplained).nan_to_num(0.0, 0.0, 0.0)
 
     def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
-        """Leave the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, in the parameters' ``.grad``.
+        """Write the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, to the parameters' ``.grad``.
 
-        It overwrites an existing ``.grad`` in place, so that can be a view into a longer vector. ``version`` is the
-        version of this gradient, which schedules follow. Returns the metrics. Those of advantages and values are in
-        units of reward. ``explained_variance`` is of the whole rollout, by the values of the policy that acted.
+        An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. Schedules depend on
+        ``version``, the version of the gradient. Returns the metrics. Advantages and values are in units of reward.
+        ``explained_variance`` covers the whole rollout, with the values of the policy that acted.
         """
         for parameter in self._parameters:
             if parameter.grad is None:
@@ -256,7 +257,7 @@ class Learner:
 
 
 class NoLearner:
-    """Replaces a ``Learner`` when a worker only plays, to measure everything else. Gradients stay zero."""
+    """Replaces ``Learner`` in a worker that only plays, to measure everything except learning. Gradients stay zero."""
 
     def prepare(self, rollout: Rollout) -> None:
         """Learn nothing from ``rollout``."""
@@ -267,7 +268,7 @@ class NoLearner:
 
 
 def _log_probs_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``actions`` (M,), and the mean entropy, a scalar, of the categoricals of logits (M, A)."""
+    """Log-probabilities (M,) of ``actions`` (M,) under the policy of logits (M, A), and its mean entropy, a scalar."""
     log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
     return log_probs.gather(1, actions[:, None]).squeeze(1), entropy
@@ -294,7 +295,7 @@ def _stats(
 
 
 def _check_shared(group: str, config: PPOConfig | BA3CConfig) -> None:
-    """Raise UsageError for the first setting, of those of both algorithms, that is not valid."""
+    """Check the settings that both algorithms share. Raises UsageError for the first invalid one."""
     steps, gamma, norm = config.rollout_steps, config.gamma, config.max_grad_norm
     final = config.final_entropy_coefficient
     require(steps >= 1, f"{group}.rollout-steps {steps}: at least 1 step is required.")
@@ -308,6 +309,6 @@ def _check_shared(group: str, config: PPOConfig | BA3CConfig) -> None:
     require(0 < norm < math.inf, f"{group}.max-grad-norm {norm}: a finite number above 0 is required.")
     require(
         (final is None) == (config.entropy_schedule_updates < 1),
-        f"{group}.final-entropy-coefficient and {group}.entropy-schedule-updates, "
-        "the length of the schedule, need each other: set both or neither.",
+        f"{group}.final-entropy-coefficient and {group}.entropy-schedule-updates "
+        "(the length of the schedule) belong together: set both or neither.",
     )

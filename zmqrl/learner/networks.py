@@ -25,7 +25,7 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkConfig:
-    """Settings of every network."""
+    """Settings that all networks share."""
 
     hidden: int | None = None
     """Units of the hidden layers. None: the default of the network, from 64 (mlp) to 512 (nature)."""
@@ -72,9 +72,9 @@ CONVOLUTIONS = {
 class ConvPolicy(nn.Module):
     """Convolutions, one hidden layer, and two heads that share both.
 
-    The parameters are always float32. With bfloat16, each forward makes bfloat16 copies, and the heads compute in
-    float32. After ``double()`` everything is float64. The hidden layer reads the last convolution in the order height,
-    width, channel.
+    The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of them, and the heads compute in
+    float32. After ``double()``, everything is float64. The hidden layer reads the output of the last convolution in the
+    order height, width, channel.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class ConvPolicy(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
 
-        uint8 means 0 to 255. Float observations are not scaled. This is fastest for observations that are channels-last
-        in memory, as in ``Rollout``: then the cast is the only pass over them.
+        uint8 observations are scaled from 0..255 to 0..1. Float observations are not scaled. This is fastest for
+        observations that are channels-last in memory, as in ``Rollout``: then the cast is the only pass over them.
         """
-        # Scaling the few weights is free. Scaling the frames would be a pass over 28 KB per sample. The stored weights
-        # stay unscaled, because Adam's steps do not scale with the weights.
+        # Scaling the few weights costs nothing. Scaling the frames would take a pass over 28 KB per sample. The stored
+        # weights stay unscaled, because Adam's steps do not scale with the weights.
         scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
         x = observations.to(self.dtype, memory_format=torch.channels_last)
         for conv, pool in zip(self.convs, self.pools, strict=True):
@@ -138,7 +138,7 @@ class ConvPolicy(nn.Module):
 
 
 class VectorPolicy(nn.Module):
-    """Two trunks of two tanh layers, one for the actor and one for the critic, in float32."""
+    """Two separate networks of two tanh layers, one for the actor and one for the critic, in float32."""
 
     def __init__(self, observation_shape: Sequence[int], num_actions: int, *, hidden: int) -> None:
         super().__init__()
@@ -172,8 +172,8 @@ def make_model(
 ) -> nn.Module:
     """The network ``name`` for these observations on ``device``, initialized from torch's global random state.
 
-    A name like ``module:function`` is a user's own function, see ``load_model``. One thread on the CPU draws the
-    parameters, so a seed gives the same ones for every device and number of cores.
+    A name like ``module:function`` is a user-defined function: see ``load_model``. One CPU thread draws the parameters,
+    so that a seed gives the same parameters on every device and with any number of cores.
 
     Raises UsageError if the network does not exist, does not fit the observations, or does not compute in bfloat16.
     """
@@ -214,10 +214,10 @@ def make_model(
 
 @cache
 def fastest_compute(device: torch.device) -> Compute:
-    """bfloat16 if the hardware multiplies it (about twice as fast), float32 if it would be emulated."""
+    """bfloat16 if the hardware supports it (about twice as fast), float32 if bfloat16 would be emulated."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # The check of torch (mkldnn) also accepts AVX-512 without the bf16 instructions, where bf16 is slow.
+    # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, where bf16 is slow.
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:

@@ -1,6 +1,6 @@
-"""One game as people see it, in colour and full size. The policy plays its own copy with its own frames.
+"""One game drawn for people, in colour and full size. The policy plays a separate copy with its own frames.
 
-With the same seed and actions it is the same game as the first one of ``make_envs``.
+With the same seed and actions, it is the same as the first game of ``make_envs``.
 """
 
 from collections.abc import Iterator
@@ -30,17 +30,17 @@ class Picture(Protocol):
     frames_per_s: float
 
     def reset(self, seed: int) -> Screen:
-        """Start the game of ``seed``. Returns its first screen. Call it once: some games keep memory after a reset."""
+        """Start the game of ``seed``. Returns its first screen. Call it once: in some games, a reset keeps state."""
 
     def step(self, action: int) -> tuple[list[Screen], float]:
-        """Play ``action``. Returns the screens that show it and the true reward. Not after the end of the game."""
+        """Play ``action``. Returns its screens and the true reward. Do not call it after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
 
 
 def make_picture(env_id: str, config: EnvConfig) -> Picture:
-    """The picture of one game. Raises UsageError when the environment cannot draw one."""
+    """The picture of one game. Raises UsageError when the environment cannot draw it."""
     if env_id == DUMMY_ID:
         raise UsageError(f"{DUMMY_ID} is not a game: there is nothing to record.")
     registered = find_env(env_id)
@@ -51,7 +51,7 @@ def make_picture(env_id: str, config: EnvConfig) -> Picture:
 
 
 class _AtariPicture:
-    """The screen of the emulator, the last two frames of a step max-pooled: many games draw every other frame."""
+    """The emulator's screen. The last two frames are max-pooled: many games draw objects in every other frame."""
 
     def __init__(self, game: str, config: EnvConfig) -> None:
         self.frames_per_s = EMULATOR_FRAMES_PER_S / config.frame_skip
@@ -61,7 +61,7 @@ class _AtariPicture:
             config,
             num_envs=1,
             num_threads=1,
-            autoreset_mode=AutoresetMode.NEXT_STEP,  # so that the last screen of a game is seen
+            autoreset_mode=AutoresetMode.NEXT_STEP,  # so that the last screen of a game is shown
             img_height=height,
             img_width=width,
             grayscale=False,
@@ -95,7 +95,7 @@ class _RandomSkipPicture:
         return np.asarray(screen)
 
     def step(self, action: int) -> tuple[list[Screen], float]:
-        # The same draw from the same generator as that of an emulator that skips them itself.
+        # An emulator that skips frames itself draws the same number from the same generator.
         frames = int(self._emulator.np_random.integers(*self._skips))
         played = [self._emulator.step(action) for _ in range(frames)]
         return [np.asarray(screen) for screen, *_ in played], sum(float(reward) for _, reward, *_ in played)
@@ -105,7 +105,7 @@ class _RandomSkipPicture:
 
 
 class _GymnasiumPicture:
-    """The drawing of an environment."""
+    """The picture that a Gymnasium environment renders."""
 
     def __init__(self, registered: gymnasium.envs.registration.EnvSpec) -> None:
         self._id = registered.id
@@ -130,12 +130,12 @@ class _GymnasiumPicture:
     def _screen(self) -> Screen:
         screen = self._env.render()
         if not isinstance(screen, np.ndarray):
-            raise ValueError("it has no picture in render_mode rgb_array")
+            raise ValueError("render_mode rgb_array returns no picture")
         return screen
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Turn the error of an environment that cannot draw, mostly a missing package, into one sentence."""
+        """Turn any error while drawing into one sentence. Most often, a package is missing."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""A user's own model or loss: one function, given as ``module:function``. Each is tested before use."""
+"""Loads a user-defined model or loss, given as ``module:function``, and tests it before use."""
 
 import importlib
 import math
@@ -20,7 +20,7 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
     """The network that the function ``reference`` returns for ``(observation_shape, num_actions)``.
 
     Its forward takes observations: uint8 (B, C, H, W) from 0 to 255, channels-last in memory, or float32 (B, n). It
-    returns logits float32 (B, num_actions) and values float32 (B,). Raises UsageError if a test shows otherwise.
+    returns logits float32 (B, num_actions) and values float32 (B,). Raises UsageError if a test call fails.
     """
     blame = f"--model {reference}"
     make, shape = _load(blame, reference), tuple(observation_shape)
@@ -51,10 +51,10 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
 
 
 def logits_of(reference: str, model: nn.Module, observations: Tensor, num_actions: int) -> Tensor:
-    """Logits float32 (B, num_actions) of ``observations`` (B, ...) by the ``model`` that ``reference`` made.
+    """Logits float32 (B, num_actions) of ``observations`` (B, ...), computed by the ``model`` of ``reference``.
 
-    The test used several observations, but here it can be one. Raises UsageError when the user's code raises anything,
-    and for logits of another shape.
+    B can be 1, which ``load_model`` does not test. Raises UsageError if the user's code raises an exception, or if the
+    logits have another shape.
     """
     blame, count = f"--model {reference}", len(observations)
     with blaming(f"{blame} fails for observations of shape {tuple(observations.shape[1:])}"):
@@ -126,7 +126,7 @@ def _shape(output: object) -> tuple[int, ...] | None:
 
 
 def _kind(value: object) -> str:
-    """What ``value`` is, in a few words: ``a tuple of Tensor float32 (4, 2) and NoneType``."""
+    """Describe ``value`` in a few words: ``a tuple of Tensor float32 (4, 2) and NoneType``."""
     if isinstance(value, Tensor):
         return f"Tensor {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, tuple) and len(value) in (1, 2, 3):

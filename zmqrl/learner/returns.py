@@ -1,8 +1,8 @@
-"""Returns and advantages of one rollout: the targets of the value function and the weights of the actions.
+"""Returns and advantages of one rollout.
 
-All functions: ``rewards``, ``values`` float32 (T, B); ``terminated``, ``truncated`` bool (T, B); ``bootstrap_values``
-float32 (T, B), V(final observation) where truncated; ``last_values`` float32 (B,), V(the observation after the last
-step). A step that is both terminated and truncated counts as terminated.
+Arguments of all functions: ``rewards``, ``values`` float32 (T, B); ``terminated``, ``truncated`` bool (T, B);
+``bootstrap_values`` float32 (T, B), V(final observation) where truncated; ``last_values`` float32 (B,), V(the
+observation after the last step). A step that is both terminated and truncated counts as terminated.
 """
 
 import torch
@@ -38,7 +38,7 @@ def n_step_returns(
     last_values: Tensor,
     gamma: float,
 ) -> Tensor:
-    """Discounted rewards up to the end of the rollout plus the value of what follows, float32 (T, B).
+    """Discounted rewards up to the end of the rollout, plus the discounted value of the next state: float32 (T, B).
 
     Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", algorithm S3: R <- r_t + gamma R.
     """

@@ -1,4 +1,4 @@
-"""Playing: T steps in B environments, in memory that is allocated once."""
+"""Plays T steps in B environments. The memory for them is allocated once."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,10 @@ class Rollout:
     acted. ``rewards``: float32 (T, B), for learning. ``terminated``, ``truncated``: bool (T, B). ``bootstrap_values``:
     float32 (T, B), V(final observation) where truncated, else 0. ``last_values``: float32 (B,). ``Learner.prepare``
     fills ``advantages``, ``returns``: float32 (T, B), and ``explained_variance``, a scalar. ``number``: the number of
-    rollouts that the player played before.
+    earlier rollouts of the player.
 
-    Images have the shape (channels, height, width) and are channels-last in memory. The conversion here costs about
-    10 us per sample. Before each forward it would cost 35.
+    Images have the shape (channels, height, width) and are channels-last in memory. The conversion here takes
+    about 10 us per sample. Before each forward pass, it would take 35 us.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Rollout:
         """
         if len(self._gathered) != len(indices):
             self._gathered = self._stored.new_empty((len(indices), *self._stored.shape[1:]))
-        # Rows of contiguous bytes: 1.5 us for a stack of frames. Indexing the images takes 17.
+        # Selecting rows of contiguous bytes takes 1.5 us per stack of frames. Indexing the images takes 17 us.
         torch.index_select(self._stored.flatten(1), 0, indices, out=self._gathered.flatten(1))
         return self._channels_first(self._gathered)
 
@@ -88,7 +88,7 @@ class Player:
         device: torch.device = CPU,
         spans: Spans | None = None,
     ) -> None:
-        """``seed`` decides the games and the sampled actions. ``spans`` gets ``act`` and ``env_step``."""
+        """``seed`` determines the games and the sampled actions. ``spans`` measures ``act`` and ``env_step``."""
         self.model = model
         self.envs = envs
         self._device = device
@@ -98,7 +98,7 @@ class Player:
         self._rollouts = 0
 
     def play(self, rollout: Rollout) -> list[Game]:
-        """Fill ``rollout`` with the next steps of every game, with the current parameters of the model.
+        """Fill ``rollout`` with the next steps of every game, played with the current parameters.
 
         Returns the games that ended.
         """
@@ -141,11 +141,11 @@ def sample_actions(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, 
 
 
 def put_frames(kept: Tensor, observations: np.ndarray) -> None:
-    """Copy ``observations`` (B, *shape) into ``kept`` (B, *shape), whose images are channels-last."""
+    """Copy ``observations`` (B, *shape) into ``kept`` (B, *shape), which stores images channels-last."""
     if kept.device.type != "cpu" or observations.ndim != 4:
         kept.copy_(torch.from_numpy(observations))
         return
-    # One channel of one image at a time fits the first-level cache: 10 us per image. A copy with a permuted layout
+    # One channel of one image at a time fits into the first-level cache: 10 us per image. A copy with a permuted layout
     # costs 27 us in numpy and 89 us in torch.
     for kept_image, image in zip(kept.numpy(), observations, strict=True):
         for kept_channel, channel in zip(kept_image, image, strict=True):

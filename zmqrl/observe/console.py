@@ -27,7 +27,7 @@ LINE_S = 10.0
 NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 
-# Even a worker that contributes to every update is missing for most of the time of each.
+# A worker that contributes to every update is also missing for most of each update, while it computes.
 MISSING_AFTER_S = 2.0
 
 _LEARNING = {
@@ -42,10 +42,10 @@ _LEARNING = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveFigures:
-    """What the console shows: the newest row of ``metrics.jsonl`` and data that only the command has.
+    """What the console shows: the newest row of ``metrics.jsonl``, and values that are not in it.
 
-    ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if it
-    has no end.
+    ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if
+    it is unknown.
     """
 
     title: str
@@ -55,13 +55,13 @@ class LiveFigures:
 
 
 class Console(Protocol):
-    """Where a run is watched. A pipe or terminal that closes is not an error: the console just ends."""
+    """Shows a run to the user. A pipe or terminal that closes is not an error: the console just stops."""
 
     def update(self, figures: LiveFigures) -> None:
-        """Show ``figures``, now or with later ones. Call it whenever they change."""
+        """Show ``figures``, at once or at the next refresh. Call it whenever they change."""
 
     def notice(self, text: str) -> None:
-        """Show at once that something happened: a worker died and was restarted, a checkpoint was written."""
+        """Show an event at once, such as a restarted worker or a new checkpoint."""
 
     def close(self) -> None:
         """Show the last values and leave the terminal as it was. A second call does nothing."""
@@ -84,7 +84,7 @@ class LoggedConsole:
 
     def log(self, text: str) -> None:
         """Write ``text`` to the file only."""
-        with contextlib.suppress(OSError):  # a full disk, which others report
+        with contextlib.suppress(OSError):  # such as a full disk, which is reported elsewhere
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ def console_for(stream: TextIO) -> Console:
 
 
 class PlainConsole:
-    """A line with the same facts every ten seconds, and every notice as a line."""
+    """Writes a line of figures every ten seconds, and a line for each notice."""
 
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -147,10 +147,10 @@ class PlainConsole:
 
 
 class LiveConsole:
-    """A panel that is redrawn in place at most four times a second, with the last few notices under the facts.
+    """A panel that is redrawn in place, at most four times a second. The last few notices are below the figures.
 
-    The thread of the caller draws it in ``update`` and ``notice`` while ``is_idle``: a terminal that has not taken the
-    last panel yet gets the newest one next, and none in between.
+    ``update`` and ``notice`` draw it in the caller's thread, but only while ``is_idle``: a slow terminal skips panels
+    and gets the newest one next.
     """
 
     def __init__(
@@ -220,18 +220,18 @@ class LiveConsole:
             title_align="left",
             box=box.ROUNDED,
             border_style="dim",
-            # The terminal echoes ^C after the last line. If that wrapped, the next panel would not cover this one.
+            # The terminal echoes ^C after the last line. If ^C wrapped, the next panel would not cover this one.
             width=max(8, self._console.width - 2),
         )
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that ``row`` has. For the others, the console keeps showing the last known values."""
+    """The metrics in ``row`` that are not null. For the others, the console keeps showing the last known values."""
     return {key: value for key, value in row.items() if value is not None}
 
 
 def _facts(figures: LiveFigures, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``(label, text)`` in display order. Values that are not known yet are left out, or are a dash."""
+    """``(label, text)`` in display order. Values that are not known yet are left out or shown as a dash."""
     left = "" if figures.left_s is None else f", {_duration(figures.left_s)} left"
     facts = [
         ("time", _duration(row.get("wall_s", 0.0)) + left),
@@ -251,7 +251,7 @@ def _speed(row: Mapping[str, Any], frames_per_agent_step: float | None) -> str:
     if rate is not None and frames_per_agent_step is not None:
         frames = f" ({rate * frames_per_agent_step:,.0f} frames/s)"
     steps_per_s = "-" if rate is None else f"{rate:,.0f}"
-    return f"{steps_per_s} agent steps/s{frames}, {row.get('agent_steps', 0):,} made"
+    return f"{steps_per_s} agent steps/s{frames}, {row.get('agent_steps', 0):,} in total"
 
 
 def _score(row: Mapping[str, Any]) -> str:

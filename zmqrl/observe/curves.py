@@ -1,4 +1,4 @@
-"""The curves of a picture: metrics of several runs over time, with mean and spread of the seeds of an experiment."""
+"""The curves of a plot: metrics of several runs over time, with mean and spread over the seeds of an experiment."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from zmqrl.observe.records import ASIDE, Figures, RunRecord, differing
 
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
-MIN_MAX_SEEDS = 4  # with more seeds, the extremes depend more on their number than on the spread
+MIN_MAX_SEEDS = 4  # with more seeds, the extremes depend more on the number of seeds than on the spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A metric of a group on the grid ``x``, which ends with the shortest run. ``beyond`` has the rest of longer runs.
+    """A metric of a group on the grid ``x``, which ends with the shortest run. ``beyond``: the rest of longer runs.
 
     ``low`` and ``high`` are the minimum and maximum of up to four runs. With more runs they are the mean minus and plus
     one standard deviation. For one run they are None.
@@ -40,9 +40,9 @@ class Curve:
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Group the seeds of each experiment, in the order of their first runs.
+    """Group the runs of each experiment, which differ in the seed. Groups are in the order of their first runs.
 
-    The label of a group has the settings in which the groups differ, or its directories if those are too many.
+    The label of a group has the settings that differ between groups, or the names of its runs if these are too many.
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
@@ -72,9 +72,10 @@ def _common_name(runs: Sequence[RunRecord]) -> str:
 
 
 def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] | None = None) -> Curve:
-    """One curve from ``(x, y)`` of each run of a group. It skips NaN, and averages y over 1 % of its run.
+    """Compute one curve from the ``(x, y)`` of each run of a group. NaN is skipped. y is averaged over 1 % of its run.
 
-    ``weights`` has, for each run, how many figures each y is the mean of. Without it all points count equally.
+    Each y can be a mean itself: ``weights`` has, for each run, the number of figures in each y. Without ``weights``,
+    all points count equally.
     """
     counts: Sequence[Figures | None] = [None] * len(series) if weights is None else weights
     known = [smoothed(x, y, count) for (x, y), count in zip(series, counts, strict=True)]
@@ -95,7 +96,7 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
 
 
 def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Figures, Figures]:
-    """The known points, one for each x, as moving means over 1 % of them.
+    """Moving means of the known points, over 1 % of the points. The result has one point for each x.
 
     The mean is taken twice, which makes a triangular window. Losses and policy lag rise and fall in each iteration, and
     a flat window would show this as slow waves.
@@ -115,7 +116,7 @@ def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Fig
 def outcome_shares(run: RunRecord) -> dict[str, Figures]:
     """The share of each outcome in recent contributions, in percent: (rows,) each.
 
-    The counts in a row are cumulative, so recent means the difference of two rows that are 1 % of the run apart.
+    The counts in a row are cumulative. Recent counts are the difference between two rows, 1 % of the run apart.
     """
     columns = {outcome: np.nan_to_num(run.column("contributions", outcome)) for outcome in OUTCOMES}
     counts = {outcome: np.concatenate([[0.0], column]) for outcome, column in columns.items()}
@@ -126,6 +127,6 @@ def outcome_shares(run: RunRecord) -> dict[str, Figures]:
 
 
 def _window(points: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last (exclusive) index of the window around each of ``points``. It is 1 % of them wide."""
+    """First and last (exclusive) index of the window around each of ``points`` points. It is 1 % of them wide."""
     index, half = np.arange(points), points // 200
     return np.maximum(index - half, 0), np.minimum(index + half + 1, points)

@@ -1,4 +1,4 @@
-"""How pictures look, and how they are written."""
+"""The style of plots, and how they are written to files."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from zmqrl.errors import naming
 
 # The colours of Okabe and Ito, safe for colour-blind readers, without the yellow that is faint on white paper.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES: Final = ("-", "--", ":", "-.")  # the next one when all colours are used
+LINES: Final = ("-", "--", ":", "-.")  # the next style when all colours are used
 STYLE: Final[dict[Any, Any]] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -27,13 +27,13 @@ STYLE: Final[dict[Any, Any]] = {
 
 
 def look(number: int) -> dict[str, Any]:
-    """The colour and style of line ``number`` of a picture."""
+    """The colour and style of line ``number`` of a plot."""
     again, colour = divmod(number, len(COLOURS))
     return {"color": COLOURS[colour], "linestyle": LINES[again % len(LINES)]}
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture in the format of the suffix of ``path``. It appears complete or not at all. Raises OSError."""
+    """Write a plot. The suffix of ``path`` sets the format. The file appears complete or not at all. Raises OSError."""
     picture, unfinished = io.BytesIO(), path.with_name(f".{path.name}")
     figure.savefig(picture, format=path.suffix[1:])
     with naming(path):

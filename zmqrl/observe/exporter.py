@@ -1,4 +1,4 @@
-"""The figures of a run over HTTP, for Prometheus. A thread of its own serves the newest snapshot."""
+"""Serves the figures of a run over HTTP, for Prometheus. A separate thread serves the newest snapshot."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from zmqrl.process_id import ProcessId
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-# By the key of a row of metrics.jsonl.
+# The keys are those of a row of metrics.jsonl.
 GAUGES = {
     "version": ("zmqrl_version", "Number of updates, the lowest over all shards"),
     "wall_s": ("zmqrl_training_seconds", "Training time of all sessions"),
@@ -50,8 +50,8 @@ class ProcessFigures:
 class Snapshot:
     """The figures of a run at one moment. ``row``: the newest row of ``metrics.jsonl``.
 
-    ``shard_versions`` and ``shard_held`` (contributions to the open version) are by shard, ``silent_s`` (since a
-    present worker was last heard) by rank. ``about`` names the run.
+    ``shard_versions`` and ``shard_held`` (contributions to the open version) are by shard. ``silent_s`` is the time
+    since the last message of each present worker, by rank. ``about`` names the run.
     """
 
     row: Mapping[str, Any]
@@ -66,10 +66,10 @@ class Snapshot:
 
 
 class Exporter:
-    """Serves the newest snapshot at ``url``, from construction until :meth:`close`."""
+    """Serves the newest snapshot at ``url`` until :meth:`close`."""
 
     def __init__(self, address: str, port: int) -> None:
-        """Port 0 picks a free one. Raises UsageError when the port is in use, or the address is not one of ours."""
+        """Port 0 picks a free port. Raises UsageError when the port is in use, or the address is not local."""
         from prometheus_client import CollectorRegistry, start_http_server
 
         self._snapshot: Snapshot | None = None
@@ -88,7 +88,7 @@ class Exporter:
         """Serve ``snapshot`` from now on. Never waits."""
         before = self._snapshot.row.get("contributions", {}) if self._snapshot else {}
         for outcome, count in snapshot.row.get("contributions", {}).items():
-            # A rollback lowers the counts of a run. To Prometheus, a counter that falls has begun again from 0.
+            # A rollback lowers the counts of a run. Prometheus assumes that a falling counter restarted at 0.
             self._contributions[outcome] += max(0, count - before.get(outcome, 0))
         self._snapshot = snapshot
 
@@ -98,7 +98,7 @@ class Exporter:
         self._server.server_close()
         self._thread.join()
 
-    # for the threads of the server
+    # called by the threads of the server
 
     def describe(self) -> "Iterator[Metric]":
         """Return nothing: the metric names are unknown before the first snapshot."""
@@ -124,9 +124,9 @@ class Exporter:
             yield gauge(name, about, [], {(): row.get(key)})
         for key, (name, about) in COUNTERS.items():
             yield counter(name, about, [], {(): row.get(key)})
-        yield counter("zmqrl_contributions", "Slices by what became of them", ["outcome"], contributions)
+        yield counter("zmqrl_contributions", "Slices by outcome", ["outcome"], contributions)
         lags = {label: row.get(key) for key, label in LAGS.items()}
-        yield gauge("zmqrl_policy_lag_versions", "Versions between acting and learning weights", ["stat"], lags)
+        yield gauge("zmqrl_policy_lag_versions", "Policy lag: versions between acting and learning", ["stat"], lags)
         figures = {name: value for name, value in row.items() if name not in COUNTED and name not in LAGS}
         yield gauge("zmqrl_loss", "Figures of learning, by name, averaged over workers", ["name"], figures)
         yield gauge(
@@ -140,11 +140,9 @@ class Exporter:
         )
         for key, (name, about) in BY_RANK.items():
             yield counter(name, about, ["rank"], row.get(key, {}))
-        yield gauge("zmqrl_worker_silent_seconds", "Time since a present worker was heard", ["rank"], snapshot.silent_s)
+        yield gauge("zmqrl_worker_silent_seconds", "Time since the last message of a rank", ["rank"], snapshot.silent_s)
         yield gauge("zmqrl_workers_required", "K: contributions that make an update", [], {(): snapshot.quorum})
-        yield gauge(
-            "zmqrl_stalled_seconds", "How long a version has stalled, 0 if none has", [], {(): snapshot.stalled_s}
-        )
+        yield gauge("zmqrl_stalled_seconds", "Time for which a version has stalled, or 0", [], {(): snapshot.stalled_s})
         yield gauge("zmqrl_checkpoint_version", "Version of the newest checkpoint", [], {(): snapshot.checkpoint})
         yield gauge("zmqrl_shard_version", "Updates that a shard has made", ["shard"], snapshot.shard_versions)
         yield gauge("zmqrl_shard_held", "Contributions to the open version of a shard", ["shard"], snapshot.shard_held)
@@ -157,7 +155,7 @@ class Exporter:
 
 
 def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[Any, Any]) -> "Metric":
-    """Add each value that is a number under its labels: a tuple of texts, or one number or text."""
+    """Add each value that is a number. The keys are the labels: a tuple of texts, or one number or text."""
     for labels, value in values.items():
         if isinstance(value, int | float):
             family.add_metric(labels if isinstance(labels, tuple) else [str(labels)], value)

@@ -1,4 +1,4 @@
-"""Folds equal log lines of many processes into one, with the names of the processes. It has no clock."""
+"""Folds equal log lines of many processes into one, with the names of the processes. Pure: no clock."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -36,7 +36,7 @@ class Folding:
     def __init__(self) -> None:
         self._opened_at = 0.0
         self._held: list[Folded] = []
-        self._newest: dict[Source, Folded] = {}  # of those held, by source
+        self._newest: dict[Source, Folded] = {}  # the newest held line of each source
         self._over: list[Folded] = []
 
     def add(self, source: Source, line: str, now: float) -> None:
@@ -58,14 +58,14 @@ class Folding:
         self._newest[source] = folded
 
     def take(self, now: float) -> list[Folded]:
-        """The lines that are no longer held."""
+        """Remove and return the lines that were held long enough."""
         if self._held and now - self._opened_at >= WINDOW_S:
             self._close()
         over, self._over = self._over, []
         return over
 
     def take_all(self) -> list[Folded]:
-        """All lines that are still held."""
+        """Remove and return all lines."""
         self._close()
         return self.take(self._opened_at)
 
@@ -76,7 +76,7 @@ class Folding:
 
 
 def ranges(names: Iterable[str], *, short: bool = False) -> str:
-    """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges, only the number of others."""
+    """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges: ``and 9 more``."""
     parts: list[str] = []
     told, names = 0, set(names)
     for run in _runs(names):
@@ -92,7 +92,7 @@ def ranges(names: Iterable[str], *, short: bool = False) -> str:
 
 
 def _runs(names: Iterable[str]) -> Iterator[list[str]]:
-    """Groups of names that differ only in consecutive numbers."""
+    """Groups of names that are equal except for consecutive numbers."""
     numbered = enumerate(sorted(names, key=by_number))
 
     def row(item: tuple[int, str]) -> tuple[object, ...]:
@@ -104,7 +104,7 @@ def _runs(names: Iterable[str]) -> Iterator[list[str]]:
 
 
 def by_number(name: str) -> tuple[str, str, int, str]:
-    """The key by which names sort with worker-2 before worker-10."""
+    """The sort key of a name: worker-2 comes before worker-10."""
     before, number, after = _split(name)
     return before, after, int(number or 0), name
 
@@ -124,7 +124,7 @@ def _words(line: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with spaces for control characters. It can quote untrusted data, which must not forge lines."""
+    """Replace control characters with spaces: ``text`` can quote untrusted data, which must not forge lines."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 

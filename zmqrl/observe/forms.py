@@ -1,4 +1,4 @@
-"""The JSON files of a run directory: what they must contain, and the errors for damaged ones."""
+"""The required contents of the JSON files in a run directory, and the errors for damaged files."""
 
 import json
 import sys
@@ -46,7 +46,7 @@ _NUMBER_OR_NULL: Final = _Kind("a number or null", _is_number_or_null)
 _COUNTS: Final = _Kind("an object of numbers", _are_numbers)
 _FIGURE: Final = _Kind("a number, null or an object of those", _is_figure)
 _PAIR: Final = _Kind("a pair of numbers", _is_pair)
-_TEXT: Final = _Kind("a text", lambda value: isinstance(value, str))
+_TEXT: Final = _Kind("a string", lambda value: isinstance(value, str))
 _PROVENANCE: Final = _Kind("an object with commit and cpu", _is_provenance)
 
 
@@ -71,7 +71,7 @@ class Form(NamedTuple):
         return None
 
 
-SETTINGS: Final = Form()  # of any version of zmqrl, so that runs of all versions can be compared
+SETTINGS: Final = Form()  # no required keys, so that runs of all versions of zmqrl can be compared
 ROW: Final = Form(
     must={"version": _NUMBER, "wall_s": _NUMBER, "agent_steps": _NUMBER},
     may={"contributions": _COUNTS, "episodes": _NUMBER_OR_NULL, "score_mean_50": _NUMBER_OR_NULL},
@@ -96,15 +96,15 @@ SUMMARY: Final = Form(
 
 
 def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:
-    """The object in a file, or None without the file. Raises UsageError, with ``remedy`` for a damaged file."""
+    """Read the object in a file; None if there is no file. Raises UsageError, with ``remedy`` for a damaged file."""
     content = _content(path)
     return None if content is None else _checked(_parsed(content), form, path, "", remedy)
 
 
 def read_lines(path: Path, form: Form) -> Iterator[dict[str, Any]]:
-    """The objects in a file of JSON lines; none without the file. Raises UsageError that names a damaged line.
+    """Read the objects in a file of JSON lines, if it exists. Raises UsageError that names a damaged line.
 
-    A torn last line is left out: a running run is still writing it, or a killed run could not finish it.
+    An incomplete last line is left out: a running run is still writing it, or a killed run could not finish it.
     """
     for number, found in _numbered(path):
         yield _checked(found, form, path, f"in line {number} ", "repair that line, or remove it")
@@ -123,7 +123,7 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
         notice(str(error))
     if damaged:
         what = f"line {damaged[0]}" + (f" and {len(damaged) - 1} more" if len(damaged) > 1 else "")
-        notice(f"{path} is damaged: {what} cannot be read; the run continues without")
+        notice(f"{path} is damaged: {what} cannot be read; the run continues without that data")
     return readable
 
 

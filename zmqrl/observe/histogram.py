@@ -1,4 +1,4 @@
-"""Durations as a histogram that can be merged: fixed memory, and every value known to 1.6 %."""
+"""A histogram of durations that can be merged. Its memory is bounded, and its error is at most 1.6 %."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -11,7 +11,7 @@ SUB_BUCKETS = 64  # for each power of two; a bucket is at most 1/64 of its value
 
 
 class Histogram:
-    """Counts of positive integers in buckets as of an HDR histogram (G. Tene, hdrhistogram.org).
+    """Counts non-negative integers in buckets, like an HDR histogram (G. Tene, hdrhistogram.org).
 
     Values below 64 have a bucket each. Above, each power of two has 64 buckets of equal width, so that the value of a
     bucket differs from the values in it by at most 1.6 %. ``maximum`` and ``total`` are exact.
@@ -29,7 +29,7 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Mean of the values, exact. NaN without values."""
+        """Exact mean of the values. NaN without values."""
         return self.total / self.count if self.count else float("nan")
 
     def add(self, values: Sequence[int] | NDArray[np.int64]) -> None:
@@ -48,7 +48,7 @@ class Histogram:
         self._add_counts(other.counts)
 
     def percentile(self, percent: float) -> float:
-        """The smallest value that at least ``percent`` % of the values do not exceed, to 1.6 %. NaN without values."""
+        """The percentile ``percent``, 0 to 100, by nearest rank, with an error of at most 1.6 %. NaN without values."""
         if not self.count:
             return float("nan")
         rank = max(1, int(np.ceil(self.count * percent / 100)))
@@ -56,7 +56,7 @@ class Histogram:
         return float(self.maximum if rank == self.count else min(_value(bucket), self.maximum))
 
     def to_json(self) -> dict[str, object]:
-        """A map with only the buckets that are not empty."""
+        """Plain data, with only the buckets that are not empty."""
         filled = np.flatnonzero(self.counts)
         return {
             "buckets": [int(bucket) for bucket in filled],
@@ -71,7 +71,7 @@ class Histogram:
         histogram = cls()
         buckets, counts = np.asarray(data["buckets"], np.int64), np.asarray(data["counts"], np.int64)
         if buckets.size and (buckets.min() < 0 or buckets.max() >= 64 * SUB_BUCKETS or counts.min() < 0):
-            raise ValueError("a bucket of a histogram is not valid")
+            raise ValueError("a histogram has an invalid bucket")
         if buckets.size:
             histogram._add_counts(np.bincount(buckets, weights=counts).astype(np.int64))
         histogram.maximum, histogram.total = int(data["maximum"]), int(data["total"])  # type: ignore[call-overload]
@@ -84,7 +84,7 @@ class Histogram:
 
 
 def statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
-    """Mean and percentiles in milliseconds of durations that are all known. None without any."""
+    """Exact mean and percentiles of durations, in milliseconds. All are None if there are no durations."""
     if not seconds:
         return dict.fromkeys(("mean", *(f"p{percent}" for percent in PERCENTS)))
     in_ms = 1e3 * np.asarray(seconds)
@@ -92,7 +92,7 @@ def statistics_ms(seconds: Sequence[float]) -> Mapping[str, float | None]:
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """All values of ``histograms`` in one."""
+    """One histogram with all values of ``histograms``."""
     whole = Histogram()
     for histogram in histograms:
         whole.merge(histogram)

@@ -12,13 +12,13 @@ from zmqrl.observe.spans import WORKER_SPANS
 SHARD_OUTCOMES = ("used", "late", "duplicate", "rejected")
 OUTCOMES = (*SHARD_OUTCOMES, "skipped")
 
-# Every row has these, null if no worker has reported them since the last row. A worker can report more.
+# Every row has these. They are null if no worker has reported them since the last row. Workers can report more.
 LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
-FIGURES_KEPT = 256  # names, which workers choose
-INCARNATIONS_KEPT = 16  # per rank: an honest one has one process, or two while it is replaced
+FIGURES_KEPT = 256  # limit of the number of names, because workers choose them
+INCARNATIONS_KEPT = 16  # per rank: normally one process, or two while one replaces the other
 
 
 class ShardStats(TypedDict):
@@ -39,7 +39,7 @@ class ShardStats(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counters:
-    """The counts that a resumed run continues. They are in the manifest of a checkpoint.
+    """The counts that a resumed run continues. The manifest of a checkpoint stores them.
 
     ``scores`` are those of the last 50 games at most, newest last.
     """
@@ -53,7 +53,7 @@ class Counters:
     scores: tuple[float, ...] = ()
 
     def not_below(self, row: Mapping[str, Any]) -> Self:
-        """These counts, or those of ``row`` where they are higher: the row can be newer than the checkpoint."""
+        """Take the counts of ``row`` where they are higher: the row can be newer than the checkpoint."""
         higher = {
             name: row[name]
             for name in ("agent_steps", "abandoned_steps", "episodes", "wall_s")
@@ -114,9 +114,9 @@ def _mean(values: Collection[float]) -> float:
 
 
 class RunMetrics:
-    """Adds up the reports of workers and shards. Counts and sums in them are cumulative: a lost report costs nothing.
+    """Adds up the reports of workers and shards. Their counts and sums are cumulative: a lost report does no harm.
 
-    It has no clock: the caller passes ``wall_s``.
+    Pure: no clock. The caller passes ``wall_s``.
     """
 
     def __init__(self, *, start: Counters) -> None:
@@ -152,12 +152,12 @@ class RunMetrics:
         self._lag_range: list[float] = []
 
     def on_report(self, report: WorkerReport) -> bool:
-        """Take a worker's report. Returns whether it is the first of a process that took the rank from another one."""
+        """Add a worker's report. Returns whether it is the first report of a process that took over the rank."""
         processes = self._workers[report.rank]
         takes_over = bool(processes) and report.incarnation not in processes
         worker = processes[report.incarnation] = processes.pop(report.incarnation, _Worker())
         if len(processes) > INCARNATIONS_KEPT:
-            del processes[next(iter(processes))]  # the one with the oldest report
+            del processes[next(iter(processes))]  # the process with the oldest report
         self._finished(worker, report)
         self._agent_steps += max(0, report.agent_steps - worker.agent_steps)
         self._abandoned_steps += max(0, report.abandoned_steps - worker.abandoned_steps)
@@ -165,7 +165,7 @@ class RunMetrics:
         self._skipped_by_rank[report.rank] += max(0, report.skipped - worker.skipped)
         if report.gradients is not None:
             self._cumulative(worker, report, report.gradients)
-        # After a rollback the version falls, but steps still grow. A report with neither is old or was overtaken.
+        # After a rollback, the version falls but steps still grow. If neither grows, the report is out of date.
         elif worker.version is None or report.version > worker.version or report.agent_steps > worker.agent_steps:
             self._since_last(worker, report)
             worker.version = report.version
@@ -175,7 +175,7 @@ class RunMetrics:
         return takes_over
 
     def _cumulative(self, worker: _Worker, report: WorkerReport, gradients: int) -> None:
-        """Add the increase of the sums in ``report`` over the known sums. An overtaken report has no increase."""
+        """Add the increase of the sums in ``report`` over the known sums. A report that is out of date adds nothing."""
         for name, (total, count) in report.loss_sums.items():
             known_total, known_count = worker.loss_sums.get(name, (0.0, 0))
             if count > known_count and (known_count or len(worker.loss_sums) < FIGURES_KEPT):
@@ -196,14 +196,14 @@ class RunMetrics:
                 worker.span_sums[name] = seconds
 
     def _since_last(self, worker: _Worker, report: WorkerReport) -> None:
-        """Add the means of ``report``, for as many gradients as there were versions since the last one."""
+        """Add the means of ``report``. Their weight is the number of versions since the last report."""
         updates = 1 if worker.version is None else max(0, report.version - worker.version)
         for name, value in report.losses.items():
             self._figures.add(name, value * max(1, updates), max(1, updates))
         if report.policy_lag is not None:
             self._lags.add("policy_lag", report.policy_lag * max(1, updates), max(1, updates))
             self._note_lags(report)
-        for name in WORKER_SPANS:  # names from a foreign worker would accumulate
+        for name in WORKER_SPANS:  # other names, which a third-party worker can send, would accumulate
             if name in report.spans:
                 self._span_s[name] += report.spans[name]
         self._count(updates)
@@ -219,16 +219,16 @@ class RunMetrics:
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
             if seq > worker.last_seq:
-                # A report has no room for all of many short games: those left out count, but without a score.
+                # A report has room for a limited number of games. The games left out count, but without a score.
                 self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
                 self._scores.append(score)
                 worker.last_seq = seq
 
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
-        """Take the statistics of all shards in their order, None for a shard that has not answered.
+        """Add the statistics of all shards, in order. None stands for a shard that has not answered.
 
-        Version and contributions change only when all shards have answered. ``members`` are the ranks that count now.
-        Default: every rank that was ever present.
+        Version and contributions change only when all shards have answered. ``members`` are the member
+        ranks now. Default: every rank that was ever present.
         """
         told = [each for each in stats if each is not None]
         for shard, now in enumerate(stats):
@@ -243,11 +243,11 @@ class RunMetrics:
             self._contributions |= summed(each["totals"] for each in told)
 
     def go_back(self, version: int) -> None:
-        """All shards went back to ``version``. Their counts there are not known yet."""
+        """All shards went back to ``version``. Their counts at that version are not known yet."""
         self._version = version
 
     def _tally(self, shard: int, now: ShardStats) -> None:
-        """Find the ranks that contributed or were late since the last call. A new process can start lower."""
+        """Find the ranks that contributed or were late since the last call. A new process can have lower counts."""
         incarnation, known = self._tallies.get(shard, (now["incarnation"], {}))
         newest = dict(known) if incarnation == now["incarnation"] else {}
         for rank, counts in now["outcomes"].items():
@@ -269,8 +269,9 @@ class RunMetrics:
         ``wall_s`` in the row continues from the checkpoint. Means are over all ``gradients`` that workers have reported
         since the last row that was ``written``. Rates and ``split_s``, the mean time of a worker per gradient and span,
         are over about 30 s, because workers report complete rollouts. ``missing_s`` has the members whose contribution
-        to the open version is missing, with the time since their last one. ``contributions`` and ``agent_steps`` are
-        cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank start with this session.
+        to the open version is missing, and the time since their last contribution. ``contributions`` and
+        ``agent_steps`` are cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank are
+        those of this session.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s
@@ -313,7 +314,7 @@ class RunMetrics:
         return row
 
     def _split(self) -> dict[str, float]:
-        if not self._worker_updates:  # no rate yet, or no report for hours, so that it has decayed to zero
+        if not self._worker_updates:  # no report yet, or none for hours, so that the sum has decayed to zero
             return {}
         return {name: seconds / self._worker_updates for name, seconds in self._span_s.items()}
 
@@ -334,7 +335,7 @@ class RunMetrics:
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
 
     def mean_score(self, games: int) -> float:
-        """Mean score of the last games. Minus infinity before ``games`` games have ended."""
+        """Mean score of the last games. Minus infinity until ``games`` games have ended."""
         return _mean(self._scores) if len(self._scores) >= games else -math.inf
 
     def counters(self) -> Counters:

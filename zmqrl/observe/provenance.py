@@ -40,7 +40,7 @@ def code_hash() -> str:
 
 
 def code_id() -> str:
-    """Version and hash of the code, for people and for shards, which compare it."""
+    """Version and hash of the code. People read it, and shards compare it with that of workers."""
     return f"{zmqrl.__version__}+{code_hash()[:12]}"
 
 

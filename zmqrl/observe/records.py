@@ -1,4 +1,4 @@
-"""A run read back from its directory: settings, metrics over time, evaluations and summary."""
+"""Reads a run from its directory: settings, metrics over time, evaluations and summary."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from zmqrl.rundir import RunDirectory, not_a_run
 
 Figures = NDArray[np.float64]
 
-# Settings that do not change what a run learns: where it is kept and tracked, and whether it was resumed.
+# Settings that do not change what a run learns: where it is stored and tracked, and whether it was resumed.
 PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
 
-# Keys of a row that are not means over gradients. Workers choose the names of those that are.
+# Keys of a row that are not means over gradients. Workers choose the names of the means.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
 
-# Settings that do not change the experiment: seed, name, length, checkpoints to keep, followers.
+# Settings that do not change the experiment: seed, name, length, checkpoints, evaluator and recorder.
 ASIDE: Final = frozenset(
     {
         "seed",
@@ -58,11 +58,11 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """A run as its files describe it, also while it runs.
+    """A run, read from its files, even while it runs.
 
-    ``settings`` are those of ``config.json`` by dotted path (``envs.num_envs``), as plain data: runs of other versions
-    of zmqrl can be read too. ``rows`` are those of ``metrics.jsonl``, oldest first, without those that a resumed run
-    has undone. ``summary`` is None while the run is running, and after it was killed.
+    ``settings`` are those of ``config.json`` by dotted path (``envs.num_envs``). They are plain data, so that runs of
+    other versions of zmqrl can be read. ``rows`` are those of ``metrics.jsonl``, oldest first, without the rows that a
+    resumed run has undone. ``summary`` is None while the run is running, and if it was killed.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError when it is not one, or when a file in it is damaged."""
+        """Read the run directory ``path``. Raises UsageError if it is not a run directory, or has a damaged file."""
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")
         if settings is None:
@@ -107,16 +107,16 @@ class RunRecord:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Read run directories, each once. Raises UsageError without paths, or when one is not a run directory."""
+    """Read run directories, each once. Raises UsageError without paths, or when a path is not a run directory."""
     if not paths:
         raise UsageError("at least 1 run directory is required, such as runs/first.")
     return [RunRecord.read(path) for path in {path.resolve(): path for path in paths}.values()]
 
 
 def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
-    """The settings that differ between ``runs``, without ``PLACE`` and ``but``: by name, the value in each run.
+    """The settings that differ between ``runs``, except ``PLACE`` and ``but``.
 
-    The value is None for a run without the setting.
+    Maps each name to its values, one per run: None for a run without the setting.
     """
     settings = [run.settings_but(but) for run in runs]
     values = {name: [each.get(name) for each in settings] for name in dict.fromkeys(itertools.chain(*settings))}
@@ -133,7 +133,7 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``rows`` without those that a later session undid: it resumed from a checkpoint, so time goes back there."""
+    """Remove rows that a later session undid. Time goes back where a session resumes from a checkpoint."""
     kept: list[dict[str, Any]] = []
     for row in rows:
         while kept and kept[-1]["wall_s"] >= row["wall_s"]:
@@ -143,7 +143,7 @@ def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row in place of several that follow one another: the last one, with means over the gradients of all."""
+    """Merge consecutive rows into one: the last row, but with means over the gradients of all rows."""
     merged = dict(rows[-1])
     for name in set().union(*rows) - COUNTED:
         known = [(row[name], row.get("gradients", 1)) for row in rows if isinstance(row.get(name), int | float)]
@@ -157,7 +157,7 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """The evaluations. ``rows`` show when the version of each was made."""
+    """The evaluations. ``rows`` show when each evaluated version was made."""
     evaluations = []
     for line in read_lines(path, EVALUATION) if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])

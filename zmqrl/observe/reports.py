@@ -1,4 +1,4 @@
-"""Checks the reports of workers, because any program can have sent them."""
+"""Checks the reports of workers, because any program can send them."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ MOST_FIGURES = 64
 class WorkerReport:
     """The metrics of a worker.
 
-    Counts and sums are cumulative over the incarnation, so that a lost or late report loses nothing. ``gradients`` is
+    Counts and sums are cumulative over the incarnation, so that a lost or late report does no harm. ``gradients`` is
     the number of gradients pushed. ``loss_sums`` are ``(sum, count)`` by name, over the gradients that had this figure.
     ``policy_lag_sum`` is the sum over all gradients, in versions. ``span_sums`` are seconds by name. ``games`` are
     ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation.
@@ -74,7 +74,7 @@ def _count(value: object, limit: int = 2**53) -> int:
 
 
 def _finite(value: object) -> float:
-    # A language with one kind of number sends 3 for 3.0. The limit keeps sums of many finite.
+    # Languages with a single number type send 3 for 3.0. The limit keeps large sums finite.
     if type(value) not in (int, float) or not -1e100 < value < 1e100:  # type: ignore[operator]
         raise ValueError(f"{_kind(value)} is not a finite number")
     return float(value)  # type: ignore[arg-type]

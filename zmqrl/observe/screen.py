@@ -1,4 +1,4 @@
-"""The output of a run. A terminal or pipe that nothing reads does not block it. Standard library only."""
+"""The output of a run. It does not block if nothing reads the terminal or pipe. Standard library only."""
 
 import contextlib
 import io
@@ -16,10 +16,10 @@ MOST_WAITING_BYTES = 1 << 16
 
 
 class Screen(io.TextIOWrapper):
-    """A text stream to the descriptor of another stream. Writes return at once: a thread does the work.
+    """A text stream to the descriptor of another stream. Writes return at once: a thread does the writing.
 
-    It drops a write when too much is waiting. A notice counts the dropped lines once the rest is written. When the
-    reader is gone, it drops everything.
+    When too much is queued, new writes are dropped. Once the queue is written, a notice tells how many lines were
+    dropped. When the reader is gone, everything is dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -33,7 +33,7 @@ class Screen(io.TextIOWrapper):
         return self._waiting.is_idle
 
     def close(self, within_s: float = CLOSE_WITHIN_S) -> None:
-        """Wait at most ``within_s`` for what is queued. Later writes are dropped."""
+        """Wait at most ``within_s`` for queued writes. Later writes are dropped."""
         self._waiting.finish(within_s)
 
 
@@ -65,7 +65,7 @@ class _Waiting(io.RawIOBase):
     def write(self, data: Any) -> int:
         text = bytes(data)
         with self._changed:
-            # After a dropped line, more are dropped until the notice about them is written.
+            # After a dropped line, all lines are dropped until the notice about them is queued.
             if self._lines_dropped or (self._writes and self._bytes + len(text) > MOST_WAITING_BYTES):
                 self._lines_dropped += text.count(b"\n")
             elif text and not self._over:
@@ -124,11 +124,11 @@ class _Waiting(io.RawIOBase):
 
 @contextlib.contextmanager
 def never_waiting() -> Iterator[None]:
-    """Make writes to standard output and standard error return at once. The end of the block waits at most 2 s."""
+    """Make writes to standard output and standard error return at once. At the end, wait at most 2 s for them."""
     streams = sys.stdout, sys.stderr
     screens: list[Screen] = []
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
-        with contextlib.suppress(OSError):  # a stream in memory
+        with contextlib.suppress(OSError):  # a stream in memory has no descriptor
             screens.append(Screen(stream))
             setattr(sys, name, screens[-1])
     try:

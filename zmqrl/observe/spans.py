@@ -11,7 +11,7 @@ WORKER_SPANS = ("env_step", "act", "gradient", "straggle", "encode", "push", "wa
 SHARD_SPANS = ("receive", "accumulate", "optimize", "commit", "publish")
 
 RECENT = 4096  # spans that stay in memory
-FOLD_AT = 8192  # new spans after which they are added to the histograms, if nobody does it before
+FOLD_AT = 8192  # after this many new spans, they are added to the histograms
 
 
 SpanEvent: TypeAlias = tuple[str, int, int, int]
@@ -19,7 +19,7 @@ SpanEvent: TypeAlias = tuple[str, int, int, int]
 
 
 class Span:
-    """The running total of one name, and the context that adds to it."""
+    """The running total of one name, and the context manager that adds to it."""
 
     __slots__ = ("_outer", "_spans", "count", "name", "started_ns", "total_ns")
 
@@ -55,11 +55,12 @@ class Spans:
     Names are the same in every process, report, row and trace: ``WORKER_SPANS`` in a worker, ``SHARD_SPANS`` in a
     shard.
 
-    Different names can nest. The outer one then contains the inner one. A name must not nest in itself, because each
-    name has one context object, which keeps the cost of a span well under a microsecond.
+    Spans of different names can nest: the time of the outer span includes that of the inner one. A span must not nest
+    in a span of the same name, because each name has only one context object. This keeps the cost of a span well under
+    a microsecond.
 
-    The clock is ``time.monotonic_ns``: on Linux the same clock as ``perf_counter_ns``, and the one that PING and PONG
-    compare between hosts.
+    The clock is ``time.monotonic_ns``, on Linux the same as ``perf_counter_ns``. PING and PONG compare this clock
+    between hosts.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class Spans:
 
     @property
     def current(self) -> tuple[str, int] | None:
-        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may ask."""
+        """Name and start (``time.monotonic_ns``) of the innermost open span. Any thread may read it."""
         span = self.innermost
         return None if span is None else (span.name, span.started_ns)
 

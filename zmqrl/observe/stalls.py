@@ -11,7 +11,7 @@ from zmqrl.observe.folding import printable, ranges
 from zmqrl.process_id import ProcessId
 
 LEAST_PATIENCE_S = 5.0
-FIRST_PATIENCE_S = 20.0  # until the usual time is known: processes import their modules, and play a first rollout
+FIRST_PATIENCE_S = 20.0  # until the usual time is known: processes first import their modules and play a rollout
 USUAL_TIMES = 3.0
 ITERATIONS_KEPT = 5
 ASK_AGAIN_S = 30.0
@@ -27,7 +27,7 @@ FRAME = re.compile(r'File "(?:.*/)?(?P<file>[^"]*)", line (?P<line>\d+) in (?P<f
 STATES_TOLD = {
     "stopped": "stopped by a signal",
     "traced": "stopped by a debugger",
-    "blocked": "blocked in the kernel, as by a disk or network file system",
+    "blocked": "blocked in the kernel, perhaps by a disk or network file system",
     "dead": "dead",
 }
 
@@ -48,9 +48,9 @@ class Doing:
 class Awaited:
     """A process that a version waits for, and what is known about it.
 
-    ``is_external``: the supervisor did not start it, so it cannot ask its host. ``is_there``: it is connected, or was
-    heard before. ``span`` is the span that a worker reports, and ``span_s`` how long it has been in it; empty if the
-    worker reports none.
+    ``is_external``: the supervisor did not start the process, and cannot ask its host. ``is_there``: the process is
+    connected, or has sent a message before. ``span``: the span that a worker reports, empty if it reports none.
+    ``span_s``: how long the worker has been in that span.
     """
 
     process: ProcessId
@@ -71,7 +71,7 @@ class Awaited:
         if not self.is_there:
             words.append("not connected")
         elif self.silent_s >= SILENT_S:
-            words.append(f"not heard for {self.silent_s:.0f} s")
+            words.append(f"silent for {self.silent_s:.0f} s")
         if self.span:
             words.append(f"in {self.span} for {self.span_s:.1f} s")
         elif self.process.role == "worker" and not words:
@@ -80,7 +80,7 @@ class Awaited:
         return ", ".join(words or ["it makes no progress"]) + (f"; stack: {stack}" if stack else "")
 
     def likeness(self) -> object:
-        """Processes with equal keys are doing the same, but perhaps for different times."""
+        """A key that is equal for processes that do the same, even if for different times."""
         silent = self.is_there and self.silent_s >= SILENT_S
         doing = (self.doing.state, self.doing.stack[:FRAMES_TOLD]) if self.doing else None
         return self.process.role, self.is_external, self.is_running, self.is_there, silent, self.span, doing
@@ -101,9 +101,9 @@ class Awaited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """A version that has waited for ``waited_s`` for the processes ``awaited``, those in their span for longest first.
+    """A version that has waited ``waited_s`` seconds for the processes ``awaited``.
 
-    ``others`` is the number of those that are left out of the list.
+    These are sorted by the time in their span, longest first. ``others`` is the number of processes that are left out.
     """
 
     version: int
@@ -124,7 +124,7 @@ class Stall:
         return printable(f"version {self.version} has waited {self.waited_s:.0f} s {', and '.join(texts)}")
 
     def placed(self, host_of: Callable[[ProcessId], str]) -> Self:
-        """The same with the host of each process that is not external."""
+        """The same stall, with the host of each process that is not external."""
         awaited = [each if each.is_external else replace(each, host=host_of(each.process)) for each in self.awaited]
         return replace(self, awaited=tuple(awaited))
 
@@ -141,9 +141,10 @@ class Stall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
-    """The response to a stall: processes to ``ask`` what they are doing, and a stall to show, or one that is ``over``.
+    """The response to a stall.
 
-    ``tell``: the user should read it, too.
+    ``ask``: processes to ask what they are doing. ``stall``: a stall to show. ``over``: a stall that has ended.
+    ``tell``: whether the user should read about it, too.
     """
 
     ask: Sequence[ProcessId] = ()
@@ -156,11 +157,12 @@ NOTHING = News()
 
 
 class Stalls:
-    """Finds stalls, and decides which process to ask when. ``per_iteration``: versions learned from one rollout.
+    """Finds stalls, and decides when to ask which process. ``per_iteration``: versions learned from one rollout.
 
-    A version stalls when it takes longer than 5 s and longer than three times what is usual. Usual is the longest time
-    for one version in an iteration, since the first one of an iteration can contain a whole rollout. It is the median
-    over the last iterations, so that a stall does not change it. Until one is complete, a version may take 20 s.
+    A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is
+    the median, over the last iterations, of the longest time for one version. The longest time counts, because the
+    first version of an iteration can include a whole rollout. It is a median, so that one stall does not change it.
+    Until an iteration is complete, a version may take 20 s.
     """
 
     def __init__(self, per_iteration: int) -> None:
@@ -169,12 +171,12 @@ class Stalls:
         self._version = -1
         self._at: float | None = None  # when the version was made
         self._was_told = False
-        self._is_whole = False  # the iteration, from its first version on
-        self._longest_s = 0.0  # in this iteration
+        self._is_whole = False  # whether this iteration was seen from its first version on
+        self._longest_s = 0.0  # the longest time for one version in this iteration
         self._usual_s: deque[float] = deque(maxlen=ITERATIONS_KEPT)
         self._asked_at: dict[ProcessId, float] = {}
         self._answers: dict[ProcessId, Doing] = {}
-        self._spans: dict[ProcessId, tuple[str, float]] = {}  # and since when
+        self._spans: dict[ProcessId, tuple[str, float]] = {}  # the last reported span, and when it began
         self._told_of: set[ProcessId] = set()  # in this stall
         self._unanswered: set[ProcessId] = set()
         self._tell_by: float | None = None
@@ -194,7 +196,7 @@ class Stalls:
         self._version, self._at = version, now
 
     def pardon(self, seconds: float) -> None:
-        """The supervisor itself did not run for this time."""
+        """Do not count ``seconds`` in which the supervisor itself did not run."""
         self._at = None if self._at is None else self._at + seconds
 
     def answered(self, process: ProcessId, doing: Doing) -> None:
@@ -215,11 +217,11 @@ class Stalls:
         return max(LEAST_PATIENCE_S, USUAL_TIMES * statistics.median(self._usual_s))
 
     def waited_s(self, now: float) -> float:
-        """For how long the open version has stalled; 0 if it has not."""
+        """How long the open version has stalled; 0 if it has not."""
         return 0.0 if self.stall is None or self._at is None else now - self._at
 
     def look(self, awaited: Sequence[Awaited], now: float) -> News:
-        """Check the processes that the open version waits for now. If there are none, no version is to be made."""
+        """Check the processes that the open version waits for now. If there are none, no version is due."""
         if self._at is None or not awaited:
             self._at = now
         waited_s = now - self._at
@@ -261,7 +263,7 @@ class Stalls:
         return ask
 
     def _with_answer(self, awaited: Awaited, now: float) -> Awaited:
-        """Add the report of its host, and the span of a process that has since gone silent."""
+        """Add the report of the host, and the last known span if the process has gone silent."""
         process, span, span_s = awaited.process, awaited.span, awaited.span_s
         if span:
             self._spans[process] = span, now - span_s

@@ -16,7 +16,7 @@ def page() -> Console:
 
 
 def plain_table(title: str | None, *columns: str) -> Table:
-    """A table without lines, whose columns are aligned to the right except the first."""
+    """A table without lines. All columns except the first are aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")

@@ -13,8 +13,8 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WINDOWS = 64
 FEWEST_WINDOWS = 4
-DRIFT_FROM_S = 10.0  # a shorter time is too short to measure how the clocks drift
-MOST_DRIFT = 100e-6  # of two clocks whose drift is not measured: crystals of computers keep within 50 ppm each
+DRIFT_FROM_S = 10.0  # a shorter recording does not show how the clocks drift
+MOST_DRIFT = 100e-6  # of two clocks whose drift is not measured: the crystal of a computer is within 50 ppm
 
 Times = NDArray[np.float64]
 
@@ -46,11 +46,11 @@ class Clock:
 
 
 def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
-    """Fit the conversion from the asking clock to the answering one to round trips. Times are in microseconds.
+    """Measure the conversion from the asking to the answering clock from round trips. Times are in microseconds.
 
-    Of each round trip, half of ``(returned - sent) - (answered - received)`` bounds the error of the offset
-    ``((received - sent) + (answered - returned)) / 2`` (D. Mills, RFC 5905 §8). The shortest round trips of each part
-    of the time give offset and drift. The error is the largest deviation that the used round trips allow.
+    A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. Its error is at most half of
+    ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8). Offset and drift are fitted to the shortest
+    round trip of each time window. The error is the largest deviation that the used round trips allow.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2
@@ -131,7 +131,7 @@ class Clocks:
 
 
 def _pairs(recording: Recording) -> dict[tuple[str, str], Clock]:
-    """The measured pairs of different clocks: asking process, answering process."""
+    """The measured conversions between different clocks, by asking and answering clock."""
     shards: defaultdict[tuple[str, int], list[ProcessRecording]] = defaultdict(list)
     for shard in recording.of_role("shard"):
         shards[shard.run, shard.process.number].append(shard)

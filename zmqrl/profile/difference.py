@@ -1,4 +1,4 @@
-"""The difference of two profiles, per span."""
+"""The difference between two profiles, per span."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ UPDATE = "update"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One span of a role in two runs, in milliseconds per update; ``growth`` is in shares of an update of the first."""
+    """One span of a role in two runs, in milliseconds per update. ``growth`` is a fraction of the first update time."""
 
     role: str
     span: str

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.recording import Columns, ProcessRecording, Recording
 
-QUEUED_ABOVE = 0.1  # of all time: above this, a process lacks a core
+QUEUED_ABOVE = 0.1  # share of the time: above this, a process lacks a core
 STOLEN_ABOVE = 0.02
 THROTTLED_ABOVE = 0.02
 PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
@@ -13,11 +13,12 @@ PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
 
 @dataclass(slots=True)
 class MachineUse:
-    """One process. Shares refer to all time, except ``core_share``: CPU time of a worker per working time.
+    """The machine use of one process. Shares are of all recorded time, except ``core_share``.
 
-    ``queued_share``: its thread waited for a core. ``stolen_share``: the hypervisor ran something else, on all cores of
-    the machine together. ``throttled_share``: its control group had used up its quota. ``preempted_per_s`` and
-    ``major_faults_per_s`` are those of the computing thread of a worker.
+    ``core_share``: CPU time of a worker per working time. ``queued_share``: its thread waited for a core.
+    ``stolen_share``: the hypervisor ran something else, on all cores of the machine together. ``throttled_share``: its
+    control group had used up its quota. ``preempted_per_s`` and ``major_faults_per_s`` are those of the computing
+    thread of a worker.
     """
 
     host: str
@@ -29,17 +30,17 @@ class MachineUse:
     major_faults_per_s: float | None = None
 
     def warnings(self, process: ProcessId) -> list[str]:
-        """The findings for the user."""
+        """The warnings for the user, one sentence each."""
         who, found = f"{process.role} {process.number} on {self.host}", []
         if (self.queued_share or 0.0) > QUEUED_ABOVE:
             had = "" if self.core_share is None else f" had {self.core_share:.0%} of a core while it worked: its thread"
-            found.append(f"{who}{had} waited for a core in {self.queued_share:.0%} of all time")
+            found.append(f"{who}{had} waited for a core for {self.queued_share:.0%} of the time")
         if (self.stolen_share or 0.0) > STOLEN_ABOVE:
             found.append(f"{who}: the hypervisor took {self.stolen_share:.0%} of the machine's processor time")
         if (self.throttled_share or 0.0) > THROTTLED_ABOVE:
-            found.append(f"{who} was throttled in {self.throttled_share:.0%} of all time: its quota is too small")
+            found.append(f"{who} was throttled for {self.throttled_share:.0%} of the time: its quota is too small")
         if (self.major_faults_per_s or 0.0) > PAGED_ABOVE:
-            found.append(f"{who} had {self.major_faults_per_s:.0f} major page faults a second: memory is short")
+            found.append(f"{who} had {self.major_faults_per_s:.0f} major page faults per second: memory is short")
         return found
 
 

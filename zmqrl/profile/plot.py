@@ -1,4 +1,4 @@
-"""A profile as a picture."""
+"""Draws a profile as a plot."""
 
 from pathlib import Path
 from typing import Any

@@ -28,9 +28,9 @@ TOTALS_EVERY_S = 60.0  # between two blocks with histograms and recent spans
 
 @dataclass(frozen=True, slots=True)
 class RecorderJob:
-    """Where a process records, and its description: ``host`` is the name of its host in this run.
+    """Where a process records its profile. ``host`` is the name of its host in this run.
 
-    ``trace_versions``: the number of versions whose spans are all kept, from the first that is recorded.
+    ``trace_versions``: the recorder keeps all spans of this many versions, beginning with the first recorded one.
     """
 
     directory: Path
@@ -50,8 +50,8 @@ class RecorderJob:
 class Recorder:
     """Records rows of the tables in :mod:`zmqrl.profile.tables`, and the histograms of ``spans``.
 
-    ``add`` may be called from any thread, the rest from the thread of ``spans``. A file that cannot be written ends the
-    recording and never the process.
+    Any thread may call ``add``. Only the thread of ``spans`` may call the other methods. If a file cannot be written,
+    the recording ends, but the process continues.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class Recorder:
         self._failed = False
         self._span_ns = dict.fromkeys((*COLUMNS["cycles"], *COLUMNS["versions"]), 0)
         self._usage = resource.getrusage(resource.RUSAGE_THREAD)
-        self._add_machine(time.monotonic())  # a difference needs two rows, also in a short run
+        self._add_machine(time.monotonic())  # a difference needs two rows, even in a short run
 
     def add(self, table: str, *row: int) -> None:
         """Record a row of ``table``."""
         self._rows[table].append(row)
 
     def spent_us(self, *names: str) -> tuple[int, ...]:
-        """Microseconds in spans of each name since the last call for it."""
+        """Microseconds in spans of each name since the last call for that name."""
         spent = []
         for name in names:
             total_ns = self.spans.total_ns(name)
@@ -139,14 +139,14 @@ class Recorder:
             self._log.warning("the profile is no longer recorded: %s: %s", self._directory, error.strerror)
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write the remaining rows."""
         self.flush(time.monotonic(), last=True)
 
     def _add_machine(self, now: float) -> None:
         self.add("machine", int(now * 1e6), *machine_totals())
 
     def _keep_spans(self, new: list[SpanEvent], totals: bool) -> None:
-        """Record single spans: all while tracing, else the newest ones at intervals. No span is recorded twice."""
+        """Record single spans: all of them while tracing, else the newest at intervals. No span is recorded twice."""
         if self._traced_from < 0 and new:
             self._traced_from = new[0][3]
         until = self._traced_from + self._trace_versions
@@ -169,7 +169,7 @@ class Recorder:
         self._segment_bytes += len(data)
 
     def _begin_segment(self) -> None:
-        """Begin a new file, and remove the oldest."""
+        """Begin a new file, and remove the oldest one if there are too many."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._segment += 1
         self._segment_bytes = 0
@@ -189,13 +189,13 @@ def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
 
 
 def prune(directory: Path, process: ProcessId) -> None:
-    """Remove the oldest files of ``process``, except the ``SEGMENTS_KEPT`` newest."""
+    """Remove the files of ``process``, except the ``SEGMENTS_KEPT`` newest."""
     for old in segments(directory, process)[:-SEGMENTS_KEPT]:
         old.unlink(missing_ok=True)
 
 
 def now_us() -> int:
-    """The time in the tables: microseconds of ``time.monotonic_ns``."""
+    """The time as in the tables: ``time.monotonic_ns`` in microseconds."""
     return time.monotonic_ns() // 1000
 
 
@@ -209,9 +209,10 @@ def clock_id() -> str:
 
 
 def machine_totals() -> tuple[int, int, int, int, int]:
-    """Totals in microseconds: CPU time of this thread, its time in the run queue, CPU time of the process, steal.
+    """Totals in microseconds. Values that the kernel does not report are 0.
 
-    The last is the time that the control group was throttled. Values that the kernel does not report are 0.
+    In this order: CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the
+    machine, throttled time of the control group.
     """
     cpu_us = queued_us = 0
     with contextlib.suppress(OSError, ValueError):
@@ -240,7 +241,7 @@ def _facts(path: Path) -> Mapping[str, int]:
 
 
 def _drain(rows: deque[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Take the rows, while another thread may append."""
+    """Remove and return all rows. Another thread may append rows meanwhile."""
     taken = []
     with contextlib.suppress(IndexError):
         while True:

@@ -22,8 +22,8 @@ Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 class ProcessRecording:
     """The recording of one process.
 
-    ``clock`` identifies its monotonic clock, ``cores`` are those that it may use. Histograms are in nanoseconds, by
-    span.
+    ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use. Histograms are in
+    nanoseconds, by span.
     """
 
     process: ProcessId
@@ -37,7 +37,7 @@ class ProcessRecording:
     span_names: list[str] = field(default_factory=list)
 
     def table(self, name: str) -> Columns:
-        """A table by column, in the order in which the rows were recorded."""
+        """A table by column. Rows are in the order of recording."""
         columns = COLUMNS[name]
         parts = self.tables.get(name, [])
         rows = np.concatenate(parts) if parts else np.empty((0, len(columns)), np.int64)
@@ -61,7 +61,7 @@ class Recording:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Read ``DIR/profile``. A file that is cut off or damaged counts up to there."""
+        """Read ``DIR/profile``. A file that is cut off or damaged is read up to that point."""
         found: dict[tuple[str, int], ProcessRecording] = {}
         for path in segments(directory):
             about = None
@@ -84,7 +84,7 @@ class Recording:
                 for name, table in block["tables"].items():
                     if table.shape[1] == len(COLUMNS.get(name, ())):
                         recording.tables.setdefault(name, []).append(table)
-                if "histograms" in block:  # each includes the earlier ones
+                if "histograms" in block:  # each block includes the values of earlier ones
                     each = block["histograms"].items()
                     recording.histograms = {name: Histogram.from_json(data) for name, data in each}
                 recording.span_names = block["spans"]

@@ -1,6 +1,6 @@
 """The tables that processes record, and their encoding in the files of ``DIR/profile``.
 
-A file is a series of blocks. A block is its length and the CRC-32 of its body (two little-endian uint32), then its
+A file is a series of blocks. A block has the length and the CRC-32 of its body (two little-endian uint32), then the
 body: a MessagePack map, compressed with zlib. A block that is cut off or damaged ends a file.
 """
 
@@ -23,7 +23,7 @@ PREFIX = struct.Struct("<II")
 
 # Times end in _at_us and are microseconds of the process's monotonic clock. Spans and cpu_us are microseconds.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    # A worker, for each contribution. It begins at the end of the push before and ends with its own push.
+    # A worker, for each contribution: from the end of the previous push to the end of its own.
     "cycles": (
         "generation",
         "version",
@@ -36,7 +36,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "preempted",
         "major_faults",
     ),
-    # A shard, for each contribution that arrived. It was polled at the end of the wait before it was received.
+    # A shard, for each contribution that arrived. polled_at_us is when the wait before it ended.
     "arrivals": ("generation", "version", "rank", "outcome", "polled_at_us", "arrived_at_us"),
     # A shard, for each publication. The closing rank is -1 if the shard did not make the version.
     "versions": (
@@ -49,7 +49,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *SHARD_SPANS,
         "cpu_us",
     ),
-    # A worker, for each PONG: its clock when PING was sent and PONG received, the shard's clock in between.
+    # A worker, for each PONG. The worker's clock: sent, returned. The shard's clock: received, answered.
     "pings": ("shard", "sent_at_us", "received_at_us", "answered_at_us", "returned_at_us"),
     # At intervals: totals of the recording thread, of its process, of its machine and of its control group.
     "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us"),
@@ -81,7 +81,7 @@ def unpack(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _pack_table(rows: Sequence[Sequence[int]]) -> list[Any]:
-    """Encode rows as differences in byte planes. Neighbouring bytes are then alike and compress well."""
+    """Encode rows as differences in byte planes. Neighbouring bytes are then similar and compress well."""
     table = np.asarray(rows, np.int64)
     differences = np.diff(table, axis=0, prepend=table[:1] * 0)
     planes = np.ascontiguousarray(differences.T.astype("<i8")).view(np.uint8)

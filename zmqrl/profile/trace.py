@@ -20,7 +20,7 @@ Event: TypeAlias = dict[str, Any]
 def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
     """Write the recording of the versions ``shown`` to ``path``. It includes single spans if they were recorded.
 
-    The file appears whole or not at all. Returns sentences about processes that are left out.
+    The file appears whole or not at all. Returns a sentence for each process that is left out.
     """
     clocks = Clocks.of(recording)
     events = list(_events(recording, clocks, shown))
@@ -40,9 +40,9 @@ def write_trace(recording: Recording, path: Path, shown: range) -> list[str]:
 
 
 def left_out(recording: Recording, clocks: Clocks) -> list[str]:
-    """A sentence for each process whose clock could not be compared with that of the others."""
+    """A sentence for each process whose clock could not be compared with the other clocks."""
     return [
-        f"{each.process} on {each.host} is left out of the timeline: its clock was never compared with another"
+        f"{each.process} on {each.host} is left out of the timeline: its clock was never compared with other clocks"
         for each in recording.processes
         if not clocks.knows(each)
     ]
@@ -80,7 +80,7 @@ def _slice(name: str, track: int, start_us: float, end_us: float, **args: Any) -
 
 
 def _arrow(name: str, key: str, start: tuple[int, float], end: tuple[int, float]) -> Iterator[Event]:
-    """An arrow between the slices at two points, each a track and a time."""
+    """An arrow between two slices. Each end is a track and a time in its slice."""
     about = {"name": name, "cat": "message", "id": key, "tid": 0}
     yield about | {"ph": "s", "pid": start[0], "ts": start[1]}
     yield about | {"ph": "f", "bp": "e", "pid": end[0], "ts": end[1]}

@@ -71,6 +71,7 @@ def standalone_shards(
     directory: Path | None = None,
     codec: m.Codec = "f32",
     transport: Literal["ipc", "tcp"] = "ipc",
+    address: str = "127.0.0.1",
     curve: bool = False,
     consistent: bool = False,
     asynchronous: bool = False,
@@ -80,13 +81,14 @@ def standalone_shards(
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
     An update needs contributions of ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
-    mode. State and history are written to ``directory``; without one they are deleted at the end of the block.
+    mode. State and history are written to ``directory``; without one they are deleted at the end of the block. With
+    ``transport`` tcp, the shards listen at ``address``, which is an address of this host and not a wildcard.
     ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record
     where their time goes. Raises ClusterError when a shard does not start.
     """
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
-        ipc, tcp = f"ipc://{scratch}", "tcp://127.0.0.1:0"
+        ipc, tcp = f"ipc://{scratch}", f"tcp://{address}:0"
         run, secret = secrets.token_hex(8), secrets.token_hex(16)
         keys = RunKeys.make(workers=workers, shards=layout.shards) if curve else None
         jobs = [

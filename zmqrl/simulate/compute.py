@@ -1,4 +1,4 @@
-"""How long the work of each rank takes: drawn from laws, or recorded."""
+"""The durations of the work of each rank: drawn from laws, or recorded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 
 from zmqrl.simulate.laws import Law
 
-CHUNK = 1024  # durations that are drawn at once
+CHUNK = 1024  # durations that are drawn together
 STRIDE = 7919  # ranks that share a recording start at different offsets in it
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Durations of one piece of work after another, in seconds.
+    """The durations of successive pieces of work, in seconds.
 
     ``cpu_s`` needs a core, which the processes of a host share. ``idle_s`` does not: the process sleeps or is blocked.
-    Either may be empty. A recording that is too short starts again.
+    Either may be empty. A sequence that is too short is repeated.
     """
 
     cpu_s: Sequence[float]
@@ -32,7 +32,7 @@ class Work:
 
 
 class Draws:
-    """The random durations of one rank, in seconds. They depend on nothing but ``seed``, ``rank`` and ``what``."""
+    """The random durations of one rank, in seconds. They depend only on ``law``, ``seed``, ``rank`` and ``what``."""
 
     def __init__(self, law: Law, seed: int, rank: int, what: int = 0) -> None:
         self._law, self._seed = law, (seed, rank, what)
@@ -61,7 +61,7 @@ class ComputeTimes:
     def drawn(
         cls, *, gradient: Law, rollout: Law | None, ranks: int, versions: int, per_rollout: int, busy: float, seed: int
     ) -> Self:
-        """Draw the work of ``versions`` versions. The numbers of a rank do not depend on the number of ranks."""
+        """Draw the work of ``versions`` versions. The durations of a rank do not depend on the number of ranks."""
 
         def of(law: Law, what: int, pieces: int) -> tuple[Work, ...]:
             draws = [Draws(law, seed, rank, what) for rank in range(ranks)]

@@ -1,11 +1,11 @@
-"""How a real worker is slowed down, as a scenario says."""
+"""Slows down a real worker, as a scenario requires."""
 
 from zmqrl.simulate.compute import Draws
 from zmqrl.simulate.laws import Law
 
 
 class Pace:
-    """The time that each gradient of a worker takes at least, and how much slower than others a straggler is.
+    """The minimum time of each gradient of a worker, and the slowdown of a straggler.
 
     It draws the same times as a simulation with the same seed.
     """

@@ -52,7 +52,7 @@ class _Search:
         return self.found[setting]
 
     def best(self, settings: Iterator[Setting]) -> Setting:
-        """The least of ``settings`` that is nearly as fast as the fastest."""
+        """The smallest of ``settings`` that is nearly as fast as the fastest."""
         rates = {setting: self.run(setting).learned_steps_per_s for setting in settings}
         most = max(rates.values())
         return min(setting for setting, rate in rates.items() if rate >= (1 - NO_BETTER) * most)
@@ -61,8 +61,9 @@ class _Search:
 def plan(scenario: Scenario, workers_up_to: int) -> Plan:
     """Find the settings that learn from the most agent steps per second within the given number of workers.
 
-    First the shards for all workers without backups, then the backups, then fewer workers. A setting that is within
-    ``NO_BETTER`` of a faster one with more processes is preferred. Raises UsageError, ClusterError.
+    The search first chooses the number of shards for all workers without backups, then the number of backups. Then it
+    tries fewer workers. It prefers a setting with fewer processes if this is at most ``NO_BETTER`` slower. Raises
+    UsageError, ClusterError.
     """
     require(
         1 <= workers_up_to <= MAX_WORKERS,
@@ -83,7 +84,7 @@ def _reasons(search: _Search, best: Setting) -> Iterator[str]:
     ranks, shards, backups = best
     rate = search.found[best].learned_steps_per_s
     numbers = counted(ranks - backups, "worker"), counted(backups, "backup"), counted(shards, "shard")
-    yield f"use {', '.join(numbers)} (quorum {ranks - backups}): {rate:.0f} agent steps/s are learned from"
+    yield f"use {', '.join(numbers)} (quorum {ranks - backups}): they learn from {rate:.0f} agent steps/s"
     others: dict[str, Callable[[int, int, int], bool]] = {
         "without backups": lambda r, s, b: (r, s) == (ranks, shards) and b == 0 < backups,
         "with more backups": lambda r, s, b: (r, s) == (ranks, shards) and b > backups,

@@ -18,7 +18,7 @@ ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # needs no core
 MOST_UPDATES = 1000
-UNCROWDED = 25  # percentile of the uncongested transfers
+UNCROWDED = 25  # the percentile of transfer times that counts as uncongested
 
 
 class TooLittleRecorded(UsageError):
@@ -29,12 +29,12 @@ class RecordedRun:
     """A run to simulate. ``measured`` is its rate in updates per second."""
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
-        """``scenario`` has the settings of the run; hosts and costs come from the recording.
+        """``scenario`` has the settings of the run. Hosts and costs come from the recording.
 
         Raises TooLittleRecorded.
         """
         if not steps:
-            raise TooLittleRecorded("no update was recorded from its beginning to its end.")
+            raise TooLittleRecorded("no update was recorded from beginning to end.")
         self.measured = 1 / fmean(step.seconds for step in steps)
         self._timeline = timeline
         self._cycles = {
@@ -62,7 +62,7 @@ class RecordedRun:
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradient count as time without a core.
 
-        ``spans`` and ``link`` are factors of the time; ``link`` is for these transfers.
+        ``spans`` has factors for the time of spans. ``link`` is the factor for these transfers.
         """
         spans = spans or {}
         gradient, rollout = [], []
@@ -77,7 +77,7 @@ class RecordedRun:
         return ComputeTimes(tuple(gradient), tuple(rollout) if all(len(each.cpu_s) for each in rollout) else ())
 
     def _work(self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float]) -> tuple[float, float]:
-        """CPU and idle seconds of some spans. The time in the run queue is left out: the simulation makes its own."""
+        """CPU and idle seconds of some spans. The time in the run queue is left out: the simulation adds its own."""
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
         cpu_s = idle_s = 0.0
@@ -109,7 +109,7 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The usual uncongested transfer times of weights to a worker and of its gradient to the last shard."""
+    """The usual time without congestion to send weights to a worker and its gradient to the last shard."""
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:
@@ -122,7 +122,7 @@ def _way_s(timeline: Timeline, rank: int) -> float:
 
 
 def _costs(recording: Recording, timeline: Timeline) -> ShardCosts:
-    """The mean seconds of the shards. CPU time outside the spans counts as sending."""
+    """The mean costs of the shards, in seconds. CPU time outside the spans counts as sending."""
     made = [each for shards in timeline.publications.values() for each in shards.values()]
     arrivals = sum(len(each) for each in timeline.arrivals.values())
 

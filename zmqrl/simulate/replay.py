@@ -1,4 +1,4 @@
-"""Replays a recorded run on virtual time, unchanged or with a change, to predict the effect of the change."""
+"""Replays a recorded run on virtual time, to predict the effect of changes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 
 
 def what_if(recorded: RecordedRun, steps: Sequence[Step]) -> list[WhatIf]:
-    """Predict typical changes. Each has the error of the unchanged replay."""
+    """Predict the effect of typical changes. Each result has the error of the unchanged replay."""
     scenario = recorded.scenario
     error = replay(recorded) / recorded.measured - 1
     slowest = max(range(scenario.ranks), key=lambda rank: sum(step.kth.number == rank for step in steps))

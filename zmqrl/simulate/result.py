@@ -30,9 +30,9 @@ class Result:
 
     Times are virtual, or real if ``live``.
 
-    ``step_s`` is the time from one version to the next; a version is there when its last shard publishes it. Counts of
-    contributions are in slices, as in ``summary.json``. ``abandoned`` counts gradients that were given up, whose slices
-    count as skipped. ``waiting_s`` is by rank, ``nics`` by host, ``shards_busy`` by shard: CPU time per time.
+    ``step_s``: the times from one version to the next. A version exists when its last shard has published it. Counts of
+    contributions are in slices, as in ``summary.json``. ``abandoned`` counts abandoned gradients, whose slices count as
+    skipped. ``waiting_s`` is by rank, and ``nics`` by host. ``shards_busy`` is the CPU time per second of each shard.
     """
 
     scenario: Scenario
@@ -64,7 +64,7 @@ class Result:
 
     @property
     def learned_steps_per_s(self) -> float:
-        """Agent steps per second behind the contributions that were used."""
+        """Agent steps per second that went into used contributions."""
         scenario = self.scenario
         steps = self.used / scenario.shards * scenario.agent_steps_per_rollout / scenario.updates_per_rollout
         return steps / self.elapsed_s if self.elapsed_s else math.inf
@@ -76,7 +76,7 @@ class Result:
         return sum(self.waiting_s) / most_s if most_s else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: what ``zmqrl simulate --json`` prints. A number that is not finite is None."""
+        """Plain data, as ``zmqrl simulate --json`` prints it. Infinite numbers are None."""
         scenario = self.scenario
         return {
             "updates": len(self.step_s),

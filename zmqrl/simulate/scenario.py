@@ -1,4 +1,4 @@
-"""What is simulated: hosts, processes, their work, the network between them, and what fails."""
+"""A scenario to simulate: hosts, processes, their work, the network between them, and failures."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ class ShardCosts:
     """CPU seconds of a shard process for one slice. They share the cores of its host."""
 
     receive_s: float = 0.0
-    """To take a contribution from its socket, whatever its outcome."""
+    """To take a contribution from its socket, with any outcome."""
     accumulate_s: float = 0.0
     """To add a contribution to the sum."""
     optimize_s: float = 0.0
@@ -34,7 +34,7 @@ class ShardCosts:
     publish_s: float = 0.0
     """To hand a version to the sockets."""
     send_s: float = 0.0
-    """For each subscriber that a version is sent to, in the I/O thread."""
+    """To send a version to one subscriber, in the I/O thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Straggler:
 class Failure:
     """A process that is killed: ``worker-3``, ``shard-0``, or all of ``host-1``. Times are in seconds.
 
-    It comes back after ``restart_s``, or never without it. A shard finds its last version on its disk.
+    It restarts after ``restart_s``; never if this is None. A restarted shard reads its last version from disk.
     """
 
     process: str
@@ -75,9 +75,9 @@ class Scenario:
     seed: int = 1
     """Seed of all random numbers."""
     hosts: int | None = None
-    """Hosts that workers and shards share, in turn. None: one for each process."""
+    """Hosts that workers and shards share, in turn. None: one per process."""
     cores: int | None = None
-    """Cores of each host, which its processes share. None: one for each process."""
+    """Cores of each host, which its processes share. None: one per process."""
     compute: str = "exponential:0.1"
     """LAW of the seconds that a worker needs for one gradient, or run:DIR."""
     rollout: str | None = None
@@ -89,7 +89,7 @@ class Scenario:
     agent_steps_per_rollout: int = 30
     """Agent steps of one rollout."""
     abandon: Literal["after-compute", "immediately"] = "after-compute"
-    """When a worker drops work that is too late. after-compute: as the real worker does."""
+    """When a worker drops work that is too late. after-compute: like the real worker."""
     parameters: int = 331_909
     """Length of the parameter vector. Default: the network dba3c."""
     codec: Codec = "f32"
@@ -107,9 +107,9 @@ class Scenario:
     costs: ShardCosts = field(default_factory=ShardCosts)
     """CPU time of shards."""
     worker_hosts: tyro.conf.Suppress[tuple[int, ...]] = ()
-    """Host of each rank. Empty: in turn."""
+    """Host of each rank. Empty: all hosts in turn."""
     shard_hosts: tyro.conf.Suppress[tuple[int, ...]] = ()
-    """Host of each shard. Empty: spread."""
+    """Host of each shard. Empty: spread evenly."""
     stragglers: tyro.conf.Suppress[tuple[Straggler, ...]] = ()
     failures: tyro.conf.Suppress[tuple[Failure, ...]] = ()
 
@@ -120,7 +120,7 @@ class Scenario:
 
     @property
     def effective_quorum(self) -> int:
-        """K."""
+        """K: the contributions that make an update."""
         return self.workers if self.quorum is None else self.quorum
 
     @property
@@ -129,8 +129,8 @@ class Scenario:
         return Path(self.compute.removeprefix(RECORDED)) if self.compute.startswith(RECORDED) else None
 
     def with_shards(self, shards: int) -> "Scenario":
-        """The same run with another number of shards: the costs of a slice grow with its size."""
-        size = self.shards / max(shards, 1)  # the check comes later
+        """The same run with another number of shards. The costs of a slice grow with its size."""
+        size = self.shards / max(shards, 1)  # 0 shards are refused later
         costs = {name: cost * size for name, cost in dataclasses.asdict(self.costs).items()}
         costs["send_s"] = self.costs.send_s  # most of it does not depend on the size
         return dataclasses.replace(self, shards=shards, costs=ShardCosts(**costs))
@@ -140,7 +140,7 @@ class Scenario:
         return self.worker_hosts or tuple(rank % (self.hosts or self.ranks) for rank in range(self.ranks))
 
     def host_of_shard(self) -> tuple[int, ...]:
-        """The host of each shard: spread evenly over the hosts, or hosts of their own."""
+        """The host of each shard. Shards are spread evenly over the hosts, or have hosts of their own."""
         if self.shard_hosts:
             return self.shard_hosts
         if self.hosts is None:
@@ -154,7 +154,7 @@ class Scenario:
         return found[0] if found else (1.0, 0.0)
 
     def check(self) -> None:
-        """Raise UsageError for the first setting that is not valid."""
+        """Raise UsageError for the first invalid setting."""
         require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
         require(self.backups >= 0, f"--backups {self.backups}: a number of workers, 0 or above, is required.")
         require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above {MAX_WORKERS}, the limit.")
@@ -200,7 +200,7 @@ class Scenario:
         ):
             require(
                 not places or (len(places) == number and all(0 <= place < MAX_WORKERS for place in places)),
-                f"{name} has {len(places)} hosts, but a host from 0 is required for each of {number}.",
+                f"{name} has {len(places)} entries: {number} host numbers, 0 or above, are required.",
             )
 
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -239,7 +239,7 @@ class Scenario:
 
     @classmethod
     def read_named(cls, path: Path) -> "tuple[Scenario, frozenset[str]]":
-        """Read a scenario file, and the names of the settings in it. Raises UsageError."""
+        """Read a scenario file. Returns the names of the settings in it, too. Raises UsageError."""
         try:
             text = path.read_text(encoding="utf-8")
             data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -259,7 +259,7 @@ def _option(name: str) -> str:
 
 
 def _require_at_least_one(name: str, number: int) -> None:
-    require(1 <= number < 2**53, f"--{_option(name)} {number}: a number from 1 is required.")
+    require(1 <= number < 2**53, f"--{_option(name)} {number}: at least 1 is required.")
 
 
 def _build(cls: type[Any], data: object, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""The times of the workers' work: drawn from laws, or those of a real run from its run directory."""
+"""The durations of the workers' work: drawn from laws, or read from the run directory of a real run."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from zmqrl.simulate.scenario import RECORDED, Scenario
 
 
 def scenario_of(run: Path) -> Scenario:
-    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``path`` is not a run.
+    """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``run`` is not a run.
 
     Hosts, cores and the costs of the shards are those of its recording, if it has one.
     """
@@ -63,10 +63,10 @@ def recorded_run(run: Path) -> RecordedRun | None:
 
 
 def recorded_times(run: Path) -> ComputeTimes:
-    """The times of the workers of a run, as it recorded them.
+    """The recorded times of the workers of a run.
 
     Without a recording, they are means over the second half of its ``metrics.jsonl``, as CPU time. Raises UsageError
-    when it is not a run, or when it has no times yet.
+    if ``run`` is not a run, or has no times yet.
     """
     recorded = recorded_run(run)
     if recorded is not None:
@@ -84,7 +84,7 @@ def recorded_times(run: Path) -> ComputeTimes:
 
 
 def times_of(scenario: Scenario) -> ComputeTimes:
-    """The times of the work that ``scenario`` describes: drawn, or those of a run. Raises UsageError."""
+    """The times of the work in ``scenario``: drawn, or those of a run. Raises UsageError."""
     if scenario.recorded_run is not None:
         return recorded_times(scenario.recorded_run)
     return ComputeTimes.drawn(
@@ -121,4 +121,4 @@ def _parameters_of(run: Path) -> int:
             return Layout.from_json(json.loads(manifest.read_text(encoding="utf-8"))["layout"]).count
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{manifest} cannot be used: {error}.") from error
-    raise UsageError(f"{run} has no checkpoint, which tells the number of parameters: use another run.")
+    raise UsageError(f"{run} has no checkpoint to take the number of parameters from: use another run.")

@@ -1,4 +1,4 @@
-"""Trackers, which get the rows of a run: TensorBoard, MLflow, Weights & Biases."""
+"""Trackers, which receive the rows of a run: TensorBoard, MLflow, Weights & Biases."""
 
 import importlib.util
 import json
@@ -23,14 +23,14 @@ class Tracker(Protocol):
         """Take ``row`` of ``metrics.jsonl``, at version ``step``."""
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Take the content of ``summary.json`` and finish. None: the run ended without one."""
+        """Take the content of ``summary.json`` and finish. None: the run ended without a summary."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracked:
     """A run: its directory, and its settings as plain data.
 
-    ``resumed_at`` is the version that it resumes from, None for a new run.
+    ``resumed_at`` is the version that the run resumes from, None for a new run.
     """
 
     directory: RunDirectory
@@ -75,7 +75,7 @@ def check_installed(names: Iterable[str]) -> None:
     """Raise UsageError for the first tracker in ``names`` that is not installed."""
     for name in names:
         spec = importlib.util.find_spec(KINDS[name].module)
-        # A directory of that name, such as the wandb/ that W&B leaves, looks like a package without a file.
+        # A directory of the same name, such as wandb/, which W&B leaves behind, looks like a package without a file.
         if spec is None or spec.origin is None:
             raise UsageError(f"--trackers {name}: not installed; run pip install {KINDS[name].packages}.")
 
@@ -116,7 +116,7 @@ class _End(NamedTuple):
 
 
 class _Feed:
-    """Feeds one tracker from its own thread, where it can import, wait for a network and fail."""
+    """Feeds one tracker from a separate thread. Slow imports, a slow network and errors do not disturb the run."""
 
     def __init__(self, name: str, run: Tracked, notice: Callable[[str], None]) -> None:
         self._name, self._run, self._notice = name, run, notice
@@ -136,7 +136,7 @@ class _Feed:
             self._error = error
 
     def put(self, item: _Row | _End) -> None:
-        """Give ``item`` to the tracker. Gives up on a tracker that failed or takes nothing. Never waits."""
+        """Give ``item`` to the tracker. Gives up on a tracker that has failed or takes no rows. Never waits."""
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
@@ -144,14 +144,14 @@ class _Feed:
         self._look()
 
     def join(self, deadline: float) -> bool:
-        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether it has."""
+        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether it has closed."""
         if not self._given_up:
             self._thread.join(max(0.0, deadline - time.monotonic()))
         self._look()
         return not self._thread.is_alive()
 
     def _look(self) -> None:
-        # The thread leaves its error to us, because only the thread of the run may draw the console.
+        # The tracker's thread only stores its error, because only the thread of the run may draw the console.
         if self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 

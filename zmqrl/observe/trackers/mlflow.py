@@ -18,22 +18,22 @@ STATUS: Final = {"failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MLflow:
-    """One MLflow run. A resumed run continues its own.
+    """One MLflow run. A resumed run continues its MLflow run.
 
-    ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_ID`` and ``MLFLOW_EXPERIMENT_NAME`` choose where. The defaults are
-    ``mlflow.db`` in the run directory, and the experiment ``zmqrl``.
+    ``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_ID`` and ``MLFLOW_EXPERIMENT_NAME`` choose the server and the
+    experiment. The defaults are ``mlflow.db`` in the run directory, and the experiment ``zmqrl``.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         """``path`` is the run directory. Raises the errors of MLflow, such as MlflowException."""
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the console is ours
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the console belongs to the run
         server = os.environ.get("MLFLOW_TRACKING_URI")
         self._client = MlflowClient(tracking_uri=server or f"sqlite:///{path / 'mlflow.db'}")
         known = path / "mlflow-run-id"
         if known.exists():
             self._run = known.read_text(encoding="utf-8").strip()
             self._client.update_run(self._run, status="RUNNING")
-            return  # the settings stay those of its start: MLflow does not allow changes
+            return  # MLflow already has the settings, and does not allow changes
         experiment = self._experiment(None if server else (path / "mlflow-artifacts").as_uri())
         self._run = self._client.create_run(experiment, run_name=path.name).info.run_id
         known.write_text(f"{self._run}\n", encoding="utf-8")
@@ -50,13 +50,13 @@ class MLflow:
         return str(found.experiment_id if found else self._client.create_experiment(name, artifact_location=artifacts))
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write the numbers of ``row`` at version ``step``, with the names of the TensorBoard tracker."""
+        """Write the numbers of ``row`` at version ``step``, under the names of the TensorBoard tracker."""
         now_ms = int(1000 * time.time())
         metrics = [Metric(name, value, now_ms, step) for name, value in scalars(row)]
         self._client.log_batch(self._run, metrics=metrics)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Keep ``summary`` as the artifact ``summary.json``, and end the MLflow run as the run ended."""
+        """Store ``summary`` as the artifact ``summary.json``, and end the MLflow run with the status of the run."""
         reason = "failed" if summary is None else summary["exit_reason"]
         if summary is not None:
             self._client.log_dict(self._run, dict(summary), "summary.json")

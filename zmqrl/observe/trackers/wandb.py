@@ -15,9 +15,9 @@ FINISH_WITHIN_S: Final = 20.0  # the rest stays on disk, for wandb sync
 
 
 class WandB:
-    """One run of Weights & Biases. A resumed run continues its own.
+    """One run of Weights & Biases. A resumed run continues its W&B run.
 
-    W&B's own variables choose where: ``WANDB_MODE``, ``WANDB_PROJECT`` (``zmqrl`` without it), ``WANDB_NAME``, ...
+    W&B's environment variables configure it: ``WANDB_MODE``, ``WANDB_PROJECT`` (default: ``zmqrl``), ``WANDB_NAME``...
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -42,7 +42,7 @@ class WandB:
         self._run.define_metric("*", step_metric="charts/version")
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write the numbers of ``row``, which contains its version, with the names of the TensorBoard tracker."""
+        """Write the numbers of ``row``, including its version, under the names of the TensorBoard tracker."""
         self._run.log(dict(scalars(row)))
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:

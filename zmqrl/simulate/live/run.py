@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,16 +36,16 @@ NOT_HERE: Final = ("hosts", "cores", "bandwidth", "latency", "loss", "loopback",
 
 
 def ignored(scenario: Scenario) -> list[str]:
-    """The settings of ``scenario`` that a live run cannot have."""
+    """The settings of ``scenario`` that have no effect in a live run."""
     default = Scenario()
     return [name for name in NOT_HERE if getattr(scenario, name) != getattr(default, name)]
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A live run. ``shard_s`` are the mean seconds of a shard for each version, by span.
+    """A live run. ``shard_s`` is the mean time of a shard per version, in seconds by span.
 
-    ``worker_cpu_s`` is the CPU time of all threads of a worker for each gradient.
+    ``worker_cpu_s`` is the CPU time of all threads of a worker per gradient.
     """
 
     result: Result
@@ -58,10 +58,18 @@ def live(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
     return observe(scenario, compute=compute).result
 
 
-def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Observed:
-    """Run ``scenario`` in real time. Times are those at which the shards publish, by the clock of this machine.
+def observe(
+    scenario: Scenario,
+    *,
+    compute: ComputeTimes | None = None,
+    address: str = "127.0.0.1",
+    workers_through: Sequence[str] = (),
+) -> Observed:
+    """Run ``scenario`` in real time. It uses the times at which the shards publish, on the clock of this machine.
 
-    Raises UsageError when the scenario is not valid, ClusterError when a process fails or the run gets stuck.
+    The shards listen at ``address``. Workers are started through the command ``workers_through``, such as ``ip netns
+    exec h1``, which can put them behind a network that is slower than loopback. Raises UsageError when the scenario is
+    not valid, ClusterError when a process fails or the run gets stuck.
     """
     scenario.check()
     times = compute or times_of(scenario)
@@ -76,18 +84,19 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
             directory=Path(scratch),
             codec=scenario.codec,
             transport="tcp",
+            address=address,
             timing=ShardTiming(need_s=scenario.need_s, need_most_s=max(8.0, scenario.need_s)),
             recorder=RecorderJob(Path(scratch) / "profile", "localhost"),
         ) as shards:
             for shard in range(scenario.shards):
                 shards.control.send(shard, m.Stop(run=shards.cluster.run, version=scenario.updates))
-            with _sleepers(scenario, times, shards) as sleepers:
+            with _sleepers(scenario, times, shards, workers_through) as sleepers:
                 told = _Run(scenario, shards, sleepers).until_the_end()
             stats = shards.control.stats(range(scenario.shards), within_s=ANSWER_WITHIN_S, what="the end of the run")
         recording = Recording.read(Path(scratch) / "profile")
     shards_told = [_Shard.of(recording, shard) for shard in range(scenario.shards)]
     if not told:
-        raise ClusterError("no worker has come to the end of the live run: the scenario kills all of them.")
+        raise ClusterError("no worker has finished the live run: the scenario kills all of them.")
     result = _result(scenario, shards_told, list(stats.values()), told)
     versions, gradients = scenario.updates * scenario.shards, sum(each["counts"]["gradients"] for each in told)
     return Observed(
@@ -99,21 +108,25 @@ def observe(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Obser
 
 @dataclass(slots=True)
 class _Sleeper:
-    """A worker process. ``told`` holds the counts that it reports at its end."""
+    """A worker process. ``told`` has the counts that the worker reports at its end."""
 
     rank: int
     job: dict[str, Any]
+    through: Sequence[str]
     child: ChildProcess
     told: dict[str, Any] | None = None
     down: bool = False  # killed by a failure in the scenario
 
     @classmethod
-    def start(cls, rank: int, job: dict[str, Any]) -> "_Sleeper":
-        return cls(rank, job, ChildProcess(f"worker {rank}", ["-m", "zmqrl.simulate.live.sleeper"], job))
+    def start(cls, rank: int, job: dict[str, Any], through: Sequence[str]) -> "_Sleeper":
+        program = ["-m", "zmqrl.simulate.live.sleeper"]
+        return cls(rank, job, through, ChildProcess(f"worker {rank}", program, job, through=through))
 
 
 @contextmanager
-def _sleepers(scenario: Scenario, times: ComputeTimes, shards: StandaloneShards) -> Iterator[list[_Sleeper]]:
+def _sleepers(
+    scenario: Scenario, times: ComputeTimes, shards: StandaloneShards, through: Sequence[str]
+) -> Iterator[list[_Sleeper]]:
     """Start all workers. They import everything before they connect, so that the first versions are not slow."""
     cluster = {
         "protocol": m.PROTOCOL,
@@ -140,7 +153,7 @@ def _sleepers(scenario: Scenario, times: ComputeTimes, shards: StandaloneShards)
                 "updates_per_rollout": scenario.updates_per_rollout,
                 "drops": scenario.abandon == "immediately",
             }
-            sleepers.append(_Sleeper.start(rank, job))
+            sleepers.append(_Sleeper.start(rank, job, through))
         for sleeper in sleepers:
             _wait_ready(sleeper)
         yield sleepers
@@ -155,7 +168,7 @@ def _wait_ready(sleeper: _Sleeper) -> None:
 
 
 class _Run:
-    """Run from start to end. Processes fail and come back as the scenario requires."""
+    """Run from start to end. Processes die and restart as the scenario requires."""
 
     def __init__(self, scenario: Scenario, shards: StandaloneShards, sleepers: list[_Sleeper]) -> None:
         self.scenario, self.shards, self.sleepers = scenario, shards, sleepers
@@ -194,7 +207,7 @@ class _Run:
         if version > self.seen:
             self.seen, self.seen_at = version, now
         elif now - self.seen_at > STUCK_S:
-            raise ClusterError(f"the live run is stuck at version {version}: there is no other for {STUCK_S:g} s.")
+            raise ClusterError(f"the live run is stuck: version {version} has not changed for {STUCK_S:g} s.")
 
     def _kill(self, number: int) -> None:
         ranks, shards = self.scenario.processes_of(self.scenario.failures[number])
@@ -212,21 +225,21 @@ class _Run:
             before = self.sleepers[rank]
             before.child.kill()
             job = before.job | {"incarnation": before.job["incarnation"] + 1}
-            self.sleepers[rank] = _Sleeper.start(rank, job)
+            self.sleepers[rank] = _Sleeper.start(rank, job, before.through)
             _wait_ready(self.sleepers[rank])
             self.sleepers[rank].child.tell({"go": True})
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What a shard recorded: when it published each version, and the seconds in each span of its work."""
+    """The recording of a shard: when it published each version, and the seconds in each span."""
 
     published_at: dict[int, float]
     spans_s: dict[str, float]
 
     @classmethod
     def of(cls, recording: Recording, shard: int) -> "_Shard":
-        """Read the recordings of a shard. One that was killed has not recorded its last seconds."""
+        """Read the recordings of a shard. A killed shard has not recorded its last seconds."""
         published_at: dict[int, float] = {}
         spans_s = dict.fromkeys(SHARD_SPANS, 0.0)
         for each in recording.of_role("shard"):
@@ -245,7 +258,7 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
     for version in range(scenario.updates + 1):
         known = [each.published_at[version] for each in shards if version in each.published_at]
         if not known:
-            raise ClusterError(f"nothing tells when version {version} was published: its shard was killed later.")
+            raise ClusterError(f"no shard recorded when it published version {version}: it was killed too soon.")
         done_at.append(max(known))
     elapsed_s = done_at[-1] - done_at[0]
     used, late, duplicate, rejected = (

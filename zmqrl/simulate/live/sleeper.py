@@ -15,7 +15,7 @@ from zmqrl.process import Messages, log_to_stderr, read_job, say
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.worker.connection import Connection
 
-LOOK_S = 0.001  # how often a worker that drops late work checks whether it is late
+LOOK_S = 0.001  # a worker that drops late work checks this often whether it is late
 
 
 @dataclasses.dataclass(slots=True)
@@ -29,7 +29,7 @@ class Counts:
 
 
 def work(connection: Connection, job: dict[str, Any]) -> Counts:
-    """Contribute until the run ends: ``zmqrl.worker.work`` with sleep. Raises ClusterError."""
+    """Contribute until the run ends: as ``zmqrl.worker.work``, but sleep instead of working. Raises ClusterError."""
     gradient_s, rollout_s, per_rollout = job["gradient_s"], job["rollout_s"], job["updates_per_rollout"]
     counts = Counts()
     weights = connection.pull()
@@ -38,7 +38,7 @@ def work(connection: Connection, job: dict[str, Any]) -> Counts:
         if rollout_s:
             time.sleep(rollout_s[iteration % len(rollout_s)])
             weights = connection.pull(acted - 1)
-            if weights is None:  # the run ended first: nothing was played for it
+            if weights is None:  # the run ended during the rollout, which does not count
                 break
             counts.rollouts += 1
             iteration = weights.version // per_rollout
@@ -56,7 +56,7 @@ def work(connection: Connection, job: dict[str, Any]) -> Counts:
 
 
 def slept(connection: Connection, seconds: float, version: int, drops: bool) -> bool:
-    """Sleep. Returns False if the work was given up because every shard is past ``version``."""
+    """Sleep. Returns False if it was cut short because every shard is past ``version``."""
     if not drops:
         time.sleep(seconds)
         return True

@@ -10,7 +10,7 @@ RESOLUTION_S = 1e-9
 
 
 class Clock:
-    """Virtual time in seconds. Calls due at the same time are made in the order in which they were scheduled."""
+    """Virtual time in seconds. Calls that are due at the same time are made in the order of scheduling."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -49,7 +49,7 @@ class Job:
 
 
 class Shared:
-    """Processor sharing: every job is served at the same rate, at most ``each``, and all together at ``capacity``.
+    """Processor sharing: all jobs are served at the same rate, at most ``each`` per job and ``capacity`` in total.
 
     Cores: ``capacity`` cores, ``each`` 1, amounts in seconds of one core. A network card: ``capacity`` and ``each`` are
     bytes per second, amounts are bytes. An infinite ``capacity`` needs a finite ``each``.
@@ -68,7 +68,7 @@ class Shared:
         """The total amount of all completed jobs."""
 
     def start(self, amount: float, done: Callable[..., None], *arguments: Any) -> Job:
-        """Begin a job. Its end is a call of ``done``."""
+        """Begin a job. At its end, ``done`` is called."""
         if not self._active:  # keeps the numbers small, so that they stay exact
             self._service = 0.0
             self._jobs.clear()
@@ -80,7 +80,7 @@ class Shared:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Give a job up. It must not be done yet."""
+        """Cancel a job that is not done yet."""
         job.cancelled = True
         self._serve(-1)
         self._plan()
@@ -97,7 +97,7 @@ class Shared:
             self._rate = min(self._each, share)
 
     def _plan(self) -> None:
-        """Wake when the next job is done. A wake-up that turns out to be early plans again."""
+        """Schedule a wake-up for the end of the next job. A wake-up that is too early plans another."""
         jobs = self._jobs
         while jobs and jobs[0][2].cancelled:
             heapq.heappop(jobs)
@@ -121,5 +121,5 @@ class Shared:
         self._serve(-len(done))
         self._plan()
         for job in done:
-            if not job.cancelled:  # by one before it
+            if not job.cancelled:  # an earlier job may have cancelled this one
                 job.done(*job.arguments)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PAYLOAD: Final = cast("Any", b"")  # nothing reads the numbers
 MOST_PUSHED = 2  # the high-water mark of PUSH
 MOST_PUBLISHED = 3  # two in the queue of XPUB, and one that is being sent
-REPEAT_S = 20.0  # so that a worker never treats a silent shard as dead
+REPEAT_S = 20.0  # often enough that a worker never considers the shard dead
 
 
 def is_finite() -> bool:
@@ -26,8 +26,8 @@ def is_finite() -> bool:
 class Link:
     """The three socket connections between a worker and a shard.
 
-    A heartbeat without new information is delivered only every ``REPEAT_S``. It would change nothing,
-    and heartbeats would take up most of a simulation.
+    A heartbeat without new information is delivered only every ``REPEAT_S``. More heartbeats would change nothing
+    and take up most of a simulation.
     """
 
     __slots__ = (
@@ -51,13 +51,13 @@ class Link:
         self.epoch = 0  # grows when the connection breaks: messages on their way are lost
         self.peer = b""
         self.pushing = self.publishing = 0
-        self.asking = False  # a snapshot was requested and has not come
+        self.asking = False  # a snapshot was requested and has not arrived
         self.told: tuple[object, ...] = ()
         self.told_at = 0.0
-        self.behind: list[worker_events.PublicationArrived] = []  # they wait for weights that are being sent
+        self.behind: list[worker_events.PublicationArrived] = []  # held back until the weights being sent have arrived
 
     def connect(self) -> None:
-        """Connect if both processes live. The shard sees a new peer."""
+        """Connect if both processes are alive. The shard sees a new peer."""
         if self.up or not self.worker.alive or not self.shard.alive:
             return
         self.up, self.told = True, ()
@@ -81,7 +81,7 @@ class Link:
         if self.shard.alive:
             self.shard.feed(shard_events.PresenceChanged(self.worker.rank, self.worker.incarnation, here=False))
 
-    # from the worker
+    # messages from the worker
 
     def request(self, message: m.Message) -> None:
         """Send a control message to the shard."""
@@ -114,10 +114,10 @@ class Link:
         if epoch == self.epoch:
             self.shard.feed(event)
 
-    # from the shard
+    # messages from the shard
 
     def publish_weights(self, event: worker_events.PublicationArrived, told: tuple[object, ...]) -> None:
-        """Send a version, or drop it if the worker has not read the ones before."""
+        """Send a version, or drop it if the worker has not yet received the previous ones."""
         if not self.up or self.publishing >= MOST_PUBLISHED:
             return
         self.publishing += 1

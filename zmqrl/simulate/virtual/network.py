@@ -1,4 +1,4 @@
-"""The network between hosts: cards that transfers share, latency, and lost packets."""
+"""The network between hosts: shared network cards, latency, and lost packets."""
 
 import math
 import random
@@ -8,8 +8,8 @@ from typing import Any
 from zmqrl.simulate.virtual.clock import Clock, Shared
 
 PACKET_BYTES = 1448  # payload of a TCP segment on Ethernet
-TIMEOUT_S = 0.2  # the least retransmission timeout of Linux
-TAIL_PACKETS = 3  # a loss among the last ones is only noticed by the timeout
+TIMEOUT_S = 0.2  # the minimum retransmission timeout of Linux
+TAIL_PACKETS = 3  # only the timeout reveals a loss among the last packets
 MATHIS = math.sqrt(1.5)
 
 
@@ -24,7 +24,7 @@ class Host:
         self.incoming = Shared(clock, bandwidth, most_each) if finite else None
 
     def work(self, cpu_s: float, done: Callable[..., None], *arguments: Any) -> None:
-        """Use a core for ``cpu_s``, longer if more processes than cores are at work."""
+        """Use a core for ``cpu_s``. It takes longer if more processes work than there are cores."""
         if self.cores is None:
             self.clock.after(cpu_s, done, *arguments)
         else:
@@ -34,9 +34,9 @@ class Host:
 class Network:
     """Delivers messages.
 
-    The two cards of a transfer each share their bandwidth evenly between the transfers under way. A transfer is
-    complete when both have passed all of it. The rate of one transfer is at most 1.22 packets per round trip and
-    square root of the loss (Mathis et al. 1997, eq. 3). A loss among the last packets costs a timeout.
+    Each network card divides its bandwidth evenly between its transfers. A transfer is complete when both of its cards
+    have passed all of it. The rate of one transfer is at most 1.22 packets per round trip, divided by the square root
+    of the loss (Mathis et al. 1997, eq. 3). A loss among the last packets costs a timeout.
     """
 
     def __init__(self, clock: Clock, *, latency_s: float, loss: float, loopback: float, seed: int) -> None:
@@ -47,7 +47,7 @@ class Network:
         """The number of incomplete slice transfers."""
 
     def most_each(self) -> float:
-        """Bytes per second that one transfer can have at most."""
+        """The maximum rate of one transfer, in bytes per second."""
         if not self.loss or not self.latency_s:
             return math.inf
         return PACKET_BYTES * MATHIS / (2 * self.latency_s * math.sqrt(self.loss))
@@ -84,7 +84,7 @@ class Network:
 
 
 class _Transfer:
-    """A slice on its way: both cards have to pass it."""
+    """A slice on its way through two cards."""
 
     __slots__ = ("_arguments", "_delay_s", "_deliver", "_network", "_one_card_is_done")
 
@@ -96,7 +96,7 @@ class _Transfer:
         self._one_card_is_done = False
 
     def half(self) -> None:
-        """One card has passed it."""
+        """Note that one card has passed the slice."""
         if self._one_card_is_done:
             self._network.clock.after(self._delay_s, self._network.complete, self._deliver, self._arguments)
         self._one_card_is_done = True

@@ -47,7 +47,7 @@ class SimulatedShard:
         return self.slots[-1].version
 
     def start(self) -> None:
-        """Start the process. It continues from the committed state of an earlier one."""
+        """Start the process. It continues from the committed state of the previous process."""
         self.life += 1
         self.alive = True
         self.incarnation = self.world.number()
@@ -65,7 +65,7 @@ class SimulatedShard:
         previous = self.slots[0].version if len(self.slots) > 1 else None
         recovered = self.life > 1
         self.feed(e.StateRestored(self.slots[-1], recovered=recovered, previous=previous))
-        if recovered:  # workers can have a committed version even if its shard died before publishing
+        if recovered:  # workers can get this version, even if the shard died before publishing it
             self.world.published(self.number, self.slots[-1])
         self._tick(self.life)
 
@@ -87,7 +87,7 @@ class SimulatedShard:
         return used, late, duplicate, rejected + machine.contributions.unattributed
 
     def feed(self, event: e.Event) -> None:
-        """Take an event. The process handles one after the other."""
+        """Queue an event. The process handles events one after another."""
         if not self.alive:
             return
         self._inbox.append(event)
@@ -106,7 +106,7 @@ class SimulatedShard:
         self._serving = None
 
     def _serve(self) -> Iterator[float]:
-        """Handle all events, and yield the CPU seconds of what takes time."""
+        """Handle all events. Yields the CPU seconds of each step that takes time."""
         while self._inbox:
             event = self._inbox.popleft()
             if isinstance(event, e.GradientArrived):
@@ -116,7 +116,7 @@ class SimulatedShard:
                 yield self._pay()
 
     def _pay(self, cpu_s: float = 0.0) -> float:
-        """CPU time for the work since the last payment, and ``cpu_s``."""
+        """The CPU time that is due: ``cpu_s``, and the work since the last payment."""
         owed_s, self._owed_s = self._owed_s + cpu_s, 0.0
         return owed_s
 
@@ -161,7 +161,7 @@ class SimulatedShard:
     def _send_next(
         self, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
     ) -> None:
-        """The I/O thread sends to one subscriber after the other, while the process goes on."""
+        """The I/O thread sends to one subscriber after another, while the process continues."""
         link = next(waiting, None)
         if link is not None and life == self.life:
             self.busy_s += self.costs.send_s
@@ -200,7 +200,7 @@ class SimulatedShard:
         }
 
     def _tick(self, life: int) -> None:
-        """Check the timers when the next one is due."""
+        """Check the timers, and schedule the next check."""
         if life != self.life:
             return
         self.feed(e.Tick())

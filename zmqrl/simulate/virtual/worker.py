@@ -1,4 +1,4 @@
-"""A simulated worker: the real state machine of its connection, and ``zmqrl.worker.work`` with durations for work."""
+"""A simulated worker: the real state machine of its connection, and ``zmqrl.worker.work`` with simulated work."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from zmqrl.simulate.virtual.shard import LAYOUT, RUN
 if TYPE_CHECKING:
     from zmqrl.simulate.virtual.world import World
 
-# Real workers send a PING every second. In a simulated run nothing depends on it, except that a shard is not silent.
-RESTART_S = 1.0  # of a process that has given up
+RESTART_S = 1.0  # until a process that has given up restarts
 POLL_S = 0.05  # the connection checks its timers this often
+# Real workers send a PING every second. In a simulation, the answers to PING only keep a shard from seeming silent.
 TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
 
 
@@ -30,7 +30,7 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Work for ``cpu_s`` and ``idle_s``. The result is ``on``, the version worked for; None if given up."""
+    """Work for ``cpu_s`` and ``idle_s``. The result is ``on``, the version of this work; None if it was dropped."""
 
     cpu_s: float
     idle_s: float
@@ -50,7 +50,7 @@ class SimulatedWorker:
         self.alive = False
         self.agent_steps = 0.0
         self.abandoned = self.abandoned_rollouts = 0
-        self.skipped = self.resent = 0  # of processes that are gone
+        self.skipped = self.resent = 0  # by earlier processes of this rank
         self.waiting_s = 0.0
         self._factor, self._sleep_s = world.scenario.slowness(rank)
         self._state: Literal["pulling", "computing", "ended"] = "ended"
@@ -100,11 +100,11 @@ class SimulatedWorker:
 
     @property
     def computes(self) -> bool:
-        """Whether work is under way that will end."""
+        """Whether the worker is computing, and so will continue."""
         return self._state == "computing"
 
     def totals(self) -> tuple[int, int]:
-        """Slices that were skipped and sent again."""
+        """The number of skipped slices, and of slices that were sent again."""
         now = self.machine.tally if self.alive else None
         skipped, resent = (now.skipped, now.resent) if now else (0, 0)
         return self.skipped + skipped + self.abandoned * len(self.links), self.resent + resent
@@ -166,7 +166,7 @@ class SimulatedWorker:
         self.world.clock.after(step.idle_s, self._computed, step)
 
     def _computed(self, step: Compute) -> None:
-        if step is self._computing:  # else it was given up
+        if step is self._computing:  # else it was dropped
             self._computing = None
             if not self.world.times.rollout:
                 self.agent_steps += self.world.steps_per_gradient
@@ -186,7 +186,7 @@ class SimulatedWorker:
     # what the connection does
 
     def feed(self, event: e.Event) -> None:
-        """Hand an event to the state machine, and carry out what it decides."""
+        """Pass an event to the state machine, and carry out its actions."""
         if not self.alive:
             return
         for action in self.machine.handle(event, self.world.clock.now):
@@ -204,7 +204,7 @@ class SimulatedWorker:
                     self._wait_ends()
                     if self._state == "pulling":
                         self._go_on(None)
-                case e.Failed():  # the process ends, and is started again
+                case e.Failed():  # the process ends and restarts
                     self.crash()
                     self.world.clock.after(RESTART_S, self._start_again, self._life)
                     return

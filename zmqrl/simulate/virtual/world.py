@@ -24,8 +24,8 @@ STUCK_S = 120.0
 def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
     """Run ``scenario`` on virtual time. The same arguments give the same result.
 
-    ``compute`` are the times of the workers' work, instead of those that ``scenario.compute`` and ``scenario.rollout``
-    describe. Raises UsageError when the scenario is not valid, ClusterError when the run gets stuck in it.
+    ``compute`` replaces the times of work that ``scenario.compute`` and ``scenario.rollout`` describe. Raises
+    UsageError when the scenario is not valid, ClusterError when the run gets stuck.
     """
     scenario.check()
     return World(scenario, compute or times_of(scenario)).run()
@@ -81,7 +81,7 @@ class World:
     def published(self, shard: int, record: Record) -> None:
         """Note that a shard publishes a version."""
         made_at = self.made_at[shard]
-        if record.version == len(made_at):  # else it publishes again, after a restart
+        if record.version == len(made_at):  # else it publishes the version again, after a restart
             made_at.append(self.clock.now)
         if self.begun_at == math.inf and all(self.made_at):
             self._begin()
@@ -101,7 +101,7 @@ class World:
         """Run until every shard has published the last version. Raises ClusterError when that cannot happen."""
         self.clock.after(STUCK_S, self._check_moving)
         collects = gc.isenabled()
-        gc.disable()  # no object made here is in a reference cycle, and garbage collection takes a tenth of the time
+        gc.disable()  # no objects here form reference cycles, and garbage collection takes a tenth of the time
         try:
             self.clock.run()
         finally:
