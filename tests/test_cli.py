@@ -307,10 +307,10 @@ COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ("--updates 40", "--updates 40: {} has reached 40 already"),
-        ("--updates 39", "--updates 39: {} has reached 40 already"),
-        ("--agent-steps 4096", "--agent-steps 4096: {} has reached 5000 already"),
-        ("--stop-score 8.5", "--stop-score 8.5: {} has reached 9 already"),
+        ("--updates 40", "--updates 40: {} has already reached 40"),
+        ("--updates 39", "--updates 39: {} has already reached 40"),
+        ("--agent-steps 4096", "--agent-steps 4096: {} has already reached 5000"),
+        ("--stop-score 8.5", "--stop-score 8.5: {} has already reached 9"),
     ],
 )
 def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:

@@ -1,6 +1,6 @@
 """Make a lab and take it down.
 
-Every part of a lab carries its name. So `netlab down` finds what a killed `netlab up` left, without any record.
+The names of all parts of a lab contain its name. So `netlab down` finds what a killed `netlab up` left.
 """
 
 import ipaddress
@@ -32,7 +32,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def bring_up(lab: Lab) -> None:
-    """Makes a lab. If anything but `kill -9` stops it, it takes down what it has made so far.
+    """Makes a lab. If it fails or a signal other than `kill -9` stops it, it removes what it has made so far.
 
     Raises `Refusal` if the directory, the name or the addresses are taken, and `Failure` if a step does not work.
     """
@@ -63,7 +63,7 @@ def refuse_what_is_taken(lab: Lab) -> None:
     if lab.path("state.json").exists():
         raise Refusal(f"there is a lab in {lab.directory} already: `netlab down --dir {lab.directory}` takes it down")
     if Path(lab.directory).exists():
-        raise Refusal(f"{lab.directory} exists and is not a lab's: choose another --dir")
+        raise Refusal(f"{lab.directory} exists and is not a lab: choose another --dir")
     if namespaces(lab.name):
         raise Refusal(f"there is a lab named {lab.name} already: take it down, or choose another --name")
     network = ipaddress.IPv4Network(f"{lab.subnet}.0/24")
@@ -82,7 +82,7 @@ def shared_directories(asked: list[str]) -> list[str]:
         if not Path(path).is_dir():
             raise Refusal(f"{path} cannot be shared: it is not a directory")
         if any(Path(own).is_relative_to(path) for own in host_program.OWN):
-            raise Refusal(f"{path} cannot be shared: each host has one of its own there")
+            raise Refusal(f"{path} cannot be shared: each host has its own directory there")
     paths |= {str(CHECKOUT), sys.prefix, sys.base_prefix}
     if (python := CHECKOUT / ".venv/bin/python").exists():
         paths.add(str(python.resolve().parents[1]))
@@ -90,7 +90,7 @@ def shared_directories(asked: list[str]) -> list[str]:
 
 
 def write_ssh_files(lab: Lab) -> None:
-    """Writes a key for the user, one for each host, and the files by which they know each other."""
+    """Writes a key for the user, a key for each host, and the files that list all hosts with their keys."""
     for host in lab.hosts:
         lab.path(host).mkdir()
     for key in ("id_ed25519", *(f"{host}/host_key" for host in lab.hosts)):
@@ -121,7 +121,7 @@ def write_ssh_files(lab: Lab) -> None:
 
 
 def build_network(lab: Lab) -> None:
-    # `addrgenmode none`: no IPv6 addresses, which the packet filters of faults would not stop.
+    # `addrgenmode none`: no IPv6, because the packet filters of faults would not stop it.
     ip(
         f"netns add {lab.name}",
         *(f"netns add {lab.netns(host)}" for host in lab.hosts),
@@ -156,7 +156,7 @@ def start_hosts(lab: Lab) -> None:
 
 
 def start_host(lab: Lab, host: str) -> subprocess.Popen[bytes]:
-    # `ip netns exec` also gives it a /sys of its network.
+    # `ip netns exec` also gives the host a /sys of its own network.
     unshare = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
     command = ["ip", "netns", "exec", lab.netns(host), *unshare, sys.executable, "-I", "-S", host_program.__file__]
     command += [lab.directory, host, lab.address(host), *lab.shared]
@@ -173,11 +173,11 @@ def has_ssh(address: str) -> bool:
 
 
 def take_down(name: str | None, directory: str) -> None:
-    """Ends and removes a lab of this name, or what is left of it, and its directory. Raises `Failure` if it cannot."""
+    """Ends and removes a lab of this name, or what is left of it, and its directory. Raises `Failure` if that fails."""
     if name:
         spaces = namespaces(name)
         end_processes(spaces)
-        # A namespace's links disappear some time after it. Until then they would be in the way of the next lab.
+        # The links of a namespace disappear some time after it. Until then they would block the next lab.
         run("ip", "link", "delete", f"{name}-net", check=False)
         for netns in spaces:
             run("ip", "netns", "delete", netns)

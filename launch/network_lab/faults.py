@@ -51,7 +51,7 @@ def set_rate(lab: Lab, host: str, rate: str | None) -> None:
 def set_delay(lab: Lab, host: str, delay: str | None) -> None:
     """Delays what a host sends and what it receives. Raises `Refusal` if the kernel cannot."""
     if delay:
-        # Try it on an idle device first: if it fails, the present limit of the host stays.
+        # Try it on an idle device first. If that fails, the host keeps its current limit.
         if run("tc", "-n", lab.name, "qdisc", "add", "dev", "lo", "root", "netem", check=False).returncode:
             raise Refusal("this kernel has no netem, so it cannot delay packets")
         run("tc", "-n", lab.name, "qdisc", "delete", "dev", "lo", "root")
@@ -87,7 +87,7 @@ def shaped(lab: Lab, host: str) -> tuple[str | None, str | None]:
 
 
 def heal(lab: Lab, host: str) -> None:
-    """Brings a host's network back to what `netlab up` made."""
+    """Restores a host's network to its state after `netlab up`."""
     set_link(lab, host, "up")
     run("ip", "netns", "exec", lab.netns(host), "iptables", "-w", "-F")
     shape(lab, host, lab.rate, None)

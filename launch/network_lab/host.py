@@ -43,7 +43,7 @@ def is_a_host() -> bool:
 def main() -> NoReturn:
     lab, host, address, *shared = sys.argv[1:]
     os.umask(0o022)
-    # /proc is still the machine's, so this is the machine's pid of this process.
+    # /proc is still that of the machine, so this is the pid that the machine gives to this process.
     Path(lab, host, "pid").write_text(Path("/proc/self").readlink().name)
     files = host_files(Path(lab), host, address)
     # The host's own directories may hide shared ones, which can still be reached through these descriptors.
@@ -52,7 +52,7 @@ def main() -> NoReturn:
     for own, mode in OWN.items():
         mount("tmpfs", own, "tmpfs", options=f"mode={mode}")
     Path("/run/sshd").mkdir()
-    # Write these files before shared directories are mounted, so that none of them ends up there.
+    # Write these files before shared directories are mounted, so that none of them ends up in a shared directory.
     for file, (permissions, text) in files.items():
         file.parent.mkdir(mode=0o700, exist_ok=True)
         file.touch(permissions)

@@ -1,4 +1,4 @@
-"""A lab and its hosts. Their state is read from the kernel and never remembered."""
+"""A lab and its hosts. Their state always comes from the kernel and is never stored."""
 
 import json
 import shlex
@@ -19,10 +19,10 @@ class Failure(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
-    """The options of `netlab up`, which `state.json` in the lab's directory holds.
+    """The options of `netlab up`. `state.json` in the lab's directory holds them.
 
-    The switch is a network namespace with the name of the lab and one port per host, which has the host's name. So no
-    packet filter of the machine, such as Docker's, sees traffic between the hosts.
+    The switch is a network namespace named after the lab. It has one port per host, named after the host. So no packet
+    filter of the machine, such as Docker's, sees traffic between the hosts.
     """
 
     directory: str
@@ -64,7 +64,7 @@ def read_lab(directory: str) -> Lab | None:
     """The lab in a directory, or None if there is no lab or its state was not written."""
     state = Path(directory, "state.json")
     try:
-        # Anyone can make a directory in /tmp that looks like a lab's. Root must not trust it.
+        # Anyone can make a directory in /tmp that looks like a lab. Root must not trust it.
         return Lab(**json.loads(state.read_text())) if state.stat().st_uid == 0 else None
     except (OSError, ValueError, TypeError):
         return None
@@ -79,7 +79,7 @@ def is_in(pid: int, netns: str) -> bool:
 
 
 def first_process(lab: Lab, host: str) -> int:
-    """The first process of a host, as the machine numbers it; raises `Refusal` if the host is not running."""
+    """The machine's pid of a host's first process. Raises `Refusal` if the host is not running."""
     try:
         pid = int(lab.path(f"{host}/pid").read_text())
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ def first_process(lab: Lab, host: str) -> int:
 
 
 def processes(lab: Lab, host: str) -> Iterator[dict[str, Any]]:
-    """The processes on a host, with the host's own pids, except its first process and its SSH server's."""
+    """The processes on a host, with the host's own pids, without its first process and its SSH server."""
     # The host's /proc also has processes in namespaces that the host made itself.
     proc = Path(f"/proc/{first_process(lab, host)}/root/proc")
     for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()):

@@ -58,4 +58,4 @@ def test_what_is_due_is_killed_once(name: str, killed: list[ProcessId], tmp_path
     faults.step(106.0)
     assert launcher.killed == killed
     assert len(said) == 1
-    assert (str(killed[0]) if killed else "nothing") in said[0]
+    assert (str(killed[0]) if killed else "no process") in said[0]

@@ -303,7 +303,7 @@ def test_a_lab_takes_neither_a_directory_nor_a_name_nor_addresses_in_use(lab: La
     free = ("--name", "free", "--subnet", "10.79.0")
     new = str(tmp_path / "new")
     for arguments, sentence in (
-        (["--dir", str(tmp_path), *free], "exists and is not a lab's"),
+        (["--dir", str(tmp_path), *free], "exists and is not a lab"),
         (["--dir", f"{tmp_path}/no/where", *free], "cannot be made: No such file or directory"),
         (["--dir", new, "--subnet", "10.79.0", "--name", lab.slot.name], f"there is a lab named {lab.slot.name}"),
         (["--dir", new, "--name", "free", "--subnet", lab.slot.subnet], "in use on this machine"),

@@ -74,7 +74,7 @@ def test_an_interface_that_a_host_has_not_is_refused_with_those_that_it_has() ->
     )
     assert found == {"h1": "192.168.0.1"}
     assert unknown == [
-        "h2: has no --iface eth0, only eth1 192.168.0.2: choose one with --iface, --address h2=ADDRESS "
+        "h2: no interface or network eth0, only eth1 192.168.0.2: choose one with --iface, --address h2=ADDRESS "
         "or `address` in the hosts file."
     ]
 
@@ -97,7 +97,7 @@ def test_a_name_that_means_loopback_on_its_own_host_is_refused_where_there_are_o
 
 def test_a_host_of_which_nothing_says_where_it_is_is_named() -> None:
     _, unknown = addresses(UP | {"h1": dataclasses.replace(UP["h1"], address=None)})
-    assert unknown[0].startswith("h1: no address is known at which the other hosts reach it")
+    assert unknown[0].startswith("h1: the address at which other hosts reach it is unknown")
 
 
 def test_addresses_of_hosts_are_a_list_or_come_one_by_one() -> None:
@@ -113,7 +113,7 @@ def test_addresses_of_hosts_are_a_list_or_come_one_by_one() -> None:
         ("10.0.0.1", "--address 10.0.0.1 is not HOST=ADDRESS, such as h1=10.0.0.1."),
         ("h3=10.0.0.1", "--address h3: no such host"),
         ("h1=0.0.0.0", "would listen on every network"),
-        ("h1=10.0.0.[1-2]", "make them equal"),
+        ("h1=10.0.0.[1-2]", r"the numbers of hosts \(1\) and of addresses \(2\) must be equal"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused(text: str, sentence: str) -> None:
@@ -162,7 +162,7 @@ def test_nothing_is_said_of_hosts_that_are_fit() -> None:
         (
             {"listen_error": {"errno": 99, "why": "Cannot assign requested address", "where": "10.0.9.1:42000"}},
             "h1: cannot listen at 10.0.9.1:42000 (Cannot assign requested address); it has lo 127.0.0.1, "
-            "eth0 192.168.0.1, ib0 10.0.0.1: choose one of them by --iface or --address.",
+            "eth0 192.168.0.1, ib0 10.0.0.1: choose one of them with --iface or --address.",
         ),
     ],
 )
@@ -176,8 +176,8 @@ def test_what_keeps_a_run_from_a_host_is_a_problem(facts: dict[str, Any], senten
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        ({"disk_bytes": 5e8}, "h1: only 500.0 MB are left on the disk of /var/tmp/work."),
-        ({"shm_bytes": 1e6}, "h1: only 1.0 MB are left in /dev/shm."),
+        ({"disk_bytes": 5e8}, "h1: the disk of /var/tmp/work has only 500.0 MB left."),
+        ({"shm_bytes": 1e6}, "h1: /dev/shm has only 1.0 MB left."),
         (
             {"memory_bytes": 10**8},
             "h1: 100.0 MB of memory are free, but its 2 processes need about 460.0 MB.",

@@ -160,7 +160,7 @@ def test_minutes_are_those_of_all_starts_of_the_job_together(tmp_path: Path) -> 
     counters = Counters(version=40, wall_s=240.0).to_json()
     dataclasses.replace(initial, version=40, counters=counters).write(RunDirectory(tmp_path).checkpoints)
     assert requeue.left_of(dataclasses.replace(config, resume=True)).minutes == 6.0
-    with pytest.raises(UsageError, match=r"--minutes 4: .* has trained for 4.0 already"):
+    with pytest.raises(UsageError, match=r"--minutes 4: .* has already trained for 4.0 minutes"):
         requeue.left_of(dataclasses.replace(config, resume=True, minutes=4.0))
 
 
@@ -199,7 +199,7 @@ def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
     interrupted = files.assert_summary_exact("interrupted", quorum=3)
     assert interrupted["updates"] < 120
     saw(slurm, log, lambda: slurm.state(job) == "COMPLETED", "the end of the job")
-    assert f"the time of job {job} is up: it is requeued" in log.read_text()
+    assert f"job {job} has reached its time limit: requeueing it" in log.read_text()
     assert "with other settings" not in log.read_text()
     assert f"resuming from version {interrupted['updates']}" in log.read_text()
     files.assert_summary_exact("updates", quorum=3)

@@ -84,7 +84,7 @@ def notice(run: Run) -> str:
 def goes_on(run: Run) -> None:
     made = run.files.version()
     run.wait_for(made + 20)
-    run.eventually(lambda: "no longer waits" in run.said().rpartition(" has waited ")[2], "the end of the stall")
+    run.eventually(lambda: "is no longer stalled" in run.said().rpartition(" has waited ")[2], "the end of the stall")
     run.eventually(lambda: status_of(run)["stalled"] is None, "a status without a stall")
 
 

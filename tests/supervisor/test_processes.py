@@ -161,7 +161,7 @@ def test_the_way_a_process_ended_is_told_in_words() -> None:
     assert exited(status=-63).how() == "killed by signal 63"
     assert exited(status=-6).how() == "killed by SIGABRT"
     aborted = Exited(ProcessId("worker", 1), -6, "Assertion failed: !_io_error (src/stream_engine_base.cpp:310)", 1.0)
-    assert aborted.how() == "libzmq found an error in itself and aborted the process"
+    assert aborted.how() == "libzmq failed an internal check and aborted the process"
 
 
 def test_a_death_is_told_with_the_last_lines_of_the_log() -> None:

@@ -102,7 +102,7 @@ def test_where_nothing_was_learned_since_the_checkpoint_there_is_nothing_to_save
     ("other", "why"),
     [
         (welcome(1, 0, state="empty"), "shard 1 has no intact version, but it had made version 7."),
-        (welcome(1, 8, generation=3), "some shards had gone back to a checkpoint when it was killed"),
+        (welcome(1, 8, generation=3), "only some of its shards had gone back to a checkpoint when it was killed"),
         (welcome(1, 5, generation=3), "the shards were going back to version 5 when the run was killed."),
         (welcome(1, 10), "the shards hold no version in common: they are at 7 to 10."),
     ],
@@ -351,7 +351,7 @@ def test_shards_of_which_only_some_have_gone_back_to_a_checkpoint_stay_as_they_a
         return welcomes | {1: dataclasses.replace(welcomes[1], generation=9)}
 
     monkeypatch.setattr(ShardControl, "greet", greet_one_that_went_back)
-    assert "some shards had gone back to a checkpoint" in run.refusal()
+    assert "only some of its shards had gone back to a checkpoint" in run.refusal()
 
 
 def test_a_resume_that_cannot_have_the_state_ends_before_it_has_changed_anything(run: Killed) -> None:

@@ -20,7 +20,7 @@ RunPaths: TypeAlias = Annotated[
 
 
 def parse(cls: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
-    """Read ``arguments`` into a ``cls``, over ``default`` if it is given. Raises UsageError."""
+    """Parse ``arguments`` into a ``cls``. They override ``default`` if it is given. Raises UsageError."""
     with _one_sentence(program):
         if default is None:
             return tyro.cli(cls, args=arguments, prog=program)
@@ -28,7 +28,7 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T | None = 
 
 
 def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
-    """Read the options of ``cls``. Returns the other arguments too, in their order. Raises UsageError."""
+    """Parse the options of ``cls``. Returns the other arguments too, in their order. Raises UsageError."""
     with _one_sentence(program):
         return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
 
@@ -50,7 +50,7 @@ def _one_sentence(program: str) -> Iterator[None]:
         if not stop.code:
             raise
     lines = [line.strip("│╭╮╰╯ ") for line in complaint.getvalue().splitlines()]
-    # The sentence is in a box, between the title and the first rule.
+    # tyro prints the sentence in a box, between the title and the first horizontal line.
     end = next((i for i, line in enumerate(lines) if i and set(line) <= {"─"}), len(lines))
     sentence = " ".join(line for line in lines[1:end] if line).rstrip(".")
     raise UsageError(f"{sentence}; {program.split(' [')[0]} --help lists the options.")

@@ -1,10 +1,11 @@
 """``python -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can report its stack.
 
-It answers on standard error. Both handlers are there before MODULE imports anything, because imports can hang, too.
+The process writes its stack to standard error when it gets one of two signals. Their handlers are installed before
+MODULE imports anything, because imports can hang too.
 
-- ASK: Python code answers with the stacks of all threads, as soon as the main thread runs Python code.
-- ASK_BLOCKED: C code answers at once with the stack of the main thread. Ask only if that thread runs no Python code.
-  Else C code can read a frame that is being made, and crash. The same holds for the frames of other threads.
+- ASK: a Python handler writes the stacks of all threads, as soon as the main thread runs Python code.
+- ASK_BLOCKED: a C handler writes the stack of the main thread at once. Send it only if that thread runs no Python code.
+  Otherwise the handler can read a frame that is being made, and crash. For this reason it skips the other threads.
 """
 
 import faulthandler
@@ -25,6 +26,6 @@ def answer(*_: object) -> None:
 if __name__ == "__main__":
     faulthandler.register(ASK_BLOCKED, STANDARD_ERROR, all_threads=False)
     signal.signal(ASK, answer)
-    signal.siginterrupt(ASK, False)  # a question must not break a library that does not expect EINTR
+    signal.siginterrupt(ASK, False)  # the signal must not break a library that does not expect EINTR
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

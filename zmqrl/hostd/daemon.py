@@ -2,7 +2,7 @@
 
 ``python -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
 (:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
-signal. Standard library only: it must be up before anything else can be.
+signal. Standard library only: it must start before anything else can start.
 """
 
 import contextlib
@@ -43,16 +43,16 @@ TURN_S = 0.25  # signals are handled between two turns
 READ_BYTES = 1 << 20
 READS_AT_THE_END = 64
 LONGEST_LINE_BYTES = 1 << 20
-PYTHON_ANSWERS_WITHIN_S = 1.0  # if the process was asked for its stack
+PYTHON_ANSWERS_WITHIN_S = 1.0  # how soon running Python code answers a request for its stack
 ANSWERS_WITHIN_S = 4.0
 MOST_LINES_OF_STACKS = 10_000
-STACK_ENDS_AFTER_S = 0.2  # without a line
+STACK_ENDS_AFTER_S = 0.2  # a stack is complete after this time without a line
 MOST_UNSENT_BYTES = 64 << 20  # to a launcher that does not read or cannot be reached; beyond it, log lines are dropped
 
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A process was asked for its stack, which it writes to its log."""
+    """A request for the stack of a process, which the process writes to its log."""
 
     sight: inspection.Sight
     since: float
@@ -61,13 +61,13 @@ class _Asked:
     heard_at: float | None = None
 
     def take(self, line: str) -> None:
-        """Keep a line of the log, from the first one of a stack on."""
+        """Keep a line of the log if a stack begins there or has begun."""
         if (self.lines or inspection.begins_stack(line)) and len(self.lines) < MOST_LINES_OF_STACKS:
             self.lines.append(line)
             self.heard_at = time.monotonic()
 
     def is_over(self, now: float) -> bool:
-        """Whether it has answered, or has had time enough."""
+        """Whether the process has answered or its time is up."""
         ended = self.heard_at is not None and now - self.heard_at >= STACK_ENDS_AFTER_S
         return ended or now - self.since >= ANSWERS_WITHIN_S
 
@@ -110,7 +110,7 @@ class Daemon:
                 self.why_end = f"nothing was heard for {self._lease_s:g} s"
 
     def end(self) -> None:
-        """End all processes: close their input and send SIGTERM, then SIGKILL, then kill what they have started."""
+        """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill everything they started."""
         for number, within_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, KILLED_WITHIN_S)):
             for child in self.children.values():
                 self._hang_up(child)
@@ -216,7 +216,7 @@ class Daemon:
                 stderr=subprocess.PIPE,
                 env=environment,
                 pass_fds=[self._lock],  # the next daemon waits for these processes too
-                start_new_session=True,  # ending it ends what it started, and no signal of a terminal reaches it
+                start_new_session=True,  # its whole group can be killed, and no signal of a terminal reaches it
             )
             exit_fd = os.pidfd_open(process.pid)
         except OSError as error:
@@ -275,7 +275,7 @@ class Daemon:
             os.killpg(child.process.pid, number)  # until it is reaped, no other process can have its id
 
     def _inspect(self, child: _Child) -> None:
-        """Look at a process, and ask it for its stack if it can answer: one that is stopped would answer much later."""
+        """Inspect a process, and ask for its stack if it can answer now. A stopped process would answer much later."""
         sight = inspection.look(child.process.pid)
         if sight is None or child.asked is not None:
             return
@@ -430,13 +430,13 @@ def main() -> None:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    # Events keep this descriptor. Anything printed by mistake must not get between them.
+    # Events keep this descriptor. Anything that is printed by mistake goes to standard error.
     out = os.dup(1)
     os.dup2(2, 1)
     daemon = Daemon(out)
 
     def stop(number: int, _: object) -> None:
-        daemon.why_end = f"{signal.Signals(number).name} came"
+        daemon.why_end = f"received {signal.Signals(number).name}"
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)

@@ -1,8 +1,8 @@
-"""Makes the environment in which this zmqrl runs on another host. The host's own Python runs it: standard library only.
+"""Makes an environment for this zmqrl on another host. The host's own Python runs this file: standard library only.
 
-Its source travels with the request, because zmqrl may not be installed there. Each directory in ``~/.cache/zmqrl/envs``
-is an environment, named by the hash of what it is made of, and shared by every run that needs the same. One has the
-packages that the host's Python lacks, if it lacks any. On top of it a small one has the code of zmqrl.
+The launcher sends this source with the request, because zmqrl may not be installed on the host. Each directory in
+``~/.cache/zmqrl/envs`` is an environment. Its name is a hash of its content, and runs with equal needs share it. If the
+host's Python lacks packages, one environment adds them. A second, small environment on top of it adds zmqrl.
 """
 
 import base64
@@ -33,7 +33,7 @@ SEEN = "import json, sys; print(json.dumps(sys.path))"
 
 
 class CannotMake(Exception):
-    """Why the environment cannot be made."""
+    """The environment cannot be made."""
 
 
 def main(request: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ def environment(request: Mapping[str, Any]) -> Path:
 
 
 def _lacking(requires: Mapping[str, str]) -> list[str]:
-    """The packages that this Python does not have in these versions."""
+    """The packages that this Python lacks, or has in other versions."""
     lacking = []
     for name, version in requires.items():
         try:
@@ -93,14 +93,14 @@ def _install(path: Path, request: Mapping[str, Any]) -> None:
 
 
 def _unpack(path: Path, wheel: bytes, base: str) -> None:
-    """An environment with zmqrl, which sees the packages of the Python ``base``."""
+    """Make an environment with zmqrl that also finds the packages of the Python ``base``."""
     _run([sys.executable, "-m", "venv", "--without-pip", str(path)])
     _let_see(path, base)
     zipfile.ZipFile(io.BytesIO(wheel)).extractall(_site_packages(path))
 
 
 def _let_see(path: Path, base: str) -> None:
-    """Let an environment find the packages of the Python ``base``, after its own."""
+    """Make an environment find the packages of the Python ``base``, after its own."""
     bare, seen = (_seen(base, *options) for options in (("-I", "-S"), ("-P",)))
     lines = [f"{place}\n" for place in seen if place not in bare and Path(place).is_dir()]
     (_site_packages(path) / "base.pth").write_text("".join(lines))
@@ -130,13 +130,13 @@ def _root() -> Path:
 
 
 def _key(name: str, *made_of: Any) -> Path:
-    """The directory name of an environment: a hash of this Python and of what it is ``made_of``."""
+    """The directory of an environment. Its name contains a hash of this Python and of what it is ``made_of``."""
     about = json.dumps([sys.executable, sys.version, sysconfig.get_platform(), *made_of], sort_keys=True)
     return _root() / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """Make ``path`` by ``make`` if it does not exist, in one process at a time. A half-made one is replaced."""
+    """Call ``make`` for the environment ``path``, unless it is complete. Only one process at a time makes it."""
     with Path(f"{path}.lock").open("ab") as lock:
         _lock(lock.fileno(), path)
         if not (path / READY).exists():
@@ -147,7 +147,7 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
             except (CannotMake, OSError):
                 shutil.rmtree(path, ignore_errors=True)
                 raise
-        (path / READY).touch()  # its time is that of the last use
+        (path / READY).touch()  # its time is the time of the last use
     return path
 
 
@@ -165,7 +165,7 @@ def _lock(lock: int, path: Path) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    """Run a command and pass on its output. It ends when the launcher hangs up. Raises CannotMake."""
+    """Run a command and forward its output. The command ends when the launcher hangs up. Raises CannotMake."""
     last: deque[str] = deque(maxlen=LINES_KEPT)
     with subprocess.Popen(
         argv,
@@ -184,7 +184,7 @@ def _run(argv: list[str]) -> None:
                 if _hung_up(100):
                     raise CannotMake("the launcher hung up")
         except CannotMake:
-            os.killpg(process.pid, signal.SIGKILL)  # until it is reaped, the id is its own
+            os.killpg(process.pid, signal.SIGKILL)  # until it is reaped, no other process can have its id
             raise
     if process.returncode != 0:
         told = [line for line in last if line.startswith("ERROR")] or list(last)

@@ -24,8 +24,8 @@ def _base() -> Path:
 
 
 def _path(work: str) -> Path:
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # a host may be several nodes of Slurm
-    return _base() / host / work  # which is `work` itself if that is a path
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # one host may act as several Slurm nodes
+    return _base() / host / work  # an absolute `work` replaces the rest
 
 
 def open_directory(work: str) -> tuple[Path, int]:
@@ -53,7 +53,7 @@ def look(work: str) -> Seen:
 
 
 def clean(root: Path, *, whole: bool) -> None:
-    """Remove the content of the run's directory, and if ``whole`` the directory itself, which ends its use."""
+    """Remove the content of the run's directory. If ``whole``, also remove its lock and the directory itself."""
     with contextlib.suppress(OSError):
         for path in root.iterdir():
             if path.name == LOCK:
@@ -83,14 +83,14 @@ def read(root: Path, path: str, offset: int) -> Piece:
     with contextlib.suppress(OSError), (root / path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(offset)
-        data = file.read(max(0, min(PIECE_BYTES, size - offset)))  # it may have grown meanwhile
+        data = file.read(max(0, min(PIECE_BYTES, size - offset)))  # the file may have grown meanwhile
     return Piece(path, offset, size, base64.b64encode(data).decode())
 
 
 def write(root: Path, path: str, offset: int, data: bytes, unless: int | None = None) -> str | None:
     """Write a piece of a file; offset 0 replaces the file. Returns the error in words, or None.
 
-    A file that has ``unless`` bytes or more already is left as it is.
+    A file that already has ``unless`` bytes or more does not change.
     """
     try:
         (root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,9 @@ class Sight:
     """The state of a process according to ``/proc``.
 
     ``state``: ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
-    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel`` is the function of the kernel that it
-    waits in, empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it can be asked
-    for its stack. The question would end any other process.
+    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel``: the kernel function that it waits in,
+    empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it handles the signals that
+    ask for its stack. They would end any other process.
     """
 
     state: str
@@ -31,7 +31,7 @@ class Sight:
     answers: bool
 
     def is_past_python(self, before: "Sight") -> bool:
-        """Whether the main thread, asked at ``before``, runs no Python code: else it would have answered by now."""
+        """Whether the main thread runs no Python code. Such code would have answered a question sent at ``before``."""
         return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
 
 
@@ -55,7 +55,7 @@ def look(pid: int) -> Sight | None:
 
 
 def _state(place: Path) -> tuple[str, float]:
-    """The state of a thread, and its processor time in seconds. They follow its name, which may contain spaces."""
+    """The state of a thread, and its processor time in seconds. Both follow its name, which may contain spaces."""
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -27,7 +27,7 @@ _Entry._fields_ = [
 
 
 def interfaces() -> dict[str, list[str]]:
-    """Such as ``{"lo": ["127.0.0.1"], "ib0": ["10.0.0.1"]}``; empty if the system does not list them."""
+    """The addresses by interface, such as ``{"lo": ["127.0.0.1"]}``. Empty if the system does not list them."""
     library = ctypes.CDLL(None)
     first = ctypes.POINTER(_Entry)()
     if library.getifaddrs(ctypes.byref(first)):

@@ -1,6 +1,6 @@
 """The messages between a launcher and the daemon of a host: a JSON object per line. Standard library only.
 
-A launcher sends requests, and the key ``do`` names their kind. A daemon sends events, and the key ``is`` names theirs.
+A launcher sends requests, whose key ``do`` holds their type. A daemon sends events, whose key ``is`` holds their type.
 Processes are known by name here, such as ``worker-3``. Paths are relative to the run's directory on the host.
 """
 
@@ -27,7 +27,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Start ``python -m module`` and send it ``messages``. ``before`` holds variables that the host's own override."""
+    """Start ``python -m module`` and send it ``messages``. Variables of the host override those in ``before``."""
 
     name: str
     module: str
@@ -209,7 +209,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A piece was written, or could not be: ``error``."""
+    """A piece was written. If not, ``error`` says why."""
 
     path: str
     error: str | None
@@ -292,7 +292,7 @@ TAGS = {cls: ("do", tag) for tag, cls in REQUESTS.items()} | {cls: ("is", tag) f
 
 
 def encode(message: Request | Event) -> bytes:
-    """A line."""
+    """The line that carries a message."""
     key, tag = TAGS[type(message)]
     return json.dumps({key: tag} | asdict(message)).encode() + b"\n"
 
@@ -329,7 +329,7 @@ def _fields(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a decoded JSON value has a type. Messages for processes, of type Any, are theirs to check."""
+    """Whether a decoded JSON value has a type. Any value fits Any: processes check their own messages."""
     if hint is Any:
         return True
     origin, inner = get_origin(hint), get_args(hint)

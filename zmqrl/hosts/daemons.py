@@ -1,4 +1,4 @@
-"""The launcher of a run: sends tasks to the daemons of their hosts, and turns their messages into events and logs."""
+"""The launcher of a run: sends tasks to the daemons on the hosts, and turns their messages into events and logs."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ from zmqrl.hosts.mirror import Mirror
 from zmqrl.process import LOG_LEVEL
 from zmqrl.process_id import ProcessId
 
-# By default glibc gives large tensors back to the kernel at every free, and each new one costs page faults.
+# By default, glibc returns the memory of a freed large tensor to the kernel, so the next tensor costs page faults.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
-# On a busy host, OpenMP threads that spin while they wait slow a small network down fifty times.
+# On a busy host, OpenMP threads that spin while they wait make a small network fifty times slower.
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
 END_WITHIN_S = 8.0  # a daemon takes some seconds to kill processes that do not end by themselves
-LOST = -int(signal.SIGKILL)  # the status of a process on a host that is lost: as good as killed
+LOST = -int(signal.SIGKILL)  # the status of a process on a lost host, which counts as killed
 
 
 @dataclass(slots=True)
@@ -43,8 +43,8 @@ class _Running:
 class DaemonLauncher(Launcher):
     """Runs tasks on the hosts of ``links``; ``place`` returns the host that runs a process.
 
-    A host that is lost takes its processes with it. It is contacted again when the next of them is started. The
-    messages of a daemon about files go to ``files``.
+    When a host is lost, its processes count as killed. The launcher contacts the host again when one of them is
+    started again. The messages of a daemon about files go to ``files``.
     """
 
     def __init__(

@@ -24,13 +24,13 @@ HERE = "localhost"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A host as the processes of a run see it."""
+    """A host of a run, with the run's directory and the address there."""
 
     host: str
     directory: RunDirectory
     """The run's directory on that host."""
     address: str
-    """The address that shards bind if they use TCP, and at which other hosts reach them."""
+    """The address that shards bind over TCP. Other hosts connect to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Deployment:
 
 
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
-    """Deploy all of a run on this machine. Raises UsageError if a process may not open as many files as it needs."""
+    """Deploy a whole run on this machine. Raises UsageError if a process needs more open files than its limit."""
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
     placement = place_run(config, [Host(name=HERE)], {HERE: len(os.sched_getaffinity(0))})
     check_open_files(files_needed(config, list(placement.host_of)))

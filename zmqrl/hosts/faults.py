@@ -1,4 +1,4 @@
-"""Kills processes of a run on purpose, at the times that its scenario names."""
+"""Kills processes of a run on purpose, at the times in its scenario."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from zmqrl.simulate.scenario import Failure
 
 
 class Faults:
-    """The failures to come. Restarts are those of the supervisor, as after any death."""
+    """The failures that are still to come. The supervisor restarts the killed processes, as after any death."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Faults:
             failure = self._failures.pop(0)
             running = set(self._launcher.running())
             killed = sorted(process for process in self._processes(failure) if process in running)
-            names = ", ".join(map(str, killed)) or "nothing, because it does not run"
+            names = ", ".join(map(str, killed)) or "no process, because none is running,"
             self._notice(f"the scenario kills {names} after {failure.at:g} s")
             for process in killed:
                 self._launcher.signal(process, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Reads which hosts the user named: a list, an MPI hostfile or a TOML file. Contacts no host."""
+"""Reads the hosts that the user names: a list, an MPI hostfile or a TOML file. Contacts no host."""
 
 import itertools
 import math
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
-from zmqrl.words import counted
 
 MAX_RANGE = 1024  # the most hosts in one name with ranges
 
-# A name that ssh and its ProxyCommand take neither for an option nor for shell syntax.
+# A name that neither ssh nor its ProxyCommand can mistake for an option or for shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NUMBER: Final = r"[0-9]{1,9}"
 
@@ -55,7 +54,7 @@ def read_hosts(text: str) -> tuple[Host, ...]:
         where = text
         hosts = tuple(_from_toml(text) if text.endswith(".toml") else _from_hostfile(text))
     elif "/" in text or text.endswith((".toml", ".txt")):
-        raise UsageError(f"-H {text}: no such file {text}.")
+        raise UsageError(f"-H {text}: no such file.")
     else:
         where = "-H"
         hosts = tuple(_from_list(text))
@@ -68,7 +67,8 @@ def read_hosts(text: str) -> tuple[Host, ...]:
 
 
 def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> tuple[Host, ...]:
-    """The ``hosts`` that are in the list ``include``, if there is one, and not in the list ``exclude``, in their order.
+    """Keep the ``hosts`` in the list ``include`` (None: all) and drop those in the list ``exclude``. The order stays.
+
     Lists are as in :func:`read_hosts`, without slots. Raises UsageError for an unknown name, and when no host is left.
     """
     hosts = tuple(hosts)
@@ -197,7 +197,7 @@ def _is_env(value: object) -> bool:
 
 
 _TEXT: Final = (_is_text, "a string on one line, not empty")
-_COUNT: Final = (_is_count, "an integer from 0")
+_COUNT: Final = (_is_count, "an integer of at least 0")
 _FLAG: Final = (lambda value: isinstance(value, bool), "true or false")
 _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "name": _TEXT,
@@ -207,7 +207,7 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: _is_text(value) and not value.startswith("~"),
         "an absolute path or a name on the PATH of the host: ~ is not expanded",
     ),
-    "threads": (lambda value: _is_count(value) and value > 0, "an integer from 1"),
+    "threads": (lambda value: _is_count(value) and value > 0, "an integer of at least 1"),
     "env": (_is_env, 'a table of strings, such as { TMPDIR = "/scratch" }'),
     "shards": _COUNT,
     "workers": _COUNT,
@@ -244,17 +244,18 @@ def _names(pattern: str, where: str) -> list[str]:
 
 
 def _addresses(pattern: str, names: list[str], where: str) -> list[str]:
-    """The addresses of the hosts ``names``: a range of hosts has a range of as many addresses."""
+    """The addresses of the hosts ``names``. A range of hosts needs a range with the same number of addresses."""
     addresses = _expand(pattern, where)
     for address in addresses:
         if not re.fullmatch(_WORD, address):
             raise UsageError(f"{where}: the address {address!r} is neither an IPv4 address nor a name.")
         if address == "0.0.0.0":
-            raise UsageError(f"{where}: the address {address} would listen on every network: use the host's own.")
+            raise UsageError(
+                f"{where}: the address {address} would listen on every network: use the host's own address."
+            )
     if len(addresses) != len(names):
         raise UsageError(
-            f"{where}: the name stands for {counted(len(names), 'host')}, but the address for {len(addresses)}: "
-            "make them equal."
+            f"{where}: the numbers of hosts ({len(names)}) and of addresses ({len(addresses)}) must be equal."
         )
     return addresses
 
@@ -279,7 +280,7 @@ def _expand(pattern: str, where: str) -> list[str]:
 
 
 def _numbers(ranges: str, where: str) -> list[str]:
-    """Expand ``01-03,7``, with as many digits as the first number of a range has."""
+    """Expand ``01-03,7``. Numbers get as many digits as the first number of their range."""
     numbers: list[str] = []
     for item in ranges.split(","):
         match = re.fullmatch(f"({_NUMBER})(?:-({_NUMBER}))?", item)

@@ -53,7 +53,7 @@ class Exited:
         if self.status >= 0:
             return f"exit status {self.status}"
         if self.status == -signal.SIGABRT and LIBZMQ_ASSERTION in self.log_tail:
-            return "libzmq found an error in itself and aborted the process"
+            return "libzmq failed an internal check and aborted the process"
         try:
             return f"killed by {signal.Signals(-self.status).name}"
         except ValueError:
@@ -92,7 +92,7 @@ class Launcher(Protocol):
     def inspect(self, process: ProcessId) -> None:
         """Ask what a process is doing, and for its stack, which it also logs. ``poll`` returns an Inspected.
 
-        It returns none for a process that has ended, or on a host that is lost.
+        There is no answer for a process that has ended or whose host is lost.
         """
 
     def poll(self) -> list[Event]:
@@ -123,7 +123,7 @@ class Launcher(Protocol):
         """The hosts as plain data, for a command that must reach them when this process is gone."""
 
     def unreachable_s(self) -> float:
-        """Seconds since any host was last reachable; 0 while one is."""
+        """Seconds since the last moment at which a host was reachable. 0 while one is."""
 
     def close(self) -> None:
         """End everything that still runs, and the daemons."""

@@ -20,13 +20,13 @@ MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
 
 
 class Link:
-    """One connection to a daemon at a time. After it is lost, ``open`` makes a new one.
+    """A connection to the daemon of one host. After it is lost, ``open`` makes a new one.
 
-    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, each side
-    notices the end of the other only by the end of the connection. ``environment`` holds variables for the processes
-    that the daemon starts. ``up`` is the daemon's report about its host, while it is connected.
+    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, only the end of
+    the connection shows each side that the other has ended. ``environment`` holds variables for the processes that the
+    daemon starts. ``up`` is the daemon's report about its host, while it is connected.
 
-    To make an environment instead, ``first`` is the line with that request, and ``made`` will be the answer.
+    A link can also make an environment. Then ``first`` is the line with that request, and ``made`` is the answer.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Link:
         self._sending = threading.Lock()
         self._unsent = bytearray()
         self._arrived = Lines()
-        self._words = bytearray()  # on standard error: of the daemon, or of ssh
+        self._words = bytearray()  # the standard error of the daemon, or of ssh
         self._opened_at = self._heard_at = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The data that another process needs to manage this host, as plain data."""
+        """Plain data with which another process can reach this host."""
         work = self.work if self.up is None else self.up.work
         about = {"host": self.host, "command": self.command, "work": work, "lease_s": self.lease_s}
         return about | {"environment": self.environment}
@@ -72,7 +72,7 @@ class Link:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the daemon is up, or the environment made."""
+        """Whether the daemon is up, or the environment is ready."""
         return self.up is not None or self.made is not None
 
     def look(self, within_s: float) -> h.Seen:
@@ -102,7 +102,7 @@ class Link:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C at the terminal is for this process to answer
+                start_new_session=True,  # only this process handles Ctrl-C at the terminal
             )
         except OSError as error:
             raise LinkLost(self.host, f"cannot run {self.command[0]}: {error.strerror}") from error
@@ -113,10 +113,9 @@ class Link:
         self._opened_at = self._heard_at = time.monotonic()
 
     def send(self, request: h.Request) -> None:
-        """Send a request, in the order of the calls, as soon as the daemon can be reached. From any thread.
+        """Send a request as soon as the daemon can be reached. Requests keep their order. Any thread may call this.
 
-        While the link is lost, requests are dropped: the caller that opens it again must repeat those that are still
-        needed.
+        While the link is lost, requests are dropped. After opening it again, repeat the requests that are still needed.
         """
         self._send(h.encode(request))
 
@@ -154,19 +153,19 @@ class Link:
             if ended:
                 self._lose(f"{self._last_words() or f'exit status {process.returncode}'}")
             if not self.is_ready and now - self._opened_at > self.up_within_s:
-                said = self._last_words() or "it said nothing"
+                said = self._last_words() or "it printed nothing"
                 self._lose(f"it did not come up within {self.up_within_s:g} s: {said}")
             if self.lease_s is not None and self.up is not None and now - self._heard_at > self.lease_s:
                 self._lose(f"nothing was heard for {self.lease_s:g} s")
         return events
 
     def renew(self) -> None:
-        """Renew the lease of the daemon. From any thread."""
+        """Renew the lease of the daemon. Any thread may call this."""
         if self.lease_s is not None and self.up is not None:
             self.send(h.Renew())
 
     def hang_up(self) -> None:
-        """Close the connection, which makes the daemon end everything it has started."""
+        """Close the connection. The daemon then ends everything it has started."""
         with self._sending:
             if self.process is not None and self.process.stdin is not None:
                 with contextlib.suppress(OSError):
@@ -207,7 +206,7 @@ class Link:
     def _flush(self) -> None:
         if self.process is None or self.process.stdin is None or self.process.stdin.closed:
             return
-        with contextlib.suppress(OSError):  # full for now, or broken: then the process has ended, which poll notices
+        with contextlib.suppress(OSError):  # the pipe is full, or the process has ended, which poll notices
             while self._unsent:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 

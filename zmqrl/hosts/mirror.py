@@ -17,32 +17,32 @@ from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 
 COMES_HOME = ("history", "profile", "videos")
-# A host names the files that are written here: these names cannot lead out of the run directory.
+# The hosts choose the names of files that are written here. These names cannot lead out of the run directory.
 _HARMLESS = re.compile(
     r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|profile/(?P<process>[a-z]+-\d+)\.\d+\.\d+(?:\.trace)?\.blocks"
     r"|videos/\w[\w.-]*",
     re.ASCII,
 )
 LIST_EVERY_S = 5.0
-TAIL_BYTES = 4096  # of a history: its last lines, with checksums that no other run has
-OUTDATED = ""  # instead of the name of a file on its way, when a rollback came between
+TAIL_BYTES = 4096  # the end of a history, whose checksums no other run has
+OUTDATED = ""  # replaces the name of a file that is being fetched, when a rollback makes it out of date
 
 
 class Mirror:
     """Keeps ``home`` up to date with the files that processes on the hosts of ``links`` write.
 
-    ``links`` has no host that writes into ``home`` itself. A file is taken only from the host of the process that
-    writes it, according to ``host_of``.
+    ``links`` lacks hosts that write into ``home`` directly. A file is taken only from the host whose process writes it,
+    according to ``host_of``.
     """
 
     def __init__(self, links: Mapping[str, Link], home: RunDirectory, host_of: Mapping[ProcessId, str]) -> None:
         self.links, self.home, self.host_of = links, home, host_of
         self._listed_at = 0.0
-        self._sizes: dict[str, dict[str, int]] = {}  # by host: its files when it last listed them
-        self._fetching: dict[str, str] = {}  # by host: the file on its way
-        self._begun = False  # the processes of this session write: their files are right
+        self._sizes: dict[str, dict[str, int]] = {}  # by host: the sizes of its files when it last listed them
+        self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
+        self._begun = False  # processes of this session write, so their files are right
         self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
-        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # that a process needs on its host
+        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # the versions needed on its host
 
     # to the hosts
 
@@ -70,18 +70,18 @@ class Mirror:
     def reopened(self, host: str) -> None:
         """A host that was lost is back, perhaps without its files: copy what its processes need."""
         for process in [process for process, at in self.host_of.items() if at == host]:
-            if process.role == "shard":  # the host's copy is longer, unless it is lost
+            if process.role == "shard":  # if the host still has its copy, that one is longer
                 self._put(host, _history(process.number), unless_longer=True)
             for version in sorted(self._checkpoints[process]):
                 self.put_checkpoint(process, version)
 
     def clean(self, *, whole: bool, but: Collection[str] = ()) -> None:
-        """Remove the run's files from the hosts except ``but``, and if ``whole`` the run's directory too."""
+        """Remove the run's files from all hosts except ``but``. If ``whole``, also remove the run's directory there."""
         for host in self.links.keys() - set(but):
             self.links[host].send(h.Clean(whole))
 
     def remove_state(self) -> None:
-        """Remove the slots of the shards from the hosts, once a checkpoint holds what was in them."""
+        """Remove the slots of the shards from the hosts. Call it only when a checkpoint has their content."""
         for link in self.links.values():
             link.send(h.Remove("state"))
 
@@ -121,7 +121,7 @@ class Mirror:
     def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns hosts with missing files.
 
-        ``receive`` is that of the launcher. Hosts that are lost are not waited for.
+        ``receive`` is the method of the launcher. The wait does not include lost hosts.
         """
         self._sizes.clear()
         self._listed_at = 0.0
@@ -140,12 +140,12 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take(self, host: str, event: h.Listing | h.Piece | h.Written) -> None:
-        """Handle a daemon's message about files. Raises ClusterError when a file cannot be written, here or there."""
+        """Handle a daemon's message about files. Raises ClusterError when this machine or the host cannot write one."""
         match event:
             case h.Listing():
                 self._sizes[host] = {name: size for name, size in event.files.items() if self._is_from(name, host)}
                 for process in [process for process, at in self.host_of.items() if at == host]:
-                    prune(self.home.profile, process)  # as it does on its host
+                    prune(self.home.profile, process)  # as the process does on its host
             case h.Piece(path=path):
                 if self._fetching.pop(host, None) != path:
                     return
@@ -163,13 +163,13 @@ class Mirror:
         self._fetch_next(host)
 
     def _is_from(self, name: str, host: str) -> bool:
-        """Whether the process that writes the file ``name`` is on ``host``; a shard may have been there before."""
+        """Whether ``host`` runs the process that writes the file ``name``. A shard may have run there earlier."""
         found = _HARMLESS.fullmatch(name)
         if found is None:
             return False
         try:
             process = ProcessId.parse(found["shard"] or found["process"] or str(RECORDER))
-        except ValueError:  # a recording of a process that no run has
+        except ValueError:  # the name of the recording is not that of a process
             return False
         return self.host_of.get(process) == host or (found["shard"] is not None and not self._begun)
 
@@ -189,7 +189,7 @@ class Mirror:
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:
             return have - len(self._tail(name))
-        if compare and not self._agrees.get((host, name)):  # of a session before the last one
+        if compare and not self._agrees.get((host, name)):  # the host's file is older than the last session
             return None
         # A rollback shortens a history here and on the host. Any other file that is shorter there was replaced.
         if have > size and not compare and not name.startswith("history/"):

@@ -1,4 +1,4 @@
-"""Decides which host runs which process: as the hosts file sets it, and evenly where it sets nothing. Pure."""
+"""Decides which host runs which process: as the hosts file says, and evenly where it says nothing. Pure."""
 
 import heapq
 import itertools
@@ -18,7 +18,7 @@ class Placement:
     """Which host runs each process. Within a role, the processes of one host have consecutive numbers."""
 
     hosts: tuple[str, ...]
-    """Every host, also those that run nothing."""
+    """All hosts, including those that run nothing."""
     host_of: Mapping[ProcessId, str]
     threads: Mapping[ProcessId, int]
     notices: tuple[str, ...] = ()
@@ -57,13 +57,13 @@ def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -
 def place(
     hosts: Sequence[Host], cores: Mapping[str, int], *, shards: int, workers: int, evaluator: bool, recorder: bool
 ) -> Placement:
-    """Decide which of ``hosts`` runs which process. ``cores`` are by the name of the host.
+    """Decide which of ``hosts`` runs which process. ``cores`` holds the cores of each host, by name.
 
     A role that the hosts file places runs exactly there. Of the other roles, shards go to the hosts in turn. Then each
-    worker goes to the host whose load per slot (per core, if no slots are given) stays lowest with it. Evaluator and
-    recorder go to the host with the lowest load per core. The load of a host is the number of its processes. Workers
-    never exceed the given slots. More workers than cores cause a notice. Raises UsageError when the numbers in the
-    hosts file, or the slots, do not add up.
+    worker goes to the host that, with this worker, has the lowest load per slot (per core, if no slots are given).
+    Evaluator and recorder go to the host with the lowest load per core. The load of a host is the number of its
+    processes. Workers never exceed the given slots. More workers than cores cause a notice. Raises UsageError when the
+    numbers in the hosts file do not match the run, or when there are too few slots.
     """
     assert hosts
     names = [host.name for host in hosts]
@@ -110,14 +110,14 @@ def place(
 
 
 def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load: Mapping[str, int]) -> Counter[str]:
-    """How many workers each host takes on top of ``load``. Of equal hosts the first comes first."""
+    """The number of workers that each host gets on top of ``load``. Of equally loaded hosts, the first comes first."""
     slots = [host.slots for host in hosts if host.slots is not None]
     if len(slots) == len(hosts) and sum(slots) < workers:
         raise UsageError(
             f"the run has {counted(workers, 'worker')}, but the hosts have {counted(sum(slots), 'slot')}: "
             "add slots, or use fewer workers."
         )
-    # The load per slot or core of a host with its first worker, its second, and so on.
+    # The load per slot or core that a host has with one worker, with two, and so on.
     places = (
         ((load[host.name] + nth) / (cores[host.name] if host.slots is None else host.slots), index)
         for index, host in enumerate(hosts)

@@ -1,4 +1,4 @@
-"""Checks before a run starts that its hosts can run it: games, open files, disks, clocks, ports, networks."""
+"""Checks that hosts can run a job, before it starts: games, open files, disks, clocks, ports, networks."""
 
 import dataclasses
 import errno
@@ -23,12 +23,12 @@ from zmqrl.words import counted
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
 PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # with 32 games and a small network; most of it is torch
-PROCESS_FILES = 64  # that a process opens besides its connections
+PROCESS_FILES = 64  # files that a process opens besides its connections
 PORTS_OF_SHARD = 3
-PIPES_OF_PROCESS = 4  # in its daemon: three streams and a pidfd
+PIPES_OF_PROCESS = 4  # files that the daemon opens for a process: three streams and a pidfd
 CLOCK_OFF_S = 1.0
 TRANSFERS_WITHIN_S = 60.0
-NAMED = 4  # hosts that a sentence lists before it gives only the number of the others
+NAMED = 4  # the most hosts that a sentence lists by name; it only counts the others
 PLAYERS: tuple[ProcessRole, ...] = ("worker", "evaluator", "recorder")
 
 Facts = Mapping[str, Any]
@@ -38,8 +38,8 @@ Facts = Mapping[str, Any]
 class Survey:
     """The findings: ``facts`` by host, measurements by route, and ``failed``, the hosts whose probe failed.
 
-    A host's facts are those of its daemon and of :mod:`zmqrl.hosts.probe`, with ``clock_ahead_s``. ``loopback`` holds
-    the hosts whose address means loopback on the host itself, so that other hosts cannot reach it.
+    A host's facts are those of its daemon and of :mod:`zmqrl.hosts.probe`, with ``clock_ahead_s``. ``loopback`` holds,
+    by host, addresses that the host itself resolves to loopback, so that other hosts cannot reach it.
     """
 
     facts: Mapping[str, Facts]
@@ -59,11 +59,10 @@ def survey(
     whole: bool,
     say: Callable[[str], None] = lambda text: None,
 ) -> Survey:
-    """Look at the hosts whose daemons are ``up``.
+    """Examine the hosts whose daemons are ``up``.
 
     ``addresses`` are those of the hosts that run shards, and ``probes_on`` names the probe of each host. If ``whole``,
-    every host may have any role, and the bandwidth of the routes is measured. If not, only what this run uses is
-    checked.
+    check every host for every role and measure the bandwidth of the routes. If not, check only what this run uses.
     """
     tokens = {host: secrets.token_hex(16) for host in addresses}
     game = {"env": config.env, "settings": dataclasses.asdict(config.envs)}
@@ -98,7 +97,7 @@ def survey(
 
 
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
-    """Addresses that name loopback on their own host, as Debian sets it up, by host; none if there is one machine."""
+    """By host, addresses that the host itself resolves to loopback, as Debian does. Empty if there is one machine."""
     if len({about["host"] for about in facts.values()}) < 2:
         return {}
     bound = {host: about["bound"] for host, about in facts.items() if "bound" in about}
@@ -115,7 +114,7 @@ def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
 
 
 def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], None]) -> dict[Route, dict[str, Any]]:
-    """Measure the bandwidth of routes, so that no host has two at a time, until time is up."""
+    """Measure the bandwidth of ``routes`` until time is up. No host takes part in two transfers at a time."""
     found: dict[Route, dict[str, Any]] = {}
     apart = rounds(routes)
     say(f"sending data over {len(routes)} routes, in {len(apart)} rounds and at most {TRANSFERS_WITHIN_S:g} s")
@@ -183,9 +182,9 @@ def _host_problems(facts: Facts, config: Config, processes: Sequence[ProcessId])
 
 def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str]:
     if LEAST_DISK_BYTES <= facts["disk_bytes"] < LOW_DISK_BYTES:
-        yield f"only {size(facts['disk_bytes'])} are left on the disk of {facts['work']}"
+        yield f"the disk of {facts['work']} has only {size(facts['disk_bytes'])} left"
     if facts["shm_bytes"] < LOW_SHM_BYTES:
-        yield f"only {size(facts['shm_bytes'])} are left in /dev/shm"
+        yield f"/dev/shm has only {size(facts['shm_bytes'])} left"
     memory = facts["memory_bytes"]
     takes = sum(SHARD_BYTES if process.role == "shard" else PLAYER_BYTES for process in processes)
     if memory is not None and memory < takes:
@@ -212,14 +211,14 @@ def _cannot_listen(facts: Facts) -> str:
         return f"{error['where']} is in use there: choose another --port-range"
     return (
         f"cannot listen at {error['where']} ({error['why']}); it has {listed(facts['interfaces'])}: "
-        "choose one of them by --iface or --address"
+        "choose one of them with --iface or --address"
     )
 
 
 def _way_out(sources: str, target: str, error: str, config: Config) -> str:
     ports = config.wire.port_range
     if error == SOMEBODY_ELSE:
-        return f"that is not {target}: choose another address by --iface or --address"
+        return f"that is not {target}: choose another address with --iface or --address"
     if error == ONLY_LITTLE_PASSES:
         return "give all interfaces on the way the same MTU"
     if ports is None:

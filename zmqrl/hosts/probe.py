@@ -1,6 +1,6 @@
-"""Probes a host before a run starts: its resources, and its routes to other hosts, with the connections of a run.
+"""Probes a host before a run starts: its resources, and the routes to other hosts that a run would use.
 
-``python -m zmqrl.hosts.probe`` reports what it finds on its host and listens where shards would. Then, on each request,
+``python -m zmqrl.hosts.probe`` reports the resources of its host and listens where shards would. Then, on each request,
 it reports the time or measures routes to other hosts. Standard library only, except for the games and torch.
 """
 
@@ -29,15 +29,16 @@ LENGTH_BYTES = 8
 RECEIVED = b"\n"
 ROUTES_AT_A_TIME = 64
 SOMEBODY_ELSE = "another machine answers"
-ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB have not passed within {ANSWER_WITHIN_S:g} s"
+ONLY_LITTLE_PASSES = f"answers, but {FIRST_BYTES // 1024} KiB did not arrive within {ANSWER_WITHIN_S:g} s"
 
 Route = Mapping[str, Any]
 
 
 def measure(route: Route) -> dict[str, Any]:
-    """Connect to all ports of ``route``. Returns ``round_trip_s`` and, after a transfer, ``bytes_per_s``, or a ``port``
-    and its ``error``. ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``: whether to
-    send data there.
+    """Connect to all ports of ``route``. Returns ``round_trip_s`` and, after a transfer, ``bytes_per_s``. If a port
+    fails, returns that ``port`` and the ``error``.
+
+    ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``: whether to measure bandwidth.
     """
     found: dict[str, Any] = {}
     for port in route["ports"]:
@@ -96,9 +97,10 @@ def _in_words(error: OSError) -> str:
 
 
 def listen(address: str, ports: Sequence[int], token: str) -> dict[str, Any]:
-    """Listen at ``address`` and answer clients that know ``token``, until this process ends. Returns the ``ports``,
-    with free ones for 0, and the ``bound`` address, to which the name resolves here. Raises OSError with the address
-    and port in ``filename``.
+    """Listen at ``address`` and answer clients that know ``token``, until this process ends.
+
+    Returns the ``ports``, with a free port for each 0, and ``bound``, the numeric form of ``address`` on this host.
+    Raises OSError with the address and port in ``filename``.
     """
     bound = []
     for port in ports:
@@ -148,7 +150,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """The resources of this host for processes with their files in the directory ``work``. None means no limit."""
+    """The resources of this host, and of the disk with the directory ``work``. ``open_files`` None means no limit."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "memory_bytes": _memory_bytes(),
@@ -168,7 +170,7 @@ def _memory_bytes() -> int | None:
 def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
     """Why the environment ``env`` cannot be made on this host, or None."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # our own standard output is read by the launcher
+        with contextlib.redirect_stdout(sys.stderr):  # the launcher reads our standard output
             from zmqrl.learner.envs import EnvConfig, describe_env
 
             describe_env(env, EnvConfig(**settings))

@@ -28,14 +28,14 @@ class Route(NamedTuple):
 
 
 class Probes:
-    """``failed`` has, by host, the reason why a probe has not answered or has ended."""
+    """The running probes. ``failed`` holds, by host, the reason why a probe has not answered or has ended."""
 
     def __init__(self, launcher: Launcher, tokens: Mapping[str, str], probes: Mapping[str, ProcessId]) -> None:
         self.launcher, self.tokens, self.probes = launcher, tokens, probes
         self.failed: dict[str, str] = {}
 
     def answers(self, hosts: Collection[str], *, within_s: float = ANSWER_WITHIN_S) -> dict[str, dict[str, Any]]:
-        """Wait for the next answer of each of ``hosts``, except those that fail. ``heard_s`` is when it arrived."""
+        """Wait for an answer from each of ``hosts`` that has not failed. ``heard_s`` is when the answer arrived."""
         found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + within_s
         while missing := [host for host in hosts if host not in found and host not in self.failed]:
@@ -45,14 +45,14 @@ class Probes:
             for event in self.launcher.poll():
                 host = self.launcher.host_of(event.process)
                 if isinstance(event, Exited):
-                    self.failed[host] = f"its probe ended ({event.how()}): {event.log_tail or 'it said nothing'}"
+                    self.failed[host] = f"its probe ended ({event.how()}): {event.log_tail or 'it printed nothing'}"
                 elif isinstance(event, Said):
                     found[host] = {**event.facts, "heard_s": time.time()}
             time.sleep(TURN_S)
         return found
 
     def clocks(self, hosts: Collection[str], times: int = 3) -> dict[str, float]:
-        """Seconds that the clock of each host is ahead of this one, from the shortest of several round trips."""
+        """How far each host's clock is ahead of ours, in seconds. The shortest of several round trips decides."""
         shortest: dict[str, tuple[float, float]] = {}
         for _ in range(times):
             for host in hosts:
@@ -65,7 +65,7 @@ class Probes:
         return {host: ahead_s for host, (_, ahead_s) in shortest.items()}
 
     def measure(self, routes: Sequence[Route], *, transfer: bool) -> dict[Route, dict[str, Any]]:
-        """Measure all ``routes`` at once, with :func:`zmqrl.hosts.probe.measure`, except where the source fails."""
+        """Measure all ``routes`` at once, with :func:`zmqrl.hosts.probe.measure`. Skip routes whose source fails."""
         by_source: dict[str, list[Route]] = {}
         for route in routes:
             by_source.setdefault(route.source, []).append(route)
@@ -102,7 +102,7 @@ def probe_ids(hosts: Iterable[str]) -> dict[str, ProcessId]:
 def probing(
     launcher: Launcher, jobs: Mapping[ProcessId, Mapping[str, Any]], tokens: Mapping[str, str]
 ) -> Iterator[tuple[Probes, dict[str, dict[str, Any]]]]:
-    """Run probes with these ``jobs``. Yields them, and what they have found by host; the end of the block ends them."""
+    """Run probes with these ``jobs`` during the block. Yields the probes, and their findings by host."""
     on = {launcher.host_of(process): process for process in jobs}
     with tempfile.TemporaryDirectory() as logs:
         for process, job in jobs.items():

@@ -33,14 +33,14 @@ class Reach:
     command: Callable[[Host], list[str]]
     """The command that runs a daemon on a host."""
     home: str
-    """The machine, or the cluster, on which the path of a run directory names the same directory."""
+    """The machine or cluster within which a path always means the same run directory."""
     cores_given: Mapping[str, int]
     """The cores of a host that the run may use, if Slurm limits them."""
     addresses_given: Mapping[str, str]
     """The addresses that ``--address`` gives, by host."""
     iface: str | None
     job: str | None = None
-    """The Slurm job whose nodes the hosts are."""
+    """The Slurm job that the hosts are nodes of, if any."""
 
     @property
     def instead(self) -> str:
@@ -59,7 +59,7 @@ class Reach:
         return {host: min(cores, self.cores_given.get(host, cores)) for host, cores in found.items()}
 
     def addresses(self, of: Collection[str], up: Mapping[str, Up]) -> tuple[dict[str, str], list[str]]:
-        """The addresses of the hosts ``of``, from the daemons' reports ``up``, and a sentence for each unknown one."""
+        """The addresses of the hosts named in ``of``, and a sentence for each unknown address."""
         hosts = [host for host in self.hosts if host.name in of]
         return addresses_of(hosts, up, by_hand=self.addresses_given, iface=self.iface)
 
@@ -131,14 +131,14 @@ class HostOptions:
 
 
 def over_tcp(config: Config) -> Config:
-    """These settings for a run on several hosts, before options are applied."""
+    """``config`` with TCP as the default transport, for a run on several hosts. Options are applied later."""
     return replace(config, wire=replace(config.wire, transport="tcp", address=NO_ADDRESS))
 
 
 def check(config: Config, hosts: Sequence[Host]) -> None:
     """Raise UsageError for settings that cannot run on ``hosts``, as far as this machine can tell."""
     if config.wire.transport == "ipc":
-        raise UsageError("--wire.transport ipc works on one machine only: remove it, hosts reach each other over TCP.")
+        raise UsageError("--wire.transport ipc works on one machine only: remove the option to use TCP.")
     if config.wire.address != NO_ADDRESS:
         raise UsageError(
             f"--wire.address {config.wire.address} is an option of `zmqrl train`: use --iface, --address HOST=ADDRESS "
@@ -150,7 +150,7 @@ def check(config: Config, hosts: Sequence[Host]) -> None:
 
 
 def check_interface(iface: str | None) -> None:
-    """Raise UsageError for a malformed network; one looks like ``10.0.0.0/24``."""
+    """Raise UsageError for a malformed network. A correct one looks like ``10.0.0.0/24``."""
     if iface is not None and "/" in iface:
         try:
             ipaddress.IPv4Network(iface, strict=False)
@@ -161,9 +161,9 @@ def check_interface(iface: str | None) -> None:
 def addresses_of(
     hosts: Sequence[Host], up: Mapping[str, Up], *, by_hand: Mapping[str, str], iface: str | None
 ) -> tuple[dict[str, str], list[str]]:
-    """The address of each of ``hosts``, by its name, and a sentence for each that has none.
+    """The addresses of ``hosts``, by name, and a sentence for each host without a usable address.
 
-    ``up`` is the report of each daemon of the run, ``by_hand`` the addresses of ``--address``, and ``iface`` an
+    ``up`` holds the report of each daemon of the run. ``by_hand`` holds the addresses of ``--address``. ``iface`` is an
     interface or a network that all hosts have.
     """
     found: dict[str, str] = {}
@@ -177,9 +177,9 @@ def addresses_of(
         elif address is None:
             address = host.address or up[host.name].address
         if address is None and iface is not None:
-            unknown.append(f"{host.name}: has no --iface {iface}, only {listed(interfaces)}: {instead}.")
+            unknown.append(f"{host.name}: no interface or network {iface}, only {listed(interfaces)}: {instead}.")
         elif address is None:
-            unknown.append(f"{host.name}: no address is known at which the other hosts reach it: {instead}.")
+            unknown.append(f"{host.name}: the address at which other hosts reach it is unknown: {instead}.")
         elif is_loopback(address) and any(other.host != up[host.name].host for other in up.values()):
             unknown.append(only_itself(host.name, address))
         else:

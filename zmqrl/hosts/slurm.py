@@ -13,8 +13,7 @@ from zmqrl.hosts.inventory import Host
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
-# What srun prints when a job and all its processes have ended, or about a node that a job no longer has
-# since it was requeued.
+# What srun prints when a job and all its processes have ended, or when a requeued job no longer has the node.
 OVER = ("Expired or invalid job", "Requested node configuration is not available")
 
 
@@ -25,10 +24,10 @@ class Allocation:
     job: str
     cluster: str
     cores: Mapping[str, int]
-    """Of each node, in the order of the nodes."""
+    """The cores of each node, in the order of the nodes."""
 
     def hosts(self, node_address: str | None) -> tuple[Host, ...]:
-        """The nodes as hosts, with the addresses that Slurm uses, or ``node_address`` with %N for a name."""
+        """The nodes as hosts. Their addresses are those that Slurm uses, or ``node_address`` with %N as the name."""
         if node_address is None:
             told = scontrol("show", "node", "--oneliner", ",".join(self.cores))
             names = dict(re.findall(r"^NodeName=(\S+) .*?\bNodeAddr=(\S+)", told, re.MULTILINE))
@@ -63,9 +62,10 @@ def cores_of(text: str) -> list[int]:
 
 
 def resolve(names: Mapping[str, str]) -> dict[str, str]:
-    """The IPv4 addresses of nodes, from their names or addresses. Raises UsageError for an unknown name. On many
-    machines their own name means a loopback address. Then the address is the one from which this machine reaches
-    another node.
+    """The IPv4 addresses of nodes, from their names or addresses. Raises UsageError for an unknown name.
+
+    Many machines resolve their own name to a loopback address. Such an address is replaced by the one from which this
+    machine reaches another node.
     """
     addresses = {}
     for node, name in names.items():
@@ -84,10 +84,10 @@ def resolve(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def own_address(other: str) -> str:
-    """The address of this machine from which it reaches ``other``. Raises UsageError if it cannot reach it."""
+    """The address from which this machine reaches ``other``. Raises UsageError if ``other`` cannot be reached."""
     with host_socket.socket(host_socket.AF_INET, host_socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((other, 9))  # which sends nothing
+            probe.connect((other, 9))  # UDP: this sends nothing
         except OSError as error:
             raise UsageError(f"{other} cannot be reached from here: {error.strerror}; use --node-address.") from error
         return str(probe.getsockname()[0])
@@ -98,8 +98,8 @@ def _is_loopback(address: str) -> bool:
 
 
 def srun_command(job: str, node: str, python: str) -> list[str]:
-    """The command that runs a daemon on a node of ``job``. It holds nothing about the run. The daemon may use
-    everything that the job has there, next to other steps.
+    """The command that runs a daemon on a node of ``job``. It holds nothing about the run. The daemon may use all
+    resources of the job on that node, together with other steps.
     """
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
     how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]

@@ -50,12 +50,12 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
 
 
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
-    """Open all ``links``, several at a time, and retry where a server is crowded. Returns why hosts failed, by host.
+    """Open all ``links``, several at a time. Retry if a server is crowded. Returns the reason of each failure, by host.
 
-    Every link has its own time limit, so this call ends. ``news`` is called with each event and its host. ``instead``
-    says what to do where there is no such Python, or where it lacks a module.
+    Every link has its own time limit, so this call ends. ``news`` is called with each host and event. ``instead`` is
+    the advice for a host that lacks the Python, or whose Python lacks a module.
     """
-    waiting = {link.host: 0.0 for link in links}  # when each is tried next
+    waiting = {link.host: 0.0 for link in links}  # when to try each host next
     tries = dict.fromkeys(waiting, 0)
     failed: dict[str, str] = {}
     renewed_at = 0.0
@@ -68,7 +68,7 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
                     del waiting[link.host]
                     tries[link.host] += 1
                     link.open()
-                for event in link.poll():  # also of those that are up, to keep the connection alive
+                for event in link.poll():  # also if the link is up, to keep its connection alive
                     if news is not None:
                         news(link.host, event)
             except LinkLost as lost:

@@ -24,14 +24,14 @@ PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
 MADE_WITHIN_S = 1200.0  # torch is large, and some networks are slow
 TELL_EVERY_S = 10.0
-# The arguments of the host's Python, whatever its version. The rest comes on its standard input.
+# The code that the host's Python runs, whatever its version. The rest of the program comes on standard input.
 BOOTSTRAP = (
     "import json, sys; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
     "set `python` in the hosts file to another one' % sys.version.split()[0]); "
     "ask = json.loads(sys.stdin.readline()); its = {'__name__': 'environment'}; "
     "exec(ask.pop('program'), its); its['main'](ask)"
 )
-EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same code makes the same wheel
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of all files, so that the same code makes the same wheel
 
 
 def make_environments(hosts: Sequence[Host], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
@@ -87,7 +87,7 @@ def requirements() -> dict[str, str]:
 
 
 def pins() -> dict[str, str]:
-    """The same with the requirements of the requirements."""
+    """All direct and indirect requirements of zmqrl, in the versions that are installed here."""
     found: dict[str, str] = {}
     news = requirements()
     while news:
@@ -119,7 +119,7 @@ def _required(package: str) -> list[str]:
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are installed, without local parts such as +cpu."""
+    """The versions of the packages that are installed, without local parts such as +cpu."""
     found = {}
     for name in names:
         try:

@@ -16,9 +16,10 @@ FETCH_WITHIN_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpointer:
-    """Fetches the copies that the shards keep of a version, and writes them.
+    """Fetches the shards' copies of a version and writes them as a checkpoint.
 
-    ``model`` is any checkpoint of the run: all have its layout and its optimizer. ``keep`` is how many of them stay.
+    ``model`` is any checkpoint of the run: all of them have the same layout and optimizer. ``keep`` is the number of
+    checkpoints to keep.
     """
 
     control: ShardControl
@@ -27,7 +28,7 @@ class Checkpointer:
     keep: int
 
     def set_aside(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
-        """Let each shard copy a version that it holds. Returns the STATS of each then. Raises ClusterError."""
+        """Make each shard copy a version that it holds. Returns the STATS after that, by shard. Raises ClusterError."""
 
         def answer(message: m.Message) -> m.Stats | None:
             if isinstance(message, m.Stats) and message.captured == versions[message.shard]:
@@ -44,7 +45,7 @@ class Checkpointer:
         )
 
     def write(self, versions: Mapping[int, int], generation: int, counters: dict[str, Any]) -> Checkpoint:
-        """Fetch the copy that each shard keeps, and write them. Raises ClusterError, UnwritableError."""
+        """Fetch the copy of each shard and write a checkpoint. Raises ClusterError, UnwritableError."""
         each = tuple(versions[shard] for shard in sorted(versions))
         checkpoint = Checkpoint(
             layout=self.model.layout,

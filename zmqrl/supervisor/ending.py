@@ -20,7 +20,7 @@ from zmqrl.rundir import write_json
 from zmqrl.supervisor.events import Reason
 
 LOOK_EVERY_S = 0.1
-ALONE_WITHIN_S = 3.0  # without a new version, if shards need not end together
+ALONE_WITHIN_S = 3.0  # in asynchronous mode: stop waiting after this time without a new version
 
 
 def stop_shards(
@@ -31,12 +31,12 @@ def stop_shards(
     *,
     together: bool = True,
 ) -> tuple[dict[int, int], dict[int, m.Stats]]:
-    """Stop the shards at a common last version, at or above that of every shard.
+    """Stop all shards at the same last version, which no shard has passed.
 
-    If the workers are gone, or a shard can make no more versions, the shards stay where they are. The last version is
-    then the newest one that all of them hold or, unless ``together``, as in asynchronous mode, each shard's own.
-    ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard. Raises ClusterError when a
-    shard does not answer.
+    If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
+    version is then the newest one that all shards hold. Without ``together``, as in asynchronous mode, it is each
+    shard's own version. ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard.
+    Raises ClusterError when a shard does not answer or does not stop.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
@@ -71,7 +71,7 @@ def stop_shards(
         if time.monotonic() >= began_at + 2 * within_s:
             raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
         for shard, known in list(stats.items()):
-            # A shard that still makes versions must end ahead: by twice as many as it made since the last question.
+            # If a shard still makes versions, move its end ahead by twice the number it made since the last request.
             stats |= ask({shard: known.version + 2 * growth[shard]})
             growth[shard] = stats[shard].version - known.version
     ends = {shard: s.version for shard, s in stats.items()}
@@ -87,7 +87,7 @@ def write_summary(path: Path, reason: Reason, config: Config, last: Checkpoint) 
 
 
 def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
-    """The contents of ``summary.json``: all sessions of the run together, up to its ``last`` checkpoint."""
+    """The contents of ``summary.json``: totals over all sessions of the run, up to its ``last`` checkpoint."""
     counters = Counters.from_json(last.counters) if last.counters else Counters()
     return {
         "exit_reason": reason,
@@ -113,9 +113,10 @@ def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
 
 
 def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:
-    """The error of a run that did not recover from the ``first`` death: its host, its cause, and the end of its log.
+    """Add the ``first`` death to the ``error`` of a failed run: its host, its cause, and the end of its log.
 
-    It is a UsageError if that process ended with one, or if it refused to work before the run had ``begun``.
+    Returns a UsageError if that process ended with one, or if it ended with a ClusterError before the run had
+    ``begun``.
     """
     refused = {UsageError.exit_status} if begun else {UsageError.exit_status, ClusterError.exit_status}
     kind = UsageError if first.status in refused else ClusterError

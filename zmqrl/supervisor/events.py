@@ -50,7 +50,7 @@ class ProcessInspected:
 
 @dataclass(frozen=True, slots=True)
 class ProcessWorked:
-    """A follower did its work, so its past deaths are forgiven."""
+    """A follower has done its work, so its earlier deaths no longer count."""
 
     process: ProcessId
 
@@ -209,7 +209,7 @@ class TellView:
 
 @dataclass(frozen=True, slots=True)
 class TellStop:
-    """Send a shard the version to end at; None cancels that."""
+    """Send a shard the version to end at. None cancels an earlier TellStop."""
 
     shard: int
     version: int | None
@@ -217,7 +217,7 @@ class TellStop:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Let all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded."""
+    """Make all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded."""
 
     generation: int
     view: View
@@ -240,7 +240,7 @@ class TakeCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class UndoRows:
-    """The shards have loaded the checkpoint: move later rows and history lines to files of their own."""
+    """The shards have loaded the checkpoint: move later rows and history lines to separate files."""
 
     generation: int
 
@@ -259,7 +259,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class TellDeath:
-    """Report a death to the user, in lines that are the same for all processes that die in the same way."""
+    """Report a death to the user. Processes that die in the same way have equal lines, which are shown once."""
 
     process: ProcessId
     lines: tuple[str, ...]

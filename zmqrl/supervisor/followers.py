@@ -28,7 +28,7 @@ class Runner(Protocol):
         """Send a message to a process."""
 
     def worked(self, process: ProcessId) -> None:
-        """A process did its work, so its past deaths are forgiven."""
+        """Forget the earlier deaths of a process, because it has done its work."""
 
 
 class Followers:
@@ -53,7 +53,7 @@ class Followers:
         self.pending: dict[ProcessId, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
 
     def start(self, trained_s: float) -> None:
-        """Start them in a run that has trained for ``trained_s``. Recordings that were due earlier are skipped."""
+        """Start the followers. Skip the recordings that were due before ``trained_s``, the training time so far."""
         self.to_record = [minute for minute in self.to_record if 60 * minute >= trained_s]
         for name in self.pending:
             self.runner.start(name)
@@ -63,17 +63,17 @@ class Followers:
         return bool(self.to_record) and 60 * self.to_record[0] <= trained_s
 
     def on_checkpoint(self, version: int, trained_s: float, *, last: bool = False) -> None:
-        """Checkpoint ``version`` was written after ``trained_s`` seconds of training."""
+        """Tell the followers about checkpoint ``version``, written after ``trained_s`` seconds of training."""
         if self.config.evaluator and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
-            if version != self.evaluated:  # the first checkpoint of a resumed run was evaluated already
+            if version != self.evaluated:  # an earlier session has evaluated the first checkpoint of a resumed run
                 self.evaluated = version
                 self._tell(EVALUATOR, {"version": version})
         while self.wants_checkpoint(trained_s):
             self._tell(RECORDER, {"version": version, "name": f"minute-{self.to_record.pop(0):03g}"})
 
     def on_answer(self, answer: Said) -> None:
-        """Take a result."""
+        """Handle the answer of a follower."""
         facts = answer.facts
         if evaluation := facts.get("evaluation"):
             assert self.rows is not None
@@ -99,7 +99,7 @@ class Followers:
     def finish(
         self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]
     ) -> None:
-        """Wait for their answers to the last checkpoint, until ``hurried``. ``look_after`` is called repeatedly."""
+        """Wait for the answers to the last checkpoint, until ``hurried()``. ``look_after`` is called repeatedly."""
         self.on_checkpoint(version, trained_s, last=True)
         give_up_at, told = time.monotonic() + FINISH_WITHIN_S, False
         while (busy := self._busy()) and not hurried():
@@ -128,7 +128,7 @@ class Followers:
             self.runner.tell(process, message)
 
     def _settle(self, process: ProcessId, version: int) -> None:
-        """A message is answered. The recorder answers each in turn, the evaluator skips older ones."""
+        """Remove the messages that an answer settles. The recorder answers each one, the evaluator skips old ones."""
         told = self.pending[process]
         left = told[1:] if process == RECORDER else [message for message in told if message["version"] > version]
         self.pending[process] = left
@@ -140,6 +140,6 @@ class Followers:
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:
-    """The version that was evaluated last in an earlier session."""
+    """The last version that an earlier session evaluated, if any."""
     lines = readable_lines(evaluations, EVALUATION, notice)
     return int(lines[-1]["version"]) if lines else None

@@ -16,7 +16,7 @@ from zmqrl.supervisor.processes import Processes
 from zmqrl.supervisor.shards import Shards
 
 ASK_EVERY_S = 0.2
-ASK_AT_FIRST_EVERY_S = 0.05  # until the first version, from which the time of the run counts
+ASK_AT_FIRST_EVERY_S = 0.05  # until the training time starts
 START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
 STOP_WITHIN_S = 30.0
@@ -33,7 +33,7 @@ class Limits:
 
 
 class SupervisorMachine:
-    """One run, from a checkpoint to its end.
+    """One session of a run, from a checkpoint to its end.
 
     States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not every
     shard can be stopped yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each shard
@@ -73,13 +73,13 @@ class SupervisorMachine:
         self._story = Story()
 
     def begin(self, now: float) -> list[e.Action]:
-        """Start all processes. Workers import what they need while the shards come up."""
+        """Start all processes. Workers import their modules while the shards come up."""
         self._start_by = now + START_WITHIN_S
         self.stalls.made(min(self.shards.checkpoint), now)
         return list(map(self.processes.start, [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]))
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
-        """Take one event. Raises BrokenInvariant, with the last events, when an invariant does not hold."""
+        """Handle one event. Raises BrokenInvariant, with the last events, when an invariant does not hold."""
         if not isinstance(event, e.Tick | e.Figures | e.CheckpointWanted):
             self._story.add(now, type(event), event)
         actions = self._handle(event, now)
@@ -90,7 +90,7 @@ class SupervisorMachine:
         return actions
 
     def check(self) -> None:
-        """Invariants, after every event."""
+        """Assert the invariants, after every event."""
         shards = self.shards
         assert len(shards.checkpoint) == len(shards.numbers)
         assert all(shards.seen[shard] >= version for shard, version in enumerate(shards.checkpoint)), "seen goes back"
@@ -217,7 +217,7 @@ class SupervisorMachine:
     def _look(self, now: float) -> list[e.Action]:
         """Check the shards: ask for their state, restart what hangs, roll back, and decide which ranks count."""
         shards, processes = self.shards, self.processes
-        # A shard that was not asked could not answer: the time in which this process was stopped is not silence.
+        # While this process was suspended, it asked no shard. That time does not count as silence.
         if self._asked_at and now - self._asked_at > GREET_AGAIN_S:
             processes.pardon(now - self._asked_at)
             self.stalls.pardon(now - self._asked_at)
@@ -240,7 +240,7 @@ class SupervisorMachine:
         return actions + self._watch_version(now)
 
     def _watch_version(self, now: float) -> list[e.Action]:
-        """Report which processes a late version waits for, and ask their hosts what they are doing."""
+        """Report the processes that a late version waits for, and ask their hosts what these processes are doing."""
         news = self.stalls.look(self._awaited(now), now)
         actions: list[e.Action] = [e.Inspect(process) for process in news.ask]
         if news.stall is not None:
@@ -250,7 +250,7 @@ class SupervisorMachine:
         return actions
 
     def _awaited(self, now: float) -> list[Awaited]:
-        """The processes without which the open version cannot be made: shards, or else workers."""
+        """The processes that the open version waits for: shards, or else workers."""
         processes = self.processes
         if self.state == "ending":
             return []
@@ -287,7 +287,7 @@ class SupervisorMachine:
         if wanted is not None and all(each.captured == wanted for each in stats.values()):
             return [e.TakeCheckpoint(wanted)]
         if wanted is None or any(each.version > wanted and each.captured != wanted for each in stats.values()):
-            # Far enough ahead that the request reaches every shard before it has made that version.
+            # Choose a version far enough ahead that the request reaches every shard before the shard makes it.
             newest = max(each.version for each in stats.values())
             wanted = self.checkpoint_version = newest + 2 + int(self.figures.updates_per_s)
         return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]

@@ -1,4 +1,4 @@
-"""The view of a run: which ranks count, and the changes when workers are missing. Pure: no sockets, no clock."""
+"""The view of a run: which ranks count, and how that changes with missing workers. Pure: no sockets, no clock."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ class Membership:
 
     def observe(self, alive: set[int], updated: bool, now: float) -> tuple[View | None, str | None]:
         """Return the new view and the notice, if there are any. ``alive`` are the ranks that every shard sees now.
-        ``updated``: versions were made, perhaps by workers that have left again.
+        ``updated``: versions were made, perhaps by workers that have left since.
         """
         here = len(alive & set(self.view.members))
         self.complete_once = self.complete_once or updated or here >= self.wanted

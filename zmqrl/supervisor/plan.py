@@ -1,4 +1,4 @@
-"""The job of every process of a run, and cluster.json, by which others find them."""
+"""The job of each process of a run, and cluster.json, which tells other programs where the processes are."""
 
 import os
 import secrets
@@ -23,14 +23,14 @@ from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 from zmqrl.rundir import RunDirectory, write_json
 
-PROFILE = "ZMQRL_PROFILE"  # "off": nothing is recorded, to measure what recording costs
+PROFILE = "ZMQRL_PROFILE"  # "off" turns recording off, to measure the cost of recording
 FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.commands.measure.record"}
 
 
 class Plan:
     """The processes of one run. ``run`` is a new id, unless the shards must find the state of an earlier run.
-    ``deployment`` says where each process runs. ``secret`` proves the supervisor to the shards. ``version`` is the one
-    that the session begins with.
+    ``deployment`` says where each process runs. ``secret`` authenticates the supervisor to the shards. The session
+    begins with ``version``.
     """
 
     def __init__(
@@ -57,8 +57,9 @@ class Plan:
         self._written_pids: dict[ProcessId, int] = {}
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
-        """The task of a shard. A restarted one binds the same ``endpoints`` again, where the workers look for it. A
-        ``frozen`` shard is only read: it binds where no worker looks for it, unless a port range leaves no choice.
+        """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect there.
+        A ``frozen`` shard only serves its state. It binds where no worker connects, unless a port range leaves no
+        choice.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory
@@ -84,11 +85,11 @@ class Plan:
         return self._task(process, "zmqrl.ps.shard.server", job.to_json())
 
     def worker_task(self, rank: int, job: Mapping[str, Any] | None) -> Task:
-        """The task of a worker. Without a ``job`` it imports its modules, for seconds, and waits for the job."""
+        """The task of a worker. Without a ``job``, the worker imports its modules and waits for the job."""
         return self._task(worker_id(rank), "zmqrl.worker", job)
 
     def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
-        """The job of a worker that finds the shards by ``cluster``. The run is at about ``version``."""
+        """The job of a worker. ``cluster`` says where the shards are. The run is at about ``version``."""
         process = worker_id(rank)
         return {
             "cluster": cluster,
@@ -102,7 +103,7 @@ class Plan:
         }
 
     def _recorder(self, process: ProcessId) -> RecorderJob | None:
-        """Where ``process`` records its time, unless the user has turned that off."""
+        """Where ``process`` records its spans, or None if the user has turned recording off."""
         if os.environ.get(PROFILE) == "off":
             return None
         site = self.sites[process]
@@ -111,7 +112,7 @@ class Plan:
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
     ) -> ShardControl:
-        """Connect to the shards as the supervisor. ``other`` takes the messages that answer no question."""
+        """Connect to the shards as the supervisor. ``other`` is called with each message that is not an answer."""
         keys = self.keys.of_supervisor() if self.keys else None
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)
 
@@ -134,7 +135,7 @@ class Plan:
         )
 
     def write_cluster(self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]) -> None:
-        """Write ``cluster.json`` if the processes have changed, and the key files that it names."""
+        """If the processes have changed, write ``cluster.json`` and the key files that it names."""
         if pids != self._written_pids:
             self._written_pids = dict(pids)
             self._write_key_files()
@@ -170,7 +171,7 @@ class Plan:
         return {"host": self.sites[process].host, "pid": pids.get(process)}
 
     def _key_file(self, rank: int) -> str:
-        """Relative to ``cluster.json``, so that both can be copied to another host."""
+        """The path of a key file, relative to ``cluster.json``, so that both can be copied to another host."""
         return str(self.directory.key_file(rank).relative_to(self.directory.path))
 
     def _write_key_files(self) -> None:
@@ -184,7 +185,7 @@ class Plan:
                 write_json(path, facts, mode=0o600)
 
     def _incarnation(self, process: ProcessId) -> int:
-        """The time in ms, or more if the clock was set back since the last start of the process."""
+        """The incarnation of a new process: the time in ms, but always more than that of its predecessor."""
         self._incarnations[process] = max(time.time_ns() // 1_000_000, self._incarnations.get(process, 0) + 1)
         return self._incarnations[process]
 

@@ -11,11 +11,11 @@ from zmqrl.supervisor import events as e
 
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
-FAILURES_IN_A_ROW = 4  # without a sign of work in between
+FAILURES_IN_A_ROW = 4  # without any work in between
 KILLS_IN_A_ROW = 30  # killed by something else, such as the user or the kernel
 SILENCE_S = 5.0
 HUNG_S = 30.0
-LINES_TOLD = 3  # of the log of a process that died
+LINES_TOLD = 3  # log lines that the report of a death quotes
 VERSION_TOLD_WITHIN_S = 2.0  # the longest delay until the supervisor learns of a version
 
 
@@ -23,8 +23,8 @@ class Processes:
     """The processes of one run.
 
     ``starts`` counts how often each was started. ``hopeless`` holds those that died too often in a row. ``first_death``
-    is the earliest death that the run has not recovered from: it may have caused later ones. If that process was killed
-    for an unknown reason, the next death that has a reason replaces it, because it explains more.
+    is the earliest death that the run has not recovered from: it may have caused later ones. If its reason is unknown,
+    the next death with a known reason replaces it.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Processes:
     def died(self, exited: Exited, now: float, *, counts: bool) -> list[e.Action]:
         """A process died: restart it after a delay that doubles with each death in a row.
 
-        If ``counts``, its death may be the one that the run does not recover from.
+        If ``counts``, this can become the ``first_death``.
         """
         process = exited.process
         self.running.discard(process)
@@ -83,20 +83,20 @@ class Processes:
         self._start_at.pop(process, None)
 
     def worked(self, process: ProcessId) -> None:
-        """The process did its work, so its past deaths are forgiven."""
+        """Forget the earlier deaths of a process, because it has done its work."""
         self.hopeless.discard(process)
         self._failures.pop(process, None)
         self._kills.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
-        """Take the tallies of a shard: a worker has worked if the shard has used more of its contributions."""
+        """Read the tallies of a shard: a worker has worked if the shard has used more of its contributions."""
         for rank, used, *_ in tallies:
             if used > self._used.get(rank, 0):
                 self._used[rank] = used
                 self.worked(worker_id(rank))
 
     def reset_tallies(self) -> None:
-        """The shards have loaded a checkpoint, and count what they use from zero again."""
+        """The shards have loaded a checkpoint. They count used contributions from zero again."""
         self._used.clear()
 
     def made(self, version: int, now: float) -> None:
@@ -112,7 +112,7 @@ class Processes:
         self._heard_at[process] = at
 
     def hear_workers(self, stats: Iterable[m.Stats], now: float) -> None:
-        """A worker is alive while any shard hears from it. One that no shard sees is missing, not silent."""
+        """A worker is alive while any shard hears from it. A worker that no shard sees is missing, not silent."""
         for each in stats:
             for rank, silent_ms in zip(each.present, each.silent_ms, strict=False):
                 if silent_ms < 1000 * SILENCE_S and worker_id(rank) in self.running:
@@ -132,11 +132,11 @@ class Processes:
         )
 
     def pardon(self, seconds: float) -> None:
-        """The supervisor itself did not run for this time, so it could not hear from any process."""
+        """Do not count these seconds as silence: the supervisor itself did not run, so it could not hear anything."""
         self._heard_at = {process: at + seconds for process, at in self._heard_at.items()}
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:
-        """Name the processes that run but give no sign of life, and kill those that have hung for ``HUNG_S``."""
+        """Report the processes that give no sign of life, and kill those that have hung for ``HUNG_S``."""
         silent = {process for process in self._heard_at if self.silent_s(process, now) >= SILENCE_S}
         tell = now - self._silence_told_at >= SILENCE_S
         actions: list[e.Action] = []

@@ -22,7 +22,7 @@ ROW_EVERY_S = 1.0
 
 
 class Progress:
-    """The metrics of a run. ``row`` is the newest row. Time counts from ``begin``, at the first version."""
+    """The metrics of a run. ``row`` is the newest row. Time counts from the call of ``begin``, at the first version."""
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
@@ -51,7 +51,7 @@ class Progress:
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
     def on_report(self, report: m.Report) -> None:
-        """Take a worker's own metrics, unless they are malformed."""
+        """Add a worker's report to the metrics, unless it is malformed."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
         try:
             taken_over = self.metrics.on_report(WorkerReport.parse(figures))
@@ -64,29 +64,29 @@ class Progress:
             self.console.notice(f"another worker has taken over rank {report.rank}")
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
-        """Take the STATS of the shards; shards that have not answered are missing."""
+        """Add the STATS of the shards to the metrics. ``stats`` lacks the shards that have not answered."""
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
 
     def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
-        """The counters at ``version``, of which every shard keeps a copy. Later contributions are not counted."""
+        """The counters at ``version``. Every shard keeps a copy of it. Later contributions are not counted."""
         counters = self.metrics.counters()
         contributions = {**counters.contributions, **summed(each.captured_totals for each in stats.values())}
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
     def end(self, version: int, stats: Mapping[int, m.Stats], members: tuple[int, ...], now: float) -> dict[str, Any]:
-        """Make the last row, at ``version``, of which every shard keeps a copy. Returns the final counters."""
+        """Make the last row, at ``version``. Every shard keeps a copy of it. Returns the final counters."""
         last = {s: dataclasses.replace(each, version=version, totals=each.captured_totals) for s, each in stats.items()}
         self.on_stats(last, sorted(last), members)
         self.show(now)
         return self.counters_at(version, last)
 
     def undo_rows(self, version: int, generation: int) -> None:
-        """All shards have gone back to ``version``: move the rows above it to a file of their own."""
+        """All shards have gone back to ``version``: move the rows above it to a separate file."""
         self.metrics.go_back(version)
         try:
             self.rows.rewind(version, generation)
         except OSError as error:
-            self.console.notice(f"{self.directory.metrics} keeps rows that a rollback has undone: {error.strerror}")
+            self.console.notice(f"{self.directory.metrics} still has rows that a rollback has undone: {error.strerror}")
         self.row_version = min(self.row_version, version)
 
     def due(self, now: float) -> bool:
@@ -94,11 +94,11 @@ class Progress:
         return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
 
     def put_off(self, now: float) -> None:
-        """Make the next row only after the usual time, when the statistics are fresh again."""
+        """Postpone the next row by a full interval, so that the statistics are fresh again."""
         self.row_at = now
 
     def show(self, now: float) -> None:
-        """Make the next row, write it if its version is above that of every earlier row, and show it."""
+        """Make and show the next row. Write it only if its version is above that of every earlier row."""
         self.row_at = now
         is_newer = self.metrics.version > self.row_version
         self.row = self.metrics.row(self.trained_s(), written=is_newer)
@@ -113,7 +113,7 @@ class Progress:
         )
 
     def close(self, *, hurried: bool) -> None:
-        """Close the files and the trackers. If ``hurried``, the trackers get no time for the summary."""
+        """Close the files and the trackers. If ``hurried``, do not wait for the trackers to finish."""
         self.rows.close()
         self.trackers.close(within_s=0.0 if hurried else CLOSE_WITHIN_S)
 

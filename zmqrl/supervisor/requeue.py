@@ -1,4 +1,4 @@
-"""Runs that are longer than the time limit of their batch job: they end in time, and the job is requeued."""
+"""Lets a run outlast the time limit of its batch job: the run ends before the limit, and Slurm requeues the job."""
 
 import contextlib
 import dataclasses
@@ -16,13 +16,13 @@ from zmqrl.observe.metrics import Counters
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.resume import read_newest
 
-# Exit statuses of an interrupted run; the second one if only USR1 interrupted it.
+# Exit statuses of an interrupted run. The second one means that only USR1 interrupted it.
 INTERRUPTED = 130
 TIME_IS_UP = 128 + signal.SIGUSR1
 
 
 def is_begun(config: Config) -> bool:
-    """Whether the run directory holds a run: then the job was requeued."""
+    """Whether the run directory already holds a run. If it does, the job was requeued."""
     return config.run_dir is not None and RunDirectory(config.run_dir).config.exists()
 
 
@@ -38,19 +38,21 @@ def check(job: str, config: Config) -> None:
 
 
 def left_of(config: Config) -> Config:
-    """Subtract what a resumed run has trained already from its ``minutes``. Raises UsageError when nothing is left."""
+    """Subtract the time that a resumed run has trained from its ``minutes``. Raises UsageError when no time is left."""
     if config.minutes is None or not config.resume:
         return config
     assert config.run_dir is not None
     checkpoint = read_newest(RunDirectory(config.run_dir))
     trained = Counters.from_json(checkpoint.counters).wall_s / 60 if checkpoint and checkpoint.counters else 0.0
     if trained >= config.minutes:
-        raise UsageError(f"--minutes {config.minutes:g}: {config.run_dir} has trained for {trained:.1f} already.")
+        raise UsageError(
+            f"--minutes {config.minutes:g}: {config.run_dir} has already trained for {trained:.1f} minutes."
+        )
     return dataclasses.replace(config, minutes=config.minutes - trained)
 
 
 def requeued(job: str | None, train: Callable[[], int]) -> int:
-    """Run ``train`` and return its exit status. If only USR1 ended it, requeue ``job``, if there is one."""
+    """Run ``train`` and return its exit status. If only USR1 ended it, requeue ``job`` (None: there is no job)."""
     with _warned() as came:
         try:
             status = train()
@@ -60,16 +62,16 @@ def requeued(job: str | None, train: Callable[[], int]) -> int:
             status = INTERRUPTED
     time_is_up = status == TIME_IS_UP or (status == INTERRUPTED and came.is_set())
     if time_is_up and job is not None:
-        sys.stdout.write(f"the time of job {job} is up: it is requeued\n")
+        sys.stdout.write(f"job {job} has reached its time limit: requeueing it\n")
         sys.stdout.flush()
-        scontrol("requeue", job)  # which ends us, too
+        scontrol("requeue", job)  # this ends the current process too
     return INTERRUPTED if time_is_up else status
 
 
 @contextlib.contextmanager
 def _warned() -> Iterator[threading.Event]:
-    """Let USR1, which Slurm can send before a time limit, act like a first Ctrl-C. The yielded event is set if USR1
-    came before the run handled signals itself.
+    """Make USR1 act like a first Ctrl-C. Slurm can send USR1 before a time limit. The yielded event is set if USR1
+    arrived before the run handled signals itself.
     """
     came = threading.Event()
 

@@ -52,18 +52,18 @@ def read_newest(directory: RunDirectory) -> Checkpoint | None:
 
 
 def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
-    """Raise UsageError when the run was trained on other games than those of ``config``, or on another ``flavour``: the
-    scores in its files would not be comparable.
+    """Raise UsageError when the run was trained on another environment than that of ``config``, or on another
+    ``flavour``. The scores in its files would not be comparable.
     """
     if config.env != stored.env:
-        raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for that.")
+        raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
     before = describe_env(stored.env, stored.envs).flavour
     if before != flavour:
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
 
 
 def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None:
-    """Raise UsageError when the run at ``path`` has reached its limit already."""
+    """Raise UsageError when the run at ``path`` has already reached a limit of ``config``."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     score = statistics.fmean(counters.scores) if len(counters.scores) >= SCORES_KEPT else None
     for option, limit, reached in (
@@ -73,7 +73,7 @@ def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None
     ):
         if limit is not None and reached is not None and reached >= limit:
             raise UsageError(
-                f"{option} {limit:g}: {path} has reached {reached:g} already: set a higher limit to resume."
+                f"{option} {limit:g}: {path} has already reached {reached:g}: set a higher limit to resume."
             )
 
 

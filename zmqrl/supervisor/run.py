@@ -51,7 +51,9 @@ def train(config: Config) -> int:
 
 
 def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
-    """Train on a deployment. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
+    """Train on a deployment. Returns 0 when done, and INTERRUPTED or TIME_IS_UP when interrupted after a checkpoint.
+    Raises ZmqrlError.
+    """
     config.check()
     check_installed(config.trackers)
     spec = describe_env(config.env, config.envs)
@@ -71,7 +73,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             if changes := resume.changes(stored, config):
                 news.append(f"settings changed from here on: {', '.join(changes)}")
         elif directory.config.exists():
-            raise UsageError(f"{path} holds a run already: choose another --run-dir, or add --resume to continue it.")
+            raise UsageError(f"{path} already holds a run: choose another --run-dir, or add --resume to continue it.")
         else:
             checkpoint = initial
         if exporter is not None:
@@ -97,7 +99,7 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
             yield
         except (ZmqrlError, KeyboardInterrupt):
             raise
-        except OSError as error:  # before the run has begun; _supervise handles later ones
+        except OSError as error:  # before the run has begun; _supervise handles later errors
             raise UsageError(refusal(error, directory.path, ANOTHER)) from error
         except Exception as error:
             raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
@@ -117,7 +119,7 @@ def _logged(path: Path) -> str:
 
 
 def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
-    """Version 0 of a run, with parameters drawn from its seed. Raises UsageError for settings that contradict."""
+    """Version 0 of a run, with parameters drawn from its seed. Raises UsageError for contradictory settings."""
     config.algorithm.minibatch_samples(config.envs.num_envs)
     if config.loss is not None:
         load_loss(config.loss, config.algorithm)
@@ -166,7 +168,7 @@ def _supervise(
                 console.notice(text)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
-    except KeyboardInterrupt:  # once more, while it ended
+    except KeyboardInterrupt:  # a second Ctrl-C, while the run ended
         if supervisor is not None and supervisor.saved:
             console.notice(f"ended (interrupted) at version {supervisor.checkpoint.version}; see {directory.summary}")
         raise

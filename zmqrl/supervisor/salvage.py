@@ -45,13 +45,15 @@ class Gone(ClusterError):
 
 
 class Damaged(ClusterError):
-    """The state of the shards exists but has no version in common, and another try would not find one."""
+    """The state of the shards exists but cannot become a checkpoint, and another try would not change that."""
 
 
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
-    """Make a checkpoint of the newest version that all shards of a killed run still hold. Returns ``checkpoint``, the
-    newest so far, if that is as new, or if the state of a shard no longer exists, which ``notice`` reports. Raises
-    ClusterError if the state may exist but cannot be read now: it stays untouched, so that another try may succeed.
+    """Make a checkpoint of the newest version that all shards of a killed run still hold.
+
+    Returns ``checkpoint``, the newest one so far, if the shards hold nothing newer. Also returns it if the state of a
+    shard no longer exists; ``notice`` reports that. Raises ClusterError if the state may exist but cannot be read now.
+    The state then stays untouched, so that another try may succeed.
     """
     if not directory.left.exists():
         return checkpoint
@@ -115,7 +117,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _set_aside(history: Path) -> set[Path]:
-    """The damaged originals of a history."""
+    """The original files of a history whose damaged lines were removed."""
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 
@@ -132,7 +134,7 @@ def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Left:
-    """The contents of ``left.json``, which a killed run left. ``shards``: the host of each, and its address."""
+    """The contents of the ``left.json`` of a killed run. ``shards``: the host and the address of each shard."""
 
     run: str
     config: Config
@@ -178,7 +180,7 @@ def _whereabouts(directory: RunDirectory) -> str:
 
 
 def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
-    """Deploy to the hosts that have the state of the shards. Raises ClusterError, with hosts it cannot reach."""
+    """Deploy to the hosts that have the state of the shards. Raises ClusterError that names unreachable hosts."""
     if left.is_here:
         return on_this_machine(left.config, directory)
     host_of = {shard: host for shard, (host, _) in left.shards.items()}
@@ -236,10 +238,11 @@ def _look(launcher: Launcher) -> dict[ProcessId, str]:
 def to_save(
     welcomes: Mapping[int, m.Welcome], made: Mapping[int, int], checkpoint: Checkpoint, *, together: bool
 ) -> dict[int, int] | None:
-    """The version of each shard to make a checkpoint of; None if ``checkpoint`` has everything. It is the newest
-    version that all hold or, unless ``together``, the newest of each. ``made`` are the last versions in their
-    histories. Raises Damaged when newer versions existed but no such version is left, and Gone when the run was rolling
-    back to ``checkpoint``.
+    """The version of each shard to save as a checkpoint, or None if ``checkpoint`` has everything.
+
+    If ``together``, it is the newest version that all shards hold, otherwise each shard's newest version. ``made``
+    holds the last version in the history of each shard. Raises Damaged when newer versions existed but cannot be saved.
+    Raises Gone when the run was rolling back to ``checkpoint``.
     """
     stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
     if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):
@@ -252,7 +255,7 @@ def to_save(
         loaded = {shard: each.version for shard, each in welcomes.items() if each.generation == newest}
         if all(version == checkpoint.version_of(shard) for shard, version in loaded.items()):
             raise Gone(f"the shards were going back to version {checkpoint.version} when the run was killed.")
-        raise Damaged("some shards had gone back to a checkpoint when it was killed, and others had not.")
+        raise Damaged("only some of its shards had gone back to a checkpoint when it was killed.")
     if not together:
         return stands
     lowest, highest = min(stands.values()), max(stands.values())
@@ -264,10 +267,11 @@ def to_save(
 def counters_at(
     version: int, stats: Mapping[int, m.Stats], checkpoint: Checkpoint, directory: RunDirectory, notice: Notice
 ) -> Counters:
-    """Estimate the counters of the run at ``version``, after ``checkpoint``. Contributions come from the shards and are
-    exact. The rest comes from the newest row of ``metrics.jsonl``, which is a second old at most. Steps and time are
-    extrapolated to ``version`` at their mean per version. Only the mean score of the last games is known, so it stands
-    for each of them.
+    """Estimate the counters of the run at ``version``, after ``checkpoint``.
+
+    Contributions come from the shards and are exact. The rest comes from the newest row of ``metrics.jsonl``, which is
+    at most a second old. Steps and time are extrapolated to ``version`` at their mean per version. Only the mean score
+    of the last games is known, so each of these games gets that score.
     """
     start = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     rows = lineage(readable_lines(directory.metrics, ROW, notice))

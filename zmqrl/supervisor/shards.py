@@ -15,10 +15,10 @@ START = "the run starts"
 class Shards:
     """The shards of a run, by number.
 
-    ``checkpoint`` holds the version of each shard in the newest checkpoint, ``seen`` the newest version that each is
-    known to have made, and ``stats`` the last report of each since it was started or loaded. ``down`` are the shards
-    that have not welcomed this supervisor since they were started. ``rollback`` says why all shards must load the
-    checkpoint, if they must: at first because the run starts.
+    ``checkpoint`` holds the version of each shard in the newest checkpoint. ``seen`` holds the newest version that each
+    shard is known to have made. ``stats`` holds the last report of each shard since it started or loaded a checkpoint.
+    ``down`` holds the shards that have not sent WELCOME since they started. ``rollback`` is the reason why all shards
+    must load the checkpoint, or None. The first reason is the start of the run.
     """
 
     def __init__(self, checkpoint: tuple[int, ...], generation: int, stop_at: int | None) -> None:
@@ -29,7 +29,7 @@ class Shards:
         self.down = set(self.numbers)
         self.rollback: str | None = START
         self.rollback_at: float | None = None
-        self._welcomed: dict[int, int] = {}  # the incarnation of each that welcomed us last
+        self._welcomed: dict[int, int] = {}  # by shard: the incarnation in its last WELCOME
         self._claims: dict[int, dict[int, int]] = {}  # by shard and rank: versions that workers claim to have seen
 
     @property
@@ -45,11 +45,11 @@ class Shards:
 
     @property
     def ready(self) -> bool:
-        """Whether every shard is up, with the state that it must have."""
+        """Whether every shard is up and has its state."""
         return not self.down and self.rollback is None
 
     def failure(self) -> str | None:
-        """Why a shard can make no more versions, if one cannot."""
+        """The reason why a shard can make no more versions, if there is such a shard."""
         for shard, stats in sorted(self.stats.items()):
             if stats.failure:
                 return (
@@ -59,9 +59,9 @@ class Shards:
         return None
 
     def missing(self, members: Iterable[int]) -> list[Awaited]:
-        """The workers that have not contributed to the open version, once all shards have reported their state.
+        """The workers that have not contributed to the open version. Empty if no version is open.
 
-        Empty if no version is to be made.
+        Every shard must have reported its state.
         """
         lowest = min(each.version for each in self.stats.values())
         waiting = [each for each in self.stats.values() if each.version == lowest]
@@ -80,12 +80,12 @@ class Shards:
         return list(found.values())
 
     def on_stats(self, shard: int, stats: m.Stats) -> bool:
-        """A shard reports its state. Returns whether it has made a version since the last time."""
+        """A shard reports its state. Returns whether it has made a new version."""
         if shard in self.down or stats.state == "empty" or stats.generation != self.generation:
-            return False  # its WELCOME decides
+            return False  # its WELCOME decides whether to roll back
         known = self.stats.get(shard)
         if known is not None and (stats.incarnation, stats.version) < (known.incarnation, known.version):
-            return False  # a later answer has overtaken this one
+            return False  # a newer report has arrived before this one
         self.stats[shard] = stats
         grown = stats.version > self.seen[shard]
         self.seen[shard] = max(self.seen[shard], stats.version)
@@ -126,7 +126,7 @@ class Shards:
         self.stats.pop(shard, None)
 
     def roll_back(self, view: View, now: float) -> list[e.Action]:
-        """Let all shards load the checkpoint under a new generation, if they must and all are up."""
+        """If a rollback is due and all shards are up, make them load the checkpoint under a new generation."""
         if self.rollback is None:
             return []
         self.rollback_at = self.rollback_at or now
@@ -148,7 +148,7 @@ class Shards:
         return [action for shard in self.numbers for action in self.tell_stop(shard)]
 
     def repeat(self, view: View) -> list[e.Action]:
-        """Send the view and the end again to each shard that reports another: the first message may be lost."""
+        """Send the view or the end version again to a shard that reports another: the first message may be lost."""
         actions: list[e.Action] = []
         for shard, stats in self.stats.items():
             if stats.view != view.id:
@@ -174,5 +174,5 @@ class Shards:
             self.rollback = why
 
     def _end_of(self, shard: int) -> int | None:
-        """The version to end at: ``stop_at``, or the newest, if the shard made that before it heard of the end."""
+        """The version to end at: ``stop_at``, or the shard's newest version if it has passed ``stop_at``."""
         return None if self.stop_at is None else max(self.stop_at, self.seen[shard])

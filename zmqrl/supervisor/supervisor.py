@@ -38,15 +38,15 @@ STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
-LATE_S = 3.0  # since the turn before
+LATE_S = 3.0  # a turn this long after the previous one is late
 SCORES_FOR_STOP = 50
-MOST_REFUSED = 100  # sentences about workers of another zmqrl, so that they cannot flood the screen
+MOST_REFUSED = 100  # notices about refused workers: more would flood the screen
 
 
 class Supervisor:
-    """One run, from a checkpoint to the next. ``interrupts`` counts how often the user asked for its end."""
+    """One session of a run, from its first checkpoint to its last. ``interrupts`` counts the user's requests to end."""
 
-    control: ShardControl  # once the shards are up
+    control: ShardControl  # set once the shards are up
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class Supervisor:
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
         self.exporter, self.exported_at = exporter, 0.0
         self.reports_closed = self.saved = False
-        self.refused: set[str] = set()  # sentences that were shown about workers of another zmqrl
+        self.refused: set[str] = set()  # the reasons for refusals that the user has seen
         self.interrupts = 0
-        self.asked_to_end: set[int] = set()  # the signals that asked for the end
+        self.asked_to_end: set[int] = set()  # the signals that requested the end
         self.reason: e.Reason | None = None  # to stop
         self._actions: deque[e.Action] = deque()
         self._lines = Folding()
@@ -95,7 +95,7 @@ class Supervisor:
     # the run
 
     def run(self) -> e.Reason:
-        """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when it failed."""
+        """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when the run fails."""
         reason: e.Reason = "failed"
         with contextlib.ExitStack() as at_the_end:  # closes everything in reverse order, even if a part fails
             at_the_end.callback(self._set_aside)
@@ -156,8 +156,8 @@ class Supervisor:
             time.sleep(0.01)
 
     def _connect(self) -> None:
-        """The shards are up: connect to them, and send their jobs to the workers and the followers."""
-        for old in (self.directory.summary, self.directory.trace):  # of an earlier session; from here on it goes on
+        """Connect to the shards, which are up now. Send the workers and the followers their jobs."""
+        for old in (self.directory.summary, self.directory.trace):  # out of date from here on
             old.unlink(missing_ok=True)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
         self.control = self.plan.control(endpoints, self._arrived)
@@ -175,7 +175,7 @@ class Supervisor:
                 self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
 
     def _bring_histories(self) -> None:
-        """Copy each history to the host of its shard, from the host that had it in an earlier session, or from here."""
+        """Copy each history to the host of its shard. In an earlier session, another host may have had it."""
         begun = self.checkpoint.version > 0
         if begun and (away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)):
             raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
@@ -207,7 +207,7 @@ class Supervisor:
         now = time.monotonic()
         self.faults.step(now)
         self.files.step(now)
-        if now - self._turned_at >= LATE_S:  # this process was stopped: the messages of the shards are that old
+        if now - self._turned_at >= LATE_S:  # this process was suspended, so the shards' messages are old
             self.progress.put_off(now)
         elif self.progress.due(now):
             self._take_in_stats()
@@ -215,7 +215,7 @@ class Supervisor:
         self._turned_at = now
 
     def _look_after(self) -> None:
-        """Process the events of processes and the timers, and carry out the resulting actions."""
+        """Handle the events of processes and the timers, and carry out the resulting actions."""
         self._check_processes()
         self._tell(self._lines.take(time.monotonic()))
         self._feed(e.Tick())
@@ -249,7 +249,7 @@ class Supervisor:
                     for rank in self.plan.open_ranks
                 ),
             ],
-            shard_versions=dict(self.shards.seen),  # another thread reads it
+            shard_versions=dict(self.shards.seen),  # a copy, because another thread reads it
             shard_held={shard: len(each.held) for shard, each in stats.items()},
             silent_s=heard,
             quorum=view.quorum,
@@ -284,7 +284,7 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     self.directory.stalled.unlink()
                 if tell:
-                    self.console.notice(f"version {stall.version} no longer waits, after {stall.waited_s:.0f} s")
+                    self.console.notice(f"version {stall.version} is no longer stalled, after {stall.waited_s:.0f} s")
             case e.GiveUp(process, deaths):
                 self.console.notice(f"{process} died {deaths} times: the run continues without it")
                 self.followers.give_up(process)
@@ -354,7 +354,7 @@ class Supervisor:
                 self.console.notice(refusal(error, self.directory.cluster))
 
     def _show_stall(self, stall: Stall, tell: bool) -> None:
-        with contextlib.suppress(OSError):  # a full disk, which others report
+        with contextlib.suppress(OSError):  # a full disk, which is reported elsewhere
             write_json(self.directory.stalled, stall.to_json())
         if tell:
             self.console.notice(stall.sentence())
@@ -374,7 +374,7 @@ class Supervisor:
         self.launcher.tell(process, message)
 
     def worked(self, process: ProcessId) -> None:
-        """A process did its work, so its past deaths are forgiven."""
+        """Forget the earlier deaths of a process, because it has done its work."""
         self._feed(e.ProcessWorked(process))
 
     def _task(self, process: ProcessId) -> Task:
@@ -392,13 +392,13 @@ class Supervisor:
     # checkpoints
 
     def _load(self, load: e.Load) -> None:
-        """Let all shards load the newest checkpoint: at the start, and when a shard has lost its state."""
+        """Make all shards load the newest checkpoint: at the start, and when a shard has lost its state."""
         checkpoint, view = self.checkpoint, load.view
         try:
             for shard in self.shards.numbers:
                 version, state = checkpoint.version_of(shard), checkpoint.states[shard]
                 self.control.load(shard, load.generation, version, view.id, view.quorum, view.members, state)
-        except ClusterError as error:  # another shard died: once it is back, all are loaded again
+        except ClusterError as error:  # a shard died: once it is back, all shards load the checkpoint again
             return self._feed(e.NotLoaded(str(error)))
         return self._feed(e.Loaded())
 
@@ -420,10 +420,10 @@ class Supervisor:
     # the end
 
     def _finish(self, reason: e.Reason) -> None:
-        """Stop all shards and write their last versions as a checkpoint. One that dies meanwhile is restarted."""
+        """Stop all shards and write their last versions as a checkpoint. Restart a shard that dies meanwhile."""
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
         self.reports_closed = reason == "stop_score"  # games that end from now on do not cancel the reason
-        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # their remaining state is out of date
+        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # waiting actions of these types are out of date
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
@@ -462,7 +462,7 @@ class Supervisor:
             self.console.notice(str(error))  # the final message must be about the first failure
 
     def _set_aside(self) -> None:
-        """Keep cluster.json as left.json, so that --resume finds the state of the shards, unless it is saved."""
+        """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""
         try:
             if not self.saved:
                 self.directory.set_aside()
@@ -489,7 +489,7 @@ class Supervisor:
             self.console.notice(f"no checkpoint could be written: {error}")
 
     def _end_histories(self) -> None:
-        """End the histories with the last checkpoint. A shard may have made one version more, which nothing uses."""
+        """Cut the histories off at the last checkpoint. A shard may have made one more version, which nothing uses."""
         for shard in self.shards.numbers if self.saved else ():
             path = self.directory.history(shard)
             with contextlib.suppress(ClusterError, OSError):  # the run has ended; a longer history does no harm
@@ -499,7 +499,7 @@ class Supervisor:
                     history.close()
 
     def _let_leave(self) -> None:
-        """Let the processes end: workers have heard BYE, and shards end with their standard input."""
+        """Wait until the processes end. Workers have received BYE. Shards end when their standard input closes."""
         shards = list(map(shard_id, self.shards.numbers))
         for process in (*map(worker_id, self.plan.local_ranks), *shards):
             self.machine.processes.give_up(process)

@@ -147,7 +147,7 @@ def test_a_launch_refuses_before_anything_is_started_and_goes_on_where_it_is_tol
     eventually(lambda: nothing_left(lab), "the end of all that was asked", 15)
     with launching(lab, tmp_path / "run", "--iface", "eth9", "--insecure-plaintext") as run:
         assert run.wait() == 3
-        assert "h1: has no --iface eth9, only lo 127.0.0.1, eth0 " in run.complaint()
+        assert "h1: no interface or network eth9, only lo 127.0.0.1, eth0 " in run.complaint()
 
 
 def test_shards_are_to_be_reached_where_options_say(lab: Lab, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_scenario_gives_defaults_and_says_what_it_cannot_give(
     assert config.failures == (Failure(process="worker-0", at=0.5), Failure(process="shard-1", at=1.0))
     slow = config.stragglers()[1]
     assert (slow.factor, slow.seconds) == (3.0, 0.5)
-    assert capsys.readouterr().err == f"{scenario}: a real run has its own bandwidth.\n"
+    assert capsys.readouterr().err == f"{scenario}: a real run ignores bandwidth.\n"
     assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
 
 

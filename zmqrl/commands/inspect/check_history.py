@@ -24,7 +24,7 @@ from zmqrl.words import counted
 class Options:
     """Check that the histories of a run are complete and agree with its summary.
 
-    Exit status: 0 if they are, 1 if not.
+    Exit status: 0 if so, 1 if not.
     """
 
     run: RunPath
@@ -87,7 +87,7 @@ def check(path: Path) -> dict[str, Any]:
         raise not_a_run(path)
     if type(settings.get("shards")) is not int:
         raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or use another run.")
-    # The summary of a run that could not end is about its last checkpoint, but its shards were ahead of that.
+    # If a run could not end properly, its summary describes its last checkpoint, but its shards had gone further.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
     histories: dict[int, list[Line]] = {}
     violations: list[str] = []
@@ -115,7 +115,7 @@ def check(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[list[Line], list[int]]:
-    """The valid lines, and the numbers of the others. An unfinished last line is neither."""
+    """The valid lines, and the numbers of the invalid ones. An unfinished last line is ignored."""
     try:
         whole = path.read_bytes().split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
@@ -160,8 +160,8 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
     """Versions with fewer contributions than their view requires.
 
-    The other versions of the same view show how many it requires. The first one on a shard does not count: when a view
-    lowers the quorum, more contributions can be there already.
+    A view requires the number that most of its versions have. Its first version on each shard does not count: when a
+    view lowers the quorum, more contributions may already have arrived.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
     for lines in histories.values():

@@ -57,7 +57,7 @@ def command(arguments: list[str]) -> int:
 
 @interruptible()
 def run(options: Options, config: Config) -> int:
-    """Check the hosts. Returns the exit status: 0 without problems, 3 with problems. Raises UsageError."""
+    """Check the hosts. Returns the exit status: 0 without problems, 3 with problems. Raises ZmqrlError."""
     reach = options.reach()
     hosts = reach.hosts
     check(config, hosts)
@@ -113,7 +113,7 @@ def known(host: Host, up: Mapping[str, Up], found: Survey) -> dict[str, Any]:
 
 
 def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Table:
-    """A line for each host. A dash means that the value is not known."""
+    """A line for each host. A dash stands for an unknown value."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("host", "zmqrl", "python", "game", "cores", "memory", "open files", "disk", "/dev/shm", "clock"):
         shown.add_column(title, justify="left" if title in ("host", "zmqrl", "python", "game") else "right")
@@ -132,9 +132,9 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route. If there are many, those that fail and the slowest ones."""
+    """A line for each route. Of many routes, only the failed and the slowest ones."""
     shown = Table(box=box.SIMPLE_HEAD)
-    for title in ("from", "to", "address", "round trip", "passes"):
+    for title in ("from", "to", "address", "round trip", "bandwidth"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")
     worst = sorted(routes.items(), key=lambda item: -item[1].get("round_trip_s", math.inf))[:ROUTES_SHOWN]
     for route, measured in worst if len(routes) > ROUTES_SHOWN else routes.items():
@@ -150,7 +150,7 @@ def route_table(routes: Mapping[Route, Facts]) -> Table:
 
 
 def to_json(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey, verdict: Verdict) -> dict[str, Any]:
-    """Plain data. A value that is not known is null."""
+    """The findings as plain data. An unknown value is null."""
     return {
         "hosts": [
             {"host": host.name, **{key: about.get(key) for key in KEYS}}

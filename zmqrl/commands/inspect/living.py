@@ -21,7 +21,7 @@ MOST_AT_A_TIME = 16  # hosts that are asked in parallel
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """``cluster`` is the content of ``cluster.json``. It is None for a run that has ended."""
+    """``cluster`` is the content of ``cluster.json``, or of ``left.json`` after a kill. None: the run has ended."""
 
     directory: RunDirectory
     cluster: dict[str, Any] | None
@@ -61,7 +61,7 @@ class Living:
         ]
 
     def stall(self) -> Stall | None:
-        """The version that waits for processes, as the supervisor wrote it last. None if versions are made."""
+        """The version that has stalled, as the supervisor last wrote it. None if there is no stall."""
         try:
             return Stall.from_json(json.loads(self.directory.stalled.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
@@ -75,7 +75,7 @@ class Living:
 
 
 def state_of(host: str, pid: int | None) -> str | None:
-    """The state of a local process from ``/proc``: a state of ``Sight``, or ``gone``. None if it is elsewhere."""
+    """The state of a process from ``/proc``: a state of ``Sight``, or ``gone``. None on another host."""
     if pid is None or host != host_socket.gethostname():
         return None
     sight = inspection.look(pid)

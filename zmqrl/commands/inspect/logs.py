@@ -29,7 +29,7 @@ class Options:
     follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False
     """Follow the logs until the run ends."""
     tail: int = 20
-    """Number of last lines to show of each log."""
+    """Lines to show from the end of each log."""
 
 
 def command(arguments: list[str]) -> int:

@@ -37,13 +37,13 @@ GROWN = 1  # exit status
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Show where the time of a run goes: the time of each span, and which worker, shard and span each update waited
-    for. The run can have ended or be running. With two runs, show what changed from the first to the second.
+    for. The run may still be running. With two runs, show what changed from the first to the second.
     """
 
     runs: Annotated[RunPaths, tyro.conf.arg(metavar="RUN [RUN]")]
     """The run directory, or two of them to compare."""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
-    """Look at a running run for this time, instead of at all that it has recorded."""
+    """Profile only the next S seconds of a running run. None: everything that it has recorded."""
     json: bool = False
     """Print one JSON object."""
     processes: bool = False
@@ -53,10 +53,10 @@ class Options:
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a trace of all processes on one clock, for https://ui.perfetto.dev."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
-    """Draw the critical path, the times of updates and what they waited for."""
+    """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
-    """With two runs: exit with status 1 if the update, or a span except wait, grew by more than this part of the first
-    run's update.
+    """With two runs: exit with status 1 if the time of an update, or of a span except wait, grew by more than this
+    percentage of the first run's update time.
     """
 
 
@@ -74,7 +74,7 @@ def run(options: Options) -> int:
     if len(options.runs) != 1:
         raise UsageError(f"zmqrl profile shows one run, or the difference of two, not {len(options.runs)}.")
     if options.fail_above is not None:
-        raise UsageError("--fail-above compares two runs: name the one before and the one after.")
+        raise UsageError("--fail-above compares two runs: name the earlier run, then the later one.")
     if options.plot is not None:
         check_picture("--plot", options.plot)
     path = options.runs[0]
@@ -119,7 +119,7 @@ def check_ranks(path: Path, ranks: Sequence[int]) -> None:
 
 
 def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: Sequence[int] = ()) -> None:
-    """Add what needs the settings and the rows of the run: predictions, bytes per shard and policy lag.
+    """Add predictions, bytes per shard and policy lag, which need the settings and the rows of the run.
 
     A run that cannot be replayed has no predictions, and a warning says why. An asynchronous run has neither
     predictions nor bytes per shard.
@@ -190,7 +190,7 @@ def read(path: Path) -> Recording:
     if not recording.processes:
         raise UsageError(
             f"{path} has no profile: an older zmqrl made the run, or it ended in its first seconds, or ZMQRL_PROFILE "
-            "was off; zmqrl plot still shows its mean time per span."
+            "was off; split_s in its metrics.jsonl still has the mean time of each span."
         )
     return recording
 

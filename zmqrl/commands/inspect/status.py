@@ -40,9 +40,9 @@ def run(options: Options) -> int:
 
 
 def status(path: Path) -> dict[str, Any]:
-    """Plain data. ``state``: running, ended, or killed (the supervisor died before the end of the run).
+    """The state of a run as plain data. ``state``: running, ended, or killed (the supervisor died before the end).
 
-    ``stalled``: the version that waits, and what the processes that it waits for are doing, as in ``stalled.json``. The
+    ``stalled``: the version that has stalled, and the processes that it waits for, as in ``stalled.json``. The
     ``state`` of a process is null on other machines.
     """
     living, record = Living.read(path), RunRecord.read(path)

@@ -1,1 +1,1 @@
-"""Commands that measure what was learned: eval, record, plot, compare."""
+"""Commands that measure, draw and predict runs: eval, record, plot, compare, bench, simulate, plan."""

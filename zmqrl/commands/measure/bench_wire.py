@@ -24,7 +24,7 @@ from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
 from zmqrl.words import counted
 
-# The networks narrow, small and nature for Breakout.
+# The parameters of the networks narrow, small and nature for Breakout.
 PARAMETERS = (480_165, 677_429, 1_686_693)
 
 
@@ -32,7 +32,7 @@ PARAMETERS = (480_165, 677_429, 1_686_693)
 class Options:
     """Measure the transport of gradients and weights on this machine, beside gloo, plain sockets and memcpy.
 
-    The first seven options take several values. Every combination of them is measured, in turns within one run.
+    The first seven options take several values. Every combination is measured, and combinations take turns.
     """
 
     parameters: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = PARAMETERS
@@ -48,9 +48,9 @@ class Options:
     curve: tuple[Literal["off", "on"], ...] = ("off",)
     """Encryption and authentication of zmqrl."""
     operation: tuple[Operation, ...] = OPERATIONS
-    """What to measure; docs/performance.md defines each operation."""
+    """Operations to measure; docs/performance.md defines them."""
     implementation: tuple[Implementation, ...] = IMPLEMENTATIONS
-    """What to measure it with."""
+    """Implementations to compare."""
     rounds: Annotated[int, tyro.conf.arg(metavar="N")] = 100
     """Samples of each operation."""
     minutes: float = 4.0
@@ -120,7 +120,7 @@ def _machine() -> str:
 
 
 def _say(line: str) -> None:
-    """Show a line on a terminal, in place of the one before."""
+    """Show a line on a terminal, in place of the previous one."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{line}")
         sys.stderr.flush()
@@ -128,7 +128,7 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block in order, so that no files stay behind."""
+    """Make SIGTERM end the block cleanly, so that no files stay behind."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

@@ -51,14 +51,14 @@ def run(options: Options) -> int:
 
 
 def result(run: RunRecord) -> Result:
-    """The results of a run as plain data. What is not known (yet) is None.
+    """The results of a run as plain data. Unknown values are None.
 
     The totals come from its summary, or from the newest row if there is no summary yet. ``best`` is the highest mean of
-    50 games when it was first reached. ``evaluation`` is the last one.
+    50 games, and when the run first reached it. ``evaluation`` is the last evaluation.
     """
     last = run.rows[-1] if run.rows else {}
     summary = run.summary or {}
-    # The summary is about the last checkpoint, where a resumed run continues.
+    # The summary describes the last checkpoint, from which a resumed run continues.
     totals = summary or {**last, "updates": last.get("version")}
     wall_s, agent_steps = totals.get("wall_s"), totals.get("agent_steps")
     provenance = summary.get("provenance", {})

@@ -108,7 +108,7 @@ def play_games(
 ) -> list[Turn]:
     """The last turn of the game of each seed, in the order of ``seeds``.
 
-    Each thread plays one game at a time: in float64, a batch of frames is hardly faster than its frames one by one.
+    Each thread plays one game at a time, because batches of frames are hardly faster than single frames in float64.
     """
     leave = threading.Event()
 
@@ -123,7 +123,7 @@ def play_games(
         games = [pool.submit(play, seed) for seed in seeds]
         try:
             playing: set[Future[Turn]] = set(games)
-            while playing:  # short waits: a signal just before a wait does not end it
+            while playing:  # wait briefly, because a signal that comes just before a wait does not end it
                 over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
                 for game in over:
                     on_game(game.result())
@@ -147,13 +147,13 @@ def main() -> None:
             policy = load_policy(job["run_dir"], version)
             seeds = range(job["episodes"])
             say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
-        except UsageError as error:  # perhaps it was pruned
+        except UsageError as error:  # perhaps the checkpoint was pruned
             log.info("skipping version %d: %s", version, error, exc_info=error.__cause__)
             say({"skipped": version, "reason": str(error)})
 
 
 class _Progress:
-    """A line on a terminal that shows the progress of the games. Nothing anywhere else."""
+    """A line on a terminal that shows the progress of the games. Without a terminal, it prints nothing."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes

@@ -1,4 +1,4 @@
-"""``zmqrl plan``: which numbers of workers, backups and shards to use, by simulation."""
+"""``zmqrl plan``: find the best numbers of workers, backups and shards by simulation."""
 
 import json
 import sys
@@ -19,13 +19,13 @@ PROGRAM = "zmqrl plan"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Source):
-    """Find the numbers of workers, backups and shards with the most agent steps/s that are learned from.
+    """Find the numbers of workers, backups and shards that learn from the most agent steps/s.
 
     zmqrl plan [FILE] --workers-up-to N [options]. Options describe hosts, network and work, as in zmqrl simulate.
     """
 
     workers_up_to: int
-    """The most workers, backups included."""
+    """Maximum number of workers, including backups."""
     json: bool = False
     """Print one JSON object."""
     settings: tyro.conf.OmitArgPrefixes[Scenario] = field(default_factory=Scenario)

@@ -12,7 +12,7 @@ from zmqrl.learner.envs import EnvConfig, make_envs
 from zmqrl.policy import Policy
 
 LONGEST = 100_000  # agent steps: some environments have no time limit
-ACTIONS = 1  # the stream of random numbers for actions: the game itself uses the plain seed
+ACTIONS = 1  # second part of the seed for actions, so that it differs from the game's seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
     Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
     close the generator. This sets torch to one thread. Raises UsageError when the environment raises anything.
     """
-    torch.set_num_threads(1)  # a batch of one is too small for more: they would only wait for each other
+    torch.set_num_threads(1)  # with a batch of one, more threads would only wait for each other
     rng = np.random.default_rng((seed, ACTIONS))
     envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
     try:

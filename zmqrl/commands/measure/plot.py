@@ -71,7 +71,7 @@ def run(options: Options) -> int:
 
 
 def chosen_panels(words: Sequence[str]) -> list[str]:
-    """The names in ``words``, also those separated by commas. Without words, all panels. Raises UsageError."""
+    """The panel names in ``words``, which may also contain commas. Without words: all. Raises UsageError."""
     names = [name for word in words for name in word.split(",") if name]
     for name in names:
         if name not in PANELS:
@@ -102,7 +102,8 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
     """The panel and the x-axis of each cell of the picture, by rows.
 
-    Two x-axes are side by side. With one, panels fill two columns. If their number is odd, the first has its own row.
+    Two x-axes are side by side. With one x-axis, the panels fill two columns. If their number is odd, the first panel
+    has its own row.
     """
     if len(x_axes) > 1:
         return [[(panel, x) for x in x_axes] for panel in panels]
@@ -163,7 +164,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
     if not xs.any():
         _say_nothing_yet(axes)
         return
-    # The first row counts from the start, so it gets a width. A run of one row has no other.
+    # Draw the first row from the start of the run on. Otherwise a run with one row would have no width.
     axes.stackplot(
         np.concatenate([[0.0], xs]),
         [np.concatenate([found.mean[:1], found.mean]) for found in curves.values()],
@@ -296,7 +297,7 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
-    """What the runs have in common, what the bands are, and a legend if there are several groups."""
+    """A title: what the runs have in common and what the bands mean. With several groups, also a legend."""
     runs = [run for group in groups for run in group.runs]
     common = [runs[0].settings.get(name) for name in ("recipe", "env") if len(_values(runs, name)) == 1]
     words = [str(word) for word in common if word is not None]

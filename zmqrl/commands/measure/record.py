@@ -32,7 +32,7 @@ ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
 SHORTEST_MS = 20  # of a frame in a gif: browsers show shorter ones for a tenth of a second
 
-# Otherwise imageio forks ffmpeg amid the emulator's threads, and in a process group that Ctrl-C does not reach.
+# Otherwise imageio forks ffmpeg while the emulator's threads run, and in a process group that Ctrl-C does not reach.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 
@@ -47,7 +47,7 @@ class Options:
     output: Path | None = None
     """Video to write: .mp4 or .gif. None: RUN/videos/v<version>.mp4."""
     seed: int = 0
-    """Seed of the game, the same game that `zmqrl eval` plays for this seed."""
+    """Seed of the game. `zmqrl eval` plays the same game for the same seed."""
     greedy: bool = False
     """Take the most probable action instead of sampling one."""
     seconds: float = 120.0
@@ -126,7 +126,7 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
 
 
 def main() -> None:
-    """Record a game for each checkpoint that the supervisor names, under the name that it gives."""
+    """Record a game for each checkpoint that the supervisor asks for, with the name that it gives."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.record")
     told, run = Messages(), Path(job["run_dir"])

@@ -25,17 +25,17 @@ PROGRAM = "zmqrl simulate"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The options that decide what all others are read over."""
+    """The options that choose the base settings. All other options override those."""
 
     scenario: Path | None = None
-    """Scenario file in TOML, or JSON if its name ends with .json. Also the first argument."""
+    """Scenario file in TOML, or JSON if its name ends with .json. May also be the first argument."""
     from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Run directory: simulate that run, with its settings and times."""
+    """Run directory. Simulate that run, with its settings and times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known(Source):
-    """``--compute run:DIR`` also decides what the others are read over: the rollouts of that run."""
+    """With ``--compute run:DIR``, the rollouts of that run set some of the base settings."""
 
     compute: str | None = None
 
@@ -54,7 +54,7 @@ class Options(Source):
     live: bool = False
     """Use real processes and sockets on this machine, in real time. Workers sleep instead of computing."""
     plot: Path | None = None
-    """Picture to write: step times, or what the sweep shows."""
+    """Picture to write: step times, or the results of the sweep."""
     settings: tyro.conf.OmitArgPrefixes[Scenario] = field(default_factory=Scenario)
 
 
@@ -70,7 +70,7 @@ def options_from(arguments: list[str]) -> Options:
 
 
 def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[str]]:
-    """What the options are read over: a scenario file, or the run that is named. Returns the options too.
+    """The base settings, from a scenario file or a run. Also returns the remaining arguments.
 
     Raises UsageError.
     """
@@ -86,7 +86,7 @@ def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[st
 
 
 def base(file: Path | None, known: Known) -> Scenario:
-    """The scenario that options are read over. Raises UsageError."""
+    """The scenario that options override. Raises UsageError."""
     if known.from_run is not None:
         return scenario_of(known.from_run)
     scenario = Scenario() if file is None else Scenario.read(file)
@@ -106,7 +106,7 @@ def run(options: Options) -> int:
     scenarios = variants(options.settings, axes)
     tell_of_means(options.settings)
     run_one = _live(options.settings) if options.live else simulate
-    with quiet_children():  # their logs come to this terminal
+    with quiet_children():  # otherwise their logs appear on this terminal
         results = [run_one(scenario) for scenario in scenarios]
     if options.plot is not None:
         draw(results, axes, options.plot)
@@ -119,7 +119,7 @@ def run(options: Options) -> int:
 
 
 def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
-    from zmqrl.simulate.live.run import ignored, live  # sockets are for live runs only
+    from zmqrl.simulate.live.run import ignored, live  # only live runs need sockets
 
     if names := ignored(scenario):
         sys.stderr.write(f"--live uses the cores and connections of this machine, not {', '.join(names)}.\n")
@@ -127,7 +127,7 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
 
 
 def tell_of_means(scenario: Scenario) -> None:
-    """Describe the source of a run's times."""
+    """Tell the user if a run has no profile and so only mean times."""
     run = scenario.recorded_run
     if run is not None and recorded_run(run) is None:
         sys.stderr.write(f"{run} has no profile: every worker gets its mean times, which do not vary.\n")

@@ -27,11 +27,11 @@ def write_picture(results: Sequence[Result], swept: Sequence[str], path: Path) -
 
 
 def _draw_steps(axes: Axes, result: Result) -> None:
-    """The share of the steps that took at most so long."""
+    """The cumulative distribution of step times."""
     steps_ms = 1000 * np.sort(result.step_s)
     axes.step(steps_ms, 100 * np.arange(1, len(steps_ms) + 1) / len(steps_ms), where="post", color=COLOURS[0])
     axes.set_xlabel("step time (ms)")
-    axes.set_ylabel("steps that took at most so long (%)")
+    axes.set_ylabel("steps up to this time (%)")
     axes.set_xlim(left=0)
 
 

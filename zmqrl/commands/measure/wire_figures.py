@@ -20,9 +20,9 @@ from zmqrl.words import counted
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows of one group, whose vector and workers are the same.
+    """The rows of one group, which have the same vector and the same number of workers.
 
-    ``of memcpy`` is the speed divided by that of memcpy, ``of gloo`` the time divided by that of gloo.
+    ``of memcpy`` is the speed divided by the speed of memcpy. ``of gloo`` is the time divided by the time of gloo.
     """
     about = rows[0]
     megabytes = about["parameters"] * ELEMENT_BYTES[about["codec"]] / 1e6

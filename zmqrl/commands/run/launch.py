@@ -97,7 +97,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         preflight.Verdict(unknown).check()
         files = Mirror(links, directory, host_of)
         if not config.resume:
-            files.clean(whole=False)  # files of an earlier run in a directory of this name
+            files.clean(whole=False)  # an earlier run may have left files in a directory of the same name
         probes = probe_ids(links)
         hosts_of_all = dict(host_of) | {probe: host for host, probe in probes.items()}
         launcher = DaemonLauncher(links, hosts_of_all.__getitem__, files=files)
@@ -131,7 +131,7 @@ def directory_name(directory: RunDirectory, home: str) -> str:
 
 
 def other_code(up: Up, instead: str) -> str:
-    """The sentence for a host with other code, and what to do ``instead``."""
+    """What is wrong with a host that has other code, with ``instead`` as the advice."""
     return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 
@@ -141,14 +141,14 @@ def _say(text: str) -> None:
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
-    """Print a dry run. No host is contacted: the cores are assumed to be its slots, or those of this machine."""
+    """Print a dry run. Contacts no host, so it assumes that a host has as many cores as slots, or as this machine."""
     here = len(os.sched_getaffinity(0))
     cores = {host.name: reach.cores_given.get(host.name, host.slots or here) for host in reach.hosts}
     placement = place_run(config, reach.hosts, cores)
     hosts, first = reach.hosts, list[str]()
     if options.sync == "wheel":
         hosts = tuple(dataclasses.replace(host, python=host.python or PYTHON) for host in hosts)
-        first = ["after --sync made an environment with this zmqrl on each host, with the Python of that environment:"]
+        first = ["--sync makes an environment on each host first; the commands then use the Python in it:"]
     commands = [shlex.join(reach.command(host)) for host in hosts]
     lines = [placement.table(), *placement.notices, "", *first, *commands]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""``zmqrl stop``: the first Ctrl-C, from another terminal."""
+"""``zmqrl stop``: end a run from another terminal, as the first Ctrl-C does."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from zmqrl.process import interruptible
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """End a run with a checkpoint, and wait for the end of its processes."""
+    """End a run with a checkpoint, and wait until its processes have ended."""
 
     run: RunPath
     """The run directory."""
@@ -70,9 +70,9 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
     except ProcessLookupError:
         pass  # it has just ended
     except PermissionError as error:
-        raise UsageError(f"{run} is the run of another user: only that user can stop it.") from error
+        raise UsageError(f"{run} belongs to another user: only that user can stop it.") from error
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Whether a host can still have processes of the run, by its answer or by the reason why there is none."""
+    """Whether a host may still have processes of the run. ``answer`` can be the reason why it gave no answer."""
     return not is_over(answer) if isinstance(answer, str) else answer.alive

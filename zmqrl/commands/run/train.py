@@ -64,7 +64,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
 
 
 def under(config: Config, path: Path) -> Config:
-    """``config`` with the settings of a scenario file, and a line about those it cannot set. Raises UsageError."""
+    """``config`` with the settings of a scenario file. Prints the settings that it ignores. Raises UsageError."""
     scenario, named = Scenario.read_named(path)
     found: dict[str, Any] = {name: getattr(scenario, name) for name in SHARED & named}
     if "compute" in named and scenario.recorded_run is None:
@@ -72,7 +72,7 @@ def under(config: Config, path: Path) -> Config:
     slow = [f"{each.rank}:x{each.factor:g}" for each in scenario.stragglers if each.factor != 1]
     slow += [f"{each.rank}:{each.seconds:g}" for each in scenario.stragglers if each.seconds]
     if others := sorted(named - SHARED - {"compute", "stragglers"} - IN_A_RUN):
-        sys.stderr.write(f"{path}: a real run has its own {', '.join(others)}.\n")
+        sys.stderr.write(f"{path}: a real run ignores {', '.join(others)}.\n")
     return dataclasses.replace(config, **found, straggle=(*config.straggle, *slow))
 
 

@@ -30,7 +30,7 @@ class Options:
     cluster: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR/cluster.json")]
     """The cluster.json of the run."""
     rank: int | None = None
-    """Open rank to take, needed if several are open. Replaces a worker that has it."""
+    """Open rank to take. Required if several are open. Replaces a worker that has this rank."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Number of threads for games and network."""
     any_code: bool = False
@@ -63,7 +63,7 @@ def run(options: Options) -> int:
     with never_waiting():
         log = log_to_stderr("zmqrl.worker")
         log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-        # The version of the run is known only after joining. The time is as good a seed for the games.
+        # The version of the run is known only after joining. So the time is the seed for the games.
         join(
             cluster,
             config,
