@@ -22,7 +22,7 @@ def rows_of(name: str, output: Path, *options: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_more_shards_make_more_updates_where_the_network_is_slow(need_a_lab: None, tmp_path: Path) -> None:
+def test_more_shards_make_more_updates_on_a_slow_network(need_a_lab: None, tmp_path: Path) -> None:
     options = ("--shards", "1", "2", "--workers", "2", "--rate", "100mbit", "--seconds", "20")
     one, two = rows_of("central_graph.py", tmp_path, *options)
     assert (one["shards"], two["shards"]) == (1, 2)

@@ -47,7 +47,9 @@ def test_messages_are_answered_in_their_order(tmp_path: Path, monkeypatch: pytes
             assert process.hear(WITHIN_S) == {"told": {"text": text}}
 
 
-def test_a_process_that_ends_is_named_with_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_a_process_that_ended_and_its_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with child(tmp_path, monkeypatch) as process:
         assert process.hear(WITHIN_S) is not None
         process.tell({"end": True})
@@ -57,7 +59,7 @@ def test_a_process_that_ends_is_named_with_its_exit_status(tmp_path: Path, monke
             process.tell({})
 
 
-def test_a_process_that_is_killed_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with child(tmp_path, monkeypatch) as process:
         process.kill()
         assert not Path(f"/proc/{process.process.pid}").exists()

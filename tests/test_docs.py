@@ -31,7 +31,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_of_a_page_leads_to_something(page: Path) -> None:
+def test_every_link_of_a_page_has_a_target(page: Path) -> None:
     for link in LINK.findall(prose(page)):
         if re.match(r"[a-z]+:", link):
             continue
@@ -43,7 +43,7 @@ def test_every_link_of_a_page_leads_to_something(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
-def test_every_path_that_helps_to_change_zmqrl_exists(page: str) -> None:
+def test_every_path_named_for_contributors_exists(page: str) -> None:
     named = re.findall(r"`([\w./-]+(?:\.py|\.txt|/))`", prose(ROOT / page))
     assert len(named) > 8
     for path in named:

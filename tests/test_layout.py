@@ -85,11 +85,11 @@ def ours(path: Path) -> Iterator[tuple[int, str]]:
     yield from ((line, module) for line, module in imports_of(path) if module.split(".")[0] == "zmqrl")
 
 
-def test_every_module_belongs_to_a_unit_of_the_order() -> None:
+def test_every_module_belongs_to_a_unit_in_the_import_order() -> None:
     assert {unit_of(module) for module in MODULES} == set(LEVELS)
 
 
-def test_a_module_imports_from_its_own_unit_and_from_those_below() -> None:
+def test_a_module_imports_only_from_its_own_unit_and_lower_ones() -> None:
     assert not [
         f"{MODULES[module]}:{line} imports {imported}"
         for module in MODULES
@@ -102,7 +102,7 @@ def may_import(unit: str, other: str) -> bool:
     return unit == other or (LEVELS[other] < LEVELS[unit] and {unit, other} != {"ps", "learner"})
 
 
-def test_the_program_on_each_host_needs_little_but_the_standard_library() -> None:
+def test_the_host_daemon_needs_little_beyond_the_standard_library() -> None:
     assert not [
         f"{MODULES[module]}:{line} imports {imported}"
         for module in MODULES
@@ -114,7 +114,7 @@ def test_the_program_on_each_host_needs_little_but_the_standard_library() -> Non
     ]
 
 
-def test_no_folder_has_more_modules_than_can_be_taken_in_at_a_glance() -> None:
+def test_no_folder_has_too_many_modules() -> None:
     folders = {path.parent for path in MODULES.values()}
     sizes = {folder: len(list(folder.glob("*.py"))) for folder in folders}
     assert not {folder: size for folder, size in sizes.items() if size > MOST_MODULES_IN_A_FOLDER}
@@ -158,7 +158,7 @@ def exists(name: str) -> bool:
     )
 
 
-def test_every_module_that_is_named_exists() -> None:
+def test_every_module_named_in_code_and_documents_exists() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     found = [
         *named_in_code(),

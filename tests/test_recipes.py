@@ -10,7 +10,7 @@ from zmqrl.recipes import dba3c_breakout
 from zmqrl.worker import ActorLearner
 
 
-def test_the_loss_is_the_originals() -> None:
+def test_the_loss_matches_the_original() -> None:
     """The sum over the batch of log pi(a) (V - R) + 0.01 p log p + (V - R)^2 / 2, over the size of the batch.
 
     The first V is held constant. Theirs adds 1e-6 to p inside the logarithms.
@@ -35,7 +35,7 @@ def test_the_loss_is_the_originals() -> None:
 
 
 @pytest.mark.processes
-def test_a_worker_learns_from_pieces_of_five_steps_whose_values_the_acting_policy_gave() -> None:
+def test_a_worker_learns_from_five_step_rollouts_with_values_from_the_acting_policy() -> None:
     config = dba3c_breakout()
     actor_learner = ActorLearner(config, rank=0, version=0, threads=1, spans=Spans())
     rollout = actor_learner.rollout

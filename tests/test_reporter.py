@@ -73,7 +73,7 @@ workers = st.builds(Worker, st.lists(gradients, min_size=1, max_size=5))
 
 
 @given(st.lists(st.lists(workers, min_size=1, max_size=2), min_size=1, max_size=3), st.data())
-def test_rows_add_up_to_all_that_was_learned_whatever_is_lost_doubled_or_overtaken(
+def test_rows_count_every_gradient_even_if_reports_are_lost_repeated_or_reordered(
     ranks: list[list[Worker]], data: st.DataObject
 ) -> None:
     arriving: list[WorkerReport | None] = [None] * data.draw(st.integers(0, 4))  # a row in between
@@ -113,7 +113,7 @@ def test_a_row_that_is_not_written_leaves_its_gradients_to_the_next_one() -> Non
     assert metrics.row(3.0)["loss"] is None
 
 
-def test_time_is_split_over_all_gradients_also_when_reports_are_lost() -> None:
+def test_time_is_split_over_all_gradients_even_if_reports_are_lost() -> None:
     sent, metrics = Sent(), RunMetrics(start=Counters())
     tested = reporter(sent)
     tested.sent_at = math.inf
@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_is_left_out_and_the_others_count() -> None:
     assert (row["loss"], row["entropy"], row["gradients"]) == (2.0, 0.5, 4)
 
 
-def test_the_largest_report_of_ours_is_far_from_too_large() -> None:
+def test_the_largest_report_stays_far_below_the_limit() -> None:
     sent = Sent()
     tested = reporter(sent)
     for name in WORKER_SPANS:

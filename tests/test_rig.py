@@ -12,7 +12,7 @@ THE_TESTED = {"a_child.py"}  # what its processes start is for their agents to e
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name not in THE_TESTED], ids=lambda path: path.stem)
-def test_every_process_that_a_test_starts_has_an_end(path: Path) -> None:
+def test_every_process_that_a_test_starts_is_ended(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     ended = {id(call.args[0]) for call in calls(tree, "ending") if call.args}
     made = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Return)}  # by a helper, for `ending`

@@ -23,7 +23,7 @@ def validation() -> ModuleType:
     return module
 
 
-def test_the_held_out_scenarios_cover_what_they_should(validation: ModuleType) -> None:
+def test_the_held_out_scenarios_cover_the_required_range(validation: ModuleType) -> None:
     scenarios: list[Scenario] = list(validation.held_out(150).values())
     assert len(scenarios) >= 16
     assert {each.workers for each in scenarios} >= {2, 16}
@@ -35,18 +35,18 @@ def test_the_held_out_scenarios_cover_what_they_should(validation: ModuleType) -
         each.check()
 
 
-def test_a_distance_is_that_of_kolmogorov_and_smirnov(validation: ModuleType) -> None:
+def test_the_distance_matches_kolmogorov_and_smirnov(validation: ModuleType) -> None:
     assert validation.ks_distance([1.0, 2.0], [1.0, 2.0]) == 0.0
     assert validation.ks_distance([1.0, 2.0], [3.0]) == 1.0
     assert validation.ks_distance([1.0, 2.0, 3.0, 4.0], [2.5, 3.5, 4.5, 5.5]) == pytest.approx(0.5)
 
 
-def test_a_fit_finds_lines_and_nothing_below_zero(validation: ModuleType) -> None:
+def test_a_fit_finds_lines_without_negative_coefficients(validation: ModuleType) -> None:
     assert validation.line([0.0, 1e6, 2e6], [1e-3, 2e-3, 3e-3]) == pytest.approx([1e-3, 1e-9])
     assert validation.line([0.0, 1e6], [2e-3, 1e-3]) == pytest.approx([1.5e-3, 0.0])
 
 
-def test_costs_that_were_fitted_are_predicted_again(validation: ModuleType) -> None:
+def test_a_fit_recovers_known_costs(validation: ModuleType) -> None:
     """Steps that a simulation with known costs made are explained by a fit to them."""
     truth: dict[str, Any] = {
         "costs": {name: [1e-4, 1e-9] for name in validation.SHARD_SPANS},
@@ -87,7 +87,7 @@ def test_costs_that_were_fitted_are_predicted_again(validation: ModuleType) -> N
         assert again_s == pytest.approx(row["median_s"], rel=0.01)
 
 
-def test_the_table_names_what_is_missed(
+def test_the_table_marks_missed_targets(
     validation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "page.md"

@@ -69,7 +69,7 @@ def stopped_terminal() -> Iterator[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["full_pipe", "stopped_terminal"])
-def test_a_run_whose_output_nobody_takes_makes_versions_and_ends_with_a_checkpoint(
+def test_a_run_with_unread_output_makes_versions_and_ends_with_a_checkpoint(
     place: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     blocked: int = request.getfixturevalue(place)
@@ -82,13 +82,13 @@ def test_a_run_whose_output_nobody_takes_makes_versions_and_ends_with_a_checkpoi
     files.assert_history_exact(summary["updates"])
 
 
-def test_an_error_that_nobody_reads_ends_a_command_all_the_same(full_pipe: int) -> None:
+def test_an_error_that_is_not_read_still_ends_the_command(full_pipe: int) -> None:
     with zmqrl("trian", stdout=full_pipe, stderr=full_pipe) as process:
         assert process.wait(WITHIN_S) == 2
 
 
 @pytest.mark.slow
-def test_an_outside_worker_whose_log_nobody_reads_goes_on_working(full_pipe: int, tmp_path: Path) -> None:
+def test_an_external_worker_with_an_unread_log_continues_to_work(full_pipe: int, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with zmqrl(*TRAIN, str(path), "--external-workers", "1", "--updates", "40", stdout=subprocess.DEVNULL) as run:
         eventually((path / "cluster.json").exists, "cluster.json", WITHIN_S)
@@ -129,7 +129,7 @@ def assert_no_traceback(status: int, errors: str, after_s: float) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_command_that_starts_without_a_traceback(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_starting_command_without_a_traceback(tmp_path: Path) -> None:
     instants = [0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.05, *(0.1 * step for step in range(1, 25)), 3.0, 4.0]
     for after_s in instants:
         options = (*TRAIN, str(tmp_path / f"{after_s:.3f}"), "--updates", "200")
@@ -180,5 +180,5 @@ __main__.main()
 @pytest.mark.parametrize(
     ("program", "status"), [(LEAVES_A_THREAD, 130), (IS_TAKEN_APART, 7)], ids=["joins threads", "takes modules apart"]
 )
-def test_ctrl_c_shows_no_traceback_while_python_ends(program: str, status: int) -> None:
+def test_ctrl_c_shows_no_traceback_while_python_exits(program: str, status: int) -> None:
     assert interrupted(0.1, program) == (status, "", "")

@@ -40,12 +40,12 @@ def test_the_first_round_of_each_block_is_a_warm_up() -> None:
     assert len(samples(blocks)["fan_out"]) == 3
 
 
-def test_a_round_of_an_operation_lasts_from_its_begin_to_its_end() -> None:
+def test_a_round_of_an_operation_lasts_from_its_start_to_its_end() -> None:
     trips = [Round(begun=(0,), done=(9 * MS,)), Round(begun=(10 * MS,), done=(12 * MS,))]
     assert samples({"round_trip": [trips]}) == {"round_trip": [2.0]}
 
 
-def test_without_shards_only_update_rounds_are_known() -> None:
+def test_without_shards_only_update_rounds_are_measured() -> None:
     bare = [Round(begun=(0, 0), done=(each * MS, each * MS)) for each in (5, 9)]
     assert samples({"together": [bare]}) == {"update_round": [4.0]}
 
@@ -84,7 +84,5 @@ def test_a_row_has_percentiles_bytes_and_the_fraction_of_memcpy() -> None:
         ("fan_out", (3, 2000)),
     ],
 )
-def test_the_bytes_of_an_operation_are_those_of_the_payloads_that_it_moves(
-    operation: Operation, pieces: tuple[int, int]
-) -> None:
+def test_an_operation_counts_the_bytes_of_the_payloads_it_moves(operation: Operation, pieces: tuple[int, int]) -> None:
     assert case(codec="bf16", workers=3, shards=4).pieces(operation) == pieces

@@ -42,7 +42,7 @@ class Signalled:
         ("host-7", []),
     ],
 )
-def test_what_is_due_is_killed_once(name: str, killed: list[ProcessId], tmp_path: Path) -> None:
+def test_each_process_is_killed_once_when_it_is_due(name: str, killed: list[ProcessId], tmp_path: Path) -> None:
     launcher, said = Signalled(WHERE), list[str]()
     sites = {
         process: Site(host=host, directory=RunDirectory(tmp_path), address="127.0.0.1")

@@ -96,7 +96,7 @@ def lines(first: int, last: int, generation: int = 1) -> str:
 NAME = "history/shard-0.jsonl"
 
 
-def test_a_growing_file_comes_home_piece_by_piece(world: World) -> None:
+def test_a_growing_file_is_copied_back_piece_by_piece(world: World) -> None:
     text = lines(1, 80_000)
     assert len(text) > 2 * PIECE_BYTES
     for part in (10, 1000, len(text) // 2, len(text)):
@@ -105,7 +105,7 @@ def test_a_growing_file_comes_home_piece_by_piece(world: World) -> None:
         assert world.at_home(NAME) == text[:part]
 
 
-def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> None:
+def test_each_file_is_copied_only_from_the_host_of_its_process(world: World) -> None:
     world.begin()
     world.hosts["h1"].write(NAME, lines(1, 5))
     world.hosts["h2"].write(NAME, lines(1, 9, generation=7))
@@ -122,7 +122,7 @@ def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> N
     "name",
     ["../../.ssh/authorized_keys", "history/../../x", "/etc/passwd", "config.json", "history/", "logs/shard-0.log"],
 )
-def test_a_name_that_leads_elsewhere_is_not_taken(world: World, name: str) -> None:
+def test_a_file_name_outside_the_mirrored_folders_is_ignored(world: World, name: str) -> None:
     world.mirror.take("h1", h.Listing({name: 10}))
     assert world.hosts["h1"].asked == []
     data = base64.b64encode(b"evil").decode()
@@ -130,7 +130,7 @@ def test_a_name_that_leads_elsewhere_is_not_taken(world: World, name: str) -> No
     assert list(world.home.path.iterdir()) == []
 
 
-def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_has_goes_there(world: World) -> None:
+def test_a_resume_copies_newer_history_lines_in_both_directions(world: World) -> None:
     for shard in (0, 1):
         path = world.home.history(shard)
         path.parent.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_ha
 
 
 @pytest.mark.parametrize("longest", [120, 150])
-def test_a_history_that_does_not_go_on_from_ours_is_of_another_lineage(world: World, longest: int) -> None:
+def test_a_history_that_does_not_continue_ours_is_replaced(world: World, longest: int) -> None:
     path = world.home.history(0)
     path.parent.mkdir(exist_ok=True)
     path.write_text(lines(1, 100) + lines(101, 120, generation=2))
@@ -160,7 +160,7 @@ def test_a_history_that_does_not_go_on_from_ours_is_of_another_lineage(world: Wo
     assert world.hosts["h1"].read(NAME) == world.at_home(NAME)
 
 
-def test_a_host_that_has_lost_its_files_gets_them_again_and_ours_stay(world: World) -> None:
+def test_a_host_that_lost_its_files_gets_them_again_and_our_copy_stays(world: World) -> None:
     host = world.hosts["h1"]
     world.begin()
     host.write(NAME, lines(1, 150))
@@ -195,7 +195,7 @@ def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) 
 
 @pytest.mark.parametrize("to", [8, 10])
 @pytest.mark.parametrize("something_else_first", [False, True])
-def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
+def test_a_rollback_between_a_request_and_its_answer_mixes_no_lines(
     world: World, to: int, something_else_first: bool
 ) -> None:
     host = world.hosts["h1"]
@@ -215,7 +215,7 @@ def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
     assert world.at_home(NAME) == lines(1, to) + lines(to + 1, 12, generation=2)
 
 
-def test_a_rollback_shortens_each_history_to_the_version_of_its_shard(world: World) -> None:
+def test_a_rollback_cuts_each_history_to_the_version_of_its_shard(world: World) -> None:
     world.begin()
     for host, shard in (("h1", 0), ("h2", 1)):
         world.hosts[host].write(f"history/shard-{shard}.jsonl", lines(1, 15))
@@ -224,7 +224,7 @@ def test_a_rollback_shortens_each_history_to_the_version_of_its_shard(world: Wor
     assert [last_version(world.home.history(shard)) for shard in (0, 1)] == [7, 9]
 
 
-def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world: World) -> None:
+def test_a_file_in_transit_still_arrives_after_its_host_was_lost(world: World) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 5))
     world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
@@ -234,7 +234,7 @@ def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world:
     assert world.at_home(NAME) == lines(1, 5)
 
 
-def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(world: World) -> None:
+def test_copying_back_waits_for_every_host_and_names_those_that_do_not_answer(world: World) -> None:
     world.hosts["h1"].write(NAME, lines(1, 5))
     world.mirror.take("h1", h.Listing({NAME: 5}))  # a file is on its way when it begins
     assert world.mirror.copy_back(world.answer, within_s=5) == []
@@ -248,13 +248,13 @@ def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(wo
     assert world.mirror.copy_back(lambda: None, within_s=0.1) == ["h1", "h2"]
 
 
-def test_a_full_disk_there_is_an_error_for_a_history_and_none_for_a_checkpoint(world: World) -> None:
+def test_a_full_disk_on_a_host_is_an_error_for_a_history_but_not_for_a_checkpoint(world: World) -> None:
     world.mirror.take("h1", h.Written("checkpoints/v00000000/model.safetensors", "no space"))
     with pytest.raises(ClusterError, match=r"host h1 cannot write history/shard-0\.jsonl: no space"):
         world.mirror.take("h1", h.Written(NAME, "no space"))
 
 
-def test_cleaning_leaves_nothing_or_only_the_place(world: World) -> None:
+def test_cleaning_removes_the_files_or_the_whole_directory(world: World) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 5))
     (host.place / files.LOCK).touch()

@@ -47,7 +47,7 @@ def test_the_cores_of_each_node_are_read(text: str, cores: list[int]) -> None:
     assert cores_of(text) == cores
 
 
-def test_a_node_that_knows_itself_as_loopback_only_gets_the_address_by_which_it_reaches_others(
+def test_a_node_that_resolves_itself_to_loopback_gets_its_outgoing_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(slurm_jobs, "own_address", {"10.0.0.2": "10.0.0.1"}.__getitem__)
@@ -66,7 +66,7 @@ def test_a_node_that_knows_itself_as_loopback_only_gets_the_address_by_which_it_
         (Options(slurm=True), "--slurm: not inside a Slurm job"),
     ],
 )
-def test_what_does_not_go_together_is_refused(monkeypatch: pytest.MonkeyPatch, options: Options, sentence: str) -> None:
+def test_options_that_conflict_are_refused(monkeypatch: pytest.MonkeyPatch, options: Options, sentence: str) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UsageError, match=sentence):
         run(options, Config())
@@ -153,7 +153,7 @@ def test_a_run_that_a_user_interrupts_is_not_requeued(monkeypatch: pytest.Monkey
         requeue.requeued("7", interrupted)
 
 
-def test_minutes_are_those_of_all_starts_of_the_job_together(tmp_path: Path) -> None:
+def test_minutes_count_all_starts_of_the_job_together(tmp_path: Path) -> None:
     config = dataclasses.replace(cartpole(), run_dir=tmp_path, minutes=10.0)
     assert requeue.left_of(config) == config
     initial = initial_checkpoint(config, describe_env(config.env, config.envs))
@@ -180,7 +180,7 @@ def saw(slurm: Slurm, log: Path, condition: Callable[[], bool], what: str) -> No
         raise AssertionError(f"{error}\n{log.read_text() if log.exists() else ''}\n{slurm.logs()}") from error
 
 
-def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
+def test_a_job_that_reaches_its_time_limit_is_requeued_until_the_run_has_ended(
     slurm: Slurm, zmqrl: Callable[..., str], tmp_path: Path
 ) -> None:
     job = slurm(
@@ -208,7 +208,7 @@ def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
     assert not any(path.exists() for path in left)
 
 
-def test_a_killed_launcher_leaves_nothing_in_its_job_and_the_nodes_can_be_asked(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_killed_launcher_leaves_no_processes_and_status_can_query_the_nodes(slurm: Slurm, tmp_path: Path) -> None:
     job, path = slurm.allocate(), tmp_path / "run"
     told = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_CPUS_PER_NODE": "2(x3)"}
     command = ["zmqrl", "launch", "--slurm", "cartpole", "--workers", "2", "--shards", "2", "--run-dir", str(path)]
@@ -228,7 +228,7 @@ def test_a_killed_launcher_leaves_nothing_in_its_job_and_the_nodes_can_be_asked(
     assert "no process of" in slurm("zmqrl", "stop", str(path))
 
 
-def test_a_node_that_a_job_has_no_more_is_told_from_one_that_does_not_answer(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_released_node_is_distinguished_from_one_that_does_not_answer(slurm: Slurm, tmp_path: Path) -> None:
     job = slurm("sbatch", "--parsable", "--nodelist=n1", "--wrap", "sleep 60", cwd=tmp_path).strip()
     try:
         eventually(lambda: slurm.state(job) == "RUNNING", "the start of the job", WITHIN_S)
@@ -241,7 +241,7 @@ def test_a_node_that_a_job_has_no_more_is_told_from_one_that_does_not_answer(slu
 
 
 @pytest.mark.slow
-def test_a_run_whose_job_is_cancelled_says_so_and_keeps_its_newest_checkpoint(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_run_whose_job_is_cancelled_reports_it_and_keeps_its_newest_checkpoint(slurm: Slurm, tmp_path: Path) -> None:
     job = slurm(
         *("sbatch", "--parsable", "--nodes=3", "--cpus-per-task=2", "--job-name=one", str(SCRIPT)),
         *("cartpole", "--workers", "2", "--shards", "1", "--checkpoint.every-minutes", "0.02", *QUICKLY),
@@ -272,7 +272,7 @@ def test_a_dry_run_shows_the_nodes_of_the_job_and_their_cores(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_that_cannot_be_requeued_is_told_at_once(
+def test_a_job_that_cannot_be_requeued_is_refused_at_once(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in slurm.environment.items():

@@ -32,7 +32,7 @@ def emulator(env_id: str, *, max_frames: int = 108_000) -> gymnasium.Env[Any, An
     ("env_id", "steps"),
     [("ALE/Breakout-v5", 600), ("ALE/Pong-v5", 1100), ("ALE/Seaquest-v5", 500), ("ALE/BankHeist-v5", 800)],
 )
-def test_frames_rewards_and_ends_are_those_of_gymnasiums_preprocessing(env_id: str, steps: int) -> None:
+def test_frames_rewards_and_ends_match_the_preprocessing_of_gymnasium(env_id: str, steps: int) -> None:
     """Bit for bit, over full games. A lost life changes nothing but ``terminated``."""
     theirs = preprocessed(emulator(env_id))
     ours = make_envs(env_id, PLAIN, threads=1)
@@ -62,7 +62,7 @@ def test_frames_rewards_and_ends_are_those_of_gymnasiums_preprocessing(env_id: s
     ours_without_lives.close()
 
 
-def test_rgb_frames_are_those_of_gymnasiums_preprocessing_one_after_the_other() -> None:
+def test_rgb_frames_match_the_preprocessing_of_gymnasium_frame_by_frame() -> None:
     """Channel 3 * t + c of an observation is colour c of frame t, also where the time limit cuts a game off."""
     config = dataclasses.replace(PLAIN, grayscale=False, max_frames=600)
     theirs = preprocessed(emulator("ALE/Seaquest-v5", max_frames=600), grayscale=False)
@@ -141,7 +141,7 @@ def test_a_game_starts_with_fire_and_fewer_than_noop_max_frames(fire_reset: bool
 
 
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/BankHeist-v5", "ALE/Amidar-v5"])
-def test_scores_are_those_of_whole_games_in_the_bare_emulator(env_id: str) -> None:
+def test_scores_match_whole_games_in_the_bare_emulator(env_id: str) -> None:
     """Amidar's count of lives is no guide: it starts at 0, and a game can end at 8."""
     envs = make_envs(env_id, PLAIN, threads=1)
     bare = gymnasium.make(env_id, repeat_action_probability=0.0)
@@ -163,7 +163,7 @@ def test_scores_are_those_of_whole_games_in_the_bare_emulator(env_id: str) -> No
     envs.close()
 
 
-def test_an_atari_game_cut_off_by_its_time_limit_hands_over_its_last_observation() -> None:
+def test_an_atari_game_cut_off_by_its_time_limit_returns_its_last_observation() -> None:
     theirs = preprocessed(emulator("ALE/Amidar-v5", max_frames=400))
     envs = make_envs("ALE/Amidar-v5", dataclasses.replace(PLAIN, max_frames=400), threads=1)
     start = envs.reset(0)
@@ -194,7 +194,7 @@ def test_a_time_limit_within_a_step_cuts_that_step_short() -> None:
     envs.close()
 
 
-def test_a_life_lost_in_the_last_step_before_the_time_limit_ends_return_and_game() -> None:
+def test_a_life_lost_in_the_last_step_before_the_time_limit_ends_the_return_and_the_game() -> None:
     envs = make_envs("ALE/Breakout-v5", PLAIN, threads=1)
     envs.reset(0)
     steps = play(envs, 100)

@@ -92,7 +92,7 @@ def test_ppo_loss_is_the_clipped_surrogate_of_the_paper(normalize: bool) -> None
     )
 
 
-def test_ba3c_loss_is_that_of_advantage_actor_critic() -> None:
+def test_ba3c_loss_is_the_loss_of_advantage_actor_critic() -> None:
     logits, values, batch = draw_batch()
     loss, stats = ba3c_loss(logits, values, batch, BA3CConfig(value_coefficient=0.7), 0.03)
     policy = reference_policy(logits)
@@ -108,7 +108,7 @@ def test_ba3c_loss_is_that_of_advantage_actor_critic() -> None:
     assert "clip_fraction" not in stats
 
 
-def test_ppo_gradients_are_those_of_the_textbook_expression() -> None:
+def test_ppo_gradients_match_the_textbook_expression() -> None:
     logits, values, batch = draw_batch(1)
     loss, _ = ppo_loss(logits, values, batch, PPOConfig(clip=0.1), 0.02)
     ours = torch.autograd.grad(loss, (logits, values))
@@ -158,7 +158,7 @@ def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOCon
 
 
 @pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])
-def test_a_gradient_is_that_of_its_version_whatever_was_computed_before(
+def test_a_gradient_depends_on_its_version_and_not_on_earlier_work(
     make_config: Callable[..., PPOConfig | BA3CConfig],
 ) -> None:
     coefficients = []
@@ -265,7 +265,7 @@ def test_counts_below_one_are_refused(field: str) -> None:
         PPOConfig(**{field: 0})  # type: ignore[arg-type]
 
 
-def test_targets_come_from_the_rewards_of_the_rollout_which_stay_as_they_are() -> None:
+def test_targets_come_from_the_rewards_and_do_not_change_them() -> None:
     rollout = draw_rollout()
     rewards = rollout.rewards.clone()
     ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
@@ -300,7 +300,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("config", [PPOConfig(minibatches=3), BA3CConfig()])
-def test_the_metrics_are_finite_numbers_under_their_names(config: PPOConfig | BA3CConfig) -> None:
+def test_the_metrics_have_their_names_and_are_finite(config: PPOConfig | BA3CConfig) -> None:
     learner, rollout = Learner(Recording(), config, seed=0), draw_rollout()
     learner.prepare(rollout)
     metrics = learner.gradient(rollout, 0, version=0)

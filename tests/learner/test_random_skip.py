@@ -54,7 +54,7 @@ class Unpooled:
     ("env_id", "grayscale", "life_loss"),
     [("ALE/Breakout-v5", False, True), ("ALE/Breakout-v5", True, False), ("ALE/Amidar-v5", False, True)],
 )
-def test_random_frame_skip_plays_the_bare_emulator(env_id: str, grayscale: bool, life_loss: bool) -> None:
+def test_random_frame_skip_matches_the_bare_emulator(env_id: str, grayscale: bool, life_loss: bool) -> None:
     """Over full games, with sticky actions; Amidar's lives start at 0 and rise."""
     config = dataclasses.replace(RANDOM_SKIP, grayscale=grayscale, life_loss=life_loss)
     ours, theirs = make_envs(env_id, config, threads=1), Unpooled(env_id, config, seed=5)
@@ -84,7 +84,7 @@ def test_random_frame_skip_plays_the_bare_emulator(env_id: str, grayscale: bool,
     ours.close()
 
 
-def test_a_game_of_random_frame_skip_is_cut_off_by_its_time_limit() -> None:
+def test_a_game_with_random_frame_skip_is_cut_off_by_its_time_limit() -> None:
     config = dataclasses.replace(RANDOM_SKIP, max_frames=60)
     ours, theirs = make_envs("ALE/Pong-v5", config, threads=1), Unpooled("ALE/Pong-v5", config, seed=3)
     ours.reset(3)
@@ -122,7 +122,7 @@ def test_a_life_lost_at_the_time_limit_ends_the_return_of_a_random_frame_skip_to
 
 
 @pytest.mark.parametrize("settings", [{}, {"noop_max": 0}, {"fire_reset": False}])
-def test_random_frame_skip_is_refused_with_another_start_than_its_own(settings: dict[str, Any]) -> None:
+def test_random_frame_skip_is_refused_with_no_ops_or_fire_at_the_start(settings: dict[str, Any]) -> None:
     needs = "^--envs.min-frame-skip 2 needs --envs.noop-max 0 --envs.no-fire-reset: "
     with pytest.raises(UsageError, match=needs):
         describe_env("ALE/Breakout-v5", EnvConfig(min_frame_skip=2, **settings))

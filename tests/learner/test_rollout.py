@@ -96,7 +96,7 @@ def make_rollout(envs: CountingEnvs, steps: int = 6) -> Rollout:
     )
 
 
-def test_a_rollout_holds_what_was_seen_done_and_rewarded() -> None:
+def test_a_rollout_holds_observations_actions_and_rewards() -> None:
     envs = CountingEnvs()
     rollout = make_rollout(envs)
     make_player(envs).play(rollout)
@@ -109,7 +109,7 @@ def test_a_rollout_holds_what_was_seen_done_and_rewarded() -> None:
     assert rollout.last_values.tolist() == [6] * 4
 
 
-def test_log_probs_are_those_of_the_actions_taken() -> None:
+def test_log_probs_belong_to_the_actions_taken() -> None:
     envs = CountingEnvs()
     rollout = make_rollout(envs)
     make_player(envs).play(rollout)
@@ -141,7 +141,7 @@ def test_games_go_on_from_one_rollout_to_the_next() -> None:
     np.testing.assert_array_equal(rollout.observations[0].numpy(), envs.observe(4))
 
 
-def test_what_the_rollout_before_bootstrapped_is_gone() -> None:
+def test_a_new_rollout_forgets_the_bootstrap_values_of_the_last_one() -> None:
     envs = CountingEnvs()
     rollout, player = make_rollout(envs), make_player(envs)
     player.play(rollout)
@@ -173,7 +173,7 @@ def test_frames_are_kept_as_bytes_and_channels_last() -> None:
 
 
 @pytest.mark.parametrize("envs", [CountingEnvs(num_envs=3), FrameEnvs(num_envs=3)])
-def test_gathered_observations_are_those_of_the_samples_asked_for(envs: CountingEnvs) -> None:
+def test_gathered_observations_belong_to_the_requested_samples(envs: CountingEnvs) -> None:
     rollout = make_rollout(envs, steps=4)
     for t in range(4):
         put_frames(rollout.observations[t], envs.observe(t))

@@ -58,7 +58,7 @@ def test_no_line_is_held_back_for_longer_than_the_window(said: list[tuple[Source
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=20), st.permutations(SOURCES))
-def test_what_all_say_alike_is_shown_once_whoever_is_first(lines: list[str], order: list[Source]) -> None:
+def test_a_line_that_all_processes_log_is_shown_once(lines: list[str], order: list[Source]) -> None:
     shown = fold([(source, line, 0.0) for source in order for line in lines], Folding())
     assert [each.line for each in shown] == once(lines)
     assert all(list(each.sources) == order for each in shown)
@@ -75,14 +75,14 @@ def test_a_traceback_that_differs_in_one_line_is_folded_around_it() -> None:
     assert sorted(shown[1:-1]) == [f"[{host} {name}]   rank = {rank}" for rank, (host, name) in enumerate(SOURCES)]
 
 
-def test_times_do_not_make_a_line_another_one_and_the_first_is_shown() -> None:
+def test_lines_that_differ_only_in_time_are_folded_and_the_first_is_shown() -> None:
     held = Folding()
     for second, source in enumerate(SOURCES):
         held.add(source, f"2026-01-01 10:00:0{second},000 WARNING hot", 0.0)
     assert [str(each) for each in held.take_all()] == ["[h1,h2 worker-0..3] 2026-01-01 10:00:00,000 WARNING hot (4x)"]
 
 
-def test_a_flood_is_passed_on_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_lines_is_shown_before_the_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "MOST_HELD", 10)
     held = Folding()
     for number in range(25):
@@ -106,6 +106,6 @@ def test_names_are_shown_as_ranges(names: list[str], shown: str) -> None:
     assert ranges(names) == shown
 
 
-def test_the_ranks_of_processes_are_short() -> None:
+def test_ranks_of_processes_are_shortened() -> None:
     names = [f"worker-{rank}" for rank in (0, 1, 2, 3, 9)]
     assert ranges([*names, "shard-0"], short=True) == "shard-0,worker-0..3,worker-9"

@@ -78,7 +78,7 @@ def lives(draw: st.DrawFn) -> list[Life]:
 
 
 @given(lives(), st.data())
-def test_totals_are_right_when_reports_are_lost_doubled_and_out_of_order(made: list[Life], data: st.DataObject) -> None:
+def test_totals_are_right_if_reports_are_lost_repeated_or_out_of_order(made: list[Life], data: st.DataObject) -> None:
     tested = metrics()
     arriving = []
     for life in made:
@@ -95,7 +95,7 @@ def test_totals_are_right_when_reports_are_lost_doubled_and_out_of_order(made: l
     assert len(counters.scores) <= min(50, counters.episodes)
 
 
-def test_a_rank_that_comes_back_adds_to_what_it_had() -> None:
+def test_a_restarted_rank_adds_to_its_earlier_counts() -> None:
     tested = metrics()
     assert told(tested, report(incarnation=1, agent_steps=1000, skipped=3, games=[[1, 5.0, 100]]))
     assert told(tested, report(incarnation=2, agent_steps=10, skipped=1, games=[[1, 7.0, 10]]))
@@ -105,7 +105,7 @@ def test_a_rank_that_comes_back_adds_to_what_it_had() -> None:
     assert row["skipped_by_rank"] == {"0": 4}
 
 
-def test_a_report_that_comes_after_one_of_the_next_process_counts() -> None:
+def test_a_report_that_arrives_after_one_of_the_next_process_counts() -> None:
     tested = metrics()
     assert told(tested, report(incarnation=2, agent_steps=10))
     assert told(tested, report(incarnation=1, agent_steps=1000, games=[[1, 5.0, 100]]))
@@ -113,7 +113,7 @@ def test_a_report_that_comes_after_one_of_the_next_process_counts() -> None:
     assert (row["agent_steps"], row["episodes"]) == (1010, 1)
 
 
-def test_a_process_whose_clock_was_set_back_counts_and_has_taken_the_rank_over() -> None:
+def test_a_process_whose_clock_was_set_back_takes_over_the_rank_and_counts() -> None:
     tested = metrics()
     over = [
         tested.on_report(WorkerReport.parse(report(incarnation=incarnation, agent_steps=steps)))
@@ -123,7 +123,7 @@ def test_a_process_whose_clock_was_set_back_counts_and_has_taken_the_rank_over()
     assert tested.row(1.0)["agent_steps"] == 270
 
 
-def test_a_worker_that_makes_up_incarnations_fills_no_memory() -> None:
+def test_a_worker_that_invents_incarnations_does_not_fill_the_memory() -> None:
     tested = metrics()
     for incarnation in range(10 * INCARNATIONS_KEPT):
         told(tested, report(incarnation=5, agent_steps=100))
@@ -141,7 +141,7 @@ def test_a_game_in_several_reports_counts_once(first: int) -> None:
     assert (row["episodes"], row["score_mean_50"]) == (2, 2.0)
 
 
-def test_games_that_no_report_had_room_for_are_counted_without_a_score() -> None:
+def test_games_that_did_not_fit_into_a_report_are_counted_without_a_score() -> None:
     tested = metrics()
     told(tested, report(games=[[seq, 1.0, 9] for seq in range(69, 101)]))
     assert tested.counters().episodes == 100
@@ -210,7 +210,7 @@ def test_no_report_can_break_a_row(hostile: object) -> None:
         {"games": 3},
     ],
 )
-def test_a_malformed_report_is_dropped_whole(broken: dict[str, Any]) -> None:
+def test_a_malformed_report_is_dropped_completely(broken: dict[str, Any]) -> None:
     tested = metrics()
     assert not told(tested, {**report(agent_steps=100, games=[[1, 2.0, 3]]), **broken})
     assert tested.row(1.0)["agent_steps"] == tested.row(1.0)["episodes"] == 0
@@ -224,7 +224,7 @@ def test_a_report_that_is_nested_too_deeply_to_be_printed_is_malformed(where: st
     assert not told(metrics(), report() | {where: {"loss": deep} if where in ("losses", "spans") else deep})
 
 
-def test_what_the_protocol_does_not_know_is_ignored() -> None:
+def test_keys_that_the_protocol_does_not_define_are_ignored() -> None:
     tested = metrics()
     extra: dict[Any, Any] = {"gpu": {"util": "high"}, 7: None}
     assert told(tested, {**report(agent_steps=5), **extra})
@@ -263,14 +263,14 @@ def test_losses_are_means_over_all_gradients_since_the_last_row() -> None:
     assert "approx_kl" not in row
 
 
-def test_the_lag_of_a_row_lies_between_its_extremes_also_when_the_report_with_them_was_lost() -> None:
+def test_the_lag_of_a_row_lies_between_its_extremes_even_after_a_lost_report() -> None:
     tested = metrics()
     told(tested, sums(0, 2, 20) | {"policy_lag_min": 3, "policy_lag_max": 4})
     row = tested.row(1.0)
     assert (row["policy_lag_min"], row["policy_lag"], row["policy_lag_max"]) == (3, 10, 10)
 
 
-def test_a_worker_that_makes_up_names_fills_no_memory() -> None:
+def test_a_worker_that_invents_names_does_not_fill_the_memory() -> None:
     tested = metrics()
     for number in range(20):
         told(tested, sums(0, number + 1, 0, **{f"loss_{number}_{i}": 1.0 for i in range(60)}))
@@ -282,7 +282,7 @@ def test_a_worker_that_makes_up_names_fills_no_memory() -> None:
 # means since the last report, of workers that send no sums
 
 
-def test_means_of_a_report_weigh_as_many_gradients_as_there_were_versions() -> None:
+def test_the_means_of_a_report_are_weighted_by_its_number_of_versions() -> None:
     tested = metrics()
     for version in (1, 2, 3):
         told(tested, report(0, version=version, losses={"loss": 1.0}, policy_lag=2))
@@ -305,7 +305,7 @@ def test_split_is_the_time_of_one_worker_in_one_update() -> None:
     assert tested.row(2.0)["split_s"] == {"act": pytest.approx(0.5), "wait": pytest.approx(0.2 / 8)}
 
 
-def test_split_and_losses_count_the_updates_that_a_report_is_about() -> None:
+def test_split_and_losses_are_weighted_by_the_updates_of_each_report() -> None:
     tested = metrics()
     told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # a worker of a resumed run has played
     told(tested, report(version=34_003, agent_steps=100, losses={"loss": 1.0}, spans={"gradient": 1.0}))
@@ -316,7 +316,7 @@ def test_split_and_losses_count_the_updates_that_a_report_is_about() -> None:
     assert row["loss"] == (3 * 1.0 + 5.0) / 4
 
 
-def test_a_run_that_waits_for_days_goes_on_to_make_rows() -> None:
+def test_a_run_that_waits_for_days_still_makes_rows() -> None:
     tested = metrics()
     told(tested, report(version=10, spans={"act": 0.5}))
     for day in range(1, 4):
@@ -324,7 +324,7 @@ def test_a_run_that_waits_for_days_goes_on_to_make_rows() -> None:
     assert row["split_s"] == {}
 
 
-def test_a_doubled_report_weighs_once_in_the_means() -> None:
+def test_a_repeated_report_counts_once_in_the_means() -> None:
     tested = metrics()
     slow = report(version=1, losses={"loss": 1.0}, spans={"act": 2.0})
     for each in (slow, slow, slow, report(version=2, losses={"loss": 4.0}, spans={"act": 1.0})):
@@ -333,7 +333,7 @@ def test_a_doubled_report_weighs_once_in_the_means() -> None:
     assert (row["loss"], row["split_s"]) == (2.5, {"act": 1.5})
 
 
-def test_rates_are_over_about_half_a_minute() -> None:
+def test_rates_are_averaged_over_about_half_a_minute() -> None:
     tested = metrics()
     told(tested, report(agent_steps=1000))
     tested.on_shards([shard(20)])
@@ -345,7 +345,7 @@ def test_rates_are_over_about_half_a_minute() -> None:
     assert metrics().row(0.0)["updates_per_s"] is None
 
 
-def test_after_a_rollback_the_version_and_the_contributions_fall_and_the_steps_do_not() -> None:
+def test_a_rollback_lowers_the_version_and_the_contributions_but_not_the_steps() -> None:
     tested = metrics()
     told(tested, report(version=50, agent_steps=1000, losses={"loss": 1.0}))
     tested.on_shards([shard(50, outcomes={0: [50, 1, 0, 0], 1: [50, 0, 0, 0]})])
@@ -376,7 +376,7 @@ def test_the_version_is_the_lowest_and_outcomes_are_sums_over_shards() -> None:
     assert row["late_by_rank"] == {"0": 3, "1": 4}
 
 
-def test_until_every_shard_has_answered_the_version_and_the_contributions_stay() -> None:
+def test_version_and_contributions_change_only_once_every_shard_has_answered() -> None:
     tested = metrics()
     tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), None])
     assert (tested.counters().version, tested.counters().contributions["used"]) == (0, 0)
@@ -396,7 +396,7 @@ def test_until_every_shard_has_answered_the_version_and_the_contributions_stay()
         max_size=12,
     )
 )
-def test_contributions_are_those_of_the_histories_whatever_happens_to_the_shard(story: list[tuple[str, int]]) -> None:
+def test_contributions_match_the_histories_whatever_happens_to_the_shard(story: list[tuple[str, int]]) -> None:
     tested = metrics()
     history: list[tuple[int, int, int, int]] = []
     incarnation, counted = 1, [0, 0, 0, 0]
@@ -416,14 +416,14 @@ def test_contributions_are_those_of_the_histories_whatever_happens_to_the_shard(
         assert (contributions["used"], contributions["late"]) == (2 * len(history), len(history))
 
 
-def test_who_was_late_is_counted_on_when_a_shard_is_restarted_or_answers_out_of_order() -> None:
+def test_late_counts_continue_when_a_shard_restarts_or_answers_out_of_order() -> None:
     tested = metrics()
     for incarnation, late in ((1, 5), (1, 4), (1, 6), (2, 3), (2, 4), (3, 0), (3, 2)):
         tested.on_shards([shard(9, incarnation=incarnation, outcomes={0: [9, late, 0, 0]})])
     assert tested.row(1.0)["late_by_rank"] == {"0": 6 + 1 + 2}
 
 
-def test_missing_names_who_the_open_version_waits_for_and_how_long() -> None:
+def test_missing_ranks_are_listed_with_how_long_the_open_version_has_waited() -> None:
     tested = metrics()
     all_four = {rank: [4, 0, 0, 0] for rank in range(3)}
     tested.on_shards([shard(4, present=[0, 1, 2], outcomes=all_four), shard(4, outcomes=all_four)])
@@ -437,7 +437,7 @@ def test_missing_names_who_the_open_version_waits_for_and_how_long() -> None:
     assert row["workers_present"] == 2
 
 
-def test_a_rank_that_is_no_member_any_more_is_not_missed() -> None:
+def test_a_rank_that_is_no_longer_a_member_is_not_missing() -> None:
     tested = metrics()
     tested.on_shards([shard(4, present=[0, 1, 2])], members=[0, 1])
     assert tested.row(1.0)["missing_s"] == {"0": 0.0, "1": 0.0}
@@ -464,7 +464,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint() -> None:
     assert row["contributions"] == {"used": 22, "late": 1, "duplicate": 0, "rejected": 0, "skipped": 2}
 
 
-def test_figures_go_on_from_a_row_that_is_younger_than_the_checkpoint() -> None:
+def test_figures_continue_from_a_row_newer_than_the_checkpoint() -> None:
     saved = Counters(version=20, agent_steps=1000, abandoned_steps=7, episodes=5, wall_s=8.0)
     row = {"version": 20, "agent_steps": 1200, "abandoned_steps": None, "episodes": 4, "wall_s": 8.5}
     assert saved.not_below(row) == Counters(version=20, agent_steps=1200, abandoned_steps=7, episodes=5, wall_s=8.5)

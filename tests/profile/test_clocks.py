@@ -18,13 +18,13 @@ clocks = st.builds(
 
 
 @given(clocks, st.floats(0, 1e10))
-def test_the_inverse_leads_back(clock: Clock, time_us: float) -> None:
+def test_the_inverse_undoes_a_conversion(clock: Clock, time_us: float) -> None:
     there = clock.to_other(np.array([time_us]))
     assert clock.inverse().to_other(there)[0] == pytest.approx(time_us, abs=0.01)
 
 
 @given(clocks, clocks, st.floats(0, 1e10))
-def test_one_clock_after_the_other(one: Clock, other: Clock, time_us: float) -> None:
+def test_conversions_between_clocks_can_be_chained(one: Clock, other: Clock, time_us: float) -> None:
     steps = other.to_other(one.to_other(np.array([time_us])))[0]
     assert one.then(other).to_other(np.array([time_us]))[0] == pytest.approx(steps, abs=0.01)
     assert one.then(other).error_us == one.error_us + other.error_us

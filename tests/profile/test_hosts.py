@@ -32,7 +32,7 @@ def hosts_file(path: Path, pythons: dict[str, Path], hosts: tuple[str, ...]) -> 
     return path
 
 
-def test_a_host_that_was_booted_at_another_time_is_on_the_same_timeline(lab: Lab, tmp_path: Path) -> None:
+def test_a_host_booted_at_another_time_is_on_the_same_timeline(lab: Lab, tmp_path: Path) -> None:
     clock = ROOT / "tests" / "support" / "another_clock"
     if subprocess.run(["unshare", "--time", "--fork", "true"], check=False, timeout=30).returncode:
         pytest.skip("this kernel gives processes no clock of their own")
@@ -56,7 +56,7 @@ def test_a_host_that_was_booted_at_another_time_is_on_the_same_timeline(lab: Lab
     assert {name.rpartition(" on ")[2] for name in tracks.values()} == {"h1", "h2"}
 
 
-def test_a_slow_link_is_the_first_row_of_the_blame(lab: Lab, tmp_path: Path) -> None:
+def test_a_slow_link_is_blamed_first(lab: Lab, tmp_path: Path) -> None:
     lab.rate("h3", "4mbit")
     try:
         options = ("--workers", "3", "--shards", "2", "--updates", "48", "--network.hidden", "256")

@@ -18,7 +18,7 @@ def profile(**planted: Any) -> dict[str, Any]:
     return Profile.of(Recording(tuple(synthetic_run(versions=VERSIONS, **planted)))).to_json()
 
 
-def test_the_path_of_a_run_without_trouble_adds_up_and_blames_nobody() -> None:
+def test_a_run_without_trouble_adds_up_and_blames_no_process() -> None:
     found = profile()
     assert found["updates"] == VERSIONS
     assert found["update_ms"]["mean"] == pytest.approx(1e3 * UPDATE_S, abs=0.01)
@@ -57,7 +57,7 @@ def test_the_seconds_of_a_slow_shard_are_exact(span: str, number: int, every: in
     assert sum(row["seconds"] for row in rest) < 1e-2
 
 
-def test_a_worker_that_is_always_too_late_is_not_blamed_but_seen_as_left_out() -> None:
+def test_a_worker_that_is_always_late_is_not_blamed_but_reported_as_left_out() -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 10.0})
     assert sum(row["seconds"] for row in found["blame"]) < 1e-2
     assert found["inclusion"]["3"] == 0.0
@@ -65,7 +65,7 @@ def test_a_worker_that_is_always_too_late_is_not_blamed_but_seen_as_left_out() -
     assert any("rank 3 (0%)" in warning for warning in found["warnings"])
 
 
-def test_what_the_last_backup_brings() -> None:
+def test_the_gain_of_the_last_backup_is_predicted() -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 0.03}, every=20)
     # Twice in 40 versions the fourth worker is 30 ms late, and then later by what remains after the way of the gradient
     # and the weights. Without one of the three others, the update would wait for it.
@@ -75,7 +75,7 @@ def test_what_the_last_backup_brings() -> None:
     assert profile()["backup_gain_s"] is None
 
 
-def test_an_unknown_clock_is_left_out_and_named() -> None:
+def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     recordings = synthetic_run(versions=VERSIONS)
     recordings[-1].clock = "other"
     found = Profile.of(Recording(tuple(recordings))).to_json()

@@ -65,7 +65,7 @@ def test_every_push_and_publication_is_an_arrow_between_two_tracks(tmp_path: Pat
 
 
 @pytest.mark.parametrize("shown", [range(3), range(4, 7), range(20)])
-def test_only_the_versions_that_are_asked_for_are_shown(tmp_path: Path, shown: range) -> None:
+def test_only_the_requested_versions_are_shown(tmp_path: Path, shown: range) -> None:
     recording = Recording(tuple(synthetic_run(versions=10)))
     events = trace(tmp_path, recording, shown)
     assert_valid(events)

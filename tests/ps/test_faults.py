@@ -85,7 +85,7 @@ def test_a_shard_killed_ten_times_comes_back_at_the_version_it_published_last(
             )
 
 
-def test_a_history_torn_by_a_kill_is_made_whole_again(tmp_path: Path) -> None:
+def test_a_history_torn_by_a_kill_is_repaired(tmp_path: Path) -> None:
     with served(tmp_path, shards=1, workers=1) as running:
         for stop, lost_bytes in ((5, 20), (10, None)):
             running.stop_at(stop)
@@ -102,7 +102,7 @@ def test_a_history_torn_by_a_kill_is_made_whole_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_continues(tmp_path: Path) -> None:
     moments = random.Random(6)
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
         stack.enter_context(Worker(running.cluster, 0, pause_s=random_pause_s(0.004)))
@@ -155,7 +155,7 @@ def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoi
         assert layout.shards == 2
 
 
-def test_a_shard_whose_newest_slot_is_damaged_is_empty_though_no_worker_tells_it_what_it_lost(
+def test_a_shard_with_a_damaged_newest_slot_starts_empty_even_without_workers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with served(tmp_path, shards=2, workers=1) as running:
@@ -182,7 +182,7 @@ main()
 
 
 @pytest.mark.slow
-def test_a_shard_killed_between_a_load_and_the_rewind_of_its_history_ends_the_rewind(
+def test_a_shard_killed_between_a_load_and_the_rewind_finishes_the_rewind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(tmp_path, shards=1, workers=1) as running:
@@ -203,7 +203,7 @@ def test_a_shard_killed_between_a_load_and_the_rewind_of_its_history_ends_the_re
 
 
 @pytest.mark.parametrize("also_the_history", [False, True])
-def test_a_shard_that_came_back_with_an_old_state_finds_it_out_or_its_workers_do(
+def test_a_shard_restarted_with_old_state_is_detected_by_its_history_or_its_workers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], also_the_history: bool
 ) -> None:
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
@@ -271,7 +271,7 @@ def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Pat
         assert sleeper.wait(WITHIN_S) == 0
 
 
-def test_what_a_worker_asks_for_and_does_not_read_costs_the_shard_two_slices(tmp_path: Path) -> None:
+def test_unread_snapshots_cost_the_shard_at_most_two_slices(tmp_path: Path) -> None:
     slice_mb = 4
     with served(tmp_path, count=slice_mb << 18, shards=1, workers=2, quorum=1) as running, ExitStack() as stack:
         request = framing.encode(m.SnapshotRequest(run=running.cluster.run, version=None))
@@ -286,7 +286,7 @@ def test_what_a_worker_asks_for_and_does_not_read_costs_the_shard_two_slices(tmp
         assert anonymous_mb(running.pid(0)) < before_mb + 5 * slice_mb
 
 
-def test_a_worker_cut_off_from_one_shard_holds_nobody_up_and_is_back_when_it_heals(tmp_path: Path) -> None:
+def test_a_worker_cut_off_from_one_shard_delays_no_other_and_returns_after_the_cut(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
@@ -310,7 +310,7 @@ def test_a_worker_cut_off_from_one_shard_holds_nobody_up_and_is_back_when_it_hea
         running.finish(workers)
 
 
-def test_a_contributor_that_reached_one_shard_only_and_died_does_not_wedge_the_run(tmp_path: Path) -> None:
+def test_a_contributor_that_died_after_reaching_one_shard_does_not_block_the_run(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
@@ -341,7 +341,7 @@ def test_a_contributor_that_reached_one_shard_only_and_died_does_not_wedge_the_r
         assert running.history(1)[3]["ranks"] == [0, 1]
 
 
-def test_the_supervisor_is_known_again_after_its_connection_was_cut(tmp_path: Path) -> None:
+def test_the_supervisor_is_recognized_after_its_connection_was_cut(tmp_path: Path) -> None:
     with served(tmp_path, transport="tcp") as running, proxied(running.cluster, {0, 1}) as (cluster, proxies):
         secret = running.shards.jobs[0].secret
         places = [endpoints["control"] for endpoints in cluster.endpoints]
@@ -430,7 +430,7 @@ def test_a_worker_on_a_slow_path_is_late_and_nothing_else(tmp_path: Path) -> Non
         running.finish(workers)
 
 
-def test_a_slow_path_to_one_shard_slows_the_run_when_nobody_can_stand_in(tmp_path: Path) -> None:
+def test_a_slow_path_to_one_shard_slows_the_run_without_backups(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))

@@ -287,7 +287,7 @@ def computed(shards: int, workers: int, quorum: int) -> World:
 
 
 @pytest.mark.parametrize("dead", [1, 2])
-def test_contributors_that_reached_one_shard_and_died_do_not_wedge_the_others(dead: int) -> None:
+def test_contributors_that_died_after_reaching_one_shard_do_not_block_the_others(dead: int) -> None:
     world = computed(shards=2, workers=2, quorum=2)
     for worker in world.workers:
         reach(world, [worker.links[1]])
@@ -299,7 +299,7 @@ def test_contributors_that_reached_one_shard_and_died_do_not_wedge_the_others(de
     world.must_get_on(versions=3)
 
 
-def test_two_stuck_shards_that_hold_different_ranks_are_both_helped() -> None:
+def test_workers_help_two_stuck_shards_that_hold_different_ranks() -> None:
     world = computed(shards=3, workers=2, quorum=2)
     first, second = world.workers
     reach(world, [first.links[0], second.links[1], first.links[2], second.links[2]])
@@ -311,7 +311,7 @@ def test_two_stuck_shards_that_hold_different_ranks_are_both_helped() -> None:
     world.must_get_on(versions=3)
 
 
-def test_a_shard_that_dies_between_commit_and_publication_shows_what_it_committed() -> None:
+def test_a_shard_that_dies_between_commit_and_publication_publishes_the_committed_version() -> None:
     for actions in range(6):
         world = computed(shards=2, workers=2, quorum=2)
         shard = world.shards[0]
@@ -323,7 +323,7 @@ def test_a_shard_that_dies_between_commit_and_publication_shows_what_it_committe
         world.journal.check()
 
 
-def test_who_was_cut_off_from_a_publication_that_all_wait_for_gets_it_over_the_next_connection() -> None:
+def test_a_worker_that_missed_a_publication_gets_it_over_its_next_connection() -> None:
     world = computed(shards=2, workers=2, quorum=2)
     reach(world, [link for worker in world.workers for link in worker.links])
     link = world.workers[0].links[0]
@@ -333,7 +333,7 @@ def test_who_was_cut_off_from_a_publication_that_all_wait_for_gets_it_over_the_n
     world.must_get_on(versions=3)
 
 
-def test_a_welcome_that_a_rollback_overtook_takes_nobody_back() -> None:
+def test_a_welcome_from_before_a_rollback_does_not_take_a_worker_back() -> None:
     world = computed(shards=2, workers=1, quorum=1)
     worker = world.workers[0]
     world.must_get_on(versions=6)
@@ -347,7 +347,7 @@ def test_a_welcome_that_a_rollback_overtook_takes_nobody_back() -> None:
     world.must_get_on(versions=3)
 
 
-def test_a_contribution_on_its_way_while_the_run_rolls_back_is_not_used_after_it() -> None:
+def test_a_contribution_in_transit_during_a_rollback_is_not_used_afterwards() -> None:
     world = computed(shards=2, workers=2, quorum=2)
     late = [(link.shard, link.gradients.popleft()) for worker in world.workers for link in worker.links]
     world.shards[0].crash()

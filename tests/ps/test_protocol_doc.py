@@ -120,12 +120,12 @@ def supervisor_rows() -> dict[str, str]:
 WORKER_KINDS = re.findall(r"^#### ([A-Z_]+) ", PAGE, re.MULTILINE)
 
 
-def test_every_message_is_on_the_page() -> None:
+def test_every_message_is_documented() -> None:
     assert sorted([*WORKER_KINDS, *supervisor_rows()]) == sorted(framing.KINDS)
 
 
 @pytest.mark.parametrize("kind", WORKER_KINDS)
-def test_the_field_table_of_a_message_is_that_of_the_code(kind: str) -> None:
+def test_the_field_table_of_a_message_matches_the_code(kind: str) -> None:
     if kind == "SNAPSHOT":
         assert "fields of WEIGHTS" in section(kind)
         assert fields(kind) == fields("WEIGHTS")
@@ -137,17 +137,17 @@ def test_the_field_table_of_a_message_is_that_of_the_code(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", list(supervisor_rows()))
-def test_the_fields_of_a_supervisor_message_are_those_of_the_code(kind: str) -> None:
+def test_the_fields_of_a_supervisor_message_match_the_code(kind: str) -> None:
     assert supervisor_rows()[kind] == ", ".join(f"{name} {words}" for name, words in fields(kind))
 
 
-def test_the_messages_that_begin_alike_do() -> None:
+def test_messages_documented_with_the_same_first_fields_have_them() -> None:
     for kind in ("WEIGHTS", "HEARTBEAT", "NEED", "BYE", "WELCOME", "SNAPSHOT"):
         assert [name for name, _ in fields(kind)][:5] == ["run", "shard", "incarnation", "generation", "version"]
 
 
 @pytest.mark.parametrize("kind", ["HELLO", "GRADIENT", "WEIGHTS"])
-def test_a_worked_example_is_what_the_code_sends(kind: str) -> None:
+def test_a_worked_example_matches_the_code(kind: str) -> None:
     code = bytes.fromhex("".join(line[:51] for line in example(kind).splitlines()))
     message = framing.decode(code)
     assert framing.kind_of(type(message)) == kind
@@ -170,7 +170,7 @@ def test_the_frames_table_names_the_payloads_and_topics_of_the_code() -> None:
 # Numbers
 
 
-def test_the_examples_of_encoded_numbers_are_those_of_the_codec() -> None:
+def test_the_examples_of_encoded_numbers_match_the_codec() -> None:
     (rows,) = tables(section("1.5"))
     assert len(rows) >= 5
     for number, *encoded in rows:
@@ -179,14 +179,14 @@ def test_the_examples_of_encoded_numbers_are_those_of_the_codec() -> None:
             assert codec.encode(name, vector).tobytes().hex(" ") == shown  # type: ignore[arg-type]
 
 
-def test_the_layout_hash_is_explained() -> None:
+def test_the_documented_layout_hash_is_right() -> None:
     text, digest = re.findall(r"```layout\n(.*)\n(.*)\n```", PAGE)[0]
     layout = Layout.of([("w", (3, 4)), ("b", (4,))], 1)
     assert layout.hash == digest
     assert text == '["float32",[["w",[3,4]],["b",[4]]],[16]]'
 
 
-def test_timers_and_limits_are_those_of_the_code() -> None:
+def test_timers_and_limits_match_the_code() -> None:
     timers, limits = tables(section("1.10"))
     presence = {"silent_s": roster.SILENT_S, "doubt_s": roster.DOUBT_S}
     machines = {"worker": dataclasses.asdict(WorkerTiming()), "shard": dataclasses.asdict(ShardTiming()) | presence}
@@ -202,7 +202,7 @@ def test_timers_and_limits_are_those_of_the_code() -> None:
     }
 
 
-def test_the_socket_table_is_that_of_the_code() -> None:
+def test_the_socket_table_matches_the_code() -> None:
     slice_bytes = 4000
     context = new_context()
     made = {"shard": shard_sockets(context, slice_bytes), "worker": worker_sockets(context, 0, 1)}
@@ -215,14 +215,14 @@ def test_the_socket_table_is_that_of_the_code() -> None:
     context.destroy(linger=0)
 
 
-def test_the_keys_of_a_report_are_those_that_the_supervisor_reads() -> None:
+def test_the_documented_keys_of_a_report_are_those_that_the_supervisor_reads() -> None:
     keys = [row[0] for row in tables(section("1.7"))[0]]
     read = [field.name for field in dataclasses.fields(WorkerReport)]
     assert sorted([*keys, "rank", "incarnation"]) == sorted(read)
     WorkerReport.parse({"rank": 0, "incarnation": 1, "version": 2, "agent_steps": 3})
 
 
-def test_the_table_of_a_key_file_has_what_a_run_writes_there(tmp_path: Path) -> None:
+def test_the_table_of_a_key_file_lists_every_key_that_a_run_writes(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     config = Config(external_workers=1, wire=WireConfig(transport="tcp", curve=True))
     plan = Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
@@ -394,7 +394,7 @@ def shards(request: pytest.FixtureRequest) -> Iterator[StandaloneShards]:
 
 
 @pytest.mark.processes
-def test_a_worker_written_from_the_page_contributes_to_every_version_though_a_shard_dies(
+def test_a_worker_written_from_the_page_contributes_to_every_version_even_if_a_shard_dies(
     shards: StandaloneShards,
 ) -> None:
     mine: list[int] = []

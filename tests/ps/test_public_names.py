@@ -45,7 +45,7 @@ def test_any_other_name_is_an_error() -> None:
         ps.Nonsense  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_example_imports_nothing_of_zmqrl_but_the_public_names() -> None:
+def test_the_example_imports_only_the_public_names() -> None:
     tree = ast.parse(EXAMPLE.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert {node.module for node in imports if str(node.module).startswith("zmqrl")} == {"zmqrl.ps"}

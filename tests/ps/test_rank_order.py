@@ -79,7 +79,7 @@ IN_ORDER = trained(1, lambda _version, _shard: tuple(range(WORKERS)))
 @pytest.mark.parametrize("shards", [1, 4])
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=20)
-def test_in_consistent_mode_neither_shards_nor_arrival_order_show_in_the_bits(shards: int, seed: int) -> None:
+def test_in_consistent_mode_shards_and_arrival_order_do_not_change_the_bits(shards: int, seed: int) -> None:
     chance = np.random.default_rng(seed)
     orders = list(itertools.permutations(range(WORKERS)))
     assert (
@@ -87,6 +87,6 @@ def test_in_consistent_mode_neither_shards_nor_arrival_order_show_in_the_bits(sh
     )
 
 
-def test_otherwise_arrival_order_shows_in_the_bits() -> None:
+def test_without_consistent_mode_arrival_order_changes_the_bits() -> None:
     in_reverse = trained(1, lambda _version, _shard: tuple(reversed(range(WORKERS))), consistent=False)
     assert in_reverse.tobytes() != IN_ORDER.tobytes()

@@ -61,7 +61,7 @@ def test_a_restarted_shard_still_knows_what_it_has_used() -> None:
     assert of(Update, push(after, 2, version=0)) != []
 
 
-def test_after_a_rollback_old_versions_may_be_computed_on_again() -> None:
+def test_contributions_can_name_an_old_version_again_after_a_rollback() -> None:
     machine = shard()
     make_version(machine, 0, 0)
     loaded: Record = replace(RECORD, generation=2, view=ONE)
@@ -84,12 +84,12 @@ def computing(*versions: int) -> WorkerMachine:
     return worker
 
 
-def test_a_worker_computes_on_slices_of_different_versions_and_names_each_shards_own() -> None:
+def test_a_worker_computes_on_slices_of_different_versions_and_names_the_version_of_each() -> None:
     worker = computing(4, 7)
     assert pushed(worker.handle(Contributed(1, 4), 0.0)) == [(0, 4, 0), (1, 7, 0)]
 
 
-def test_a_worker_goes_on_when_every_shard_has_something_newer_than_it_contributed_to() -> None:
+def test_a_worker_continues_once_every_shard_has_a_newer_version() -> None:
     worker = computing(4, 7)
     worker.handle(Contributed(1, 4), 0.0)
     assert of(Assembled, worker.handle(Pulling(4), 0.0)) == []
@@ -100,13 +100,13 @@ def test_a_worker_goes_on_when_every_shard_has_something_newer_than_it_contribut
     assert pushed(need(worker, 0, 6)) == []
 
 
-def test_a_worker_that_has_contributed_nothing_since_gets_the_newest_at_once() -> None:
+def test_a_worker_that_has_not_contributed_gets_the_newest_weights_at_once() -> None:
     worker = computing(4, 7)
     weights(worker, 0, 9)
     assert [a.version for a in of(Assembled, worker.handle(Pulling(4), 0.0))] == [7]
 
 
-def test_a_shard_in_need_is_sent_the_contribution_again() -> None:
+def test_a_worker_resends_its_contribution_to_a_shard_in_need() -> None:
     worker = computing(4, 7)
     worker.handle(Contributed(1, 4), 0.0)
     worker.handle(Pulling(4), 0.0)
@@ -116,7 +116,7 @@ def test_a_shard_in_need_is_sent_the_contribution_again() -> None:
     assert pushed(need(worker, 0, 5)) == [], "its gradient may be overwritten"
 
 
-def test_a_lost_publication_is_asked_for() -> None:
+def test_a_lost_publication_is_requested() -> None:
     worker = computing(4, 7)
     worker.handle(Contributed(1, 4), 0.0)
     worker.handle(Pulling(4), 0.0)
@@ -125,7 +125,7 @@ def test_a_lost_publication_is_asked_for() -> None:
     assert [a.version for a in of(Assembled, snapshot(worker, 0, 5, ranks=(3,)))] == [5]
 
 
-def test_a_worker_goes_on_for_the_shards_that_have_not_ended() -> None:
+def test_a_worker_continues_for_the_shards_that_have_not_ended() -> None:
     worker = computing(9, 7)
     worker.handle(Contributed(1, 7), 0.0)
     weights(worker, 0, 10, ranks=(1,))
@@ -138,7 +138,7 @@ def test_a_worker_goes_on_for_the_shards_that_have_not_ended() -> None:
     assert of(Ended, bye(worker, 1, 10)) == [Ended(10)]
 
 
-def test_the_last_slice_of_a_shard_that_has_ended_is_asked_for() -> None:
+def test_the_last_slice_of_an_ended_shard_is_requested() -> None:
     worker = computing(9, 7)
     worker.handle(Contributed(1, 7), 0.0)
     worker.handle(Pulling(7), 0.0)
@@ -147,13 +147,13 @@ def test_the_last_slice_of_a_shard_that_has_ended_is_asked_for() -> None:
     assert [a.version for a in of(Assembled, snapshot(worker, 0, 10, ranks=(1,)))] == [8]
 
 
-def test_shards_may_end_at_different_versions() -> None:
+def test_shards_can_end_at_different_versions() -> None:
     worker = computing(9, 7)
     assert of(Ended, bye(worker, 0, 10)) == []
     assert of(Ended, bye(worker, 1, 8)) == [Ended(8)]
 
 
-def test_a_contribution_that_waits_is_not_taken_for_the_one_before_that_was_used() -> None:
+def test_a_waiting_contribution_is_not_mistaken_for_the_previous_one() -> None:
     worker = computing(5, 5)
     worker.handle(Contributed(1, 5), 0.0)
     worker.handle(Pulling(5), 0.0)
@@ -174,7 +174,7 @@ def constant_gradient(rank: int, version: int, count: int) -> FloatVector:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kill", [False, True])
-def test_every_contribution_is_applied_once_and_the_history_says_how_stale_it_was(tmp_path: Path, kill: bool) -> None:
+def test_every_contribution_is_applied_once_and_the_history_records_its_staleness(tmp_path: Path, kill: bool) -> None:
     with served(tmp_path, workers=3, asynchronous=True) as running:
         with contextlib.ExitStack() as stack:
             for rank in range(3):
@@ -264,7 +264,7 @@ def assert_ended_apart(files: RunFiles) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_a_run_whose_workers_are_gone_ends_with_each_shard_at_its_own_version(tmp_path: Path) -> None:
+def test_a_run_without_workers_ends_with_each_shard_at_its_own_version(tmp_path: Path) -> None:
     with run_left_apart(tmp_path / "run") as run:
         run.signal(signal.SIGTERM)
         assert run.wait() == 130, run.said()

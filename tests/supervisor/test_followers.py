@@ -96,7 +96,7 @@ def test_checkpoints_are_evaluated_every_five_minutes_and_the_last_one_always(
     assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [0, 300, 500]
 
 
-def test_a_resumed_run_does_not_evaluate_again_what_it_ended_with(
+def test_a_resumed_run_does_not_evaluate_its_last_checkpoint_again(
     followers: Followers, runner: Runner, tmp_path: Path
 ) -> None:
     followers.on_checkpoint(300, 300.0, last=True)
@@ -109,7 +109,7 @@ def test_a_resumed_run_does_not_evaluate_again_what_it_ended_with(
     assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300, 700]
 
 
-def test_damaged_evaluations_do_not_keep_a_run_from_going_on(
+def test_damaged_evaluations_do_not_stop_a_run(
     followers: Followers, runner: Runner, notices: Notices, tmp_path: Path
 ) -> None:
     followers.on_checkpoint(300, 300.0)
@@ -122,7 +122,7 @@ def test_damaged_evaluations_do_not_keep_a_run_from_going_on(
     assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300]
 
 
-def test_a_checkpoint_stays_with_them_as_long_as_one_of_them_needs_it(
+def test_a_checkpoint_stays_with_a_follower_as_long_as_it_is_needed(
     followers: Followers, brought: set[tuple[ProcessId, int]]
 ) -> None:
     followers.on_checkpoint(0, 0.0)
@@ -150,12 +150,12 @@ def test_a_game_is_recorded_with_the_first_checkpoint_after_each_minute(follower
     ]
 
 
-def test_a_resumed_run_records_only_what_is_still_to_come(followers: Followers) -> None:
+def test_a_resumed_run_records_only_the_remaining_minutes(followers: Followers) -> None:
     followers.start(60 * 10.0)
     assert followers.to_record == [15]
 
 
-def test_an_evaluation_is_kept_and_told(followers: Followers, notices: Notices, tmp_path: Path) -> None:
+def test_an_evaluation_is_saved_and_reported(followers: Followers, notices: Notices, tmp_path: Path) -> None:
     followers.on_checkpoint(300, 300.0)
     followers.on_answer(evaluation(300))
     assert json.loads((tmp_path / "evaluations.jsonl").read_text())["mean"] == 12.5
@@ -165,7 +165,7 @@ def test_an_evaluation_is_kept_and_told(followers: Followers, notices: Notices, 
     assert not followers.pending[EVALUATOR]
 
 
-def test_what_an_evaluator_that_died_has_not_answered_is_told_to_the_next_one(followers: Followers) -> None:
+def test_pending_evaluations_of_a_dead_evaluator_go_to_the_next_one(followers: Followers) -> None:
     followers.on_checkpoint(0, 0.0)
     followers.on_checkpoint(300, 300.0)
     followers.on_answer(evaluation(0))
@@ -184,7 +184,7 @@ def test_a_run_goes_on_without_an_evaluator_that_keeps_dying(followers: Follower
     assert not waited
 
 
-def test_two_games_recorded_with_one_checkpoint_are_both_waited_for(followers: Followers) -> None:
+def test_the_run_waits_for_both_games_recorded_with_one_checkpoint(followers: Followers) -> None:
     followers.on_checkpoint(900, 60 * 40.0)
     assert [message["name"] for message in followers.pending[RECORDER]] == ["minute-000", "minute-015"]
     followers.on_answer(Said(RECORDER, {"recording": {"version": 900, "path": "a.mp4", "score": 1.0}}))

@@ -88,7 +88,7 @@ def goes_on(run: Run) -> None:
     run.eventually(lambda: status_of(run)["stalled"] is None, "a status without a stall")
 
 
-def test_a_worker_whose_environment_hangs_is_named_with_span_and_stack(run: Run) -> None:
+def test_a_worker_with_a_hung_environment_is_named_with_its_span_and_stack(run: Run) -> None:
     pid = run.pid("worker", 1)
     assert pid is not None
     run.files.path.with_name("hang").write_text(str(pid))
@@ -105,7 +105,7 @@ def test_a_worker_whose_environment_hangs_is_named_with_span_and_stack(run: Run)
     goes_on(run)
 
 
-def test_a_worker_that_is_stopped_is_told_from_one_that_hangs(run: Run) -> None:
+def test_a_stopped_worker_is_distinguished_from_a_hung_one(run: Run) -> None:
     pid = run.pid("worker", 0)
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -119,7 +119,7 @@ def test_a_worker_that_is_stopped_is_told_from_one_that_hangs(run: Run) -> None:
     goes_on(run)
 
 
-def test_a_shard_that_is_stopped_is_named_and_not_the_workers_that_wait_for_it(run: Run) -> None:
+def test_a_stopped_shard_is_named_but_not_the_workers_that_wait_for_it(run: Run) -> None:
     pid = run.pid("shard", 1)
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -131,9 +131,7 @@ def test_a_shard_that_is_stopped_is_named_and_not_the_workers_that_wait_for_it(r
     goes_on(run)
 
 
-def test_an_external_worker_that_hangs_is_named_with_its_span_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hung_external_worker_is_named_only_with_its_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = tmp_path / "hang"
     monkeypatch.setenv(HANG_FILE, str(hang))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
@@ -148,7 +146,7 @@ def test_an_external_worker_that_hangs_is_named_with_its_span_only(
             assert re.search(r"for worker-1 \(external\): in env_step for [\d.]+ s(, and |$)", notice(run)), "no stack"
 
 
-def test_a_worker_that_hangs_in_its_imports_is_asked_too(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_in_its_imports_is_also_inspected(tmp_path: Path) -> None:
     place, blocks = tmp_path / "site", tmp_path / "blocks"
     place.mkdir()
     (place / "sitecustomize.py").write_text(HANGING_IMPORT)

@@ -31,7 +31,7 @@ def loss(logits, values, batch, config, entropy_coefficient):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "ba3c"])
-def test_schedules_follow_the_version_over_the_end_of_a_process(algo: str, tmp_path: Path) -> None:
+def test_schedules_follow_the_version_across_restarts_of_processes(algo: str, tmp_path: Path) -> None:
     """From version 10 on the rate is 0 and the bonus 0.01; workers and shards that begin there know nothing else."""
     (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_COEFFICIENT.format(algo=algo), encoding="utf-8")
     path = tmp_path / "run"
@@ -54,7 +54,7 @@ def test_schedules_follow_the_version_over_the_end_of_a_process(algo: str, tmp_p
 
 
 @pytest.mark.slow
-def test_workers_that_only_act_play_and_contribute_and_leave_the_weights_alone(tmp_path: Path) -> None:
+def test_workers_that_only_act_contribute_and_do_not_change_the_weights(tmp_path: Path) -> None:
     options = ("--env", "zmqrl/Dummy-v0", "--model", "small", "--envs.screen-size", "36", "--network.hidden", "16")
     files = run(tmp_path / "run", *options, "--updates", "48", "--act-only")
     files.assert_history_exact(48)

@@ -63,7 +63,7 @@ def run_pids(cluster: Line) -> list[int]:
     return [entry["pid"] for entry in (*cluster["shards"], *cluster["workers"]) if entry["pid"] is not None]
 
 
-def test_updates_end_a_run_at_exactly_that_version_on_every_shard(finished: Finished) -> None:
+def test_a_limit_of_updates_ends_every_shard_at_exactly_that_version(finished: Finished) -> None:
     finished.assert_history_exact(UPDATES)
     assert finished.newest().version == UPDATES
     assert check(finished.path) == {"shards": 2, "versions": UPDATES, "violations": []}
@@ -95,7 +95,7 @@ def test_the_metrics_have_their_keys_and_end_with_the_last_version(finished: Fin
         assert rows[-1][key] == summary[key]
 
 
-def test_tensorboard_reads_what_the_run_wrote(finished: Finished) -> None:
+def test_tensorboard_can_read_the_files_of_a_run(finished: Finished) -> None:
     from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
         EventAccumulator,
     )
@@ -119,7 +119,7 @@ def test_the_settings_of_a_run_can_be_read_back(finished: Finished) -> None:
     assert (config.recipe, config.updates, config.consistent, config.profile) == ("cartpole", UPDATES, True, 20)
 
 
-def test_the_cluster_file_is_private_and_tells_all_that_a_worker_needs(finished: Finished) -> None:
+def test_the_cluster_file_is_private_and_has_everything_a_worker_needs(finished: Finished) -> None:
     cluster = finished.cluster_was
     assert finished.cluster_mode == 0o600
     assert set(cluster) >= {"protocol", "run", "shards", "workers", "open_ranks", "codec", "layout", "keys"}
@@ -131,13 +131,13 @@ def test_the_cluster_file_is_private_and_tells_all_that_a_worker_needs(finished:
     assert cluster["open_ranks"] == []
 
 
-def test_what_is_only_for_a_living_run_goes_with_it(finished: Finished) -> None:
+def test_files_that_only_a_live_run_needs_are_removed_at_its_end(finished: Finished) -> None:
     left = {path.name for path in finished.path.iterdir()}
     assert not left & {"cluster.json", "left.json", "sockets", "state"}
     assert [path for path in finished.path.rglob("*") if path.is_dir() and not any(path.iterdir())] == []
 
 
-def test_without_a_terminal_a_run_speaks_in_plain_lines(finished: Finished) -> None:
+def test_a_run_without_a_terminal_prints_plain_lines(finished: Finished) -> None:
     assert "\x1b" not in finished.said
     lines = finished.said.splitlines()
     assert lines[0].startswith("run directory")
@@ -181,7 +181,7 @@ def test_consistent_runs_are_bit_identical_for_any_number_of_shards(
 
 
 @pytest.mark.slow
-def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: Finished, tmp_path: Path) -> None:
+def test_resuming_keeps_weights_optimizer_state_and_counters_unchanged(finished: Finished, tmp_path: Path) -> None:
     path = copied(finished, tmp_path / "run")
     before, summary = finished.newest(), finished.summary()
     # Workers that sleep for a minute contribute nothing, so what the shards give back is what they were given.
@@ -202,7 +202,7 @@ def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: 
         run.files.assert_history_exact(UPDATES)
 
 
-def test_a_resumed_run_goes_on_where_it_ended(finished: Finished, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_where_it_ended(finished: Finished, tmp_path: Path) -> None:
     path = copied(finished, tmp_path / "run")
     before = finished.summary()
     resumed = trained(path, "--resume", "--updates", "60", "--no-consistent")
@@ -253,7 +253,7 @@ def test_minutes_end_a_run_and_periodic_checkpoints_are_taken_meanwhile(tmp_path
 
 
 @pytest.mark.slow
-def test_agent_steps_end_a_run_and_a_straggler_holds_up_those_who_need_it(tmp_path: Path) -> None:
+def test_a_limit_of_agent_steps_ends_a_run_and_a_straggler_delays_a_run_without_backups(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", "--agent-steps", "1000", "--straggle", "1:0.1", "--wire.transport", "tcp")
     summary = files.assert_summary_exact("agent_steps")
     assert summary["agent_steps"] >= 1000
@@ -262,7 +262,7 @@ def test_agent_steps_end_a_run_and_a_straggler_holds_up_those_who_need_it(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_score_ends_a_run_and_nobody_waits_for_a_straggler_when_there_is_a_backup(tmp_path: Path) -> None:
+def test_a_score_ends_a_run_and_a_run_with_a_backup_does_not_wait_for_a_straggler(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", "--stop-score", "10", "--workers", "1", "--backups", "1", "--straggle", "1:60")
     summary = files.assert_summary_exact("stop_score", quorum=1)
     assert (summary["workers"], summary["backups"]) == (1, 1)

@@ -72,7 +72,7 @@ def killed(said: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("turns", [3, pytest.param(25, marks=LONG)])
-def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path, turns: int) -> None:
+def test_a_run_stays_exact_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path, turns: int) -> None:
     with training(tmp_path / "run", *SLOWLY) as run:
         for turn in range(turns):
             for role, number in (("shard", turn % 2), ("worker", (turn + 1) % 2)):
@@ -90,7 +90,7 @@ def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tm
 
 
 @pytest.mark.slow
-def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_shard_that_lost_its_state_rolls_all_shards_back_to_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY, "--checkpoint.every-minutes", "0.01") as run:
         run.wait_to_say("checkpoint of version")
@@ -118,7 +118,7 @@ def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("turns", [3, pytest.param(15, marks=LONG)])
-def test_after_rollbacks_every_figure_is_that_of_the_histories(tmp_path: Path, turns: int) -> None:
+def test_every_figure_matches_the_histories_after_rollbacks(tmp_path: Path, turns: int) -> None:
     path = tmp_path / "run"
     options = ("--workers", "1", "--backups", "1", "--checkpoint.every-minutes", "0.01")
     with training(path, *SLOWLY, *options) as run:
@@ -141,7 +141,7 @@ def test_after_rollbacks_every_figure_is_that_of_the_histories(tmp_path: Path, t
 
 
 @pytest.mark.slow
-def test_a_shard_that_never_heard_where_to_end_is_told_again(tmp_path: Path) -> None:
+def test_a_lost_stop_is_sent_again(tmp_path: Path) -> None:
     with training(tmp_path / "run", *SLOWLY, "--updates", "20", program=("-c", FORGETFUL)) as run:
         assert run.wait() == 0, run.said()
     run.files.assert_summary_exact("updates")
@@ -172,7 +172,7 @@ def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
         pytest.param(3e38, False, id="the sum is too large on one shard only"),
     ],
 )
-def test_contributions_of_which_comes_no_finite_version_end_the_run_with_the_version_before(
+def test_contributions_that_make_a_non_finite_version_end_the_run_at_the_previous_version(
     tmp_path: Path, number: float, everywhere: bool
 ) -> None:
     def gradient(rank: int, weights: PulledWeights) -> FloatVector:
@@ -229,7 +229,7 @@ def test_a_shard_that_is_killed_while_the_run_starts_or_ends_comes_back_and_the_
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_stopped_is_named_and_started_again(tmp_path: Path) -> None:
+def test_a_stopped_worker_is_named_and_restarted(tmp_path: Path) -> None:
     with training(tmp_path / "run", program=("-c", IMPATIENT)) as run:
         run.wait_for(5)
         pid = run.pid("worker", 1)
@@ -244,7 +244,7 @@ def test_a_worker_that_is_stopped_is_named_and_started_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lost", [False, pytest.param(True, marks=LONG[0])])
-def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_where_its_shards_were(
+def test_no_process_outlives_a_killed_supervisor_and_the_run_resumes_from_its_shards(
     tmp_path: Path, lost: bool
 ) -> None:
     path = tmp_path / "run"
@@ -291,7 +291,7 @@ def make_rows_long(metrics: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_run_is_resumed_where_its_shards_stood_though_an_outside_worker_lives_on(tmp_path: Path, mode: str) -> None:
+def test_a_run_resumes_from_its_shards_even_if_an_external_worker_is_still_running(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "run"
     survivor: Worker | None = None
     try:
@@ -327,7 +327,7 @@ def test_a_run_is_resumed_where_its_shards_stood_though_an_outside_worker_lives_
 
 
 @pytest.mark.slow
-def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_start(tmp_path: Path) -> None:
+def test_no_process_outlives_a_supervisor_killed_while_its_workers_start(tmp_path: Path) -> None:
     with training(tmp_path / "run") as run:
         run.eventually(
             lambda: (run.files.path / "cluster.json").exists() and run.pid("worker", 1), "the start of worker 1"
@@ -393,7 +393,7 @@ def broken(
 
 
 @pytest.mark.slow
-def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words_and_its_exit_status(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_ends_the_run_with_its_last_log_lines_and_exit_status(tmp_path: Path) -> None:
     with broken(tmp_path, "0:0", "--workers", "1") as run:
         assert run.wait() == 2
         assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
@@ -448,7 +448,7 @@ def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_
 
 
 @pytest.mark.slow
-def test_of_a_cascade_the_failure_that_began_it_is_told_last_and_decides_the_exit_status(tmp_path: Path) -> None:
+def test_the_first_failure_of_a_cascade_is_reported_last_and_decides_the_exit_status(tmp_path: Path) -> None:
     with broken(tmp_path, "0:200", "--workers", "2") as run:
         run.wait_to_say("worker-0] died (exit status 1)")
         (run.files.path / "history" / "shard-0.jsonl").rename(tmp_path / "history")
@@ -461,14 +461,14 @@ def test_of_a_cascade_the_failure_that_began_it_is_told_last_and_decides_the_exi
 
 
 @pytest.mark.slow
-def test_what_many_processes_die_of_is_told_once(tmp_path: Path) -> None:
+def test_a_common_cause_of_death_is_reported_once(tmp_path: Path) -> None:
     with broken(tmp_path, "-1:200", "--workers", "3", program=FOLDING) as run:
         run.wait_to_say(" worker-0..2]   | RuntimeError: the joystick broke (3x)")
         assert " worker-0..2] died (exit status 1) and is restarted; its log ends: (3x)" in run.said()
 
 
 @pytest.mark.slow
-def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path: Path) -> None:
+def test_a_run_waits_for_an_external_worker_then_continues_without_it_and_takes_it_back(tmp_path: Path) -> None:
     options = ("--external-workers", "1", "--on-loss", "shrink")
     with training(tmp_path / "run", *options, program=("-c", IMPATIENT)) as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")
@@ -496,7 +496,7 @@ def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path
 
 
 @pytest.mark.slow
-def test_an_outside_worker_of_another_zmqrl_is_refused_unless_it_is_told_to_join(tmp_path: Path) -> None:
+def test_an_external_worker_with_different_code_is_refused_unless_it_asks_to_join_anyway(tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(Path(zmqrl.__file__).parent, other / "zmqrl", ignore=shutil.ignore_patterns("__pycache__"))
     with (other / "zmqrl" / "errors.py").open("a") as file:
@@ -512,7 +512,7 @@ def test_an_outside_worker_of_another_zmqrl_is_refused_unless_it_is_told_to_join
 
 
 @pytest.mark.slow
-def test_an_outside_worker_that_takes_over_a_living_ones_rank_replaces_it(tmp_path: Path) -> None:
+def test_an_external_worker_that_takes_the_rank_of_a_live_one_replaces_it(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--external-workers", "1") as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")
         with outside_worker(run) as first:

@@ -32,7 +32,7 @@ def test_a_run_with_curve_ends_well_and_leaves_no_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_outside_worker_joins_with_its_key_file_and_no_secret_leaves_it(tmp_path: Path) -> None:
+def test_an_external_worker_joins_with_its_key_file_and_leaks_no_secret(tmp_path: Path) -> None:
     with training(tmp_path / "run", *CURVE, "--external-workers", "1", "--updates", "20") as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")
         cluster, directory = run.files.cluster(), run.files.path
@@ -86,7 +86,7 @@ def planned(config: Config, directory: RunDirectory) -> Plan:
     return Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
 
 
-def test_without_its_key_file_an_outside_worker_says_what_is_missing(tmp_path: Path) -> None:
+def test_an_external_worker_names_its_missing_key_file(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.claim()
     try:
@@ -102,7 +102,7 @@ def test_without_its_key_file_an_outside_worker_says_what_is_missing(tmp_path: P
     assert not directory.keys.exists()
 
 
-def test_the_keys_of_a_run_that_was_killed_go_with_the_next_claim(tmp_path: Path) -> None:
+def test_the_next_claim_removes_the_keys_of_a_killed_run(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.keys.mkdir(parents=True)
     directory.key_file(1).write_text("{}", encoding="utf-8")
@@ -111,7 +111,7 @@ def test_the_keys_of_a_run_that_was_killed_go_with_the_next_claim(tmp_path: Path
     directory.release()
 
 
-def test_every_start_has_keys_of_its_own(tmp_path: Path) -> None:
+def test_every_start_generates_new_keys(tmp_path: Path) -> None:
     config = Config(wire=WireConfig(transport="tcp", curve=True))
     first, second = (planned(config, RunDirectory(tmp_path)) for _ in range(2))
     assert first.keys is not None

@@ -51,7 +51,7 @@ def disturb(world: RunWorld, chance: random.Random) -> None:
     on_loss=st.sampled_from(["wait", "shrink"]),
 )
 @settings(max_examples=settings().max_examples // 2)
-def test_a_run_gets_on_and_ends_whatever_breaks(
+def test_a_run_makes_progress_and_ends_whatever_breaks(
     seed: int, shards: int, workers: int, on_loss: Literal["wait", "shrink"]
 ) -> None:
     chance = random.Random(seed)
@@ -78,7 +78,7 @@ def test_a_run_without_faults_takes_checkpoints_and_never_goes_back() -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_lost_state_costs_what_came_after_the_last_checkpoint_and_nothing_more(shards: int) -> None:
+def test_lost_state_undoes_only_the_versions_after_the_last_checkpoint(shards: int) -> None:
     world = RunWorld(shards=shards, workers=2, quorum=2)
     for _ in range(150):
         world.round()

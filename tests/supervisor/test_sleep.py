@@ -24,7 +24,7 @@ def pids_of(run: Run, who: str) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["all", "supervisor", "shards", "workers"])
-def test_a_run_goes_on_after_a_sleep_with_the_processes_that_it_had(tmp_path: Path, who: str) -> None:
+def test_a_run_continues_after_a_sleep_with_the_same_processes(tmp_path: Path, who: str) -> None:
     with training(tmp_path / "run", *TCP) as run:
         run.wait_for(50)
         before = run.pids()
@@ -43,7 +43,7 @@ def test_a_run_goes_on_after_a_sleep_with_the_processes_that_it_had(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_run_that_is_rolled_back_while_a_worker_sleeps_goes_on_when_it_wakes_up(tmp_path: Path) -> None:
+def test_a_run_rolled_back_while_a_worker_sleeps_continues_when_it_wakes_up(tmp_path: Path) -> None:
     with training(tmp_path / "run", *TCP) as run:
         run.wait_for(50)
         (sleeper, *_) = pids_of(run, "workers")

@@ -24,7 +24,7 @@ def survivor(run: Run, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 @pytest.mark.slow
-def test_a_worker_of_a_killed_run_is_refused_by_the_run_that_resumes_it(tmp_path: Path) -> None:
+def test_a_resumed_run_refuses_a_worker_of_the_killed_run(tmp_path: Path) -> None:
     log = tmp_path / "survivor.log"
     with contextlib.ExitStack() as outlives:
         with training(tmp_path / "run", *OUTSIDE) as run:

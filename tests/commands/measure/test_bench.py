@@ -66,7 +66,7 @@ def test_every_combination_has_a_row_for_every_operation(capsys: pytest.CaptureF
 
 
 @pytest.mark.processes
-def test_only_what_was_asked_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_requested_operations_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     only = ("--operation", "push", "round_trip", "--implementation", "zmqrl", "--transport", "ipc")
     rows = rows_of(capsys, *TINY, *only)
     assert [(row["implementation"], row["operation"], row["transport"]) for row in rows] == [
@@ -77,13 +77,13 @@ def test_only_what_was_asked_is_measured(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.processes
-def test_a_limit_in_minutes_leaves_fewer_samples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_in_minutes_reduces_the_number_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(capsys, *TINY, "--rounds", "100000", "--minutes", "0.001", "--implementation", "raw_tcp", "memcpy")
     assert {row["rounds"] for row in rows} == {10}
 
 
 @pytest.mark.processes
-def test_without_json_there_is_a_table_for_each_group_and_a_picture(
+def test_without_json_each_group_has_a_table_and_the_plot_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "wire.svg"
@@ -128,7 +128,7 @@ def test_values_that_cannot_be_measured_are_refused_before_anything_starts(
     assert names in str(error.value)
 
 
-def test_an_unknown_benchmark_is_named_with_the_nearest_one() -> None:
+def test_an_error_about_an_unknown_benchmark_suggests_the_nearest_one() -> None:
     with pytest.raises(UsageError, match=r"unknown benchmark 'wir' \(did you mean wire\?\)"):
         cli.run(["bench", "wir"])
 
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path, number: signa
 
 
 @pytest.mark.processes
-def test_its_processes_end_with_it_even_when_it_is_killed(tmp_path: Path) -> None:
+def test_the_processes_of_a_benchmark_end_even_when_it_is_killed(tmp_path: Path) -> None:
     with measuring(tmp_path) as (process, started):
         process.kill()
         process.wait(60)

@@ -65,7 +65,7 @@ def test_a_seed_decides_every_turn_of_its_game(cartpole_run: Path) -> None:
     assert [turn.action for turn in greedy] != [turn.action for turn in turns]
 
 
-def test_a_score_is_that_of_the_whole_game_in_the_bare_emulator(tmp_path: Path) -> None:
+def test_a_score_equals_the_score_of_the_whole_game_in_the_bare_emulator(tmp_path: Path) -> None:
     """Over several lives, with rewards of more than 1, though the run learns from single lives and clipped rewards."""
     envs = EnvConfig(noop_max=0, fire_reset=False, max_frames=3200)
     policy = load_policy(write_run(tmp_path / "run", Config(env="ALE/SpaceInvaders-v5", envs=envs), 0))
@@ -82,7 +82,7 @@ def test_a_score_is_that_of_the_whole_game_in_the_bare_emulator(tmp_path: Path) 
     assert info["lives"] < lives - 1
 
 
-def test_a_game_without_an_end_is_cut_off_and_counted(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_game_is_cut_off_and_counted(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(play, "LONGEST", 7)
     result = evaluate(load_policy(cartpole_run), [0, 1, 2], greedy=False, threads=1)
     assert (result["scores"], result["cut_off"]) == ([7.0, 7.0, 7.0], 3)
@@ -96,7 +96,7 @@ def test_an_atari_game_is_cut_off_at_its_time_limit_and_counted(breakout_run: Pa
     assert len(result["scores"]) == 3
 
 
-def test_the_figures_are_those_of_the_scores(cartpole_run: Path) -> None:
+def test_the_statistics_match_the_scores(cartpole_run: Path) -> None:
     result = evaluate(load_policy(cartpole_run), range(10, 30), greedy=False, threads=2)
     scores = result["scores"]
     assert (result["episodes"], len(scores), result["seeds"]) == (20, 20, list(range(10, 30)))
@@ -153,7 +153,7 @@ gymnasium.register("Broken-v0", Broken)
 """
 
 
-def test_an_environment_of_the_users_own_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_a_custom_environment_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_to_eval.py").write_text(BROKEN, encoding="utf-8")
     run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="broken_to_eval:Broken-v0"), 0)
@@ -170,7 +170,9 @@ def test_eval_prints_one_json_object_and_nothing_else(cartpole_run: Path) -> Non
     assert result["scores"] == evaluate(load_policy(cartpole_run), range(3), greedy=False, threads=1)["scores"]
 
 
-def test_eval_says_a_score_with_all_that_it_depends_on(breakout_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_prints_a_score_with_everything_it_depends_on(
+    breakout_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(["eval", str(breakout_run), "--episodes", "2", "--seed", "3", "--greedy"]) == 0
     said = capsys.readouterr()
     first, second, third = said.out.splitlines()
@@ -204,7 +206,7 @@ def test_progress_is_shown_on_a_terminal(
         ),
     ],
 )
-def test_eval_refuses_what_cannot_be_in_one_sentence(
+def test_eval_refuses_bad_usage_in_one_sentence(
     cartpole_run: Path, options: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError) as refused:
@@ -220,7 +222,7 @@ def test_eval_refuses_what_cannot_be_in_one_sentence(
         ("zmqrl.commands.measure.record", {"version": 0, "name": "minute-000"}),
     ],
 )
-def test_a_follower_skips_what_a_network_of_the_users_own_fails_in_and_logs_the_whole_story(
+def test_the_evaluator_skips_a_checkpoint_if_a_custom_network_fails_and_logs_the_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follower: str, message: dict[str, Any]
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)

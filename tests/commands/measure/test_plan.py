@@ -43,7 +43,7 @@ def test_people_get_a_table_with_the_recommended_row(capsys: pytest.CaptureFixtu
     assert [line.split()[:3] for line in lines if line.endswith("<-")] == [["2", "0", "1"]]
 
 
-def test_a_plan_needs_the_most_workers() -> None:
+def test_a_plan_requires_a_maximum_number_of_workers() -> None:
     with pytest.raises(UsageError, match="workers-up-to"):
         run(["plan"])
     with pytest.raises(UsageError, match="--workers-up-to 0: 1 to 1024 workers are possible"):

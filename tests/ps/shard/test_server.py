@@ -201,7 +201,7 @@ def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_account
                     assert (lines[version - 1]["crc32"], tuple(lines[version - 1]["ranks"])) == (crc32, message.ranks)
 
 
-def test_nothing_is_published_before_a_quorum_is_there_to_hear_it(tmp_path: Path) -> None:
+def test_nothing_is_published_before_a_quorum_has_subscribed(tmp_path: Path) -> None:
     with (
         served(tmp_path, shards=1) as running,
         Listener(running.cluster) as listener,
@@ -219,7 +219,7 @@ def test_nothing_is_published_before_a_quorum_is_there_to_hear_it(tmp_path: Path
             eventually(lambda: listener.newest(0) == 0, "version 0")
 
 
-def test_a_pull_that_was_given_up_does_not_answer_a_later_one(tmp_path: Path) -> None:
+def test_a_pull_that_timed_out_does_not_answer_a_later_one(tmp_path: Path) -> None:
     with (
         served(tmp_path, shards=1, workers=2, quorum=1) as running,
         Connection(running.cluster, 0) as patient,
@@ -266,7 +266,7 @@ def test_a_late_joiner_gets_the_newest_version_at_once(tmp_path: Path) -> None:
         np.testing.assert_array_equal(running.end_with(120), running.replay())
 
 
-def test_a_subscriber_that_reads_late_still_reads_what_was_published(tmp_path: Path) -> None:
+def test_a_subscriber_that_reads_late_still_gets_the_published_weights(tmp_path: Path) -> None:
     options = {"count": 500_000, "shards": 1, "workers": 1, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         context: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
@@ -301,7 +301,7 @@ def test_a_worker_can_leave_and_come_back(tmp_path: Path) -> None:
         assert ranks == {0, 1}
 
 
-def test_a_second_process_of_a_rank_takes_over_and_the_first_is_told(tmp_path: Path) -> None:
+def test_a_second_process_of_a_rank_takes_over_and_the_first_is_refused(tmp_path: Path) -> None:
     with served(tmp_path, workers=1) as running, Connection(running.cluster, 0, timing=QUICK_WORKER) as first:
         assert first.pull(timeout_s=10) is not None
         time.sleep(0.002)  # incarnations are milliseconds
@@ -311,7 +311,7 @@ def test_a_second_process_of_a_rank_takes_over_and_the_first_is_told(tmp_path: P
             running.stop_at(running.version() + 5)
 
 
-def test_a_stranger_is_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_a_stranger_is_refused_with_a_reason(tmp_path: Path) -> None:
     with served(tmp_path) as running:
         cluster = running.cluster
         renamed = replace(cluster.layout, tensors=(("other", cluster.layout.tensors[0][1]),))
@@ -356,7 +356,7 @@ def test_only_the_supervisor_changes_views_stops_or_loads(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("number", [3e38, 1e21], ids=["the sum overflows", "adam's square overflows"])
-def test_an_update_that_is_not_finite_is_not_stored_and_names_its_ranks(tmp_path: Path, number: float) -> None:
+def test_a_non_finite_update_is_not_stored_and_its_ranks_are_named(tmp_path: Path, number: float) -> None:
     with served(tmp_path, workers=2, optimizer=ADAM) as running, ExitStack() as stack:
         workers = [stack.enter_context(Connection(running.cluster, rank, timing=QUICK_WORKER)) for rank in range(2)]
         for version in range(3):
@@ -404,7 +404,7 @@ def test_all_shards_stop_at_one_version_and_every_pull_returns_none(tmp_path: Pa
         np.testing.assert_array_equal(running.end_with(version), running.replay())
 
 
-def test_a_stop_can_be_taken_back(tmp_path: Path) -> None:
+def test_a_stop_can_be_cancelled(tmp_path: Path) -> None:
     with served(tmp_path, workers=1) as running:
         running.stop_at(5)
         with Connection(running.cluster, 0, timing=QUICK_WORKER) as connection:
@@ -420,7 +420,7 @@ def test_a_stop_can_be_taken_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(running.end_with(10), running.replay())
 
 
-def test_a_control_connection_that_was_cut_is_known_again(tmp_path: Path) -> None:
+def test_a_worker_is_recognized_after_its_control_connection_was_cut(tmp_path: Path) -> None:
     with (
         served(tmp_path, shards=1, workers=2, quorum=1, transport="tcp") as running,
         proxied(running.cluster, {0}) as (cluster, proxies),

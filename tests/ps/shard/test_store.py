@@ -91,7 +91,7 @@ def test_a_new_store_holds_no_version(path: Path) -> None:
     assert_survives(path, [])
 
 
-def test_a_new_store_is_private_and_has_its_room_on_disk(path: Path) -> None:
+def test_a_new_store_is_private_and_reserves_its_disk_space(path: Path) -> None:
     create(path)
     status = path.stat()
     assert stat.S_IMODE(status.st_mode) == 0o600
@@ -109,7 +109,7 @@ def test_a_full_disk_is_an_error_at_the_start_and_leaves_nothing(path: Path, mon
     assert list(path.parent.iterdir()) == []
 
 
-def test_what_a_process_that_died_while_making_the_file_left_is_replaced(path: Path) -> None:
+def test_an_incomplete_file_left_by_a_killed_process_is_replaced(path: Path) -> None:
     path.with_name(path.name + ".new").write_bytes(b"half a file")
     create(path)
     assert list(path.parent.iterdir()) == [path]
@@ -144,7 +144,7 @@ def test_a_rollback_makes_a_lower_version_the_newest(path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["identity", "count", "names", "order", "missing", "short", "long", "empty", "magic"])
-def test_what_is_not_this_shards_store_is_not_opened(path: Path, other: str) -> None:
+def test_a_file_that_is_not_the_store_of_this_shard_is_not_opened(path: Path, other: str) -> None:
     commit(create(path), 0, 0)
     identity, count, names = IDENTITY, COUNT, NAMES
     data = path.read_bytes()
@@ -261,7 +261,7 @@ def test_one_damaged_byte_anywhere_in_the_newest_falls_back_to_the_previous(
     assert_survives(path, [(0, 21), (0, 22)])
 
 
-def test_pages_that_were_lost_stale_or_swapped_are_found(three_versions: tuple[bytes, list[range], Path]) -> None:
+def test_lost_stale_or_swapped_pages_are_detected(three_versions: tuple[bytes, list[range], Path]) -> None:
     data, (_, arrays), path = three_versions
     first, second = arrays.start, arrays.start + store.PAGE
     older = data.index(content(0, 21)[0].tobytes())
@@ -286,7 +286,7 @@ def test_a_store_with_every_slot_damaged_holds_no_version(path: Path) -> None:
     assert_survives(path, [])
 
 
-def test_a_reopened_store_goes_on_where_it_was(path: Path) -> None:
+def test_a_reopened_store_continues_where_it_was(path: Path) -> None:
     first = create(path)
     for version in range(4):
         commit(first, 0, version)
@@ -297,7 +297,7 @@ def test_a_reopened_store_goes_on_where_it_was(path: Path) -> None:
         assert_survives(path, [(0, version - 1), (0, version)])
 
 
-def test_the_newest_and_the_previous_are_never_handed_out_to_be_written(path: Path) -> None:
+def test_the_slots_of_the_newest_and_the_previous_version_are_never_reused(path: Path) -> None:
     made = create(path, slots=3)
     for version in range(10):
         slot = made.free_slot()
@@ -309,7 +309,7 @@ def test_the_newest_and_the_previous_are_never_handed_out_to_be_written(path: Pa
         assert_holds(made.previous, (0, version - 1) if version else None)
 
 
-def test_a_slot_taken_to_be_written_holds_nothing_even_before_the_first_write(path: Path) -> None:
+def test_a_slot_taken_for_writing_is_invalid_even_before_the_first_write(path: Path) -> None:
     made = create(path, slots=3)
     newest_two = [commit(made, 0, version) for version in range(3)][1:]
     made.free_slot()
@@ -345,7 +345,7 @@ def test_a_pinned_slot_is_not_overwritten_until_it_is_released(path: Path) -> No
     assert slot in [commit(made, 0, version) for version in range(12, 16)]
 
 
-def test_a_slot_read_by_two_is_kept_until_both_are_done(path: Path) -> None:
+def test_a_slot_with_two_readers_is_kept_until_both_are_done(path: Path) -> None:
     made = create(path)
     slot = commit(made, 0, 0)
     readers = [Reader(), Reader()]
@@ -357,7 +357,7 @@ def test_a_slot_read_by_two_is_kept_until_both_are_done(path: Path) -> None:
     assert slot in [commit(made, 0, version) for version in range(8, 12)]
 
 
-def test_pinning_stops_while_it_would_leave_fewer_than_three_slots(path: Path) -> None:
+def test_a_slot_cannot_be_pinned_if_fewer_than_three_would_be_left(path: Path) -> None:
     made = create(path, slots=5)
     readers = []
     for version in range(2):
@@ -372,7 +372,7 @@ def test_pinning_stops_while_it_would_leave_fewer_than_three_slots(path: Path) -
     assert made.can_pin()
 
 
-def test_a_slot_that_is_pinned_already_takes_more_readers(path: Path) -> None:
+def test_a_pinned_slot_accepts_more_readers(path: Path) -> None:
     made = create(path, slots=4)
     slot = commit(made, 0, 0)
     made.pin(slot, Reader().released)
@@ -394,7 +394,7 @@ def test_views_stay_readable_after_close(path: Path) -> None:
     assert_survives(path, [(0, 3)])
 
 
-def test_a_slot_is_committed_once(path: Path) -> None:
+def test_a_slot_can_be_committed_only_once(path: Path) -> None:
     made = create(path)
     slot = commit(made, 0, 0)
     with pytest.raises(AssertionError, match="free_slot"):

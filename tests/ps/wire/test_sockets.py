@@ -31,7 +31,7 @@ QUIET_S = 4.0  # longer than any heartbeat of ours has ever been
 
 
 @pytest.mark.parametrize("heal", [False, True])
-def test_a_process_lives_whose_connection_breaks_behind_a_full_queue(heal: bool) -> None:
+def test_a_process_survives_a_broken_connection_with_a_full_queue(heal: bool) -> None:
     """libzmq 4.3.5 aborts one that has heartbeats: ``Assertion failed: !_io_error``."""
     with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
         publisher.linger = 0

@@ -19,7 +19,7 @@ def test_ranks_begin_at_different_shards(shards: int, order: list[int]) -> None:
     assert welcomed(shards).report_order() == order
 
 
-def test_a_shard_that_has_not_welcomed_us_takes_no_report() -> None:
+def test_a_report_does_not_go_to_a_shard_before_its_welcome() -> None:
     worker = new(shards=3)
     assert worker.report_order() == []
     welcome(worker, 2)
@@ -35,7 +35,7 @@ def arrived(running: Served) -> list[tuple[int, m.Report]]:
 
 
 @pytest.mark.processes
-def test_reports_pass_through_different_shards_and_through_another_when_theirs_is_dead(tmp_path: Path) -> None:
+def test_reports_pass_through_different_shards_and_avoid_a_dead_one(tmp_path: Path) -> None:
     with (
         served(tmp_path, shards=2) as running,
         Connection(running.cluster, 0, timing=QUICK_WORKER) as first,
@@ -63,9 +63,7 @@ def test_reports_pass_through_different_shards_and_through_another_when_theirs_i
 
 
 @pytest.mark.processes
-def test_reports_that_are_too_large_are_counted_and_logged_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_oversized_reports_are_counted_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with served(tmp_path, shards=1, workers=1) as running, caplog.at_level(logging.WARNING):
         with Connection(running.cluster, 0, timing=QUICK_WORKER) as connection:
             for _ in range(3):

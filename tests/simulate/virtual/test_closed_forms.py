@@ -18,7 +18,7 @@ def mean(values: tuple[float, ...]) -> float:
     return sum(values) / len(values)
 
 
-def test_without_a_network_a_step_takes_as_long_as_the_work() -> None:
+def test_a_step_without_a_network_takes_as_long_as_the_work() -> None:
     result = simulate(FREE)
     assert result.step_s == pytest.approx([0.1] * 20)
     assert (result.used, result.late, result.skipped) == (4 * 2 * 20, 0, 0)
@@ -26,7 +26,7 @@ def test_without_a_network_a_step_takes_as_long_as_the_work() -> None:
 
 
 @pytest.mark.parametrize(("workers", "backups"), [(1, 0), (8, 0), (6, 2), (5, 5), (1, 7)])
-def test_the_mean_step_is_that_of_the_k_th_order_statistic(workers: int, backups: int) -> None:
+def test_the_mean_step_is_the_k_th_order_statistic(workers: int, backups: int) -> None:
     """For exponential times it is the mean times the sum of 1/i, i = b + 1 ... N + b."""
     ranks = workers + backups
     result = simulate(
@@ -46,7 +46,7 @@ def test_the_mean_step_is_that_of_the_k_th_order_statistic(workers: int, backups
     assert result.abandoned == result.skipped == (UPDATES - 1) * backups
 
 
-def test_a_straggler_that_finishes_first_misses_versions_and_one_that_gives_up_does_not() -> None:
+def test_a_straggler_that_finishes_late_work_misses_versions_and_one_that_abandons_it_does_not() -> None:
     """Rank 0 needs 0.25 s, the others 0.1 s."""
     slow = replace(FREE, workers=3, backups=1, updates=30, stragglers=(Straggler(rank=0, factor=2.5),))
     finishing = simulate(slow)
@@ -58,7 +58,7 @@ def test_a_straggler_that_finishes_first_misses_versions_and_one_that_gives_up_d
     assert giving_up.agent_steps < finishing.agent_steps
 
 
-def test_a_shard_whose_card_is_the_limit_takes_bytes_by_rate() -> None:
+def test_a_shard_limited_by_its_network_card_takes_bytes_divided_by_rate() -> None:
     """All slices come in through one card at the same time, and all publications go out through it."""
     result = simulate(WIRED)
     assert result.step_s == pytest.approx([2 * 4 * BYTES / 1e6] * 20)
@@ -78,18 +78,18 @@ def test_a_backup_that_pushes_at_the_same_time_delays_the_others() -> None:
     assert with_backups == pytest.approx(2 * alone)
 
 
-def test_latency_is_paid_twice_in_a_step() -> None:
+def test_a_step_pays_the_latency_twice() -> None:
     assert simulate(replace(FREE, latency=0.03)).step_s == pytest.approx([0.1 + 2 * 0.03] * 20)
 
 
-def test_processes_of_one_host_share_its_cores() -> None:
+def test_processes_on_one_host_share_its_cores() -> None:
     """Four workers on two cores take twice as long; workers that sleep do not."""
     shared = replace(FREE, hosts=1, cores=2)
     assert simulate(shared).step_s == pytest.approx([0.2] * 20)
     assert simulate(replace(shared, busy=0.0)).step_s == pytest.approx([0.1] * 20)
 
 
-def test_a_shard_works_through_contributions_one_after_the_other() -> None:
+def test_a_shard_handles_contributions_one_after_the_other() -> None:
     costs = ShardCosts(receive_s=0.001, accumulate_s=0.002, optimize_s=0.01, commit_s=0.02, publish_s=0.03)
     result = simulate(replace(FREE, costs=costs))
     assert result.step_s == pytest.approx([0.1 + 4 * 0.003 + 0.06] * 20)
@@ -101,7 +101,7 @@ def test_the_last_of_the_subscribers_gets_a_version_after_all_others() -> None:
     assert result.step_s[1:] == pytest.approx([0.1 + 4 * 0.01] * 19)
 
 
-def test_rollouts_are_played_once_in_an_iteration() -> None:
+def test_a_rollout_is_played_once_per_iteration() -> None:
     result = simulate(replace(FREE, rollout="constant:1", updates_per_rollout=4))
     assert result.step_s == pytest.approx([1.1, 0.1, 0.1, 0.1] * 5)
     assert result.agent_steps == 4 * 5 * 30
