@@ -1,4 +1,4 @@
-"""What a run keeps on disk: checkpoints that are whole or do not count, and a directory for one run at a time."""
+"""The files of a run: checkpoints are complete or ignored, and a directory belongs to one run at a time."""
 
 import json
 import shutil
@@ -146,7 +146,7 @@ def test_checkpoints_are_listed_oldest_first_and_unfinished_ones_are_not(tmp_pat
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Stands in for the end of the process."""
 
 
 @pytest.mark.parametrize("moment", range(12))
@@ -192,11 +192,11 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints(tmp_path)] == kept
 
 
-# taking a checkpoint while the shards go on
+# taking a checkpoint while the shards continue
 
 
 class Shards:
-    """Stands for the control connections: answers fetches with the states of an example."""
+    """Stands in for the control connections: answers fetches with the states of an example."""
 
     def __init__(self) -> None:
         self.gone = False
@@ -314,7 +314,7 @@ def test_a_new_run_directory_is_removed_if_the_run_does_not_start(tmp_path: Path
     mine = RunDirectory(tmp_path)
     mine.claim()
     mine.release()
-    assert mine.path.exists(), "it was there before"
+    assert mine.path.exists(), "the directory existed before"
 
 
 @pytest.mark.parametrize("length", [1, LONGEST_SOCKET_PATH])

@@ -1,4 +1,4 @@
-"""The parent's side of a process: what is told arrives, and a process that ends is an error."""
+"""The parent's side of a child process: messages arrive, and the end of the process is an error."""
 
 import os
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str = ECHO) -> 
 
 
 def test_messages_are_answered_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    long = "x" * 1_000_000  # more than a pipe holds
+    long = "x" * 1_000_000  # larger than a pipe's buffer
     with child(tmp_path, monkeypatch) as process:
         assert process.hear(WITHIN_S) == {"job": {"rank": 3}}
         assert process.hear(0.0) is None

@@ -1,4 +1,4 @@
-"""The command line: what it offers, and what it says to those who ask for what cannot be."""
+"""The command line: its options, and its errors about bad usage."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ GOLDEN = TESTS / "golden" / "train_options.txt"
 
 
 class Refused:
-    """What a command line that was refused left: one sentence on standard error, and nothing else."""
+    """Checks that a refused command line prints one sentence to standard error and does nothing else."""
 
     def __init__(self, where: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.where, self.capsys = where, capsys
@@ -57,11 +57,11 @@ class Refused:
         assert said.out == ""
         assert re.fullmatch(r"zmqrl: .+[.?]\n", said.err), said.err
         assert "Traceback" not in said.err
-        assert self.files() == before, "it made or changed files"
+        assert self.files() == before, "the command made or changed files"
         return said.err
 
     def files(self) -> dict[Path, int]:
-        """Every file and directory, with the time of its last change; the lock file of a run may appear."""
+        """Every file and directory with the time of its last change, except the lock file of a run."""
         found = [path for path in self.where.rglob("*") if path.name != ".lock"]
         return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in found}
 
@@ -131,7 +131,7 @@ BAD_INPUT: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("options", "names"), BAD_INPUT, ids=[options for options, _ in BAD_INPUT])
 def test_bad_input_is_refused_in_one_sentence_and_starts_nothing(refused: Refused, options: str, names: str) -> None:
-    # A run directory unless the absence of one is the point.
+    # Add a run directory, unless the test is about a missing one.
     place = [] if options == "--resume" else ["--run-dir", str(refused.where / "run")]
     assert names in refused.sentence("train", "cartpole", *options.split(), *place)
 
@@ -230,7 +230,7 @@ def finished_run(
     versions: tuple[int, ...] = (40,),
     counters: dict[str, Any] | None = None,
 ) -> Path:
-    """A run directory as a run leaves it, as far as going on with it needs."""
+    """Write a run directory with the files that a resume needs."""
     config = config or cartpole()
     directory = RunDirectory(path)
     path.mkdir()
@@ -381,7 +381,7 @@ def test_an_error_about_damaged_checkpoints_gives_the_command_to_resume_from_an_
         assert shlex.split(move) == ["mv", str(found), str(checkpoints / f"damaged-v{version:08d}")]
         found.rename(checkpoints / f"damaged-v{version:08d}")
     assert shlex.split(resume) == ["zmqrl", "train", "--resume", "--run-dir", str(path)]
-    assert "--updates 7: " in refused.sentence(*shlex.split(resume)[1:], "--updates", "7"), "it goes on from there"
+    assert "--updates 7: " in refused.sentence(*shlex.split(resume)[1:], "--updates", "7"), "it resumes from there"
 
 
 def test_a_worker_without_a_cluster_file_gets_a_clear_error(refused: Refused) -> None:
@@ -433,7 +433,7 @@ def test_the_options_of_train_match_the_golden_file(capsys: pytest.CaptureFixtur
         cli.run(["train", "--help"])
     assert stop.value.code == 0
     shown = re.findall(r"^\W*(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
-    assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if this is meant, write the new ones to {GOLDEN}"
+    assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if intended, write the new options to {GOLDEN}"
 
 
 def test_the_installed_command_handles_ctrl_c_from_its_first_line() -> None:

@@ -1,4 +1,4 @@
-"""The settings of a run: they travel as JSON, and what cannot be is named before anything starts."""
+"""The settings of a run survive JSON, and errors about them are reported before anything starts."""
 
 import dataclasses
 import json

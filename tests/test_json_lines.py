@@ -1,4 +1,4 @@
-"""Files of JSON lines: whole lines only, whatever was killed or full."""
+"""Files of JSON lines hold only complete lines, even after a kill or on a full disk."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_full_disk_is_reported_once_and_leaves_complete_lines(tmp_path: Path) 
 def test_undone_rows_move_to_a_separate_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = JsonLines(path)
-    for version in (1, 2, 5, 6, 7, 3, 4, 8):  # an older zmqrl went back without moving rows away
+    for version in (1, 2, 5, 6, 7, 3, 4, 8):  # an older zmqrl rolled back without moving the undone rows
         rows.write({"version": version})
     with path.open("ab") as file:
         file.write(b"{\n")

@@ -1,4 +1,4 @@
-"""What earlier versions have written is still read: every kept ``config.json``, and a run of commit 0e9b23a.
+"""Files of earlier versions can still be read: every kept ``config.json``, and a run of commit 0e9b23a.
 
 ``tests/old_run`` is what ``zmqrl train cartpole --workers 2 --updates 20 --network.hidden 16 --evaluator`` left there,
 without logs. Its histories have no totals.
@@ -35,7 +35,7 @@ def test_there_are_kept_results() -> None:
     assert len(CONFIGS) >= 5
 
 
-# Its summary counts what came after the last version, too. Histories have never had that.
+# Its summary also counts contributions after the last version. Histories never have those.
 LATE = "summary.json counts 4 contributions as late, but the histories count 0"
 
 
@@ -82,6 +82,6 @@ def test_an_old_run_can_be_resumed(run: Path) -> None:
     assert "resuming from version 20" in done.stdout
     summary = json.loads(RunDirectory(run).summary.read_text(encoding="utf-8"))
     assert summary["updates"] == 26
-    assert summary["contributions"]["used"] == 2 * 2 * 26  # by two shards, of two workers
+    assert summary["contributions"]["used"] == 2 * 2 * 26  # two workers on two shards
     assert summary["agent_steps"] > 4096
     assert cli.run(["check-history", str(run)]) == 0

@@ -1,4 +1,4 @@
-"""Policies read from a run: what they know, how they act, and what is said when there is nothing to read."""
+"""Policies read from a run: their facts, their actions, and the errors if a policy cannot be read."""
 
 import dataclasses
 import os
@@ -118,7 +118,7 @@ def test_a_generator_gives_the_same_actions_in_a_batch_and_one_by_one(breakout: 
 
 @pytest.mark.parametrize("name", ["small", "nature", "narrow", "dba3c"])
 def test_a_network_converted_to_float64_computes_in_float64_throughout(name: str) -> None:
-    """A float32 anywhere on the way would leave an error of about 1e-7 between one batch and another."""
+    """A single float32 operation would cause differences of about 1e-7 between batches."""
     model = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="bfloat16"))
     torch.nn.init.normal_(model.get_parameter("actor.weight"))
     single = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="float32"))
@@ -165,7 +165,7 @@ class Net(nn.Module):
 def test_a_custom_network_computes_the_same_as_in_its_workers(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32, which its code asks for, and with what it does not train drawn from the seed of the run."""
+    """It computes in float32, as its code does. Its untrained parameters are drawn from the seed of the run."""
     (tmp_path / "own_network_of_a_policy.py").write_text(OWN_NETWORK, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     config = dataclasses.replace(config, model="own_network_of_a_policy:Net", seed=7)
@@ -214,7 +214,7 @@ def test_a_custom_network_that_fails_in_a_game_is_reported_in_one_sentence(
     "config",
     [
         CARTPOLE,
-        dataclasses.replace(CARTPOLE, env="FrozenLake-v1"),  # shows a number, which becomes a vector
+        dataclasses.replace(CARTPOLE, env="FrozenLake-v1"),  # its observation is a number, which becomes a vector
         BREAKOUT,
         dataclasses.replace(BREAKOUT, envs=EnvConfig(max_frames=400, grayscale=False, frame_skip=2, frame_stack=3)),
         dataclasses.replace(

@@ -1,4 +1,4 @@
-"""A child process ends with its parent, whatever its main thread does, even if a signal is lost; and its log level."""
+"""A child process ends with its parent, whatever its main thread does and even if a signal is lost. Its log level."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from zmqrl.process import LOG_LEVEL, Messages, quiet_children
 
 pytestmark = pytest.mark.processes
 
-# The listener has sent SIGTERM before the main thread begins to wait: a handler that does nothing stands for it.
+# As if the listener had sent SIGTERM before the main thread began to wait: the handler does nothing.
 SIGNAL_CAME_JUST_BEFORE = """
 import signal
 from zmqrl.process import Messages
@@ -33,7 +33,7 @@ finally:
     time.sleep(0.5)
     print('cleaned up', flush=True)
 """
-# The library that runs the work takes the exception for one of its own.
+# As if a library had caught the exception and mistaken it for its own.
 SWALLOWING = """
 import time
 from zmqrl.process import Messages
@@ -120,7 +120,7 @@ for level in ("debug", "info", "warning", "error"):
         ("ERROR", ["error"]),
         ("", ["info", "warning", "error"]),
         (None, ["info", "warning", "error"]),
-        ("chatty", ["info", "warning", "error"]),  # the command line refuses it; another host may have its own
+        ("chatty", ["info", "warning", "error"]),  # from the environment of another host
     ],
 )
 def test_the_environment_sets_the_log_level_of_a_process(

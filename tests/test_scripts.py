@@ -1,4 +1,4 @@
-"""The scripts in ``launch/``: which command of zmqrl they are."""
+"""The scripts in ``launch/`` and the zmqrl commands that they run."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The validation of the simulator: what it predicts, how it fits and how it compares."""
+"""The validation of the simulator: its predictions, its fit and its comparison."""
 
 import importlib.util
 import json
@@ -47,7 +47,7 @@ def test_a_fit_finds_lines_without_negative_coefficients(validation: ModuleType)
 
 
 def test_a_fit_recovers_known_costs(validation: ModuleType) -> None:
-    """Steps that a simulation with known costs made are explained by a fit to them."""
+    """A fit to the steps of a simulation with known costs predicts these steps."""
     truth: dict[str, Any] = {
         "costs": {name: [1e-4, 1e-9] for name in validation.SHARD_SPANS},
         "worker": [1e-3, 1e-10],

@@ -1,4 +1,4 @@
-"""A run and the program that started it: output that nothing reads, Ctrl-C at any instant, closed streams."""
+"""A run and its terminal: unread output, Ctrl-C at any moment, and closed streams."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--run-dir")
 def zmqrl(
     *arguments: str, stdout: int | IO[bytes] | None = None, stderr: int | IO[bytes] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """``zmqrl ARGUMENTS``, which goes with the block."""
+    """Run ``zmqrl ARGUMENTS``. The block ends it."""
     with ending(
         subprocess.Popen(
             [sys.executable, "-m", "zmqrl", *arguments],
@@ -39,12 +39,12 @@ def zmqrl(
         yield process
 
 
-# output that nothing reads
+# unread output
 
 
 @pytest.fixture
 def full_pipe() -> Iterator[int]:
-    """The end of a pipe that takes nothing more, and is not read."""
+    """The write end of a full pipe that is not read."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writer, False)
@@ -59,7 +59,7 @@ def full_pipe() -> Iterator[int]:
 
 @pytest.fixture
 def stopped_terminal() -> Iterator[int]:
-    """A terminal whose output was stopped, as by Ctrl-S."""
+    """A terminal with stopped output, as after Ctrl-S."""
     ours, theirs = pty.openpty()
     termios.tcflow(theirs, termios.TCOOFF)
     yield theirs
@@ -97,9 +97,9 @@ def test_an_external_worker_with_an_unread_log_continues_to_work(full_pipe: int,
             assert worker.wait(WITHIN_S) == 0
 
 
-# Ctrl-C at any instant
+# Ctrl-C at any moment
 
-# Says when Python itself is up: what is left is ours.
+# Reports when Python itself is up. From then on, zmqrl's code runs.
 UP = """
 import os, runpy
 os.write(1, b"up")
@@ -108,7 +108,7 @@ runpy.run_module("zmqrl", run_name="__main__", alter_sys=True)
 
 
 def interrupted(after_s: float, program: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, output and standard error of a command that gets SIGINT so long after it was up."""
+    """Exit status, output and standard error of a command that gets SIGINT ``after_s`` seconds after it was up."""
     command = [sys.executable, "-c", program, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes)) as process:  # type: ignore[call-overload]
@@ -121,9 +121,9 @@ def interrupted(after_s: float, program: str, *arguments: str) -> tuple[int, str
 
 
 def assert_no_traceback(status: int, errors: str, after_s: float) -> None:
-    """The status is 130; only where no line of zmqrl was reached yet, Python answers in its own way."""
+    """Assert that the status is 130, or that Python had not reached a line of zmqrl and shows its own traceback."""
     assert status == 130 or "KeyboardInterrupt" in errors, f"status {status} after {after_s:.3f} s"
-    # What was on its way when Python entered a module is raised there, before the first line is run.
+    # A signal that arrives while Python enters a module is raised there before its first line runs.
     reached = [line for line in errors.splitlines() if "/zmqrl/" in line and not line.endswith("line 1, in <module>")]
     assert not reached, f"after {after_s:.3f} s: {errors}"
 
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_a_short_command_without_a_traceback(arguments: tuple[str, .
             assert_no_traceback(status, errors, 0.02 * step)
 
 
-# Python joins threads at its end, runs what was registered for it, and then takes modules apart.
+# At exit, Python joins threads, runs the registered functions, and then clears modules.
 LEAVES_A_THREAD = """
 import os, sys, threading, time
 from zmqrl import __main__, cli

@@ -1,4 +1,4 @@
-"""Places that cannot be written: one sentence that names the file and says what to do, never a traceback."""
+"""Unwritable files and directories cause one sentence with the path and the remedy, never a traceback."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
 @pytest.fixture
 def immutable(skip_or_fail: Callable[[str], NoReturn]) -> Iterator[Callable[[Path], None]]:
-    """Makes a file or directory immutable, also to root, until the test ends."""
+    """Make a file or directory immutable, even for root, until the test ends."""
     changed: list[Path] = []
 
     def chattr(flag: str, path: Path) -> bool:
@@ -45,7 +45,7 @@ def immutable(skip_or_fail: Callable[[str], NoReturn]) -> Iterator[Callable[[Pat
 
 @contextlib.contextmanager
 def mounted(path: Path, options: str, skip_or_fail: Callable[[str], NoReturn]) -> Iterator[None]:
-    """A disk of its own at ``path``."""
+    """Mount a separate disk at ``path``."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, timeout=180).returncode:
@@ -57,7 +57,7 @@ def mounted(path: Path, options: str, skip_or_fail: Callable[[str], NoReturn]) -
 
 
 class Refused:
-    """Runs command lines in this process that must be refused in one sentence."""
+    """Runs command lines in this process and checks that each is refused in one sentence."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
@@ -93,13 +93,13 @@ def test_an_immutable_path_is_named_before_a_run_resumes(
     for directory in ("history", "state", "logs"):
         (run / directory).mkdir()
     if name not in OF_THE_RUN:
-        (run / "cluster.json").touch()  # of a run that was killed
+        (run / "cluster.json").touch()  # from a killed run
     place = run / name
     place.touch()
     immutable(place)
     said = refused("train", "--resume", "--run-dir", str(run))
     kept = [run / "cluster.json", run / "left.json"]
-    assert name in OF_THE_RUN or any(path.exists() for path in kept), "what leads to the shards of a killed run is gone"
+    assert name in OF_THE_RUN or any(path.exists() for path in kept), "the facts about a killed run are gone"
     assert f"cannot write {run / name if name != '.' else run}" in said
     assert "Operation not permitted: make it writable, or choose another --run-dir." in said
 
@@ -153,7 +153,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_named_before_a_run_and_nothing_
 
 @pytest.mark.parametrize("arguments", ["train cartpole", "eval run", "launch -H h1 cartpole", "status run", "trian"])
 def test_a_limit_of_too_few_open_files_is_reported(arguments: str) -> None:
-    """Nothing that needs more of them is imported before."""
+    """The check comes before imports that need more open files."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
@@ -197,7 +197,7 @@ def running(path: Path, *options: str) -> Iterator[Run]:
 
 
 def ended(run: Run, *names: str) -> str:
-    """The one sentence that a run which could not write ended with."""
+    """Wait for a run that cannot write. Returns the one sentence that it ends with."""
     assert run.wait() == 3, run.said()
     assert re.fullmatch(r"zmqrl: .+\.\n", run.complaint()), run.complaint()
     assert "Traceback" not in run.said()
@@ -276,7 +276,7 @@ def test_an_error_in_a_thread_of_a_tracker_is_logged_and_the_run_continues(
         assert "Traceback" in run.files.log("supervisor")
 
 
-# what other commands write
+# output of other commands
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the benchmark of the wire measures: every combination, each once, and nothing that cannot be."""
+"""``zmqrl bench wire`` measures every possible combination of settings once."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The benchmark of the wire measures real processes: causes come before effects, and the processes end with it."""
+"""``zmqrl bench wire`` measures real processes: causes precede effects, and the processes end with the benchmark."""
 
 import os
 import signal
@@ -59,13 +59,13 @@ def test_a_round_has_every_push_arrival_and_publication_in_order(
     assert {row["operation"]: row["rounds"] for row in rows} == {
         "update_round": 12,
         "push": 12,
-        "ingest": 24,  # of each shard
+        "ingest": 24,  # 12 on each shard
         "fan_out": 12,
         "round_trip": 12,
     }
     (blocks,) = found
     rounds = [each for block in (*blocks["together"], *blocks["alone"]) for each in block]
-    assert len(rounds) == 2 * (12 + 2), "one more in each block"
+    assert len(rounds) == 2 * (12 + 2), "each block has one more round, the warm-up"
     for each in rounds:
         assert_in_order(each, workers=3, shards=2)
 

@@ -1,4 +1,4 @@
-"""What the kernel says of a process, and its own account of where it is."""
+"""The state of a process according to the kernel, and the stack that it prints itself."""
 
 import faulthandler
 import os

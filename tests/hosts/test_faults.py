@@ -1,4 +1,4 @@
-"""Processes that a scenario kills."""
+"""A scenario kills processes at given times."""
 
 import signal
 from collections.abc import Collection
@@ -18,7 +18,7 @@ WHERE = {shard_id(0): "one", worker_id(0): "one", worker_id(1): "two"}
 
 
 class Signalled:
-    """A launcher that notes what it is asked for."""
+    """A launcher that records the signals it is asked to send."""
 
     def __init__(self, running: Collection[ProcessId]) -> None:
         self.alive = list(running)

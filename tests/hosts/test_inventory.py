@@ -1,4 +1,4 @@
-"""What the user says about machines: lists, hostfiles and TOML files, and a sentence for what cannot be."""
+"""Hosts given by the user: lists, hostfiles and TOML files, and the errors about invalid ones."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ Written = Callable[..., str]
 
 @pytest.fixture
 def written(tmp_path: Path) -> Written:
-    """Writes a file of hosts and returns its path, as given to -H."""
+    """Write a hosts file. Returns its path as given to -H."""
 
     def write(text: str, name: str = "hosts.toml") -> str:
         path = tmp_path / name

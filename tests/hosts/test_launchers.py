@@ -1,6 +1,6 @@
-"""One life cycle for all launchers: what is started is told of, what ends is told of, and nothing is left behind.
+"""One life cycle for all launchers: they report the start and the end of every process, and leave none behind.
 
-Every test runs with processes of this machine, of a host that is reached by ssh, and of a node of a Slurm job.
+Every test runs with processes on this machine, on a host reached by ssh, and on a node of a Slurm job.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.processes
 
 
 class Place:
-    """Where processes are: how an agent is started there, and how to look at them without it."""
+    """A place for processes: how to start a host daemon there, and how to check processes without it."""
 
     host = HERE
     lease_s: float | None = None
@@ -57,12 +57,12 @@ class Place:
         )
 
     def launcher(self, work: Path) -> DaemonLauncher:
-        # The same environment on every host; there, ssh would not take this one along.
+        # Set the environment explicitly for every host, because ssh does not pass it on.
         return DaemonLauncher({self.host: self.link(work)}, lambda name: self.host)
 
 
 class OverSSH(Place):
-    """A host of the lab. Its process ids are its own."""
+    """A host of the lab, with its own process ids."""
 
     lease_s = 5.0
 
@@ -81,7 +81,7 @@ class OverSSH(Place):
 
 
 class UnderSlurm(Place):
-    """A node of a job. Process ids are those of all nodes, but not those of this machine."""
+    """A node of a job. All nodes share process ids, which differ from those of this machine."""
 
     lease_s = 5.0
 
@@ -99,7 +99,7 @@ class UnderSlurm(Place):
 
 
 class Watched:
-    """A launcher, and all that it told."""
+    """A launcher and all events that it has reported."""
 
     def __init__(self, place: Place, where: Path) -> None:
         self.place, self.where = place, where
@@ -126,7 +126,7 @@ class Watched:
         return [event for event in self.told if isinstance(event, Inspected) and event.process == process]
 
     def inspect(self, process: ProcessId) -> Inspected:
-        """Ask what it does until the answer has a stack, or says that there will be none."""
+        """Inspect a process until the answer has a stack, or says that the process is stopped."""
         while True:
             self.told = [event for event in self.told if not isinstance(event, Inspected)]
             self.launcher.inspect(process)
@@ -136,7 +136,7 @@ class Watched:
                 return seen
 
     def up(self, *processes: ProcessId) -> list[dict[str, Any]]:
-        """What each has said first."""
+        """The first message of each process."""
         eventually(lambda: all(map(self.said, processes)), f"{processes} are up", WITHIN_S)
         return [self.said(process)[0] for process in processes]
 
@@ -147,7 +147,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def job(slurm: Slurm) -> Iterator[str]:
-    """A job that has all nodes."""
+    """A job that has allocated all nodes."""
     job = slurm.allocate()
     yield job
     slurm("scancel", job)
@@ -169,7 +169,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
 
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
-    """A directory that both this machine and the host have, each its own on a host."""
+    """A directory path that exists on this machine and on the host, where it can be a different directory."""
     return tmp_path
 
 
@@ -192,7 +192,7 @@ def test_a_process_logs_at_the_level_of_its_launcher(watched: Watched, monkeypat
     monkeypatch.delenv(LOG_LEVEL, raising=False)
     watched.start(ONE)
     watched.up(ONE)
-    monkeypatch.setenv(LOG_LEVEL, "debug")  # too late for the daemon of the host to inherit it
+    monkeypatch.setenv(LOG_LEVEL, "debug")  # too late for the host daemon to inherit it
     watched.start(OTHER)
     assert [facts["log_level"] for facts in watched.up(ONE, OTHER)] == [None, "debug"]
 
@@ -268,7 +268,7 @@ def test_stopping_ends_even_processes_that_ignore_the_signal_and_leaves_the_othe
     watched.launcher.stop([WILLING, STUBBORN], grace_s=0.1)
     assert watched.launcher.running() == [OTHER]
     assert [watched.place.alive(each["pid"]) for each in facts] == [False, False, True]
-    # Who ends a process knows that it ends.
+    # The launcher does not report ends that its user has asked for.
     assert watched.ends(WILLING) == watched.ends(STUBBORN) == []
 
 
@@ -321,7 +321,7 @@ while True:
 
 @contextlib.contextmanager
 def launching(place: Place, where: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
-    """A launcher in a process of its own, and the processes that it has started."""
+    """A launcher in a separate process, and the ids of the processes that it has started."""
     arguments = json.dumps([str(where), place.host, place.command(), place.lease_s, str(TESTS)])
     command = [sys.executable, "-c", LAUNCHING, arguments]
     with ending(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
@@ -381,7 +381,7 @@ def test_a_process_that_does_not_catch_the_signal_is_not_inspected(watched: Watc
     watched.start(ONE, deaf=True, echo=True)
     watched.up(ONE)
     watched.launcher.tell(ONE, {"n": 1})
-    eventually(lambda: len(watched.said(ONE)) == 2, "it is deaf by now", WITHIN_S)
+    eventually(lambda: len(watched.said(ONE)) == 2, "it ignores the signal by now", WITHIN_S)
     watched.launcher.inspect(ONE)
     eventually(lambda: bool(watched.inspected(ONE)), "an answer", WITHIN_S)
     assert watched.inspected(ONE)[0].stack == ()

@@ -1,4 +1,4 @@
-"""Files come home from the hosts whole and in order, whatever breaks, and only from those whose they are."""
+"""Files are copied back from hosts complete and in order, whatever breaks, and only from the host that owns them."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from zmqrl.rundir import RunDirectory
 
 
 class Host:
-    """A host and its agent: answers at once, or when told to."""
+    """A host and its daemon, which answers when the test asks for it."""
 
     def __init__(self, name: str, place: Path) -> None:
         self.host, self.place = name, place
@@ -38,7 +38,7 @@ class Host:
         return (self.place / name).read_text(encoding="utf-8")
 
     def answer(self) -> h.Listing | h.Piece | h.Written | None:
-        """Do the oldest thing that was asked."""
+        """Carry out the oldest request."""
         match self.asked.pop(0):
             case h.List(under):
                 return h.Listing(files.sizes(self.place, under))
@@ -61,14 +61,14 @@ class World:
         self.mirror = Mirror(links, self.home, host_of)
 
     def answer(self) -> None:
-        """Let all hosts answer all that they are asked."""
+        """Let all hosts answer all of their requests."""
         while any(host.asked for host in self.hosts.values()):
             for name, host in self.hosts.items():
                 if host.asked and (event := host.answer()) is not None:
                     self.mirror.take(name, event)
 
     def begin(self) -> None:
-        """The processes of this session write from here on."""
+        """Begin the session: its processes write from now on."""
         for shard in (0, 1):
             self.mirror.put_history(shard)
         self.answer()
@@ -136,13 +136,13 @@ def test_a_resume_copies_newer_history_lines_in_both_directions(world: World) ->
         path.parent.mkdir(exist_ok=True)
         path.write_text(lines(1, 88))
     world.hosts["h1"].write(NAME, lines(1, 95))
-    world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a session long ago
+    world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # from a session long ago
     assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert last_version(world.home.history(0)) == 95
     assert last_version(world.home.history(1)) == 88
     for shard in (0, 1):
         world.mirror.put_history(shard)
-    assert not world.hosts["h1"].asked, "it has its history"
+    assert not world.hosts["h1"].asked, "it already has its history"
     world.answer()
     assert world.hosts["h1"].read(NAME) == lines(1, 95)
     assert world.hosts["h2"].read("history/shard-1.jsonl") == lines(1, 88)
@@ -153,7 +153,7 @@ def test_a_history_that_does_not_continue_ours_is_replaced(world: World, longest
     path = world.home.history(0)
     path.parent.mkdir(exist_ok=True)
     path.write_text(lines(1, 100) + lines(101, 120, generation=2))
-    world.hosts["h1"].write(NAME, lines(1, longest))  # of a host that was away while another went on in its place
+    world.hosts["h1"].write(NAME, lines(1, longest))  # from a host that was away while another host took its place
     assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert world.at_home(NAME) == lines(1, 100) + lines(101, 120, generation=2)
     world.begin()
@@ -174,7 +174,7 @@ def test_a_host_that_lost_its_files_gets_them_again_and_our_copy_stays(world: Wo
     host.write(NAME, lines(1, 155))
     world.mirror.reopened("h1")
     world.answer()
-    assert host.read(NAME) == lines(1, 155), "it had more than we knew of"
+    assert host.read(NAME) == lines(1, 155), "the host had more lines than our copy"
 
 
 def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) -> None:
@@ -186,7 +186,7 @@ def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) 
         world.mirror.put_checkpoint(RECORDER, version)
     world.mirror.drop_checkpoint(RECORDER, 100)
     host = world.hosts["h2"]
-    host.asked.clear()  # all of it was lost with the connection
+    host.asked.clear()  # all requests were lost with the connection
     world.mirror.reopened("h2")
     world.answer()
     there = sorted(str(path.relative_to(host.place)) for path in host.place.rglob("*") if path.is_file())
@@ -204,7 +204,7 @@ def test_a_rollback_between_a_request_and_its_answer_mixes_no_lines(
     world.look()
     host.write(NAME, lines(1, 15))
     world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
-    answer = host.answer()  # lines 11 to 15, on their way
+    answer = host.answer()  # lines 11 to 15, in transit
     world.mirror.rewind(lambda shard: to, generation=2)
     host.write(NAME, lines(1, to) + lines(to + 1, 12, generation=2))
     assert answer is not None
@@ -228,7 +228,7 @@ def test_a_file_in_transit_still_arrives_after_its_host_was_lost(world: World) -
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 5))
     world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
-    host.asked.clear()  # the question was lost with the connection
+    host.asked.clear()  # the request was lost with the connection
     world.mirror.lost("h1")
     world.look()
     assert world.at_home(NAME) == lines(1, 5)
@@ -236,11 +236,11 @@ def test_a_file_in_transit_still_arrives_after_its_host_was_lost(world: World) -
 
 def test_copying_back_waits_for_every_host_and_names_those_that_do_not_answer(world: World) -> None:
     world.hosts["h1"].write(NAME, lines(1, 5))
-    world.mirror.take("h1", h.Listing({NAME: 5}))  # a file is on its way when it begins
+    world.mirror.take("h1", h.Listing({NAME: 5}))  # a file is in transit at the start
     assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert world.at_home(NAME) == lines(1, 5)
     world.hosts["h2"].up = None
-    assert world.mirror.copy_back(world.answer, within_s=60) == ["h2"], "lost hosts are not waited for"
+    assert world.mirror.copy_back(world.answer, within_s=60) == ["h2"], "lost hosts must not delay the end"
     world.mirror.clean(whole=True, but=["h2"])
     assert [host.asked for host in world.hosts.values()] == [[h.Clean(whole=True)], []]
     world.hosts["h1"].asked.clear()

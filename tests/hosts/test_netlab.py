@@ -1,4 +1,4 @@
-"""Hosts on one machine that are as separate as real ones, and whose network breaks on command: launch/netlab."""
+"""launch/netlab: hosts on one machine that are as separate as real ones, with a network that fails on command."""
 
 import contextlib
 import json
@@ -17,17 +17,17 @@ from support.rig import ending, eventually
 
 pytestmark = pytest.mark.processes
 
-MARK = "86399.5"  # what a test's `sleep` is recognised by
-PATIENCE_S = 1.0  # how long is waited for an answer that is not to come
+MARK = "86399.5"  # the argument that identifies the `sleep` of a test
+PATIENCE_S = 1.0  # how long a test waits for an answer that must not come
 
 
 def connect(lab: Lab, host: str) -> socket.socket:
-    """A connection to a host's SSH server."""
+    """Connect to the SSH server of a host."""
     return socket.create_connection((lab.address(host), 22), timeout=PATIENCE_S)
 
 
 def remains(where: Slot) -> list[str]:
-    """What is left of a lab: namespaces, links, addresses, its directory, processes that tests started on it."""
+    """The remains of a lab: namespaces, links, addresses, its directory, and processes that tests started on it."""
     found = [line for line in output("ip", "netns", "list").splitlines() if line.startswith(where.name)]
     found += [line for line in output("ip", "-o", "addr").splitlines() if where.subnet in line]
     found += [line for line in output("ip", "-o", "link").splitlines() if f"{where.name}-" in line]
@@ -112,7 +112,7 @@ def test_a_host_lists_only_its_own_processes_even_detached_ones(lab: Lab) -> Non
     assert lab.processes("h2") == []
     pids = [str(process["pid"]) for process in json.loads(lab("ps", "h1", "--json").stdout)]
     lab.run("h1", ["sh", "-c", f"kill -9 {' '.join(pids)}"])
-    eventually(lambda: lab.processes("h1") == [] and sleepers() == [], "an end of the processes on h1")
+    eventually(lambda: lab.processes("h1") == [] and sleepers() == [], "the end of the processes on h1")
 
 
 def test_orphans_that_end_leave_no_zombies(lab: Lab) -> None:
@@ -280,7 +280,7 @@ def test_an_interrupted_up_leaves_nothing(empty_slot: Slot, number: signal.Signa
 
 @contextlib.contextmanager
 def starting(where: Slot, made: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`netlab up` when it has just made this file."""
+    """Run `netlab up` until it has made this file."""
     command = [sys.executable, str(NETLAB), "up", "2", *where.where, "--subnet", where.subnet]
     with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) as process:
         eventually((where.directory / made).exists, f"{made} of a lab")
@@ -359,7 +359,7 @@ def test_a_host_whose_first_process_died_is_reported_as_not_running(empty_slot: 
     empty_slot.up(1)
     os.kill(int((empty_slot.directory / "h1/pid").read_text()), signal.SIGKILL)
     lab = Lab(empty_slot, tmp_path)
-    eventually(lambda: not lab.status()["h1"]["running"], "an end of h1")
+    eventually(lambda: not lab.status()["h1"]["running"], "the end of h1")
     refused = lab("exec", "h1", "true", check=False)
     assert (refused.returncode, "h1 is not running" in refused.stderr) == (2, True)
 

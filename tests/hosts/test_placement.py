@@ -1,4 +1,4 @@
-"""Which host runs which process: by hand where hosts say so, evenly where they do not, and always everything."""
+"""The placement of processes on hosts: by hand if the hosts file says so, otherwise evenly, and always complete."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def placed(
 
 
 def numbers(placement: Placement, role: str) -> list[int]:
-    """How many processes of ``role`` each host has."""
+    """The number of processes of ``role`` on each host."""
     return [sum(each.role == role for each in placement.processes_on(host)) for host in placement.hosts]
 
 
@@ -168,7 +168,7 @@ def test_the_examples_can_be_placed() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What place() is asked."""
+    """The arguments of place()."""
 
     hosts: tuple[Host, ...]
     cores: dict[str, int]
@@ -194,7 +194,7 @@ class Wish:
 
 @st.composite
 def wishes(draw: st.DrawFn, *, by_hand: bool = True, slots: bool = True) -> Wish:
-    """Hosts and numbers that fit each other."""
+    """Hosts and numbers of processes that match."""
     count = draw(st.integers(1, 5))
 
     def some(values: st.SearchStrategy[int], wanted: bool = True) -> list[int | None]:
@@ -278,7 +278,7 @@ def test_no_other_placement_of_workers_has_a_lower_maximum_load_per_core(wish: W
     shards = dict(zip(placement.hosts, numbers(placement, "shard"), strict=True))
 
     def highest(workers_on: Counter[str]) -> float:
-        """Over the hosts that have workers: what shards alone make of a host is not the workers' choice."""
+        """The highest load per core of hosts with workers. The placement of workers does not affect other hosts."""
         return max(((shards[host] + n) / wish.cores[host] for host, n in workers_on.items() if n), default=0.0)
 
     chosen = Counter(placement.host_of[worker_id(rank)] for rank in range(wish.workers))

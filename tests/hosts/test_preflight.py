@@ -1,4 +1,4 @@
-"""What is looked at before a run on several hosts: addresses, facts, routes, and what is said of them."""
+"""Checks before a run on several hosts: addresses, facts and routes, and the verdict on them."""
 
 import dataclasses
 import socket

@@ -1,4 +1,4 @@
-"""Runs on the nodes of a Slurm job: what Slurm says of it, the time limit, and what is left when it has ended."""
+"""Runs on the nodes of a Slurm job: what Slurm says about the job, its time limit, and what is left at its end."""
 
 import contextlib
 import dataclasses
@@ -81,7 +81,7 @@ def test_many_launchers_started_by_srun_are_refused() -> None:
 
 
 def told_by_slurm(status: int | None) -> int:
-    """A training that is told that its time is up, and ends by itself before it comes to that if ``status`` is one."""
+    """A training that Slurm signals because its time is up. With a ``status``, it ends by itself with that status."""
     try:
         signal.raise_signal(signal.SIGUSR1)
     except KeyboardInterrupt:
@@ -164,12 +164,12 @@ def test_minutes_count_all_starts_of_the_job_together(tmp_path: Path) -> None:
         requeue.left_of(dataclasses.replace(config, resume=True, minutes=4.0))
 
 
-# a real one
+# a real Slurm
 
 
 @pytest.fixture
 def zmqrl(slurm: Slurm) -> Callable[..., str]:
-    """`zmqrl` as on the nodes: what it prints."""
+    """Run `zmqrl` as on a node. Returns its output."""
     return lambda *arguments: slurm.inside("zmqrl", *arguments)
 
 
@@ -193,7 +193,7 @@ def test_a_job_that_reaches_its_time_limit_is_requeued_until_the_run_has_ended(
     found = json.loads(zmqrl("status", str(files.path), "--json"))
     assert found["state"] == "running"
     assert {each["host"] for each in found["processes"]} == set(NODES)
-    # As Slurm does it when the time limit comes.
+    # Slurm sends this signal at the time limit.
     slurm("scancel", "--batch", "--signal=USR1", job)
     saw(slurm, log, lambda: (files.path / "summary.json").exists(), "the end of the first start")
     interrupted = files.assert_summary_exact("interrupted", quorum=3)
@@ -232,7 +232,7 @@ def test_a_released_node_is_distinguished_from_one_that_does_not_answer(slurm: S
     job = slurm("sbatch", "--parsable", "--nodelist=n1", "--wrap", "sleep 60", cwd=tmp_path).strip()
     try:
         eventually(lambda: slurm.state(job) == "RUNNING", "the start of the job", WITHIN_S)
-        assert is_over(slurm(*srun_command(job, "n2", "true"), check=False)), "as after it was requeued on other nodes"
+        assert is_over(slurm(*srun_command(job, "n2", "true"), check=False)), "as after a requeue on other nodes"
         assert not is_over(slurm(*srun_command(job, "n1", "no-such-python"), check=False))
     finally:
         slurm("scancel", job)

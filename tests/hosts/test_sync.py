@@ -1,4 +1,4 @@
-"""Bringing zmqrl to a host: the wheel, and the environments that it is unpacked into, made on this machine."""
+"""Installing zmqrl on a host: the wheel, and the environments that it is installed into, here on this machine."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 
 
 class Host:
-    """A host with a cache of its own: its Python is this one, and what it said."""
+    """A host with its own cache, this machine's Python, and its messages."""
 
     def __init__(self, cache: Path, **variables: str) -> None:
         self.said: list[str] = []
@@ -88,8 +88,8 @@ def test_the_wheel_holds_the_running_package_and_is_reproducible() -> None:
 def test_every_requirement_is_pinned_to_the_version_installed_here() -> None:
     required, pinned = sync.requirements(), sync.pins()
     assert {"torch", "pyzmq", "numpy", "msgpack"} <= set(required) <= set(pinned)
-    assert "jinja2" in pinned, "of torch"
-    assert "pytest" not in pinned, "of an extra"
+    assert "jinja2" in pinned, "a requirement of torch"
+    assert "pytest" not in pinned, "a requirement of an extra"
     assert not any("+" in version for version in pinned.values())
 
 
@@ -97,7 +97,7 @@ def test_an_environment_runs_our_code_is_reused_and_is_rebuilt_if_incomplete(tmp
     host = Host(tmp_path)
     python = host.python(host.link())
     assert python.startswith(str(tmp_path))
-    assert host.said == [f"making {Path(python).parent.parent}"], "all packages are there"
+    assert host.said == [f"making {Path(python).parent.parent}"], "all packages are installed already"
     facts = (
         "import json, zmqrl, numpy, zmqrl.observe.provenance as p; print(json.dumps([zmqrl.__file__, p.code_hash()]))"
     )
@@ -105,9 +105,9 @@ def test_an_environment_runs_our_code_is_reused_and_is_rebuilt_if_incomplete(tmp
     assert where.startswith(str(tmp_path))
     assert code == code_hash()
     assert host.python(host.link()) == python
-    assert len(host.said) == 1, "it was there"
+    assert len(host.said) == 1, "the environment must be reused"
     Path(python).parent.parent.joinpath("ready").unlink()
-    Path(where).write_text("of a launch that was killed")
+    Path(where).write_text("from a killed launch")
     assert host.python(host.link()) == python
     assert ask(python, facts) == [where, code]
 

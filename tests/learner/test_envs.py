@@ -1,4 +1,4 @@
-"""Every kind of game behind the one interface: seeds, scores, ends, flavours and refusals."""
+"""All kinds of games have one interface: seeds, scores, ends, flavours and refusals."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def test_the_result_of_a_step_is_not_overwritten() -> None:
 
 
 def test_rewards_are_clipped_for_learning_and_scores_are_not() -> None:
-    """Two shots in Space Invaders are worth 5 to 30 points each."""
+    """In Space Invaders, a hit is worth 5 to 30 points."""
     clipped, true = [
         make_envs("ALE/SpaceInvaders-v5", EnvConfig(num_envs=1, clip_rewards=clip), threads=1) for clip in (True, False)
     ]
@@ -106,7 +106,7 @@ def test_a_balanced_pole_is_cut_off_after_500_steps() -> None:
 
 
 class Corridor(gymnasium.Env[np.ndarray, np.int64]):
-    """Action 6 takes one step forward, 5 one back; the exit is at 3; every step costs half a point."""
+    """Action 6 moves one step forward, 5 one step back. The exit is at 3. Every step costs half a point."""
 
     observation_space = Box(-10.0, 10.0, (1,), np.float64)
     action_space = Discrete(2, start=5)
@@ -136,7 +136,7 @@ def test_any_registered_environment_with_vectors_and_discrete_actions_can_be_pla
     envs = make_envs(corridor, EnvConfig(num_envs=3), threads=1)
     assert (envs.num_actions, envs.observation_shape) == (2, (1,))
     envs.reset(0)
-    # Game 0 walks out in 3 steps, game 1 gets lost, game 2 reaches the exit in the step of the time limit.
+    # Game 0 reaches the exit in 3 steps, game 1 never does, and game 2 does in the last step before the time limit.
     plan = np.array([[1, 0, 0], [1, 0, 1], [1, 0, 1], [1, 0, 1], [1, 0, 1]])
     steps = [envs.step(actions) for actions in plan]
     np.testing.assert_array_equal(steps[1].observations.T, [[2, -2, 0]])

@@ -1,4 +1,4 @@
-"""The algorithms against scalar references, the learner's minibatches and gradients, and that it all learns."""
+"""The algorithms match scalar references, the minibatches and gradients of the learner are right, and it learns."""
 
 import math
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from zmqrl.learner.returns import gae, n_step_returns
 from zmqrl.learner.rollout import Player, Rollout
 
 SAMPLES, ACTIONS = 24, 3
-# Tiny products on two threads wait for each other, up to ten times longer on a busy host.
+# Threads that compute tiny products wait for each other. On a busy host, that is up to ten times slower.
 torch.set_num_threads(1)
 
 
 def draw_batch(seed: int = 0) -> tuple[Tensor, Tensor, Batch]:
-    """Logits, values and a batch; about half of the ratios lie outside the clip."""
+    """Logits, values and a batch. About half of the ratios lie outside the clip range."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(SAMPLES, ACTIONS, generator=generator).requires_grad_()
     values = torch.randn(SAMPLES, generator=generator).requires_grad_()
@@ -180,7 +180,7 @@ def test_a_gradient_depends_on_its_version_and_not_on_earlier_work(
 
 
 def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: int = 0) -> Rollout:
-    """Vectors whose first number is the sample's own, rewards up to 3, and a few ends of games."""
+    """Vectors whose first number identifies the sample, rewards up to 3, and a few ends of games."""
     generator = torch.Generator().manual_seed(seed)
     rollout = Rollout(steps=steps, num_envs=num_envs, observation_shape=(4,), observation_dtype=np.float32)
     rollout.number = number
@@ -197,7 +197,7 @@ def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: in
 
 
 class Recording(nn.Module):
-    """The vector model, which remembers the samples it was shown."""
+    """The vector model. It records the samples that it was shown."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -361,7 +361,7 @@ def test_the_same_minibatch_gives_the_same_gradient_bit_for_bit() -> None:
 
 
 class Bandits:
-    """Two arms; the observation says which one pays 1, the other pays nothing. Every step is a game."""
+    """Two arms. The observation says which arm pays 1; the other pays nothing. Every step is a game."""
 
     num_actions = 2
     observation_shape = (2,)

@@ -1,4 +1,4 @@
-"""The networks: their shapes and sizes, what they accept, and bfloat16 against float32."""
+"""The networks: their shapes and sizes, the inputs that they accept, and bfloat16 compared with float32."""
 
 import math
 from pathlib import Path
@@ -145,7 +145,7 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
         assert gradient.dtype == torch.float32
         results.append((logits, values, gradient))
     (logits, values, gradient), (logits16, values16, gradient16) = results
-    # bfloat16 keeps 8 bits: 0.4 % a rounding, and a few roundings in a row
+    # bfloat16 keeps 8 bits: an error of 0.4 % per rounding, and a few roundings in a row
     assert (values16 - values).abs().max() < 0.03 * values.abs().max()
     assert (logits16 - logits).abs().max() < 0.03 * logits.abs().max()
     assert (gradient16 - gradient).norm() < 0.03 * gradient.norm()

@@ -1,4 +1,4 @@
-"""A model or a loss of the user's own: found where the user stands, tried before anything starts, and learned with."""
+"""A custom model or loss is found in the current directory, tried before anything starts, and used for learning."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ Write = Callable[[str], str]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a module that can be imported; returns its name."""
+    """Write a module that can be imported. Returns its name."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(source: str) -> str:
@@ -210,7 +210,7 @@ def test_a_run_learns_with_the_model_and_the_loss_of_the_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT / "docs" / "examples")
-    command = tmp_path / "zmqrl-as-installed"  # a console script: its own directory, not the user's, is on the path
+    command = tmp_path / "zmqrl-as-installed"  # a console script: the current directory is not on the path
     command.write_text("from zmqrl.cli import main\nmain()\n", encoding="utf-8")
     with training(
         tmp_path / "run",

@@ -1,4 +1,4 @@
-"""Atari games of random frame skip against the bare emulator, with frames that OpenCV made small."""
+"""Atari games with random frame skip, compared with the bare emulator and frames that OpenCV scaled down."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.processes
 
 
 class Unpooled:
-    """One game of the bare emulator, with frames that OpenCV made small: what Gym's ``-v0`` ids and DBA3C showed."""
+    """One game of the bare emulator with frames scaled down by OpenCV, as in Gym's ``-v0`` ids and DBA3C."""
 
     def __init__(self, env_id: str, config: EnvConfig, seed: int) -> None:
         self.cv2 = pytest.importorskip("cv2", reason="the frames are compared with those of opencv-python-headless")
@@ -34,7 +34,7 @@ class Unpooled:
         self.frames = [np.zeros_like(self.small(screen))] * 3 + [self.small(screen)]
 
     def step(self, action: np.int64) -> tuple[float, bool, bool, bool, int]:
-        """Reward, game over, cut off, life lost, frames played."""
+        """Play one step. Returns reward, game over, cut off, life lost and frames played."""
         before = self.info
         screen, reward, over, truncated, self.info = self.bare.step(int(action))
         self.frames = [*self.frames[1:], self.small(screen)]
@@ -55,7 +55,7 @@ class Unpooled:
     [("ALE/Breakout-v5", False, True), ("ALE/Breakout-v5", True, False), ("ALE/Amidar-v5", False, True)],
 )
 def test_random_frame_skip_matches_the_bare_emulator(env_id: str, grayscale: bool, life_loss: bool) -> None:
-    """Over full games, with sticky actions; Amidar's lives start at 0 and rise."""
+    """Full games with sticky actions. Amidar's number of lives starts at 0 and rises."""
     config = dataclasses.replace(RANDOM_SKIP, grayscale=grayscale, life_loss=life_loss)
     ours, theirs = make_envs(env_id, config, threads=1), Unpooled(env_id, config, seed=5)
     theirs.assert_shown(ours.reset(5)[0])

@@ -1,4 +1,4 @@
-"""Advantages and returns against loops over scalars."""
+"""Advantages and returns compared with loops over scalars."""
 
 import torch
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from zmqrl.learner.returns import gae, n_step_returns
 
 
 def draw_rollout(steps: int, num_envs: int, seed: int) -> dict[str, Tensor]:
-    """Games that end about every third step in either way, or in both at once."""
+    """A random rollout. About every third step ends a game: terminated, truncated or both."""
     generator = torch.Generator().manual_seed(seed)
     shape = (steps, num_envs)
     truncated = torch.rand(shape, generator=generator) < 0.2
@@ -24,7 +24,7 @@ def draw_rollout(steps: int, num_envs: int, seed: int) -> dict[str, Tensor]:
 
 
 def value_after(rollout: dict[str, Tensor], t: int, i: int) -> float:
-    """What the value function says of the state that step t of game i leads to."""
+    """The value of the state after step t of game i."""
     if rollout["terminated"][t, i]:
         return 0.0
     if rollout["truncated"][t, i]:

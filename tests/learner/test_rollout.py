@@ -1,4 +1,4 @@
-"""The player: what it keeps of each step, where it bootstraps, and that it allocates once."""
+"""The player: what it stores for each step, where it bootstraps, and that it allocates memory only once."""
 
 from typing import Any, cast
 
@@ -16,7 +16,10 @@ TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
 
 
 class CountingEnvs:
-    """Vectors (game, step); game i ends after every 3rd or 5th step, in turn with i, and a final one holds -1."""
+    """Observations are (game, step). Even games terminate every 3rd step, odd ones are truncated every 5th.
+
+    A final observation is (game, -step).
+    """
 
     num_actions = 4
     observation_shape: tuple[int, ...] = (2,)
@@ -54,7 +57,7 @@ class CountingEnvs:
 
 
 class FrameEnvs(CountingEnvs):
-    """Random frames, without an end."""
+    """Endless games with random frames."""
 
     observation_shape = (4, 84, 84)
     observation_dtype = np.dtype(np.uint8)

@@ -1,4 +1,4 @@
-"""What Prometheus reads: every figure of a snapshot, over HTTP; and the dashboard, which asks for nothing else."""
+"""Prometheus reads every figure of a snapshot over HTTP, and the dashboard uses only these figures."""
 
 import contextlib
 import json
@@ -118,14 +118,14 @@ def test_every_figure_of_a_snapshot_is_served(exporter: Exporter) -> None:
         ("zmqrl_process_restarts_total", "role=worker", "rank=1", "host=h2"): 3.0,
     }.items():
         assert found.get(name) == value or found.get((name[0], *sorted(name[1:]))) == value, name
-    assert ("zmqrl_loss", "name=value_loss") not in found, "a figure that is not known"
+    assert ("zmqrl_loss", "name=value_loss") not in found, "an unknown figure must not be served"
     assert not any("version" in label for name, *labels in found for label in labels if name == "zmqrl_loss")
 
 
 def test_each_key_of_a_row_has_a_metric() -> None:
     row = RunMetrics(start=Counters()).row(0.0)
     others = {"contributions", "missing_s", "split_s"}
-    left_out = {"gradients"}  # since the row before: Prometheus does not read every row
+    left_out = {"gradients"}  # counted since the previous row, but Prometheus does not read every row
     known = {*GAUGES, *COUNTERS, *LAGS, *BY_RANK, *LOSSES, *others, *left_out}
     assert set(row) <= known, "a new key of a row needs a metric of its own"
 
@@ -139,7 +139,7 @@ def test_nothing_is_served_before_the_first_snapshot_and_then_only_the_newest(ex
 
 def test_a_rollback_does_not_lower_a_counter_of_contributions(exporter: Exporter) -> None:
     served = []
-    for used in (100, 150, 120, 130):  # the third after a rollback
+    for used in (100, 150, 120, 130):  # the third value follows a rollback
         exporter.show(replace(SNAPSHOT, row=ROW | {"contributions": {"used": used}}))
         served.append(scraped(exporter)["zmqrl_contributions_total", "outcome=used"])
     assert served == [100.0, 150.0, 150.0, 160.0]

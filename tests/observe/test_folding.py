@@ -1,4 +1,4 @@
-"""The same line from many processes is shown once: nothing is lost, and no process's lines change their order."""
+"""The same line from many processes is shown once. No line is lost, and the lines of a process keep their order."""
 
 from collections import Counter
 from itertools import groupby
@@ -11,17 +11,17 @@ from zmqrl.observe import folding
 from zmqrl.observe.folding import Folded, Folding, Source, ranges
 
 SOURCES = [(f"h{1 + rank // 2}", f"worker-{rank}") for rank in range(4)]
-PAUSES = st.integers(0, 6).map(lambda eighths: eighths / 8)  # so that sums are exact
+PAUSES = st.integers(0, 6).map(lambda eighths: eighths / 8)  # eighths, so that sums are exact
 SAID = st.lists(st.tuples(st.sampled_from(SOURCES), st.sampled_from("abcd"), PAUSES), max_size=40)
 
 
 def once(lines: list[str]) -> list[str]:
-    """Without what is repeated at once."""
+    """The lines without direct repetitions."""
     return [line for line, _ in groupby(lines)]
 
 
 def fold(said: list[tuple[Source, str, float]], held: Folding) -> list[Folded]:
-    """What is shown when sources say lines, each so many seconds after the one before."""
+    """The shown lines if each source says its line the given number of seconds after the previous one."""
     shown, now = [], 0.0
     for source, line, pause_s in said:
         now += pause_s

@@ -16,7 +16,7 @@ def report(rank: int = 0, incarnation: int = 1, **figures: Any) -> dict[str, Any
 
 
 def told(tested: RunMetrics, report: object) -> bool:
-    """Whether ``report`` was taken."""
+    """Whether ``report`` was accepted."""
     try:
         tested.on_report(WorkerReport.parse(report))
     except ValueError:
@@ -25,7 +25,7 @@ def told(tested: RunMetrics, report: object) -> bool:
 
 
 def shard(version: int = 0, **figures: Any) -> ShardStats:
-    """A shard whose process has made its history from the start, unless its ``totals`` say otherwise."""
+    """A shard whose process has made the complete history, unless its ``totals`` say otherwise."""
     stats: dict[str, Any] = {"incarnation": 1, "version": version, "held": [], "present": [0, 1], "outcomes": {}}
     stats |= figures
     stats.setdefault("totals", [sum(column) for column in zip([0, 0, 0, 0], *stats["outcomes"].values(), strict=True)])
@@ -36,17 +36,17 @@ def metrics() -> RunMetrics:
     return RunMetrics(start=Counters())
 
 
-# counting what workers report
+# counts from workers' reports
 
 
 @dataclass
 class Life:
-    """One incarnation of a worker as it really went: what it had counted at each of its reports."""
+    """One incarnation of a worker: its true counts at the time of each report."""
 
     rank: int
     incarnation: int
     agent_steps: list[int]
-    games_at: list[int]  # games finished by then
+    games_at: list[int]  # games finished at the time of each report
 
     def reports(self) -> list[dict[str, Any]]:
         return [
@@ -83,7 +83,7 @@ def test_totals_are_right_if_reports_are_lost_repeated_or_out_of_order(made: lis
     arriving = []
     for life in made:
         *some, last = life.reports()
-        # The last report of an incarnation arrives; of the others any number, any number of times, in any order.
+        # The last report of an incarnation arrives. Others may be lost, repeated and in any order.
         arriving += [last, *data.draw(st.lists(st.sampled_from([*some, last]), max_size=8))]
     for each in data.draw(st.permutations(arriving)):
         assert told(tested, each)
@@ -157,7 +157,7 @@ def test_the_score_is_the_mean_of_the_last_fifty_games_of_all_workers() -> None:
     assert tested.row(1.0)["score_mean_50"] == sum(range(16, 41)) / 25
 
 
-# what third parties may send
+# what external workers can send
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
@@ -243,7 +243,7 @@ def test_a_worker_cannot_name_a_loss_after_a_key_of_the_row() -> None:
 
 
 def sums(rank: int, gradients: int, lag_sum: float, **losses: float) -> dict[str, Any]:
-    """A report in which each loss adds up to so much over ``gradients``."""
+    """A report with the sum of each loss over ``gradients``."""
     figures = {name: [total, gradients] for name, total in losses.items()}
     return report(rank, version=gradients, gradients=gradients, loss_sums=figures, policy_lag_sum=lag_sum)
 
@@ -279,7 +279,7 @@ def test_a_worker_that_invents_names_does_not_fill_the_memory() -> None:
     assert len(tested.row(1.0, written=False)) < FIGURES_KEPT + 40
 
 
-# means since the last report, of workers that send no sums
+# workers that send means since the last report instead of sums
 
 
 def test_the_means_of_a_report_are_weighted_by_its_number_of_versions() -> None:
@@ -301,13 +301,13 @@ def test_split_is_the_time_of_one_worker_in_one_update() -> None:
         told(tested, report(rank, version=10, spans={"act": 0.5, "wait": 0.1}))
         told(tested, report(rank, version=13, spans={"act": 1.5}))
     assert tested.row(1.0)["split_s"] == {"act": 4.0 / 8, "wait": pytest.approx(0.2 / 8)}
-    # A rollout takes many rows: its spans stay in the mean for a while.
+    # A rollout lasts for many rows, so its spans stay in the mean for a while.
     assert tested.row(2.0)["split_s"] == {"act": pytest.approx(0.5), "wait": pytest.approx(0.2 / 8)}
 
 
 def test_split_and_losses_are_weighted_by_the_updates_of_each_report() -> None:
     tested = metrics()
-    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # a worker of a resumed run has played
+    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # after a resume, only played
     told(tested, report(version=34_003, agent_steps=100, losses={"loss": 1.0}, spans={"gradient": 1.0}))
     told(tested, report(version=34_003, agent_steps=200, spans={"act": 0.5}))  # nothing learned since then
     told(tested, report(version=34_004, agent_steps=200, losses={"loss": 5.0}, spans={"gradient": 1.0}))
@@ -354,7 +354,7 @@ def test_a_rollback_lowers_the_version_and_the_contributions_but_not_the_steps()
     tested.on_shards([shard(30, outcomes={0: [50, 1, 0, 0], 1: [50, 0, 0, 0]}, totals=[60, 0, 0, 0])])
     row = tested.row(2.0)
     assert (row["version"], row["agent_steps"], row["loss"]) == (30, 1100, 2.0)
-    assert row["updates_per_s"] == pytest.approx(25, rel=0.1), "of the first second; none since"
+    assert row["updates_per_s"] == pytest.approx(25, rel=0.1), "20 updates in the first second, and none since"
     assert (row["contributions"]["used"], row["contributions"]["late"]) == (60, 0)
 
 
@@ -381,7 +381,7 @@ def test_version_and_contributions_change_only_once_every_shard_has_answered() -
     tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), None])
     assert (tested.counters().version, tested.counters().contributions["used"]) == (0, 0)
     tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), shard(4, outcomes={0: [4, 0, 0, 0]})])
-    tested.on_shards([shard(2, totals=[2, 0, 0, 0]), None])  # of a rollback that the other has still to tell of
+    tested.on_shards([shard(2, totals=[2, 0, 0, 0]), None])  # a rollback that shard 1 has not reported yet
     row = tested.row(1.0)
     assert (row["version"], row["contributions"]["used"]) == (4, 9)
 
@@ -390,7 +390,7 @@ def test_version_and_contributions_change_only_once_every_shard_has_answered() -
     st.lists(
         st.one_of(
             st.tuples(st.just("make"), st.integers(1, 30)),
-            st.tuples(st.just("restart"), st.integers(0, 2)),  # without the counts since its last commit
+            st.tuples(st.just("restart"), st.integers(0, 2)),  # loses the counts since its last commit
             st.tuples(st.just("back"), st.integers(0, 40)),
         ),
         max_size=12,
@@ -428,7 +428,7 @@ def test_missing_ranks_are_listed_with_how_long_the_open_version_has_waited() ->
     all_four = {rank: [4, 0, 0, 0] for rank in range(3)}
     tested.on_shards([shard(4, present=[0, 1, 2], outcomes=all_four), shard(4, outcomes=all_four)])
     assert tested.row(10.0)["missing_s"] == {"0": 0.0, "1": 0.0, "2": 0.0}
-    # rank 2 dies; 0 contributes to both shards, 1 only to the one that is behind
+    # rank 2 dies; rank 0 contributes to both shards, rank 1 only to shard 0
     gone = {0: [5, 0, 0, 0], 1: [5, 0, 0, 0], 2: [4, 0, 0, 0]}
     tested.on_shards([shard(5, held=[0, 1], outcomes=gone), shard(5, held=[0], outcomes=gone)])
     tested.row(11.0)

@@ -1,4 +1,4 @@
-"""A run directory read back, and the figures of several runs as curves."""
+"""Reading a run directory, and the figures of several runs as curves."""
 
 import json
 from collections.abc import Sequence
@@ -295,7 +295,7 @@ def test_a_curve_is_a_moving_mean_over_one_percent_of_its_run() -> None:
 
 
 def test_smoothing_shows_no_slow_waves_from_the_period_of_an_iteration() -> None:
-    # The policy lag of a run that plays for 4 s, then learns 64 updates from that for 4.3 s, in rows of a second.
+    # The policy lag of a run that plays for 4 s, then makes 64 updates in 4.3 s, with one row per second.
     learned_at = np.add.outer(np.arange(0.0, 3600.0, 8.3), np.linspace(4.0, 8.29, 64)).ravel()
     lags = np.tile(np.arange(64.0), len(learned_at) // 64)
     second = np.arange(3601.0)
@@ -325,7 +325,7 @@ def test_shares_of_contributions_cover_the_time_around_a_row_not_the_whole_run(t
     np.testing.assert_array_equal(shares["late"], [0, 25, np.nan])
 
 
-# rows in place of several
+# merged rows
 
 
 def test_a_merged_row_has_means_over_all_gradients_and_the_counts_of_the_last_row() -> None:

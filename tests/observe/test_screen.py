@@ -1,4 +1,4 @@
-"""What is shown never holds up what is done: a stream whose reader does not read, or goes away."""
+"""Output never delays the work, even if the reader of a stream stops reading or goes away."""
 
 import fcntl
 import io
@@ -18,7 +18,7 @@ LINE = "0123456789" * 10 + "\n"
 
 
 class Pipe:
-    """A pipe that takes 4 KiB, and a text stream into it."""
+    """A pipe that holds 4 KiB, and a text stream into it."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()

@@ -1,4 +1,4 @@
-"""When a version has stalled, who is asked, and what the user reads: without processes or a clock."""
+"""When a version counts as stalled, which processes are inspected, and what users read. No processes, no clock."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ TURN_S = 0.25
 
 
 class Watched:
-    """A run whose versions take ``step_s`` until they stall, and what its stalls led to."""
+    """A run whose versions take ``step_s`` until they stall, and all news about its stalls."""
 
     def __init__(self, *, step_s: float = 0.1, versions: int = 20, per_iteration: int = 1) -> None:
         self.now, self.version = 100.0, 0
@@ -45,13 +45,13 @@ class Watched:
             self.make(step_s)
 
     def make(self, took_s: float) -> None:
-        """A version is made after ``took_s``, without a look in between."""
+        """Make a version after ``took_s``, without a check in between."""
         self.now += took_s
         self.version += 1
         self.stalls.made(self.version, self.now)
 
     def wait(self, seconds: float, awaited: Sequence[Awaited] = (WORKER,)) -> None:
-        """Look while time passes. The span of a worker that has one goes on."""
+        """Check repeatedly while time passes. Open spans of workers continue."""
         began = self.now
         for turn in range(1, round(seconds / TURN_S) + 1):
             self.now = began + turn * TURN_S
@@ -251,7 +251,7 @@ def test_the_span_of_a_process_that_fell_silent_is_remembered() -> None:
     assert shown.span_s > WORKER.span_s + LEAST_PATIENCE_S
 
 
-# what the user reads
+# what users read
 
 
 def stall(*awaited: Awaited, others: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""Trackers: they get every row, go on with a resumed run, and can neither fail nor slow down the run."""
+"""Trackers get every row, continue in a resumed run, and cannot fail the run or slow it down."""
 
 import json
 import threading
@@ -29,7 +29,7 @@ def tracked(path: Path) -> Tracked:
 def track(
     path: Path, *names: str, rows: int = 2, first: int = 1, summary: bool = True, within_s: float = 30.0
 ) -> list[str]:
-    """Rows from ``first`` on, as a run hands them over, and its end; the notices that came of it."""
+    """Log rows from ``first`` on as a run does, then close. Returns the notices."""
     notices: list[str] = []
     run = Trackers(names, tracked(path), notices.append)
     for second in range(first, first + rows):
@@ -40,11 +40,11 @@ def track(
     return notices
 
 
-# what holds for all
+# all trackers
 
 
 class Recorder:
-    """A tracker that remembers; ``fails`` names the call in which it raises, ``stuck`` keeps it in its first row."""
+    """A tracker that records its calls. It raises in the call ``fails``, and ``stuck`` blocks it in its first row."""
 
     def __init__(self, fails: str | None = None, stuck: threading.Event | None = None) -> None:
         self.fails, self.stuck = fails, stuck
@@ -69,7 +69,7 @@ class Recorder:
 
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The kinds of trackers there are, for a test to set."""
+    """The known kinds of trackers, which a test can replace."""
     own: dict[str, Any] = {}
     monkeypatch.setattr(trackers, "KINDS", own)
     return own
@@ -122,7 +122,7 @@ def test_the_run_waits_for_a_tracker_to_finish_only_for_a_limited_time(tmp_path:
 def test_an_error_about_a_missing_tracker_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "left_by_a_run").mkdir()  # as wandb/ is, where the command is run
+    (tmp_path / "left_by_a_run").mkdir()  # like the folder wandb/ in the current directory
     monkeypatch.syspath_prepend(str(tmp_path))
     for module in ("no_such_module", "left_by_a_run"):
         monkeypatch.setitem(trackers.KINDS, "mlflow", trackers.KINDS["mlflow"]._replace(module=module))
@@ -194,7 +194,7 @@ def test_environment_variables_of_mlflow_set_its_destination(tmp_path: Path, mon
 
 @pytest.fixture
 def wandb_mode(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[..., None]) -> Iterator[pytest.MonkeyPatch]:
-    """W&B without an account; its process ends with the test."""
+    """W&B without an account. Its process ends with the test."""
     need_modules("wandb")
     import wandb
 
@@ -216,7 +216,7 @@ def test_wandb_keeps_settings_rows_and_summary_in_the_run_directory_and_continue
     assert track(tmp_path, "wandb") == []
     (kept,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     for words in (b"num_envs", b"charts/score_mean_50", b"contributions/used", b"exit_reason"):
-        # W&B's own process writes it, and may still be at it.
+        # W&B's own process writes the file, and may not have finished.
         eventually(partial(has, kept, words), f"{words!r} in {kept}")
     assert track(tmp_path, "wandb", first=3) == []
     assert {path.name for path in tmp_path.glob("wandb/offline-run-*/*.wandb")} == {kept.name}

@@ -1,4 +1,4 @@
-"""Profiles of real runs with a planted cause: the first row of the blame names its rank, its host and its span."""
+"""Profiles of real runs with a deliberate cause: the first row of the blame names its rank, host and span."""
 
 import contextlib
 import json
@@ -207,7 +207,7 @@ def burning(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be stolen from one of two workers")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one core, a single worker cannot lose its core")
 def test_a_worker_that_lost_its_core_is_blamed_for_waiting_for_a_core(burning: int, tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "200") as run:
         run.wait_for(16)

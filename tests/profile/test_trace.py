@@ -1,4 +1,4 @@
-"""The trace of synthetic runs, read as Perfetto reads it."""
+"""Traces of synthetic runs, read as Perfetto reads them."""
 
 import json
 from collections import defaultdict
@@ -23,7 +23,7 @@ def trace(tmp_path: Path, recording: Recording, shown: range | None = None) -> l
 
 
 def assert_valid(events: list[Event]) -> None:
-    """What Perfetto needs: times from 0, slices of a track that nest, arrows with two ends in slices."""
+    """Assert what Perfetto needs: times from 0, nested slices in a track, and arrows with both ends in slices."""
     slices: defaultdict[int, list[Event]] = defaultdict(list)
     arrows: defaultdict[str, dict[str, Event]] = defaultdict(dict)
     tracks = set()

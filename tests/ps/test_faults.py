@@ -1,4 +1,4 @@
-"""Processes are killed and stopped, connections cut and held: the run goes on, and its history stays exact."""
+"""Processes are killed and stopped, and connections are cut and held: the run continues, and its history is exact."""
 
 import json
 import random
@@ -45,12 +45,12 @@ def used_by(running: Served, rank: int, shard: int) -> int:
 
 
 def heard_of(running: Served, rank: int, shard: int) -> int:
-    """How many contributions of ``rank`` have arrived, but for the one that is held."""
+    """The number of contributions of ``rank`` that have arrived, without the one that is held."""
     return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
 
 
 def recovered(capfd: pytest.CaptureFixture[str]) -> int:
-    """The version that the shard started last found, as its log says: the run is past it when it welcomes us."""
+    """The version that the last started shard found, according to its log. Its WELCOME may name a later one."""
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
 
 
@@ -66,11 +66,11 @@ def test_a_shard_killed_ten_times_comes_back_at_the_version_it_published_last(
             time.sleep(moments.uniform(0, 0.2))
             shard = kill % 2
             running.kill(shard)
-            time.sleep(0.1)  # the listener may have a little left to read
+            time.sleep(0.1)  # the listener may still have messages to read
             published = listener.newest(shard)
             welcome = running.restart(shard)
             assert (welcome.state, welcome.generation) == ("open", 1)
-            # One more when it died between the commit and the publication.
+            # It is one higher if the shard died between the commit and the publication.
             assert published <= recovered(capfd) <= published + 1
         running.wait_for(running.version() + 3)
         version = running.finish(stack)
@@ -94,7 +94,7 @@ def test_a_history_torn_by_a_kill_is_repaired(tmp_path: Path) -> None:
             running.kill(0)
             path = running.shards.jobs[0].history_path
             lines = path.read_bytes().splitlines(keepends=True)
-            # Killed in the middle of the last line, and before it.
+            # The file as after a kill in the middle of the last line, and before it.
             path.write_bytes(b"".join(lines[:-1]) + (lines[-1][:-lost_bytes] if lost_bytes else b""))
             assert running.restart(0).version == stop
             assert path.read_bytes() == b"".join(lines)
@@ -259,14 +259,14 @@ def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Pat
         eventually(lambda: heard_of(running, 1, 0) > 3, "the sleeper's contributions")
         running.wait_for(running.version() + 10)
         sleeper.send_signal(signal.SIGSTOP)
-        running.wait_for(running.version() + 20)  # queues fill up
+        running.wait_for(running.version() + 20)  # the queues fill up
         before_mb, version, heard = anonymous_mb(running.pid(0)), running.version(), heard_of(running, 1, 0)
         running.wait_for(version + 60)
         after_mb = anonymous_mb(running.pid(0))
         assert heard_of(running, 1, 0) <= heard + 1
         sleeper.send_signal(signal.SIGCONT)
         eventually(lambda: heard_of(running, 1, 0) > heard + 5, "the sleeper's contributions after its sleep")
-        assert after_mb < before_mb + 8, "a stopped subscriber grows the shard"
+        assert after_mb < before_mb + 8, "a stopped subscriber must not increase the memory of the shard"
         running.stop_at(running.version() + 5)
         assert sleeper.wait(WITHIN_S) == 0
 
@@ -329,7 +329,7 @@ def test_a_contributor_that_died_after_reaching_one_shard_does_not_block_the_run
         connections[1].close(timeout_s=0)
         workers = ExitStack()
         stack.enter_context(workers)
-        # It never saw version 3 whole: it must ask shard 1 for the version before its newest.
+        # This worker never had version 3 complete: it must ask shard 1 for its previous version.
         helper = workers.enter_context(Worker(running.cluster, 2))
         running.wait_for(4)
         assert helper.pulled[0] == (1, 3)
@@ -468,4 +468,4 @@ def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
         assert all(map(is_alive, pids))
         process.send_signal(signal.SIGKILL)
         eventually(lambda: not any(map(is_alive, pids)), "every shard gone", 5)
-        places[0].parent.rmdir()  # empty: no socket file is left
+        places[0].parent.rmdir()  # fails if a socket file is left

@@ -1,4 +1,4 @@
-"""The cut of the parameter vector into slices, and the hash that tells whether two processes agree on it."""
+"""The cut of the parameter vector into slices, and the hash that shows whether two processes agree on it."""
 
 import json
 from typing import Any

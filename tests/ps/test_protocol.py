@@ -1,8 +1,13 @@
-"""Histories of whole runs under faults: what the protocol promises holds at every step, and the run gets on after.
+"""Complete runs under faults: the guarantees of the protocol hold at every step, and afterwards the run continues.
 
-The promises: a version is made of a quorum of distinct ranks, all computed on the version before; no contribution is
-used twice; weights can be computed again from the records; no worker goes back in time or mixes versions; every slice
-sent is accounted for; a version never shows in two variants. ``protocol_model.py`` asserts them where they could break.
+The guarantees:
+- A version is made of contributions of a quorum of distinct ranks, all computed on the previous version.
+- No contribution is used twice.
+- The weights can be recomputed from the records.
+- Workers never go back to older versions and never mix versions.
+- Every sent slice is accounted for.
+- No version is ever published with two different contents.
+``protocol_model.py`` asserts each of them at the step that could break it.
 """
 
 import random
@@ -26,7 +31,7 @@ few = st.integers(1, 12)
 
 
 class RunUnderFaults(RuleBasedStateMachine):
-    """Everything that can happen to a run, one thing at a time; in the end the faults stop."""
+    """Everything that can happen to a run, one event at a time. At the end, the faults stop."""
 
     world: World
 
@@ -47,7 +52,7 @@ class RunUnderFaults(RuleBasedStateMachine):
     def link(self, n: int) -> Link:
         return self.world.links[n % len(self.world.links)]
 
-    # what happens without any fault
+    # events without a fault
 
     @rule(n=which, count=few)
     def a_message_arrives(self, n: int, count: int) -> None:
@@ -200,7 +205,7 @@ class RunUnderFaults(RuleBasedStateMachine):
 
     @rule(seed=which, count=st.integers(5, 60), calm=st.sampled_from([4, 10, 30]))
     def many_things_happen(self, seed: int, count: int, calm: int) -> None:
-        """Long histories in one step; ``calm`` is the number of ordinary events for each fault."""
+        """Many events in one step. ``calm`` is the number of ordinary events per fault."""
         chance = random.Random(seed)
 
         def n() -> int:
@@ -257,18 +262,18 @@ class RunUnderFaults(RuleBasedStateMachine):
 
 
 TestRunUnderFaults = RunUnderFaults.TestCase
-TestRunUnderFaults.settings = settings(max_examples=settings().max_examples // 2)  # half a minute, not a whole one
+TestRunUnderFaults.settings = settings(max_examples=settings().max_examples // 2)  # for half a minute instead of one
 
 
 def reach(world: World, links: list[Link]) -> None:
-    """Deliver the contributions of ``links`` and nothing else."""
+    """Deliver only the contributions of ``links``."""
     for link in links:
         while link.gradients:
             link.deliver(link.gradients)
 
 
 def computed(shards: int, workers: int, quorum: int) -> World:
-    """A run in which every worker has pushed a contribution to the open version, and none has arrived."""
+    """A run in which every worker has pushed a contribution to the open version, but none has arrived yet."""
     world = World(shards=shards, workers=workers, quorum=quorum)
     for _ in range(2000):
         for shard in world.shards:

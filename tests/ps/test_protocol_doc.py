@@ -1,4 +1,4 @@
-"""``docs/protocol.md`` says what the code does: its tables and examples are read from the page and tried."""
+"""``docs/protocol.md`` matches the code: these tests read its tables and examples from the page and try them."""
 
 import contextlib
 import dataclasses
@@ -62,7 +62,7 @@ def section(title: str) -> str:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """The rows of each table in ``text``, without the first two lines; backquotes and blanks are taken off a cell."""
+    """The rows of each table in ``text`` without the two header lines. Cells have no backquotes and no outer blanks."""
     found = re.findall(r"((?:^\|.*\n)+)", text, re.MULTILINE)
     return [
         [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows.splitlines()[2:]]
@@ -71,7 +71,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def type_name(hint: Any) -> str:
-    """The type of a field as the page writes it."""
+    """The type of a field in the notation of the page."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, limit = hint.__origin__, hint.__metadata__[0]
@@ -86,17 +86,17 @@ def type_name(hint: Any) -> str:
 
 
 def fields(kind: str) -> list[tuple[str, str]]:
-    """Names and types of the fields of a message, in their order on the wire."""
+    """Names and types of the fields of a message in the order on the wire."""
     cls = framing.KINDS[kind]
     hints = get_type_hints(cls, include_extras=True)
     return [(field.name, type_name(hints[field.name])) for field in dataclasses.fields(cls)]
 
 
 def render(message: m.Message) -> str:
-    """A header as the page shows it: the bytes of each element, and what they are."""
+    """A header in the notation of the page: the bytes of each element and their meaning."""
     kind = framing.kind_of(type(message))
     named = [(name, getattr(message, name)) for name, _ in fields(kind)]
-    named = named[: len(msgpack.unpackb(framing.encode(message))) - 2]  # the others are left out
+    named = named[: len(msgpack.unpackb(framing.encode(message))) - 2]  # the header omits the other fields
     elements = [("", m.PROTOCOL), ("", kind), *named]
     lines = [(msgpack.Packer().pack_array_header(len(elements)), f"array of {len(elements)}")]
     for name, value in elements:
@@ -234,7 +234,7 @@ def test_the_table_of_a_key_file_lists_every_key_that_a_run_writes(tmp_path: Pat
     assert len(judged) == 4
 
 
-# How a shard judges: what is wrong with a contribution, in the order of the page's table. None is no message at all.
+# Faults of contributions in the order of the page's table. None is a malformed message.
 FAULTS: list[dict[str, Any] | None] = [
     None,
     {"layout": "another"},
@@ -295,14 +295,14 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
         contribute({"rank": 2})
         if fault.get("ended"):
             machine.state, machine.stop = "ended", 5
-        # The first line that holds decides, whatever else is wrong.
+        # The first matching line of the table decides, whatever else is wrong.
         last_faults = {"view": 8, "finite": False} if row < 12 else {}
         contribute(last_faults | fault)
     outcome = next((name for name, count in machine.contributions.since_last.items() if count), "used")
     assert outcome == judged[row][1]
 
 
-# The worker that was written from the page
+# the worker that was written from the page
 
 
 @pytest.mark.processes
@@ -335,7 +335,7 @@ def test_the_bare_worker_ignores_what_it_cannot_decode(tmp_path: Path, frames: l
 
 
 def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints: str) -> threading.Thread:
-    """Run the bare worker as ``rank`` in a thread; ``versions`` fills with what it computes on."""
+    """Run the bare worker as ``rank`` in a thread. It appends the versions that it computes on to ``versions``."""
     cluster: dict[str, Any] = {
         "run": shards.cluster.run,
         "layout": shards.cluster.layout.to_json(),
@@ -364,7 +364,7 @@ def versions_made(shards: StandaloneShards) -> list[int]:
 
 
 def end(shards: StandaloneShards, threads: list[threading.Thread]) -> tuple[int, dict[int, m.Stats]]:
-    """Stop the shards, wait until the workers have left; the last version, and how the shards stand."""
+    """Stop the shards and wait until the workers have left. Returns the last version and the shards' statistics."""
     versions, _ = stop_shards(shards.control, range(2), 10, lambda: time.sleep(0.01))
     (version,) = set(versions.values())
     for thread in threads:
@@ -384,7 +384,7 @@ WIRES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=WIRES)
 def shards(request: pytest.FixtureRequest) -> Iterator[StandaloneShards]:
-    """Two shards, two workers, K = 2."""
+    """Two shards and two workers with K = 2."""
     layout = Layout.of([("w", (7, 9)), ("b", (9,))], 2)
     zeros, rule = np.zeros(layout.count, np.float32), OptimizerConfig(name="sgd", learning_rate=0.5)
     timing = ShardTiming(need_s=0.1)
@@ -427,5 +427,5 @@ def test_a_worker_written_from_the_page_helps_a_shard_that_its_predecessor_did_n
     while len(second) < 20:
         time.sleep(0.01)
     version, _ = end(shards, threads)
-    assert first == [0], "the process whose rank was taken went on"
-    assert second[:version] == list(range(version)), "version 0 had to be made again for shard 1"
+    assert first == [0], "the process whose rank was taken must end"
+    assert second[:version] == list(range(version)), "the gradient of version 0 must be computed again for shard 1"

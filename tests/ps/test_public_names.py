@@ -1,4 +1,4 @@
-"""The names of ``zmqrl.ps``: all that a program needs to use the parameter server alone."""
+"""The public names of ``zmqrl.ps``: everything that a program needs to use the parameter server alone."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""CURVE on real sockets: who gets in, and who may say what. Keys are those of one run, and of one rank."""
+"""CURVE on real sockets: who can connect, and who can send what. Each key belongs to one run and one rank."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def secrets_of(running: Served) -> list[str]:
 
 
 def wait_for_log(capfd: pytest.CaptureFixture[str], words: str) -> str:
-    """What the shards, which are child processes, have logged since the last look, up to ``words``."""
+    """Wait until the shards log ``words``. Returns their output since the last call; they are child processes."""
     logged: list[str] = []
 
     def has_words() -> bool:
@@ -98,7 +98,7 @@ def test_a_listener_on_the_network_learns_neither_weights_nor_gradients_nor_keys
                 "header": b"zmqrl/1",
                 "run": running.cluster.run.encode(),
             }
-            # The method finds what is there.
+            # The search finds every text in plain traffic and none in encrypted traffic.
             assert [name for name, code in said.items() if code in overheard[curve]] == ([] if curve else list(said))
             keys = running.shards.keys
         if keys is not None:
@@ -106,10 +106,10 @@ def test_a_listener_on_the_network_learns_neither_weights_nor_gradients_nor_keys
                 for key in (pair.public, pair.secret):
                     assert key.encode() not in overheard[curve]
                     assert z85.decode(key) not in overheard[curve]
-    assert all(len(code) > 3 * 2 * 4000 for code in overheard.values()), "three slices each way"
+    assert all(len(code) > 3 * 2 * 4000 for code in overheard.values()), "too few slices have passed"
 
 
-# who does not get in
+# rejected connections
 
 
 def without_keys(keys: ClientKeys) -> ClientKeys | None:
@@ -211,11 +211,11 @@ def test_a_worker_cannot_join_an_encrypted_run_without_keys(tmp_path: Path) -> N
         Connection(replace(running.cluster, key_files={}), 0)
 
 
-# who may say what
+# permissions by key
 
 
 class Impostor:
-    """Rank 0, which is a member like rank 1, and its raw connections to the only shard."""
+    """Rank 0, a member like rank 1, with raw connections to the only shard."""
 
     def __init__(self, running: Served, stack: ExitStack) -> None:
         self.running = running
@@ -271,7 +271,7 @@ def test_a_contribution_under_the_name_of_another_rank_is_rejected(impostor: Imp
     impostor.own.grad.send_multipart(gradient(impostor.cluster, 1, 11))
     impostor.await_rejection(before)
     assert impostor.stats().held == ()
-    assert all(row[4] == 0 for row in impostor.stats().tallies), "the victim is blamed"
+    assert all(row[4] == 0 for row in impostor.stats().tallies), "the shard must not blame the victim"
     impostor.own.grad.send_multipart(gradient(impostor.cluster, 0, 10))
     eventually(lambda: impostor.stats().held == (0,), "its own contribution")
     impostor.victim.grad.send_multipart(gradient(impostor.cluster, 1, 11))
@@ -294,7 +294,7 @@ def test_a_hello_under_the_name_of_another_rank_is_refused(impostor: Impostor) -
     assert refusal.code == "key"
     assert impostor.rejected() == before + 1
     pong = impostor.victim.ask(ping(impostor.cluster.run, 1, 11))
-    assert isinstance(pong, m.Pong), "rank 1 was replaced"
+    assert isinstance(pong, m.Pong), "rank 1 must not be replaced"
 
 
 def ping(run: str, rank: int, incarnation: int) -> m.Ping:
@@ -342,7 +342,7 @@ def test_ended_subscriptions_cannot_keep_a_dead_rank_present(impostor: Impostor,
     impostor.victim.control.close()
     give_up_at = time.monotonic() + 20
     while 1 in impostor.stats().present:
-        assert time.monotonic() < give_up_at, "rank 1 is kept present"
+        assert time.monotonic() < give_up_at, "rank 1 must become absent"
         with Wire(impostor.cluster.endpoints[0], keys=impostor.own.keys) as again:
             again.weights.send(b"\1P/1/11")
             time.sleep(0.3)
@@ -381,7 +381,7 @@ def test_a_worker_still_gets_snapshots_and_pongs_with_its_own_key(impostor: Impo
     assert isinstance(impostor.own.ask(m.SnapshotRequest(run=impostor.cluster.run, version=None)), m.Snapshot)
 
 
-# where secrets are not
+# places without secrets
 
 
 def test_secrets_are_not_in_the_repr_of_objects_that_hold_them() -> None:

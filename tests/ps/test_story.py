@@ -1,4 +1,4 @@
-"""A broken invariant tells the events that led to it."""
+"""A failed assertion lists the events that led to it."""
 
 import pytest
 from support import worker_rig

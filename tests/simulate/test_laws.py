@@ -1,4 +1,4 @@
-"""Laws of random durations."""
+"""Laws for random durations."""
 
 import contextlib
 

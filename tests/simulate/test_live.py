@@ -1,4 +1,4 @@
-"""Scenarios with real processes and sockets on this machine."""
+"""Scenarios run with real processes and sockets on this machine."""
 
 import math
 from dataclasses import replace

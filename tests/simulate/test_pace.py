@@ -1,4 +1,4 @@
-"""How a real worker is slowed down."""
+"""Scenarios slow real workers down."""
 
 import pytest
 

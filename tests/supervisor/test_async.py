@@ -1,4 +1,4 @@
-"""Asynchronous mode: every contribution is a version of its own, whatever version it was computed on."""
+"""Asynchronous mode: every contribution makes a version, whatever version it was computed on."""
 
 import contextlib
 import os
@@ -73,7 +73,7 @@ def test_contributions_can_name_an_old_version_again_after_a_rollback() -> None:
 
 
 def computing(*versions: int) -> WorkerMachine:
-    """A worker that computes on slices of these versions."""
+    """A worker that computes on slices of the given versions."""
     worker = welcomed(len(versions), asynchronous=True)
     worker.handle(Pulling(-1), 0.0)
     actions = [action for shard, version in enumerate(versions) for action in weights(worker, shard, version)]
@@ -96,7 +96,7 @@ def test_a_worker_continues_once_every_shard_has_a_newer_version() -> None:
     assert of(Assembled, weights(worker, 0, 6, ranks=(1,))) == []
     actions = weights(worker, 1, 8, ranks=(3,))
     assert [(a.version, len(a.payloads)) for a in of(Assembled, actions)] == [(6, 2)]
-    assert of(Release, actions), "it may overwrite the gradient now"
+    assert of(Release, actions), "the worker can overwrite the gradient now"
     assert pushed(need(worker, 0, 6)) == []
 
 
@@ -113,7 +113,7 @@ def test_a_worker_resends_its_contribution_to_a_shard_in_need() -> None:
     assert pushed(need(worker, 0, 4)) == [(0, 4, 1)]
     weights(worker, 0, 5, ranks=(3,))
     weights(worker, 1, 8, ranks=(1,))
-    assert pushed(need(worker, 0, 5)) == [], "its gradient may be overwritten"
+    assert pushed(need(worker, 0, 5)) == [], "the gradient can be overwritten"
 
 
 def test_a_lost_publication_is_requested() -> None:
@@ -225,7 +225,7 @@ def test_an_asynchronous_run_does_not_wait_for_a_slow_worker(tmp_path: Path) -> 
 
 @contextlib.contextmanager
 def run_left_apart(path: Path) -> Iterator[Run]:
-    """A run whose outside workers are gone, and whose shard 1 is two versions or more behind shard 0."""
+    """A run whose external workers are gone and whose shard 1 is at least two versions behind shard 0."""
     with training(path, "--mode", "async", "--workers", "3", "--external-workers", "3") as run:
         run.wait_to_say("rank 2 is open")
         cluster = Cluster.read(path / "cluster.json")
@@ -238,20 +238,20 @@ def run_left_apart(path: Path) -> Iterator[Run]:
             def drift_apart() -> bool:
                 os.kill(pid, signal.SIGCONT)
                 time.sleep(0.1)
-                os.kill(pid, signal.SIGSTOP)  # then each worker contributes once more to shard 0, if it is about to
+                os.kill(pid, signal.SIGSTOP)  # each worker may still contribute once to shard 0
                 time.sleep(0.5)
                 return len(run.files.history(0)) >= len(run.files.history(1)) + 2
 
-            run.eventually(drift_apart, "two versions more of shard 0")
+            run.eventually(drift_apart, "shard 0 ahead by two versions")
             for worker in workers:
                 worker.leaving.set()
-        os.kill(pid, signal.SIGKILL)  # what it was sent meanwhile is lost
+        os.kill(pid, signal.SIGKILL)  # the contributions sent to it meanwhile are lost
         run.wait_to_say("shard 1 is back at version")
         yield run
 
 
 def assert_ended_apart(files: RunFiles) -> tuple[int, int]:
-    """The newest checkpoint has each shard where its history ends."""
+    """Assert that the newest checkpoint has each shard at the end of its history."""
     ahead, behind = (len(files.history(shard)) for shard in range(2))
     assert ahead >= behind + 2
     newest = files.newest()

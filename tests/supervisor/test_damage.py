@@ -1,4 +1,4 @@
-"""Files that are damaged under a run: nothing is made twice, and what is lost is named."""
+"""Damaged files of a run: no version is made twice, and lost data is named."""
 
 import json
 import os

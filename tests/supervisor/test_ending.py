@@ -1,4 +1,4 @@
-"""How shards come to their last version, with shards that answer late and never stand still."""
+"""How shards reach their last version, even if they answer late and keep making versions."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,9 +11,9 @@ from zmqrl.supervisor.ending import stop_shards
 
 
 class LateControl:
-    """Shards that make ``pace`` versions between two questions, and whose answers are ``late`` questions old.
+    """Shards that make ``pace`` versions between two requests. Their answers are ``late`` requests old.
 
-    ``failed`` is one that can make none, which keeps the others from making more than one.
+    The shard ``failed`` can make no more versions, so the others can make at most one more.
     """
 
     run = "0" * 16

@@ -1,4 +1,4 @@
-"""The evaluator follows a run: it plays full games with new checkpoints. The recorder gets its minutes."""
+"""The evaluator plays full games with new checkpoints of a run. The recorder records games at given minutes."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.processes
 
 
 class Runner:
-    """Remembers what was started and told."""
+    """Records the started processes and their messages."""
 
     def __init__(self) -> None:
         self.started: list[ProcessId] = []
@@ -47,7 +47,7 @@ class Notices:
 
 
 class Files:
-    """Remembers the checkpoints that are with the followers."""
+    """Records the checkpoints on the hosts of the followers."""
 
     def __init__(self, brought: set[tuple[ProcessId, int]]) -> None:
         self.brought = brought
@@ -71,7 +71,7 @@ def notices() -> Notices:
 
 @pytest.fixture
 def brought() -> set[tuple[ProcessId, int]]:
-    """The checkpoints that are with the followers."""
+    """The checkpoints on the hosts of the followers."""
     return set()
 
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_stays_with_a_follower_as_long_as_it_is_needed(
     followers.on_checkpoint(300, 60 * 5.1)
     followers.on_checkpoint(500, 60 * 15.0)
     assert brought == {(EVALUATOR, 0), (EVALUATOR, 300), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
-    followers.on_answer(evaluation(500))  # which leaves out what is overtaken
+    followers.on_answer(evaluation(500))  # which skips the outdated version 300
     assert brought == {(EVALUATOR, 0), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
     followers.on_answer(Said(RECORDER, {"skipped": 0, "reason": "none"}))
     assert brought == {(EVALUATOR, 500), (RECORDER, 500)}

@@ -1,4 +1,4 @@
-"""Processes of real runs that hang or are stopped: the log and ``zmqrl status`` name them and say what they do."""
+"""Processes of real runs hang or are stopped. The log and ``zmqrl status`` name them and where they hang."""
 
 import contextlib
 import json
@@ -20,11 +20,11 @@ from support.run_rig import Run, outside_worker, training
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 HOST = socket.gethostname()
-USUAL = 50  # versions, of which 16 are an iteration: by then the run knows what is usual
+USUAL = 50  # versions; 16 are one iteration, so by then the run knows its usual pace
 ENV = ("--env", "support.hanging_env:Hanging-v0")
 
 HANGING_IMPORT = """
-# In a worker, the import of torch never ends while the file is there.
+# In a worker, the import of torch blocks while the file exists.
 import os, sys, time
 
 class Finder:
@@ -40,7 +40,7 @@ if sys.orig_argv[-1] == "zmqrl.worker":
 
 @contextlib.contextmanager
 def running(path: Path, *options: str, **environment: str) -> Iterator[Run]:
-    """A run whose workers hang once their process ids are in the file ``hang`` beside its directory."""
+    """A run whose workers hang when their process ids are in the file ``hang`` beside its directory."""
     hang = path.parent / "hang"
     hang.touch()
     environment = {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])} | environment
@@ -50,7 +50,7 @@ def running(path: Path, *options: str, **environment: str) -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run of two shards and two workers, both of which it needs. Each test leaves it as it was."""
+    """A run of two shards with two workers and a quorum of two. Each test leaves it as it was."""
     with running(tmp_path_factory.mktemp("hangs") / "run") as run:
         run.wait_for(USUAL)
         yield run
@@ -65,7 +65,7 @@ def status_of(run: Run) -> dict[str, Any]:
 
 
 def awaited(run: Run, process: str, words: str) -> dict[str, Any]:
-    """What ``zmqrl status`` says of a process that a version waits for, once the user was told ``words`` about it."""
+    """The entry of ``process`` in ``zmqrl status`` during a stall, once a notice about it contains ``words``."""
     run.eventually(lambda: process in notice(run) and words in notice(run), f"a notice about {process}")
     run.wait_to_say(notice(run).partition(" version ")[2])
     stalled = status_of(run)["stalled"]
@@ -158,6 +158,6 @@ def test_a_worker_that_hangs_in_its_imports_is_also_inspected(tmp_path: Path) ->
         found = awaited(run, "worker-0", "find_spec (sitecustomize.py:")
         what = re.escape(f"for worker-0 (host {HOST}): ") + r"not (connected|heard for \d+ s); stack: find_spec \("
         assert re.search(what, notice(run))
-        assert found["doing"]["stack"][1].endswith("in <module>"), "the import in zmqrl/worker.py"
+        assert found["doing"]["stack"][1].endswith("in <module>"), "the stack must name the import in zmqrl/worker.py"
         blocks.unlink()
         goes_on(run)

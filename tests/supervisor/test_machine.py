@@ -1,4 +1,4 @@
-"""The supervisor's decisions, event by event: without processes, sockets or a clock."""
+"""The supervisor's decisions, event by event, without processes, sockets or a clock."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def died(process: ProcessId, status: int = 1) -> e.ProcessDied:
 
 
 class Run:
-    """A run of two shards and three workers, whose shards answer as real ones do."""
+    """A run of two shards and three workers. Its shards answer like real ones."""
 
     def __init__(self, **options: Any) -> None:
         given: dict[str, Any] = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2}
@@ -36,8 +36,8 @@ class Run:
         self.now = 100.0
         self.present = {0, 1, 2}
         self.held: set[int] = set()
-        self.doing: dict[int, tuple[str, int]] = {}  # by rank: span and milliseconds in it
-        self.stands: dict[int, dict[str, Any]] = {}  # by shard: what it would say in STATS
+        self.doing: dict[int, tuple[str, int]] = {}  # by rank: the span and the milliseconds in it
+        self.stands: dict[int, dict[str, Any]] = {}  # by shard: the fields of its STATS
         self.incarnations = 0
         self.actions: list[e.Action] = []
         self.take(self.machine.begin(self.now))
@@ -79,7 +79,7 @@ class Run:
         self.feed(e.ShardBound(shard))
 
     def kill_shard(self, shard: int, status: int = -9) -> dict[str, Any]:
-        """The shard dies. Returns where it stood."""
+        """Kill the shard. Returns its state at that time."""
         stood = self.stands.pop(shard)
         self.feed(died(shard_id(shard), status))
         return stood
@@ -104,7 +104,7 @@ class Run:
             stands["version"] += stands["state"] == "open"
 
     def ticks(self, seconds: float, *, versions: bool = False) -> list[e.Action]:
-        """Let time pass. Returns what was decided meanwhile."""
+        """Let time pass. Returns the actions in that time."""
         before = len(self.actions)
         for _ in range(round(seconds / TURN_S)):
             self.now += TURN_S
@@ -213,7 +213,7 @@ def test_a_checkpoint_is_captured_on_every_shard_then_fetched_and_due_again_a_pe
 
 
 def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
-    """The periodic checkpoint is due. Returns what the shards are asked; they do not hear of it."""
+    """Make the periodic checkpoint due. Returns the requests to the shards, which do not receive them."""
     for shard, version in enumerate(versions):
         run.stands[shard]["version"] = version
     run.act = lambda action: None  # type: ignore[method-assign]
@@ -223,7 +223,7 @@ def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
 
 
 def look(run: Run) -> list[e.SetAside]:
-    """Both shards say where they stand, then the supervisor looks. Returns what they are asked to set aside."""
+    """Let both shards report their state, then the supervisor check it. Returns its checkpoint requests."""
     run.now += TURN_S
     since = len(run.actions)
     for shard in run.stands:
@@ -337,12 +337,12 @@ def test_a_hung_shard_is_named_and_then_killed(run: Run) -> None:
     (kill,) = run.told(e.KillProcess, since)
     assert kill.process == shard_id(0)
     assert [action.silent_s >= SILENCE_S for action in run.told(e.TellSilence, since)].count(True) >= 4
-    assert e.AskShard(0, greet=True) in run.actions[since:], "it may be its connection"
+    assert e.AskShard(0, greet=True) in run.actions[since:], "at first, only its connection may be broken"
     assert hung
 
 
 def stalled(run: Run, seconds: float = 8.0, since: int = 0) -> Stall:
-    """Let a run make versions, then none for a while. Returns the stall that it shows last."""
+    """Let a run make versions, then none for a while. Returns the last stall that it shows."""
     run.ticks(2.0, versions=True)
     run.ticks(seconds)
     found: Stall = run.told(e.ShowStall, since)[-1].stall
@@ -501,7 +501,7 @@ def test_a_failed_load_does_not_hide_that_newer_versions_exist(run: Run) -> None
     run.feed(e.ShardSaid(1, run.welcome(1)))
     run.ticks(0.5)
     run.feed(e.NotLoaded("shard 0 did not answer"))
-    assert run.machine.shards.seen[0] == newest, "so that the state of the shards is kept for --resume"
+    assert run.machine.shards.seen[0] == newest, "the state of the shards must be kept for --resume"
 
 
 def test_workers_do_not_count_as_silent_while_a_rollback_waits_for_a_shard(run: Run) -> None:
@@ -531,7 +531,7 @@ def test_a_failed_assertion_lists_the_last_events(run: Run) -> None:
 
 
 class AnyRun(RuleBasedStateMachine):
-    """Faults in any order: decisions keep their invariants, and a run whose faults stop gets on."""
+    """Faults in any order: the decisions keep their invariants, and the run continues once the faults stop."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which ranks count in a run, decided without a clock or sockets."""
+"""Decisions on the members of a run, without a clock or sockets."""
 
 from pathlib import Path
 

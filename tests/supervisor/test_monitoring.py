@@ -1,4 +1,4 @@
-"""A live run as Prometheus sees it, and what ``--metrics-port`` refuses before a run starts."""
+"""A live run as Prometheus sees it, and the values of ``--metrics-port`` that are refused before a run starts."""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""Processes that die or fall silent: which death began it all, when they are restarted, when there is no hope."""
+"""Processes that die or fall silent: which death was the first, when they restart, and when the run gives them up."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_a_shard_that_died_before_all_workers_is_the_first_death() -> None:
     for turn in range(4):
         for name in ("shard-1", "worker-0", "worker-1"):
             processes.died(died(name, tail=str(turn)), 1.0 + turn, counts=True)
-        processes.made(7, 10.0 + turn)  # by the other shard, which waits
+        processes.made(7, 10.0 + turn)  # the version of the other shard, which waits
     assert processes.first_death is not None
     assert (str(processes.first_death.process), processes.first_death.log_tail) == ("shard-1", "0")
 
@@ -78,7 +78,7 @@ def test_an_unexplained_kill_is_the_first_death_only_without_a_better_reason() -
 def test_the_first_failure_ends_the_message_and_decides_the_exit_status(
     status: int, begun: bool, kind: type[Exception]
 ) -> None:
-    """A shard that refuses to work before the run has begun was told to do what cannot be done."""
+    """A shard that exits with status 3 before the run has begun counts as bad usage."""
     log = Path("logs/shard-1.log")
     error = explained(ClusterError("worker-3 died."), died("shard-1", status), "h2", log, begun=begun)
     assert type(error) is kind
@@ -106,12 +106,12 @@ def exited(rank: int = 0, status: int = 1) -> Exited:
 
 
 def delay_s(processes: Processes, death: Exited) -> float:
-    """How long after its death a process is restarted."""
+    """The delay in seconds between the death of a process and its restart."""
     processes.died(death, 100.0, counts=True)
     for step in range(1, 1000):
         if e.StartProcess(death.process) in processes.due(100.0 + 0.05 * step):
             return round(0.05 * step, 2)
-    raise AssertionError("it is not restarted")
+    raise AssertionError("the process was not restarted")
 
 
 def test_each_restart_waits_twice_as_long_as_the_one_before() -> None:
@@ -136,7 +136,7 @@ def test_deaths_of_one_process_do_not_delay_another() -> None:
 
 @pytest.mark.parametrize(("status", "in_a_row"), [(1, FAILURES_IN_A_ROW), (-9, KILLS_IN_A_ROW)])
 def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int, in_a_row: int) -> None:
-    """Kills by something else are forgiven longer."""
+    """A run tolerates more kills from outside than failures."""
     processes = Processes()
     for _ in range(in_a_row - 1):
         processes.died(exited(status=status), 1.0, counts=True)
@@ -189,7 +189,7 @@ def test_a_silent_process_is_named_every_five_seconds_and_killed_after_thirty() 
     told = [(now, action) for now in range(40) for action in processes.watch_silence(float(now))[1]]
     assert told[:2] == [(5, e.TellSilence(WORKER, 5.0)), (10, e.TellSilence(WORKER, 10.0))]
     assert (30, e.KillProcess(WORKER, 30.0)) in told
-    assert processes.silent_s(WORKER, 31.0) == 1.0, "the next process gets its time"
+    assert processes.silent_s(WORKER, 31.0) == 1.0, "the silence of the next process starts at zero"
 
 
 def test_time_when_the_supervisor_was_stopped_does_not_count_as_silence() -> None:

@@ -1,4 +1,4 @@
-"""The rows of a run and the figures of its checkpoints, from what shards and workers tell: without sockets."""
+"""The rows of a run and the figures of its checkpoints, made from reports of shards and workers, without sockets."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ CONFIG = dataclasses.replace(cartpole(), trackers=(), workers=2, external_worker
 
 
 class Notices:
-    """A console that remembers what it was told."""
+    """A console that records its notices."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -35,7 +35,7 @@ class Notices:
 
 
 class Told:
-    """A run of two shards, as its supervisor is told of it."""
+    """A run of two shards as its supervisor sees it."""
 
     def __init__(self, path: Path, counters: Counters | None = None) -> None:
         self.directory, self.console = RunDirectory(path), Notices()
@@ -43,7 +43,7 @@ class Told:
         self.progress.begin(0.0)
 
     def row(self, *versions: int, generation: int = 1) -> None:
-        """Each shard tells its version, in order; those after the last of ``versions`` tell nothing."""
+        """Shards report ``versions`` in order. Shards after the last one report nothing."""
         told = {shard: stats(shard, version, generation=generation) for shard, version in enumerate(versions)}
         self.progress.on_stats(told, range(2), (0, 1))
         self.progress.show(0.0)
@@ -60,7 +60,7 @@ class Told:
 
 
 def stats(shard: int, version: int, **figures: Any) -> m.Stats:
-    """Each version was made by two ranks, and one contribution came too late for it."""
+    """The statistics of a shard: each version was made by two ranks, and one contribution to it was late."""
     about: dict[str, Any] = {"run": "r", "shard": shard, "incarnation": 1, "generation": 1, "state": "open"}
     view: dict[str, Any] = {"view": 1, "quorum": 2, "held": (), "present": (0, 1), "silent_ms": (0, 0), "tallies": ()}
     kept: dict[str, Any] = {"captured": None, "totals": (2 * version, version, 0, 0), "captured_totals": ()}
@@ -94,7 +94,7 @@ def test_rows_continue_from_the_checkpoint_after_a_rollback_with_the_counts_of_t
     for version in (3, 5, 8):
         run.row(version, version)
     run.progress.undo_rows(5, 2)
-    run.row(6)  # the other shard has not told of the rollback yet
+    run.row(6)  # the other shard has not reported the rollback yet
     assert run.versions() == [3, 5]
     run.row(7, 7, generation=2)
     assert run.versions() == [3, 5, 7]
@@ -121,7 +121,7 @@ def test_a_resumed_run_adds_newer_rows_in_which_no_figure_falls(tmp_path: Path) 
 
 
 def captured(version: int, *versions: int) -> dict[int, m.Stats]:
-    """Shards at ``versions`` that have set ``version`` aside."""
+    """The statistics of shards at ``versions`` that have captured ``version``."""
     totals = (2 * version, version, 0, 0)
     return {
         shard: stats(shard, newest, captured=version, captured_totals=totals) for shard, newest in enumerate(versions)

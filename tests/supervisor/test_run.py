@@ -1,4 +1,4 @@
-"""Complete runs, with real processes, from the command line: what they do, how they end and what they leave."""
+"""Complete runs from the command line with real processes: their work, their end and the files that they leave."""
 
 import contextlib
 import fcntl
@@ -28,11 +28,11 @@ from zmqrl.errors import UsageError
 pytestmark = pytest.mark.processes
 
 
-# one run, of which many things must hold
+# many checks of one run
 
 
 class Finished(RunFiles):
-    """A run that is over, what it said, and what its ``cluster.json`` was while it lived."""
+    """A finished run, its output, and the ``cluster.json`` that it had while it was live."""
 
     def __init__(self, files: RunFiles, said: str, cluster: Line, cluster_mode: int) -> None:
         super().__init__(files.path)
@@ -73,7 +73,7 @@ def test_the_summary_agrees_with_the_last_checkpoint_and_with_itself(finished: F
     summary = finished.assert_summary_exact("updates")
     assert (summary["workers"], summary["backups"]) == (2, 0)
     # 40 updates of 4 epochs x 4 minibatches are learned from 3 rollouts of 32 steps in 8 games, by each worker.
-    # One that sees the last version before it hears of the end plays once more.
+    # A worker that sees the last version before BYE plays once more.
     assert summary["agent_steps"] in range(2 * 3 * 32 * 8, 2 * 4 * 32 * 8 + 1, 32 * 8)
     assert summary["abandoned_steps"] == 0
     assert summary["episodes"] > 0
@@ -143,7 +143,7 @@ def test_a_run_without_a_terminal_prints_plain_lines(finished: Finished) -> None
     assert lines[0].startswith("run directory")
     assert "CartPole-v1" in lines[0]
     assert any(re.search(rf"updates {UPDATES}\b.*score", line) for line in lines)
-    # Figures that were waiting for their ten seconds may come after it.
+    # A line of figures that is still waiting for its ten seconds may follow.
     assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])
 
 
@@ -177,14 +177,14 @@ def test_consistent_runs_are_bit_identical_for_any_number_of_shards(
     assert again.summary()["params_sha256"] == finished.summary()["params_sha256"]
 
 
-# going on with a run
+# resuming a run
 
 
 @pytest.mark.slow
 def test_resuming_keeps_weights_optimizer_state_and_counters_unchanged(finished: Finished, tmp_path: Path) -> None:
     path = copied(finished, tmp_path / "run")
     before, summary = finished.newest(), finished.summary()
-    # Workers that sleep for a minute contribute nothing, so what the shards give back is what they were given.
+    # Workers that sleep for a minute contribute nothing, so the shards return exactly the state that they got.
     with training(path, "--resume", "--updates", "60", "--straggle", "0:60", "--straggle", "1:60") as run:
         run.wait_to_say("settings changed from here on: updates 40 -> 60, straggle [] -> ['0:60', '1:60']")
         run.eventually(lambda: run.files.log("shard-0").count("is present") == 4, "the workers")
@@ -273,7 +273,7 @@ def test_a_score_ends_a_run_and_a_run_with_a_backup_does_not_wait_for_a_straggle
 
 
 def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(tmp_path: Path) -> None:
-    # Workers that sleep for a minute keep the run waiting for them to leave.
+    # Workers that sleep for a minute delay the end of the run.
     with training(tmp_path / "run", "--straggle", "0:60", "--straggle", "1:60") as run:
         run.eventually(lambda: run.files.log("shard-0").count("is present") == 2, "the workers")
         pids = run.pids()
@@ -290,7 +290,7 @@ def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(
 
 
 def last_checkpoint_written(files: RunFiles) -> bool:
-    """Whether version 0 stands there as the shards gave it back, no longer as the run began with it."""
+    """Whether the checkpoint of version 0 is the one fetched from the shards, not the initial one."""
     with contextlib.suppress(UsageError, IndexError):
         return files.newest().generation == 1
     return False
@@ -324,12 +324,12 @@ def test_on_a_terminal_a_run_shows_a_live_view_and_ctrl_c_ends_it(tmp_path: Path
 
 
 def take_terminal() -> None:
-    """Make standard input the terminal that Ctrl-C is typed at."""
+    """Make standard input the controlling terminal, so that it can send Ctrl-C."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
-    """What the terminal shows up to ``words``; None: until no process writes to it any more."""
+    """Read from the terminal up to ``words``. With None, read until no process has it open."""
     shown = b""
     deadline = time.monotonic() + within_s
     while words is None or words not in shown.decode(errors="replace"):
@@ -337,7 +337,7 @@ def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
         assert ready, f"the terminal never showed {words!r} but {shown[-2000:]!r}"
         try:
             shown += os.read(terminal, 65536)
-        except OSError:  # the other end is closed
+        except OSError:  # the other end was closed
             assert words is None, f"the terminal was closed before {words!r}; it showed {shown[-2000:]!r}"
             break
     return shown.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Processes of a run are killed: it continues with an exact history or ends with the reason, and leaves nothing."""
+"""Processes of a run are killed. It continues with an exact history, or ends with the reason. No process is left."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ from zmqrl.ps.worker.connection import PulledWeights
 pytestmark = pytest.mark.processes
 LONG = (pytest.mark.slow, pytest.mark.timeout(900))
 
-# Not ten seconds until a run shrinks, and not four deaths until it gives up.
+# Shrink sooner than after ten seconds, and give up sooner than after four deaths.
 IMPATIENT = """
 from zmqrl import cli
 from zmqrl.supervisor import membership, processes
@@ -34,7 +34,7 @@ processes.SILENCE_S = 2.0
 processes.HUNG_S = 4.0
 cli.main()
 """
-# What dies at once may be told of seconds apart where the machine is busy.
+# On a busy machine, simultaneous deaths may be reported seconds apart.
 FOLDING = "from zmqrl import cli\nfrom zmqrl.observe import folding\nfolding.WINDOW_S = 8.0\ncli.main()"
 
 # A run that waits for its shards to stop would exceed the time limit of the test.
@@ -44,7 +44,7 @@ from zmqrl.supervisor import machine, supervisor
 machine.STOP_WITHIN_S = supervisor.STOP_WITHIN_S = 600.0
 cli.main()
 """
-# The first that shard 1 is told of the end is lost.
+# The first STOP to shard 1 is lost.
 FORGETFUL = """
 from zmqrl import cli
 from zmqrl.ps import control
@@ -65,7 +65,7 @@ SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
 
 def killed(said: str) -> int:
-    """How many deaths by SIGKILL a run has told of, some of them in one line."""
+    """The number of deaths by SIGKILL that a run has reported. One line can report several."""
     words = r"died \(killed by SIGKILL\) and is restarted(?:; its log ends:)?(?: \((\d+)x\))?$"
     return sum(int(times or 1) for times in re.findall(words, said, re.MULTILINE))
 
@@ -112,7 +112,7 @@ def test_a_shard_that_lost_its_state_rolls_all_shards_back_to_the_last_checkpoin
         generations = [line["generation"] for line in run.files.history(shard)]
         assert generations == sorted(generations)
     undone = list((path / "history").glob("shard-*.before-generation-2.jsonl"))
-    assert undone, "the versions that were undone are kept"
+    assert undone, "undone versions must be kept"
     run.files.assert_contributions_exact()
 
 
@@ -150,7 +150,7 @@ def test_a_lost_stop_is_sent_again(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
-    """Both ranks of ``run`` are external workers, in threads. The test does not wait for them."""
+    """Run both ranks of ``run`` as external workers in threads. The test does not wait for them."""
     run.wait_to_say("rank 1 is open")
     workers = [Worker(Cluster.read(run.files.path / "cluster.json"), rank, gradient=gradient) for rank in range(2)]
     try:
@@ -194,7 +194,7 @@ def test_contributions_that_make_a_non_finite_version_end_the_run_at_the_previou
     run.files.assert_history_exact(5)
     if everywhere:
         run.files.assert_contributions_exact()
-    else:  # shard 0 had made one more, which a row may have counted
+    else:  # shard 0 had made one more version, which a row may have counted
         (undone,) = (path / "history").glob("shard-0.before-generation-2.jsonl")
         assert undone.read_text(encoding="utf-8").startswith('{"version": 6, ')
         trained(path, "--resume", "--updates", "10", "--external-workers", "0").assert_history_exact(10)
@@ -272,7 +272,7 @@ def test_no_process_outlives_a_killed_supervisor_and_the_run_resumes_from_its_sh
         assert f"everything after version {kept} is lost: {gone}" in said
         assert int(resumed_at) == checkpointed_at
         assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
-    else:  # the last version may have been made without a line of it
+    else:  # the last version may have been made before its line was written
         assert int(resumed_at) in (killed_at, killed_at + 1)
     files.assert_summary_exact("updates")
     files.assert_history_exact(killed_at + 10)
@@ -283,7 +283,7 @@ def test_no_process_outlives_a_killed_supervisor_and_the_run_resumes_from_its_sh
 
 
 def make_rows_long(metrics: Path) -> None:
-    """Whoever reads all of them is long enough about it for a worker to find a shard that is there again."""
+    """Add so many rows that a worker can find a restarted shard while a resume still reads them."""
     rows = metrics.read_bytes() if metrics.exists() else b""
     earlier = [{"version": 0, "wall_s": second - 1e6, "agent_steps": 0} for second in range(200_000)]
     metrics.write_bytes("".join(f"{json.dumps(row)}\n" for row in earlier).encode() + rows)
@@ -311,14 +311,14 @@ def test_a_run_resumes_from_its_shards_even_if_an_external_worker_is_still_runni
         end = max(stood) + 20
         with training(path, "--resume", "--updates", str(end)) as run:
             run.wait_to_say("rank 0 is open: zmqrl worker")
-            run.eventually(lambda: survivor.error is not None, "the end of a worker of another run")
+            run.eventually(lambda: survivor.error is not None, "the end of the old worker")
             with Worker(Cluster.read(path / "cluster.json"), 0):
                 assert run.wait() == 0, run.said()
     finally:
         if survivor is not None:
             survivor.connection.close()
     resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
-    assert resumed_at in (min(stood), min(stood) + 1), "the last version may have been made without a line of it"
+    assert resumed_at in (min(stood), min(stood) + 1), "the last version may lack its line"
     assert "is lost" not in run.said()
     for shard in range(2):
         kept = stood[shard] if mode == "async" else min(stood)
@@ -335,7 +335,7 @@ def test_no_process_outlives_a_supervisor_killed_while_its_workers_start(tmp_pat
         pids = run.pids()
         run.process.kill()
         run.wait()
-        run.assert_nothing_left(pids, within_s=8)  # the workers import for seconds before they look around
+        run.assert_nothing_left(pids, within_s=8)  # the workers import for seconds before they check their parent
 
 
 BROKEN_GAME = """
@@ -360,7 +360,7 @@ def concerned():
     return rank() is not None and BREAKS_FOR in (-1, rank())
 
 class BrokenGame(CartPoleEnv):
-    '''For one rank, or all if it is -1, it breaks after so many steps, and from then on at once.'''
+    '''Breaks after AFTER_STEPS steps and then always at once. BREAKS_FOR is a rank, or -1 for all.'''
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -413,7 +413,7 @@ def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path
     with broken(tmp_path, "0:200", "--workers", "1") as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
-        assert run.complaint().endswith("  | RuntimeError: the joystick broke\n"), "what was first is told last"
+        assert run.complaint().endswith("  | RuntimeError: the joystick broke\n"), "the first failure comes last"
         assert run.complaint().splitlines()[-1] in run.files.log("supervisor")
         summary = run.files.assert_summary_exact("failed", quorum=1, shards=1)
         assert summary["updates"] == run.files.version(shards=1) >= 3 * 16

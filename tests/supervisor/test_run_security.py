@@ -1,4 +1,4 @@
-"""Complete runs with CURVE: how they end, an external worker with its key file, and files that must hold no secrets."""
+"""Complete runs with CURVE: their end, an external worker with its key file, and files that must hold no secrets."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def with_descendants(pid: int) -> list[int]:
 
 
 def assert_no_keys_in_public(pid: int, keys: Line) -> None:
-    """Any user sees the arguments of a process, and its own user the environment."""
+    """Assert that a process has no key in its arguments, which any user can read, or in its environment."""
     arguments, environment = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
     for key in (keys["secret"], keys["public"], *keys["shards"]):
         assert key.encode() not in arguments + environment

@@ -1,4 +1,4 @@
-"""What can be recovered of a killed run from the slots of its shards, and its counters. See test_run_faults too."""
+"""Recovery of a killed run from the slots of its shards, and its counters. See also test_run_faults.py."""
 
 import contextlib
 import dataclasses
@@ -88,7 +88,7 @@ def test_asynchronous_shards_are_saved_at_their_own_versions() -> None:
         (welcome(0, 5), welcome(1, 5), 5),
         (welcome(0, 6), welcome(1, 5), 5),
         (welcome(0, 5), welcome(1, 5, generation=1), 5),
-        (welcome(0, 5), welcome(1, 0, state="empty"), 0),  # it was killed while it started
+        (welcome(0, 5), welcome(1, 0, state="empty"), 0),  # killed while the run started
         (welcome(0, 0, state="empty"), welcome(1, 0, state="empty"), 5),
     ],
 )
@@ -159,7 +159,7 @@ def no_news(text: str) -> None:
 
 
 def told(*totals: tuple[int, int, int, int]) -> dict[int, m.Stats]:
-    """What shards tell that have set a version aside."""
+    """The statistics of shards that have captured a version."""
     stats = m.Stats(
         run="r",
         shard=0,
@@ -189,7 +189,7 @@ def told(*totals: tuple[int, int, int, int]) -> dict[int, m.Stats]:
 
 @dataclass
 class Killed:
-    """A run that was killed before it had another checkpoint than the first; its shards hold ``vector``."""
+    """A run that was killed when it had only its first checkpoint. Its shards hold ``vector``."""
 
     directory: RunDirectory
     checkpoint: Checkpoint
@@ -200,7 +200,7 @@ class Killed:
         return salvage(self.directory, self.checkpoint, self.news.append)
 
     def refusal(self) -> str:
-        """What is said when nothing can be saved for now; nothing may have changed."""
+        """The error if nothing can be saved now. Asserts that no file has changed."""
         before = self.state()
         with pytest.raises(ClusterError) as refused:
             self.salvage()
@@ -214,7 +214,7 @@ class Killed:
 
 
 def killed(path: Path, first: int, second: int, *, mode: str = "sync", workers: int = 2) -> Killed:
-    """Let workers train until the two shards have made these versions."""
+    """Let workers train until the two shards have made these versions, then leave the run as after a kill."""
     directory, apart = RunDirectory(path), first != second
     path.mkdir()
     config = dataclasses.replace(cartpole(), optimizer=SGD, shards=2, mode=mode)  # type: ignore[arg-type]
@@ -254,7 +254,7 @@ def assert_saved(run: Killed) -> None:
 def test_the_current_version_of_the_shards_becomes_a_checkpoint(run: Killed) -> None:
     assert_saved(run)
     assert run.news == ["version 7 of the shards was saved as a checkpoint"]
-    assert run.salvage() is run.checkpoint, "there is nothing more"
+    assert run.salvage() is run.checkpoint, "there is nothing more to save"
 
 
 def test_the_lower_version_of_two_shards_becomes_a_checkpoint(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_state_that_cannot_be_read_now_is_kept_for_another_attempt(
         f". It is kept in {run.directory.path}/state: {'try --resume again, or ' if passing else ''}remove "
         f"{run.directory.left} to resume from checkpoint v00000000 and lose everything after it."
     )
-    assert len(run.news) == (2 if passing else 0), "what may pass is tried three times"
+    assert len(run.news) == (2 if passing else 0), "a temporary problem must be retried twice"
     run.news.clear()
     run.directory.state(1).write_bytes(whole)
     if run.directory.history(1).is_dir():
@@ -412,7 +412,7 @@ def test_a_run_continues_from_the_checkpoint_if_the_state_of_a_shard_no_longer_e
 
 def test_slots_that_seem_damaged_are_kept(run: Killed) -> None:
     left = json.loads(run.directory.left.read_text(encoding="utf-8"))
-    left["run"] = "0" * 16  # the slots are of another run
+    left["run"] = "0" * 16  # now the slots are those of another run
     write_json(run.directory.left, left)
     assert "state/shard-0.slots is damaged, or not of this run" in run.refusal().replace(
         "shard-1.slots", "shard-0.slots"
@@ -488,7 +488,7 @@ def test_an_unreachable_host_is_named_and_left_json_stays(tmp_path: Path) -> Non
     "says",
     [
         "srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 1",
-        # The job was requeued, and has other nodes now.
+        # The job was requeued and now has other nodes.
         "srun: error: Unable to create step for job 2: Requested node configuration is not available",
     ],
 )
@@ -504,7 +504,7 @@ def test_a_node_that_was_returned_to_slurm_is_not_asked_again(tmp_path: Path, sa
 def test_left_json_stays_while_a_killed_run_is_resumed(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.cluster.write_text("of a killed run")
-    for _ in range(2):  # the first time, its hosts may not be reached
+    for _ in range(2):  # as if its hosts could not be reached the first time
         directory.claim()
         directory.release()
         assert (directory.cluster.exists(), directory.left.read_text()) == (False, "of a killed run")

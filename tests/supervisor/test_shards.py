@@ -1,4 +1,4 @@
-"""What the supervisor knows of its shards, and of the work that they see: from messages, without sockets."""
+"""The supervisor's view of its shards and of their workers, from messages, without sockets."""
 
 from typing import Any
 
@@ -37,12 +37,12 @@ def loaded(*versions: int, stop_at: int | None = None) -> Shards:
 
 
 def is_ready(shards: Shards) -> bool:
-    """``shards.ready``, which mypy would believe to stay as it was asserted to be."""
+    """``shards.ready``. A direct assertion would make mypy assume that it never changes."""
     return shards.ready
 
 
 def all_at_stop(shards: Shards) -> bool:
-    """``shards.all_at_stop``, for the same reason."""
+    """``shards.all_at_stop``, as a function for the same reason."""
     return shards.all_at_stop
 
 
@@ -61,7 +61,7 @@ def test_a_shard_already_past_the_end_of_the_run_ends_at_its_version() -> None:
 
 
 def test_an_empty_shard_is_loaded_even_if_its_old_process_was_still_heard(shards: Shards) -> None:
-    shards.on_exit(0)  # its host cannot be reached, but the old process still can
+    shards.on_exit(0)  # its host daemon is lost, but the old process can still be reached
     shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
     assert is_ready(shards)
     shards.on_welcome(0, welcome(0, 11, "empty"), VIEW)
@@ -80,7 +80,7 @@ def test_an_outdated_answer_changes_nothing(shards: Shards) -> None:
     for old in (stats(0, 6), stats(0, 9, incarnation=9), stats(0, 9, generation=0)):
         assert not shards.on_stats(0, old)
     assert shards.stats[0].version == 7
-    assert not shards.on_stats(0, stats(0, 5, incarnation=11)), "a process that was started again has less"
+    assert not shards.on_stats(0, stats(0, 5, incarnation=11)), "a restarted process can be behind"
     assert shards.stats[0].version == 5
 
 

@@ -1,4 +1,4 @@
-"""Complete runs with all three state machines, of shards, workers and the supervisor, on a network that breaks."""
+"""Complete runs with the state machines of shards, workers and the supervisor on an unreliable network."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,7 @@ ROUNDS = 40
 
 
 def disturb(world: RunWorld, chance: random.Random) -> None:
-    """One fault: a process dies, a shard loses its state, or a connection breaks or comes back."""
+    """Cause one fault: a process dies, a shard loses its state, or a connection breaks or comes back."""
     shard, worker = chance.choice(world.shards), chance.choice(world.workers)
     link = chance.choice(world.links) if world.links else None
 

@@ -1,4 +1,4 @@
-"""Workers that outlive their run: what others started goes on when the supervisor is killed, and the run is resumed."""
+"""An external worker outlives its killed run, and the resumed run refuses it."""
 
 import contextlib
 import subprocess
@@ -17,7 +17,7 @@ OUTSIDE = ("--external-workers", "1")
 
 @contextlib.contextmanager
 def survivor(run: Run, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """An outside worker of ``run``, which writes its log to a file."""
+    """An external worker of ``run`` that writes its log to a file."""
     command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json")]
     with log.open("wb") as file, ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)) as process:
         yield process

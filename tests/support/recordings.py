@@ -1,4 +1,4 @@
-"""Recordings of processes that never ran, for the tests of the profile."""
+"""Synthetic recordings of processes, for the tests of the profile."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -38,7 +38,7 @@ def worker(
     cycles: Iterable[Sequence[float]] = (),
     pings: Iterable[Sequence[float]] = (),
 ) -> ProcessRecording:
-    """A worker with rows as they are recorded; see ``cycle``."""
+    """The recording of a worker; ``cycle`` makes its rows."""
     return _recording(ProcessId("worker", rank), clock, host, {"cycles": cycles, "pings": pings})
 
 
@@ -50,7 +50,7 @@ def shard(
     versions: Iterable[Sequence[float]] = (),
     arrivals: Iterable[Sequence[float]] = (),
 ) -> ProcessRecording:
-    """A shard with rows as they are recorded; see ``publication`` and ``arrival``."""
+    """The recording of a shard; ``publication`` and ``arrival`` make its rows."""
     return _recording(ProcessId("shard", number), clock, host, {"versions": versions, "arrivals": arrivals})
 
 
@@ -103,10 +103,10 @@ def synthetic_run(
     every: int = 1,
     hosts: Mapping[str, str] | None = None,
 ) -> list[ProcessRecording]:
-    """The recording of a run in which everything takes its usual time, to the microsecond, and ranks start together.
+    """The recording of a run in which every span takes exactly its usual time, and all ranks start together.
 
-    The extra seconds, by span or ``"gradient_transfer"`` and rank or shard, come in every ``every``-th version. A
-    worker whose contribution is too late still finishes it.
+    Extra seconds are given by span (or ``"gradient_transfer"``) and by rank or shard. They apply to every ``every``-th
+    version. A worker finishes its contribution even if it is late.
     """
     worker_extra_s, shard_extra_s = worker_extra_s or {}, shard_extra_s or {}
     quorum = workers if quorum is None else quorum

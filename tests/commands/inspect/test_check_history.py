@@ -1,4 +1,4 @@
-"""``zmqrl check-history``: what it finds in histories that were tampered with. Of real runs: test_run."""
+"""``zmqrl check-history`` finds violations in manipulated histories. test_run.py checks histories of real runs."""
 
 import json
 from collections.abc import Callable
@@ -18,13 +18,13 @@ VERSIONS = 12
 
 
 def line(version: int, **fields: Any) -> Line:
-    """Made by ranks 0 and 2, with one contribution that came too late."""
+    """The line of a version made by ranks 0 and 2, with one late contribution."""
     made = {"view": 1, "quorum": 2, "ranks": [0, 2], "late": 1, "duplicate": 0, "rejected": 0, "crc32": 7}
     return {"version": version, **made, "generation": 1 + version // 7, **fields}
 
 
 def ended(path: Path, histories: Histories, *, updates: int = VERSIONS, used: int = 48, **settings: Any) -> Path:
-    """A run of two shards that ended with ``updates``, and with these histories."""
+    """Write a run of two shards with these histories that ended after ``updates``."""
     contributions = {"used": used, "late": 24, "duplicate": 0, "rejected": 0, "skipped": 3}
     run_directory(path, summary=summary(updates=updates, contributions=contributions), shards=2, **settings)
     (path / "history").mkdir()

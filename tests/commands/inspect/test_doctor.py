@@ -1,4 +1,4 @@
-"""``zmqrl doctor`` and the preflight of ``zmqrl launch`` on the hosts of the network lab, and a disk that fills up."""
+"""``zmqrl doctor`` and the preflight of ``zmqrl launch`` on hosts of the network lab. Also a disk that fills up."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def nothing_left(lab: Lab) -> bool:
 
 @contextmanager
 def blocked(lab: Lab, host: str, *rule: str) -> Iterator[None]:
-    """A packet filter on ``host``, whose network is otherwise as it was."""
+    """Add a packet filter rule on ``host`` for the duration of the block."""
     lab.run(host, ["iptables", "-w", "-A", "INPUT", *rule])
     yield
     lab.run(host, ["iptables", "-w", "-D", "INPUT", *rule])
@@ -56,7 +56,7 @@ def blocked(lab: Lab, host: str, *rule: str) -> Iterator[None]:
 
 @contextmanager
 def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
-    """A disk of its own of ``size`` where ``host`` keeps the files of runs."""
+    """Mount a disk of ``size`` at the path where ``host`` keeps the files of runs."""
     place = Path("/var/tmp/zmqrl-0") / host
     place.mkdir(parents=True, exist_ok=True)
     lab.run(host, ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)])
@@ -68,7 +68,7 @@ def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
 
 
 def other_python(lab: Lab, name: str, changes: Callable[[Path], object]) -> Path:
-    """A Python of a host that has another zmqrl than this one."""
+    """A Python for a host that imports a different zmqrl."""
     package = lab.shared / name / "zmqrl"
     shutil.copytree(
         Path(zmqrl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
@@ -103,7 +103,7 @@ def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
         if "h3" in (route["from"], route["to"]):
             assert route["bytes_per_s"] < 20e6, route
     assert "sending data over 9 routes" in done.stderr
-    eventually(lambda: nothing_left(lab), "the end of all that the doctor started", 15)
+    eventually(lambda: nothing_left(lab), "the end of all processes that the doctor started", 15)
 
 
 def test_every_problem_of_the_hosts_is_reported_with_its_remedy(lab: Lab, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_launch_refuses_before_it_starts_anything_unless_preflight_is_off(lab:
         route = f"h3 -> h2 ({lab.address('h2')}:42005): refused: open TCP ports 42000-42009 of h2 to h3, or choose"
         assert run.complaint() == f"zmqrl: the run cannot start:\n  {route} another --port-range.\n"
         assert not (run.files.path / "config.json").exists()
-    eventually(lambda: nothing_left(lab), "the end of all that was asked", 15)
+    eventually(lambda: nothing_left(lab), "the end of all probes", 15)
     with launching(lab, tmp_path / "run", "--iface", "eth9", "--insecure-plaintext") as run:
         assert run.wait() == 3
         assert "h1: has no --iface eth9, only lo 127.0.0.1, eth0 " in run.complaint()
@@ -175,7 +175,7 @@ def test_a_full_disk_on_a_host_ends_the_run_with_a_clear_error(lab: Lab, tmp_pat
 
 @pytest.fixture
 def ssh_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every host is this machine."""
+    """A stand-in for ssh that runs every command on this machine."""
     (tmp_path / "bin").mkdir()
     ssh = tmp_path / "bin" / "ssh"
     ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')

@@ -1,4 +1,4 @@
-"""A run seen from another terminal: its state, its logs, its end; and what a killed one has left on its hosts."""
+"""A run seen from another terminal: its state, its logs and its end, and what a killed run has left on its hosts."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_a_reader_that_closes_the_pipe_causes_no_error(ended: RunFiles) -> None:
 
 @pytest.fixture
 def starting(tmp_path: Path) -> RunDirectory:
-    """A run that is being resumed and has not told yet where its processes are; the one before it was killed."""
+    """A killed run that is being resumed and has not yet published where its processes are."""
     directory = RunDirectory(tmp_path / "run")
     directory.claim()
     write_json(directory.config, cartpole().to_json())

@@ -1,4 +1,4 @@
-"""``zmqrl bench``: rows for everything that was asked, and no process or file stays behind."""
+"""``zmqrl bench`` prints rows for every requested combination and leaves no process and no file behind."""
 
 import contextlib
 import json
@@ -158,11 +158,11 @@ def test_help_lists_the_benchmarks_and_every_option_with_its_default(capsys: pyt
         assert f"(default: {default})" in shown
 
 
-# What is left when it ends early
+# what is left when a benchmark ends early
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that ``pid`` has started, and those that they have started."""
+    """All descendants of the process ``pid``."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -176,7 +176,7 @@ def descendants(pid: int) -> set[int]:
 
 @contextlib.contextmanager
 def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[int]]]:
-    """An endless benchmark of zmqrl, once it has all of its processes, and these."""
+    """An endless ``zmqrl bench wire`` with all of its processes running. Yields it and their ids."""
     command = [sys.executable, "-m", "zmqrl", "bench", "wire", "--parameters", "1000", "--workers", "2"]
     command += ["--transport", "tcp", "--implementation", "zmqrl", "raw_tcp", "--rounds", "1000000", "--minutes", "100"]
     environment = os.environ | {"TMPDIR": str(scratch)}
@@ -184,7 +184,7 @@ def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[in
     with ending(subprocess.Popen(command, stdin=quiet, stdout=quiet, env=environment)) as process:
 
         def at_work() -> bool:
-            assert process.poll() is None, "it ended by itself"
+            assert process.poll() is None, "the benchmark ended by itself"
             return any(file.stat().st_size > 5000 for file in scratch.glob("zmqrl-bench-*/0/*/history/*.jsonl"))
 
         eventually(at_work, "versions made", 120)
@@ -195,7 +195,7 @@ def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[in
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path, number: signal.Signals, status: int) -> None:
     with measuring(tmp_path) as (process, started):
-        assert len(started) >= 5, "two workers, a shard, two hubs"
+        assert len(started) >= 5, "two workers, a shard and two hubs must have started"
         process.send_signal(number)
         assert process.wait(60) == status
         eventually(lambda: not any(map(is_alive, started)), "the end of all processes")

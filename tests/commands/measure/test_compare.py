@@ -1,4 +1,4 @@
-"""``zmqrl compare``: what runs have set differently, and what came of it."""
+"""``zmqrl compare`` shows the settings in which runs differ, and their results."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from zmqrl.observe.records import RunRecord
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[str, str]:
-    """A run that has ended, and one that goes on."""
+    """A run that has ended and a live run."""
     rows = [row(second) for second in range(1, 7)]
     evaluations: list[dict[str, Any]] = [
         {"version": 30, "mean": 2.0},

@@ -46,7 +46,7 @@ def games(policy: Policy, seeds: list[int], *, threads: int = 1, greedy: bool = 
 
 @pytest.mark.slow
 def test_a_game_depends_on_its_own_seed_only(breakout_run: Path) -> None:
-    """Not on how many others are played, in what order, or by how many threads."""
+    """The number, order and threads of other games do not matter."""
     policy = load_policy(breakout_run)
     six = games(policy, list(range(6)), threads=2)
     assert games(policy, [2, 0, 1]) == [six[2], six[0], six[1]]
@@ -66,7 +66,7 @@ def test_a_seed_decides_every_turn_of_its_game(cartpole_run: Path) -> None:
 
 
 def test_a_score_equals_the_score_of_the_whole_game_in_the_bare_emulator(tmp_path: Path) -> None:
-    """Over several lives, with rewards of more than 1, though the run learns from single lives and clipped rewards."""
+    """The game has several lives and rewards above 1, although the run learns from single lives and clipped rewards."""
     envs = EnvConfig(noop_max=0, fire_reset=False, max_frames=3200)
     policy = load_policy(write_run(tmp_path / "run", Config(env="ALE/SpaceInvaders-v5", envs=envs), 0))
     turns = list(whole_game(policy, 1, greedy=False))
@@ -103,7 +103,7 @@ def test_the_statistics_match_the_scores(cartpole_run: Path) -> None:
     assert (result["mean"], result["median"]) == (np.mean(scores), np.median(scores))
     assert (result["min"], result["max"]) == (min(scores), max(scores))
     low, high = result["ci95"]
-    # For 20 scores the bootstrap's interval is near the normal one.
+    # For 20 scores, the bootstrap interval is close to the normal one.
     half = 1.96 * np.std(scores) / np.sqrt(len(scores))
     assert low == pytest.approx(np.mean(scores) - half, rel=0.1)
     assert high == pytest.approx(np.mean(scores) + half, rel=0.1)
@@ -245,7 +245,7 @@ def test_the_evaluator_skips_a_checkpoint_if_a_custom_network_fails_and_logs_the
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())
         _, log = process.communicate(timeout=180)
-        assert process.returncode == 0, "it ends with its parent"
+        assert process.returncode == 0, "the evaluator ends with its parent"
     assert answer["skipped"] == 0
     assert answer["reason"].startswith(f"--model {module}:Net fails for observations of shape (4, 84, 84): ValueError")
     assert f'{module}.py", line' in log

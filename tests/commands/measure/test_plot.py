@@ -1,4 +1,4 @@
-"""``zmqrl plot``: the picture is there, and says what is in it. How it looks, only eyes can tell."""
+"""``zmqrl plot`` writes a picture with the right labels. Only people can judge how it looks."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ FIRST_BYTES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 
 def words(*arguments: str | Path) -> str:
-    """Everything that is written in the picture, which is an SVG for that."""
+    """All text in a plot, which is drawn as an SVG for this."""
     output = Path(arguments[0]) / "picture.svg"
     assert cli.run(["plot", *map(str, arguments), "--output", str(output)]) == 0
     return output.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Videos: the game that a policy plays, as people see it."""
+"""Videos show the game of a policy as people see it."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.processes
 
 
 class Lamp(gymnasium.Env[np.ndarray, np.int64]):
-    """Nine steps of a lamp that is as bright as the time, in a picture of 13 x 20 pixels; each is worth 0.1."""
+    """A lamp that grows brighter in each of nine steps, in 13 x 20 pixels. Each step has a reward of 0.1."""
 
     observation_space = Box(-1.0, 1.0, (2,), np.float32)
     action_space = Discrete(2, start=3)
@@ -86,7 +86,7 @@ def frames_of_mp4(path: Path, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("env_id", ["ALE/SpaceInvaders-v5", "ALE/Carnival-v5"])
 def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
-    """With every kind of chance in it. Carnival has 214 lines."""
+    """The game uses every source of randomness. Carnival has 214 lines."""
     config = EnvConfig(num_envs=1, sticky_actions=0.25, clip_rewards=False)
     envs = make_envs(env_id, config, threads=1)
     picture = make_picture(env_id, config)
@@ -174,7 +174,7 @@ def test_the_rendering_of_an_environment_is_recorded(
     assert cli.run(["record", str(run), "--greedy"]) == 0
     path = run / "videos" / "v00001234.mp4"
     assert capsys.readouterr().out == f"{path}: 2 s of zmqrl-test/Lamp-v0, version 1234, seed 0, score 0.9\n"
-    video = frames_of_mp4(path, 13 * 49 - 1, 20 * 49)  # enlarged to 637 lines, of which an even number stays
+    video = frames_of_mp4(path, 13 * 49 - 1, 20 * 49)  # enlarged to 637 lines and cut to an even number
     assert [frame.mean() for frame in video] == pytest.approx(range(0, 200, 20), abs=5)
 
 

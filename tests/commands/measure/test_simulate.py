@@ -1,4 +1,4 @@
-"""``zmqrl simulate``: its options, files and figures."""
+"""``zmqrl simulate``: its options, files and results."""
 
 import json
 import re

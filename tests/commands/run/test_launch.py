@@ -28,7 +28,7 @@ def no_process_on(lab: Lab) -> bool:
 
 
 def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
-    """Whether the newest lines of a shard's history have contributions of these ranks and no others."""
+    """Whether the newest lines of a shard's history use exactly these ranks."""
     return lambda: {rank for line in run.files.history(shard)[-5:] for rank in line["ranks"]} == ranks
 
 
@@ -89,7 +89,7 @@ def test_a_run_with_a_killed_launcher_resumes_from_its_shards_on_other_hosts(lab
         run.wait()
     killed_at = run.files.version()
     assert run.files.newest().version == 0, "there was time for a checkpoint"
-    # State and histories stand with h1 and h2; now the shards are on others.
+    # State and histories are on h1 and h2, but the shards now run on other hosts.
     with launching(lab, path, "--resume", "--minutes", "0.03", hosts="h2,h1,h3") as run:
         assert run.wait(within_s=120) == 0, run.said()
     resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
@@ -100,7 +100,7 @@ def test_a_run_with_a_killed_launcher_resumes_from_its_shards_on_other_hosts(lab
 
 @pytest.mark.parametrize("fault", ["link", "blackhole"])
 def test_a_run_continues_without_an_unreachable_host_and_takes_it_back(lab: Lab, tmp_path: Path, fault: str) -> None:
-    # The shards are on h1 and h2: what h4 has is worker 3 only.
+    # The shards run on h1 and h2. h4 runs only worker 3.
     with launching(lab, tmp_path / "run", "--workers", "3", "--backups", "1", "--straggle", "0:0.02") as run:
         run.eventually(has_ranks_ever(run, {0, 1, 2, 3}), "all four workers")
         lab(fault, "h4", *{"link": ["down"], "blackhole": ["on"]}[fault])
@@ -145,7 +145,7 @@ def test_the_weights_cannot_be_read_on_the_network_unless_encryption_is_off(
         dumping.terminate()
         dumping.wait(WITHIN_S)
     seen = capture.read_bytes()
-    # All that went through the switch is in it: both slices of every version, to workers on other hosts.
+    # The capture has all traffic through the switch: both slices of every version, sent to workers on other hosts.
     last = run.files.newest()
     for state, cut in zip(last.states, last.layout.slices, strict=True):
         weights = state[: 4 * cut.count]
@@ -160,7 +160,7 @@ def test_an_error_names_all_unusable_hosts_and_nothing_is_started(lab: Lab, tmp_
         assert run.complaint().startswith("zmqrl: 2 of 3 hosts cannot be used:\n  h2: ")
         assert "\n  h9: " in run.complaint()
         assert not (run.files.path / "config.json").exists()
-    eventually(lambda: no_process_on(lab), "the end of the agents", 15)
+    eventually(lambda: no_process_on(lab), "the end of the host daemons", 15)
 
 
 def test_a_host_with_different_code_is_refused(lab: Lab, tmp_path: Path) -> None:
@@ -182,7 +182,8 @@ def test_zmqrl_is_installed_on_hosts_that_lack_it(lab: Lab, tmp_path: Path) -> N
     bare = lab.shared / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=WITHIN_S)
     places = [sysconfig.get_path("purelib", "venv", {"base": base}) for base in (sys.prefix, str(bare))]
-    # It sees the packages, but not the checkout that a file among them names.
+    # The new Python finds the packages but not the checkout: others.pth adds the directory of the packages, but Python
+    # then ignores the .pth files in it.
     Path(places[1], "others.pth").write_text(f"{places[0]}\n")
     hosts = tmp_path / "hosts.toml"
     hosts.write_text(f'[defaults]\npython = "{bare}/bin/python"\n[[host]]\nname = "h[1-2]"\n')

@@ -1,4 +1,4 @@
-"""``zmqrl train --scenario``: real training under the stragglers, the pace and the failures of a file."""
+"""``zmqrl train --scenario``: real training with the stragglers, the pace and the failures of a scenario file."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The state machine of a shard: who is welcome, control and the end, one behaviour a test."""
+"""The state machine of a shard: HELLO, control messages and the end. Each test has one behaviour."""
 
 from dataclasses import replace
 from typing import Any
@@ -77,7 +77,7 @@ def test_a_worker_with_different_code_is_refused_and_the_supervisor_learns_both_
     assert "'0.1.0+aaaa'" in refuse.reason
     assert "'0.1.0+bbbb'" in refuse.reason
     assert told == m.Refused(run="run", shard=1, reason=refuse.reason)
-    for code in ("0.1.0+aaaa", ""):  # the same, or no zmqrl at all
+    for code in ("0.1.0+aaaa", ""):  # the same code, or a worker that is not zmqrl
         assert [type(message) for message in sent(control(shard, replace(HELLO, code=code), b"0"))] == [m.Welcome]
 
 
@@ -153,7 +153,7 @@ def test_the_bookkeeping_of_a_rank_stays_bounded_however_often_it_subscribes() -
     assert len(shard.roster.workers[0].doubted_at) <= 17
     assert shard.roster.present(0.0) == [0, 1, 2]
     assert 60_000 not in shard.roster.workers
-    assert m.Welcome in map(type, sent(arrive(shard, 0, incarnation=2000))), "nor do they keep a new process out"
+    assert m.Welcome in map(type, sent(arrive(shard, 0, incarnation=2000))), "a new process must be able to join"
 
 
 # control
@@ -200,7 +200,7 @@ def test_a_stranger_gets_no_snapshot() -> None:
 def test_a_worker_whose_subscription_ends_is_absent_unless_a_ping_follows() -> None:
     shard = opened()
     shard.handle(PresenceChanged(0, 10, here=False), 1.0)
-    assert shard.roster.present(1.0) == [0, 1, 2], "it may be the end of another connection"
+    assert shard.roster.present(1.0) == [0, 1, 2], "this may be the end of an older connection"
     assert shard.roster.present(1.0 + DOUBT_S) == [1, 2]
     control(shard, PING, b"0", now=3.0)
     assert shard.roster.present(3.0 + DOUBT_S) == [0, 1, 2]
@@ -218,7 +218,7 @@ def test_a_silent_worker_is_absent_until_it_is_heard_again() -> None:
 def test_a_process_that_is_gone_cannot_block_its_rank_whatever_the_clocks_say() -> None:
     shard = opened()
     arrive(shard, 0, incarnation=2**53 - 1)
-    assert sent(arrive(shard, 0, now=1.0, incarnation=20)) == [], "it may say HELLO again"
+    assert sent(arrive(shard, 0, now=1.0, incarnation=20)) == [], "the older process may still be alive"
     assert [type(message) for message in sent(arrive(shard, 0, now=SILENT_S, incarnation=20))] == [m.Welcome]
     assert of(Accumulate, push(shard, 0, incarnation=20))
 
@@ -380,7 +380,7 @@ def test_stats_include_the_current_span_of_missing_workers_and_its_duration() ->
         control(shard, ping, b"%d" % rank, now=2.0)
     assert spans(shard, 2.5) == ((2, 1), ("env_step", "gradient"), (4500, 700))
     control(shard, replace(PING, rank=2), b"2", now=3.0)
-    assert spans(shard, 3.0) == ((1,), ("gradient",), (1200,)), "a worker that no longer says what it does"
+    assert spans(shard, 3.0) == ((1,), ("gradient",), (1200,)), "a ping without a span removes the old one"
 
 
 def test_the_span_of_a_replaced_process_is_not_attributed_to_its_successor() -> None:

@@ -1,4 +1,4 @@
-"""The history of a shard: whole lines, each version once, whatever happens to the process or the disk."""
+"""The history of a shard has complete lines and each version once, whatever happens to the process or the disk."""
 
 import dataclasses
 import json
@@ -125,7 +125,7 @@ def test_totals_count_the_lines_up_to_a_version(history: History) -> None:
         assert history.totals(2) == (4, 0, 2, 0)
         assert history.totals(9) == (6, 0, 3, 0)
         without = [{k: v for k, v in line.items() if k != "totals"} for line in read_lines(history.path)]
-        history.path.write_text("".join(json.dumps(line) + "\n" for line in without))  # as an older zmqrl wrote it
+        history.path.write_text("".join(json.dumps(line) + "\n" for line in without))  # as written by an older zmqrl
 
 
 @pytest.mark.parametrize("piece", [100, 1000, 1 << 20])

@@ -1,4 +1,4 @@
-"""The state machine of a shard: contributions, views, NEED and the first publication, one behaviour a test."""
+"""The state machine of a shard: contributions, views, NEED and the first publication. Each test has one behaviour."""
 
 from dataclasses import replace
 from typing import Any
@@ -137,9 +137,9 @@ def test_a_non_finite_update_makes_no_version_and_is_reported_to_the_supervisor(
     assert published(actions) == ["bye"]
     for version in (None, 9):
         control(shard, stop_at(version))
-        assert not of(Update, make_version(shard, 0, 1)), "opened again"
+        assert not of(Update, make_version(shard, 0, 1)), "the version is open again"
     shard.handle(StateRestored(replace(RECORD, generation=2), recovered=False), 0.0)
-    assert of(Update, make_version(shard, 0, 1)), "a loaded checkpoint can be contributed to again"
+    assert of(Update, make_version(shard, 0, 1)), "a loaded checkpoint accepts contributions again"
 
 
 def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_its_message() -> None:
@@ -240,7 +240,7 @@ def test_a_smaller_quorum_closes_the_open_version() -> None:
     actions = control(shard, m.ViewChange(run="run", view=2, quorum=1, members=(0, 1, 2)))
     (update,) = of(Update, actions)
     assert (update.record.ranks, update.record.quorum, update.record.view) == ((0, 2), 2, View(2, 1, (0, 1, 2)))
-    assert published(actions) == ["weights"], "which says what a heartbeat would"
+    assert published(actions) == ["weights"], "the weights replace the heartbeat"
 
 
 def test_a_larger_quorum_counts_for_the_open_version() -> None:

@@ -1,4 +1,4 @@
-"""Updates of a slice: torch.optim's results, the same bits for every cut, nothing remembered outside the state."""
+"""Updates of a slice match torch.optim, give the same bits for every cut, and depend only on their arguments."""
 
 import itertools
 import re
@@ -54,7 +54,7 @@ def normal(seed: int, count: int) -> FloatVector:
 def steps(
     config: OptimizerConfig, weights: FloatVector, gradient_sums: Iterable[FloatVector], count: int
 ) -> tuple[FloatVector, dict[str, FloatVector]]:
-    """Weights and state after one update for each sum, from version 0."""
+    """The weights and state after one update per sum, starting at version 0."""
     optimizer = Optimizer(config)
     state = {name: np.zeros_like(weights) for name in optimizer.state_names}
     for version, gradient_sum in enumerate(gradient_sums):
@@ -83,11 +83,11 @@ def test_fifty_updates_match_torch(case: str, count: int) -> None:
         theirs.grad = torch.from_numpy(gradient_sum / np.float32(count))
         reference.step()
         largest = np.maximum(largest, np.abs(expected))
-    # Half a unit in the last place for each side and step, and as much again for what was added.
+    # Half a unit in the last place for each side and step, and as much again for the sums.
     assert (np.abs(ours - expected) <= 2 * len(sums) * 2.0**-23 * largest).all()
     for name in Optimizer(config).state_names:
         tensor = reference.state[theirs][name].numpy()
-        # Entries near zero are differences of larger ones.
+        # Entries near zero are differences of larger numbers.
         np.testing.assert_allclose(state[name] / (tensor.std() + scale), tensor / (tensor.std() + scale), atol=1e-5)
 
 

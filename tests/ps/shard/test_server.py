@@ -1,4 +1,4 @@
-"""A run over real shard processes and real sockets: what comes out is what synchronous training would make."""
+"""Runs with real shard processes and real sockets give the results of synchronous training."""
 
 import threading
 import time
@@ -69,7 +69,7 @@ def backward(loss: torch.Tensor) -> None:
 
 
 class Learner:
-    """A torch model of its own behind the ``gradient`` of a worker."""
+    """The ``gradient`` function of a worker, with its own torch model."""
 
     def __init__(self) -> None:
         self.model = make_model()
@@ -132,7 +132,7 @@ def test_flat_parameters_are_views_of_the_vector_and_gradients_views_of_the_buff
         assert np.shares_memory(parameter.detach().numpy(), vector)
     with flat.gradient_in(buffer):
         pass
-    assert not buffer.any(), "a gradient starts at zero"
+    assert not buffer.any(), "a gradient must start at zero"
 
 
 def test_frozen_parameters_are_not_part_of_the_vector_and_other_dtypes_are_refused() -> None:
@@ -179,7 +179,7 @@ def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_account
             outcomes = counted()
         np.testing.assert_array_equal(running.end_with(updates), running.replay())
         assert sum(counts[0] for counts in outcomes) == updates * quorum * 2
-        assert all(counts[3] == 0 for counts in outcomes), "nothing was rejected"
+        assert all(counts[3] == 0 for counts in outcomes), "no contribution must be rejected"
         for worker, counts in zip(workers, outcomes, strict=True):
             tally = worker.connection.tally()
             assert tally.used <= counts[0] <= tally.used + tally.unknown
@@ -188,7 +188,7 @@ def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_account
             assert len(lines) == updates
             for column, outcome in ((2, "late"), (3, "duplicate"), (4, "rejected")):
                 total = sum(row[column] for row in stats.tallies) + (stats.unattributed if outcome == "rejected" else 0)
-                assert sum(line[outcome] for line in lines) <= total, "what came after the last version has no line"
+                assert sum(line[outcome] for line in lines) <= total, "later contributions have no line"
             for line in lines:
                 assert line["ranks"] == sorted(line["ranks"])
                 assert (line["view"], line["generation"]) == (1, 1)
@@ -277,7 +277,7 @@ def test_a_subscriber_that_reads_late_still_gets_the_published_weights(tmp_path:
         workers = ExitStack()
         stack.enter_context(workers)
         workers.enter_context(Worker(running.cluster, 0))
-        running.wait_for(30)  # its slots of memory were all written again and again
+        running.wait_for(30)  # by now, all slots of the shard have been overwritten several times
         for _ in range(8):
             _, header, payload = late.recv_multipart()
             message = framing.decode(header)
@@ -304,7 +304,7 @@ def test_a_worker_can_leave_and_come_back(tmp_path: Path) -> None:
 def test_a_second_process_of_a_rank_takes_over_and_the_first_is_refused(tmp_path: Path) -> None:
     with served(tmp_path, workers=1) as running, Connection(running.cluster, 0, timing=QUICK_WORKER) as first:
         assert first.pull(timeout_s=10) is not None
-        time.sleep(0.002)  # incarnations are milliseconds
+        time.sleep(0.002)  # incarnations are times in milliseconds
         with Worker(running.cluster, 0):
             with pytest.raises(ClusterError, match=r"refuses worker 0: another process has taken rank 0"):
                 first.pull(10_000, timeout_s=10)
@@ -365,7 +365,7 @@ def test_a_non_finite_update_is_not_stored_and_its_ranks_are_named(tmp_path: Pat
                 assert weights is not None
                 gradient = toy_gradient(rank, version, 1000)
                 if version == 2:
-                    gradient[17] = number  # of shard 0
+                    gradient[17] = number  # only on shard 0
                 connection.push(weights, gradient)
         eventually(lambda: bool(running.stats()[0].failure), "the failure")
         eventually(lambda: running.stats()[1].version == 3, "the other shard's version")
@@ -374,7 +374,7 @@ def test_a_non_finite_update_is_not_stored_and_its_ranks_are_named(tmp_path: Pat
         assert (first.version, first.state, second.failure) == (2, "ended", "")
         assert [line["version"] for line in running.history(0)] == [1, 2]
         running.kill(0)
-        assert running.restart(0).version == 2, "something of it was stored"
+        assert running.restart(0).version == 2, "a part of the update was stored"
         assert np.isfinite(running.end_with(2)).all()
 
 
@@ -431,5 +431,5 @@ def test_a_worker_is_recognized_after_its_control_connection_was_cut(tmp_path: P
         eventually(lambda: running.stats()[0].silent_ms[0] < 300, "heard")
         time.sleep(1.5)
         before = running.stats()[0]
-        assert before.silent_ms[0] < 1200, "its pings are not taken for its own"
+        assert before.silent_ms[0] < 1200, "its pings must still count as its own"
         assert before.unattributed == 0

@@ -1,4 +1,4 @@
-"""The state machine of a shard: checkpoints, rollback and recovery, one behaviour a test."""
+"""The state machine of a shard: checkpoints, rollback and recovery. Each test has one behaviour."""
 
 from dataclasses import replace
 
@@ -159,7 +159,7 @@ def test_a_view_outlives_the_process() -> None:
     restarted.handle(StateRestored(again.record, recovered=True), 1.0)
     for worker in (0, 1, 2):
         arrive(restarted, worker)
-    assert not of(Update, make_version(restarted, 0, 1)), "closed with a smaller quorum"
+    assert not of(Update, make_version(restarted, 0, 1)), "the version closed with a smaller quorum"
     assert of(Update, make_version(restarted, 2))
 
 

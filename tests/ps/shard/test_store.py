@@ -1,4 +1,4 @@
-"""State of a shard on disk: whatever ends the process, the newest committed version is there, bit for bit."""
+"""The state of a shard on disk: however the process ends, the newest committed version survives bit for bit."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ from zmqrl.ps.shard.store import Slot, SlotStore
 
 IDENTITY = b"run 7f3a, layout 0011223344556677, shard 1"
 NAMES = ("exp_avg", "exp_avg_sq")
-COUNT = 2500  # three arrays of a bit more than two pages
+COUNT = 2500  # three arrays, each slightly longer than two pages
 
 
 def create(path: Path, slots: int = 5) -> SlotStore:
@@ -68,7 +68,7 @@ def assert_holds(slot: Slot | None, expected: tuple[int, int] | None) -> None:
 
 
 def assert_survives(path: Path, history: list[tuple[int, int]]) -> None:
-    """What a copy of the file, made now, gives to the next process."""
+    """Assert which versions the next process would find in the current file."""
     copy = path.with_name("copy")
     shutil.copyfile(path, copy)
     found = reopen(copy)
@@ -152,7 +152,7 @@ def test_a_file_that_is_not_the_store_of_this_shard_is_not_opened(path: Path, ot
         case "identity":
             identity = IDENTITY + b"0"
         case "count":
-            count = COUNT - 1  # the same file size: both end in the same page
+            count = COUNT - 1  # the file size is the same, because both end in the same page
         case "names":
             names = ("exp_avg", "square_avg")
         case "order":
@@ -173,8 +173,8 @@ def test_a_file_that_is_not_the_store_of_this_shard_is_not_opened(path: Path, ot
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["next version", "rollback", "reopened"]),
-        st.integers(0, COUNT),  # elements of each array written when the process dies
-        st.floats(0, 1),  # part of the header written
+        st.integers(0, COUNT),  # the number of elements of each array that are written when the process dies
+        st.floats(0, 1),  # the written part of the header
     ),
     min_size=1,
     max_size=10,
@@ -215,7 +215,7 @@ def test_a_crash_at_any_point_of_any_sequence_leaves_the_last_commit(steps: list
             without_mark = before[: start + store.MARK_BYTES] + after[start + store.MARK_BYTES : torn] + before[torn:]
             (torn_path := Path(folder) / "torn").write_bytes(without_mark)
             assert_survives(torn_path, history)
-            if torn < end:  # a host that went down: the mark came to the disk, what was stored before it did not
+            if torn < end:  # a host that went down: the mark reached the disk, but the earlier writes did not
                 torn_path.write_bytes(after[:torn] + before[torn:])
                 assert_survives(torn_path, history)
             history.append(new)
@@ -365,7 +365,7 @@ def test_a_slot_cannot_be_pinned_if_fewer_than_three_would_be_left(path: Path) -
         readers.append(Reader())
         made.pin(commit(made, 0, version), readers[-1].released)
     assert not made.can_pin()
-    for version in range(2, 20):  # there is always a slot to write
+    for version in range(2, 20):  # there is always a free slot
         commit(made, 0, version)
         assert_holds(made.previous, (0, version - 1))
     readers[0].done = True
@@ -437,7 +437,7 @@ while True:
 
 
 def killed_after(path: Path, wait_s: float) -> int:
-    """Run the victim until its first report, then ``wait_s`` more, kill it; the last version it reported."""
+    """Run the victim until its first report, wait ``wait_s``, then kill it. Returns the last version reported."""
     with ending(subprocess.Popen([sys.executable, "-c", VICTIM, str(path)], stdout=subprocess.PIPE)) as victim:
         assert victim.stdout is not None
         reports = victim.stdout.read(8)

@@ -1,4 +1,4 @@
-"""Payloads on the wire: what is sent is what torch would send, and no number is lost on the way."""
+"""Payloads on the wire hold the same bits as torch's conversion, and no number is lost."""
 
 import struct
 
@@ -26,7 +26,7 @@ def torch_bfloat16(vector: FloatVector) -> np.ndarray:
 def assert_same_as_torch(vector: FloatVector) -> None:
     ours, nan = codec.encode("bf16", vector), np.isnan(vector)
     np.testing.assert_array_equal(ours[~nan], torch_bfloat16(vector)[~nan])
-    # torch itself has several NaN, depending on the instructions it finds
+    # torch itself makes different NaNs, depending on the processor's instructions
     assert np.isnan(codec.as_float32("bf16", ours)[nan]).all()
 
 

@@ -1,4 +1,4 @@
-"""Header frames: every kind survives the wire, and no bytes make ``decode`` raise anything but MalformedMessage."""
+"""Header frames: every kind survives the wire, and ``decode`` raises only MalformedMessage, whatever the bytes."""
 
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -24,7 +24,7 @@ BYE = m.Bye(run="r", shard=1, incarnation=2, generation=3, version=4)
 
 
 def values(hint: Any, most: int | None = None) -> st.SearchStrategy[Any]:
-    """Everything that an annotation of ``messages.py`` allows; lists are kept to a few items to stay quick."""
+    """All values that an annotation in ``messages.py`` allows. Lists are limited to a few items for speed."""
     if get_origin(hint) is Annotated:
         base, limit = hint.__origin__, hint.__metadata__[0]
         if isinstance(limit, m.Uint):

@@ -1,4 +1,4 @@
-"""The state machine of a worker's side of the wire: weights and contributions, one behaviour a test."""
+"""The state machine of a worker's connection: weights and contributions. Each test has one behaviour."""
 
 from dataclasses import replace
 from typing import Any

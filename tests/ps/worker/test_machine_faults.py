@@ -1,4 +1,4 @@
-"""The state machine of a worker's side of the wire: repair, restarts, rollback, the end; one behaviour a test."""
+"""The state machine of a worker's connection: repair, restarts, rollback and the end. Each test has one behaviour."""
 
 from support.worker_rig import (
     bye,
@@ -35,11 +35,11 @@ from zmqrl.ps.worker.events import (
 )
 from zmqrl.ps.worker.machine import WorkerMachine
 
-# repair: a version that is open at some shards only, because a contributor died in between
+# repair: a version is still open at some shards because a contributor died in between
 
 
 def late_worker() -> WorkerMachine:
-    """An idle worker that has not contributed to version 1, which shard 1 has made into version 2."""
+    """An idle worker that has not contributed to version 1. Shard 1 has already made version 2."""
     worker = contributed()
     for shard in (0, 1):
         weights(worker, shard, 1)
@@ -244,7 +244,7 @@ def test_a_failed_handshake_is_logged_at_once_and_again_when_the_worker_gives_up
     worker = new()
     failed = worker.handle(HandshakeFailed(1), 2.0)
     assert [type(action) for action in failed] == [Log]
-    assert worker.handle(HandshakeFailed(1), 3.0) == [], "told already"
+    assert worker.handle(HandshakeFailed(1), 3.0) == [], "it was already logged"
     assert "the handshake with shard 1 failed" in worker.where(3.0)
     heartbeat(worker, 0, 0, now=50.0)
     (failure,) = of(Failed, worker.handle(Tick(), 60.0))

@@ -1,4 +1,4 @@
-"""Simulated runs whose result can be computed by hand."""
+"""Simulated runs with results that can be computed by hand."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from zmqrl.simulate import ComputeTimes, Scenario, ShardCosts, Straggler, Work, simulate
 
 FREE = Scenario(workers=4, shards=2, updates=20, compute="constant:0.1")
-UPDATES = 1500  # enough for a mean
-BYTES = 4 * 4096  # of the slice of each of two shards
+UPDATES = 1500  # enough updates for a mean
+BYTES = 4 * 4096  # of each slice, with two shards
 WIRED = replace(FREE, parameters=8192, bandwidth=1e6, compute="constant:0")
 
 
@@ -27,7 +27,7 @@ def test_a_step_without_a_network_takes_as_long_as_the_work() -> None:
 
 @pytest.mark.parametrize(("workers", "backups"), [(1, 0), (8, 0), (6, 2), (5, 5), (1, 7)])
 def test_the_mean_step_is_the_k_th_order_statistic(workers: int, backups: int) -> None:
-    """For exponential times it is the mean times the sum of 1/i, i = b + 1 ... N + b."""
+    """For exponential times, this is the mean times the sum of 1/i for i = b + 1 ... N + b."""
     ranks = workers + backups
     result = simulate(
         Scenario(
@@ -59,7 +59,7 @@ def test_a_straggler_that_finishes_late_work_misses_versions_and_one_that_abando
 
 
 def test_a_shard_limited_by_its_network_card_takes_bytes_divided_by_rate() -> None:
-    """All slices come in through one card at the same time, and all publications go out through it."""
+    """All slices arrive through one network card at the same time, and all publications leave through it."""
     result = simulate(WIRED)
     assert result.step_s == pytest.approx([2 * 4 * BYTES / 1e6] * 20)
     card = result.nics[4]
@@ -72,7 +72,7 @@ def test_twice_the_shards_take_half_the_time() -> None:
 
 
 def test_a_backup_that_pushes_at_the_same_time_delays_the_others() -> None:
-    """Slices share the card of a shard evenly."""
+    """Slices share the network card of a shard evenly."""
     alone = simulate(replace(WIRED, workers=2)).step_s[5]
     with_backups = simulate(replace(WIRED, workers=2, backups=2)).step_s[5]
     assert with_backups == pytest.approx(2 * alone)
@@ -108,7 +108,7 @@ def test_a_rollout_is_played_once_per_iteration() -> None:
 
 
 def test_recorded_times_replace_the_law() -> None:
-    """CPU time shares the core of the host, idle time does not."""
+    """CPU time shares the core of the host; idle time does not."""
     times = ComputeTimes(tuple(Work([0.1], [0.05]) for _ in range(4)))
     assert simulate(replace(FREE, hosts=1, cores=1), compute=times).step_s == pytest.approx([0.45] * 20)
 

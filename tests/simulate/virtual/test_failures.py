@@ -1,4 +1,4 @@
-"""Processes that die in a simulated run, and come back."""
+"""Processes die in a simulated run and come back."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ def test_with_a_backup_the_run_does_not_wait() -> None:
 
 
 def test_a_shard_comes_back_with_its_last_version_and_asks_for_lost_contributions() -> None:
-    """Versions take 0.3 s because of rank 0. Three contributions to the third are there when the shard dies."""
+    """Versions take 0.3 s because of rank 0. When the shard dies, it has three contributions to the third version."""
     slow = failing(Failure(process="shard-1", at=2 * 0.3 + 0.2, restart_s=1.0))
     result = simulate(replace(slow, bandwidth=float("inf"), stragglers=(Straggler(rank=0, factor=3.0),)))
     assert len(result.step_s) == 100
