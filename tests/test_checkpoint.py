@@ -150,7 +150,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("moment", range(12))
-def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint_of_that_version(
+def test_a_kill_at_any_moment_of_writing_leaves_a_complete_checkpoint_of_that_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     old, new = example(seed=1), example(seed=2)
@@ -262,7 +262,7 @@ def held(tmp_path: Path) -> Iterator[RunDirectory]:
     directory.release()
 
 
-def test_a_run_directory_is_for_one_run_at_a_time(held: RunDirectory) -> None:
+def test_a_run_directory_serves_one_run_at_a_time(held: RunDirectory) -> None:
     with pytest.raises(UsageError, match="in use by a run that is still alive"):
         RunDirectory(held.path).claim()
     held.release()
@@ -296,7 +296,7 @@ def test_releasing_removes_files_that_only_a_live_run_needs(held: RunDirectory) 
     assert {path.name for path in held.path.iterdir()} == {".lock", "config.json"}
 
 
-def test_releasing_keeps_the_state_of_shards_that_could_not_end(held: RunDirectory) -> None:
+def test_releasing_keeps_the_state_of_shards_that_did_not_end(held: RunDirectory) -> None:
     held.state(0).parent.mkdir()
     held.state(0).touch()
     held.release()

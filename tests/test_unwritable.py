@@ -207,7 +207,7 @@ def ended(run: Run, *names: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothing_is_lost(
+def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_without_loss(
     immutable: Callable[[Path], None], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -247,9 +247,7 @@ def test_a_log_that_cannot_be_opened_ends_the_run_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_ends_the_run_with_what_failed_first(
-    skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
-) -> None:
+def test_a_full_disk_ends_the_run_with_the_first_error(skip_or_fail: Callable[[str], NoReturn], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with mounted(disk, "size=8m", skip_or_fail), running(disk) as run:
         with contextlib.suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:

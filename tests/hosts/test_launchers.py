@@ -400,7 +400,7 @@ def test_a_process_survives_every_inspection_while_it_starts(watched: Watched) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_a_launcher_that_is_killed(place: Place, where: Path, number: signal.Signals) -> None:
+def test_no_process_outlives_a_killed_launcher(place: Place, where: Path, number: signal.Signals) -> None:
     with launching(place, where) as (process, pids):
         process.send_signal(number)
         eventually(lambda: not any(map(place.alive, pids)), f"the end of {pids}", 15)

@@ -88,7 +88,7 @@ def test_hosts_reach_each_other_and_the_machine_by_name(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("directory", ["/tmp", "/dev/shm", "/root", "/run"])
-def test_a_host_has_its_own(lab: Lab, directory: str) -> None:
+def test_a_host_has_private_directories(lab: Lab, directory: str) -> None:
     file = f"{directory}/only-on-h1"
     lab.ssh("h1", ["touch", file])
     assert lab.ssh("h1", ["test", "-e", file], check=False).returncode == 0
@@ -355,7 +355,7 @@ def test_an_error_names_a_missing_host_or_lab(lab: Lab, tmp_path: Path) -> None:
     assert f"there is no lab in {tmp_path}/none" in refused.stderr
 
 
-def test_a_host_whose_first_process_died_is_reported_as_not_running(empty_slot: Slot, tmp_path: Path) -> None:
+def test_a_host_without_its_first_process_is_reported_as_not_running(empty_slot: Slot, tmp_path: Path) -> None:
     empty_slot.up(1)
     os.kill(int((empty_slot.directory / "h1/pid").read_text()), signal.SIGKILL)
     lab = Lab(empty_slot, tmp_path)

@@ -62,7 +62,7 @@ def test_slots_override_the_number_of_cores() -> None:
     assert numbers(placed("a:1,b", [64, 2], shards=0, workers=9), "worker") == [1, 8]
 
 
-def test_evaluator_and_recorder_go_where_the_load_per_core_is_least() -> None:
+def test_evaluator_and_recorder_go_to_hosts_with_the_lowest_load_per_core() -> None:
     placement = placed("a,b,c:0", [4, 4, 1], shards=2, workers=6, evaluator=True, recorder=True)
     assert placement.host_of[EVALUATOR] == "c"
     assert placement.host_of[RECORDER] == "a"

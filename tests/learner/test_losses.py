@@ -280,7 +280,7 @@ def test_targets_come_from_the_rewards_and_do_not_change_them() -> None:
     assert torch.equal(rollout.rewards, rewards)
 
 
-def test_explained_variance_is_one_for_perfect_values_and_finite_without_variance() -> None:
+def test_explained_variance_is_one_for_perfect_values_and_finite_for_constant_returns() -> None:
     rollout = draw_rollout()
     learner = Learner(Recording(), PPOConfig(gae_lambda=1.0), seed=0)
     learner.prepare(rollout)

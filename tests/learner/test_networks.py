@@ -67,7 +67,7 @@ def test_the_vector_model_gives_float32_logits_and_values() -> None:
         ),
     ],
 )
-def test_a_model_has_the_parameters_of_its_paper(name: str, layers: list[tuple[int, int]]) -> None:
+def test_a_model_has_the_number_of_parameters_in_its_paper(name: str, layers: list[tuple[int, int]]) -> None:
     parameters = list(make_model(name, ATARI, 4).parameters())
     assert sum(parameter.numel() for parameter in parameters) == sum(map(sum, layers))
     assert all(parameter.dtype == torch.float32 for parameter in parameters)

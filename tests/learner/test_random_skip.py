@@ -105,7 +105,7 @@ def test_a_game_with_random_frame_skip_is_cut_off_by_its_time_limit() -> None:
     ours.close()
 
 
-def test_a_life_lost_at_the_time_limit_ends_the_return_of_a_random_frame_skip_too() -> None:
+def test_a_life_lost_at_the_time_limit_ends_the_return_even_with_random_frame_skip() -> None:
     envs = make_envs("ALE/Breakout-v5", RANDOM_SKIP, threads=1)
     bare = Unpooled("ALE/Breakout-v5", RANDOM_SKIP, seed=0)
     length = next(t for t, actions in enumerate(random_actions(envs, 200), 1) if bare.step(actions[0])[3])

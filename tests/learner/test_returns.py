@@ -112,12 +112,12 @@ def one_game(terminated: list[int], truncated: list[int], bootstrap: list[float]
     }
 
 
-def test_a_game_that_goes_on_is_worth_the_value_of_the_last_observation() -> None:
+def test_an_unfinished_game_is_worth_the_value_of_the_last_observation() -> None:
     returns = run_n_step(one_game([0, 0, 0], [0, 0, 0], [0, 0, 0]), 0.5)
     assert returns[:, 0].tolist() == [1 + 0.5 * (1 + 0.5 * 21), 1 + 0.5 * 21, 21]
 
 
-def test_nothing_comes_after_a_terminated_step() -> None:
+def test_a_terminated_step_has_no_value_after_it() -> None:
     game = one_game([0, 1, 0], [0, 0, 0], [0, 0, 0])
     assert run_n_step(game, 0.5)[:, 0].tolist() == [1.5, 1, 21]
     assert run_gae(game, 0.5, 0.0)[0][:, 0].tolist() == [1 + 10 - 10, 1 - 20, 21 - 30]

@@ -132,7 +132,7 @@ def test_truncated_steps_bootstrap_from_their_final_observation() -> None:
     assert rollout.terminated.nonzero().tolist() == [[2, 0], [2, 2], [5, 0], [5, 2]]
 
 
-def test_games_go_on_from_one_rollout_to_the_next() -> None:
+def test_games_continue_from_one_rollout_to_the_next() -> None:
     envs = CountingEnvs()
     rollout, player = make_rollout(envs, steps=4), make_player(envs)
     first_games = player.play(rollout)

@@ -228,7 +228,7 @@ def test_a_stream_that_is_not_a_terminal_gets_plain_lines_without_colours() -> N
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_terminal_gets_the_panel_and_a_dumb_one_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_the_panel_and_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     assert isinstance(console_for(Terminal()), LiveConsole)
     monkeypatch.setenv("TERM", "dumb")

@@ -201,7 +201,7 @@ def test_each_query_of_the_dashboard_names_metrics_that_are_exported(exporter: E
     assert unused == {"zmqrl_run_info", "zmqrl_training_seconds"}
 
 
-def test_each_label_of_the_dashboard_is_one_that_its_metric_has(exporter: Exporter) -> None:
+def test_each_label_of_the_dashboard_belongs_to_its_metric(exporter: Exporter) -> None:
     exporter.show(SNAPSHOT)
     labels: dict[str, set[str]] = {}
     for name, *pairs in scraped(exporter):

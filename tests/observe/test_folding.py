@@ -31,7 +31,7 @@ def fold(said: list[tuple[Source, str, float]], held: Folding) -> list[Folded]:
 
 
 @given(SAID)
-def test_nothing_is_lost_and_the_lines_of_each_process_stay_in_order(said: list[tuple[Source, str, float]]) -> None:
+def test_no_line_is_lost_and_the_lines_of_each_process_stay_in_order(said: list[tuple[Source, str, float]]) -> None:
     shown = fold(said, Folding())
     counts = Counter[str]()
     for each in shown:
@@ -64,7 +64,7 @@ def test_a_line_that_all_processes_log_is_shown_once(lines: list[str], order: li
     assert all(list(each.sources) == order for each in shown)
 
 
-def test_a_traceback_that_differs_in_one_line_is_folded_around_it() -> None:
+def test_tracebacks_that_differ_in_one_line_are_folded_around_that_line() -> None:
     held = Folding()
     for rank, source in enumerate(SOURCES):
         for line in ("Traceback", f"  rank = {rank}", "RuntimeError: broken"):

@@ -217,7 +217,7 @@ def test_a_malformed_report_is_dropped_completely(broken: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("where", ["version", "losses", "spans", "games", "policy_lag"])
-def test_a_report_that_is_nested_too_deeply_to_be_printed_is_malformed(where: str) -> None:
+def test_a_report_nested_too_deeply_to_be_printed_is_malformed(where: str) -> None:
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
@@ -446,7 +446,7 @@ def test_a_rank_that_is_no_longer_a_member_is_not_missing() -> None:
 # resuming
 
 
-def test_a_resumed_run_goes_on_from_its_checkpoint() -> None:
+def test_a_resumed_run_continues_from_its_checkpoint() -> None:
     first = metrics()
     told(first, report(agent_steps=1000, abandoned_steps=10, skipped=2, games=[[1, 4.0, 9]]))
     first.on_shards([shard(20, outcomes={0: [20, 1, 0, 0]})])

@@ -28,7 +28,7 @@ def test_settings_that_this_version_does_not_know_are_read_too(tmp_path: Path) -
     assert RunRecord.read(run_directory(tmp_path / "run", future={"setting": [1]})).settings["future.setting"] == [1]
 
 
-def test_a_run_that_has_only_begun_has_no_rows_and_no_summary(tmp_path: Path) -> None:
+def test_a_run_that_has_just_started_has_no_rows_and_no_summary(tmp_path: Path) -> None:
     run = RunRecord.read(run_directory(tmp_path / "run"))
     assert (run.rows, run.evaluations, run.summary) == ([], [], None)
 
@@ -166,7 +166,7 @@ def test_an_error_names_a_directory_without_a_run(tmp_path: Path) -> None:
         read_runs([])
 
 
-def test_rows_after_the_checkpoint_that_a_run_resumed_from_are_undone(tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_of_a_resume_are_undone(tmp_path: Path) -> None:
     run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2), row(3), row(4), row(2, entropy=9), row(3)]))
     assert [(each["wall_s"], each["entropy"]) for each in run.rows] == [(1, 0.6), (2, 9), (3, 0.6)]
 

@@ -137,7 +137,7 @@ sys.exit(7)
 
 
 @pytest.mark.processes
-def test_a_process_ends_with_its_own_status_while_its_output_is_blocked(pipe: Pipe) -> None:
+def test_a_process_with_blocked_output_still_ends_with_its_own_status(pipe: Pipe) -> None:
     command = [sys.executable, "-c", BLOCKED]
     with ending(subprocess.Popen(command, stdout=pipe.writer, stderr=pipe.writer)) as process:
         assert process.wait(WITHIN_S) == 7

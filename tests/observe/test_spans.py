@@ -56,7 +56,7 @@ def test_the_current_span_is_the_innermost_open_one(clock: Clock) -> None:
     assert seen == [None, ("act", 10_100), ("env_step", 10_000), None]
 
 
-def test_a_span_that_ends_in_an_error_counts_and_lets_the_error_pass(clock: Clock) -> None:
+def test_a_span_that_ends_with_an_exception_counts_and_does_not_swallow_it(clock: Clock) -> None:
     spans = Spans()
 
     def fail() -> None:

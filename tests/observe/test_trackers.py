@@ -223,7 +223,7 @@ def test_wandb_keeps_settings_rows_and_summary_in_the_run_directory_and_continue
     assert kept.name == f"run-{(tmp_path / 'wandb-run-id').read_text(encoding='utf-8').strip()}.wandb"
 
 
-def test_wandb_without_an_account_is_left_out(tmp_path: Path, wandb_mode: pytest.MonkeyPatch) -> None:
+def test_wandb_without_an_account_is_left_out_of_the_run(tmp_path: Path, wandb_mode: pytest.MonkeyPatch) -> None:
     wandb_mode.setenv("WANDB_MODE", "online")
     wandb_mode.setenv("HOME", str(tmp_path))
     wandb_mode.setenv("NETRC", str(tmp_path / "netrc"))

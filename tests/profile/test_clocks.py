@@ -56,7 +56,7 @@ def test_the_true_clock_is_within_the_bound(
     assert clock.error_us < 2 * 100 + 2 * congestion_us + 100e-6 * 1e6 * 11
 
 
-def test_a_shard_on_another_host_is_read_on_the_clock_of_shard_0() -> None:
+def test_times_of_a_shard_on_another_host_are_converted_to_the_clock_of_shard_0() -> None:
     trips = [
         (1, AT + 1e6 * i, AT + 1e6 * i + 7_000_100, AT + 1e6 * i + 7_000_110, AT + 1e6 * i + 210) for i in range(30)
     ]

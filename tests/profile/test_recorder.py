@@ -36,7 +36,7 @@ def test_recorded_rows_are_read_back(tmp_path: Path) -> None:
     assert read.span_names == ["act"]
 
 
-def test_each_process_of_a_rank_has_a_recording_of_its_own(tmp_path: Path) -> None:
+def test_each_process_of_a_rank_has_its_own_recording(tmp_path: Path) -> None:
     for incarnation in (7, 10):
         one = recorder(tmp_path, incarnation=incarnation)
         one.add("pings", *[incarnation] * PINGS)

@@ -141,7 +141,7 @@ def test_profile_refuses_bad_usage_in_one_sentence(
     assert sentence in done.stderr
 
 
-def test_an_error_about_a_run_without_a_recording_names_what_is_still_available(tmp_path: Path) -> None:
+def test_an_error_about_a_run_without_a_recording_suggests_zmqrl_plot(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     done = zmqrl("profile", str(tmp_path))
     assert done.returncode == 2
@@ -223,7 +223,7 @@ def test_a_worker_that_lost_its_core_is_blamed_for_waiting_for_a_core(burning: i
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_shard_leave_what_they_recorded(tmp_path: Path) -> None:
+def test_a_killed_worker_and_shard_leave_their_recordings(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2") as run:
         run.wait_for(200)
         run.kill("worker", 1)

@@ -54,7 +54,7 @@ def recovered(capfd: pytest.CaptureFixture[str]) -> int:
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
 
 
-def test_a_shard_killed_ten_times_comes_back_at_the_version_it_published_last(
+def test_a_shard_killed_ten_times_comes_back_at_its_last_published_version(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     moments = random.Random(5)
@@ -116,7 +116,7 @@ def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_continues(t
         running.finish(stack)
 
 
-def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoint(tmp_path: Path) -> None:
+def test_a_shard_without_state_is_empty_until_all_shards_load_a_checkpoint(tmp_path: Path) -> None:
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
         control, layout = running.shards.control, running.cluster.layout
         first, second = (
@@ -251,7 +251,9 @@ def test_a_shard_restarted_with_old_state_is_detected_by_its_history_or_its_work
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
-def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Path, transport: str) -> None:
+def test_a_stopped_worker_does_not_increase_the_memory_of_a_shard_and_catches_up(
+    tmp_path: Path, transport: str
+) -> None:
     options = {"count": 500_000, "shards": 1, "workers": 2, "quorum": 1, "transport": transport}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         stack.enter_context(Worker(running.cluster, 0, pause_s=lambda rank, version: 0.005))
@@ -382,7 +384,7 @@ def test_a_contribution_that_arrives_twice_counts_once(tmp_path: Path) -> None:
         assert running.history(0)[1]["duplicate"] >= 1
 
 
-def test_a_connection_cut_in_the_middle_of_a_gradient_tears_nothing(tmp_path: Path) -> None:
+def test_a_connection_cut_within_a_gradient_leaves_no_torn_contribution(tmp_path: Path) -> None:
     options = {"count": 300_000, "shards": 2, "workers": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
@@ -413,7 +415,7 @@ def test_each_connection_of_a_worker_can_be_reset(tmp_path: Path) -> None:
         running.finish(workers)
 
 
-def test_a_worker_on_a_slow_path_is_late_and_nothing_else(tmp_path: Path) -> None:
+def test_a_slow_path_only_makes_a_worker_late(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))

@@ -155,7 +155,7 @@ def test_a_worked_example_matches_the_code(kind: str) -> None:
     assert example(kind) == render(message)
 
 
-def test_the_frames_table_names_the_payloads_and_topics_of_the_code() -> None:
+def test_the_table_of_frames_has_the_payloads_and_topics_of_the_code() -> None:
     rows = tables(section("1.4"))[0]
     kinds = [kind for row in rows for kind in row[1].split(", ")]
     assert sorted(kinds) == sorted(WORKER_KINDS)
@@ -321,7 +321,7 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
         [msgpack.packb(["zmqrl/1", "LATER", "r", 0])],
     ],
 )
-def test_the_bare_worker_ignores_what_it_cannot_decode(tmp_path: Path, frames: list[bytes]) -> None:
+def test_the_bare_worker_ignores_malformed_messages(tmp_path: Path, frames: list[bytes]) -> None:
     layout = Layout.of([("w", (16,))], 1)
     shards = [{role: f"ipc://{tmp_path}/{role}" for role in ("grad", "weights", "control")}]
     worker = bare_worker.Worker({"run": "r", "layout": layout.to_json(), "shards": shards}, 0, None)
@@ -415,7 +415,7 @@ def test_a_worker_written_from_the_page_contributes_to_every_version_even_if_a_s
 
 @pytest.mark.processes
 @pytest.mark.parametrize("shards", ["f32"], indirect=True)
-def test_a_worker_written_from_the_page_helps_a_shard_that_its_predecessor_did_not_reach(
+def test_a_worker_written_from_the_page_helps_a_shard_after_its_predecessor_failed_to(
     shards: StandaloneShards, tmp_path: Path
 ) -> None:
     first: list[int] = []

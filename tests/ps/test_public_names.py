@@ -57,6 +57,6 @@ def test_the_example_imports_only_the_public_names() -> None:
 @pytest.mark.parametrize(
     "module", ["zmqrl.ps", "zmqrl.ps.shard.server", "zmqrl.ps.worker.connection", "zmqrl.ps.standalone"]
 )
-def test_a_process_without_a_network_to_train_imports_no_torch(module: str) -> None:
+def test_a_process_that_trains_no_network_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

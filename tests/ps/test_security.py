@@ -81,7 +81,7 @@ def test_a_restarted_shard_uses_the_same_keys(tmp_path: Path) -> None:
         running.finish(workers)
 
 
-def test_a_listener_on_the_network_learns_neither_weights_nor_gradients_nor_keys(tmp_path: Path) -> None:
+def test_an_eavesdropper_learns_neither_weights_nor_gradients_nor_keys(tmp_path: Path) -> None:
     overheard: dict[bool, bytes] = {}
     for curve in (False, True):
         with (
@@ -129,7 +129,7 @@ def of_another_run(keys: ClientKeys) -> ClientKeys:
 
 
 @pytest.mark.parametrize("changed", [without_keys, with_an_unknown_key, to_another_shard, of_another_run])
-def test_a_stranger_is_told_that_the_handshake_failed_while_the_run_goes_on(
+def test_a_stranger_gets_an_error_about_the_handshake_while_the_run_continues(
     tmp_path: Path, changed: Callable[[ClientKeys], ClientKeys | None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with encrypted(tmp_path, workers=2, quorum=1) as running, ExitStack() as workers:
@@ -278,7 +278,7 @@ def test_a_contribution_under_the_name_of_another_rank_is_rejected(impostor: Imp
     eventually(lambda: impostor.stats().version == 1, "version 1")
 
 
-def test_the_shard_logs_the_rank_whose_key_was_used_under_another_name(
+def test_the_shard_logs_the_owner_of_a_key_used_under_another_name(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with encrypted(tmp_path, shards=1) as running, ExitStack() as stack:

@@ -49,7 +49,7 @@ def test_a_contribution_that_arrives_twice_is_used_once() -> None:
     assert tallies(machine) == {0: [1, 0, 1, 0], 1: [2, 0, 1, 0]}
 
 
-def test_a_restarted_shard_still_knows_what_it_has_used() -> None:
+def test_a_restarted_shard_still_knows_which_contributions_it_has_used() -> None:
     machine = shard()
     make_version(machine, 0)
     (update,) = of(Update, push(machine, 1, version=0))

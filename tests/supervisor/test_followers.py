@@ -87,7 +87,7 @@ def evaluation(version: int) -> Said:
     return Said(EVALUATOR, {"evaluation": found})
 
 
-def test_checkpoints_are_evaluated_every_five_minutes_and_the_last_one_always(
+def test_checkpoints_are_evaluated_every_five_minutes_and_always_at_the_end(
     followers: Followers, runner: Runner
 ) -> None:
     for version, minutes in ((0, 0.0), (100, 2.0), (200, 4.9), (300, 5.1), (400, 7.0)):
@@ -174,7 +174,7 @@ def test_pending_evaluations_of_a_dead_evaluator_go_to_the_next_one(followers: F
     assert not followers.pending[EVALUATOR]
 
 
-def test_a_run_goes_on_without_an_evaluator_that_keeps_dying(followers: Followers) -> None:
+def test_a_run_continues_without_an_evaluator_that_keeps_dying(followers: Followers) -> None:
     followers.on_checkpoint(0, 0.0)
     followers.give_up(EVALUATOR)
     followers.on_checkpoint(600, 600.0)

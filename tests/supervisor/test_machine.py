@@ -135,7 +135,7 @@ def test_a_run_starts_all_processes_connects_loads_the_checkpoint_and_counts_its
     assert run.machine.shards.ready
 
 
-def test_a_shard_that_does_not_come_up_fails_the_run_and_is_named() -> None:
+def test_a_shard_that_does_not_come_up_is_named_and_fails_the_run() -> None:
     run = Run()
     run.machine = SupervisorMachine(
         ranks=1,
@@ -165,7 +165,7 @@ def test_a_shard_that_comes_back_with_its_state_gets_the_view_and_the_run_contin
     assert run.told(e.Load, since) == []
 
 
-def test_a_shard_that_comes_back_empty_sends_all_shards_back_to_the_checkpoint(run: Run) -> None:
+def test_a_shard_that_comes_back_empty_rolls_all_shards_back_to_the_checkpoint(run: Run) -> None:
     run.ticks(2.0, versions=True)
     run.kill_shard(1)
     run.ticks(0.5)
@@ -237,7 +237,7 @@ def test_no_checkpoint_is_requested_before_it_is_due(run: Run) -> None:
     assert run.told(e.SetAside) == []
 
 
-def test_all_shards_are_asked_for_one_version_that_none_has_made_yet(run: Run) -> None:
+def test_all_shards_get_a_checkpoint_request_for_the_same_future_version(run: Run) -> None:
     first, second = due(run, versions=(5, 6))
     assert first.version == second.version > 6
     assert {first.shard, second.shard} == {0, 1}

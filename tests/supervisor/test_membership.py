@@ -73,7 +73,7 @@ def test_a_shrunk_run_shrinks_further_but_not_below_one() -> None:
     assert notice == "waiting for workers 0, 1, 2: 0 of 1 required workers are present"
 
 
-def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> None:
+def test_a_shrunk_run_grows_again_up_to_its_quorum_as_workers_come_back() -> None:
     membership = Membership(4, 3, "shrink")
     membership.observe({0, 1, 2, 3}, False, 0.0)
     membership.observe({0}, False, 1.0)

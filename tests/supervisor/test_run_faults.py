@@ -214,7 +214,7 @@ def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_just_after_a_sha
 
 
 @pytest.mark.slow
-def test_a_shard_that_is_killed_while_the_run_starts_or_ends_comes_back_and_the_run_ends_well(tmp_path: Path) -> None:
+def test_a_shard_killed_while_the_run_starts_or_ends_comes_back_and_the_run_ends_normally(tmp_path: Path) -> None:
     with training(tmp_path / "run", *SLOWLY) as run:
         run.eventually(lambda: (run.files.path / "cluster.json").exists() and run.pid("shard", 1), "the start")
         run.kill("shard", 1)
@@ -421,7 +421,7 @@ def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_without_a_worker_that_cannot_start_while_the_others_are_enough(tmp_path: Path) -> None:
+def test_a_run_continues_without_a_worker_that_cannot_start_if_the_others_form_a_quorum(tmp_path: Path) -> None:
     with broken(tmp_path, "1:0", "--workers", "1", "--backups", "1") as run:
         run.eventually(lambda: run.said().count("worker-1] died (exit status") >= 3, "three deaths")
         version = run.files.version(shards=1)

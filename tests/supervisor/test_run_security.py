@@ -24,7 +24,7 @@ Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 
 @pytest.mark.slow
-def test_a_run_with_curve_ends_well_and_leaves_no_keys(tmp_path: Path) -> None:
+def test_a_run_with_curve_ends_normally_and_leaves_no_keys(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", *CURVE, "--updates", "20")
     files.assert_history_exact(20)
     assert files.assert_summary_exact("updates")["contributions"]["rejected"] == 0

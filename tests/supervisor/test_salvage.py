@@ -323,7 +323,7 @@ def test_the_previous_version_is_saved_if_the_newest_of_a_shard_is_damaged(run: 
     assert run.news[0] == "version 7 of shard 1 is lost: its state was damaged"
 
 
-def test_a_shard_that_never_had_a_version_has_no_state_to_wait_for(run: Killed) -> None:
+def test_a_resume_does_not_wait_for_the_state_of_a_shard_that_never_had_one(run: Killed) -> None:
     path = run.directory.state(1)
     path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
     assert run.salvage() is run.checkpoint

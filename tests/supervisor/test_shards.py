@@ -112,7 +112,7 @@ def test_the_view_is_repeated_until_every_shard_confirms_it(shards: Shards) -> N
     assert said == [e.TellView(0, VIEW)]
 
 
-def test_a_run_is_at_its_end_once_every_shard_is_even_before_all_confirm_the_stop(shards: Shards) -> None:
+def test_a_run_can_reach_its_end_before_all_shards_confirm_the_stop(shards: Shards) -> None:
     shards.on_stats(0, stats(0, 8, state="ended", stop=8))
     shards.on_stats(1, stats(1, 8))
     assert not all_at_stop(shards)

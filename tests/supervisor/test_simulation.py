@@ -67,7 +67,7 @@ def test_a_run_makes_progress_and_ends_whatever_breaks(
     assert world.supervisor.failed == []
 
 
-def test_a_run_without_faults_takes_checkpoints_and_never_goes_back() -> None:
+def test_a_run_without_faults_takes_checkpoints_and_never_rolls_back() -> None:
     world = RunWorld(shards=3, workers=3, quorum=2)
     for _ in range(200):
         world.round()

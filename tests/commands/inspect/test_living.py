@@ -96,7 +96,7 @@ def test_stop_reports_a_run_that_does_not_come_up(starting: RunDirectory) -> Non
 
 
 @pytest.mark.slow
-def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
+def test_a_live_run_can_be_shown_followed_and_stopped(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY) as run:
         run.wait_for(3)

@@ -54,7 +54,7 @@ def test_a_game_depends_on_its_own_seed_only(breakout_run: Path) -> None:
     assert len({(last.score, last.agent_steps) for last in six}) > 2
 
 
-def test_a_seed_decides_every_turn_of_its_game(cartpole_run: Path) -> None:
+def test_a_seed_decides_every_step_of_its_game(cartpole_run: Path) -> None:
     policy = load_policy(cartpole_run)
     turns = list(whole_game(policy, 5, greedy=False))
     assert turns == list(whole_game(policy, 5, greedy=False))

@@ -159,7 +159,7 @@ def test_the_bookkeeping_of_a_rank_stays_bounded_however_often_it_subscribes() -
 # control
 
 
-def test_a_ping_is_answered_with_the_clock_and_proves_life() -> None:
+def test_a_ping_is_answered_with_the_clock_and_shows_that_the_worker_is_alive() -> None:
     shard = opened()
     ping = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progress=5, sent_us=77)
     (pong,) = sent(control(shard, ping, b"0", now=3.0))
@@ -252,7 +252,7 @@ def test_a_silent_worker_becomes_absent_however_often_its_subscription_ends() ->
     assert 0 not in shard.roster.present(9.9)
 
 
-def test_a_worker_whose_contributions_come_too_late_is_present() -> None:
+def test_a_worker_that_only_makes_late_contributions_is_present() -> None:
     shard = opened()
     make_version(shard, 1, 2)
     push(shard, 0, version=0, now=7.0)
@@ -445,7 +445,7 @@ def test_an_ended_shard_opens_again_if_the_stop_is_raised_or_cancelled(later: in
     assert shard.state == ("ended" if later == 1 else "open")
 
 
-def test_a_version_whose_quorum_shrank_while_it_was_ended_closes_when_it_opens_again() -> None:
+def test_an_ended_shard_closes_its_version_on_reopening_if_the_quorum_has_shrunk() -> None:
     shard = opened()
     push(shard, 0)
     control(shard, stop_at(0))

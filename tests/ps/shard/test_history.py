@@ -58,7 +58,7 @@ def test_a_line_that_cannot_be_written_is_an_error_and_leaves_nothing(history: H
     assert versions(history.path) == [1, 2]
 
 
-def test_the_version_that_was_committed_but_not_written_is_written_once(history: History) -> None:
+def test_a_committed_version_missing_from_the_history_is_written_once(history: History) -> None:
     history.append(record(1), crc32=7)
     history.close()
     history.path.write_bytes(history.path.read_bytes() + b'{"version": 2, "vi')

@@ -46,7 +46,7 @@ from zmqrl.ps.wire import messages as m
 # contributions
 
 
-def test_the_contribution_that_completes_the_quorum_makes_the_next_version_and_publishes_it_after_the_commit() -> None:
+def test_the_contribution_that_completes_the_quorum_makes_a_version_published_after_its_commit() -> None:
     shard = opened()
     assert push(shard, 2) == [Accumulate(received("payload 2"), first=True)]
     update = Update(replace(RECORD, version=1, quorum=2, ranks=(0, 2), tallies={0: (1, 0, 0, 0), 2: (1, 0, 0, 0)}))
@@ -118,7 +118,7 @@ def test_a_contribution_not_meant_for_the_open_version_is_not_used(wrong: dict[s
     assert shard.contributions.held == {}
 
 
-def test_a_contribution_to_another_run_is_blamed_on_no_rank_of_this_one() -> None:
+def test_a_contribution_to_another_run_is_not_counted_for_a_rank() -> None:
     shard = opened()
     assert push(shard, 0, run="other") == []
     assert (tallies(shard), shard.contributions.unattributed) == ({}, 1)
@@ -142,7 +142,7 @@ def test_a_non_finite_update_makes_no_version_and_is_reported_to_the_supervisor(
     assert of(Update, make_version(shard, 0, 1)), "a loaded checkpoint accepts contributions again"
 
 
-def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_its_message() -> None:
+def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_a_message() -> None:
     ranks = tuple(range(1000))
     shard = opened(view=View(1, 1000, ranks), workers=ranks)
     for rank in ranks[:-1]:
@@ -186,7 +186,7 @@ def test_messages_not_attributable_to_a_member_are_counted_without_a_rank() -> N
     assert tallies(shard) == {}
 
 
-def test_a_record_counts_what_arrived_since_the_version_before() -> None:
+def test_a_record_counts_the_contributions_since_the_previous_version() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     push(shard, 2, version=0)
@@ -243,7 +243,7 @@ def test_a_smaller_quorum_closes_the_open_version() -> None:
     assert published(actions) == ["weights"], "the weights replace the heartbeat"
 
 
-def test_a_larger_quorum_counts_for_the_open_version() -> None:
+def test_a_larger_quorum_applies_to_the_open_version() -> None:
     shard = opened()
     push(shard, 0)
     control(shard, m.ViewChange(run="run", view=2, quorum=3, members=(0, 1, 2)))

@@ -48,7 +48,7 @@ def test_a_checkpoint_is_captured_when_its_version_is_made() -> None:
     assert shard.captured == 2
 
 
-def test_a_checkpoint_of_a_version_still_held_is_captured_once_at_once() -> None:
+def test_a_version_that_is_still_held_is_captured_once_and_at_once() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     assert of(Capture, control(shard, m.Checkpoint(run="run", version=0))) == [Capture(0)]
@@ -56,7 +56,7 @@ def test_a_checkpoint_of_a_version_still_held_is_captured_once_at_once() -> None
     assert of(Capture, control(shard, m.Checkpoint(run="run", version=1))) == [Capture(1)]
 
 
-def test_a_checkpoint_of_a_version_no_longer_held_captures_nothing() -> None:
+def test_a_version_that_is_no_longer_held_is_not_captured() -> None:
     shard = opened()
     for _ in range(3):
         make_version(shard, 0, 1)
@@ -128,7 +128,7 @@ def test_a_shard_that_had_ended_is_still_ended_after_a_restart() -> None:
     assert again.state == "ended"
 
 
-def test_a_recovered_shard_uses_no_contribution_before_it_knows_the_workers_incarnation() -> None:
+def test_a_recovered_shard_uses_contributions_only_from_known_incarnations() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     shard.handle(StateRestored(RECORD, recovered=True), 0.0)
     assert of(Accumulate, push(shard, 0)) == []
@@ -163,7 +163,7 @@ def test_a_view_outlives_the_process() -> None:
     assert of(Update, make_version(restarted, 2))
 
 
-def test_a_frozen_shard_shows_its_state_and_makes_no_version() -> None:
+def test_a_frozen_shard_serves_its_state_and_makes_no_version() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming(), frozen=True)
     control(shard, replace(HELLO, role="supervisor", secret="secret"))
     shard.handle(StateRestored(replace(RECORD, version=4, ranks=(0, 1)), recovered=True, previous=3), 0.0)

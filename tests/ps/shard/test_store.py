@@ -246,7 +246,7 @@ def three_versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, lis
 
 @settings(deadline=None)
 @given(part=st.integers(0, 1), place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_one_damaged_byte_anywhere_in_the_newest_falls_back_to_the_previous(
+def test_a_damaged_byte_anywhere_in_the_newest_version_falls_back_to_the_previous_one(
     three_versions: tuple[bytes, list[range], Path], part: int, place: float, flip: int
 ) -> None:
     data, used, path = three_versions
@@ -454,7 +454,7 @@ def expected_of(version: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.processes
-def test_a_process_killed_at_any_instant_leaves_the_last_version_it_reported_or_the_next(path: Path) -> None:
+def test_a_process_killed_at_any_moment_leaves_its_last_reported_version_or_the_next(path: Path) -> None:
     waits: Callable[[], float] = np.random.default_rng().random
     for _ in range(20):
         reported = killed_after(path, wait_s=waits() * 0.02)

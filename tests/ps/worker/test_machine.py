@@ -59,7 +59,7 @@ def test_a_new_worker_requests_weights_that_were_published_earlier() -> None:
 
 
 @pytest.mark.parametrize("code", ["run", "layout", "rank", "replaced", "secret"])
-def test_a_refusal_ends_the_worker_with_the_shards_reason(code: Any) -> None:
+def test_a_refusal_ends_the_worker_with_the_reason_of_the_shard(code: Any) -> None:
     run = "other" if code == "run" else "run"
     refuse = m.Refuse(run=run, code=code, reason="this is why.")
     (failed,) = of(Failed, new().handle(ControlArrived(1, refuse), 0.0))
@@ -109,7 +109,7 @@ def test_slices_of_different_generations_are_never_assembled() -> None:
     assert [a.generation for a in of(Assembled, weights(worker, 1, 1, generation=2))] == [2]
 
 
-def test_nothing_is_assembled_before_every_shard_has_welcomed_us() -> None:
+def test_no_version_is_assembled_before_every_shard_has_welcomed_the_worker() -> None:
     worker = new()
     worker.handle(Pulling(-1), 0.0)
     welcome(worker, 0)
@@ -172,7 +172,7 @@ def test_a_worker_cut_off_from_one_shard_holds_a_bounded_number_of_payloads() ->
     assert [sorted(shard.payloads) for shard in worker.shards] == [[0], [198, 199]]
 
 
-def test_payloads_that_no_shard_needs_help_with_are_dropped() -> None:
+def test_payloads_are_dropped_once_no_shard_needs_help_with_them() -> None:
     worker = contributed()
     for version in (1, 2, 3):
         weights(worker, 0, version)
@@ -202,7 +202,7 @@ def test_a_contribution_goes_to_every_shard_and_names_its_version() -> None:
     assert worker.tally.sent == 2
 
 
-def test_a_slice_that_a_shard_has_passed_is_skipped_there_and_still_pushed_to_the_others() -> None:
+def test_a_late_slice_is_skipped_at_one_shard_and_still_pushed_to_the_others() -> None:
     worker = computing()
     weights(worker, 0, 1)
     assert pushed(worker.handle(Contributed(1, 0), 0.0)) == [(1, 0, 0)]
@@ -220,7 +220,7 @@ def test_work_that_every_shard_has_passed_is_skipped_and_released() -> None:
     assert worker.tally.skipped == 2
 
 
-def test_work_of_a_generation_that_was_rolled_back_is_skipped_and_released() -> None:
+def test_work_from_a_rolled_back_generation_is_skipped_and_released() -> None:
     worker = computing()
     weights(worker, 0, 0, generation=2)
     weights(worker, 1, 0, generation=2)
@@ -299,7 +299,7 @@ def test_a_snapshot_carries_the_record_too() -> None:
     assert worker.tally.used == 1
 
 
-def test_the_gradient_is_released_once_when_the_last_shard_is_past_it() -> None:
+def test_the_gradient_is_released_only_once_when_all_shards_are_past_it() -> None:
     worker = contributed()
     assert of(Release, weights(worker, 1, 1)) == []
     assert of(Release, weights(worker, 0, 1)) == [Release()]

@@ -77,12 +77,12 @@ def test_a_worker_that_has_contributed_resends_instead_of_computing_again() -> N
     assert pushed(actions) == [(0, 0, 1), (0, 0, 2)]
 
 
-def test_a_worker_whose_slice_the_shard_holds_does_not_help() -> None:
+def test_a_worker_does_not_help_a_shard_that_holds_its_slice() -> None:
     worker = late_worker()
     assert of(Assembled, [action for _ in range(4) for action in need(worker, 0, 1, held=(3,))]) == []
 
 
-def test_a_worker_whose_slice_one_stuck_shard_holds_helps_the_other() -> None:
+def test_a_worker_helps_the_stuck_shard_that_does_not_hold_its_slice() -> None:
     worker = contributed(shards=3)
     for shard in (0, 1, 2):
         weights(worker, shard, 1)
@@ -200,7 +200,7 @@ def test_no_work_begins_on_a_version_that_a_shard_will_not_accept() -> None:
     assert [a.version for a in of(Assembled, heartbeat(worker, 0, 1))] == [1]
 
 
-def test_a_shard_that_ended_ahead_of_a_stuck_one_does_not_keep_us_from_helping() -> None:
+def test_a_worker_helps_a_stuck_shard_even_if_another_has_already_ended() -> None:
     worker = contributed()
     for shard in (0, 1):
         weights(worker, shard, 1)

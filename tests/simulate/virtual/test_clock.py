@@ -21,7 +21,7 @@ def test_jobs_that_start_together_share_the_capacity() -> None:
     assert ends([(0.0, 2.0)] * 4, capacity=2.0, each=1.0) == pytest.approx([4.0] * 4)
 
 
-def test_a_job_alone_gets_no_more_than_one_core() -> None:
+def test_a_single_job_gets_at_most_one_core() -> None:
     assert ends([(0.0, 2.0)], capacity=8.0, each=1.0) == pytest.approx([2.0])
 
 

@@ -46,7 +46,7 @@ def test_the_mean_step_is_the_k_th_order_statistic(workers: int, backups: int) -
     assert result.abandoned == result.skipped == (UPDATES - 1) * backups
 
 
-def test_a_straggler_that_finishes_late_work_misses_versions_and_one_that_abandons_it_does_not() -> None:
+def test_a_straggler_misses_versions_if_it_finishes_late_work_instead_of_abandoning_it() -> None:
     """Rank 0 needs 0.25 s, the others 0.1 s."""
     slow = replace(FREE, workers=3, backups=1, updates=30, stragglers=(Straggler(rank=0, factor=2.5),))
     finishing = simulate(slow)

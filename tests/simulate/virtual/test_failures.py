@@ -40,7 +40,7 @@ def test_a_shard_comes_back_with_its_last_version_and_asks_for_lost_contribution
 
 
 @pytest.mark.parametrize("at", [0.0, 0.3, 1.02, 2.37])
-def test_a_host_takes_its_shard_and_its_workers_with_it(at: float) -> None:
+def test_the_failure_of_a_host_ends_its_shard_and_its_workers(at: float) -> None:
     result = simulate(failing(Failure(process="host-0", at=at, restart_s=1.0), hosts=2))
     assert len(result.step_s) == 100
     assert max(result.step_s) > 1.0
