@@ -132,7 +132,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                     axes.plot(shards, alone, ":", color=colour, label="links alone: gradients, then weights")
             axes.set_title("no limit" if rate == "off" else f"{rate[:-4]} {rate[-4].upper()}bit/s for each host")
             axes.set_xticks(sorted({row["shards"] for row in rows}))
-            axes.set_xlabel("shards, each on a host of its own")
+            axes.set_xlabel("shards, each on its own host")
             axes.set_ylabel("agent steps/s")
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             axes.legend(loc="lower right")

@@ -51,7 +51,7 @@ def test_each_process_is_killed_once_when_it_is_due(name: str, killed: list[Proc
     faults = Faults([Failure(process=name, at=5.0)], cast(Launcher, launcher), sites, said.append)
     faults.step(100.0)  # the run has not begun
     faults.begin(100.0)
-    faults.begin(103.0)  # it goes on after a rollback
+    faults.begin(103.0)  # the time continues after a rollback
     faults.step(104.9)
     assert not launcher.killed
     faults.step(105.0)

@@ -46,7 +46,7 @@ def secrets_of(running: Served) -> list[str]:
 
 
 def wait_for_log(capfd: pytest.CaptureFixture[str], words: str) -> str:
-    """Wait until the shards log ``words``. Returns their output since the last call; they are child processes."""
+    """Wait until the shards, which are child processes, log ``words``. Returns their output since the last call."""
     logged: list[str] = []
 
     def has_words() -> bool:
