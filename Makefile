@@ -1,9 +1,9 @@
-# Each target makes .venv first, if it is missing or out of date. Everything that is installed is in .venv.
+# Most targets first create .venv if it is missing or out of date. They install packages only there.
 PYTHON ?= python3
 BIN := .venv/bin
 # Extra options for pip, such as PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Tests that run at the same time: most of them wait for processes
+# The number of tests that run at the same time. Most tests wait for processes.
 JOBS ?= 3
 PYTEST := $(BIN)/python -m pytest --dist loadfile
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
@@ -14,7 +14,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c con
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: .venv/ready ## make .venv with what training and tests need
+setup: .venv/ready ## create .venv with all packages for training and tests
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zmqrl needs Python 3.11 or newer; set PYTHON=...")'
@@ -23,10 +23,10 @@ setup: .venv/ready ## make .venv with what training and tests need
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-train: setup ## train Breakout here, Ctrl-C ends it; another run: ARGS="pong --minutes 10"
+train: setup ## train Breakout on this machine until Ctrl-C; or set ARGS="pong --minutes 10"
 	$(BIN)/zmqrl train $(or $(ARGS),breakout)
 
-check: lint ## lint, types and the tests that start no process: under a minute
+check: lint ## lint, types and the tests that start no processes (under a minute)
 	$(PYTEST) -n 2 -m "not processes and not lab and not slurm and not slow" --hypothesis-profile=quick
 
 test: lint ## lint, types and all tests except slow ones and those on several hosts
@@ -35,10 +35,10 @@ test: lint ## lint, types and all tests except slow ones and those on several ho
 test-hosts: setup ## the tests on several hosts: network lab and Slurm (root, Debian packages)
 	$(PYTEST) -n $(JOBS) -m "(lab or slurm) and not slow"
 
-test-all: lint ## all tests, the slow ones too, with more random examples
+test-all: lint ## all tests, including slow ones, with more random examples
 	$(PYTEST) -n $(JOBS) -m "slow or not slow" --hypothesis-profile=thorough --timeout 1800
 
-coverage: setup ## the tests of `make test`, and which lines of zmqrl they run
+coverage: setup ## the tests of `make test`, with a report of the lines they run
 	$(PYTEST) -n $(JOBS) --cov --cov-report=term-missing:skip-covered
 
 lint: setup ## ruff and mypy
@@ -50,8 +50,8 @@ lint: setup ## ruff and mypy
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-docs: .venv/docs-ready ## build the pages of docs/ into site/
+docs: .venv/docs-ready ## build the documentation site in site/
 	$(BIN)/mkdocs build --strict
 
-clean: ## remove .venv, caches and built pages (runs/ stays)
+clean: ## remove .venv, caches and the built site, but keep runs/
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage site

@@ -27,7 +27,7 @@ class Lab:
 
     @property
     def ssh_config(self) -> Path:
-        """The configuration with which ssh reaches the hosts."""
+        """The SSH configuration file for the hosts."""
         return self.directory / "ssh_config"
 
     def __call__(self, *arguments: str) -> str:
@@ -40,10 +40,10 @@ class Lab:
         return done.stdout
 
     def bytes_by_host(self) -> dict[str, tuple[int, int]]:
-        """Bytes sent and received by each host since it came up."""
+        """Bytes that each host has sent and received since it came up."""
         command = ["ip", "-netns", NAME, "-statistics", "-json", "link", "show"]
         ports = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=10).stdout)
-        # The switch receives what the host sends.
+        # These are counters of the switch: it receives the bytes that a host sends.
         return {
             port["ifname"]: (port["stats64"]["rx"]["bytes"], port["stats64"]["tx"]["bytes"])
             for port in ports
@@ -53,8 +53,8 @@ class Lab:
 
 @contextlib.contextmanager
 def lab(hosts: int) -> Iterator[Lab]:
-    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if that is impossible."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # take the lab down in this case, too
+    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if it cannot."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # take the lab down even then
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
         made = Lab(Path(scratch) / "lab")
         try:
@@ -65,7 +65,7 @@ def lab(hosts: int) -> Iterator[Lab]:
 
 
 class Run:
-    """``zmqrl launch`` on hosts of a lab. ``path`` is its run directory."""
+    """A ``zmqrl launch`` on the hosts of a lab. ``path`` is its run directory."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
         self.process, self.path, self.begun_at = process, path, time.time()
@@ -78,7 +78,7 @@ class Run:
             return []
 
     def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
-        """Wait until ``look`` finds something. Ends the benchmark with the run's output if it finds nothing in time."""
+        """Wait until ``look`` returns a result. If that takes too long, end the benchmark with the run's output."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self.process.poll() is None:
             if (found := look()) is not None:

@@ -1,11 +1,11 @@
-"""Measure the speed of a training by its number of parameter servers, where the network is the bottleneck.
+"""Measure how training speed depends on the number of parameter servers if the network is the bottleneck.
 
     sudo .venv/bin/python benchmarks/central_graph.py [RECIPE options ...] [--shards 1 2 4] [--workers 4]
         [--rate 50mbit off] [--seconds 60] [--output DIR]
 
-Each shard and each worker has its own host in a network lab on this machine. The rate limits the network of each host,
-each way. By default each worker learns Pong from four games by five steps at a time, so an update costs the network
-much more than the processors. Writes `results.json` and `central-graph.png`.
+Each shard and each worker has its own host in a network lab on this machine. The rate limits the network of each host
+in each direction. By default, each worker learns Pong from rollouts of five steps in four games, so an update loads the
+network much more than the processors. Writes `results.json` and `central-graph.png`.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
         "busiest_host": host,
         "busiest_link_mbit_per_s": busiest[host] / 1e6,
         "links_in_turn_updates_per_s": links_in_turn(parameters, shards, workers, rate),
-        "load_before": load_before,  # of other work, and of the run before
+        "load_before": load_before,  # from other work and from the previous run
         "processors_busy": (after.busy_s - before.busy_s) / (elapsed_s * (os.cpu_count() or 1)),
         "split_s": last["split_s"],
     }
@@ -82,7 +82,7 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
 
 
 class Sample:
-    """Counters that only grow: bytes by host and direction, and busy seconds of all processors together."""
+    """Counters that never decrease: bytes by host and direction, and the busy seconds of all processors together."""
 
     def __init__(self, where: Lab) -> None:
         self.links = where.bytes_by_host()
@@ -91,7 +91,7 @@ class Sample:
 
 
 def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
-    """The newest row of metrics, once the run has trained for ``wall_s`` seconds."""
+    """The newest row of metrics once the run has trained for ``wall_s`` seconds."""
     rows = run.rows()
     return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
@@ -108,12 +108,12 @@ def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> floa
 
 
 def bits_per_s(rate: str) -> float:
-    """Bits per second of a rate of netlab, such as 50mbit."""
+    """Convert a rate of netlab, such as 50mbit, to bits per second."""
     return float(rate[:-4]) * UNITS[rate[-4:]]
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw agent steps per second by the number of shards: one panel per rate, one curve per number of workers."""
+    """Draw agent steps per second over the number of shards: one panel per rate, one curve per number of workers."""
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
         from matplotlib import pyplot
@@ -132,7 +132,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                     axes.plot(shards, alone, ":", color=colour, label="links alone: gradients, then weights")
             axes.set_title("no limit" if rate == "off" else f"{rate[:-4]} {rate[-4].upper()}bit/s for each host")
             axes.set_xticks(sorted({row["shards"] for row in rows}))
-            axes.set_xlabel("shards, each on a host of its own")
+            axes.set_xlabel("shards, each on its own host")
             axes.set_ylabel("agent steps/s")
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             axes.legend(loc="lower right")
@@ -153,7 +153,7 @@ def main() -> None:
     hosts = max(arguments.shards) + max(arguments.workers)
     if hosts > MOST_HOSTS:
         parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
-    # A slice takes seconds on a slow network. Shards must not ask for it again during that time.
+    # A slice takes seconds on a slow network. During that time, shards must not ask for it again.
     options = [*(options or DEFAULT), "--wire.need-s", "10", "--trackers"]
     arguments.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {

@@ -1,8 +1,9 @@
-"""Keep the result of a run, small enough for a repository: settings, thinned metrics, and the policy.
+"""Keep the result of a run in a form small enough for a repository: settings, thinned metrics and the policy.
 
     python benchmarks/keep.py RUN NAME
 
-``benchmarks/results/NAME`` is then a run directory that ``zmqrl eval``, ``record``, ``plot`` and ``compare`` can read.
+The result is the run directory ``benchmarks/results/NAME``, which ``zmqrl eval``, ``record``, ``plot`` and ``compare``
+can read.
 """
 
 import argparse

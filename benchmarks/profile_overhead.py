@@ -1,9 +1,9 @@
-"""Measure what recording the profile costs: nanoseconds per span, and whole runs with and without it, in turn.
+"""Measure the cost of recording a profile: nanoseconds per span, and complete runs with and without it in turn.
 
     python benchmarks/profile_overhead.py [--rounds 10] [--updates 300] [RECIPE options ...]
 
-The cost per update is the cost of a span times the spans of an update. The runs show the rest of it. Their ratio has a
-95 % confidence interval from a bootstrap over the rounds.
+The cost per update is the cost of a span times the number of spans in an update. The runs also show all other costs.
+The ratio of their speeds has a 95 % confidence interval from a bootstrap over the rounds.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SETTINGS = ("on", "off")
 
 
 def span_ns() -> float:
-    """Nanoseconds of an empty span, without those of an empty loop."""
+    """Nanoseconds that an empty span takes, without those of an empty loop."""
     spans = Spans()
 
     def with_span() -> None:
@@ -49,7 +49,7 @@ def run(options: list[str], setting: str, directory: Path) -> float:
 
 
 def main() -> None:
-    """Print the cost of a span, the spans of an update, and the rates of both settings."""
+    """Print the cost of a span, the number of spans in an update, and the speed of both settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--updates", type=int, default=300)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def describe(directory: Path, each_ns: float, updates: int) -> None:
-    """Print the share of spans in an update, and the bytes per version and rank."""
+    """Print the share of an update that its spans take, and the bytes per version and rank."""
     recording = Recording.read(directory / "profile")
     workers = list(recording.of_role("worker"))
     spans = sum(histogram.count for each in workers for histogram in each.histograms.values()) / len(workers) / updates

@@ -1,8 +1,8 @@
-"""Simulate the figures that others have published about parameter servers and backup workers, beside their numbers.
+"""Simulate published figures about parameter servers and backup workers, and compare the numbers.
 
     python benchmarks/published_figures.py [--figures servers machines backups last_gradients]
 
-It takes some minutes on one core and has no randomness but the seed. docs/simulation.md shows what it finds.
+It takes some minutes on one core, and the seed decides every result. docs/simulation.md shows the results.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from matplotlib.ticker import StrMethodFormatter
 from zmqrl.observe.drawing import COLOURS, STYLE
 from zmqrl.simulate import Scenario, simulate
 
-# DBA3C's best run: 60 of 64 workers make an update of batches of 32 samples; 331 909 parameters.
+# DBA3C's best run: each update uses 60 of 64 workers and batches of 32 samples; 331 909 parameters.
 # A batch costs about 126 million multiplications and additions x 32 samples x 4 (act, forward, backward): 32 GFLOP,
 # or 0.3 s at 100 GFLOP/s of 12 Haswell cores. Nobody has published its spread: we assume 15 %.
 DBA3C = Scenario(
@@ -55,8 +55,8 @@ INCEPTION = Scenario(
     need_s=8.0,
 )
 BACKUPS = tuple(range(7))
-# Chen et al. 2016: of 100 gradients, the last but one arrives within 2 s in 80 % of the updates, the last in 30 %. The
-# law is chosen for the last: 1.2 % of all gradients take longer than 2 s.
+# Chen et al. 2016: of 100 gradients, the second-to-last arrives within 2 s in 80 % of the updates, the last in 30 %.
+# The law is fitted to the last gradient: 1.2 % of all gradients take longer than 2 s.
 LAST_OF_100 = Scenario(
     workers=100,
     shards=1,
@@ -108,7 +108,7 @@ def backups_against_step() -> list[dict[str, Any]]:
 
 
 def last_gradients() -> dict[str, float]:
-    """How often the last, and the last but one, of 100 gradients arrives within 2 s, on a free network."""
+    """How often the last and the second-to-last of 100 gradients arrive within 2 s on an unlimited network."""
     found = {}
     for name, backups in (("last", 0), ("second_last", 1)):
         result = simulate(replace(LAST_OF_100, workers=100 - backups, backups=backups))
@@ -162,7 +162,7 @@ def draw_backups(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _plain(axes: Axes, x: str, y: str) -> None:
-    """Numbers, not powers of two, along the axes."""
+    """Label the axes with plain numbers, not with powers of two."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     for axis in (axes.xaxis, axes.yaxis):
@@ -178,7 +178,7 @@ FIGURES: dict[str, tuple[Callable[[], Any], Callable[[Axes, Any], None] | None]]
 
 
 def main() -> None:
-    """Simulate the figures, and write numbers and pictures."""
+    """Simulate the figures, and write the numbers and the plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/published-figures"))

@@ -1,14 +1,14 @@
-"""Test the simulator against real processes: calibrate on few workers, predict more, then run those and compare.
+"""Test the simulator against real processes: calibrate on few workers, predict larger runs, then run them and compare.
 
     python benchmarks/simulation_validation.py calibrate   # runs few workers; writes calibration.json
     python benchmarks/simulation_validation.py predict     # simulates the held-out scenarios; writes predictions.json
     git commit ...                                         # so that the predictions are older than the measurements
     python benchmarks/simulation_validation.py run         # runs them; writes results.json and the table in the docs
 
-Both use real shards, real sockets and real gradients, and workers that sleep for the times of a seeded law. The workers
-of some scenarios are on a host of a network lab and share its link to the shards: ``run`` needs root and the packages
-of docs/netlab.md. The machine must have nothing else to do. ``--only NAME`` runs one scenario, ``--updates N`` makes
-all shorter.
+All measured runs have real shards, sockets and gradients. Their workers sleep for times drawn from a seeded law. In
+some scenarios, the workers run on a host of a network lab and share its link to the shards, so ``run`` needs root and
+the packages of docs/netlab.md. The machine must be otherwise idle. ``--only NAME`` runs one scenario. ``--updates N``
+shortens every run.
 """
 
 import argparse
@@ -44,15 +44,15 @@ LAWS: Final = {
     "wide": "constant:0.15+exponential:0.15",
     "rare": "lognormal:0.25:0.1+0.05*constant:0.6",
 }
-WARM_UP: Final = 5  # versions, in which workers join
+WARM_UP: Final = 5  # versions during which workers join
 UPDATES: Final = 150
 MOST_CPU: Final = 0.5
 MEDIAN_ERROR, WORST_ERROR = 0.10, 0.25
 
-# What a frame of Ethernet carries of a message. The rate of a lab's host is that of its frames.
+# The share of an Ethernet frame that carries the message. The rate limit of a lab host counts whole frames.
 FRAME_SHARE: Final = 1448 / 1514
 
-# workers, backups, shards, size, law, and the Mbit/s of the workers' link: none of them is calibrated on
+# workers, backups, shards, size, law, and the Mbit/s of the workers' link. The calibration uses none of these.
 HELD_OUT: Final = (
     (2, 1, 1, 0, "rare", None),
     (2, 0, 4, 1, "narrow", None),
@@ -110,7 +110,7 @@ def held_out(updates: int) -> dict[str, Scenario]:
 
 
 def calibrate(updates: int) -> None:
-    """Measure runs of one to three workers whose work takes the same time, and fit the costs."""
+    """Measure runs of one to three workers that all take the same time for their work, and fit the costs."""
     rows = []
     for workers, shards, parameters in itertools.product((1, 2, 3), (1, 2), SIZES):
         scenario = Scenario(
@@ -124,7 +124,7 @@ def calibrate(updates: int) -> None:
 
 
 def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
-    """What the fit needs of one run."""
+    """The measurements of one run that the fit needs."""
     return {
         "workers": scenario.workers,
         "shards": scenario.shards,
@@ -137,7 +137,7 @@ def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
 
 
 def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Lines through the spans, and through the part of a step that they do not explain.
+    """Fit lines to the spans, and to the part of a step that the spans do not explain.
 
     A cost is ``[at 0 bytes, per byte]`` of a slice. ``receive`` and ``accumulate`` are for one contribution. ``rest``
     is in seconds per step, per byte of a slice, and per byte of a slice and subscriber.
@@ -165,12 +165,12 @@ def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
-    """Offset and slope of the least squares, neither below 0."""
+    """Fit offset and slope by least squares. Neither is below 0."""
     return not_negative(np.array([[1.0, x] for x in xs]), np.array(ys))
 
 
 def not_negative(terms: Any, values: Any) -> list[float]:
-    """Coefficients of the least squares. A term whose coefficient would be below 0 is left out."""
+    """Fit coefficients by least squares. A term with a negative coefficient is left out."""
     kept = list(range(terms.shape[1]))
     while kept:
         scale = np.abs(terms[:, kept]).max(axis=0)
@@ -213,7 +213,7 @@ def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
 
 
 def predict(updates: int) -> None:
-    """Simulate every held-out scenario and keep its steps."""
+    """Simulate every held-out scenario and save its steps."""
     calibration = json.loads((RESULTS / "calibration.json").read_text(encoding="utf-8"))
     found = {name: predicted(scenario, calibration) for name, scenario in held_out(updates).items()}
     write("predictions.json", {name: [round(step_s, 6) for step_s in steps] for name, steps in found.items()})
@@ -228,7 +228,7 @@ def run(updates: int, only: str | None) -> None:
     """Run the held-out scenarios, compare them with the predictions, and write the table."""
     commit = commit_of(RESULTS / "predictions.json")
     if only is None and commit is None:
-        sys.exit("predictions.json is not committed as it is: commit it before the scenarios are run.")
+        sys.exit("predictions.json has uncommitted changes: commit it before you run the scenarios.")
     predictions = json.loads((RESULTS / "predictions.json").read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = []
     for name, scenario in held_out(updates).items():
@@ -256,7 +256,7 @@ def measure(scenario: Scenario) -> Observed:
 
 
 def compared(name: str, prediction: Sequence[float], steps: Sequence[float]) -> dict[str, Any]:
-    """Medians, the relative error of the prediction, and the Kolmogorov-Smirnov distance of the distributions."""
+    """The medians, the relative error of the prediction, and the Kolmogorov-Smirnov distance of the distributions."""
     foreseen_s, median_s = statistics.median(prediction), statistics.median(steps)
     return {
         "name": name,
@@ -269,7 +269,7 @@ def compared(name: str, prediction: Sequence[float], steps: Sequence[float]) -> 
 
 
 def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
-    """The greatest difference between the shares of values up to x, over all x."""
+    """The largest difference between the two empirical distribution functions."""
     one, two = np.sort(first), np.sort(second)
     places = np.concatenate([one, two])
     shares = [np.searchsorted(each, places, side="right") / len(each) for each in (one, two)]
@@ -277,7 +277,7 @@ def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def write_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Put the table between the two comments in the page."""
+    """Write the table between the two marker comments of the page."""
     errors = sorted(abs(row["error"]) for row in rows)
     met = statistics.median(errors) <= MEDIAN_ERROR and errors[-1] <= WORST_ERROR
     lines = [
@@ -301,13 +301,13 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def name_parts(name: str) -> list[str]:
-    """The columns that a name stands for."""
+    """The columns of the table that the name of a scenario fills."""
     workers, backups, shards, size, law, link = name.split("-")
     return [workers[1:], backups[1:], shards[1:], size, LAWS[law], link]
 
 
 def commit_of(path: Path) -> str | None:
-    """The commit that last changed a file, and its time. None if the file differs from it."""
+    """The commit that last changed a file, and its time. None if the file has uncommitted changes."""
     ask = ["git", "log", "-1", "--format=%h of %cI", "--", str(path)]
     commit = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
     same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(path)], check=False, timeout=60).returncode == 0
@@ -318,7 +318,7 @@ def commit_of(path: Path) -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine on which the figures were measured."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -328,24 +328,24 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> tuple[int, int]:
-    """Ticks of all processors since boot: busy and all."""
+    """Ticks of all processors since boot: busy ticks and all ticks."""
     ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
-    """Share of the time of all processors that was used in between, by whatever process."""
+    """The share of processor time that all processes together used between two readings."""
     return (after[0] - before[0]) / max(1, after[1] - before[1])
 
 
 def write(name: str, found: Any) -> None:
-    """Write a file of results."""
+    """Write a result file."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Do one of the three parts."""
+    """Run one of the three steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("calibrate", "predict", "run"))
     parser.add_argument("--only", help="run this scenario only, and write nothing")

@@ -1,4 +1,4 @@
-"""Measure the seconds from the command to the first update by the number of hosts, phase by phase.
+"""Measure the seconds from the command to the first update for several numbers of hosts, phase by phase.
 
     sudo .venv/bin/python benchmarks/start_up.py [RECIPE options ...] [--hosts 1 4 8] [--rounds 3] [--output DIR]
 
@@ -33,7 +33,7 @@ SAID = {"imports_s": r"started and imported in ([\d.]+) s", "games_s": r"games a
 
 
 def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
-    """Start once. Returns the seconds of each phase in turn, and of what a worker does in its phase."""
+    """Start once. Returns the seconds of each phase in order, and of the steps in the start of a worker."""
     names = [f"h{number}" for number in range(1, hosts + 1)]
     workers = WORKERS_ON_A_HOST * hosts
     load_before = os.getloadavg()[0]
@@ -43,8 +43,8 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
         place = directory_name(RunDirectory(run.path), host_socket.gethostname())
         history = Path(f"/var/tmp/zmqrl-{os.getuid()}/h1/{place}/history/shard-0.jsonl")
         phases: dict[str, Callable[[], bool]] = {
-            "command": run.path.exists,  # it imports, and draws the first parameters
-            "hosts": (run.path / "config.json").exists,  # ssh to all at once, and a host daemon on each
+            "command": run.path.exists,  # the supervisor imports modules and draws the first parameters
+            "hosts": (run.path / "config.json").exists,  # ssh to all hosts at once, and start a host daemon on each
             "shards": (run.path / "cluster.json").exists,
             "workers": lambda: log.exists() and log.read_text(errors="replace").count(" is here") >= workers,
             "first update": lambda: history.exists() and b"\n" in history.read_bytes(),
@@ -57,10 +57,10 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     row = {
         "hosts": hosts,
         "processes": hosts + workers,
-        "load_before": load_before,  # of other work, and of the run before
+        "load_before": load_before,  # from other work and from the previous run
         "total_s": sum(took_s.values()),
         "phases_s": took_s,
-        # A worker logs these times of its own start, which is part of the phases.
+        # A worker logs these times of its own start. They are part of the phases.
         "worker": {
             what: statistics.median(float(re.findall(words, said)[0]) for said in logs) for what, words in SAID.items()
         },
@@ -70,12 +70,12 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
 
 
 def true_or_none(condition: Callable[[], bool]) -> Literal[True] | None:
-    """True once ``condition`` holds, as :meth:`bench_lab.Run.wait_for` expects."""
+    """True if ``condition`` holds, otherwise None, as :meth:`bench_lab.Run.wait_for` expects."""
     return condition() or None
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The medians over the rounds, in Markdown."""
+    """The medians over the rounds as a Markdown table."""
     phases = list(rows[0]["phases_s"])
     lines = [f"| hosts | processes | total s | {' | '.join(phases)} |", "|---" * (3 + len(phases)) + "|"]
     for hosts in sorted({row["hosts"] for row in rows}):
@@ -88,7 +88,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure each number of hosts in turn, round by round, and write the results."""
+    """In each round, measure each number of hosts once. Then write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

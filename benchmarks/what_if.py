@@ -1,10 +1,9 @@
-"""Compare what `zmqrl profile` predicts for a changed run with the run that was really changed.
+"""Compare the predictions of `zmqrl profile` for changed settings with real runs under these settings.
 
     python benchmarks/what_if.py [--rounds 1] [--json FILE]
 
-Each case is predicted from the recording of its baseline, which knows nothing of the changed run. Baseline and changed
-runs of a case take turns. `waiting` cases use hardly any processor time; in `computing` cases the workers compete for
-the cores of this machine.
+Each prediction uses only the recording of the baseline run. The baseline and the changed run of a case take turns.
+`waiting` cases use hardly any processor time. In `computing` cases the workers compete for the cores of this machine.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from zmqrl.simulate.times import recorded_run
 
 @dataclass(frozen=True)
 class Case:
-    """A change, and the options of `zmqrl train` with and without it."""
+    """A change of settings, and the options of `zmqrl train` with and without it."""
 
     name: str
     baseline: str
@@ -94,7 +93,7 @@ CASES = (
 
 
 def profiled(options: str, directory: Path) -> RecordedRun:
-    """Train once. Returns what the run recorded."""
+    """Train once. Returns the recording of the run."""
     command = [sys.executable, "-m", "zmqrl", "train", *options.split(), "--run-dir", str(directory)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     recorded = recorded_run(directory)
@@ -103,7 +102,7 @@ def profiled(options: str, directory: Path) -> RecordedRun:
 
 
 def main() -> None:
-    """Print a row per case, and the median and the largest error."""
+    """Print a row for each case, then the median and the largest error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)

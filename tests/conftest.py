@@ -1,9 +1,9 @@
-"""What all tests share: Hypothesis profiles, lanes, and fixtures for programs that not every machine has.
+"""Shared by all tests: Hypothesis profiles, markers, and fixtures for programs that not every machine has.
 
-The default profile tries the same examples each time; ``quick``, of ``make check``, fewer. ``thorough`` looks for more:
-``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes some minutes.
+The default profile tries the same examples each time. ``make check`` uses ``quick``, which tries fewer. ``thorough``
+tries many more: ``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes some minutes.
 
-A test that uses the network lab is marked ``lab``, one that uses Slurm is marked ``slurm``: they need root and Debian
+Tests that use the network lab are marked ``lab``, and tests that use Slurm ``slurm``. Both need root and Debian
 packages. Most tests of complete runs are marked ``slow``. ``make test`` leaves all three out.
 """
 
@@ -30,14 +30,14 @@ settings.register_profile(
 settings.register_profile("quick", settings.get_profile("default"), max_examples=10, stateful_step_count=20)
 settings.load_profile("default")
 
-# A shell ignores SIGINT in what it runs in the background, and every process of the tests would inherit that.
+# A shell makes background processes ignore SIGINT, and every process that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LANES = {"lab_of_all_tests": "lab", "need_a_lab": "lab", "slurm": "slurm"}  # by fixture
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the lab and of Slurm by the fixtures that they use."""
+    """Mark tests as ``lab`` or ``slurm`` if they use one of these fixtures."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if lane := LANES.get(fixture):
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def skip_or_fail() -> Callable[[str], NoReturn]:
-    """Skips the test with a reason, or fails it where `ZMQRL_REQUIRE_ALL` says that nothing may be missing."""
+    """Skips the test with a reason, or fails it if `ZMQRL_REQUIRE_ALL` is set."""
 
     def stop(reason: str) -> NoReturn:
         if os.environ.get("ZMQRL_REQUIRE_ALL"):
@@ -58,7 +58,7 @@ def skip_or_fail() -> Callable[[str], NoReturn]:
 
 @pytest.fixture(scope="session")
 def need_programs(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]:
-    """`need_programs("node", "npm")` goes on only where all of these are on the PATH."""
+    """`need_programs("node", "npm")` skips the test unless all of these are on the PATH."""
 
     def need(*names: str) -> None:
         missing = [name for name in names if shutil.which(name) is None]
@@ -70,11 +70,11 @@ def need_programs(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None
 
 @pytest.fixture(scope="session")
 def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]:
-    """`need_modules("mlflow")` goes on only where all of these are installed."""
+    """`need_modules("mlflow")` skips the test unless all of these are installed."""
 
     def need(*names: str) -> None:
         specs = {name: importlib.util.find_spec(name) for name in names}
-        # A directory that a tracker left looks like a package without a file.
+        # An output directory of a tracker can look like a package: it has no file as its origin.
         missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
         if missing:
             skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install 'zmqrl[{','.join(missing)}]'")
@@ -84,13 +84,13 @@ def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]
 
 @pytest.fixture(scope="session")
 def need_a_lab(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> None:
-    """Goes on only where a network lab can be made."""
+    """Skips the test unless a network lab can be made."""
     need_programs(*PROGRAMS)
     if os.geteuid() != 0:
         skip_or_fail("a network lab needs root")
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
     if subprocess.run(command, capture_output=True, timeout=180).returncode:
-        skip_or_fail("this machine allows no namespaces, which the network lab needs")
+        skip_or_fail("this machine does not allow namespaces, which the network lab needs")
 
 
 @pytest.fixture(scope="session")
@@ -105,16 +105,16 @@ def slurm(
     skip_or_fail: Callable[[str], NoReturn],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Slurm]:
-    """A Slurm of three nodes, n1 to n3, that are all this machine."""
+    """A Slurm cluster of three nodes, n1 to n3, all on this machine."""
     need_programs(*slurm_rig.PROGRAMS)
     if os.geteuid() != 0:
-        skip_or_fail("a Slurm of its own needs root")
+        skip_or_fail("a private Slurm cluster needs root")
     with running_slurm(tmp_path_factory.mktemp("slurm")) as slurm:
         yield slurm
 
 
 @pytest.fixture
 def lab(lab_of_all_tests: Lab) -> Iterator[Lab]:
-    """Hosts h1 to h4 with networks, SSH servers and processes of their own; the network is healed after each test."""
+    """Hosts h1 to h4, each with its own network, SSH server and processes. The network is healed after each test."""
     yield lab_of_all_tests
     lab_of_all_tests.heal()

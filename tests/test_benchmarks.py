@@ -1,4 +1,4 @@
-"""The benchmarks of a cluster, in a short form: they run, and show what they are there to show."""
+"""The benchmarks of a cluster run in a short form and show the expected effect."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def rows_of(name: str, output: Path, *options: str) -> list[dict[str, Any]]:
-    """What a benchmark has measured."""
+    """Run a benchmark. Returns the rows that it has measured."""
     command = [sys.executable, str(BENCHMARKS / name), *options, "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -22,7 +22,7 @@ def rows_of(name: str, output: Path, *options: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_more_shards_make_more_updates_where_the_network_is_slow(need_a_lab: None, tmp_path: Path) -> None:
+def test_more_shards_make_more_updates_on_a_slow_network(need_a_lab: None, tmp_path: Path) -> None:
     options = ("--shards", "1", "2", "--workers", "2", "--rate", "100mbit", "--seconds", "20")
     one, two = rows_of("central_graph.py", tmp_path, *options)
     assert (one["shards"], two["shards"]) == (1, 2)

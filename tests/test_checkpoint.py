@@ -1,4 +1,4 @@
-"""What a run keeps on disk: checkpoints that are whole or do not count, and a directory for one run at a time."""
+"""The files of a run: checkpoints are complete or ignored, and a directory belongs to one run at a time."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def example(version: int = 3, layout: Layout = LAYOUT, seed: int = 0) -> Checkpo
     )
 
 
-def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = example().write(tmp_path)
     assert path == tmp_path / "v00000003"
     assert Checkpoint.read(path) == example()
@@ -57,7 +57,7 @@ def test_a_checkpoint_of_asynchronous_mode_has_the_version_of_each_shard(tmp_pat
 
 
 @pytest.mark.parametrize("versions", [[5], [5, 4], [3, 5, 5], "33", 3, [3, "5"], [3, None]])
-def test_versions_that_are_not_those_of_the_shards_are_damage(tmp_path: Path, versions: Any) -> None:
+def test_a_manifest_with_wrong_shard_versions_is_damaged(tmp_path: Path, versions: Any) -> None:
     path = example(3).write(tmp_path)
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     (path / "manifest.json").write_text(json.dumps(manifest | {"versions": versions}), encoding="utf-8")
@@ -77,7 +77,7 @@ def test_the_vector_is_cut_into_named_tensors_and_optimizer_state_per_shard(tmp_
         assert {name: array.shape for name, array in state.items()} == dict.fromkeys(ADAM, (cut.count,))
 
 
-def test_the_first_checkpoint_has_the_parameters_and_an_optimizer_that_has_not_moved() -> None:
+def test_the_first_checkpoint_has_the_parameters_and_a_fresh_optimizer() -> None:
     vector = np.arange(LAYOUT.count, dtype=np.float32)
     checkpoint = Checkpoint.initial(LAYOUT, vector, "adam", ADAM)
     np.testing.assert_array_equal(checkpoint.vector(), vector)
@@ -108,7 +108,7 @@ def flip_a_bit(path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [Path.unlink, cut_short, flip_a_bit])
-def test_a_file_that_is_missing_or_damaged_is_named(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_an_error_names_a_missing_or_damaged_file(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     path = example().write(tmp_path)
     damage(path / name)
     with pytest.raises(UsageError, match=name):
@@ -116,7 +116,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(tmp_path: Path, name: str, d
 
 
 @pytest.mark.parametrize("manifest", [[], {}, {"files": []}, {"files": {}}, {"files": {}, "layout": 3}])
-def test_a_manifest_of_something_else_is_no_checkpoint(tmp_path: Path, manifest: Any) -> None:
+def test_a_manifest_of_another_format_is_refused(tmp_path: Path, manifest: Any) -> None:
     path = example().write(tmp_path)
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UsageError, match=str(path)):
@@ -146,11 +146,11 @@ def test_checkpoints_are_listed_oldest_first_and_unfinished_ones_are_not(tmp_pat
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Stands in for the end of the process."""
 
 
 @pytest.mark.parametrize("moment", range(12))
-def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint_of_that_version(
+def test_a_kill_at_any_moment_of_writing_leaves_a_complete_checkpoint_of_that_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     old, new = example(seed=1), example(seed=2)
@@ -180,7 +180,7 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint_of_that_versi
     assert [Checkpoint.read(path) for path in checkpoints(tmp_path)] == [new]
 
 
-def test_only_the_newest_stay(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for version in range(99_999_995, 100_000_003):
         example(version).write(tmp_path)
     kept_aside = tmp_path / "v99999995.damaged"
@@ -192,11 +192,11 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints(tmp_path)] == kept
 
 
-# taking a checkpoint while the shards go on
+# taking a checkpoint while the shards continue
 
 
 class Shards:
-    """Stands for the control connections: answers fetches with the states of an example."""
+    """Stands in for the control connections: answers fetches with the states of an example."""
 
     def __init__(self) -> None:
         self.gone = False
@@ -222,7 +222,7 @@ def checkpointer(tmp_path: Path, shards: Shards) -> Checkpointer:
     )
 
 
-def test_a_version_that_all_have_set_aside_is_written_and_the_oldest_go(checkpointer: Checkpointer) -> None:
+def test_a_version_that_all_shards_captured_is_written_and_the_oldest_is_removed(checkpointer: Checkpointer) -> None:
     root = checkpointer.directory.checkpoints
     for version in (8, 70, 600):
         written = checkpointer.write({0: version, 1: version}, 2, {"agent_steps": 17})
@@ -231,22 +231,20 @@ def test_a_version_that_all_have_set_aside_is_written_and_the_oldest_go(checkpoi
     assert len(checkpoints(root)) == 2
 
 
-def test_a_checkpoint_that_fails_leaves_no_trace(checkpointer: Checkpointer, shards: Shards) -> None:
+def test_a_failed_checkpoint_leaves_no_files(checkpointer: Checkpointer, shards: Shards) -> None:
     shards.gone = True
     with pytest.raises(ClusterError, match="version 9"):
         checkpointer.write({0: 9, 1: 9}, 2, {})
     assert checkpoints(checkpointer.directory.checkpoints) == []
 
 
-def test_a_checkpoint_that_the_disk_is_too_full_for_leaves_nothing_behind(
-    checkpointer: Checkpointer, tmp_path: Path
-) -> None:
+def test_a_checkpoint_on_a_full_disk_leaves_no_files(checkpointer: Checkpointer, tmp_path: Path) -> None:
     with file_size_limit(64), pytest.raises(UnwritableError, match="/checkpoints: File too large: raise"):
         checkpointer.write({0: 7, 1: 7}, 1, {})
     assert list(checkpointer.directory.checkpoints.iterdir()) == []
 
 
-def test_a_checkpoint_that_cannot_be_written_says_why(checkpointer: Checkpointer, tmp_path: Path) -> None:
+def test_an_error_says_why_a_checkpoint_cannot_be_written(checkpointer: Checkpointer, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
     with pytest.raises(UnwritableError, match="/checkpoints: Not a directory: move away the file"):
         checkpointer.write({0: 9, 1: 9}, 2, {})
@@ -264,7 +262,7 @@ def held(tmp_path: Path) -> Iterator[RunDirectory]:
     directory.release()
 
 
-def test_a_run_directory_is_for_one_run_at_a_time(held: RunDirectory) -> None:
+def test_a_run_directory_serves_one_run_at_a_time(held: RunDirectory) -> None:
     with pytest.raises(UsageError, match="in use by a run that is still alive"):
         RunDirectory(held.path).claim()
     held.release()
@@ -274,7 +272,7 @@ def test_a_run_directory_is_for_one_run_at_a_time(held: RunDirectory) -> None:
 
 
 @pytest.mark.processes
-def test_the_lock_does_not_outlive_a_holder_that_is_killed(held: RunDirectory) -> None:
+def test_the_lock_does_not_outlive_a_killed_holder(held: RunDirectory) -> None:
     held.release()
     script = "import os, pathlib, sys; from zmqrl.rundir import RunDirectory\n"
     script += "RunDirectory(pathlib.Path(sys.argv[1])).claim(); os.kill(os.getpid(), 9)"
@@ -282,14 +280,14 @@ def test_the_lock_does_not_outlive_a_holder_that_is_killed(held: RunDirectory) -
     held.claim()
 
 
-def test_claiming_removes_the_cluster_file_of_a_run_that_was_killed(held: RunDirectory) -> None:
+def test_claiming_removes_the_cluster_file_of_a_killed_run(held: RunDirectory) -> None:
     held.release()
     held.cluster.write_text("{}", encoding="utf-8")
     held.claim()
     assert not held.cluster.exists()
 
 
-def test_releasing_removes_what_is_only_for_a_living_run(held: RunDirectory) -> None:
+def test_releasing_removes_files_that_only_a_live_run_needs(held: RunDirectory) -> None:
     (held.sockets() / "0-grad").touch()
     held.cluster.touch()
     held.config.touch()
@@ -298,14 +296,14 @@ def test_releasing_removes_what_is_only_for_a_living_run(held: RunDirectory) -> 
     assert {path.name for path in held.path.iterdir()} == {".lock", "config.json"}
 
 
-def test_releasing_keeps_the_state_of_shards_that_could_not_end(held: RunDirectory) -> None:
+def test_releasing_keeps_the_state_of_shards_that_did_not_end(held: RunDirectory) -> None:
     held.state(0).parent.mkdir()
     held.state(0).touch()
     held.release()
     assert held.state(0).exists()
 
 
-def test_a_directory_that_was_made_for_a_run_does_not_stay_when_it_came_to_none(tmp_path: Path) -> None:
+def test_a_new_run_directory_is_removed_if_the_run_does_not_start(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "runs" / "run")
     for begun in (False, True):
         directory.claim()
@@ -316,7 +314,7 @@ def test_a_directory_that_was_made_for_a_run_does_not_stay_when_it_came_to_none(
     mine = RunDirectory(tmp_path)
     mine.claim()
     mine.release()
-    assert mine.path.exists(), "it was there before"
+    assert mine.path.exists(), "the directory existed before"
 
 
 @pytest.mark.parametrize("length", [1, LONGEST_SOCKET_PATH])
@@ -333,7 +331,7 @@ def test_sockets_are_in_a_private_directory_with_a_short_path(tmp_path: Path, le
     assert not place.exists()
 
 
-def test_json_is_replaced_as_a_whole_and_with_its_mode(tmp_path: Path) -> None:
+def test_json_is_replaced_atomically_and_keeps_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "cluster.json"
     write_json(path, {"run": 1}, mode=0o600)
     before = path.open(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The parent's side of a process: what is told arrives, and a process that ends is an error."""
+"""The parent's side of a child process: messages arrive, and the end of the process is an error."""
 
 import os
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str = ECHO) -> 
 
 
 def test_messages_are_answered_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    long = "x" * 1_000_000  # more than a pipe holds
+    long = "x" * 1_000_000  # larger than a pipe's buffer
     with child(tmp_path, monkeypatch) as process:
         assert process.hear(WITHIN_S) == {"job": {"rank": 3}}
         assert process.hear(0.0) is None
@@ -47,7 +47,9 @@ def test_messages_are_answered_in_their_order(tmp_path: Path, monkeypatch: pytes
             assert process.hear(WITHIN_S) == {"told": {"text": text}}
 
 
-def test_a_process_that_ends_is_named_with_its_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_a_process_that_ended_and_its_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with child(tmp_path, monkeypatch) as process:
         assert process.hear(WITHIN_S) is not None
         process.tell({"end": True})
@@ -57,7 +59,7 @@ def test_a_process_that_ends_is_named_with_its_exit_status(tmp_path: Path, monke
             process.tell({})
 
 
-def test_a_process_that_is_killed_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with child(tmp_path, monkeypatch) as process:
         process.kill()
         assert not Path(f"/proc/{process.process.pid}").exists()

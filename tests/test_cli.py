@@ -1,4 +1,4 @@
-"""The command line: what it offers, and what it says to those who ask for what cannot be."""
+"""The command line: its options, and its errors about bad usage."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ GOLDEN = TESTS / "golden" / "train_options.txt"
 
 
 class Refused:
-    """What a command line that was refused left: one sentence on standard error, and nothing else."""
+    """Checks that a refused command line prints one sentence to standard error and does nothing else."""
 
     def __init__(self, where: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.where, self.capsys = where, capsys
@@ -57,11 +57,11 @@ class Refused:
         assert said.out == ""
         assert re.fullmatch(r"zmqrl: .+[.?]\n", said.err), said.err
         assert "Traceback" not in said.err
-        assert self.files() == before, "it made or changed files"
+        assert self.files() == before, "the command made or changed files"
         return said.err
 
     def files(self) -> dict[Path, int]:
-        """Every file and directory, with the time of its last change; the lock file of a run may appear."""
+        """Every file and directory with the time of its last change, except the lock file of a run."""
         found = [path for path in self.where.rglob("*") if path.name != ".lock"]
         return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in found}
 
@@ -130,8 +130,8 @@ BAD_INPUT: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("options", "names"), BAD_INPUT, ids=[options for options, _ in BAD_INPUT])
-def test_bad_input_is_named_in_one_sentence_and_starts_nothing(refused: Refused, options: str, names: str) -> None:
-    # A run directory unless the absence of one is the point.
+def test_bad_input_is_refused_in_one_sentence_and_starts_nothing(refused: Refused, options: str, names: str) -> None:
+    # Add a run directory, unless the test is about a missing one.
     place = [] if options == "--resume" else ["--run-dir", str(refused.where / "run")]
     assert names in refused.sentence("train", "cartpole", *options.split(), *place)
 
@@ -141,13 +141,13 @@ def test_a_log_level_that_does_not_exist_is_refused(refused: Refused, monkeypatc
     assert "ZMQRL_LOG_LEVEL=chatty" in refused.sentence("train", "cartpole")
 
 
-def test_an_unknown_recipe_is_named_with_the_nearest_one(refused: Refused) -> None:
+def test_an_error_about_an_unknown_recipe_suggests_the_nearest_one(refused: Refused) -> None:
     sentence = refused.sentence("train", "brakeout", "--updates", "3")
     assert "brakeout" in sentence
     assert "did you mean breakout?" in sentence
 
 
-def test_an_unknown_command_is_named_with_the_nearest_one(refused: Refused) -> None:
+def test_an_error_about_an_unknown_command_suggests_the_nearest_one(refused: Refused) -> None:
     sentence = refused.sentence("trian")
     assert "trian" in sentence
     assert "train" in sentence
@@ -168,20 +168,22 @@ def test_an_unknown_command_is_named_with_the_nearest_one(refused: Refused) -> N
         ("--sync whee", "--sync"),
     ],
 )
-def test_bad_input_about_hosts_is_refused_before_any_is_asked(
+def test_bad_input_about_hosts_is_refused_before_any_host_is_contacted(
     refused: Refused, command: str, options: str, names: str
 ) -> None:
     assert names in refused.sentence(command, "-H", "h1", "cartpole", *options.split())
 
 
 @pytest.mark.parametrize("command", ["launch", "launch --dry-run", "launch --sync wheel", "doctor"])
-def test_workers_that_hosts_have_no_place_for_are_refused_before_any_is_asked(refused: Refused, command: str) -> None:
+def test_too_many_workers_for_the_hosts_are_refused_before_any_host_is_contacted(
+    refused: Refused, command: str
+) -> None:
     sentence = refused.sentence(*command.split(), "-H", "h1:1,h2:1", "cartpole", "--workers", "12")
     assert "12 workers, but the hosts have 2 slots" in sentence
     assert not (refused.where / "runs").exists(), "a run directory was made"
 
 
-def test_a_run_that_was_here_may_go_on_on_hosts(tmp_path: Path) -> None:
+def test_a_local_run_can_be_resumed_on_hosts(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), wire=WireConfig(address="10.9.9.9")))
     config = config_from(["--resume", "--run-dir", str(path)], over_tcp)
     assert (config.wire.transport, config.wire.address) == ("tcp", "127.0.0.1")
@@ -193,7 +195,7 @@ def test_cuda_without_a_cuda_device_is_refused(refused: Refused, monkeypatch: py
     assert "cuda" in refused.sentence("train", "cartpole", "--device", "cuda")
 
 
-def test_a_launch_for_cuda_devices_needs_none_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_for_cuda_devices_needs_no_cuda_device_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = dataclasses.replace(cartpole(), device="cuda")
     assert initial_checkpoint(config, describe_env(config.env, config.envs)).version == 0
@@ -206,7 +208,7 @@ def test_a_tracker_that_is_not_installed_is_refused(refused: Refused, monkeypatc
 
 
 @pytest.mark.processes
-def test_a_port_in_use_is_named(refused: Refused) -> None:
+def test_an_error_names_the_metrics_port_in_use(refused: Refused) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -216,7 +218,7 @@ def test_a_port_in_use_is_named(refused: Refused) -> None:
         )
 
 
-def test_a_run_directory_that_cannot_be_is_named(refused: Refused) -> None:
+def test_an_error_names_an_impossible_run_directory(refused: Refused) -> None:
     (refused.where / "file").write_text("", encoding="utf-8")
     for path in (refused.where / "file", refused.where / "file" / "below", refused.where / ("x" * 300)):
         assert str(path) in refused.sentence("train", "cartpole", "--run-dir", str(path))
@@ -228,7 +230,7 @@ def finished_run(
     versions: tuple[int, ...] = (40,),
     counters: dict[str, Any] | None = None,
 ) -> Path:
-    """A run directory as a run leaves it, as far as going on with it needs."""
+    """Write a run directory with the files that a resume needs."""
     config = config or cartpole()
     directory = RunDirectory(path)
     path.mkdir()
@@ -248,7 +250,7 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(refused: Refused) -> No
     assert "--resume" in sentence
 
 
-def test_a_directory_that_a_living_run_holds_is_refused(refused: Refused) -> None:
+def test_a_directory_in_use_by_a_live_run_is_refused(refused: Refused) -> None:
     path = finished_run(refused.where / "run")
     holder = RunDirectory(path)
     holder.claim()
@@ -259,7 +261,7 @@ def test_a_directory_that_a_living_run_holds_is_refused(refused: Refused) -> Non
         holder.release()
 
 
-def test_resuming_where_there_is_no_run_is_refused(refused: Refused) -> None:
+def test_resuming_without_a_run_is_refused(refused: Refused) -> None:
     path = refused.where / "nowhere"
     assert str(path) in refused.sentence("train", "cartpole", "--run-dir", str(path), "--resume")
 
@@ -279,7 +281,7 @@ def test_resuming_without_a_checkpoint_is_refused(refused: Refused) -> None:
         ("--optimizer.name rmsprop", "rmsprop"),
     ],
 )
-def test_resuming_with_settings_that_do_not_fit_the_checkpoint_is_refused(
+def test_resuming_with_settings_that_do_not_match_the_checkpoint_is_refused(
     refused: Refused, options: str, names: str
 ) -> None:
     path = finished_run(refused.where / "run")
@@ -293,7 +295,7 @@ def test_resuming_with_games_of_another_flavour_is_refused(refused: Refused) -> 
     assert "sticky 0.25" in sentence
 
 
-def test_resuming_shards_that_count_their_own_versions_together_is_refused(refused: Refused) -> None:
+def test_resuming_shards_at_different_versions_in_synchronous_mode_is_refused(refused: Refused) -> None:
     path = finished_run(refused.where / "run")
     checkpoints = RunDirectory(path).checkpoints
     dataclasses.replace(Checkpoint.read(checkpoints / "v00000040"), versions=(43, 40)).write(checkpoints)
@@ -318,7 +320,7 @@ def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, op
     assert names.format(path) in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
 
 
-def test_an_option_that_may_be_repeated_is_not_added_to_what_it_was_before(tmp_path: Path) -> None:
+def test_a_repeatable_option_replaces_the_earlier_values_on_resume(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), straggle=("0:0.1",)))
     resume = ["--run-dir", str(path), "--resume"]
     assert config_from(resume).straggle == ("0:0.1",)
@@ -363,7 +365,7 @@ def test_resuming_from_a_damaged_checkpoint_names_the_file(
     assert names in refused.sentence("train", "--run-dir", str(path), "--resume")
 
 
-def test_where_the_newest_checkpoints_are_damaged_the_command_that_goes_on_from_the_one_before_is_given(
+def test_an_error_about_damaged_checkpoints_gives_the_command_to_resume_from_an_intact_one(
     refused: Refused,
 ) -> None:
     path = finished_run(refused.where / "my run", versions=(7, 40, 300))
@@ -379,17 +381,17 @@ def test_where_the_newest_checkpoints_are_damaged_the_command_that_goes_on_from_
         assert shlex.split(move) == ["mv", str(found), str(checkpoints / f"damaged-v{version:08d}")]
         found.rename(checkpoints / f"damaged-v{version:08d}")
     assert shlex.split(resume) == ["zmqrl", "train", "--resume", "--run-dir", str(path)]
-    assert "--updates 7: " in refused.sentence(*shlex.split(resume)[1:], "--updates", "7"), "it goes on from there"
+    assert "--updates 7: " in refused.sentence(*shlex.split(resume)[1:], "--updates", "7"), "it resumes from there"
 
 
-def test_a_worker_without_a_cluster_file_is_told_so(refused: Refused) -> None:
+def test_a_worker_without_a_cluster_file_gets_a_clear_error(refused: Refused) -> None:
     path = refused.where / "cluster.json"
     assert str(path) in refused.sentence("worker", str(path))
     path.write_text("{}", encoding="utf-8")
     assert str(path) in refused.sentence("worker", str(path))
 
 
-def test_options_of_a_resumed_run_are_read_over_its_settings_and_not_over_a_recipes(tmp_path: Path) -> None:
+def test_options_of_a_resumed_run_change_its_own_settings_and_not_those_of_a_recipe(tmp_path: Path) -> None:
     rate = dataclasses.replace(cartpole().optimizer, final_learning_rate=1e-4, schedule_updates=20)
     path = finished_run(tmp_path / "run", dataclasses.replace(cartpole(), optimizer=rate))
     resume = ["--resume", "--run-dir", str(path), "--optimizer.schedule-updates", "90"]
@@ -398,7 +400,7 @@ def test_options_of_a_resumed_run_are_read_over_its_settings_and_not_over_a_reci
         assert (optimizer.final_learning_rate, optimizer.schedule_updates) == (1e-4, 90)
 
 
-def test_settings_of_another_zmqrl_are_refused_with_their_file(refused: Refused) -> None:
+def test_unknown_settings_of_another_zmqrl_version_are_refused_with_their_file(refused: Refused) -> None:
     path = finished_run(refused.where / "run")
     settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
     (path / "config.json").write_text(json.dumps(settings | {"foo": 1}), encoding="utf-8")
@@ -406,7 +408,7 @@ def test_settings_of_another_zmqrl_are_refused_with_their_file(refused: Refused)
     assert f"{path}/config.json cannot be used: unknown setting foo." in sentence
 
 
-def test_settings_on_the_command_line_override_those_of_the_run_that_is_resumed(tmp_path: Path) -> None:
+def test_settings_on_the_command_line_override_those_of_the_resumed_run(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "run", cartpole())
     config = config_from(["--resume", "--run-dir", str(path), "--updates", "90", "--ppo.clip", "0.3"])
     assert (config.recipe, config.env, config.envs.num_envs) == ("cartpole", "CartPole-v1", 8)
@@ -417,30 +419,30 @@ def test_settings_on_the_command_line_override_those_of_the_run_that_is_resumed(
     ("options", "versions"),
     [([], None), (["--profile"], 100), (["--profile", "--seed", "2"], 100), (["--profile", "7"], 7)],
 )
-def test_profile_may_stand_without_its_number(options: list[str], versions: int | None) -> None:
+def test_profile_can_be_given_without_a_number(options: list[str], versions: int | None) -> None:
     assert config_from(["cartpole", *options]).profile == versions
 
 
-def test_straggle_may_be_repeated() -> None:
+def test_straggle_can_be_repeated() -> None:
     config = config_from(["cartpole", "--straggle", "0:0.5", "--straggle", "1:2"])
     assert {rank: each.seconds for rank, each in config.stragglers().items()} == {0: 0.5, 1: 2.0}
 
 
-def test_the_options_of_train_change_only_on_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_options_of_train_match_the_golden_file(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.run(["train", "--help"])
     assert stop.value.code == 0
     shown = re.findall(r"^\W*(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)
-    assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if this is meant, write the new ones to {GOLDEN}"
+    assert shown == GOLDEN.read_text(encoding="utf-8").split(), f"if intended, write the new options to {GOLDEN}"
 
 
-def test_the_installed_command_begins_where_ctrl_c_is_answered_from_the_first_line_on() -> None:
+def test_the_installed_command_handles_ctrl_c_from_its_first_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"zmqrl": "zmqrl.__main__:main"}
 
 
 @pytest.mark.processes
-def test_the_installed_command_answers_with_its_exit_status() -> None:
+def test_the_installed_command_returns_its_exit_status() -> None:
     version = subprocess.run([sys.executable, "-m", "zmqrl", "--version"], capture_output=True, text=True, timeout=180)
     assert (version.returncode, version.stdout) == (0, f"zmqrl {__version__}\n")
     bare = subprocess.run([sys.executable, "-m", "zmqrl"], capture_output=True, text=True, timeout=180)

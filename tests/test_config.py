@@ -1,4 +1,4 @@
-"""The settings of a run: they travel as JSON, and what cannot be is named before anything starts."""
+"""The settings of a run survive JSON, and errors about them are reported before anything starts."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ from zmqrl.recipes import RECIPES
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_comes_back_from_its_json_as_it_was(recipe: str) -> None:
+def test_a_recipe_survives_json(recipe: str) -> None:
     config = RECIPES[recipe]()
     assert Config.from_json(json.loads(json.dumps(config.to_json(), allow_nan=False))) == config
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_bears_its_own_name_and_passes_its_checks(recipe: str) -> None:
+def test_a_recipe_has_its_own_name_and_is_valid(recipe: str) -> None:
     config = RECIPES[recipe]()
     config.check()
     assert config.recipe == recipe
     assert config.algorithm.minibatch_samples(config.envs.num_envs) > 0
 
 
-def test_settings_of_every_kind_come_back_from_their_json(tmp_path: Path) -> None:
+def test_settings_of_every_kind_survive_json(tmp_path: Path) -> None:
     config = Config(
         run_dir=tmp_path,
         straggle=("0:1.5", "1:2"),
@@ -41,7 +41,7 @@ def test_settings_of_every_kind_come_back_from_their_json(tmp_path: Path) -> Non
     assert Config.read(path) == config
 
 
-def test_settings_that_are_missing_keep_their_defaults() -> None:
+def test_missing_settings_keep_their_defaults() -> None:
     assert Config.from_json({"workers": 5, "wire": {"codec": "bf16"}}) == Config(
         workers=5, wire=WireConfig(codec="bf16")
     )
@@ -71,20 +71,20 @@ def test_settings_that_are_missing_keep_their_defaults() -> None:
         ({"wire": {"transport": ["ipc"]}}, "wire.transport"),
     ],
 )
-def test_a_setting_that_is_unknown_or_of_the_wrong_kind_is_named(data: dict[str, Any], names: str) -> None:
+def test_an_error_names_a_setting_that_is_unknown_or_has_the_wrong_type(data: dict[str, Any], names: str) -> None:
     with pytest.raises(UsageError, match=names):
         Config.from_json(data)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", '"run"', "null"])
-def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_without_settings_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError):
         Config.read(path)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"gone/config\.json"):
         Config.read(tmp_path / "gone" / "config.json")
 
@@ -141,13 +141,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "names"), BAD, ids=[names for _, names in BAD])
-def test_a_setting_that_cannot_be_is_named_with_its_value(changes: dict[str, Any], names: str) -> None:
+def test_an_error_names_an_invalid_setting_and_its_value(changes: dict[str, Any], names: str) -> None:
     with pytest.raises(UsageError) as caught:
         dataclasses.replace(Config(), **changes).check()
     assert names in str(caught.value)
 
 
-def test_settings_at_their_limits_pass() -> None:
+def test_settings_at_their_limits_are_valid() -> None:
     Config(
         workers=1,
         backups=1023,
@@ -174,14 +174,14 @@ def test_settings_at_their_limits_pass() -> None:
         (WireConfig(transport="tcp", insecure_plaintext=True), ["10.1.2.3", "node7"], False),
     ],
 )
-def test_what_leaves_a_machine_is_encrypted_unless_that_is_given_up(
+def test_traffic_between_machines_is_encrypted_unless_that_is_turned_off(
     wire: WireConfig, addresses: list[str], encrypted: bool
 ) -> None:
     Config(wire=wire).check()
     assert wire.encrypts(addresses) is encrypted
 
 
-def test_a_run_may_be_bound_to_an_address_of_a_network() -> None:
+def test_a_run_can_bind_to_a_network_address() -> None:
     Config(wire=WireConfig(transport="tcp", address="10.1.2.3")).check()
 
 

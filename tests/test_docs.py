@@ -1,4 +1,4 @@
-"""The documents: every link leads to a file and a heading that exist, and so does every path of the code."""
+"""In the documents, every link has an existing file and heading as its target, and every path of the code exists."""
 
 import re
 import unicodedata
@@ -17,12 +17,12 @@ PAGES = sorted(
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks of code."""
+    """A page without its code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    """The anchors of a page's headings, as GitHub and mkdocs generate them."""
     found = set()
     for heading in re.findall(r"^#+ +(.*?)\s*$", prose(page), re.MULTILINE):
         text = unicodedata.normalize("NFKD", re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", heading))
@@ -31,7 +31,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_of_a_page_leads_to_something(page: Path) -> None:
+def test_every_link_of_a_page_has_a_target(page: Path) -> None:
     for link in LINK.findall(prose(page)):
         if re.match(r"[a-z]+:", link):
             continue
@@ -43,7 +43,7 @@ def test_every_link_of_a_page_leads_to_something(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
-def test_every_path_that_helps_to_change_zmqrl_exists(page: str) -> None:
+def test_every_path_named_for_contributors_exists(page: str) -> None:
     named = re.findall(r"`([\w./-]+(?:\.py|\.txt|/))`", prose(ROOT / page))
     assert len(named) > 8
     for path in named:
@@ -59,4 +59,4 @@ def test_every_page_of_the_site_exists() -> None:
         source = ROOT / GENERATED[page] if page in GENERATED else ROOT / "docs" / page
         assert source.exists() or page == "reference/commands.md", f"there is no {page}"
     listed = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
-    assert listed <= set(pages), "a page is missing in the navigation"
+    assert listed <= set(pages), "a page is missing from the navigation"

@@ -1,4 +1,4 @@
-"""Files of JSON lines: whole lines only, whatever was killed or full."""
+"""Files of JSON lines hold only complete lines, even after a kill or on a full disk."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_each_row_is_a_line_that_can_be_read_at_once(tmp_path: Path) -> None:
+def test_each_row_is_a_line_that_is_readable_at_once(tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "metrics.jsonl")
     row = {"version": 1, "contributions": {"used": 3}, "policy_lag": None}
     file.write(row)
@@ -23,7 +23,7 @@ def test_each_row_is_a_line_that_can_be_read_at_once(tmp_path: Path) -> None:
     file.close()
 
 
-def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+def test_non_finite_numbers_become_null(tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "metrics.jsonl")
     file.write({"loss": float("nan"), "split_s": {"act": float("inf")}, "scores": [1.0, float("-inf")]})
     file.close()
@@ -32,7 +32,7 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("piece", [1, 7, 1 << 20])
 @pytest.mark.parametrize("torn", ["", '{"version": 2, "wa'])
-def test_a_resumed_run_appends_after_the_last_whole_line(
+def test_a_resumed_run_appends_after_the_last_complete_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str, piece: int
 ) -> None:
     monkeypatch.setattr(json_lines, "PIECE_BYTES", piece)
@@ -44,7 +44,7 @@ def test_a_resumed_run_appends_after_the_last_whole_line(
     assert lines(path) == [{"version": 1}, {"version": 3}]
 
 
-def test_a_full_disk_is_told_of_when_it_begins_and_leaves_whole_lines(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_once_and_leaves_complete_lines(tmp_path: Path) -> None:
     path, told = tmp_path / "metrics.jsonl", list[str]()
     file = JsonLines(path)
     file.write_or_tell({"version": 1}, told.append)
@@ -59,10 +59,10 @@ def test_a_full_disk_is_told_of_when_it_begins_and_leaves_whole_lines(tmp_path: 
     assert [text.startswith(f"cannot append to {path}, lines will be missing: ") for text in told] == [True, True]
 
 
-def test_rows_above_a_version_and_those_that_were_overtaken_go_to_a_file_of_their_own(tmp_path: Path) -> None:
+def test_undone_rows_move_to_a_separate_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = JsonLines(path)
-    for version in (1, 2, 5, 6, 7, 3, 4, 8):  # an older zmqrl went back without moving rows away
+    for version in (1, 2, 5, 6, 7, 3, 4, 8):  # an older zmqrl rolled back without moving the undone rows
         rows.write({"version": version})
     with path.open("ab") as file:
         file.write(b"{\n")

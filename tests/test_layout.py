@@ -1,4 +1,4 @@
-"""The layout of the package: imports go down only, folders stay small, and every module that is named exists."""
+"""The layout of the package: imports only go down, folders stay small, and every named module exists."""
 
 import ast
 import importlib.util
@@ -15,16 +15,16 @@ from zmqrl.cli import COMMANDS
 PACKAGE = ROOT / "zmqrl"
 MOST_MODULES_IN_A_FOLDER = 16
 
-# Bottom first. A module imports from its own unit and from lower lines. Units of one line know nothing of each other.
+# From the bottom up. A module imports from its own unit and from earlier lines, never from other units of its line.
 ORDER = (
-    ("__init__",),  # which imports the policy too, but only for those who ask for it
+    ("__init__",),  # it also imports the policy, but only on request
     ("errors", "process_id", "words"),
     ("process", "child_process", "json_lines"),
     ("rundir",),
     ("observe",),
     ("profile",),
     ("ps",),
-    ("simulate",),  # which knows no learner and no torch
+    ("simulate",),  # does not import the learner or torch
     ("learner",),
     ("checkpoint",),
     ("config",),
@@ -41,7 +41,7 @@ ORDER = (
     ("__main__",),
 )
 LEVELS = {unit: level for level, units in enumerate(ORDER) for unit in units}
-DAEMON_OF_OLDER_CODE = "zmqrl.cluster.agent"  # stands in cluster.json files that older code wrote
+DAEMON_OF_OLDER_CODE = "zmqrl.cluster.agent"  # named in cluster.json files that older code wrote
 FOR_HOSTD = (
     "zmqrl",
     "zmqrl.errors",
@@ -58,14 +58,14 @@ MODULES = {
 
 
 def unit_of(module: str) -> str:
-    """The folder or module below ``zmqrl`` that ``module`` is in; ``__init__`` for the package itself."""
+    """The folder or module below ``zmqrl`` that contains ``module``; ``__init__`` for the package itself."""
     return [*module.split("."), "__init__"][1]
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
-    """The line and the module of every import, also of those within functions; of ``from a import b`` a.b if it is one.
+    """The line and module of every import, even within functions. ``from a import b`` gives a.b if that is a module.
 
-    What is imported only for type checking does not count.
+    Imports for type checking are left out.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
@@ -85,11 +85,11 @@ def ours(path: Path) -> Iterator[tuple[int, str]]:
     yield from ((line, module) for line, module in imports_of(path) if module.split(".")[0] == "zmqrl")
 
 
-def test_every_module_belongs_to_a_unit_of_the_order() -> None:
+def test_every_module_belongs_to_a_unit_in_the_import_order() -> None:
     assert {unit_of(module) for module in MODULES} == set(LEVELS)
 
 
-def test_a_module_imports_from_its_own_unit_and_from_those_below() -> None:
+def test_a_module_imports_only_from_its_own_unit_and_lower_ones() -> None:
     assert not [
         f"{MODULES[module]}:{line} imports {imported}"
         for module in MODULES
@@ -102,7 +102,7 @@ def may_import(unit: str, other: str) -> bool:
     return unit == other or (LEVELS[other] < LEVELS[unit] and {unit, other} != {"ps", "learner"})
 
 
-def test_the_program_on_each_host_needs_little_but_the_standard_library() -> None:
+def test_the_host_daemon_needs_little_beyond_the_standard_library() -> None:
     assert not [
         f"{MODULES[module]}:{line} imports {imported}"
         for module in MODULES
@@ -114,17 +114,17 @@ def test_the_program_on_each_host_needs_little_but_the_standard_library() -> Non
     ]
 
 
-def test_no_folder_has_more_modules_than_can_be_taken_in_at_a_glance() -> None:
+def test_no_folder_has_too_many_modules() -> None:
     folders = {path.parent for path in MODULES.values()}
     sizes = {folder: len(list(folder.glob("*.py"))) for folder in folders}
     assert not {folder: size for folder, size in sizes.items() if size > MOST_MODULES_IN_A_FOLDER}
 
 
-# modules that are named in text
+# modules named in strings and documents
 
 
 def named_in_code() -> Iterator[tuple[str, str]]:
-    """The place and the name of each module of ours in a string, such as ``"zmqrl.worker"`` or ``-m zmqrl.worker``."""
+    """The place and name of each zmqrl module in a string, such as ``"zmqrl.worker"`` or ``-m zmqrl.worker``."""
     named = re.compile(r"zmqrl(?:\.[a-z_]\w*)+")
     after_m = re.compile(r"-m (zmqrl(?:\.[a-z_]\w*)*)")
     for folder in ("zmqrl", "tests", "benchmarks", "launch"):
@@ -136,7 +136,7 @@ def named_in_code() -> Iterator[tuple[str, str]]:
 
 
 def named_in_texts() -> Iterator[tuple[str, str]]:
-    """The same in documents, scripts and the project file: modules behind ``-m``, and those in code."""
+    """The place and name of each module in documents, scripts and the project file: after ``-m``, or in code."""
     named = re.compile(r"(?:-m |`|from |import )(zmqrl(?:\.[a-z_]\w*)*)(?=[`\s\n]|$)")
     scripts = [path for path in (ROOT / "launch").rglob("*") if path.is_file() and path.suffix in ("", ".sh")]
     texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "Makefile", *scripts]
@@ -146,7 +146,7 @@ def named_in_texts() -> Iterator[tuple[str, str]]:
 
 
 def exists(name: str) -> bool:
-    """Whether ``name`` is a module, or something in one."""
+    """Whether ``name`` is a module or a name in a module."""
     if name in MODULES:
         return importlib.util.find_spec(name) is not None
     module, _, attribute = name.rpartition(".")
@@ -158,7 +158,7 @@ def exists(name: str) -> bool:
     )
 
 
-def test_every_module_that_is_named_exists() -> None:
+def test_every_module_named_in_code_and_documents_exists() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     found = [
         *named_in_code(),
@@ -166,5 +166,5 @@ def test_every_module_that_is_named_exists() -> None:
         *(("pyproject.toml", script.partition(":")[0]) for script in scripts.values()),
         *(("the table of commands", f"zmqrl.commands.{command.module}.command") for command in COMMANDS.values()),
     ]
-    assert len(found) > 20, "the search finds nothing any more"
+    assert len(found) > 20, "the search no longer finds modules"
     assert not [f"{place} names {name}" for place, name in found if not exists(name) and name != DAEMON_OF_OLDER_CODE]

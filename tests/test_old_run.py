@@ -1,4 +1,4 @@
-"""What earlier versions have written is still read: every kept ``config.json``, and a run of commit 0e9b23a.
+"""Files of earlier versions can still be read: every kept ``config.json``, and a run of commit 0e9b23a.
 
 ``tests/old_run`` is what ``zmqrl train cartpole --workers 2 --updates 20 --network.hidden 16 --evaluator`` left there,
 without logs. Its histories have no totals.
@@ -35,27 +35,27 @@ def test_there_are_kept_results() -> None:
     assert len(CONFIGS) >= 5
 
 
-# Its summary counts what came after the last version, too. Histories have never had that.
+# Its summary also counts contributions after the last version. Histories never have those.
 LATE = "summary.json counts 4 contributions as late, but the histories count 0"
 
 
-def test_its_histories_are_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_histories_of_an_old_run_are_valid(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["check-history", str(run), "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == {"shards": 2, "versions": 20, "violations": [LATE]}
 
 
-def test_its_state_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_an_old_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["status", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["state"], found["exit_reason"], found["version"]) == ("ended", "updates", 20)
 
 
-def test_it_is_drawn(run: Path) -> None:
+def test_an_old_run_can_be_plotted(run: Path) -> None:
     assert cli.run(["plot", str(run)]) == 0
     assert (run / "plot.png").stat().st_size > 10_000
 
 
-def test_it_is_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_run_can_be_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["compare", str(run), str(OLD_RUN), "--json"]) == 0
     compared = json.loads(capsys.readouterr().out)
     assert compared["settings"] == {run.name: {}, OLD_RUN.name: {}}
@@ -64,7 +64,7 @@ def test_it_is_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert result["evaluation"] == {"version": 20, "mean": 23.0, "ci95": [12.0, 34.0], "episodes": 2}
 
 
-def test_its_policy_plays_the_games_that_it_played(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_policy_of_an_old_run_plays_the_same_games(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["eval", str(run), "--episodes", "2", "--json"]) == 0
     played = json.loads(capsys.readouterr().out)
     kept = json.loads((run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()[-1])
@@ -74,7 +74,7 @@ def test_its_policy_plays_the_games_that_it_played(run: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_it_is_resumed(run: Path) -> None:
+def test_an_old_run_can_be_resumed(run: Path) -> None:
     options = ["--updates", "26", "--no-evaluator", "--trackers"]
     command = [sys.executable, "-m", "zmqrl", "train", "--resume", "--run-dir", str(run), *options]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
@@ -82,6 +82,6 @@ def test_it_is_resumed(run: Path) -> None:
     assert "resuming from version 20" in done.stdout
     summary = json.loads(RunDirectory(run).summary.read_text(encoding="utf-8"))
     assert summary["updates"] == 26
-    assert summary["contributions"]["used"] == 2 * 2 * 26  # by two shards, of two workers
+    assert summary["contributions"]["used"] == 2 * 2 * 26  # two workers on two shards
     assert summary["agent_steps"] > 4096
     assert cli.run(["check-history", str(run)]) == 0

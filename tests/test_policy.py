@@ -1,4 +1,4 @@
-"""Policies read from a run: what they know, how they act, and what is said when there is nothing to read."""
+"""Policies read from a run: their facts, their actions, and the errors if a policy cannot be read."""
 
 import dataclasses
 import os
@@ -52,7 +52,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=180).returncode == 0
 
 
-def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path: Path) -> None:
+def test_an_unreadable_policy_is_reported_in_one_sentence(tmp_path: Path) -> None:
     def refusal(version: int | None = None) -> str:
         with pytest.raises(UsageError) as refused:
             load_policy(tmp_path / "run", version)
@@ -97,7 +97,7 @@ def test_observations_of_another_shape_or_kind_are_refused(breakout: Policy, obs
         breakout.act(observations)
 
 
-def test_actions_are_drawn_as_often_as_the_policy_says(tmp_path: Path) -> None:
+def test_actions_are_drawn_with_the_probabilities_of_the_policy(tmp_path: Path) -> None:
     cartpole = load_policy(write_run(tmp_path / "run", CARTPOLE, 0))
     with torch.no_grad():
         cartpole.model.get_parameter("actor.4.weight").mul_(100)  # an untrained policy is nearly uniform
@@ -109,7 +109,7 @@ def test_actions_are_drawn_as_often_as_the_policy_says(tmp_path: Path) -> None:
     assert cartpole.act(observation, greedy=True) == expected.argmax()
 
 
-def test_a_generator_decides_the_actions_in_a_batch_as_one_by_one(breakout: Policy) -> None:
+def test_a_generator_gives_the_same_actions_in_a_batch_and_one_by_one(breakout: Policy) -> None:
     one_by_one = np.random.default_rng(7)
     np.testing.assert_array_equal(
         breakout.act(frames(16), np.random.default_rng(7)), [breakout.act(frame, one_by_one) for frame in frames(16)]
@@ -117,8 +117,8 @@ def test_a_generator_decides_the_actions_in_a_batch_as_one_by_one(breakout: Poli
 
 
 @pytest.mark.parametrize("name", ["small", "nature", "narrow", "dba3c"])
-def test_a_network_turned_to_float64_computes_in_it_from_end_to_end(name: str) -> None:
-    """A float32 anywhere on the way would leave an error of about 1e-7 between one batch and another."""
+def test_a_network_converted_to_float64_computes_in_float64_throughout(name: str) -> None:
+    """A single float32 operation would cause differences of about 1e-7 between batches."""
     model = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="bfloat16"))
     torch.nn.init.normal_(model.get_parameter("actor.weight"))
     single = make_model(name, (4, 84, 84), 6, NetworkConfig(compute="float32"))
@@ -132,14 +132,14 @@ def test_a_network_turned_to_float64_computes_in_it_from_end_to_end(name: str) -
         assert (whole != whole.float()).any()
 
 
-def test_loading_a_policy_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+def test_loading_a_policy_does_not_change_the_global_random_state(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", CARTPOLE, 0)
     before = torch.random.get_rng_state()
     load_policy(run)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_a_policy_has_the_width_that_its_run_had(tmp_path: Path) -> None:
+def test_a_policy_has_the_width_of_its_run(tmp_path: Path) -> None:
     config = dataclasses.replace(CARTPOLE, network=NetworkConfig(hidden=16))
     assert load_policy(write_run(tmp_path / "run", config, 0)).act(np.zeros(4, np.float32)) in (0, 1)
 
@@ -162,10 +162,10 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("config", [CARTPOLE, BREAKOUT])
-def test_a_network_of_the_users_own_computes_as_in_its_workers(
+def test_a_custom_network_computes_the_same_as_in_its_workers(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32, which its code asks for, and with what it does not train drawn from the seed of the run."""
+    """It computes in float32, as its code does. Its untrained parameters are drawn from the seed of the run."""
     (tmp_path / "own_network_of_a_policy.py").write_text(OWN_NETWORK, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     config = dataclasses.replace(config, model="own_network_of_a_policy:Net", seed=7)
@@ -196,7 +196,7 @@ def test_a_network_of_the_users_own_computes_as_in_its_workers(
         ),
     ],
 )
-def test_a_network_of_the_users_own_that_fails_in_a_game_is_told_in_one_sentence(
+def test_a_custom_network_that_fails_in_a_game_is_reported_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, sentence: str
 ) -> None:
     module = write_failing_network(tmp_path, fails)
@@ -214,7 +214,7 @@ def test_a_network_of_the_users_own_that_fails_in_a_game_is_told_in_one_sentence
     "config",
     [
         CARTPOLE,
-        dataclasses.replace(CARTPOLE, env="FrozenLake-v1"),  # shows a number, which becomes a vector
+        dataclasses.replace(CARTPOLE, env="FrozenLake-v1"),  # its observation is a number, which becomes a vector
         BREAKOUT,
         dataclasses.replace(BREAKOUT, envs=EnvConfig(max_frames=400, grayscale=False, frame_skip=2, frame_stack=3)),
         dataclasses.replace(
@@ -223,7 +223,7 @@ def test_a_network_of_the_users_own_that_fails_in_a_game_is_told_in_one_sentence
     ],
     ids=["CartPole", "FrozenLake", "Breakout", "RGB", "random skip"],
 )
-def test_the_example_plays_the_game_that_an_evaluation_plays(config: Config, tmp_path: Path) -> None:
+def test_the_example_plays_the_same_game_as_an_evaluation(config: Config, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", config, 0)
     played = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "examples" / "play_policy.py"), str(run), "3"],

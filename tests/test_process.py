@@ -1,4 +1,4 @@
-"""A child process ends with its parent, whatever its main thread does, even if a signal is lost; and its log level."""
+"""A child process ends with its parent, whatever its main thread does and even if a signal is lost. Its log level."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from zmqrl.process import LOG_LEVEL, Messages, quiet_children
 
 pytestmark = pytest.mark.processes
 
-# The listener has sent SIGTERM before the main thread begins to wait: a handler that does nothing stands for it.
+# As if the listener had sent SIGTERM before the main thread began to wait: the handler does nothing.
 SIGNAL_CAME_JUST_BEFORE = """
 import signal
 from zmqrl.process import Messages
@@ -33,7 +33,7 @@ finally:
     time.sleep(0.5)
     print('cleaned up', flush=True)
 """
-# The library that runs the work takes the exception for one of its own.
+# As if a library had caught the exception and mistaken it for its own.
 SWALLOWING = """
 import time
 from zmqrl.process import Messages
@@ -74,7 +74,7 @@ def test_a_signal_that_does_not_wake_the_main_thread_ends_a_wait_for_messages(mo
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_end_of_the_parent_interrupts_work_in_hand_and_a_second_signal_does_not_interrupt_the_cleanup() -> None:
+def test_the_end_of_the_parent_interrupts_work_but_a_second_signal_does_not_interrupt_the_cleanup() -> None:
     with ending(child(AT_WORK)) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -94,7 +94,7 @@ def ignores_sigterm(pid: int) -> bool:
     return bool(ignored >> 14 & 1)
 
 
-def test_a_message_that_is_no_json_ends_a_follower() -> None:
+def test_a_message_that_is_not_json_ends_a_follower() -> None:
     with ending(child(SIGNAL_CAME_JUST_BEFORE + "told.get()\n")) as process:
         assert process.stdin is not None
         process.stdin.write(b"{\n")
@@ -120,10 +120,10 @@ for level in ("debug", "info", "warning", "error"):
         ("ERROR", ["error"]),
         ("", ["info", "warning", "error"]),
         (None, ["info", "warning", "error"]),
-        ("chatty", ["info", "warning", "error"]),  # the command line refuses it; another host may have its own
+        ("chatty", ["info", "warning", "error"]),  # from the environment of another host
     ],
 )
-def test_a_process_logs_from_the_level_of_the_environment_on(
+def test_the_environment_sets_the_log_level_of_a_process(
     monkeypatch: pytest.MonkeyPatch, level: str | None, logged: list[str]
 ) -> None:
     monkeypatch.delenv(LOG_LEVEL, raising=False)
@@ -137,7 +137,7 @@ def test_a_process_logs_from_the_level_of_the_environment_on(
     assert others == [each for each in logged if each != "debug"]
 
 
-def test_children_are_quiet_only_in_the_block_and_only_if_the_user_has_not_said_more(
+def test_children_are_quiet_only_within_the_block_and_unless_the_user_set_a_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("ZMQRL_LOG_LEVEL", raising=False)

@@ -1,4 +1,4 @@
-"""The recipe of the original system: what it computes is what DBA3C computed."""
+"""The recipe of the original system computes the same as DBA3C."""
 
 import pytest
 import torch
@@ -10,10 +10,10 @@ from zmqrl.recipes import dba3c_breakout
 from zmqrl.worker import ActorLearner
 
 
-def test_the_loss_is_the_originals() -> None:
-    """The sum over the batch of log pi(a) (V - R) + 0.01 p log p + (V - R)^2 / 2, over the size of the batch.
+def test_the_loss_matches_the_original() -> None:
+    """The mean over the batch of log pi(a) (V - R) + 0.01 p log p + (V - R)^2 / 2.
 
-    The first V is held constant. Theirs adds 1e-6 to p inside the logarithms.
+    The gradient ignores the first V. The original adds 1e-6 to p inside the logarithms.
     """
     generator = torch.Generator().manual_seed(0)
     logits, values, returns = (torch.randn(32, *shape, generator=generator) for shape in ((4,), (), ()))
@@ -35,7 +35,7 @@ def test_the_loss_is_the_originals() -> None:
 
 
 @pytest.mark.processes
-def test_a_worker_learns_from_pieces_of_five_steps_whose_values_the_acting_policy_gave() -> None:
+def test_a_worker_learns_from_five_step_rollouts_with_values_from_the_acting_policy() -> None:
     config = dba3c_breakout()
     actor_learner = ActorLearner(config, rank=0, version=0, threads=1, spans=Spans())
     rollout = actor_learner.rollout
@@ -47,7 +47,7 @@ def test_a_worker_learns_from_pieces_of_five_steps_whose_values_the_acting_polic
     last_values = rollout.last_values.clone()
     with torch.no_grad():
         for parameter in actor_learner.player.model.parameters():
-            parameter.mul_(1.1)  # the weights that learn may be newer than those that acted
+            parameter.mul_(1.1)  # the weights of the learner may be newer than those of the player
     actor_learner.learner.prepare(rollout)
     expected = last_values
     for t in reversed(range(5)):

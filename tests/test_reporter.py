@@ -1,4 +1,4 @@
-"""What a worker reports, and what rows make of it: nothing that was learned is lost with a report."""
+"""The reports of a worker and the rows made of them: a lost report loses no gradient."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from zmqrl.reporter import Reporter
 
 @dataclass
 class Sent:
-    """A connection that keeps the reports of one process, as they look when they arrive."""
+    """A connection that keeps the reports of one process as the supervisor would receive them."""
 
     rank: int = 0
     incarnation: int = 1
@@ -53,7 +53,7 @@ def learned(tested: Reporter, losses: Mapping[str, float], lag: int = 0) -> None
 
 @dataclass
 class Worker:
-    """What a process learned between its reports: a loss and a policy lag for each gradient."""
+    """The gradients of a process between its reports: a loss and a policy lag for each gradient."""
 
     reported: list[list[tuple[float, int]]]
 
@@ -61,7 +61,7 @@ class Worker:
         sent = Sent(rank, incarnation)
         tested = reporter(sent)
         for gradients in self.reported:
-            tested.sent_at = math.inf  # no report before we ask for one
+            tested.sent_at = math.inf  # no report before the test asks for one
             for loss, lag in gradients:
                 learned(tested, {"loss": loss}, lag)
             tested.send()
@@ -73,14 +73,14 @@ workers = st.builds(Worker, st.lists(gradients, min_size=1, max_size=5))
 
 
 @given(st.lists(st.lists(workers, min_size=1, max_size=2), min_size=1, max_size=3), st.data())
-def test_rows_add_up_to_all_that_was_learned_whatever_is_lost_doubled_or_overtaken(
+def test_rows_count_every_gradient_even_if_reports_are_lost_repeated_or_reordered(
     ranks: list[list[Worker]], data: st.DataObject
 ) -> None:
-    arriving: list[WorkerReport | None] = [None] * data.draw(st.integers(0, 4))  # a row in between
+    arriving: list[WorkerReport | None] = [None] * data.draw(st.integers(0, 4))  # None makes a row
     for rank, processes in enumerate(ranks):
         for incarnation, worker in enumerate(processes):
             *some, last = worker.sent(rank, incarnation).reports()
-            # The last report of a process arrives; of the others any number, any number of times, in any order.
+            # The last report of a process arrives. Others may be lost, repeated and in any order.
             arriving += [last, *data.draw(st.lists(st.sampled_from([*some, last]), max_size=6))]
     metrics, rows = RunMetrics(start=Counters()), []
     for report in data.draw(st.permutations(arriving)):
@@ -102,7 +102,7 @@ def test_rows_add_up_to_all_that_was_learned_whatever_is_lost_doubled_or_overtak
 def test_a_row_that_is_not_written_leaves_its_gradients_to_the_next_one() -> None:
     sent, metrics = Sent(), RunMetrics(start=Counters())
     tested = reporter(sent)
-    learned(tested, {"loss": 1.0}, lag=4)  # the first one is reported at once
+    learned(tested, {"loss": 1.0}, lag=4)  # the first gradient is reported at once
     metrics.on_report(sent.reports()[-1])
     assert metrics.row(1.0, written=False)["loss"] == 1.0
     learned(tested, {"loss": 4.0})
@@ -113,7 +113,7 @@ def test_a_row_that_is_not_written_leaves_its_gradients_to_the_next_one() -> Non
     assert metrics.row(3.0)["loss"] is None
 
 
-def test_time_is_split_over_all_gradients_also_when_reports_are_lost() -> None:
+def test_time_is_split_over_all_gradients_even_if_reports_are_lost() -> None:
     sent, metrics = Sent(), RunMetrics(start=Counters())
     tested = reporter(sent)
     tested.sent_at = math.inf
@@ -122,7 +122,7 @@ def test_time_is_split_over_all_gradients_also_when_reports_are_lost() -> None:
         learned(tested, {})
         tested.send()
     metrics.on_report(sent.reports()[3])
-    metrics.on_report(sent.reports()[1])  # overtaken
+    metrics.on_report(sent.reports()[1])  # an outdated report
     assert metrics.row(1.0)["split_s"] == {"act": 0.5}
 
 
@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_is_left_out_and_the_others_count() -> None:
     assert (row["loss"], row["entropy"], row["gradients"]) == (2.0, 0.5, 4)
 
 
-def test_the_largest_report_of_ours_is_far_from_too_large() -> None:
+def test_the_largest_report_stays_far_below_the_limit() -> None:
     sent = Sent()
     tested = reporter(sent)
     for name in WORKER_SPANS:

@@ -1,4 +1,4 @@
-"""The kept results: the policies in benchmarks/results still play the games they played when they were evaluated."""
+"""The policies in benchmarks/results still play the same games as in their evaluations."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ GAMES = 2
 @pytest.mark.slow
 @pytest.mark.parametrize("file", EVALUATIONS, ids=lambda file: file.parent.name)
 def test_a_kept_policy_has_its_scores_on_any_machine(file: Path) -> None:
-    """They were evaluated on one processor; the processor of this test is whichever it runs on."""
+    """The evaluations ran on one kind of processor. This test can run on any."""
     kept = json.loads(file.read_text(encoding="utf-8"))
     policy = load_policy(file.parent, kept["version"])
     played = evaluate(policy, kept["seeds"][:GAMES], greedy=kept["greedy"], threads=GAMES)

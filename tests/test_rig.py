@@ -1,4 +1,4 @@
-"""The tests themselves: none of them can wait for ever for a process that it has started."""
+"""The tests themselves: none of them waits forever for a process that it has started."""
 
 import ast
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ import pytest
 from support.paths import TESTS
 
 FILES = sorted(path for path in TESTS.rglob("*.py") if "node_modules" not in path.parts)
-THE_TESTED = {"a_child.py"}  # what its processes start is for their agents to end
+THE_TESTED = {"a_child.py"}  # the host daemons end the processes that they start
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name not in THE_TESTED], ids=lambda path: path.stem)
-def test_every_process_that_a_test_starts_has_an_end(path: Path) -> None:
+def test_every_process_that_a_test_starts_is_ended(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     ended = {id(call.args[0]) for call in calls(tree, "ending") if call.args}
-    made = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Return)}  # by a helper, for `ending`
+    made = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Return)}  # for `ending` elsewhere
     for call in calls(tree, "Popen"):
         assert id(call) in ended | made, f"{path.name}:{call.lineno}: nothing ends this process: use rig.ending"
     for call in calls(tree, "run"):
@@ -24,7 +24,7 @@ def test_every_process_that_a_test_starts_has_an_end(path: Path) -> None:
 
 
 def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
-    """The calls of a function or method of this name."""
+    """The calls of a function or method with this name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == name:
             yield node

@@ -1,4 +1,4 @@
-"""The scripts in ``launch/``: which command of zmqrl they are."""
+"""The scripts in ``launch/`` and the zmqrl commands that they run."""
 
 import os
 import subprocess
@@ -31,12 +31,12 @@ def commands(script: str, *arguments: str, **variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", ["pong --workers 4", "--workers 4", "--resume --run-dir rp"])
-def test_a_launch_over_ssh_is_shown_and_then_started_with_just_what_is_asked_for(zmqrl: Path, arguments: str) -> None:
+def test_the_ssh_script_does_a_dry_run_and_then_launches_with_the_given_options(zmqrl: Path, arguments: str) -> None:
     said = commands("ssh.sh", "one", *arguments.split(), ZMQRL=str(zmqrl))
     assert said == [f"zmqrl launch -H one --dry-run {arguments}", f"zmqrl launch -H one {arguments}"]
 
 
-def test_a_run_on_this_machine_has_a_worker_for_each_core_unless_it_goes_on(zmqrl: Path) -> None:
+def test_the_local_script_starts_a_worker_for_each_core_except_on_resume(zmqrl: Path) -> None:
     cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True, timeout=180).stdout.strip()
     for given, expected in (("", "breakout"), ("pong", "pong")):
         said = commands("local.sh", *given.split(), "--updates", "3", ZMQRL=str(zmqrl))
@@ -45,7 +45,7 @@ def test_a_run_on_this_machine_has_a_worker_for_each_core_unless_it_goes_on(zmqr
         assert commands("local.sh", *given.split(), ZMQRL=str(zmqrl)) == [f"zmqrl train {given}"]
 
 
-def test_a_job_of_slurm_has_a_run_directory_of_its_own_unless_another_is_named(zmqrl: Path, tmp_path: Path) -> None:
+def test_a_slurm_job_has_its_own_run_directory_unless_one_is_given(zmqrl: Path, tmp_path: Path) -> None:
     def said(*arguments: str, submitted_in: Path = tmp_path, **variables: str) -> list[str]:
         return commands("slurm/train.sbatch", *arguments, SLURM_SUBMIT_DIR=str(submitted_in), **SLURM, **variables)
 

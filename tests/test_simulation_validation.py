@@ -1,4 +1,4 @@
-"""The validation of the simulator: what it predicts, how it fits and how it compares."""
+"""The validation of the simulator: its predictions, its fit and its comparison."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.simulate import Scenario
 
 
-def test_the_held_out_scenarios_cover_what_they_should() -> None:
+def test_the_held_out_scenarios_cover_the_required_range() -> None:
     scenarios: list[Scenario] = list(validation.held_out(150).values())
     assert len(scenarios) >= 16
     assert {each.workers for each in scenarios} >= {2, 16}
@@ -30,19 +30,19 @@ def test_the_held_out_scenarios_cover_what_they_should() -> None:
         each.check()
 
 
-def test_a_distance_is_that_of_kolmogorov_and_smirnov() -> None:
+def test_the_distance_matches_kolmogorov_and_smirnov() -> None:
     assert validation.ks_distance([1.0, 2.0], [1.0, 2.0]) == 0.0
     assert validation.ks_distance([1.0, 2.0], [3.0]) == 1.0
     assert validation.ks_distance([1.0, 2.0, 3.0, 4.0], [2.5, 3.5, 4.5, 5.5]) == pytest.approx(0.5)
 
 
-def test_a_fit_finds_lines_and_nothing_below_zero() -> None:
+def test_a_fit_finds_lines_without_negative_coefficients() -> None:
     assert validation.line([0.0, 1e6, 2e6], [1e-3, 2e-3, 3e-3]) == pytest.approx([1e-3, 1e-9])
     assert validation.line([0.0, 1e6], [2e-3, 1e-3]) == pytest.approx([1.5e-3, 0.0])
 
 
-def test_costs_that_were_fitted_are_predicted_again() -> None:
-    """Steps that a simulation with known costs made are explained by a fit to them."""
+def test_a_fit_recovers_known_costs() -> None:
+    """A fit to the steps of a simulation with known costs predicts these steps."""
     truth: dict[str, Any] = {
         "costs": {name: [1e-4, 1e-9] for name in SHARD_SPANS},
         "worker": [1e-3, 1e-10],
@@ -82,7 +82,7 @@ def test_costs_that_were_fitted_are_predicted_again() -> None:
         assert again_s == pytest.approx(row["median_s"], rel=0.01)
 
 
-def test_the_table_names_what_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_marks_missed_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- validation begins -->\nold\n<!-- validation ends -->\nafter\n", encoding="utf-8")
     monkeypatch.setattr(validation, "PAGE", page)

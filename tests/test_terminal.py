@@ -1,4 +1,4 @@
-"""A run and the program that started it: output that nothing reads, Ctrl-C at any instant, closed streams."""
+"""A run and its terminal: unread output, Ctrl-C at any moment, and closed streams."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--run-dir")
 def zmqrl(
     *arguments: str, stdout: int | IO[bytes] | None = None, stderr: int | IO[bytes] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """``zmqrl ARGUMENTS``, which goes with the block."""
+    """Run ``zmqrl ARGUMENTS``. The block ends it."""
     with ending(
         subprocess.Popen(
             [sys.executable, "-m", "zmqrl", *arguments],
@@ -39,12 +39,12 @@ def zmqrl(
         yield process
 
 
-# output that nothing reads
+# unread output
 
 
 @pytest.fixture
 def full_pipe() -> Iterator[int]:
-    """The end of a pipe that takes nothing more, and is not read."""
+    """The write end of a full pipe that is not read."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writer, False)
@@ -59,7 +59,7 @@ def full_pipe() -> Iterator[int]:
 
 @pytest.fixture
 def stopped_terminal() -> Iterator[int]:
-    """A terminal whose output was stopped, as by Ctrl-S."""
+    """A terminal with stopped output, as after Ctrl-S."""
     ours, theirs = pty.openpty()
     termios.tcflow(theirs, termios.TCOOFF)
     yield theirs
@@ -69,7 +69,7 @@ def stopped_terminal() -> Iterator[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["full_pipe", "stopped_terminal"])
-def test_a_run_whose_output_nobody_takes_makes_versions_and_ends_with_a_checkpoint(
+def test_a_run_with_unread_output_makes_versions_and_ends_with_a_checkpoint(
     place: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     blocked: int = request.getfixturevalue(place)
@@ -82,13 +82,13 @@ def test_a_run_whose_output_nobody_takes_makes_versions_and_ends_with_a_checkpoi
     files.assert_history_exact(summary["updates"])
 
 
-def test_an_error_that_nobody_reads_ends_a_command_all_the_same(full_pipe: int) -> None:
+def test_an_error_that_is_not_read_still_ends_the_command(full_pipe: int) -> None:
     with zmqrl("trian", stdout=full_pipe, stderr=full_pipe) as process:
         assert process.wait(WITHIN_S) == 2
 
 
 @pytest.mark.slow
-def test_an_outside_worker_whose_log_nobody_reads_goes_on_working(full_pipe: int, tmp_path: Path) -> None:
+def test_an_external_worker_with_an_unread_log_continues_to_work(full_pipe: int, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with zmqrl(*TRAIN, str(path), "--external-workers", "1", "--updates", "40", stdout=subprocess.DEVNULL) as run:
         eventually((path / "cluster.json").exists, "cluster.json", WITHIN_S)
@@ -97,9 +97,9 @@ def test_an_outside_worker_whose_log_nobody_reads_goes_on_working(full_pipe: int
             assert worker.wait(WITHIN_S) == 0
 
 
-# Ctrl-C at any instant
+# Ctrl-C at any moment
 
-# Says when Python itself is up: what is left is ours.
+# Reports when Python itself is up. From then on, zmqrl's code runs.
 UP = """
 import os, runpy
 os.write(1, b"up")
@@ -108,7 +108,7 @@ runpy.run_module("zmqrl", run_name="__main__", alter_sys=True)
 
 
 def interrupted(after_s: float, program: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, output and standard error of a command that gets SIGINT so long after it was up."""
+    """Exit status, output and standard error of a command that gets SIGINT ``after_s`` seconds after it was up."""
     command = [sys.executable, "-c", program, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes)) as process:  # type: ignore[call-overload]
@@ -121,15 +121,15 @@ def interrupted(after_s: float, program: str, *arguments: str) -> tuple[int, str
 
 
 def assert_no_traceback(status: int, errors: str, after_s: float) -> None:
-    """The status is 130; only where no line of zmqrl was reached yet, Python answers in its own way."""
+    """Assert that the status is 130, or that Python had not reached a line of zmqrl and shows its own traceback."""
     assert status == 130 or "KeyboardInterrupt" in errors, f"status {status} after {after_s:.3f} s"
-    # What was on its way when Python entered a module is raised there, before the first line is run.
+    # A signal that arrives while Python enters a module is raised there before its first line runs.
     reached = [line for line in errors.splitlines() if "/zmqrl/" in line and not line.endswith("line 1, in <module>")]
     assert not reached, f"after {after_s:.3f} s: {errors}"
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_command_that_starts_without_a_traceback(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_starting_command_without_a_traceback(tmp_path: Path) -> None:
     instants = [0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.05, *(0.1 * step for step in range(1, 25)), 3.0, 4.0]
     for after_s in instants:
         options = (*TRAIN, str(tmp_path / f"{after_s:.3f}"), "--updates", "200")
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_a_short_command_without_a_traceback(arguments: tuple[str, .
             assert_no_traceback(status, errors, 0.02 * step)
 
 
-# Python joins threads at its end, runs what was registered for it, and then takes modules apart.
+# At exit, Python joins threads, runs the registered functions, and then clears modules.
 LEAVES_A_THREAD = """
 import os, sys, threading, time
 from zmqrl import __main__, cli
@@ -180,5 +180,5 @@ __main__.main()
 @pytest.mark.parametrize(
     ("program", "status"), [(LEAVES_A_THREAD, 130), (IS_TAKEN_APART, 7)], ids=["joins threads", "takes modules apart"]
 )
-def test_ctrl_c_shows_no_traceback_while_python_ends(program: str, status: int) -> None:
+def test_ctrl_c_shows_no_traceback_while_python_exits(program: str, status: int) -> None:
     assert interrupted(0.1, program) == (status, "", "")

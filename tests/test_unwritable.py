@@ -1,4 +1,4 @@
-"""Places that cannot be written: one sentence that names the file and says what to do, never a traceback."""
+"""Unwritable files and directories cause one sentence with the path and the remedy, never a traceback."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
 @pytest.fixture
 def immutable(skip_or_fail: Callable[[str], NoReturn]) -> Iterator[Callable[[Path], None]]:
-    """Makes a file or directory immutable, also to root, until the test ends."""
+    """Make a file or directory immutable, even for root, until the test ends."""
     changed: list[Path] = []
 
     def chattr(flag: str, path: Path) -> bool:
@@ -45,7 +45,7 @@ def immutable(skip_or_fail: Callable[[str], NoReturn]) -> Iterator[Callable[[Pat
 
 @contextlib.contextmanager
 def mounted(path: Path, options: str, skip_or_fail: Callable[[str], NoReturn]) -> Iterator[None]:
-    """A disk of its own at ``path``."""
+    """Mount a separate disk at ``path``."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, timeout=180).returncode:
@@ -57,7 +57,7 @@ def mounted(path: Path, options: str, skip_or_fail: Callable[[str], NoReturn]) -
 
 
 class Refused:
-    """Runs command lines in this process that must be refused in one sentence."""
+    """Runs command lines in this process and checks that each is refused in one sentence."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
@@ -86,20 +86,20 @@ OF_THE_RUN = ("config.json", "metrics.jsonl", "logs", "logs/supervisor.log", "lo
 
 
 @pytest.mark.parametrize("name", [".", "cluster.json", *OF_SHARDS, *OF_THE_RUN])
-def test_a_place_that_is_immutable_is_named_before_a_run_goes_on(
+def test_an_immutable_path_is_named_before_a_run_resumes(
     refused: Refused, immutable: Callable[[Path], None], tmp_path: Path, name: str
 ) -> None:
     run = write_run(tmp_path / "run", cartpole(), 40)
     for directory in ("history", "state", "logs"):
         (run / directory).mkdir()
     if name not in OF_THE_RUN:
-        (run / "cluster.json").touch()  # of a run that was killed
+        (run / "cluster.json").touch()  # from a killed run
     place = run / name
     place.touch()
     immutable(place)
     said = refused("train", "--resume", "--run-dir", str(run))
     kept = [run / "cluster.json", run / "left.json"]
-    assert name in OF_THE_RUN or any(path.exists() for path in kept), "what leads to the shards of a killed run is gone"
+    assert name in OF_THE_RUN or any(path.exists() for path in kept), "the facts about a killed run are gone"
     assert f"cannot write {run / name if name != '.' else run}" in said
     assert "Operation not permitted: make it writable, or choose another --run-dir." in said
 
@@ -108,7 +108,7 @@ FRESH_FILES = ("metrics.jsonl", "evaluations.jsonl", "summary.json", "trace.json
 
 
 @pytest.mark.parametrize("name", [*FRESH_FILES, "logs/shard-0.log", "history/shard-0.jsonl", "state/shard-1.slots"])
-def test_a_directory_in_the_place_of_a_file_is_named_before_a_run(refused: Refused, tmp_path: Path, name: str) -> None:
+def test_a_directory_in_place_of_a_file_is_named_before_a_run(refused: Refused, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     (run / name).mkdir(parents=True)
     said = refused("train", "cartpole", "--evaluator", "--run-dir", str(run))
@@ -117,7 +117,7 @@ def test_a_directory_in_the_place_of_a_file_is_named_before_a_run(refused: Refus
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "logs", "history", "state", "sockets"])
-def test_a_file_in_the_place_of_a_directory_is_named_before_a_run(refused: Refused, tmp_path: Path, name: str) -> None:
+def test_a_file_in_place_of_a_directory_is_named_before_a_run(refused: Refused, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / name).touch()
@@ -126,7 +126,7 @@ def test_a_file_in_the_place_of_a_directory_is_named_before_a_run(refused: Refus
     assert said.endswith(", or choose another --run-dir.\n")
 
 
-def test_a_run_directory_that_cannot_be_made_is_named(
+def test_an_error_names_a_run_directory_that_cannot_be_created(
     refused: Refused, immutable: Callable[[Path], None], tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
@@ -140,7 +140,7 @@ def test_a_run_directory_that_cannot_be_made_is_named(
     ("options", "reason"),
     [("size=8k", "No space left on device: free some space on"), ("ro", "Read-only file system: make")],
 )
-def test_a_disk_that_takes_no_checkpoint_is_named_before_a_run_and_nothing_is_left_there(
+def test_a_disk_without_room_for_a_checkpoint_is_named_before_a_run_and_nothing_is_left(
     refused: Refused, skip_or_fail: Callable[[str], NoReturn], tmp_path: Path, options: str, reason: str
 ) -> None:
     disk = tmp_path / "disk"
@@ -152,8 +152,8 @@ def test_a_disk_that_takes_no_checkpoint_is_named_before_a_run_and_nothing_is_le
 
 
 @pytest.mark.parametrize("arguments", ["train cartpole", "eval run", "launch -H h1 cartpole", "status run", "trian"])
-def test_a_command_that_may_open_too_few_files_says_so(arguments: str) -> None:
-    """Nothing that needs more of them is imported before."""
+def test_a_limit_of_too_few_open_files_is_reported(arguments: str) -> None:
+    """The check comes before imports that need more open files."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
@@ -164,7 +164,7 @@ def test_a_command_that_may_open_too_few_files_says_so(arguments: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
-def test_a_soft_limit_of_open_files_is_raised_where_that_is_allowed(tmp_path: Path) -> None:
+def test_a_soft_limit_of_open_files_is_raised_if_allowed(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
@@ -197,7 +197,7 @@ def running(path: Path, *options: str) -> Iterator[Run]:
 
 
 def ended(run: Run, *names: str) -> str:
-    """The one sentence that a run which could not write ended with."""
+    """Wait for a run that cannot write. Returns the one sentence that it ends with."""
     assert run.wait() == 3, run.said()
     assert re.fullmatch(r"zmqrl: .+\.\n", run.complaint()), run.complaint()
     assert "Traceback" not in run.said()
@@ -207,7 +207,7 @@ def ended(run: Run, *names: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothing_is_lost(
+def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_without_loss(
     immutable: Callable[[Path], None], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -247,9 +247,7 @@ def test_a_log_that_cannot_be_opened_ends_the_run_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_ends_the_run_with_what_failed_first(
-    skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
-) -> None:
+def test_a_full_disk_ends_the_run_with_the_first_error(skip_or_fail: Callable[[str], NoReturn], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with mounted(disk, "size=8m", skip_or_fail), running(disk) as run:
         with contextlib.suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:
@@ -262,7 +260,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_failed_first(
 
 
 @pytest.mark.slow
-def test_what_a_thread_of_a_tracker_fails_with_is_for_the_log_and_the_run_goes_on(
+def test_an_error_in_a_thread_of_a_tracker_is_logged_and_the_run_continues(
     skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -276,13 +274,13 @@ def test_what_a_thread_of_a_tracker_fails_with_is_for_the_log_and_the_run_goes_o
         assert "Traceback" in run.files.log("supervisor")
 
 
-# what other commands write
+# output of other commands
 
 
 @pytest.mark.parametrize(
     ("command", "name"), [("record --seconds 2", "a.mp4"), ("record --seconds 2", "a.gif"), ("plot", "a.pdf")]
 )
-def test_a_picture_that_the_disk_is_too_full_for_is_refused_and_not_kept(
+def test_a_plot_on_a_full_disk_is_refused_and_not_kept(
     refused: Refused, skip_or_fail: Callable[[str], NoReturn], tmp_path: Path, command: str, name: str
 ) -> None:
     run, disk = write_run(tmp_path / "run", BREAKOUT, 0), tmp_path / "disk"
@@ -298,7 +296,7 @@ def test_a_picture_that_the_disk_is_too_full_for_is_refused_and_not_kept(
     "command",
     ["record {run} --output {place}/a.mp4", "record {run} --output {place}/a.gif", "plot {run} --output {place}/a.png"],
 )
-def test_an_output_that_cannot_be_written_is_named(
+def test_an_error_names_an_unwritable_output(
     refused: Refused, immutable: Callable[[Path], None], tmp_path: Path, command: str
 ) -> None:
     run, place = write_run(tmp_path / "run", BREAKOUT, 0), tmp_path / "place"
@@ -313,7 +311,7 @@ def test_an_output_that_cannot_be_written_is_named(
 @pytest.mark.parametrize(
     "arguments", ["--version", "--help", "train --help", "eval {run} --episodes 1", "status {run}"]
 )
-def test_output_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path, arguments: str) -> None:
+def test_unwritable_standard_output_is_reported_in_one_sentence(tmp_path: Path, arguments: str) -> None:
     run = write_run(tmp_path / "run", cartpole(), 0)
     command = [sys.executable, "-m", "zmqrl", *arguments.format(run=run).split()]
     with Path("/dev/full").open("w") as full:
@@ -324,7 +322,7 @@ def test_output_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path, a
 
 @pytest.mark.parametrize("arguments", ["--version", "trian", "status {run}"])
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_a_command_whose_standard_streams_are_closed_ends_as_always(
+def test_a_command_with_closed_standard_streams_ends_normally(
     tmp_path: Path, arguments: str, closed: tuple[int, ...]
 ) -> None:
     run = write_run(tmp_path / "run", cartpole(), 0)
@@ -341,7 +339,7 @@ def test_a_command_whose_standard_streams_are_closed_ends_as_always(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", [(1, 2), (0, 1, 2)])
-def test_a_run_whose_output_is_closed_or_full_ends_as_always(tmp_path: Path, closed: tuple[int, ...]) -> None:
+def test_a_run_with_closed_or_full_output_ends_normally(tmp_path: Path, closed: tuple[int, ...]) -> None:
     def close() -> None:
         for descriptor in closed:
             os.close(descriptor)
@@ -355,7 +353,7 @@ def test_a_run_whose_output_is_closed_or_full_ends_as_always(tmp_path: Path, clo
     RunFiles(tmp_path / "run").assert_summary_exact("updates")
 
 
-def test_a_command_in_a_directory_that_is_gone_says_so(tmp_path: Path) -> None:
+def test_a_command_in_a_removed_directory_gets_a_clear_error(tmp_path: Path) -> None:
     program = f"import os, runpy; os.rmdir({str(tmp_path)!r}); runpy.run_module('zmqrl', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN_S

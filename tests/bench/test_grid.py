@@ -1,4 +1,4 @@
-"""What the benchmark of the wire measures: every combination, each once, and nothing that cannot be."""
+"""``zmqrl bench wire`` measures every possible combination of settings once."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ SMALL: dict[str, Any] = {
 }
 
 
-def test_what_differs_in_bytes_or_workers_is_a_group_of_its_own() -> None:
+def test_settings_that_change_bytes_or_workers_form_separate_groups() -> None:
     grid = Grid(**SMALL | {"parameters": (1000, 2000), "workers": (1, 4), "codec": ("f32", "bf16"), "shards": (1, 2)})
     groups = list(grid.groups())
     assert len(groups) == 8
     assert len({(group.parameters, group.workers, group.codec) for group in groups}) == 8
 
 
-def test_a_group_has_every_variant_of_zmqrl_and_what_it_is_compared_with() -> None:
+def test_a_group_has_every_zmqrl_variant_and_its_comparisons() -> None:
     grid = Grid(**SMALL | {"transport": ("tcp", "ipc"), "curve": (False, True), "shards": (1, 8)})
     (group,) = grid.groups()
     found = list(grid.variants(group))
@@ -39,7 +39,7 @@ def test_a_group_has_every_variant_of_zmqrl_and_what_it_is_compared_with() -> No
     assert {case.transport for name, case in found if name == "memcpy"} == {"memory"}
 
 
-def test_a_value_that_is_given_twice_is_measured_once() -> None:
+def test_a_value_given_twice_is_measured_once() -> None:
     grid = Grid(**SMALL | {"workers": (2, 2), "transport": ("ipc", "ipc"), "implementation": ("zmqrl", "zmqrl")})
     (group,) = grid.groups()
     assert len(list(grid.variants(group))) == 1

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmark of the wire: from instants to durations, and from durations to rows."""
+"""The arithmetic of ``zmqrl bench wire``: timestamps become durations, and durations become rows."""
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ def case(**changes: object) -> Case:
 
 
 def at(start_ms: int) -> Round:
-    """A round of two workers and two shards: pushed at 0 and 1 ms, taken in at 3 to 6, published at 8, there at 12."""
+    """A round of two workers and two shards: pushes from 0 ms, arrivals from 3, publications at 7 and 8, done at 12."""
 
     def ns(*instants_ms: int) -> tuple[int, ...]:
         return tuple((start_ms + each) * MS for each in instants_ms)
@@ -28,9 +28,9 @@ def test_each_operation_is_a_part_of_a_round() -> None:
     found = samples({"together": [[at(0), at(20)]], "alone": [[at(0), at(20)]]})
     assert found == {
         "update_round": [20.0],  # from the end of a round to the end of the next one
-        "push": [4.0],  # the first gradient at the slower shard, from when worker 0 began
-        "ingest": [5.0, 6.0],  # the last gradient at each shard, from when the first worker began
-        "fan_out": [4.0],  # from when the last shard published
+        "push": [4.0],  # from the start of worker 0 to the first gradient at the slower shard
+        "ingest": [5.0, 6.0],  # from the start of the first worker to the last gradient at each shard
+        "fan_out": [4.0],  # from the publication of the last shard to the end of the round
     }
 
 
@@ -40,12 +40,12 @@ def test_the_first_round_of_each_block_is_a_warm_up() -> None:
     assert len(samples(blocks)["fan_out"]) == 3
 
 
-def test_a_round_of_an_operation_lasts_from_its_begin_to_its_end() -> None:
+def test_a_round_of_an_operation_lasts_from_its_start_to_its_end() -> None:
     trips = [Round(begun=(0,), done=(9 * MS,)), Round(begun=(10 * MS,), done=(12 * MS,))]
     assert samples({"round_trip": [trips]}) == {"round_trip": [2.0]}
 
 
-def test_without_shards_only_update_rounds_are_known() -> None:
+def test_without_shards_only_update_rounds_are_measured() -> None:
     bare = [Round(begun=(0, 0), done=(each * MS, each * MS)) for each in (5, 9)]
     assert samples({"together": [bare]}) == {"update_round": [4.0]}
 
@@ -78,13 +78,11 @@ def test_a_row_has_percentiles_bytes_and_the_fraction_of_memcpy() -> None:
 @pytest.mark.parametrize(
     ("operation", "pieces"),
     [
-        ("update_round", (6, 2000)),  # three gradients in, three times the weights out
+        ("update_round", (6, 2000)),  # three gradients in, the weights out three times
         ("push", (1, 2000)),
-        ("ingest", (3, 512)),  # one shard of four: 256 of 1000 bfloat16 in whole blocks of 16
+        ("ingest", (3, 512)),  # one of four shards: 256 of 1000 bfloat16 numbers, in complete blocks of 16
         ("fan_out", (3, 2000)),
     ],
 )
-def test_the_bytes_of_an_operation_are_those_of_the_payloads_that_it_moves(
-    operation: Operation, pieces: tuple[int, int]
-) -> None:
+def test_an_operation_counts_the_bytes_of_the_payloads_it_moves(operation: Operation, pieces: tuple[int, int]) -> None:
     assert case(codec="bf16", workers=3, shards=4).pieces(operation) == pieces

@@ -1,4 +1,4 @@
-"""The benchmark of the wire measures real processes: causes come before effects, and the processes end with it."""
+"""``zmqrl bench wire`` measures real processes: causes precede effects, and the processes end with the benchmark."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from zmqrl.profile.recorder import Recorder, RecorderJob
 from zmqrl.profile.recording import Recording
 
 
-def test_the_instants_of_a_shard_are_read_from_its_recording(tmp_path: Path) -> None:
+def test_the_times_of_a_shard_are_read_from_its_recording(tmp_path: Path) -> None:
     spans = Spans()
     recorder = Recorder(RecorderJob(tmp_path, "h", 10), shard_id(0), spans, run="r", incarnation=1)
     for event in (("receive", 1, 2, 3), ("accumulate", 10, 2, 3), ("accumulate", 20, 2, 3), ("publish", 30, 2, 4)):
@@ -33,7 +33,7 @@ def test_the_instants_of_a_shard_are_read_from_its_recording(tmp_path: Path) -> 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("implementation", ["zmqrl", "raw_tcp"])
-def test_a_round_has_every_push_arrival_and_publication_in_their_order(
+def test_a_round_has_every_push_arrival_and_publication_in_order(
     implementation: Implementation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[Blocks] = []
@@ -59,13 +59,13 @@ def test_a_round_has_every_push_arrival_and_publication_in_their_order(
     assert {row["operation"]: row["rounds"] for row in rows} == {
         "update_round": 12,
         "push": 12,
-        "ingest": 24,  # of each shard
+        "ingest": 24,  # 12 on each shard
         "fan_out": 12,
         "round_trip": 12,
     }
     (blocks,) = found
     rounds = [each for block in (*blocks["together"], *blocks["alone"]) for each in block]
-    assert len(rounds) == 2 * (12 + 2), "one more in each block"
+    assert len(rounds) == 2 * (12 + 2), "each block has one more round, the warm-up"
     for each in rounds:
         assert_in_order(each, workers=3, shards=2)
 
@@ -79,7 +79,7 @@ def assert_in_order(each: Round, workers: int, shards: int) -> None:
 
 
 @pytest.mark.processes
-def test_a_process_that_dies_ends_the_benchmark_with_a_sentence() -> None:
+def test_a_process_that_dies_ends_the_benchmark_with_a_clear_error() -> None:
     with Crew(2) as crew, crew.playing("copy", Copier, {0: {"pieces": 1, "piece_bytes": 100}}) as roles:
         crew.run(roles, 2)
         os.kill(crew.pids[1], signal.SIGKILL)

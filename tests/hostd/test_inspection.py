@@ -1,4 +1,4 @@
-"""What the kernel says of a process, and its own account of where it is."""
+"""The state of a process according to the kernel, and the stack that it prints itself."""
 
 import faulthandler
 import os
@@ -29,14 +29,14 @@ def state_of(pid: int) -> str | None:
     return None if sight is None else sight.state
 
 
-def test_a_process_that_sleeps_waits_and_would_die_of_the_signal(sleeper: "subprocess.Popen[bytes]") -> None:
+def test_a_sleeping_process_is_waiting_and_does_not_catch_the_signal(sleeper: "subprocess.Popen[bytes]") -> None:
     eventually(lambda: state_of(sleeper.pid) == "waiting", "it sleeps")
     sight = inspection.look(sleeper.pid)
     assert sight is not None
     assert not sight.answers
 
 
-def test_a_process_that_is_stopped_is_so_until_it_is_continued(sleeper: "subprocess.Popen[bytes]") -> None:
+def test_a_stopped_process_is_reported_as_stopped_until_it_continues(sleeper: "subprocess.Popen[bytes]") -> None:
     sleeper.send_signal(signal.SIGSTOP)
     eventually(lambda: state_of(sleeper.pid) == "stopped", "it is stopped")
     sleeper.send_signal(signal.SIGCONT)
@@ -74,7 +74,7 @@ def test_only_a_process_that_catches_both_signals_answers(handler: signal.Handle
     assert sight.answers == callable(handler)
 
 
-def test_the_frames_are_those_of_the_thread_that_answered() -> None:
+def test_the_frames_are_from_the_thread_that_answered() -> None:
     def elsewhere(released: threading.Event) -> None:
         released.wait(60)
 
@@ -89,7 +89,7 @@ def test_the_frames_are_those_of_the_thread_that_answered() -> None:
     other.join()
     assert any("in elsewhere" in line for line in lines)
     found = inspection.frames(["a line of the log before", *lines])
-    assert found[0].endswith("in test_the_frames_are_those_of_the_thread_that_answered")
+    assert found[0].endswith("in test_the_frames_are_from_the_thread_that_answered")
     assert found[0].startswith(f'File "{__file__}", line ')
     assert len(found) <= inspection.MOST_FRAMES
     assert not any("in elsewhere" in line for line in found)

@@ -1,4 +1,4 @@
-"""Processes that a scenario kills."""
+"""A scenario kills processes at given times."""
 
 import signal
 from collections.abc import Collection
@@ -18,7 +18,7 @@ WHERE = {shard_id(0): "one", worker_id(0): "one", worker_id(1): "two"}
 
 
 class Signalled:
-    """A launcher that notes what it is asked for."""
+    """A launcher that records the signals it is asked to send."""
 
     def __init__(self, running: Collection[ProcessId]) -> None:
         self.alive = list(running)
@@ -42,7 +42,7 @@ class Signalled:
         ("host-7", []),
     ],
 )
-def test_what_is_due_is_killed_once(name: str, killed: list[ProcessId], tmp_path: Path) -> None:
+def test_each_process_is_killed_once_when_it_is_due(name: str, killed: list[ProcessId], tmp_path: Path) -> None:
     launcher, said = Signalled(WHERE), list[str]()
     sites = {
         process: Site(host=host, directory=RunDirectory(tmp_path), address="127.0.0.1")
@@ -51,7 +51,7 @@ def test_what_is_due_is_killed_once(name: str, killed: list[ProcessId], tmp_path
     faults = Faults([Failure(process=name, at=5.0)], cast(Launcher, launcher), sites, said.append)
     faults.step(100.0)  # the run has not begun
     faults.begin(100.0)
-    faults.begin(103.0)  # it goes on after a rollback
+    faults.begin(103.0)  # the time continues after a rollback
     faults.step(104.9)
     assert not launcher.killed
     faults.step(105.0)

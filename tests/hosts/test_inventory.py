@@ -1,4 +1,4 @@
-"""What the user says about machines: lists, hostfiles and TOML files, and a sentence for what cannot be."""
+"""Hosts given by the user: lists, hostfiles and TOML files, and the errors about invalid ones."""
 
 import itertools
 import os
@@ -21,7 +21,7 @@ Written = Callable[..., str]
 
 @pytest.fixture
 def written(tmp_path: Path) -> Written:
-    """Writes a file of hosts and returns its path, as given to -H."""
+    """Write a hosts file. Returns its path as given to -H."""
 
     def write(text: str, name: str = "hosts.toml") -> str:
         path = tmp_path / name
@@ -35,7 +35,7 @@ def names(text: str) -> list[str]:
     return [host.name for host in read_hosts(text)]
 
 
-def test_a_list_names_hosts_and_maybe_their_slots() -> None:
+def test_a_list_names_hosts_and_optionally_their_slots() -> None:
     assert read_hosts("h1,h2:4, alice@node[01-02]:2,h9:0") == (
         Host(name="h1"),
         Host(name="h2", slots=4),
@@ -68,7 +68,7 @@ pieces = st.tuples(
 
 
 @given(st.lists(pieces, min_size=1, max_size=2), st.integers(0, 99) | st.none())
-def test_any_product_of_ranges_is_written_out_like_nested_loops(
+def test_several_ranges_expand_like_nested_loops(
     parts: list[tuple[str, list[tuple[int, int, int]]]], slots: int | None
 ) -> None:
     text, choices = "", []
@@ -135,7 +135,7 @@ def test_any_product_of_ranges_is_written_out_like_nested_loops(
         ("launch/nowhere", "-H launch/nowhere: no such file"),
     ],
 )
-def test_a_list_that_cannot_be_is_refused_with_a_sentence(
+def test_an_invalid_list_is_refused_with_a_clear_error(
     text: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -145,7 +145,7 @@ def test_a_list_that_cannot_be_is_refused_with_a_sentence(
 
 
 @given(st.text() | st.text(alphabet="ab1-[],:@. "))
-def test_any_list_gives_hosts_that_ssh_takes_for_names_or_a_sentence(text: str) -> None:
+def test_any_list_gives_valid_host_names_or_a_usage_error(text: str) -> None:
     try:
         hosts = read_hosts(text)
     except UsageError:
@@ -156,11 +156,11 @@ def test_any_list_gives_hosts_that_ssh_takes_for_names_or_a_sentence(text: str) 
         assert set(host.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-@")
 
 
-def test_a_list_may_be_longer_than_the_name_of_a_file() -> None:
+def test_a_list_can_be_longer_than_a_file_name() -> None:
     assert len(names(",".join(f"node{number}" for number in range(1000)))) == 1000
 
 
-def test_a_directory_is_no_file_of_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_not_accepted_as_a_hosts_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "h1").mkdir()
     monkeypatch.chdir(tmp_path)
     assert names("h1") == ["h1"]
@@ -168,7 +168,7 @@ def test_a_directory_is_no_file_of_hosts(tmp_path: Path, monkeypatch: pytest.Mon
         read_hosts(str(tmp_path / "h1"))
 
 
-def test_a_hostfile_names_a_host_a_line(written: Written) -> None:
+def test_a_hostfile_names_one_host_per_line(written: Written) -> None:
     path = written("# all\n\nh1\n  node[1-2] slots=4 # two\nh2 slots=8 max_slots=6\nh3 max_slots=2\n", "hostfile")
     assert read_hosts(path) == (
         Host(name="h1"),
@@ -196,18 +196,18 @@ def test_a_hostfile_names_a_host_a_line(written: Written) -> None:
         ("h1\nh1 slots=2", "hostfile: host h1 is listed 2 times"),
     ],
 )
-def test_a_line_that_cannot_be_is_named(text: str, sentence: str, written: Written) -> None:
+def test_an_error_names_the_invalid_line_of_a_hostfile(text: str, sentence: str, written: Written) -> None:
     with pytest.raises(UsageError, match=sentence):
         read_hosts(written(text, "hostfile"))
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hostfile").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is not text in UTF-8"):
         read_hosts(str(tmp_path / "hostfile"))
 
 
-def test_hosts_may_come_through_a_pipe(tmp_path: Path) -> None:
+def test_hosts_can_be_read_from_a_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=("h1\nh2\n",), daemon=True)
@@ -217,7 +217,7 @@ def test_hosts_may_come_through_a_pipe(tmp_path: Path) -> None:
     assert not writer.is_alive()
 
 
-def test_a_toml_file_says_all_there_is_to_say(written: Written) -> None:
+def test_a_toml_file_can_set_everything_about_a_host(written: Written) -> None:
     path = written("""
         [[host]]
         name = "alice@h1"
@@ -247,7 +247,7 @@ def test_a_toml_file_says_all_there_is_to_say(written: Written) -> None:
     )
 
 
-def test_defaults_hold_for_hosts_that_do_not_say_otherwise(written: Written) -> None:
+def test_defaults_apply_to_hosts_that_do_not_override_them(written: Written) -> None:
     path = written("""
         [defaults]
         slots = 4
@@ -317,7 +317,7 @@ HOST = '[[host]]\nname = "h1"\n'
         (HOST + HOST, "hosts.toml: host h1 is listed 2 times"),
     ],
 )
-def test_a_key_that_cannot_be_is_named_with_file_and_host(text: str, sentence: str, written: Written) -> None:
+def test_an_error_names_the_invalid_key_its_file_and_its_host(text: str, sentence: str, written: Written) -> None:
     with pytest.raises(UsageError, match=sentence):
         read_hosts(written(text))
 
@@ -335,7 +335,7 @@ HOSTS = read_hosts("head,node[01-04]:2")
         ("node[01-03]", "head, node02", ["node01", "node03"]),
     ],
 )
-def test_hosts_are_kept_and_dropped_by_lists(include: str | None, exclude: str | None, expected: list[str]) -> None:
+def test_lists_include_and_exclude_hosts(include: str | None, exclude: str | None, expected: list[str]) -> None:
     chosen = select(HOSTS, include, exclude)
     assert [host.name for host in chosen] == expected
     assert set(map(id, chosen)) <= set(map(id, HOSTS))
@@ -354,7 +354,7 @@ def test_hosts_are_kept_and_dropped_by_lists(include: str | None, exclude: str |
         ("head", "head", "--include and --exclude leave no host"),
     ],
 )
-def test_a_choice_that_cannot_be_is_named(include: str | None, exclude: str | None, sentence: str) -> None:
+def test_an_error_names_an_invalid_include_or_exclude(include: str | None, exclude: str | None, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         select(HOSTS, include, exclude)
 
@@ -369,7 +369,7 @@ def test_the_example_of_three_hosts_leaves_the_roles_open() -> None:
     assert all(host.shards is None and host.workers is None for host in (big, small, login))
 
 
-def test_the_example_by_hand_names_what_runs_where() -> None:
+def test_the_example_by_hand_assigns_every_process_to_a_host() -> None:
     hosts = {host.name: host for host in read_hosts(str(EXAMPLES / "by-hand.toml"))}
     assert list(hosts) == ["params1", "params2", "node01", "node02", "node03", "node04", "watcher"]
     assert sum(host.shards or 0 for host in hosts.values()) == 2
@@ -378,7 +378,7 @@ def test_the_example_by_hand_names_what_runs_where() -> None:
     assert hosts["node03"].address == "10.0.1.3"
 
 
-def test_the_example_hostfile_is_what_mpirun_reads() -> None:
+def test_the_example_hostfile_has_the_format_of_mpirun() -> None:
     hosts = read_hosts(str(EXAMPLES / "hostfile"))
     assert [(host.name, host.slots) for host in hosts] == [
         ("big", 8),

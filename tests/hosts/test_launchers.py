@@ -1,6 +1,6 @@
-"""One life cycle for all launchers: what is started is told of, what ends is told of, and nothing is left behind.
+"""One life cycle for all launchers: they report the start and the end of every process, and leave none behind.
 
-Every test runs with processes of this machine, of a host that is reached by ssh, and of a node of a Slurm job.
+Every test runs with processes on this machine, on a host reached by ssh, and on a node of a Slurm job.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.processes
 
 
 class Place:
-    """Where processes are: how an agent is started there, and how to look at them without it."""
+    """A place for processes: how to start a host daemon there, and how to check processes without it."""
 
     host = HERE
     lease_s: float | None = None
@@ -57,12 +57,12 @@ class Place:
         )
 
     def launcher(self, work: Path) -> DaemonLauncher:
-        # The same environment on every host; there, ssh would not take this one along.
+        # Set the environment explicitly for every host, because ssh does not pass it on.
         return DaemonLauncher({self.host: self.link(work)}, lambda name: self.host)
 
 
 class OverSSH(Place):
-    """A host of the lab. Its process ids are its own."""
+    """A host of the lab, with its own process ids."""
 
     lease_s = 5.0
 
@@ -81,7 +81,7 @@ class OverSSH(Place):
 
 
 class UnderSlurm(Place):
-    """A node of a job. Process ids are those of all nodes, but not those of this machine."""
+    """A node of a job. All nodes share process ids, which differ from those of this machine."""
 
     lease_s = 5.0
 
@@ -99,7 +99,7 @@ class UnderSlurm(Place):
 
 
 class Watched:
-    """A launcher, and all that it told."""
+    """A launcher and all events that it has reported."""
 
     def __init__(self, place: Place, where: Path) -> None:
         self.place, self.where = place, where
@@ -126,7 +126,7 @@ class Watched:
         return [event for event in self.told if isinstance(event, Inspected) and event.process == process]
 
     def inspect(self, process: ProcessId) -> Inspected:
-        """Ask what it does until the answer has a stack, or says that there will be none."""
+        """Inspect a process until the answer has a stack, or says that the process is stopped."""
         while True:
             self.told = [event for event in self.told if not isinstance(event, Inspected)]
             self.launcher.inspect(process)
@@ -136,7 +136,7 @@ class Watched:
                 return seen
 
     def up(self, *processes: ProcessId) -> list[dict[str, Any]]:
-        """What each has said first."""
+        """The first message of each process."""
         eventually(lambda: all(map(self.said, processes)), f"{processes} are up", WITHIN_S)
         return [self.said(process)[0] for process in processes]
 
@@ -147,7 +147,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def job(slurm: Slurm) -> Iterator[str]:
-    """A job that has all nodes."""
+    """A job that has allocated all nodes."""
     job = slurm.allocate()
     yield job
     slurm("scancel", job)
@@ -169,7 +169,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
 
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
-    """A directory that both this machine and the host have, each its own on a host."""
+    """A directory path that exists on this machine and on the host, where it can be a different directory."""
     return tmp_path
 
 
@@ -180,7 +180,7 @@ def watched(place: Place, where: Path) -> Iterator[Watched]:
     watched.launcher.close()
 
 
-def test_a_process_is_told_its_job_and_tells_that_it_is_up(watched: Watched) -> None:
+def test_a_process_receives_its_job_and_reports_that_it_is_up(watched: Watched) -> None:
     watched.start(ONE, padding="x" * 200_000)
     (facts,) = watched.up(ONE)
     assert facts["size"] == 200_000
@@ -188,16 +188,16 @@ def test_a_process_is_told_its_job_and_tells_that_it_is_up(watched: Watched) -> 
     assert watched.launcher.pids() == {ONE: facts["pid"]}
 
 
-def test_it_logs_at_the_level_that_is_set_for_its_launcher(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_logs_at_the_level_of_its_launcher(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LOG_LEVEL, raising=False)
     watched.start(ONE)
     watched.up(ONE)
-    monkeypatch.setenv(LOG_LEVEL, "debug")  # too late for the daemon of the host to inherit it
+    monkeypatch.setenv(LOG_LEVEL, "debug")  # too late for the host daemon to inherit it
     watched.start(OTHER)
     assert [facts["log_level"] for facts in watched.up(ONE, OTHER)] == [None, "debug"]
 
 
-def test_it_is_told_more_in_order_and_answers(watched: Watched) -> None:
+def test_a_process_receives_messages_in_order_and_answers(watched: Watched) -> None:
     watched.start(ONE, echo=True)
     for number in range(50):
         watched.launcher.tell(ONE, {"n": number})
@@ -206,7 +206,7 @@ def test_it_is_told_more_in_order_and_answers(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_its_end_is_told_with_its_status_and_its_last_words(watched: Watched, status: int) -> None:
+def test_the_end_of_a_process_is_reported_with_its_status_and_last_log_lines(watched: Watched, status: int) -> None:
     watched.start(ONE, log=[*(f"line {n}\n" for n in range(100)), "no line ending"], exit=status)
     end = watched.end(ONE)
     assert (end.status, end.how()) == (status, f"exit status {status}")
@@ -215,35 +215,35 @@ def test_its_end_is_told_with_its_status_and_its_last_words(watched: Watched, st
     assert watched.launcher.running() == []
 
 
-def test_last_words_are_those_of_the_process_that_ended_not_of_the_one_before(watched: Watched) -> None:
+def test_last_log_lines_are_from_the_process_that_ended_not_from_its_predecessor(watched: Watched) -> None:
     for times, words in enumerate(("first", "second"), start=1):
         watched.start(ONE, log=[f"{words}\n"], exit=1)
         assert watched.end(ONE, times).log_tail == words
     assert watched.log(ONE) == "first\nsecond\n"
 
 
-def test_what_is_printed_goes_to_the_log_and_is_no_answer(watched: Watched) -> None:
+def test_printed_text_goes_to_the_log_and_is_not_an_answer(watched: Watched) -> None:
     watched.start(ONE, print=["A.L.E.\n", "[1, 2]\n", "{broken\n", '{"echo": 1}\n', "no end"], exit=0)
     watched.end(ONE)
     assert watched.log(ONE).splitlines() == ["A.L.E.", "[1, 2]", "{broken", '{"echo": 1}', "no end"]
     assert len(watched.said(ONE)) == 1
 
 
-def test_a_module_that_is_not_there_is_told_as_an_end(watched: Watched) -> None:
+def test_a_missing_module_is_reported_as_the_end_of_the_process(watched: Watched) -> None:
     watched.start(ONE, module="nonsense")
     end = watched.end(ONE)
     assert end.status == 1
     assert "No module named nonsense" in end.log_tail
 
 
-def test_a_signal_ends_it_and_is_named(watched: Watched) -> None:
+def test_a_process_ended_by_a_signal_is_reported_with_the_signal(watched: Watched) -> None:
     watched.start(ONE)
     watched.up(ONE)
     watched.launcher.signal(ONE, signal.SIGKILL)
     assert watched.end(ONE).how() == "killed by SIGKILL"
 
 
-def test_one_that_is_killed_by_somebody_else_is_told_at_once_and_can_be_started_again(watched: Watched) -> None:
+def test_an_outside_kill_is_reported_at_once_and_the_process_can_start_again(watched: Watched) -> None:
     watched.start(ONE)
     (facts,) = watched.up(ONE)
     watched.place.kill(facts["pid"])
@@ -252,7 +252,7 @@ def test_one_that_is_killed_by_somebody_else_is_told_at_once_and_can_be_started_
     eventually(lambda: len(watched.said(ONE)) == 2, "up again", WITHIN_S)
 
 
-def test_what_a_process_started_in_its_session_ends_with_it(watched: Watched) -> None:
+def test_children_in_the_session_of_a_process_end_with_it(watched: Watched) -> None:
     watched.start(ONE, with_children=True)
     (facts,) = watched.up(ONE)
     watched.place.kill(facts["pid"])
@@ -260,7 +260,7 @@ def test_what_a_process_started_in_its_session_ends_with_it(watched: Watched) ->
     eventually(lambda: not watched.place.alive(facts["started"][0]), "its child ends", WITHIN_S)
 
 
-def test_stopping_ends_the_willing_and_the_stubborn_and_leaves_the_others(watched: Watched) -> None:
+def test_stopping_ends_even_processes_that_ignore_the_signal_and_leaves_the_others(watched: Watched) -> None:
     watched.start(WILLING)
     watched.start(STUBBORN, stubborn=True)
     watched.start(OTHER)
@@ -268,11 +268,11 @@ def test_stopping_ends_the_willing_and_the_stubborn_and_leaves_the_others(watche
     watched.launcher.stop([WILLING, STUBBORN], grace_s=0.1)
     assert watched.launcher.running() == [OTHER]
     assert [watched.place.alive(each["pid"]) for each in facts] == [False, False, True]
-    # Who ends a process knows that it ends.
+    # The launcher does not report ends that its user has asked for.
     assert watched.ends(WILLING) == watched.ends(STUBBORN) == []
 
 
-def test_closing_ends_everything_even_what_left_its_session(watched: Watched) -> None:
+def test_closing_ends_everything_even_processes_that_left_their_session(watched: Watched) -> None:
     watched.start(ONE, with_children=True)
     watched.start(STUBBORN, stubborn=True)
     facts = watched.up(ONE, STUBBORN)
@@ -281,7 +281,7 @@ def test_closing_ends_everything_even_what_left_its_session(watched: Watched) ->
     assert not any(map(watched.place.alive, [*(each["pid"] for each in facts), *facts[0]["started"]]))
 
 
-def test_an_agent_that_is_killed_takes_its_processes_with_it_and_is_started_anew(watched: Watched) -> None:
+def test_a_killed_host_daemon_takes_its_processes_with_it_and_is_restarted(watched: Watched) -> None:
     watched.start(ONE)
     (facts,) = watched.up(ONE)
     (link,) = watched.launcher.links.values()
@@ -321,7 +321,7 @@ while True:
 
 @contextlib.contextmanager
 def launching(place: Place, where: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
-    """A launcher in a process of its own, and the processes that it has started."""
+    """A launcher in a separate process, and the ids of the processes that it has started."""
     arguments = json.dumps([str(where), place.host, place.command(), place.lease_s, str(TESTS)])
     command = [sys.executable, "-c", LAUNCHING, arguments]
     with ending(subprocess.Popen(command, stdout=subprocess.PIPE)) as process:
@@ -333,7 +333,7 @@ HANGS = {"on a lock": "wait_for_ever", "in Python": "compute_for_ever", "in C": 
 
 
 @pytest.mark.parametrize("how", HANGS)
-def test_one_that_hangs_is_seen_with_the_stack_of_its_main_thread(watched: Watched, how: str) -> None:
+def test_a_hung_process_is_reported_with_the_stack_of_its_main_thread(watched: Watched, how: str) -> None:
     watched.start(ONE, hangs=how)
     watched.up(ONE)
     eventually(lambda: any(HANGS[how] in frame for frame in watched.inspect(ONE).stack), "it hangs", WITHIN_S)
@@ -345,7 +345,7 @@ def test_one_that_hangs_is_seen_with_the_stack_of_its_main_thread(watched: Watch
     assert f"in {HANGS[how]}" in watched.log(ONE)
 
 
-def test_one_that_computes_survives_many_questions(watched: Watched) -> None:
+def test_a_computing_process_survives_many_inspections(watched: Watched) -> None:
     watched.start(ONE, hangs="in Python")
     (facts,) = watched.up(ONE)
     watched.inspect(ONE)
@@ -360,13 +360,13 @@ def test_one_that_computes_survives_many_questions(watched: Watched) -> None:
     assert watched.ends(ONE) == []
 
 
-def test_one_that_hangs_in_its_first_import_says_where(watched: Watched) -> None:
+def test_a_process_that_hangs_in_its_first_import_is_reported_with_its_stack(watched: Watched) -> None:
     watched.start(ONE, module="support.a_hanging_import")
     eventually(lambda: "a_hanging_import.py" in watched.inspect(ONE).stack[0], "it hangs", WITHIN_S)
     assert watched.ends(ONE) == []
 
 
-def test_one_that_is_stopped_is_seen_so_and_goes_on_later(watched: Watched) -> None:
+def test_a_stopped_process_is_reported_as_stopped_and_continues_later(watched: Watched) -> None:
     watched.start(ONE, echo=True)
     watched.up(ONE)
     watched.launcher.signal(ONE, signal.SIGSTOP)
@@ -377,11 +377,11 @@ def test_one_that_is_stopped_is_seen_so_and_goes_on_later(watched: Watched) -> N
     eventually(lambda: len(watched.said(ONE)) == 2, "an answer", WITHIN_S)
 
 
-def test_one_that_would_die_of_the_question_is_not_asked(watched: Watched) -> None:
+def test_a_process_that_does_not_catch_the_signal_is_not_inspected(watched: Watched) -> None:
     watched.start(ONE, deaf=True, echo=True)
     watched.up(ONE)
     watched.launcher.tell(ONE, {"n": 1})
-    eventually(lambda: len(watched.said(ONE)) == 2, "it is deaf by now", WITHIN_S)
+    eventually(lambda: len(watched.said(ONE)) == 2, "it ignores the signal by now", WITHIN_S)
     watched.launcher.inspect(ONE)
     eventually(lambda: bool(watched.inspected(ONE)), "an answer", WITHIN_S)
     assert watched.inspected(ONE)[0].stack == ()
@@ -389,7 +389,7 @@ def test_one_that_would_die_of_the_question_is_not_asked(watched: Watched) -> No
     eventually(lambda: len(watched.said(ONE)) == 3, "it lives", WITHIN_S)
 
 
-def test_processes_that_have_just_been_started_survive_every_question(watched: Watched) -> None:
+def test_a_process_survives_every_inspection_while_it_starts(watched: Watched) -> None:
     watched.start(ONE, echo=True)
     while not watched.said(ONE):
         watched.launcher.inspect(ONE)
@@ -400,13 +400,13 @@ def test_processes_that_have_just_been_started_survive_every_question(watched: W
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_a_launcher_that_is_killed(place: Place, where: Path, number: signal.Signals) -> None:
+def test_no_process_outlives_a_killed_launcher(place: Place, where: Path, number: signal.Signals) -> None:
     with launching(place, where) as (process, pids):
         process.send_signal(number)
         eventually(lambda: not any(map(place.alive, pids)), f"the end of {pids}", 15)
 
 
-def test_a_second_agent_waits_for_the_first_to_end(place: Place, where: Path) -> None:
+def test_a_second_host_daemon_waits_until_the_first_has_ended(place: Place, where: Path) -> None:
     first, second = Watched(place, where), Watched(place, where)
     try:
         first.start(ONE)
@@ -421,7 +421,7 @@ def test_a_second_agent_waits_for_the_first_to_end(place: Place, where: Path) ->
         second.launcher.close()
 
 
-def test_a_directory_that_cannot_be_used_is_named(place: Place, where: Path) -> None:
+def test_an_error_names_an_unusable_directory(place: Place, where: Path) -> None:
     launcher = place.launcher(Path("/proc/version/work"))
     launcher.start(Task(process=ONE, module="support.a_child", job={}, log_path=where / "one.log", threads=1))
     events: list[Event] = []
@@ -445,7 +445,7 @@ def far(lab: Lab) -> OverSSH:
     return OverSSH(lab, "h2")
 
 
-def test_everything_ends_on_a_host_that_is_cut_off_and_it_is_used_again_afterwards(
+def test_all_processes_on_an_unreachable_host_end_and_the_host_can_be_used_again(
     lab: Lab, far: OverSSH, where: Path
 ) -> None:
     watched = Watched(far, where)
@@ -462,7 +462,7 @@ def test_everything_ends_on_a_host_that_is_cut_off_and_it_is_used_again_afterwar
     watched.launcher.close()
 
 
-def test_a_short_break_of_the_network_ends_nothing(lab: Lab, far: OverSSH, where: Path) -> None:
+def test_a_short_network_outage_ends_no_process(lab: Lab, far: OverSSH, where: Path) -> None:
     watched = Watched(far, where)
     watched.start(ONE, echo=True)
     watched.up(ONE)
@@ -475,7 +475,7 @@ def test_a_short_break_of_the_network_ends_nothing(lab: Lab, far: OverSSH, where
     watched.launcher.close()
 
 
-def test_hosts_that_cannot_be_reached_each_say_why(lab: Lab, where: Path) -> None:
+def test_each_unreachable_host_is_reported_with_its_reason(lab: Lab, where: Path) -> None:
     lab("refuse", "h3", "22", "on")
     stranger = where / "stranger"
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(stranger)]
@@ -512,6 +512,6 @@ def test_nothing_about_a_run_is_on_the_command_line_of_any_host(lab: Lab, far: O
     watched.launcher.close()
 
 
-def test_a_link_that_older_code_wrote_down_runs_the_daemon_of_today() -> None:
+def test_a_link_saved_by_older_code_runs_the_current_daemon() -> None:
     old = {"host": "h1", "command": ["ssh", "h1", "exec python -m zmqrl.cluster.agent"], "work": "run", "lease_s": 8.0}
     assert Link.from_dict(old).command == ["ssh", "h1", "exec python -m zmqrl.hostd.daemon"]

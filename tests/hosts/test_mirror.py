@@ -1,4 +1,4 @@
-"""Files come home from the hosts whole and in order, whatever breaks, and only from those whose they are."""
+"""Files are copied back from hosts complete and in order, whatever breaks, and only from the host that owns them."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from zmqrl.rundir import RunDirectory
 
 
 class Host:
-    """A host and its agent: answers at once, or when told to."""
+    """A host and its daemon, which answers when the test asks for it."""
 
     def __init__(self, name: str, place: Path) -> None:
         self.host, self.place = name, place
@@ -38,7 +38,7 @@ class Host:
         return (self.place / name).read_text(encoding="utf-8")
 
     def answer(self) -> h.Listing | h.Piece | h.Written | None:
-        """Do the oldest thing that was asked."""
+        """Carry out the oldest request."""
         match self.asked.pop(0):
             case h.List(under):
                 return h.Listing(files.sizes(self.place, under))
@@ -61,14 +61,14 @@ class World:
         self.mirror = Mirror(links, self.home, host_of)
 
     def answer(self) -> None:
-        """Let all hosts answer all that they are asked."""
+        """Let all hosts answer all of their requests."""
         while any(host.asked for host in self.hosts.values()):
             for name, host in self.hosts.items():
                 if host.asked and (event := host.answer()) is not None:
                     self.mirror.take(name, event)
 
     def begin(self) -> None:
-        """The processes of this session write from here on."""
+        """Begin the session: its processes write from now on."""
         for shard in (0, 1):
             self.mirror.put_history(shard)
         self.answer()
@@ -96,7 +96,7 @@ def lines(first: int, last: int, generation: int = 1) -> str:
 NAME = "history/shard-0.jsonl"
 
 
-def test_a_growing_file_comes_home_piece_by_piece(world: World) -> None:
+def test_a_growing_file_is_copied_back_piece_by_piece(world: World) -> None:
     text = lines(1, 80_000)
     assert len(text) > 2 * PIECE_BYTES
     for part in (10, 1000, len(text) // 2, len(text)):
@@ -105,7 +105,7 @@ def test_a_growing_file_comes_home_piece_by_piece(world: World) -> None:
         assert world.at_home(NAME) == text[:part]
 
 
-def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> None:
+def test_each_file_is_copied_only_from_the_host_of_its_process(world: World) -> None:
     world.begin()
     world.hosts["h1"].write(NAME, lines(1, 5))
     world.hosts["h2"].write(NAME, lines(1, 9, generation=7))
@@ -122,7 +122,7 @@ def test_each_file_is_taken_from_the_host_of_its_process_only(world: World) -> N
     "name",
     ["../../.ssh/authorized_keys", "history/../../x", "/etc/passwd", "config.json", "history/", "logs/shard-0.log"],
 )
-def test_a_name_that_leads_elsewhere_is_not_taken(world: World, name: str) -> None:
+def test_a_file_name_outside_the_mirrored_folders_is_ignored(world: World, name: str) -> None:
     world.mirror.take("h1", h.Listing({name: 10}))
     assert world.hosts["h1"].asked == []
     data = base64.b64encode(b"evil").decode()
@@ -130,37 +130,37 @@ def test_a_name_that_leads_elsewhere_is_not_taken(world: World, name: str) -> No
     assert list(world.home.path.iterdir()) == []
 
 
-def test_before_a_resume_what_only_the_host_has_comes_home_and_what_only_home_has_goes_there(world: World) -> None:
+def test_a_resume_copies_newer_history_lines_in_both_directions(world: World) -> None:
     for shard in (0, 1):
         path = world.home.history(shard)
         path.parent.mkdir(exist_ok=True)
         path.write_text(lines(1, 88))
     world.hosts["h1"].write(NAME, lines(1, 95))
-    world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # of a session long ago
+    world.hosts["h2"].write("history/shard-1.jsonl", lines(1, 20, generation=9))  # from a session long ago
     assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert last_version(world.home.history(0)) == 95
     assert last_version(world.home.history(1)) == 88
     for shard in (0, 1):
         world.mirror.put_history(shard)
-    assert not world.hosts["h1"].asked, "it has its history"
+    assert not world.hosts["h1"].asked, "it already has its history"
     world.answer()
     assert world.hosts["h1"].read(NAME) == lines(1, 95)
     assert world.hosts["h2"].read("history/shard-1.jsonl") == lines(1, 88)
 
 
 @pytest.mark.parametrize("longest", [120, 150])
-def test_a_history_that_does_not_go_on_from_ours_is_of_another_lineage(world: World, longest: int) -> None:
+def test_a_history_that_does_not_continue_ours_is_replaced(world: World, longest: int) -> None:
     path = world.home.history(0)
     path.parent.mkdir(exist_ok=True)
     path.write_text(lines(1, 100) + lines(101, 120, generation=2))
-    world.hosts["h1"].write(NAME, lines(1, longest))  # of a host that was away while another went on in its place
+    world.hosts["h1"].write(NAME, lines(1, longest))  # from a host that was away while another host took its place
     assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert world.at_home(NAME) == lines(1, 100) + lines(101, 120, generation=2)
     world.begin()
     assert world.hosts["h1"].read(NAME) == world.at_home(NAME)
 
 
-def test_a_host_that_has_lost_its_files_gets_them_again_and_ours_stay(world: World) -> None:
+def test_a_host_that_lost_its_files_gets_them_again_and_our_copy_stays(world: World) -> None:
     host = world.hosts["h1"]
     world.begin()
     host.write(NAME, lines(1, 150))
@@ -174,7 +174,7 @@ def test_a_host_that_has_lost_its_files_gets_them_again_and_ours_stay(world: Wor
     host.write(NAME, lines(1, 155))
     world.mirror.reopened("h1")
     world.answer()
-    assert host.read(NAME) == lines(1, 155), "it had more than we knew of"
+    assert host.read(NAME) == lines(1, 155), "the host had more lines than our copy"
 
 
 def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) -> None:
@@ -186,7 +186,7 @@ def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) 
         world.mirror.put_checkpoint(RECORDER, version)
     world.mirror.drop_checkpoint(RECORDER, 100)
     host = world.hosts["h2"]
-    host.asked.clear()  # all of it was lost with the connection
+    host.asked.clear()  # all requests were lost with the connection
     world.mirror.reopened("h2")
     world.answer()
     there = sorted(str(path.relative_to(host.place)) for path in host.place.rglob("*") if path.is_file())
@@ -195,7 +195,7 @@ def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) 
 
 @pytest.mark.parametrize("to", [8, 10])
 @pytest.mark.parametrize("something_else_first", [False, True])
-def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
+def test_a_rollback_between_a_request_and_its_answer_mixes_no_lines(
     world: World, to: int, something_else_first: bool
 ) -> None:
     host = world.hosts["h1"]
@@ -204,7 +204,7 @@ def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
     world.look()
     host.write(NAME, lines(1, 15))
     world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
-    answer = host.answer()  # lines 11 to 15, on their way
+    answer = host.answer()  # lines 11 to 15, in transit
     world.mirror.rewind(lambda shard: to, generation=2)
     host.write(NAME, lines(1, to) + lines(to + 1, 12, generation=2))
     assert answer is not None
@@ -215,7 +215,7 @@ def test_a_rollback_that_comes_between_a_question_and_its_answer_mixes_nothing(
     assert world.at_home(NAME) == lines(1, to) + lines(to + 1, 12, generation=2)
 
 
-def test_a_rollback_shortens_each_history_to_the_version_of_its_shard(world: World) -> None:
+def test_a_rollback_cuts_each_history_to_the_version_of_its_shard(world: World) -> None:
     world.begin()
     for host, shard in (("h1", 0), ("h2", 1)):
         world.hosts[host].write(f"history/shard-{shard}.jsonl", lines(1, 15))
@@ -224,23 +224,23 @@ def test_a_rollback_shortens_each_history_to_the_version_of_its_shard(world: Wor
     assert [last_version(world.home.history(shard)) for shard in (0, 1)] == [7, 9]
 
 
-def test_after_a_host_is_lost_with_a_file_on_its_way_the_file_still_comes(world: World) -> None:
+def test_a_file_in_transit_still_arrives_after_its_host_was_lost(world: World) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 5))
     world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
-    host.asked.clear()  # the question was lost with the connection
+    host.asked.clear()  # the request was lost with the connection
     world.mirror.lost("h1")
     world.look()
     assert world.at_home(NAME) == lines(1, 5)
 
 
-def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(world: World) -> None:
+def test_copying_back_waits_for_every_host_and_names_those_that_do_not_answer(world: World) -> None:
     world.hosts["h1"].write(NAME, lines(1, 5))
-    world.mirror.take("h1", h.Listing({NAME: 5}))  # a file is on its way when it begins
+    world.mirror.take("h1", h.Listing({NAME: 5}))  # a file is in transit at the start
     assert world.mirror.copy_back(world.answer, within_s=5) == []
     assert world.at_home(NAME) == lines(1, 5)
     world.hosts["h2"].up = None
-    assert world.mirror.copy_back(world.answer, within_s=60) == ["h2"], "lost hosts are not waited for"
+    assert world.mirror.copy_back(world.answer, within_s=60) == ["h2"], "lost hosts must not delay the end"
     world.mirror.clean(whole=True, but=["h2"])
     assert [host.asked for host in world.hosts.values()] == [[h.Clean(whole=True)], []]
     world.hosts["h1"].asked.clear()
@@ -248,13 +248,13 @@ def test_bringing_home_waits_for_every_host_and_says_when_one_does_not_answer(wo
     assert world.mirror.copy_back(lambda: None, within_s=0.1) == ["h1", "h2"]
 
 
-def test_a_full_disk_there_is_an_error_for_a_history_and_none_for_a_checkpoint(world: World) -> None:
+def test_a_full_disk_on_a_host_is_an_error_for_a_history_but_not_for_a_checkpoint(world: World) -> None:
     world.mirror.take("h1", h.Written("checkpoints/v00000000/model.safetensors", "no space"))
     with pytest.raises(ClusterError, match=r"host h1 cannot write history/shard-0\.jsonl: no space"):
         world.mirror.take("h1", h.Written(NAME, "no space"))
 
 
-def test_cleaning_leaves_nothing_or_only_the_place(world: World) -> None:
+def test_cleaning_removes_the_files_or_the_whole_directory(world: World) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 5))
     (host.place / files.LOCK).touch()

@@ -1,4 +1,4 @@
-"""Hosts on one machine that are as separate as real ones, and whose network breaks on command: launch/netlab."""
+"""launch/netlab: hosts on one machine that are as separate as real ones, with a network that fails on command."""
 
 import contextlib
 import json
@@ -17,17 +17,17 @@ from support.rig import ending, eventually
 
 pytestmark = pytest.mark.processes
 
-MARK = "86399.5"  # what a test's `sleep` is recognised by
-PATIENCE_S = 1.0  # how long is waited for an answer that is not to come
+MARK = "86399.5"  # the argument that identifies the `sleep` of a test
+PATIENCE_S = 1.0  # how long a test waits for an answer that must not come
 
 
 def connect(lab: Lab, host: str) -> socket.socket:
-    """A connection to a host's SSH server."""
+    """Connect to the SSH server of a host."""
     return socket.create_connection((lab.address(host), 22), timeout=PATIENCE_S)
 
 
 def remains(where: Slot) -> list[str]:
-    """What is left of a lab: namespaces, links, addresses, its directory, processes that tests started on it."""
+    """The remains of a lab: namespaces, links, addresses, its directory, and processes that tests started on it."""
     found = [line for line in output("ip", "netns", "list").splitlines() if line.startswith(where.name)]
     found += [line for line in output("ip", "-o", "addr").splitlines() if where.subnet in line]
     found += [line for line in output("ip", "-o", "link").splitlines() if f"{where.name}-" in line]
@@ -59,13 +59,13 @@ def empty_slot(need_a_lab: None) -> Iterator[Slot]:
 # hosts
 
 
-def test_every_host_is_reached_over_ssh_and_known_by_a_key_of_its_own(lab: Lab) -> None:
+def test_every_host_is_reached_over_ssh_and_has_its_own_host_key(lab: Lab) -> None:
     assert [lab.ssh(host, ["hostname"]).stdout.strip() for host in lab.hosts] == ["h1", "h2", "h3", "h4"]
     keys = [line.split()[2] for line in (lab.directory / "known_hosts").read_text().splitlines()]
     assert len(set(keys)) == len(lab.hosts)
 
 
-def test_a_host_with_another_key_than_the_known_one_is_refused(lab: Lab, tmp_path: Path) -> None:
+def test_a_host_with_an_unknown_key_is_refused(lab: Lab, tmp_path: Path) -> None:
     swapped = {"h1,": "h2,", "h2,": "h1,"}
     known = (lab.directory / "known_hosts").read_text().splitlines()
     lines = [swapped.get(line[:3], line[:3]) + line[3:].replace(lab.address("h1"), "x") for line in known]
@@ -88,7 +88,7 @@ def test_hosts_reach_each_other_and_the_machine_by_name(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("directory", ["/tmp", "/dev/shm", "/root", "/run"])
-def test_a_host_has_its_own(lab: Lab, directory: str) -> None:
+def test_a_host_has_private_directories(lab: Lab, directory: str) -> None:
     file = f"{directory}/only-on-h1"
     lab.ssh("h1", ["touch", file])
     assert lab.ssh("h1", ["test", "-e", file], check=False).returncode == 0
@@ -96,14 +96,14 @@ def test_a_host_has_its_own(lab: Lab, directory: str) -> None:
     assert not Path(file).exists()
 
 
-def test_hosts_share_the_checkout_python_and_what_they_were_told_to_share(lab: Lab) -> None:
+def test_hosts_share_the_checkout_python_and_the_requested_directories(lab: Lab) -> None:
     program = f"from pathlib import Path; Path('{lab.shared}/from-h1').write_text(str(Path('{NETLAB}').is_file()))"
     lab.ssh("h1", [sys.executable, "-c", program])
     assert lab.ssh("h2", ["cat", f"{lab.shared}/from-h1"]).stdout == "True"
     assert (lab.shared / "from-h1").read_text() == "True"
 
 
-def test_a_host_has_its_processes_to_itself_whatever_they_do(lab: Lab) -> None:
+def test_a_host_lists_only_its_own_processes_even_detached_ones(lab: Lab) -> None:
     assert lab.processes("h1") == []
     detached = ["setsid", "--fork", "unshare", "--net", "--pid", "--fork", "sleep", MARK]
     lab.ssh("h1", ["sh", "-c", f"{' '.join(detached)} </dev/null >/dev/null 2>&1"])
@@ -112,7 +112,7 @@ def test_a_host_has_its_processes_to_itself_whatever_they_do(lab: Lab) -> None:
     assert lab.processes("h2") == []
     pids = [str(process["pid"]) for process in json.loads(lab("ps", "h1", "--json").stdout)]
     lab.run("h1", ["sh", "-c", f"kill -9 {' '.join(pids)}"])
-    eventually(lambda: lab.processes("h1") == [] and sleepers() == [], "an end of the processes on h1")
+    eventually(lambda: lab.processes("h1") == [] and sleepers() == [], "the end of the processes on h1")
 
 
 def test_orphans_that_end_leave_no_zombies(lab: Lab) -> None:
@@ -124,7 +124,7 @@ def test_orphans_that_end_leave_no_zombies(lab: Lab) -> None:
 # faults
 
 
-def test_a_pulled_cable_takes_the_carrier_and_nothing_else(lab: Lab) -> None:
+def test_a_link_that_is_down_affects_only_its_host(lab: Lab) -> None:
     lab.link("h2", "down")
     assert lab.status()["h2"]["link"] == "down"
     assert lab.run("h2", ["cat", "/sys/class/net/eth0/carrier"]).stdout == "0\n"
@@ -136,7 +136,7 @@ def test_a_pulled_cable_takes_the_carrier_and_nothing_else(lab: Lab) -> None:
     assert lab.ssh("h2", ["hostname"]).stdout == "h2\n"
 
 
-def test_a_blackhole_is_silent_and_connections_outlast_it(lab: Lab) -> None:
+def test_a_blackhole_drops_packets_silently_and_connections_survive_it(lab: Lab) -> None:
     with connect(lab, "h3") as connection, connection.makefile("rb") as received:
         assert received.readline().startswith(b"SSH-")
         lab.blackhole("h3", "on")
@@ -150,7 +150,7 @@ def test_a_blackhole_is_silent_and_connections_outlast_it(lab: Lab) -> None:
     assert lab.ssh("h3", ["hostname"]).stdout == "h3\n"
 
 
-def test_a_reset_is_seen_at_once_by_old_and_new_connections(lab: Lab) -> None:
+def test_a_reset_breaks_old_and_new_connections_at_once(lab: Lab) -> None:
     with connect(lab, "h4") as connection, connection.makefile("rb") as received:
         assert received.readline().startswith(b"SSH-")
         lab.reset("h4", "on")
@@ -167,7 +167,7 @@ def test_a_reset_is_seen_at_once_by_old_and_new_connections(lab: Lab) -> None:
     assert lab.ssh("h4", ["ssh", "h1", "hostname"]).stdout == "h1\n"
 
 
-def test_a_refused_port_is_refused_and_no_other(lab: Lab) -> None:
+def test_only_the_given_port_is_refused(lab: Lab) -> None:
     lab("refuse", "h1", "20:22", "on")
     assert lab.status()["h1"]["refused"] == ["20:22"]
     with pytest.raises(ConnectionRefusedError):
@@ -177,7 +177,7 @@ def test_a_refused_port_is_refused_and_no_other(lab: Lab) -> None:
     assert lab.ssh("h1", ["hostname"]).stdout == "h1\n"
 
 
-def test_a_rate_holds_packets_back_both_ways(lab: Lab) -> None:
+def test_a_rate_limits_traffic_in_both_directions(lab: Lab) -> None:
     lab.rate("h1", "2mbit")
     assert lab.status()["h1"]["rate"] == "2mbit"
     lab.ssh("h1", ["head", "-c", "400000", "/dev/zero"])
@@ -191,7 +191,7 @@ def test_a_rate_holds_packets_back_both_ways(lab: Lab) -> None:
     assert lab.status()["h1"]["rate"] is None
 
 
-def test_a_delay_is_set_or_refused_and_the_rate_stays(lab: Lab) -> None:
+def test_a_delay_is_set_or_refused_and_leaves_the_rate_unchanged(lab: Lab) -> None:
     lab.rate("h1", "50mbit")
     asked = lab("delay", "h1", "20ms", check=False)
     if asked.returncode == 0:
@@ -204,7 +204,7 @@ def test_a_delay_is_set_or_refused_and_the_rate_stays(lab: Lab) -> None:
     assert lab.status()["h1"]["rate"] == "50mbit"
 
 
-def test_a_fault_set_twice_is_undone_once(lab: Lab) -> None:
+def test_a_fault_that_was_set_twice_is_undone_by_one_command(lab: Lab) -> None:
     lab.blackhole("h1", "on")
     lab.blackhole("h1", "on")
     lab.blackhole("h1", "off")
@@ -226,7 +226,7 @@ def test_healing_undoes_every_fault(lab: Lab) -> None:
 # up and down
 
 
-def test_a_lab_goes_with_every_process_and_leaves_nothing(empty_slot: Slot, tmp_path: Path) -> None:
+def test_taking_a_lab_down_ends_every_process_and_leaves_nothing(empty_slot: Slot, tmp_path: Path) -> None:
     empty_slot.up(2, "--rate", "80mbit")
     lab = Lab(empty_slot, tmp_path)
     assert {row["rate"] for row in lab.status().values()} == {"80mbit"}
@@ -242,7 +242,7 @@ def test_a_lab_goes_with_every_process_and_leaves_nothing(empty_slot: Slot, tmp_
     assert remains(empty_slot) == []
 
 
-def test_two_labs_live_side_by_side(lab: Lab, empty_slot: Slot, tmp_path: Path) -> None:
+def test_two_labs_can_run_side_by_side(lab: Lab, empty_slot: Slot, tmp_path: Path) -> None:
     empty_slot.up(1)
     other = Lab(empty_slot, tmp_path)
     other.ssh("h1", ["touch", "/tmp/other"])
@@ -253,7 +253,7 @@ def test_two_labs_live_side_by_side(lab: Lab, empty_slot: Slot, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("made", ["", "state.json", "h1/host_key", "h1/pid"])
-def test_what_a_killed_up_left_is_taken_down(empty_slot: Slot, made: str) -> None:
+def test_down_removes_the_remains_of_a_killed_up(empty_slot: Slot, made: str) -> None:
     with starting(empty_slot, made) as process:
         process.kill()
     if made:
@@ -262,7 +262,7 @@ def test_what_a_killed_up_left_is_taken_down(empty_slot: Slot, made: str) -> Non
     assert remains(empty_slot) == []
 
 
-def test_a_lab_that_killed_tests_left_is_taken_down_by_the_next_ones(need_a_lab: None) -> None:
+def test_the_next_tests_take_down_a_lab_left_by_killed_tests(need_a_lab: None) -> None:
     with slot() as where:
         pass
     where.up(1)
@@ -271,7 +271,7 @@ def test_a_lab_that_killed_tests_left_is_taken_down_by_the_next_ones(need_a_lab:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_up_that_is_told_to_stop_leaves_nothing(empty_slot: Slot, number: signal.Signals) -> None:
+def test_an_interrupted_up_leaves_nothing(empty_slot: Slot, number: signal.Signals) -> None:
     with starting(empty_slot, "h1/log") as process:
         process.send_signal(number)
         assert process.wait(LONGEST_S) == 128 + number
@@ -280,14 +280,14 @@ def test_an_up_that_is_told_to_stop_leaves_nothing(empty_slot: Slot, number: sig
 
 @contextlib.contextmanager
 def starting(where: Slot, made: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`netlab up` when it has just made this file."""
+    """Run `netlab up` until it has made this file."""
     command = [sys.executable, str(NETLAB), "up", "2", *where.where, "--subnet", where.subnet]
     with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) as process:
         eventually((where.directory / made).exists, f"{made} of a lab")
         yield process
 
 
-def test_an_up_that_fails_half_way_leaves_nothing_and_says_why(empty_slot: Slot, tmp_path: Path) -> None:
+def test_an_up_that_fails_halfway_leaves_nothing_and_gives_the_reason(empty_slot: Slot, tmp_path: Path) -> None:
     (tmp_path / "tc").write_text("#!/bin/sh\necho no room >&2; exit 1\n")
     (tmp_path / "tc").chmod(0o755)
     failed = empty_slot.up(2, "--rate", "1mbit", check=False, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
@@ -297,7 +297,7 @@ def test_an_up_that_fails_half_way_leaves_nothing_and_says_why(empty_slot: Slot,
     assert remains(empty_slot) == []
 
 
-def test_a_lab_takes_neither_a_directory_nor_a_name_nor_addresses_in_use(lab: Lab, tmp_path: Path) -> None:
+def test_a_lab_refuses_a_directory_a_name_or_addresses_in_use(lab: Lab, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("")
     free = ("--name", "free", "--subnet", "10.79.0")
@@ -339,7 +339,7 @@ def test_a_lab_takes_neither_a_directory_nor_a_name_nor_addresses_in_use(lab: La
         (["exec", "h1"], "the following arguments are required: COMMAND"),
     ],
 )
-def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_bad_input_is_refused_in_one_sentence(arguments: list[str], sentence: str) -> None:
     refused = netlab(*arguments, check=False)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("netlab: ")
@@ -347,7 +347,7 @@ def test_bad_input_gets_one_sentence(arguments: list[str], sentence: str) -> Non
     assert sentence in refused.stderr
 
 
-def test_a_host_or_a_lab_that_is_not_there_is_named(lab: Lab, tmp_path: Path) -> None:
+def test_an_error_names_a_missing_host_or_lab(lab: Lab, tmp_path: Path) -> None:
     refused = lab("rate", "h9", "1mbit", check=False)
     assert (refused.returncode, refused.stderr) == (2, "netlab: there is no host h9: the lab has h1, h2, h3, h4\n")
     refused = netlab("status", "--dir", str(tmp_path / "none"), check=False)
@@ -355,11 +355,11 @@ def test_a_host_or_a_lab_that_is_not_there_is_named(lab: Lab, tmp_path: Path) ->
     assert f"there is no lab in {tmp_path}/none" in refused.stderr
 
 
-def test_a_host_whose_first_process_died_is_said_to_be_down(empty_slot: Slot, tmp_path: Path) -> None:
+def test_a_host_without_its_first_process_is_reported_as_not_running(empty_slot: Slot, tmp_path: Path) -> None:
     empty_slot.up(1)
     os.kill(int((empty_slot.directory / "h1/pid").read_text()), signal.SIGKILL)
     lab = Lab(empty_slot, tmp_path)
-    eventually(lambda: not lab.status()["h1"]["running"], "an end of h1")
+    eventually(lambda: not lab.status()["h1"]["running"], "the end of h1")
     refused = lab("exec", "h1", "true", check=False)
     assert (refused.returncode, "h1 is not running" in refused.stderr) == (2, True)
 
@@ -370,7 +370,7 @@ def test_a_lab_is_not_taken_down_from_one_of_its_hosts(lab: Lab) -> None:
     assert lab.ssh("h1", ["hostname"]).stdout == "h1\n"
 
 
-def test_who_is_not_root_is_told_so(need_a_lab: None) -> None:
+def test_a_user_who_is_not_root_gets_a_clear_error(need_a_lab: None) -> None:
     command = ["unshare", "--user", sys.executable, str(NETLAB), "status"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
     assert (refused.returncode, "must be root" in refused.stderr) == (2, True)

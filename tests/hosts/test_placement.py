@@ -1,4 +1,4 @@
-"""Which host runs which process: by hand where hosts say so, evenly where they do not, and always everything."""
+"""The placement of processes on hosts: by hand if the hosts file says so, otherwise evenly, and always complete."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def placed(
 
 
 def numbers(placement: Placement, role: str) -> list[int]:
-    """How many processes of ``role`` each host has."""
+    """The number of processes of ``role`` on each host."""
     return [sum(each.role == role for each in placement.processes_on(host)) for host in placement.hosts]
 
 
@@ -41,7 +41,7 @@ def names_on(placement: Placement, host: str) -> list[str]:
     return list(map(str, placement.processes_on(host)))
 
 
-def test_shards_go_to_the_hosts_in_turn_and_workers_where_cores_are_free() -> None:
+def test_shards_go_to_hosts_in_turn_and_workers_go_to_free_cores() -> None:
     placement = placed("a,b", 4, shards=1, workers=7)
     assert names_on(placement, "a") == ["shard-0", "worker-0", "worker-1", "worker-2"]
     assert names_on(placement, "b") == ["worker-3", "worker-4", "worker-5", "worker-6"]
@@ -56,19 +56,19 @@ def test_a_host_whose_only_core_has_a_shard_still_takes_workers() -> None:
     assert numbers(placed("a", 1, workers=3), "worker") == [3]
 
 
-def test_slots_say_how_many_workers_a_host_takes_whatever_its_cores() -> None:
+def test_slots_override_the_number_of_cores() -> None:
     assert numbers(placed("a:4,b:2", [2, 64], shards=0, workers=6), "worker") == [4, 2]
     assert numbers(placed("a:4,b:2", [2, 64], shards=0, workers=3), "worker") == [2, 1]
     assert numbers(placed("a:1,b", [64, 2], shards=0, workers=9), "worker") == [1, 8]
 
 
-def test_evaluator_and_recorder_go_where_the_load_per_core_is_least() -> None:
+def test_evaluator_and_recorder_go_to_hosts_with_the_lowest_load_per_core() -> None:
     placement = placed("a,b,c:0", [4, 4, 1], shards=2, workers=6, evaluator=True, recorder=True)
     assert placement.host_of[EVALUATOR] == "c"
     assert placement.host_of[RECORDER] == "a"
 
 
-def test_roles_by_hand_stay_where_they_are_named_and_nowhere_else() -> None:
+def test_roles_placed_by_hand_run_only_on_the_named_hosts() -> None:
     hosts = (Host(name="a"), Host(name="b", shards=2), Host(name="c", workers=3), Host(name="d", evaluator=True))
     placement = placed(hosts, 2, shards=2, workers=3, evaluator=True)
     assert [names_on(placement, host) for host in "abcd"] == [
@@ -79,20 +79,20 @@ def test_roles_by_hand_stay_where_they_are_named_and_nowhere_else() -> None:
     ]
 
 
-def test_roles_that_are_not_named_go_around_those_that_are() -> None:
+def test_other_roles_are_placed_around_those_placed_by_hand() -> None:
     hosts = (Host(name="a", recorder=True), Host(name="b"))
     placement = placed(hosts, 2, shards=0, workers=3, evaluator=True, recorder=True)
     assert numbers(placement, "worker") == [1, 2]
     assert placement.host_of[RECORDER] == "a"
 
 
-def test_workers_by_hand_may_exceed_slots_and_cores_without_a_word() -> None:
+def test_workers_placed_by_hand_can_exceed_slots_and_cores_without_a_notice() -> None:
     placement = placed((Host(name="a", slots=1, workers=5), Host(name="b")), 2, workers=5)
     assert numbers(placement, "worker") == [5, 0]
     assert placement.notices == ()
 
 
-def test_a_place_for_an_evaluator_that_is_not_asked_for_is_ignored() -> None:
+def test_a_place_for_an_evaluator_is_ignored_in_a_run_without_one() -> None:
     placement = placed((Host(name="a", evaluator=True, recorder=True),), 2)
     assert set(map(str, placement.host_of)) == {"shard-0", "worker-0", "worker-1"}
 
@@ -115,12 +115,12 @@ def test_a_place_for_an_evaluator_that_is_not_asked_for_is_ignored() -> None:
         ((Host(name="a", slots=1),), "the hosts have 1 slot:"),
     ],
 )
-def test_numbers_that_do_not_fit_are_both_named(hosts: tuple[Host, ...], sentence: str) -> None:
+def test_an_error_names_both_numbers_that_do_not_match(hosts: tuple[Host, ...], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         placed(hosts, 8, shards=2, workers=4, evaluator=True)
 
 
-def test_more_workers_than_cores_run_evenly_and_are_a_notice() -> None:
+def test_more_workers_than_cores_are_spread_evenly_with_a_notice() -> None:
     placement = placed("a,b", [2, 4], shards=0, workers=9)
     assert numbers(placement, "worker") == [3, 6]
     assert placement.notices == ("2 hosts of 2 will run more workers than cores, a the most: 3 workers on 2 cores.",)
@@ -128,7 +128,7 @@ def test_more_workers_than_cores_run_evenly_and_are_a_notice() -> None:
     assert placed("a:9", 2, workers=9).notices == ()
 
 
-def test_threads_are_the_cores_shared_by_the_workers_of_a_host_or_as_it_says() -> None:
+def test_threads_are_the_cores_per_worker_unless_the_host_sets_them() -> None:
     hosts = (Host(name="a", slots=2), Host(name="b", threads=3), Host(name="c", slots=0))
     placement = placed(hosts, [9, 2, 6], shards=1, workers=4, evaluator=True)
     assert numbers(placement, "worker") == [2, 2, 0]
@@ -168,7 +168,7 @@ def test_the_examples_can_be_placed() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What place() is asked."""
+    """The arguments of place()."""
 
     hosts: tuple[Host, ...]
     cores: dict[str, int]
@@ -194,7 +194,7 @@ class Wish:
 
 @st.composite
 def wishes(draw: st.DrawFn, *, by_hand: bool = True, slots: bool = True) -> Wish:
-    """Hosts and numbers that fit each other."""
+    """Hosts and numbers of processes that match."""
     count = draw(st.integers(1, 5))
 
     def some(values: st.SearchStrategy[int], wanted: bool = True) -> list[int | None]:
@@ -228,7 +228,7 @@ def wishes(draw: st.DrawFn, *, by_hand: bool = True, slots: bool = True) -> Wish
 
 
 @given(wishes())
-def test_every_process_is_placed_once_with_threads_and_in_one_row_of_ranks(wish: Wish) -> None:
+def test_every_process_is_placed_once_with_threads_and_consecutive_ranks(wish: Wish) -> None:
     placement = wish.placement()
     assert sorted(map(str, placement.host_of)) == sorted(map(str, placement.threads)) == sorted(wish.names())
     everywhere = [name for host in placement.hosts for name in names_on(placement, host)]
@@ -240,13 +240,13 @@ def test_every_process_is_placed_once_with_threads_and_in_one_row_of_ranks(wish:
 
 
 @given(wishes())
-def test_the_same_wish_gives_the_same_placement(wish: Wish) -> None:
+def test_the_same_request_gives_the_same_placement(wish: Wish) -> None:
     again = dataclasses.replace(wish, cores=dict(reversed(wish.cores.items())))
     assert wish.placement() == again.placement()
 
 
 @given(wishes())
-def test_numbers_by_hand_are_kept(wish: Wish) -> None:
+def test_numbers_set_by_hand_are_respected(wish: Wish) -> None:
     placement = wish.placement()
     for role, by_hand in (("shard", [h.shards for h in wish.hosts]), ("worker", [h.workers for h in wish.hosts])):
         if any(number is not None for number in by_hand):
@@ -266,19 +266,19 @@ def test_slots_are_never_exceeded(wish: Wish) -> None:
 
 
 @given(wishes(by_hand=False))
-def test_shards_are_on_distinct_hosts_while_there_are_enough(wish: Wish) -> None:
+def test_shards_run_on_distinct_hosts_if_there_are_enough(wish: Wish) -> None:
     on = numbers(wish.placement(), "shard")
     assert max(on) - min(on) <= 1
 
 
 @given(wishes(by_hand=False, slots=False))
-def test_no_other_placement_of_the_workers_has_a_lower_highest_load_per_core(wish: Wish) -> None:
+def test_no_other_placement_of_workers_has_a_lower_maximum_load_per_core(wish: Wish) -> None:
     wish = dataclasses.replace(wish, workers=min(wish.workers, 8), evaluator=False, recorder=False)
     placement = wish.placement()
     shards = dict(zip(placement.hosts, numbers(placement, "shard"), strict=True))
 
     def highest(workers_on: Counter[str]) -> float:
-        """Over the hosts that have workers: what shards alone make of a host is not the workers' choice."""
+        """The highest load per core of hosts with workers. The placement of workers does not affect other hosts."""
         return max(((shards[host] + n) / wish.cores[host] for host, n in workers_on.items() if n), default=0.0)
 
     chosen = Counter(placement.host_of[worker_id(rank)] for rank in range(wish.workers))
@@ -287,7 +287,7 @@ def test_no_other_placement_of_the_workers_has_a_lower_highest_load_per_core(wis
 
 
 @given(wishes(by_hand=False), st.integers(1, 9), st.integers(0, 4) | st.none())
-def test_one_more_host_leaves_nothing_unplaced_and_nobody_with_more_workers(
+def test_one_more_host_leaves_nothing_unplaced_and_gives_no_host_more_workers(
     wish: Wish, cores: int, slots: int | None
 ) -> None:
     more = dataclasses.replace(

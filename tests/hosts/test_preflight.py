@@ -1,4 +1,4 @@
-"""What is looked at before a run on several hosts: addresses, facts, routes, and what is said of them."""
+"""Checks before a run on several hosts: addresses, facts and routes, and the verdict on them."""
 
 import dataclasses
 import socket
@@ -61,14 +61,14 @@ def placed() -> Placement:
 # addresses
 
 
-def test_an_option_counts_more_than_the_hosts_file_and_that_more_than_ssh() -> None:
+def test_options_take_precedence_over_the_hosts_file_which_overrides_ssh() -> None:
     assert addresses() == ({"h1": "192.168.0.1", "h2": "10.0.0.2"}, [])
     assert addresses(iface="eth0") == ({"h1": "192.168.0.1", "h2": "192.168.0.2"}, [])
     assert addresses(iface="10.0.0.0/24") == ({"h1": "10.0.0.1", "h2": "10.0.0.2"}, [])
     assert addresses(iface="ib0", h2="172.16.0.2") == ({"h1": "10.0.0.1", "h2": "172.16.0.2"}, [])
 
 
-def test_an_interface_that_a_host_has_not_is_refused_with_those_that_it_has() -> None:
+def test_an_error_about_a_missing_interface_lists_those_of_the_host() -> None:
     found, unknown = addresses(
         UP | {"h2": dataclasses.replace(UP["h2"], interfaces={"eth1": ["192.168.0.2"]})}, iface="eth0"
     )
@@ -79,14 +79,14 @@ def test_an_interface_that_a_host_has_not_is_refused_with_those_that_it_has() ->
     ]
 
 
-def test_a_loopback_address_is_refused_where_there_are_other_hosts() -> None:
+def test_a_loopback_address_is_refused_in_a_run_with_other_hosts() -> None:
     _, unknown = addresses(h1="127.0.0.1")
     assert unknown[0].startswith("h1: 127.0.0.1 is a loopback address that other hosts cannot reach: ")
     alone = {"h1": dataclasses.replace(UP["h1"], address="127.0.0.1")}
     assert addresses(alone) == ({"h1": "127.0.0.1"}, [])
 
 
-def test_a_name_that_means_loopback_on_its_own_host_is_refused_where_there_are_other_hosts() -> None:
+def test_a_name_that_resolves_to_loopback_on_its_own_host_is_refused() -> None:
     assert listen("localhost", [0], "t" * 32)["bound"] == "127.0.0.1"
     facts = {"h1": ABOUT["h1"] | FINE | {"bound": "127.0.1.1"}, "h2": ABOUT["h2"] | FINE | {"bound": "10.0.0.2"}}
     found = loopbacks(facts, {"h1": "h1", "h2": "10.0.0.2"})
@@ -95,12 +95,12 @@ def test_a_name_that_means_loopback_on_its_own_host_is_refused_where_there_are_o
     assert loopbacks({"h1": facts["h1"]}, {"h1": "h1"}) == {}
 
 
-def test_a_host_of_which_nothing_says_where_it_is_is_named() -> None:
+def test_an_error_names_a_host_without_a_known_address() -> None:
     _, unknown = addresses(UP | {"h1": dataclasses.replace(UP["h1"], address=None)})
     assert unknown[0].startswith("h1: the address at which other hosts reach it is unknown")
 
 
-def test_addresses_of_hosts_are_a_list_or_come_one_by_one() -> None:
+def test_addresses_can_be_given_in_a_list_or_one_by_one() -> None:
     hosts = [Host(name="h1"), *(Host(name=f"node{number}") for number in (1, 2))]
     expected = {"h1": "10.0.0.9", "node1": "10.0.0.1", "node2": "10.0.0.2"}
     assert read_addresses(["h1=10.0.0.9,node[1-2]=10.0.0.[1-2]"], hosts) == expected
@@ -116,12 +116,12 @@ def test_addresses_of_hosts_are_a_list_or_come_one_by_one() -> None:
         ("h1=10.0.0.[1-2]", r"the numbers of hosts \(1\) and of addresses \(2\) must be equal"),
     ],
 )
-def test_an_address_that_cannot_be_is_refused(text: str, sentence: str) -> None:
+def test_an_invalid_address_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence.replace("[", r"\[")):
         read_addresses([text], HOSTS)
 
 
-def test_a_network_that_is_none_is_refused() -> None:
+def test_an_invalid_network_is_refused() -> None:
     check_interface("10.0.0.5/24")
     with pytest.raises(UsageError, match=r"10\.0\.0\.0/99: not an interface"):
         check_interface("10.0.0.0/99")
@@ -139,7 +139,7 @@ def judged(route: dict[str, Any] | None = None, failed: dict[str, str] | None = 
     return judge(Survey(facts={"h1": ABOUT["h1"] | FINE | facts}, failed=failed or {}, routes=routes), RUN, placed())
 
 
-def test_nothing_is_said_of_hosts_that_are_fit() -> None:
+def test_usable_hosts_have_no_problems_and_no_warnings() -> None:
     assert judged() == Verdict([], [])
     judged().check()
 
@@ -166,7 +166,7 @@ def test_nothing_is_said_of_hosts_that_are_fit() -> None:
         ),
     ],
 )
-def test_what_keeps_a_run_from_a_host_is_a_problem(facts: dict[str, Any], sentence: str) -> None:
+def test_conditions_that_prevent_a_run_are_problems(facts: dict[str, Any], sentence: str) -> None:
     verdict = judged(**facts)
     assert verdict == Verdict([sentence], [])
     with pytest.raises(ClusterError, match="the run cannot start:\n  h1: "):
@@ -185,18 +185,18 @@ def test_what_keeps_a_run_from_a_host_is_a_problem(facts: dict[str, Any], senten
         ({"clock_ahead_s": -3.0}, "h1: its clock is 3.0 s behind this machine's: times in logs will not match."),
     ],
 )
-def test_what_is_only_bad_is_a_warning(facts: dict[str, Any], sentence: str) -> None:
+def test_conditions_that_do_not_prevent_a_run_are_warnings(facts: dict[str, Any], sentence: str) -> None:
     assert judged(**facts) == Verdict([], [sentence])
 
 
-def test_a_route_that_is_blocked_is_named_with_the_way_out() -> None:
+def test_a_blocked_route_is_reported_with_its_remedy() -> None:
     verdict = judged({"port": 42001, "error": "refused"})
     assert verdict.problems == [
         "h2 -> h1 (10.0.0.1:42001): refused: open TCP ports 42000-42009 of h1 to h2, or choose another --port-range."
     ]
 
 
-def test_what_keeps_many_hosts_from_one_is_one_problem() -> None:
+def test_blocked_routes_from_many_hosts_to_one_are_reported_together() -> None:
     routes = {Route(f"h{n}", "h1", "10.0.0.1", (1024,)): {"port": 1024, "error": "refused"} for n in range(2, 11)}
     (problem,) = judge(Survey(facts={}, routes=routes), RUN, placed()).problems
     assert problem.startswith("h2, h3, h4, h5, 5 others -> h1 (10.0.0.1:1024): refused: ")
@@ -205,19 +205,19 @@ def test_what_keeps_many_hosts_from_one_is_one_problem() -> None:
 @pytest.mark.parametrize(
     ("error", "way_out"), [(SOMEBODY_ELSE, "choose another address"), (ONLY_LITTLE_PASSES, "give all interfaces")]
 )
-def test_a_route_that_ends_elsewhere_or_takes_little_is_no_closed_port(error: str, way_out: str) -> None:
+def test_a_wrong_or_slow_route_is_not_reported_as_a_closed_port(error: str, way_out: str) -> None:
     (problem,) = judged({"port": 42000, "error": error}).problems
     assert way_out in problem
     assert "open TCP ports" not in problem
 
 
-def test_a_host_that_does_not_tell_is_a_problem() -> None:
+def test_a_host_whose_probe_does_not_answer_is_a_problem() -> None:
     assert judged(failed={"h2": "its probe has not answered within 15 s"}).problems == [
         "h2: its probe has not answered within 15 s."
     ]
 
 
-def test_ports_and_files_are_those_that_the_shards_of_a_host_need() -> None:
+def test_a_host_needs_ports_and_open_files_for_its_shards() -> None:
     assert ports_on("h1", RUN, placed()) == [42000, 42001, 42002]
     assert ports_on("h2", RUN, placed()) == [42003, 42004, 42005]
     assert ports_on("h2", cartpole(), placed()) == [0]
@@ -226,7 +226,7 @@ def test_ports_and_files_are_those_that_the_shards_of_a_host_need() -> None:
     assert files_needed(crowded, [worker_id(0)]) == 64 + 3 * 2
 
 
-def test_rounds_have_all_routes_and_no_host_twice() -> None:
+def test_rounds_cover_all_routes_and_use_each_host_once_per_round() -> None:
     names = ["launcher", *(f"h{number}" for number in range(9))]
     routes = [Route(a, b, b, (1,)) for a in names for b in names[1:] if a != b]
     apart = rounds(routes)
@@ -262,7 +262,7 @@ def test_the_tables_have_a_line_for_each_host_and_route() -> None:
     assert "h3 h1 10.0.0.1 refused -" in lines
 
 
-def test_json_has_every_key_of_a_host_of_which_nothing_is_known() -> None:
+def test_json_has_every_key_even_for_an_unknown_host() -> None:
     plain = to_json(HOSTS, {"h1": UP["h1"]}, found(), Verdict(["a"], ["b"]))
     assert [host["host"] for host in plain["hosts"]] == ["h1", "h2"]
     assert set(plain["hosts"][0]) == set(plain["hosts"][1])
@@ -277,7 +277,7 @@ def order(port: int, token: str = "t" * 32, transfer: bool = False) -> dict[str,
     return {"address": "127.0.0.1", "ports": [port], "token": token, "transfer": transfer}
 
 
-def test_a_route_is_measured_between_those_who_know_the_token() -> None:
+def test_a_route_is_measured_only_with_the_right_token() -> None:
     (port,) = listen("127.0.0.1", [0], "t" * 32)["ports"]
     measured = measure(order(port, transfer=True))
     assert measured["round_trip_s"] > 0
@@ -285,7 +285,7 @@ def test_a_route_is_measured_between_those_who_know_the_token() -> None:
     assert measure(order(port, token="x" * 32)) == {"port": port, "error": SOMEBODY_ELSE}
 
 
-def test_a_port_that_nobody_listens_on_is_refused_and_one_that_says_nothing_does_not_answer(
+def test_a_closed_port_is_refused_and_a_silent_port_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("zmqrl.hosts.probe.ANSWER_WITHIN_S", 0.1)
@@ -295,7 +295,7 @@ def test_a_port_that_nobody_listens_on_is_refused_and_one_that_says_nothing_does
     assert measure(order(port)) == {"port": port, "error": "refused"}
 
 
-def test_a_network_that_loses_long_packets_is_told() -> None:
+def test_a_network_that_drops_long_packets_is_detected() -> None:
     near, far = socket.socketpair()
     with near, far:
         near.settimeout(0.05)
@@ -303,7 +303,7 @@ def test_a_network_that_loses_long_packets_is_told() -> None:
             probe._send_packets(near)
 
 
-def test_a_listener_ends_what_is_no_order() -> None:
+def test_a_listener_closes_connections_without_a_valid_request() -> None:
     (port,) = listen("127.0.0.1", [0], "t" * 32)["ports"]
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(b"t" * 32 + (1 << 40).to_bytes(8, "big"))
@@ -311,13 +311,13 @@ def test_a_listener_ends_what_is_no_order() -> None:
         assert connection.recv(1) == b""
 
 
-def test_an_address_of_somebody_else_cannot_be_listened_at() -> None:
+def test_a_probe_cannot_listen_at_an_address_of_another_machine() -> None:
     with pytest.raises(OSError) as error:
         listen("192.0.2.1", [4711], "t" * 32)
     assert error.value.filename == "192.0.2.1:4711"
 
 
-def test_a_game_that_cannot_be_made_says_why() -> None:
+def test_an_error_says_why_a_game_cannot_be_made() -> None:
     settings = dataclasses.asdict(RUN.envs)
     assert game_error("CartPole-v1", settings) is None
     assert "NoSuchGame" in str(game_error("ALE/NoSuchGame-v5", settings))

@@ -1,4 +1,4 @@
-"""Runs on the nodes of a Slurm job: what Slurm says of it, the time limit, and what is left when it has ended."""
+"""Runs on the nodes of a Slurm job: what Slurm says about the job, its time limit, and what is left at its end."""
 
 import contextlib
 import dataclasses
@@ -47,7 +47,7 @@ def test_the_cores_of_each_node_are_read(text: str, cores: list[int]) -> None:
     assert cores_of(text) == cores
 
 
-def test_a_node_that_knows_itself_as_loopback_only_gets_the_address_by_which_it_reaches_others(
+def test_a_node_that_resolves_itself_to_loopback_gets_its_outgoing_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(slurm_jobs, "own_address", {"10.0.0.2": "10.0.0.1"}.__getitem__)
@@ -66,7 +66,7 @@ def test_a_node_that_knows_itself_as_loopback_only_gets_the_address_by_which_it_
         (Options(slurm=True), "--slurm: not inside a Slurm job"),
     ],
 )
-def test_what_does_not_go_together_is_refused(monkeypatch: pytest.MonkeyPatch, options: Options, sentence: str) -> None:
+def test_options_that_conflict_are_refused(monkeypatch: pytest.MonkeyPatch, options: Options, sentence: str) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UsageError, match=sentence):
         run(options, Config())
@@ -81,7 +81,7 @@ def test_many_launchers_started_by_srun_are_refused() -> None:
 
 
 def told_by_slurm(status: int | None) -> int:
-    """A training that is told that its time is up, and ends by itself before it comes to that if ``status`` is one."""
+    """A training that Slurm signals because its time is up. With a ``status``, it ends by itself with that status."""
     try:
         signal.raise_signal(signal.SIGUSR1)
     except KeyboardInterrupt:
@@ -153,7 +153,7 @@ def test_a_run_that_a_user_interrupts_is_not_requeued(monkeypatch: pytest.Monkey
         requeue.requeued("7", interrupted)
 
 
-def test_minutes_are_those_of_all_starts_of_the_job_together(tmp_path: Path) -> None:
+def test_minutes_count_all_starts_of_the_job_together(tmp_path: Path) -> None:
     config = dataclasses.replace(cartpole(), run_dir=tmp_path, minutes=10.0)
     assert requeue.left_of(config) == config
     initial = initial_checkpoint(config, describe_env(config.env, config.envs))
@@ -164,12 +164,12 @@ def test_minutes_are_those_of_all_starts_of_the_job_together(tmp_path: Path) -> 
         requeue.left_of(dataclasses.replace(config, resume=True, minutes=4.0))
 
 
-# a real one
+# a real Slurm
 
 
 @pytest.fixture
 def zmqrl(slurm: Slurm) -> Callable[..., str]:
-    """`zmqrl` as on the nodes: what it prints."""
+    """Run `zmqrl` as on a node. Returns its output."""
     return lambda *arguments: slurm.inside("zmqrl", *arguments)
 
 
@@ -180,7 +180,7 @@ def saw(slurm: Slurm, log: Path, condition: Callable[[], bool], what: str) -> No
         raise AssertionError(f"{error}\n{log.read_text() if log.exists() else ''}\n{slurm.logs()}") from error
 
 
-def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
+def test_a_job_that_reaches_its_time_limit_is_requeued_until_the_run_has_ended(
     slurm: Slurm, zmqrl: Callable[..., str], tmp_path: Path
 ) -> None:
     job = slurm(
@@ -193,7 +193,7 @@ def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
     found = json.loads(zmqrl("status", str(files.path), "--json"))
     assert found["state"] == "running"
     assert {each["host"] for each in found["processes"]} == set(NODES)
-    # As Slurm does it when the time limit comes.
+    # Slurm sends this signal at the time limit.
     slurm("scancel", "--batch", "--signal=USR1", job)
     saw(slurm, log, lambda: (files.path / "summary.json").exists(), "the end of the first start")
     interrupted = files.assert_summary_exact("interrupted", quorum=3)
@@ -208,7 +208,7 @@ def test_a_job_whose_time_is_up_is_requeued_and_goes_on_until_the_run_has_ended(
     assert not any(path.exists() for path in left)
 
 
-def test_a_killed_launcher_leaves_nothing_in_its_job_and_the_nodes_can_be_asked(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_killed_launcher_leaves_no_processes_and_status_can_query_the_nodes(slurm: Slurm, tmp_path: Path) -> None:
     job, path = slurm.allocate(), tmp_path / "run"
     told = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_CPUS_PER_NODE": "2(x3)"}
     command = ["zmqrl", "launch", "--slurm", "cartpole", "--workers", "2", "--shards", "2", "--run-dir", str(path)]
@@ -228,11 +228,11 @@ def test_a_killed_launcher_leaves_nothing_in_its_job_and_the_nodes_can_be_asked(
     assert "no process of" in slurm("zmqrl", "stop", str(path))
 
 
-def test_a_node_that_a_job_has_no_more_is_told_from_one_that_does_not_answer(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_released_node_is_distinguished_from_one_that_does_not_answer(slurm: Slurm, tmp_path: Path) -> None:
     job = slurm("sbatch", "--parsable", "--nodelist=n1", "--wrap", "sleep 60", cwd=tmp_path).strip()
     try:
         eventually(lambda: slurm.state(job) == "RUNNING", "the start of the job", WITHIN_S)
-        assert is_over(slurm(*srun_command(job, "n2", "true"), check=False)), "as after it was requeued on other nodes"
+        assert is_over(slurm(*srun_command(job, "n2", "true"), check=False)), "as after a requeue on other nodes"
         assert not is_over(slurm(*srun_command(job, "n1", "no-such-python"), check=False))
     finally:
         slurm("scancel", job)
@@ -241,7 +241,7 @@ def test_a_node_that_a_job_has_no_more_is_told_from_one_that_does_not_answer(slu
 
 
 @pytest.mark.slow
-def test_a_run_whose_job_is_cancelled_says_so_and_keeps_its_newest_checkpoint(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_run_whose_job_is_cancelled_reports_it_and_keeps_its_newest_checkpoint(slurm: Slurm, tmp_path: Path) -> None:
     job = slurm(
         *("sbatch", "--parsable", "--nodes=3", "--cpus-per-task=2", "--job-name=one", str(SCRIPT)),
         *("cartpole", "--workers", "2", "--shards", "1", "--checkpoint.every-minutes", "0.02", *QUICKLY),
@@ -272,7 +272,7 @@ def test_a_dry_run_shows_the_nodes_of_the_job_and_their_cores(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_that_cannot_be_requeued_is_told_at_once(
+def test_a_job_that_cannot_be_requeued_is_refused_at_once(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in slurm.environment.items():

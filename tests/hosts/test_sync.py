@@ -1,4 +1,4 @@
-"""Bringing zmqrl to a host: the wheel, and the environments that it is unpacked into, made on this machine."""
+"""Installing zmqrl on a host: the wheel, and the environments that it is installed into, here on this machine."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 
 
 class Host:
-    """A host with a cache of its own: its Python is this one, and what it said."""
+    """A host with its own cache, this machine's Python, and its messages."""
 
     def __init__(self, cache: Path, **variables: str) -> None:
         self.said: list[str] = []
@@ -70,7 +70,7 @@ def small_wheel(directory: Path, name: str) -> None:
         archive.writestr(f"{about}/RECORD", f"{name}.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
 
 
-def test_the_wheel_is_the_package_that_runs_here_and_always_the_same() -> None:
+def test_the_wheel_holds_the_running_package_and_is_reproducible() -> None:
     packed = sync.wheel()
     assert packed == sync.wheel()
     archive = zipfile.ZipFile(io.BytesIO(packed))
@@ -85,19 +85,19 @@ def test_the_wheel_is_the_package_that_runs_here_and_always_the_same() -> None:
         assert base64.urlsafe_b64decode(digest.removeprefix("sha256=") + "=") == hashlib.sha256(data).digest()
 
 
-def test_everything_that_is_required_is_pinned_to_what_is_installed_here() -> None:
+def test_every_requirement_is_pinned_to_the_version_installed_here() -> None:
     required, pinned = sync.requirements(), sync.pins()
     assert {"torch", "pyzmq", "numpy", "msgpack"} <= set(required) <= set(pinned)
-    assert "jinja2" in pinned, "of torch"
-    assert "pytest" not in pinned, "of an extra"
+    assert "jinja2" in pinned, "a requirement of torch"
+    assert "pytest" not in pinned, "a requirement of an extra"
     assert not any("+" in version for version in pinned.values())
 
 
-def test_an_environment_runs_the_code_of_here_is_used_again_and_made_anew_if_it_is_not_whole(tmp_path: Path) -> None:
+def test_an_environment_runs_our_code_is_reused_and_is_rebuilt_if_incomplete(tmp_path: Path) -> None:
     host = Host(tmp_path)
     python = host.python(host.link())
     assert python.startswith(str(tmp_path))
-    assert host.said == [f"making {Path(python).parent.parent}"], "all packages are there"
+    assert host.said == [f"making {Path(python).parent.parent}"], "all packages are installed already"
     facts = (
         "import json, zmqrl, numpy, zmqrl.observe.provenance as p; print(json.dumps([zmqrl.__file__, p.code_hash()]))"
     )
@@ -105,14 +105,14 @@ def test_an_environment_runs_the_code_of_here_is_used_again_and_made_anew_if_it_
     assert where.startswith(str(tmp_path))
     assert code == code_hash()
     assert host.python(host.link()) == python
-    assert len(host.said) == 1, "it was there"
+    assert len(host.said) == 1, "the environment must be reused"
     Path(python).parent.parent.joinpath("ready").unlink()
-    Path(where).write_text("of a launch that was killed")
+    Path(where).write_text("from a killed launch")
     assert host.python(host.link()) == python
     assert ask(python, facts) == [where, code]
 
 
-def test_two_launches_at_once_make_one_environment(tmp_path: Path) -> None:
+def test_two_simultaneous_launches_make_one_environment(tmp_path: Path) -> None:
     host = Host(tmp_path)
     links = [host.link(), host.link()]
     links[1].host = "i"
@@ -127,7 +127,7 @@ def test_two_launches_at_once_make_one_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_host_lacks_is_installed_by_pip_on_top_of_what_it_has(tmp_path: Path) -> None:
+def test_pip_installs_only_the_packages_that_a_host_lacks(tmp_path: Path) -> None:
     small_wheel(tmp_path, "zmqrl_small")
     host = Host(tmp_path / "cache", PIP_FIND_LINKS=str(tmp_path), PIP_USER="1")
     lacking = {"zmqrl-small": "1.0"}
@@ -139,7 +139,7 @@ def test_what_a_host_lacks_is_installed_by_pip_on_top_of_what_it_has(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_host_on_which_pip_fails_says_why_and_keeps_nothing(tmp_path: Path) -> None:
+def test_a_host_where_pip_fails_reports_why_and_keeps_nothing(tmp_path: Path) -> None:
     host = Host(tmp_path)
     lacking = {"zmqrl-small": "1.0"}
     link = host.link(requires=lacking, pins=lacking)
@@ -148,7 +148,7 @@ def test_a_host_on_which_pip_fails_says_why_and_keeps_nothing(tmp_path: Path) ->
     assert not [path for path in (tmp_path / "zmqrl" / "envs").iterdir() if path.is_dir()]
 
 
-def test_a_host_whose_launcher_is_gone_stops_making_and_keeps_nothing(tmp_path: Path) -> None:
+def test_a_host_whose_launcher_is_gone_stops_building_and_keeps_nothing(tmp_path: Path) -> None:
     small_wheel(tmp_path, "zmqrl_small")
     host = Host(tmp_path / "cache", PIP_FIND_LINKS=str(tmp_path))
     lacking = {"zmqrl-small": "1.0"}
@@ -165,7 +165,7 @@ def test_a_host_whose_launcher_is_gone_stops_making_and_keeps_nothing(tmp_path: 
     assert not [path for path in (tmp_path / "cache" / "zmqrl" / "envs").iterdir() if path.is_dir()]
 
 
-def test_a_host_with_an_old_python_is_told_of(tmp_path: Path) -> None:
+def test_a_host_with_an_old_python_is_reported(tmp_path: Path) -> None:
     old = sync.BOOTSTRAP.replace("sys.version_info", "(3, 9)")
     done = subprocess.run(
         [sys.executable, "-c", old], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180
@@ -174,7 +174,7 @@ def test_a_host_with_an_old_python_is_told_of(tmp_path: Path) -> None:
     assert "zmqrl needs 3.11 or newer" in done.stderr
 
 
-def test_without_an_installed_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_missing_here_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 

@@ -1,4 +1,4 @@
-"""Atari games against the real thing: Gymnasium's Atari preprocessing and the bare emulator."""
+"""Atari games compared with Gymnasium's Atari preprocessing and with the bare emulator."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.processes
 def preprocessed(
     emulator: gymnasium.Env[Any, Any], *, lives_end_it: bool = False, grayscale: bool = True
 ) -> gymnasium.Env[Any, Any]:
-    """Gymnasium's own preprocessing of one game."""
+    """One game with Gymnasium's own preprocessing."""
     pytest.importorskip("cv2", reason="Gymnasium's Atari preprocessing needs opencv-python-headless")
     frames = AtariPreprocessing(emulator, noop_max=0, terminal_on_life_loss=lives_end_it, grayscale_obs=grayscale)
     return FrameStackObservation(frames, 4, padding_type="zero")
@@ -32,7 +32,7 @@ def emulator(env_id: str, *, max_frames: int = 108_000) -> gymnasium.Env[Any, An
     ("env_id", "steps"),
     [("ALE/Breakout-v5", 600), ("ALE/Pong-v5", 1100), ("ALE/Seaquest-v5", 500), ("ALE/BankHeist-v5", 800)],
 )
-def test_frames_rewards_and_ends_are_those_of_gymnasiums_preprocessing(env_id: str, steps: int) -> None:
+def test_frames_rewards_and_ends_match_the_preprocessing_of_gymnasium(env_id: str, steps: int) -> None:
     """Bit for bit, over full games. A lost life changes nothing but ``terminated``."""
     theirs = preprocessed(emulator(env_id))
     ours = make_envs(env_id, PLAIN, threads=1)
@@ -62,8 +62,8 @@ def test_frames_rewards_and_ends_are_those_of_gymnasiums_preprocessing(env_id: s
     ours_without_lives.close()
 
 
-def test_rgb_frames_are_those_of_gymnasiums_preprocessing_one_after_the_other() -> None:
-    """Channel 3 * t + c of an observation is colour c of frame t, also where the time limit cuts a game off."""
+def test_rgb_frames_match_the_preprocessing_of_gymnasium_frame_by_frame() -> None:
+    """Channel 3 * t + c of an observation is colour c of frame t, even if the time limit cuts a game off."""
     config = dataclasses.replace(PLAIN, grayscale=False, max_frames=600)
     theirs = preprocessed(emulator("ALE/Seaquest-v5", max_frames=600), grayscale=False)
     ours = make_envs("ALE/Seaquest-v5", config, threads=1)
@@ -90,7 +90,7 @@ def test_rgb_frames_are_those_of_gymnasiums_preprocessing_one_after_the_other() 
 
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/Seaquest-v5", "ALE/SpaceInvaders-v5"])
 def test_a_lost_life_ends_the_return_in_the_step_where_gymnasium_ends_it(env_id: str) -> None:
-    """Up to there only: Gymnasium's wrapper leaves the rest of that step's frames out, and we play on."""
+    """The test ends there: Gymnasium's wrapper skips the remaining frames of that step, and ours plays them."""
     theirs = preprocessed(emulator(env_id), lives_end_it=True)
     ours = make_envs(env_id, PLAIN, threads=1)
     ours.reset(0)
@@ -109,7 +109,7 @@ def test_a_lost_life_ends_the_return_in_the_step_where_gymnasium_ends_it(env_id:
 
 
 class Wait(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Lets ``frames`` pass at the start of a game, the first with FIRE if so asked: as ale_py does."""
+    """Lets ``frames`` pass at the start of a game, the first with FIRE if ``fire`` is set, as ale_py does."""
 
     frames = 0
     fire = False
@@ -123,7 +123,7 @@ class Wait(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 @pytest.mark.parametrize(("fire_reset", "waits"), [(True, range(1, 30)), (False, range(30))])
 def test_a_game_starts_with_fire_and_fewer_than_noop_max_frames(fire_reset: bool, waits: range) -> None:
-    """River Raid moves from its first frame on, and keeps nothing of the game before, as other games do."""
+    """River Raid moves from its first frame. Unlike other games, it keeps nothing from the previous game."""
     wait = Wait(emulator("ALE/Riverraid-v5"))
     wait.fire = fire_reset
     theirs = preprocessed(wait)
@@ -141,8 +141,8 @@ def test_a_game_starts_with_fire_and_fewer_than_noop_max_frames(fire_reset: bool
 
 
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/BankHeist-v5", "ALE/Amidar-v5"])
-def test_scores_are_those_of_whole_games_in_the_bare_emulator(env_id: str) -> None:
-    """Amidar's count of lives is no guide: it starts at 0, and a game can end at 8."""
+def test_scores_match_whole_games_in_the_bare_emulator(env_id: str) -> None:
+    """Amidar's number of lives is misleading: it starts at 0, and a game can end at 8."""
     envs = make_envs(env_id, PLAIN, threads=1)
     bare = gymnasium.make(env_id, repeat_action_probability=0.0)
     envs.reset(0)
@@ -163,7 +163,7 @@ def test_scores_are_those_of_whole_games_in_the_bare_emulator(env_id: str) -> No
     envs.close()
 
 
-def test_an_atari_game_cut_off_by_its_time_limit_hands_over_its_last_observation() -> None:
+def test_an_atari_game_cut_off_by_its_time_limit_returns_its_last_observation() -> None:
     theirs = preprocessed(emulator("ALE/Amidar-v5", max_frames=400))
     envs = make_envs("ALE/Amidar-v5", dataclasses.replace(PLAIN, max_frames=400), threads=1)
     start = envs.reset(0)
@@ -176,7 +176,7 @@ def test_an_atari_game_cut_off_by_its_time_limit_hands_over_its_last_observation
         assert step.truncated[0] == truncated
         assert not step.terminated[0]
     assert truncated
-    assert info["lives"] > 0  # more than the 0 of a new game, which is no lost life
+    assert info["lives"] > 0  # above the 0 of a new game; the fall to 0 is not a lost life
     np.testing.assert_array_equal(step.final_observations[0], expected)
     np.testing.assert_array_equal(step.observations, start)
     assert step.games == [Game(score, 100)]
@@ -194,7 +194,7 @@ def test_a_time_limit_within_a_step_cuts_that_step_short() -> None:
     envs.close()
 
 
-def test_a_life_lost_in_the_last_step_before_the_time_limit_ends_return_and_game() -> None:
+def test_a_life_lost_in_the_last_step_before_the_time_limit_ends_the_return_and_the_game() -> None:
     envs = make_envs("ALE/Breakout-v5", PLAIN, threads=1)
     envs.reset(0)
     steps = play(envs, 100)
@@ -214,7 +214,7 @@ def test_a_life_lost_in_the_last_step_before_the_time_limit_ends_return_and_game
 
 
 def test_an_action_that_does_not_exist_is_refused() -> None:
-    """ale_py would wait for its result for ever."""
+    """ale_py would wait forever for its result."""
     envs = make_envs("ALE/Breakout-v5", PLAIN, threads=1)
     envs.reset(0)
     for action in (4, -1):

@@ -1,4 +1,4 @@
-"""Every kind of game behind the one interface: seeds, scores, ends, flavours and refusals."""
+"""All kinds of games have one interface: seeds, scores, ends, flavours and refusals."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.mark.parametrize("config", [EnvConfig(sticky_actions=0.25), RANDOM_SKIP])
-def test_a_seed_decides_every_game_whatever_the_threads(config: EnvConfig) -> None:
+def test_a_seed_decides_every_game_for_any_number_of_threads(config: EnvConfig) -> None:
     config = dataclasses.replace(config, num_envs=2)
     runs = []
     for threads, seed, played_before in ((1, 7, False), (2, 7, True), (1, 8, False)):
@@ -35,7 +35,7 @@ def test_a_seed_decides_every_game_whatever_the_threads(config: EnvConfig) -> No
     assert len({game.tobytes() for game in games}) == 4
 
 
-def test_game_i_of_a_seed_is_the_same_in_gymnasiums_environments_too() -> None:
+def test_game_i_of_a_seed_is_the_same_in_gymnasium() -> None:
     envs = make_envs("CartPole-v1", EnvConfig(num_envs=2), threads=1)
     start = envs.reset(7)
     steps = play(envs, 50)
@@ -47,7 +47,7 @@ def test_game_i_of_a_seed_is_the_same_in_gymnasiums_environments_too() -> None:
     envs.close()
 
 
-def test_what_a_step_returned_stays_as_it_was() -> None:
+def test_the_result_of_a_step_is_not_overwritten() -> None:
     for env_id, config in (("ALE/Breakout-v5", PLAIN), ("ALE/Breakout-v5", RANDOM_SKIP), ("CartPole-v1", PLAIN)):
         envs = make_envs(env_id, config, threads=1)
         start = envs.reset(0)
@@ -62,7 +62,7 @@ def test_what_a_step_returned_stays_as_it_was() -> None:
 
 
 def test_rewards_are_clipped_for_learning_and_scores_are_not() -> None:
-    """Two shots in Space Invaders are worth 5 to 30 points each."""
+    """In Space Invaders, a hit is worth 5 to 30 points."""
     clipped, true = [
         make_envs("ALE/SpaceInvaders-v5", EnvConfig(num_envs=1, clip_rewards=clip), threads=1) for clip in (True, False)
     ]
@@ -79,7 +79,7 @@ def test_rewards_are_clipped_for_learning_and_scores_are_not() -> None:
         envs.close()
 
 
-def test_every_id_of_an_atari_game_plays_the_same() -> None:
+def test_all_ids_of_an_atari_game_play_the_same_game() -> None:
     played = []
     for env_id in ("ALE/Breakout-v5", "Breakout-v0"):
         envs = make_envs(env_id, EnvConfig(num_envs=1), threads=1)
@@ -106,7 +106,7 @@ def test_a_balanced_pole_is_cut_off_after_500_steps() -> None:
 
 
 class Corridor(gymnasium.Env[np.ndarray, np.int64]):
-    """Action 6 takes one step forward, 5 one back; the exit is at 3; every step costs half a point."""
+    """Action 6 moves one step forward, 5 one step back. The exit is at 3. Every step costs half a point."""
 
     observation_space = Box(-10.0, 10.0, (1,), np.float64)
     action_space = Discrete(2, start=5)
@@ -136,7 +136,7 @@ def test_any_registered_environment_with_vectors_and_discrete_actions_can_be_pla
     envs = make_envs(corridor, EnvConfig(num_envs=3), threads=1)
     assert (envs.num_actions, envs.observation_shape) == (2, (1,))
     envs.reset(0)
-    # Game 0 walks out in 3 steps, game 1 gets lost, game 2 reaches the exit in the step of the time limit.
+    # Game 0 reaches the exit in 3 steps, game 1 never does, and game 2 does in the last step before the time limit.
     plan = np.array([[1, 0, 0], [1, 0, 1], [1, 0, 1], [1, 0, 1], [1, 0, 1]])
     steps = [envs.step(actions) for actions in plan]
     np.testing.assert_array_equal(steps[1].observations.T, [[2, -2, 0]])
@@ -192,7 +192,7 @@ def test_the_flavour_names_what_a_score_depends_on() -> None:
         ("Pendulum-v1", "Pendulum-v1 has Box (1,) actions: only Discrete actions are supported."),
     ],
 )
-def test_an_environment_that_cannot_be_learned_is_refused_in_one_sentence(env_id: str, sentence: str) -> None:
+def test_an_unsupported_environment_is_refused_in_one_sentence(env_id: str, sentence: str) -> None:
     for refuse in (describe_env, lambda env_id, config: make_envs(env_id, config, threads=1)):
         with pytest.raises(UsageError) as refused:
             refuse(env_id, EnvConfig())
@@ -221,7 +221,7 @@ def test_the_dummy_shows_the_same_frames_again_and_ends_its_games(settings: dict
 
 
 @pytest.mark.parametrize(("env_id", "length"), [("FrozenLake-v1", 16), ("Blackjack-v1", 32 + 11 + 2)])
-def test_observations_that_are_no_box_become_vectors(env_id: str, length: int) -> None:
+def test_observations_that_are_not_a_box_become_vectors(env_id: str, length: int) -> None:
     spec = describe_env(env_id, EnvConfig())
     assert spec.observation_shape == (length,)
     envs = make_envs(env_id, EnvConfig(num_envs=3), threads=1)
@@ -253,7 +253,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("setting", "value"), [*WRONG.items(), ("max_frames", 0)])
-def test_a_setting_that_cannot_be_is_refused_by_its_option(setting: str, value: Any) -> None:
+def test_an_error_about_an_invalid_setting_names_its_option(setting: str, value: Any) -> None:
     config = EnvConfig(**{setting: value})
     with pytest.raises(UsageError, match=f"^--envs.{setting.replace('_', '-')} {value}: "):
         describe_env("ALE/Breakout-v5", config)

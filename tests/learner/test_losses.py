@@ -1,4 +1,4 @@
-"""The algorithms against scalar references, the learner's minibatches and gradients, and that it all learns."""
+"""The algorithms match scalar references, the minibatches and gradients of the learner are right, and it learns."""
 
 import math
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from zmqrl.learner.returns import gae, n_step_returns
 from zmqrl.learner.rollout import Player, Rollout
 
 SAMPLES, ACTIONS = 24, 3
-# Tiny products on two threads wait for each other, up to ten times longer on a busy host.
+# Threads that compute tiny products wait for each other. On a busy host, that is up to ten times slower.
 torch.set_num_threads(1)
 
 
 def draw_batch(seed: int = 0) -> tuple[Tensor, Tensor, Batch]:
-    """Logits, values and a batch; about half of the ratios lie outside the clip."""
+    """Logits, values and a batch. About half of the ratios lie outside the clip range."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(SAMPLES, ACTIONS, generator=generator).requires_grad_()
     values = torch.randn(SAMPLES, generator=generator).requires_grad_()
@@ -92,7 +92,7 @@ def test_ppo_loss_is_the_clipped_surrogate_of_the_paper(normalize: bool) -> None
     )
 
 
-def test_ba3c_loss_is_that_of_advantage_actor_critic() -> None:
+def test_ba3c_loss_is_the_loss_of_advantage_actor_critic() -> None:
     logits, values, batch = draw_batch()
     loss, stats = ba3c_loss(logits, values, batch, BA3CConfig(value_coefficient=0.7), 0.03)
     policy = reference_policy(logits)
@@ -108,7 +108,7 @@ def test_ba3c_loss_is_that_of_advantage_actor_critic() -> None:
     assert "clip_fraction" not in stats
 
 
-def test_ppo_gradients_are_those_of_the_textbook_expression() -> None:
+def test_ppo_gradients_match_the_textbook_expression() -> None:
     logits, values, batch = draw_batch(1)
     loss, _ = ppo_loss(logits, values, batch, PPOConfig(clip=0.1), 0.02)
     ours = torch.autograd.grad(loss, (logits, values))
@@ -158,7 +158,7 @@ def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOCon
 
 
 @pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])
-def test_a_gradient_is_that_of_its_version_whatever_was_computed_before(
+def test_a_gradient_depends_on_its_version_and_not_on_earlier_work(
     make_config: Callable[..., PPOConfig | BA3CConfig],
 ) -> None:
     coefficients = []
@@ -180,7 +180,7 @@ def test_a_gradient_is_that_of_its_version_whatever_was_computed_before(
 
 
 def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: int = 0) -> Rollout:
-    """Vectors whose first number is the sample's own, rewards up to 3, and a few ends of games."""
+    """Vectors whose first number identifies the sample, rewards up to 3, and a few ends of games."""
     generator = torch.Generator().manual_seed(seed)
     rollout = Rollout(steps=steps, num_envs=num_envs, observation_shape=(4,), observation_dtype=np.float32)
     rollout.number = number
@@ -197,7 +197,7 @@ def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: in
 
 
 class Recording(nn.Module):
-    """The vector model, which remembers the samples it was shown."""
+    """The vector model. It records the samples that it was shown."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ def test_counts_below_one_are_refused(field: str) -> None:
         PPOConfig(**{field: 0})  # type: ignore[arg-type]
 
 
-def test_targets_come_from_the_rewards_of_the_rollout_which_stay_as_they_are() -> None:
+def test_targets_come_from_the_rewards_and_do_not_change_them() -> None:
     rollout = draw_rollout()
     rewards = rollout.rewards.clone()
     ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
@@ -280,7 +280,7 @@ def test_targets_come_from_the_rewards_of_the_rollout_which_stay_as_they_are() -
     assert torch.equal(rollout.rewards, rewards)
 
 
-def test_explained_variance_is_one_for_perfect_values_and_finite_without_variance() -> None:
+def test_explained_variance_is_one_for_perfect_values_and_finite_for_constant_returns() -> None:
     rollout = draw_rollout()
     learner = Learner(Recording(), PPOConfig(gae_lambda=1.0), seed=0)
     learner.prepare(rollout)
@@ -300,7 +300,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("config", [PPOConfig(minibatches=3), BA3CConfig()])
-def test_the_metrics_are_finite_numbers_under_their_names(config: PPOConfig | BA3CConfig) -> None:
+def test_the_metrics_have_their_names_and_are_finite(config: PPOConfig | BA3CConfig) -> None:
     learner, rollout = Learner(Recording(), config, seed=0), draw_rollout()
     learner.prepare(rollout)
     metrics = learner.gradient(rollout, 0, version=0)
@@ -361,7 +361,7 @@ def test_the_same_minibatch_gives_the_same_gradient_bit_for_bit() -> None:
 
 
 class Bandits:
-    """Two arms; the observation says which one pays 1, the other pays nothing. Every step is a game."""
+    """Two arms. The observation says which arm pays 1; the other pays nothing. Every step is a game."""
 
     num_actions = 2
     observation_shape = (2,)

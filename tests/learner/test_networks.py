@@ -1,4 +1,4 @@
-"""The networks: their shapes and sizes, what they accept, and bfloat16 against float32."""
+"""The networks: their shapes and sizes, the inputs that they accept, and bfloat16 compared with float32."""
 
 import math
 from pathlib import Path
@@ -67,13 +67,13 @@ def test_the_vector_model_gives_float32_logits_and_values() -> None:
         ),
     ],
 )
-def test_a_model_has_the_parameters_of_its_paper(name: str, layers: list[tuple[int, int]]) -> None:
+def test_a_model_has_the_number_of_parameters_in_its_paper(name: str, layers: list[tuple[int, int]]) -> None:
     parameters = list(make_model(name, ATARI, 4).parameters())
     assert sum(parameter.numel() for parameter in parameters) == sum(map(sum, layers))
     assert all(parameter.dtype == torch.float32 for parameter in parameters)
 
 
-def test_dba3c_on_twelve_channels_has_the_published_size_less_the_padding() -> None:
+def test_dba3c_on_twelve_channels_has_the_published_size_minus_the_padding() -> None:
     published, padding_to_16_channels = 331_909, 4 * 32 * 5 * 5
     counted = sum(parameter.numel() for parameter in make_model("dba3c", (12, 84, 84), 4).parameters())
     assert counted == published - padding_to_16_channels
@@ -82,13 +82,13 @@ def test_dba3c_on_twelve_channels_has_the_published_size_less_the_padding() -> N
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
-def test_bytes_mean_the_same_as_the_frame_divided_by_255(name: str) -> None:
+def test_byte_frames_give_the_same_result_as_frames_divided_by_255(name: str) -> None:
     model = make_model(name, ATARI, 4, FLOAT32)
     for of_bytes, of_floats in zip(model(frames(4)), model(frames(4) / 255), strict=True):
         torch.testing.assert_close(of_bytes, of_floats, rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_are_those_of_the_undivided_weights() -> None:
+def test_gradients_refer_to_the_undivided_weights() -> None:
     model = make_model("small", ATARI, 4, FLOAT32)
     gradients = []
     for observations in (frames(4), frames(4) / 255):
@@ -125,7 +125,7 @@ def test_dba3c_pools_after_three_convolutions_and_its_hidden_layer_is_linear() -
     torch.testing.assert_close(values, model.critic(x)[:, 0], rtol=1e-4, atol=1e-6)
 
 
-def test_the_order_in_memory_does_not_matter() -> None:
+def test_the_memory_format_does_not_change_the_result() -> None:
     model = make_model("nature", ATARI, 4, FLOAT32)
     interleaved = frames(3).to(memory_format=torch.channels_last)
     for ours, theirs in zip(model(interleaved), model(frames(3)), strict=True):
@@ -145,7 +145,7 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
         assert gradient.dtype == torch.float32
         results.append((logits, values, gradient))
     (logits, values, gradient), (logits16, values16, gradient16) = results
-    # bfloat16 keeps 8 bits: 0.4 % a rounding, and a few roundings in a row
+    # bfloat16 keeps 8 bits: an error of 0.4 % per rounding, and a few roundings in a row
     assert (values16 - values).abs().max() < 0.03 * values.abs().max()
     assert (logits16 - logits).abs().max() < 0.03 * logits.abs().max()
     assert (gradient16 - gradient).norm() < 0.03 * gradient.norm()
@@ -186,7 +186,7 @@ def test_layers_begin_orthogonal_with_zero_biases() -> None:
         ("nature", (84, 84), ["'nature'", "(84, 84)"]),
     ],
 )
-def test_a_model_that_does_not_fit_is_refused_by_name_and_shape(
+def test_an_error_about_an_unsuitable_model_names_it_and_the_shape(
     name: str, shape: tuple[int, ...], words: list[str]
 ) -> None:
     with pytest.raises(UsageError) as error:
@@ -208,7 +208,7 @@ def test_the_width_of_the_hidden_layer_can_be_chosen_for_every_model(name: str) 
 
 
 @pytest.mark.parametrize("hidden", [0, -3, 10**9])
-def test_a_width_that_cannot_be_is_refused_by_its_option(hidden: int) -> None:
+def test_an_error_about_an_invalid_width_names_its_option(hidden: int) -> None:
     with pytest.raises(UsageError, match=rf"^--network.hidden {hidden}: 1 to 8192 units are required\.$"):
         NetworkConfig(hidden=hidden)
 

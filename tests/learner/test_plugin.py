@@ -1,4 +1,4 @@
-"""A model or a loss of the user's own: found where the user stands, tried before anything starts, and learned with."""
+"""A custom model or loss is found in the current directory, tried before anything starts, and used for learning."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ Write = Callable[[str], str]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a module that can be imported; returns its name."""
+    """Write a module that can be imported. Returns its name."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(source: str) -> str:
@@ -64,7 +64,7 @@ def test_a_function_or_a_class_makes_the_model(write: Write) -> None:
         assert (logits.shape, values.shape) == ((7, 3), (7,))
 
 
-def test_a_model_is_tried_with_frames_as_a_rollout_keeps_them(write: Write) -> None:
+def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -> None:
     name = write("""
         class Net(nn.Module):
             def __init__(self, shape, num_actions):
@@ -105,13 +105,13 @@ def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
     assert str(refused.value).startswith(sentence.replace(" M ", f" {reference} "))
 
 
-def test_a_model_of_ones_own_takes_no_settings_of_ours(write: Write) -> None:
+def test_a_custom_model_takes_none_of_our_network_settings(write: Write) -> None:
     name = write(MODEL.format(**GOOD))
     with pytest.raises(UsageError, match=f"^--model {name}:Net has its own width and number format"):
         make_model(f"{name}:Net", (5,), 3, NetworkConfig(hidden=32))
 
 
-def test_a_function_that_is_not_there_is_named(write: Write) -> None:
+def test_an_error_names_a_missing_function(write: Write) -> None:
     name = write("make_net = 3\ndef model(shape, num_actions):\n    return 'net'")
     broken, ending = write("raise RuntimeError('not today.\\nnor ever')"), write("raise SystemExit('bye')")
     for reference, sentence in {
@@ -130,7 +130,7 @@ def test_a_function_that_is_not_there_is_named(write: Write) -> None:
         make_model(f"{name}:model", (5,), 3)
 
 
-def test_what_a_model_does_not_train_is_the_same_in_every_worker(write: Write) -> None:
+def test_untrained_parameters_of_a_model_are_the_same_in_every_worker(write: Write) -> None:
     name = write("""
         class Net(nn.Module):
             def __init__(self, shape, num_actions):
@@ -155,7 +155,7 @@ def test_what_a_model_does_not_train_is_the_same_in_every_worker(write: Write) -
 @pytest.mark.parametrize(
     ("name", "hint"), [("natur", " (did you mean nature?)"), ("xyz", ""), ("Small", " (did you mean small?)")]
 )
-def test_an_unknown_model_is_named_with_the_nearest_one(name: str, hint: str) -> None:
+def test_an_error_about_an_unknown_model_suggests_the_nearest_one(name: str, hint: str) -> None:
     with pytest.raises(UsageError) as refused:
         make_model(name, (5,), 3)
     known = "choose small, nature, narrow, dba3c, mlp, or your own as module:function."
@@ -184,12 +184,12 @@ def test_a_loss_that_cannot_be_used_is_refused_with_the_reason(write: Write, res
         assert str(refused.value).startswith(f"--loss {name}:loss {sentence}")
 
 
-def test_every_loss_of_ours_would_be_accepted() -> None:
+def test_all_built_in_losses_pass_the_check() -> None:
     load_loss("zmqrl.learner.losses:ppo_loss", PPOConfig())
     load_loss("zmqrl.learner.losses:ba3c_loss", BA3CConfig())
 
 
-def test_the_command_finds_what_lies_where_the_user_stands(
+def test_the_command_finds_modules_in_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "standing_here.py").write_text("raise ValueError('found it')", encoding="utf-8")
@@ -210,7 +210,7 @@ def test_a_run_learns_with_the_model_and_the_loss_of_the_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT / "docs" / "examples")
-    command = tmp_path / "zmqrl-as-installed"  # a console script: its own directory, not the user's, is on the path
+    command = tmp_path / "zmqrl-as-installed"  # a console script: the current directory is not on the path
     command.write_text("from zmqrl.cli import main\nmain()\n", encoding="utf-8")
     with training(
         tmp_path / "run",

@@ -1,4 +1,4 @@
-"""Atari games of random frame skip against the bare emulator, with frames that OpenCV made small."""
+"""Atari games with random frame skip, compared with the bare emulator and frames that OpenCV scaled down."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.processes
 
 
 class Unpooled:
-    """One game of the bare emulator, with frames that OpenCV made small: what Gym's ``-v0`` ids and DBA3C showed."""
+    """One game of the bare emulator with frames scaled down by OpenCV, as in Gym's ``-v0`` ids and DBA3C."""
 
     def __init__(self, env_id: str, config: EnvConfig, seed: int) -> None:
         self.cv2 = pytest.importorskip("cv2", reason="the frames are compared with those of opencv-python-headless")
@@ -34,7 +34,7 @@ class Unpooled:
         self.frames = [np.zeros_like(self.small(screen))] * 3 + [self.small(screen)]
 
     def step(self, action: np.int64) -> tuple[float, bool, bool, bool, int]:
-        """Reward, game over, cut off, life lost, frames played."""
+        """Play one step. Returns reward, game over, cut off, life lost and frames played."""
         before = self.info
         screen, reward, over, truncated, self.info = self.bare.step(int(action))
         self.frames = [*self.frames[1:], self.small(screen)]
@@ -54,8 +54,8 @@ class Unpooled:
     ("env_id", "grayscale", "life_loss"),
     [("ALE/Breakout-v5", False, True), ("ALE/Breakout-v5", True, False), ("ALE/Amidar-v5", False, True)],
 )
-def test_random_frame_skip_plays_the_bare_emulator(env_id: str, grayscale: bool, life_loss: bool) -> None:
-    """Over full games, with sticky actions; Amidar's lives start at 0 and rise."""
+def test_random_frame_skip_matches_the_bare_emulator(env_id: str, grayscale: bool, life_loss: bool) -> None:
+    """Full games with sticky actions. Amidar's number of lives starts at 0 and rises."""
     config = dataclasses.replace(RANDOM_SKIP, grayscale=grayscale, life_loss=life_loss)
     ours, theirs = make_envs(env_id, config, threads=1), Unpooled(env_id, config, seed=5)
     theirs.assert_shown(ours.reset(5)[0])
@@ -84,7 +84,7 @@ def test_random_frame_skip_plays_the_bare_emulator(env_id: str, grayscale: bool,
     ours.close()
 
 
-def test_a_game_of_random_frame_skip_is_cut_off_by_its_time_limit() -> None:
+def test_a_game_with_random_frame_skip_is_cut_off_by_its_time_limit() -> None:
     config = dataclasses.replace(RANDOM_SKIP, max_frames=60)
     ours, theirs = make_envs("ALE/Pong-v5", config, threads=1), Unpooled("ALE/Pong-v5", config, seed=3)
     ours.reset(3)
@@ -105,7 +105,7 @@ def test_a_game_of_random_frame_skip_is_cut_off_by_its_time_limit() -> None:
     ours.close()
 
 
-def test_a_life_lost_at_the_time_limit_ends_the_return_of_a_random_frame_skip_too() -> None:
+def test_a_life_lost_at_the_time_limit_ends_the_return_even_with_random_frame_skip() -> None:
     envs = make_envs("ALE/Breakout-v5", RANDOM_SKIP, threads=1)
     bare = Unpooled("ALE/Breakout-v5", RANDOM_SKIP, seed=0)
     length = next(t for t, actions in enumerate(random_actions(envs, 200), 1) if bare.step(actions[0])[3])
@@ -122,7 +122,7 @@ def test_a_life_lost_at_the_time_limit_ends_the_return_of_a_random_frame_skip_to
 
 
 @pytest.mark.parametrize("settings", [{}, {"noop_max": 0}, {"fire_reset": False}])
-def test_random_frame_skip_is_refused_with_another_start_than_its_own(settings: dict[str, Any]) -> None:
+def test_random_frame_skip_is_refused_with_no_ops_or_fire_at_the_start(settings: dict[str, Any]) -> None:
     needs = "^--envs.min-frame-skip 2 needs --envs.noop-max 0 --envs.no-fire-reset: "
     with pytest.raises(UsageError, match=needs):
         describe_env("ALE/Breakout-v5", EnvConfig(min_frame_skip=2, **settings))

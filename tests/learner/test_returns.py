@@ -1,4 +1,4 @@
-"""Advantages and returns against loops over scalars."""
+"""Advantages and returns compared with loops over scalars."""
 
 import torch
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from zmqrl.learner.returns import gae, n_step_returns
 
 
 def draw_rollout(steps: int, num_envs: int, seed: int) -> dict[str, Tensor]:
-    """Games that end about every third step in either way, or in both at once."""
+    """A random rollout. About every third step ends a game: terminated, truncated or both."""
     generator = torch.Generator().manual_seed(seed)
     shape = (steps, num_envs)
     truncated = torch.rand(shape, generator=generator) < 0.2
@@ -24,7 +24,7 @@ def draw_rollout(steps: int, num_envs: int, seed: int) -> dict[str, Tensor]:
 
 
 def value_after(rollout: dict[str, Tensor], t: int, i: int) -> float:
-    """What the value function says of the state that step t of game i leads to."""
+    """The value of the state after step t of game i."""
     if rollout["terminated"][t, i]:
         return 0.0
     if rollout["truncated"][t, i]:
@@ -112,12 +112,12 @@ def one_game(terminated: list[int], truncated: list[int], bootstrap: list[float]
     }
 
 
-def test_a_game_that_goes_on_is_worth_the_value_of_the_last_observation() -> None:
+def test_an_unfinished_game_is_worth_the_value_of_the_last_observation() -> None:
     returns = run_n_step(one_game([0, 0, 0], [0, 0, 0], [0, 0, 0]), 0.5)
     assert returns[:, 0].tolist() == [1 + 0.5 * (1 + 0.5 * 21), 1 + 0.5 * 21, 21]
 
 
-def test_nothing_comes_after_a_terminated_step() -> None:
+def test_a_terminated_step_has_no_value_after_it() -> None:
     game = one_game([0, 1, 0], [0, 0, 0], [0, 0, 0])
     assert run_n_step(game, 0.5)[:, 0].tolist() == [1.5, 1, 21]
     assert run_gae(game, 0.5, 0.0)[0][:, 0].tolist() == [1 + 10 - 10, 1 - 20, 21 - 30]

@@ -1,4 +1,4 @@
-"""The player: what it keeps of each step, where it bootstraps, and that it allocates once."""
+"""The player: what it stores for each step, where it bootstraps, and that it allocates memory only once."""
 
 from typing import Any, cast
 
@@ -16,7 +16,10 @@ TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
 
 
 class CountingEnvs:
-    """Vectors (game, step); game i ends after every 3rd or 5th step, in turn with i, and a final one holds -1."""
+    """Observations are (game, step). Even games terminate every 3rd step, odd ones are truncated every 5th.
+
+    A final observation is (game, -step).
+    """
 
     num_actions = 4
     observation_shape: tuple[int, ...] = (2,)
@@ -54,7 +57,7 @@ class CountingEnvs:
 
 
 class FrameEnvs(CountingEnvs):
-    """Random frames, without an end."""
+    """Endless games with random frames."""
 
     observation_shape = (4, 84, 84)
     observation_dtype = np.dtype(np.uint8)
@@ -96,7 +99,7 @@ def make_rollout(envs: CountingEnvs, steps: int = 6) -> Rollout:
     )
 
 
-def test_a_rollout_holds_what_was_seen_done_and_rewarded() -> None:
+def test_a_rollout_holds_observations_actions_and_rewards() -> None:
     envs = CountingEnvs()
     rollout = make_rollout(envs)
     make_player(envs).play(rollout)
@@ -109,7 +112,7 @@ def test_a_rollout_holds_what_was_seen_done_and_rewarded() -> None:
     assert rollout.last_values.tolist() == [6] * 4
 
 
-def test_log_probs_are_those_of_the_actions_taken() -> None:
+def test_log_probs_belong_to_the_actions_taken() -> None:
     envs = CountingEnvs()
     rollout = make_rollout(envs)
     make_player(envs).play(rollout)
@@ -129,7 +132,7 @@ def test_truncated_steps_bootstrap_from_their_final_observation() -> None:
     assert rollout.terminated.nonzero().tolist() == [[2, 0], [2, 2], [5, 0], [5, 2]]
 
 
-def test_games_go_on_from_one_rollout_to_the_next() -> None:
+def test_games_continue_from_one_rollout_to_the_next() -> None:
     envs = CountingEnvs()
     rollout, player = make_rollout(envs, steps=4), make_player(envs)
     first_games = player.play(rollout)
@@ -141,7 +144,7 @@ def test_games_go_on_from_one_rollout_to_the_next() -> None:
     np.testing.assert_array_equal(rollout.observations[0].numpy(), envs.observe(4))
 
 
-def test_what_the_rollout_before_bootstrapped_is_gone() -> None:
+def test_a_new_rollout_forgets_the_bootstrap_values_of_the_last_one() -> None:
     envs = CountingEnvs()
     rollout, player = make_rollout(envs), make_player(envs)
     player.play(rollout)
@@ -173,7 +176,7 @@ def test_frames_are_kept_as_bytes_and_channels_last() -> None:
 
 
 @pytest.mark.parametrize("envs", [CountingEnvs(num_envs=3), FrameEnvs(num_envs=3)])
-def test_gathered_observations_are_those_of_the_samples_asked_for(envs: CountingEnvs) -> None:
+def test_gathered_observations_belong_to_the_requested_samples(envs: CountingEnvs) -> None:
     rollout = make_rollout(envs, steps=4)
     for t in range(4):
         put_frames(rollout.observations[t], envs.observe(t))

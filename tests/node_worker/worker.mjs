@@ -1,10 +1,11 @@
-// A worker of `zmqrl/1` in Node.js, written from docs/protocol.md alone; § are sections of that page.
-// It plays no game and has no network: its gradient is a constant, all around the gradient is real.
+// A worker for `zmqrl/1` in Node.js, written from docs/protocol.md alone. § refers to sections of that page.
+// It plays no game and has no network: its gradient is a constant. Everything else is real.
 //
 //     node worker.mjs DIR/cluster.json RANK
 //
-// Exit status: 0 the run has ended, 1 refused or left alone, 2 bad usage, 130 interrupted. The last line on stdout is
-// a JSON object of what it did. Node has one thread: a real gradient belongs in a worker_threads.Worker (§1.3).
+// Exit status: 0 if the run has ended, 1 if refused or out of contact, 2 for bad usage, 130 if interrupted. The last
+// line on stdout is a JSON object with its totals. Node has one thread, so a real gradient belongs in a
+// worker_threads.Worker (§1.3).
 import { readFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { dirname, resolve } from "node:path";
@@ -20,7 +21,7 @@ const SOCKET = { // §1.3; milliseconds
 };
 const SENDING = { ...SOCKET, immediate: true, sendTimeout: 0 }; // a timeout of 0 is ZMQ_DONTWAIT here
 
-// What a worker receives: the fields in the order of §1.8. JavaScript cannot tell 1.0 from 1.
+// The messages that a worker receives, with their fields in the order of §1.8. To JavaScript, 1.0 and 1 are the same.
 const text = (x) => typeof x === "string", bool = (x) => typeof x === "boolean";
 const int = (x) => Number.isSafeInteger(x) && x >= 0, ints = (x) => Array.isArray(x) && x.every(int);
 const ONE = { run: text, shard: int }, STAND = { ...ONE, incarnation: int, generation: int, version: int };
@@ -37,7 +38,7 @@ const FIELDS = {
   LEFT: ONE,
 };
 
-/** The message in the frames behind the topic, as {kind, field: value, ..., payload}; null when it is malformed. */
+/** The message in the frames after the topic, as {kind, field: value, ..., payload}, or null if it is malformed. */
 function parse(frames) {
   let values;
   try { values = decode(frames[0]); } catch { return null; }
@@ -48,7 +49,7 @@ function parse(frames) {
   return { kind, ...Object.fromEntries(types.map(([name], i) => [name, fields[i]])), payload: frames[1] };
 }
 
-// §1.5. Typed arrays have the byte order of the machine, which is little-endian wherever Node runs but on s390x.
+// §1.5. Typed arrays have the byte order of the machine: little-endian on every platform of Node except s390x.
 const BYTES = { f32: 4, bf16: 2 };
 function toFloats({ codec, payload }) {
   const bytes = payload.buffer.slice(payload.byteOffset, payload.byteOffset + payload.length);
@@ -64,13 +65,13 @@ function toPayload(codec, floats) {
 const seconds = () => performance.now() / 1000;
 const fail = (status, sentence) => { console.error(`node worker: ${sentence}`); process.exit(status); };
 
-/** One shard as this worker knows it (§1.6), and the three sockets to it (§1.3). */
+/** This worker's view of one shard (§1.6), and the three sockets to it (§1.3). */
 class Shard {
   incarnation = 0; generation = 0; version = 0; view = 0; welcomed = false;
-  slices = new Map(); // version -> {codec, payload}: the newest and the one before
-  contribution = null; // none or closed; else {generation, version, payload, attempt, state: "pending" or "sent"}
+  slices = new Map(); // version -> {codec, payload}: the newest and the previous version
+  contribution = null; // null: none or closed; {generation, version, payload, attempt, state: "pending" or "sent"}
   needs = []; // `held` of each NEED for `version`
-  ended = false; // its newest word is BYE
+  ended = false; // its latest message is BYE
   left = false;
   helloAt = 0; pingAt = 0; askAt = 0; heardAt = seconds();
 
@@ -101,9 +102,9 @@ class Shard {
     }
   }
 
-  /** The four rules at the head of §1.6. False: the message is out of date. */
+  /** Applies the four rules at the top of §1.6. Returns false if the message is out of date. */
   follow({ incarnation, generation, version, view = 0 }) {
-    if (incarnation > this.incarnation) { // helloAt 0: HELLO with the next tick, unless this is a WELCOME
+    if (incarnation > this.incarnation) { // helloAt 0: send HELLO in the next tick, unless this is a WELCOME
       Object.assign(this, { incarnation, view: 0, welcomed: false, needs: [], ended: false, helloAt: 0, askAt: 0 });
     }
     if (incarnation < this.incarnation || generation < this.generation) return false;
@@ -113,7 +114,7 @@ class Shard {
     if (version > this.version) {
       Object.assign(this, { version, needs: [] });
       for (const old of this.slices.keys()) if (old < version - 1) this.slices.delete(old);
-      if (this.contribution?.attempt === 0) this.worker.totals.skipped += 1; // never sent, and late by now
+      if (this.contribution?.attempt === 0) this.worker.totals.skipped += 1; // never sent, and now late
       this.contribution = null;
     }
     this.view = Math.max(this.view, view);
@@ -159,7 +160,7 @@ class Shard {
     this.say("SNAPSHOT_REQUEST", version);
   }
 
-  say(kind, ...fields) { // what cannot go now is dropped: the timer that wanted it does it again
+  say(kind, ...fields) { // a message that cannot be sent now is dropped; its timer sends it again
     this.control.send(encode([PROTOCOL, kind, this.worker.run, ...fields])).catch(() => {});
   }
 
@@ -180,7 +181,7 @@ class Shard {
 
 class Worker {
   incarnation = Date.now();
-  newest = { generation: 0, version: -1 }; // what it has contributed to last
+  newest = { generation: 0, version: -1 }; // the last version that it has contributed to
   totals = { steps: 0, repairs: 0, resent: 0, skipped: 0 };
   leaving = false;
   reportAt = 0;
@@ -194,12 +195,12 @@ class Worker {
     }, TICK_S * 1000);
   }
 
-  /** Mean gradient of the loss that is to be minimized at `weights`, both float32 (count,): here a constant. */
+  /** The mean gradient of the loss at `weights`, both float32 (count,): here a constant. */
   gradient(weights) {
     return new Float32Array(weights.length).fill(1e-6);
   }
 
-  /** Does what is due now: end, step or repair (§1.6). */
+  /** Does the work that is due: end, step or repair (§1.6). */
   advance() {
     const { shards } = this, { generation } = shards[0];
     if (this.leaving || shards.some((shard) => shard.generation !== generation)) return;
@@ -222,7 +223,7 @@ class Worker {
       && behind.some((shard) => !shard.needs.at(-1).includes(this.rank));
   }
 
-  /** Contributes to `version` where it is open; false when a slice of it is not here yet. */
+  /** Contributes to `version` at the shards where it is open. Returns false if a slice of it has not arrived yet. */
   step(version) {
     const { layout, codec, shards, totals } = this, { generation } = shards[0];
     if (!shards.every((shard) => shard.slices.has(version))) return false;
@@ -241,7 +242,7 @@ class Worker {
     return true;
   }
 
-  /** §1.7. A step counts as one action, so that a part of the run's total comes from here. */
+  /** §1.7. Each step counts as one action, so that this worker adds to the run's total. */
   report() {
     this.reportAt = seconds() + REPORT_S;
     const { steps, skipped } = this.totals;

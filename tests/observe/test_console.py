@@ -104,7 +104,7 @@ def test_closing_writes_the_last_figures_once() -> None:
     assert [line.split("updates ")[1][0] for line in stream.getvalue().splitlines()] == ["1", "2"]
 
 
-def test_a_figure_that_was_not_told_again_stays() -> None:
+def test_a_figure_missing_from_an_update_stays() -> None:
     stream, clock = io.StringIO(), Clock()
     console = PlainConsole(stream, clock=clock)
     console.update(figures(entropy=1.5))
@@ -113,7 +113,7 @@ def test_a_figure_that_was_not_told_again_stays() -> None:
     assert "entropy 1.5" in stream.getvalue().splitlines()[1]
 
 
-def test_the_first_row_of_a_run_can_be_shown() -> None:
+def test_the_first_row_of_a_run_can_be_displayed() -> None:
     stream = io.StringIO()
     row = RunMetrics(start=Counters()).row(0.0)
     PlainConsole(stream).update(LiveFigures(title="run", row=row))
@@ -121,7 +121,7 @@ def test_the_first_row_of_a_run_can_be_shown() -> None:
     assert "no game has ended yet" in stream.getvalue()
 
 
-def test_of_many_missing_workers_the_longest_missing_are_named() -> None:
+def test_the_workers_that_are_missing_longest_are_named() -> None:
     stream = io.StringIO()
     PlainConsole(stream).update(figures(missing_s={str(rank): float(rank) for rank in range(20)}))
     assert "waiting for rank 19 (19 s), rank 18 (18 s), " in stream.getvalue()
@@ -134,7 +134,7 @@ def test_a_notice_cannot_move_the_cursor_or_forge_a_line() -> None:
     assert stream.getvalue() == "worker said  [2J  all is well [red]\n"
 
 
-def test_what_the_stream_cannot_encode_is_replaced() -> None:
+def test_characters_that_the_stream_cannot_encode_are_replaced() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     PlainConsole(stream).notice("naïve")
@@ -200,13 +200,13 @@ def test_the_panel_is_redrawn_at_most_four_times_a_second_and_at_the_end() -> No
     assert "99, 20.1/s" in terminal.export_text()
 
 
-def test_a_panel_that_never_showed_anything_leaves_no_trace() -> None:
+def test_a_panel_that_was_never_drawn_writes_nothing() -> None:
     console, terminal, _ = live()
     console.close()
     assert terminal.export_text() == ""
 
 
-def test_closing_gives_the_cursor_back_and_a_later_call_draws_nothing() -> None:
+def test_closing_restores_the_cursor_and_later_calls_draw_nothing() -> None:
     console, terminal, _ = live()
     console.update(FIGURES)
     console.close()
@@ -218,7 +218,7 @@ def test_closing_gives_the_cursor_back_and_a_later_call_draws_nothing() -> None:
     assert terminal.file.getvalue() == written  # type: ignore[attr-defined]
 
 
-def test_a_stream_that_is_no_terminal_gets_plain_lines_without_colours() -> None:
+def test_a_stream_that_is_not_a_terminal_gets_plain_lines_without_colours() -> None:
     stream = io.StringIO()
     console = console_for(stream)
     console.update(FIGURES)
@@ -228,14 +228,14 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines_without_colours() -> None
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_terminal_gets_the_panel_and_a_dumb_one_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_the_panel_and_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     assert isinstance(console_for(Terminal()), LiveConsole)
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(console_for(Terminal()), PlainConsole)
 
 
-def test_no_color_takes_the_colours_from_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_removes_the_colours_of_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     shown = {}
     for setting in ("", "1"):

@@ -1,4 +1,4 @@
-"""What Prometheus reads: every figure of a snapshot, over HTTP; and the dashboard, which asks for nothing else."""
+"""Prometheus reads every figure of a snapshot over HTTP, and the dashboard uses only these figures."""
 
 import contextlib
 import json
@@ -118,46 +118,46 @@ def test_every_figure_of_a_snapshot_is_served(exporter: Exporter) -> None:
         ("zmqrl_process_restarts_total", "role=worker", "rank=1", "host=h2"): 3.0,
     }.items():
         assert found.get(name) == value or found.get((name[0], *sorted(name[1:]))) == value, name
-    assert ("zmqrl_loss", "name=value_loss") not in found, "a figure that is not known"
+    assert ("zmqrl_loss", "name=value_loss") not in found, "an unknown figure must not be served"
     assert not any("version" in label for name, *labels in found for label in labels if name == "zmqrl_loss")
 
 
 def test_each_key_of_a_row_has_a_metric() -> None:
     row = RunMetrics(start=Counters()).row(0.0)
     others = {"contributions", "missing_s", "split_s"}
-    left_out = {"gradients"}  # since the row before: Prometheus does not read every row
+    left_out = {"gradients"}  # counted since the previous row, but Prometheus does not read every row
     known = {*GAUGES, *COUNTERS, *LAGS, *BY_RANK, *LOSSES, *others, *left_out}
     assert set(row) <= known, "a new key of a row needs a metric of its own"
 
 
-def test_before_the_first_snapshot_there_is_nothing_and_the_newest_one_counts(exporter: Exporter) -> None:
+def test_nothing_is_served_before_the_first_snapshot_and_then_only_the_newest(exporter: Exporter) -> None:
     assert scraped(exporter) == {}
     for version in (1, 2, 3):
         exporter.show(replace(SNAPSHOT, row=ROW | {"version": version}))
     assert scraped(exporter)["zmqrl_version",] == 3.0
 
 
-def test_a_rollback_lowers_no_counter_of_contributions(exporter: Exporter) -> None:
+def test_a_rollback_does_not_lower_a_counter_of_contributions(exporter: Exporter) -> None:
     served = []
-    for used in (100, 150, 120, 130):  # the third after a rollback
+    for used in (100, 150, 120, 130):  # the third value follows a rollback
         exporter.show(replace(SNAPSHOT, row=ROW | {"contributions": {"used": used}}))
         served.append(scraped(exporter)["zmqrl_contributions_total", "outcome=used"])
     assert served == [100.0, 150.0, 150.0, 160.0]
 
 
-def test_names_from_outside_cannot_forge_a_line(exporter: Exporter) -> None:
+def test_names_from_other_processes_cannot_forge_a_line(exporter: Exporter) -> None:
     forged = 'x"} 1\nzmqrl_version 999\n'
     exporter.show(replace(SNAPSHOT, about={"name": forged}, row=ROW | {"split_s": {forged: 1.0}}))
     assert scraped(exporter)["zmqrl_version",] == 812.0
 
 
-def test_a_port_that_is_in_use_is_named(exporter: Exporter) -> None:
+def test_an_error_names_a_port_in_use(exporter: Exporter) -> None:
     port = int(exporter.url.split(":")[2].split("/")[0])
     with pytest.raises(UsageError, match=f"--metrics-port: port {port} is in use .*: choose another"):
         Exporter("127.0.0.1", port)
 
 
-def test_an_address_of_another_machine_is_named() -> None:
+def test_an_error_names_an_address_of_another_machine() -> None:
     with pytest.raises(UsageError, match=r"--metrics-port: cannot bind 192\.0\.2\.1:0 "):
         Exporter("192.0.2.1", 0)
 
@@ -170,7 +170,7 @@ def test_a_port_is_free_again_once_the_exporter_is_closed() -> None:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_without_a_place_nothing_is_served_or_imported() -> None:
+def test_without_an_address_nothing_is_served_or_imported() -> None:
     program = (
         "import sys, zmqrl.supervisor.run, zmqrl.observe.exporter as exporter\n"
         "with exporter.exporter_at(None) as none: assert none is None\n"
@@ -201,7 +201,7 @@ def test_each_query_of_the_dashboard_names_metrics_that_are_exported(exporter: E
     assert unused == {"zmqrl_run_info", "zmqrl_training_seconds"}
 
 
-def test_each_label_of_the_dashboard_is_one_that_its_metric_has(exporter: Exporter) -> None:
+def test_each_label_of_the_dashboard_belongs_to_its_metric(exporter: Exporter) -> None:
     exporter.show(SNAPSHOT)
     labels: dict[str, set[str]] = {}
     for name, *pairs in scraped(exporter):
@@ -240,7 +240,7 @@ def test_the_page_lists_every_metric_with_its_labels(exporter: Exporter) -> None
     assert listed == served
 
 
-def test_what_the_page_and_the_files_for_prometheus_say_agrees() -> None:
+def test_the_page_agrees_with_the_files_for_prometheus() -> None:
     page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     port = re.findall(r"127\.0\.0\.1:(\d+)", (MONITORING / "prometheus.yml").read_text(encoding="utf-8"))[-1]
     assert f"--metrics-port {port}" in page

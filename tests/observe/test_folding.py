@@ -1,4 +1,4 @@
-"""The same line from many processes is shown once: nothing is lost, and no process's lines change their order."""
+"""The same line from many processes is shown once. No line is lost, and the lines of a process keep their order."""
 
 from collections import Counter
 from itertools import groupby
@@ -11,17 +11,17 @@ from zmqrl.observe import folding
 from zmqrl.observe.folding import Folded, Folding, Source, ranges
 
 SOURCES = [(f"h{1 + rank // 2}", f"worker-{rank}") for rank in range(4)]
-PAUSES = st.integers(0, 6).map(lambda eighths: eighths / 8)  # so that sums are exact
+PAUSES = st.integers(0, 6).map(lambda eighths: eighths / 8)  # eighths, so that sums are exact
 SAID = st.lists(st.tuples(st.sampled_from(SOURCES), st.sampled_from("abcd"), PAUSES), max_size=40)
 
 
 def once(lines: list[str]) -> list[str]:
-    """Without what is repeated at once."""
+    """The lines without direct repetitions."""
     return [line for line, _ in groupby(lines)]
 
 
 def fold(said: list[tuple[Source, str, float]], held: Folding) -> list[Folded]:
-    """What is shown when sources say lines, each so many seconds after the one before."""
+    """The shown lines if each source says its line the given number of seconds after the previous one."""
     shown, now = [], 0.0
     for source, line, pause_s in said:
         now += pause_s
@@ -31,7 +31,7 @@ def fold(said: list[tuple[Source, str, float]], held: Folding) -> list[Folded]:
 
 
 @given(SAID)
-def test_nothing_is_lost_and_the_lines_of_each_process_stay_in_order(said: list[tuple[Source, str, float]]) -> None:
+def test_no_line_is_lost_and_the_lines_of_each_process_stay_in_order(said: list[tuple[Source, str, float]]) -> None:
     shown = fold(said, Folding())
     counts = Counter[str]()
     for each in shown:
@@ -58,13 +58,13 @@ def test_no_line_is_held_back_for_longer_than_the_window(said: list[tuple[Source
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=20), st.permutations(SOURCES))
-def test_what_all_say_alike_is_shown_once_whoever_is_first(lines: list[str], order: list[Source]) -> None:
+def test_a_line_that_all_processes_log_is_shown_once(lines: list[str], order: list[Source]) -> None:
     shown = fold([(source, line, 0.0) for source in order for line in lines], Folding())
     assert [each.line for each in shown] == once(lines)
     assert all(list(each.sources) == order for each in shown)
 
 
-def test_a_traceback_that_differs_in_one_line_is_folded_around_it() -> None:
+def test_tracebacks_that_differ_in_one_line_are_folded_around_that_line() -> None:
     held = Folding()
     for rank, source in enumerate(SOURCES):
         for line in ("Traceback", f"  rank = {rank}", "RuntimeError: broken"):
@@ -75,14 +75,14 @@ def test_a_traceback_that_differs_in_one_line_is_folded_around_it() -> None:
     assert sorted(shown[1:-1]) == [f"[{host} {name}]   rank = {rank}" for rank, (host, name) in enumerate(SOURCES)]
 
 
-def test_times_do_not_make_a_line_another_one_and_the_first_is_shown() -> None:
+def test_lines_that_differ_only_in_time_are_folded_and_the_first_is_shown() -> None:
     held = Folding()
     for second, source in enumerate(SOURCES):
         held.add(source, f"2026-01-01 10:00:0{second},000 WARNING hot", 0.0)
     assert [str(each) for each in held.take_all()] == ["[h1,h2 worker-0..3] 2026-01-01 10:00:00,000 WARNING hot (4x)"]
 
 
-def test_a_flood_is_passed_on_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_lines_is_shown_before_the_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "MOST_HELD", 10)
     held = Folding()
     for number in range(25):
@@ -106,6 +106,6 @@ def test_names_are_shown_as_ranges(names: list[str], shown: str) -> None:
     assert ranges(names) == shown
 
 
-def test_the_ranks_of_processes_are_short() -> None:
+def test_ranks_of_processes_are_shortened() -> None:
     names = [f"worker-{rank}" for rank in (0, 1, 2, 3, 9)]
     assert ranges([*names, "shard-0"], short=True) == "shard-0,worker-0..3,worker-9"

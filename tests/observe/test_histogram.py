@@ -32,12 +32,12 @@ def test_count_mean_and_maximum_are_exact(values: list[int]) -> None:
 
 
 @given(durations, durations)
-def test_merged_histograms_are_those_of_all_values(one: list[int], other: list[int]) -> None:
+def test_merged_histograms_hold_the_values_of_all(one: list[int], other: list[int]) -> None:
     assert merged([of(one), of(other)]).to_json() == of(one + other).to_json()
 
 
 @given(durations)
-def test_json_keeps_everything(values: list[int]) -> None:
+def test_a_histogram_survives_json(values: list[int]) -> None:
     data = of(values).to_json()
     assert Histogram.from_json(json.loads(json.dumps(data))).to_json() == data
 

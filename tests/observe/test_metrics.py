@@ -16,7 +16,7 @@ def report(rank: int = 0, incarnation: int = 1, **figures: Any) -> dict[str, Any
 
 
 def told(tested: RunMetrics, report: object) -> bool:
-    """Whether ``report`` was taken."""
+    """Whether ``report`` was accepted."""
     try:
         tested.on_report(WorkerReport.parse(report))
     except ValueError:
@@ -25,7 +25,7 @@ def told(tested: RunMetrics, report: object) -> bool:
 
 
 def shard(version: int = 0, **figures: Any) -> ShardStats:
-    """A shard whose process has made its history from the start, unless its ``totals`` say otherwise."""
+    """A shard whose process has made the complete history, unless its ``totals`` say otherwise."""
     stats: dict[str, Any] = {"incarnation": 1, "version": version, "held": [], "present": [0, 1], "outcomes": {}}
     stats |= figures
     stats.setdefault("totals", [sum(column) for column in zip([0, 0, 0, 0], *stats["outcomes"].values(), strict=True)])
@@ -36,17 +36,17 @@ def metrics() -> RunMetrics:
     return RunMetrics(start=Counters())
 
 
-# counting what workers report
+# counts from workers' reports
 
 
 @dataclass
 class Life:
-    """One incarnation of a worker as it really went: what it had counted at each of its reports."""
+    """One incarnation of a worker: its true counts at the time of each report."""
 
     rank: int
     incarnation: int
     agent_steps: list[int]
-    games_at: list[int]  # games finished by then
+    games_at: list[int]  # games finished at the time of each report
 
     def reports(self) -> list[dict[str, Any]]:
         return [
@@ -78,12 +78,12 @@ def lives(draw: st.DrawFn) -> list[Life]:
 
 
 @given(lives(), st.data())
-def test_totals_are_right_when_reports_are_lost_doubled_and_out_of_order(made: list[Life], data: st.DataObject) -> None:
+def test_totals_are_right_if_reports_are_lost_repeated_or_out_of_order(made: list[Life], data: st.DataObject) -> None:
     tested = metrics()
     arriving = []
     for life in made:
         *some, last = life.reports()
-        # The last report of an incarnation arrives; of the others any number, any number of times, in any order.
+        # The last report of an incarnation arrives. Others may be lost, repeated and in any order.
         arriving += [last, *data.draw(st.lists(st.sampled_from([*some, last]), max_size=8))]
     for each in data.draw(st.permutations(arriving)):
         assert told(tested, each)
@@ -95,7 +95,7 @@ def test_totals_are_right_when_reports_are_lost_doubled_and_out_of_order(made: l
     assert len(counters.scores) <= min(50, counters.episodes)
 
 
-def test_a_rank_that_comes_back_adds_to_what_it_had() -> None:
+def test_a_restarted_rank_adds_to_its_earlier_counts() -> None:
     tested = metrics()
     assert told(tested, report(incarnation=1, agent_steps=1000, skipped=3, games=[[1, 5.0, 100]]))
     assert told(tested, report(incarnation=2, agent_steps=10, skipped=1, games=[[1, 7.0, 10]]))
@@ -105,7 +105,7 @@ def test_a_rank_that_comes_back_adds_to_what_it_had() -> None:
     assert row["skipped_by_rank"] == {"0": 4}
 
 
-def test_a_report_that_comes_after_one_of_the_next_process_counts() -> None:
+def test_a_report_that_arrives_after_one_of_the_next_process_counts() -> None:
     tested = metrics()
     assert told(tested, report(incarnation=2, agent_steps=10))
     assert told(tested, report(incarnation=1, agent_steps=1000, games=[[1, 5.0, 100]]))
@@ -113,7 +113,7 @@ def test_a_report_that_comes_after_one_of_the_next_process_counts() -> None:
     assert (row["agent_steps"], row["episodes"]) == (1010, 1)
 
 
-def test_a_process_whose_clock_was_set_back_counts_and_has_taken_the_rank_over() -> None:
+def test_a_process_whose_clock_was_set_back_takes_over_the_rank_and_counts() -> None:
     tested = metrics()
     over = [
         tested.on_report(WorkerReport.parse(report(incarnation=incarnation, agent_steps=steps)))
@@ -123,7 +123,7 @@ def test_a_process_whose_clock_was_set_back_counts_and_has_taken_the_rank_over()
     assert tested.row(1.0)["agent_steps"] == 270
 
 
-def test_a_worker_that_makes_up_incarnations_fills_no_memory() -> None:
+def test_a_worker_that_invents_incarnations_does_not_fill_the_memory() -> None:
     tested = metrics()
     for incarnation in range(10 * INCARNATIONS_KEPT):
         told(tested, report(incarnation=5, agent_steps=100))
@@ -141,7 +141,7 @@ def test_a_game_in_several_reports_counts_once(first: int) -> None:
     assert (row["episodes"], row["score_mean_50"]) == (2, 2.0)
 
 
-def test_games_that_no_report_had_room_for_are_counted_without_a_score() -> None:
+def test_games_that_did_not_fit_into_a_report_are_counted_without_a_score() -> None:
     tested = metrics()
     told(tested, report(games=[[seq, 1.0, 9] for seq in range(69, 101)]))
     assert tested.counters().episodes == 100
@@ -157,7 +157,7 @@ def test_the_score_is_the_mean_of_the_last_fifty_games_of_all_workers() -> None:
     assert tested.row(1.0)["score_mean_50"] == sum(range(16, 41)) / 25
 
 
-# what third parties may send
+# what external workers can send
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
@@ -210,21 +210,21 @@ def test_no_report_can_break_a_row(hostile: object) -> None:
         {"games": 3},
     ],
 )
-def test_a_malformed_report_is_dropped_whole(broken: dict[str, Any]) -> None:
+def test_a_malformed_report_is_dropped_completely(broken: dict[str, Any]) -> None:
     tested = metrics()
     assert not told(tested, {**report(agent_steps=100, games=[[1, 2.0, 3]]), **broken})
     assert tested.row(1.0)["agent_steps"] == tested.row(1.0)["episodes"] == 0
 
 
 @pytest.mark.parametrize("where", ["version", "losses", "spans", "games", "policy_lag"])
-def test_a_report_that_is_nested_too_deeply_to_be_printed_is_malformed(where: str) -> None:
+def test_a_report_nested_too_deeply_to_be_printed_is_malformed(where: str) -> None:
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
     assert not told(metrics(), report() | {where: {"loss": deep} if where in ("losses", "spans") else deep})
 
 
-def test_what_the_protocol_does_not_know_is_ignored() -> None:
+def test_keys_that_the_protocol_does_not_define_are_ignored() -> None:
     tested = metrics()
     extra: dict[Any, Any] = {"gpu": {"util": "high"}, 7: None}
     assert told(tested, {**report(agent_steps=5), **extra})
@@ -243,7 +243,7 @@ def test_a_worker_cannot_name_a_loss_after_a_key_of_the_row() -> None:
 
 
 def sums(rank: int, gradients: int, lag_sum: float, **losses: float) -> dict[str, Any]:
-    """A report in which each loss adds up to so much over ``gradients``."""
+    """A report with the sum of each loss over ``gradients``."""
     figures = {name: [total, gradients] for name, total in losses.items()}
     return report(rank, version=gradients, gradients=gradients, loss_sums=figures, policy_lag_sum=lag_sum)
 
@@ -263,14 +263,14 @@ def test_losses_are_means_over_all_gradients_since_the_last_row() -> None:
     assert "approx_kl" not in row
 
 
-def test_the_lag_of_a_row_lies_between_its_extremes_also_when_the_report_with_them_was_lost() -> None:
+def test_the_lag_of_a_row_lies_between_its_extremes_even_after_a_lost_report() -> None:
     tested = metrics()
     told(tested, sums(0, 2, 20) | {"policy_lag_min": 3, "policy_lag_max": 4})
     row = tested.row(1.0)
     assert (row["policy_lag_min"], row["policy_lag"], row["policy_lag_max"]) == (3, 10, 10)
 
 
-def test_a_worker_that_makes_up_names_fills_no_memory() -> None:
+def test_a_worker_that_invents_names_does_not_fill_the_memory() -> None:
     tested = metrics()
     for number in range(20):
         told(tested, sums(0, number + 1, 0, **{f"loss_{number}_{i}": 1.0 for i in range(60)}))
@@ -279,10 +279,10 @@ def test_a_worker_that_makes_up_names_fills_no_memory() -> None:
     assert len(tested.row(1.0, written=False)) < FIGURES_KEPT + 40
 
 
-# means since the last report, of workers that send no sums
+# workers that send means since the last report instead of sums
 
 
-def test_means_of_a_report_weigh_as_many_gradients_as_there_were_versions() -> None:
+def test_the_means_of_a_report_are_weighted_by_its_number_of_versions() -> None:
     tested = metrics()
     for version in (1, 2, 3):
         told(tested, report(0, version=version, losses={"loss": 1.0}, policy_lag=2))
@@ -301,13 +301,13 @@ def test_split_is_the_time_of_one_worker_in_one_update() -> None:
         told(tested, report(rank, version=10, spans={"act": 0.5, "wait": 0.1}))
         told(tested, report(rank, version=13, spans={"act": 1.5}))
     assert tested.row(1.0)["split_s"] == {"act": 4.0 / 8, "wait": pytest.approx(0.2 / 8)}
-    # A rollout takes many rows: its spans stay in the mean for a while.
+    # A rollout lasts for many rows, so its spans stay in the mean for a while.
     assert tested.row(2.0)["split_s"] == {"act": pytest.approx(0.5), "wait": pytest.approx(0.2 / 8)}
 
 
-def test_split_and_losses_count_the_updates_that_a_report_is_about() -> None:
+def test_split_and_losses_are_weighted_by_the_updates_of_each_report() -> None:
     tested = metrics()
-    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # a worker of a resumed run has played
+    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # after a resume, only played
     told(tested, report(version=34_003, agent_steps=100, losses={"loss": 1.0}, spans={"gradient": 1.0}))
     told(tested, report(version=34_003, agent_steps=200, spans={"act": 0.5}))  # nothing learned since then
     told(tested, report(version=34_004, agent_steps=200, losses={"loss": 5.0}, spans={"gradient": 1.0}))
@@ -316,7 +316,7 @@ def test_split_and_losses_count_the_updates_that_a_report_is_about() -> None:
     assert row["loss"] == (3 * 1.0 + 5.0) / 4
 
 
-def test_a_run_that_waits_for_days_goes_on_to_make_rows() -> None:
+def test_a_run_that_waits_for_days_still_makes_rows() -> None:
     tested = metrics()
     told(tested, report(version=10, spans={"act": 0.5}))
     for day in range(1, 4):
@@ -324,7 +324,7 @@ def test_a_run_that_waits_for_days_goes_on_to_make_rows() -> None:
     assert row["split_s"] == {}
 
 
-def test_a_doubled_report_weighs_once_in_the_means() -> None:
+def test_a_repeated_report_counts_once_in_the_means() -> None:
     tested = metrics()
     slow = report(version=1, losses={"loss": 1.0}, spans={"act": 2.0})
     for each in (slow, slow, slow, report(version=2, losses={"loss": 4.0}, spans={"act": 1.0})):
@@ -333,7 +333,7 @@ def test_a_doubled_report_weighs_once_in_the_means() -> None:
     assert (row["loss"], row["split_s"]) == (2.5, {"act": 1.5})
 
 
-def test_rates_are_over_about_half_a_minute() -> None:
+def test_rates_are_averaged_over_about_half_a_minute() -> None:
     tested = metrics()
     told(tested, report(agent_steps=1000))
     tested.on_shards([shard(20)])
@@ -345,7 +345,7 @@ def test_rates_are_over_about_half_a_minute() -> None:
     assert metrics().row(0.0)["updates_per_s"] is None
 
 
-def test_after_a_rollback_the_version_and_the_contributions_fall_and_the_steps_do_not() -> None:
+def test_a_rollback_lowers_the_version_and_the_contributions_but_not_the_steps() -> None:
     tested = metrics()
     told(tested, report(version=50, agent_steps=1000, losses={"loss": 1.0}))
     tested.on_shards([shard(50, outcomes={0: [50, 1, 0, 0], 1: [50, 0, 0, 0]})])
@@ -354,7 +354,7 @@ def test_after_a_rollback_the_version_and_the_contributions_fall_and_the_steps_d
     tested.on_shards([shard(30, outcomes={0: [50, 1, 0, 0], 1: [50, 0, 0, 0]}, totals=[60, 0, 0, 0])])
     row = tested.row(2.0)
     assert (row["version"], row["agent_steps"], row["loss"]) == (30, 1100, 2.0)
-    assert row["updates_per_s"] == pytest.approx(25, rel=0.1), "of the first second; none since"
+    assert row["updates_per_s"] == pytest.approx(25, rel=0.1), "20 updates in the first second, and none since"
     assert (row["contributions"]["used"], row["contributions"]["late"]) == (60, 0)
 
 
@@ -376,12 +376,12 @@ def test_the_version_is_the_lowest_and_outcomes_are_sums_over_shards() -> None:
     assert row["late_by_rank"] == {"0": 3, "1": 4}
 
 
-def test_until_every_shard_has_answered_the_version_and_the_contributions_stay() -> None:
+def test_version_and_contributions_change_only_once_every_shard_has_answered() -> None:
     tested = metrics()
     tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), None])
     assert (tested.counters().version, tested.counters().contributions["used"]) == (0, 0)
     tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), shard(4, outcomes={0: [4, 0, 0, 0]})])
-    tested.on_shards([shard(2, totals=[2, 0, 0, 0]), None])  # of a rollback that the other has still to tell of
+    tested.on_shards([shard(2, totals=[2, 0, 0, 0]), None])  # a rollback that shard 1 has not reported yet
     row = tested.row(1.0)
     assert (row["version"], row["contributions"]["used"]) == (4, 9)
 
@@ -390,13 +390,13 @@ def test_until_every_shard_has_answered_the_version_and_the_contributions_stay()
     st.lists(
         st.one_of(
             st.tuples(st.just("make"), st.integers(1, 30)),
-            st.tuples(st.just("restart"), st.integers(0, 2)),  # without the counts since its last commit
+            st.tuples(st.just("restart"), st.integers(0, 2)),  # loses the counts since its last commit
             st.tuples(st.just("back"), st.integers(0, 40)),
         ),
         max_size=12,
     )
 )
-def test_contributions_are_those_of_the_histories_whatever_happens_to_the_shard(story: list[tuple[str, int]]) -> None:
+def test_contributions_match_the_histories_whatever_happens_to_the_shard(story: list[tuple[str, int]]) -> None:
     tested = metrics()
     history: list[tuple[int, int, int, int]] = []
     incarnation, counted = 1, [0, 0, 0, 0]
@@ -416,19 +416,19 @@ def test_contributions_are_those_of_the_histories_whatever_happens_to_the_shard(
         assert (contributions["used"], contributions["late"]) == (2 * len(history), len(history))
 
 
-def test_who_was_late_is_counted_on_when_a_shard_is_restarted_or_answers_out_of_order() -> None:
+def test_late_counts_continue_when_a_shard_restarts_or_answers_out_of_order() -> None:
     tested = metrics()
     for incarnation, late in ((1, 5), (1, 4), (1, 6), (2, 3), (2, 4), (3, 0), (3, 2)):
         tested.on_shards([shard(9, incarnation=incarnation, outcomes={0: [9, late, 0, 0]})])
     assert tested.row(1.0)["late_by_rank"] == {"0": 6 + 1 + 2}
 
 
-def test_missing_names_who_the_open_version_waits_for_and_how_long() -> None:
+def test_missing_ranks_are_listed_with_how_long_the_open_version_has_waited() -> None:
     tested = metrics()
     all_four = {rank: [4, 0, 0, 0] for rank in range(3)}
     tested.on_shards([shard(4, present=[0, 1, 2], outcomes=all_four), shard(4, outcomes=all_four)])
     assert tested.row(10.0)["missing_s"] == {"0": 0.0, "1": 0.0, "2": 0.0}
-    # rank 2 dies; 0 contributes to both shards, 1 only to the one that is behind
+    # rank 2 dies; rank 0 contributes to both shards, rank 1 only to shard 0
     gone = {0: [5, 0, 0, 0], 1: [5, 0, 0, 0], 2: [4, 0, 0, 0]}
     tested.on_shards([shard(5, held=[0, 1], outcomes=gone), shard(5, held=[0], outcomes=gone)])
     tested.row(11.0)
@@ -437,7 +437,7 @@ def test_missing_names_who_the_open_version_waits_for_and_how_long() -> None:
     assert row["workers_present"] == 2
 
 
-def test_a_rank_that_is_no_member_any_more_is_not_missed() -> None:
+def test_a_rank_that_is_no_longer_a_member_is_not_missing() -> None:
     tested = metrics()
     tested.on_shards([shard(4, present=[0, 1, 2])], members=[0, 1])
     assert tested.row(1.0)["missing_s"] == {"0": 0.0, "1": 0.0}
@@ -446,7 +446,7 @@ def test_a_rank_that_is_no_member_any_more_is_not_missed() -> None:
 # resuming
 
 
-def test_a_resumed_run_goes_on_from_its_checkpoint() -> None:
+def test_a_resumed_run_continues_from_its_checkpoint() -> None:
     first = metrics()
     told(first, report(agent_steps=1000, abandoned_steps=10, skipped=2, games=[[1, 4.0, 9]]))
     first.on_shards([shard(20, outcomes={0: [20, 1, 0, 0]})])
@@ -464,7 +464,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint() -> None:
     assert row["contributions"] == {"used": 22, "late": 1, "duplicate": 0, "rejected": 0, "skipped": 2}
 
 
-def test_figures_go_on_from_a_row_that_is_younger_than_the_checkpoint() -> None:
+def test_figures_continue_from_a_row_newer_than_the_checkpoint() -> None:
     saved = Counters(version=20, agent_steps=1000, abandoned_steps=7, episodes=5, wall_s=8.0)
     row = {"version": 20, "agent_steps": 1200, "abandoned_steps": None, "episodes": 4, "wall_s": 8.5}
     assert saved.not_below(row) == Counters(version=20, agent_steps=1200, abandoned_steps=7, episodes=5, wall_s=8.5)

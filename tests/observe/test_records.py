@@ -1,4 +1,4 @@
-"""A run directory read back, and the figures of several runs as curves."""
+"""Reading a run directory, and the figures of several runs as curves."""
 
 import json
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ def test_settings_that_this_version_does_not_know_are_read_too(tmp_path: Path) -
     assert RunRecord.read(run_directory(tmp_path / "run", future={"setting": [1]})).settings["future.setting"] == [1]
 
 
-def test_a_run_that_has_only_begun_has_no_rows_and_no_summary(tmp_path: Path) -> None:
+def test_a_run_that_has_just_started_has_no_rows_and_no_summary(tmp_path: Path) -> None:
     run = RunRecord.read(run_directory(tmp_path / "run"))
     assert (run.rows, run.evaluations, run.summary) == ([], [], None)
 
 
-def test_what_a_row_does_not_tell_is_nan_in_its_column(tmp_path: Path) -> None:
+def test_a_value_missing_from_a_row_is_nan_in_its_column(tmp_path: Path) -> None:
     run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2)]))
     np.testing.assert_array_equal(run.column("policy_loss"), [np.nan, -0.01])
     np.testing.assert_array_equal(run.column("contributions", "late"), [4, 8])
@@ -42,7 +42,7 @@ def test_what_a_row_does_not_tell_is_nan_in_its_column(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rest", [b'{"version": 20, "wa', b'{"version": 20, "note": "\xc3', b"\x00\x00"])
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
-def test_a_last_line_that_breaks_off_is_left_out(tmp_path: Path, name: str, rest: bytes) -> None:
+def test_an_unfinished_last_line_is_ignored(tmp_path: Path, name: str, rest: bytes) -> None:
     path = run_directory(tmp_path / "run", [row(1)], evaluations=[{"version": 10, "mean": 5.0}])
     with (path / name).open("ab") as file:
         file.write(rest)
@@ -50,7 +50,7 @@ def test_a_last_line_that_breaks_off_is_left_out(tmp_path: Path, name: str, rest
     assert (len(run.rows), len(run.evaluations)) == (1, 1)
 
 
-def test_a_whole_last_line_counts_though_an_editor_left_no_newline_behind_it(tmp_path: Path) -> None:
+def test_a_complete_last_line_counts_even_without_a_newline(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run", [row(1), row(2)])
     (path / "metrics.jsonl").write_bytes((path / "metrics.jsonl").read_bytes().rstrip())
     assert len(RunRecord.read(path).rows) == 2
@@ -81,7 +81,7 @@ def refusal(path: Path) -> str:
         (json.dumps(row(2, contributions={"used": None})), "contributions is not an object of numbers"),
     ],
 )
-def test_a_damaged_row_is_named_with_what_is_wrong(tmp_path: Path, line: str, complaint: str) -> None:
+def test_an_error_names_a_damaged_row_and_its_problem(tmp_path: Path, line: str, complaint: str) -> None:
     path = run_directory(tmp_path / "run", [row(1)])
     with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(f"{line}\n{json.dumps(row(3))}\n")
@@ -89,7 +89,7 @@ def test_a_damaged_row_is_named_with_what_is_wrong(tmp_path: Path, line: str, co
     assert refusal(path) == sentence
 
 
-def test_who_can_do_without_damaged_rows_gets_the_others_and_is_told(tmp_path: Path) -> None:
+def test_damaged_rows_can_be_skipped_with_a_notice(tmp_path: Path) -> None:
     path, news = tmp_path / "metrics.jsonl", list[str]()
     assert readable_lines(path, ROW, news.append) == []
     path.write_text(f"{json.dumps(row(1))}\n[1]\n{json.dumps(row(3))}\n{{\n\n{{", encoding="utf-8")
@@ -112,7 +112,9 @@ def test_who_can_do_without_damaged_rows_gets_the_others_and_is_told(tmp_path: P
         ({"version": 10, "mean": 5.0, "ci95": [4.0]}, "ci95 is not a pair of numbers"),
     ],
 )
-def test_a_damaged_evaluation_is_named_with_what_is_wrong(tmp_path: Path, line: dict[str, Any], complaint: str) -> None:
+def test_an_error_names_a_damaged_evaluation_and_its_problem(
+    tmp_path: Path, line: dict[str, Any], complaint: str
+) -> None:
     path = run_directory(tmp_path / "run", [row(1)], evaluations=[{"version": 10, "mean": 5.0}, line])
     sentence = f"{path / 'evaluations.jsonl'} is damaged: in line 2 {complaint}; repair that line, or remove it."
     assert refusal(path) == sentence
@@ -131,14 +133,14 @@ def test_a_damaged_evaluation_is_named_with_what_is_wrong(tmp_path: Path, line: 
         (json.dumps(summary(provenance={"commit": ["abc"]})), "provenance is not an object with commit and cpu"),
     ],
 )
-def test_a_damaged_summary_is_named_with_what_is_wrong(tmp_path: Path, content: str, complaint: str) -> None:
+def test_an_error_names_a_damaged_summary_and_its_problem(tmp_path: Path, content: str, complaint: str) -> None:
     path = run_directory(tmp_path / "run", [row(1)])
     (path / "summary.json").write_text(content, encoding="utf-8")
     sentence = f"{path / 'summary.json'} is damaged: {complaint}; remove it; metrics.jsonl has the metrics of the run."
     assert refusal(path) == sentence
 
 
-def test_damaged_settings_are_named(tmp_path: Path) -> None:
+def test_an_error_names_damaged_settings(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run")
     (path / "config.json").write_text("{", encoding="utf-8")
     sentence = f"{path / 'config.json'} is damaged: there is no JSON object; restore it, or use other runs."
@@ -146,25 +148,25 @@ def test_damaged_settings_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluations.jsonl", "summary.json"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+def test_an_error_names_an_unreadable_file(tmp_path: Path, name: str) -> None:
     path = run_directory(tmp_path / "run", [row(1)])
     (path / name).unlink(missing_ok=True)
     (path / name).mkdir()
     assert refusal(path) == f"cannot read {path / name}: Is a directory; make it readable, or use other runs."
 
 
-def test_a_path_that_cannot_be_is_named(tmp_path: Path) -> None:
+def test_an_error_names_an_impossible_path(tmp_path: Path) -> None:
     assert "File name too long; make it readable" in refusal(tmp_path / ("x" * 300))
 
 
-def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_directory_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere is not a run directory"):
         RunRecord.read(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="at least 1 run directory"):
         read_runs([])
 
 
-def test_rows_after_the_checkpoint_that_a_run_resumed_from_are_undone(tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_of_a_resume_are_undone(tmp_path: Path) -> None:
     run = RunRecord.read(run_directory(tmp_path / "run", [row(1), row(2), row(3), row(4), row(2, entropy=9), row(3)]))
     assert [(each["wall_s"], each["entropy"]) for each in run.rows] == [(1, 0.6), (2, 9), (3, 0.6)]
 
@@ -174,7 +176,7 @@ def test_a_run_named_twice_is_read_once(tmp_path: Path) -> None:
     assert len(read_runs([path, path / ".." / "run"])) == 1
 
 
-def test_an_evaluation_is_placed_where_its_version_was_made(tmp_path: Path) -> None:
+def test_an_evaluation_is_placed_at_the_time_of_its_version(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"version": 20, "mean": 5.0, "ci95": [4.0, 7.0], "episodes": 30},
         {"version": 99, "mean": 6.0},
@@ -205,7 +207,7 @@ def labels(tmp_path: Path, *settings: dict[str, Any]) -> list[tuple[str, int]]:
     return [(group.label, len(group.runs)) for group in grouped(read_runs(paths))]
 
 
-def test_runs_that_differ_in_the_seed_only_are_one_group_named_by_what_differs_from_others(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_the_seed_form_one_group(tmp_path: Path) -> None:
     assert labels(
         tmp_path,
         {"seed": 1, "workers": 4, "backups": 0},
@@ -224,26 +226,24 @@ def test_runs_that_differ_in_the_seed_only_are_one_group_named_by_what_differs_f
         {"recipe": "mine"},
     ],
 )
-def test_settings_that_cannot_change_what_is_learned_do_not_split_a_group(
-    tmp_path: Path, other: dict[str, Any]
-) -> None:
+def test_settings_that_do_not_affect_learning_do_not_split_a_group(tmp_path: Path, other: dict[str, Any]) -> None:
     assert labels(tmp_path, {"seed": 1}, {"seed": 2, **other}) == [("run", 2)]
     runs = read_runs([tmp_path / "run-0", tmp_path / "run-1"])
     assert {name.partition(".")[0] for name in differing(runs)} - {"trackers"} == {"seed", *other} - {"trackers"}
 
 
 @pytest.mark.parametrize("other", [{"shards": 3}, {"wire": {"codec": "bf16"}}, {"envs": {"num_envs": 9}}])
-def test_settings_that_can_change_what_is_learned_split_a_group(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_settings_that_affect_learning_split_a_group(tmp_path: Path, other: dict[str, Any]) -> None:
     assert [size for _, size in labels(tmp_path, {"seed": 1}, {"seed": 2, **other})] == [1, 1]
 
 
-def test_a_group_on_its_own_or_one_that_differs_in_much_is_named_by_its_directories(tmp_path: Path) -> None:
+def test_a_single_group_or_one_with_many_differences_is_named_by_its_directories(tmp_path: Path) -> None:
     assert labels(tmp_path / "one", {"seed": 1}, {"seed": 2}) == [("run", 2)]
     other: dict[str, Any] = {"workers": 3, "shards": 3, "backups": 3, "quorum": 3}
     assert labels(tmp_path / "two", {}, other) == [("run-0", 1), ("run-1", 1)]
 
 
-def test_directories_of_the_same_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+def test_directories_with_the_same_name_are_distinguished_by_their_paths(tmp_path: Path) -> None:
     other: dict[str, Any] = {"workers": 3, "shards": 3, "backups": 3, "quorum": 3}
     paths = [run_directory(tmp_path / "a" / "run"), run_directory(tmp_path / "b" / "run", **other)]
     assert [group.label for group in grouped(read_runs(paths))] == [str(path) for path in paths]
@@ -257,7 +257,7 @@ def line(last: float, slope: float, points: int = 21) -> tuple[Any, Any]:
     return x, slope * x
 
 
-def test_runs_of_a_group_become_their_mean_and_their_extremes_as_far_as_all_go() -> None:
+def test_a_group_is_drawn_as_mean_and_extremes_up_to_its_shortest_run() -> None:
     found = curve([line(10, 1), line(8, 2), line(10, 6)])
     assert (len(found.x), found.x[0], found.x[-1]) == (GRID_POINTS, 0, 8)
     np.testing.assert_allclose(found.mean, 3 * found.x)
@@ -268,13 +268,13 @@ def test_runs_of_a_group_become_their_mean_and_their_extremes_as_far_as_all_go()
     assert [x[-1] for x, _ in found.beyond] == [10, 10]
 
 
-def test_five_runs_have_a_standard_deviation_instead_of_extremes() -> None:
+def test_five_runs_are_drawn_with_their_standard_deviation_instead_of_extremes() -> None:
     found = curve([line(10, slope) for slope in (1, 2, 3, 4, 5)])
     assert found.high is not None
     np.testing.assert_allclose(found.high - found.mean, np.std([1, 2, 3, 4, 5], ddof=1) * found.x)
 
 
-def test_one_run_has_no_spread_and_what_is_unknown_is_left_out() -> None:
+def test_one_run_has_no_spread_and_unknown_values_are_left_out() -> None:
     x, y = line(10, 1)
     y[5] = np.nan
     found = curve([(x, y)])
@@ -288,14 +288,14 @@ def test_few_points_make_a_short_curve(points: Sequence[float]) -> None:
     np.testing.assert_array_equal(found.mean, points)
 
 
-def test_a_curve_is_a_moving_mean_over_a_hundredth_of_its_run() -> None:
+def test_a_curve_is_a_moving_mean_over_one_percent_of_its_run() -> None:
     x, y = smoothed(np.arange(1000.0), np.tile([0.0, 2.0], 500))
     np.testing.assert_array_equal(x, np.arange(1000))
     np.testing.assert_allclose(y[10:-10], 1, atol=0.1)
 
 
-def test_the_period_of_an_iteration_makes_no_slow_waves() -> None:
-    # The policy lag of a run that plays for 4 s, then learns 64 updates from that for 4.3 s, in rows of a second.
+def test_smoothing_shows_no_slow_waves_from_the_period_of_an_iteration() -> None:
+    # The policy lag of a run that plays for 4 s, then makes 64 updates in 4.3 s, with one row per second.
     learned_at = np.add.outer(np.arange(0.0, 3600.0, 8.3), np.linspace(4.0, 8.29, 64)).ravel()
     lags = np.tile(np.arange(64.0), len(learned_at) // 64)
     second = np.arange(3601.0)
@@ -311,7 +311,7 @@ def test_several_rows_at_the_same_agent_step_count_as_one_point() -> None:
     assert (x.tolist(), y.tolist()) == ([1, 2], [5, 7])
 
 
-def test_shares_of_contributions_are_of_the_while_around_a_row_not_of_the_whole_run(tmp_path: Path) -> None:
+def test_shares_of_contributions_cover_the_time_around_a_row_not_the_whole_run(tmp_path: Path) -> None:
     def counts(used: int, late: int) -> dict[str, int]:
         return {"used": used, "late": late, "duplicate": 0, "rejected": 0, "skipped": 0}
 
@@ -325,10 +325,10 @@ def test_shares_of_contributions_are_of_the_while_around_a_row_not_of_the_whole_
     np.testing.assert_array_equal(shares["late"], [0, 25, np.nan])
 
 
-# rows in place of several
+# merged rows
 
 
-def test_a_merged_row_has_the_means_over_the_gradients_of_all_and_the_counts_of_the_last() -> None:
+def test_a_merged_row_has_means_over_all_gradients_and_the_counts_of_the_last_row() -> None:
     lag = {"policy_lag_min": 2, "policy_lag_max": 5}
     rows = [
         row(1, gradients=1, value_loss=4.0, policy_lag=8.0, kl=1.0, policy_lag_min=8, policy_lag_max=8),
@@ -342,7 +342,7 @@ def test_a_merged_row_has_the_means_over_the_gradients_of_all_and_the_counts_of_
         assert found[name] == rows[-1][name]
 
 
-def test_merged_rows_of_an_older_run_count_equally() -> None:
+def test_merged_rows_of_an_older_run_have_equal_weight() -> None:
     found = merged([row(2, value_loss=1.0), row(3, value_loss=2.0), row(4, value_loss=6.0)])
     assert (found["value_loss"], found["policy_loss"]) == (3.0, -0.01)
     assert "gradients" not in found

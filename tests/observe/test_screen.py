@@ -1,4 +1,4 @@
-"""What is shown never holds up what is done: a stream whose reader does not read, or goes away."""
+"""Output never delays the work, even if the reader of a stream stops reading or goes away."""
 
 import fcntl
 import io
@@ -18,7 +18,7 @@ LINE = "0123456789" * 10 + "\n"
 
 
 class Pipe:
-    """A pipe that takes 4 KiB, and a text stream into it."""
+    """A pipe that holds 4 KiB, and a text stream into it."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -46,7 +46,7 @@ def pipe() -> Iterator[Pipe]:
     pipe.close()
 
 
-def test_what_is_written_arrives_in_order_and_whole(pipe: Pipe) -> None:
+def test_written_text_arrives_complete_and_in_order(pipe: Pipe) -> None:
     screen = Screen(pipe.stream)
     for number in range(10):
         screen.write(f"{number} naïve\n")
@@ -54,7 +54,7 @@ def test_what_is_written_arrives_in_order_and_whole(pipe: Pipe) -> None:
     assert pipe.read_lines(10) == [f"{number} naïve" for number in range(10)]
 
 
-def test_a_writer_does_not_wait_and_what_is_dropped_is_counted_once_output_flows_again(pipe: Pipe) -> None:
+def test_a_writer_does_not_wait_and_dropped_lines_are_counted_later(pipe: Pipe) -> None:
     screen = Screen(pipe.stream)
     lines = 3 * MOST_WAITING_BYTES // len(LINE)
     for number in range(lines):
@@ -71,7 +71,7 @@ def test_a_writer_does_not_wait_and_what_is_dropped_is_counted_once_output_flows
     screen.close()
 
 
-def test_lines_that_are_dropped_last_are_told_of_at_the_end(pipe: Pipe) -> None:
+def test_lines_dropped_at_the_end_are_reported(pipe: Pipe) -> None:
     screen = Screen(pipe.stream)
     while not screen.buffer._lines_dropped:  # type: ignore[attr-defined]
         screen.write(LINE)
@@ -82,7 +82,7 @@ def test_lines_that_are_dropped_last_are_told_of_at_the_end(pipe: Pipe) -> None:
     screen.close()
 
 
-def test_closing_waits_for_a_reader_that_is_slow_but_not_for_one_that_does_not_read(pipe: Pipe) -> None:
+def test_closing_waits_for_a_slow_reader_but_not_for_one_that_never_reads(pipe: Pipe) -> None:
     screen = Screen(pipe.stream)
     for _ in range(100):
         screen.write(LINE)
@@ -93,7 +93,7 @@ def test_closing_waits_for_a_reader_that_is_slow_but_not_for_one_that_does_not_r
     assert screen.is_idle
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_reader_that_goes_away_causes_no_error() -> None:
     pipe = Pipe()
     os.close(pipe.reader)
     screen = Screen(pipe.stream)
@@ -104,7 +104,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     pipe.stream.close()
 
 
-def test_a_descriptor_that_others_made_non_blocking_gets_everything(pipe: Pipe) -> None:
+def test_a_non_blocking_descriptor_gets_everything(pipe: Pipe) -> None:
     os.set_blocking(pipe.writer, False)
     screen = Screen(pipe.stream)
     for number in range(200):
@@ -113,7 +113,7 @@ def test_a_descriptor_that_others_made_non_blocking_gets_everything(pipe: Pipe) 
     screen.close()
 
 
-def test_streams_are_put_back_and_those_in_memory_are_left_alone(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
+def test_streams_are_restored_and_those_in_memory_are_left_alone(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
     in_memory = io.StringIO()
     monkeypatch.setattr(sys, "stdout", pipe.stream)
     monkeypatch.setattr(sys, "stderr", in_memory)
@@ -137,7 +137,7 @@ sys.exit(7)
 
 
 @pytest.mark.processes
-def test_a_process_ends_with_its_own_status_while_its_output_is_blocked(pipe: Pipe) -> None:
+def test_a_process_with_blocked_output_still_ends_with_its_own_status(pipe: Pipe) -> None:
     command = [sys.executable, "-c", BLOCKED]
     with ending(subprocess.Popen(command, stdout=pipe.writer, stderr=pipe.writer)) as process:
         assert process.wait(WITHIN_S) == 7

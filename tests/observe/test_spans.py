@@ -26,7 +26,7 @@ def spend(spans: Spans, clock: Clock, name: str, duration_ns: int) -> None:
         clock.now_ns += duration_ns
 
 
-def test_totals_are_those_of_the_whole_process(clock: Clock) -> None:
+def test_totals_cover_the_whole_process(clock: Clock) -> None:
     spans = Spans()
     spend(spans, clock, "act", 2_000_000_000)
     spend(spans, clock, "act", 500_000_000)
@@ -56,7 +56,7 @@ def test_the_current_span_is_the_innermost_open_one(clock: Clock) -> None:
     assert seen == [None, ("act", 10_100), ("env_step", 10_000), None]
 
 
-def test_a_span_that_ends_in_an_error_counts_and_lets_the_error_pass(clock: Clock) -> None:
+def test_a_span_that_ends_with_an_exception_counts_and_does_not_swallow_it(clock: Clock) -> None:
     spans = Spans()
 
     def fail() -> None:
@@ -69,12 +69,12 @@ def test_a_span_that_ends_in_an_error_counts_and_lets_the_error_pass(clock: Cloc
     assert spans.totals() == {"push": (1, 7e-9)}
 
 
-def test_a_span_makes_no_new_object() -> None:
+def test_a_span_allocates_no_object() -> None:
     spans = Spans()
     assert spans("act") is spans("act")
 
 
-def test_spans_are_kept_for_the_histograms_and_the_newest_stay(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_spans_are_kept_for_the_histograms(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     spans = Spans()
     spans.version = 7
     spend(spans, clock, "act", 5)
@@ -88,7 +88,7 @@ def test_spans_are_kept_for_the_histograms_and_the_newest_stay(clock: Clock, mon
     assert (spans.histograms["act"].count, spans.histograms["act"].total) == (2, 12)
 
 
-def test_spans_that_nobody_asks_for_take_no_more_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_that_are_never_read_use_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans_module, "FOLD_AT", 10)
     spans = Spans()
     for _ in range(spans_module.RECENT + 25):

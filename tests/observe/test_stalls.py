@@ -1,4 +1,4 @@
-"""When a version has stalled, who is asked, and what the user reads: without processes or a clock."""
+"""When a version counts as stalled, which processes are inspected, and what users read. No processes, no clock."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ TURN_S = 0.25
 
 
 class Watched:
-    """A run whose versions take ``step_s`` until they stall, and what its stalls led to."""
+    """A run whose versions take ``step_s`` until they stall, and all news about its stalls."""
 
     def __init__(self, *, step_s: float = 0.1, versions: int = 20, per_iteration: int = 1) -> None:
         self.now, self.version = 100.0, 0
@@ -45,13 +45,13 @@ class Watched:
             self.make(step_s)
 
     def make(self, took_s: float) -> None:
-        """A version is made after ``took_s``, without a look in between."""
+        """Make a version after ``took_s``, without a check in between."""
         self.now += took_s
         self.version += 1
         self.stalls.made(self.version, self.now)
 
     def wait(self, seconds: float, awaited: Sequence[Awaited] = (WORKER,)) -> None:
-        """Look while time passes. The span of a worker that has one goes on."""
+        """Check repeatedly while time passes. Open spans of workers continue."""
         began = self.now
         for turn in range(1, round(seconds / TURN_S) + 1):
             self.now = began + turn * TURN_S
@@ -68,7 +68,7 @@ class Watched:
         return [news.stall for _, news in self.news if news.stall is not None]
 
 
-def test_versions_that_take_their_usual_time_are_no_stall() -> None:
+def test_versions_that_take_their_usual_time_are_not_a_stall() -> None:
     run = Watched()
     for _ in range(50):
         run.wait(LEAST_PATIENCE_S - 1.0)
@@ -77,7 +77,7 @@ def test_versions_that_take_their_usual_time_are_no_stall() -> None:
     assert run.shown() == []
 
 
-def test_a_version_that_takes_too_long_is_shown_at_once_and_told_with_the_stack() -> None:
+def test_a_version_that_takes_too_long_is_shown_at_once_and_logged_with_the_stack() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     assert run.asked() == [worker_id(3)]
@@ -90,7 +90,7 @@ def test_a_version_that_takes_too_long_is_shown_at_once_and_told_with_the_stack(
     assert told.awaited[0].doing == HANGS
 
 
-def test_a_process_that_does_not_answer_delays_the_notice_but_not_for_ever() -> None:
+def test_a_process_that_does_not_answer_delays_the_notice_only_for_a_while() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S + ANSWER_WITHIN_S - TURN_S)
     assert run.told() == []
@@ -98,21 +98,21 @@ def test_a_process_that_does_not_answer_delays_the_notice_but_not_for_ever() -> 
     assert len(run.told()) == 1
 
 
-def test_an_external_worker_is_told_by_its_span_and_never_asked() -> None:
+def test_an_external_worker_is_described_by_its_span_and_never_inspected() -> None:
     run = Watched()
     run.wait(60.0, [replace(WORKER, is_external=True)])
     assert run.asked() == []
     assert run.told()[0].waited_s == LEAST_PATIENCE_S
 
 
-def test_a_process_that_is_being_restarted_is_not_asked() -> None:
+def test_a_process_that_is_being_restarted_is_not_inspected() -> None:
     run = Watched()
     run.wait(60.0, [replace(WORKER, is_running=False)])
     assert run.asked() == []
     assert "it is being restarted" in run.told()[0].sentence()
 
 
-def test_the_longest_in_their_spans_are_asked_and_only_a_few_at_a_time() -> None:
+def test_only_the_few_processes_longest_in_their_spans_are_inspected() -> None:
     run = Watched()
     many = [replace(WORKER, process=worker_id(rank), span_s=float(rank)) for rank in range(50)]
     run.wait(LEAST_PATIENCE_S, many)
@@ -122,7 +122,7 @@ def test_the_longest_in_their_spans_are_asked_and_only_a_few_at_a_time() -> None
     assert (len(shown.awaited), shown.others) == (MOST_WRITTEN, 50 - MOST_WRITTEN)
 
 
-def test_questions_and_notices_are_repeated_with_growing_pauses() -> None:
+def test_inspections_and_notices_are_repeated_with_growing_pauses() -> None:
     run = Watched()
     run.wait(2 * 3600.0)
     asked_at = [at for at, news in run.news if news.ask]
@@ -133,7 +133,7 @@ def test_questions_and_notices_are_repeated_with_growing_pauses() -> None:
     assert len(run.told()) == len(asked_at)
 
 
-def test_a_process_that_is_missed_later_is_asked_and_told_too() -> None:
+def test_a_process_that_goes_missing_later_is_also_inspected_and_named() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     run.stalls.answered(worker_id(3), HANGS)
@@ -146,7 +146,7 @@ def test_a_process_that_is_missed_later_is_asked_and_told_too() -> None:
     assert [told.awaited[0].process for told in run.told()] == [worker_id(3), shard_id(0)]
 
 
-def test_a_stall_that_is_over_is_told_only_to_those_who_read_of_it() -> None:
+def test_the_end_of_a_stall_is_logged_only_if_the_stall_was() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     run.make(0.0)
@@ -161,7 +161,7 @@ def test_a_stall_that_is_over_is_told_only_to_those_who_read_of_it() -> None:
     assert run.news[-1][1].over.version == 21
 
 
-def test_a_process_is_asked_at_most_once_in_a_while_also_over_several_stalls() -> None:
+def test_a_process_is_inspected_rarely_even_over_several_stalls() -> None:
     run = Watched()
     for _ in range(4):
         run.wait(LEAST_PATIENCE_S + 1.0)
@@ -174,7 +174,7 @@ def test_a_process_is_asked_at_most_once_in_a_while_also_over_several_stalls() -
     assert run.asked() == [worker_id(3)] * 2
 
 
-def test_a_process_that_replaces_a_dead_one_is_asked_anew() -> None:
+def test_a_process_that_replaces_a_dead_one_is_inspected_again() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     run.stalls.answered(worker_id(3), HANGS)
@@ -185,7 +185,7 @@ def test_a_process_that_replaces_a_dead_one_is_asked_anew() -> None:
     assert run.shown()[-1].awaited[0].span == ""
 
 
-def test_slow_rollouts_between_quick_updates_are_usual() -> None:
+def test_slow_rollouts_between_quick_updates_are_not_a_stall() -> None:
     run = Watched(versions=0, per_iteration=16)
     for _ in range(12):
         run.wait(19.0)
@@ -198,7 +198,7 @@ def test_slow_rollouts_between_quick_updates_are_usual() -> None:
     assert len(run.told()) == 1
 
 
-def test_one_stall_does_not_make_the_next_one_usual() -> None:
+def test_one_stall_does_not_hide_the_next_one() -> None:
     run = Watched()
     run.make(600.0)
     for _ in range(3):
@@ -207,7 +207,7 @@ def test_one_stall_does_not_make_the_next_one_usual() -> None:
 
 
 @pytest.mark.parametrize("versions", [0, 1, 10])
-def test_there_is_more_time_until_it_is_known_what_is_usual(versions: int) -> None:
+def test_the_first_versions_have_more_time_before_they_count_as_a_stall(versions: int) -> None:
     run = Watched(versions=versions, per_iteration=16)
     run.wait(FIRST_PATIENCE_S - TURN_S)
     assert run.shown() == []
@@ -215,7 +215,7 @@ def test_there_is_more_time_until_it_is_known_what_is_usual(versions: int) -> No
     assert len(run.shown()) == 1
 
 
-def test_time_in_which_the_supervisor_did_not_run_does_not_count() -> None:
+def test_time_when_the_supervisor_did_not_run_does_not_count() -> None:
     run = Watched()
     run.wait(1.0)
     run.now += 3600.0
@@ -224,7 +224,7 @@ def test_time_in_which_the_supervisor_did_not_run_does_not_count() -> None:
     assert run.shown() == []
 
 
-def test_a_rollback_is_no_version_that_took_long() -> None:
+def test_a_rollback_does_not_count_as_a_slow_version() -> None:
     run = Watched()
     run.now += 60.0
     run.stalls.made(3, run.now)
@@ -234,7 +234,7 @@ def test_a_rollback_is_no_version_that_took_long() -> None:
     assert run.stalls.patience_s() == LEAST_PATIENCE_S
 
 
-def test_a_run_whose_shards_have_ended_waits_for_nobody() -> None:
+def test_a_run_whose_shards_have_ended_has_no_stall() -> None:
     run = Watched()
     run.wait(3600.0, [])
     assert run.shown() == []
@@ -242,7 +242,7 @@ def test_a_run_whose_shards_have_ended_waits_for_nobody() -> None:
     assert run.shown() == []
 
 
-def test_the_span_of_a_process_that_has_fallen_silent_is_remembered() -> None:
+def test_the_span_of_a_process_that_fell_silent_is_remembered() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     run.wait(2.0, [replace(WORKER, span="", span_s=0.0, silent_s=9.0)])
@@ -251,7 +251,7 @@ def test_the_span_of_a_process_that_has_fallen_silent_is_remembered() -> None:
     assert shown.span_s > WORKER.span_s + LEAST_PATIENCE_S
 
 
-# what the user reads
+# what users read
 
 
 def stall(*awaited: Awaited, others: int = 0) -> str:
@@ -265,21 +265,21 @@ def test_a_worker_is_named_with_its_host_its_span_and_its_stack() -> None:
     )
 
 
-def test_a_process_that_is_stopped_is_told_so() -> None:
+def test_a_notice_says_when_a_process_is_stopped() -> None:
     stopped = replace(WORKER, silent_s=11.0, doing=Doing(state="stopped"))
     assert stall(stopped).endswith("worker-3 (host h2): stopped by a signal, silent for 11 s, in env_step for 11.8 s")
     shard = Awaited(process=shard_id(1), silent_s=11.0, doing=Doing(state="stopped"))
     assert stall(shard).endswith("for shard-1 (host h2): stopped by a signal, silent for 11 s")
 
 
-def test_an_external_worker_has_no_host_and_perhaps_no_span() -> None:
+def test_an_external_worker_is_named_without_a_host_even_if_it_has_no_span() -> None:
     external = replace(WORKER, is_external=True)
     assert stall(external).endswith("for worker-3 (external): in env_step for 11.8 s")
     assert stall(replace(external, span="")).endswith("for worker-3 (external): in no named span")
     assert stall(replace(external, span="", is_there=False)).endswith("for worker-3 (external): not connected")
 
 
-def test_processes_that_do_the_same_are_named_together() -> None:
+def test_processes_in_the_same_span_are_named_together() -> None:
     alike = [replace(WORKER, process=worker_id(rank), doing=HANGS) for rank in (1, 2, 3)]
     said = stall(*alike, replace(WORKER, process=worker_id(7), span="gradient", span_s=6.0), others=9)
     assert "for worker-1..3 (host h2): in env_step" in said
@@ -287,7 +287,7 @@ def test_processes_that_do_the_same_are_named_together() -> None:
     assert said.endswith("and for 9 more processes")
 
 
-def test_what_a_worker_calls_its_span_cannot_forge_a_line() -> None:
+def test_the_span_name_of_a_worker_cannot_forge_a_line() -> None:
     assert "\n" not in stall(replace(WORKER, span="x\nversion 900"))
 
 
@@ -313,7 +313,7 @@ def test_what_a_worker_calls_its_span_cannot_forge_a_line() -> None:
         )
     )
 )
-def test_a_stall_is_the_same_after_it_was_written_and_read(awaited: list[Awaited]) -> None:
+def test_a_stall_survives_its_file(awaited: list[Awaited]) -> None:
     written = Stall(version=3, waited_s=6.5, awaited=tuple(awaited), others=2)
     assert Stall.from_json(json.loads(json.dumps(written.to_json()))) == written
     assert written.sentence()

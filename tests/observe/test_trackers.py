@@ -1,4 +1,4 @@
-"""Trackers: they get every row, go on with a resumed run, and can neither fail nor slow down the run."""
+"""Trackers get every row, continue in a resumed run, and cannot fail the run or slow it down."""
 
 import json
 import threading
@@ -29,7 +29,7 @@ def tracked(path: Path) -> Tracked:
 def track(
     path: Path, *names: str, rows: int = 2, first: int = 1, summary: bool = True, within_s: float = 30.0
 ) -> list[str]:
-    """Rows from ``first`` on, as a run hands them over, and its end; the notices that came of it."""
+    """Log rows from ``first`` on as a run does, then close. Returns the notices."""
     notices: list[str] = []
     run = Trackers(names, tracked(path), notices.append)
     for second in range(first, first + rows):
@@ -40,11 +40,11 @@ def track(
     return notices
 
 
-# what holds for all
+# all trackers
 
 
 class Recorder:
-    """A tracker that remembers; ``fails`` names the call in which it raises, ``stuck`` keeps it in its first row."""
+    """A tracker that records its calls. It raises in the call ``fails``, and ``stuck`` blocks it in its first row."""
 
     def __init__(self, fails: str | None = None, stuck: threading.Event | None = None) -> None:
         self.fails, self.stuck = fails, stuck
@@ -69,7 +69,7 @@ class Recorder:
 
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The kinds of trackers there are, for a test to set."""
+    """The known kinds of trackers, which a test can replace."""
     own: dict[str, Any] = {}
     monkeypatch.setattr(trackers, "KINDS", own)
     return own
@@ -87,13 +87,13 @@ def test_every_tracker_gets_every_row_and_the_summary(tmp_path: Path, kinds: dic
     assert one.summary == other.summary == SUMMARY
 
 
-def test_a_run_that_has_no_summary_closes_its_trackers_without_one(tmp_path: Path, kinds: dict[str, Any]) -> None:
+def test_a_run_without_a_summary_closes_its_trackers_without_one(tmp_path: Path, kinds: dict[str, Any]) -> None:
     kinds["one"] = kind(Recorder())
     assert track(tmp_path, "one", summary=False) == []
 
 
 @pytest.mark.parametrize("call", ["start", "log", "close"])
-def test_a_tracker_that_fails_is_told_once_and_left_out(tmp_path: Path, kinds: dict[str, Any], call: str) -> None:
+def test_a_tracker_that_fails_is_reported_once_and_left_out(tmp_path: Path, kinds: dict[str, Any], call: str) -> None:
     good = Recorder()
     kinds["bad"] = trackers.Kind(lambda run: Recorder(fails=call), "json", "json")
     kinds["good"] = kind(good)
@@ -101,7 +101,7 @@ def test_a_tracker_that_fails_is_told_once_and_left_out(tmp_path: Path, kinds: d
     assert len(good.steps) == 20
 
 
-def test_a_tracker_that_takes_nothing_is_left_out_and_nobody_waits(
+def test_a_tracker_that_hangs_is_left_out_and_the_run_does_not_wait(
     tmp_path: Path, kinds: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
@@ -112,17 +112,17 @@ def test_a_tracker_that_takes_nothing_is_left_out_and_nobody_waits(
     released.set()
 
 
-def test_a_tracker_that_does_not_finish_is_waited_for_only_so_long(tmp_path: Path, kinds: dict[str, Any]) -> None:
+def test_the_run_waits_for_a_tracker_to_finish_only_for_a_limited_time(tmp_path: Path, kinds: dict[str, Any]) -> None:
     released = threading.Event()
     kinds["stuck"] = kind(Recorder(stuck=released))
     assert track(tmp_path, "stuck", within_s=0.0) == ["stuck may lack the last rows: it did not finish within 0 s"]
     released.set()
 
 
-def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install(
+def test_an_error_about_a_missing_tracker_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "left_by_a_run").mkdir()  # as wandb/ is, where the command is run
+    (tmp_path / "left_by_a_run").mkdir()  # like the folder wandb/ in the current directory
     monkeypatch.syspath_prepend(str(tmp_path))
     for module in ("no_such_module", "left_by_a_run"):
         monkeypatch.setitem(trackers.KINDS, "mlflow", trackers.KINDS["mlflow"]._replace(module=module))
@@ -150,7 +150,7 @@ def no_mlflow_server(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[...
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_mlflow_server")
-def test_mlflow_keeps_settings_rows_and_summary_in_the_run_directory_and_goes_on_when_resumed(tmp_path: Path) -> None:
+def test_mlflow_keeps_settings_rows_and_summary_in_the_run_directory_and_continues_on_resume(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     path = tmp_path / "run"
@@ -174,7 +174,7 @@ def test_mlflow_keeps_settings_rows_and_summary_in_the_run_directory_and_goes_on
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_mlflow_server")
-def test_mlflow_goes_where_its_own_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_of_mlflow_set_its_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     database = f"sqlite:///{tmp_path / 'elsewhere.db'}"
@@ -194,7 +194,7 @@ def test_mlflow_goes_where_its_own_variables_say(tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def wandb_mode(monkeypatch: pytest.MonkeyPatch, need_modules: Callable[..., None]) -> Iterator[pytest.MonkeyPatch]:
-    """W&B without an account; its process ends with the test."""
+    """W&B without an account. Its process ends with the test."""
     need_modules("wandb")
     import wandb
 
@@ -212,18 +212,18 @@ def has(path: Path, words: bytes) -> bool:
 
 @pytest.mark.processes
 @pytest.mark.usefixtures("wandb_mode")
-def test_wandb_keeps_settings_rows_and_summary_in_the_run_directory_and_goes_on_when_resumed(tmp_path: Path) -> None:
+def test_wandb_keeps_settings_rows_and_summary_in_the_run_directory_and_continues_on_resume(tmp_path: Path) -> None:
     assert track(tmp_path, "wandb") == []
     (kept,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     for words in (b"num_envs", b"charts/score_mean_50", b"contributions/used", b"exit_reason"):
-        # W&B's own process writes it, and may still be at it.
+        # W&B's own process writes the file, and may not have finished.
         eventually(partial(has, kept, words), f"{words!r} in {kept}")
     assert track(tmp_path, "wandb", first=3) == []
     assert {path.name for path in tmp_path.glob("wandb/offline-run-*/*.wandb")} == {kept.name}
     assert kept.name == f"run-{(tmp_path / 'wandb-run-id').read_text(encoding='utf-8').strip()}.wandb"
 
 
-def test_wandb_without_an_account_is_left_out(tmp_path: Path, wandb_mode: pytest.MonkeyPatch) -> None:
+def test_wandb_without_an_account_is_left_out_of_the_run(tmp_path: Path, wandb_mode: pytest.MonkeyPatch) -> None:
     wandb_mode.setenv("WANDB_MODE", "online")
     wandb_mode.setenv("HOME", str(tmp_path))
     wandb_mode.setenv("NETRC", str(tmp_path / "netrc"))

@@ -18,13 +18,13 @@ clocks = st.builds(
 
 
 @given(clocks, st.floats(0, 1e10))
-def test_the_inverse_leads_back(clock: Clock, time_us: float) -> None:
+def test_the_inverse_undoes_a_conversion(clock: Clock, time_us: float) -> None:
     there = clock.to_other(np.array([time_us]))
     assert clock.inverse().to_other(there)[0] == pytest.approx(time_us, abs=0.01)
 
 
 @given(clocks, clocks, st.floats(0, 1e10))
-def test_one_clock_after_the_other(one: Clock, other: Clock, time_us: float) -> None:
+def test_conversions_between_clocks_can_be_chained(one: Clock, other: Clock, time_us: float) -> None:
     steps = other.to_other(one.to_other(np.array([time_us])))[0]
     assert one.then(other).to_other(np.array([time_us]))[0] == pytest.approx(steps, abs=0.01)
     assert one.then(other).error_us == one.error_us + other.error_us
@@ -56,7 +56,7 @@ def test_the_true_clock_is_within_the_bound(
     assert clock.error_us < 2 * 100 + 2 * congestion_us + 100e-6 * 1e6 * 11
 
 
-def test_a_shard_on_another_host_is_read_on_the_clock_of_shard_0() -> None:
+def test_times_of_a_shard_on_another_host_are_converted_to_the_clock_of_shard_0() -> None:
     trips = [
         (1, AT + 1e6 * i, AT + 1e6 * i + 7_000_100, AT + 1e6 * i + 7_000_110, AT + 1e6 * i + 210) for i in range(30)
     ]

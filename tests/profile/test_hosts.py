@@ -24,7 +24,7 @@ def profile(files: RunFiles) -> dict[str, Any]:
 
 
 def hosts_file(path: Path, pythons: dict[str, Path], hosts: tuple[str, ...]) -> Path:
-    """A hosts file that names the Python of some hosts."""
+    """Write a hosts file that sets the Python of some hosts."""
     lines = [
         f'[[host]]\nname = "{host}"\n' + (f'python = "{pythons[host]}"\n' if host in pythons else "") for host in hosts
     ]
@@ -32,10 +32,10 @@ def hosts_file(path: Path, pythons: dict[str, Path], hosts: tuple[str, ...]) -> 
     return path
 
 
-def test_a_host_that_was_booted_at_another_time_is_on_the_same_timeline(lab: Lab, tmp_path: Path) -> None:
+def test_a_host_booted_at_another_time_is_on_the_same_timeline(lab: Lab, tmp_path: Path) -> None:
     clock = ROOT / "tests" / "support" / "another_clock"
     if subprocess.run(["unshare", "--time", "--fork", "true"], check=False, timeout=30).returncode:
-        pytest.skip("this kernel gives processes no clock of their own")
+        pytest.skip("this kernel has no time namespaces")
     hosts = hosts_file(tmp_path / "hosts.toml", {"h2": clock}, ("h1", "h2"))
     options = ("--workers", "2", "--shards", "2", "--updates", str(UPDATES), "--straggle", "0:0.05", "--profile", "20")
     with launching(lab, tmp_path / "run", *options, hosts=str(hosts)) as run:
@@ -44,7 +44,7 @@ def test_a_host_that_was_booted_at_another_time_is_on_the_same_timeline(lab: Lab
     assert found["left_out"] == []
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
     away = found["clocks"]["h2"]
-    assert abs(away["offset_ms"] + 1e3 * AHEAD_S) <= away["error_ms"], "both clocks are those of one machine"
+    assert abs(away["offset_ms"] + 1e3 * AHEAD_S) <= away["error_ms"], "both processes have the clock of one machine"
     assert 0 < away["error_ms"] < 100
     assert found["updates"] > UPDATES // 2
     assert 50 < found["update_ms"]["mean"] < 60_000
@@ -56,7 +56,7 @@ def test_a_host_that_was_booted_at_another_time_is_on_the_same_timeline(lab: Lab
     assert {name.rpartition(" on ")[2] for name in tracks.values()} == {"h1", "h2"}
 
 
-def test_a_slow_link_is_the_first_row_of_the_blame(lab: Lab, tmp_path: Path) -> None:
+def test_a_slow_link_is_blamed_first(lab: Lab, tmp_path: Path) -> None:
     lab.rate("h3", "4mbit")
     try:
         options = ("--workers", "3", "--shards", "2", "--updates", "48", "--network.hidden", "256")

@@ -20,7 +20,7 @@ def recorder(directory: Path, *, incarnation: int = 1, trace_below: int = 0) -> 
     return Recorder(job, worker_id(3), Spans(), run="r", incarnation=incarnation)
 
 
-def test_what_is_added_is_read_again(tmp_path: Path) -> None:
+def test_recorded_rows_are_read_back(tmp_path: Path) -> None:
     one = recorder(tmp_path)
     for i in range(10):
         one.add("pings", *range(i, i + PINGS))
@@ -37,7 +37,7 @@ def test_what_is_added_is_read_again(tmp_path: Path) -> None:
     assert read.span_names == ["act"]
 
 
-def test_each_process_of_a_rank_has_a_recording_of_its_own(tmp_path: Path) -> None:
+def test_each_process_of_a_rank_has_its_own_recording(tmp_path: Path) -> None:
     for incarnation in (7, 10):
         one = recorder(tmp_path, incarnation=incarnation)
         one.add("pings", *[incarnation] * PINGS)
@@ -46,7 +46,7 @@ def test_each_process_of_a_rank_has_a_recording_of_its_own(tmp_path: Path) -> No
     assert [(each.incarnation, each.table("pings")["shard"].tolist()) for each in read] == [(7, [7]), (10, [10])]
 
 
-def test_the_oldest_files_of_a_process_go_and_those_of_others_stay(
+def test_the_oldest_files_of_a_process_are_removed_and_those_of_others_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 500)
@@ -65,7 +65,7 @@ def test_the_oldest_files_of_a_process_go_and_those_of_others_stay(
     assert all(path.stat().st_size < 1500 for path in segments(tmp_path))
 
 
-def test_all_spans_of_the_first_versions_are_kept_while_tracing_and_later_only_the_newest(tmp_path: Path) -> None:
+def test_a_trace_keeps_all_spans_of_the_first_versions_and_then_only_the_newest(tmp_path: Path) -> None:
     one = recorder(tmp_path, trace_below=103)
     for version in range(100, 110):
         one.spans.version = version
@@ -143,9 +143,7 @@ def test_no_span_is_recorded_twice(tmp_path: Path) -> None:
     assert read.table("spans")["version"].tolist() == [*range(5)]
 
 
-def test_a_place_that_cannot_be_written_ends_the_recording_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unwritable_directory_ends_only_the_recording(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     one = recorder(tmp_path / "file" / "profile")
     with caplog.at_level(logging.WARNING):
@@ -176,7 +174,7 @@ def test_rows_from_another_thread_are_not_lost(tmp_path: Path) -> None:
     assert read.table("pings")["shard"].tolist() == list(range(rows))
 
 
-def test_the_totals_of_the_machine_only_grow() -> None:
+def test_the_totals_of_the_machine_never_decrease() -> None:
     before = machine_totals()
     sum(range(200_000))
     after = machine_totals()

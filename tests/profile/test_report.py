@@ -24,7 +24,7 @@ def printed(found: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def test_the_path_of_a_run_without_trouble_adds_up_and_blames_nobody() -> None:
+def test_a_run_without_trouble_adds_up_and_blames_no_process() -> None:
     found = profile()
     assert found["updates"] == VERSIONS
     assert found["update_ms"]["mean"] == pytest.approx(1e3 * UPDATE_S, abs=0.01)
@@ -89,7 +89,7 @@ def test_the_time_that_a_slice_waits_for_a_busy_shard_is_the_delay_of_the_shard(
     assert sum(row["seconds"] for row in rest) < 1e-2
 
 
-def test_a_worker_that_is_always_too_late_is_not_blamed_but_seen_as_left_out() -> None:
+def test_a_worker_that_is_always_late_is_not_blamed_but_reported_as_left_out() -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 10.0})
     assert sum(row["seconds"] for row in found["blame"]) < 1e-2
     assert found["inclusion"]["3"] == 0.0
@@ -99,17 +99,17 @@ def test_a_worker_that_is_always_too_late_is_not_blamed_but_seen_as_left_out() -
     ]
 
 
-def test_what_the_last_backup_brings() -> None:
+def test_the_gain_of_the_last_backup_is_predicted() -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 0.03}, every=20)
-    # Twice in 40 versions the fourth worker is 30 ms late, and then later by what remains after the way of the gradient
-    # and the weights. Without one of the three others, the update would wait for it.
+    # Twice in 40 versions the fourth worker is 30 ms late. In the next versions it is still late, each time less by the
+    # time of an update. Without one of the other three workers, these updates would wait for it.
     way_s = 2 * TRANSFER_S + ACCUMULATE_S + sum(SHARD_S.values())
     late_s = sum(0.03 - i * way_s for i in range(3))
     assert found["backup_gain_s"] == pytest.approx(2 * late_s / VERSIONS * 3 / 4, rel=0.01)
     assert profile()["backup_gain_s"] is None
 
 
-def test_an_unknown_clock_is_left_out_and_named() -> None:
+def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     recordings = synthetic_run(versions=VERSIONS)
     recordings[-1].clock = "other"
     found = Profile.of(Recording(tuple(recordings))).to_json()

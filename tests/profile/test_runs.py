@@ -1,4 +1,4 @@
-"""Profiles of real runs with a planted cause: the first row of the blame names its rank, its host and its span."""
+"""Profiles of real runs with a deliberate cause: the first row of the blame names its rank, host and span."""
 
 import contextlib
 import json
@@ -84,7 +84,7 @@ def straggling(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
     return trained(path, *options, "--profile", "20")
 
 
-def test_a_straggler_is_the_first_row_of_the_blame(straggling: RunFiles) -> None:
+def test_a_straggler_is_blamed_first(straggling: RunFiles) -> None:
     found = profile(straggling)
     assert found["updates"] == UPDATES
     first = found["blame"][0]
@@ -98,7 +98,7 @@ def test_a_straggler_is_the_first_row_of_the_blame(straggling: RunFiles) -> None
         assert row["p50"] <= row["p90"] <= row["p99"] <= row["p99.9"] <= row["max"]
 
 
-def test_each_process_kept_every_version(straggling: RunFiles) -> None:
+def test_each_process_recorded_every_version(straggling: RunFiles) -> None:
     recording = read(straggling.path)
     assert [str(each.process) for each in recording.processes] == ["shard-0", "shard-1", "worker-0", "worker-1"]
     for each in recording.of_role("worker"):
@@ -110,7 +110,7 @@ def test_each_process_kept_every_version(straggling: RunFiles) -> None:
         assert each.histograms["optimize"].count == UPDATES
 
 
-def test_the_command_prints_writes_and_compares(straggling: RunFiles, tmp_path: Path) -> None:
+def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: RunFiles, tmp_path: Path) -> None:
     run = str(straggling.path)
     shown = zmqrl("profile", run, "--trace", str(tmp_path / "t.json"), "--plot", str(tmp_path / "p.png"))
     assert shown.returncode == 0, shown.stderr
@@ -134,13 +134,15 @@ def test_the_command_prints_writes_and_compares(straggling: RunFiles, tmp_path: 
         (("--plot", "/proc/no/t.png"), "cannot"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(straggling: RunFiles, arguments: tuple[str, ...], sentence: str) -> None:
+def test_profile_refuses_bad_usage_in_one_sentence(
+    straggling: RunFiles, arguments: tuple[str, ...], sentence: str
+) -> None:
     done = zmqrl("profile", str(straggling.path), *arguments)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert sentence in done.stderr
 
 
-def test_a_run_without_a_recording_says_what_it_can_still_be_asked(tmp_path: Path) -> None:
+def test_an_error_about_a_run_without_a_recording_suggests_zmqrl_plot(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     done = zmqrl("profile", str(tmp_path))
     assert done.returncode == 2
@@ -149,7 +151,7 @@ def test_a_run_without_a_recording_says_what_it_can_still_be_asked(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_living_run_is_watched_for_some_seconds(tmp_path: Path) -> None:
+def test_a_live_run_can_be_profiled_for_some_seconds(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--straggle", "0:0.05") as run:
         run.wait_for(20)
         found = json.loads(zmqrl("profile", str(run.files.path), "--seconds", "6", "--json").stdout)
@@ -159,7 +161,7 @@ def test_a_living_run_is_watched_for_some_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_environment_of_one_rank(tmp_path: Path) -> None:
+def test_the_slow_environment_of_one_rank_is_blamed_first(tmp_path: Path) -> None:
     (tmp_path / "slow_games.py").write_text(SLOW_ON_ONE_RANK, encoding="utf-8")
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     options = ("--env", "slow_games:Slow-v0", "--workers", "2", "--shards", "2", "--updates", "48")
@@ -183,7 +185,7 @@ def paused(run: Run, role: str, number: int, seconds: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("role", "key"), [("worker", "rank"), ("shard", "shard")])
-def test_a_paused_process(role: str, key: str, tmp_path: Path) -> None:
+def test_a_paused_process_is_blamed_first(role: str, key: str, tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "160") as run:
         run.wait_for(32)
         paused(run, role, 1, 4.0)
@@ -206,8 +208,8 @@ def burning(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be stolen from one of two workers")
-def test_a_stolen_core_is_seen_as_a_worker_without_one(burning: int, tmp_path: Path) -> None:
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one core, a single worker cannot lose its core")
+def test_a_worker_that_lost_its_core_is_blamed_for_waiting_for_a_core(burning: int, tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "200") as run:
         run.wait_for(16)
         pid = run.pid("worker", 1)
@@ -222,7 +224,7 @@ def test_a_stolen_core_is_seen_as_a_worker_without_one(burning: int, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_shard_leave_what_they_recorded(tmp_path: Path) -> None:
+def test_a_killed_worker_and_shard_leave_their_recordings(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2") as run:
         run.wait_for(200)
         run.kill("worker", 1)

@@ -11,7 +11,7 @@ tables = st.integers(1, 5).flatmap(
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), tables), max_size=4), st.data())
-def test_a_file_gives_back_its_blocks_up_to_where_it_is_cut_or_damaged(
+def test_a_file_is_read_up_to_where_it_is_cut_or_damaged(
     written: list[dict[str, list[list[int]]]], data: st.DataObject
 ) -> None:
     blocks = [pack({"number": i}, each) for i, each in enumerate(written)]

@@ -1,4 +1,4 @@
-"""The trace of synthetic runs, read as Perfetto reads it."""
+"""Traces of synthetic runs, read as Perfetto reads them."""
 
 import json
 from collections import defaultdict
@@ -23,7 +23,7 @@ def trace(tmp_path: Path, recording: Recording, shown: range | None = None) -> l
 
 
 def assert_valid(events: list[Event]) -> None:
-    """What Perfetto needs: times from 0, slices of a track that nest, arrows with two ends in slices."""
+    """Assert what Perfetto needs: times from 0, nested slices in a track, and arrows with both ends in slices."""
     slices: defaultdict[int, list[Event]] = defaultdict(list)
     arrows: defaultdict[str, dict[str, Event]] = defaultdict(dict)
     tracks = set()
@@ -65,7 +65,7 @@ def test_every_push_and_publication_is_an_arrow_between_two_tracks(tmp_path: Pat
 
 
 @pytest.mark.parametrize("shown", [range(3), range(4, 7), range(20)])
-def test_only_the_versions_that_are_asked_for_are_shown(tmp_path: Path, shown: range) -> None:
+def test_only_the_requested_versions_are_shown(tmp_path: Path, shown: range) -> None:
     recording = Recording(tuple(synthetic_run(versions=10)))
     events = trace(tmp_path, recording, shown)
     assert_valid(events)

@@ -1,4 +1,4 @@
-"""Consistent mode: the parameters depend on the contributions alone, not on who was first or how the vector is cut."""
+"""Consistent mode: the parameters depend only on the contributions, not on their order or the number of shards."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,13 +20,13 @@ ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
 
 
 def numbers_of(rank: int, version: int) -> FloatVector:
-    """Of very different sizes, so that another order of summation gives other bits."""
+    """Numbers of very different sizes, so that the order of summation affects the bits."""
     random = np.random.default_rng([rank, version])
     return random.standard_normal(COUNT, np.float32) * np.float32(10.0 ** random.integers(-3, 4))
 
 
 def gradient(rank: int, weights: PulledWeights) -> FloatVector:
-    """Depends on the weights, as a real one does: one wrong bit spreads."""
+    """A gradient that depends on the weights, like a real one, so that one wrong bit spreads."""
     return numbers_of(rank, weights.version) - weights.vector
 
 
@@ -46,7 +46,7 @@ def trained(directory: Path, shards: int, seed: int) -> FloatVector:
 
 
 def summed_alone(start: FloatVector) -> FloatVector:
-    """The same training in rank order, without any server: float32 (COUNT,)."""
+    """The same training in rank order, without a server: float32 (COUNT,)."""
     optimizer = Optimizer(ADAM)
     weights, state = start.copy(), {name: np.zeros(COUNT, np.float32) for name in optimizer.state_names}
     for version in range(UPDATES):
@@ -59,7 +59,7 @@ def summed_alone(start: FloatVector) -> FloatVector:
     return weights
 
 
-def test_one_and_four_shards_and_any_order_of_arrival_give_the_bits_of_training_in_rank_order(tmp_path: Path) -> None:
+def test_any_number_of_shards_and_any_arrival_order_give_the_bits_of_rank_order(tmp_path: Path) -> None:
     expected = summed_alone(start_vector(COUNT))
     for shards in (1, 4):
         vector = trained(tmp_path / str(shards), shards, seed=shards)

@@ -1,4 +1,4 @@
-"""Processes are killed and stopped, connections cut and held: the run goes on, and its history stays exact."""
+"""Processes are killed and stopped, and connections are cut and held: the run continues, and its history is exact."""
 
 import json
 import random
@@ -45,16 +45,16 @@ def used_by(running: Served, rank: int, shard: int) -> int:
 
 
 def heard_of(running: Served, rank: int, shard: int) -> int:
-    """How many contributions of ``rank`` have arrived, but for the one that is held."""
+    """The number of contributions of ``rank`` that have arrived, without the one that is held."""
     return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
 
 
 def recovered(capfd: pytest.CaptureFixture[str]) -> int:
-    """The version that the shard started last found, as its log says: the run is past it when it welcomes us."""
+    """The version that the last started shard found, according to its log. Its WELCOME may name a later one."""
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
 
 
-def test_a_shard_killed_ten_times_comes_back_at_the_version_it_published_last(
+def test_a_shard_killed_ten_times_comes_back_at_its_last_published_version(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     moments = random.Random(5)
@@ -66,11 +66,11 @@ def test_a_shard_killed_ten_times_comes_back_at_the_version_it_published_last(
             time.sleep(moments.uniform(0, 0.2))
             shard = kill % 2
             running.kill(shard)
-            time.sleep(0.1)  # the listener may have a little left to read
+            time.sleep(0.1)  # the listener may still have messages to read
             published = listener.newest(shard)
             welcome = running.restart(shard)
             assert (welcome.state, welcome.generation) == ("open", 1)
-            # One more when it died between the commit and the publication.
+            # It is one higher if the shard died between the commit and the publication.
             assert published <= recovered(capfd) <= published + 1
         running.wait_for(running.version() + 3)
         version = running.finish(stack)
@@ -85,7 +85,7 @@ def test_a_shard_killed_ten_times_comes_back_at_the_version_it_published_last(
             )
 
 
-def test_a_history_torn_by_a_kill_is_made_whole_again(tmp_path: Path) -> None:
+def test_a_history_torn_by_a_kill_is_repaired(tmp_path: Path) -> None:
     with served(tmp_path, shards=1, workers=1) as running:
         for stop, lost_bytes in ((5, 20), (10, None)):
             running.stop_at(stop)
@@ -94,7 +94,7 @@ def test_a_history_torn_by_a_kill_is_made_whole_again(tmp_path: Path) -> None:
             running.kill(0)
             path = running.shards.jobs[0].history_path
             lines = path.read_bytes().splitlines(keepends=True)
-            # Killed in the middle of the last line, and before it.
+            # The file as after a kill in the middle of the last line, and before it.
             path.write_bytes(b"".join(lines[:-1]) + (lines[-1][:-lost_bytes] if lost_bytes else b""))
             assert running.restart(0).version == stop
             assert path.read_bytes() == b"".join(lines)
@@ -102,7 +102,7 @@ def test_a_history_torn_by_a_kill_is_made_whole_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_continues(tmp_path: Path) -> None:
     moments = random.Random(6)
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
         stack.enter_context(Worker(running.cluster, 0, pause_s=random_pause_s(0.004)))
@@ -116,7 +116,7 @@ def test_a_worker_killed_ten_times_is_replaced_each_time_and_the_run_goes_on(tmp
         running.finish(stack)
 
 
-def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoint(tmp_path: Path) -> None:
+def test_a_shard_without_state_is_empty_until_all_shards_load_a_checkpoint(tmp_path: Path) -> None:
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
         control, layout = running.shards.control, running.cluster.layout
         first, second = (
@@ -155,7 +155,7 @@ def test_a_shard_without_its_state_is_empty_until_all_are_loaded_with_a_checkpoi
         assert layout.shards == 2
 
 
-def test_a_shard_whose_newest_slot_is_damaged_is_empty_though_no_worker_tells_it_what_it_lost(
+def test_a_shard_with_a_damaged_newest_slot_starts_empty_even_without_workers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with served(tmp_path, shards=2, workers=1) as running:
@@ -182,7 +182,7 @@ main()
 
 
 @pytest.mark.slow
-def test_a_shard_killed_between_a_load_and_the_rewind_of_its_history_ends_the_rewind(
+def test_a_shard_killed_between_a_load_and_the_rewind_finishes_the_rewind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(tmp_path, shards=1, workers=1) as running:
@@ -203,7 +203,7 @@ def test_a_shard_killed_between_a_load_and_the_rewind_of_its_history_ends_the_re
 
 
 @pytest.mark.parametrize("also_the_history", [False, True])
-def test_a_shard_that_came_back_with_an_old_state_finds_it_out_or_its_workers_do(
+def test_a_shard_restarted_with_old_state_is_detected_by_its_history_or_its_workers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], also_the_history: bool
 ) -> None:
     with served(tmp_path, shards=2, workers=2) as running, ExitStack() as stack:
@@ -251,7 +251,9 @@ def test_a_shard_that_came_back_with_an_old_state_finds_it_out_or_its_workers_do
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
-def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Path, transport: str) -> None:
+def test_a_stopped_worker_does_not_increase_the_memory_of_a_shard_and_catches_up(
+    tmp_path: Path, transport: str
+) -> None:
     options = {"count": 500_000, "shards": 1, "workers": 2, "quorum": 1, "transport": transport}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         stack.enter_context(Worker(running.cluster, 0, pause_s=lambda rank, version: 0.005))
@@ -259,19 +261,19 @@ def test_a_stopped_worker_costs_the_shard_no_memory_and_catches_up(tmp_path: Pat
         eventually(lambda: heard_of(running, 1, 0) > 3, "the sleeper's contributions")
         running.wait_for(running.version() + 10)
         sleeper.send_signal(signal.SIGSTOP)
-        running.wait_for(running.version() + 20)  # queues fill up
+        running.wait_for(running.version() + 20)  # the queues fill up
         before_mb, version, heard = anonymous_mb(running.pid(0)), running.version(), heard_of(running, 1, 0)
         running.wait_for(version + 60)
         after_mb = anonymous_mb(running.pid(0))
         assert heard_of(running, 1, 0) <= heard + 1
         sleeper.send_signal(signal.SIGCONT)
         eventually(lambda: heard_of(running, 1, 0) > heard + 5, "the sleeper's contributions after its sleep")
-        assert after_mb < before_mb + 8, "a stopped subscriber grows the shard"
+        assert after_mb < before_mb + 8, "a stopped subscriber must not increase the memory of the shard"
         running.stop_at(running.version() + 5)
         assert sleeper.wait(WITHIN_S) == 0
 
 
-def test_what_a_worker_asks_for_and_does_not_read_costs_the_shard_two_slices(tmp_path: Path) -> None:
+def test_unread_snapshots_cost_the_shard_at_most_two_slices(tmp_path: Path) -> None:
     slice_mb = 4
     with served(tmp_path, count=slice_mb << 18, shards=1, workers=2, quorum=1) as running, ExitStack() as stack:
         request = framing.encode(m.SnapshotRequest(run=running.cluster.run, version=None))
@@ -286,7 +288,7 @@ def test_what_a_worker_asks_for_and_does_not_read_costs_the_shard_two_slices(tmp
         assert anonymous_mb(running.pid(0)) < before_mb + 5 * slice_mb
 
 
-def test_a_worker_cut_off_from_one_shard_holds_nobody_up_and_is_back_when_it_heals(tmp_path: Path) -> None:
+def test_a_worker_cut_off_from_one_shard_delays_no_other_and_returns_after_the_cut(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
@@ -310,7 +312,7 @@ def test_a_worker_cut_off_from_one_shard_holds_nobody_up_and_is_back_when_it_hea
         running.finish(workers)
 
 
-def test_a_contributor_that_reached_one_shard_only_and_died_does_not_wedge_the_run(tmp_path: Path) -> None:
+def test_a_contributor_that_died_after_reaching_one_shard_does_not_block_the_run(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
@@ -329,7 +331,7 @@ def test_a_contributor_that_reached_one_shard_only_and_died_does_not_wedge_the_r
         connections[1].close(timeout_s=0)
         workers = ExitStack()
         stack.enter_context(workers)
-        # It never saw version 3 whole: it must ask shard 1 for the version before its newest.
+        # This worker never had version 3 complete: it must ask shard 1 for its previous version.
         helper = workers.enter_context(Worker(running.cluster, 2))
         running.wait_for(4)
         assert helper.pulled[0] == (1, 3)
@@ -341,7 +343,7 @@ def test_a_contributor_that_reached_one_shard_only_and_died_does_not_wedge_the_r
         assert running.history(1)[3]["ranks"] == [0, 1]
 
 
-def test_the_supervisor_is_known_again_after_its_connection_was_cut(tmp_path: Path) -> None:
+def test_the_supervisor_is_recognized_after_its_connection_was_cut(tmp_path: Path) -> None:
     with served(tmp_path, transport="tcp") as running, proxied(running.cluster, {0, 1}) as (cluster, proxies):
         secret = running.shards.jobs[0].secret
         places = [endpoints["control"] for endpoints in cluster.endpoints]
@@ -382,7 +384,7 @@ def test_a_contribution_that_arrives_twice_counts_once(tmp_path: Path) -> None:
         assert running.history(0)[1]["duplicate"] >= 1
 
 
-def test_a_connection_cut_in_the_middle_of_a_gradient_tears_nothing(tmp_path: Path) -> None:
+def test_a_connection_cut_within_a_gradient_leaves_no_torn_contribution(tmp_path: Path) -> None:
     options = {"count": 300_000, "shards": 2, "workers": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
@@ -413,7 +415,7 @@ def test_each_connection_of_a_worker_can_be_reset(tmp_path: Path) -> None:
         running.finish(workers)
 
 
-def test_a_worker_on_a_slow_path_is_late_and_nothing_else(tmp_path: Path) -> None:
+def test_a_slow_path_only_makes_a_worker_late(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))
@@ -430,7 +432,7 @@ def test_a_worker_on_a_slow_path_is_late_and_nothing_else(tmp_path: Path) -> Non
         running.finish(workers)
 
 
-def test_a_slow_path_to_one_shard_slows_the_run_when_nobody_can_stand_in(tmp_path: Path) -> None:
+def test_a_slow_path_to_one_shard_slows_the_run_without_backups(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
@@ -468,4 +470,4 @@ def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
         assert all(map(is_alive, pids))
         process.send_signal(signal.SIGKILL)
         eventually(lambda: not any(map(is_alive, pids)), "every shard gone", 5)
-        places[0].parent.rmdir()  # empty: no socket file is left
+        places[0].parent.rmdir()  # fails if a socket file is left

@@ -1,4 +1,4 @@
-"""Hostile bytes on all sockets of a live run: they are counted or cost their own connection, and change nothing."""
+"""Hostile bytes on all sockets of a live run are counted, or break their own connection, and change nothing."""
 
 import random
 import re
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.processes
 
 COUNT = 1000
 MOST_GROWTH_MB = 30
-# A greeting and READY of ZMTP 3.0 with the NULL mechanism, as RFC 23 has them.
+# A greeting and READY of ZMTP 3.0 with the NULL mechanism, as in RFC 23.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x04%s\x08Identity\x00\x00\x00\x00"
-TYPES = {"grad": b"PUSH", "weights": b"XSUB", "control": b"PAIR"}  # four letters; no PAIR speaks to a ROUTER
+TYPES = {"grad": b"PUSH", "weights": b"XSUB", "control": b"PAIR"}  # each of 4 letters; a ROUTER refuses a PAIR
 
 
 def counted(running: Served) -> int:
-    """What was late, duplicate or rejected, on all shards."""
+    """The number of late, duplicate and rejected contributions on all shards."""
     return sum(stats.unattributed + sum(sum(row[2:]) for row in stats.tallies) for stats in running.stats())
 
 
@@ -48,7 +48,7 @@ def is_no_message(frames: list[bytes], payloads: set[type]) -> bool:
 
 
 def mutated(frames: list[bytes], chance: random.Random) -> list[bytes]:
-    """``frames`` with one thing wrong: bytes changed, cut off or added, a frame lost, repeated, emptied or too much."""
+    """``frames`` with one fault: changed, removed or added bytes, or a lost, repeated, empty or extra frame."""
     header = bytearray(frames[0])
     match chance.randrange(9):
         case 0:
@@ -69,13 +69,13 @@ def mutated(frames: list[bytes], chance: random.Random) -> list[bytes]:
         case 7:
             return [*frames[:1], *(frame[: chance.randrange(len(frame))] for frame in frames[1:])]
         case _:
-            # Nested or of false length: what asks a careless reader for much memory.
+            # Deep nesting and wrong lengths make a careless reader allocate much memory.
             return [chance.choice([b"\x91" * 5000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", bytes(70_000)])]
     return [bytes(header), *frames[1:]]
 
 
 def hostile_gradients(running: Served, shard: int, incarnation: int, chance: random.Random) -> Iterator[list[bytes]]:
-    """Contributions in the name of worker 0 that are wrong in one field or one frame; their numbers are all NaN."""
+    """Contributions in the name of worker 0 with a wrong field or frame. All of their numbers are NaN."""
     cluster = running.cluster
     nan = np.full(cluster.layout.slices[shard].count, np.nan, np.float32).tobytes()
     while True:
@@ -113,7 +113,7 @@ def hostile_gradients(running: Served, shard: int, incarnation: int, chance: ran
 
 
 def hostile_controls(running: Served, chance: random.Random) -> Iterator[list[bytes]]:
-    """Messages of every kind that a stranger has no right to send, and what is left of them after an accident."""
+    """Messages of every kind that a stranger must not send, and mutated copies of them."""
     run, layout = running.cluster.run, running.cluster.layout.hash
     ranks = tuple(range(1000))
     view: dict[str, object] = {"run": run, "view": 9, "quorum": 1, "members": ranks}
@@ -169,7 +169,7 @@ def is_foreign_to_the_subscriptions(frames: list[bytes]) -> bool:
 
 @pytest.mark.parametrize("turns", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: Path, turns: int) -> None:
-    """3000 in each turn, to either shard half of them."""
+    """Each turn sends 3000 messages, half of them to each shard."""
     chance = random.Random(8)
     with served(tmp_path, count=COUNT, shards=2, workers=2, transport="tcp") as running, ExitStack() as stack:
         workers = ExitStack()
@@ -193,9 +193,9 @@ def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: 
             eventually(lambda: counted(running) >= before + certain, f"{certain} counted")  # noqa: B023
             version = running.version()
             running.wait_for(version + 3)
-            connections.close()  # those that stay open cost memory of their own
+            connections.close()  # open connections need memory themselves
             if turn == 0:
-                before_mb = memory_mb(running)  # warm
+                before_mb = memory_mb(running)  # after the warm-up
         after_mb = memory_mb(running)
         assert certain > 1250 * turns
         assert all(stats.view == 1 and stats.generation == 1 for stats in running.stats())
@@ -205,17 +205,17 @@ def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: 
 
 
 def send(to: "zmq.Socket[bytes]", frames: list[bytes], payloads: set[type]) -> bool:
-    """Send; whether it is certain to be counted, as it is no message at all."""
+    """Send the frames. Returns whether they are certain to be counted because they are not a valid message."""
     to.send_multipart(frames)
     return is_no_message(frames, payloads)
 
 
 def report(text: str) -> None:
-    """A measurement that ``pytest -rP`` shows."""
+    """Print a measurement, which ``pytest -rP`` shows."""
     sys.stdout.write(text + "\n")
 
 
-def test_numbers_that_are_not_finite_are_rejected_and_the_next_ones_still_taken(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_rejected_and_later_contributions_are_still_used(tmp_path: Path) -> None:
     with served(tmp_path, count=COUNT, shards=1) as running, Wire(running.cluster.endpoints[0]) as wire:
         cluster = running.cluster
         assert isinstance(wire.join(cluster, 1, 5), m.Welcome)
@@ -237,12 +237,12 @@ def test_numbers_that_are_not_finite_are_rejected_and_the_next_ones_still_taken(
             wire.grad.send_multipart([framing.encode(header), numbers.tobytes()])
         eventually(lambda: running.stats()[0].tallies == ((1, 0, 0, 0, 3),), "three rejections")
         assert running.stats()[0].held == ()
-        numbers[-1] = np.finfo(np.float32).max  # great, but finite
+        numbers[-1] = np.finfo(np.float32).max  # huge, but finite
         wire.grad.send_multipart([framing.encode(header), numbers.tobytes()])
         eventually(lambda: running.stats()[0].held == (1,), "a contribution")
 
 
-def test_oversized_frames_and_garbage_cost_only_the_connection_they_come_on(
+def test_oversized_frames_and_garbage_break_only_their_own_connection(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     chance = random.Random(9)
@@ -292,7 +292,7 @@ def test_oversized_frames_and_garbage_cost_only_the_connection_they_come_on(
         running.finish(workers)
 
 
-def test_a_storm_of_connections_does_not_hold_the_run_up(tmp_path: Path) -> None:
+def test_a_storm_of_connections_does_not_hold_up_the_run(tmp_path: Path) -> None:
     with served(tmp_path, shards=1, workers=1, transport="tcp") as running, ExitStack() as stack:
         workers = ExitStack()
         stack.enter_context(workers)
@@ -307,7 +307,7 @@ def test_a_storm_of_connections_does_not_hold_the_run_up(tmp_path: Path) -> None
         running.finish(workers)
 
 
-def test_subscriptions_to_ten_thousand_topics_are_given_back(tmp_path: Path) -> None:
+def test_memory_for_ten_thousand_topics_is_freed(tmp_path: Path) -> None:
     chance = random.Random(10)
     with served(tmp_path, shards=1, workers=1, transport="tcp") as running, ExitStack() as stack:
         workers = ExitStack()
@@ -324,6 +324,6 @@ def test_subscriptions_to_ten_thousand_topics_are_given_back(tmp_path: Path) -> 
                 running.wait_for(version + 5)
                 memory.append(memory_mb(running)[0])
             eventually(lambda turn=turn: counted(running) >= 20_000 * turn, "unsubscribed")  # type: ignore[misc]
-        # They cost about 43 bytes for each byte of a topic, but only as long as the connection lasts.
+        # Subscriptions take about 43 bytes per byte of a topic, but only until the connection ends.
         assert memory[2] < memory[0] + MOST_GROWTH_MB / 3, memory
         running.finish(workers)

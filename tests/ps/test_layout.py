@@ -1,4 +1,4 @@
-"""The cut of the parameter vector into slices, and the hash that tells whether two processes agree on it."""
+"""The cut of the parameter vector into slices, and the hash that shows whether two processes agree on it."""
 
 import json
 from typing import Any
@@ -39,7 +39,7 @@ def test_every_number_of_shards_cuts_evenly(count: int, shards: int) -> None:
     assert 4 * (max(counts) - min(counts)) <= 64
 
 
-def test_one_block_may_be_a_shard_but_not_less() -> None:
+def test_a_shard_has_at_least_one_block() -> None:
     assert [cut.count for cut in Layout.of([("w", (17,))], 2).slices] == [16, 1]
     with pytest.raises(UsageError, match="use at most 2"):
         Layout.of([("w", (17,))], 3)
@@ -52,12 +52,12 @@ def test_the_number_of_shards_has_limits(shards: int) -> None:
 
 
 @pytest.mark.parametrize("named", [[], [("w", (0,))], [("w", (3, 0, 5))]])
-def test_no_parameters_cannot_be_cut(named: list[tuple[str, tuple[int, ...]]]) -> None:
+def test_an_empty_parameter_vector_cannot_be_cut(named: list[tuple[str, tuple[int, ...]]]) -> None:
     with pytest.raises(UsageError):
         Layout.of(named, 1)
 
 
-def test_a_tensor_has_no_negative_lengths() -> None:
+def test_a_tensor_with_a_negative_length_is_refused() -> None:
     with pytest.raises(UsageError):
         Layout.of([("w", (-16, -16))], 1)
 
@@ -80,7 +80,7 @@ def test_the_hash_changes_with_names_shapes_order_and_cuts() -> None:
     assert all(len(h) == 16 and set(h) <= set("0123456789abcdef") for h in hashes)
 
 
-def test_the_hash_is_the_one_that_other_implementations_compute() -> None:
+def test_the_hash_matches_other_implementations() -> None:
     assert Layout.of([("w", (4, 8)), ("ä", (1,))], 2).hash == "1f4f2031cc228836"
 
 

@@ -1,4 +1,4 @@
-"""A worker in another language, written from docs/protocol.md alone, is as good as our own: tests/node_worker."""
+"""tests/node_worker, a worker in another language written from docs/protocol.md alone, works as well as our own."""
 
 import json
 import os
@@ -26,7 +26,7 @@ CARTPOLE_ROLLOUT = 8 * 128  # agent steps: games × steps of the recipe
 
 @pytest.fixture(scope="session")
 def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> Path:
-    """The Node worker with the packages of its lock file installed."""
+    """Install the packages of the Node worker from its lock file. Returns its path."""
     need_programs("node", "npm")
     command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
     try:
@@ -40,7 +40,7 @@ def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str]
 
 @contextmanager
 def started(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `command` with its output in a file; whatever happens it is gone afterwards."""
+    """Run `command` with its output in a file. It is always ended with the block."""
     with (
         output.open("wb") as file,
         ending(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)) as process,
@@ -52,7 +52,7 @@ def started(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes
 def run_with_a_node_worker(
     worker: Path, run_dir: Path, *options: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
-    """A live run of one worker of ours and one of Node's: the supervisor and the Node process."""
+    """A live run with one zmqrl worker and one Node worker. Yields the supervisor and the Node process."""
     train = [sys.executable, "-m", "zmqrl", "train", "cartpole", "--run-dir", str(run_dir)]
     with started(
         [*train, "--workers", "2", "--external-workers", "1", *options], run_dir.parent / "train.log"
@@ -72,7 +72,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 
 def wait_for_both(processes: tuple[subprocess.Popen[bytes], ...], run_dir: Path) -> dict[str, int]:
-    """Waits for exit status 0 of all; what the Node worker says that it did."""
+    """Wait until both exit with status 0. Returns the facts that the Node worker prints about its work."""
     with suppress(subprocess.TimeoutExpired):
         for process in processes:
             process.wait(timeout=DEADLINE_S)
@@ -89,13 +89,13 @@ def history(run_dir: Path, shard: int) -> list[dict[str, Any]]:
 
 
 def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: dict[str, int]) -> None:
-    """Both ranks made every version of both shards, and the summary adds up."""
+    """Assert that both ranks contributed to every version on both shards, and that the summary is consistent."""
     for shard in range(2):
         rows = history(run_dir, shard)
         assert [row["version"] for row in rows] == list(range(1, updates + 1))
         assert all(row["ranks"] == [0, NODE_RANK] for row in rows)
     assert totals["rank"] == NODE_RANK
-    assert totals["steps"] in (updates, updates + 1)  # the last version may still have looked open
+    assert totals["steps"] in (updates, updates + 1)  # the Node worker may still have considered the last version open
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["exit_reason"] == "updates"
     assert (summary["updates"], summary["workers"], summary["quorum"], summary["shards"]) == (updates, 2, 2, 2)
@@ -124,7 +124,7 @@ def test_a_node_worker_contributes_to_every_version_until_the_run_ends(
 
 
 @pytest.mark.slow
-def test_a_node_worker_carries_on_when_a_shard_is_killed(node_worker: Path, tmp_path: Path) -> None:
+def test_a_node_worker_continues_when_a_shard_is_killed(node_worker: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with run_with_a_node_worker(node_worker, run_dir, "--updates", "150") as processes:
         wait_until(lambda: len(history(run_dir, 1)) >= 20, "20 versions")
@@ -132,4 +132,4 @@ def test_a_node_worker_carries_on_when_a_shard_is_killed(node_worker: Path, tmp_
         os.kill(killed, signal.SIGKILL)
         totals = wait_for_both(processes, run_dir)
     assert_that_node_was_used_throughout(run_dir, 150, totals)
-    assert {row["generation"] for row in history(run_dir, 1)} == {1}, "nothing was rolled back"
+    assert {row["generation"] for row in history(run_dir, 1)} == {1}, "the run must not roll back"

@@ -1,8 +1,13 @@
-"""Histories of whole runs under faults: what the protocol promises holds at every step, and the run gets on after.
+"""Complete runs under faults: the guarantees of the protocol hold at every step, and afterwards the run continues.
 
-The promises: a version is made of a quorum of distinct ranks, all computed on the version before; no contribution is
-used twice; weights can be computed again from the records; no worker goes back in time or mixes versions; every slice
-sent is accounted for; a version never shows in two variants. ``protocol_model.py`` asserts them where they could break.
+The guarantees:
+- A version is made of contributions of a quorum of distinct ranks, all computed on the previous version.
+- No contribution is used twice.
+- The weights can be recomputed from the records.
+- Workers never go back to older versions and never mix versions.
+- Every sent slice is accounted for.
+- No version is ever published with two different contents.
+``protocol_model.py`` asserts each of them at the step that could break it.
 """
 
 import random
@@ -26,7 +31,7 @@ few = st.integers(1, 12)
 
 
 class RunUnderFaults(RuleBasedStateMachine):
-    """Everything that can happen to a run, one thing at a time; in the end the faults stop."""
+    """Everything that can happen to a run, one event at a time. At the end, the faults stop."""
 
     world: World
 
@@ -47,7 +52,7 @@ class RunUnderFaults(RuleBasedStateMachine):
     def link(self, n: int) -> Link:
         return self.world.links[n % len(self.world.links)]
 
-    # what happens without any fault
+    # events without a fault
 
     @rule(n=which, count=few)
     def a_message_arrives(self, n: int, count: int) -> None:
@@ -200,7 +205,7 @@ class RunUnderFaults(RuleBasedStateMachine):
 
     @rule(seed=which, count=st.integers(5, 60), calm=st.sampled_from([4, 10, 30]))
     def many_things_happen(self, seed: int, count: int, calm: int) -> None:
-        """Long histories in one step; ``calm`` is the number of ordinary events for each fault."""
+        """Many events in one step. ``calm`` is the number of ordinary events per fault."""
         chance = random.Random(seed)
 
         def n() -> int:
@@ -257,18 +262,18 @@ class RunUnderFaults(RuleBasedStateMachine):
 
 
 TestRunUnderFaults = RunUnderFaults.TestCase
-TestRunUnderFaults.settings = settings(max_examples=settings().max_examples // 2)  # half a minute, not a whole one
+TestRunUnderFaults.settings = settings(max_examples=settings().max_examples // 2)  # for half a minute instead of one
 
 
 def reach(world: World, links: list[Link]) -> None:
-    """Deliver the contributions of ``links`` and nothing else."""
+    """Deliver only the contributions of ``links``."""
     for link in links:
         while link.gradients:
             link.deliver(link.gradients)
 
 
 def computed(shards: int, workers: int, quorum: int) -> World:
-    """A run in which every worker has pushed a contribution to the open version, and none has arrived."""
+    """A run in which every worker has pushed a contribution to the open version, but none has arrived yet."""
     world = World(shards=shards, workers=workers, quorum=quorum)
     for _ in range(2000):
         for shard in world.shards:
@@ -287,7 +292,7 @@ def computed(shards: int, workers: int, quorum: int) -> World:
 
 
 @pytest.mark.parametrize("dead", [1, 2])
-def test_contributors_that_reached_one_shard_and_died_do_not_wedge_the_others(dead: int) -> None:
+def test_contributors_that_died_after_reaching_one_shard_do_not_block_the_others(dead: int) -> None:
     world = computed(shards=2, workers=2, quorum=2)
     for worker in world.workers:
         reach(world, [worker.links[1]])
@@ -299,7 +304,7 @@ def test_contributors_that_reached_one_shard_and_died_do_not_wedge_the_others(de
     world.must_get_on(versions=3)
 
 
-def test_two_stuck_shards_that_hold_different_ranks_are_both_helped() -> None:
+def test_workers_help_two_stuck_shards_that_hold_different_ranks() -> None:
     world = computed(shards=3, workers=2, quorum=2)
     first, second = world.workers
     reach(world, [first.links[0], second.links[1], first.links[2], second.links[2]])
@@ -311,7 +316,7 @@ def test_two_stuck_shards_that_hold_different_ranks_are_both_helped() -> None:
     world.must_get_on(versions=3)
 
 
-def test_a_shard_that_dies_between_commit_and_publication_shows_what_it_committed() -> None:
+def test_a_shard_that_dies_between_commit_and_publication_publishes_the_committed_version() -> None:
     for actions in range(6):
         world = computed(shards=2, workers=2, quorum=2)
         shard = world.shards[0]
@@ -323,7 +328,7 @@ def test_a_shard_that_dies_between_commit_and_publication_shows_what_it_committe
         world.journal.check()
 
 
-def test_who_was_cut_off_from_a_publication_that_all_wait_for_gets_it_over_the_next_connection() -> None:
+def test_a_worker_that_missed_a_publication_gets_it_over_its_next_connection() -> None:
     world = computed(shards=2, workers=2, quorum=2)
     reach(world, [link for worker in world.workers for link in worker.links])
     link = world.workers[0].links[0]
@@ -333,7 +338,7 @@ def test_who_was_cut_off_from_a_publication_that_all_wait_for_gets_it_over_the_n
     world.must_get_on(versions=3)
 
 
-def test_a_welcome_that_a_rollback_overtook_takes_nobody_back() -> None:
+def test_a_welcome_from_before_a_rollback_does_not_take_a_worker_back() -> None:
     world = computed(shards=2, workers=1, quorum=1)
     worker = world.workers[0]
     world.must_get_on(versions=6)
@@ -347,7 +352,7 @@ def test_a_welcome_that_a_rollback_overtook_takes_nobody_back() -> None:
     world.must_get_on(versions=3)
 
 
-def test_a_contribution_on_its_way_while_the_run_rolls_back_is_not_used_after_it() -> None:
+def test_a_contribution_in_transit_during_a_rollback_is_not_used_afterwards() -> None:
     world = computed(shards=2, workers=2, quorum=2)
     late = [(link.shard, link.gradients.popleft()) for worker in world.workers for link in worker.links]
     world.shards[0].crash()

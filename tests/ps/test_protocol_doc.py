@@ -1,4 +1,4 @@
-"""``docs/protocol.md`` says what the code does: its tables and examples are read from the page and tried."""
+"""``docs/protocol.md`` matches the code: these tests read its tables and examples from the page and try them."""
 
 import contextlib
 import dataclasses
@@ -62,7 +62,7 @@ def section(title: str) -> str:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """The rows of each table in ``text``, without the first two lines; backquotes and blanks are taken off a cell."""
+    """The rows of each table in ``text`` without the two header lines. Cells have no backquotes and no outer blanks."""
     found = re.findall(r"((?:^\|.*\n)+)", text, re.MULTILINE)
     return [
         [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows.splitlines()[2:]]
@@ -71,7 +71,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def type_name(hint: Any) -> str:
-    """The type of a field as the page writes it."""
+    """The type of a field in the notation of the page."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, limit = hint.__origin__, hint.__metadata__[0]
@@ -86,17 +86,17 @@ def type_name(hint: Any) -> str:
 
 
 def fields(kind: str) -> list[tuple[str, str]]:
-    """Names and types of the fields of a message, in their order on the wire."""
+    """Names and types of the fields of a message in the order on the wire."""
     cls = framing.KINDS[kind]
     hints = get_type_hints(cls, include_extras=True)
     return [(field.name, type_name(hints[field.name])) for field in dataclasses.fields(cls)]
 
 
 def render(message: m.Message) -> str:
-    """A header as the page shows it: the bytes of each element, and what they are."""
+    """A header in the notation of the page: the bytes of each element and their meaning."""
     kind = framing.kind_of(type(message))
     named = [(name, getattr(message, name)) for name, _ in fields(kind)]
-    named = named[: len(msgpack.unpackb(framing.encode(message))) - 2]  # the others are left out
+    named = named[: len(msgpack.unpackb(framing.encode(message))) - 2]  # the header omits the other fields
     elements = [("", m.PROTOCOL), ("", kind), *named]
     lines = [(msgpack.Packer().pack_array_header(len(elements)), f"array of {len(elements)}")]
     for name, value in elements:
@@ -120,12 +120,12 @@ def supervisor_rows() -> dict[str, str]:
 WORKER_KINDS = re.findall(r"^#### ([A-Z_]+) ", PAGE, re.MULTILINE)
 
 
-def test_every_message_is_on_the_page() -> None:
+def test_every_message_is_documented() -> None:
     assert sorted([*WORKER_KINDS, *supervisor_rows()]) == sorted(framing.KINDS)
 
 
 @pytest.mark.parametrize("kind", WORKER_KINDS)
-def test_the_field_table_of_a_message_is_that_of_the_code(kind: str) -> None:
+def test_the_field_table_of_a_message_matches_the_code(kind: str) -> None:
     if kind == "SNAPSHOT":
         assert "fields of WEIGHTS" in section(kind)
         assert fields(kind) == fields("WEIGHTS")
@@ -137,17 +137,17 @@ def test_the_field_table_of_a_message_is_that_of_the_code(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", list(supervisor_rows()))
-def test_the_fields_of_a_supervisor_message_are_those_of_the_code(kind: str) -> None:
+def test_the_fields_of_a_supervisor_message_match_the_code(kind: str) -> None:
     assert supervisor_rows()[kind] == ", ".join(f"{name} {words}" for name, words in fields(kind))
 
 
-def test_the_messages_that_begin_alike_do() -> None:
+def test_messages_documented_with_the_same_first_fields_have_them() -> None:
     for kind in ("WEIGHTS", "HEARTBEAT", "NEED", "BYE", "WELCOME", "SNAPSHOT"):
         assert [name for name, _ in fields(kind)][:5] == ["run", "shard", "incarnation", "generation", "version"]
 
 
 @pytest.mark.parametrize("kind", ["HELLO", "GRADIENT", "WEIGHTS"])
-def test_a_worked_example_is_what_the_code_sends(kind: str) -> None:
+def test_a_worked_example_matches_the_code(kind: str) -> None:
     code = bytes.fromhex("".join(line[:51] for line in example(kind).splitlines()))
     message = framing.decode(code)
     assert framing.kind_of(type(message)) == kind
@@ -155,7 +155,7 @@ def test_a_worked_example_is_what_the_code_sends(kind: str) -> None:
     assert example(kind) == render(message)
 
 
-def test_the_frames_table_names_the_payloads_and_topics_of_the_code() -> None:
+def test_the_table_of_frames_has_the_payloads_and_topics_of_the_code() -> None:
     rows = tables(section("1.4"))[0]
     kinds = [kind for row in rows for kind in row[1].split(", ")]
     assert sorted(kinds) == sorted(WORKER_KINDS)
@@ -170,7 +170,7 @@ def test_the_frames_table_names_the_payloads_and_topics_of_the_code() -> None:
 # Numbers
 
 
-def test_the_examples_of_encoded_numbers_are_those_of_the_codec() -> None:
+def test_the_examples_of_encoded_numbers_match_the_codec() -> None:
     (rows,) = tables(section("1.5"))
     assert len(rows) >= 5
     for number, *encoded in rows:
@@ -179,14 +179,14 @@ def test_the_examples_of_encoded_numbers_are_those_of_the_codec() -> None:
             assert codec.encode(name, vector).tobytes().hex(" ") == shown  # type: ignore[arg-type]
 
 
-def test_the_layout_hash_is_explained() -> None:
+def test_the_documented_layout_hash_is_right() -> None:
     text, digest = re.findall(r"```layout\n(.*)\n(.*)\n```", PAGE)[0]
     layout = Layout.of([("w", (3, 4)), ("b", (4,))], 1)
     assert layout.hash == digest
     assert text == '["float32",[["w",[3,4]],["b",[4]]],[16]]'
 
 
-def test_timers_and_limits_are_those_of_the_code() -> None:
+def test_timers_and_limits_match_the_code() -> None:
     timers, limits = tables(section("1.10"))
     presence = {"silent_s": roster.SILENT_S, "doubt_s": roster.DOUBT_S}
     machines = {"worker": dataclasses.asdict(WorkerTiming()), "shard": dataclasses.asdict(ShardTiming()) | presence}
@@ -202,7 +202,7 @@ def test_timers_and_limits_are_those_of_the_code() -> None:
     }
 
 
-def test_the_socket_table_is_that_of_the_code() -> None:
+def test_the_socket_table_matches_the_code() -> None:
     slice_bytes = 4000
     context = new_context()
     made = {"shard": shard_sockets(context, slice_bytes), "worker": worker_sockets(context, 0, 1)}
@@ -215,14 +215,14 @@ def test_the_socket_table_is_that_of_the_code() -> None:
     context.destroy(linger=0)
 
 
-def test_the_keys_of_a_report_are_those_that_the_supervisor_reads() -> None:
+def test_the_documented_keys_of_a_report_are_those_that_the_supervisor_reads() -> None:
     keys = [row[0] for row in tables(section("1.7"))[0]]
     read = [field.name for field in dataclasses.fields(WorkerReport)]
     assert sorted([*keys, "rank", "incarnation"]) == sorted(read)
     WorkerReport.parse({"rank": 0, "incarnation": 1, "version": 2, "agent_steps": 3})
 
 
-def test_the_table_of_a_key_file_has_what_a_run_writes_there(tmp_path: Path) -> None:
+def test_the_table_of_a_key_file_lists_every_key_that_a_run_writes(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     config = Config(external_workers=1, wire=WireConfig(transport="tcp", curve=True))
     plan = Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
@@ -234,7 +234,7 @@ def test_the_table_of_a_key_file_has_what_a_run_writes_there(tmp_path: Path) -> 
     assert len(judged) == 4
 
 
-# How a shard judges: what is wrong with a contribution, in the order of the page's table. None is no message at all.
+# Faults of contributions in the order of the page's table. None is a malformed message.
 FAULTS: list[dict[str, Any] | None] = [
     None,
     {"layout": "another"},
@@ -295,14 +295,14 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
         contribute({"rank": 2})
         if fault.get("ended"):
             machine.state, machine.stop = "ended", 5
-        # The first line that holds decides, whatever else is wrong.
+        # The first matching line of the table decides, whatever else is wrong.
         last_faults = {"view": 8, "finite": False} if row < 12 else {}
         contribute(last_faults | fault)
     outcome = next((name for name, count in machine.contributions.since_last.items() if count), "used")
     assert outcome == judged[row][1]
 
 
-# The worker that was written from the page
+# the worker that was written from the page
 
 
 @pytest.mark.processes
@@ -321,7 +321,7 @@ def test_a_shard_judges_contributions_as_the_page_says(row: int) -> None:
         [msgpack.packb(["zmqrl/1", "LATER", "r", 0])],
     ],
 )
-def test_the_bare_worker_ignores_what_it_cannot_decode(tmp_path: Path, frames: list[bytes]) -> None:
+def test_the_bare_worker_ignores_malformed_messages(tmp_path: Path, frames: list[bytes]) -> None:
     layout = Layout.of([("w", (16,))], 1)
     shards = [{role: f"ipc://{tmp_path}/{role}" for role in ("grad", "weights", "control")}]
     worker = bare_worker.Worker({"run": "r", "layout": layout.to_json(), "shards": shards}, 0, None)
@@ -335,7 +335,7 @@ def test_the_bare_worker_ignores_what_it_cannot_decode(tmp_path: Path, frames: l
 
 
 def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints: str) -> threading.Thread:
-    """Run the bare worker as ``rank`` in a thread; ``versions`` fills with what it computes on."""
+    """Run the bare worker as ``rank`` in a thread. It appends the versions that it computes on to ``versions``."""
     cluster: dict[str, Any] = {
         "run": shards.cluster.run,
         "layout": shards.cluster.layout.to_json(),
@@ -364,7 +364,7 @@ def versions_made(shards: StandaloneShards) -> list[int]:
 
 
 def end(shards: StandaloneShards, threads: list[threading.Thread]) -> tuple[int, dict[int, m.Stats]]:
-    """Stop the shards, wait until the workers have left; the last version, and how the shards stand."""
+    """Stop the shards and wait until the workers have left. Returns the last version and the shards' statistics."""
     versions, _ = stop_shards(shards.control, range(2), 10, lambda: time.sleep(0.01))
     (version,) = set(versions.values())
     for thread in threads:
@@ -384,7 +384,7 @@ WIRES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=WIRES)
 def shards(request: pytest.FixtureRequest) -> Iterator[StandaloneShards]:
-    """Two shards, two workers, K = 2."""
+    """Two shards and two workers with K = 2."""
     layout = Layout.of([("w", (7, 9)), ("b", (9,))], 2)
     zeros, rule = np.zeros(layout.count, np.float32), OptimizerConfig(name="sgd", learning_rate=0.5)
     timing = ShardTiming(need_s=0.1)
@@ -394,7 +394,7 @@ def shards(request: pytest.FixtureRequest) -> Iterator[StandaloneShards]:
 
 
 @pytest.mark.processes
-def test_a_worker_written_from_the_page_contributes_to_every_version_though_a_shard_dies(
+def test_a_worker_written_from_the_page_contributes_to_every_version_even_if_a_shard_dies(
     shards: StandaloneShards,
 ) -> None:
     mine: list[int] = []
@@ -415,7 +415,7 @@ def test_a_worker_written_from_the_page_contributes_to_every_version_though_a_sh
 
 @pytest.mark.processes
 @pytest.mark.parametrize("shards", ["f32"], indirect=True)
-def test_a_worker_written_from_the_page_helps_a_shard_that_its_predecessor_did_not_reach(
+def test_a_worker_written_from_the_page_helps_a_shard_after_its_predecessor_failed_to(
     shards: StandaloneShards, tmp_path: Path
 ) -> None:
     first: list[int] = []
@@ -427,5 +427,5 @@ def test_a_worker_written_from_the_page_helps_a_shard_that_its_predecessor_did_n
     while len(second) < 20:
         time.sleep(0.01)
     version, _ = end(shards, threads)
-    assert first == [0], "the process whose rank was taken went on"
-    assert second[:version] == list(range(version)), "version 0 had to be made again for shard 1"
+    assert first == [0], "the process whose rank was taken must end"
+    assert second[:version] == list(range(version)), "the gradient of version 0 must be computed again for shard 1"

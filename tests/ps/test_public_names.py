@@ -1,4 +1,4 @@
-"""The names of ``zmqrl.ps``: all that a program needs to use the parameter server alone."""
+"""The public names of ``zmqrl.ps``: everything that a program needs to use the parameter server alone."""
 
 import ast
 import subprocess
@@ -45,7 +45,7 @@ def test_any_other_name_is_an_error() -> None:
         ps.Nonsense  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_example_imports_nothing_of_zmqrl_but_the_public_names() -> None:
+def test_the_example_imports_only_the_public_names() -> None:
     tree = ast.parse(EXAMPLE.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert {node.module for node in imports if str(node.module).startswith("zmqrl")} == {"zmqrl.ps"}
@@ -57,6 +57,6 @@ def test_the_example_imports_nothing_of_zmqrl_but_the_public_names() -> None:
 @pytest.mark.parametrize(
     "module", ["zmqrl.ps", "zmqrl.ps.shard.server", "zmqrl.ps.worker.connection", "zmqrl.ps.standalone"]
 )
-def test_a_process_without_a_network_to_train_imports_no_torch(module: str) -> None:
+def test_a_process_that_trains_no_network_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

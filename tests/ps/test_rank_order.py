@@ -1,4 +1,4 @@
-"""Consistent mode with real numbers: neither the number of shards nor the order of arrival shows in the bits."""
+"""Consistent mode with real numbers: the number of shards and the order of arrival do not affect the bits."""
 
 import itertools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ WORKERS, COUNT, UPDATES = 4, 64, 50
 
 
 def gradients() -> "dict[tuple[int, int], Floats]":
-    """By version and rank: numbers of very different size, so that the order of a sum shows in its bits."""
+    """Gradients by version and rank. Their numbers differ so much in size that the order of a sum affects its bits."""
     chance = np.random.default_rng(3)
     return {
         (version, rank): (chance.standard_normal(COUNT) * 10.0 ** chance.integers(-4, 4, COUNT)).astype(np.float32)
@@ -33,7 +33,7 @@ GRADIENTS = gradients()
 
 
 def trained(shards: int, order: Callable[[int, int], tuple[int, ...]], *, consistent: bool = True) -> Floats:
-    """Weights after all updates, when contributions arrive at each shard in ``order(version, shard)``."""
+    """The weights after all updates if contributions arrive at each shard in ``order(version, shard)``."""
     slices = np.split(np.ones(COUNT, np.float32), shards)
     for shard, weights in enumerate(slices):
         identity = e.Identity(
@@ -79,7 +79,7 @@ IN_ORDER = trained(1, lambda _version, _shard: tuple(range(WORKERS)))
 @pytest.mark.parametrize("shards", [1, 4])
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=20)
-def test_in_consistent_mode_neither_shards_nor_arrival_order_show_in_the_bits(shards: int, seed: int) -> None:
+def test_in_consistent_mode_shards_and_arrival_order_do_not_change_the_bits(shards: int, seed: int) -> None:
     chance = np.random.default_rng(seed)
     orders = list(itertools.permutations(range(WORKERS)))
     assert (
@@ -87,6 +87,6 @@ def test_in_consistent_mode_neither_shards_nor_arrival_order_show_in_the_bits(sh
     )
 
 
-def test_otherwise_arrival_order_shows_in_the_bits() -> None:
+def test_without_consistent_mode_arrival_order_changes_the_bits() -> None:
     in_reverse = trained(1, lambda _version, _shard: tuple(reversed(range(WORKERS))), consistent=False)
     assert in_reverse.tobytes() != IN_ORDER.tobytes()

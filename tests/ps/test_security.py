@@ -1,4 +1,4 @@
-"""CURVE on real sockets: who gets in, and who may say what. Keys are those of one run, and of one rank."""
+"""CURVE on real sockets: who can connect, and who can send what. Each key belongs to one run and one rank."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def secrets_of(running: Served) -> list[str]:
 
 
 def wait_for_log(capfd: pytest.CaptureFixture[str], words: str) -> str:
-    """What the shards, which are child processes, have logged since the last look, up to ``words``."""
+    """Wait until the shards, which are child processes, log ``words``. Returns their output since the last call."""
     logged: list[str] = []
 
     def has_words() -> bool:
@@ -61,7 +61,7 @@ def wait_for_log(capfd: pytest.CaptureFixture[str], words: str) -> str:
 
 
 @pytest.mark.parametrize("curve", [False, True])
-def test_a_run_comes_out_the_same_with_curve_as_without(tmp_path: Path, curve: bool) -> None:
+def test_a_run_gives_the_same_result_with_and_without_curve(tmp_path: Path, curve: bool) -> None:
     with served(tmp_path, transport="tcp", curve=curve) as running, ExitStack() as workers:
         running.stop_at(20)
         for rank in range(2):
@@ -71,7 +71,7 @@ def test_a_run_comes_out_the_same_with_curve_as_without(tmp_path: Path, curve: b
         assert all(stats.unattributed == 0 for stats in running.stats())
 
 
-def test_a_shard_that_is_started_again_knows_its_run_by_the_same_keys(tmp_path: Path) -> None:
+def test_a_restarted_shard_uses_the_same_keys(tmp_path: Path) -> None:
     with encrypted(tmp_path, workers=1) as running, ExitStack() as workers:
         workers.enter_context(Worker(running.shards.cluster_for(0), 0))
         running.wait_for(10)
@@ -81,7 +81,7 @@ def test_a_shard_that_is_started_again_knows_its_run_by_the_same_keys(tmp_path: 
         running.finish(workers)
 
 
-def test_a_listener_on_the_network_learns_neither_weights_nor_gradients_nor_keys(tmp_path: Path) -> None:
+def test_an_eavesdropper_learns_neither_weights_nor_gradients_nor_keys(tmp_path: Path) -> None:
     overheard: dict[bool, bytes] = {}
     for curve in (False, True):
         with (
@@ -98,7 +98,7 @@ def test_a_listener_on_the_network_learns_neither_weights_nor_gradients_nor_keys
                 "header": b"zmqrl/1",
                 "run": running.cluster.run.encode(),
             }
-            # The method finds what is there.
+            # The search finds every text in plain traffic and none in encrypted traffic.
             assert [name for name, code in said.items() if code in overheard[curve]] == ([] if curve else list(said))
             keys = running.shards.keys
         if keys is not None:
@@ -106,10 +106,10 @@ def test_a_listener_on_the_network_learns_neither_weights_nor_gradients_nor_keys
                 for key in (pair.public, pair.secret):
                     assert key.encode() not in overheard[curve]
                     assert z85.decode(key) not in overheard[curve]
-    assert all(len(code) > 3 * 2 * 4000 for code in overheard.values()), "three slices each way"
+    assert all(len(code) > 3 * 2 * 4000 for code in overheard.values()), "too few slices have passed"
 
 
-# who does not get in
+# rejected connections
 
 
 def without_keys(keys: ClientKeys) -> ClientKeys | None:
@@ -129,7 +129,7 @@ def of_another_run(keys: ClientKeys) -> ClientKeys:
 
 
 @pytest.mark.parametrize("changed", [without_keys, with_an_unknown_key, to_another_shard, of_another_run])
-def test_a_stranger_is_told_that_the_handshake_failed_while_the_run_goes_on(
+def test_a_stranger_gets_an_error_about_the_handshake_while_the_run_continues(
     tmp_path: Path, changed: Callable[[ClientKeys], ClientKeys | None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with encrypted(tmp_path, workers=2, quorum=1) as running, ExitStack() as workers:
@@ -180,7 +180,7 @@ def test_a_plaintext_subscriber_and_a_plaintext_supervisor_get_nothing(tmp_path:
         running.finish(workers)
 
 
-def test_nobody_gets_in_while_nobody_authenticates() -> None:
+def test_no_connection_is_accepted_while_no_authenticator_runs() -> None:
     keys = RunKeys.make(workers=1, shards=1)
     ours, theirs = new_context(), new_context()
     try:
@@ -203,7 +203,7 @@ def test_nobody_gets_in_while_nobody_authenticates() -> None:
         ours.destroy(linger=0)
 
 
-def test_an_encrypted_run_is_not_joined_without_keys(tmp_path: Path) -> None:
+def test_a_worker_cannot_join_an_encrypted_run_without_keys(tmp_path: Path) -> None:
     with (
         encrypted(tmp_path, shards=1) as running,
         pytest.raises(UsageError, match="this run is encrypted: worker 0 cannot join without"),
@@ -211,11 +211,11 @@ def test_an_encrypted_run_is_not_joined_without_keys(tmp_path: Path) -> None:
         Connection(replace(running.cluster, key_files={}), 0)
 
 
-# who may say what
+# permissions by key
 
 
 class Impostor:
-    """Rank 0, which is a member like rank 1, and its raw connections to the only shard."""
+    """Rank 0, a member like rank 1, with raw connections to the only shard."""
 
     def __init__(self, running: Served, stack: ExitStack) -> None:
         self.running = running
@@ -271,14 +271,16 @@ def test_a_contribution_under_the_name_of_another_rank_is_rejected(impostor: Imp
     impostor.own.grad.send_multipart(gradient(impostor.cluster, 1, 11))
     impostor.await_rejection(before)
     assert impostor.stats().held == ()
-    assert all(row[4] == 0 for row in impostor.stats().tallies), "the victim is blamed"
+    assert all(row[4] == 0 for row in impostor.stats().tallies), "the shard must not blame the victim"
     impostor.own.grad.send_multipart(gradient(impostor.cluster, 0, 10))
     eventually(lambda: impostor.stats().held == (0,), "its own contribution")
     impostor.victim.grad.send_multipart(gradient(impostor.cluster, 1, 11))
     eventually(lambda: impostor.stats().version == 1, "version 1")
 
 
-def test_the_shard_logs_whose_key_came_under_another_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_shard_logs_the_owner_of_a_key_used_under_another_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with encrypted(tmp_path, shards=1) as running, ExitStack() as stack:
         impostor = Impostor(running, stack)
         impostor.own.grad.send_multipart(gradient(impostor.cluster, 1, 11))
@@ -292,14 +294,14 @@ def test_a_hello_under_the_name_of_another_rank_is_refused(impostor: Impostor) -
     assert refusal.code == "key"
     assert impostor.rejected() == before + 1
     pong = impostor.victim.ask(ping(impostor.cluster.run, 1, 11))
-    assert isinstance(pong, m.Pong), "rank 1 was replaced"
+    assert isinstance(pong, m.Pong), "rank 1 must not be replaced"
 
 
 def ping(run: str, rank: int, incarnation: int) -> m.Ping:
     return m.Ping(run=run, rank=rank, incarnation=incarnation, generation=1, version=0, progress=0, sent_us=1)
 
 
-def test_pings_reports_and_leave_under_the_name_of_another_rank_are_rejected_and_not_answered(
+def test_pings_reports_and_leave_under_another_rank_are_rejected_without_an_answer(
     impostor: Impostor,
 ) -> None:
     before, run = impostor.rejected(), impostor.cluster.run
@@ -311,7 +313,7 @@ def test_pings_reports_and_leave_under_the_name_of_another_rank_are_rejected_and
     assert impostor.stats().present == (0, 1)
 
 
-def test_a_subscription_does_not_show_another_rank_nor_does_its_end_hide_it(impostor: Impostor) -> None:
+def test_a_subscription_cannot_make_another_rank_present_or_absent(impostor: Impostor) -> None:
     before = impostor.rejected()
     for topic in (b"P/1/12", b"P/1/11"):
         impostor.own.weights.send(b"\1" + topic)
@@ -324,7 +326,7 @@ def test_a_subscription_does_not_show_another_rank_nor_does_its_end_hide_it(impo
 
 
 @pytest.mark.parametrize("words", [(b"\1", b"\0"), (b"\1", b"\1", b"\1")], ids=["both", "many"])
-def test_nobody_keeps_the_end_of_another_rank_from_being_seen(impostor: Impostor, words: tuple[bytes, ...]) -> None:
+def test_a_rank_cannot_hide_the_end_of_another_rank(impostor: Impostor, words: tuple[bytes, ...]) -> None:
     before = impostor.rejected()
     for word in words:
         impostor.own.weights.send(word + b"P/1/11")
@@ -334,19 +336,19 @@ def test_nobody_keeps_the_end_of_another_rank_from_being_seen(impostor: Impostor
     eventually(lambda: 1 not in impostor.stats().present, "the end of rank 1")
 
 
-def test_nobody_keeps_a_dead_rank_present_by_subscriptions_that_end(impostor: Impostor, tmp_path: Path) -> None:
+def test_ended_subscriptions_cannot_keep_a_dead_rank_present(impostor: Impostor, tmp_path: Path) -> None:
     assert 1 in impostor.present_while_the_victim_pings()
     impostor.victim.weights.close()
     impostor.victim.control.close()
     give_up_at = time.monotonic() + 20
     while 1 in impostor.stats().present:
-        assert time.monotonic() < give_up_at, "rank 1 is kept present"
+        assert time.monotonic() < give_up_at, "rank 1 must become absent"
         with Wire(impostor.cluster.endpoints[0], keys=impostor.own.keys) as again:
             again.weights.send(b"\1P/1/11")
             time.sleep(0.3)
 
 
-def test_a_worker_cannot_command_a_shard_though_it_knew_the_secret_of_the_supervisor(impostor: Impostor) -> None:
+def test_a_worker_cannot_command_a_shard_even_with_the_secret_of_the_supervisor(impostor: Impostor) -> None:
     running, run = impostor.running, impostor.cluster.run
     before = impostor.stats()
     hello = impostor.own.hello(impostor.cluster, 0, 20)
@@ -379,10 +381,10 @@ def test_a_worker_still_gets_snapshots_and_pongs_with_its_own_key(impostor: Impo
     assert isinstance(impostor.own.ask(m.SnapshotRequest(run=impostor.cluster.run, version=None)), m.Snapshot)
 
 
-# where secrets are not
+# places without secrets
 
 
-def test_secrets_are_not_in_the_repr_of_what_carries_them() -> None:
+def test_secrets_are_not_in_the_repr_of_objects_that_hold_them() -> None:
     keys = RunKeys.make(workers=1, shards=1)
     shard_keys, worker_keys = keys.of_shard(0), keys.of_worker(0)
     layout = flat_layout(100, 1)
@@ -444,7 +446,7 @@ def test_secrets_are_not_in_the_arguments_the_environment_or_the_log_of_a_shard(
 # key files
 
 
-def test_a_key_file_is_only_for_its_rank_of_its_run(tmp_path: Path) -> None:
+def test_a_key_file_is_valid_only_for_its_rank_and_run(tmp_path: Path) -> None:
     keys = RunKeys.make(workers=2, shards=3).of_worker(1)
     path = tmp_path / "worker-1.json"
     with pytest.raises(UsageError, match=r"cannot read .*worker-1\.json, the keys of rank 1: No such file"):
@@ -459,7 +461,7 @@ def test_a_key_file_is_only_for_its_rank_of_its_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{"secret": "short"}, {"public": 7}, {"shards": None}, {"shards": ["x" * 41]}, {"secret": '"' * 40}]
 )
-def test_a_damaged_key_file_is_named_without_what_it_holds(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_an_error_names_a_damaged_key_file_but_not_its_content(tmp_path: Path, changes: dict[str, object]) -> None:
     keys = RunKeys.make(workers=1, shards=1).of_worker(0)
     path = tmp_path / "worker-0.json"
     write_json(path, {"run": "r", "rank": 0, **keys.to_json(), **changes})
@@ -467,7 +469,7 @@ def test_a_damaged_key_file_is_named_without_what_it_holds(tmp_path: Path, chang
         ClientKeys.read(path, run="r", rank=0)
 
 
-def test_the_log_counts_failed_handshakes_by_their_cause() -> None:
+def test_the_log_counts_failed_handshakes_by_cause() -> None:
     keys = RunKeys.make(workers=1, shards=1)
     context = new_context()
     authenticator = authenticate(context, keys.of_shard(0))

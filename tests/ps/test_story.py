@@ -1,4 +1,4 @@
-"""A broken invariant tells the events that led to it."""
+"""A failed assertion lists the events that led to it."""
 
 import pytest
 from support import worker_rig
@@ -9,7 +9,7 @@ from zmqrl.ps.story import EVENTS, BrokenInvariant, Story
 from zmqrl.ps.worker.events import Contributed
 
 
-def test_a_shard_tells_the_events_of_its_version_and_of_the_rank() -> None:
+def test_a_failed_assertion_of_a_shard_lists_the_events_of_its_version_and_rank() -> None:
     shard = opened()
     make_version(shard, 0, 1, now=1.0)
     push(shard, 2, 2.0, version=0)
@@ -27,7 +27,7 @@ def test_a_shard_tells_the_events_of_its_version_and_of_the_rank() -> None:
     assert isinstance(raised.value.__cause__, AssertionError)
 
 
-def test_a_shard_names_the_rank_whose_contribution_broke_it() -> None:
+def test_a_failed_assertion_of_a_shard_names_the_rank_whose_contribution_caused_it() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     push(shard, 2, 1.0, version=0)
@@ -40,7 +40,7 @@ def test_a_shard_names_the_rank_whose_contribution_broke_it() -> None:
     assert "payload 2" not in str(raised.value)
 
 
-def test_a_worker_tells_the_events_of_the_shard() -> None:
+def test_a_failed_assertion_of_a_worker_lists_the_events_of_the_shard() -> None:
     worker = worker_rig.contributed()
     worker_rig.weights(worker, 1, 1)
     worker.shards[0].payloads[7] = worker.shards[0].payloads[0]
@@ -58,7 +58,7 @@ def test_a_worker_tells_the_events_of_the_shard() -> None:
     assert not any("shard=1" in line for line in events)
 
 
-def test_a_story_keeps_the_last_events_only() -> None:
+def test_a_story_keeps_only_the_last_events() -> None:
     story = Story()
     for version in range(1000):
         story.add(float(version), Contributed, Contributed(1, version))

@@ -1,4 +1,4 @@
-"""Laws of random durations."""
+"""Laws for random durations."""
 
 import contextlib
 
@@ -45,12 +45,12 @@ def test_draws_have_the_mean_and_deviation_of_the_law(text: str, mean: float, de
         ("constant:1+", "unknown law ''"),
     ],
 )
-def test_a_law_that_cannot_be_read_is_refused_in_one_sentence(text: str, sentence: str) -> None:
+def test_an_invalid_law_is_refused_in_one_sentence(text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         Law.parse(text, "--compute")
 
 
 @given(st.text(max_size=20))
-def test_any_text_is_a_law_or_is_refused(text: str) -> None:
+def test_any_text_is_either_a_law_or_refused(text: str) -> None:
     with contextlib.suppress(UsageError):
         assert Law.parse(text, "--compute").mean >= 0

@@ -1,4 +1,4 @@
-"""Scenarios with real processes and sockets on this machine."""
+"""Scenarios run with real processes and sockets on this machine."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.processes
 QUICK = Scenario(workers=2, shards=2, updates=15, compute="constant:0.05", parameters=4096, agent_steps_per_rollout=30)
 
 
-def test_a_live_run_is_made_of_the_same_versions_and_is_no_faster() -> None:
+def test_a_live_run_makes_the_same_versions_and_is_not_faster() -> None:
     result = live(QUICK)
     assert len(result.step_s) == 15
     assert min(result.step_s[1:]) > 0.045
@@ -32,7 +32,7 @@ def test_shards_listen_at_an_address_and_workers_are_started_through_a_command(t
 
 
 @pytest.mark.slow
-def test_late_work_is_finished_or_given_up() -> None:
+def test_late_work_is_finished_or_abandoned() -> None:
     slow = replace(QUICK, backups=1, stragglers=(Straggler(rank=0, factor=4.0),))
     finished = live(slow)
     assert finished.skipped + finished.late > 0
@@ -42,7 +42,7 @@ def test_late_work_is_finished_or_given_up() -> None:
     assert given_up.used == finished.used == 15 * 2 * 2
 
 
-def test_rollouts_and_iterations_are_those_of_a_worker() -> None:
+def test_rollouts_and_iterations_match_a_real_worker() -> None:
     result = live(replace(QUICK, rollout="constant:0.2", updates_per_rollout=5))
     assert result.agent_steps == 3 * 2 * 30
     assert sorted(result.step_s)[-3:] > [0.2] * 3
@@ -50,13 +50,13 @@ def test_rollouts_and_iterations_are_those_of_a_worker() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", ["worker-1", "shard-1"])
-def test_a_process_that_is_killed_comes_back(process: str) -> None:
+def test_a_killed_process_is_restarted(process: str) -> None:
     result = live(replace(QUICK, updates=30, failures=(Failure(process=process, at=0.4, restart_s=0.2),)))
     assert len(result.step_s) == 30
     assert max(result.step_s) > 0.2
 
 
-def test_what_a_live_run_cannot_have_is_named() -> None:
+def test_an_error_names_settings_that_a_live_run_cannot_have() -> None:
     assert ignored(QUICK) == []
     assert ignored(replace(QUICK, bandwidth=1e9, cores=2)) == ["cores", "bandwidth"]
     assert math.isinf(QUICK.bandwidth)

@@ -1,4 +1,4 @@
-"""How a real worker is slowed down."""
+"""Scenarios slow real workers down."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from zmqrl.simulate.pace import Pace
 from zmqrl.simulate.times import times_of
 
 
-def test_a_straggler_takes_a_multiple_of_its_work_and_seconds_more() -> None:
+def test_a_straggler_takes_a_multiple_of_its_work_plus_some_seconds() -> None:
     pace = Pace(law=None, seed=1, rank=0, factor=3.0, seconds=0.5)
     assert pace.sleep_s(7, worked_s=0.2) == pytest.approx(2 * 0.2 + 0.5)
 
@@ -18,7 +18,7 @@ def test_work_takes_at_least_the_time_of_the_law() -> None:
     assert pace.sleep_s(0, worked_s=0.4) == 0.0
 
 
-def test_a_real_worker_draws_the_times_of_a_simulated_one() -> None:
+def test_a_real_worker_draws_the_same_times_as_a_simulated_one() -> None:
     law = "lognormal:0.1:0.5+0.1*exponential:1"
     times = times_of(Scenario(workers=3, updates=1500, compute=law, seed=5))
     pace = Pace(law=law, seed=5, rank=2)

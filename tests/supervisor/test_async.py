@@ -1,4 +1,4 @@
-"""Asynchronous mode: every contribution is a version of its own, whatever version it was computed on."""
+"""Asynchronous mode: every contribution makes a version, whatever version it was computed on."""
 
 import contextlib
 import os
@@ -49,7 +49,7 @@ def test_a_contribution_that_arrives_twice_is_used_once() -> None:
     assert tallies(machine) == {0: [1, 0, 1, 0], 1: [2, 0, 1, 0]}
 
 
-def test_a_restarted_shard_still_knows_what_it_has_used() -> None:
+def test_a_restarted_shard_still_knows_which_contributions_it_has_used() -> None:
     machine = shard()
     make_version(machine, 0)
     (update,) = of(Update, push(machine, 1, version=0))
@@ -61,7 +61,7 @@ def test_a_restarted_shard_still_knows_what_it_has_used() -> None:
     assert of(Update, push(after, 2, version=0)) != []
 
 
-def test_after_a_rollback_old_versions_may_be_computed_on_again() -> None:
+def test_contributions_can_name_an_old_version_again_after_a_rollback() -> None:
     machine = shard()
     make_version(machine, 0, 0)
     loaded: Record = replace(RECORD, generation=2, view=ONE)
@@ -73,7 +73,7 @@ def test_after_a_rollback_old_versions_may_be_computed_on_again() -> None:
 
 
 def computing(*versions: int) -> WorkerMachine:
-    """A worker that computes on slices of these versions."""
+    """A worker that computes on slices of the given versions."""
     worker = welcomed(len(versions), asynchronous=True)
     worker.handle(Pulling(-1), 0.0)
     actions = [action for shard, version in enumerate(versions) for action in weights(worker, shard, version)]
@@ -84,39 +84,39 @@ def computing(*versions: int) -> WorkerMachine:
     return worker
 
 
-def test_a_worker_computes_on_slices_of_different_versions_and_names_each_shards_own() -> None:
+def test_a_worker_computes_on_slices_of_different_versions_and_names_the_version_of_each() -> None:
     worker = computing(4, 7)
     assert pushed(worker.handle(Contributed(1, 4), 0.0)) == [(0, 4, 0), (1, 7, 0)]
 
 
-def test_a_worker_goes_on_when_every_shard_has_something_newer_than_it_contributed_to() -> None:
+def test_a_worker_continues_once_every_shard_has_a_newer_version() -> None:
     worker = computing(4, 7)
     worker.handle(Contributed(1, 4), 0.0)
     assert of(Assembled, worker.handle(Pulling(4), 0.0)) == []
     assert of(Assembled, weights(worker, 0, 6, ranks=(1,))) == []
     actions = weights(worker, 1, 8, ranks=(3,))
     assert [(a.version, len(a.payloads)) for a in of(Assembled, actions)] == [(6, 2)]
-    assert of(Release, actions), "it may overwrite the gradient now"
+    assert of(Release, actions), "the worker can overwrite the gradient now"
     assert pushed(need(worker, 0, 6)) == []
 
 
-def test_a_worker_that_has_contributed_nothing_since_gets_the_newest_at_once() -> None:
+def test_a_worker_that_has_not_contributed_gets_the_newest_weights_at_once() -> None:
     worker = computing(4, 7)
     weights(worker, 0, 9)
     assert [a.version for a in of(Assembled, worker.handle(Pulling(4), 0.0))] == [7]
 
 
-def test_a_shard_in_need_is_sent_the_contribution_again() -> None:
+def test_a_worker_resends_its_contribution_to_a_shard_in_need() -> None:
     worker = computing(4, 7)
     worker.handle(Contributed(1, 4), 0.0)
     worker.handle(Pulling(4), 0.0)
     assert pushed(need(worker, 0, 4)) == [(0, 4, 1)]
     weights(worker, 0, 5, ranks=(3,))
     weights(worker, 1, 8, ranks=(1,))
-    assert pushed(need(worker, 0, 5)) == [], "its gradient may be overwritten"
+    assert pushed(need(worker, 0, 5)) == [], "the gradient can be overwritten"
 
 
-def test_a_lost_publication_is_asked_for() -> None:
+def test_a_lost_publication_is_requested() -> None:
     worker = computing(4, 7)
     worker.handle(Contributed(1, 4), 0.0)
     worker.handle(Pulling(4), 0.0)
@@ -125,7 +125,7 @@ def test_a_lost_publication_is_asked_for() -> None:
     assert [a.version for a in of(Assembled, snapshot(worker, 0, 5, ranks=(3,)))] == [5]
 
 
-def test_a_worker_goes_on_for_the_shards_that_have_not_ended() -> None:
+def test_a_worker_continues_for_the_shards_that_have_not_ended() -> None:
     worker = computing(9, 7)
     worker.handle(Contributed(1, 7), 0.0)
     weights(worker, 0, 10, ranks=(1,))
@@ -138,7 +138,7 @@ def test_a_worker_goes_on_for_the_shards_that_have_not_ended() -> None:
     assert of(Ended, bye(worker, 1, 10)) == [Ended(10)]
 
 
-def test_the_last_slice_of_a_shard_that_has_ended_is_asked_for() -> None:
+def test_the_last_slice_of_an_ended_shard_is_requested() -> None:
     worker = computing(9, 7)
     worker.handle(Contributed(1, 7), 0.0)
     worker.handle(Pulling(7), 0.0)
@@ -147,13 +147,13 @@ def test_the_last_slice_of_a_shard_that_has_ended_is_asked_for() -> None:
     assert [a.version for a in of(Assembled, snapshot(worker, 0, 10, ranks=(1,)))] == [8]
 
 
-def test_shards_may_end_at_different_versions() -> None:
+def test_shards_can_end_at_different_versions() -> None:
     worker = computing(9, 7)
     assert of(Ended, bye(worker, 0, 10)) == []
     assert of(Ended, bye(worker, 1, 8)) == [Ended(8)]
 
 
-def test_a_contribution_that_waits_is_not_taken_for_the_one_before_that_was_used() -> None:
+def test_a_waiting_contribution_is_not_mistaken_for_the_previous_one() -> None:
     worker = computing(5, 5)
     worker.handle(Contributed(1, 5), 0.0)
     worker.handle(Pulling(5), 0.0)
@@ -174,7 +174,7 @@ def constant_gradient(rank: int, version: int, count: int) -> FloatVector:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kill", [False, True])
-def test_every_contribution_is_applied_once_and_the_history_says_how_stale_it_was(tmp_path: Path, kill: bool) -> None:
+def test_every_contribution_is_applied_once_and_the_history_records_its_staleness(tmp_path: Path, kill: bool) -> None:
     with served(tmp_path, workers=3, asynchronous=True) as running:
         with contextlib.ExitStack() as stack:
             for rank in range(3):
@@ -225,7 +225,7 @@ def test_an_asynchronous_run_does_not_wait_for_a_slow_worker(tmp_path: Path) -> 
 
 @contextlib.contextmanager
 def run_left_apart(path: Path) -> Iterator[Run]:
-    """A run whose outside workers are gone, and whose shard 1 is two versions or more behind shard 0."""
+    """A run whose external workers are gone and whose shard 1 is at least two versions behind shard 0."""
     with training(path, "--mode", "async", "--workers", "3", "--external-workers", "3") as run:
         run.wait_to_say("rank 2 is open")
         cluster = Cluster.read(path / "cluster.json")
@@ -238,20 +238,20 @@ def run_left_apart(path: Path) -> Iterator[Run]:
             def drift_apart() -> bool:
                 os.kill(pid, signal.SIGCONT)
                 time.sleep(0.1)
-                os.kill(pid, signal.SIGSTOP)  # then each worker contributes once more to shard 0, if it is about to
+                os.kill(pid, signal.SIGSTOP)  # each worker may still contribute once to shard 0
                 time.sleep(0.5)
                 return len(run.files.history(0)) >= len(run.files.history(1)) + 2
 
-            run.eventually(drift_apart, "two versions more of shard 0")
+            run.eventually(drift_apart, "shard 0 ahead by two versions")
             for worker in workers:
                 worker.leaving.set()
-        os.kill(pid, signal.SIGKILL)  # what it was sent meanwhile is lost
+        os.kill(pid, signal.SIGKILL)  # the contributions sent to it meanwhile are lost
         run.wait_to_say("shard 1 is back at version")
         yield run
 
 
 def assert_ended_apart(files: RunFiles) -> tuple[int, int]:
-    """The newest checkpoint has each shard where its history ends."""
+    """Assert that the newest checkpoint has each shard at the end of its history."""
     ahead, behind = (len(files.history(shard)) for shard in range(2))
     assert ahead >= behind + 2
     newest = files.newest()
@@ -264,7 +264,7 @@ def assert_ended_apart(files: RunFiles) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_a_run_whose_workers_are_gone_ends_with_each_shard_at_its_own_version(tmp_path: Path) -> None:
+def test_a_run_without_workers_ends_with_each_shard_at_its_own_version(tmp_path: Path) -> None:
     with run_left_apart(tmp_path / "run") as run:
         run.signal(signal.SIGTERM)
         assert run.wait() == 130, run.said()

@@ -1,4 +1,4 @@
-"""Files that are damaged under a run: nothing is made twice, and what is lost is named."""
+"""Damaged files of a run: no version is made twice, and lost data is named."""
 
 import json
 import os
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.mark.slow
-def test_a_damaged_slot_whose_loss_no_worker_can_tell_of_makes_no_version_twice(tmp_path: Path) -> None:
+def test_a_damaged_slot_makes_no_version_twice_even_if_no_worker_knows_of_the_loss(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--shards", "2", "--checkpoint.every-minutes", "0.05") as run:
         run.wait_to_say("checkpoint of version")
         run.wait_for(run.files.version() + 20)
@@ -40,9 +40,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_a_history_that_has_a_damaged_line_and_names_the_gap(
-    tmp_path: Path, ended: RunFiles
-) -> None:
+def test_a_run_continues_with_a_damaged_line_in_a_history_and_names_the_gap(tmp_path: Path, ended: RunFiles) -> None:
     path = copied(ended, tmp_path / "run")
     history = path / "history" / "shard-1.jsonl"
     lines = history.read_text().splitlines(keepends=True)
@@ -59,7 +57,7 @@ def test_a_run_goes_on_with_a_history_that_has_a_damaged_line_and_names_the_gap(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kept", "missing"), [(0, "1 to 30"), (21, "22 to 30")])
-def test_a_history_that_is_gone_or_cut_short_is_named(tmp_path: Path, ended: RunFiles, kept: int, missing: str) -> None:
+def test_a_missing_or_shortened_history_is_reported(tmp_path: Path, ended: RunFiles, kept: int, missing: str) -> None:
     path = copied(ended, tmp_path / "run")
     history = path / "history" / "shard-0.jsonl"
     lines = history.read_text().splitlines(keepends=True)
@@ -74,7 +72,7 @@ def test_a_history_that_is_gone_or_cut_short_is_named(tmp_path: Path, ended: Run
 
 
 @pytest.mark.slow
-def test_a_history_that_is_gone_after_a_kill_is_named_on_the_screen(tmp_path: Path) -> None:
+def test_a_history_missing_after_a_kill_is_reported_on_the_screen(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, "--shards", "2") as run:
         run.wait_for(20)

@@ -1,4 +1,4 @@
-"""How shards come to their last version, with shards that answer late and never stand still."""
+"""How shards reach their last version, even if they answer late and keep making versions."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,9 +11,9 @@ from zmqrl.supervisor.ending import stop_shards
 
 
 class LateControl:
-    """Shards that make ``pace`` versions between two questions, and whose answers are ``late`` questions old.
+    """Shards that make ``pace`` versions between two requests. Their answers are ``late`` requests old.
 
-    ``failed`` is one that can make none, which keeps the others from making more than one.
+    The shard ``failed`` can make no more versions, so the others can make at most one more.
     """
 
     run = "0" * 16
@@ -82,9 +82,7 @@ class LateControl:
 
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize(("pace", "late"), [(1, 0), (7, 1), (50, 3)])
-def test_shards_that_never_stand_still_are_stopped_though_their_answers_are_old(
-    pace: int, late: int, together: bool
-) -> None:
+def test_shards_that_keep_making_versions_are_stopped_despite_old_answers(pace: int, late: int, together: bool) -> None:
     control: Any = LateControl(100, 101, 100, pace=pace, late=late)
     rounds: list[int] = []
     versions, stats = stop_shards(control, range(3), 20.0, lambda: rounds.append(1), together=together)
@@ -96,12 +94,12 @@ def test_shards_that_never_stand_still_are_stopped_though_their_answers_are_old(
     assert not together or len(set(versions.values())) == 1
 
 
-def test_a_standing_run_is_stopped_at_the_version_it_has() -> None:
+def test_an_idle_run_is_stopped_at_its_current_version() -> None:
     control: Any = LateControl(100, pace=0, late=0)
     assert stop_shards(control, [0], 5.0, lambda: None)[0] == {0: 100}
 
 
-def test_where_a_shard_can_make_no_more_versions_all_stay_where_they_are_at_once() -> None:
+def test_all_shards_end_at_once_where_they_are_if_one_can_make_no_more_versions() -> None:
     control: Any = LateControl(100, 101, pace=0, late=0, failed=0)
     rounds: list[int] = []
     versions, stats = stop_shards(control, range(2), 600.0, lambda: rounds.append(1))
@@ -110,7 +108,7 @@ def test_where_a_shard_can_make_no_more_versions_all_stay_where_they_are_at_once
     assert {shard: (s.version, s.state) for shard, s in stats.items()} == {0: (100, "ended"), 1: (101, "ended")}
 
 
-def test_a_shard_that_can_make_no_more_versions_while_the_run_ends_keeps_nobody_waiting() -> None:
+def test_a_shard_that_fails_while_the_run_ends_does_not_delay_the_end() -> None:
     control: Any = LateControl(100, 101, pace=0, late=0)
     rounds: list[int] = []
 
@@ -122,14 +120,14 @@ def test_a_shard_that_can_make_no_more_versions_while_the_run_ends_keeps_nobody_
     assert len(rounds) < 20
 
 
-def test_shards_that_count_their_own_versions_end_at_one_while_there_are_workers() -> None:
+def test_asynchronous_shards_end_at_the_same_version_if_there_are_workers() -> None:
     control: Any = LateControl(709, 711, 715, pace=1, late=0)
     assert set(stop_shards(control, range(3), 20.0, lambda: None, together=False)[0].values()) == {
         max(control.versions)
     }
 
 
-def test_shards_that_count_their_own_versions_end_where_they_stand_without_workers(
+def test_asynchronous_shards_end_at_their_own_versions_without_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ending, "ALONE_WITHIN_S", 0.2)
@@ -139,7 +137,7 @@ def test_shards_that_count_their_own_versions_end_where_they_stand_without_worke
     assert {s.state for s in stats.values()} == {"ended"}
 
 
-def test_shards_whose_workers_go_while_they_end_are_left_where_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asynchronous_shards_end_at_their_own_versions_if_their_workers_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "ALONE_WITHIN_S", 0.2)
     control: Any = LateControl(709, 711, pace=1, late=0)
 

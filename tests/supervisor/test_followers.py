@@ -1,4 +1,4 @@
-"""The evaluator follows a run: it plays full games with new checkpoints. The recorder gets its minutes."""
+"""The evaluator plays full games with new checkpoints of a run. The recorder records games at given minutes."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.processes
 
 
 class Runner:
-    """Remembers what was started and told."""
+    """Records the started processes and their messages."""
 
     def __init__(self) -> None:
         self.started: list[ProcessId] = []
@@ -47,7 +47,7 @@ class Notices:
 
 
 class Files:
-    """Remembers the checkpoints that are with the followers."""
+    """Records the checkpoints on the hosts of the followers."""
 
     def __init__(self, brought: set[tuple[ProcessId, int]]) -> None:
         self.brought = brought
@@ -71,7 +71,7 @@ def notices() -> Notices:
 
 @pytest.fixture
 def brought() -> set[tuple[ProcessId, int]]:
-    """The checkpoints that are with the followers."""
+    """The checkpoints on the hosts of the followers."""
     return set()
 
 
@@ -87,7 +87,7 @@ def evaluation(version: int) -> Said:
     return Said(EVALUATOR, {"evaluation": found})
 
 
-def test_checkpoints_are_evaluated_every_five_minutes_and_the_last_one_always(
+def test_checkpoints_are_evaluated_every_five_minutes_and_always_at_the_end(
     followers: Followers, runner: Runner
 ) -> None:
     for version, minutes in ((0, 0.0), (100, 2.0), (200, 4.9), (300, 5.1), (400, 7.0)):
@@ -96,7 +96,7 @@ def test_checkpoints_are_evaluated_every_five_minutes_and_the_last_one_always(
     assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [0, 300, 500]
 
 
-def test_a_resumed_run_does_not_evaluate_again_what_it_ended_with(
+def test_a_resumed_run_does_not_evaluate_its_last_checkpoint_again(
     followers: Followers, runner: Runner, tmp_path: Path
 ) -> None:
     followers.on_checkpoint(300, 300.0, last=True)
@@ -109,7 +109,7 @@ def test_a_resumed_run_does_not_evaluate_again_what_it_ended_with(
     assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300, 700]
 
 
-def test_damaged_evaluations_do_not_keep_a_run_from_going_on(
+def test_damaged_evaluations_do_not_stop_a_run(
     followers: Followers, runner: Runner, notices: Notices, tmp_path: Path
 ) -> None:
     followers.on_checkpoint(300, 300.0)
@@ -122,14 +122,14 @@ def test_damaged_evaluations_do_not_keep_a_run_from_going_on(
     assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300]
 
 
-def test_a_checkpoint_stays_with_them_as_long_as_one_of_them_needs_it(
+def test_a_checkpoint_stays_with_a_follower_as_long_as_it_is_needed(
     followers: Followers, brought: set[tuple[ProcessId, int]]
 ) -> None:
     followers.on_checkpoint(0, 0.0)
     followers.on_checkpoint(300, 60 * 5.1)
     followers.on_checkpoint(500, 60 * 15.0)
     assert brought == {(EVALUATOR, 0), (EVALUATOR, 300), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
-    followers.on_answer(evaluation(500))  # which leaves out what is overtaken
+    followers.on_answer(evaluation(500))  # which skips the outdated version 300
     assert brought == {(EVALUATOR, 0), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
     followers.on_answer(Said(RECORDER, {"skipped": 0, "reason": "none"}))
     assert brought == {(EVALUATOR, 500), (RECORDER, 500)}
@@ -150,12 +150,12 @@ def test_a_game_is_recorded_with_the_first_checkpoint_after_each_minute(follower
     ]
 
 
-def test_a_resumed_run_records_only_what_is_still_to_come(followers: Followers) -> None:
+def test_a_resumed_run_records_only_the_remaining_minutes(followers: Followers) -> None:
     followers.start(60 * 10.0)
     assert followers.to_record == [15]
 
 
-def test_an_evaluation_is_kept_and_told(followers: Followers, notices: Notices, tmp_path: Path) -> None:
+def test_an_evaluation_is_saved_and_reported(followers: Followers, notices: Notices, tmp_path: Path) -> None:
     followers.on_checkpoint(300, 300.0)
     followers.on_answer(evaluation(300))
     assert json.loads((tmp_path / "evaluations.jsonl").read_text())["mean"] == 12.5
@@ -165,7 +165,7 @@ def test_an_evaluation_is_kept_and_told(followers: Followers, notices: Notices, 
     assert not followers.pending[EVALUATOR]
 
 
-def test_what_an_evaluator_that_died_has_not_answered_is_told_to_the_next_one(followers: Followers) -> None:
+def test_pending_evaluations_of_a_dead_evaluator_go_to_the_next_one(followers: Followers) -> None:
     followers.on_checkpoint(0, 0.0)
     followers.on_checkpoint(300, 300.0)
     followers.on_answer(evaluation(0))
@@ -174,7 +174,7 @@ def test_what_an_evaluator_that_died_has_not_answered_is_told_to_the_next_one(fo
     assert not followers.pending[EVALUATOR]
 
 
-def test_a_run_goes_on_without_an_evaluator_that_keeps_dying(followers: Followers) -> None:
+def test_a_run_continues_without_an_evaluator_that_keeps_dying(followers: Followers) -> None:
     followers.on_checkpoint(0, 0.0)
     followers.give_up(EVALUATOR)
     followers.on_checkpoint(600, 600.0)
@@ -184,7 +184,7 @@ def test_a_run_goes_on_without_an_evaluator_that_keeps_dying(followers: Follower
     assert not waited
 
 
-def test_two_games_recorded_with_one_checkpoint_are_both_waited_for(followers: Followers) -> None:
+def test_the_run_waits_for_both_games_recorded_with_one_checkpoint(followers: Followers) -> None:
     followers.on_checkpoint(900, 60 * 40.0)
     assert [message["name"] for message in followers.pending[RECORDER]] == ["minute-000", "minute-015"]
     followers.on_answer(Said(RECORDER, {"recording": {"version": 900, "path": "a.mp4", "score": 1.0}}))

@@ -1,4 +1,4 @@
-"""Processes of real runs that hang or are stopped: the log and ``zmqrl status`` name them and say what they do."""
+"""Processes of real runs hang or are stopped. The log and ``zmqrl status`` name them and where they hang."""
 
 import contextlib
 import json
@@ -20,11 +20,11 @@ from support.run_rig import Run, outside_worker, training
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 HOST = socket.gethostname()
-USUAL = 50  # versions, of which 16 are an iteration: by then the run knows what is usual
+USUAL = 50  # versions; 16 are one iteration, so by then the run knows its usual pace
 ENV = ("--env", "support.hanging_env:Hanging-v0")
 
 HANGING_IMPORT = """
-# In a worker, the import of torch never ends while the file is there.
+# In a worker, the import of torch blocks while the file exists.
 import os, sys, time
 
 class Finder:
@@ -40,7 +40,7 @@ if sys.orig_argv[-1] == "zmqrl.worker":
 
 @contextlib.contextmanager
 def running(path: Path, *options: str, **environment: str) -> Iterator[Run]:
-    """A run whose workers hang once their process ids are in the file ``hang`` beside its directory."""
+    """A run whose workers hang when their process ids are in the file ``hang`` beside its directory."""
     hang = path.parent / "hang"
     hang.touch()
     environment = {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])} | environment
@@ -50,7 +50,7 @@ def running(path: Path, *options: str, **environment: str) -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run of two shards and two workers, both of which it needs. Each test leaves it as it was."""
+    """A run of two shards with two workers and a quorum of two. Each test leaves it as it was."""
     with running(tmp_path_factory.mktemp("hangs") / "run") as run:
         run.wait_for(USUAL)
         yield run
@@ -65,7 +65,7 @@ def status_of(run: Run) -> dict[str, Any]:
 
 
 def awaited(run: Run, process: str, words: str) -> dict[str, Any]:
-    """What ``zmqrl status`` says of a process that a version waits for, once the user was told ``words`` about it."""
+    """The entry of ``process`` in ``zmqrl status`` during a stall, once a notice about it contains ``words``."""
     run.eventually(lambda: process in notice(run) and words in notice(run), f"a notice about {process}")
     run.wait_to_say(notice(run).partition(" version ")[2])
     stalled = status_of(run)["stalled"]
@@ -88,7 +88,7 @@ def goes_on(run: Run) -> None:
     run.eventually(lambda: status_of(run)["stalled"] is None, "a status without a stall")
 
 
-def test_a_worker_whose_environment_hangs_is_named_with_span_and_stack(run: Run) -> None:
+def test_a_worker_with_a_hung_environment_is_named_with_its_span_and_stack(run: Run) -> None:
     pid = run.pid("worker", 1)
     assert pid is not None
     run.files.path.with_name("hang").write_text(str(pid))
@@ -105,7 +105,7 @@ def test_a_worker_whose_environment_hangs_is_named_with_span_and_stack(run: Run)
     goes_on(run)
 
 
-def test_a_worker_that_is_stopped_is_told_from_one_that_hangs(run: Run) -> None:
+def test_a_stopped_worker_is_distinguished_from_a_hung_one(run: Run) -> None:
     pid = run.pid("worker", 0)
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -119,7 +119,7 @@ def test_a_worker_that_is_stopped_is_told_from_one_that_hangs(run: Run) -> None:
     goes_on(run)
 
 
-def test_a_shard_that_is_stopped_is_named_and_not_the_workers_that_wait_for_it(run: Run) -> None:
+def test_a_stopped_shard_is_named_but_not_the_workers_that_wait_for_it(run: Run) -> None:
     pid = run.pid("shard", 1)
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -131,9 +131,7 @@ def test_a_shard_that_is_stopped_is_named_and_not_the_workers_that_wait_for_it(r
     goes_on(run)
 
 
-def test_an_external_worker_that_hangs_is_named_with_its_span_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hung_external_worker_is_named_only_with_its_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = tmp_path / "hang"
     monkeypatch.setenv(HANG_FILE, str(hang))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
@@ -148,7 +146,7 @@ def test_an_external_worker_that_hangs_is_named_with_its_span_only(
             assert re.search(r"for worker-1 \(external\): in env_step for [\d.]+ s(, and |$)", notice(run)), "no stack"
 
 
-def test_a_worker_that_hangs_in_its_imports_is_asked_too(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_in_its_imports_is_also_inspected(tmp_path: Path) -> None:
     place, blocks = tmp_path / "site", tmp_path / "blocks"
     place.mkdir()
     (place / "sitecustomize.py").write_text(HANGING_IMPORT)
@@ -160,6 +158,6 @@ def test_a_worker_that_hangs_in_its_imports_is_asked_too(tmp_path: Path) -> None
         found = awaited(run, "worker-0", "find_spec (sitecustomize.py:")
         what = re.escape(f"for worker-0 (host {HOST}): ") + r"not (connected|heard for \d+ s); stack: find_spec \("
         assert re.search(what, notice(run))
-        assert found["doing"]["stack"][1].endswith("in <module>"), "the import in zmqrl/worker.py"
+        assert found["doing"]["stack"][1].endswith("in <module>"), "the stack must name the import in zmqrl/worker.py"
         blocks.unlink()
         goes_on(run)

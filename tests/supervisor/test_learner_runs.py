@@ -1,4 +1,4 @@
-"""Complete runs whose workers learn by a schedule, or not at all."""
+"""Complete runs whose workers learn with a schedule, or do not learn at all."""
 
 import os
 from pathlib import Path
@@ -31,8 +31,8 @@ def loss(logits, values, batch, config, entropy_coefficient):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "ba3c"])
-def test_schedules_follow_the_version_over_the_end_of_a_process(algo: str, tmp_path: Path) -> None:
-    """From version 10 on the rate is 0 and the bonus 0.01; workers and shards that begin there know nothing else."""
+def test_schedules_follow_the_version_across_restarts_of_processes(algo: str, tmp_path: Path) -> None:
+    """From version 10 on, the rate is 0 and the bonus 0.01, also for workers and shards that start there."""
     (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_COEFFICIENT.format(algo=algo), encoding="utf-8")
     path = tmp_path / "run"
     rate = ("--optimizer.learning-rate", "0.01", "--optimizer.final-learning-rate", "0")
@@ -54,18 +54,18 @@ def test_schedules_follow_the_version_over_the_end_of_a_process(algo: str, tmp_p
 
 
 @pytest.mark.slow
-def test_workers_that_only_act_play_and_contribute_and_leave_the_weights_alone(tmp_path: Path) -> None:
+def test_workers_that_only_act_contribute_and_do_not_change_the_weights(tmp_path: Path) -> None:
     options = ("--env", "zmqrl/Dummy-v0", "--model", "small", "--envs.screen-size", "36", "--network.hidden", "16")
     files = run(tmp_path / "run", *options, "--updates", "48", "--act-only")
     files.assert_history_exact(48)
     summary = files.assert_summary_exact("updates")
-    # One that sees the last version before it hears of the end plays once more.
+    # A worker that sees the last version before BYE plays once more.
     assert summary["agent_steps"] in range(2 * 3 * 32 * 8, 2 * 4 * 32 * 8 + 1, 32 * 8)
     assert summary["episodes"] > 0
     assert summary["score_mean_50"] > 0
     assert summary["flavour"].startswith("no game: ")
     assert all(row["loss"] is row["entropy"] is row["grad_norm"] is None for row in files.metrics())
-    # Not drawn again here: orthogonal weights depend, in their last bits, on torch's threads.
+    # Read from the checkpoint: the last bits of orthogonal weights depend on the number of torch's threads.
     first, *_, last = map(Checkpoint.read, checkpoints(files.path / "checkpoints"))
     assert (first.version, last.version) == (0, 48)
     assert first.params_sha256() == last.params_sha256()

@@ -1,4 +1,4 @@
-"""The supervisor's decisions, event by event: without processes, sockets or a clock."""
+"""The supervisor's decisions, event by event, without processes, sockets or a clock."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def died(process: ProcessId, status: int = 1) -> e.ProcessDied:
 
 
 class Run:
-    """A run of two shards and three workers, whose shards answer as real ones do."""
+    """A run of two shards and three workers. Its shards answer like real ones."""
 
     def __init__(self, **options: Any) -> None:
         given: dict[str, Any] = {"on_loss": "wait", "limits": Limits(), "checkpoint": (0, 0), "quorum": 2}
@@ -36,8 +36,8 @@ class Run:
         self.now = 100.0
         self.present = {0, 1, 2}
         self.held: set[int] = set()
-        self.doing: dict[int, tuple[str, int]] = {}  # by rank: span and milliseconds in it
-        self.stands: dict[int, dict[str, Any]] = {}  # by shard: what it would say in STATS
+        self.doing: dict[int, tuple[str, int]] = {}  # by rank: the span and the milliseconds in it
+        self.stands: dict[int, dict[str, Any]] = {}  # by shard: the fields of its STATS
         self.incarnations = 0
         self.actions: list[e.Action] = []
         self.take(self.machine.begin(self.now))
@@ -79,7 +79,7 @@ class Run:
         self.feed(e.ShardBound(shard))
 
     def kill_shard(self, shard: int, status: int = -9) -> dict[str, Any]:
-        """The shard dies. Returns where it stood."""
+        """Kill the shard. Returns its state at that time."""
         stood = self.stands.pop(shard)
         self.feed(died(shard_id(shard), status))
         return stood
@@ -104,7 +104,7 @@ class Run:
             stands["version"] += stands["state"] == "open"
 
     def ticks(self, seconds: float, *, versions: bool = False) -> list[e.Action]:
-        """Let time pass. Returns what was decided meanwhile."""
+        """Let time pass. Returns the actions in that time."""
         before = len(self.actions)
         for _ in range(round(seconds / TURN_S)):
             self.now += TURN_S
@@ -135,7 +135,7 @@ def test_a_run_starts_all_processes_connects_loads_the_checkpoint_and_counts_its
     assert run.machine.shards.ready
 
 
-def test_a_shard_that_does_not_come_up_fails_the_run_and_is_named() -> None:
+def test_a_shard_that_does_not_come_up_is_named_and_fails_the_run() -> None:
     run = Run()
     run.machine = SupervisorMachine(
         ranks=1,
@@ -152,7 +152,7 @@ def test_a_shard_that_does_not_come_up_fails_the_run_and_is_named() -> None:
     assert e.Fail("shard 1 did not come up within 60 s", see_logs=True) in run.ticks(61.0)
 
 
-def test_a_shard_that_comes_back_with_its_state_is_told_the_view_and_the_run_goes_on(run: Run) -> None:
+def test_a_shard_that_comes_back_with_its_state_gets_the_view_and_the_run_continues(run: Run) -> None:
     run.ticks(2.0, versions=True)
     stood = run.kill_shard(1)
     since = len(run.actions)
@@ -165,7 +165,7 @@ def test_a_shard_that_comes_back_with_its_state_is_told_the_view_and_the_run_goe
     assert run.told(e.Load, since) == []
 
 
-def test_a_shard_that_comes_back_empty_sends_all_shards_back_to_the_checkpoint(run: Run) -> None:
+def test_a_shard_that_comes_back_empty_rolls_all_shards_back_to_the_checkpoint(run: Run) -> None:
     run.ticks(2.0, versions=True)
     run.kill_shard(1)
     run.ticks(0.5)
@@ -179,7 +179,7 @@ def test_a_shard_that_comes_back_empty_sends_all_shards_back_to_the_checkpoint(r
     assert run.machine.shards.ready
 
 
-def test_a_rollback_that_waits_too_long_for_a_shard_fails_the_run(run: Run) -> None:
+def test_a_rollback_that_waits_too_long_for_a_shard_ends_the_run(run: Run) -> None:
     run.kill_shard(0)
     run.start_shard(0)
     run.ticks(0.5)
@@ -190,7 +190,7 @@ def test_a_rollback_that_waits_too_long_for_a_shard_fails_the_run(run: Run) -> N
     assert fails[0] == e.Fail("waited 60 s for shard 1.")
 
 
-def test_a_quorum_of_workers_can_tell_that_a_shard_has_lost_versions(run: Run) -> None:
+def test_a_quorum_of_workers_can_report_that_a_shard_has_lost_versions(run: Run) -> None:
     run.ticks(1.0)
     since = len(run.actions)
     for rank in (0, 1):
@@ -200,7 +200,7 @@ def test_a_quorum_of_workers_can_tell_that_a_shard_has_lost_versions(run: Run) -
     assert len(run.told(e.Load, since)) == 1
 
 
-def test_a_checkpoint_is_set_aside_on_every_shard_then_fetched_then_due_a_period_later(run: Run) -> None:
+def test_a_checkpoint_is_captured_on_every_shard_then_fetched_and_due_again_a_period_later(run: Run) -> None:
     run.ticks(58.0, versions=True)
     assert run.told(e.SetAside) == []
     since = len(run.actions)
@@ -213,7 +213,7 @@ def test_a_checkpoint_is_set_aside_on_every_shard_then_fetched_then_due_a_period
 
 
 def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
-    """The periodic checkpoint is due. Returns what the shards are asked; they do not hear of it."""
+    """Make the periodic checkpoint due. Returns the requests to the shards, which do not receive them."""
     for shard, version in enumerate(versions):
         run.stands[shard]["version"] = version
     run.act = lambda action: None  # type: ignore[method-assign]
@@ -223,7 +223,7 @@ def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
 
 
 def look(run: Run) -> list[e.SetAside]:
-    """Both shards say where they stand, then the supervisor looks. Returns what they are asked to set aside."""
+    """Let both shards report their state, then the supervisor check it. Returns its checkpoint requests."""
     run.now += TURN_S
     since = len(run.actions)
     for shard in run.stands:
@@ -232,25 +232,25 @@ def look(run: Run) -> list[e.SetAside]:
     return run.told(e.SetAside, since)
 
 
-def test_nothing_is_set_aside_before_it_is_due(run: Run) -> None:
+def test_no_checkpoint_is_requested_before_it_is_due(run: Run) -> None:
     run.ticks(58.0)
     assert run.told(e.SetAside) == []
 
 
-def test_all_shards_are_asked_for_one_version_that_none_has_made_yet(run: Run) -> None:
+def test_all_shards_get_a_checkpoint_request_for_the_same_future_version(run: Run) -> None:
     first, second = due(run, versions=(5, 6))
     assert first.version == second.version > 6
     assert {first.shard, second.shard} == {0, 1}
 
 
-def test_a_request_is_repeated_only_to_the_shards_that_have_not_set_it_aside(run: Run) -> None:
+def test_a_request_is_repeated_only_to_shards_that_have_not_captured_the_version(run: Run) -> None:
     wanted = due(run)[0].version
     run.stands[0] |= {"version": wanted, "captured": wanted}
     run.stands[1] |= {"version": wanted - 1}
     assert look(run) == [e.SetAside(1, wanted)]
 
 
-def test_a_version_that_a_shard_passed_unheard_is_given_up_for_a_later_one(run: Run) -> None:
+def test_a_version_that_a_shard_missed_is_replaced_by_a_later_one(run: Run) -> None:
     wanted = due(run)[0].version
     passed = wanted + 3
     run.stands[0] |= {"version": passed, "captured": wanted}
@@ -260,7 +260,7 @@ def test_a_version_that_a_shard_passed_unheard_is_given_up_for_a_later_one(run: 
     assert asked[0].version > passed
 
 
-def test_a_shard_that_is_down_or_ended_puts_the_checkpoint_off(run: Run) -> None:
+def test_a_shard_that_is_down_or_ended_postpones_the_checkpoint(run: Run) -> None:
     run.stands[1]["state"] = "ended"
     assert due(run) == []
     run.stands[1]["state"] = "open"
@@ -268,7 +268,7 @@ def test_a_shard_that_is_down_or_ended_puts_the_checkpoint_off(run: Run) -> None
     assert look(run) == []
 
 
-def test_a_checkpoint_that_failed_is_due_again_a_period_later(run: Run) -> None:
+def test_a_failed_checkpoint_is_due_again_a_period_later(run: Run) -> None:
     due(run)
     run.feed(e.CheckpointFailed(9, "shard 1 no longer has version 9"))
     run.now += 58.0
@@ -277,7 +277,7 @@ def test_a_checkpoint_that_failed_is_due_again_a_period_later(run: Run) -> None:
     assert len(look(run)) == 2
 
 
-def test_a_checkpoint_that_failed_is_put_off_and_told(run: Run) -> None:
+def test_a_failed_checkpoint_is_postponed_and_reported(run: Run) -> None:
     run.feed(e.CheckpointFailed(7, "no space"))
     assert run.actions[-1] == e.Notice("checkpoint of version 7 postponed: no space")
 
@@ -288,7 +288,7 @@ def test_a_follower_can_ask_for_a_checkpoint_before_it_is_due(run: Run) -> None:
     assert len(run.told(e.TakeCheckpoint)) == 1
 
 
-def test_a_run_shrinks_to_the_living_and_grows_again() -> None:
+def test_a_run_shrinks_to_the_live_workers_and_grows_again() -> None:
     run = Run(on_loss="shrink")
     run.ticks(2.0)
     run.present = {2}
@@ -301,7 +301,7 @@ def test_a_run_shrinks_to_the_living_and_grows_again() -> None:
     assert run.machine.membership.view == View(3, 2, (0, 1, 2))
 
 
-def test_a_shard_that_dies_again_and_again_fails_the_run_with_its_last_line(run: Run) -> None:
+def test_a_shard_that_keeps_dying_fails_the_run_with_its_last_log_line(run: Run) -> None:
     for _ in range(FAILURES_IN_A_ROW):
         run.kill_shard(0, status=1)
         run.start_shard(0)
@@ -309,7 +309,7 @@ def test_a_shard_that_dies_again_and_again_fails_the_run_with_its_last_line(run:
 
 
 @pytest.mark.parametrize(("on_loss", "deaths"), [("wait", 2), ("shrink", 3)])
-def test_workers_that_die_for_good_fail_the_run_once_too_few_are_left(on_loss: str, deaths: int) -> None:
+def test_workers_that_keep_dying_fail_the_run_once_too_few_are_left(on_loss: str, deaths: int) -> None:
     run = Run(on_loss=on_loss)
     run.ticks(1.0)
     for rank in range(3):
@@ -319,7 +319,7 @@ def test_workers_that_die_for_good_fail_the_run_once_too_few_are_left(on_loss: s
     assert run.told(e.Fail)
 
 
-def test_a_follower_that_keeps_dying_is_given_up_and_the_run_goes_on(run: Run) -> None:
+def test_a_follower_that_keeps_dying_is_given_up_and_the_run_continues(run: Run) -> None:
     evaluator = ProcessId("evaluator", 0)
     for _ in range(FAILURES_IN_A_ROW):
         run.feed(died(evaluator))
@@ -329,7 +329,7 @@ def test_a_follower_that_keeps_dying_is_given_up_and_the_run_goes_on(run: Run) -
     assert e.StartProcess(evaluator) not in run.ticks(60.0)
 
 
-def test_a_shard_that_hangs_is_named_then_killed(run: Run) -> None:
+def test_a_hung_shard_is_named_and_then_killed(run: Run) -> None:
     run.stands[0]["state"] = "open"
     hung = run.stands.pop(0)
     since = len(run.actions)
@@ -337,19 +337,19 @@ def test_a_shard_that_hangs_is_named_then_killed(run: Run) -> None:
     (kill,) = run.told(e.KillProcess, since)
     assert kill.process == shard_id(0)
     assert [action.silent_s >= SILENCE_S for action in run.told(e.TellSilence, since)].count(True) >= 4
-    assert e.AskShard(0, greet=True) in run.actions[since:], "it may be its connection"
+    assert e.AskShard(0, greet=True) in run.actions[since:], "at first, only its connection may be broken"
     assert hung
 
 
 def stalled(run: Run, seconds: float = 8.0, since: int = 0) -> Stall:
-    """Let a run make versions, then none for a while. Returns the stall that it shows last."""
+    """Let a run make versions, then none for a while. Returns the last stall that it shows."""
     run.ticks(2.0, versions=True)
     run.ticks(seconds)
     found: Stall = run.told(e.ShowStall, since)[-1].stall
     return found
 
 
-def test_a_version_that_stalls_names_who_has_not_contributed_and_asks_what_they_do(run: Run) -> None:
+def test_a_stall_names_and_inspects_the_workers_that_have_not_contributed(run: Run) -> None:
     run.held, run.doing = {0, 2}, {0: ("wait", 100), 1: ("env_step", 4000)}
     run.machine.membership.view = View(1, 3, (0, 1, 2))
     stall = stalled(run)
@@ -367,7 +367,7 @@ def test_a_version_that_stalls_names_who_has_not_contributed_and_asks_what_they_
     assert run.machine.stalls.waited_s(run.now) == 0.0
 
 
-def test_external_workers_are_named_but_not_asked() -> None:
+def test_external_workers_are_named_but_not_inspected() -> None:
     run = Run()
     run.machine.local_ranks = range(2)
     run.held, run.doing = {0, 1}, {2: ("gradient", 7000)}
@@ -376,14 +376,14 @@ def test_external_workers_are_named_but_not_asked() -> None:
     assert run.told(e.Inspect) == []
 
 
-def test_a_worker_that_is_not_connected_is_asked_too(run: Run) -> None:
+def test_a_worker_that_is_not_connected_is_also_inspected(run: Run) -> None:
     run.present, run.held = {0, 2}, {0, 2}
     (awaited,) = stalled(run).awaited
     assert (awaited.process, awaited.span) == (worker_id(1), "")
     assert run.told(e.Inspect) == [e.Inspect(worker_id(1))]
 
 
-def test_a_shard_that_does_not_answer_is_asked_and_not_the_workers_that_wait_for_it(run: Run) -> None:
+def test_a_silent_shard_is_inspected_but_not_the_workers_that_wait_for_it(run: Run) -> None:
     run.ticks(2.0, versions=True)
     del run.stands[1]
     run.ticks(8.0)
@@ -393,7 +393,7 @@ def test_a_shard_that_does_not_answer_is_asked_and_not_the_workers_that_wait_for
     assert run.told(e.Inspect) == [e.Inspect(shard_id(1))]
 
 
-def test_a_shard_that_does_not_come_up_is_asked_before_the_run_fails() -> None:
+def test_a_shard_that_does_not_come_up_is_inspected_before_the_run_fails() -> None:
     run = Run()
     run.machine = SupervisorMachine(
         ranks=1,
@@ -412,7 +412,7 @@ def test_a_shard_that_does_not_come_up_is_asked_before_the_run_fails() -> None:
     assert [each.process for each in run.told(e.ShowStall)[-1].stall.awaited] == [shard_id(1)]
 
 
-def test_what_was_known_of_a_worker_that_died_does_not_hold_for_the_next_one(run: Run) -> None:
+def test_facts_about_a_dead_worker_do_not_carry_over_to_the_next_one(run: Run) -> None:
     run.present, run.held = {0, 2}, {0, 2}
     stalled(run)
     run.feed(e.ProcessInspected(Inspected(process=worker_id(1), state="stopped")))
@@ -450,7 +450,7 @@ def test_a_limit_stops_the_run(limits: Limits, figures: e.Figures, reason: str) 
     assert run.told(e.Stop)[0] == e.Stop(reason)  # type: ignore[arg-type]
 
 
-def test_the_shards_are_told_where_to_end_and_the_run_stops_when_all_are_there() -> None:
+def test_the_run_ends_when_all_shards_have_reached_the_last_version() -> None:
     run = Run(limits=Limits(updates=8))
     run.ticks(1.0)
     assert {(action.shard, action.version) for action in run.told(e.TellStop)} == {(0, 8), (1, 8)}
@@ -460,14 +460,14 @@ def test_the_shards_are_told_where_to_end_and_the_run_stops_when_all_are_there()
     assert run.told(e.Stop)[0] == e.Stop("updates")
 
 
-def test_a_stop_waits_for_a_shard_that_is_down_but_not_for_ever(run: Run) -> None:
+def test_a_stop_waits_for_a_shard_that_is_down_only_for_a_limited_time(run: Run) -> None:
     run.kill_shard(1)
     run.feed(e.Interrupted())
     assert e.Stop("interrupted") not in run.ticks(STOP_WITHIN_S - 1.0)
     assert e.Stop("interrupted") in run.ticks(2.0)
 
 
-def test_a_shard_that_loses_its_state_while_the_run_ends_fails_it(run: Run) -> None:
+def test_a_shard_that_loses_its_state_while_the_run_ends_fails_the_run(run: Run) -> None:
     run.feed(e.Ending())
     run.kill_shard(1)
     run.start_shard(1)
@@ -475,7 +475,7 @@ def test_a_shard_that_loses_its_state_while_the_run_ends_fails_it(run: Run) -> N
     assert e.Fail("shard 1 came back without the newest state, and the run ends.") in run.ticks(TURN_S)
 
 
-def test_a_rollback_that_was_due_before_the_run_ends_fails_it(run: Run) -> None:
+def test_a_rollback_that_was_due_before_the_run_ends_fails_the_run(run: Run) -> None:
     run.ticks(2.0, versions=True)
     run.kill_shard(0)
     run.start_shard(0)
@@ -485,14 +485,14 @@ def test_a_rollback_that_was_due_before_the_run_ends_fails_it(run: Run) -> None:
     assert e.Fail("shard 0 came back without the newest state, and the run ends.") in run.ticks(TURN_S)
 
 
-def test_what_workers_say_of_lost_versions_is_too_late_while_the_run_ends(run: Run) -> None:
+def test_reports_of_lost_versions_are_ignored_while_the_run_ends(run: Run) -> None:
     run.feed(e.Ending())
     for rank in range(3):
         run.feed(e.ShardSaid(0, m.Lost(run=RUN, shard=0, rank=rank, version=9)))
     assert run.machine.shards.rollback is None
 
 
-def test_a_load_that_fails_does_not_hide_that_newer_versions_exist(run: Run) -> None:
+def test_a_failed_load_does_not_hide_that_newer_versions_exist(run: Run) -> None:
     run.ticks(2.0, versions=True)
     newest = run.stands[0]["version"]
     run.kill_shard(1)
@@ -501,10 +501,10 @@ def test_a_load_that_fails_does_not_hide_that_newer_versions_exist(run: Run) -> 
     run.feed(e.ShardSaid(1, run.welcome(1)))
     run.ticks(0.5)
     run.feed(e.NotLoaded("shard 0 did not answer"))
-    assert run.machine.shards.seen[0] == newest, "so that the state of the shards is kept for --resume"
+    assert run.machine.shards.seen[0] == newest, "the state of the shards must be kept for --resume"
 
 
-def test_workers_are_not_silent_while_a_rollback_waits_for_a_shard(run: Run) -> None:
+def test_workers_do_not_count_as_silent_while_a_rollback_waits_for_a_shard(run: Run) -> None:
     run.ticks(2.0, versions=True)
     run.kill_shard(1)
     run.ticks(0.5)
@@ -514,13 +514,13 @@ def test_workers_are_not_silent_while_a_rollback_waits_for_a_shard(run: Run) -> 
     assert run.told(e.TellSilence, since) == run.told(e.KillProcess, since) == []
 
 
-def test_a_worker_that_leaves_a_run_that_ends_is_not_restarted(run: Run) -> None:
+def test_a_worker_that_leaves_an_ending_run_is_not_restarted(run: Run) -> None:
     run.feed(e.Ending())
     run.feed(died(worker_id(0), status=0))
     assert run.told(e.TellDeath) == []
 
 
-def test_a_broken_invariant_carries_the_last_events(run: Run) -> None:
+def test_a_failed_assertion_lists_the_last_events(run: Run) -> None:
     run.kill_shard(0)
     run.machine.shards.seen[1] = -1
     with pytest.raises(
@@ -531,7 +531,7 @@ def test_a_broken_invariant_carries_the_last_events(run: Run) -> None:
 
 
 class AnyRun(RuleBasedStateMachine):
-    """Faults in any order: decisions keep their invariants, and a run whose faults stop gets on."""
+    """Faults in any order: the decisions keep their invariants, and the run continues once the faults stop."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which ranks count in a run, decided without a clock or sockets."""
+"""Decisions on the members of a run, without a clock or sockets."""
 
 from pathlib import Path
 
@@ -13,17 +13,17 @@ from zmqrl.supervisor.membership import NOTICE_EVERY_S, SHRINK_AFTER_S, Membersh
 from zmqrl.supervisor.plan import Plan
 
 
-def test_a_run_begins_with_every_rank_a_member() -> None:
+def test_every_rank_is_a_member_at_the_start_of_a_run() -> None:
     assert Membership(4, 3, "wait").view == View(1, 3, (0, 1, 2, 3))
 
 
-def test_a_quorum_of_workers_is_nothing_to_speak_of() -> None:
+def test_a_complete_quorum_of_workers_causes_no_notice() -> None:
     membership = Membership(4, 3, "shrink")
     assert membership.observe({0, 1, 3}, False, 0.0) == (None, None)
     assert membership.observe({0, 1, 2, 3}, False, 100.0) == (None, None)
 
 
-def test_the_missing_workers_are_named_at_intervals() -> None:
+def test_missing_workers_are_named_at_intervals() -> None:
     membership = Membership(4, 3, "wait")
     assert membership.observe({1}, False, 0.0) == (None, None)
     assert membership.observe({1}, False, NOTICE_EVERY_S - 0.1) == (None, None)
@@ -34,7 +34,7 @@ def test_the_missing_workers_are_named_at_intervals() -> None:
     assert membership.observe({1}, False, 2 * NOTICE_EVERY_S)[1] is not None
 
 
-def test_waiting_starts_anew_when_the_workers_were_here_in_between() -> None:
+def test_waiting_starts_again_if_the_workers_were_present_in_between() -> None:
     membership = Membership(2, 2, "wait")
     membership.observe({0}, False, 0.0)
     membership.observe({0, 1}, False, 4.9)
@@ -42,14 +42,14 @@ def test_waiting_starts_anew_when_the_workers_were_here_in_between() -> None:
     assert membership.observe({0}, False, 5.0 + NOTICE_EVERY_S)[1] is not None
 
 
-def test_a_run_that_waits_never_lowers_its_quorum() -> None:
+def test_a_waiting_run_never_lowers_its_quorum() -> None:
     membership = Membership(2, 2, "wait")
     membership.observe({0, 1}, False, 0.0)
     for now in range(1, 1000):
         assert membership.observe({0}, False, float(now))[0] is None
 
 
-def test_a_run_that_shrinks_goes_on_with_the_living_after_a_while() -> None:
+def test_a_shrinking_run_continues_with_the_live_workers_after_a_while() -> None:
     membership = Membership(3, 3, "shrink")
     membership.observe({0, 1, 2}, False, 0.0)
     membership.observe({0, 2}, False, 1.0)
@@ -73,7 +73,7 @@ def test_a_shrunk_run_shrinks_further_but_not_below_one() -> None:
     assert notice == "waiting for workers 0-2: 0 of 1 required workers are present"
 
 
-def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> None:
+def test_a_shrunk_run_grows_again_up_to_its_quorum_as_workers_come_back() -> None:
     membership = Membership(4, 3, "shrink")
     membership.observe({0, 1, 2, 3}, False, 0.0)
     membership.observe({0}, False, 1.0)
@@ -83,13 +83,13 @@ def test_a_shrunk_run_grows_as_workers_come_back_and_not_above_its_quorum() -> N
     assert membership.observe({0, 1, 2, 3}, False, 23.0) == (None, None)
 
 
-def test_a_run_does_not_shrink_before_it_was_whole_once() -> None:
+def test_a_run_does_not_shrink_before_all_workers_were_present_once() -> None:
     membership = Membership(2, 2, "shrink")
     membership.observe({0}, False, 0.0)
     assert membership.observe({0}, False, 1000.0)[0] is None
 
 
-def test_a_worker_that_came_made_versions_and_went_between_two_looks_has_been_here() -> None:
+def test_a_worker_that_came_and_went_between_two_checks_counts_as_seen() -> None:
     membership = Membership(2, 2, "shrink")
     membership.observe({0}, False, 0.0)
     membership.observe({0}, True, 1.0)
@@ -105,7 +105,7 @@ def test_strangers_do_not_count() -> None:
     )
 
 
-def test_a_process_is_newer_than_the_one_before_it_even_when_the_clock_was_set_back(
+def test_a_process_is_newer_than_its_predecessor_even_if_the_clock_was_set_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = RunDirectory(tmp_path)

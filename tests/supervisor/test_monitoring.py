@@ -1,4 +1,4 @@
-"""A live run as Prometheus sees it, and what ``--metrics-port`` refuses before a run starts."""
+"""A live run as Prometheus sees it, and the values of ``--metrics-port`` that are refused before a run starts."""
 
 import re
 import socket
@@ -31,7 +31,7 @@ def scraped(run: Run) -> dict[tuple[str, ...], float]:
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_a_living_run_is_scraped_and_its_restarts_and_contributions_are_counted(tmp_path: Path) -> None:
+def test_prometheus_can_scrape_the_restarts_and_contributions_of_a_live_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, "--external-workers", "1", "--quorum", "1", "--metrics-port", "0") as run:
         run.wait_for(20)
@@ -105,6 +105,6 @@ def test_a_port_is_on_loopback_unless_an_address_is_given(given: str | None, pla
         ("", "a port from 0 to 65535 is required"),
     ],
 )
-def test_anything_else_is_refused_in_a_sentence(given: str, complaint: str) -> None:
+def test_an_invalid_metrics_port_is_refused_in_one_sentence(given: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--metrics-port {given}") + ".*" + re.escape(complaint)):
         Config(metrics_port=given).check()

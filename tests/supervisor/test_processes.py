@@ -1,4 +1,4 @@
-"""Processes that die or fall silent: which death began it all, when they are restarted, when there is no hope."""
+"""Processes that die or fall silent: which death was the first, when they restart, and when the run gives them up."""
 
 from pathlib import Path
 
@@ -26,18 +26,18 @@ def died(name: str, status: int = 3, tail: str = "one\ntwo", why: str | None = N
     return Exited(ProcessId.parse(name), status, tail, 1.0, why)
 
 
-def test_when_a_shard_dies_for_good_and_then_all_workers_the_shard_was_first() -> None:
+def test_a_shard_that_died_before_all_workers_is_the_first_death() -> None:
     processes = Processes()
     processes.made(7, 0.0)
     for turn in range(4):
         for name in ("shard-1", "worker-0", "worker-1"):
             processes.died(died(name, tail=str(turn)), 1.0 + turn, counts=True)
-        processes.made(7, 10.0 + turn)  # by the other shard, which waits
+        processes.made(7, 10.0 + turn)  # the version of the other shard, which waits
     assert processes.first_death is not None
     assert (str(processes.first_death.process), processes.first_death.log_tail) == ("shard-1", "0")
 
 
-def test_a_death_that_the_run_has_survived_began_nothing() -> None:
+def test_a_death_that_the_run_survived_is_not_the_first_death() -> None:
     processes = Processes()
     processes.died(died("worker-3"), 1.0, counts=True)
     processes.made(5, 1.0 + LATE_S)
@@ -46,7 +46,7 @@ def test_a_death_that_the_run_has_survived_began_nothing() -> None:
     assert processes.first_death == died("shard-0")
 
 
-def test_versions_that_were_made_before_a_death_but_told_after_it_prove_nothing() -> None:
+def test_versions_made_before_a_death_but_reported_later_do_not_show_progress() -> None:
     processes = Processes()
     processes.made(5, 0.0)
     processes.died(died("worker-0"), 1.0, counts=True)
@@ -57,7 +57,7 @@ def test_versions_that_were_made_before_a_death_but_told_after_it_prove_nothing(
     assert processes.first_death is None
 
 
-def test_a_kill_that_nobody_explains_is_told_only_if_there_is_nothing_else() -> None:
+def test_an_unexplained_kill_is_the_first_death_only_without_a_better_reason() -> None:
     processes = Processes()
     processes.died(died("worker-0", -9), 1.0, counts=True)
     assert processes.first_death == died("worker-0", -9)
@@ -78,7 +78,7 @@ def test_a_kill_that_nobody_explains_is_told_only_if_there_is_nothing_else() -> 
 def test_the_first_failure_ends_the_message_and_decides_the_exit_status(
     status: int, begun: bool, kind: type[Exception]
 ) -> None:
-    """A shard that refuses to work before the run has begun was told to do what cannot be done."""
+    """A shard that exits with status 3 before the run has begun counts as bad usage."""
     log = Path("logs/shard-1.log")
     error = explained(ClusterError("worker-3 died."), died("shard-1", status), "h2", log, begun=begun)
     assert type(error) is kind
@@ -89,7 +89,7 @@ def test_the_first_failure_ends_the_message_and_decides_the_exit_status(
     assert tail == ["  | one", "  | two"]
 
 
-def test_a_lost_host_is_the_reason_that_is_told() -> None:
+def test_a_lost_host_is_reported_as_the_reason() -> None:
     lost = died("shard-0", -9, tail="", why="host h1 is lost: nothing was heard for 8 s")
     text = str(explained(ClusterError("waited 60 s for shard 0."), lost, "h1", Path("logs/shard-0.log"), begun=True))
     assert text == (
@@ -106,12 +106,12 @@ def exited(rank: int = 0, status: int = 1) -> Exited:
 
 
 def delay_s(processes: Processes, death: Exited) -> float:
-    """How long after its death a process is restarted."""
+    """The delay in seconds between the death of a process and its restart."""
     processes.died(death, 100.0, counts=True)
     for step in range(1, 1000):
         if e.StartProcess(death.process) in processes.due(100.0 + 0.05 * step):
             return round(0.05 * step, 2)
-    raise AssertionError("it is not restarted")
+    raise AssertionError("the process was not restarted")
 
 
 def test_each_restart_waits_twice_as_long_as_the_one_before() -> None:
@@ -128,7 +128,7 @@ def test_a_process_that_worked_in_between_starts_with_a_clean_record() -> None:
         processes.worked(WORKER)
 
 
-def test_one_process_does_not_pay_for_another() -> None:
+def test_deaths_of_one_process_do_not_delay_another() -> None:
     processes = Processes()
     for rank in range(3 * FAILURES_IN_A_ROW):
         assert delay_s(processes, exited(rank)) == FIRST_DELAY_S
@@ -136,7 +136,7 @@ def test_one_process_does_not_pay_for_another() -> None:
 
 @pytest.mark.parametrize(("status", "in_a_row"), [(1, FAILURES_IN_A_ROW), (-9, KILLS_IN_A_ROW)])
 def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int, in_a_row: int) -> None:
-    """Kills by something else are forgiven longer."""
+    """A run tolerates more kills from outside than failures."""
     processes = Processes()
     for _ in range(in_a_row - 1):
         processes.died(exited(status=status), 1.0, counts=True)
@@ -155,7 +155,7 @@ def test_a_process_that_is_given_up_is_not_restarted() -> None:
     assert processes.due(1000.0) == []
 
 
-def test_the_way_a_process_ended_is_told_in_words() -> None:
+def test_the_end_of_a_process_is_described_in_words() -> None:
     assert exited(status=3).how() == "exit status 3"
     assert exited(status=-11).how() == "killed by SIGSEGV"
     assert exited(status=-63).how() == "killed by signal 63"
@@ -164,13 +164,13 @@ def test_the_way_a_process_ended_is_told_in_words() -> None:
     assert aborted.how() == "libzmq failed an internal check and aborted the process"
 
 
-def test_a_death_is_told_with_the_last_lines_of_the_log() -> None:
+def test_a_death_is_reported_with_the_last_lines_of_the_log() -> None:
     (told,) = Processes().died(exited(), 1.0, counts=True)
     lines = ("died (exit status 1) and is restarted; its log ends:", "  | Traceback", "  | RuntimeError: no display")
     assert told == e.TellDeath(WORKER, lines)
 
 
-def test_who_works_after_a_rollback_is_forgiven_as_before() -> None:
+def test_work_after_a_rollback_clears_the_record_of_a_process() -> None:
     processes = Processes()
     processes.contributed([(0, 100_000, 0, 0, 0)])
     processes.reset_tallies()
@@ -189,10 +189,10 @@ def test_a_silent_process_is_named_every_five_seconds_and_killed_after_thirty() 
     told = [(now, action) for now in range(40) for action in processes.watch_silence(float(now))[1]]
     assert told[:2] == [(5, e.TellSilence(WORKER, 5.0)), (10, e.TellSilence(WORKER, 10.0))]
     assert (30, e.KillProcess(WORKER, 30.0)) in told
-    assert processes.silent_s(WORKER, 31.0) == 1.0, "the next process gets its time"
+    assert processes.silent_s(WORKER, 31.0) == 1.0, "the silence of the next process starts at zero"
 
 
-def test_time_for_which_the_supervisor_was_stopped_is_not_silence() -> None:
+def test_time_when_the_supervisor_was_stopped_does_not_count_as_silence() -> None:
     processes = Processes()
     processes.heard(WORKER, 0.0)
     processes.pardon(100.0)

@@ -1,4 +1,4 @@
-"""The rows of a run and the figures of its checkpoints, from what shards and workers tell: without sockets."""
+"""The rows of a run and the figures of its checkpoints, made from reports of shards and workers, without sockets."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ CONFIG = dataclasses.replace(cartpole(), trackers=(), workers=2, external_worker
 
 
 class Notices:
-    """A console that remembers what it was told."""
+    """A console that records its notices."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -35,7 +35,7 @@ class Notices:
 
 
 class Told:
-    """A run of two shards, as its supervisor is told of it."""
+    """A run of two shards as its supervisor sees it."""
 
     def __init__(self, path: Path, counters: Counters | None = None) -> None:
         self.directory, self.console = RunDirectory(path), Notices()
@@ -43,7 +43,7 @@ class Told:
         self.progress.begin(0.0)
 
     def row(self, *versions: int, generation: int = 1) -> None:
-        """Each shard tells its version, in order; those after the last of ``versions`` tell nothing."""
+        """Shards report ``versions`` in order. Shards after the last one report nothing."""
         told = {shard: stats(shard, version, generation=generation) for shard, version in enumerate(versions)}
         self.progress.on_stats(told, range(2), (0, 1))
         self.progress.show(0.0)
@@ -60,7 +60,7 @@ class Told:
 
 
 def stats(shard: int, version: int, **figures: Any) -> m.Stats:
-    """Each version was made by two ranks, and one contribution came too late for it."""
+    """The statistics of a shard: each version was made by two ranks, and one contribution to it was late."""
     about: dict[str, Any] = {"run": "r", "shard": shard, "incarnation": 1, "generation": 1, "state": "open"}
     view: dict[str, Any] = {"view": 1, "quorum": 2, "held": (), "present": (0, 1), "silent_ms": (0, 0), "tallies": ()}
     kept: dict[str, Any] = {"captured": None, "totals": (2 * version, version, 0, 0), "captured_totals": ()}
@@ -74,14 +74,14 @@ def run(tmp_path: Path) -> Told:
     return Told(tmp_path)
 
 
-def test_no_row_is_kept_whose_version_is_not_above_all_that_are(run: Told) -> None:
+def test_a_row_is_written_only_if_its_version_is_the_highest(run: Told) -> None:
     for version in (3, 3, 5, 4, 5, 6):
         run.row(version, version)
     assert run.versions() == [3, 5, 6]
     assert [row["contributions"]["used"] for row in run.rows()] == [12, 20, 24]
 
 
-def test_a_row_is_over_all_gradients_since_the_row_before_however_many_seconds_made_no_version(run: Told) -> None:
+def test_a_row_covers_all_gradients_since_the_previous_row_even_after_a_stall(run: Told) -> None:
     for gradients, loss_sum, version in ((1, 2.0, 3), (2, 5.0, 3), (4, 12.0, 3), (5, 12.0, 4)):
         run.report(0, 10, gradients=gradients, loss_sums={"loss": [loss_sum, gradients]})
         run.row(version, version)
@@ -90,11 +90,11 @@ def test_a_row_is_over_all_gradients_since_the_row_before_however_many_seconds_m
     assert (second["loss"], second["gradients"]) == (2.5, 4)
 
 
-def test_after_a_rollback_rows_go_on_from_the_checkpoint_with_what_stands_in_the_histories(run: Told) -> None:
+def test_rows_continue_from_the_checkpoint_after_a_rollback_with_the_counts_of_the_histories(run: Told) -> None:
     for version in (3, 5, 8):
         run.row(version, version)
     run.progress.undo_rows(5, 2)
-    run.row(6)  # the other shard has not told of the rollback yet
+    run.row(6)  # the other shard has not reported the rollback yet
     assert run.versions() == [3, 5]
     run.row(7, 7, generation=2)
     assert run.versions() == [3, 5, 7]
@@ -102,7 +102,7 @@ def test_after_a_rollback_rows_go_on_from_the_checkpoint_with_what_stands_in_the
     assert (run.directory.path / "metrics.before-generation-2.jsonl").exists()
 
 
-def test_a_resumed_run_makes_rows_above_those_that_stand_and_no_figure_in_them_falls(tmp_path: Path) -> None:
+def test_a_resumed_run_adds_newer_rows_in_which_no_figure_falls(tmp_path: Path) -> None:
     before = Told(tmp_path)
     before.report(0, 10, agent_steps=1000, games=[[1, 4.0, 9]])
     before.row(5, 5)
@@ -121,27 +121,27 @@ def test_a_resumed_run_makes_rows_above_those_that_stand_and_no_figure_in_them_f
 
 
 def captured(version: int, *versions: int) -> dict[int, m.Stats]:
-    """Shards at ``versions`` that have set ``version`` aside."""
+    """The statistics of shards at ``versions`` that have captured ``version``."""
     totals = (2 * version, version, 0, 0)
     return {
         shard: stats(shard, newest, captured=version, captured_totals=totals) for shard, newest in enumerate(versions)
     }
 
 
-def test_a_checkpoint_has_the_contributions_up_to_its_version_however_far_the_shards_are(run: Told) -> None:
+def test_a_checkpoint_counts_contributions_only_up_to_its_version(run: Told) -> None:
     run.row(9, 12)
     counters = run.progress.counters_at(7, captured(7, 9, 12))
     assert counters["version"] == 7
     assert counters["contributions"] == {"used": 28, "late": 14, "duplicate": 0, "rejected": 0, "skipped": 0}
 
 
-def test_the_last_row_and_the_last_checkpoint_agree_though_a_shard_was_ahead(run: Told) -> None:
+def test_the_last_row_and_the_last_checkpoint_agree_even_if_a_shard_was_ahead(run: Told) -> None:
     counters = run.progress.end(7, captured(7, 8, 7), (0, 1), 0.0)
     (row,) = run.rows()
     assert (row["version"], row["contributions"]) == (7, counters["contributions"])
 
 
-def test_a_worker_of_others_that_takes_a_rank_over_is_told_of_once_whatever_its_clock_says(run: Told) -> None:
+def test_an_external_worker_that_takes_over_a_rank_is_reported_once(run: Told) -> None:
     for rank, incarnation in ((0, 50), (0, 51), (1, 50), (1, 50), (1, 49), (1, 50)):
         run.report(rank, incarnation)
     run.report(1, 60, agent_steps=-1)

@@ -1,4 +1,4 @@
-"""Complete runs, with real processes, from the command line: what they do, how they end and what they leave."""
+"""Complete runs from the command line with real processes: their work, their end and the files that they leave."""
 
 import contextlib
 import fcntl
@@ -28,11 +28,11 @@ from zmqrl.errors import UsageError
 pytestmark = pytest.mark.processes
 
 
-# one run, of which many things must hold
+# many checks of one run
 
 
 class Finished(RunFiles):
-    """A run that is over, what it said, and what its ``cluster.json`` was while it lived."""
+    """A finished run, its output, and the ``cluster.json`` that it had while it was live."""
 
     def __init__(self, files: RunFiles, said: str, cluster: Line, cluster_mode: int) -> None:
         super().__init__(files.path)
@@ -63,7 +63,7 @@ def run_pids(cluster: Line) -> list[int]:
     return [entry["pid"] for entry in (*cluster["shards"], *cluster["workers"]) if entry["pid"] is not None]
 
 
-def test_updates_end_a_run_at_exactly_that_version_on_every_shard(finished: Finished) -> None:
+def test_a_limit_of_updates_ends_every_shard_at_exactly_that_version(finished: Finished) -> None:
     finished.assert_history_exact(UPDATES)
     assert finished.newest().version == UPDATES
     assert check(finished.path) == {"shards": 2, "versions": UPDATES, "violations": []}
@@ -73,7 +73,7 @@ def test_the_summary_agrees_with_the_last_checkpoint_and_with_itself(finished: F
     summary = finished.assert_summary_exact("updates")
     assert (summary["workers"], summary["backups"]) == (2, 0)
     # 40 updates of 4 epochs x 4 minibatches are learned from 3 rollouts of 32 steps in 8 games, by each worker.
-    # One that sees the last version before it hears of the end plays once more.
+    # A worker that sees the last version before BYE plays once more.
     assert summary["agent_steps"] in range(2 * 3 * 32 * 8, 2 * 4 * 32 * 8 + 1, 32 * 8)
     assert summary["abandoned_steps"] == 0
     assert summary["episodes"] > 0
@@ -95,7 +95,7 @@ def test_the_metrics_have_their_keys_and_end_with_the_last_version(finished: Fin
         assert rows[-1][key] == summary[key]
 
 
-def test_tensorboard_reads_what_the_run_wrote(finished: Finished) -> None:
+def test_tensorboard_can_read_the_files_of_a_run(finished: Finished) -> None:
     from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
         EventAccumulator,
     )
@@ -119,7 +119,7 @@ def test_the_settings_of_a_run_can_be_read_back(finished: Finished) -> None:
     assert (config.recipe, config.updates, config.consistent, config.profile) == ("cartpole", UPDATES, True, 20)
 
 
-def test_the_cluster_file_is_private_and_tells_all_that_a_worker_needs(finished: Finished) -> None:
+def test_the_cluster_file_is_private_and_has_everything_a_worker_needs(finished: Finished) -> None:
     cluster = finished.cluster_was
     assert finished.cluster_mode == 0o600
     assert set(cluster) >= {"protocol", "run", "shards", "workers", "open_ranks", "codec", "layout", "keys"}
@@ -131,19 +131,19 @@ def test_the_cluster_file_is_private_and_tells_all_that_a_worker_needs(finished:
     assert cluster["open_ranks"] == []
 
 
-def test_what_is_only_for_a_living_run_goes_with_it(finished: Finished) -> None:
+def test_files_that_only_a_live_run_needs_are_removed_at_its_end(finished: Finished) -> None:
     left = {path.name for path in finished.path.iterdir()}
     assert not left & {"cluster.json", "left.json", "sockets", "state"}
     assert [path for path in finished.path.rglob("*") if path.is_dir() and not any(path.iterdir())] == []
 
 
-def test_without_a_terminal_a_run_speaks_in_plain_lines(finished: Finished) -> None:
+def test_a_run_without_a_terminal_prints_plain_lines(finished: Finished) -> None:
     assert "\x1b" not in finished.said
     lines = finished.said.splitlines()
     assert lines[0].startswith("run directory")
     assert "CartPole-v1" in lines[0]
     assert any(re.search(rf"updates {UPDATES}\b.*score", line) for line in lines)
-    # Figures that were waiting for their ten seconds may come after it.
+    # A line of figures that is still waiting for its ten seconds may follow.
     assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])
 
 
@@ -177,14 +177,14 @@ def test_consistent_runs_are_bit_identical_for_any_number_of_shards(
     assert again.summary()["params_sha256"] == finished.summary()["params_sha256"]
 
 
-# going on with a run
+# resuming a run
 
 
 @pytest.mark.slow
-def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: Finished, tmp_path: Path) -> None:
+def test_resuming_keeps_weights_optimizer_state_and_counters_unchanged(finished: Finished, tmp_path: Path) -> None:
     path = copied(finished, tmp_path / "run")
     before, summary = finished.newest(), finished.summary()
-    # Workers that sleep for a minute contribute nothing, so what the shards give back is what they were given.
+    # Workers that sleep for a minute contribute nothing, so the shards return exactly the state that they got.
     with training(path, "--resume", "--updates", "60", "--straggle", "0:60", "--straggle", "1:60") as run:
         run.wait_to_say("settings changed from here on: updates 40 -> 60, straggle [] -> ['0:60', '1:60']")
         run.eventually(lambda: run.files.log("shard-0").count("is present") == 4, "the workers")
@@ -202,7 +202,7 @@ def test_resuming_takes_weights_optimizer_and_counters_over_unchanged(finished: 
         run.files.assert_history_exact(UPDATES)
 
 
-def test_a_resumed_run_goes_on_where_it_ended(finished: Finished, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_where_it_ended(finished: Finished, tmp_path: Path) -> None:
     path = copied(finished, tmp_path / "run")
     before = finished.summary()
     resumed = trained(path, "--resume", "--updates", "60", "--no-consistent")
@@ -241,7 +241,7 @@ def test_the_script_for_this_machine_trains_and_takes_options(tmp_path: Path) ->
     RunFiles(tmp_path / "run").assert_summary_exact("updates")
 
 
-def test_minutes_end_a_run_and_periodic_checkpoints_are_taken_meanwhile(tmp_path: Path) -> None:
+def test_a_limit_of_minutes_ends_a_run_with_periodic_checkpoints(tmp_path: Path) -> None:
     options = ("--workers", "1", "--minutes", "0.06", "--checkpoint.every-minutes", "0.005", "--checkpoint.keep", "2")
     files = trained(tmp_path / "run", *options)
     summary = files.assert_summary_exact("minutes", quorum=1)
@@ -253,7 +253,7 @@ def test_minutes_end_a_run_and_periodic_checkpoints_are_taken_meanwhile(tmp_path
 
 
 @pytest.mark.slow
-def test_agent_steps_end_a_run_and_a_straggler_holds_up_those_who_need_it(tmp_path: Path) -> None:
+def test_a_limit_of_agent_steps_ends_a_run_and_a_straggler_delays_a_run_without_backups(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", "--agent-steps", "1000", "--straggle", "1:0.1", "--wire.transport", "tcp")
     summary = files.assert_summary_exact("agent_steps")
     assert summary["agent_steps"] >= 1000
@@ -262,7 +262,7 @@ def test_agent_steps_end_a_run_and_a_straggler_holds_up_those_who_need_it(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_score_ends_a_run_and_nobody_waits_for_a_straggler_when_there_is_a_backup(tmp_path: Path) -> None:
+def test_a_score_ends_a_run_and_a_run_with_a_backup_does_not_wait_for_a_straggler(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", "--stop-score", "10", "--workers", "1", "--backups", "1", "--straggle", "1:60")
     summary = files.assert_summary_exact("stop_score", quorum=1)
     assert (summary["workers"], summary["backups"]) == (1, 1)
@@ -273,7 +273,7 @@ def test_a_score_ends_a_run_and_nobody_waits_for_a_straggler_when_there_is_a_bac
 
 
 def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(tmp_path: Path) -> None:
-    # Workers that sleep for a minute keep the run waiting for them to leave.
+    # Workers that sleep for a minute delay the end of the run.
     with training(tmp_path / "run", "--straggle", "0:60", "--straggle", "1:60") as run:
         run.eventually(lambda: run.files.log("shard-0").count("is present") == 2, "the workers")
         pids = run.pids()
@@ -290,7 +290,7 @@ def test_a_second_interrupt_ends_everything_at_once_and_a_third_changes_nothing(
 
 
 def last_checkpoint_written(files: RunFiles) -> bool:
-    """Whether version 0 stands there as the shards gave it back, no longer as the run began with it."""
+    """Whether the checkpoint of version 0 is the one fetched from the shards, not the initial one."""
     with contextlib.suppress(UsageError, IndexError):
         return files.newest().generation == 1
     return False
@@ -324,12 +324,12 @@ def test_on_a_terminal_a_run_shows_a_live_view_and_ctrl_c_ends_it(tmp_path: Path
 
 
 def take_terminal() -> None:
-    """Make standard input the terminal that Ctrl-C is typed at."""
+    """Make standard input the controlling terminal, so that it can send Ctrl-C."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
-    """What the terminal shows up to ``words``; None: until no process writes to it any more."""
+    """Read from the terminal up to ``words``. With None, read until no process has it open."""
     shown = b""
     deadline = time.monotonic() + within_s
     while words is None or words not in shown.decode(errors="replace"):
@@ -337,7 +337,7 @@ def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
         assert ready, f"the terminal never showed {words!r} but {shown[-2000:]!r}"
         try:
             shown += os.read(terminal, 65536)
-        except OSError:  # the other end is closed
+        except OSError:  # the other end was closed
             assert words is None, f"the terminal was closed before {words!r}; it showed {shown[-2000:]!r}"
             break
     return shown.decode(errors="replace")

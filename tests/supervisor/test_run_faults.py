@@ -1,4 +1,4 @@
-"""Processes of a run are killed: it continues with an exact history or ends with the reason, and leaves nothing."""
+"""Processes of a run are killed. It continues with an exact history, or ends with the reason. No process is left."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ from zmqrl.ps.worker.connection import PulledWeights
 pytestmark = pytest.mark.processes
 LONG = (pytest.mark.slow, pytest.mark.timeout(900))
 
-# Not ten seconds until a run shrinks, and not four deaths until it gives up.
+# Shrink sooner than after ten seconds, and give up sooner than after four deaths.
 IMPATIENT = """
 from zmqrl import cli
 from zmqrl.supervisor import membership, processes
@@ -34,7 +34,7 @@ processes.SILENCE_S = 2.0
 processes.HUNG_S = 4.0
 cli.main()
 """
-# What dies at once may be told of seconds apart where the machine is busy.
+# On a busy machine, simultaneous deaths may be reported seconds apart.
 FOLDING = "from zmqrl import cli\nfrom zmqrl.observe import folding\nfolding.WINDOW_S = 8.0\ncli.main()"
 
 # A run that waits for its shards to stop would exceed the time limit of the test.
@@ -44,7 +44,7 @@ from zmqrl.supervisor import machine, supervisor
 machine.STOP_WITHIN_S = supervisor.STOP_WITHIN_S = 600.0
 cli.main()
 """
-# The first that shard 1 is told of the end is lost.
+# The first STOP to shard 1 is lost.
 FORGETFUL = """
 from zmqrl import cli
 from zmqrl.ps import control
@@ -65,14 +65,14 @@ SLOWLY = ("--straggle", "0:0.02", "--straggle", "1:0.02")
 
 
 def killed(said: str) -> int:
-    """How many deaths by SIGKILL a run has told of, some of them in one line."""
+    """The number of deaths by SIGKILL that a run has reported. One line can report several."""
     words = r"died \(killed by SIGKILL\) and is restarted(?:; its log ends:)?(?: \((\d+)x\))?$"
     return sum(int(times or 1) for times in re.findall(words, said, re.MULTILINE))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("turns", [3, pytest.param(25, marks=LONG)])
-def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path, turns: int) -> None:
+def test_a_run_stays_exact_when_its_shards_and_workers_are_killed_in_turn(tmp_path: Path, turns: int) -> None:
     with training(tmp_path / "run", *SLOWLY) as run:
         for turn in range(turns):
             for role, number in (("shard", turn % 2), ("worker", (turn + 1) % 2)):
@@ -90,7 +90,7 @@ def test_a_run_goes_on_exactly_when_its_shards_and_workers_are_killed_in_turn(tm
 
 
 @pytest.mark.slow
-def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_shard_that_lost_its_state_rolls_all_shards_back_to_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY, "--checkpoint.every-minutes", "0.01") as run:
         run.wait_to_say("checkpoint of version")
@@ -112,13 +112,13 @@ def test_a_shard_that_lost_its_state_sends_all_back_to_the_last_checkpoint(tmp_p
         generations = [line["generation"] for line in run.files.history(shard)]
         assert generations == sorted(generations)
     undone = list((path / "history").glob("shard-*.before-generation-2.jsonl"))
-    assert undone, "the versions that were undone are kept"
+    assert undone, "undone versions must be kept"
     run.files.assert_contributions_exact()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("turns", [3, pytest.param(15, marks=LONG)])
-def test_after_rollbacks_every_figure_is_that_of_the_histories(tmp_path: Path, turns: int) -> None:
+def test_every_figure_matches_the_histories_after_rollbacks(tmp_path: Path, turns: int) -> None:
     path = tmp_path / "run"
     options = ("--workers", "1", "--backups", "1", "--checkpoint.every-minutes", "0.01")
     with training(path, *SLOWLY, *options) as run:
@@ -141,7 +141,7 @@ def test_after_rollbacks_every_figure_is_that_of_the_histories(tmp_path: Path, t
 
 
 @pytest.mark.slow
-def test_a_shard_that_never_heard_where_to_end_is_told_again(tmp_path: Path) -> None:
+def test_a_lost_stop_is_sent_again(tmp_path: Path) -> None:
     with training(tmp_path / "run", *SLOWLY, "--updates", "20", program=("-c", FORGETFUL)) as run:
         assert run.wait() == 0, run.said()
     run.files.assert_summary_exact("updates")
@@ -150,7 +150,7 @@ def test_a_shard_that_never_heard_where_to_end_is_told_again(tmp_path: Path) -> 
 
 @contextlib.contextmanager
 def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
-    """Both ranks of ``run`` are external workers, in threads. The test does not wait for them."""
+    """Run both ranks of ``run`` as external workers in threads. The test does not wait for them."""
     run.wait_to_say("rank 1 is open")
     workers = [Worker(Cluster.read(run.files.path / "cluster.json"), rank, gradient=gradient) for rank in range(2)]
     try:
@@ -172,7 +172,7 @@ def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
         pytest.param(3e38, False, id="the sum is too large on one shard only"),
     ],
 )
-def test_contributions_of_which_comes_no_finite_version_end_the_run_with_the_version_before(
+def test_contributions_that_make_a_non_finite_version_end_the_run_at_the_previous_version(
     tmp_path: Path, number: float, everywhere: bool
 ) -> None:
     def gradient(rank: int, weights: PulledWeights) -> FloatVector:
@@ -194,7 +194,7 @@ def test_contributions_of_which_comes_no_finite_version_end_the_run_with_the_ver
     run.files.assert_history_exact(5)
     if everywhere:
         run.files.assert_contributions_exact()
-    else:  # shard 0 had made one more, which a row may have counted
+    else:  # shard 0 had made one more version, which a row may have counted
         (undone,) = (path / "history").glob("shard-0.before-generation-2.jsonl")
         assert undone.read_text(encoding="utf-8").startswith('{"version": 6, ')
         trained(path, "--resume", "--updates", "10", "--external-workers", "0").assert_history_exact(10)
@@ -214,7 +214,7 @@ def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_just_after_a_sha
 
 
 @pytest.mark.slow
-def test_a_shard_that_is_killed_while_the_run_starts_or_ends_comes_back_and_the_run_ends_well(tmp_path: Path) -> None:
+def test_a_shard_killed_while_the_run_starts_or_ends_comes_back_and_the_run_ends_normally(tmp_path: Path) -> None:
     with training(tmp_path / "run", *SLOWLY) as run:
         run.eventually(lambda: (run.files.path / "cluster.json").exists() and run.pid("shard", 1), "the start")
         run.kill("shard", 1)
@@ -229,7 +229,7 @@ def test_a_shard_that_is_killed_while_the_run_starts_or_ends_comes_back_and_the_
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_stopped_is_named_and_started_again(tmp_path: Path) -> None:
+def test_a_stopped_worker_is_named_and_restarted(tmp_path: Path) -> None:
     with training(tmp_path / "run", program=("-c", IMPATIENT)) as run:
         run.wait_for(5)
         pid = run.pid("worker", 1)
@@ -244,7 +244,7 @@ def test_a_worker_that_is_stopped_is_named_and_started_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lost", [False, pytest.param(True, marks=LONG[0])])
-def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_where_its_shards_were(
+def test_no_process_outlives_a_killed_supervisor_and_the_run_resumes_from_its_shards(
     tmp_path: Path, lost: bool
 ) -> None:
     path = tmp_path / "run"
@@ -272,7 +272,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_whe
         assert f"everything after version {kept} is lost: {gone}" in said
         assert int(resumed_at) == checkpointed_at
         assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
-    else:  # the last version may have been made without a line of it
+    else:  # the last version may have been made before its line was written
         assert int(resumed_at) in (killed_at, killed_at + 1)
     files.assert_summary_exact("updates")
     files.assert_history_exact(killed_at + 10)
@@ -283,7 +283,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_and_the_run_is_resumed_whe
 
 
 def make_rows_long(metrics: Path) -> None:
-    """Whoever reads all of them is long enough about it for a worker to find a shard that is there again."""
+    """Add so many rows that a worker can find a restarted shard while a resume still reads them."""
     rows = metrics.read_bytes() if metrics.exists() else b""
     earlier = [{"version": 0, "wall_s": second - 1e6, "agent_steps": 0} for second in range(200_000)]
     metrics.write_bytes("".join(f"{json.dumps(row)}\n" for row in earlier).encode() + rows)
@@ -291,7 +291,7 @@ def make_rows_long(metrics: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_run_is_resumed_where_its_shards_stood_though_an_outside_worker_lives_on(tmp_path: Path, mode: str) -> None:
+def test_a_run_resumes_from_its_shards_even_if_an_external_worker_is_still_running(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "run"
     survivor: Worker | None = None
     try:
@@ -311,14 +311,14 @@ def test_a_run_is_resumed_where_its_shards_stood_though_an_outside_worker_lives_
         end = max(stood) + 20
         with training(path, "--resume", "--updates", str(end)) as run:
             run.wait_to_say("rank 0 is open: zmqrl worker")
-            run.eventually(lambda: survivor.error is not None, "the end of a worker of another run")
+            run.eventually(lambda: survivor.error is not None, "the end of the old worker")
             with Worker(Cluster.read(path / "cluster.json"), 0):
                 assert run.wait() == 0, run.said()
     finally:
         if survivor is not None:
             survivor.connection.close()
     resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
-    assert resumed_at in (min(stood), min(stood) + 1), "the last version may have been made without a line of it"
+    assert resumed_at in (min(stood), min(stood) + 1), "the last version may lack its line"
     assert "is lost" not in run.said()
     for shard in range(2):
         kept = stood[shard] if mode == "async" else min(stood)
@@ -327,7 +327,7 @@ def test_a_run_is_resumed_where_its_shards_stood_though_an_outside_worker_lives_
 
 
 @pytest.mark.slow
-def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_start(tmp_path: Path) -> None:
+def test_no_process_outlives_a_supervisor_killed_while_its_workers_start(tmp_path: Path) -> None:
     with training(tmp_path / "run") as run:
         run.eventually(
             lambda: (run.files.path / "cluster.json").exists() and run.pid("worker", 1), "the start of worker 1"
@@ -335,7 +335,7 @@ def test_nothing_outlives_a_supervisor_that_is_killed_while_its_workers_start(tm
         pids = run.pids()
         run.process.kill()
         run.wait()
-        run.assert_nothing_left(pids, within_s=8)  # the workers import for seconds before they look around
+        run.assert_nothing_left(pids, within_s=8)  # the workers import for seconds before they check their parent
 
 
 BROKEN_GAME = """
@@ -360,7 +360,7 @@ def concerned():
     return rank() is not None and BREAKS_FOR in (-1, rank())
 
 class BrokenGame(CartPoleEnv):
-    '''For one rank, or all if it is -1, it breaks after so many steps, and from then on at once.'''
+    '''Breaks after AFTER_STEPS steps and then always at once. BREAKS_FOR is a rank, or -1 for all.'''
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -393,7 +393,7 @@ def broken(
 
 
 @pytest.mark.slow
-def test_a_worker_that_cannot_start_ends_the_run_with_its_last_words_and_its_exit_status(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_ends_the_run_with_its_last_log_lines_and_exit_status(tmp_path: Path) -> None:
     with broken(tmp_path, "0:0", "--workers", "1") as run:
         assert run.wait() == 2
         assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
@@ -413,7 +413,7 @@ def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path
     with broken(tmp_path, "0:200", "--workers", "1") as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: worker-0 died 2 times in a row (exit status")
-        assert run.complaint().endswith("  | RuntimeError: the joystick broke\n"), "what was first is told last"
+        assert run.complaint().endswith("  | RuntimeError: the joystick broke\n"), "the first failure comes last"
         assert run.complaint().splitlines()[-1] in run.files.log("supervisor")
         summary = run.files.assert_summary_exact("failed", quorum=1, shards=1)
         assert summary["updates"] == run.files.version(shards=1) >= 3 * 16
@@ -421,7 +421,7 @@ def test_a_run_that_fails_later_leaves_a_checkpoint_of_its_last_version(tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_without_a_worker_that_cannot_start_while_the_others_are_enough(tmp_path: Path) -> None:
+def test_a_run_continues_without_a_worker_that_cannot_start_if_the_others_form_a_quorum(tmp_path: Path) -> None:
     with broken(tmp_path, "1:0", "--workers", "1", "--backups", "1") as run:
         run.eventually(lambda: run.said().count("worker-1] died (exit status") >= 3, "three deaths")
         version = run.files.version(shards=1)
@@ -448,7 +448,7 @@ def test_a_shard_that_cannot_write_its_history_ends_the_run_with_the_reason(tmp_
 
 
 @pytest.mark.slow
-def test_of_a_cascade_the_failure_that_began_it_is_told_last_and_decides_the_exit_status(tmp_path: Path) -> None:
+def test_the_first_failure_of_a_cascade_is_reported_last_and_decides_the_exit_status(tmp_path: Path) -> None:
     with broken(tmp_path, "0:200", "--workers", "2") as run:
         run.wait_to_say("worker-0] died (exit status 1)")
         (run.files.path / "history" / "shard-0.jsonl").rename(tmp_path / "history")
@@ -461,14 +461,14 @@ def test_of_a_cascade_the_failure_that_began_it_is_told_last_and_decides_the_exi
 
 
 @pytest.mark.slow
-def test_what_many_processes_die_of_is_told_once(tmp_path: Path) -> None:
+def test_a_common_cause_of_death_is_reported_once(tmp_path: Path) -> None:
     with broken(tmp_path, "-1:200", "--workers", "3", program=FOLDING) as run:
         run.wait_to_say(" worker-0..2]   | RuntimeError: the joystick broke (3x)")
         assert " worker-0..2] died (exit status 1) and is restarted; its log ends: (3x)" in run.said()
 
 
 @pytest.mark.slow
-def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path: Path) -> None:
+def test_a_run_waits_for_an_external_worker_then_continues_without_it_and_takes_it_back(tmp_path: Path) -> None:
     options = ("--external-workers", "1", "--on-loss", "shrink")
     with training(tmp_path / "run", *options, program=("-c", IMPATIENT)) as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")
@@ -496,7 +496,7 @@ def test_an_outside_worker_is_waited_for_then_missed_then_welcomed_back(tmp_path
 
 
 @pytest.mark.slow
-def test_an_outside_worker_of_another_zmqrl_is_refused_unless_it_is_told_to_join(tmp_path: Path) -> None:
+def test_an_external_worker_with_different_code_is_refused_unless_it_asks_to_join_anyway(tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(Path(zmqrl.__file__).parent, other / "zmqrl", ignore=shutil.ignore_patterns("__pycache__"))
     with (other / "zmqrl" / "errors.py").open("a") as file:
@@ -512,7 +512,7 @@ def test_an_outside_worker_of_another_zmqrl_is_refused_unless_it_is_told_to_join
 
 
 @pytest.mark.slow
-def test_an_outside_worker_that_takes_over_a_living_ones_rank_replaces_it(tmp_path: Path) -> None:
+def test_an_external_worker_that_takes_the_rank_of_a_live_one_replaces_it(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--external-workers", "1") as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")
         with outside_worker(run) as first:

@@ -1,4 +1,4 @@
-"""Complete runs with CURVE: how they end, an external worker with its key file, and files that must hold no secrets."""
+"""Complete runs with CURVE: their end, an external worker with its key file, and files that must hold no secrets."""
 
 import json
 import os
@@ -24,7 +24,7 @@ Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 
 @pytest.mark.slow
-def test_a_run_with_curve_ends_well_and_leaves_no_keys(tmp_path: Path) -> None:
+def test_a_run_with_curve_ends_normally_and_leaves_no_keys(tmp_path: Path) -> None:
     files = trained(tmp_path / "run", *CURVE, "--updates", "20")
     files.assert_history_exact(20)
     assert files.assert_summary_exact("updates")["contributions"]["rejected"] == 0
@@ -32,7 +32,7 @@ def test_a_run_with_curve_ends_well_and_leaves_no_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_outside_worker_joins_with_its_key_file_and_no_secret_leaves_it(tmp_path: Path) -> None:
+def test_an_external_worker_joins_with_its_key_file_and_leaks_no_secret(tmp_path: Path) -> None:
     with training(tmp_path / "run", *CURVE, "--external-workers", "1", "--updates", "20") as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")
         cluster, directory = run.files.cluster(), run.files.path
@@ -67,7 +67,7 @@ def with_descendants(pid: int) -> list[int]:
 
 
 def assert_no_keys_in_public(pid: int, keys: Line) -> None:
-    """Any user sees the arguments of a process, and its own user the environment."""
+    """Assert that a process has no key in its arguments, which any user can read, or in its environment."""
     arguments, environment = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
     for key in (keys["secret"], keys["public"], *keys["shards"]):
         assert key.encode() not in arguments + environment
@@ -86,7 +86,7 @@ def planned(config: Config, directory: RunDirectory) -> Plan:
     return Plan(config, directory, Layout.of([("w", (100,))], 2), on_this_machine(config, directory))
 
 
-def test_without_its_key_file_an_outside_worker_says_what_is_missing(tmp_path: Path) -> None:
+def test_an_external_worker_names_its_missing_key_file(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.claim()
     try:
@@ -102,7 +102,7 @@ def test_without_its_key_file_an_outside_worker_says_what_is_missing(tmp_path: P
     assert not directory.keys.exists()
 
 
-def test_the_keys_of_a_run_that_was_killed_go_with_the_next_claim(tmp_path: Path) -> None:
+def test_the_next_claim_removes_the_keys_of_a_killed_run(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.keys.mkdir(parents=True)
     directory.key_file(1).write_text("{}", encoding="utf-8")
@@ -111,7 +111,7 @@ def test_the_keys_of_a_run_that_was_killed_go_with_the_next_claim(tmp_path: Path
     directory.release()
 
 
-def test_every_start_has_keys_of_its_own(tmp_path: Path) -> None:
+def test_every_start_generates_new_keys(tmp_path: Path) -> None:
     config = Config(wire=WireConfig(transport="tcp", curve=True))
     first, second = (planned(config, RunDirectory(tmp_path)) for _ in range(2))
     assert first.keys is not None

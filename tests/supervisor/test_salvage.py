@@ -1,4 +1,4 @@
-"""What can be recovered of a killed run from the slots of its shards, and its counters. See test_run_faults too."""
+"""Recovery of a killed run from the slots of its shards, and its counters. See also test_run_faults.py."""
 
 import contextlib
 import dataclasses
@@ -70,12 +70,12 @@ def saved(first: m.Welcome, second: m.Welcome, made: int = 0, **options: Any) ->
     return to_save({0: first, 1: second}, {0: made, 1: made}, newest, **{"together": True, **options})
 
 
-def test_the_newest_version_in_common_is_the_lower_of_two_that_follow_each_other() -> None:
+def test_of_two_consecutive_versions_the_lower_one_is_saved() -> None:
     assert saved(welcome(0, 7), welcome(1, 7)) == {0: 7, 1: 7}
     assert saved(welcome(0, 8), welcome(1, 7)) == {0: 7, 1: 7}
 
 
-def test_shards_of_asynchronous_mode_are_saved_where_each_stands() -> None:
+def test_asynchronous_shards_are_saved_at_their_own_versions() -> None:
     assert saved(welcome(0, 709), welcome(1, 711), together=False) == {0: 709, 1: 711}
     newest = checkpoint(709, {}, (709, 711))
     assert saved(welcome(0, 709), welcome(1, 711), together=False, newest=newest) is None
@@ -88,11 +88,11 @@ def test_shards_of_asynchronous_mode_are_saved_where_each_stands() -> None:
         (welcome(0, 5), welcome(1, 5), 5),
         (welcome(0, 6), welcome(1, 5), 5),
         (welcome(0, 5), welcome(1, 5, generation=1), 5),
-        (welcome(0, 5), welcome(1, 0, state="empty"), 0),  # it was killed while it started
+        (welcome(0, 5), welcome(1, 0, state="empty"), 0),  # killed while the run started
         (welcome(0, 0, state="empty"), welcome(1, 0, state="empty"), 5),
     ],
 )
-def test_where_nothing_was_learned_since_the_checkpoint_there_is_nothing_to_save(
+def test_nothing_is_saved_if_nothing_was_learned_since_the_checkpoint(
     first: m.Welcome, second: m.Welcome, made: int
 ) -> None:
     assert saved(first, second, made) is None
@@ -107,7 +107,7 @@ def test_where_nothing_was_learned_since_the_checkpoint_there_is_nothing_to_save
         (welcome(1, 10), "the shards hold no version in common: they are at 7 to 10."),
     ],
 )
-def test_without_a_version_in_common_it_is_said_why(other: m.Welcome, why: str) -> None:
+def test_an_error_says_why_there_is_no_common_version(other: m.Welcome, why: str) -> None:
     with pytest.raises(ClusterError, match=why):
         saved(welcome(0, 7), other, made=7)
 
@@ -115,7 +115,7 @@ def test_without_a_version_in_common_it_is_said_why(other: m.Welcome, why: str) 
 # which figures
 
 
-def test_the_figures_are_those_of_the_shards_and_of_the_newest_row(tmp_path: Path) -> None:
+def test_the_figures_come_from_the_shards_and_the_newest_row(tmp_path: Path) -> None:
     rows = [row(1), row(2), row(4, episodes=30, abandoned_steps=5)]
     directory = RunDirectory(run_directory(tmp_path / "run", rows))
     start = Counters(version=20, agent_steps=2000, wall_s=2.0, scores=(1.0, 2.0)).to_json()
@@ -127,7 +127,7 @@ def test_the_figures_are_those_of_the_shards_and_of_the_newest_row(tmp_path: Pat
     assert len(counters_at(40, told(), checkpoint(20, {}), directory, no_news).scores) <= SCORES_KEPT
 
 
-def test_without_a_row_since_the_checkpoint_its_own_figures_are_carried_on(tmp_path: Path) -> None:
+def test_the_figures_of_the_checkpoint_are_kept_if_no_row_is_newer(tmp_path: Path) -> None:
     directory = RunDirectory(run_directory(tmp_path / "run", [row(1), row(2)]))
     contributions = dict.fromkeys(OUTCOMES, 0) | {"skipped": 4}
     start = Counters(version=20, agent_steps=2000, wall_s=2.0, scores=(1.0, 2.0), contributions=contributions)
@@ -139,7 +139,7 @@ def test_without_a_row_since_the_checkpoint_its_own_figures_are_carried_on(tmp_p
 
 
 @pytest.mark.parametrize("damage", [b"\xff", b'{"version": 1e999}', b"[]", b'{"version": 40, "wall_s": null}'])
-def test_damaged_rows_are_told_of_and_left_out(tmp_path: Path, damage: bytes) -> None:
+def test_damaged_rows_are_reported_and_left_out(tmp_path: Path, damage: bytes) -> None:
     directory, news = RunDirectory(run_directory(tmp_path / "run", [row(3), row(4)])), list[str]()
     with directory.metrics.open("ab") as file:
         file.write(damage + b"\n")
@@ -147,7 +147,7 @@ def test_damaged_rows_are_told_of_and_left_out(tmp_path: Path, damage: bytes) ->
     assert news == [f"{directory.metrics} is damaged: line 3 cannot be read; the run continues without that data"]
 
 
-def test_rows_that_lack_figures_give_those_that_they_have(tmp_path: Path) -> None:
+def test_a_row_that_lacks_some_figures_supplies_the_others(tmp_path: Path) -> None:
     short: dict[str, Any] = {"version": 40, "wall_s": 4.0, "agent_steps": 4000, "episodes": None, "abandoned_steps": {}}
     directory = RunDirectory(run_directory(tmp_path / "run", [short]))
     counters = counters_at(40, told(), checkpoint(20, Counters(version=20, episodes=3).to_json()), directory, no_news)
@@ -159,7 +159,7 @@ def no_news(text: str) -> None:
 
 
 def told(*totals: tuple[int, int, int, int]) -> dict[int, m.Stats]:
-    """What shards tell that have set a version aside."""
+    """The statistics of shards that have captured a version."""
     stats = m.Stats(
         run="r",
         shard=0,
@@ -189,7 +189,7 @@ def told(*totals: tuple[int, int, int, int]) -> dict[int, m.Stats]:
 
 @dataclass
 class Killed:
-    """A run that was killed before it had another checkpoint than the first; its shards hold ``vector``."""
+    """A run that was killed when it had only its first checkpoint. Its shards hold ``vector``."""
 
     directory: RunDirectory
     checkpoint: Checkpoint
@@ -200,7 +200,7 @@ class Killed:
         return salvage(self.directory, self.checkpoint, self.news.append)
 
     def refusal(self) -> str:
-        """What is said when nothing can be saved for now; nothing may have changed."""
+        """The error if nothing can be saved now. Asserts that no file has changed."""
         before = self.state()
         with pytest.raises(ClusterError) as refused:
             self.salvage()
@@ -214,7 +214,7 @@ class Killed:
 
 
 def killed(path: Path, first: int, second: int, *, mode: str = "sync", workers: int = 2) -> Killed:
-    """Let workers train until the two shards have made these versions."""
+    """Let workers train until the two shards have made these versions, then leave the run as after a kill."""
     directory, apart = RunDirectory(path), first != second
     path.mkdir()
     config = dataclasses.replace(cartpole(), optimizer=SGD, shards=2, mode=mode)  # type: ignore[arg-type]
@@ -251,18 +251,18 @@ def assert_saved(run: Killed) -> None:
     assert not run.directory.left.exists()
 
 
-def test_the_version_that_the_shards_stand_at_becomes_a_checkpoint(run: Killed) -> None:
+def test_the_current_version_of_the_shards_becomes_a_checkpoint(run: Killed) -> None:
     assert_saved(run)
     assert run.news == ["version 7 of the shards was saved as a checkpoint"]
-    assert run.salvage() is run.checkpoint, "there is nothing more"
+    assert run.salvage() is run.checkpoint, "there is nothing more to save"
 
 
-def test_of_shards_one_version_apart_the_lower_version_becomes_a_checkpoint(tmp_path: Path) -> None:
+def test_the_lower_version_of_two_shards_becomes_a_checkpoint(tmp_path: Path) -> None:
     found = killed(tmp_path / "run", 8, 7, workers=1).salvage()
     assert (found.version, found.versions) == (7, ())
 
 
-def test_shards_of_asynchronous_mode_become_a_checkpoint_each_at_its_own_version(tmp_path: Path) -> None:
+def test_asynchronous_shards_become_a_checkpoint_with_their_own_versions(tmp_path: Path) -> None:
     run = killed(tmp_path / "run", 9, 12, mode="async")
     found = run.salvage()
     assert (found.version, found.versions) == (9, (9, 12))
@@ -294,7 +294,7 @@ def block_history(run: Killed) -> None:
         (block_history, "cannot write {}/history/shard-1.jsonl: Is a directory"),
     ],
 )
-def test_what_cannot_be_had_of_the_shards_now_stays_for_another_time(
+def test_state_that_cannot_be_read_now_is_kept_for_another_attempt(
     run: Killed, damage: Callable[[Killed], None], why: str
 ) -> None:
     passing = damage is not damage_slots
@@ -307,7 +307,7 @@ def test_what_cannot_be_had_of_the_shards_now_stays_for_another_time(
         f". It is kept in {run.directory.path}/state: {'try --resume again, or ' if passing else ''}remove "
         f"{run.directory.left} to resume from checkpoint v00000000 and lose everything after it."
     )
-    assert len(run.news) == (2 if passing else 0), "what may pass is tried three times"
+    assert len(run.news) == (2 if passing else 0), "a temporary problem must be retried twice"
     run.news.clear()
     run.directory.state(1).write_bytes(whole)
     if run.directory.history(1).is_dir():
@@ -316,14 +316,14 @@ def test_what_cannot_be_had_of_the_shards_now_stays_for_another_time(
     assert_saved(run)
 
 
-def test_where_the_newest_version_of_a_shard_is_damaged_the_one_before_is_saved(run: Killed) -> None:
+def test_the_previous_version_is_saved_if_the_newest_of_a_shard_is_damaged(run: Killed) -> None:
     assert damage_newest_slot(run.directory.state(1)) == 7
     found = run.salvage()
     assert (found.version, found.counters["contributions"]["used"]) == (6, 2 * 2 * 6)
     assert run.news[0] == "version 7 of shard 1 is lost: its state was damaged"
 
 
-def test_a_shard_that_never_had_a_version_has_no_state_to_wait_for(run: Killed) -> None:
+def test_a_resume_does_not_wait_for_the_state_of_a_shard_that_never_had_one(run: Killed) -> None:
     path = run.directory.state(1)
     path.write_bytes(path.read_bytes()[:4096] + bytes(path.stat().st_size - 4096))
     assert run.salvage() is run.checkpoint
@@ -337,13 +337,11 @@ def test_slots_of_an_older_zmqrl_without_totals_are_read(tmp_path: Path) -> None
     assert (found.version, found.counters["contributions"]["used"]) == (8, 2 * 8)
 
 
-def test_shards_without_a_version_in_common_stay_as_they_are(tmp_path: Path) -> None:
+def test_shards_without_a_common_version_are_not_changed(tmp_path: Path) -> None:
     assert "no version in common: they are at 9 to 12. It is kept" in killed(tmp_path / "run", 9, 12).refusal()
 
 
-def test_shards_of_which_only_some_have_gone_back_to_a_checkpoint_stay_as_they_are(
-    run: Killed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_in_an_incomplete_rollback_are_not_changed(run: Killed, monkeypatch: pytest.MonkeyPatch) -> None:
     greet = ShardControl.greet
 
     def greet_one_that_went_back(*arguments: Any, **options: Any) -> dict[int, m.Welcome]:
@@ -354,7 +352,7 @@ def test_shards_of_which_only_some_have_gone_back_to_a_checkpoint_stay_as_they_a
     assert "only some of its shards had gone back to a checkpoint" in run.refusal()
 
 
-def test_a_resume_that_cannot_have_the_state_ends_before_it_has_changed_anything(run: Killed) -> None:
+def test_a_resume_that_cannot_read_the_state_ends_before_it_changes_anything(run: Killed) -> None:
     damage_slots(run)
     before = run.state()
     with pytest.raises(ClusterError, match="cannot read the state of the killed run"):
@@ -362,7 +360,7 @@ def test_a_resume_that_cannot_have_the_state_ends_before_it_has_changed_anything
     assert run.state() == before
 
 
-def test_what_passes_is_waited_for(run: Killed) -> None:
+def test_a_temporary_problem_is_retried(run: Killed) -> None:
     block_history(run)
 
     def mend(text: str) -> None:
@@ -375,9 +373,7 @@ def test_what_passes_is_waited_for(run: Killed) -> None:
     assert (found.version, len(run.news)) == (7, 2)
 
 
-def test_a_shard_that_is_killed_while_it_is_looked_at_is_looked_at_again(
-    run: Killed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_killed_while_its_state_is_read_is_read_again(run: Killed, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen_shards, kills = salvage_module._frozen_shards, iter([True])
 
     @contextlib.contextmanager
@@ -392,19 +388,19 @@ def test_a_shard_that_is_killed_while_it_is_looked_at_is_looked_at_again(
     assert "shard-1 died (killed by SIGKILL)" in run.news[0]
 
 
-def test_damaged_figures_cost_no_versions(run: Killed) -> None:
+def test_damaged_figures_do_not_lose_versions(run: Killed) -> None:
     for path in (run.directory.metrics, run.directory.evaluations, run.directory.summary):
         path.write_bytes(b"\xff\n\n")
     assert_saved(run)
     assert f"{run.directory.metrics} is damaged: line 1 and 1 more cannot be read" in run.news[0]
 
 
-def test_a_history_that_is_lost_costs_no_versions(run: Killed) -> None:
+def test_a_lost_history_does_not_lose_versions(run: Killed) -> None:
     run.directory.history(0).unlink()
     assert_saved(run)
 
 
-def test_where_the_state_of_a_shard_does_not_exist_any_more_the_run_goes_on_from_the_checkpoint(run: Killed) -> None:
+def test_a_run_continues_from_the_checkpoint_if_the_state_of_a_shard_no_longer_exists(run: Killed) -> None:
     run.directory.state(1).unlink()
     assert run.salvage() is run.checkpoint
     assert run.news == [
@@ -414,9 +410,9 @@ def test_where_the_state_of_a_shard_does_not_exist_any_more_the_run_goes_on_from
     assert not run.directory.state(1).exists()
 
 
-def test_what_is_damaged_is_kept_though_another_program_could_not_read_it(run: Killed) -> None:
+def test_slots_that_seem_damaged_are_kept(run: Killed) -> None:
     left = json.loads(run.directory.left.read_text(encoding="utf-8"))
-    left["run"] = "0" * 16  # the slots are of another run
+    left["run"] = "0" * 16  # now the slots are those of another run
     write_json(run.directory.left, left)
     assert "state/shard-0.slots is damaged, or belongs to another run" in run.refusal().replace(
         "shard-1.slots", "shard-0.slots"
@@ -431,7 +427,7 @@ def test_what_is_damaged_is_kept_though_another_program_could_not_read_it(run: K
         ({"port_range": "9000-9005"}, "tcp://127.0.0.1:9005"),
     ],
 )
-def test_a_shard_that_is_only_read_is_bound_where_no_worker_looks_for_it_if_there_is_a_choice(
+def test_a_shard_that_is_only_read_avoids_its_old_address_if_it_can(
     tmp_path: Path, options: dict[str, Any], bound: str
 ) -> None:
     wire = dataclasses.replace(cartpole().wire, **options)
@@ -460,7 +456,7 @@ def test_a_shard_that_is_only_read_is_bound_where_no_worker_looks_for_it_if_ther
         '"shards": [{"shard": 0, "host": "h2", "control": "tcp://h2:1"}]}',
     ],
 )
-def test_what_cannot_be_read_of_a_killed_run_ends_a_resume_and_loses_nothing(tmp_path: Path, left: str) -> None:
+def test_unreadable_facts_about_a_killed_run_end_a_resume_and_lose_nothing(tmp_path: Path, left: str) -> None:
     directory, news = RunDirectory(tmp_path), list[str]()
     newest = checkpoint(20, {})
     assert salvage(directory, newest, news.append) is newest
@@ -478,7 +474,7 @@ def left_on_a_host(directory: RunDirectory, says: str) -> None:
     write_json(directory.left, {"run": "r", "config": cartpole().to_json(), "hosts": [host], "shards": shards})
 
 
-def test_a_host_that_cannot_be_reached_is_named_and_what_leads_to_it_stays(tmp_path: Path) -> None:
+def test_an_unreachable_host_is_named_and_left_json_stays(tmp_path: Path) -> None:
     directory, news = RunDirectory(tmp_path), list[str]()
     left_on_a_host(directory, "no route to host")
     with pytest.raises(
@@ -492,11 +488,11 @@ def test_a_host_that_cannot_be_reached_is_named_and_what_leads_to_it_stays(tmp_p
     "says",
     [
         "srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 1",
-        # The job was requeued, and has other nodes now.
+        # The job was requeued and now has other nodes.
         "srun: error: Unable to create step for job 2: Requested node configuration is not available",
     ],
 )
-def test_a_node_that_was_given_back_to_slurm_is_not_asked_again(tmp_path: Path, says: str) -> None:
+def test_a_node_that_was_returned_to_slurm_is_not_asked_again(tmp_path: Path, says: str) -> None:
     directory, news = RunDirectory(tmp_path), list[str]()
     left_on_a_host(directory, says)
     newest = checkpoint(20, {})
@@ -505,10 +501,10 @@ def test_a_node_that_was_given_back_to_slurm_is_not_asked_again(tmp_path: Path, 
     assert not directory.left.exists()
 
 
-def test_what_leads_to_the_state_of_a_killed_run_stays_when_it_is_taken_up(tmp_path: Path) -> None:
+def test_left_json_stays_while_a_killed_run_is_resumed(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.cluster.write_text("of a killed run")
-    for _ in range(2):  # the first time, its hosts may not be reached
+    for _ in range(2):  # as if its hosts could not be reached the first time
         directory.claim()
         directory.release()
         assert (directory.cluster.exists(), directory.left.read_text()) == (False, "of a killed run")

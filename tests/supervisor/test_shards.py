@@ -1,4 +1,4 @@
-"""What the supervisor knows of its shards, and of the work that they see: from messages, without sockets."""
+"""The supervisor's view of its shards and of their workers, from messages, without sockets."""
 
 from typing import Any
 
@@ -37,12 +37,12 @@ def loaded(*versions: int, stop_at: int | None = None) -> Shards:
 
 
 def is_ready(shards: Shards) -> bool:
-    """``shards.ready``, which mypy would believe to stay as it was asserted to be."""
+    """``shards.ready``. A direct assertion would make mypy assume that it never changes."""
     return shards.ready
 
 
 def all_at_stop(shards: Shards) -> bool:
-    """``shards.all_at_stop``, for the same reason."""
+    """``shards.all_at_stop``, as a function for the same reason."""
     return shards.all_at_stop
 
 
@@ -51,17 +51,17 @@ def shards() -> Shards:
     return loaded()
 
 
-def test_each_shard_goes_on_from_its_own_version_in_asynchronous_mode() -> None:
+def test_each_shard_continues_from_its_own_version_in_asynchronous_mode() -> None:
     shards = loaded(711, 709)
     assert shards.seen == {0: 711, 1: 709}
 
 
-def test_a_shard_that_is_past_the_end_of_the_run_already_ends_where_it_is() -> None:
+def test_a_shard_already_past_the_end_of_the_run_ends_at_its_version() -> None:
     assert loaded(42, 38, stop_at=40).loaded() == [e.TellStop(0, 42), e.TellStop(1, 40)]
 
 
-def test_a_shard_that_comes_back_empty_after_its_old_process_was_still_heard_is_loaded(shards: Shards) -> None:
-    shards.on_exit(0)  # its host cannot be reached, but the old process still can
+def test_an_empty_shard_is_loaded_even_if_its_old_process_was_still_heard(shards: Shards) -> None:
+    shards.on_exit(0)  # its host daemon is lost, but the old process can still be reached
     shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
     assert is_ready(shards)
     shards.on_welcome(0, welcome(0, 11, "empty"), VIEW)
@@ -69,23 +69,23 @@ def test_a_shard_that_comes_back_empty_after_its_old_process_was_still_heard_is_
     assert [action for action in shards.roll_back(VIEW, 1.0) if isinstance(action, e.Load)] == [e.Load(2, VIEW)]
 
 
-def test_a_shard_that_welcomes_us_again_says_nothing_new(shards: Shards) -> None:
+def test_a_repeated_welcome_changes_nothing(shards: Shards) -> None:
     shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
     shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
     assert shards.ready
 
 
-def test_an_answer_that_a_later_one_has_overtaken_changes_nothing(shards: Shards) -> None:
+def test_an_outdated_answer_changes_nothing(shards: Shards) -> None:
     assert shards.on_stats(0, stats(0, 7))
     for old in (stats(0, 6), stats(0, 9, incarnation=9), stats(0, 9, generation=0)):
         assert not shards.on_stats(0, old)
     assert shards.stats[0].version == 7
-    assert not shards.on_stats(0, stats(0, 5, incarnation=11)), "a process that was started again has less"
+    assert not shards.on_stats(0, stats(0, 5, incarnation=11)), "a restarted process can be behind"
     assert shards.stats[0].version == 5
 
 
 @pytest.mark.parametrize("wanted", [8, None])
-def test_where_to_end_is_said_until_every_shard_says_the_same(shards: Shards, wanted: int | None) -> None:
+def test_the_stop_is_repeated_until_every_shard_confirms_it(shards: Shards, wanted: int | None) -> None:
     shards.stop_at = wanted
     said: list[e.Action] = []
     for stop in (9, 9, wanted):
@@ -95,7 +95,7 @@ def test_where_to_end_is_said_until_every_shard_says_the_same(shards: Shards, wa
     assert said == [e.TellStop(1, wanted)] * 2
 
 
-def test_a_shard_that_was_past_the_end_before_it_heard_of_it_is_to_end_where_it_is(shards: Shards) -> None:
+def test_a_shard_that_passed_the_end_before_the_stop_arrived_ends_at_its_version(shards: Shards) -> None:
     shards.stop_at = 3
     said: list[e.Action] = []
     for stop in (None, 5):
@@ -104,7 +104,7 @@ def test_a_shard_that_was_past_the_end_before_it_heard_of_it_is_to_end_where_it_
     assert said == [e.TellStop(0, 5)]
 
 
-def test_who_counts_is_said_until_every_shard_says_the_same(shards: Shards) -> None:
+def test_the_view_is_repeated_until_every_shard_confirms_it(shards: Shards) -> None:
     said: list[e.Action] = []
     for view in (0, 1):
         shards.on_stats(0, stats(0, 3, view=view))
@@ -112,7 +112,7 @@ def test_who_counts_is_said_until_every_shard_says_the_same(shards: Shards) -> N
     assert said == [e.TellView(0, VIEW)]
 
 
-def test_a_run_has_reached_its_end_when_every_shard_has_though_one_has_not_heard_of_it(shards: Shards) -> None:
+def test_a_run_can_reach_its_end_before_all_shards_confirm_the_stop(shards: Shards) -> None:
     shards.on_stats(0, stats(0, 8, state="ended", stop=8))
     shards.on_stats(1, stats(1, 8))
     assert not all_at_stop(shards)
@@ -124,7 +124,7 @@ def test_a_run_has_reached_its_end_when_every_shard_has_though_one_has_not_heard
     assert not all_at_stop(shards)
 
 
-def test_a_shard_that_can_make_no_more_versions_is_an_error_that_says_why(shards: Shards) -> None:
+def test_an_error_says_why_a_shard_can_make_no_more_versions(shards: Shards) -> None:
     shards.on_stats(0, stats(0, 3))
     shards.on_stats(1, stats(1, 2))
     assert shards.failure() is None

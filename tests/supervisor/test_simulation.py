@@ -1,4 +1,4 @@
-"""Complete runs with all three state machines, of shards, workers and the supervisor, on a network that breaks."""
+"""Complete runs with the state machines of shards, workers and the supervisor on an unreliable network."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,7 @@ ROUNDS = 40
 
 
 def disturb(world: RunWorld, chance: random.Random) -> None:
-    """One fault: a process dies, a shard loses its state, or a connection breaks or comes back."""
+    """Cause one fault: a process dies, a shard loses its state, or a connection breaks or comes back."""
     shard, worker = chance.choice(world.shards), chance.choice(world.workers)
     link = chance.choice(world.links) if world.links else None
 
@@ -51,7 +51,7 @@ def disturb(world: RunWorld, chance: random.Random) -> None:
     on_loss=st.sampled_from(["wait", "shrink"]),
 )
 @settings(max_examples=settings().max_examples // 2)
-def test_a_run_gets_on_and_ends_whatever_breaks(
+def test_a_run_makes_progress_and_ends_whatever_breaks(
     seed: int, shards: int, workers: int, on_loss: Literal["wait", "shrink"]
 ) -> None:
     chance = random.Random(seed)
@@ -67,7 +67,7 @@ def test_a_run_gets_on_and_ends_whatever_breaks(
     assert world.supervisor.failed == []
 
 
-def test_a_run_without_faults_takes_checkpoints_and_never_goes_back() -> None:
+def test_a_run_without_faults_takes_checkpoints_and_never_rolls_back() -> None:
     world = RunWorld(shards=3, workers=3, quorum=2)
     for _ in range(200):
         world.round()
@@ -78,7 +78,7 @@ def test_a_run_without_faults_takes_checkpoints_and_never_goes_back() -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_lost_state_costs_what_came_after_the_last_checkpoint_and_nothing_more(shards: int) -> None:
+def test_lost_state_undoes_only_the_versions_after_the_last_checkpoint(shards: int) -> None:
     world = RunWorld(shards=shards, workers=2, quorum=2)
     for _ in range(150):
         world.round()

@@ -1,4 +1,4 @@
-"""Processes that are stopped for a while, one or all of them, as on a laptop that sleeps: none of them dies."""
+"""One or all processes are stopped for a while, as on a sleeping laptop. None of them dies."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from support.run_rig import Run, training
 
 pytestmark = pytest.mark.processes
 
-ASLEEP_S = 12.0  # longer than queues take to fill, connections to be found broken, workers to be absent
+ASLEEP_S = 12.0  # enough to fill queues, to detect broken connections and to make workers absent
 TCP = ("--wire.transport", "tcp", "--workers", "2", "--shards", "2", "--minutes", "10")
 
 
 def pids_of(run: Run, who: str) -> list[int]:
-    """The supervisor's process, or those of all shards, of all workers, or of all three."""
+    """The processes of the supervisor, of all shards, of all workers, or of all three."""
     cluster = run.files.cluster()
     shards, workers = ([each["pid"] for each in cluster[role]] for role in ("shards", "workers"))
     supervisor = [run.process.pid]
@@ -24,7 +24,7 @@ def pids_of(run: Run, who: str) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["all", "supervisor", "shards", "workers"])
-def test_a_run_goes_on_after_a_sleep_with_the_processes_that_it_had(tmp_path: Path, who: str) -> None:
+def test_a_run_continues_after_a_sleep_with_the_same_processes(tmp_path: Path, who: str) -> None:
     with training(tmp_path / "run", *TCP) as run:
         run.wait_for(50)
         before = run.pids()
@@ -43,12 +43,12 @@ def test_a_run_goes_on_after_a_sleep_with_the_processes_that_it_had(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_run_that_is_rolled_back_while_a_worker_sleeps_goes_on_when_it_wakes_up(tmp_path: Path) -> None:
+def test_a_run_rolled_back_while_a_worker_sleeps_continues_when_it_wakes_up(tmp_path: Path) -> None:
     with training(tmp_path / "run", *TCP) as run:
         run.wait_for(50)
         (sleeper, *_) = pids_of(run, "workers")
         os.kill(sleeper, signal.SIGSTOP)
-        time.sleep(9.0)  # then it is absent
+        time.sleep(9.0)  # by then it is absent
         (run.files.path / "state" / "shard-1.slots").unlink()
         run.kill("shard", 1)
         run.wait_to_say("all shards go back to the checkpoint")

@@ -1,4 +1,4 @@
-"""Workers that outlive their run: what others started goes on when the supervisor is killed, and the run is resumed."""
+"""An external worker outlives its killed run, and the resumed run refuses it."""
 
 import contextlib
 import subprocess
@@ -17,14 +17,14 @@ OUTSIDE = ("--external-workers", "1")
 
 @contextlib.contextmanager
 def survivor(run: Run, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """An outside worker of ``run``, which writes its log to a file."""
+    """An external worker of ``run`` that writes its log to a file."""
     command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json")]
     with log.open("wb") as file, ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)) as process:
         yield process
 
 
 @pytest.mark.slow
-def test_a_worker_of_a_killed_run_is_refused_by_the_run_that_resumes_it(tmp_path: Path) -> None:
+def test_a_resumed_run_refuses_a_worker_of_the_killed_run(tmp_path: Path) -> None:
     log = tmp_path / "survivor.log"
     with contextlib.ExitStack() as outlives:
         with training(tmp_path / "run", *OUTSIDE) as run:

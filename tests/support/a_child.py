@@ -17,7 +17,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     started = []
     if job.get("with_children"):
-        # One in our session, and one that left it.
+        # One child in our session, and one that left it.
         sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
         started = [subprocess.Popen(sleep, start_new_session=apart).pid for apart in (False, True)]
     level = os.environ.get(LOG_LEVEL)
@@ -53,7 +53,7 @@ def compute_for_ever() -> None:
 
 
 def count_for_ever() -> None:
-    sum(range(10**15))  # C code, which looks at no signal
+    sum(range(10**15))  # C code that does not check for signals
 
 
 HANGS = {"on a lock": wait_for_ever, "in Python": compute_for_ever, "in C": count_for_ever}

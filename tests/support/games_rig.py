@@ -1,4 +1,4 @@
-"""Helpers for tests of games: games that start at once, and random play."""
+"""Helpers for tests of games: games that start without waiting, and random play."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import numpy as np
 
 from zmqrl.learner.envs import EnvConfig, Envs, Step
 
-# A game that starts at once is the same for Gymnasium's preprocessing, which knows no FIRE and counts no-ops otherwise.
+# Gymnasium's preprocessing has no FIRE and counts no-ops differently, so only a game that starts at once is the same.
 PLAIN = EnvConfig(num_envs=1, noop_max=0, fire_reset=False, clip_rewards=False)
 RANDOM_SKIP = dataclasses.replace(PLAIN, frame_skip=4, min_frame_skip=2, sticky_actions=0.25)
 

@@ -1,4 +1,4 @@
-"""CartPole that hangs for ever in each process whose id is in the file that HANG_FILE names.
+"""CartPole that hangs forever in each process listed by id in the file HANG_FILE.
 
 Its id for ``--env`` is ``support.hanging_env:Hanging-v0``.
 """

@@ -1,6 +1,6 @@
-"""The network lab for tests: hosts with networks, SSH servers and processes of their own (docs/netlab.md).
+"""The network lab for tests: each host has its own network, SSH server and processes (docs/netlab.md).
 
-A test that takes the fixture `lab` gets four of them, and whatever it does to their network is undone afterwards.
+A test with the fixture `lab` gets four hosts. All changes that it makes to their network are undone afterwards.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from support.paths import ROOT
 
 NETLAB = ROOT / "launch/netlab"
 PROGRAMS = ("ip", "tc", "iptables", "unshare", "nsenter", "ssh", "ssh-keygen", "sshd")
-SLOTS = 8  # labs that tests can have at the same time on one machine
+SLOTS = 8  # the number of labs that tests can use at the same time on one machine
 LONGEST_S = 60.0
 
 
@@ -31,7 +31,7 @@ def netlab(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
 
 @dataclass(frozen=True)
 class Slot:
-    """A name, a subnet and a directory that no other test has at this time."""
+    """A name, a subnet and a directory that no other test uses now."""
 
     name: str
     subnet: str
@@ -50,7 +50,7 @@ class Slot:
 
 @contextmanager
 def slot() -> Iterator[Slot]:
-    """A slot for a lab. A lab that an earlier test left there is taken down, and at the end this one, too."""
+    """A slot for a lab. Takes down a lab that an earlier test left there, and at the end also the new one."""
     with ExitStack() as stack:
         for number in range(SLOTS):
             file = stack.enter_context(Path(f"/tmp/zmqrl-test-lab-{number}.lock").open("w"))
@@ -67,7 +67,7 @@ def slot() -> Iterator[Slot]:
 
 
 class Lab:
-    """A lab that is up. Faults are those of `netlab`; `heal` undoes them all."""
+    """A lab that is up. It can set the faults of `netlab`, and `heal` undoes them all."""
 
     def __init__(self, where: Slot, shared: Path) -> None:
         self.slot = where
@@ -77,22 +77,22 @@ class Lab:
         self.hosts: list[str] = list(self.status())
 
     def __call__(self, command: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """A command of netlab on this lab."""
+        """Run a command of netlab on this lab."""
         return netlab(command, *self.slot.where, *arguments, check=check)
 
     def run(self, host: str, argv: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs a command on a host, whatever state its network is in."""
+        """Run a command on a host. This works even if its network is down."""
         return self("exec", host, *argv, check=check)
 
     def ssh(self, host: str, argv: list[str], *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Runs a command on a host over SSH, from this machine."""
+        """Run a command on a host over SSH from this machine."""
         command = ["ssh", "-F", str(self.ssh_config), *options, host, shlex.join(argv)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S)
         assert not check or done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
         return done
 
     def processes(self, host: str) -> list[str]:
-        """The command lines of the processes on a host, without its SSH server and its sessions."""
+        """The command lines of the processes on a host, without its SSH server and SSH sessions."""
         return [shlex.join(process["argv"]) for process in json.loads(self("ps", host, "--json").stdout)]
 
     def status(self) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Helpers at the level of the wire: a listener, raw connections, and a TCP proxy that fails on command."""
+"""Helpers for the wire: a listener, raw connections, and a TCP proxy that fails on command."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ ROLES: tuple[SocketRole, ...] = ("grad", "weights", "control")
 
 
 class Listener:
-    """A thread that subscribes to everything, and keeps the published frames of a shard as received."""
+    """A thread that subscribes to every topic of every shard and keeps the published frames as received."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
@@ -43,7 +43,7 @@ class Listener:
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def newest(self, shard: int) -> int:
-        """The newest version of ``shard`` whose weights were received."""
+        """The newest version of ``shard`` for which weights were received."""
         return max((version for _, version in self.weights[shard]), default=-1)
 
     def __enter__(self) -> "Listener":
@@ -145,15 +145,15 @@ class Proxy:
         self.flowing.set()
         self.open = True
         self.delay_s = 0.0
-        self.cut_after_bytes: int | None = None  # of what the clients send, from now on
+        self.cut_after_bytes: int | None = None  # applies to data that the clients send from now on
         self.cuts = 0
-        self.overheard = bytearray()  # what an eavesdropper would see, in both directions
+        self.overheard = bytearray()  # the bytes that an eavesdropper would see, in both directions
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.threads = [threading.Thread(target=self._accept, daemon=True)]
         self.threads[0].start()
 
     def cut(self, *, heal: bool = False) -> None:
-        """Reset every connection; with ``heal`` new ones are let through, else they are reset too."""
+        """Reset every connection. New connections pass with ``heal``; otherwise they are reset, too."""
         self.open = heal
         self.cuts += 1
         for pair in self.pairs:
@@ -228,7 +228,7 @@ def _reset(end: socket.socket) -> None:
 
 @contextlib.contextmanager
 def proxied(cluster: Cluster, shards: set[int]) -> Iterator[tuple[Cluster, dict[tuple[int, SocketRole], Proxy]]]:
-    """The same cluster, reached through a proxy for each socket of ``shards``."""
+    """The same cluster with a proxy in front of each socket of ``shards``."""
     proxies = {(shard, role): Proxy(cluster.endpoints[shard][role]) for shard in sorted(shards) for role in ROLES}
     endpoints = tuple(
         {role: proxies[shard, role].endpoint if (shard, role) in proxies else there[role] for role in ROLES}

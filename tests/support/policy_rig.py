@@ -1,4 +1,4 @@
-"""Run directories with one checkpoint, made without training, for tests that play a policy."""
+"""Run directories with checkpoints, made without training, for tests that play a policy."""
 
 import itertools
 from pathlib import Path
@@ -50,7 +50,7 @@ _NUMBERS = itertools.count()
 
 
 def write_failing_network(directory: Path, fails: str) -> str:
-    """A module with a network ``Net`` that can be loaded, but fails for the one observation of a game."""
+    """Write a module with a network ``Net`` that can be loaded, but fails for a batch of one observation."""
     name = f"failing_network_{next(_NUMBERS)}"
     (directory / f"{name}.py").write_text(FAILING_NETWORK.format(fails=fails), encoding="utf-8")
     return name

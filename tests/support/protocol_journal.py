@@ -1,6 +1,6 @@
-"""The versions and payloads of a simulated run, to recompute and compare.
+"""The versions and payloads of a simulated run, for a comparison with recomputed versions.
 
-Weights are integers, so that every version can be computed again from the ranks its record names.
+Weights are integers, so every version can be recomputed exactly from the ranks in its record.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Version: TypeAlias = tuple[int, int, int]  # generation, shard, version
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The payload of a contribution: what it was computed on."""
+    """The payload of a contribution: it names the weights that the gradient was computed on."""
 
     rank: int
     generation: int
@@ -28,13 +28,13 @@ class Slice:
 
 
 def step(weights: int, gradients: list[int]) -> int:
-    """A toy optimizer whose result depends on every contribution and on their number."""
+    """A toy optimizer: its result depends on every contribution and on the number of contributions."""
     return (weights * 31 + sum(gradients) * 7 + len(gradients)) % PRIME
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What a shard keeps of a version."""
+    """The state of one version on a shard."""
 
     record: shard_events.Record
     weights: int
@@ -42,7 +42,7 @@ class Slot:
 
 @dataclass(slots=True)
 class Journal:
-    """Every version that was ever loaded or committed, and every payload that was ever shown."""
+    """Every version ever loaded or committed, and every payload ever published."""
 
     loaded: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     committed: dict[Version, Slot] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Journal:
         assert self.shown.setdefault(at, weights) == weights, f"two different payloads for {at}"
 
     def check(self) -> None:
-        """Compute every version again from the ranks in the records."""
+        """Recompute every version from the ranks in the records, and compare."""
         versions = {at: slot.weights for at, slot in self.committed.items()}
         for (generation, shard), (version, weights) in self.loaded.items():
             versions[generation, shard, version] = weights

@@ -1,6 +1,6 @@
-"""Hosts of the real state machines: shards and workers whose processes crash, and the connections between them.
+"""Simulated processes that run the real state machines: shards and workers that can crash, and their connections.
 
-What must hold at every step is asserted where it happens; ``Journal`` keeps what must hold over the whole history.
+Conditions on single steps are asserted here. ``Journal`` checks the conditions on the whole history.
 """
 
 from collections import deque
@@ -25,12 +25,12 @@ RUN, LAYOUT, SECRET, SUPERVISOR = "run", "layout", "secret", b"supervisor"
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """The three connections between one worker process and one shard: queues in the order of sending."""
+    """The three connections between one worker process and one shard, as queues in the order of sending."""
 
     worker: "WorkerHost"
     shard: "ShardHost"
     up: bool = False
-    cut: bool = False  # a partition, until it heals
+    cut: bool = False  # a network partition that lasts until it heals
     peer: bytes = b""
     gradients: deque[shard_events.GradientArrived] = field(default_factory=deque)
     requests: deque[m.Message] = field(default_factory=deque)
@@ -42,14 +42,14 @@ class Link:
         return [self.gradients, self.requests, self.presence, self.publications, self.answers]
 
     def connect(self) -> None:
-        """A connection that is made again is another peer to the shard's ROUTER."""
+        """Connect. The shard's ROUTER sees each new connection as a new peer."""
         if not self.up and not self.cut and self.shard.machine and self.worker.alive:
             self.up = True
             self.peer = b"peer %d" % self.worker.world.number()
             self.presence.append(shard_events.PresenceChanged(self.worker.rank, self.worker.incarnation, here=True))
 
     def disconnect(self, *, arrived: bool) -> None:
-        """``arrived``: messages on their way to the worker have already arrived."""
+        """Disconnect. With ``arrived``, messages in transit to the worker still arrive."""
         if not self.up:
             return
         self.up = False
@@ -61,7 +61,7 @@ class Link:
         self.presence.append(shard_events.PresenceChanged(self.worker.rank, self.worker.incarnation, here=False))
 
     def deliver(self, queue: deque[Any]) -> None:
-        """Hand the oldest message to its receiver."""
+        """Deliver the oldest message of a queue."""
         message = queue.popleft()
         if queue is self.requests:
             self.shard.feed(shard_events.ControlArrived(self.peer, message))
@@ -72,16 +72,16 @@ class Link:
 
 
 class ShardHost:
-    """One shard: its process, which can end and restart, and its state, which survives."""
+    """One shard: a process that can crash and restart, and state that survives it."""
 
     def __init__(self, world: "World", number: int) -> None:
         self.world, self.number = world, number
         self.machine: ShardMachine | None = None
-        self.slots: list[Slot] = []  # the version before the newest, the newest
+        self.slots: list[Slot] = []  # the previous version and the newest
         self.sum: list[Slice] = []
         self.captured: Slot | None = None
         self.incarnation = 0
-        self.crash_after: int | None = None  # actions
+        self.crash_after: int | None = None  # the number of actions
 
     def start(self) -> None:
         if self.machine is not None:
@@ -128,7 +128,7 @@ class ShardHost:
             isinstance(event, shard_events.StateRestored) and event.recovered
         ):
             arrived = isinstance(event, shard_events.GradientArrived)
-            assert self._accounted() == before + arrived, "a contribution is not accounted for"
+            assert self._accounted() == before + arrived, "a contribution was not counted"
         assert (machine.generation, machine.version) >= (generation, version)
         for action in actions:
             if self.crash_after is not None:
@@ -183,7 +183,7 @@ class ShardHost:
         assert record.version == self.slots[-1].record.version + 1
         assert record.generation == self.slots[-1].record.generation
         ranks = [slice.rank for slice in self.sum]
-        assert tuple(sorted(ranks)) == record.ranks, "the record names other ranks"
+        assert tuple(sorted(ranks)) == record.ranks, "the record names the wrong ranks"
         assert len(set(ranks)) == record.quorum >= record.view.quorum, "not a quorum of distinct ranks"
         assert set(ranks) <= set(record.view.members)
         assert not self.world.consistent or ranks == sorted(ranks)
@@ -238,7 +238,7 @@ class ShardHost:
 
 
 class WorkerHost:
-    """One process of a worker: what its computing thread does, and its links."""
+    """One worker process: its computing thread and its links."""
 
     def __init__(self, world: "World", rank: int) -> None:
         self.world, self.rank = world, rank
@@ -268,7 +268,7 @@ class WorkerHost:
         return self.state not in ("ended", "dead")
 
     def die(self, state: Literal["ended", "dead"] = "dead") -> None:
-        """Messages that were already sent still arrive."""
+        """End the process. Messages that it has sent still arrive."""
         self.state = state
         for link in self.links:
             underway = [*link.gradients], [*link.requests]
@@ -277,7 +277,7 @@ class WorkerHost:
             link.requests.extend(underway[1])
 
     def act(self) -> None:
-        """What the computing thread does next."""
+        """Let the computing thread do its next step."""
         if self.state == "idle":
             self.state = "pulling"
             self.feed(worker_events.Pulling(self.above))
@@ -288,13 +288,13 @@ class WorkerHost:
             self.feed(worker_events.Contributed(generation, version))
 
     def abandon(self) -> None:
-        """Drop the work at hand, as after a rollout that took too long."""
+        """Drop the current work, as after a rollout that took too long."""
         if self.state == "computing":
             assert self.weights is not None
             self.state, self.above = "idle", self.weights[1] - 1
 
     def write(self) -> None:
-        """Sockets that can take a message again."""
+        """Report the sockets that can send again."""
         for link in self.links:
             if self.alive and link.up and self.machine.pending(link.shard.number) and len(link.gradients) < 2:
                 self.feed(worker_events.Writable(link.shard.number))
@@ -306,7 +306,7 @@ class WorkerHost:
         for action in self.machine.handle(event, self.world.now):
             self._do(action)
         after = [(shard.generation, shard.version) for shard in self.machine.shards]
-        assert all(old <= new for old, new in zip(before, after, strict=True)), "went back in time"
+        assert all(old <= new for old, new in zip(before, after, strict=True)), "a generation or version decreased"
         tally = self.machine.tally
         open_slices = [shard for shard in self.machine.shards if shard.push in ("pending", "sent") and shard.attempt]
         assert tally.sent == tally.used + tally.unused + tally.unknown + len(open_slices)

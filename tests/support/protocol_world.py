@@ -1,4 +1,4 @@
-"""A complete run, with a supervisor, on a simulated network that loses, delays, repeats and cuts messages."""
+"""A complete run with a supervisor, on a simulated network that loses, delays and repeats messages."""
 
 from collections import deque
 from typing import Any
@@ -17,7 +17,7 @@ HELLO = m.Hello(run=RUN, layout=LAYOUT, role="supervisor", rank=0, incarnation=1
 
 
 class Supervisor:
-    """Sends the messages of ``supervisor/supervisor.py`` to one shard at a time."""
+    """Stands in for ``supervisor/supervisor.py``: sends its messages to one shard at a time."""
 
     def __init__(self, world: "World", workers: int, quorum: int) -> None:
         self.world = world
@@ -35,7 +35,7 @@ class Supervisor:
             self.stats[shard] = message
 
     def visit(self, shard: ShardHost) -> None:
-        """Ask one shard for its state, and send it the data that it lacks."""
+        """Ask one shard for its state, and send what it lacks."""
         n = shard.number
         if shard.machine is None:
             return
@@ -64,7 +64,7 @@ class Supervisor:
         return self.stats.get(shard.number)
 
     def _load(self, shard: ShardHost) -> None:
-        if shard.number in self.loaded:  # the shard lost the state of this generation: all shards roll back
+        if shard.number in self.loaded:  # the shard has lost the state of this generation, so all shards roll back
             self.generation += 1
             self.loaded.clear()
             self.seen = dict.fromkeys(self.seen, self.checkpoint[0])
@@ -99,7 +99,7 @@ class Supervisor:
 
 
 class World:
-    """Shards, workers, a supervisor, and all messages on their way between them."""
+    """Shards, workers, a supervisor, and all messages in transit between them."""
 
     def __init__(self, *, shards: int, workers: int, quorum: int, consistent: bool = False) -> None:
         self.now = 0.0
@@ -115,14 +115,14 @@ class World:
         self.workers = [WorkerHost(self, rank) for rank in range(workers)]
 
     def number(self) -> int:
-        """Grows: for incarnations and connections."""
+        """A new, larger number for an incarnation or a connection."""
         self.numbers += 1
         return self.numbers
 
-    # what may happen
+    # what can happen
 
     def queues(self) -> list[tuple[Link, "deque[Any]"]]:
-        """What is under way, by link and direction."""
+        """The messages in transit, by link and direction."""
         return [(link, queue) for link in self.links for queue in link.queues() if queue]
 
     def pass_time(self, seconds: float) -> None:
@@ -134,18 +134,18 @@ class World:
             worker.feed(worker_events.Tick())
 
     def restart_worker(self, rank: int) -> None:
-        """A new process for a worker that died, or that has ended before the STOP was cancelled."""
+        """Replace the process of a worker that died, or that ended before a STOP was cancelled."""
         if not self.workers[rank].alive and (self.workers[rank].state == "dead" or not self.supervisor.stop):
             self.workers[rank] = WorkerHost(self, rank)
 
     def forge(self, header: m.Gradient, payload_bytes: int = 4, *, finite: bool = True) -> None:
-        """A contribution that no shard may use arrives at the shard that it names."""
+        """Deliver a contribution that no shard must use to the shard that it names."""
         payload = Slice(header.rank, header.generation, header.version, header.shard, forged=True)
         shard = self.shards[header.shard % len(self.shards)]
         shard.feed(shard_events.GradientArrived(header, received(payload), payload_bytes, lambda: finite))
 
     def round(self) -> None:
-        """One turn for all: the supervisor asks each shard, messages arrive, workers work."""
+        """One step for all processes: the supervisor asks each shard, messages arrive, workers compute."""
         for shard in self.shards:
             self.supervisor.visit(shard)
         for link, queue in self.queues():
@@ -157,10 +157,10 @@ class World:
         self.pass_time(ROUND_S)
         self.links = [link for link in self.links if link.worker.alive or any(link.queues())]
 
-    # how it must end
+    # what must hold at the end
 
     def heal(self) -> None:
-        """No more faults: dead processes are restarted, and broken connections are made again."""
+        """End all faults: restart dead processes, and restore broken connections."""
         for link in self.links:
             link.cut = False
         for shard in self.shards:
@@ -172,7 +172,7 @@ class World:
             link.connect()
 
     def must_get_on(self, versions: int = 2) -> None:
-        """After the faults, every shard makes more versions."""
+        """Assert that every shard makes more versions after the faults."""
         done = dict.fromkeys(self.shards, 0)
         for _ in range(MOST_ROUNDS):
             before = {shard: shard.at() for shard in self.shards}
@@ -191,7 +191,7 @@ class World:
         return all(machine is not None and machine.state == "ended" for machine in machines) and len(ends) == 1
 
     def must_end(self) -> None:
-        """After STOP, all shards have the same last version, and every worker learns of it."""
+        """Assert that all shards end at the same version after STOP, and that every worker learns of it."""
         self.supervisor.stop = True
         for _ in range(MOST_ROUNDS):
             self.heal()
@@ -201,7 +201,7 @@ class World:
         raise AssertionError(f"does not end: {self.where()}")
 
     def where(self) -> str:
-        """The state of all processes, to read when an assertion fails."""
+        """The state of all processes as text for a failed assertion."""
         lines = [f"{self.now:.2f} s, supervisor: {self.supervisor.view}, generation {self.supervisor.generation}"]
         for shard in self.shards:
             if shard.machine is not None:

@@ -1,4 +1,4 @@
-"""Run directories that no run made, for tests of the code that reads them."""
+"""Synthetic run directories for tests of the code that reads them."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ Line = dict[str, Any]
 
 
 def row(second: int, **figures: Any) -> Line:
-    """A row of ``metrics.jsonl`` at ``second``: ten updates and 1000 agent steps per second, 1 in 10 late."""
+    """A row of ``metrics.jsonl`` at ``second``: ten updates/s, 1000 agent steps/s, one in ten contributions late."""
     return {
         "version": 10 * second,
         "wall_s": float(second),
@@ -30,7 +30,7 @@ def row(second: int, **figures: Any) -> Line:
 
 
 def summary(**figures: Any) -> Line:
-    """The parts of ``summary.json`` that are read back, of a run that ended after twelve seconds."""
+    """The parts of ``summary.json`` that zmqrl reads, for a run that ended after twelve seconds."""
     return {
         "exit_reason": "updates",
         "updates": 60,
@@ -52,7 +52,7 @@ def run_directory(
     summary: Line | None = None,
     **settings: Any,
 ) -> Path:
-    """A run directory of the cartpole recipe with ``settings`` changed."""
+    """Write a run directory of the cartpole recipe with changed ``settings``."""
     path.mkdir(parents=True)
     config = cartpole().to_json() | {"run_dir": str(path)} | settings
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")

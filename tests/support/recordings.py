@@ -1,4 +1,4 @@
-"""Recordings of processes that never ran, for the tests of the profile."""
+"""Synthetic recordings of processes, for the tests of the profile."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -38,7 +38,7 @@ def worker(
     cycles: Iterable[Sequence[float]] = (),
     pings: Iterable[Sequence[float]] = (),
 ) -> ProcessRecording:
-    """A worker with rows as they are recorded; see ``cycle``."""
+    """The recording of a worker; ``cycle`` makes its rows."""
     return _recording(ProcessId("worker", rank), clock, host, {"cycles": cycles, "pings": pings})
 
 
@@ -50,7 +50,7 @@ def shard(
     versions: Iterable[Sequence[float]] = (),
     arrivals: Iterable[Sequence[float]] = (),
 ) -> ProcessRecording:
-    """A shard with rows as they are recorded; see ``publication`` and ``arrival``."""
+    """The recording of a shard; ``publication`` and ``arrival`` make its rows."""
     return _recording(ProcessId("shard", number), clock, host, {"versions": versions, "arrivals": arrivals})
 
 
@@ -129,12 +129,13 @@ def synthetic_run(
     every: int = 1,
     hosts: Mapping[str, str] | None = None,
 ) -> list[ProcessRecording]:
-    """The recording of a run in which everything takes its usual time, to the microsecond, and ranks start together.
+    """The recording of a run in which every span takes exactly its usual time, and all ranks start together.
 
-    The extra seconds, by span or ``"gradient_transfer"`` and rank or shard, come in every ``every``-th version. A
-    worker whose contribution is too late still finishes it. ``link_extra_s`` are the extra seconds of each slice on the
-    link of a rank, one slice after the other. ``busy_s`` are those that a slice waits for a busy shard, by rank and
-    shard. ``in_turn_s`` are those of a gradient, by rank, in one rank after the other.
+    Extra seconds are given by span (or ``"gradient_transfer"``) and by rank or shard. They apply to every ``every``-th
+    version. A worker finishes its contribution even if it is late. ``link_extra_s`` are extra seconds per slice on the
+    link of a rank, which sends one slice after the other. ``busy_s`` are the seconds that a slice waits for a busy
+    shard, by rank and shard. The ranks of ``in_turn_s`` take turns: in each version, the gradient of one of them takes
+    its extra seconds.
     """
     link_extra_s, busy_s = link_extra_s or {}, busy_s or {}
     worker_extra_s, shard_extra_s = worker_extra_s or {}, shard_extra_s or {}

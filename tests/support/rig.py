@@ -1,6 +1,6 @@
-"""Helpers for tests of the parameter server: shard processes, and workers with gradients that can be recomputed.
+"""Helpers for tests of the parameter server: shard processes, and workers whose gradients can be recomputed.
 
-``python tests/support/rig.py`` runs a worker, or shards, in a process of its own that a test can stop and kill.
+``python tests/support/rig.py`` runs a worker or shards in a separate process that a test can stop and kill.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def start_vector(count: int) -> FloatVector:
 
 
 def toy_gradient(rank: int, version: int, count: int) -> FloatVector:
-    """A gradient of few bits: a handful of them add up to the same float32 in any order."""
+    """A gradient of few bits. A handful of such gradients has the same float32 sum in any order."""
     numbers = np.arange(count, dtype=np.int64) * 7 + rank * 13 + version * 31
     return ((numbers % 17 - 8) / 16).astype(np.float32)
 
@@ -75,7 +75,7 @@ def eventually(condition: Callable[[], bool], what: str, within_s: float = WITHI
 
 @dataclass(slots=True)
 class Served:
-    """Running shards, and the queries of a test to them."""
+    """Running shards, with queries for tests."""
 
     shards: StandaloneShards
     optimizer: OptimizerConfig
@@ -102,13 +102,13 @@ class Served:
 
     def stats(self) -> list[m.Stats]:
         control = self.shards.control
-        # Answers that came twice, or after a question was given up, are older than this one.
+        # Discard old answers: those that arrived twice, or after their question timed out.
         list(control.arrivals(0))
         found = control.stats(self.all, within_s=WITHIN_S, what="statistics")
         return [found[shard] for shard in self.all]
 
     def version(self) -> int:
-        """The newest version that every shard has made."""
+        """The newest version that all shards have made."""
         return min(stats.version for stats in self.stats())
 
     def wait_for(self, version: int, within_s: float = WITHIN_S) -> None:
@@ -126,7 +126,7 @@ class Served:
         return control.greet([shard], within_s=WITHIN_S)[shard]
 
     def end_with(self, version: int) -> FloatVector:
-        """The vector of ``version`` as a checkpoint has it: float32 (count,)."""
+        """Take a checkpoint of ``version``. Returns its vector: float32 (count,)."""
         control, layout = self.shards.control, self.cluster.layout
         request = m.Checkpoint(run=self.cluster.run, version=version)
         control.ask(
@@ -146,7 +146,7 @@ class Served:
         return [json.loads(line) for line in text.splitlines()]
 
     def replay(self, gradient: Callable[[int, int, int], FloatVector] = toy_gradient) -> FloatVector:
-        """The vector that follows from the histories, computed here without any server.
+        """The vector recomputed from the histories, without a server.
 
         Also asserts that every version is listed once, made by distinct ranks, and was published as made.
         """
@@ -158,7 +158,7 @@ class Served:
             state = {name: np.zeros(cut.count, np.float32) for name in optimizer.state_names}
             for version, line in enumerate(self.history(cut.shard)):
                 assert set(line) == HISTORY_KEYS | ({"staleness"} if self.asynchronous else set())
-                assert line["version"] == version + 1, "a version was lost or made twice"
+                assert line["version"] == version + 1, "a version is missing or was made twice"
                 assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"]
                 total = np.zeros(cut.count, np.float32)
                 for rank in line["ranks"]:
@@ -176,9 +176,9 @@ class Served:
         more: int = 5,
         gradient: Callable[[int, int, int], FloatVector] = toy_gradient,
     ) -> int:
-        """Let the run end ``more`` versions from here, and assert that the result follows from its history."""
+        """End the run after ``more`` versions, and assert that the result matches its history."""
         version = -1
-        while not all(stats.stop == version for stats in self.stats()):  # a shard may have been past it already
+        while not all(stats.stop == version for stats in self.stats()):  # a shard may already have passed it
             version = max(stats.version for stats in self.stats()) + more
             self.stop_at(version)
         workers.close()
@@ -201,7 +201,7 @@ def served(
     start: FloatVector | None = None,
     **options: Any,
 ) -> Iterator[Served]:
-    """Shard processes with their state in ``directory``; ``options`` as in ``standalone_shards``."""
+    """Start shard processes with their state in ``directory``. ``options`` are those of ``standalone_shards``."""
     layout = layout or flat_layout(count, shards)
     start = start_vector(layout.count) if start is None else start
     with standalone_shards(
@@ -218,10 +218,10 @@ def served(
 
 
 class Worker:
-    """A worker in a thread that pulls and pushes until the run ends; use it as a context manager.
+    """A context manager with a worker in a thread, which pulls and pushes until the run ends.
 
-    ``pause_s(rank, version)`` is how long a gradient takes. Leaving the block waits for the end of the run, unless
-    ``leave`` was called, and raises what the thread raised.
+    ``pause_s(rank, version)`` is how long a gradient takes. The block ends with the run, or at once if ``leaving`` is
+    set. It then raises the exception of the thread, if there was one.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class Worker:
         self.pulled: list[tuple[int, int]] = []  # generation, version
         self.last: FloatVector | None = None
         self.error: BaseException | None = None
-        self.ended = threading.Event()  # its run is over; the connection stays open until the block is left
+        self.ended = threading.Event()  # the run has ended; the connection stays open until the end of the block
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -260,7 +260,7 @@ class Worker:
 
     @property
     def version(self) -> int:
-        """The newest version it computed on."""
+        """The newest version that the worker has computed on."""
         return self.pulled[-1][1] if self.pulled else -1
 
     def _run(self) -> None:
@@ -295,7 +295,7 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def signal_that_does_not_wake() -> Iterator[None]:
-    """After a moment, another thread takes a signal. It raises in the main thread when that next runs Python code."""
+    """Soon, another thread receives a signal. The main thread raises ``Interrupted`` when it next runs Python code."""
 
     def interrupt(*_: object) -> None:
         raise Interrupted
@@ -310,12 +310,12 @@ def signal_that_does_not_wake() -> Iterator[None]:
         signal.signal(signal.SIGUSR2, old)
 
 
-# processes of their own
+# separate processes
 
 
 @contextlib.contextmanager
 def start_process(job: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run this file with ``job``, at most until the block ends."""
+    """Run this file as a process with ``job``. It is killed at the end of the block."""
     with ending(subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -325,7 +325,7 @@ def start_process(job: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
 
 @contextlib.contextmanager
 def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterator["subprocess.Popen[bytes]"]:
-    """A toy worker in a process; it exits with status 0 when the run has ended."""
+    """Run a toy worker in a process. It exits with status 0 when the run has ended."""
     facts = {
         "protocol": m.PROTOCOL,
         "run": cluster.run,
@@ -339,9 +339,9 @@ def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterato
 
 @contextlib.contextmanager
 def ending(process: "subprocess.Popen[AnyStr]") -> "Iterator[subprocess.Popen[AnyStr]]":
-    """Whatever happens in the block, the process is killed and waited for at its end, and its pipes are closed.
+    """At the end of the block, always kill the process, wait for it, and close its pipes.
 
-    ``Popen`` itself would only wait, and without a limit.
+    ``Popen`` itself would only wait, without a limit.
     """
     try:
         yield process
@@ -355,7 +355,7 @@ def ending(process: "subprocess.Popen[AnyStr]") -> "Iterator[subprocess.Popen[An
 
 
 def forget_totals(path: Path) -> None:
-    """Make the slots of a store, and its history, those of a zmqrl that kept no totals."""
+    """Remove the totals from the slots and the history of a shard, as an older zmqrl would have written them."""
     content = bytearray(path.read_bytes())
     _, slots, _ = store.FILE_HEADER.unpack_from(content)
     slot_bytes = (len(content) - store.PAGE) // slots
@@ -376,7 +376,7 @@ def forget_totals(path: Path) -> None:
 
 
 def damage_newest_slot(path: Path) -> int:
-    """Flip a byte of the weights in the newest slot of a store; the version that it held."""
+    """Flip a bit of the weights in the newest slot of a store. Returns the version in that slot."""
     content = bytearray(path.read_bytes())
     _, slots, _ = store.FILE_HEADER.unpack_from(content)
     slot_bytes = (len(content) - store.PAGE) // slots
@@ -391,7 +391,7 @@ def damage_newest_slot(path: Path) -> int:
 
 
 def anonymous_mb(pid: int) -> float:
-    """Memory of a process that is its own: the mapped state file is not in it."""
+    """The private memory of a process, without the mapped state file."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
@@ -407,7 +407,7 @@ def is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """A stand-in for a full disk that needs no root: the kernel writes what fits, then fails."""
+    """Simulate a full disk without root: the kernel writes the bytes that fit, then fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

@@ -1,4 +1,4 @@
-"""Helpers for tests of complete runs: ``zmqrl train`` in a process of its own, and what it leaves on disk."""
+"""Helpers for tests of complete runs: ``zmqrl train`` in a separate process, and the files that it writes."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ from support.rig import HISTORY_KEYS, ending, eventually, is_alive
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.inspect.check_history import check
 
-# Deadlines are for a busy machine: a run of one second takes five when its processes must import torch.
+# Deadlines allow for a busy machine and for the import of torch: a run of one second then takes five.
 WITHIN_S = 150.0
-# Short rollouts: a new one every 16 updates, of 256 agent steps a worker.
+# Short rollouts: every 16 updates, each worker plays a new one of 256 agent steps.
 QUICKLY = ("--ppo.rollout-steps", "32")
 
 SUMMARY_KEYS = {
@@ -66,7 +66,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """What a run leaves in its directory, read as zmqrl's own commands read it."""
+    """The files of a run directory, read as zmqrl's commands read them."""
 
     path: Path
 
@@ -80,16 +80,16 @@ class RunFiles:
         return _lines(self.path / "metrics.jsonl")
 
     def history(self, shard: int) -> list[Line]:
-        """The history of a shard; empty before there is one, as on the launching machine of a run on other hosts."""
+        """The history of a shard. Empty if there is none yet, as on the launching machine of a run on other hosts."""
         path = self.path / "history" / f"shard-{shard}.jsonl"
         return _lines(path) if path.exists() else []
 
     def generation(self, shard: int) -> int:
-        """That of the newest version of a shard; 0 before there is one."""
+        """The generation of the newest version of a shard, or 0 if it has made none."""
         return max((line["generation"] for line in self.history(shard)[-1:]), default=0)
 
     def log(self, name: str) -> str:
-        """The log of a process; empty before there is one."""
+        """The log of a process. Empty if there is none yet."""
         path = self.path / "logs" / f"{name}.log"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -101,7 +101,7 @@ class RunFiles:
         return min(len(self.history(shard)) for shard in range(shards))
 
     def assert_history_exact(self, updates: int, *, shards: int = 2, quorum: int = 2) -> None:
-        """Every shard lists every version from 1 to ``updates`` once, made by ``quorum`` distinct ranks."""
+        """Assert that each shard lists each version from 1 to ``updates`` once, made by ``quorum`` distinct ranks."""
         for shard in range(shards):
             history = self.history(shard)
             assert [line["version"] for line in history] == list(range(1, updates + 1))
@@ -110,7 +110,7 @@ class RunFiles:
                 assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"] == quorum
 
     def assert_contributions_exact(self, *, shards: int = 2) -> None:
-        """Summary, last manifest and last row have the counts of the histories, and the rows only rise."""
+        """Assert that summary, last manifest and last row match the histories, and that counts in rows never fall."""
         assert check(self.path)["violations"] == []
         lines = [line for shard in range(shards) for line in self.history(shard)]
         counted = {name: sum(line[name] for line in lines) for name in ("late", "duplicate", "rejected")}
@@ -124,7 +124,7 @@ class RunFiles:
             assert [row[figure] for row in rows] == sorted(row[figure] for row in rows)
 
     def assert_summary_exact(self, reason: str, *, quorum: int = 2, shards: int = 2) -> Line:
-        """The summary has every key, and its numbers agree with the last checkpoint and with each other."""
+        """Assert that the summary has every key, is consistent, and agrees with the last checkpoint."""
         summary, last = self.summary(), self.newest()
         assert set(summary) == SUMMARY_KEYS
         assert set(summary["contributions"]) == OUTCOMES
@@ -137,13 +137,13 @@ class RunFiles:
 
 
 class Run:
-    """A supervisor's process. ``files`` are those of its run directory; what it prints goes beside the directory."""
+    """A supervisor process. ``files`` are those of its run directory. Its output goes to files beside the directory."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
         self.process, self.files = process, RunFiles(path)
 
     def wait(self, within_s: float = WITHIN_S) -> int:
-        """The exit status. Fails with the run's output when it does not end."""
+        """Wait for the exit status. Fails with the run's output if the run does not end."""
         try:
             return self.process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -153,7 +153,7 @@ class Run:
         self.process.send_signal(number)
 
     def said(self) -> str:
-        """Its output so far, of both streams."""
+        """The output of both streams so far."""
         return "".join(path.read_text(encoding="utf-8") for path in self._streams() if path.exists())
 
     def complaint(self) -> str:
@@ -171,18 +171,18 @@ class Run:
         assert condition(), f"ended without {what}; it printed:\n{self.said()}"
 
     def pids(self) -> list[int]:
-        """The processes that the supervisor has started and that run now."""
+        """The running processes that the supervisor has started."""
         cluster = self.files.cluster()
         return [entry["pid"] for entry in (*cluster["shards"], *cluster["workers"]) if entry["pid"] is not None]
 
     def pid(self, role: str, number: int) -> int | None:
-        """The process id of a shard or worker; None while it is being started again."""
+        """The process id of a shard or worker, or None while it restarts."""
         key = {"shard": "shard", "worker": "rank"}[role]
         (found,) = [entry["pid"] for entry in self.files.cluster()[f"{role}s"] if entry[key] == number]
         return found if found is not None and is_alive(found) else None
 
     def kill(self, role: str, number: int) -> None:
-        """``kill -9`` a shard or worker that is up."""
+        """Send ``kill -9`` to a shard or worker that is up."""
         self.eventually(lambda: self.pid(role, number), f"{role} {number}")
         pid = self.pid(role, number)
         assert pid is not None
@@ -203,7 +203,7 @@ def training(
     program: Sequence[str] = ("-m", "zmqrl"),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
-    """``zmqrl train cartpole --run-dir PATH OPTIONS``; leaving the block ends it and asserts that nothing is left."""
+    """Run ``zmqrl train cartpole --run-dir PATH OPTIONS``. The block ends it and asserts that no process is left."""
     command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     with _started(command, path, environment or {}) as run:
         try:
@@ -217,7 +217,7 @@ def training(
 
 @contextlib.contextmanager
 def launching(lab: Lab, path: Path, *options: str, hosts: str | None = None) -> Iterator[Run]:
-    """``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all; leaving the block kills it."""
+    """Run ``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all. Leaving the block kills it."""
     where = ("-H", hosts or ",".join(lab.hosts), "--ssh-config", str(lab.ssh_config))
     command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     with _started(command, path, {}) as run:
@@ -240,9 +240,9 @@ def _started(command: Sequence[str], path: Path, environment: Mapping[str, str])
 
 @contextlib.contextmanager
 def outside_worker(run: Run, *options: str, code: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    """``zmqrl worker`` with the cluster file of ``run``; it is killed if it has not ended with the block.
+    """Run ``zmqrl worker`` with the cluster file of ``run``. Leaving the block kills it if it has not ended.
 
-    ``code`` is a directory with another zmqrl.
+    ``code`` is a directory with a different zmqrl.
     """
     command = [sys.executable, "-m", "zmqrl", "worker", str(run.files.path / "cluster.json"), *options]
     with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=code)) as process:
@@ -268,6 +268,6 @@ def _json(path: Path) -> Line:
 
 
 def _lines(path: Path) -> list[Line]:
-    """Complete lines only: the file may be growing."""
+    """The complete lines of a file that may be growing."""
     whole = path.read_bytes().rpartition(b"\n")[0]
     return [json.loads(line) for line in whole.splitlines()]

@@ -14,7 +14,7 @@ from zmqrl.supervisor.machine import Limits, SupervisorMachine
 
 
 class Decided:
-    """Carries out what the machine decides, with simulated processes. Every process that dies is reported to it."""
+    """Carries out the decisions of the machine with simulated processes, and reports every process that dies to it."""
 
     def __init__(self, world: World, workers: int, quorum: int, on_loss: Literal["wait", "shrink"]) -> None:
         self.world = world
@@ -134,7 +134,7 @@ class RunWorld(World):
         self.supervisor.alive |= {worker_id(rank) for rank in range(workers)}
 
     def round(self) -> None:
-        """The supervisor checks the shards, messages arrive, workers work."""
+        """The supervisor checks the shards, messages arrive, workers compute."""
         self.supervisor.tick()
         for link, queue in self.queues():
             for _ in range(len(queue)):
@@ -146,7 +146,7 @@ class RunWorld(World):
         self.links = [link for link in self.links if link.worker.alive or any(link.queues())]
 
     def heal(self) -> None:
-        """No more faults. Connections are made again, but only the supervisor restarts processes."""
+        """End all faults: restore connections, but leave it to the supervisor to restart processes."""
         for link in self.links:
             link.cut = False
         for shard in self.shards:

@@ -1,4 +1,4 @@
-"""A shard's state machine at version 0, with short methods for the events that it handles."""
+"""A shard's state machine at version 0, with short functions for its events."""
 
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -62,18 +62,18 @@ def sent(actions: list[Action]) -> list[m.Message]:
 
 
 def to(kind: type[T], actions: list[Action]) -> list[tuple[bytes, T]]:
-    """The messages of one kind that are sent, with their receivers."""
+    """The sent messages of one kind, each with its receiver."""
     return [(action.peer, action.message) for action in of(Send, actions) if isinstance(action.message, kind)]
 
 
 def published(actions: list[Action]) -> list[str]:
-    """What subscribers receive, in order."""
+    """The publications that subscribers receive, in order."""
     heard = [action for action in actions if isinstance(action, Publish | PublishWeights)]
     return ["weights" if isinstance(a, PublishWeights) else type(a.message).__name__.lower() for a in heard]
 
 
 def handle(shard: ShardMachine, event: Event, now: float = 0.0, *, finite: bool = True) -> list[Action]:
-    """What is done in the end: each Update is carried out, with a result that is ``finite``."""
+    """Handle an event. Each Update is carried out; its result is ``finite`` or not. Returns all actions."""
     actions = []
     for action in shard.handle(event, now):
         actions.append(action)
@@ -88,7 +88,7 @@ def control(shard: ShardMachine, message: m.Message, peer: bytes = SUPERVISOR, n
 
 
 def arrive(shard: ShardMachine, worker: int, now: float = 0.0, incarnation: int = 10) -> list[Action]:
-    """A worker subscribes and says HELLO."""
+    """Let a worker subscribe and say HELLO."""
     here = handle(shard, PresenceChanged(worker, incarnation, here=True), now)
     return here + control(shard, replace(HELLO, rank=worker, incarnation=incarnation), b"%d" % worker, now)
 
@@ -96,7 +96,7 @@ def arrive(shard: ShardMachine, worker: int, now: float = 0.0, incarnation: int 
 def push(
     machine: ShardMachine, worker: int, now: float = 0.0, *, finite: bool = True, size: int = 64, **fields: Any
 ) -> Any:
-    """A contribution to the open version arrives, or one that differs from it in ``fields``."""
+    """Deliver a contribution to the open version, with changed ``fields`` if given."""
     header = replace(
         GRADIENT, rank=worker, generation=machine.generation, version=machine.version, view=machine.view.id
     )
@@ -135,7 +135,7 @@ def stop_at(version: int | None) -> m.Stop:
 
 
 def ticks(shard: ShardMachine, until_s: float, step_s: float = 0.05) -> list[tuple[float, str]]:
-    """What is published while nothing arrives."""
+    """The publications while no message arrives, with their times."""
     heard = []
     for i in range(1, round(until_s / step_s) + 1):
         heard += [(round(i * step_s, 3), what) for what in published(shard.handle(Tick(), i * step_s))]

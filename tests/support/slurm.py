@@ -1,7 +1,7 @@
-"""A Slurm for tests: munge, a controller, and three nodes that are all this machine. It needs root and slurm-wlm.
+"""A Slurm cluster for tests: munge, a controller, and three nodes, all on this machine. It needs root and slurm-wlm.
 
-All of it is in a PID namespace, which the kernel ends with the process of the tests, however that ends. Processes there
-have other process ids than here, and another host name.
+All of it runs in a PID namespace. The kernel ends the namespace with the test process, however that ends. Inside the
+namespace, process ids and the host name differ from those outside.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ HOST = "zmqrl-slurm"
 NODES = ("n1", "n2", "n3")
 CORES = 2
 WITHIN_S = 150.0
-# Slurm lets a job that is requeued wait as long as a credential lives, and looks for what could start once a minute.
+# By default, Slurm delays a requeued job for the lifetime of a credential and schedules jobs only once a minute.
 CONFIG = """\
 ClusterName=zmqrl-tests
 SlurmctldHost={host}(127.0.0.1)
@@ -45,7 +45,7 @@ SlurmdLogFile={directory}/slurmd-%n.log
 NodeName=n[1-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]},{ports[2]},{ports[3]}] CPUs={cores}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-# The first process of the namespace: it starts the others, and its shell buries the orphans among them.
+# The first process of the namespace starts the others. Its shell reaps orphaned processes.
 INIT = """\
 set -e
 hostname {host}
@@ -58,7 +58,7 @@ while sleep 1; do :; done
 
 
 class Slurm:
-    """A Slurm that is up. ``environment`` lets Slurm's commands, and so `zmqrl`, find it."""
+    """A Slurm cluster that is up. With ``environment``, Slurm's commands find it, and so does `zmqrl`."""
 
     def __init__(self, directory: Path, init: int) -> None:
         self.directory, self.init = directory, init
@@ -68,7 +68,7 @@ class Slurm:
         }
 
     def __call__(self, *command: str, check: bool = True, cwd: Path | None = None) -> str:
-        """The output of a command that needs this Slurm."""
+        """Run a command that needs this Slurm. Returns its output."""
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=WITHIN_S, cwd=cwd, env=os.environ | self.environment
         )
@@ -76,23 +76,23 @@ class Slurm:
         return done.stdout + ("" if check else done.stderr)
 
     def inside(self, *command: str, check: bool = True) -> str:
-        """The output of a command that sees the processes of the nodes by their own ids."""
+        """Run a command inside the PID namespace of the nodes. Returns its output."""
         enter = ["nsenter", "--target", str(self.init), "--pid", "--mount", "--uts"]
         return self(*enter, *command, check=check)
 
     def alive(self, pid: int) -> bool:
-        """Whether a process of a node lives, by its id there."""
+        """Whether a process of a node is alive. ``pid`` is its id in the namespace."""
         state = self.inside("ps", "-o", "stat=", "-p", str(pid), check=False).strip()
         return state != "" and not state.startswith("Z")
 
     def allocate(self) -> str:
-        """All nodes, until they are released: the id of the job."""
+        """Allocate all nodes until they are released. Returns the job id."""
         words = self("salloc", "--no-shell", "--nodes", str(len(NODES)), check=False)
         assert "Granted job allocation" in words, words
         return words.split("Granted job allocation ")[1].split()[0]
 
     def state(self, job: str) -> str:
-        """The state of a job, such as RUNNING. Do not poll it fast."""
+        """The state of a job, such as RUNNING. Do not poll it often."""
         time.sleep(0.2)
         return self("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job, check=False).strip()
 

@@ -11,16 +11,16 @@ T = TypeVar("T")
 
 
 def received(stand_in: object) -> "ReceivedSlice":
-    """``stand_in`` itself, where a shard has the slice of a gradient."""
+    """Wrap ``stand_in`` as the received slice of a gradient on a shard."""
     return cast("ReceivedSlice", stand_in)
 
 
 def frame(stand_in: object) -> "zmq.Frame":
-    """``stand_in`` itself, where a worker has a slice of the weights."""
+    """Wrap ``stand_in`` as the frame of a slice of weights on a worker."""
     return cast("zmq.Frame", stand_in)
 
 
 def stood_in(kind: type[T], payload: object) -> T:
-    """The stand-in that ``payload`` wraps."""
+    """Unwrap the stand-in from ``payload``."""
     assert isinstance(payload, kind)
     return payload

@@ -1,4 +1,4 @@
-"""A worker's state machine in the states that tests begin with, with short methods for the events that it handles."""
+"""A worker's state machine in several initial states, with short functions for its events."""
 
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ def of(kind: type[T], actions: list[Action]) -> list[T]:
 
 
 def sent(kind: type[T], actions: list[Action]) -> list[tuple[int, T]]:
-    """Control messages of one kind, each with the shard it goes to."""
+    """The sent control messages of one kind, each with its shard."""
     return [(a.shard, a.message) for a in of(SendControl, actions) if isinstance(a.message, kind)]
 
 
@@ -39,7 +39,7 @@ def snapshots(actions: list[Action]) -> list[tuple[int, int | None]]:
 
 
 def pushed(actions: list[Action]) -> list[tuple[int, int, int]]:
-    """Shard, version and attempt of the slices sent."""
+    """Shard, version and attempt of each slice sent."""
     return [(action.shard, action.header.version, action.header.attempt) for action in of(SendGradient, actions)]
 
 
@@ -91,7 +91,7 @@ def new(shards: int = 2, *, asynchronous: bool = False) -> WorkerMachine:
 
 
 def welcomed(shards: int = 2, *, asynchronous: bool = False) -> WorkerMachine:
-    """A worker that every shard, at version 0, has welcomed."""
+    """A worker that every shard has welcomed at version 0."""
     worker = new(shards, asynchronous=asynchronous)
     worker.handle(Tick(), 0.0)
     for shard in range(shards):

@@ -1,4 +1,4 @@
-"""``zmqrl check-history``: what it finds in histories that were tampered with. Of real runs: test_run."""
+"""``zmqrl check-history`` finds violations in manipulated histories. test_run.py checks histories of real runs."""
 
 import json
 from collections.abc import Callable
@@ -18,13 +18,13 @@ VERSIONS = 12
 
 
 def line(version: int, **fields: Any) -> Line:
-    """Made by ranks 0 and 2, with one contribution that came too late."""
+    """The line of a version made by ranks 0 and 2, with one late contribution."""
     made = {"view": 1, "quorum": 2, "ranks": [0, 2], "late": 1, "duplicate": 0, "rejected": 0, "crc32": 7}
     return {"version": version, **made, "generation": 1 + version // 7, **fields}
 
 
 def ended(path: Path, histories: Histories, *, updates: int = VERSIONS, used: int = 48, **settings: Any) -> Path:
-    """A run of two shards that ended with ``updates``, and with these histories."""
+    """Write a run of two shards with these histories that ended after ``updates``."""
     contributions = {"used": used, "late": 24, "duplicate": 0, "rejected": 0, "skipped": 3}
     run_directory(path, summary=summary(updates=updates, contributions=contributions), shards=2, **settings)
     (path / "history").mkdir()
@@ -43,7 +43,7 @@ def violations(path: Path) -> list[str]:
     return found
 
 
-def test_histories_that_are_whole_have_no_violation(tmp_path: Path) -> None:
+def test_complete_histories_have_no_violations(tmp_path: Path) -> None:
     assert check(ended(tmp_path / "run", whole())) == {"shards": 2, "versions": VERSIONS, "violations": []}
 
 
@@ -90,7 +90,7 @@ def again(lines: list[Line]) -> None:
         (drop(VERSIONS), "the history ends at version 11, but the run at 12"),
     ],
 )
-def test_a_history_that_is_not_whole_is_named_with_what_is_wrong(
+def test_a_damaged_history_is_reported_with_its_problem(
     tmp_path: Path, tamper: Callable[[list[Line]], None], sentence: str
 ) -> None:
     histories = whole()
@@ -100,7 +100,7 @@ def test_a_history_that_is_not_whole_is_named_with_what_is_wrong(
     assert not [each for each in found if each.startswith("shard 0")]
 
 
-def test_a_line_that_is_no_json_is_a_violation_and_one_that_is_being_written_is_not(tmp_path: Path) -> None:
+def test_an_invalid_line_is_a_violation_but_an_unfinished_last_line_is_not(tmp_path: Path) -> None:
     path = ended(tmp_path / "run", whole())
     history = path / "history" / "shard-0.jsonl"
     history.write_bytes(history.read_bytes() + b'{"version": 13, "vi')
@@ -116,7 +116,7 @@ def test_a_line_without_one_of_its_keys_cannot_be_read(tmp_path: Path, key: str)
     assert "shard 1: line 4 cannot be read" in violations(ended(tmp_path / "run", histories))
 
 
-def test_contributions_that_the_summary_counts_otherwise_are_a_violation(tmp_path: Path) -> None:
+def test_a_summary_that_disagrees_with_the_histories_is_a_violation(tmp_path: Path) -> None:
     path = ended(tmp_path / "run", whole(), used=50)
     assert violations(path) == ["summary.json counts 50 contributions as used, but the histories count 48"]
 
@@ -128,7 +128,7 @@ def test_a_shard_without_a_history_is_a_violation(tmp_path: Path) -> None:
     assert check(path)["versions"] == 0
 
 
-def test_a_history_that_was_set_aside_as_damaged_is_mentioned(tmp_path: Path) -> None:
+def test_a_history_that_was_set_aside_as_damaged_is_reported(tmp_path: Path) -> None:
     path = ended(tmp_path / "run", whole())
     (path / "history" / "shard-1.damaged-17.jsonl").write_text("{", encoding="utf-8")
     assert violations(path) == [
@@ -136,7 +136,7 @@ def test_a_history_that_was_set_aside_as_damaged_is_mentioned(tmp_path: Path) ->
     ]
 
 
-def test_a_view_that_lowers_the_quorum_may_begin_with_more_than_it_requires(tmp_path: Path) -> None:
+def test_the_first_version_of_a_view_with_a_lower_quorum_can_use_more_ranks(tmp_path: Path) -> None:
     histories = whole()
     for lines in histories:
         for each in lines[8:]:
@@ -145,7 +145,7 @@ def test_a_view_that_lowers_the_quorum_may_begin_with_more_than_it_requires(tmp_
     assert violations(ended(tmp_path / "run", histories, used=2 * (9 * 2 + 3))) == []
 
 
-def test_of_a_run_that_goes_on_or_could_not_end_only_its_histories_are_checked(tmp_path: Path) -> None:
+def test_the_summary_of_an_unfinished_run_is_not_checked(tmp_path: Path) -> None:
     path = ended(tmp_path / "run", whole(), updates=10, used=40)
     assert len(violations(path)) == 3
     (path / "left.json").write_text("{}", encoding="utf-8")
@@ -155,7 +155,7 @@ def test_of_a_run_that_goes_on_or_could_not_end_only_its_histories_are_checked(t
     assert violations(path) == []
 
 
-def test_shards_of_asynchronous_mode_end_each_on_its_own(tmp_path: Path) -> None:
+def test_shards_in_asynchronous_mode_can_end_at_different_versions(tmp_path: Path) -> None:
     histories = [
         [line(version, quorum=1, ranks=[version % 2], staleness=[3], generation=1) for version in range(1, last + 1)]
         for last in (11, 13)
@@ -167,7 +167,7 @@ def test_shards_of_asynchronous_mode_end_each_on_its_own(tmp_path: Path) -> None
     }
 
 
-def test_the_command_prints_what_is_wrong_and_its_exit_status_says_whether_anything_is(
+def test_the_command_prints_violations_and_exits_with_1_if_there_are_any(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, bad = ended(tmp_path / "run", whole()), whole()
@@ -183,7 +183,7 @@ def test_the_command_prints_what_is_wrong_and_its_exit_status_says_whether_anyth
     assert capsys.readouterr().out.splitlines() == [*found["violations"], "2 shards, 12 versions, 2 violations"]
 
 
-def test_what_is_not_a_run_directory_is_bad_usage(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_is_bad_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not a run directory: there is no config\.json in it"):
         cli.run(["check-history", str(tmp_path)])
     (tmp_path / "config.json").write_text('{"shards": "2"}', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``zmqrl doctor`` and the preflight of ``zmqrl launch`` on the hosts of the network lab, and a disk that fills up."""
+"""``zmqrl doctor`` and the preflight of ``zmqrl launch`` on hosts of the network lab. Also a disk that fills up."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def nothing_left(lab: Lab) -> bool:
 
 @contextmanager
 def blocked(lab: Lab, host: str, *rule: str) -> Iterator[None]:
-    """A packet filter on ``host``, whose network is otherwise as it was."""
+    """Add a packet filter rule on ``host`` for the duration of the block."""
     lab.run(host, ["iptables", "-w", "-A", "INPUT", *rule])
     yield
     lab.run(host, ["iptables", "-w", "-D", "INPUT", *rule])
@@ -56,7 +56,7 @@ def blocked(lab: Lab, host: str, *rule: str) -> Iterator[None]:
 
 @contextmanager
 def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
-    """A disk of its own of ``size`` where ``host`` keeps the files of runs."""
+    """Mount a disk of ``size`` at the path where ``host`` keeps the files of runs."""
     place = Path("/var/tmp/zmqrl-0") / host
     place.mkdir(parents=True, exist_ok=True)
     lab.run(host, ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)])
@@ -68,7 +68,7 @@ def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
 
 
 def other_python(lab: Lab, name: str, changes: Callable[[Path], object]) -> Path:
-    """A Python of a host that has another zmqrl than this one."""
+    """A Python for a host that imports a different zmqrl."""
     package = lab.shared / name / "zmqrl"
     shutil.copytree(
         Path(zmqrl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
@@ -80,7 +80,7 @@ def other_python(lab: Lab, name: str, changes: Callable[[Path], object]) -> Path
     return python
 
 
-def test_hosts_that_are_fit_are_shown_with_every_route(lab: Lab) -> None:
+def test_usable_hosts_are_shown_with_every_route(lab: Lab) -> None:
     lab.rate("h3", "80mbit")
     done = run_doctor(lab, "h1,h2,h3", *PORTS, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -103,10 +103,10 @@ def test_hosts_that_are_fit_are_shown_with_every_route(lab: Lab) -> None:
         if "h3" in (route["from"], route["to"]):
             assert route["bytes_per_s"] < 20e6, route
     assert "sending data over 9 routes" in done.stderr
-    eventually(lambda: nothing_left(lab), "the end of all that the doctor started", 15)
+    eventually(lambda: nothing_left(lab), "the end of all processes that the doctor started", 15)
 
 
-def test_everything_that_is_wrong_with_hosts_is_told_with_the_way_out(lab: Lab, tmp_path: Path) -> None:
+def test_every_problem_of_the_hosts_is_reported_with_its_remedy(lab: Lab, tmp_path: Path) -> None:
     no_games = other_python(lab, "no-games", lambda package: None)  # the same code, but without the games
     (lab.shared / "no-games" / "ale_py").mkdir(exist_ok=True)
     (lab.shared / "no-games" / "ale_py" / "__init__.py").write_text("raise ImportError('ale_py is not installed')\n")
@@ -134,7 +134,7 @@ def test_everything_that_is_wrong_with_hosts_is_told_with_the_way_out(lab: Lab, 
     assert len(problems) == 5, problems
 
 
-def test_a_launch_refuses_before_anything_is_started_and_goes_on_where_it_is_told_to(lab: Lab, tmp_path: Path) -> None:
+def test_a_launch_refuses_before_it_starts_anything_unless_preflight_is_off(lab: Lab, tmp_path: Path) -> None:
     # The shards are on h1 and h2, the workers on h3 and h4.
     with (
         blocked(lab, "h2", "-s", lab.address("h3"), "-p", "tcp", "--dport", "42005", "-j", "REJECT"),
@@ -144,13 +144,13 @@ def test_a_launch_refuses_before_anything_is_started_and_goes_on_where_it_is_tol
         route = f"h3 -> h2 ({lab.address('h2')}:42005): refused: open TCP ports 42000-42009 of h2 to h3, or choose"
         assert run.complaint() == f"zmqrl: the run cannot start:\n  {route} another --port-range.\n"
         assert not (run.files.path / "config.json").exists()
-    eventually(lambda: nothing_left(lab), "the end of all that was asked", 15)
+    eventually(lambda: nothing_left(lab), "the end of all probes", 15)
     with launching(lab, tmp_path / "run", "--iface", "eth9", "--insecure-plaintext") as run:
         assert run.wait() == 3
         assert "h1: no interface or network eth9, only lo 127.0.0.1, eth0 " in run.complaint()
 
 
-def test_shards_are_to_be_reached_where_options_say(lab: Lab, tmp_path: Path) -> None:
+def test_options_set_the_addresses_of_shards(lab: Lab, tmp_path: Path) -> None:
     # Only h1 has an address in this network, and this machine is not in it.
     lab.run("h1", ["ip", "address", "add", "10.99.0.1/24", "dev", "eth0"])
     try:
@@ -163,7 +163,7 @@ def test_shards_are_to_be_reached_where_options_say(lab: Lab, tmp_path: Path) ->
     assert "-> h2" not in run.complaint()
 
 
-def test_a_disk_of_a_host_that_fills_up_ends_the_run_with_a_sentence(lab: Lab, tmp_path: Path) -> None:
+def test_a_full_disk_on_a_host_ends_the_run_with_a_clear_error(lab: Lab, tmp_path: Path) -> None:
     with small_disk(lab, "h1", "200m") as place, launching(lab, tmp_path / "run", "--workers", "2") as run:
         run.wait_to_say("contributions")
         lab.run("h1", ["sh", "-c", f"cat /dev/zero > {place}/fill; true"])
@@ -175,7 +175,7 @@ def test_a_disk_of_a_host_that_fills_up_ends_the_run_with_a_sentence(lab: Lab, t
 
 @pytest.fixture
 def ssh_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every host is this machine."""
+    """A stand-in for ssh that runs every command on this machine."""
     (tmp_path / "bin").mkdir()
     ssh = tmp_path / "bin" / "ssh"
     ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
@@ -184,7 +184,7 @@ def ssh_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("ssh_to_here")
-def test_a_host_without_our_python_or_without_zmqrl_is_told_with_the_way_out(tmp_path: Path) -> None:
+def test_a_host_without_python_or_zmqrl_is_reported_with_the_remedy(tmp_path: Path) -> None:
     bare = tmp_path / "python-without"
     bare.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'zmqrl'\" >&2; exit 1\n")
     bare.chmod(0o755)
@@ -204,7 +204,7 @@ def test_a_host_without_our_python_or_without_zmqrl_is_told_with_the_way_out(tmp
 
 
 @pytest.mark.usefixtures("ssh_to_here")
-def test_a_host_with_older_code_is_told_as_one_with_other_code_is(tmp_path: Path) -> None:
+def test_a_host_with_older_code_is_reported_like_one_with_different_code(tmp_path: Path) -> None:
     older = tmp_path / "python-older"
     older.write_text("#!/bin/sh\necho \"(ModuleNotFoundError: No module named 'zmqrl.hostd')\" >&2; exit 1\n")
     older.chmod(0o755)
@@ -217,7 +217,7 @@ def test_a_host_with_older_code_is_told_as_one_with_other_code_is(tmp_path: Path
     assert sentence in str(error.value)
 
 
-def test_a_doctor_brings_zmqrl_to_hosts_as_a_launch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_syncs_zmqrl_to_hosts_as_launch_does(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
     def made(hosts: tuple[Host, ...], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
@@ -237,7 +237,7 @@ def test_a_doctor_brings_zmqrl_to_hosts_as_a_launch_does(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("ssh_to_here")
-def test_a_doctor_that_is_interrupted_while_hosts_come_up_leaves_nothing_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_doctor_leaves_nothing_on_hosts_that_are_coming_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def places() -> set[Path]:
         return set(Path(f"/var/tmp/zmqrl-{os.getuid()}", socket.gethostname()).glob("doctor-*"))
 

@@ -1,4 +1,4 @@
-"""A run seen from another terminal: its state, its logs, its end; and what a killed one has left on its hosts."""
+"""A run seen from another terminal: its state, its logs and its end, and what a killed run has left on its hosts."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
     return trained(tmp_path_factory.mktemp("ended") / "run", "--updates", "20")
 
 
-def test_a_run_that_has_ended_says_how(ended: RunFiles) -> None:
+def test_status_shows_how_a_run_ended(ended: RunFiles) -> None:
     found = status_of(ended.path)
     assert (found["state"], found["exit_reason"], found["version"]) == ("ended", "updates", 20)
     assert found["processes"] == []
@@ -53,7 +53,7 @@ def test_a_run_that_has_ended_says_how(ended: RunFiles) -> None:
     assert "is not running" in zmqrl("stop", str(ended.path), status=2)
 
 
-def test_logs_are_shown_with_the_process_they_are_from(ended: RunFiles) -> None:
+def test_each_log_line_is_shown_with_its_process(ended: RunFiles) -> None:
     said = zmqrl("logs", str(ended.path))
     assert "[shard-0,shard-1] " in said
     assert "[supervisor] " in said
@@ -62,7 +62,7 @@ def test_logs_are_shown_with_the_process_they_are_from(ended: RunFiles) -> None:
     assert "not a run directory" in zmqrl("logs", str(ended.path / "logs"), status=2)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(ended: RunFiles) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_error(ended: RunFiles) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "zmqrl", "logs", str(ended.path)]
@@ -73,7 +73,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(ended: RunFiles) -> None:
 
 @pytest.fixture
 def starting(tmp_path: Path) -> RunDirectory:
-    """A run that is being resumed and has not told yet where its processes are; the one before it was killed."""
+    """A killed run that is being resumed and has not yet published where its processes are."""
     directory = RunDirectory(tmp_path / "run")
     directory.claim()
     write_json(directory.config, cartpole().to_json())
@@ -81,7 +81,7 @@ def starting(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def test_stop_does_not_wait_for_a_run_that_ends_before_it_has_come_up(
+def test_stop_does_not_wait_for_a_run_that_ends_while_it_starts(
     starting: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threading.Timer(0.3, starting.release).start()
@@ -89,14 +89,14 @@ def test_stop_does_not_wait_for_a_run_that_ends_before_it_has_come_up(
     assert capsys.readouterr().out == f"{starting.path} has ended\n"
 
 
-def test_stop_says_so_when_a_run_does_not_come_up(starting: RunDirectory) -> None:
+def test_stop_reports_a_run_that_does_not_come_up(starting: RunDirectory) -> None:
     with pytest.raises(ClusterError, match=r"did not come up within 0\.2 s"):
         stop.run(stop.Options(run=starting.path, within_s=0.2))
     starting.release()
 
 
 @pytest.mark.slow
-def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
+def test_a_live_run_can_be_shown_followed_and_stopped(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with training(path, *SLOWLY) as run:
         run.wait_for(3)
@@ -114,7 +114,7 @@ def test_a_living_run_is_shown_followed_and_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_whose_launcher_was_killed_tells_what_is_left_and_where(lab: Lab, tmp_path: Path) -> None:
+def test_status_shows_what_a_killed_launcher_left_on_each_host(lab: Lab, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with launching(lab, path, "--workers", "4", "--shards", "2", *SLOWLY) as run:
         run.eventually(lambda: len(run.files.history(1)) > 3, "some versions")
@@ -133,7 +133,7 @@ def test_a_run_whose_launcher_was_killed_tells_what_is_left_and_where(lab: Lab, 
     )
 
 
-def test_what_is_left_on_a_host_is_named_with_its_directory() -> None:
+def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     files = ["state/shard-10.slots", "state/shard-2.slots"]
     hosts = {
         "h1": {"alive": False, "files": files, "directory": "/var/tmp/zmqrl-1000/h1/run"},
@@ -148,7 +148,7 @@ def test_what_is_left_on_a_host_is_named_with_its_directory() -> None:
     assert said.endswith("continue with --resume, from the newest checkpoint")
 
 
-def test_a_version_that_waits_is_shown_with_the_processes_that_cannot_answer(starting: RunDirectory) -> None:
+def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirectory) -> None:
     awaited = (
         Awaited(process=worker_id(1), host="h2", span="env_step", span_s=11.8),
         Awaited(process=worker_id(2), is_external=True, span="gradient", span_s=7.0),
@@ -178,7 +178,7 @@ def test_a_version_that_waits_is_shown_with_the_processes_that_cannot_answer(sta
     assert not starting.stalled.exists()
 
 
-def test_a_file_of_a_stall_that_cannot_be_read_is_none(starting: RunDirectory) -> None:
+def test_an_unreadable_stall_file_counts_as_no_stall(starting: RunDirectory) -> None:
     write_json(starting.cluster, {"supervisor": {"host": "h9", "pid": 1}, "shards": [], "workers": [], "followers": []})
     for text in ("", "[]", "{}", '{"version": 1, "waited_s": 2, "awaited": [{}], "others": 0}'):
         starting.stalled.write_text(text)
@@ -186,14 +186,14 @@ def test_a_file_of_a_stall_that_cannot_be_read_is_none(starting: RunDirectory) -
     starting.release()
 
 
-def test_logs_are_listed_by_the_numbers_of_their_processes(tmp_path: Path) -> None:
+def test_logs_are_sorted_by_the_numbers_of_their_processes(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     for name in ("worker-10", "worker-2", "shard-0"):
         (tmp_path / "logs" / f"{name}.log").touch()
     assert list(logs._logs(RunDirectory(tmp_path))) == ["shard-0", "worker-2", "worker-10"]
 
 
-def test_a_log_is_read_from_its_last_lines_on_and_whole_lines_only(tmp_path: Path) -> None:
+def test_a_log_is_followed_from_its_last_lines_in_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("".join(f"{n}\n" for n in range(10)) + "unfini")
     reader = logs.Reader(path, 3)

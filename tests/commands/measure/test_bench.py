@@ -1,4 +1,4 @@
-"""``zmqrl bench``: rows for everything that was asked, and no process or file stays behind."""
+"""``zmqrl bench`` prints rows for every requested combination and leaves no process and no file behind."""
 
 import contextlib
 import json
@@ -66,7 +66,7 @@ def test_every_combination_has_a_row_for_every_operation(capsys: pytest.CaptureF
 
 
 @pytest.mark.processes
-def test_only_what_was_asked_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_requested_operations_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     only = ("--operation", "push", "round_trip", "--implementation", "zmqrl", "--transport", "ipc")
     rows = rows_of(capsys, *TINY, *only)
     assert [(row["implementation"], row["operation"], row["transport"]) for row in rows] == [
@@ -77,13 +77,13 @@ def test_only_what_was_asked_is_measured(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.processes
-def test_a_limit_in_minutes_leaves_fewer_samples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_in_minutes_reduces_the_number_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(capsys, *TINY, "--rounds", "100000", "--minutes", "0.001", "--implementation", "raw_tcp", "memcpy")
     assert {row["rounds"] for row in rows} == {10}
 
 
 @pytest.mark.processes
-def test_without_json_there_is_a_table_for_each_group_and_a_picture(
+def test_without_json_each_group_has_a_table_and_the_plot_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "wire.svg"
@@ -128,7 +128,7 @@ def test_values_that_cannot_be_measured_are_refused_before_anything_starts(
     assert names in str(error.value)
 
 
-def test_an_unknown_benchmark_is_named_with_the_nearest_one() -> None:
+def test_an_error_about_an_unknown_benchmark_suggests_the_nearest_one() -> None:
     with pytest.raises(UsageError, match=r"unknown benchmark 'wir' \(did you mean wire\?\)"):
         cli.run(["bench", "wir"])
 
@@ -158,11 +158,11 @@ def test_help_lists_the_benchmarks_and_every_option_with_its_default(capsys: pyt
         assert f"(default: {default})" in shown
 
 
-# What is left when it ends early
+# what is left when a benchmark ends early
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that ``pid`` has started, and those that they have started."""
+    """All descendants of the process ``pid``."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -176,7 +176,7 @@ def descendants(pid: int) -> set[int]:
 
 @contextlib.contextmanager
 def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[int]]]:
-    """An endless benchmark of zmqrl, once it has all of its processes, and these."""
+    """An endless ``zmqrl bench wire`` with all of its processes running. Yields it and their ids."""
     command = [sys.executable, "-m", "zmqrl", "bench", "wire", "--parameters", "1000", "--workers", "2"]
     command += ["--transport", "tcp", "--implementation", "zmqrl", "raw_tcp", "--rounds", "1000000", "--minutes", "100"]
     environment = os.environ | {"TMPDIR": str(scratch)}
@@ -184,7 +184,7 @@ def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[in
     with ending(subprocess.Popen(command, stdin=quiet, stdout=quiet, env=environment)) as process:
 
         def at_work() -> bool:
-            assert process.poll() is None, "it ended by itself"
+            assert process.poll() is None, "the benchmark ended by itself"
             return any(file.stat().st_size > 5000 for file in scratch.glob("zmqrl-bench-*/0/*/history/*.jsonl"))
 
         eventually(at_work, "versions made", 120)
@@ -195,7 +195,7 @@ def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[in
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path, number: signal.Signals, status: int) -> None:
     with measuring(tmp_path) as (process, started):
-        assert len(started) >= 5, "two workers, a shard, two hubs"
+        assert len(started) >= 5, "two workers, a shard and two hubs must have started"
         process.send_signal(number)
         assert process.wait(60) == status
         eventually(lambda: not any(map(is_alive, started)), "the end of all processes")
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path, number: signa
 
 
 @pytest.mark.processes
-def test_its_processes_end_with_it_even_when_it_is_killed(tmp_path: Path) -> None:
+def test_the_processes_of_a_benchmark_end_even_when_it_is_killed(tmp_path: Path) -> None:
     with measuring(tmp_path) as (process, started):
         process.kill()
         process.wait(60)

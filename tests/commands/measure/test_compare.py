@@ -1,4 +1,4 @@
-"""``zmqrl compare``: what runs have set differently, and what came of it."""
+"""``zmqrl compare`` shows the settings in which runs differ, and their results."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from zmqrl.observe.records import RunRecord
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[str, str]:
-    """A run that has ended, and one that goes on."""
+    """A run that has ended and a live run."""
     rows = [row(second) for second in range(1, 7)]
     evaluations: list[dict[str, Any]] = [
         {"version": 30, "mean": 2.0},
@@ -54,23 +54,23 @@ def test_json_has_the_settings_that_differ_and_the_results_of_each_run(
     }
 
 
-def test_a_run_that_goes_on_is_told_by_its_newest_row(pair: tuple[str, str]) -> None:
+def test_a_live_run_is_described_by_its_newest_row(pair: tuple[str, str]) -> None:
     told = result(RunRecord.read(Path(pair[1])))
     assert told["exit_reason"] is None
     assert (told["updates"], told["agent_steps"], told["games"], told["score_mean_50"]) == (30, 3000, 30, 3.0)
     assert told["contributions"]["late"] == 12
 
 
-def test_means_of_fewer_than_fifty_games_are_not_the_best(pair: tuple[str, str]) -> None:
+def test_the_best_score_ignores_means_of_fewer_than_fifty_games(pair: tuple[str, str]) -> None:
     assert result(RunRecord.read(Path(pair[1])))["best"] is None
 
 
-def test_a_run_without_any_row_is_told_by_nothing(tmp_path: Path) -> None:
+def test_a_run_without_rows_has_no_results(tmp_path: Path) -> None:
     told = result(RunRecord.read(run_directory(tmp_path / "new")))
     assert set(told.values()) == {None}
 
 
-def test_the_table_is_whole_where_there_is_no_terminal(
+def test_the_table_is_not_cut_off_without_a_terminal(
     pair: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     long = run_directory(tmp_path / ("long-" * 30), summary=summary(provenance={"commit": "def", "cpu": "EPYC"}))
@@ -88,17 +88,17 @@ def test_the_table_is_whole_where_there_is_no_terminal(
     assert "cpu" not in lines
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_the_same_name_are_distinguished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [str(run_directory(tmp_path / above / "run")) for above in ("a", "b")]
     assert set(json.loads(printed(capsys, *paths, "--json"))["results"]) == set(paths)
 
 
-def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_directory_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere is not a run directory"):
         cli.run(["compare", str(tmp_path / "nowhere")])
 
 
-def test_figures_that_are_null_are_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_null_figures_count_as_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row(6), row(7, episodes=None, score_mean_50=None)]
     told = json.loads(printed(capsys, str(run_directory(tmp_path / "run", rows)), "--json"))["results"]["run"]
     assert (told["games"], told["score_mean_50"], told["best"]["score_mean_50"]) == (None, None, 6.0)
@@ -106,7 +106,7 @@ def test_figures_that_are_null_are_not_known(tmp_path: Path, capsys: pytest.Capt
     assert "score, last 50 games" in printed(capsys, str(ended))
 
 
-def test_a_damaged_file_is_refused_by_compare_and_plot_alike(tmp_path: Path) -> None:
+def test_compare_and_plot_refuse_a_damaged_file(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run", [row(1)], summary=summary(provenance="unknown"))
     for command in ("compare", "plot"):
         with pytest.raises(UsageError, match=r"summary\.json is damaged: provenance is not an object"):

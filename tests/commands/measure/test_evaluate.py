@@ -46,7 +46,7 @@ def games(policy: Policy, seeds: list[int], *, threads: int = 1, greedy: bool = 
 
 @pytest.mark.slow
 def test_a_game_depends_on_its_own_seed_only(breakout_run: Path) -> None:
-    """Not on how many others are played, in what order, or by how many threads."""
+    """The number, order and threads of other games do not matter."""
     policy = load_policy(breakout_run)
     six = games(policy, list(range(6)), threads=2)
     assert games(policy, [2, 0, 1]) == [six[2], six[0], six[1]]
@@ -54,7 +54,7 @@ def test_a_game_depends_on_its_own_seed_only(breakout_run: Path) -> None:
     assert len({(last.score, last.agent_steps) for last in six}) > 2
 
 
-def test_a_seed_decides_every_turn_of_its_game(cartpole_run: Path) -> None:
+def test_a_seed_decides_every_step_of_its_game(cartpole_run: Path) -> None:
     policy = load_policy(cartpole_run)
     turns = list(whole_game(policy, 5, greedy=False))
     assert turns == list(whole_game(policy, 5, greedy=False))
@@ -65,8 +65,8 @@ def test_a_seed_decides_every_turn_of_its_game(cartpole_run: Path) -> None:
     assert [turn.action for turn in greedy] != [turn.action for turn in turns]
 
 
-def test_a_score_is_that_of_the_whole_game_in_the_bare_emulator(tmp_path: Path) -> None:
-    """Over several lives, with rewards of more than 1, though the run learns from single lives and clipped rewards."""
+def test_a_score_equals_the_score_of_the_whole_game_in_the_bare_emulator(tmp_path: Path) -> None:
+    """The game has several lives and rewards above 1, although the run learns from single lives and clipped rewards."""
     envs = EnvConfig(noop_max=0, fire_reset=False, max_frames=3200)
     policy = load_policy(write_run(tmp_path / "run", Config(env="ALE/SpaceInvaders-v5", envs=envs), 0))
     turns = list(whole_game(policy, 1, greedy=False))
@@ -82,7 +82,7 @@ def test_a_score_is_that_of_the_whole_game_in_the_bare_emulator(tmp_path: Path) 
     assert info["lives"] < lives - 1
 
 
-def test_a_game_without_an_end_is_cut_off_and_counted(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_game_is_cut_off_and_counted(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(play, "LONGEST", 7)
     result = evaluate(load_policy(cartpole_run), [0, 1, 2], greedy=False, threads=1)
     assert (result["scores"], result["cut_off"]) == ([7.0, 7.0, 7.0], 3)
@@ -96,14 +96,14 @@ def test_an_atari_game_is_cut_off_at_its_time_limit_and_counted(breakout_run: Pa
     assert len(result["scores"]) == 3
 
 
-def test_the_figures_are_those_of_the_scores(cartpole_run: Path) -> None:
+def test_the_statistics_match_the_scores(cartpole_run: Path) -> None:
     result = evaluate(load_policy(cartpole_run), range(10, 30), greedy=False, threads=2)
     scores = result["scores"]
     assert (result["episodes"], len(scores), result["seeds"]) == (20, 20, list(range(10, 30)))
     assert (result["mean"], result["median"]) == (np.mean(scores), np.median(scores))
     assert (result["min"], result["max"]) == (min(scores), max(scores))
     low, high = result["ci95"]
-    # For 20 scores the bootstrap's interval is near the normal one.
+    # For 20 scores, the bootstrap interval is close to the normal one.
     half = 1.96 * np.std(scores) / np.sqrt(len(scores))
     assert low == pytest.approx(np.mean(scores) - half, rel=0.1)
     assert high == pytest.approx(np.mean(scores) + half, rel=0.1)
@@ -153,7 +153,7 @@ gymnasium.register("Broken-v0", Broken)
 """
 
 
-def test_an_environment_of_the_users_own_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_a_custom_environment_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_to_eval.py").write_text(BROKEN, encoding="utf-8")
     run = write_run(tmp_path / "run", dataclasses.replace(CARTPOLE, env="broken_to_eval:Broken-v0"), 0)
@@ -170,7 +170,9 @@ def test_eval_prints_one_json_object_and_nothing_else(cartpole_run: Path) -> Non
     assert result["scores"] == evaluate(load_policy(cartpole_run), range(3), greedy=False, threads=1)["scores"]
 
 
-def test_eval_says_a_score_with_all_that_it_depends_on(breakout_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_prints_a_score_with_everything_it_depends_on(
+    breakout_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(["eval", str(breakout_run), "--episodes", "2", "--seed", "3", "--greedy"]) == 0
     said = capsys.readouterr()
     first, second, third = said.out.splitlines()
@@ -204,7 +206,7 @@ def test_progress_is_shown_on_a_terminal(
         ),
     ],
 )
-def test_eval_refuses_what_cannot_be_in_one_sentence(
+def test_eval_refuses_bad_usage_in_one_sentence(
     cartpole_run: Path, options: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError) as refused:
@@ -220,7 +222,7 @@ def test_eval_refuses_what_cannot_be_in_one_sentence(
         ("zmqrl.commands.measure.record", {"version": 0, "name": "minute-000"}),
     ],
 )
-def test_a_follower_skips_what_a_network_of_the_users_own_fails_in_and_logs_the_whole_story(
+def test_the_evaluator_skips_a_checkpoint_if_a_custom_network_fails_and_logs_the_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follower: str, message: dict[str, Any]
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -243,7 +245,7 @@ def test_a_follower_skips_what_a_network_of_the_users_own_fails_in_and_logs_the_
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())
         _, log = process.communicate(timeout=180)
-        assert process.returncode == 0, "it ends with its parent"
+        assert process.returncode == 0, "the evaluator ends with its parent"
     assert answer["skipped"] == 0
     assert answer["reason"].startswith(f"--model {module}:Net fails for observations of shape (4, 84, 84): ValueError")
     assert f'{module}.py", line' in log

@@ -27,25 +27,25 @@ def test_one_shard_and_no_backup_are_enough_if_nothing_is_slow(capsys: pytest.Ca
     assert "with fewer workers: 1200 at best (-50%)" in found["reasons"]
 
 
-def test_a_slow_network_calls_for_shards(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_recommends_more_shards_for_a_slow_network(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "--workers-up-to", "4", "--compute", "constant:0.1", "--bandwidth", "1e7")
     assert found["recommended"]["shards"] >= 4
 
 
-def test_heavy_stragglers_call_for_backups(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_recommends_backups_for_heavy_stragglers(capsys: pytest.CaptureFixture[str]) -> None:
     law = "constant:0.1+0.05*constant:2"
     found = planned(capsys, "--workers-up-to", "16", "--compute", law, "--abandon", "immediately")
     assert 1 <= found["recommended"]["backups"] <= 6
 
 
-def test_people_get_a_table_with_the_recommended_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_json_the_plan_is_a_table_with_a_marked_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "--from", str(ROOT / "tests" / "old_run"), "--workers-up-to", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["workers", "backups", "shards", "updates/s"]
     assert [line.split()[:3] for line in lines if line.endswith("<-")] == [["2", "0", "1"]]
 
 
-def test_a_plan_needs_the_most_workers() -> None:
+def test_a_plan_requires_a_maximum_number_of_workers() -> None:
     with pytest.raises(UsageError, match="workers-up-to"):
         run(["plan"])
     with pytest.raises(UsageError, match="--workers-up-to 0: 1 to 1024 workers are possible"):

@@ -1,4 +1,4 @@
-"""Videos: the game that a policy plays, as people see it."""
+"""Videos show the game of a policy as people see it."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.processes
 
 
 class Lamp(gymnasium.Env[np.ndarray, np.int64]):
-    """Nine steps of a lamp that is as bright as the time, in a picture of 13 x 20 pixels; each is worth 0.1."""
+    """A lamp that grows brighter in each of nine steps, in 13 x 20 pixels. Each step has a reward of 0.1."""
 
     observation_space = Box(-1.0, 1.0, (2,), np.float32)
     action_space = Discrete(2, start=3)
@@ -86,7 +86,7 @@ def frames_of_mp4(path: Path, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("env_id", ["ALE/SpaceInvaders-v5", "ALE/Carnival-v5"])
 def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
-    """With every kind of chance in it. Carnival has 214 lines."""
+    """The game uses every source of randomness. Carnival has 214 lines."""
     config = EnvConfig(num_envs=1, sticky_actions=0.25, clip_rewards=False)
     envs = make_envs(env_id, config, threads=1)
     picture = make_picture(env_id, config)
@@ -110,7 +110,7 @@ def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["ALE/SpaceInvaders-v5", "ALE/Carnival-v5"])
-def test_the_picture_of_a_random_frame_skip_shows_every_frame_of_the_game_that_is_played(env_id: str) -> None:
+def test_a_recording_with_random_frame_skip_shows_every_frame_of_the_game(env_id: str) -> None:
     config = dataclasses.replace(RANDOM_SKIP, grayscale=False, screen_size=84, frame_stack=1)
     envs = make_envs(env_id, config, threads=1)
     picture = make_picture(env_id, config)
@@ -131,7 +131,7 @@ def test_the_picture_of_a_random_frame_skip_shows_every_frame_of_the_game_that_i
     picture.close()
 
 
-def test_a_game_of_random_frame_skip_becomes_a_video_at_its_true_speed(tmp_path: Path) -> None:
+def test_a_game_with_random_frame_skip_is_recorded_at_its_true_speed(tmp_path: Path) -> None:
     envs = dataclasses.replace(RANDOM_SKIP, num_envs=8, max_frames=120)
     run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, envs=envs), 0)
     result = record(load_policy(run), tmp_path / "game.mp4", seed=1, greedy=False)
@@ -143,7 +143,7 @@ def test_a_game_of_random_frame_skip_becomes_a_video_at_its_true_speed(tmp_path:
     assert result["steps"] < 120 / 2
 
 
-def test_a_gif_is_no_faster_than_browsers_show_it(tmp_path: Path) -> None:
+def test_a_gif_does_not_exceed_the_frame_rate_of_browsers(tmp_path: Path) -> None:
     envs = dataclasses.replace(RANDOM_SKIP, num_envs=8, max_frames=20)
     run = write_run(tmp_path / "run", dataclasses.replace(BREAKOUT, envs=envs), 0)
     record(load_policy(run), tmp_path / "game.gif", seed=1, greedy=False)
@@ -151,7 +151,7 @@ def test_a_gif_is_no_faster_than_browsers_show_it(tmp_path: Path) -> None:
         assert gif.info["duration"] >= 20
 
 
-def test_a_game_becomes_a_video_with_a_frame_for_each_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_has_a_frame_for_each_step_of_the_game(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", BREAKOUT, 0)
     assert cli.run(["record", str(run), "--seed", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -167,18 +167,18 @@ def test_a_game_becomes_a_video_with_a_frame_for_each_step(tmp_path: Path, capsy
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_what_an_environment_draws_of_itself_is_recorded(
+def test_the_rendering_of_an_environment_is_recorded(
     tmp_path: Path, lamps: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = lamp(tmp_path / "run")
     assert cli.run(["record", str(run), "--greedy"]) == 0
     path = run / "videos" / "v00001234.mp4"
     assert capsys.readouterr().out == f"{path}: 2 s of zmqrl-test/Lamp-v0, version 1234, seed 0, score 0.9\n"
-    video = frames_of_mp4(path, 13 * 49 - 1, 20 * 49)  # enlarged to 637 lines, of which an even number stays
+    video = frames_of_mp4(path, 13 * 49 - 1, 20 * 49)  # enlarged to 637 lines and cut to an even number
     assert [frame.mean() for frame in video] == pytest.approx(range(0, 200, 20), abs=5)
 
 
-def test_a_gif_is_written_where_the_name_says_so(tmp_path: Path, lamps: None) -> None:
+def test_a_name_that_ends_in_gif_writes_a_gif(tmp_path: Path, lamps: None) -> None:
     path = tmp_path / "deep" / "lamp.gif"
     result = record(load_policy(lamp(tmp_path / "run"), 0), path, seed=0, greedy=True)
     assert (result["path"], result["version"]) == (str(path), 0)
@@ -186,9 +186,7 @@ def test_a_gif_is_written_where_the_name_says_so(tmp_path: Path, lamps: None) ->
     assert [frame[..., :3].mean() for frame in imageio.mimread(path)] == pytest.approx(range(0, 200, 20), abs=2)
 
 
-def test_a_long_game_is_left_when_the_video_is_full(
-    tmp_path: Path, lamps: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_game_longer_than_the_maximum_is_cut(tmp_path: Path, lamps: None, capsys: pytest.CaptureFixture[str]) -> None:
     run = lamp(tmp_path / "run")
     assert cli.run(["record", str(run), "--seconds", "1.2", "--output", str(tmp_path / "a.gif")]) == 0
     assert len(imageio.mimread(tmp_path / "a.gif")) == 6
@@ -213,7 +211,7 @@ def test_a_game_that_cannot_be_recorded_leaves_no_video(tmp_path: Path, lamps: N
     assert list(run.glob("videos/*")) == []
 
 
-def test_the_dummy_has_no_picture() -> None:
+def test_the_dummy_environment_cannot_be_recorded() -> None:
     with pytest.raises(UsageError, match=r"zmqrl/Dummy-v0 is not a game: there is nothing to record\."):
         make_picture(DUMMY_ID, EnvConfig())
 
@@ -235,9 +233,7 @@ def test_the_dummy_has_no_picture() -> None:
         ),
     ],
 )
-def test_record_refuses_what_cannot_be_in_one_sentence(
-    tmp_path: Path, lamps: None, options: str, sentence: str
-) -> None:
+def test_record_refuses_bad_usage_in_one_sentence(tmp_path: Path, lamps: None, options: str, sentence: str) -> None:
     run = lamp(tmp_path / "run")
     with pytest.raises(UsageError) as refused:
         cli.run(["record", str(run), *options.format(run=run).split()])

@@ -1,4 +1,4 @@
-"""``zmqrl simulate``: its options, files and figures."""
+"""``zmqrl simulate``: its options, files and results."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def found_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_figures_of_one_run_are_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     found = found_by(capsys, *QUICK, "--workers", "3", "--backups", "1", "--shards", "2")
     assert found["updates"] == 10
     assert found["updates_per_s"] == pytest.approx(10.0)
@@ -47,7 +47,7 @@ def test_the_figures_of_one_run_are_an_object(capsys: pytest.CaptureFixture[str]
     assert (found["used"], found["late"] + found["skipped"]) == (3 * 2 * 10, 1 * 2 * 10 - 2)
 
 
-def test_a_sweep_is_a_list_in_the_order_of_the_values(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_prints_a_list_in_the_order_of_the_values(capsys: pytest.CaptureFixture[str]) -> None:
     found = found_by(capsys, *QUICK, "--sweep", "shards=1,4", "--sweep", "backups=0,2")
     assert [(each["shards"], each["backups"]) for each in found] == [(1, 0), (1, 2), (4, 0), (4, 2)]
 
@@ -76,7 +76,7 @@ def test_options_override_the_file(tmp_path: Path, how: str) -> None:
     assert settings.failures[0].restart_s == 2.5
 
 
-def test_a_run_gives_its_settings_and_mean_times(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_simulation_takes_settings_and_mean_times_from_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = found_by(capsys, "--from", str(OLD_RUN), "--workers", "3", "--updates", "32")
     assert (found["workers"], found["shards"], found["parameters"]) == (3, 2, 755)
     assert found["agent_steps"] == 3 * 2 * 8 * 128
@@ -87,7 +87,9 @@ def test_the_times_of_a_run_can_be_combined_with_other_settings() -> None:
     assert (settings.workers, settings.updates_per_rollout, settings.agent_steps_per_rollout) == (7, 16, 1024)
 
 
-def test_people_get_a_page_and_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_json_a_run_prints_a_page_and_a_sweep_prints_a_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     picture = tmp_path / "steps.png"
     assert run(["simulate", *QUICK, "--plot", str(picture)]) == 0
     assert "updates/s      10.00\n" in capsys.readouterr().out
@@ -98,7 +100,7 @@ def test_people_get_a_page_and_a_table(capsys: pytest.CaptureFixture[str], tmp_p
     assert [line.split()[:2] for line in lines[1:]] == [["constant:0.1", "10.00"], ["constant:0.2", "5.00"]]
 
 
-def test_the_examples_of_the_page_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_in_the_documentation_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "simulation.md").read_text(encoding="utf-8")
     blocks = dict(re.findall(r"^```(toml|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
     path = tmp_path / "scenario.toml"
@@ -155,7 +157,7 @@ def test_bad_usage_is_one_sentence(arguments: list[str], sentence: str) -> None:
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+def test_a_scenario_file_with_invalid_settings_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=sentence):

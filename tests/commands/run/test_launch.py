@@ -28,11 +28,11 @@ def no_process_on(lab: Lab) -> bool:
 
 
 def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
-    """Whether the newest lines of a shard's history have contributions of these ranks and no others."""
+    """Whether the newest lines of a shard's history use exactly these ranks."""
     return lambda: {rank for line in run.files.history(shard)[-5:] for rank in line["ranks"]} == ranks
 
 
-def test_a_run_on_four_hosts_learns_ends_well_and_everything_comes_home(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_on_four_hosts_learns_ends_and_its_files_are_copied_back(lab: Lab, tmp_path: Path) -> None:
     options = ("--workers", "4", "--shards", "2", "--stop-score", "100", "--profile", "20", "--evaluator")
     with launching(lab, tmp_path / "run", *options, "--evaluation.episodes", "4") as run:
         run.eventually(lambda: run.files.path.joinpath("cluster.json").exists(), "cluster.json")
@@ -81,9 +81,7 @@ def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: 
         eventually(lambda: no_process_on(lab), "the end of every process", 15)
 
 
-def test_a_run_whose_launcher_was_killed_is_resumed_where_its_shards_were_on_other_hosts(
-    lab: Lab, tmp_path: Path
-) -> None:
+def test_a_run_with_a_killed_launcher_resumes_from_its_shards_on_other_hosts(lab: Lab, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with launching(lab, path, "--workers", "2", "--shards", "2", "--straggle", "0:0.02") as run:
         run.wait_for(20)
@@ -91,7 +89,7 @@ def test_a_run_whose_launcher_was_killed_is_resumed_where_its_shards_were_on_oth
         run.wait()
     killed_at = run.files.version()
     assert run.files.newest().version == 0, "there was time for a checkpoint"
-    # State and histories stand with h1 and h2; now the shards are on others.
+    # State and histories are on h1 and h2, but the shards now run on other hosts.
     with launching(lab, path, "--resume", "--minutes", "0.03", hosts="h2,h1,h3") as run:
         assert run.wait(within_s=120) == 0, run.said()
     resumed_at = int(run.said().partition("resuming from version ")[2].split()[0])
@@ -101,8 +99,8 @@ def test_a_run_whose_launcher_was_killed_is_resumed_where_its_shards_were_on_oth
 
 
 @pytest.mark.parametrize("fault", ["link", "blackhole"])
-def test_a_run_goes_on_without_a_host_that_is_cut_off_and_takes_it_back(lab: Lab, tmp_path: Path, fault: str) -> None:
-    # The shards are on h1 and h2: what h4 has is worker 3 only.
+def test_a_run_continues_without_an_unreachable_host_and_takes_it_back(lab: Lab, tmp_path: Path, fault: str) -> None:
+    # The shards run on h1 and h2. h4 runs only worker 3.
     with launching(lab, tmp_path / "run", "--workers", "3", "--backups", "1", "--straggle", "0:0.02") as run:
         run.eventually(has_ranks_ever(run, {0, 1, 2, 3}), "all four workers")
         lab(fault, "h4", *{"link": ["down"], "blackhole": ["on"]}[fault])
@@ -119,7 +117,7 @@ def has_ranks_ever(run: Run, ranks: set[int]) -> Callable[[], bool]:
     return lambda: {rank for line in run.files.history(0) for rank in line["ranks"]} == ranks
 
 
-def test_a_shard_whose_host_is_cut_off_comes_back_with_its_state(lab: Lab, tmp_path: Path) -> None:
+def test_a_shard_on_an_unreachable_host_comes_back_with_its_state(lab: Lab, tmp_path: Path) -> None:
     with launching(lab, tmp_path / "run", "--workers", "2", "--shards", "4") as run:
         run.eventually(lambda: len(run.files.history(3)) > 5, "some versions")
         lab.blackhole("h4", "on")
@@ -135,7 +133,7 @@ def test_a_shard_whose_host_is_cut_off_comes_back_with_its_state(lab: Lab, tmp_p
 
 
 @pytest.mark.parametrize(("options", "readable"), [((), False), (("--wire.insecure-plaintext",), True)])
-def test_nobody_on_the_network_can_read_the_weights_unless_that_was_given_up(
+def test_the_weights_cannot_be_read_on_the_network_unless_encryption_is_off(
     lab: Lab, tmp_path: Path, need_programs: Callable[..., None], options: tuple[str, ...], readable: bool
 ) -> None:
     need_programs("tcpdump")
@@ -147,7 +145,7 @@ def test_nobody_on_the_network_can_read_the_weights_unless_that_was_given_up(
         dumping.terminate()
         dumping.wait(WITHIN_S)
     seen = capture.read_bytes()
-    # All that went through the switch is in it: both slices of every version, to workers on other hosts.
+    # The capture has all traffic through the switch: both slices of every version, sent to workers on other hosts.
     last = run.files.newest()
     for state, cut in zip(last.states, last.layout.slices, strict=True):
         weights = state[: 4 * cut.count]
@@ -155,17 +153,17 @@ def test_nobody_on_the_network_can_read_the_weights_unless_that_was_given_up(
     assert readable == (b"zmqrl/1" in seen)
 
 
-def test_hosts_that_cannot_be_used_are_all_named_and_nothing_is_started(lab: Lab, tmp_path: Path) -> None:
+def test_an_error_names_all_unusable_hosts_and_nothing_is_started(lab: Lab, tmp_path: Path) -> None:
     lab("refuse", "h2", "22", "on")
     with launching(lab, tmp_path / "run", hosts="h1,h2,h9") as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: 2 of 3 hosts cannot be used:\n  h2: ")
         assert "\n  h9: " in run.complaint()
         assert not (run.files.path / "config.json").exists()
-    eventually(lambda: no_process_on(lab), "the end of the agents", 15)
+    eventually(lambda: no_process_on(lab), "the end of the host daemons", 15)
 
 
-def test_other_code_on_a_host_is_refused(lab: Lab, tmp_path: Path) -> None:
+def test_a_host_with_different_code_is_refused(lab: Lab, tmp_path: Path) -> None:
     package = Path(zmqrl.__file__).parent
     shutil.copytree(package, lab.shared / "other" / "zmqrl", ignore=shutil.ignore_patterns("__pycache__"))
     with (lab.shared / "other" / "zmqrl" / "errors.py").open("a") as file:
@@ -180,11 +178,12 @@ def test_other_code_on_a_host_is_refused(lab: Lab, tmp_path: Path) -> None:
         assert run.complaint().startswith("zmqrl: h2: zmqrl there (")
 
 
-def test_the_code_is_brought_to_hosts_that_have_no_zmqrl(lab: Lab, tmp_path: Path) -> None:
+def test_zmqrl_is_installed_on_hosts_that_lack_it(lab: Lab, tmp_path: Path) -> None:
     bare = lab.shared / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=WITHIN_S)
     places = [sysconfig.get_path("purelib", "venv", {"base": base}) for base in (sys.prefix, str(bare))]
-    # It sees the packages, but not the checkout that a file among them names.
+    # The new Python finds the packages but not the checkout: others.pth adds the directory of the packages, but Python
+    # then ignores the .pth files in it.
     Path(places[1], "others.pth").write_text(f"{places[0]}\n")
     hosts = tmp_path / "hosts.toml"
     hosts.write_text(f'[defaults]\npython = "{bare}/bin/python"\n[[host]]\nname = "h[1-2]"\n')
@@ -197,7 +196,7 @@ def test_the_code_is_brought_to_hosts_that_have_no_zmqrl(lab: Lab, tmp_path: Pat
     eventually(lambda: no_process_on(lab), "the end of every process", 15)
 
 
-def test_a_dry_run_starts_nothing_and_shows_what_would_be(tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_placement_and_starts_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "zmqrl", "launch", "-H", "a,b:3", "--dry-run", "cartpole", "--workers", "4"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=WITHIN_S).stdout
     assert "worker-[1-3]" in said

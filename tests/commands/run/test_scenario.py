@@ -1,4 +1,4 @@
-"""``zmqrl train --scenario``: real training under the stragglers, the pace and the failures of a file."""
+"""``zmqrl train --scenario``: real training with the stragglers, the pace and the failures of a scenario file."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def scenario(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_scenario_gives_defaults_and_says_what_it_cannot_give(
+def test_a_scenario_sets_defaults_and_names_settings_it_cannot_apply(
     scenario: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_from(["cartpole", "--scenario", str(scenario), "--workers", "3"])
@@ -63,7 +63,7 @@ def test_a_scenario_that_cannot_be_used_is_refused(options: list[str], sentence:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_processes_are_killed_and_the_run_goes_on(
+def test_a_run_continues_after_the_kills_of_a_scenario(
     scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""The state machine of a shard: who is welcome, control and the end, one behaviour a test."""
+"""The state machine of a shard: HELLO, control messages and the end. Each test has one behaviour."""
 
 from dataclasses import replace
 from typing import Any
@@ -62,14 +62,14 @@ def test_a_hello_of_a_stranger_is_refused_and_counted(wrong: dict[str, Any], cod
     assert shard.contributions.unattributed == 1
 
 
-def test_a_hello_with_the_key_of_somebody_else_is_refused_and_counted() -> None:
+def test_a_hello_with_the_key_of_another_rank_is_refused_and_counted() -> None:
     shard = opened()
     (refuse,) = sent(shard.handle(FalseHello(b"stranger"), 0.0))
     assert refuse == m.Refuse(run="run", code="key", reason="you connected with the key of another rank or role.")
     assert shard.contributions.unattributed == 1
 
 
-def test_a_worker_of_another_zmqrl_is_refused_and_the_supervisor_told_of_both() -> None:
+def test_a_worker_with_different_code_is_refused_and_the_supervisor_learns_both_codes() -> None:
     shard = opened(identity=replace(IDENTITY, code="0.1.0+aaaa"))
     refuse, told = sent(control(shard, replace(HELLO, code="0.1.0+bbbb"), b"stranger"))
     assert isinstance(refuse, m.Refuse)
@@ -77,11 +77,11 @@ def test_a_worker_of_another_zmqrl_is_refused_and_the_supervisor_told_of_both() 
     assert "'0.1.0+aaaa'" in refuse.reason
     assert "'0.1.0+bbbb'" in refuse.reason
     assert told == m.Refused(run="run", shard=1, reason=refuse.reason)
-    for code in ("0.1.0+aaaa", ""):  # the same, or no zmqrl at all
+    for code in ("0.1.0+aaaa", ""):  # the same code, or a worker that is not zmqrl
         assert [type(message) for message in sent(control(shard, replace(HELLO, code=code), b"0"))] == [m.Welcome]
 
 
-def test_a_worker_of_another_protocol_is_refused_and_the_supervisor_told() -> None:
+def test_a_worker_with_another_protocol_is_refused_and_the_supervisor_is_notified() -> None:
     shard = opened()
     refuse, told = sent(shard.handle(ForeignHello(b"stranger", "zmqrl/2"), 0.0))
     assert isinstance(refuse, m.Refuse)
@@ -91,7 +91,7 @@ def test_a_worker_of_another_protocol_is_refused_and_the_supervisor_told() -> No
     assert shard.contributions.unattributed == 1
 
 
-def test_a_worker_is_welcomed_when_its_subscription_is_there_whichever_comes_first() -> None:
+def test_a_worker_is_welcomed_once_both_hello_and_subscription_have_arrived() -> None:
     shard = opened(workers=())
     assert sent(control(shard, HELLO, b"0")) == []
     (welcome,) = sent(shard.handle(PresenceChanged(0, 10, here=True), 0.0))
@@ -117,7 +117,7 @@ def test_the_subscription_of_another_incarnation_is_not_enough() -> None:
     assert sent(control(shard, HELLO, b"0")) == []
 
 
-def test_who_comes_before_the_state_is_answered_when_it_is_there() -> None:
+def test_a_hello_before_the_state_is_answered_once_the_state_is_loaded() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     for rank in (0, 1, 7):
         assert sent(arrive(shard, rank)) == []
@@ -127,7 +127,7 @@ def test_who_comes_before_the_state_is_answered_when_it_is_there() -> None:
     assert published(actions) == ["weights", "heartbeat"]
 
 
-def test_a_newer_process_of_a_rank_takes_over_and_the_older_is_told() -> None:
+def test_a_newer_process_of_a_rank_takes_over_and_the_older_one_is_refused() -> None:
     shard = opened()
     shard.handle(PresenceChanged(0, 11, here=True), 0.0)
     actions = control(shard, replace(HELLO, incarnation=11), b"new")
@@ -153,13 +153,13 @@ def test_the_bookkeeping_of_a_rank_stays_bounded_however_often_it_subscribes() -
     assert len(shard.roster.workers[0].doubted_at) <= 17
     assert shard.roster.present(0.0) == [0, 1, 2]
     assert 60_000 not in shard.roster.workers
-    assert m.Welcome in map(type, sent(arrive(shard, 0, incarnation=2000))), "nor do they keep a new process out"
+    assert m.Welcome in map(type, sent(arrive(shard, 0, incarnation=2000))), "a new process must be able to join"
 
 
 # control
 
 
-def test_a_ping_is_answered_with_the_clock_and_proves_life() -> None:
+def test_a_ping_is_answered_with_the_clock_and_shows_that_the_worker_is_alive() -> None:
     shard = opened()
     ping = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progress=5, sent_us=77)
     (pong,) = sent(control(shard, ping, b"0", now=3.0))
@@ -167,7 +167,7 @@ def test_a_ping_is_answered_with_the_clock_and_proves_life() -> None:
     assert (shard.roster.workers[0].heard_at, shard.roster.workers[0].progress) == (3.0, 5)
 
 
-def test_a_worker_whose_connection_was_cut_is_known_again_by_its_ping() -> None:
+def test_a_ping_identifies_a_worker_again_after_its_connection_was_cut() -> None:
     shard = opened()
     control(shard, PING, b"again")
     assert control(shard, m.SnapshotRequest(run="run", version=None), b"again") == [SendSnapshot(b"again", 0, 0)]
@@ -197,16 +197,16 @@ def test_a_stranger_gets_no_snapshot() -> None:
     assert shard.contributions.unattributed == 1
 
 
-def test_a_worker_whose_subscription_ends_is_absent_unless_a_ping_says_that_it_lives() -> None:
+def test_a_worker_whose_subscription_ends_is_absent_unless_a_ping_follows() -> None:
     shard = opened()
     shard.handle(PresenceChanged(0, 10, here=False), 1.0)
-    assert shard.roster.present(1.0) == [0, 1, 2], "it may be the end of another connection"
+    assert shard.roster.present(1.0) == [0, 1, 2], "this may be the end of an older connection"
     assert shard.roster.present(1.0 + DOUBT_S) == [1, 2]
     control(shard, PING, b"0", now=3.0)
     assert shard.roster.present(3.0 + DOUBT_S) == [0, 1, 2]
 
 
-def test_a_worker_that_says_nothing_is_absent_until_it_does() -> None:
+def test_a_silent_worker_is_absent_until_it_is_heard_again() -> None:
     shard = opened()
     for now in (3.0, 6.0):
         control(shard, PING, b"0", now=now)
@@ -215,15 +215,15 @@ def test_a_worker_that_says_nothing_is_absent_until_it_does() -> None:
     assert shard.roster.present(SILENT_S) == [0, 2]
 
 
-def test_a_process_that_is_gone_keeps_no_other_from_its_rank_whatever_their_clocks_say() -> None:
+def test_a_process_that_is_gone_cannot_block_its_rank_whatever_the_clocks_say() -> None:
     shard = opened()
     arrive(shard, 0, incarnation=2**53 - 1)
-    assert sent(arrive(shard, 0, now=1.0, incarnation=20)) == [], "it may say HELLO again"
+    assert sent(arrive(shard, 0, now=1.0, incarnation=20)) == [], "the older process may still be alive"
     assert [type(message) for message in sent(arrive(shard, 0, now=SILENT_S, incarnation=20))] == [m.Welcome]
     assert of(Accumulate, push(shard, 0, incarnation=20))
 
 
-def test_an_older_process_that_would_like_a_rank_is_refused_once_it_is_certain_that_the_newer_lives() -> None:
+def test_an_older_process_is_refused_a_rank_once_the_newer_one_is_known_to_be_alive() -> None:
     shard = opened()
     older = replace(HELLO, incarnation=9)
     for now in (1.0, 4.0, 7.0):
@@ -235,7 +235,7 @@ def test_an_older_process_that_would_like_a_rank_is_refused_once_it_is_certain_t
     assert (refusal.code, refusal.reason) == ("replaced", "another process has taken rank 0.")
 
 
-def test_a_process_that_has_left_is_gone_though_its_last_ping_comes_later() -> None:
+def test_a_process_that_has_left_is_gone_even_if_its_last_ping_arrives_later() -> None:
     shard = opened()
     control(shard, m.Leave(run="run", rank=0, incarnation=10), b"0")
     control(shard, PING, b"0")
@@ -243,7 +243,7 @@ def test_a_process_that_has_left_is_gone_though_its_last_ping_comes_later() -> N
     assert [type(message) for message in sent(arrive(shard, 0, incarnation=9))] == [m.Welcome]
 
 
-def test_however_often_a_subscription_ends_a_worker_that_says_nothing_becomes_absent() -> None:
+def test_a_silent_worker_becomes_absent_however_often_its_subscription_ends() -> None:
     shard = opened()
     for tenth in range(0, 100):
         shard.handle(PresenceChanged(0, 10, here=False), tenth / 10)
@@ -252,14 +252,14 @@ def test_however_often_a_subscription_ends_a_worker_that_says_nothing_becomes_ab
     assert 0 not in shard.roster.present(9.9)
 
 
-def test_a_worker_whose_contributions_come_too_late_is_present() -> None:
+def test_a_worker_that_only_makes_late_contributions_is_present() -> None:
     shard = opened()
     make_version(shard, 1, 2)
     push(shard, 0, version=0, now=7.0)
     assert shard.roster.present(SILENT_S) == [0]
 
 
-def test_workers_that_were_absent_are_counted_for_the_first_publication_when_they_are_heard_again() -> None:
+def test_absent_workers_count_for_the_first_publication_once_they_are_heard_again() -> None:
     shard = opened(workers=())
     arrive(shard, 0)
     assert published(arrive(shard, 1, now=9.0)) == [], "rank 0 is absent"
@@ -267,7 +267,7 @@ def test_workers_that_were_absent_are_counted_for_the_first_publication_when_the
     assert "weights" in published(shard.handle(Tick(), 9.6))
 
 
-def test_a_process_that_was_only_silent_takes_its_rank_back() -> None:
+def test_a_process_that_was_silent_can_take_its_rank_back() -> None:
     shard = opened()
     arrive(shard, 0, now=SILENT_S, incarnation=9)
     actions = control(shard, PING, b"again", now=SILENT_S + 1)
@@ -275,7 +275,7 @@ def test_a_process_that_was_only_silent_takes_its_rank_back() -> None:
     assert of(Accumulate, push(shard, 0, incarnation=10))
 
 
-def test_a_worker_of_another_run_is_told_so_whatever_it_says() -> None:
+def test_every_message_from_a_worker_of_another_run_is_refused() -> None:
     shard = opened()
     leave = m.Leave(run="run", rank=0, incarnation=10)
     for message in (PING, HELLO, leave, m.SnapshotRequest(run="run", version=None)):
@@ -285,14 +285,14 @@ def test_a_worker_of_another_run_is_told_so_whatever_it_says() -> None:
     assert shard.roster.present(0.0) == [0, 1, 2]
 
 
-def test_a_subscription_without_a_hello_makes_nobody_present() -> None:
+def test_a_subscription_without_a_hello_makes_no_worker_present() -> None:
     shard = opened(workers=(1,))
     shard.handle(PresenceChanged(0, 10, here=True), 0.0)
     assert shard.roster.present(0.0) == [1]
     assert not shard.published
 
 
-def test_who_leaves_is_told_so_and_no_longer_there() -> None:
+def test_a_worker_that_leaves_gets_an_answer_and_is_absent() -> None:
     shard = opened()
     leave = m.Leave(run="run", rank=0, incarnation=10)
     assert sent(control(shard, leave, b"0")) == [m.Left(run="run", shard=1)]
@@ -307,7 +307,7 @@ def test_a_late_leave_of_a_replaced_process_does_not_remove_its_successor() -> N
     assert shard.roster.present(DOUBT_S) == [0, 1, 2]
 
 
-def test_a_report_goes_to_the_supervisor_when_it_is_the_senders_own() -> None:
+def test_a_shard_forwards_a_report_only_from_the_rank_it_names() -> None:
     shard = opened()
     report = m.Report(run="run", rank=0, incarnation=10, figures=b"x")
     assert control(shard, report, b"0") == [Send(SUPERVISOR, report)]
@@ -325,21 +325,21 @@ SUPERVISORS_OWN: list[m.Message] = [
 
 
 @pytest.mark.parametrize("message", SUPERVISORS_OWN, ids=lambda message: type(message).__name__)
-def test_only_the_supervisor_commands(message: m.Message) -> None:
+def test_only_the_supervisor_can_give_commands(message: m.Message) -> None:
     shard = opened()
     assert control(shard, message, b"0") == []
     assert shard.contributions.unattributed == 1
     assert control(shard, message) != []
 
 
-def test_a_message_of_another_run_or_not_for_a_shard_is_rejected() -> None:
+def test_a_message_from_another_run_or_not_for_a_shard_is_rejected() -> None:
     shard = opened()
     assert [type(message) for message in sent(control(shard, m.StatsRequest(run="other")))] == [m.Refuse]
     assert control(shard, m.Left(run="run", shard=1)) == []
     assert shard.contributions.unattributed == 2
 
 
-def test_stats_tell_where_the_shard_stands() -> None:
+def test_stats_describe_the_state_of_the_shard() -> None:
     shard = opened(workers=(0, 2))
     make_version(shard, 0, 2)
     push(shard, 2)
@@ -372,7 +372,7 @@ def spans(shard: ShardMachine, now: float) -> tuple[tuple[int, ...], tuple[str, 
     return stats.span_ranks, stats.spans, stats.span_ms
 
 
-def test_stats_tell_what_the_missing_do_and_for_how_long_by_now() -> None:
+def test_stats_include_the_current_span_of_missing_workers_and_its_duration() -> None:
     shard = opened(workers=(0, 1, 2))
     push(shard, 0)
     for rank, span, span_ms in ((0, "wait", 900), (1, "gradient", 200), (2, "env_step", 4000)):
@@ -380,17 +380,17 @@ def test_stats_tell_what_the_missing_do_and_for_how_long_by_now() -> None:
         control(shard, ping, b"%d" % rank, now=2.0)
     assert spans(shard, 2.5) == ((2, 1), ("env_step", "gradient"), (4500, 700))
     control(shard, replace(PING, rank=2), b"2", now=3.0)
-    assert spans(shard, 3.0) == ((1,), ("gradient",), (1200,)), "a worker that no longer says what it does"
+    assert spans(shard, 3.0) == ((1,), ("gradient",), (1200,)), "a ping without a span removes the old one"
 
 
-def test_what_an_older_process_did_is_not_said_of_the_one_that_replaced_it() -> None:
+def test_the_span_of_a_replaced_process_is_not_attributed_to_its_successor() -> None:
     shard = opened()
     control(shard, replace(PING, span="env_step", span_ms=9000), b"0", now=1.0)
     arrive(shard, 0, incarnation=2000)
     assert spans(shard, 1.0) == ((), (), ())
 
 
-def test_the_totals_of_a_version_set_aside_are_those_up_to_it() -> None:
+def test_the_totals_of_a_captured_version_count_up_to_that_version() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     push(shard, 2, version=0)
@@ -405,7 +405,7 @@ def test_the_totals_of_a_version_set_aside_are_those_up_to_it() -> None:
 # the end
 
 
-def test_at_the_last_version_the_run_ends_with_bye_after_the_weights() -> None:
+def test_the_run_ends_with_bye_after_the_weights_of_the_last_version() -> None:
     shard = opened()
     control(shard, stop_at(1))
     assert published(make_version(shard, 0, 1)) == ["weights", "bye"]
@@ -436,7 +436,7 @@ def test_a_stop_below_the_open_version_is_answered_and_ignored() -> None:
 
 
 @pytest.mark.parametrize("later", [1, None])
-def test_an_ended_shard_opens_again_when_the_stop_is_raised_or_taken_back(later: int | None) -> None:
+def test_an_ended_shard_opens_again_if_the_stop_is_raised_or_cancelled(later: int | None) -> None:
     shard = opened()
     push(shard, 0)
     control(shard, stop_at(0))
@@ -445,7 +445,7 @@ def test_an_ended_shard_opens_again_when_the_stop_is_raised_or_taken_back(later:
     assert shard.state == ("ended" if later == 1 else "open")
 
 
-def test_a_version_whose_quorum_shrank_while_it_was_ended_closes_when_it_opens_again() -> None:
+def test_an_ended_shard_closes_its_version_on_reopening_if_the_quorum_has_shrunk() -> None:
     shard = opened()
     push(shard, 0)
     control(shard, stop_at(0))

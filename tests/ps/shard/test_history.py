@@ -1,4 +1,4 @@
-"""The history of a shard: whole lines, each version once, whatever happens to the process or the disk."""
+"""The history of a shard has complete lines and each version once, whatever happens to the process or the disk."""
 
 import dataclasses
 import json
@@ -42,12 +42,12 @@ def history(tmp_path: Path) -> History:
     return History(tmp_path / "shard-0.jsonl")
 
 
-def test_a_record_survives_its_way_through_a_slot() -> None:
+def test_a_record_survives_a_slot() -> None:
     assert unpack_record(pack_record(RECORD)) == RECORD
 
 
 @pytest.mark.parametrize("room", [0, 5])
-def test_a_line_that_the_disk_does_not_take_is_an_error_and_leaves_nothing(history: History, room: int) -> None:
+def test_a_line_that_cannot_be_written_is_an_error_and_leaves_nothing(history: History, room: int) -> None:
     history.append(record(1), crc32=7)
     with (
         file_size_limit(history.path.stat().st_size + room),
@@ -58,7 +58,7 @@ def test_a_line_that_the_disk_does_not_take_is_an_error_and_leaves_nothing(histo
     assert versions(history.path) == [1, 2]
 
 
-def test_the_version_that_was_committed_but_not_written_is_written_once(history: History) -> None:
+def test_a_committed_version_missing_from_the_history_is_written_once(history: History) -> None:
     history.append(record(1), crc32=7)
     history.close()
     history.path.write_bytes(history.path.read_bytes() + b'{"version": 2, "vi')
@@ -69,7 +69,7 @@ def test_the_version_that_was_committed_but_not_written_is_written_once(history:
     assert versions(history.path) == [1, 2]
 
 
-def test_what_a_rollback_undoes_is_kept_beside_the_history(history: History) -> None:
+def test_undone_lines_are_kept_beside_the_history(history: History) -> None:
     for version in (1, 2, 3):
         history.append(record(version), crc32=7)
     history.rewind(1, generation=2)
@@ -78,7 +78,7 @@ def test_what_a_rollback_undoes_is_kept_beside_the_history(history: History) -> 
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
 
 
-def test_what_two_rollbacks_from_one_checkpoint_undo_is_all_kept(history: History) -> None:
+def test_lines_undone_by_two_rollbacks_to_one_checkpoint_are_all_kept(history: History) -> None:
     for versions_made in ((1, 2), (2, 3)):
         for version in versions_made:
             history.append(record(version), crc32=7)
@@ -86,13 +86,13 @@ def test_what_two_rollbacks_from_one_checkpoint_undo_is_all_kept(history: Histor
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 2, 3]
 
 
-def test_a_history_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_history_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"cannot write .*: Is a directory"):
         History(tmp_path)
 
 
 @pytest.mark.parametrize("generation", [1, 2])
-def test_a_history_that_is_ahead_of_the_store_says_that_state_is_lost(history: History, generation: int) -> None:
+def test_a_history_ahead_of_the_store_means_that_state_is_lost(history: History, generation: int) -> None:
     for version in (1, 2, 3):
         history.append(record(version, generation=generation), crc32=7)
     history.close()
@@ -103,7 +103,7 @@ def test_a_history_that_is_ahead_of_the_store_says_that_state_is_lost(history: H
     reopened.close()
 
 
-def test_a_rewind_that_a_kill_kept_from_beginning_is_made_when_the_shard_is_back(history: History) -> None:
+def test_a_rewind_prevented_by_a_kill_is_done_when_the_shard_is_back(history: History) -> None:
     for version in (1, 2, 3):
         history.append(record(version), crc32=7)
     history.close()
@@ -117,7 +117,7 @@ def test_a_rewind_that_a_kill_kept_from_beginning_is_made_when_the_shard_is_back
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
 
 
-def test_totals_are_those_of_the_lines_up_to_a_version(history: History) -> None:
+def test_totals_count_the_lines_up_to_a_version(history: History) -> None:
     for version in (1, 2, 3):
         history.append(record(version), crc32=7)
     for _ in range(2):
@@ -125,12 +125,12 @@ def test_totals_are_those_of_the_lines_up_to_a_version(history: History) -> None
         assert history.totals(2) == (4, 0, 2, 0)
         assert history.totals(9) == (6, 0, 3, 0)
         without = [{k: v for k, v in line.items() if k != "totals"} for line in read_lines(history.path)]
-        history.path.write_text("".join(json.dumps(line) + "\n" for line in without))  # as an older zmqrl wrote it
+        history.path.write_text("".join(json.dumps(line) + "\n" for line in without))  # as written by an older zmqrl
 
 
 @pytest.mark.parametrize("piece", [100, 1000, 1 << 20])
 @pytest.mark.parametrize("version", [0, 1, 40, 99, 100])
-def test_however_long_a_history_is_it_is_rewound_in_the_right_place(
+def test_a_history_of_any_length_is_rewound_to_the_right_line(
     history: History, monkeypatch: pytest.MonkeyPatch, piece: int, version: int
 ) -> None:
     monkeypatch.setattr(history_module, "PIECE_BYTES", piece)
@@ -149,7 +149,7 @@ def test_however_long_a_history_is_it_is_rewound_in_the_right_place(
     assert versions(history.path) == list(range(1, version + 2))
 
 
-def test_a_rewind_that_was_killed_before_the_cut_keeps_what_it_undoes_once(
+def test_a_rewind_killed_before_the_cut_keeps_the_undone_lines_once(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for version in (1, 2, 3):
@@ -164,7 +164,7 @@ def test_a_rewind_that_was_killed_before_the_cut_keeps_what_it_undoes_once(
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
 
 
-def test_a_disk_that_takes_no_copy_of_a_damaged_history_is_an_error_and_leaves_it(history: History) -> None:
+def test_a_disk_too_full_for_a_copy_of_a_damaged_history_is_an_error_and_leaves_it(history: History) -> None:
     for version in (1, 2):
         history.append(record(version), crc32=7)
     damaged = b"{\n" + history.path.read_bytes()
@@ -187,7 +187,7 @@ def test_a_disk_that_takes_no_copy_of_a_damaged_history_is_an_error_and_leaves_i
     ],
 )
 @pytest.mark.parametrize("place", [1, 2])
-def test_a_history_with_a_damaged_line_is_set_aside_and_goes_on_without_it(
+def test_a_history_with_a_damaged_line_is_set_aside_and_continues_without_it(
     history: History, damage: bytes, place: int
 ) -> None:
     for version in (1, 2, 3):
@@ -211,7 +211,7 @@ def test_a_history_with_a_damaged_line_is_set_aside_and_goes_on_without_it(
 
 
 @pytest.mark.parametrize(("left", "missing"), [([], "1 to 3"), ([1], "2 to 3")])
-def test_a_history_that_lost_lines_tells_which_when_the_shard_is_back(
+def test_a_shard_that_is_back_names_the_lines_missing_from_its_history(
     history: History, left: list[int], missing: str
 ) -> None:
     for version in left:

@@ -1,4 +1,4 @@
-"""The state machine of a shard: contributions, views, NEED and the first publication, one behaviour a test."""
+"""The state machine of a shard: contributions, views, NEED and the first publication. Each test has one behaviour."""
 
 from dataclasses import replace
 from typing import Any
@@ -46,7 +46,7 @@ from zmqrl.ps.wire import messages as m
 # contributions
 
 
-def test_the_contribution_that_completes_the_quorum_makes_the_next_version_and_publishes_it_after_the_commit() -> None:
+def test_the_contribution_that_completes_the_quorum_makes_a_version_published_after_its_commit() -> None:
     shard = opened()
     assert push(shard, 2) == [Accumulate(received("payload 2"), first=True)]
     update = Update(replace(RECORD, version=1, quorum=2, ranks=(0, 2), tallies={0: (1, 0, 0, 0), 2: (1, 0, 0, 0)}))
@@ -55,7 +55,7 @@ def test_the_contribution_that_completes_the_quorum_makes_the_next_version_and_p
     assert (shard.version, shard.previous, shard.contributions.held) == (1, 0, {})
 
 
-def test_the_sum_of_each_version_starts_anew() -> None:
+def test_the_sum_starts_at_zero_for_each_version() -> None:
     shard = opened()
     for _ in range(3):
         accumulated = of(Accumulate, make_version(shard, 1, 2))
@@ -70,7 +70,7 @@ def test_a_late_contribution_is_counted_but_not_used() -> None:
     assert shard.contributions.held == {}
 
 
-def test_a_contribution_that_was_used_is_a_duplicate_also_after_the_version_closed() -> None:
+def test_a_used_contribution_that_arrives_again_is_a_duplicate_even_after_the_version_closed() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     push(shard, 0, version=0)
@@ -108,7 +108,7 @@ def test_a_restarted_worker_cannot_contribute_twice_to_one_version() -> None:
         ({"finite": False}, 3),
     ],
 )
-def test_whatever_is_not_meant_for_the_open_version_is_not_used(wrong: dict[str, Any], outcome: int) -> None:
+def test_a_contribution_not_meant_for_the_open_version_is_not_used(wrong: dict[str, Any], outcome: int) -> None:
     shard = opened()
     make_version(shard, 1, 2)
     assert of(Accumulate, push(shard, 0, **wrong)) == []
@@ -118,13 +118,13 @@ def test_whatever_is_not_meant_for_the_open_version_is_not_used(wrong: dict[str,
     assert shard.contributions.held == {}
 
 
-def test_a_contribution_to_another_run_is_blamed_on_no_rank_of_this_one() -> None:
+def test_a_contribution_to_another_run_is_not_counted_for_a_rank() -> None:
     shard = opened()
     assert push(shard, 0, run="other") == []
     assert (tallies(shard), shard.contributions.unattributed) == ({}, 1)
 
 
-def test_an_update_that_is_not_finite_makes_no_version_and_is_told_to_the_supervisor() -> None:
+def test_a_non_finite_update_makes_no_version_and_is_reported_to_the_supervisor() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     push(shard, 2)
@@ -137,12 +137,12 @@ def test_an_update_that_is_not_finite_makes_no_version_and_is_told_to_the_superv
     assert published(actions) == ["bye"]
     for version in (None, 9):
         control(shard, stop_at(version))
-        assert not of(Update, make_version(shard, 0, 1)), "opened again"
+        assert not of(Update, make_version(shard, 0, 1)), "the version is open again"
     shard.handle(StateRestored(replace(RECORD, generation=2), recovered=False), 0.0)
-    assert of(Update, make_version(shard, 0, 1)), "a loaded checkpoint can be contributed to again"
+    assert of(Update, make_version(shard, 0, 1)), "a loaded checkpoint accepts contributions again"
 
 
-def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_its_message() -> None:
+def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_a_message() -> None:
     ranks = tuple(range(1000))
     shard = opened(view=View(1, 1000, ranks), workers=ranks)
     for rank in ranks[:-1]:
@@ -157,7 +157,7 @@ def test_a_failure_of_many_ranks_names_some_of_them_and_fits_into_its_message() 
 @pytest.mark.parametrize(
     "worse", [{"layout": "other"}, {"size": 1}, {"generation": 9}, {"incarnation": 9}, {"version": 5}, {"view": 9}]
 )
-def test_the_numbers_are_looked_at_only_when_everything_else_is_right(worse: dict[str, Any]) -> None:
+def test_the_numbers_are_checked_only_if_everything_else_is_valid(worse: dict[str, Any]) -> None:
     def look() -> bool:
         raise AssertionError("looked at")
 
@@ -172,13 +172,13 @@ def test_a_contribution_in_the_other_codec_is_used() -> None:
     assert push(shard, 0, codec="bf16", size=32) == [Accumulate(received("payload 0"), first=True)]
 
 
-def test_a_contribution_before_the_state_is_there_is_rejected() -> None:
+def test_a_contribution_before_the_state_is_loaded_is_rejected() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     assert of(Accumulate, push(shard, 0)) == []
     assert shard.contributions.unattributed == 1
 
 
-def test_what_no_member_can_be_blamed_for_is_counted_without_a_rank() -> None:
+def test_messages_not_attributable_to_a_member_are_counted_without_a_rank() -> None:
     shard = opened()
     push(shard, 9)
     shard.handle(MalformedArrived(), 0.0)
@@ -186,7 +186,7 @@ def test_what_no_member_can_be_blamed_for_is_counted_without_a_rank() -> None:
     assert tallies(shard) == {}
 
 
-def test_a_record_counts_what_arrived_since_the_version_before() -> None:
+def test_a_record_counts_the_contributions_since_the_previous_version() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     push(shard, 2, version=0)
@@ -202,7 +202,7 @@ def test_a_record_counts_what_arrived_since_the_version_before() -> None:
     assert shard.contributions.since_last == {"late": 0, "duplicate": 0, "rejected": 0}
 
 
-def test_a_message_ahead_of_the_shard_is_told_to_the_supervisor_as_a_sign_of_lost_state() -> None:
+def test_a_message_ahead_of_the_shard_is_reported_to_the_supervisor_as_lost_state() -> None:
     shard = opened()
     lost = m.Lost(run="run", shard=1, rank=0, version=3)
     assert Send(SUPERVISOR, lost) in push(shard, 0, version=3)
@@ -240,10 +240,10 @@ def test_a_smaller_quorum_closes_the_open_version() -> None:
     actions = control(shard, m.ViewChange(run="run", view=2, quorum=1, members=(0, 1, 2)))
     (update,) = of(Update, actions)
     assert (update.record.ranks, update.record.quorum, update.record.view) == ((0, 2), 2, View(2, 1, (0, 1, 2)))
-    assert published(actions) == ["weights"], "which says what a heartbeat would"
+    assert published(actions) == ["weights"], "the weights replace the heartbeat"
 
 
-def test_a_larger_quorum_counts_for_the_open_version() -> None:
+def test_a_larger_quorum_applies_to_the_open_version() -> None:
     shard = opened()
     push(shard, 0)
     control(shard, m.ViewChange(run="run", view=2, quorum=3, members=(0, 1, 2)))
@@ -251,7 +251,7 @@ def test_a_larger_quorum_counts_for_the_open_version() -> None:
     assert of(Update, push(shard, 2))
 
 
-def test_a_view_change_is_told_at_once_so_that_no_contribution_names_the_old_one() -> None:
+def test_a_view_change_is_published_at_once_so_that_workers_do_not_use_the_old_view() -> None:
     shard = opened()
     (publish,) = of(Publish, control(shard, m.ViewChange(run="run", view=2, quorum=2, members=(0, 1, 2))))
     assert isinstance(publish.message, m.Heartbeat)
@@ -267,7 +267,7 @@ def test_an_old_or_impossible_view_is_answered_and_ignored(change: dict[str, Any
     assert shard.view == View(1, 2, (0, 1, 2))
 
 
-def test_a_new_member_may_come_and_a_former_one_no_longer_counts() -> None:
+def test_a_new_member_can_join_and_a_former_one_no_longer_counts() -> None:
     shard = opened()
     control(shard, m.ViewChange(run="run", view=2, quorum=2, members=(1, 2, 3)))
     assert [type(message) for message in sent(arrive(shard, 3))] == [m.Welcome]
@@ -279,11 +279,11 @@ def test_a_new_member_may_come_and_a_former_one_no_longer_counts() -> None:
 # NEED and heartbeats
 
 
-def test_need_backs_off_while_nothing_comes() -> None:
+def test_need_backs_off_while_no_contribution_arrives() -> None:
     assert [at for at, what in ticks(opened(), 32.0) if what == "need"] == [1.0, 3.0, 7.0, 15.0, 23.0, 31.0]
 
 
-def test_a_contribution_puts_need_off_and_its_backoff_back() -> None:
+def test_a_contribution_postpones_need_and_resets_its_backoff() -> None:
     shard = opened()
     ticks(shard, 8.0)
     push(shard, 0, now=8.0)
@@ -299,18 +299,18 @@ def test_need_names_the_version_and_the_ranks_held() -> None:
     assert need.message == m.Need(run="run", shard=1, incarnation=7, generation=1, version=0, view=1, held=(2,))
 
 
-def test_a_heartbeat_is_published_when_nothing_else_was() -> None:
+def test_a_heartbeat_is_published_if_nothing_else_was() -> None:
     assert ticks(opened(), 1.0) == [(0.25, "heartbeat"), (0.5, "heartbeat"), (0.75, "heartbeat"), (1.0, "need")]
 
 
-def test_a_shard_without_state_says_nothing() -> None:
+def test_a_shard_without_state_publishes_nothing() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     control(shard, replace(HELLO, role="supervisor", secret="secret"))
     assert shard.handle(Tick(), 100.0) == []
     assert published(control(shard, stop_at(3))) == []
 
 
-def test_a_stall_names_who_is_missing() -> None:
+def test_a_stall_names_the_missing_workers() -> None:
     shard = opened(workers=(0, 1))
     push(shard, 0)
     (log,) = of(Log, shard.handle(Tick(), 6.0))
@@ -320,7 +320,7 @@ def test_a_stall_names_who_is_missing() -> None:
     assert "worker 2 (absent" in log.text
 
 
-def test_a_stall_tells_a_worker_that_hangs_from_one_that_computes() -> None:
+def test_a_stall_distinguishes_a_hung_worker_from_one_that_computes() -> None:
     shard = opened()
     push(shard, 0)
     for rank, progress in ((1, 0), (2, 7)):
@@ -336,7 +336,7 @@ def test_a_stall_tells_a_worker_that_hangs_from_one_that_computes() -> None:
 # the first publication
 
 
-def test_nothing_is_published_before_a_quorum_is_there_to_hear_it() -> None:
+def test_nothing_is_published_before_a_quorum_has_subscribed() -> None:
     shard = opened(workers=())
     assert published(arrive(shard, 2)) == []
     assert [what for _, what in ticks(shard, 5.0) if what != "heartbeat"] == []
@@ -351,7 +351,7 @@ def test_strangers_and_second_processes_do_not_count_for_the_quorum_of_listeners
     assert published(shard.handle(PresenceChanged(9, 1, here=True), 0.0)) == []
 
 
-def test_a_heartbeat_tells_whether_the_weights_were_published() -> None:
+def test_a_heartbeat_says_whether_the_weights_were_published() -> None:
     shard = opened(workers=(0,))
     (before,) = of(Publish, shard.handle(Tick(), 0.5))
     arrive(shard, 1)
@@ -361,7 +361,7 @@ def test_a_heartbeat_tells_whether_the_weights_were_published() -> None:
     assert (before.message.published, after.message.published) == (False, True)
 
 
-def test_a_version_made_before_a_quorum_ever_listened_at_once_is_published() -> None:
+def test_a_version_is_published_even_if_its_quorum_never_subscribed_at_the_same_time() -> None:
     shard = opened(workers=())
     arrive(shard, 0)
     push(shard, 0)

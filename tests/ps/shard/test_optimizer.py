@@ -1,4 +1,4 @@
-"""Updates of a slice: torch.optim's results, the same bits for every cut, nothing remembered outside the state."""
+"""Updates of a slice match torch.optim, give the same bits for every cut, and depend only on their arguments."""
 
 import itertools
 import re
@@ -54,7 +54,7 @@ def normal(seed: int, count: int) -> FloatVector:
 def steps(
     config: OptimizerConfig, weights: FloatVector, gradient_sums: Iterable[FloatVector], count: int
 ) -> tuple[FloatVector, dict[str, FloatVector]]:
-    """Weights and state after one update for each sum, from version 0."""
+    """The weights and state after one update per sum, starting at version 0."""
     optimizer = Optimizer(config)
     state = {name: np.zeros_like(weights) for name in optimizer.state_names}
     for version, gradient_sum in enumerate(gradient_sums):
@@ -67,7 +67,7 @@ def steps(
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("count", [1, 3, 64])
-def test_fifty_updates_end_where_torch_ends(case: str, count: int) -> None:
+def test_fifty_updates_match_torch(case: str, count: int) -> None:
     config, make = CASES[case]
     size = BLOCK + 1000
     scale = np.geomspace(1e-8, 1e3, size, dtype=np.float32)
@@ -83,11 +83,11 @@ def test_fifty_updates_end_where_torch_ends(case: str, count: int) -> None:
         theirs.grad = torch.from_numpy(gradient_sum / np.float32(count))
         reference.step()
         largest = np.maximum(largest, np.abs(expected))
-    # Half a unit in the last place for each side and step, and as much again for what was added.
+    # Half a unit in the last place for each side and step, and as much again for the sums.
     assert (np.abs(ours - expected) <= 2 * len(sums) * 2.0**-23 * largest).all()
     for name in Optimizer(config).state_names:
         tensor = reference.state[theirs][name].numpy()
-        # Entries near zero are differences of larger ones.
+        # Entries near zero are differences of larger numbers.
         np.testing.assert_allclose(state[name] / (tensor.std() + scale), tensor / (tensor.std() + scale), atol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_the_slices_of_a_layout_give_the_same_bits_across_block_borders(case: st
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_changes_nothing_that_it_reads_and_can_be_done_again(case: str) -> None:
+def test_a_step_does_not_change_its_inputs_and_can_be_repeated(case: str) -> None:
     optimizer = Optimizer(CONFIGS[case])
     weights, gradient_sum = normal(0, 1000), normal(1, 1000)
     state = {name: np.abs(normal(2, 1000)) for name in optimizer.state_names}
@@ -149,7 +149,7 @@ def test_the_first_momentum_step_does_not_read_the_buffer() -> None:
     np.testing.assert_array_equal(new, -2.0)
 
 
-def test_a_huge_gradient_warns_of_nothing_and_stays_finite_in_adam() -> None:
+def test_a_huge_gradient_causes_no_warning_and_stays_finite_in_adam() -> None:
     with np.errstate(all="raise"):
         weights, _ = steps(OptimizerConfig(learning_rate=RATE), np.zeros(8, np.float32), [np.full(8, 1e25, "f4")], 1)
     assert np.isfinite(weights).all()
@@ -160,12 +160,12 @@ def test_a_rate_without_a_schedule_is_constant() -> None:
     assert [optimizer.learning_rate(version) for version in (0, 1, 10**6)] == [0.1, 0.1, 0.1]
 
 
-def test_a_scheduled_rate_falls_linearly_and_then_stays() -> None:
+def test_a_scheduled_rate_falls_linearly_and_then_stays_constant() -> None:
     optimizer = Optimizer(OptimizerConfig(learning_rate=1.0, final_learning_rate=0.5, schedule_updates=4))
     assert [optimizer.learning_rate(version) for version in range(7)] == [1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5]
 
 
-def test_a_rate_can_fall_to_exactly_nothing() -> None:
+def test_a_rate_can_fall_to_exactly_zero() -> None:
     config = OptimizerConfig(learning_rate=3e-4, final_learning_rate=0.0, schedule_updates=3)
     start = normal(0, 10)
     three, _ = steps(config, start, [normal(1, 10)] * 3, 1)
@@ -184,7 +184,7 @@ def test_a_rate_can_fall_to_exactly_nothing() -> None:
         ("sgd, momentum, decay", ("momentum_buffer",)),
     ],
 )
-def test_state_has_the_names_that_torch_gives_it(case: str, names: tuple[str, ...]) -> None:
+def test_optimizer_state_has_the_names_used_by_torch(case: str, names: tuple[str, ...]) -> None:
     assert Optimizer(CONFIGS[case]).state_names == names
 
 
@@ -203,7 +203,7 @@ def test_state_has_the_names_that_torch_gives_it(case: str, names: tuple[str, ..
         {"weight_decay": -0.1},
     ],
 )
-def test_an_invalid_value_is_refused_by_the_name_of_its_option(wrong: dict[str, Any]) -> None:
+def test_an_error_about_an_invalid_value_names_its_option(wrong: dict[str, Any]) -> None:
     name, value = next(iter(wrong.items()))
     with pytest.raises(UsageError, match=re.escape(f"--optimizer.{name.replace('_', '-')} {value}")):
         OptimizerConfig(**{"learning_rate": RATE, **wrong})
@@ -217,7 +217,7 @@ def test_an_invalid_value_is_refused_by_the_name_of_its_option(wrong: dict[str, 
     weight=st.sampled_from([0.0, 1.0, -3e38]),
     place=st.floats(0, 1, exclude_max=True),
 )
-def test_a_step_says_whether_what_it_wrote_is_finite(
+def test_a_step_reports_whether_its_result_is_finite(
     case: str, size: int, exponent: int, weight: float, place: float
 ) -> None:
     optimizer = Optimizer(CONFIGS[case])
@@ -230,7 +230,7 @@ def test_a_step_says_whether_what_it_wrote_is_finite(
     assert finite == all(np.isfinite(array).all() for array in (new_weights, *new_state.values()))
 
 
-def test_each_optimizer_has_numbers_that_overflow_it() -> None:
+def test_each_optimizer_detects_overflow() -> None:
     for case, config in CONFIGS.items():
         optimizer = Optimizer(config)
         weights = np.full(3, 3.4e38, np.float32)
@@ -241,7 +241,7 @@ def test_each_optimizer_has_numbers_that_overflow_it() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000])
-def test_a_sum_of_finite_contributions_says_whether_it_is_finite(size: int) -> None:
+def test_accumulating_reports_whether_the_sum_is_finite(size: int) -> None:
     large, small = np.full(size, 3e38, np.float32), np.ones(size, np.float32)
     total = GradientSum(size)
     for numbers, finite in (((large,), True), ((large, small), True), ((large, large), False), ((small, small), True)):

@@ -1,4 +1,4 @@
-"""A run over real shard processes and real sockets: what comes out is what synchronous training would make."""
+"""Runs with real shard processes and real sockets give the results of synchronous training."""
 
 import threading
 import time
@@ -69,7 +69,7 @@ def backward(loss: torch.Tensor) -> None:
 
 
 class Learner:
-    """A torch model of its own behind the ``gradient`` of a worker."""
+    """The ``gradient`` function of a worker, with its own torch model."""
 
     def __init__(self) -> None:
         self.model = make_model()
@@ -132,7 +132,7 @@ def test_flat_parameters_are_views_of_the_vector_and_gradients_views_of_the_buff
         assert np.shares_memory(parameter.detach().numpy(), vector)
     with flat.gradient_in(buffer):
         pass
-    assert not buffer.any(), "a gradient starts at zero"
+    assert not buffer.any(), "a gradient must start at zero"
 
 
 def test_frozen_parameters_are_not_part_of_the_vector_and_other_dtypes_are_refused() -> None:
@@ -179,7 +179,7 @@ def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_account
             outcomes = counted()
         np.testing.assert_array_equal(running.end_with(updates), running.replay())
         assert sum(counts[0] for counts in outcomes) == updates * quorum * 2
-        assert all(counts[3] == 0 for counts in outcomes), "nothing was rejected"
+        assert all(counts[3] == 0 for counts in outcomes), "no contribution must be rejected"
         for worker, counts in zip(workers, outcomes, strict=True):
             tally = worker.connection.tally()
             assert tally.used <= counts[0] <= tally.used + tally.unknown
@@ -188,7 +188,7 @@ def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_account
             assert len(lines) == updates
             for column, outcome in ((2, "late"), (3, "duplicate"), (4, "rejected")):
                 total = sum(row[column] for row in stats.tallies) + (stats.unattributed if outcome == "rejected" else 0)
-                assert sum(line[outcome] for line in lines) <= total, "what came after the last version has no line"
+                assert sum(line[outcome] for line in lines) <= total, "later contributions have no line"
             for line in lines:
                 assert line["ranks"] == sorted(line["ranks"])
                 assert (line["view"], line["generation"]) == (1, 1)
@@ -201,7 +201,7 @@ def test_each_version_is_made_of_exactly_k_ranks_and_every_slice_sent_is_account
                     assert (lines[version - 1]["crc32"], tuple(lines[version - 1]["ranks"])) == (crc32, message.ranks)
 
 
-def test_nothing_is_published_before_a_quorum_is_there_to_hear_it(tmp_path: Path) -> None:
+def test_nothing_is_published_before_a_quorum_has_subscribed(tmp_path: Path) -> None:
     with (
         served(tmp_path, shards=1) as running,
         Listener(running.cluster) as listener,
@@ -219,7 +219,7 @@ def test_nothing_is_published_before_a_quorum_is_there_to_hear_it(tmp_path: Path
             eventually(lambda: listener.newest(0) == 0, "version 0")
 
 
-def test_a_pull_that_was_given_up_does_not_answer_a_later_one(tmp_path: Path) -> None:
+def test_a_pull_that_timed_out_does_not_answer_a_later_one(tmp_path: Path) -> None:
     with (
         served(tmp_path, shards=1, workers=2, quorum=1) as running,
         Connection(running.cluster, 0) as patient,
@@ -266,7 +266,7 @@ def test_a_late_joiner_gets_the_newest_version_at_once(tmp_path: Path) -> None:
         np.testing.assert_array_equal(running.end_with(120), running.replay())
 
 
-def test_a_subscriber_that_reads_late_still_reads_what_was_published(tmp_path: Path) -> None:
+def test_a_subscriber_that_reads_late_still_gets_the_published_weights(tmp_path: Path) -> None:
     options = {"count": 500_000, "shards": 1, "workers": 1, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         context: zmq.Context[zmq.Socket[bytes]] = stack.enter_context(zmq.Context())
@@ -277,7 +277,7 @@ def test_a_subscriber_that_reads_late_still_reads_what_was_published(tmp_path: P
         workers = ExitStack()
         stack.enter_context(workers)
         workers.enter_context(Worker(running.cluster, 0))
-        running.wait_for(30)  # its slots of memory were all written again and again
+        running.wait_for(30)  # by now, all slots of the shard have been overwritten several times
         for _ in range(8):
             _, header, payload = late.recv_multipart()
             message = framing.decode(header)
@@ -301,17 +301,17 @@ def test_a_worker_can_leave_and_come_back(tmp_path: Path) -> None:
         assert ranks == {0, 1}
 
 
-def test_a_second_process_of_a_rank_takes_over_and_the_first_is_told(tmp_path: Path) -> None:
+def test_a_second_process_of_a_rank_takes_over_and_the_first_is_refused(tmp_path: Path) -> None:
     with served(tmp_path, workers=1) as running, Connection(running.cluster, 0, timing=QUICK_WORKER) as first:
         assert first.pull(timeout_s=10) is not None
-        time.sleep(0.002)  # incarnations are milliseconds
+        time.sleep(0.002)  # incarnations are times in milliseconds
         with Worker(running.cluster, 0):
             with pytest.raises(ClusterError, match=r"refuses worker 0: another process has taken rank 0"):
                 first.pull(10_000, timeout_s=10)
             running.stop_at(running.version() + 5)
 
 
-def test_a_stranger_is_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_a_stranger_is_refused_with_a_reason(tmp_path: Path) -> None:
     with served(tmp_path) as running:
         cluster = running.cluster
         renamed = replace(cluster.layout, tensors=(("other", cluster.layout.tensors[0][1]),))
@@ -356,7 +356,7 @@ def test_only_the_supervisor_changes_views_stops_or_loads(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("number", [3e38, 1e21], ids=["the sum overflows", "adam's square overflows"])
-def test_an_update_that_is_not_finite_is_not_stored_and_names_its_ranks(tmp_path: Path, number: float) -> None:
+def test_a_non_finite_update_is_not_stored_and_its_ranks_are_named(tmp_path: Path, number: float) -> None:
     with served(tmp_path, workers=2, optimizer=ADAM) as running, ExitStack() as stack:
         workers = [stack.enter_context(Connection(running.cluster, rank, timing=QUICK_WORKER)) for rank in range(2)]
         for version in range(3):
@@ -365,7 +365,7 @@ def test_an_update_that_is_not_finite_is_not_stored_and_names_its_ranks(tmp_path
                 assert weights is not None
                 gradient = toy_gradient(rank, version, 1000)
                 if version == 2:
-                    gradient[17] = number  # of shard 0
+                    gradient[17] = number  # only on shard 0
                 connection.push(weights, gradient)
         eventually(lambda: bool(running.stats()[0].failure), "the failure")
         eventually(lambda: running.stats()[1].version == 3, "the other shard's version")
@@ -374,7 +374,7 @@ def test_an_update_that_is_not_finite_is_not_stored_and_names_its_ranks(tmp_path
         assert (first.version, first.state, second.failure) == (2, "ended", "")
         assert [line["version"] for line in running.history(0)] == [1, 2]
         running.kill(0)
-        assert running.restart(0).version == 2, "something of it was stored"
+        assert running.restart(0).version == 2, "a part of the update was stored"
         assert np.isfinite(running.end_with(2)).all()
 
 
@@ -404,7 +404,7 @@ def test_all_shards_stop_at_one_version_and_every_pull_returns_none(tmp_path: Pa
         np.testing.assert_array_equal(running.end_with(version), running.replay())
 
 
-def test_a_stop_can_be_taken_back(tmp_path: Path) -> None:
+def test_a_stop_can_be_cancelled(tmp_path: Path) -> None:
     with served(tmp_path, workers=1) as running:
         running.stop_at(5)
         with Connection(running.cluster, 0, timing=QUICK_WORKER) as connection:
@@ -420,7 +420,7 @@ def test_a_stop_can_be_taken_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(running.end_with(10), running.replay())
 
 
-def test_a_control_connection_that_was_cut_is_known_again(tmp_path: Path) -> None:
+def test_a_worker_is_recognized_after_its_control_connection_was_cut(tmp_path: Path) -> None:
     with (
         served(tmp_path, shards=1, workers=2, quorum=1, transport="tcp") as running,
         proxied(running.cluster, {0}) as (cluster, proxies),
@@ -431,5 +431,5 @@ def test_a_control_connection_that_was_cut_is_known_again(tmp_path: Path) -> Non
         eventually(lambda: running.stats()[0].silent_ms[0] < 300, "heard")
         time.sleep(1.5)
         before = running.stats()[0]
-        assert before.silent_ms[0] < 1200, "its pings are not taken for its own"
+        assert before.silent_ms[0] < 1200, "its pings must still count as its own"
         assert before.unattributed == 0

@@ -1,4 +1,4 @@
-"""The state machine of a shard: checkpoints, rollback and recovery, one behaviour a test."""
+"""The state machine of a shard: checkpoints, rollback and recovery. Each test has one behaviour."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_is_captured_when_its_version_is_made() -> None:
     assert shard.captured == 2
 
 
-def test_a_checkpoint_of_a_version_still_held_is_captured_once_at_once() -> None:
+def test_a_version_that_is_still_held_is_captured_once_and_at_once() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     assert of(Capture, control(shard, m.Checkpoint(run="run", version=0))) == [Capture(0)]
@@ -56,7 +56,7 @@ def test_a_checkpoint_of_a_version_still_held_is_captured_once_at_once() -> None
     assert of(Capture, control(shard, m.Checkpoint(run="run", version=1))) == [Capture(1)]
 
 
-def test_a_checkpoint_of_a_version_no_longer_held_captures_nothing() -> None:
+def test_a_version_that_is_no_longer_held_is_not_captured() -> None:
     shard = opened()
     for _ in range(3):
         make_version(shard, 0, 1)
@@ -70,7 +70,7 @@ def test_a_fetch_is_answered_from_the_copy() -> None:
     assert control(opened(), fetch) == [SendChunk(SUPERVISOR, fetch)]
 
 
-def test_state_is_taken_over_only_when_empty_or_under_a_newer_generation() -> None:
+def test_a_shard_loads_state_only_if_empty_or_under_a_newer_generation() -> None:
     load = m.Load(run="run", generation=1, version=0, view=1, quorum=2, members=(0, 1, 2), offset=0, total=1)
     shard = opened()
     assert control(shard, load) == []
@@ -78,7 +78,7 @@ def test_state_is_taken_over_only_when_empty_or_under_a_newer_generation() -> No
     assert control(shard, newer) == [TakeChunk(SUPERVISOR, newer, b"state")]
 
 
-def test_a_rollback_opens_the_loaded_version_and_forgets_what_was_held() -> None:
+def test_a_rollback_opens_the_loaded_version_and_drops_held_contributions() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     control(shard, m.Checkpoint(run="run", version=1))
@@ -90,7 +90,7 @@ def test_a_rollback_opens_the_loaded_version_and_forgets_what_was_held() -> None
     assert tallies(shard)[0] == [1, 1, 0, 0]
 
 
-def test_contributions_of_a_generation_that_was_rolled_back_are_late() -> None:
+def test_contributions_from_a_rolled_back_generation_are_late() -> None:
     shard = opened()
     shard.handle(StateRestored(replace(RECORD, generation=2, version=5), recovered=False), 0.0)
     push(shard, 0, generation=1, version=5)
@@ -104,7 +104,7 @@ def test_a_rolled_back_shard_that_had_ended_is_open_again() -> None:
     assert of(Update, make_version(shard, 0, 1))
 
 
-def test_a_recovered_shard_goes_on_with_its_tallies_and_serves_both_versions() -> None:
+def test_a_recovered_shard_continues_its_tallies_and_serves_both_versions() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     record = replace(RECORD, version=4, ranks=(0, 1), quorum=2, tallies={0: (4, 1, 0, 0)}, unattributed=3)
     actions = shard.handle(StateRestored(record, recovered=True, previous=3), 0.0)
@@ -119,7 +119,7 @@ def test_a_recovered_shard_goes_on_with_its_tallies_and_serves_both_versions() -
     assert of(Update, make_version(shard, 0, 1))
 
 
-def test_a_shard_that_had_ended_has_ended_when_it_is_back() -> None:
+def test_a_shard_that_had_ended_is_still_ended_after_a_restart() -> None:
     shard = opened()
     control(shard, stop_at(1))
     (update,) = of(Update, make_version(shard, 0, 1))
@@ -128,7 +128,7 @@ def test_a_shard_that_had_ended_has_ended_when_it_is_back() -> None:
     assert again.state == "ended"
 
 
-def test_a_recovered_shard_uses_no_contribution_before_it_knows_the_workers_incarnation() -> None:
+def test_a_recovered_shard_uses_contributions_only_from_known_incarnations() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     shard.handle(StateRestored(RECORD, recovered=True), 0.0)
     assert of(Accumulate, push(shard, 0)) == []
@@ -136,7 +136,7 @@ def test_a_recovered_shard_uses_no_contribution_before_it_knows_the_workers_inca
     assert of(Accumulate, push(shard, 0))
 
 
-def test_a_recovered_shard_asks_for_what_it_had_not_committed() -> None:
+def test_a_recovered_shard_asks_for_uncommitted_contributions() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     shard.handle(StateRestored(RECORD, recovered=True), 0.0)
     assert [what for _, what in ticks(shard, 1.0)][-1] == "need"
@@ -159,11 +159,11 @@ def test_a_view_outlives_the_process() -> None:
     restarted.handle(StateRestored(again.record, recovered=True), 1.0)
     for worker in (0, 1, 2):
         arrive(restarted, worker)
-    assert not of(Update, make_version(restarted, 0, 1)), "closed with a smaller quorum"
+    assert not of(Update, make_version(restarted, 0, 1)), "the version closed with a smaller quorum"
     assert of(Update, make_version(restarted, 2))
 
 
-def test_a_frozen_shard_shows_its_state_and_makes_no_version() -> None:
+def test_a_frozen_shard_serves_its_state_and_makes_no_version() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming(), frozen=True)
     control(shard, replace(HELLO, role="supervisor", secret="secret"))
     shard.handle(StateRestored(replace(RECORD, version=4, ranks=(0, 1)), recovered=True, previous=3), 0.0)
@@ -176,7 +176,7 @@ def test_a_frozen_shard_shows_its_state_and_makes_no_version() -> None:
     assert (stats.version, stats.state, stats.captured) == (4, "ended", 3)
 
 
-def test_a_stop_at_the_version_that_is_there_outlives_the_process() -> None:
+def test_a_stop_at_the_current_version_outlives_the_process() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     actions = control(shard, stop_at(1))

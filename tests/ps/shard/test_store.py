@@ -1,4 +1,4 @@
-"""State of a shard on disk: whatever ends the process, the newest committed version is there, bit for bit."""
+"""The state of a shard on disk: however the process ends, the newest committed version survives bit for bit."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ from zmqrl.ps.shard.store import Slot, SlotStore
 
 IDENTITY = b"run 7f3a, layout 0011223344556677, shard 1"
 NAMES = ("exp_avg", "exp_avg_sq")
-COUNT = 2500  # three arrays of a bit more than two pages
+COUNT = 2500  # three arrays, each slightly longer than two pages
 
 
 def create(path: Path, slots: int = 5) -> SlotStore:
@@ -68,7 +68,7 @@ def assert_holds(slot: Slot | None, expected: tuple[int, int] | None) -> None:
 
 
 def assert_survives(path: Path, history: list[tuple[int, int]]) -> None:
-    """What a copy of the file, made now, gives to the next process."""
+    """Assert which versions the next process would find in the current file."""
     copy = path.with_name("copy")
     shutil.copyfile(path, copy)
     found = reopen(copy)
@@ -91,7 +91,7 @@ def test_a_new_store_holds_no_version(path: Path) -> None:
     assert_survives(path, [])
 
 
-def test_a_new_store_is_private_and_has_its_room_on_disk(path: Path) -> None:
+def test_a_new_store_is_private_and_reserves_its_disk_space(path: Path) -> None:
     create(path)
     status = path.stat()
     assert stat.S_IMODE(status.st_mode) == 0o600
@@ -109,7 +109,7 @@ def test_a_full_disk_is_an_error_at_the_start_and_leaves_nothing(path: Path, mon
     assert list(path.parent.iterdir()) == []
 
 
-def test_what_a_process_that_died_while_making_the_file_left_is_replaced(path: Path) -> None:
+def test_an_incomplete_file_left_by_a_killed_process_is_replaced(path: Path) -> None:
     path.with_name(path.name + ".new").write_bytes(b"half a file")
     create(path)
     assert list(path.parent.iterdir()) == [path]
@@ -144,7 +144,7 @@ def test_a_rollback_makes_a_lower_version_the_newest(path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["identity", "count", "names", "order", "missing", "short", "long", "empty", "magic"])
-def test_what_is_not_this_shards_store_is_not_opened(path: Path, other: str) -> None:
+def test_a_file_that_is_not_the_store_of_this_shard_is_not_opened(path: Path, other: str) -> None:
     commit(create(path), 0, 0)
     identity, count, names = IDENTITY, COUNT, NAMES
     data = path.read_bytes()
@@ -152,7 +152,7 @@ def test_what_is_not_this_shards_store_is_not_opened(path: Path, other: str) -> 
         case "identity":
             identity = IDENTITY + b"0"
         case "count":
-            count = COUNT - 1  # the same file size: both end in the same page
+            count = COUNT - 1  # the file size is the same, because both end in the same page
         case "names":
             names = ("exp_avg", "square_avg")
         case "order":
@@ -173,8 +173,8 @@ def test_what_is_not_this_shards_store_is_not_opened(path: Path, other: str) -> 
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["next version", "rollback", "reopened"]),
-        st.integers(0, COUNT),  # elements of each array written when the process dies
-        st.floats(0, 1),  # part of the header written
+        st.integers(0, COUNT),  # the number of elements of each array that are written when the process dies
+        st.floats(0, 1),  # the written part of the header
     ),
     min_size=1,
     max_size=10,
@@ -215,7 +215,7 @@ def test_a_crash_at_any_point_of_any_sequence_leaves_the_last_commit(steps: list
             without_mark = before[: start + store.MARK_BYTES] + after[start + store.MARK_BYTES : torn] + before[torn:]
             (torn_path := Path(folder) / "torn").write_bytes(without_mark)
             assert_survives(torn_path, history)
-            if torn < end:  # a host that went down: the mark came to the disk, what was stored before it did not
+            if torn < end:  # a host that went down: the mark reached the disk, but the earlier writes did not
                 torn_path.write_bytes(after[:torn] + before[torn:])
                 assert_survives(torn_path, history)
             history.append(new)
@@ -246,7 +246,7 @@ def three_versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, lis
 
 @settings(deadline=None)
 @given(part=st.integers(0, 1), place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_one_damaged_byte_anywhere_in_the_newest_falls_back_to_the_previous(
+def test_a_damaged_byte_anywhere_in_the_newest_version_falls_back_to_the_previous_one(
     three_versions: tuple[bytes, list[range], Path], part: int, place: float, flip: int
 ) -> None:
     data, used, path = three_versions
@@ -261,7 +261,7 @@ def test_one_damaged_byte_anywhere_in_the_newest_falls_back_to_the_previous(
     assert_survives(path, [(0, 21), (0, 22)])
 
 
-def test_pages_that_were_lost_stale_or_swapped_are_found(three_versions: tuple[bytes, list[range], Path]) -> None:
+def test_lost_stale_or_swapped_pages_are_detected(three_versions: tuple[bytes, list[range], Path]) -> None:
     data, (_, arrays), path = three_versions
     first, second = arrays.start, arrays.start + store.PAGE
     older = data.index(content(0, 21)[0].tobytes())
@@ -286,7 +286,7 @@ def test_a_store_with_every_slot_damaged_holds_no_version(path: Path) -> None:
     assert_survives(path, [])
 
 
-def test_a_reopened_store_goes_on_where_it_was(path: Path) -> None:
+def test_a_reopened_store_continues_where_it_was(path: Path) -> None:
     first = create(path)
     for version in range(4):
         commit(first, 0, version)
@@ -297,7 +297,7 @@ def test_a_reopened_store_goes_on_where_it_was(path: Path) -> None:
         assert_survives(path, [(0, version - 1), (0, version)])
 
 
-def test_the_newest_and_the_previous_are_never_handed_out_to_be_written(path: Path) -> None:
+def test_the_slots_of_the_newest_and_the_previous_version_are_never_reused(path: Path) -> None:
     made = create(path, slots=3)
     for version in range(10):
         slot = made.free_slot()
@@ -309,7 +309,7 @@ def test_the_newest_and_the_previous_are_never_handed_out_to_be_written(path: Pa
         assert_holds(made.previous, (0, version - 1) if version else None)
 
 
-def test_a_slot_taken_to_be_written_holds_nothing_even_before_the_first_write(path: Path) -> None:
+def test_a_slot_taken_for_writing_is_invalid_even_before_the_first_write(path: Path) -> None:
     made = create(path, slots=3)
     newest_two = [commit(made, 0, version) for version in range(3)][1:]
     made.free_slot()
@@ -345,7 +345,7 @@ def test_a_pinned_slot_is_not_overwritten_until_it_is_released(path: Path) -> No
     assert slot in [commit(made, 0, version) for version in range(12, 16)]
 
 
-def test_a_slot_read_by_two_is_kept_until_both_are_done(path: Path) -> None:
+def test_a_slot_with_two_readers_is_kept_until_both_are_done(path: Path) -> None:
     made = create(path)
     slot = commit(made, 0, 0)
     readers = [Reader(), Reader()]
@@ -357,7 +357,7 @@ def test_a_slot_read_by_two_is_kept_until_both_are_done(path: Path) -> None:
     assert slot in [commit(made, 0, version) for version in range(8, 12)]
 
 
-def test_pinning_stops_while_it_would_leave_fewer_than_three_slots(path: Path) -> None:
+def test_a_slot_cannot_be_pinned_if_fewer_than_three_would_be_left(path: Path) -> None:
     made = create(path, slots=5)
     readers = []
     for version in range(2):
@@ -365,14 +365,14 @@ def test_pinning_stops_while_it_would_leave_fewer_than_three_slots(path: Path) -
         readers.append(Reader())
         made.pin(commit(made, 0, version), readers[-1].released)
     assert not made.can_pin()
-    for version in range(2, 20):  # there is always a slot to write
+    for version in range(2, 20):  # there is always a free slot
         commit(made, 0, version)
         assert_holds(made.previous, (0, version - 1))
     readers[0].done = True
     assert made.can_pin()
 
 
-def test_a_slot_that_is_pinned_already_takes_more_readers(path: Path) -> None:
+def test_a_pinned_slot_accepts_more_readers(path: Path) -> None:
     made = create(path, slots=4)
     slot = commit(made, 0, 0)
     made.pin(slot, Reader().released)
@@ -394,7 +394,7 @@ def test_views_stay_readable_after_close(path: Path) -> None:
     assert_survives(path, [(0, 3)])
 
 
-def test_a_slot_is_committed_once(path: Path) -> None:
+def test_a_slot_can_be_committed_only_once(path: Path) -> None:
     made = create(path)
     slot = commit(made, 0, 0)
     with pytest.raises(AssertionError, match="free_slot"):
@@ -437,7 +437,7 @@ while True:
 
 
 def killed_after(path: Path, wait_s: float) -> int:
-    """Run the victim until its first report, then ``wait_s`` more, kill it; the last version it reported."""
+    """Run the victim until its first report, wait ``wait_s``, then kill it. Returns the last version reported."""
     with ending(subprocess.Popen([sys.executable, "-c", VICTIM, str(path)], stdout=subprocess.PIPE)) as victim:
         assert victim.stdout is not None
         reports = victim.stdout.read(8)
@@ -454,7 +454,7 @@ def expected_of(version: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.processes
-def test_a_process_killed_at_any_instant_leaves_the_last_version_it_reported_or_the_next(path: Path) -> None:
+def test_a_process_killed_at_any_moment_leaves_its_last_reported_version_or_the_next(path: Path) -> None:
     waits: Callable[[], float] = np.random.default_rng().random
     for _ in range(20):
         reported = killed_after(path, wait_s=waits() * 0.02)

@@ -1,4 +1,4 @@
-"""Payloads on the wire: what is sent is what torch would send, and no number is lost on the way."""
+"""Payloads on the wire hold the same bits as torch's conversion, and no number is lost."""
 
 import struct
 
@@ -26,7 +26,7 @@ def torch_bfloat16(vector: FloatVector) -> np.ndarray:
 def assert_same_as_torch(vector: FloatVector) -> None:
     ours, nan = codec.encode("bf16", vector), np.isnan(vector)
     np.testing.assert_array_equal(ours[~nan], torch_bfloat16(vector)[~nan])
-    # torch itself has several NaN, depending on the instructions it finds
+    # torch itself makes different NaNs, depending on the processor's instructions
     assert np.isnan(codec.as_float32("bf16", ours)[nan]).all()
 
 
@@ -48,7 +48,7 @@ def test_vectors_of_any_number_of_blocks_are_rounded_as_torch_does(size: int) ->
     assert_same_as_torch(vector)
 
 
-def test_overflow_becomes_inf_and_inf_and_nan_stay_what_they_are() -> None:
+def test_overflow_becomes_inf_and_inf_and_nan_stay_unchanged() -> None:
     vector = np.array([3.4028235e38, -3.4028235e38, np.inf, -np.inf, np.nan], np.float32)
     back = codec.as_float32("bf16", codec.encode("bf16", vector))
     np.testing.assert_array_equal(back, np.array([np.inf, -np.inf, np.inf, -np.inf, np.nan], np.float32))
@@ -59,12 +59,12 @@ def test_a_nan_whose_bits_would_round_to_a_number_stays_nan() -> None:
     assert np.isnan(back).all()
 
 
-def test_f32_is_sent_from_the_memory_it_is_in() -> None:
+def test_f32_is_sent_without_a_copy() -> None:
     vector = np.arange(5, dtype=np.float32)
     assert codec.encode("f32", vector) is vector
 
 
-def test_bf16_is_written_where_the_caller_says() -> None:
+def test_bf16_is_written_to_the_buffer_of_the_caller() -> None:
     vector, out = np.arange(5, dtype=np.float32), np.zeros(5, np.uint16)
     assert codec.encode("bf16", vector, out) is out
     np.testing.assert_array_equal(out, torch_bfloat16(vector))
@@ -89,7 +89,7 @@ def test_the_bytes_are_little_endian() -> None:
     assert codec.encode("bf16", vector).tobytes() == struct.pack("<2H", 0x3F80, 0xC020)
 
 
-def test_an_f32_payload_is_viewed_and_cannot_be_changed() -> None:
+def test_an_f32_payload_is_a_read_only_view() -> None:
     frame = bytearray(struct.pack("<2f", 1.0, 2.0))
     view = codec.as_float32("f32", frame)
     struct.pack_into("<f", frame, 0, 7.0)
@@ -99,13 +99,13 @@ def test_an_f32_payload_is_viewed_and_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("f32", 40), ("bf16", 20)])
-def test_payload_bytes_is_the_length_of_what_is_sent(name: Codec, expected: int) -> None:
+def test_payload_bytes_is_the_length_of_the_sent_payload(name: Codec, expected: int) -> None:
     assert codec.payload_bytes(name, 10) == codec.encode(name, np.zeros(10, np.float32)).nbytes == expected
 
 
 @settings(deadline=None)
 @given(BITS)
-def test_is_finite_agrees_with_looking_at_each_number(bits: list[int]) -> None:
+def test_is_finite_agrees_with_a_check_of_each_number(bits: list[int]) -> None:
     vector = from_bits(bits)
     assert codec.is_finite(vector) == bool(np.isfinite(vector).all())
 

@@ -1,4 +1,4 @@
-"""Header frames: every kind survives the wire, and no bytes make ``decode`` raise anything but MalformedMessage."""
+"""Header frames: every kind survives the wire, and ``decode`` raises only MalformedMessage, whatever the bytes."""
 
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -24,7 +24,7 @@ BYE = m.Bye(run="r", shard=1, incarnation=2, generation=3, version=4)
 
 
 def values(hint: Any, most: int | None = None) -> st.SearchStrategy[Any]:
-    """Everything that an annotation of ``messages.py`` allows; lists are kept to a few items to stay quick."""
+    """All values that an annotation in ``messages.py`` allows. Lists are limited to a few items for speed."""
     if get_origin(hint) is Annotated:
         base, limit = hint.__origin__, hint.__metadata__[0]
         if isinstance(limit, m.Uint):
@@ -77,7 +77,7 @@ def decodes_or_is_malformed(frame: bytes) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_every_kind_survives_the_wire(kind: str, data: st.DataObject) -> None:
+def test_every_kind_of_message_survives_the_wire(kind: str, data: st.DataObject) -> None:
     message = data.draw(messages_of(KINDS[kind]))
     frame = encode(message)
     assert len(frame) <= m.MAX_HEADER_BYTES
@@ -110,7 +110,7 @@ def test_arbitrary_fields_are_malformed(kind: str, values: list[object]) -> None
 
 
 @given(any_message, st.data())
-def test_a_message_with_one_field_of_another_type_is_malformed_or_means_something_else(
+def test_a_message_with_a_field_of_another_type_is_malformed_or_decodes_to_another_message(
     message: m.Message, data: st.DataObject
 ) -> None:
     array = msgpack.unpackb(encode(message))
@@ -119,7 +119,7 @@ def test_a_message_with_one_field_of_another_type_is_malformed_or_means_somethin
 
 
 @given(any_message, st.data())
-def test_flipped_bytes_never_raise_anything_else(message: m.Message, data: st.DataObject) -> None:
+def test_flipped_bytes_raise_only_malformed_message(message: m.Message, data: st.DataObject) -> None:
     frame = bytearray(encode(message))
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
@@ -127,7 +127,7 @@ def test_flipped_bytes_never_raise_anything_else(message: m.Message, data: st.Da
 
 
 @given(any_message, st.data())
-def test_a_truncated_or_prolonged_header_is_malformed(message: m.Message, data: st.DataObject) -> None:
+def test_a_truncated_or_extended_header_is_malformed(message: m.Message, data: st.DataObject) -> None:
     frame = encode(message)
     cut = data.draw(st.integers(0, len(frame) - 1))
     for wrong in (frame[:cut], frame + b"\0", frame + frame):
@@ -145,7 +145,7 @@ def test_deep_nesting_is_malformed(prefix: bytes, depth: int) -> None:
             decode(prefix + inner + b"\0")
 
 
-def test_a_header_above_its_limit_is_not_even_read() -> None:
+def test_a_header_above_its_limit_is_not_parsed() -> None:
     with pytest.raises(MalformedMessage, match="65537 bytes"):
         decode(bytes(m.MAX_HEADER_BYTES + 1))
 
@@ -193,7 +193,7 @@ def test_a_field_outside_its_limits_is_malformed(fields: tuple[object, ...]) -> 
         decode(packed(*fields))
 
 
-def test_the_last_field_of_hello_may_be_left_out_and_is_when_it_is_empty() -> None:
+def test_the_last_field_of_hello_is_optional_and_is_omitted_if_empty() -> None:
     hello = m.Hello(run="r", layout="l", role="worker", rank=0, incarnation=1, host="h", pid=1, secret="")
     assert msgpack.unpackb(encode(hello))[2:] == ["r", "l", "worker", 0, 1, "h", 1, ""]
     named = replace(hello, code="0.1.0")
@@ -201,7 +201,7 @@ def test_the_last_field_of_hello_may_be_left_out_and_is_when_it_is_empty() -> No
     assert len(msgpack.unpackb(encode(named))) == 11
 
 
-def test_of_another_version_only_a_refusal_can_be_read() -> None:
+def test_only_a_refusal_can_be_read_from_another_protocol_version() -> None:
     refuse = m.Refuse(run="r", code="protocol", reason="because")
     assert decode(packed("zmqrl/2", *msgpack.unpackb(encode(refuse))[1:])) == refuse
     with pytest.raises(OtherProtocol) as other:
@@ -209,12 +209,12 @@ def test_of_another_version_only_a_refusal_can_be_read() -> None:
     assert (other.value.protocol, other.value.kind) == ("zmqrl/2", "HELLO")
 
 
-def test_the_longest_sentence_may_be_of_any_characters() -> None:
+def test_the_longest_reason_can_have_any_characters() -> None:
     refuse = m.Refuse(run="r", code="run", reason="\N{GRINNING FACE}" * 1000)
     assert decode(encode(refuse)) == refuse
 
 
-def test_a_refusal_with_a_code_of_a_later_version_is_read() -> None:
+def test_a_refusal_with_an_unknown_code_can_be_read() -> None:
     refuse = decode(msgpack.packb(["zmqrl/1", "REFUSE", "r", "whim", "because"]))
     assert refuse == m.Refuse(run="r", code="whim", reason="because")
 
@@ -259,7 +259,7 @@ def test_a_presence_topic_names_rank_and_incarnation(rank: int, incarnation: int
 
 
 @given(st.binary(max_size=40) | st.from_regex(rb"P/[0-9 +_-]{0,20}/[0-9 +_-]{0,20}", fullmatch=True))
-def test_any_other_topic_names_nobody(topic: bytes) -> None:
+def test_any_other_topic_names_no_worker(topic: bytes) -> None:
     presence = parse_presence(topic)
     assert presence is None or presence_topic(*presence) == topic
 
@@ -267,5 +267,5 @@ def test_any_other_topic_names_nobody(topic: bytes) -> None:
 @pytest.mark.parametrize(
     "topic", [b"P/01/2", b"P/1/2/3", b"P/1", b"Q/1/2", b"P/-1/2", b"P/65536/1", b"P/1/9007199254740992", b"P/\xb2/1"]
 )
-def test_a_presence_topic_has_one_spelling(topic: bytes) -> None:
+def test_a_presence_topic_has_only_one_spelling(topic: bytes) -> None:
     assert parse_presence(topic) is None

@@ -1,4 +1,4 @@
-"""The state machine of a worker's side of the wire: weights and contributions, one behaviour a test."""
+"""The state machine of a worker's connection: weights and contributions. Each test has one behaviour."""
 
 from dataclasses import replace
 from typing import Any
@@ -42,7 +42,7 @@ from zmqrl.ps.worker.events import (
 # joining
 
 
-def test_hello_is_said_to_every_shard_and_said_again_until_it_is_welcomed() -> None:
+def test_hello_is_sent_to_every_shard_and_repeated_until_welcome() -> None:
     worker = new()
     assert [shard for shard, _ in sent(m.Hello, worker.handle(Tick(), 0.0))] == [0, 1]
     assert sent(m.Hello, worker.handle(Tick(), 0.5)) == []
@@ -52,14 +52,14 @@ def test_hello_is_said_to_every_shard_and_said_again_until_it_is_welcomed() -> N
     assert (hello.role, hello.rank, hello.incarnation, hello.layout, hello.secret) == ("worker", 3, 9, "layout", "")
 
 
-def test_weights_that_were_published_before_we_came_are_asked_for() -> None:
+def test_a_new_worker_requests_weights_that_were_published_earlier() -> None:
     worker = new()
     assert snapshots(welcome(worker, 0, 7, published=True)) == [(0, None)]
     assert snapshots(welcome(worker, 1, 7, published=False)) == []
 
 
 @pytest.mark.parametrize("code", ["run", "layout", "rank", "replaced", "secret"])
-def test_a_refusal_ends_the_worker_with_the_shards_reason(code: Any) -> None:
+def test_a_refusal_ends_the_worker_with_the_reason_of_the_shard(code: Any) -> None:
     run = "other" if code == "run" else "run"
     refuse = m.Refuse(run=run, code=code, reason="this is why.")
     (failed,) = of(Failed, new().handle(ControlArrived(1, refuse), 0.0))
@@ -75,7 +75,7 @@ def test_messages_of_another_run_are_ignored() -> None:
 # weights
 
 
-def test_a_version_is_assembled_when_all_its_slices_are_here() -> None:
+def test_a_version_is_assembled_when_all_its_slices_have_arrived() -> None:
     worker = welcomed()
     worker.handle(Pulling(-1), 0.0)
     assert of(Assembled, weights(worker, 1, 0)) == []
@@ -83,14 +83,14 @@ def test_a_version_is_assembled_when_all_its_slices_are_here() -> None:
     assert of(Assembled, weights(worker, 0, 0)) == [Assembled(1, 0, slices)]
 
 
-def test_slices_that_came_before_the_pull_are_assembled_at_once() -> None:
+def test_slices_that_arrived_before_the_pull_are_assembled_at_once() -> None:
     worker = contributed()
     weights(worker, 0, 1)
     weights(worker, 1, 1)
     assert [a.version for a in of(Assembled, worker.handle(Pulling(0), 0.0))] == [1]
 
 
-def test_one_pull_is_answered_once() -> None:
+def test_each_pull_is_answered_once() -> None:
     worker = computing()
     assert of(Assembled, [*weights(worker, 0, 1), *weights(worker, 1, 1)]) == []
 
@@ -109,7 +109,7 @@ def test_slices_of_different_generations_are_never_assembled() -> None:
     assert [a.generation for a in of(Assembled, weights(worker, 1, 1, generation=2))] == [2]
 
 
-def test_nothing_is_assembled_before_every_shard_has_welcomed_us() -> None:
+def test_no_version_is_assembled_before_every_shard_has_welcomed_the_worker() -> None:
     worker = new()
     worker.handle(Pulling(-1), 0.0)
     welcome(worker, 0)
@@ -117,13 +117,13 @@ def test_nothing_is_assembled_before_every_shard_has_welcomed_us() -> None:
     assert [a.version for a in of(Assembled, welcome(worker, 1))] == [0]
 
 
-def test_a_version_that_was_had_is_assembled_again_only_when_it_is_asked_for() -> None:
+def test_a_version_is_assembled_again_only_on_request() -> None:
     worker = computing(4)
     assert of(Assembled, worker.handle(Pulling(4), 0.0)) == []
     assert [a.version for a in of(Assembled, worker.handle(Pulling(3), 0.0))] == [4]
 
 
-def test_a_lost_publication_is_noticed_by_the_heartbeat_and_asked_for_once() -> None:
+def test_a_heartbeat_reveals_a_lost_publication_which_is_requested_once() -> None:
     worker = contributed()
     assert snapshots(heartbeat(worker, 0, 1, now=1.0)) == [(0, None)]
     assert snapshots(heartbeat(worker, 0, 1, now=2.0)) == []
@@ -133,13 +133,13 @@ def test_a_lost_publication_is_noticed_by_the_heartbeat_and_asked_for_once() -> 
     assert [a.version for a in of(Assembled, snapshot(worker, 0, 1, now=3.3))] == [1]
 
 
-def test_nothing_is_asked_for_that_was_not_published() -> None:
+def test_a_worker_requests_only_published_weights() -> None:
     worker = welcomed()
     assert snapshots(worker.handle(Pulling(-1), 0.0)) == []
     assert snapshots(heartbeat(worker, 0, 0, published=False)) == []
 
 
-def test_requests_without_an_answer_back_off_until_one_comes() -> None:
+def test_unanswered_requests_back_off_until_an_answer_arrives() -> None:
     worker = contributed()
     asked = [at for at in range(100) if snapshots(heartbeat(worker, 0, 1, now=float(at)))]
     assert asked == [0, 2, 6, 14, 30, 60, 90]
@@ -148,7 +148,7 @@ def test_requests_without_an_answer_back_off_until_one_comes() -> None:
     assert snapshots(heartbeat(worker, 0, 2, now=202.0)) == [(0, None)]
 
 
-def test_a_missing_snapshot_is_asked_for_again_later() -> None:
+def test_a_missing_snapshot_is_requested_again_later() -> None:
     worker = contributed()
     heartbeat(worker, 0, 1, now=1.0)
     worker.handle(ControlArrived(0, m.Missing(run="run", shard=0, version=1)), 1.1)
@@ -156,7 +156,7 @@ def test_a_missing_snapshot_is_asked_for_again_later() -> None:
     assert snapshots(heartbeat(worker, 0, 1, now=3.0)) == [(0, None)]
 
 
-def test_an_older_snapshot_does_not_take_a_shard_back() -> None:
+def test_an_older_snapshot_does_not_replace_a_newer_slice() -> None:
     worker = contributed()
     weights(worker, 0, 1)
     weights(worker, 0, 2)
@@ -164,7 +164,7 @@ def test_an_older_snapshot_does_not_take_a_shard_back() -> None:
     assert worker.shards[0].version == 2
 
 
-def test_payloads_are_bounded_when_we_are_cut_off_from_one_shard() -> None:
+def test_a_worker_cut_off_from_one_shard_holds_a_bounded_number_of_payloads() -> None:
     worker = contributed()
     for version in range(1, 200):
         weights(worker, 1, version)
@@ -172,7 +172,7 @@ def test_payloads_are_bounded_when_we_are_cut_off_from_one_shard() -> None:
     assert [sorted(shard.payloads) for shard in worker.shards] == [[0], [198, 199]]
 
 
-def test_payloads_that_no_shard_needs_help_with_are_dropped() -> None:
+def test_payloads_are_dropped_once_no_shard_needs_help_with_them() -> None:
     worker = contributed()
     for version in (1, 2, 3):
         weights(worker, 0, version)
@@ -183,7 +183,7 @@ def test_payloads_that_no_shard_needs_help_with_are_dropped() -> None:
 # contributions
 
 
-def test_a_contribution_goes_to_every_shard_and_names_what_it_was_computed_on() -> None:
+def test_a_contribution_goes_to_every_shard_and_names_its_version() -> None:
     worker = computing()
     first, second = of(SendGradient, worker.handle(Contributed(1, 0), 0.0))
     assert first.header == m.Gradient(
@@ -202,7 +202,7 @@ def test_a_contribution_goes_to_every_shard_and_names_what_it_was_computed_on() 
     assert worker.tally.sent == 2
 
 
-def test_a_slice_that_a_shard_has_passed_is_skipped_there_and_still_pushed_to_the_others() -> None:
+def test_a_late_slice_is_skipped_at_one_shard_and_still_pushed_to_the_others() -> None:
     worker = computing()
     weights(worker, 0, 1)
     assert pushed(worker.handle(Contributed(1, 0), 0.0)) == [(1, 0, 0)]
@@ -220,7 +220,7 @@ def test_work_that_every_shard_has_passed_is_skipped_and_released() -> None:
     assert worker.tally.skipped == 2
 
 
-def test_work_of_a_generation_that_was_rolled_back_is_skipped_and_released() -> None:
+def test_work_from_a_rolled_back_generation_is_skipped_and_released() -> None:
     worker = computing()
     weights(worker, 0, 0, generation=2)
     weights(worker, 1, 0, generation=2)
@@ -235,7 +235,7 @@ def test_a_blocked_push_is_sent_when_the_socket_is_writable() -> None:
     assert (worker.pending(1), worker.tally.sent, worker.tally.resent) == (False, 2, 0)
 
 
-def test_a_blocked_push_that_is_late_by_then_is_skipped() -> None:
+def test_a_blocked_push_is_skipped_if_it_has_become_late() -> None:
     worker = contributed()
     worker.handle(SendBlocked(1), 0.0)
     weights(worker, 1, 1, ranks=(1, 2))
@@ -243,7 +243,7 @@ def test_a_blocked_push_that_is_late_by_then_is_skipped() -> None:
     assert (worker.tally.sent, worker.tally.skipped, worker.tally.unused) == (1, 1, 0)
 
 
-def test_a_push_waits_for_a_shard_that_has_not_welcomed_us() -> None:
+def test_a_push_waits_until_the_shard_has_welcomed_the_worker() -> None:
     worker = computing()
     heartbeat(worker, 0, 0, incarnation=6)
     assert pushed(worker.handle(Contributed(1, 0), 0.0)) == [(1, 0, 0)]
@@ -251,7 +251,7 @@ def test_a_push_waits_for_a_shard_that_has_not_welcomed_us() -> None:
     assert pushed(welcome(worker, 0, incarnation=6)) == [(0, 0, 0)]
 
 
-def test_need_that_does_not_hold_our_slice_makes_us_send_it_again() -> None:
+def test_a_worker_resends_its_slice_if_need_does_not_list_its_rank() -> None:
     worker = contributed()
     assert pushed(need(worker, 0, 0, held=(1, 2))) == [(0, 0, 1)]
     assert pushed(need(worker, 0, 0)) == [(0, 0, 2)]
@@ -259,11 +259,11 @@ def test_need_that_does_not_hold_our_slice_makes_us_send_it_again() -> None:
 
 
 @pytest.mark.parametrize(("version", "held"), [(0, (3,)), (0, (1, 3)), (1, ())])
-def test_need_that_holds_our_slice_or_is_for_another_version_sends_nothing(version: int, held: Any) -> None:
+def test_a_worker_ignores_need_that_lists_its_rank_or_another_version(version: int, held: Any) -> None:
     assert pushed(need(contributed(), 0, version, held)) == []
 
 
-def test_a_resend_that_blocks_is_a_resend_when_it_goes() -> None:
+def test_a_blocked_resend_is_still_a_resend_when_it_is_sent() -> None:
     worker = contributed()
     need(worker, 0, 0)
     worker.handle(SendBlocked(0), 0.0)
@@ -272,14 +272,14 @@ def test_a_resend_that_blocks_is_a_resend_when_it_goes() -> None:
     assert (worker.tally.sent, worker.tally.resent) == (2, 1)
 
 
-def test_a_resend_names_the_view_of_the_shard_by_then() -> None:
+def test_a_resend_names_the_current_view_of_the_shard() -> None:
     worker = contributed()
     heartbeat(worker, 0, 0, view=2)
     (action,) = of(SendGradient, worker.handle(PublicationArrived(0, need_message(view=2)), 0.0))
     assert action.header.view == 2
 
 
-def test_the_record_of_a_version_tells_what_became_of_our_slice() -> None:
+def test_the_record_of_a_version_shows_the_outcome_of_a_slice() -> None:
     worker = contributed()
     weights(worker, 0, 1, ranks=(1, 3))
     assert of(Release, weights(worker, 1, 1, ranks=(1, 2))) == [Release()]
@@ -299,7 +299,7 @@ def test_a_snapshot_carries_the_record_too() -> None:
     assert worker.tally.used == 1
 
 
-def test_the_gradient_is_released_once_when_the_last_shard_is_past_it() -> None:
+def test_the_gradient_is_released_only_once_when_all_shards_are_past_it() -> None:
     worker = contributed()
     assert of(Release, weights(worker, 1, 1)) == []
     assert of(Release, weights(worker, 0, 1)) == [Release()]
@@ -314,7 +314,7 @@ def test_a_rollback_releases_the_gradient_and_leaves_its_outcome_unknown() -> No
     assert (worker.tally.unknown, worker.tally.skipped) == (1, 1)
 
 
-def test_every_slice_is_accounted_for_also_when_work_is_contributed_twice() -> None:
+def test_every_slice_is_accounted_for_even_if_work_is_contributed_twice() -> None:
     worker = contributed()
     assert of(Release, worker.handle(Contributed(1, 0), 0.0)) == []
     weights(worker, 0, 1, ranks=(3,))

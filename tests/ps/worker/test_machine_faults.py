@@ -1,4 +1,4 @@
-"""The state machine of a worker's side of the wire: repair, restarts, rollback, the end; one behaviour a test."""
+"""The state machine of a worker's connection: repair, restarts, rollback and the end. Each test has one behaviour."""
 
 from support.worker_rig import (
     bye,
@@ -35,11 +35,11 @@ from zmqrl.ps.worker.events import (
 )
 from zmqrl.ps.worker.machine import WorkerMachine
 
-# repair: a version that is open at some shards only, because a contributor died in between
+# repair: a version is still open at some shards because a contributor died in between
 
 
 def late_worker() -> WorkerMachine:
-    """An idle worker that has not contributed to version 1, which shard 1 has made into version 2."""
+    """An idle worker that has not contributed to version 1. Shard 1 has already made version 2."""
     worker = contributed()
     for shard in (0, 1):
         weights(worker, shard, 1)
@@ -48,14 +48,14 @@ def late_worker() -> WorkerMachine:
     return worker
 
 
-def test_an_idle_worker_helps_a_shard_that_asks_again_and_again() -> None:
+def test_an_idle_worker_helps_a_shard_that_repeats_need() -> None:
     worker = late_worker()
     assert of(Assembled, need(worker, 0, 1)) == []
     assert [a.version for a in of(Assembled, need(worker, 0, 1))] == [1]
     assert pushed(worker.handle(Contributed(1, 1), 0.0)) == [(0, 1, 0)]
 
 
-def test_a_new_worker_gets_the_version_before_from_the_shards_that_are_ahead() -> None:
+def test_a_new_worker_gets_the_previous_version_from_shards_that_are_ahead() -> None:
     worker = new()
     worker.handle(Tick(), 0.0)
     welcome(worker, 0, 1, published=True)
@@ -68,7 +68,7 @@ def test_a_new_worker_gets_the_version_before_from_the_shards_that_are_ahead() -
     assert [a.version for a in of(Assembled, snapshot(worker, 1, 1))] == [1]
 
 
-def test_who_has_contributed_does_not_help_but_sends_again() -> None:
+def test_a_worker_that_has_contributed_resends_instead_of_computing_again() -> None:
     worker = contributed()
     weights(worker, 1, 1)
     worker.handle(Pulling(0), 0.0)
@@ -77,12 +77,12 @@ def test_who_has_contributed_does_not_help_but_sends_again() -> None:
     assert pushed(actions) == [(0, 0, 1), (0, 0, 2)]
 
 
-def test_who_is_held_already_does_not_help() -> None:
+def test_a_worker_does_not_help_a_shard_that_holds_its_slice() -> None:
     worker = late_worker()
     assert of(Assembled, [action for _ in range(4) for action in need(worker, 0, 1, held=(3,))]) == []
 
 
-def test_who_is_held_at_one_stuck_shard_helps_the_other() -> None:
+def test_a_worker_helps_the_stuck_shard_that_does_not_hold_its_slice() -> None:
     worker = contributed(shards=3)
     for shard in (0, 1, 2):
         weights(worker, shard, 1)
@@ -94,18 +94,18 @@ def test_who_is_held_at_one_stuck_shard_helps_the_other() -> None:
     assert [a.version for a in of(Assembled, actions)] == [1]
 
 
-def test_who_is_further_behind_than_one_version_waits_for_news() -> None:
+def test_a_worker_more_than_one_version_behind_does_not_help() -> None:
     worker = late_worker()
     weights(worker, 1, 3)
     assert [action for _ in range(4) for action in need(worker, 0, 1)] == []
 
 
-def test_need_of_a_version_that_is_past_asks_for_no_help() -> None:
+def test_need_for_a_past_version_does_not_trigger_help() -> None:
     worker = late_worker()
     assert [action for _ in range(4) for action in need(worker, 0, 0)] == []
 
 
-def test_news_of_a_shard_that_got_on_makes_us_stop_helping() -> None:
+def test_a_worker_stops_helping_a_shard_that_made_progress() -> None:
     worker = late_worker()
     need(worker, 0, 1)
     assert [a.version for a in of(Assembled, weights(worker, 0, 2))] == [2]
@@ -114,7 +114,7 @@ def test_news_of_a_shard_that_got_on_makes_us_stop_helping() -> None:
 # shards that restart and roll back
 
 
-def test_a_shard_that_restarted_is_greeted_anew_and_asked_for_nothing_before() -> None:
+def test_a_restarted_shard_gets_hello_and_no_request_before_its_welcome() -> None:
     worker = contributed()
     actions = heartbeat(worker, 0, 0, incarnation=6)
     assert [shard for shard, _ in sent(m.Hello, actions)] == [0]
@@ -123,7 +123,7 @@ def test_a_shard_that_restarted_is_greeted_anew_and_asked_for_nothing_before() -
     assert snapshots(welcome(worker, 0, 1, incarnation=6, published=True)) == [(0, None)]
 
 
-def test_a_shard_that_restarted_gets_the_slice_it_lost_when_it_asks() -> None:
+def test_a_restarted_shard_gets_its_lost_slice_on_request() -> None:
     worker = contributed()
     heartbeat(worker, 0, 0, incarnation=6)
     welcome(worker, 0, incarnation=6)
@@ -131,7 +131,7 @@ def test_a_shard_that_restarted_gets_the_slice_it_lost_when_it_asks() -> None:
     assert pushed(worker.handle(PublicationArrived(0, message), 0.0)) == [(0, 0, 1)]
 
 
-def test_what_an_older_process_of_a_shard_still_says_is_ignored() -> None:
+def test_messages_from_an_older_process_of_a_shard_are_ignored() -> None:
     worker = contributed()
     heartbeat(worker, 0, 0, incarnation=6)
     for late in (weights(worker, 0, 5), snapshot(worker, 0, 5), welcome(worker, 0, 5), bye(worker, 0, 5)):
@@ -139,7 +139,7 @@ def test_what_an_older_process_of_a_shard_still_says_is_ignored() -> None:
     assert (worker.shards[0].version, worker.shards[0].welcomed, worker.shards[0].final) == (0, False, None)
 
 
-def test_what_a_shard_said_before_a_rollback_is_ignored() -> None:
+def test_messages_from_before_a_rollback_are_ignored() -> None:
     worker = contributed(7)
     weights(worker, 0, 5, generation=2)
     for late in (weights(worker, 0, 8), snapshot(worker, 0, 8), welcome(worker, 0, 8), bye(worker, 0, 8)):
@@ -147,7 +147,7 @@ def test_what_a_shard_said_before_a_rollback_is_ignored() -> None:
     assert (worker.shards[0].version, worker.shards[0].final) == (5, None)
 
 
-def test_after_a_rollback_lower_versions_are_new() -> None:
+def test_lower_versions_count_as_new_after_a_rollback() -> None:
     worker = contributed(7)
     worker.handle(Pulling(7), 0.0)
     weights(worker, 0, 5, generation=2)
@@ -155,7 +155,7 @@ def test_after_a_rollback_lower_versions_are_new() -> None:
     assert of(Assembled, worker.handle(Pulling(5), 0.0)) == []
 
 
-def test_a_welcome_without_state_welcomes_to_nothing() -> None:
+def test_a_welcome_without_state_does_not_welcome_the_worker() -> None:
     worker = new()
     welcome(worker, 0, state="empty")
     assert not worker.shards[0].welcomed
@@ -171,27 +171,27 @@ def test_the_run_ends_when_every_shard_says_bye_at_the_same_version() -> None:
     assert of(Ended, bye(worker, 1, 1)) == []
 
 
-def test_byes_at_different_versions_end_nothing() -> None:
+def test_byes_at_different_versions_do_not_end_the_run() -> None:
     worker = contributed()
     assert of(Ended, [*bye(worker, 0, 1), *bye(worker, 1, 2)]) == []
     assert of(Ended, bye(worker, 0, 2)) == [Ended(2)]
 
 
-def test_a_stop_that_was_taken_back_takes_its_bye_back() -> None:
+def test_a_cancelled_stop_cancels_its_bye() -> None:
     worker = contributed()
     bye(worker, 0, 1)
     heartbeat(worker, 0, 1)
     assert of(Ended, bye(worker, 1, 1)) == []
 
 
-def test_bye_releases_the_gradient_and_nothing_is_assembled_after_the_end() -> None:
+def test_bye_releases_the_gradient_and_no_version_is_assembled_afterwards() -> None:
     worker = contributed()
     assert of(Release, [*bye(worker, 0, 1), *bye(worker, 1, 1)]) == [Release()]
     worker.handle(Pulling(0), 0.0)
     assert of(Assembled, [*weights(worker, 0, 1), *weights(worker, 1, 1)]) == []
 
 
-def test_no_work_begins_that_a_shard_will_not_take() -> None:
+def test_no_work_begins_on_a_version_that_a_shard_will_not_accept() -> None:
     worker = contributed()
     weights(worker, 0, 1)
     weights(worker, 1, 1)
@@ -200,7 +200,7 @@ def test_no_work_begins_that_a_shard_will_not_take() -> None:
     assert [a.version for a in of(Assembled, heartbeat(worker, 0, 1))] == [1]
 
 
-def test_a_shard_that_ended_ahead_of_a_stuck_one_does_not_keep_us_from_helping() -> None:
+def test_a_worker_helps_a_stuck_shard_even_if_another_has_already_ended() -> None:
     worker = contributed()
     for shard in (0, 1):
         weights(worker, shard, 1)
@@ -211,7 +211,7 @@ def test_a_shard_that_ended_ahead_of_a_stuck_one_does_not_keep_us_from_helping()
     assert [a.version for a in of(Assembled, actions)] == [1]
 
 
-def test_who_leaves_says_so_to_every_shard() -> None:
+def test_a_worker_that_leaves_tells_every_shard() -> None:
     leave = m.Leave(run="run", rank=3, incarnation=9)
     assert sent(m.Leave, welcomed().handle(Leaving(), 0.0)) == [(0, leave), (1, leave)]
 
@@ -219,7 +219,7 @@ def test_who_leaves_says_so_to_every_shard() -> None:
 # time
 
 
-def test_pings_tell_progress_and_the_newest_version_once_a_second() -> None:
+def test_pings_report_progress_and_the_newest_version_once_per_second() -> None:
     worker = contributed(4)
     ((_, ping), (_, other)) = sent(m.Ping, worker.handle(Tick(), 1.0))
     assert ping == m.Ping(run="run", rank=3, incarnation=9, generation=1, version=4, progress=2, sent_us=1_000_000)
@@ -227,12 +227,12 @@ def test_pings_tell_progress_and_the_newest_version_once_a_second() -> None:
     assert sent(m.Ping, worker.handle(Tick(), 1.5)) == []
 
 
-def test_pings_tell_what_the_computing_thread_does() -> None:
+def test_pings_report_the_span_of_the_computing_thread() -> None:
     ((_, ping), _) = sent(m.Ping, contributed(4).handle(Tick("env_step", 2500), 1.0))
     assert (ping.span, ping.span_ms) == ("env_step", 2500)
 
 
-def test_a_shard_that_says_nothing_for_the_lease_ends_the_worker() -> None:
+def test_a_shard_that_is_silent_for_the_lease_ends_the_worker() -> None:
     worker = contributed()
     heartbeat(worker, 0, 0, now=30.0)
     assert of(Failed, worker.handle(Tick(), 59.9)) == []
@@ -240,18 +240,18 @@ def test_a_shard_that_says_nothing_for_the_lease_ends_the_worker() -> None:
     assert failed.reason == "no word from shard 1 for 60 s: is it still running?"
 
 
-def test_a_failed_handshake_is_told_at_once_and_named_when_the_worker_gives_up() -> None:
+def test_a_failed_handshake_is_logged_at_once_and_again_when_the_worker_gives_up() -> None:
     worker = new()
     failed = worker.handle(HandshakeFailed(1), 2.0)
     assert [type(action) for action in failed] == [Log]
-    assert worker.handle(HandshakeFailed(1), 3.0) == [], "told already"
+    assert worker.handle(HandshakeFailed(1), 3.0) == [], "it was already logged"
     assert "the handshake with shard 1 failed" in worker.where(3.0)
     heartbeat(worker, 0, 0, now=50.0)
     (failure,) = of(Failed, worker.handle(Tick(), 60.0))
     assert failure.reason.startswith("no word from shard 1 for 60 s: the handshake with shard 1 failed")
 
 
-def test_a_handshake_that_failed_before_the_shard_was_heard_is_forgotten() -> None:
+def test_a_failed_handshake_is_forgotten_once_the_shard_is_heard() -> None:
     worker = new()
     worker.handle(HandshakeFailed(1), 2.0)
     for shard in range(2):
@@ -261,13 +261,13 @@ def test_a_handshake_that_failed_before_the_shard_was_heard_is_forgotten() -> No
     assert failure.reason.endswith("is it still running?")
 
 
-def test_any_word_renews_the_lease() -> None:
+def test_any_message_renews_the_lease() -> None:
     worker = contributed(shards=1)
     worker.handle(ControlArrived(0, m.Pong(run="run", shard=0, sent_us=0, received_us=0, answered_us=0)), 50.0)
     assert of(Failed, worker.handle(Tick(), 100.0)) == []
 
 
-def test_a_long_wait_says_where_each_shard_stands() -> None:
+def test_a_long_wait_is_logged_with_the_version_of_each_shard() -> None:
     worker = contributed()
     heartbeat(worker, 0, 0, incarnation=6)
     worker.handle(Pulling(0), 0.0)

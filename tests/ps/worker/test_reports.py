@@ -1,4 +1,4 @@
-"""Reports on their way to the supervisor: each rank has a shard for them, and what is too large is told once."""
+"""Reports to the supervisor: each rank sends them through its own shard, and logs oversized reports once."""
 
 import itertools
 import logging
@@ -19,14 +19,14 @@ def test_ranks_begin_at_different_shards(shards: int, order: list[int]) -> None:
     assert welcomed(shards).report_order() == order
 
 
-def test_a_shard_that_has_not_welcomed_us_takes_no_report() -> None:
+def test_a_report_does_not_go_to_a_shard_before_its_welcome() -> None:
     worker = new(shards=3)
     assert worker.report_order() == []
     welcome(worker, 2)
     assert worker.report_order() == [2]
     welcome(worker, 0)
     assert worker.report_order() == [0, 2]
-    heartbeat(worker, 0, 0, incarnation=6)  # restarted
+    heartbeat(worker, 0, 0, incarnation=6)  # a restarted shard
     assert worker.report_order() == [2]
 
 
@@ -35,14 +35,14 @@ def arrived(running: Served) -> list[tuple[int, m.Report]]:
 
 
 @pytest.mark.processes
-def test_reports_pass_through_different_shards_and_through_another_when_theirs_is_dead(tmp_path: Path) -> None:
+def test_reports_pass_through_different_shards_and_avoid_a_dead_one(tmp_path: Path) -> None:
     with (
         served(tmp_path, shards=2) as running,
         Connection(running.cluster, 0, timing=QUICK_WORKER) as first,
         Connection(running.cluster, 1, timing=QUICK_WORKER) as second,
     ):
         count = itertools.count()
-        ways: dict[int, dict[int, int]] = {0: {}, 1: {}}  # by rank: which shard each of its reports came through
+        ways: dict[int, dict[int, int]] = {0: {}, 1: {}}  # by rank: the shard that each report came through
 
         def reported(rank: int, shard: int) -> bool:
             for connection in (first, second):
@@ -53,7 +53,7 @@ def test_reports_pass_through_different_shards_and_through_another_when_theirs_i
 
         eventually(lambda: reported(0, 0), "a report of rank 0 through shard 0")
         eventually(lambda: reported(1, 1), "a report of rank 1 through shard 1")
-        for rank, each in ways.items():  # before a rank's own shard has welcomed it, its reports take the other one
+        for rank, each in ways.items():  # a rank's reports take the other shard until its own has welcomed it
             welcomed_at = min(number for number, shard in each.items() if shard == rank)
             assert {shard for number, shard in each.items() if number >= welcomed_at} == {rank}
         for each in ways.values():
@@ -63,9 +63,7 @@ def test_reports_pass_through_different_shards_and_through_another_when_theirs_i
 
 
 @pytest.mark.processes
-def test_reports_that_are_too_large_are_counted_and_logged_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_oversized_reports_are_counted_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with served(tmp_path, shards=1, workers=1) as running, caplog.at_level(logging.WARNING):
         with Connection(running.cluster, 0, timing=QUICK_WORKER) as connection:
             for _ in range(3):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zmqrl.simulate.virtual.clock import Clock, Shared
 
 
-def test_calls_are_made_in_the_order_of_their_times_and_then_of_scheduling() -> None:
+def test_calls_are_made_in_order_of_time_and_then_of_scheduling() -> None:
     clock, seen = Clock(), list[tuple[float, str]]()
     for delay_s, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
         clock.after(delay_s, lambda name: seen.append((clock.now, name)), name)
@@ -17,20 +17,20 @@ def test_calls_are_made_in_the_order_of_their_times_and_then_of_scheduling() -> 
     assert seen == [(1.0, "a"), (1.0, "b"), (2.0, "c")]
 
 
-def test_jobs_that_begin_together_share_the_capacity() -> None:
+def test_jobs_that_start_together_share_the_capacity() -> None:
     assert ends([(0.0, 2.0)] * 4, capacity=2.0, each=1.0) == pytest.approx([4.0] * 4)
 
 
-def test_a_job_alone_gets_no_more_than_one_core() -> None:
+def test_a_single_job_gets_at_most_one_core() -> None:
     assert ends([(0.0, 2.0)], capacity=8.0, each=1.0) == pytest.approx([2.0])
 
 
-def test_a_job_that_comes_later_slows_the_first_one_down() -> None:
-    # Alone until 1, then half each: the first has 1 left at half the rate, the second is alone again from 3.
+def test_a_job_that_starts_later_slows_the_first_one_down() -> None:
+    # The first job is alone until 1 and then has half the rate for its remaining 1. The second is alone from 3.
     assert ends([(0.0, 2.0), (1.0, 2.0)], capacity=1.0, each=1.0) == pytest.approx([3.0, 4.0])
 
 
-def test_a_job_that_is_given_up_makes_room() -> None:
+def test_a_cancelled_job_frees_its_share() -> None:
     clock, done = Clock(), list[float]()
     shared = Shared(clock, 1.0, 1.0)
     shared.start(4.0, lambda: done.append(clock.now))
@@ -50,12 +50,12 @@ def test_no_work_is_lost_and_no_job_is_faster_than_alone(jobs: list[tuple[float,
     assert all(end >= start + amount / each - 1e-6 for end, (start, amount) in zip(found, jobs, strict=True))
     first, total = min(start for start, _ in jobs), sum(amount for _, amount in jobs)
     assert max(found) >= first + total / capacity - 1e-6
-    # It is never idle while there is work: so it is done at the latest when one core would have done all of it.
+    # At least one core is busy while there is work, so one core's time for all work, after the last start, is enough.
     assert max(found) <= max(start for start, _ in jobs) + total / each + 1e-6
 
 
 def ends(jobs: list[tuple[float, float]], *, capacity: float, each: float) -> list[float]:
-    """When each job is done that begins at a time and takes an amount."""
+    """The end of each job, given its start time and its amount of work."""
     clock, found = Clock(), [math.nan] * len(jobs)
     shared = Shared(clock, capacity, each)
 

@@ -1,4 +1,4 @@
-"""Simulated runs whose result can be computed by hand."""
+"""Simulated runs with results that can be computed by hand."""
 
 from dataclasses import replace
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from zmqrl.simulate import ComputeTimes, Scenario, ShardCosts, Straggler, Work, simulate
 
 FREE = Scenario(workers=4, shards=2, updates=20, compute="constant:0.1")
-UPDATES = 1500  # enough for a mean
-BYTES = 4 * 4096  # of the slice of each of two shards
+UPDATES = 1500  # enough updates for a mean
+BYTES = 4 * 4096  # of each slice, with two shards
 WIRED = replace(FREE, parameters=8192, bandwidth=1e6, compute="constant:0")
 
 
@@ -18,7 +18,7 @@ def mean(values: tuple[float, ...]) -> float:
     return sum(values) / len(values)
 
 
-def test_without_a_network_a_step_takes_as_long_as_the_work() -> None:
+def test_a_step_without_a_network_takes_as_long_as_the_work() -> None:
     result = simulate(FREE)
     assert result.step_s == pytest.approx([0.1] * 20)
     assert (result.used, result.late, result.skipped) == (4 * 2 * 20, 0, 0)
@@ -26,8 +26,8 @@ def test_without_a_network_a_step_takes_as_long_as_the_work() -> None:
 
 
 @pytest.mark.parametrize(("workers", "backups"), [(1, 0), (8, 0), (6, 2), (5, 5), (1, 7)])
-def test_the_mean_step_is_that_of_the_k_th_order_statistic(workers: int, backups: int) -> None:
-    """For exponential times it is the mean times the sum of 1/i, i = b + 1 ... N + b."""
+def test_the_mean_step_is_the_k_th_order_statistic(workers: int, backups: int) -> None:
+    """For exponential times, this is the mean times the sum of 1/i for i = b + 1 ... N + b."""
     ranks = workers + backups
     result = simulate(
         Scenario(
@@ -46,7 +46,7 @@ def test_the_mean_step_is_that_of_the_k_th_order_statistic(workers: int, backups
     assert result.abandoned == result.skipped == (UPDATES - 1) * backups
 
 
-def test_a_straggler_that_finishes_first_misses_versions_and_one_that_gives_up_does_not() -> None:
+def test_a_straggler_misses_versions_if_it_finishes_late_work_instead_of_abandoning_it() -> None:
     """Rank 0 needs 0.25 s, the others 0.1 s."""
     slow = replace(FREE, workers=3, backups=1, updates=30, stragglers=(Straggler(rank=0, factor=2.5),))
     finishing = simulate(slow)
@@ -58,8 +58,8 @@ def test_a_straggler_that_finishes_first_misses_versions_and_one_that_gives_up_d
     assert giving_up.agent_steps < finishing.agent_steps
 
 
-def test_a_shard_whose_card_is_the_limit_takes_bytes_by_rate() -> None:
-    """All slices come in through one card at the same time, and all publications go out through it."""
+def test_a_shard_limited_by_its_network_card_takes_bytes_divided_by_rate() -> None:
+    """All slices arrive through one network card at the same time, and all publications leave through it."""
     result = simulate(WIRED)
     assert result.step_s == pytest.approx([2 * 4 * BYTES / 1e6] * 20)
     card = result.nics[4]
@@ -72,24 +72,24 @@ def test_twice_the_shards_take_half_the_time() -> None:
 
 
 def test_a_backup_that_pushes_at_the_same_time_delays_the_others() -> None:
-    """Slices share the card of a shard evenly."""
+    """Slices share the network card of a shard evenly."""
     alone = simulate(replace(WIRED, workers=2)).step_s[5]
     with_backups = simulate(replace(WIRED, workers=2, backups=2)).step_s[5]
     assert with_backups == pytest.approx(2 * alone)
 
 
-def test_latency_is_paid_twice_in_a_step() -> None:
+def test_a_step_pays_the_latency_twice() -> None:
     assert simulate(replace(FREE, latency=0.03)).step_s == pytest.approx([0.1 + 2 * 0.03] * 20)
 
 
-def test_processes_of_one_host_share_its_cores() -> None:
+def test_processes_on_one_host_share_its_cores() -> None:
     """Four workers on two cores take twice as long; workers that sleep do not."""
     shared = replace(FREE, hosts=1, cores=2)
     assert simulate(shared).step_s == pytest.approx([0.2] * 20)
     assert simulate(replace(shared, busy=0.0)).step_s == pytest.approx([0.1] * 20)
 
 
-def test_a_shard_works_through_contributions_one_after_the_other() -> None:
+def test_a_shard_handles_contributions_one_after_the_other() -> None:
     costs = ShardCosts(receive_s=0.001, accumulate_s=0.002, optimize_s=0.01, commit_s=0.02, publish_s=0.03)
     result = simulate(replace(FREE, costs=costs))
     assert result.step_s == pytest.approx([0.1 + 4 * 0.003 + 0.06] * 20)
@@ -101,14 +101,14 @@ def test_the_last_of_the_subscribers_gets_a_version_after_all_others() -> None:
     assert result.step_s[1:] == pytest.approx([0.1 + 4 * 0.01] * 19)
 
 
-def test_rollouts_are_played_once_in_an_iteration() -> None:
+def test_a_rollout_is_played_once_per_iteration() -> None:
     result = simulate(replace(FREE, rollout="constant:1", updates_per_rollout=4))
     assert result.step_s == pytest.approx([1.1, 0.1, 0.1, 0.1] * 5)
     assert result.agent_steps == 4 * 5 * 30
 
 
 def test_recorded_times_replace_the_law() -> None:
-    """CPU time shares the core of the host, idle time does not."""
+    """CPU time shares the core of the host; idle time does not."""
     times = ComputeTimes(tuple(Work([0.1], [0.05]) for _ in range(4)))
     assert simulate(replace(FREE, hosts=1, cores=1), compute=times).step_s == pytest.approx([0.45] * 20)
 

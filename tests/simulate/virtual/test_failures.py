@@ -1,4 +1,4 @@
-"""Processes that die in a simulated run, and come back."""
+"""Processes die in a simulated run and come back."""
 
 import math
 from dataclasses import replace
@@ -29,8 +29,8 @@ def test_with_a_backup_the_run_does_not_wait() -> None:
     assert max(result.step_s) < 0.2
 
 
-def test_a_shard_comes_back_with_its_last_version_and_asks_for_what_it_has_lost() -> None:
-    """Versions take 0.3 s because of rank 0. Three contributions to the third are there when the shard dies."""
+def test_a_shard_comes_back_with_its_last_version_and_asks_for_lost_contributions() -> None:
+    """Versions take 0.3 s because of rank 0. When the shard dies, it has three contributions to the third version."""
     slow = failing(Failure(process="shard-1", at=2 * 0.3 + 0.2, restart_s=1.0))
     result = simulate(replace(slow, bandwidth=float("inf"), stragglers=(Straggler(rank=0, factor=3.0),)))
     assert len(result.step_s) == 100
@@ -40,13 +40,13 @@ def test_a_shard_comes_back_with_its_last_version_and_asks_for_what_it_has_lost(
 
 
 @pytest.mark.parametrize("at", [0.0, 0.3, 1.02, 2.37])
-def test_a_host_takes_its_shard_and_its_workers_with_it(at: float) -> None:
+def test_the_failure_of_a_host_ends_its_shard_and_its_workers(at: float) -> None:
     result = simulate(failing(Failure(process="host-0", at=at, restart_s=1.0), hosts=2))
     assert len(result.step_s) == 100
     assert max(result.step_s) > 1.0
 
 
-def test_a_run_that_cannot_go_on_says_what_is_gone() -> None:
+def test_a_run_that_cannot_continue_names_what_is_gone() -> None:
     with pytest.raises(ClusterError, match=r"stuck at version \d+ .* needs 4 of 4 workers .* worker-2 is gone"):
         simulate(failing(Failure(process="worker-2", at=1.0)))
 
@@ -57,7 +57,7 @@ def test_a_failure_of_an_unknown_process_is_refused(process: str) -> None:
         simulate(failing(Failure(process=process, at=1.0)))
 
 
-def test_workers_that_give_a_silent_shard_up_are_started_again() -> None:
+def test_workers_that_give_up_on_a_silent_shard_are_restarted() -> None:
     result = simulate(failing(Failure(process="shard-0", at=1.0, restart_s=100.0)))
     assert len(result.step_s) == 100
     assert 100 < max(result.step_s) < 104
@@ -81,7 +81,7 @@ def test_workers_that_give_a_silent_shard_up_are_started_again() -> None:
     compute=st.sampled_from(["constant:0.1", "exponential:0.1"]),
     costs=st.sampled_from([ShardCosts(), ShardCosts(receive_s=0.001, optimize_s=0.02, publish_s=0.05, send_s=0.01)]),
 )
-def test_a_run_ends_whatever_dies_if_it_comes_back(failures: list[Failure], **values: object) -> None:
+def test_a_run_ends_if_every_process_that_dies_is_restarted(failures: list[Failure], **values: object) -> None:
     scenario = Scenario(workers=4, updates=30, hosts=3, parameters=20_000, failures=tuple(failures))
     scenario = replace(scenario, **values)  # type: ignore[arg-type]
     known = [each for each in failures if each.process != "worker-4" or scenario.backups]
