@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from support.paths import ROOT
 
 from zmqrl.cli import COMMANDS
@@ -40,7 +41,18 @@ ORDER = (
     ("cli",),
     ("__main__",),
 )
-LEVELS = {unit: level for level, units in enumerate(ORDER) for unit in units}
+# The same for the parameter server.
+ORDER_IN_PS = (
+    ("layout", "story", "wire"),
+    ("cluster_file", "control", "flat"),
+    ("shard", "worker"),
+    ("standalone",),
+    ("__init__",),
+)
+LEVELS = {
+    package: {unit: level for level, units in enumerate(order) for unit in units}
+    for package, order in {"zmqrl": ORDER, "zmqrl.ps": ORDER_IN_PS}.items()
+}
 DAEMON_OF_OLDER_CODE = "zmqrl.cluster.agent"  # named in cluster.json files that older code wrote
 FOR_HOSTD = (
     "zmqrl",
@@ -57,9 +69,13 @@ MODULES = {
 }
 
 
-def unit_of(module: str) -> str:
-    """The folder or module below ``zmqrl`` that contains ``module``; ``__init__`` for the package itself."""
-    return [*module.split("."), "__init__"][1]
+def unit_of(module: str, package: str = "zmqrl") -> str:
+    """The folder or module below ``package`` that contains ``module``; ``__init__`` for the package itself."""
+    return [*module.removeprefix(package).split("."), "__init__"][1]
+
+
+def within(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -85,21 +101,32 @@ def ours(path: Path) -> Iterator[tuple[int, str]]:
     yield from ((line, module) for line, module in imports_of(path) if module.split(".")[0] == "zmqrl")
 
 
-def test_every_module_belongs_to_a_unit_in_the_import_order() -> None:
-    assert {unit_of(module) for module in MODULES} == set(LEVELS)
+@pytest.mark.parametrize("package", LEVELS)
+def test_every_module_belongs_to_a_unit_in_the_import_order(package: str) -> None:
+    assert {unit_of(module, package) for module in MODULES if within(module, package)} == set(LEVELS[package])
 
 
-def test_a_module_imports_only_from_its_own_unit_and_lower_ones() -> None:
+@pytest.mark.parametrize("package", LEVELS)
+def test_a_module_imports_only_from_its_own_unit_and_lower_ones(package: str) -> None:
+    levels = LEVELS[package]
+    assert not [
+        f"{MODULES[module]}:{line} imports {imported}"
+        for module in MODULES
+        if module != "zmqrl" and within(module, package)
+        for line, imported in ours(MODULES[module])
+        if within(imported, package)
+        for unit, other in [(unit_of(module, package), unit_of(imported, package))]
+        if unit != other and levels[other] >= levels[unit]
+    ]
+
+
+def test_the_parameter_server_and_the_learner_do_not_import_each_other() -> None:
     assert not [
         f"{MODULES[module]}:{line} imports {imported}"
         for module in MODULES
         for line, imported in ours(MODULES[module])
-        if module != "zmqrl" and not may_import(unit_of(module), unit_of(imported))
+        if {unit_of(module), unit_of(imported)} == {"ps", "learner"}
     ]
-
-
-def may_import(unit: str, other: str) -> bool:
-    return unit == other or (LEVELS[other] < LEVELS[unit] and {unit, other} != {"ps", "learner"})
 
 
 def test_the_host_daemon_needs_little_beyond_the_standard_library() -> None:

@@ -122,7 +122,7 @@ class Worker:
         return None if missing else (generation, low, np.concatenate([shard.slices[low] for shard in self.shards]))
 
     def contribute(self, generation: int, version: int, gradient: Floats) -> None:
-        """Send its slice to each shard for which it is not too late."""
+        """Send each shard its slice, unless it is too late for that shard."""
         self.contribution = generation, version, np.asarray(gradient, "<f4")
         for shard in self.shards:
             late = shard.generation != generation or shard.version > version

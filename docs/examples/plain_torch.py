@@ -3,7 +3,7 @@
     python docs/examples/plain_torch.py
 
 Each worker computes the gradient of its own batch on the weights that it pulled. The shards average the two gradients
-and step the optimizer. A batch depends only on the rank and the version, so every run gives the same result.
+and take an optimizer step. A batch depends only on the rank and the version, so every run gives the same result.
 """
 
 import multiprocessing

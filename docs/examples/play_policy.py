@@ -14,7 +14,7 @@ from zmqrl.learner.envs import Game, make_envs
 policy = zmqrl.load_policy(sys.argv[1])
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 
-# The settings of the run, such as frame skip and colours, but a full game with unclipped rewards.
+# Use the settings of the run, such as frame skip and colours, but play a full game with unclipped rewards.
 envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
 rng = np.random.default_rng((seed, ACTIONS))
 observations = envs.reset(seed)
