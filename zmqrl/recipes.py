@@ -89,7 +89,7 @@ def dba3c_breakout() -> Config:
             gamma=0.99,
             value_coefficient=0.5,  # in the paper: 1/2 (V - R)^2
             entropy_coefficient=0.01,
-            max_grad_norm=1e9,  # the paper clips a tensor of n numbers at norm 0.1 n: in effect only the heads' biases
+            max_grad_norm=1e9,  # the paper's limit, 0.1 n for a tensor of n numbers, affects only the heads' biases
         ),
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, beta1=0.8, beta2=0.75, epsilon=1e-8),
     )

@@ -54,7 +54,7 @@ class PPOConfig:
 
     @property
     def updates_per_rollout(self) -> int:
-        """Versions learned from one rollout."""
+        """The number of updates that learn from one rollout."""
         return self.epochs * self.minibatches
 
     def minibatch_samples(self, num_envs: int) -> int:
@@ -94,7 +94,7 @@ class BA3CConfig:
 
     @property
     def updates_per_rollout(self) -> int:
-        """Versions learned from one rollout: always one."""
+        """The number of updates that learn from one rollout: always one."""
         return 1
 
     def minibatch_samples(self, num_envs: int) -> int:

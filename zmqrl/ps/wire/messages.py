@@ -98,7 +98,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """XPUB to SUB, topic ``N``: ``version`` is still open and only ``held`` have contributed. Others resend."""
+    """XPUB to SUB, topic ``N``: ``version`` is still open. Only the ranks in ``held`` have contributed. Others resend."""
 
     run: Name
     shard: U16
@@ -281,7 +281,7 @@ class Stats:
     ``captured_totals`` are those up to the ``captured`` version, or empty if no version is captured. ``stop`` is the
     version to end at. ``failure`` says why the shard can make no more versions, and is empty while it can.
     ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
-    version: the rank, its current span and the time in that span. The longest times come first.
+    version. They hold the rank, its current span and the time in that span, the longest times first.
     """
 
     run: Name
