@@ -30,9 +30,9 @@ from zmqrl.reporter import Reporter
 def work(connection: Connection, actor_learner: "ActorLearner", config: Config, log: logging.Logger) -> None:
     """Contribute to every version until the run ends.
 
-    Versions i*U to (i+1)*U - 1 are iteration i, which learns from one rollout. If the run is more than one iteration
-    ahead when the rollout is complete, the worker drops it. In asynchronous mode, U contributions of this worker make
-    an iteration.
+    An iteration learns from one rollout in U updates: iteration i is versions i*U to (i+1)*U - 1. If the run is more
+    than one iteration ahead when a rollout is complete, the worker drops the rollout. In asynchronous mode, U
+    contributions of this worker make an iteration.
     """
     parameters, player, learner = actor_learner.parameters, actor_learner.player, actor_learner.learner
     rollout, spans = actor_learner.rollout, connection.spans

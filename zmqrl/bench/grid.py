@@ -25,7 +25,7 @@ TRIP_BYTES = 140  # about the size of PING and PONG together
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A case to measure: ``workers`` learn one vector through ``shards``. The fields are columns of the result.
+    """A case to measure: ``workers`` share one vector through ``shards``. The fields are columns of the result.
 
     gloo has no shards, so its cases have 1 shard. Only zmqrl encrypts. memcpy has no network, so its transport is
     ``memory``.

@@ -1,4 +1,4 @@
-"""Measures the transport without learning, and gloo, plain sockets and memcpy to compare it with.
+"""Measures the transport alone, and compares it with gloo, plain sockets and memcpy.
 
 The implementations take turns, so noise affects all of them equally.
 """
@@ -92,7 +92,7 @@ def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list
                 break
             for variant, mine in turns:
                 for kind, make in variant.measures.items():
-                    # One more round: in the first, the caches still hold another variant's data.
+                    # Run one extra round, because in the first round the caches still hold another variant's data.
                     mine.setdefault(kind, []).append(make(min(BLOCK, grid.rounds - begun) + 1))
             turns.append(turns.pop(0))
     measured = []
@@ -188,7 +188,10 @@ def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
 def _connected(
     stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int]
 ) -> tuple[list[Role], list[Role]]:
-    """Start workers and hubs, which run until ``stack`` ends. ``hubs_bytes``: slice bytes by process of the hub."""
+    """Start workers and hubs, which run until ``stack`` ends.
+
+    ``hubs_bytes`` maps the process number of each hub to the bytes of its slice.
+    """
     jobs = {hub: {"workers": workers, "slice_bytes": size} for hub, size in hubs_bytes.items()}
     hubs = stack.enter_context(crew.playing(f"{name}-hub", RawHub, jobs))
     job = {"ports": [hub.facts["port"] for hub in hubs], "slices_bytes": list(hubs_bytes.values())}

@@ -233,7 +233,7 @@ class Learner:
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         whole = {"loss": loss.detach(), "grad_norm": grad_norm, "explained_variance": rollout.explained_variance}
         stats = {**stats, **whole}
-        # One transfer for all of them, because each transfer waits for the device.
+        # Copy all metrics in one transfer, because each transfer waits for the device.
         metrics = dict(zip(stats, torch.stack(list(stats.values())).tolist(), strict=True))
         metrics["entropy_coefficient"] = entropy_coefficient_at(self.config, version)
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.max_grad_norm)

@@ -1,6 +1,6 @@
-"""One game drawn for people, in colour and full size. The policy plays a separate copy with its own frames.
+"""Draws one game for people, in colour and full size. The policy plays a separate copy with its own frames.
 
-With the same seed and actions, it is the same as the first game of ``make_envs``.
+With the same seed and actions, this game is the same as the first game of ``make_envs``.
 """
 
 from collections.abc import Iterator

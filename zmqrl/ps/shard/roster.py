@@ -16,7 +16,7 @@ DOUBT_S = 2.5  # used instead of SILENT_S after a subscription that may be the w
 class Worker:
     """The shard's view of a rank: the process that has it (``incarnation``), and its connection (``peer``).
 
-    ``doubted_at`` maps each incarnation that subscribed to the time when a subscription to its topic ended, or None.
+    ``doubted_at`` has an entry for each incarnation that subscribed: when a subscription to its topic ended, or None.
     libzmq does not report whose subscription ended. A worker that reconnects may subscribe before its old subscription
     ends.
     """
