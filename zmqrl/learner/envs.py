@@ -58,7 +58,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     ``env_id`` can be ``module:id``, as in Gymnasium: ``module``, which registers ``id``, is imported first.
 
     Raises UsageError for invalid settings, an unknown id, an environment that does not start, and actions that are not
-    discrete. Also for observations that cannot be flattened into a vector, such as graphs and texts of variable length.
+    discrete. Observations that cannot be flattened into a vector, such as graphs, are refused in the same way.
     """
     config.check()
     if env_id == DUMMY_ID:

@@ -120,7 +120,7 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChanged:
-    """A subscription to a presence topic began (``here``) or ended, perhaps on different connections."""
+    """A subscription to a presence topic began (``here``), or one ended, perhaps that of an older connection."""
 
     rank: int
     incarnation: int
