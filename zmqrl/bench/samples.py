@@ -1,4 +1,4 @@
-"""Turns the instants of rounds into durations of operations, and these into the rows of the result."""
+"""Turns the instants of rounds into durations of operations, and the durations into the rows of the result."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
