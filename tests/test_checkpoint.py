@@ -246,7 +246,7 @@ def test_a_checkpoint_on_a_full_disk_leaves_no_files(checkpointer: Checkpointer,
 
 def test_an_error_says_why_a_checkpoint_cannot_be_written(checkpointer: Checkpointer, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way", encoding="utf-8")
-    with pytest.raises(UnwritableError, match="/checkpoints: Not a directory: move away the file"):
+    with pytest.raises(UnwritableError, match="/checkpoints: Not a directory: move the file"):
         checkpointer.write({0: 9, 1: 9}, 2, {})
 
 

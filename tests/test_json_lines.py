@@ -56,7 +56,7 @@ def test_a_full_disk_is_reported_once_and_leaves_complete_lines(tmp_path: Path) 
         file.write_or_tell({"version": 5}, told.append)
     file.close()
     assert lines(path) == [{"version": 1}, {"version": 4}]
-    assert [text.startswith(f"cannot append to {path}, lines will be missing: ") for text in told] == [True, True]
+    assert [text.startswith(f"cannot append to {path}, so lines will be missing: ") for text in told] == [True, True]
 
 
 def test_undone_rows_move_to_a_separate_file(tmp_path: Path) -> None:

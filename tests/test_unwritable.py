@@ -112,7 +112,7 @@ def test_a_directory_in_place_of_a_file_is_named_before_a_run(refused: Refused, 
     run = tmp_path / "run"
     (run / name).mkdir(parents=True)
     said = refused("train", "cartpole", "--evaluator", "--run-dir", str(run))
-    what_to_do = "move away the directory of that name, or choose another --run-dir."
+    what_to_do = "move the directory of that name out of the way, or choose another --run-dir."
     assert said == f"zmqrl: cannot write {run / name}: Is a directory: {what_to_do}\n"
 
 
@@ -229,7 +229,7 @@ def test_a_summary_that_cannot_be_written_is_named_after_the_last_checkpoint(tmp
     with running(path) as run:
         (path / "summary.json").mkdir()
         run.signal(signal.SIGTERM)
-        ended(run, f"cannot write {path}/summary.json: Is a directory: move away the directory of that name.")
+        ended(run, f"cannot write {path}/summary.json: Is a directory: move the directory of that name out of the way.")
         assert run.files.newest().version == run.files.version()
 
 

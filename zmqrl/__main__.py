@@ -1,4 +1,4 @@
-"""The ``zmqrl`` command, also as ``python -m zmqrl``. Ctrl-C never shows a traceback, from first line to last."""
+"""The ``zmqrl`` command, also as ``python -m zmqrl``. Ctrl-C never shows a traceback, whenever it comes."""
 
 # Import no slow modules here, such as signal: until our handler is set, Ctrl-C shows a traceback.
 import _signal  # type: ignore[import-not-found]
@@ -13,7 +13,7 @@ def _leave(*_: object) -> None:
     os._exit(INTERRUPTED)
 
 
-try:  # on import, because calling a function would be too late
+try:  # here, because Ctrl-C may come before a function is called
     ANSWERS = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler  # false in a script's background job
     if ANSWERS:
         _signal.signal(_signal.SIGINT, _leave)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _join_threads() -> None:
-    """Wait for library threads in short waits. Python would use one long wait, which can miss Ctrl-C."""
+    """Wait for library threads in short steps. Python would use one long wait, which can miss Ctrl-C."""
     import threading
 
     for thread in threading.enumerate():

@@ -1,4 +1,4 @@
-"""Writes and reads checkpoints: parameters and optimizer state as safetensors, and a manifest, which comes last."""
+"""Writes and reads checkpoints: parameters and optimizer state as safetensors, and a manifest, written last."""
 
 import hashlib
 import json
@@ -82,7 +82,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``, which appears only when complete. It replaces a directory of that name."""
+        """Write to ``root/v<version>``, which appears only when complete. An old directory of that name is replaced."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -234,15 +234,15 @@ def checkpoints(root: Path) -> list[Path]:
     If the writer was killed while it replaced a checkpoint, the old checkpoint is listed.
     """
     named = (path.parent for path in root.glob(f"v*/{MANIFEST}") if _NAME.fullmatch(path.parent.name))
-    found = sorted(named, key=lambda path: int(path.stem[1:]))  # sorted as text, nine digits would come before eight
+    found = sorted(named, key=lambda path: int(path.stem[1:]))  # as text, v100000000 would come before v99999999
     return [path for path in found if not (path.suffix and path.with_suffix("") in found)]
 
 
 def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequence[Path]], str]) -> T | None:
     """Read the newest checkpoint under ``root`` with ``read``. Returns None if there is no checkpoint.
 
-    Raises UsageError when it is damaged. If an older checkpoint is intact, the error ends with the ``advice`` for that
-    checkpoint and the damaged ones after it.
+    Raises UsageError when it is damaged. If an older checkpoint is intact, the error ends with ``advice``, which
+    gets that checkpoint and the newer, damaged ones.
     """
     damaged: list[Path] = []
     first: UsageError | None = None

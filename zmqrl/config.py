@@ -127,7 +127,7 @@ class RecordingConfig:
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
         for minute in self.minutes:
-            require(0 <= minute < math.inf, f"--recording.minutes {minute}: a finite number, 0 or above, is required.")
+            require(0 <= minute < math.inf, f"--recording.minutes {minute}: a finite number of at least 0 is required.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +168,7 @@ class Config:
     on_loss: Literal["wait", "shrink"] = "wait"
     """With fewer than K workers alive: wait, or lower K until they are back."""
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Slow down one worker, RANK:SECONDS per update, such as 2:0.5, or RANK:xFACTOR. May be repeated."""
+    """Slow down one worker: RANK:SECONDS per update, such as 2:0.5, or RANK:xFACTOR. May be repeated."""
     pace: str | None = None
     """Minimum seconds per gradient, as a LAW like --compute of zmqrl simulate."""
     scenario: Path | None = None
@@ -282,7 +282,7 @@ class Config:
         for part in (self.wire, self.checkpoint, self.evaluation, self.recording):
             part.check()
         require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
-        require(self.backups >= 0, f"--backups {self.backups}: a number of workers, 0 or above, is required.")
+        require(self.backups >= 0, f"--backups {self.backups}: at least 0 workers are required.")
         require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above {MAX_WORKERS}, the limit.")
         require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: 1 to {MAX_SHARDS} shards are required.")
         k = self.effective_quorum()

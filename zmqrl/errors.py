@@ -36,9 +36,9 @@ _REMEDIES = {
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
     errno.EROFS: "make it writable",
-    errno.EISDIR: "move away the directory of that name",
-    errno.EEXIST: "move away the file of that name",
-    errno.ENOTDIR: "move away the file of that name",
+    errno.EISDIR: "move the directory of that name out of the way",
+    errno.EEXIST: "move the file of that name out of the way",
+    errno.ENOTDIR: "move the file of that name out of the way",
     errno.ENOSPC: "free some space on that disk",
     errno.EDQUOT: "free some space within your quota",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
@@ -58,7 +58,7 @@ def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:
 
 @contextmanager
 def naming(place: object) -> Iterator[None]:
-    """Make every OSError in the block name ``place``. Otherwise it may name a temporary file or none."""
+    """Make every OSError in the block name ``place``. Otherwise the error may name a temporary file, or no file."""
     try:
         yield
     except OSError as error:

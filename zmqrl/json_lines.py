@@ -50,7 +50,7 @@ class JsonLines:
             self._failing = False
         except OSError as error:
             if not self._failing:
-                notice(f"cannot append to {self.path}, lines will be missing: {error.strerror}")
+                notice(f"cannot append to {self.path}, so lines will be missing: {error.strerror}")
             self._failing = True
 
     def rewind(self, version: int, generation: int) -> None:

@@ -130,7 +130,7 @@ def _weights(root: Path, version: int | None) -> PolicyWeights:
 
 
 def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Actions (B,): per row of ``probabilities`` (B, A), the first action whose cumulative sum exceeds its number."""
+    """Actions (B,): in each row of ``probabilities`` (B, A), the first with a cumulative sum above the row's number."""
     # Leave out the last sum, because rounding can make it smaller than the number.
     actions: npt.NDArray[np.int64] = (probabilities.cumsum(1)[:, :-1] <= numbers[:, np.newaxis]).sum(1)
     return actions

@@ -69,8 +69,8 @@ def dba3c_breakout() -> Config:
         # 128 hidden units, as in the paper's best run. The paper pads the input with zeros to 16 channels, for speed,
         # and draws weights from truncated normals (convolutions) and uniforms. Our weights are orthogonal.
         network=NetworkConfig(compute="float32"),
-        # The paper learns from batches of 32, with 5-step pieces of 10 games in order of arrival. The nearest batch of
-        # whole pieces is 6 games by 5 steps.
+        # The paper learns from batches of 32 steps: pieces of 5 steps from 10 games, in order of arrival. The nearest
+        # batch of whole pieces is 6 games by 5 steps.
         envs=EnvConfig(
             num_envs=6,
             frame_skip=4,
@@ -83,13 +83,13 @@ def dba3c_breakout() -> Config:
             max_frames=30_000,  # in the paper: 10 000 steps of 3 frames on average
         ),
         # The paper and zmqrl bootstrap with values of the policy that acted. The paper acts with the newest weights at
-        # every step, zmqrl with one version per rollout. The paper computes log(p + 1e-6).
+        # every step, but zmqrl acts with one version per rollout. The paper computes log(p + 1e-6).
         ba3c=BA3CConfig(
             rollout_steps=5,
             gamma=0.99,
             value_coefficient=0.5,  # in the paper: 1/2 (V - R)^2
             entropy_coefficient=0.01,
-            max_grad_norm=1e9,  # the paper clips a tensor of n numbers at norm 0.1 n: in effect only the heads' biases
+            max_grad_norm=1e9,  # the paper's limit, 0.1 n for a tensor of n numbers, affects only the heads' biases
         ),
         optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, beta1=0.8, beta2=0.75, epsilon=1e-8),
     )

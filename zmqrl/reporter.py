@@ -34,7 +34,7 @@ class Reporter:
             self.games.append((self.games_played, game.score, game.agent_steps))
             if self.games_played % GAMES_IN_A_REPORT == 0:
                 self.send()
-        self.send()  # before the gradients from this rollout, so that versions are never reported before their steps
+        self.send()  # now, so that the steps of a rollout are reported before its gradients are pushed
 
     def abandoned(self) -> None:
         """Count the last rollout as abandoned: it was too late to learn from it."""

@@ -16,7 +16,7 @@ from zmqrl.process_id import ProcessId
 LOCK = ".lock"
 OF_SHARDS = ("history", "state")
 ANOTHER = "choose another --run-dir"
-LONGEST_SOCKET_PATH = 90  # the address of a Unix socket can have 107 bytes, and a file name follows
+LONGEST_SOCKET_PATH = 90  # a Unix socket address has at most 107 bytes, and a file name follows this path
 
 
 class RunDirectory:

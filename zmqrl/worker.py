@@ -30,9 +30,9 @@ from zmqrl.reporter import Reporter
 def work(connection: Connection, actor_learner: "ActorLearner", config: Config, log: logging.Logger) -> None:
     """Contribute to every version until the run ends.
 
-    Versions i*U to (i+1)*U - 1 are iteration i, which learns from one rollout. If the run is more than one iteration
-    ahead when the rollout is complete, the worker drops it. In asynchronous mode, U contributions of this worker make
-    an iteration.
+    An iteration learns from one rollout in U updates: iteration i is versions i*U to (i+1)*U - 1. If the run is more
+    than one iteration ahead when a rollout is complete, the worker drops the rollout. In asynchronous mode, U
+    contributions of this worker make an iteration.
     """
     parameters, player, learner = actor_learner.parameters, actor_learner.player, actor_learner.learner
     rollout, spans = actor_learner.rollout, connection.spans
@@ -87,7 +87,7 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version``, near the run's, seeds the games, so that a restarted worker plays different games."""
+        """``version`` is close to the run's and seeds the games, so that a restarted worker plays different games."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)

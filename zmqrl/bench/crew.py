@@ -20,7 +20,7 @@ ANSWER_WITHIN_S: Final = 300.0
 
 
 class Role(NamedTuple):
-    """A process that plays the part ``name``. ``facts`` come from the part."""
+    """A process that plays the part ``name``. ``facts`` hold the data that other parts need."""
 
     name: str
     process: int
@@ -32,7 +32,7 @@ class Crew:
 
     def __init__(self, size: int) -> None:
         names = [f"process {process} of the benchmark" for process in range(size)]
-        self._children = [ChildProcess(name, ["-m", "zmqrl.bench.crew"], {}) for name in names]  # the job is empty
+        self._children = [ChildProcess(name, ["-m", "zmqrl.bench.crew"], {}) for name in names]  # they need no job
 
     @property
     def pids(self) -> list[int]:
@@ -51,14 +51,14 @@ class Crew:
         """Make processes play ``part`` during the block, each with its job. Raises ClusterError if one fails."""
         joining = {process: {"join": name, "part": part.__name__, "job": job} for process, job in jobs.items()}
         yield [Role(name, process, facts) for process, facts in self._ask(joining).items()]
-        # Not after an error, because a process that waits for a dead process does not answer.
+        # Skip this after an error, because a process that waits for a dead process does not answer.
         self._ask({process: {"leave": name} for process in jobs})
 
     def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Facts]:
         """Run ``rounds`` rounds of all ``roles`` at the same time. Returns the measurements of each role.
 
-        ``pauses_s`` are the pauses of the first roles before each round. The other roles do not pause. Raises
-        ClusterError if a process fails.
+        Before each round, the first roles pause, each for its entry in ``pauses_s``. The other roles do not pause.
+        Raises ClusterError if a process fails.
         """
         pauses = [*pauses_s, *[0.0] * (len(roles) - len(pauses_s))]
         asked = {

@@ -25,7 +25,7 @@ TRIP_BYTES = 140  # about the size of PING and PONG together
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A case to measure: ``workers`` learn one vector through ``shards``. The fields are columns of the result.
+    """A case to measure: ``workers`` share one vector through ``shards``. The fields are columns of the result.
 
     gloo has no shards, so its cases have 1 shard. Only zmqrl encrypts. memcpy has no network, so its transport is
     ``memory``.
@@ -91,12 +91,12 @@ class Grid:
             Layout.of([("vector", (parameters,))], shards)
 
     def groups(self) -> Iterator[Case]:
-        """Group the cases by bytes and workers. The cases of a group are measured in turns."""
+        """Group the cases by bytes and workers. The cases of a group take turns."""
         for parameters, workers, codec in _each(self.parameters, self.workers, self.codec):
             yield Case(transport="tcp", codec=codec, curve=False, parameters=parameters, workers=workers, shards=1)
 
     def variants(self, group: Case) -> Iterator[tuple[Implementation, Case]]:
-        """The variants of ``group``, which are measured in turns."""
+        """The variants of ``group``, which take turns when they are measured."""
         for implementation in _once(self.implementation):
             match implementation:
                 case "zmqrl":

@@ -1,4 +1,4 @@
-"""The parts that benchmark processes play: a worker of each implementation, and a hub for plain sockets.
+"""The parts that benchmark processes play: a worker for each implementation, and a hub for plain sockets.
 
 The arguments of a part are plain data. ``run`` returns the start and end of each round, in ns on the monotonic clock.
 """
@@ -98,7 +98,7 @@ class ZmqrlPinger:
 
 
 class GlooRank:
-    """A worker without shards. All workers add up their gradients, then each makes the optimizer step itself.
+    """A worker without shards. The workers sum their gradients, then each takes the optimizer step itself.
 
     With bf16 they exchange and add bfloat16 numbers.
     """

@@ -1,4 +1,4 @@
-"""Turns the instants of rounds into durations of operations, and these into the rows of the result."""
+"""Turns the instants of rounds into durations of operations, and the durations into the rows of the result."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +9,8 @@ import numpy as np
 
 from zmqrl.bench.grid import OPERATIONS, Case, Implementation, Operation
 
-# In rounds ``together`` all workers push at once. In rounds ``alone`` worker 0 pushes before the others. Other kinds
-# measure the operation of that name directly.
+# In a ``together`` round, all workers push at once. In an ``alone`` round, worker 0 pushes first. A round of any other
+# kind measures the operation of that name directly.
 Kind: TypeAlias = Literal["together", "alone"] | Operation
 Row: TypeAlias = dict[str, Any]
 
@@ -60,8 +60,8 @@ def _rounds(blocks: Blocks, kind: Kind) -> Iterator[Round]:
 def rows(measured: Sequence[tuple[Implementation, Case, Mapping[Operation, Sequence[float]]]]) -> list[Row]:
     """One row for each operation of each variant, as ``--json`` prints it. Samples are in ms.
 
-    ``fraction_of_memcpy`` is the time of memcpy for the same pieces, divided by the time of the row: 1 is as fast as
-    memcpy. It is None if memcpy was not measured.
+    ``fraction_of_memcpy`` is the time that memcpy takes for the same pieces, divided by the time of the row. 1 is as
+    fast as memcpy. It is None if memcpy was not measured.
     """
     copied_ms = {
         (operation, case.pieces(operation)): float(np.median(found[operation]))

@@ -1,4 +1,7 @@
-"""Measures the transport alone, and gloo, plain sockets and memcpy. They take turns, so noise affects all equally."""
+"""Measures the transport alone, and compares it with gloo, plain sockets and memcpy.
+
+The implementations take turns, so noise affects all of them equally.
+"""
 
 import functools
 import statistics
@@ -24,9 +27,9 @@ from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import payload_bytes
 
-BLOCK: Final = 10  # rounds of one variant before the turn of the next
+BLOCK: Final = 10  # rounds of one variant before the next variant's turn
 WARM_UP: Final = 5
-ALONE_FOR: Final = 1.5  # time that worker 0 has the network to itself, in update rounds
+ALONE_FOR: Final = 1.5  # update rounds for which worker 0 has the network to itself
 # Workers are idle while other variants have their turn. Shards must not ask for gradients or log stalls meanwhile.
 PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
 KINDS: Final[dict[Operation, Kind]] = {
@@ -89,7 +92,7 @@ def _measure_group(grid: Grid, group: Case, stage: Stage, end_at: float) -> list
                 break
             for variant, mine in turns:
                 for kind, make in variant.measures.items():
-                    # One more round: in the first, the caches still hold another variant's data.
+                    # Run one extra round, because in the first round the caches still hold another variant's data.
                     mine.setdefault(kind, []).append(make(min(BLOCK, grid.rounds - begun) + 1))
             turns.append(turns.pop(0))
     measured = []
@@ -185,7 +188,10 @@ def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
 def _connected(
     stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int]
 ) -> tuple[list[Role], list[Role]]:
-    """Start workers and hubs, which run until ``stack`` ends. ``hubs_bytes`` maps each hub's process to slice bytes."""
+    """Start workers and hubs, which run until ``stack`` ends.
+
+    ``hubs_bytes`` maps the process number of each hub to the bytes of its slice.
+    """
     jobs = {hub: {"workers": workers, "slice_bytes": size} for hub, size in hubs_bytes.items()}
     hubs = stack.enter_context(crew.playing(f"{name}-hub", RawHub, jobs))
     job = {"ports": [hub.facts["port"] for hub in hubs], "slices_bytes": list(hubs_bytes.values())}
@@ -225,7 +231,7 @@ VARIANTS: Final[dict[Implementation, Callable[[str, Case, Stage], AbstractContex
 
 
 def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> dict[Kind, Measure]:
-    """Measure rounds of ``players``, workers before hubs, and round trips between the roles of ``trip``."""
+    """Measure rounds of ``players`` (workers, then hubs), and round trips between the roles of ``trip``."""
     took_ns = 0.0
 
     def together(rounds: int) -> list[Round]:
@@ -240,7 +246,7 @@ def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> di
 
     needed = {KINDS[operation] for operation in stage.operations}
     measures: dict[Kind, Measure] = {}
-    if "together" in needed or (trip and "alone" in needed):  # its duration gives ``alone`` the pause
+    if "together" in needed or (trip and "alone" in needed):  # ``alone`` needs its duration
         measures["together"] = together
     if trip and "alone" in needed:
         measures["alone"] = alone

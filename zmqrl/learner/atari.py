@@ -51,8 +51,8 @@ class AtariEnvs:
         assert actions.max() < self.num_actions
         observations, rewards, terminated, truncated, info = self._vector.step(actions)
         # The frame number at which a game began changes at every reset, and at no other time. The number of lives is
-        # not enough to detect a reset: a life lost at the time limit looks like any other lost life, Pong has no
-        # lives, and Amidar ends at 8 and starts at 0.
+        # not enough to detect a reset: a life lost at the time limit looks like any other lost life. Pong has no lives.
+        # Amidar shows 0 lives at the start and 8 at the end.
         first_frames = info["frame_number"] - info["episode_frame_number"]
         over = first_frames != self._first_frames
         self._first_frames = first_frames

@@ -1,4 +1,4 @@
-"""Frames at no cost, to measure everything except the games."""
+"""Makes frames at no cost, to measure everything except the games."""
 
 import numpy as np
 import numpy.typing as npt

@@ -57,8 +57,8 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
     ``env_id`` can be ``module:id``, as in Gymnasium: ``module``, which registers ``id``, is imported first.
 
-    Raises UsageError for invalid settings, an unknown id, an environment that does not start, actions that are not
-    discrete, and observations that cannot be flattened into a vector, such as graphs and texts of variable length.
+    Raises UsageError for invalid settings, an unknown id, an environment that does not start, and actions that are not
+    discrete. Observations that cannot be flattened into a vector, such as graphs, are refused in the same way.
     """
     config.check()
     if env_id == DUMMY_ID:
@@ -84,7 +84,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
         observation_shape=(flatdim(env.observation_space),),
         observation_dtype=np.dtype(np.float32),
         num_actions=int(env.action_space.n),
-        flavour="played as registered, scores are sums of true rewards",
+        flavour="settings as registered; scores sum the unclipped rewards",
     )
 
 

@@ -28,7 +28,7 @@ class EnvConfig:
     sticky_actions: float = 0.0
     """Probability per frame that the emulator repeats the last action."""
     noop_max: int = 30
-    """Start a game with a random number of no-op frames, below this value. A FIRE at the start counts as one."""
+    """Start a game with a random number of no-op frames, below this value. A FIRE at the start counts as a no-op."""
     life_loss: bool = True
     """End the return when a life is lost. The game continues."""
     fire_reset: bool = True
@@ -92,7 +92,7 @@ class EnvConfig:
             0 <= self.sticky_actions < 1,
             f"--envs.sticky-actions {self.sticky_actions}: a probability from 0 to below 1 is required, such as 0.25.",
         )
-        require(self.noop_max >= 0, f"--envs.noop-max {self.noop_max}: a number of frames, 0 or above, is required.")
+        require(self.noop_max >= 0, f"--envs.noop-max {self.noop_max}: at least 0 frames are required.")
         require(self.max_frames >= 1, f"--envs.max-frames {self.max_frames}: at least 1 frame is required.")
 
 
@@ -108,7 +108,7 @@ class EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A full game. ``score`` is the sum of its true rewards over all lives, and ``agent_steps`` its length."""
+    """A full game. ``score`` is the sum of its unclipped rewards over all lives, and ``agent_steps`` its length."""
 
     score: float
     agent_steps: int
@@ -118,7 +118,7 @@ class Game:
 class Step:
     """The result of one agent step of B games.
 
-    ``observations``: (B, *shape), after the step. Where a game ended, the first observation of the new game.
+    ``observations``: (B, *shape), after the step. Where a game ended, this is the new game's first observation.
     ``rewards``: float32 (B,), for learning, clipped if ``EnvConfig.clip_rewards`` is set. ``terminated``: bool (B,),
     where a return ends: do not bootstrap. ``truncated``: bool (B,), where a time limit cut a game off: bootstrap from
     ``final_observations``. A game is never both terminated and truncated. ``final_observations``: the last observation

@@ -54,7 +54,7 @@ class PPOConfig:
 
     @property
     def updates_per_rollout(self) -> int:
-        """Versions learned from one rollout."""
+        """The number of updates that learn from one rollout."""
         return self.epochs * self.minibatches
 
     def minibatch_samples(self, num_envs: int) -> int:
@@ -94,7 +94,7 @@ class BA3CConfig:
 
     @property
     def updates_per_rollout(self) -> int:
-        """Versions learned from one rollout: always one."""
+        """The number of updates that learn from one rollout: always one."""
         return 1
 
     def minibatch_samples(self, num_envs: int) -> int:
@@ -233,7 +233,7 @@ class Learner:
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         whole = {"loss": loss.detach(), "grad_norm": grad_norm, "explained_variance": rollout.explained_variance}
         stats = {**stats, **whole}
-        # One transfer for all of them, because each transfer waits for the device.
+        # Copy all metrics in one transfer, because each transfer waits for the device.
         metrics = dict(zip(stats, torch.stack(list(stats.values())).tolist(), strict=True))
         metrics["entropy_coefficient"] = entropy_coefficient_at(self.config, version)
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.max_grad_norm)

@@ -1,6 +1,6 @@
-"""One game drawn for people, in colour and full size. The policy plays a separate copy with its own frames.
+"""Draws one game for people, in colour and full size. The policy plays a separate copy with its own frames.
 
-With the same seed and actions, it is the same as the first game of ``make_envs``.
+With the same seed and actions, this game is the same as the first game of ``make_envs``.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Picture(Protocol):
         """Start the game of ``seed``. Returns its first screen. Call it once: in some games, a reset keeps state."""
 
     def step(self, action: int) -> tuple[list[Screen], float]:
-        """Play ``action``. Returns its screens and the true reward. Do not call it after the end of the game."""
+        """Play ``action``. Returns its screens and the unclipped reward. Do not call it after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
@@ -82,7 +82,7 @@ class _AtariPicture:
 
 
 class _RandomSkipPicture:
-    """Every frame of the emulator, because steps have different lengths."""
+    """Shows every frame of the emulator, because steps have different lengths."""
 
     def __init__(self, game: str, config: EnvConfig) -> None:
         assert config.min_frame_skip is not None

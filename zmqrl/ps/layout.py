@@ -32,7 +32,7 @@ class Slice:
 class Layout:
     """Names and shapes of the tensors in the parameter vector, in order, and the cuts between shards.
 
-    Two processes use the same vector if and only if their ``hash`` is equal.
+    Two processes use the same vector if and only if their layouts have the same ``hash``.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]

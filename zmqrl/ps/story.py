@@ -3,7 +3,7 @@
 from collections import deque
 
 EVENTS = 50
-MOST_CHARACTERS = 400  # of one event
+MOST_CHARACTERS = 400  # of the text of one event
 
 
 class BrokenInvariant(AssertionError):

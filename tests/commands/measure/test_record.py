@@ -225,7 +225,7 @@ def test_the_dummy_environment_cannot_be_recorded() -> None:
         ("--seed -1", "--seed -1: a number from 0 to below 2^32 is required."),
         (
             "--output {run}/config.json/a.mp4",
-            "cannot write {run}/config.json/a.mp4: File exists: move away the file of that name.",
+            "cannot write {run}/config.json/a.mp4: File exists: move the file of that name out of the way.",
         ),
         (
             "--checkpoint 5",

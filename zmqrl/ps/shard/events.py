@@ -120,7 +120,7 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChanged:
-    """A presence topic was subscribed (``here``), or a subscription to it ended, perhaps on another connection."""
+    """A subscription to a presence topic began (``here``), or one ended, perhaps that of an older connection."""
 
     rank: int
     incarnation: int

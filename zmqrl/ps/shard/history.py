@@ -126,7 +126,7 @@ class History:
     def rewind(self, version: int, generation: int) -> None:
         """Roll back to ``version``: move the lines above it to ``<name>.before-generation-<n>.jsonl``.
 
-        So the history lists each version behind the current weights exactly once. Raises ClusterError.
+        So the history lists each version that led to the current weights exactly once. Raises ClusterError.
         """
         if self.last_version is None or self.last_version <= version:
             return
@@ -136,7 +136,7 @@ class History:
             undone = b"".join(raw for _, raw in lines[first:])
             with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab+") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(undone)))
-                if file.read() != undone:  # otherwise a killed process already moved them, but did not truncate
+                if file.read() != undone:  # equal if a process was killed after this write
                     file.write(undone)
             os.ftruncate(self._lines.file, offset + sum(len(raw) for _, raw in lines[:first]))
         self.last = lines[first - 1][0] if first else None
@@ -156,8 +156,8 @@ class History:
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
         """The newest lines, parsed and raw, and the offset at which they start in the file.
 
-        They reach back to a line of ``version`` or below. If a line cannot be read, the file is kept under another name
-        and replaced by a file without that line.
+        The oldest of them is of ``version`` or an earlier version. If a line cannot be read, the file is kept under
+        another name and replaced by a file without that line.
         """
         lines: list[tuple[Line | None, bytes]] = []
         start, rest = os.fstat(self._lines.file).st_size, b""

@@ -38,7 +38,7 @@ class ShardJob:
     frozen: bool = False
     """Only let the supervisor read the state in ``state_path``: make no versions and serve no workers."""
     incarnation: int | None = None
-    """Must be greater than the incarnation of the previous process. None: take it from the clock."""
+    """Must be greater than the incarnation of the previous process. None: use the current time."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, including the secrets."""

@@ -1,8 +1,8 @@
 """The update of a slice: Adam, RMSProp and SGD as in torch.optim, out of place and block by block.
 
 Every operation is elementwise and rounded to float32, so the result is bit-identical for any number of slices. A
-pass over a block costs more than the arithmetic in it. So scalar factors are multiplied beforehand, and the block of
-new weights serves as scratch space.
+pass over a block costs more than the arithmetic in it. So scalar factors are first multiplied together, and the block
+of new weights serves as scratch space.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ class OptimizerConfig:
         for name in ("learning_rate", "final_learning_rate", "epsilon", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"{_option(name)} {value}: a finite number, 0 or above, is required.")
+                raise UsageError(f"{_option(name)} {value}: a finite number of at least 0 is required.")
         for name in ("beta1", "beta2", "alpha", "momentum"):
             value = getattr(self, name)
             if not 0 <= value < 1:

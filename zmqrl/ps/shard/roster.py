@@ -9,14 +9,14 @@ from zmqrl.ps.wire import messages as m
 
 MOST_INCARNATIONS = 16
 SILENT_S = 8.0  # a worker sends a PING every second
-DOUBT_S = 2.5  # replaces SILENT_S after a subscription ended that may be the worker's
+DOUBT_S = 2.5  # used instead of SILENT_S after a subscription that may be the worker's has ended
 
 
 @dataclass(slots=True)
 class Worker:
     """The shard's view of a rank: the process that has it (``incarnation``), and its connection (``peer``).
 
-    ``doubted_at`` maps each incarnation that subscribed to the time when a subscription to its topic ended, or None.
+    ``doubted_at`` has an entry for each incarnation that subscribed: when a subscription to its topic ended, or None.
     libzmq does not report whose subscription ended. A worker that reconnects may subscribe before its old subscription
     ends.
     """
@@ -25,7 +25,7 @@ class Worker:
     peer: bytes | None = None
     doubted_at: dict[int, float | None] = field(default_factory=dict)
     left: bool = False
-    waiting: tuple[int, float] | None = None  # a lower incarnation that asks for the rank, and when it began
+    waiting: tuple[int, float] | None = None  # a lower incarnation that asks for the rank, and since when
     heard_at: float | None = None
     progress: int = 0
     progressed_at: float | None = None
@@ -167,9 +167,9 @@ class Roster:
         return [*self._take_rank(peer, hello, now), *self._answer(hello.rank, welcome)]
 
     def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
-        """Refuse a lower incarnation that has asked for ``SILENT_S``, if the newer process is still alive.
+        """Refuse a lower incarnation that has waited for ``SILENT_S``, if the newer process is still alive.
 
-        Wait, because the newer process may have just died. If the clock was set back, its successor has a lower
+        It must wait, because the newer process may have just died. If the clock was set back, a successor has a lower
         incarnation.
         """
         worker = self.workers[hello.rank]
@@ -206,7 +206,7 @@ class Roster:
             if event.incarnation not in worker.doubted_at:
                 return []
             before = worker.doubted_at[event.incarnation]
-            if before is None or worker.heard_at is None or before < worker.heard_at:  # else already in doubt
+            if before is None or worker.heard_at is None or before < worker.heard_at:  # else it is already in doubt
                 worker.doubted_at[event.incarnation] = now
             return [Log("info", f"a subscription of worker {event.rank} has ended")]
         worker.doubted_at[event.incarnation] = None

@@ -41,7 +41,7 @@ POLL_MS = 25
 MAPPED = re.compile(r"\[::ffff:([0-9.]+)\]")  # an IPv4 address in IPv6 notation
 BIND_WITHIN_S = 10.0
 FAILURES_EVERY_S = 5.0
-MOST_UNREAD_SNAPSHOTS = 2  # per rank. Each is as large as the slice
+MOST_UNREAD_SNAPSHOTS = 2  # per rank, each as large as the slice
 
 WithWeights = TypeVar("WithWeights", m.Weights, m.Snapshot)
 
@@ -124,7 +124,7 @@ class ShardServer:
         return self.endpoints
 
     def serve(self) -> None:
-        """Serve until standard input ends, because the supervisor has died or has closed it to stop us."""
+        """Serve until standard input ends: the supervisor has died, or has closed it to stop us."""
         self._recover()
         poller = zmq.Poller()
         for socket in self.sockets.values():

@@ -31,7 +31,7 @@ class Uint:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The maximum length of a string (in characters), of bytes, or of a list."""
+    """The maximum length: characters of a string, number of bytes, or items of a list."""
 
     most: int
 
@@ -98,7 +98,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """XPUB to SUB, topic ``N``: ``version`` is still open and only ``held`` have contributed. Others resend."""
+    """XPUB to SUB, topic ``N``: ``version`` is still open. Ranks that are not in ``held`` resend."""
 
     run: Name
     shard: U16
@@ -140,7 +140,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """ROUTER to DEALER: the answer to HELLO. A worker gets it once its presence topic is subscribed."""
+    """ROUTER to DEALER: the answer to HELLO. A worker gets it once it has subscribed to its presence topic."""
 
     run: Name
     shard: U16
@@ -281,7 +281,7 @@ class Stats:
     ``captured_totals`` are those up to the ``captured`` version, or empty if no version is captured. ``stop`` is the
     version to end at. ``failure`` says why the shard can make no more versions, and is empty while it can.
     ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
-    version: the rank, its current span and the time in that span. The longest times come first.
+    version. They hold the rank, its current span and the time in that span, the longest times first.
     """
 
     run: Name

@@ -64,7 +64,7 @@ class Connection:
         timing: WorkerTiming | None = None,
         log: logging.Logger | None = None,
     ) -> None:
-        """``incarnation`` must be greater than that of the previous process of this rank. None takes it from the clock.
+        """``incarnation`` must be greater than that of the previous process of this rank. None: use the current time.
 
         ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose code differs from theirs.
         Leave it empty in your own program. With ``recorder``, the worker records how it spends its time. Raises
@@ -125,7 +125,7 @@ class Connection:
     def pull(self, above: int = -1, *, timeout_s: float | None = None) -> PulledWeights | None:
         """Wait for a complete version above ``above`` and return it. Returns None when the run has ended.
 
-        A rollback makes version numbers smaller, so the first version after it is returned whatever its number. In
+        A rollback makes version numbers smaller, so the first version after it is returned whatever its number is. In
         asynchronous mode ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution,
         and ``version`` is the oldest of them. Raises ClusterError after ``timeout_s``, when a shard is silent for
         ``WorkerTiming.lease_s``, and when a shard refuses this worker.

@@ -56,7 +56,7 @@ class KnownShard:
     computed_on: int = -1  # version of the slice that the contribution was computed on
     attempt: int = 0
     needs_heard: int = 0  # number of NEEDs received for `version`
-    wanted: bool = False  # the last NEED does not name this rank
+    wanted: bool = False  # whether the last NEED asks for our contribution
     hello_at: float | None = None
     snapshot_at: float | None = None
     snapshot_wait_s: float = 0.0

@@ -56,7 +56,7 @@ class WorkerMachine:
         self.tally = Tally()
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
-        self.contribution: int | None = None  # its generation. Its version at a shard is `computed_on`
+        self.contribution: int | None = None  # its generation; `KnownShard.computed_on` is its version at a shard
         self.slowest = -1  # version that every shard has reached
         self.pulling_above: int | None = None
         self.assembled_generation = -1
