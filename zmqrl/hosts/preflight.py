@@ -22,7 +22,7 @@ from zmqrl.words import counted
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
-PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # with 32 games and a small network; most of it is torch
+PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory with 32 games and a small network; torch takes most of it
 PROCESS_FILES = 64  # files that a process opens besides its connections
 PORTS_OF_SHARD = 3
 PIPES_OF_PROCESS = 4  # files that the daemon opens for a process: three streams and a pidfd
@@ -117,7 +117,7 @@ def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], Non
     """Measure the bandwidth of ``routes`` until time is up. No host takes part in two transfers at a time."""
     found: dict[Route, dict[str, Any]] = {}
     apart = rounds(routes)
-    say(f"sending data over {len(routes)} routes, in {len(apart)} rounds and at most {TRANSFERS_WITHIN_S:g} s")
+    say(f"sending data over {len(routes)} routes, in {len(apart)} rounds, for at most {TRANSFERS_WITHIN_S:g} s")
     deadline = time.monotonic() + TRANSFERS_WITHIN_S
     for together in apart:
         if time.monotonic() >= deadline:
@@ -227,7 +227,7 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Names in words; of many names, only the first ones."""
+    """Names in words. If there are many, only the first ones and the number of the others."""
     more = [counted(len(names) - NAMED, "other")] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 

@@ -30,9 +30,9 @@ HEIGHT = 640  # pixels: the largest height of an enlarged video
 FORMATS = (".mp4", ".gif")
 ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
-SHORTEST_MS = 20  # of a frame in a gif: browsers show shorter ones for a tenth of a second
+SHORTEST_MS = 20  # duration of a gif frame: browsers show shorter frames for a tenth of a second
 
-# Otherwise imageio forks ffmpeg while the emulator's threads run, and in a process group that Ctrl-C does not reach.
+# Otherwise imageio forks while the emulator's threads run, and Ctrl-C does not reach the process group of ffmpeg.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 

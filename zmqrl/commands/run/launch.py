@@ -131,7 +131,7 @@ def directory_name(directory: RunDirectory, home: str) -> str:
 
 
 def other_code(up: Up, instead: str) -> str:
-    """What is wrong with a host that has other code, with ``instead`` as the advice."""
+    """A sentence about a host that has other code. It ends with the advice ``instead``."""
     return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 
