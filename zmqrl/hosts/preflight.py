@@ -97,7 +97,10 @@ def survey(
 
 
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
-    """By host, addresses that the host itself resolves to loopback, as Debian does. Empty if there is one machine."""
+    """The addresses that hosts resolve to loopback for themselves, as Debian does for a host's own name.
+
+    The result is by host. It is empty if there is only one machine.
+    """
     if len({about["host"] for about in facts.values()}) < 2:
         return {}
     bound = {host: about["bound"] for host, about in facts.items() if "bound" in about}

@@ -10,7 +10,7 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
 from zmqrl.words import numbered
 
-LEFT_OUT_BELOW = 0.5  # of the median inclusion: a rank below this hardly affects what is learned
+LEFT_OUT_BELOW = 0.5  # share of the median inclusion: a rank below this hardly affects what is learned
 USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
 

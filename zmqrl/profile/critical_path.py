@@ -21,7 +21,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
-# In the order of a worker's loop. The time between its spans counts as if it came before the gradient.
+# In the order of a worker's loop. The time between these spans counts as if it came before the gradient.
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 

@@ -24,7 +24,7 @@ from zmqrl.words import counted
 class Options:
     """Check that the histories of a run are complete and agree with its summary.
 
-    Exit status: 0 if so, 1 if not.
+    Exit status: 0 without violations, 1 with violations.
     """
 
     run: RunPath
@@ -87,7 +87,7 @@ def check(path: Path) -> dict[str, Any]:
         raise not_a_run(path)
     if type(settings.get("shards")) is not int:
         raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or use another run.")
-    # If a run could not end properly, its summary describes its last checkpoint, but its shards had gone further.
+    # If a run could not end properly, its summary describes its last checkpoint, which its shards had passed.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
     histories: dict[int, list[Line]] = {}
     violations: list[str] = []

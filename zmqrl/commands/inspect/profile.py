@@ -109,7 +109,7 @@ def is_asynchronous(path: Path) -> bool:
 
 
 def check_ranks(path: Path, ranks: Sequence[int]) -> None:
-    """Raise UsageError for the first of ``ranks`` that the run does not have, or if it has no what-if."""
+    """Raise UsageError if the run has no what-if, or lacks one of ``ranks``."""
     settings = RunRecord.read(path).settings
     if settings.get("mode") == "async":
         raise UsageError(f"--without {ranks[0]}: {path} is asynchronous and has no what-if.")

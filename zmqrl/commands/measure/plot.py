@@ -178,7 +178,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """Versions between the weights that acted and those that learn: the mean, and the range if it is known."""
+    """The policy lag in versions: its mean, and its range if that is known."""
     _draw_curves(
         axes,
         groups,

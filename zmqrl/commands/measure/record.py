@@ -126,7 +126,7 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
 
 
 def main() -> None:
-    """Record a game for each checkpoint that the supervisor asks for, with the name that it gives."""
+    """Record a game for each checkpoint that the supervisor asks for, under the name that the supervisor gives."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.record")
     told, run = Messages(), Path(job["run_dir"])

@@ -58,7 +58,7 @@ class Shared:
 
     def __init__(self, clock: Clock, capacity: float, each: float) -> None:
         self._clock, self._capacity, self._each = clock, capacity, each
-        self._jobs: list[tuple[float, int, Job]] = []  # sorted by the service at which the job is done
+        self._jobs: list[tuple[float, int, Job]] = []  # with the value of _service at which each job is done
         self._order = count()
         self._active = 0
         self._rate = each  # the rate at which each job is served now
