@@ -188,8 +188,8 @@ def _disagreements(
     """Contradictions between the histories and the summary. ``together``: all shards ended at the same version."""
     for shard, lines in histories.items():
         if together and _newest(lines) != ended["updates"]:
-            newest, run = _newest(lines), ended["updates"]
-            yield f"shard {shard}: the history ends at version {newest}, but the run ended at {run}"
+            newest, end = _newest(lines), ended["updates"]
+            yield f"shard {shard}: the history ends at version {newest}, but the run ended at {end}"
     for outcome, count in summed(_total(lines) for lines in histories.values()).items():
         told = ended["contributions"].get(outcome)
         if told != count:
