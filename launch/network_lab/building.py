@@ -73,7 +73,9 @@ def refuse_what_is_taken(lab: Lab) -> None:
 
 
 def shared_directories(asked: list[str]) -> list[str]:
-    """The checkout, Python and the directories `asked` for, if a host's own directories would hide them.
+    """The directories that hosts must share, because their own directories would hide them.
+
+    These can be the checkout, that of Python, and the directories that the user `asked` for.
 
     Raises `Refusal` for a directory that cannot be shared.
     """
@@ -121,7 +123,7 @@ def write_ssh_files(lab: Lab) -> None:
 
 
 def build_network(lab: Lab) -> None:
-    # `addrgenmode none`: no IPv6, because the packet filters of faults would not stop it.
+    # `addrgenmode none` turns IPv6 off, because the packet filters of faults would not stop it.
     ip(
         f"netns add {lab.name}",
         *(f"netns add {lab.netns(host)}" for host in lab.hosts),

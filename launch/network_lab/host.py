@@ -91,7 +91,7 @@ def host_files(lab: Path, host: str, address: str) -> dict[Path, tuple[int, str]
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()):
-        raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())} at mounting {source}", target)
+        raise OSError(ctypes.get_errno(), f"cannot mount {source}: {os.strerror(ctypes.get_errno())}", target)
 
 
 if __name__ == "__main__":

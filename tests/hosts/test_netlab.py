@@ -333,7 +333,7 @@ def test_a_lab_refuses_a_directory_a_name_or_addresses_in_use(lab: Lab, tmp_path
         (["link", "h1", "sideways"], "'sideways' is not up or down"),
         (["blackhole", "h1", "maybe"], "'maybe' is not on or off"),
         (["refuse", "h1", "0", "on"], "'0' is not within 1:65535"),
-        (["refuse", "h1", "9:3", "on"], "'9:3' is not within 1:65535, the lower one first"),
+        (["refuse", "h1", "9:3", "on"], "'9:3' is not within 1:65535, with the lower port first"),
         (["rate", "h1", "0mbit"], "'0mbit' is not a rate such as 50mbit"),
         (["delay", "h1", "20"], "'20' is not a delay such as 20ms"),
         (["exec", "h1"], "the following arguments are required: COMMAND"),

@@ -47,7 +47,7 @@ PYTHON_ANSWERS_WITHIN_S = 1.0  # how soon running Python code answers a request 
 ANSWERS_WITHIN_S = 4.0
 MOST_LINES_OF_STACKS = 10_000
 STACK_ENDS_AFTER_S = 0.2  # a stack is complete after this time without a line
-MOST_UNSENT_BYTES = 64 << 20  # to a launcher that does not read or cannot be reached; beyond it, log lines are dropped
+MOST_UNSENT_BYTES = 64 << 20  # waiting for the launcher to read them; beyond this, log lines are dropped
 
 
 @dataclass(slots=True, eq=False)
@@ -215,7 +215,7 @@ class Daemon:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=environment,
-                pass_fds=[self._lock],  # the next daemon waits for these processes too
+                pass_fds=[self._lock],  # so that the next daemon also waits for these processes
                 start_new_session=True,  # its whole group can be killed, and no signal of a terminal reaches it
             )
             exit_fd = os.pidfd_open(process.pid)

@@ -27,7 +27,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 READY = "ready"  # the file that marks an environment as complete
-LINES_KEPT, LINES_TOLD = 30, 3  # of a command that failed: lines with ERROR, or else the last ones
+LINES_KEPT, LINES_TOLD = 30, 3  # output of a failed command: lines with ERROR, or else the last ones
 ANSWER_WITHIN_S = 60.0
 SEEN = "import json, sys; print(json.dumps(sys.path))"
 
@@ -40,7 +40,7 @@ def main(request: Mapping[str, Any]) -> None:
     """Make the environment of ``request`` and report its Python. Then wait until the launcher hangs up."""
     os.environ.update(request["variables"])
     os.environ["PIP_USER"] = (
-        "0"  # the user's pip configuration may set it, which forbids installing into an environment
+        "0"  # the user's pip configuration may set this to 1, and then pip cannot install into an environment
     )
     try:
         python = environment(request)
@@ -147,7 +147,7 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
             except (CannotMake, OSError):
                 shutil.rmtree(path, ignore_errors=True)
                 raise
-        (path / READY).touch()  # its time is the time of the last use
+        (path / READY).touch()  # its modification time is the time of its last use
     return path
 
 

@@ -55,7 +55,7 @@ def look(pid: int) -> Sight | None:
 
 
 def _state(place: Path) -> tuple[str, float]:
-    """The state of a thread, and its processor time in seconds. Both follow its name, which may contain spaces."""
+    """The state of a thread, and its processor time in seconds. In ``stat``, they follow the name in brackets."""
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

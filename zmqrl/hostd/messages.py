@@ -209,7 +209,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A piece was written. If not, ``error`` says why."""
+    """A piece was written, or ``error`` says why it was not."""
 
     path: str
     error: str | None
@@ -251,7 +251,7 @@ Request: TypeAlias = (
     | Remove
     | Clean
     | Renew
-    | Look  # of a launcher
+    | Look  # sent by a launcher
 )
 Event: TypeAlias = (
     Up | Refused | Started | Said | Log | Exited | Inspected | Alive | Listing | Piece | Written | Seen | Making | Made

@@ -43,8 +43,8 @@ class _Running:
 class DaemonLauncher(Launcher):
     """Runs tasks on the hosts of ``links``; ``place`` returns the host that runs a process.
 
-    When a host is lost, its processes count as killed. The launcher contacts the host again when one of them is
-    started again. The messages of a daemon about files go to ``files``.
+    When a host is lost, its processes count as killed. The launcher contacts the host again when a process is
+    started there again. The messages of a daemon about files go to ``files``.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ class Faults:
             failure = self._failures.pop(0)
             running = set(self._launcher.running())
             killed = sorted(process for process in self._processes(failure) if process in running)
-            names = ", ".join(map(str, killed)) or "no process, because none is running,"
-            self._notice(f"the scenario kills {names} after {failure.at:g} s")
+            why = "" if killed else ": none of its processes is running"
+            self._notice(f"the scenario kills {', '.join(map(str, killed)) or 'nothing'} after {failure.at:g} s{why}")
             for process in killed:
                 self._launcher.signal(process, signal.SIGKILL)
 

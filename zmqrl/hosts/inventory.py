@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
 
-MAX_RANGE = 1024  # the most hosts in one name with ranges
+MAX_RANGE = 1024  # the most hosts that a name with ranges can stand for
 
 # A name that neither ssh nor its ProxyCommand can mistake for an option or for shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -46,9 +46,10 @@ class Host:
 
 
 def read_hosts(text: str) -> tuple[Host, ...]:
-    """The hosts that ``-H text`` names: a list such as ``h1,node[01-16]:4``, or a file as in ``launch/hosts/``, which
-    is TOML if its name ends in .toml. Raises UsageError for files that cannot be read, unknown settings, bad names and
-    hosts that are listed twice.
+    """The hosts that ``-H text`` names: a list such as ``h1,node[01-16]:4``, or a file as in ``launch/hosts/``.
+
+    A file whose name ends in .toml is TOML. Raises UsageError for files that cannot be read, unknown settings, bad
+    names and hosts that are listed twice.
     """
     if _is_file(text):
         where = text
@@ -67,9 +68,10 @@ def read_hosts(text: str) -> tuple[Host, ...]:
 
 
 def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> tuple[Host, ...]:
-    """Keep the ``hosts`` in the list ``include`` (None: all) and drop those in the list ``exclude``. The order stays.
+    """Keep the ``hosts`` in the list ``include`` (None: all) and drop those in the list ``exclude``.
 
-    Lists are as in :func:`read_hosts`, without slots. Raises UsageError for an unknown name, and when no host is left.
+    The order does not change. Lists are as in :func:`read_hosts`, without slots. Raises UsageError for an unknown
+    name, and when no host is left.
     """
     hosts = tuple(hosts)
     known = [host.name for host in hosts]
@@ -196,7 +198,7 @@ def _is_env(value: object) -> bool:
     )
 
 
-_TEXT: Final = (_is_text, "a string on one line, not empty")
+_TEXT: Final = (_is_text, "a non-empty string on one line")
 _COUNT: Final = (_is_count, "an integer of at least 0")
 _FLAG: Final = (lambda value: isinstance(value, bool), "true or false")
 _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
@@ -230,15 +232,15 @@ def _names(pattern: str, where: str) -> list[str]:
     """The host names that ``pattern`` stands for. Raises UsageError for a bad name."""
     if ":" in pattern:
         raise UsageError(
-            f"{where}: {pattern!r} has a colon: write slots as h1:4 in a list and slots=4 in a hostfile, "
-            "and give a host with an IPv6 address a name in ssh_config."
+            f"{where}: {pattern!r} has a colon: write slots as h1:4 in a list and slots=4 in a hostfile. "
+            "If it is an IPv6 address, give that host a name in ssh_config."
         )
     names = _expand(pattern, where)
     for name in names:
         if not re.fullmatch(f"({_WORD}@)?{_WORD}", name):
             raise UsageError(
                 f"{where}: {name!r} is not a host name: use letters, digits, '.', '_' and '-', "
-                "and do not begin with '.' or '-'; user@ may come first."
+                "and do not begin with '.' or '-'. It can follow user@."
             )
     return names
 

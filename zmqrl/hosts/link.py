@@ -16,7 +16,7 @@ UP_WITHIN_S = 30.0
 RENEW_EVERY_S = 1.0  # a lease
 KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
-MOST_PIECES = 64  # of at most 64 KiB each, the capacity of a pipe
+MOST_PIECES = 64  # pieces of at most 64 KiB each, which is the capacity of a pipe
 
 
 class Link:

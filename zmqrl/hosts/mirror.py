@@ -24,7 +24,7 @@ _HARMLESS = re.compile(
     re.ASCII,
 )
 LIST_EVERY_S = 5.0
-TAIL_BYTES = 4096  # the end of a history, whose checksums no other run has
+TAIL_BYTES = 4096  # the end of a history is unique to its run, because of its checksums
 OUTDATED = ""  # replaces the name of a file that is being fetched, when a rollback makes it out of date
 
 
@@ -40,9 +40,9 @@ class Mirror:
         self._listed_at = 0.0
         self._sizes: dict[str, dict[str, int]] = {}  # by host: the sizes of its files when it last listed them
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
-        self._begun = False  # processes of this session write, so their files are right
-        self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
-        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # the versions needed on its host
+        self._begun = False  # whether processes of this session write, so that their files are right
+        self._agrees: dict[tuple[str, str], bool] = {}  # until then: whether a host's history continues ours
+        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # the versions that its host needs
 
     # to the hosts
 
@@ -70,7 +70,7 @@ class Mirror:
     def reopened(self, host: str) -> None:
         """A host that was lost is back, perhaps without its files: copy what its processes need."""
         for process in [process for process, at in self.host_of.items() if at == host]:
-            if process.role == "shard":  # if the host still has its copy, that one is longer
+            if process.role == "shard":  # if the host still has its own copy, that copy is longer
                 self._put(host, _history(process.number), unless_longer=True)
             for version in sorted(self._checkpoints[process]):
                 self.put_checkpoint(process, version)
@@ -145,7 +145,7 @@ class Mirror:
             case h.Listing():
                 self._sizes[host] = {name: size for name, size in event.files.items() if self._is_from(name, host)}
                 for process in [process for process, at in self.host_of.items() if at == host]:
-                    prune(self.home.profile, process)  # as the process does on its host
+                    prune(self.home.profile, process)  # the process does the same on its host
             case h.Piece(path=path):
                 if self._fetching.pop(host, None) != path:
                     return
@@ -169,7 +169,7 @@ class Mirror:
             return False
         try:
             process = ProcessId.parse(found["shard"] or found["process"] or str(RECORDER))
-        except ValueError:  # the name of the recording is not that of a process
+        except ValueError:  # the recording is not named after a process
             return False
         return self.host_of.get(process) == host or (found["shard"] is not None and not self._begun)
 
@@ -189,7 +189,7 @@ class Mirror:
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:
             return have - len(self._tail(name))
-        if compare and not self._agrees.get((host, name)):  # the host's file is older than the last session
+        if compare and not self._agrees.get((host, name)):  # the host's file dates from before the last session
             return None
         # A rollback shortens a history here and on the host. Any other file that is shorter there was replaced.
         if have > size and not compare and not name.startswith("history/"):

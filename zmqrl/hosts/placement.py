@@ -59,8 +59,8 @@ def place(
 ) -> Placement:
     """Decide which of ``hosts`` runs which process. ``cores`` holds the cores of each host, by name.
 
-    A role that the hosts file places runs exactly there. Of the other roles, shards go to the hosts in turn. Then each
-    worker goes to the host that, with this worker, has the lowest load per slot (per core, if no slots are given).
+    A role that the hosts file places runs exactly there. Shards that it does not place go to the hosts in turn. Then
+    each worker goes to the host whose load per slot stays lowest. Hosts without given slots count their cores instead.
     Evaluator and recorder go to the host with the lowest load per core. The load of a host is the number of its
     processes. Workers never exceed the given slots. More workers than cores cause a notice. Raises UsageError when the
     numbers in the hosts file do not match the run, or when there are too few slots.
@@ -110,7 +110,7 @@ def place(
 
 
 def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load: Mapping[str, int]) -> Counter[str]:
-    """The number of workers that each host gets on top of ``load``. Of equally loaded hosts, the first comes first."""
+    """The number of workers that each host gets on top of ``load``. Among equally loaded hosts, the first gets it."""
     slots = [host.slots for host in hosts if host.slots is not None]
     if len(slots) == len(hosts) and sum(slots) < workers:
         raise UsageError(

@@ -22,7 +22,7 @@ from zmqrl.words import counted
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
-PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # with 32 games and a small network; most of it is torch
+PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory with 32 games and a small network; torch takes most of it
 PROCESS_FILES = 64  # files that a process opens besides its connections
 PORTS_OF_SHARD = 3
 PIPES_OF_PROCESS = 4  # files that the daemon opens for a process: three streams and a pidfd
@@ -97,7 +97,10 @@ def survey(
 
 
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
-    """By host, addresses that the host itself resolves to loopback, as Debian does. Empty if there is one machine."""
+    """The addresses that hosts resolve to loopback for themselves, as Debian does for a host's own name.
+
+    The result is by host. It is empty if there is only one machine.
+    """
     if len({about["host"] for about in facts.values()}) < 2:
         return {}
     bound = {host: about["bound"] for host, about in facts.items() if "bound" in about}
@@ -117,7 +120,7 @@ def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], Non
     """Measure the bandwidth of ``routes`` until time is up. No host takes part in two transfers at a time."""
     found: dict[Route, dict[str, Any]] = {}
     apart = rounds(routes)
-    say(f"sending data over {len(routes)} routes, in {len(apart)} rounds and at most {TRANSFERS_WITHIN_S:g} s")
+    say(f"sending data over {len(routes)} routes, in {len(apart)} rounds, for at most {TRANSFERS_WITHIN_S:g} s")
     deadline = time.monotonic() + TRANSFERS_WITHIN_S
     for together in apart:
         if time.monotonic() >= deadline:
@@ -227,7 +230,7 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Names in words; of many names, only the first ones."""
+    """Names in words. If there are many, only the first ones and the number of the others."""
     more = [counted(len(names) - NAMED, "other")] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 

@@ -83,7 +83,7 @@ class HostOptions:
     iface: str | None = None
     """Interface (ib0) or network (10.0.0.0/24) for gradients and weights, on every host."""
     address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """HOST=ADDRESS: address at which the other hosts reach HOST. May be repeated, or be a list."""
+    """HOST=ADDRESS: address at which the other hosts reach HOST. May be repeated, and may be a list."""
 
     sync: Literal["none", "wheel"] = "none"
     """Use the zmqrl that is installed on the hosts (none), or send this one (wheel)."""

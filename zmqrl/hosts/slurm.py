@@ -98,7 +98,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def srun_command(job: str, node: str, python: str) -> list[str]:
-    """The command that runs a daemon on a node of ``job``. It holds nothing about the run. The daemon may use all
+    """The command that runs a daemon on a node of ``job``. It contains nothing about the run. The daemon may use all
     resources of the job on that node, together with other steps.
     """
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]

@@ -21,14 +21,14 @@ TRIES = 5
 FIRST_PAUSE_S = 0.5
 # What ssh prints when a server drops connections because too many have not logged in yet (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
-OLDER = "No module named 'zmqrl.hostd'"  # in older code the daemon is another module
+OLDER = "No module named 'zmqrl.hostd'"  # older code has the daemon in another module
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
-# What a shell prints if there is no such Python, and Python if there is no such module.
+# What a shell prints if there is no such Python, and what Python prints if there is no such module.
 NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named")
 
 
 def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON, *, config: Path | None) -> list[str]:
-    """The command that runs a daemon on ``destination``. It holds nothing about the run.
+    """The command that runs a daemon on ``destination``. It contains nothing about the run.
 
     ssh gets no terminal and cannot ask: the key must be in an ssh agent or have no passphrase, and the host key must
     be known.
@@ -52,8 +52,8 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
     """Open all ``links``, several at a time. Retry if a server is crowded. Returns the reason of each failure, by host.
 
-    Every link has its own time limit, so this call ends. ``news`` is called with each host and event. ``instead`` is
-    the advice for a host that lacks the Python, or whose Python lacks a module.
+    Every link has its own time limit, so this call always returns. ``news`` is called with each host and event.
+    ``instead`` is the advice for a host that lacks the Python, or whose Python lacks a module.
     """
     waiting = {link.host: 0.0 for link in links}  # when to try each host next
     tries = dict.fromkeys(waiting, 0)

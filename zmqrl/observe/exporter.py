@@ -134,7 +134,7 @@ class Exporter:
         )
         yield gauge(
             "zmqrl_worker_missing_seconds",
-            "Time since the last contribution of a rank whose next one is missing",
+            "Time since the last contribution of a rank that the open version waits for",
             ["rank"],
             row.get("missing_s", {}),
         )

@@ -63,7 +63,7 @@ class WorkerReport:
 
 
 def _kind(value: object) -> str:
-    """Describe ``value``: a number itself, else only its type, because a deeply nested value cannot be printed."""
+    """Describe ``value``: show a number, but only the type of anything else, which can be too nested to print."""
     return str(value)[:40] if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 

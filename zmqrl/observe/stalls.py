@@ -12,11 +12,11 @@ from zmqrl.process_id import ProcessId
 from zmqrl.words import counted
 
 LEAST_PATIENCE_S = 5.0
-FIRST_PATIENCE_S = 20.0  # until the usual time is known: processes first import their modules and play a rollout
+FIRST_PATIENCE_S = 20.0  # limit until the usual time is known: processes first import their modules and play a rollout
 USUAL_TIMES = 3.0
 ITERATIONS_KEPT = 5
 ASK_AGAIN_S = 30.0
-LONGEST_PAUSE_S = 600.0  # between two rounds of questions: each question writes a stack to the log of the process
+LONGEST_PAUSE_S = 600.0  # time between two rounds of questions: each question writes a stack to the log of the process
 MOST_ASKED = 4  # processes in one round
 ANSWER_WITHIN_S = 5.0
 SHOW_EVERY_S = 1.0

@@ -10,7 +10,7 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
 from zmqrl.words import numbered
 
-LEFT_OUT_BELOW = 0.5  # of the median inclusion: a rank below this hardly affects what is learned
+LEFT_OUT_BELOW = 0.5  # share of the median inclusion: a rank below this hardly affects what is learned
 USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
 
@@ -38,7 +38,7 @@ class RankAccount:
 class Accounts:
     """The accounts of a run by rank, and the findings for the user.
 
-    ``backup_gain_s`` are the seconds that the last backup saves per update, on average. None without backups.
+    ``backup_gain_s`` is the mean time in seconds that the last backup saves per update. None without backups.
     """
 
     ranks: dict[int, RankAccount]
@@ -136,7 +136,7 @@ def _warnings(ranks: dict[int, RankAccount]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes of a shard: of all contributions that it received, and of all that it sent to workers."""
+    """Payload bytes of a shard: of all contributions that it received, and of everything that it sent to workers."""
 
     received: int
     sent: int

@@ -14,7 +14,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 WINDOWS = 64
 FEWEST_WINDOWS = 4
 DRIFT_FROM_S = 10.0  # a shorter recording does not show how the clocks drift
-MOST_DRIFT = 100e-6  # of two clocks whose drift is not measured: the crystal of a computer is within 50 ppm
+MOST_DRIFT = 100e-6  # assumed between two clocks without a measured drift: the crystal of a computer is within 50 ppm
 
 Times = NDArray[np.float64]
 

@@ -21,7 +21,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
-# In the order of a worker's loop. The time between its spans counts as if it came before the gradient.
+# In the order of a worker's loop. The time between these spans counts as if it came before the gradient.
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 
@@ -231,7 +231,7 @@ def _parts(
 def _caused_by_shard_s(
     timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float
 ) -> float:
-    """Seconds of a transfer's delay that the shard caused, and not the worker or its link.
+    """Seconds of a transfer's delay that the shard caused, rather than the worker or its link.
 
     Weights are late because of the shard if all workers got them late.
     """
@@ -260,10 +260,10 @@ def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> floa
 
 
 def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
-    """Seconds by which the slices of all workers reached ``shard`` after their other slices.
+    """Seconds by which every worker's slice for ``shard`` arrived later than the worker's other slices.
 
-    The slices of a worker share its link, so one is always the last. Its link explains a delay of as long as the other
-    slices took together. The result is 0 if it explains the delay of any worker.
+    The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is no
+    longer than the other slices took together. If it explains the delay of any worker, the result is 0.
     """
     delays = []
     for rank in range(timeline.ranks):
@@ -276,7 +276,7 @@ def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
 
 
 class Usual:
-    """The usual duration of each part of a path: the lower of the median of its process and that of the others.
+    """The usual duration of each part of a path: the median of its process, or that of the others if it is lower.
 
     A process that is always slow exceeds the median of the others. A process that is sometimes slow exceeds its own.
     Each pair of worker and shard has its own transfers.
@@ -325,7 +325,7 @@ def _medians(by_process: Mapping[T, list[float]]) -> dict[T, float]:
 
 
 def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
-    """The lower of the median of ``process`` and that of the others; ``seconds`` if nothing else is known."""
+    """The median of ``process``, or that of the others if it is lower. ``seconds`` if nothing else is known."""
     others = [median for other, median in medians.items() if other != process]
     return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
 

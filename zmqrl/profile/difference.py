@@ -13,7 +13,10 @@ UPDATE = "update"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One span of a role in two runs, in milliseconds per update. ``growth`` is a fraction of the first update time."""
+    """One span of a role in two runs, in milliseconds per update.
+
+    ``growth`` is a fraction of the first run's update time.
+    """
 
     role: str
     span: str

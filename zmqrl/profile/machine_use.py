@@ -17,10 +17,10 @@ PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
 class MachineUse:
     """The machine use of one process. Shares are of all recorded time, except ``core_share``.
 
-    ``core_share``: CPU time of a worker per working time. ``queued_share``: its thread waited for a core.
-    ``stolen_share``: the hypervisor ran something else, on all cores of the machine together. ``throttled_share``: its
-    control group had used up its quota. ``preempted_per_s`` and ``major_faults_per_s`` are those of the computing
-    thread of a worker.
+    ``core_share`` is the CPU time of a worker per working time. ``queued_share``: how long its thread waited for a
+    core. ``stolen_share``: how long the hypervisor ran something else, on all cores of the machine together.
+    ``throttled_share``: how long its control group had no CPU quota left. ``preempted_per_s`` and
+    ``major_faults_per_s`` are those of the computing thread of a worker.
     """
 
     host: str
@@ -43,7 +43,7 @@ def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
 
 
 def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
-    """The findings for the user, each in one sentence for all processes of a role."""
+    """The findings for the user: one sentence for all processes of a role that have the same problem."""
     found = []
 
     def affected(name: str, above: float, role: str) -> dict[ProcessId, float]:

@@ -21,9 +21,9 @@ FLUSH_AT_ROWS = 1024
 SEGMENT_BYTES = 4 << 20
 SEGMENTS_KEPT = 8  # per process: the oldest files are removed, so that a process keeps at most 32 MiB and its trace
 SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)(\.trace)?\.blocks", re.ASCII)
-RECENT_WRITTEN = 256  # spans in a block without --profile
-TRACE_SPANS = 200_000  # most spans in the trace of a process: about 2 MB
-TOTALS_EVERY_S = 60.0  # between two blocks with histograms and recent spans
+RECENT_WRITTEN = 256  # the most single spans in a block, without --profile
+TRACE_SPANS = 200_000  # the most spans in the trace of a process, about 2 MB
+TOTALS_EVERY_S = 60.0  # time between two blocks with histograms and recent spans
 
 
 @dataclass(frozen=True, slots=True)

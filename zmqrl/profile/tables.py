@@ -21,7 +21,7 @@ Table: TypeAlias = "NDArray[np.int64]"
 FORMAT = 1
 PREFIX = struct.Struct("<II")
 
-# Times end in _at_us and are microseconds of the process's monotonic clock. Spans and cpu_us are microseconds.
+# Columns that end in _at_us are times on the process's monotonic clock. These, spans and cpu_us are in microseconds.
 COLUMNS: dict[str, tuple[str, ...]] = {
     # A worker, for each contribution: from the end of the previous push to the end of its own.
     "cycles": (

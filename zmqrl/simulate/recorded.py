@@ -110,7 +110,7 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The usual time without congestion to send weights to a worker and its gradient to the last shard."""
+    """The usual time, without congestion, to send weights to a worker and a gradient from it to the last shard."""
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:

@@ -23,7 +23,7 @@ class Changes:
 
 
 UNCHANGED = Changes()
-BLAMED_FROM = 0.1  # of all blame: a rank with less is not worth a question
+BLAMED_FROM = 0.1  # share of all blame: ranks with less are not worth a prediction
 MOST_BLAMED = 4
 
 
@@ -63,9 +63,9 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 
 
 def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int] = ()) -> list[WhatIf]:
-    """Predict the effect of typical changes, such as a run without each of the most blamed ranks or of ``without``.
+    """Predict the effect of typical changes, such as removing one of the most blamed ranks.
 
-    Each result has the error of the unchanged replay.
+    ``without`` names more ranks to remove, one at a time. Each result has the error of the unchanged replay.
     """
     scenario = recorded.scenario
     error = replay(recorded) / recorded.measured - 1
@@ -92,7 +92,7 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
 
 
 def most_blamed(steps: Sequence[Step]) -> list[int]:
-    """The ranks that updates waited for most beyond the usual, and for at least ``BLAMED_FROM`` of all this time."""
+    """The ranks that caused the most unusual delay, each at least ``BLAMED_FROM`` of the delay of all processes."""
     lost_s: defaultdict[ProcessId, float] = defaultdict(float)
     for step in steps:
         for part in step.parts:

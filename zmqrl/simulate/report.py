@@ -42,7 +42,7 @@ def report(result: Result) -> str:
         "contributions  "
         + ", ".join(f"{found[name]} {name}" for name in ("used", "late", "skipped", "duplicate", "rejected")),
         f"workers wait   {result.waiting:.0%} of the time",
-        f"network cards  {_busiest(result):.0%} of the busiest one",
+        f"network cards  the busiest used {_busiest(result):.0%} of its bandwidth",
     ]
     return "\n".join(lines)
 
@@ -72,7 +72,7 @@ def _setting(result: Result, name: str) -> object:
 
 
 def _busiest(result: Result) -> float:
-    """The greatest share of a card's bandwidth in one direction."""
+    """The greatest used share of the bandwidth of a network card, in one direction."""
     return max(max(use.outgoing, use.incoming) for use in result.nics)
 
 

@@ -11,14 +11,14 @@ from zmqrl.simulate.virtual.clock import Shared
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Shares of the bandwidth of a network card that were used, on average, in each direction."""
+    """Used shares of the bandwidth of a network card, on average, in each direction."""
 
     outgoing: float
     incoming: float
 
     @classmethod
     def of(cls, outgoing: Shared | None, incoming: Shared | None, most_bytes: float) -> Self:
-        """Compute the shares for a card that could have transferred ``most_bytes``."""
+        """Compute the shares for a network card that could have transferred ``most_bytes``."""
         if outgoing is None or incoming is None or not most_bytes:
             return cls(0.0, 0.0)
         return cls(min(1.0, outgoing.served / most_bytes), min(1.0, incoming.served / most_bytes))
@@ -71,7 +71,7 @@ class Result:
 
     @property
     def waiting(self) -> float:
-        """Share of the time that workers wait for a version."""
+        """Share of the time in which workers wait for a version."""
         most_s = self.elapsed_s * len(self.waiting_s)
         return sum(self.waiting_s) / most_s if most_s else 0.0
 

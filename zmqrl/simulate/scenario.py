@@ -29,7 +29,7 @@ NOT_SIMULATED: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardCosts:
-    """CPU seconds of a shard process for one slice. They share the cores of its host."""
+    """CPU seconds of a shard process for one slice. The processes of a host share its cores."""
 
     receive_s: float = 0.0
     """To take a contribution from its socket, with any outcome."""
@@ -58,7 +58,7 @@ class Straggler:
 class Failure:
     """A process that is killed: ``worker-3``, ``shard-0``, or all of ``host-1``. Times are in seconds.
 
-    It restarts after ``restart_s``; never if this is None. A restarted shard reads its last version from disk.
+    It restarts after ``restart_s``, or never if that is None. A restarted shard reads its last version from disk.
     """
 
     process: str
@@ -87,13 +87,13 @@ class Scenario:
     cores: int | None = None
     """Cores of each host, which its processes share. None: one per process."""
     compute: str = "exponential:0.1"
-    """LAW of the seconds that a worker needs for one gradient, or run:DIR."""
+    """Seconds of a worker for one gradient, as a LAW or run:DIR."""
     rollout: str | None = None
-    """LAW of the seconds to play a rollout, once per iteration. None: part of --compute."""
+    """Seconds to play a rollout, as a LAW, drawn once per iteration. None: part of --compute."""
     busy: float = 1.0
     """Share of the compute time that needs a core. 0: workers sleep."""
     updates_per_rollout: int = 1
-    """U: versions that are learned from one rollout."""
+    """U: versions learned from one rollout."""
     agent_steps_per_rollout: int = 30
     """Agent steps of one rollout."""
     abandon: Literal["after-compute", "immediately"] = "after-compute"
@@ -164,7 +164,7 @@ class Scenario:
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
         require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
-        require(self.backups >= 0, f"--backups {self.backups}: a number of workers, 0 or above, is required.")
+        require(self.backups >= 0, f"--backups {self.backups}: at least 0 workers are required.")
         require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above {MAX_WORKERS}, the limit.")
         k = self.effective_quorum
         require(1 <= k <= self.ranks, f"--quorum {k}: 1 to {self.ranks} (N + b) contributions are possible.")
@@ -178,16 +178,17 @@ class Scenario:
         least = ALIGNMENT * self.shards
         require(
             least <= self.parameters <= MAX_COUNT,
-            f"--parameters {self.parameters}: {least} to {MAX_COUNT} can be cut into {counted(self.shards, 'shard')}.",
+            f"--parameters {self.parameters}: {least} to {MAX_COUNT} parameters can be cut into "
+            f"{counted(self.shards, 'shard')}.",
         )
         require(0 <= self.busy <= 1, f"--busy {self.busy}: a share from 0 to 1 is required.")
         require(0 <= self.loss < 1, f"--loss {self.loss}: a share from 0 to below 1 is required.")
-        require(self.bandwidth > 0, f"--bandwidth {self.bandwidth}: bytes per second above 0, or inf, are required.")
-        require(self.loopback > 0, f"--loopback {self.loopback}: bytes per second above 0, or inf, are required.")
-        require(0 <= self.latency < math.inf, f"--latency {self.latency}: seconds, 0 or above, are required.")
-        require(0 < self.need_s < math.inf, f"--need-s {self.need_s}: seconds above 0 are required.")
+        for name, rate in (("bandwidth", self.bandwidth), ("loopback", self.loopback)):
+            require(rate > 0, f"--{name} {rate}: a rate above 0 bytes per second, or inf, is required.")
+        require(0 <= self.latency < math.inf, f"--latency {self.latency}: at least 0 seconds are required.")
+        require(0 < self.need_s < math.inf, f"--need-s {self.need_s}: a time above 0 seconds is required.")
         for name, cost in dataclasses.asdict(self.costs).items():
-            require(0 <= cost < math.inf, f"--{_option(name)} {cost}: seconds, 0 or above, are required.")
+            require(0 <= cost < math.inf, f"--{_option(name)} {cost}: at least 0 seconds are required.")
         if self.recorded_run is None:
             Law.parse(self.compute, "--compute")
         if self.rollout is not None:
@@ -196,7 +197,7 @@ class Scenario:
         for straggler in self.stragglers:
             require(
                 0 <= straggler.rank < self.ranks and straggler.factor >= 0 and straggler.seconds >= 0,
-                f"{straggler}: a rank from 0 to {self.ranks - 1}, and a factor and seconds of 0 or above are required.",
+                f"{straggler}: a rank from 0 to {self.ranks - 1} is required, and a factor and seconds of at least 0.",
             )
         for failure in self.failures:
             self.processes_of(failure)
@@ -209,7 +210,7 @@ class Scenario:
             require(
                 not places or (len(places) == number and all(0 <= place < MAX_WORKERS for place in places)),
                 f"{name} has {counted(len(places), 'entry', 'entries')}: "
-                f"expected {counted(number, 'host number')}, 0 or above.",
+                f"expected {counted(number, 'host number')} of at least 0.",
             )
 
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -226,7 +227,7 @@ class Scenario:
             f"failures: there is no process {failure.process!r}; write {worker_id(0)}, shard-0 or host-0.",
         )
         timed = failure.at >= 0 and (failure.restart_s is None or failure.restart_s >= 0)
-        require(timed, f"failures: {failure.process} needs times of 0 or above.")
+        require(timed, f"failures: {failure.process} needs times of at least 0.")
         return tuple(ranks), tuple(shards)
 
     def to_json(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
         agent_steps = settings[f"{algo}.rollout_steps"] * settings["envs.num_envs"]
         per_rollout = settings["ppo.epochs"] * settings["ppo.minibatches"] if algo == "ppo" else 1
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{run / 'config.json'} cannot be used: it has no valid {error}.") from error
+        raise UsageError(f"{run / 'config.json'} cannot be used: a setting is missing or invalid: {error}.") from error
     return per_rollout, agent_steps
 
 

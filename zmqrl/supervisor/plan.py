@@ -58,8 +58,8 @@ class Plan:
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
         """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect there.
-        A ``frozen`` shard only serves its state. It binds where no worker connects, unless a port range leaves no
-        choice.
+        A ``frozen`` shard only serves its state. Unless a port range leaves no choice, it binds endpoints that
+        no worker connects to.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory

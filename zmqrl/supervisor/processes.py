@@ -11,8 +11,8 @@ from zmqrl.supervisor import events as e
 
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
-FAILURES_IN_A_ROW = 4  # without any work in between
-KILLS_IN_A_ROW = 30  # killed by something else, such as the user or the kernel
+FAILURES_IN_A_ROW = 4  # deaths without any work in between
+KILLS_IN_A_ROW = 30  # kills that did not come from zmqrl, but from the user or the kernel, for example
 SILENCE_S = 5.0
 HUNG_S = 30.0
 LINES_TOLD = 3  # log lines that the report of a death quotes

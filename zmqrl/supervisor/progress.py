@@ -68,13 +68,13 @@ class Progress:
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
 
     def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
-        """The counters at ``version``. Every shard keeps a copy of it. Later contributions are not counted."""
+        """The counters at ``version``, of which every shard keeps a copy. Later contributions are not counted."""
         counters = self.metrics.counters()
         contributions = {**counters.contributions, **summed(each.captured_totals for each in stats.values())}
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
     def end(self, version: int, stats: Mapping[int, m.Stats], members: tuple[int, ...], now: float) -> dict[str, Any]:
-        """Make the last row, at ``version``. Every shard keeps a copy of it. Returns the final counters."""
+        """Make the last row, at ``version``, of which every shard keeps a copy. Returns the final counters."""
         last = {s: dataclasses.replace(each, version=version, totals=each.captured_totals) for s, each in stats.items()}
         self.on_stats(last, sorted(last), members)
         self.show(now)

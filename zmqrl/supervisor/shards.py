@@ -94,7 +94,7 @@ class Shards:
     def on_lost(self, shard: int, lost: m.Lost, quorum: int) -> None:
         """A worker has seen a newer version of a shard than the shard has.
 
-        The supervisor believes it if it has seen that version too, or if a quorum of workers report the same.
+        The supervisor believes the worker if a quorum of workers report the same, or if it has seen that version too.
         """
         if shard not in self.stats:
             return

@@ -38,7 +38,7 @@ STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
-LATE_S = 3.0  # a turn this long after the previous one is late
+LATE_S = 3.0  # a turn that begins this long after the previous one is late
 SCORES_FOR_STOP = 50
 MOST_REFUSED = 100  # notices about refused workers: more would flood the screen
 

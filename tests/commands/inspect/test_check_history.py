@@ -87,7 +87,7 @@ def again(lines: list[Line]) -> None:
         (change(9, quorum=True), "line 9 cannot be read"),
         (change(9, late="many"), "line 9 cannot be read"),
         (change(9, version=-9), "line 9 cannot be read"),
-        (drop(VERSIONS), "the history ends at version 11, but the run at 12"),
+        (drop(VERSIONS), "the history ends at version 11, but the run ended at 12"),
     ],
 )
 def test_a_damaged_history_is_reported_with_its_problem(

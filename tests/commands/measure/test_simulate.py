@@ -119,7 +119,7 @@ def test_the_examples_in_the_documentation_work(tmp_path: Path, capsys: pytest.C
         (["--quorum", "9"], r"--quorum 9: 1 to 4 \(N \+ b\) contributions are possible"),
         (["--workers", "2000"], "2000 is above 1024, the limit"),
         (["--compute", "normal:1"], "--compute normal:1: unknown law 'normal'"),
-        (["--bandwidth", "0"], "--bandwidth 0.0: bytes per second above 0"),
+        (["--bandwidth", "0"], "--bandwidth 0.0: a rate above 0 bytes per second"),
         (["--parameters", "8"], "--parameters 8: 32 to"),
         (["--sweep", "shard=1"], r"--sweep shard=1: write NAME=VALUE,VALUE,.*did you mean shards"),
         (["--sweep", "shards"], "--sweep shards: write NAME=VALUE"),

@@ -24,7 +24,7 @@ from zmqrl.words import counted
 class Options:
     """Check that the histories of a run are complete and agree with its summary.
 
-    Exit status: 0 if so, 1 if not.
+    Exit status: 0 without violations, 1 with violations.
     """
 
     run: RunPath
@@ -55,7 +55,7 @@ class Line:
         if found is None or not found.keys() >= COUNTED:
             return None
         version, view, quorum, ranks = (found.get(name, -1) for name in ("version", "view", "quorum", "ranks"))
-        generation = found.get("generation", 0)  # old lines have none
+        generation = found.get("generation", 0)  # lines of older versions lack it
         if not isinstance(ranks, list) or not version:
             return None
         if any(type(each) is not int or each < 0 for each in (version, generation, view, quorum, *ranks)):
@@ -87,7 +87,7 @@ def check(path: Path) -> dict[str, Any]:
         raise not_a_run(path)
     if type(settings.get("shards")) is not int:
         raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or use another run.")
-    # If a run could not end properly, its summary describes its last checkpoint, but its shards had gone further.
+    # If a run could not end properly, its summary describes its last checkpoint, which its shards had passed.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
     histories: dict[int, list[Line]] = {}
     violations: list[str] = []
@@ -160,8 +160,8 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
     """Versions with fewer contributions than their view requires.
 
-    A view requires the number that most of its versions have. Its first version on each shard does not count: when a
-    view lowers the quorum, more contributions may already have arrived.
+    The required number is the one that most versions of the view have. The first version of a view on each shard does
+    not count: when a view lowers the quorum, more contributions may already have arrived.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
     for lines in histories.values():
@@ -188,7 +188,8 @@ def _disagreements(
     """Contradictions between the histories and the summary. ``together``: all shards ended at the same version."""
     for shard, lines in histories.items():
         if together and _newest(lines) != ended["updates"]:
-            yield f"shard {shard}: the history ends at version {_newest(lines)}, but the run at {ended['updates']}"
+            newest, end = _newest(lines), ended["updates"]
+            yield f"shard {shard}: the history ends at version {newest}, but the run ended at {end}"
     for outcome, count in summed(_total(lines) for lines in histories.values()).items():
         told = ended["contributions"].get(outcome)
         if told != count:

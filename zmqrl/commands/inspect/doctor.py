@@ -132,7 +132,7 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route. Of many routes, only the failed and the slowest ones."""
+    """A line for each route. If there are many, only for the failed and the slowest ones."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("from", "to", "address", "round trip", "bandwidth"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")

@@ -1,4 +1,4 @@
-"""The state of a run, from another terminal: whether it is alive, and what a dead run left on its hosts."""
+"""The state of a run, seen from another terminal: whether it is alive, and what a dead run left on its hosts."""
 
 import json
 import socket as host_socket

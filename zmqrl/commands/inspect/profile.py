@@ -41,7 +41,7 @@ class Options:
     """
 
     runs: Annotated[RunPaths, tyro.conf.arg(metavar="RUN [RUN]")]
-    """The run directory, or two of them to compare."""
+    """The run directory, or two run directories to compare."""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
     """Profile only the next S seconds of a running run. None: everything that it has recorded."""
     json: bool = False
@@ -49,14 +49,14 @@ class Options:
     processes: bool = False
     """Print the spans of every process too."""
     without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
-    """Predict the run without this rank, besides the most blamed. May be repeated."""
+    """Predict the run without this rank, in addition to the most blamed ranks. May be repeated."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a trace of all processes on one clock, for https://ui.perfetto.dev."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
-    """With two runs: exit with status 1 if the time of an update, or of a span except wait, grew by more than this
-    percentage of the first run's update time.
+    """With two runs: exit with status 1 if the time of an update or of a span grew by more than this percentage of the
+    first run's update time. The span wait does not count.
     """
 
 
@@ -109,7 +109,7 @@ def is_asynchronous(path: Path) -> bool:
 
 
 def check_ranks(path: Path, ranks: Sequence[int]) -> None:
-    """Raise UsageError for the first of ``ranks`` that the run does not have, or if it has no what-if."""
+    """Raise UsageError if the run has no what-if, or lacks one of ``ranks``."""
     settings = RunRecord.read(path).settings
     if settings.get("mode") == "async":
         raise UsageError(f"--without {ranks[0]}: {path} is asynchronous and has no what-if.")
@@ -163,7 +163,8 @@ def _compare(options: Options, console: Console) -> int:
     else:
         print_changes(found, console)
         for each in above:
-            console.print(f"! {each.role} {each.span} grew by {each.growth:.1%} of an update".replace("  ", " "))
+            growth = f"+{each.growth:.1%} of an update's time in the first run"
+            console.print(f"! {each.role} {each.span}: {growth}".replace("  ", " "))
     return GROWN if above else 0
 
 
@@ -190,7 +191,7 @@ def read(path: Path) -> Recording:
     if not recording.processes:
         raise UsageError(
             f"{path} has no profile: an older zmqrl made the run, or it ended in its first seconds, or ZMQRL_PROFILE "
-            "was off; split_s in its metrics.jsonl still has the mean time of each span."
+            "was off. The mean time of each span is still in its metrics.jsonl, under split_s."
         )
     return recording
 

@@ -5,7 +5,7 @@ import sys
 
 from zmqrl.errors import UsageError, did_you_mean
 
-BENCHMARKS = {"wire": ("bench_wire", "measure the transport alone, beside gloo, plain sockets and memcpy")}
+BENCHMARKS = {"wire": ("bench_wire", "measure the transport alone, compared with gloo, plain sockets and memcpy")}
 
 
 def command(arguments: list[str]) -> int:

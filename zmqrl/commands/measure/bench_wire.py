@@ -30,7 +30,7 @@ PARAMETERS = (480_165, 677_429, 1_686_693)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure the transport of gradients and weights on this machine, beside gloo, plain sockets and memcpy.
+    """Measure the transport of gradients and weights on this machine, compared with gloo, sockets and memcpy.
 
     The first seven options take several values. Every combination is measured, and combinations take turns.
     """
@@ -42,7 +42,7 @@ class Options:
     shards: Annotated[tuple[int, ...], tyro.conf.arg(metavar="S ...")] = (1,)
     """Numbers of shard processes."""
     transport: tuple[Transport, ...] = ("tcp", "ipc")
-    """Transports of zmqrl: over the loopback interface, or Unix sockets."""
+    """Transports of zmqrl: TCP over the loopback interface (tcp), or Unix sockets (ipc)."""
     codec: tuple[Codec, ...] = ("f32",)
     """Numbers on the wire: float32 or bfloat16."""
     curve: tuple[Literal["off", "on"], ...] = ("off",)

@@ -134,7 +134,7 @@ def play_games(
 
 
 def main() -> None:
-    """Evaluate checkpoints of a run: always the newest one that the supervisor has named."""
+    """Evaluate checkpoints of a run, each time the newest one that the supervisor has named."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
     told = Messages()

@@ -116,7 +116,7 @@ def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[st
 
 
 def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """The mean of the last 50 games as a line, evaluations as points with their 95 % intervals."""
+    """The mean of the last 50 games as a line, and evaluations as points with their 95 % intervals."""
     _draw_curves(axes, groups, x, lambda run: run.column("score_mean_50"))
     evaluated = False
     for group, line in _looks(groups):
@@ -151,7 +151,7 @@ def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """Outcomes of contributions: all of them for one group, only the share not used for several groups."""
+    """Outcomes of contributions. One group: the share of each outcome. Several groups: only the share not used."""
     if len(groups) > 1:
         _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
         _from_zero(axes)
@@ -178,7 +178,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """Versions between the weights that acted and those that learn: the mean, and the range if it is known."""
+    """The policy lag in versions: its mean, and its range if that is known."""
     _draw_curves(
         axes,
         groups,

@@ -30,9 +30,9 @@ HEIGHT = 640  # pixels: the largest height of an enlarged video
 FORMATS = (".mp4", ".gif")
 ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
-SHORTEST_MS = 20  # of a frame in a gif: browsers show shorter ones for a tenth of a second
+SHORTEST_MS = 20  # duration of a gif frame: browsers show shorter frames for a tenth of a second
 
-# Otherwise imageio forks ffmpeg while the emulator's threads run, and in a process group that Ctrl-C does not reach.
+# Otherwise imageio forks while the emulator's threads run, and Ctrl-C does not reach the process group of ffmpeg.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 
@@ -126,7 +126,7 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
 
 
 def main() -> None:
-    """Record a game for each checkpoint that the supervisor asks for, with the name that it gives."""
+    """Record a game for each checkpoint that the supervisor asks for, under the name that the supervisor gives."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.record")
     told, run = Messages(), Path(job["run_dir"])

@@ -127,7 +127,7 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
 
 
 def tell_of_means(scenario: Scenario) -> None:
-    """Tell the user if a run has no profile and so only mean times."""
+    """Tell the user if a run has no profile, so that only mean times are known."""
     run = scenario.recorded_run
     if run is not None and recorded_run(run) is None:
         sys.stderr.write(f"{run} has no profile: every worker gets its mean times, which do not vary.\n")

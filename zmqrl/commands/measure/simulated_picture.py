@@ -14,7 +14,10 @@ from zmqrl.simulate.result import Result
 
 
 def write_picture(results: Sequence[Result], swept: Sequence[str], path: Path) -> None:
-    """Draw the step times of one run, or what the first swept setting changes. Raises OSError."""
+    """Plot the step times of one run, or throughput and median step time against the first swept setting.
+
+    Raises OSError.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 4.2) if not swept else (10.0, 4.2))
         if swept:

@@ -31,7 +31,7 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor import requeue
 from zmqrl.supervisor.run import train_on
 
-LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # renewed each second; a new daemon waits 20 s for the end of the old one
+LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a new daemon waits 20 s for the old one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
 
 
 def directory_name(directory: RunDirectory, home: str) -> str:
-    """The name of this run's directory on every host. It is the same for all sessions of the run, and unique to it.
+    """The name of this run's directory on every host. It is the same for all sessions of a run, and unique.
 
     ``home`` is the machine that has the run directory.
     """
@@ -131,7 +131,7 @@ def directory_name(directory: RunDirectory, home: str) -> str:
 
 
 def other_code(up: Up, instead: str) -> str:
-    """What is wrong with a host that has other code, with ``instead`` as the advice."""
+    """A sentence about a host that has other code. It ends with the advice ``instead``."""
     return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 

@@ -61,7 +61,7 @@ class Kind(NamedTuple):
 
     make: Callable[[Tracked], Tracker]
     module: str
-    packages: str  # as pip knows them
+    packages: str  # the names that pip uses
 
 
 KINDS: Final = {

@@ -29,7 +29,7 @@ class Counts:
 
 
 def work(connection: Connection, job: dict[str, Any]) -> Counts:
-    """Contribute until the run ends: as ``zmqrl.worker.work``, but sleep instead of working. Raises ClusterError."""
+    """Contribute until the run ends, as ``zmqrl.worker.work`` does, but sleep. Raises ClusterError."""
     gradient_s, rollout_s, per_rollout = job["gradient_s"], job["rollout_s"], job["updates_per_rollout"]
     counts = Counts()
     weights = connection.pull()

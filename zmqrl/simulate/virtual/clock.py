@@ -51,13 +51,14 @@ class Job:
 class Shared:
     """Processor sharing: all jobs are served at the same rate, at most ``each`` per job and ``capacity`` in total.
 
-    Cores: ``capacity`` cores, ``each`` 1, amounts in seconds of one core. A network card: ``capacity`` and ``each`` are
-    bytes per second, amounts are bytes. An infinite ``capacity`` needs a finite ``each``.
+    For cores, ``capacity`` is their number, ``each`` is 1, and amounts are in seconds of one core. For a network card,
+    ``capacity`` and ``each`` are in bytes per second, and amounts in bytes. An infinite ``capacity`` needs a finite
+    ``each``.
     """
 
     def __init__(self, clock: Clock, capacity: float, each: float) -> None:
         self._clock, self._capacity, self._each = clock, capacity, each
-        self._jobs: list[tuple[float, int, Job]] = []  # by the service at which the job is done
+        self._jobs: list[tuple[float, int, Job]] = []  # with the value of _service at which each job is done
         self._order = count()
         self._active = 0
         self._rate = each  # the rate at which each job is served now
@@ -65,7 +66,7 @@ class Shared:
         self._served_at = 0.0
         self._wakes_at = math.inf
         self.served = 0.0
-        """The total amount of all completed jobs."""
+        """The total work of all completed jobs."""
 
     def start(self, amount: float, done: Callable[..., None], *arguments: Any) -> Job:
         """Begin a job. At its end, ``done`` is called."""

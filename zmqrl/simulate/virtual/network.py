@@ -34,7 +34,7 @@ class Host:
 class Network:
     """Delivers messages.
 
-    Each network card divides its bandwidth evenly between its transfers. A transfer is complete when both of its cards
+    Each network card divides its bandwidth evenly between its transfers. A transfer is complete when both network cards
     have passed all of it. The rate of one transfer is at most 1.22 packets per round trip, divided by the square root
     of the loss (Mathis et al. 1997, eq. 3). A loss among the last packets costs a timeout.
     """
@@ -69,7 +69,7 @@ class Network:
         target.incoming.start(size, transfer.half)
 
     def _delay(self, source: Host, target: Host, size: int) -> float:
-        """The latency of a transfer, without the time in the cards."""
+        """The latency of a transfer, without the time in the network cards."""
         if source is target:
             return 0.0
         if not self.loss:
@@ -84,7 +84,7 @@ class Network:
 
 
 class _Transfer:
-    """A slice on its way through two cards."""
+    """A slice on its way through two network cards."""
 
     __slots__ = ("_arguments", "_delay_s", "_deliver", "_network", "_one_card_is_done")
 
@@ -96,7 +96,7 @@ class _Transfer:
         self._one_card_is_done = False
 
     def half(self) -> None:
-        """Note that one card has passed the slice."""
+        """Note that one network card has passed the slice."""
         if self._one_card_is_done:
             self._network.clock.after(self._delay_s, self._network.complete, self._deliver, self._arguments)
         self._one_card_is_done = True

@@ -116,7 +116,7 @@ class SimulatedShard:
                 yield self._pay()
 
     def _pay(self, cpu_s: float = 0.0) -> float:
-        """The CPU time that is due: ``cpu_s``, and the work since the last payment."""
+        """The CPU time to use now: ``cpu_s``, and what earlier work still owes."""
         owed_s, self._owed_s = self._owed_s + cpu_s, 0.0
         return owed_s
 
