@@ -165,7 +165,7 @@ def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
-    """Fit offset and slope by least squares. Neither is below 0."""
+    """Fit offset and slope by least squares. Neither can be negative."""
     return not_negative(np.array([[1.0, x] for x in xs]), np.array(ys))
 
 
@@ -195,7 +195,7 @@ def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
         scenario,
         hosts=scenario.hosts or 1,
         cores=os.cpu_count(),
-        loopback=2 / per_byte if per_byte else float("inf"),  # a slice crosses twice in a step
+        loopback=2 / per_byte if per_byte else float("inf"),  # in each step, a slice crosses the loopback device twice
         costs=ShardCosts(
             receive_s=cost_s["receive"],
             accumulate_s=cost_s["accumulate"],
@@ -301,7 +301,7 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def name_parts(name: str) -> list[str]:
-    """The columns of the table that the name of a scenario fills."""
+    """The cells of the table that come from the name of a scenario."""
     workers, backups, shards, size, law, link = name.split("-")
     return [workers[1:], backups[1:], shards[1:], size, LAWS[law], link]
 
@@ -328,7 +328,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> tuple[int, int]:
-    """Ticks of all processors since boot: busy ticks and all ticks."""
+    """Ticks since boot, added up over all processors: the busy ones, and all of them."""
     ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 

@@ -1,4 +1,7 @@
-"""A child process ends with its parent, whatever its main thread does and even if a signal is lost. Its log level."""
+"""A child process ends with its parent, whatever its main thread does and even if a signal is lost.
+
+The log level of a child process comes from its environment.
+"""
 
 import os
 import signal

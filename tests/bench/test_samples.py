@@ -51,7 +51,7 @@ def test_without_shards_only_update_rounds_are_measured() -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 10**6), min_size=2, max_size=20), min_size=1, max_size=5))
-def test_update_rounds_of_a_block_add_up_to_its_length(blocks_us: list[list[int]]) -> None:
+def test_the_update_rounds_of_a_block_add_up_to_its_length(blocks_us: list[list[int]]) -> None:
     blocks, lengths_us = [], []
     for durations_us in blocks_us:
         ends = [sum(durations_us[: i + 1]) for i in range(len(durations_us))]

@@ -81,7 +81,7 @@ def test_many_launchers_started_by_srun_are_refused() -> None:
 
 
 def told_by_slurm(status: int | None) -> int:
-    """A training that Slurm signals because its time is up. With a ``status``, it ends by itself with that status."""
+    """A training run that Slurm signals when its time is up. If ``status`` is given, the run ends with that status."""
     try:
         signal.raise_signal(signal.SIGUSR1)
     except KeyboardInterrupt:

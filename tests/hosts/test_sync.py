@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 
 
 class Host:
-    """A host with its own cache, this machine's Python, and its messages."""
+    """A host that has its own cache and uses this machine's Python. It keeps the messages that it receives."""
 
     def __init__(self, cache: Path, **variables: str) -> None:
         self.said: list[str] = []

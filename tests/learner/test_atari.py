@@ -109,7 +109,7 @@ def test_a_lost_life_ends_the_return_in_the_step_where_gymnasium_ends_it(env_id:
 
 
 class Wait(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Lets ``frames`` pass at the start of a game, the first with FIRE if ``fire`` is set, as ale_py does."""
+    """Plays ``frames`` frames at the start of a game, as ale_py does. With ``fire``, the first action is FIRE."""
 
     frames = 0
     fire = False
@@ -176,7 +176,7 @@ def test_an_atari_game_cut_off_by_its_time_limit_returns_its_last_observation() 
         assert step.truncated[0] == truncated
         assert not step.terminated[0]
     assert truncated
-    assert info["lives"] > 0  # above the 0 of a new game; the fall to 0 is not a lost life
+    assert info["lives"] > 0  # a new game has 0 lives, and the change to 0 is not a lost life
     np.testing.assert_array_equal(step.final_observations[0], expected)
     np.testing.assert_array_equal(step.observations, start)
     assert step.games == [Game(score, 100)]

@@ -1,4 +1,4 @@
-"""Profiles of real runs with a deliberate cause: the first row of the blame names its rank, host and span."""
+"""Profiles of real runs with a deliberate delay. The first row of the blame table names its rank, host and span."""
 
 import contextlib
 import json

@@ -200,7 +200,7 @@ class Killed:
         return salvage(self.directory, self.checkpoint, self.news.append)
 
     def refusal(self) -> str:
-        """The error if nothing can be saved now. Asserts that no file has changed."""
+        """Try to save, and assert that this fails and changes no file. Returns the error."""
         before = self.state()
         with pytest.raises(ClusterError) as refused:
             self.salvage()
@@ -427,7 +427,7 @@ def test_slots_that_seem_damaged_are_kept(run: Killed) -> None:
         ({"port_range": "9000-9005"}, "tcp://127.0.0.1:9005"),
     ],
 )
-def test_a_shard_that_is_only_read_avoids_its_old_address_if_it_can(
+def test_a_shard_started_only_to_be_read_avoids_its_old_address_if_it_can(
     tmp_path: Path, options: dict[str, Any], bound: str
 ) -> None:
     wire = dataclasses.replace(cartpole().wire, **options)
