@@ -113,7 +113,7 @@ def bits_per_s(rate: str) -> float:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw agent steps per second over the number of shards: one panel per rate, one curve per number of workers."""
+    """Draw agent steps per second against the number of shards: one panel per rate, one curve per number of workers."""
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
         from matplotlib import pyplot

@@ -16,7 +16,7 @@ def case(**changes: object) -> Case:
 
 
 def at(start_ms: int) -> Round:
-    """A round of two workers and two shards: pushes from 0 ms, arrivals from 3, publications at 7 and 8, done at 12."""
+    """A round of two workers and two shards: workers push from 0 ms on, shards publish at 7 and 8, the end is at 12."""
 
     def ns(*instants_ms: int) -> tuple[int, ...]:
         return tuple((start_ms + each) * MS for each in instants_ms)

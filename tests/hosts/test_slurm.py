@@ -169,7 +169,7 @@ def test_minutes_count_all_starts_of_the_job_together(tmp_path: Path) -> None:
 
 @pytest.fixture
 def zmqrl(slurm: Slurm) -> Callable[..., str]:
-    """Run `zmqrl` as on a node. Returns its output."""
+    """Run `zmqrl` as it would run on a node. Returns its output."""
     return lambda *arguments: slurm.inside("zmqrl", *arguments)
 
 

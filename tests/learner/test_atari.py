@@ -33,7 +33,7 @@ def emulator(env_id: str, *, max_frames: int = 108_000) -> gymnasium.Env[Any, An
     [("ALE/Breakout-v5", 600), ("ALE/Pong-v5", 1100), ("ALE/Seaquest-v5", 500), ("ALE/BankHeist-v5", 800)],
 )
 def test_frames_rewards_and_ends_match_the_preprocessing_of_gymnasium(env_id: str, steps: int) -> None:
-    """Bit for bit, over full games. A lost life changes nothing but ``terminated``."""
+    """The frames match bit for bit over full games. A lost life changes nothing but ``terminated``."""
     theirs = preprocessed(emulator(env_id))
     ours = make_envs(env_id, PLAIN, threads=1)
     ours_without_lives = make_envs(env_id, dataclasses.replace(PLAIN, life_loss=False), threads=1)

@@ -1,4 +1,4 @@
-"""The algorithms match scalar references, the minibatches and gradients of the learner are right, and it learns."""
+"""The losses match scalar references. The learner makes the right minibatches and gradients, and really learns."""
 
 import math
 from collections.abc import Callable

@@ -16,7 +16,7 @@ TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
 
 
 class CountingEnvs:
-    """Observations are (game, step). Even games terminate every 3rd step, odd ones are truncated every 5th.
+    """Observations are (game, step). Even games terminate at every 3rd step. Odd games are truncated at every 5th.
 
     A final observation is (game, -step).
     """

@@ -104,7 +104,7 @@ def test_closing_writes_the_last_figures_once() -> None:
     assert [line.split("updates ")[1][0] for line in stream.getvalue().splitlines()] == ["1", "2"]
 
 
-def test_a_figure_missing_from_an_update_stays() -> None:
+def test_a_figure_missing_from_an_update_keeps_its_value() -> None:
     stream, clock = io.StringIO(), Clock()
     console = PlainConsole(stream, clock=clock)
     console.update(figures(entropy=1.5))

@@ -24,7 +24,7 @@ def printed(found: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def test_a_run_without_trouble_adds_up_and_blames_no_process() -> None:
+def test_without_trouble_the_times_add_up_and_no_process_is_blamed() -> None:
     found = profile()
     assert found["updates"] == VERSIONS
     assert found["update_ms"]["mean"] == pytest.approx(1e3 * UPDATE_S, abs=0.01)

@@ -1,4 +1,4 @@
-"""Processes that die or fall silent: which death was the first, when they restart, and when the run gives them up."""
+"""Processes that die or fall silent: which death came first, when they restart, and when the run gives up on them."""
 
 from pathlib import Path
 

@@ -143,7 +143,7 @@ def test_a_run_without_a_terminal_prints_plain_lines(finished: Finished) -> None
     assert lines[0].startswith("run directory")
     assert "CartPole-v1" in lines[0]
     assert any(re.search(rf"updates {UPDATES}\b.*score", line) for line in lines)
-    # A line of figures that is still waiting for its ten seconds may follow.
+    # Another line of figures may follow: the console prints one only every ten seconds.
     assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])
 
 

@@ -1,4 +1,4 @@
-"""Recovery of a killed run from the slots of its shards, and its counters. See also test_run_faults.py."""
+"""Recovery of a killed run and its counters from the slots of its shards. See also test_run_faults.py."""
 
 import contextlib
 import dataclasses
@@ -330,7 +330,7 @@ def test_a_resume_does_not_wait_for_the_state_of_a_shard_that_never_had_one(run:
     assert run.news == [f"everything after version 0 is lost: there is no state in {path} on localhost."]
 
 
-def test_slots_of_an_older_zmqrl_without_totals_are_read(tmp_path: Path) -> None:
+def test_slots_without_totals_from_an_older_zmqrl_are_read(tmp_path: Path) -> None:
     run = killed(tmp_path / "run", 9, 8, workers=1)
     forget_totals(run.directory.state(0))
     found = run.salvage()
