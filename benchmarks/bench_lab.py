@@ -43,7 +43,7 @@ class Lab:
         """Bytes that each host has sent and received since it came up."""
         command = ["ip", "-netns", NAME, "-statistics", "-json", "link", "show"]
         ports = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=10).stdout)
-        # The switch counts the bytes: it receives what a host sends.
+        # The switch counts the bytes: it receives the bytes that a host sends.
         return {
             port["ifname"]: (port["stats64"]["rx"]["bytes"], port["stats64"]["tx"]["bytes"])
             for port in ports
@@ -53,7 +53,7 @@ class Lab:
 
 @contextlib.contextmanager
 def lab(hosts: int) -> Iterator[Lab]:
-    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if it cannot."""
+    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if that fails."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is taken down, too
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
         made = Lab(Path(scratch) / "lab")

@@ -124,7 +124,7 @@ def calibrate(updates: int) -> None:
 
 
 def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
-    """The measurements of one run that the fit needs."""
+    """The measurements that the fit needs from one run."""
     return {
         "workers": scenario.workers,
         "shards": scenario.shards,
@@ -185,7 +185,7 @@ def not_negative(terms: Any, values: Any) -> list[float]:
 
 
 def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
-    """The steps of ``scenario`` on this machine, in seconds, by simulation with the calibrated costs."""
+    """Simulate ``scenario`` on this machine with the calibrated costs. Returns the step times in seconds."""
     size = payload_bytes(scenario.codec, scenario.parameters // scenario.shards)
     cost_s = {name: at_0 + per_byte * size for name, (at_0, per_byte) in calibration["costs"].items()}
     every_step_s, per_byte, per_subscriber_byte = calibration["rest"]
@@ -245,7 +245,7 @@ def run(updates: int, only: str | None) -> None:
 
 
 def measure(scenario: Scenario) -> Observed:
-    """Run a scenario: on this machine, or with the workers on a host of a lab that has their link."""
+    """Run a scenario: on this machine, or with the workers on a lab host whose link has the required rate."""
     if not math.isfinite(scenario.bandwidth):
         return observe(scenario)
     with lab(1) as where:

@@ -1,4 +1,4 @@
-"""Installing zmqrl on a host: the wheel, and the environments that it is installed into, here on this machine."""
+"""zmqrl is installed on a host as a wheel, in an environment of its own. In these tests, the host is this machine."""
 
 import base64
 import hashlib

@@ -214,7 +214,7 @@ def test_a_life_lost_in_the_last_step_before_the_time_limit_ends_the_return_and_
 
 
 def test_an_action_that_does_not_exist_is_refused() -> None:
-    """ale_py would wait forever for its result."""
+    """ale_py would wait forever for the result of such an action."""
     envs = make_envs("ALE/Breakout-v5", PLAIN, threads=1)
     envs.reset(0)
     for action in (4, -1):

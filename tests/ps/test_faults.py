@@ -45,7 +45,7 @@ def used_by(running: Served, rank: int, shard: int) -> int:
 
 
 def heard_of(running: Served, rank: int, shard: int) -> int:
-    """The number of contributions of ``rank`` that have arrived, without the one that is held."""
+    """The number of contributions of ``rank`` that have arrived, not counting the one that is held."""
     return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
 
 

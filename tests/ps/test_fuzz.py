@@ -206,7 +206,7 @@ def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: 
 
 
 def send(to: "zmq.Socket[bytes]", frames: list[bytes], payloads: set[type]) -> bool:
-    """Send the frames. Returns whether they are certain to be counted because they are not a valid message."""
+    """Send the frames. Returns True if they are not a valid message, so that they must be counted."""
     to.send_multipart(frames)
     return is_no_message(frames, payloads)
 

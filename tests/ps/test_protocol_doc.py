@@ -335,7 +335,7 @@ def test_the_bare_worker_ignores_malformed_messages(tmp_path: Path, frames: list
 
 
 def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints: str) -> threading.Thread:
-    """Run the bare worker as ``rank`` in a thread. It appends the versions that it computes on to ``versions``."""
+    """Run the bare worker as ``rank`` in a thread. It appends each version that it uses to ``versions``."""
     cluster: dict[str, Any] = {
         "run": shards.cluster.run,
         "layout": shards.cluster.layout.to_json(),

@@ -1,4 +1,4 @@
-"""Processes of real runs hang or are stopped. The log and ``zmqrl status`` name them and where they hang."""
+"""Processes of real runs hang or are stopped. The log and ``zmqrl status`` show which process hangs, and where."""
 
 import contextlib
 import json

@@ -324,12 +324,12 @@ def test_on_a_terminal_a_run_shows_a_live_view_and_ctrl_c_ends_it(tmp_path: Path
 
 
 def take_terminal() -> None:
-    """Make standard input the controlling terminal, so that it can send Ctrl-C."""
+    """Make standard input the controlling terminal, so that Ctrl-C sends a signal."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
-    """Read from the terminal up to ``words``. With None, read until no process has it open."""
+    """Read from the terminal up to ``words``. With None, read until no process has the terminal open."""
     shown = b""
     deadline = time.monotonic() + within_s
     while words is None or words not in shown.decode(errors="replace"):

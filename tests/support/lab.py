@@ -77,7 +77,7 @@ class Lab:
         self.hosts: list[str] = list(self.status())
 
     def __call__(self, command: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of netlab on this lab."""
+        """Run a netlab command on this lab."""
         return netlab(command, *self.slot.where, *arguments, check=check)
 
     def run(self, host: str, argv: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
