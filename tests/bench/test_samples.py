@@ -78,7 +78,7 @@ def test_a_row_has_percentiles_bytes_and_the_fraction_of_memcpy() -> None:
 @pytest.mark.parametrize(
     ("operation", "pieces"),
     [
-        ("update_round", (6, 2000)),  # three gradients in, the weights out three times
+        ("update_round", (6, 2000)),  # three gradients come in, and the weights go out three times
         ("push", (1, 2000)),
         ("ingest", (3, 512)),  # one of four shards: 256 of 1000 bfloat16 numbers, in complete blocks of 16
         ("fan_out", (3, 2000)),
