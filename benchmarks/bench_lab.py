@@ -1,4 +1,4 @@
-"""A network lab for the benchmarks of a cluster (docs/netlab.md), and runs on its hosts."""
+"""A network lab for cluster benchmarks (docs/netlab.md), and runs on its hosts."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ class Lab:
         return self.directory / "ssh_config"
 
     def __call__(self, *arguments: str) -> str:
-        """Run a command of netlab. Returns its output."""
+        """Run a netlab command. Returns its output."""
         where = ("--dir", str(self.directory), "--name", NAME)
         command = [sys.executable, "-B", str(NETLAB), arguments[0], *where, *arguments[1:]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -43,7 +43,7 @@ class Lab:
         """Bytes that each host has sent and received since it came up."""
         command = ["ip", "-netns", NAME, "-statistics", "-json", "link", "show"]
         ports = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=10).stdout)
-        # These are counters of the switch: it receives the bytes that a host sends.
+        # The switch counts the bytes: it receives the bytes that a host sends.
         return {
             port["ifname"]: (port["stats64"]["rx"]["bytes"], port["stats64"]["tx"]["bytes"])
             for port in ports
@@ -53,8 +53,8 @@ class Lab:
 
 @contextlib.contextmanager
 def lab(hosts: int) -> Iterator[Lab]:
-    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if it cannot."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # take the lab down even then
+    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if that fails."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is taken down, too
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
         made = Lab(Path(scratch) / "lab")
         try:

@@ -1,4 +1,4 @@
-"""Measure how training speed depends on the number of parameter servers if the network is the bottleneck.
+"""Measure how training speed depends on the number of parameter servers when the network is the bottleneck.
 
     sudo .venv/bin/python benchmarks/central_graph.py [RECIPE options ...] [--shards 1 2 4] [--workers 4]
         [--rate 50mbit off] [--seconds 60] [--output DIR]
@@ -68,7 +68,7 @@ def measure(where: Lab, shards: int, workers: int, rate: str, options: Sequence[
         "busiest_host": host,
         "busiest_link_mbit_per_s": busiest[host] / 1e6,
         "links_in_turn_updates_per_s": links_in_turn(parameters, shards, workers, rate),
-        "load_before": load_before,  # from other work and from the previous run
+        "load_before": load_before,  # caused by other work and by the previous run
         "processors_busy": (after.busy_s - before.busy_s) / (elapsed_s * (os.cpu_count() or 1)),
         "split_s": last["split_s"],
     }
@@ -91,13 +91,13 @@ class Sample:
 
 
 def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
-    """The newest row of metrics once the run has trained for ``wall_s`` seconds."""
+    """The newest row of metrics, or None if the run has not yet trained for ``wall_s`` seconds."""
     rows = run.rows()
     return rows[-1] if rows and rows[-1]["wall_s"] >= wall_s else None
 
 
 def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> float | None:
-    """Updates per second if only the busiest link took time: first all gradients, then all weights.
+    """Updates per second if only the busiest link took time, and carried all gradients before all weights.
 
     The real number can be higher: a worker that has its weights plays and sends while others still receive theirs.
     """
@@ -108,12 +108,12 @@ def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> floa
 
 
 def bits_per_s(rate: str) -> float:
-    """Convert a rate of netlab, such as 50mbit, to bits per second."""
+    """Convert a netlab rate, such as 50mbit, to bits per second."""
     return float(rate[:-4]) * UNITS[rate[-4:]]
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw agent steps per second over the number of shards: one panel per rate, one curve per number of workers."""
+    """Draw agent steps per second against the number of shards: one panel per rate, one curve per number of workers."""
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
         from matplotlib import pyplot
@@ -140,7 +140,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure one setting after the other, and write the results."""
+    """Measure each setting in turn, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

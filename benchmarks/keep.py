@@ -21,7 +21,7 @@ ROW_EVERY_S = 30.0
 
 
 def thinned(run: Path) -> list[Mapping[str, Any]]:
-    """The first row at or after each half minute of training, and the last one, with means over the rows between."""
+    """About one row per half minute of training, and the last row. Each has means over the rows that it replaces."""
     rows = RunRecord.read(run).rows
     kept, due_s, since = list[Mapping[str, Any]](), 0.0, list[Mapping[str, Any]]()
     for row in rows:
@@ -53,7 +53,7 @@ def keep(run: Path, name: str) -> Path:
 
 
 def main() -> None:
-    """Keep one run."""
+    """Keep the result of one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")

@@ -1,8 +1,8 @@
-"""Measure the cost of recording a profile: nanoseconds per span, and complete runs with and without it in turn.
+"""Measure the cost of recording a profile: nanoseconds per span, and the speed of runs with and without it.
 
     python benchmarks/profile_overhead.py [--rounds 10] [--updates 300] [RECIPE options ...]
 
-The cost per update is the cost of a span times the number of spans in an update. The runs also show all other costs.
+The cost per update is the cost of a span times the number of spans in an update. The runs also include all other costs.
 The ratio of their speeds has a 95 % confidence interval from a bootstrap over the rounds.
 """
 
@@ -27,7 +27,7 @@ SETTINGS = ("on", "off")
 
 
 def span_ns() -> float:
-    """Nanoseconds that an empty span takes, without those of an empty loop."""
+    """The nanoseconds that an empty span takes. The time of the loop itself is subtracted."""
     spans = Spans()
 
     def with_span() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def describe(directory: Path, each_ns: float, updates: int) -> None:
-    """Print the share of an update that its spans take, and the bytes per version and rank."""
+    """Print the share of an update that its spans take, and the bytes recorded per version and rank."""
     recording = Recording.read(directory / "profile")
     workers = list(recording.of_role("worker"))
     spans = sum(histogram.count for each in workers for histogram in each.histograms.values()) / len(workers) / updates

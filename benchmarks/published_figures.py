@@ -2,7 +2,7 @@
 
     python benchmarks/published_figures.py [--figures servers machines backups last_gradients]
 
-It takes some minutes on one core, and the seed decides every result. docs/simulation.md shows the results.
+It takes several minutes on one core, and the seed decides every result. docs/simulation.md shows the results.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from zmqrl.simulate import Scenario, simulate
 
 # DBA3C's best run: each update uses 60 of 64 workers and batches of 32 samples; 331 909 parameters.
 # A batch costs about 126 million multiplications and additions x 32 samples x 4 (act, forward, backward): 32 GFLOP,
-# or 0.3 s at 100 GFLOP/s of 12 Haswell cores. Nobody has published its spread: we assume 15 %.
+# or 0.3 s at 100 GFLOP/s of 12 Haswell cores. Its spread is not published: we assume 15 %.
 DBA3C = Scenario(
     workers=60,
     backups=4,
@@ -37,12 +37,12 @@ DBA3C = Scenario(
 GIGABIT = 125e6  # bytes per second
 SERVERS = (1, 2, 4, 8, 16)
 MACHINES = (1, 2, 4, 8, 16, 32, 64)
-ONE_MACHINE_H = 15.0  # what deepsense.ai's article of 2017 implies for 12 cores
+ONE_MACHINE_H = 15.0  # implied for 12 cores by deepsense.ai's article of 2017
 PUBLISHED_64_MIN = 20.0
 
 # Inception-v3 on 50 workers and 17 parameter servers (Abadi et al. 2016, section 6.3). The network is assumed to have
-# 10 Gbit/s. The law is chosen so that the median step without backups is about 2.3 s, from which 1.93 s with 4 backups
-# is the published gain.
+# 10 Gbit/s. The law is chosen to give a median step of about 2.3 s without backups. The published step with 4 backups
+# is 1.93 s.
 INCEPTION = Scenario(
     workers=50,
     shards=17,
@@ -94,7 +94,7 @@ def machines_against_time() -> list[dict[str, Any]]:
 
 
 def backups_against_step() -> list[dict[str, Any]]:
-    """Median step, and the speed-up normalised by the machines: t(0)/t(b) x 50/(50 + b)."""
+    """The median step, and the speed-up relative to the number of machines: t(0)/t(b) x 50/(50 + b)."""
     rows: list[dict[str, Any]] = []
     for backups in BACKUPS:
         result = simulate(replace(INCEPTION, backups=backups))

@@ -124,7 +124,7 @@ def calibrate(updates: int) -> None:
 
 
 def measured(scenario: Scenario, observed: Observed) -> dict[str, Any]:
-    """The measurements of one run that the fit needs."""
+    """The measurements that the fit needs from one run."""
     return {
         "workers": scenario.workers,
         "shards": scenario.shards,
@@ -165,7 +165,7 @@ def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
-    """Fit offset and slope by least squares. Neither is below 0."""
+    """Fit offset and slope by least squares. Neither can be negative."""
     return not_negative(np.array([[1.0, x] for x in xs]), np.array(ys))
 
 
@@ -185,7 +185,7 @@ def not_negative(terms: Any, values: Any) -> list[float]:
 
 
 def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
-    """The steps of ``scenario`` on this machine, in seconds, by simulation with the calibrated costs."""
+    """Simulate ``scenario`` on this machine with the calibrated costs. Returns the step times in seconds."""
     size = payload_bytes(scenario.codec, scenario.parameters // scenario.shards)
     cost_s = {name: at_0 + per_byte * size for name, (at_0, per_byte) in calibration["costs"].items()}
     every_step_s, per_byte, per_subscriber_byte = calibration["rest"]
@@ -195,7 +195,7 @@ def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
         scenario,
         hosts=scenario.hosts or 1,
         cores=os.cpu_count(),
-        loopback=2 / per_byte if per_byte else float("inf"),  # a slice crosses twice in a step
+        loopback=2 / per_byte if per_byte else float("inf"),  # in each step, a slice crosses the loopback device twice
         costs=ShardCosts(
             receive_s=cost_s["receive"],
             accumulate_s=cost_s["accumulate"],
@@ -245,7 +245,7 @@ def run(updates: int, only: str | None) -> None:
 
 
 def measure(scenario: Scenario) -> Observed:
-    """Run a scenario: on this machine, or with the workers on a host of a lab that has their link."""
+    """Run a scenario: on this machine, or with the workers on a lab host whose link has the required rate."""
     if not math.isfinite(scenario.bandwidth):
         return observe(scenario)
     with lab(1) as where:
@@ -301,7 +301,7 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def name_parts(name: str) -> list[str]:
-    """The columns of the table that the name of a scenario fills."""
+    """The cells of the table that come from the name of a scenario."""
     workers, backups, shards, size, law, link = name.split("-")
     return [workers[1:], backups[1:], shards[1:], size, LAWS[law], link]
 
@@ -328,7 +328,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> tuple[int, int]:
-    """Ticks of all processors since boot: busy ticks and all ticks."""
+    """Ticks since boot, added up over all processors: the busy ones, and all of them."""
     ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 

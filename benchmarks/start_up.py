@@ -33,7 +33,7 @@ SAID = {"imports_s": r"started and imported in ([\d.]+) s", "games_s": r"games a
 
 
 def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
-    """Start once. Returns the seconds of each phase in order, and of the steps in the start of a worker."""
+    """Start a run once. Returns the seconds of each phase in order, and of each step in a worker's start."""
     names = [f"h{number}" for number in range(1, hosts + 1)]
     workers = WORKERS_ON_A_HOST * hosts
     load_before = os.getloadavg()[0]
@@ -57,10 +57,10 @@ def measure(where: Lab, hosts: int, options: Sequence[str]) -> dict[str, Any]:
     row = {
         "hosts": hosts,
         "processes": hosts + workers,
-        "load_before": load_before,  # from other work and from the previous run
+        "load_before": load_before,  # caused by other work and by the previous run
         "total_s": sum(took_s.values()),
         "phases_s": took_s,
-        # A worker logs these times of its own start. They are part of the phases.
+        # A worker logs how long the steps of its own start take. These times are part of the phases.
         "worker": {
             what: statistics.median(float(re.findall(words, said)[0]) for said in logs) for what, words in SAID.items()
         },

@@ -54,7 +54,7 @@ CASES = (
         f"{WAITING} {THREE} --backups 1 --straggle 3:0.06",
     ),
     Case(
-        "the pauses in half the time",
+        "pauses half as long",
         f"{WAITING} {THREE}",
         Changes(spans={"straggle": 0.5}),
         f"{WAITING} --workers 3 --shards 2 --straggle 0:0.03 --straggle 1:0.05 --straggle 2:0.1",

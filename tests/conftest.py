@@ -1,7 +1,7 @@
 """Shared by all tests: Hypothesis profiles, markers, and fixtures for programs that not every machine has.
 
 The default profile tries the same examples each time. ``make check`` uses ``quick``, which tries fewer. ``thorough``
-tries many more: ``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes some minutes.
+tries many more: ``pytest --hypothesis-profile=thorough --timeout=0 tests/ps/test_protocol.py`` takes several minutes.
 
 Tests that use the network lab are marked ``lab``, and tests that use Slurm ``slurm``. Both need root and Debian
 packages. Most tests of complete runs are marked ``slow``. ``make test`` leaves all three out.
@@ -33,7 +33,7 @@ settings.load_profile("default")
 # A shell makes background processes ignore SIGINT, and every process that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LANES = {"lab_of_all_tests": "lab", "need_a_lab": "lab", "slurm": "slurm"}  # by fixture
+LANES = {"lab_of_all_tests": "lab", "need_a_lab": "lab", "slurm": "slurm"}  # the marker of each fixture
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,7 +74,7 @@ def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]
 
     def need(*names: str) -> None:
         specs = {name: importlib.util.find_spec(name) for name in names}
-        # An output directory of a tracker can look like a package: it has no file as its origin.
+        # A tracker's output directory can look like a package, but its origin is not a file.
         missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
         if missing:
             skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install 'zmqrl[{','.join(missing)}]'")
@@ -84,7 +84,7 @@ def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]
 
 @pytest.fixture(scope="session")
 def need_a_lab(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> None:
-    """Skips the test unless a network lab can be made."""
+    """Skips the test unless a network lab can be started."""
     need_programs(*PROGRAMS)
     if os.geteuid() != 0:
         skip_or_fail("a network lab needs root")

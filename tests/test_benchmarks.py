@@ -1,4 +1,4 @@
-"""The benchmarks of a cluster run in a short form and show the expected effect."""
+"""Short versions of the cluster benchmarks run and show the expected effect."""
 
 import json
 import subprocess

@@ -123,7 +123,7 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path, manifest: Any) 
         Checkpoint.read(path)
 
 
-def test_a_manifest_with_another_version_than_its_directory_is_damaged(tmp_path: Path) -> None:
+def test_a_manifest_whose_version_differs_from_its_directory_is_damaged(tmp_path: Path) -> None:
     path = example().write(tmp_path)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["version"] += 1

@@ -1,4 +1,4 @@
-"""In the documents, every link has an existing file and heading as its target, and every path of the code exists."""
+"""In the documents, every link leads to an existing file and heading, and every path named for contributors exists."""
 
 import re
 import unicodedata

@@ -165,7 +165,7 @@ class Net(nn.Module):
 def test_a_custom_network_computes_the_same_as_in_its_workers(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It computes in float32, as its code does. Its untrained parameters are drawn from the seed of the run."""
+    """The policy computes in float32, as the network does. Untrained parameters are drawn from the seed of the run."""
     (tmp_path / "own_network_of_a_policy.py").write_text(OWN_NETWORK, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     config = dataclasses.replace(config, model="own_network_of_a_policy:Net", seed=7)

@@ -1,4 +1,7 @@
-"""A child process ends with its parent, whatever its main thread does and even if a signal is lost. Its log level."""
+"""A child process ends with its parent, whatever its main thread does and even if a signal is lost.
+
+The log level of a child process comes from its environment.
+"""
 
 import os
 import signal
@@ -13,7 +16,7 @@ from zmqrl.process import LOG_LEVEL, Messages, quiet_children
 
 pytestmark = pytest.mark.processes
 
-# As if the listener had sent SIGTERM before the main thread began to wait: the handler does nothing.
+# The handler does nothing, as if the listener had sent SIGTERM before the main thread began to wait.
 SIGNAL_CAME_JUST_BEFORE = """
 import signal
 from zmqrl.process import Messages
@@ -33,7 +36,7 @@ finally:
     time.sleep(0.5)
     print('cleaned up', flush=True)
 """
-# As if a library had caught the exception and mistaken it for its own.
+# The code catches the exception, like a library that mistakes it for its own.
 SWALLOWING = """
 import time
 from zmqrl.process import Messages

@@ -15,7 +15,7 @@ THE_TESTED = {"a_child.py"}  # the host daemons end the processes that they star
 def test_every_process_that_a_test_starts_is_ended(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     ended = {id(call.args[0]) for call in calls(tree, "ending") if call.args}
-    made = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Return)}  # for `ending` elsewhere
+    made = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Return)}  # the caller must use `ending`
     for call in calls(tree, "Popen"):
         assert id(call) in ended | made, f"{path.name}:{call.lineno}: nothing ends this process: use rig.ending"
     for call in calls(tree, "run"):

@@ -59,7 +59,7 @@ def full_pipe() -> Iterator[int]:
 
 @pytest.fixture
 def stopped_terminal() -> Iterator[int]:
-    """A terminal with stopped output, as after Ctrl-S."""
+    """A terminal whose output is stopped, as after Ctrl-S."""
     ours, theirs = pty.openpty()
     termios.tcflow(theirs, termios.TCOOFF)
     yield theirs

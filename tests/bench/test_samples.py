@@ -16,7 +16,7 @@ def case(**changes: object) -> Case:
 
 
 def at(start_ms: int) -> Round:
-    """A round of two workers and two shards: pushes from 0 ms, arrivals from 3, publications at 7 and 8, done at 12."""
+    """A round of two workers and two shards: workers push from 0 ms on, shards publish at 7 and 8, the end is at 12."""
 
     def ns(*instants_ms: int) -> tuple[int, ...]:
         return tuple((start_ms + each) * MS for each in instants_ms)
@@ -51,7 +51,7 @@ def test_without_shards_only_update_rounds_are_measured() -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 10**6), min_size=2, max_size=20), min_size=1, max_size=5))
-def test_update_rounds_of_a_block_add_up_to_its_length(blocks_us: list[list[int]]) -> None:
+def test_the_update_rounds_of_a_block_add_up_to_its_length(blocks_us: list[list[int]]) -> None:
     blocks, lengths_us = [], []
     for durations_us in blocks_us:
         ends = [sum(durations_us[: i + 1]) for i in range(len(durations_us))]
@@ -78,7 +78,7 @@ def test_a_row_has_percentiles_bytes_and_the_fraction_of_memcpy() -> None:
 @pytest.mark.parametrize(
     ("operation", "pieces"),
     [
-        ("update_round", (6, 2000)),  # three gradients in, the weights out three times
+        ("update_round", (6, 2000)),  # three gradients come in, and the weights go out three times
         ("push", (1, 2000)),
         ("ingest", (3, 512)),  # one of four shards: 256 of 1000 bfloat16 numbers, in complete blocks of 16
         ("fan_out", (3, 2000)),

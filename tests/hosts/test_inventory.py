@@ -369,7 +369,7 @@ def test_the_example_of_three_hosts_leaves_the_roles_open() -> None:
     assert all(host.shards is None and host.workers is None for host in (big, small, login))
 
 
-def test_the_example_by_hand_assigns_every_process_to_a_host() -> None:
+def test_the_example_of_placement_by_hand_assigns_every_process_to_a_host() -> None:
     hosts = {host.name: host for host in read_hosts(str(EXAMPLES / "by-hand.toml"))}
     assert list(hosts) == ["params1", "params2", "node01", "node02", "node03", "node04", "watcher"]
     assert sum(host.shards or 0 for host in hosts.values()) == 2

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.processes
 
 
 class Place:
-    """A place for processes: how to start a host daemon there, and how to check processes without it."""
+    """A place for processes: how to start a host daemon there, and how to check processes without the daemon."""
 
     host = HERE
     lease_s: float | None = None
@@ -268,7 +268,7 @@ def test_stopping_ends_even_processes_that_ignore_the_signal_and_leaves_the_othe
     watched.launcher.stop([WILLING, STUBBORN], grace_s=0.1)
     assert watched.launcher.running() == [OTHER]
     assert [watched.place.alive(each["pid"]) for each in facts] == [False, False, True]
-    # The launcher does not report ends that its user has asked for.
+    # The launcher does not report the end of a process that it was asked to stop.
     assert watched.ends(WILLING) == watched.ends(STUBBORN) == []
 
 
@@ -437,7 +437,7 @@ def test_an_error_names_an_unusable_directory(place: Place, where: Path) -> None
     launcher.close()
 
 
-# what only a network can do
+# faults of a network
 
 
 @pytest.fixture

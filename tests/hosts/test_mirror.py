@@ -68,7 +68,7 @@ class World:
                     self.mirror.take(name, event)
 
     def begin(self) -> None:
-        """Begin the session: its processes write from now on."""
+        """Begin the session, so that its processes write files from now on."""
         for shard in (0, 1):
             self.mirror.put_history(shard)
         self.answer()

@@ -280,7 +280,7 @@ def test_an_interrupted_up_leaves_nothing(empty_slot: Slot, number: signal.Signa
 
 @contextlib.contextmanager
 def starting(where: Slot, made: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `netlab up` until it has made this file."""
+    """Run `netlab up`. The block begins once the file ``made`` exists."""
     command = [sys.executable, str(NETLAB), "up", "2", *where.where, "--subnet", where.subnet]
     with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) as process:
         eventually((where.directory / made).exists, f"{made} of a lab")

@@ -194,7 +194,7 @@ class Wish:
 
 @st.composite
 def wishes(draw: st.DrawFn, *, by_hand: bool = True, slots: bool = True) -> Wish:
-    """Hosts and numbers of processes that match."""
+    """Hosts, and numbers of processes that can be placed on them."""
     count = draw(st.integers(1, 5))
 
     def some(values: st.SearchStrategy[int], wanted: bool = True) -> list[int | None]:

@@ -131,7 +131,7 @@ def test_the_interfaces_of_this_machine_are_known() -> None:
     assert "127.0.0.1" in interfaces()["lo"]
 
 
-# judgement
+# the verdict
 
 
 def judged(route: dict[str, Any] | None = None, failed: dict[str, str] | None = None, **facts: Any) -> Verdict:

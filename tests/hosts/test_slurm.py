@@ -81,7 +81,7 @@ def test_many_launchers_started_by_srun_are_refused() -> None:
 
 
 def told_by_slurm(status: int | None) -> int:
-    """A training that Slurm signals because its time is up. With a ``status``, it ends by itself with that status."""
+    """A training run that Slurm signals when its time is up. If ``status`` is given, the run ends with that status."""
     try:
         signal.raise_signal(signal.SIGUSR1)
     except KeyboardInterrupt:
@@ -169,7 +169,7 @@ def test_minutes_count_all_starts_of_the_job_together(tmp_path: Path) -> None:
 
 @pytest.fixture
 def zmqrl(slurm: Slurm) -> Callable[..., str]:
-    """Run `zmqrl` as on a node. Returns its output."""
+    """Run `zmqrl` as it would run on a node. Returns its output."""
     return lambda *arguments: slurm.inside("zmqrl", *arguments)
 
 

@@ -1,4 +1,4 @@
-"""Installing zmqrl on a host: the wheel, and the environments that it is installed into, here on this machine."""
+"""zmqrl is installed on a host as a wheel, in an environment of its own. In these tests, the host is this machine."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 
 
 class Host:
-    """A host with its own cache, this machine's Python, and its messages."""
+    """A host that has its own cache and uses this machine's Python. It keeps the messages that it receives."""
 
     def __init__(self, cache: Path, **variables: str) -> None:
         self.said: list[str] = []

@@ -33,7 +33,7 @@ def emulator(env_id: str, *, max_frames: int = 108_000) -> gymnasium.Env[Any, An
     [("ALE/Breakout-v5", 600), ("ALE/Pong-v5", 1100), ("ALE/Seaquest-v5", 500), ("ALE/BankHeist-v5", 800)],
 )
 def test_frames_rewards_and_ends_match_the_preprocessing_of_gymnasium(env_id: str, steps: int) -> None:
-    """Bit for bit, over full games. A lost life changes nothing but ``terminated``."""
+    """The frames match bit for bit over full games. A lost life changes nothing but ``terminated``."""
     theirs = preprocessed(emulator(env_id))
     ours = make_envs(env_id, PLAIN, threads=1)
     ours_without_lives = make_envs(env_id, dataclasses.replace(PLAIN, life_loss=False), threads=1)
@@ -109,7 +109,7 @@ def test_a_lost_life_ends_the_return_in_the_step_where_gymnasium_ends_it(env_id:
 
 
 class Wait(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Lets ``frames`` pass at the start of a game, the first with FIRE if ``fire`` is set, as ale_py does."""
+    """Plays ``frames`` frames at the start of a game, as ale_py does. With ``fire``, the first action is FIRE."""
 
     frames = 0
     fire = False
@@ -176,7 +176,7 @@ def test_an_atari_game_cut_off_by_its_time_limit_returns_its_last_observation() 
         assert step.truncated[0] == truncated
         assert not step.terminated[0]
     assert truncated
-    assert info["lives"] > 0  # above the 0 of a new game; the fall to 0 is not a lost life
+    assert info["lives"] > 0  # a new game has 0 lives, and the change to 0 is not a lost life
     np.testing.assert_array_equal(step.final_observations[0], expected)
     np.testing.assert_array_equal(step.observations, start)
     assert step.games == [Game(score, 100)]
@@ -214,7 +214,7 @@ def test_a_life_lost_in_the_last_step_before_the_time_limit_ends_the_return_and_
 
 
 def test_an_action_that_does_not_exist_is_refused() -> None:
-    """ale_py would wait forever for its result."""
+    """ale_py would wait forever for the result of such an action."""
     envs = make_envs("ALE/Breakout-v5", PLAIN, threads=1)
     envs.reset(0)
     for action in (4, -1):

@@ -1,4 +1,4 @@
-"""The algorithms match scalar references, the minibatches and gradients of the learner are right, and it learns."""
+"""The losses match scalar references. The learner makes the right minibatches and gradients, and really learns."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from zmqrl.learner.returns import gae, n_step_returns
 from zmqrl.learner.rollout import Player, Rollout
 
 SAMPLES, ACTIONS = 24, 3
-# Threads that compute tiny products wait for each other. On a busy host, that is up to ten times slower.
+# With several threads, tiny products can be ten times slower on a busy host, because the threads wait for each other.
 torch.set_num_threads(1)
 
 
@@ -197,7 +197,7 @@ def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: in
 
 
 class Recording(nn.Module):
-    """The vector model. It records the samples that it was shown."""
+    """The vector model, which also records the samples that it is given."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class Unpooled:
         self.frames = [np.zeros_like(self.small(screen))] * 3 + [self.small(screen)]
 
     def step(self, action: np.int64) -> tuple[float, bool, bool, bool, int]:
-        """Play one step. Returns reward, game over, cut off, life lost and frames played."""
+        """Play one step. Returns the reward, three flags (game over, cut off, life lost) and the number of frames."""
         before = self.info
         screen, reward, over, truncated, self.info = self.bare.step(int(action))
         self.frames = [*self.frames[1:], self.small(screen)]

@@ -54,7 +54,7 @@ def reference_gae(rollout: dict[str, Tensor], gamma: float, lam: float) -> Tenso
 
 
 def reference_n_step(rollout: dict[str, Tensor], gamma: float) -> Tensor:
-    """Rewards up to the end of the game or of the rollout, then the value of what follows."""
+    """Discounted rewards up to the end of the game or of the rollout, plus the discounted value of the next state."""
     steps, num_envs = rollout["rewards"].shape
     returns = torch.zeros(steps, num_envs)
     for i in range(num_envs):

@@ -16,7 +16,7 @@ TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
 
 
 class CountingEnvs:
-    """Observations are (game, step). Even games terminate every 3rd step, odd ones are truncated every 5th.
+    """Observations are (game, step). Even games terminate at every 3rd step. Odd games are truncated at every 5th.
 
     A final observation is (game, -step).
     """
@@ -79,7 +79,7 @@ class FrameEnvs(CountingEnvs):
 
 
 class ValueIsTheStep(nn.Module):
-    """V(game, step) = step, and a policy that prefers the action with the number of the game."""
+    """A model with V(game, step) = step. Its policy prefers the action whose number is that of the game."""
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.nn.functional.one_hot(observations[:, 0].long() % 4, 4).float()

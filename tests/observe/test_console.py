@@ -65,7 +65,7 @@ def live(width: int = 100, **settings: Any) -> tuple[LiveConsole, RichConsole, C
 
 
 def words(text: str) -> str:
-    """What is on the screen, without the frame and the line breaks that the width made."""
+    """The text on the screen, without the frame and the line wrapping."""
     return " ".join(text.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"), " ")).split())
 
 
@@ -104,7 +104,7 @@ def test_closing_writes_the_last_figures_once() -> None:
     assert [line.split("updates ")[1][0] for line in stream.getvalue().splitlines()] == ["1", "2"]
 
 
-def test_a_figure_missing_from_an_update_stays() -> None:
+def test_a_figure_missing_from_an_update_keeps_its_value() -> None:
     stream, clock = io.StringIO(), Clock()
     console = PlainConsole(stream, clock=clock)
     console.update(figures(entropy=1.5))
@@ -121,7 +121,7 @@ def test_the_first_row_of_a_run_can_be_displayed() -> None:
     assert "no game has ended yet" in stream.getvalue()
 
 
-def test_the_workers_that_are_missing_longest_are_named() -> None:
+def test_the_workers_that_have_been_missing_longest_are_named() -> None:
     stream = io.StringIO()
     PlainConsole(stream).update(figures(missing_s={str(rank): float(rank) for rank in range(20)}))
     assert "waiting for rank 19 (19 s), rank 18 (18 s), " in stream.getvalue()

@@ -16,12 +16,12 @@ SAID = st.lists(st.tuples(st.sampled_from(SOURCES), st.sampled_from("abcd"), PAU
 
 
 def once(lines: list[str]) -> list[str]:
-    """The lines without direct repetitions."""
+    """The lines without immediate repetitions."""
     return [line for line, _ in groupby(lines)]
 
 
 def fold(said: list[tuple[Source, str, float]], held: Folding) -> list[Folded]:
-    """The shown lines if each source says its line the given number of seconds after the previous one."""
+    """The lines shown if each line is logged the given number of seconds after the previous line."""
     shown, now = [], 0.0
     for source, line, pause_s in said:
         now += pause_s

@@ -32,7 +32,7 @@ def test_count_mean_and_maximum_are_exact(values: list[int]) -> None:
 
 
 @given(durations, durations)
-def test_merged_histograms_hold_the_values_of_all(one: list[int], other: list[int]) -> None:
+def test_a_merged_histogram_holds_all_values(one: list[int], other: list[int]) -> None:
     assert merged([of(one), of(other)]).to_json() == of(one + other).to_json()
 
 

@@ -105,7 +105,7 @@ def test_a_restarted_rank_adds_to_its_earlier_counts() -> None:
     assert row["skipped_by_rank"] == {"0": 4}
 
 
-def test_a_report_that_arrives_after_one_of_the_next_process_counts() -> None:
+def test_a_report_counts_even_if_the_next_process_has_already_reported() -> None:
     tested = metrics()
     assert told(tested, report(incarnation=2, agent_steps=10))
     assert told(tested, report(incarnation=1, agent_steps=1000, games=[[1, 5.0, 100]]))
@@ -307,9 +307,9 @@ def test_split_is_the_time_of_one_worker_in_one_update() -> None:
 
 def test_split_and_losses_are_weighted_by_the_updates_of_each_report() -> None:
     tested = metrics()
-    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # after a resume, only played
+    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # after a resume: it has only played
     told(tested, report(version=34_003, agent_steps=100, losses={"loss": 1.0}, spans={"gradient": 1.0}))
-    told(tested, report(version=34_003, agent_steps=200, spans={"act": 0.5}))  # nothing learned since then
+    told(tested, report(version=34_003, agent_steps=200, spans={"act": 0.5}))  # it has learned nothing since then
     told(tested, report(version=34_004, agent_steps=200, losses={"loss": 5.0}, spans={"gradient": 1.0}))
     row = tested.row(1.0)
     assert row["split_s"] == {"act": 1.0 / 5, "gradient": 2.0 / 5}

@@ -294,7 +294,7 @@ def test_a_curve_is_a_moving_mean_over_one_percent_of_its_run() -> None:
     np.testing.assert_allclose(y[10:-10], 1, atol=0.1)
 
 
-def test_smoothing_shows_no_slow_waves_from_the_period_of_an_iteration() -> None:
+def test_a_smoothed_curve_has_no_slow_waves_caused_by_iterations() -> None:
     # The policy lag of a run that plays for 4 s, then makes 64 updates in 4.3 s, with one row per second.
     learned_at = np.add.outer(np.arange(0.0, 3600.0, 8.3), np.linspace(4.0, 8.29, 64)).ravel()
     lags = np.tile(np.arange(64.0), len(learned_at) // 64)

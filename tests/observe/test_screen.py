@@ -26,7 +26,7 @@ class Pipe:
         self.stream: TextIO = os.fdopen(self.writer, "w", encoding="utf-8")
 
     def read_lines(self, count: int) -> list[str]:
-        """The next lines."""
+        """Read the next ``count`` lines."""
         read = b""
         while read.count(b"\n") < count:
             piece = os.read(self.reader, 1)

@@ -5,7 +5,7 @@ from zmqrl.observe.spans import Spans
 
 
 class Clock:
-    """A hand-wound ``time.monotonic_ns``."""
+    """Stands in for ``time.monotonic_ns``. Tests set the time."""
 
     def __init__(self) -> None:
         self.now_ns = 10_000

@@ -34,7 +34,7 @@ TURN_S = 0.25
 
 
 class Watched:
-    """A run whose versions take ``step_s`` until they stall, and all news about its stalls."""
+    """A run whose versions take ``step_s`` until they stall. It records all news about its stalls."""
 
     def __init__(self, *, step_s: float = 0.1, versions: int = 20, per_iteration: int = 1) -> None:
         self.now, self.version = 100.0, 0
@@ -51,7 +51,7 @@ class Watched:
         self.stalls.made(self.version, self.now)
 
     def wait(self, seconds: float, awaited: Sequence[Awaited] = (WORKER,)) -> None:
-        """Check repeatedly while time passes. Open spans of workers continue."""
+        """Check repeatedly while time passes. Meanwhile, the open spans of workers grow longer."""
         began = self.now
         for turn in range(1, round(seconds / TURN_S) + 1):
             self.now = began + turn * TURN_S

@@ -17,7 +17,7 @@ def test_one_sentence_names_all_workers_that_lack_a_core() -> None:
     ]
 
 
-def test_shards_and_workers_have_sentences_of_their_own() -> None:
+def test_shards_and_workers_have_separate_sentences() -> None:
     uses = {shard_id(1): MachineUse("h1", queued_share=0.2), worker_id(0): MachineUse("h2", 0.5, 0.3)}
     assert warnings(uses) == [
         "shard 1 on h1 waited for a core for 20% of the time",
@@ -25,7 +25,7 @@ def test_shards_and_workers_have_sentences_of_their_own() -> None:
     ]
 
 
-def test_a_stolen_machine_is_named_once_for_all_its_processes() -> None:
+def test_stolen_processor_time_is_reported_once_per_machine() -> None:
     uses = {worker_id(rank): MachineUse("h1", stolen_share=0.1) for rank in range(8)}
     assert warnings(uses) == ["the hypervisor took 10% of the processor time of h1"]
 

@@ -24,7 +24,7 @@ def printed(found: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def test_a_run_without_trouble_adds_up_and_blames_no_process() -> None:
+def test_without_trouble_the_times_add_up_and_no_process_is_blamed() -> None:
     found = profile()
     assert found["updates"] == VERSIONS
     assert found["update_ms"]["mean"] == pytest.approx(1e3 * UPDATE_S, abs=0.01)
@@ -65,7 +65,7 @@ def test_the_seconds_of_a_slow_shard_are_exact(span: str, number: int, every: in
 
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("shards", [1, 2, 3])
-def test_all_slices_on_a_slow_link_are_the_delay_of_its_worker(shards: int, every: int) -> None:
+def test_the_delay_of_all_slices_on_a_slow_link_is_blamed_on_its_worker(shards: int, every: int) -> None:
     found = profile(shards=shards, link_extra_s={2: 0.1}, every=every)
     first, *rest = found["blame"]
     assert (first["cause"], first["rank"], first["host"]) == ("gradient_transfer", 2, "w2")
@@ -73,14 +73,14 @@ def test_all_slices_on_a_slow_link_are_the_delay_of_its_worker(shards: int, ever
     assert sum(row["seconds"] for row in rest) < 1e-2
 
 
-def test_equally_slow_links_of_all_workers_are_not_the_delay_of_a_shard() -> None:
+def test_links_equally_slow_for_all_workers_are_not_blamed_on_a_shard() -> None:
     found = profile(link_extra_s=dict.fromkeys(range(3), 0.1))
     assert [row for row in found["blame"] if row["shard"] is not None and row["seconds"] > 1e-2] == []
 
 
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_the_time_that_a_slice_waits_for_a_busy_shard_is_the_delay_of_the_shard(shards: int, every: int) -> None:
+def test_a_wait_for_a_busy_shard_is_blamed_on_the_shard(shards: int, every: int) -> None:
     last = shards - 1
     found = profile(shards=shards, busy_s={(1, last): 0.05}, every=every)
     first, *rest = found["blame"]
@@ -101,8 +101,8 @@ def test_a_worker_that_is_always_late_is_not_blamed_but_reported_as_left_out() -
 
 def test_the_gain_of_the_last_backup_is_predicted() -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 0.03}, every=20)
-    # Twice in 40 versions the fourth worker is 30 ms late. In the next versions it is still late, each time less by the
-    # time of an update. Without one of the other three workers, these updates would wait for it.
+    # Twice in 40 versions, the fourth worker is 30 ms late. In each of the next versions, it catches up by the time of
+    # one update. If one of the other three workers were missing, these updates would wait for the fourth.
     way_s = 2 * TRANSFER_S + ACCUMULATE_S + sum(SHARD_S.values())
     late_s = sum(0.03 - i * way_s for i in range(3))
     assert found["backup_gain_s"] == pytest.approx(2 * late_s / VERSIONS * 3 / 4, rel=0.01)
@@ -128,7 +128,7 @@ def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() 
     assert json.loads(json.dumps(found)) == found
 
 
-def test_the_report_of_an_asynchronous_run_says_what_it_cannot_have() -> None:
+def test_the_report_of_an_asynchronous_run_says_what_is_not_available() -> None:
     found = Profile.of(Recording(tuple(asynchronous_run())), asynchronous=True).to_json()
     text = printed(found)
     assert text.count("there is no critical path, no blame table and no what-if") == 1

@@ -1,4 +1,4 @@
-"""Profiles of real runs with a deliberate cause: the first row of the blame names its rank, host and span."""
+"""Profiles of real runs with a deliberate delay. The first row of the blame table names its rank, host and span."""
 
 import contextlib
 import json
@@ -61,7 +61,7 @@ def zmqrl(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
 
 
-def test_the_command_adds_predictions_bytes_and_lag(straggling: RunFiles) -> None:
+def test_the_report_includes_predictions_bytes_and_lag(straggling: RunFiles) -> None:
     found = json.loads(zmqrl("profile", str(straggling.path), "--json").stdout)
     changes = {each["change"]: each["updates_per_s"] for each in found["what_if"]}
     assert changes["without rank 1"] > 1.5 * changes["as it was"]

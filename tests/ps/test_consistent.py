@@ -46,7 +46,7 @@ def trained(directory: Path, shards: int, seed: int) -> FloatVector:
 
 
 def summed_alone(start: FloatVector) -> FloatVector:
-    """The same training in rank order, without a server: float32 (COUNT,)."""
+    """The weights after the same training in rank order, without a server: float32 (COUNT,)."""
     optimizer = Optimizer(ADAM)
     weights, state = start.copy(), {name: np.zeros(COUNT, np.float32) for name in optimizer.state_names}
     for version in range(UPDATES):

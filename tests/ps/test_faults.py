@@ -45,12 +45,12 @@ def used_by(running: Served, rank: int, shard: int) -> int:
 
 
 def heard_of(running: Served, rank: int, shard: int) -> int:
-    """The number of contributions of ``rank`` that have arrived, without the one that is held."""
+    """The number of contributions of ``rank`` that have arrived, not counting the one that is held."""
     return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
 
 
 def recovered(capfd: pytest.CaptureFixture[str]) -> int:
-    """The version that the last started shard found, according to its log. Its WELCOME may name a later one."""
+    """The version that the newest shard process has found on disk, as it logs. WELCOME may name a later one."""
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
 
 
@@ -70,7 +70,7 @@ def test_a_shard_killed_ten_times_comes_back_at_its_last_published_version(
             published = listener.newest(shard)
             welcome = running.restart(shard)
             assert (welcome.state, welcome.generation) == ("open", 1)
-            # It is one higher if the shard died between the commit and the publication.
+            # The recovered version is one higher if the shard died between the commit and the publication.
             assert published <= recovered(capfd) <= published + 1
         running.wait_for(running.version() + 3)
         version = running.finish(stack)
@@ -94,7 +94,7 @@ def test_a_history_torn_by_a_kill_is_repaired(tmp_path: Path) -> None:
             running.kill(0)
             path = running.shards.jobs[0].history_path
             lines = path.read_bytes().splitlines(keepends=True)
-            # The file as after a kill in the middle of the last line, and before it.
+            # The file looks as if a kill came in the middle of the last line, or just before that line.
             path.write_bytes(b"".join(lines[:-1]) + (lines[-1][:-lost_bytes] if lost_bytes else b""))
             assert running.restart(0).version == stop
             assert path.read_bytes() == b"".join(lines)
@@ -432,7 +432,7 @@ def test_a_slow_path_only_makes_a_worker_late(tmp_path: Path) -> None:
         running.finish(workers)
 
 
-def test_a_slow_path_to_one_shard_slows_the_run_without_backups(tmp_path: Path) -> None:
+def test_a_slow_path_to_one_shard_slows_a_run_without_backups(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))

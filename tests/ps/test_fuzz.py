@@ -27,7 +27,8 @@ MOST_GROWTH_MB = 30
 # A greeting and READY of ZMTP 3.0 with the NULL mechanism, as in RFC 23.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x04%s\x08Identity\x00\x00\x00\x00"
-TYPES = {"grad": b"PUSH", "weights": b"XSUB", "control": b"PAIR"}  # each of 4 letters; a ROUTER refuses a PAIR
+# READY has room for 4 letters. A ROUTER refuses a PAIR.
+TYPES = {"grad": b"PUSH", "weights": b"XSUB", "control": b"PAIR"}
 
 
 def counted(running: Served) -> int:
@@ -205,7 +206,7 @@ def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: 
 
 
 def send(to: "zmq.Socket[bytes]", frames: list[bytes], payloads: set[type]) -> bool:
-    """Send the frames. Returns whether they are certain to be counted because they are not a valid message."""
+    """Send the frames. Returns True if they are not a valid message, so that they must be counted."""
     to.send_multipart(frames)
     return is_no_message(frames, payloads)
 

@@ -26,7 +26,7 @@ CARTPOLE_ROLLOUT = 8 * 128  # agent steps: games × steps of the recipe
 
 @pytest.fixture(scope="session")
 def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> Path:
-    """Install the packages of the Node worker from its lock file. Returns its path."""
+    """Install the packages of the Node worker from its lock file. Returns the path of the worker."""
     need_programs("node", "npm")
     command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
     try:
@@ -40,7 +40,7 @@ def node_worker(need_programs: Callable[..., None], skip_or_fail: Callable[[str]
 
 @contextmanager
 def started(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` with its output in a file. It is always ended with the block."""
+    """Run `command` with its output in a file. The process is always ended with the block."""
     with (
         output.open("wb") as file,
         ending(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)) as process,
@@ -100,7 +100,7 @@ def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: di
     assert summary["exit_reason"] == "updates"
     assert (summary["updates"], summary["workers"], summary["quorum"], summary["shards"]) == (updates, 2, 2, 2)
     assert summary["contributions"]["used"] == summary["quorum"] * summary["shards"] * updates
-    # Our worker reports whole rollouts, the Node worker one action for each of its few steps.
+    # Our worker reports whole rollouts. The Node worker reports one action for each of its few steps.
     assert 0 < summary["agent_steps"] % CARTPOLE_ROLLOUT <= totals["steps"]
 
 

@@ -262,7 +262,7 @@ class RunUnderFaults(RuleBasedStateMachine):
 
 
 TestRunUnderFaults = RunUnderFaults.TestCase
-TestRunUnderFaults.settings = settings(max_examples=settings().max_examples // 2)  # for half a minute instead of one
+TestRunUnderFaults.settings = settings(max_examples=settings().max_examples // 2)  # so that it takes half a minute
 
 
 def reach(world: World, links: list[Link]) -> None:

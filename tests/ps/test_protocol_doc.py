@@ -62,7 +62,7 @@ def section(title: str) -> str:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """The rows of each table in ``text`` without the two header lines. Cells have no backquotes and no outer blanks."""
+    """The rows of each table in ``text`` without the two header lines. Backquotes and outer blanks are removed."""
     found = re.findall(r"((?:^\|.*\n)+)", text, re.MULTILINE)
     return [
         [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows.splitlines()[2:]]
@@ -113,7 +113,7 @@ def example(kind: str) -> str:
 
 
 def supervisor_rows() -> dict[str, str]:
-    """Kind and fields of the messages of part 2."""
+    """The kinds and fields of the messages in part 2."""
     return {row[0]: row[2] for row in tables(section("2.2"))[0]}
 
 
@@ -335,7 +335,7 @@ def test_the_bare_worker_ignores_malformed_messages(tmp_path: Path, frames: list
 
 
 def start(shards: StandaloneShards, rank: int, versions: list[int], **endpoints: str) -> threading.Thread:
-    """Run the bare worker as ``rank`` in a thread. It appends the versions that it computes on to ``versions``."""
+    """Run the bare worker as ``rank`` in a thread. It appends each version that it uses to ``versions``."""
     cluster: dict[str, Any] = {
         "run": shards.cluster.run,
         "layout": shards.cluster.layout.to_json(),

@@ -215,7 +215,7 @@ def test_a_worker_cannot_join_an_encrypted_run_without_keys(tmp_path: Path) -> N
 
 
 class Impostor:
-    """Rank 0, a member like rank 1, with raw connections to the only shard."""
+    """Rank 0, which sends over raw connections to the only shard. The other member is rank 1."""
 
     def __init__(self, running: Served, stack: ExitStack) -> None:
         self.running = running

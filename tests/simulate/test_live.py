@@ -14,7 +14,7 @@ pytestmark = pytest.mark.processes
 QUICK = Scenario(workers=2, shards=2, updates=15, compute="constant:0.05", parameters=4096, agent_steps_per_rollout=30)
 
 
-def test_a_live_run_makes_the_same_versions_and_is_not_faster() -> None:
+def test_a_live_run_makes_every_version_and_is_not_faster_than_its_scenario() -> None:
     result = live(QUICK)
     assert len(result.step_s) == 15
     assert min(result.step_s[1:]) > 0.045

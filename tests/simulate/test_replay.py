@@ -1,4 +1,4 @@
-"""The questions of the what-if of ``zmqrl profile``, on recordings of runs that never ran."""
+"""The what-if questions of ``zmqrl profile``, asked about synthetic recordings."""
 
 from typing import Any
 
@@ -27,14 +27,14 @@ def blamed(**planted: Any) -> list[int]:
     return most_blamed(critical_path(Timeline.of(recording, Clocks.of(recording))))
 
 
-def test_the_blamed_rank_is_left_out_and_those_that_the_user_names() -> None:
+def test_the_blamed_rank_and_the_ranks_named_by_the_user_are_left_out() -> None:
     assert replayed(worker_extra_s={("gradient", 1): 0.2}) == ["without rank 1"]
     assert replayed((2, 1), worker_extra_s={("gradient", 1): 0.2}) == ["without rank 1", "without rank 2"]
 
 
 @pytest.mark.parametrize(("slow", "found"), [(2, 2), (3, 3), (6, 4)])
 def test_at_most_four_ranks_are_left_out_the_most_blamed_first(slow: int, found: int) -> None:
-    # In turn, each of some ranks is the last: the higher its number, the more it is late.
+    # The slow ranks take turns at being late. A higher rank is later.
     turns = {rank: 0.5 + 0.1 * rank for rank in range(slow)}
     assert blamed(workers=12, in_turn_s=turns) == sorted(turns, reverse=True)[:found]
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.mark.slow
-def test_a_damaged_slot_makes_no_version_twice_even_if_no_worker_knows_of_the_loss(tmp_path: Path) -> None:
+def test_after_damage_no_version_is_made_twice_even_if_no_worker_knows_of_the_loss(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--shards", "2", "--checkpoint.every-minutes", "0.05") as run:
         run.wait_to_say("checkpoint of version")
         run.wait_for(run.files.version() + 20)

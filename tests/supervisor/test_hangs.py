@@ -1,4 +1,4 @@
-"""Processes of real runs hang or are stopped. The log and ``zmqrl status`` name them and where they hang."""
+"""Processes of real runs hang or are stopped. The log and ``zmqrl status`` show which process hangs, and where."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ if sys.orig_argv[-1] == "zmqrl.worker":
 
 @contextlib.contextmanager
 def running(path: Path, *options: str, **environment: str) -> Iterator[Run]:
-    """A run whose workers hang when their process ids are in the file ``hang`` beside its directory."""
+    """A run whose workers hang once their process ids are in the file ``hang``, which is next to the run directory."""
     hang = path.parent / "hang"
     hang.touch()
     environment = {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])} | environment
@@ -65,7 +65,7 @@ def status_of(run: Run) -> dict[str, Any]:
 
 
 def awaited(run: Run, process: str, words: str) -> dict[str, Any]:
-    """The entry of ``process`` in ``zmqrl status`` during a stall, once a notice about it contains ``words``."""
+    """Wait for a notice about ``process`` that contains ``words``. Returns the process's entry in ``zmqrl status``."""
     run.eventually(lambda: process in notice(run) and words in notice(run), f"a notice about {process}")
     run.wait_to_say(notice(run).partition(" version ")[2])
     stalled = status_of(run)["stalled"]

@@ -32,7 +32,7 @@ def loss(logits, values, batch, config, entropy_coefficient):
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "ba3c"])
 def test_schedules_follow_the_version_across_restarts_of_processes(algo: str, tmp_path: Path) -> None:
-    """From version 10 on, the rate is 0 and the bonus 0.01, also for workers and shards that start there."""
+    """From version 10 on, the rate is 0 and the bonus 0.01, even in workers and shards that start later."""
     (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_COEFFICIENT.format(algo=algo), encoding="utf-8")
     path = tmp_path / "run"
     rate = ("--optimizer.learning-rate", "0.01", "--optimizer.final-learning-rate", "0")

@@ -223,7 +223,7 @@ def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
 
 
 def look(run: Run) -> list[e.SetAside]:
-    """Let both shards report their state, then the supervisor check it. Returns its checkpoint requests."""
+    """Let both shards report their state and the supervisor check it. Returns the supervisor's checkpoint requests."""
     run.now += TURN_S
     since = len(run.actions)
     for shard in run.stands:

@@ -1,4 +1,4 @@
-"""Processes that die or fall silent: which death was the first, when they restart, and when the run gives them up."""
+"""Processes that die or fall silent: which death came first, when they restart, and when the run gives up on them."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_versions_made_before_a_death_but_reported_later_do_not_show_progress() 
     assert processes.first_death is None
 
 
-def test_an_unexplained_kill_is_the_first_death_only_without_a_better_reason() -> None:
+def test_an_explained_death_replaces_an_unexplained_kill_as_the_first_death() -> None:
     processes = Processes()
     processes.died(died("worker-0", -9), 1.0, counts=True)
     assert processes.first_death == died("worker-0", -9)

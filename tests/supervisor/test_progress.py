@@ -74,7 +74,7 @@ def run(tmp_path: Path) -> Told:
     return Told(tmp_path)
 
 
-def test_a_row_is_written_only_if_its_version_is_the_highest(run: Told) -> None:
+def test_a_row_is_written_only_if_its_version_is_the_highest_so_far(run: Told) -> None:
     for version in (3, 3, 5, 4, 5, 6):
         run.row(version, version)
     assert run.versions() == [3, 5, 6]
@@ -90,7 +90,7 @@ def test_a_row_covers_all_gradients_since_the_previous_row_even_after_a_stall(ru
     assert (second["loss"], second["gradients"]) == (2.5, 4)
 
 
-def test_rows_continue_from_the_checkpoint_after_a_rollback_with_the_counts_of_the_histories(run: Told) -> None:
+def test_after_a_rollback_rows_continue_from_the_checkpoint_with_counts_from_the_histories(run: Told) -> None:
     for version in (3, 5, 8):
         run.row(version, version)
     run.progress.undo_rows(5, 2)
@@ -102,7 +102,7 @@ def test_rows_continue_from_the_checkpoint_after_a_rollback_with_the_counts_of_t
     assert (run.directory.path / "metrics.before-generation-2.jsonl").exists()
 
 
-def test_a_resumed_run_adds_newer_rows_in_which_no_figure_falls(tmp_path: Path) -> None:
+def test_no_figure_falls_in_the_rows_after_a_resume(tmp_path: Path) -> None:
     before = Told(tmp_path)
     before.report(0, 10, agent_steps=1000, games=[[1, 4.0, 9]])
     before.row(5, 5)

@@ -72,7 +72,7 @@ def test_a_limit_of_updates_ends_every_shard_at_exactly_that_version(finished: F
 def test_the_summary_agrees_with_the_last_checkpoint_and_with_itself(finished: Finished) -> None:
     summary = finished.assert_summary_exact("updates")
     assert (summary["workers"], summary["backups"]) == (2, 0)
-    # 40 updates of 4 epochs x 4 minibatches are learned from 3 rollouts of 32 steps in 8 games, by each worker.
+    # Each worker makes 16 updates (4 epochs x 4 minibatches) from a rollout of 32 steps in 8 games: 40 need 3 rollouts.
     # A worker that sees the last version before BYE plays once more.
     assert summary["agent_steps"] in range(2 * 3 * 32 * 8, 2 * 4 * 32 * 8 + 1, 32 * 8)
     assert summary["abandoned_steps"] == 0
@@ -143,7 +143,7 @@ def test_a_run_without_a_terminal_prints_plain_lines(finished: Finished) -> None
     assert lines[0].startswith("run directory")
     assert "CartPole-v1" in lines[0]
     assert any(re.search(rf"updates {UPDATES}\b.*score", line) for line in lines)
-    # A line of figures that is still waiting for its ten seconds may follow.
+    # Another line of figures may follow: the console prints one only every ten seconds.
     assert any(line.startswith(f"ended (updates) at version {UPDATES}") for line in lines[-2:])
 
 
@@ -324,12 +324,12 @@ def test_on_a_terminal_a_run_shows_a_live_view_and_ctrl_c_ends_it(tmp_path: Path
 
 
 def take_terminal() -> None:
-    """Make standard input the controlling terminal, so that it can send Ctrl-C."""
+    """Make standard input the controlling terminal, so that Ctrl-C sends a signal."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def read_until(terminal: int, words: str | None, within_s: float = 60.0) -> str:
-    """Read from the terminal up to ``words``. With None, read until no process has it open."""
+    """Read from the terminal up to ``words``. With None, read until no process has the terminal open."""
     shown = b""
     deadline = time.monotonic() + within_s
     while words is None or words not in shown.decode(errors="replace"):

@@ -1,4 +1,4 @@
-"""Recovery of a killed run from the slots of its shards, and its counters. See also test_run_faults.py."""
+"""Recovery of a killed run and its counters from the slots of its shards. See also test_run_faults.py."""
 
 import contextlib
 import dataclasses
@@ -200,7 +200,7 @@ class Killed:
         return salvage(self.directory, self.checkpoint, self.news.append)
 
     def refusal(self) -> str:
-        """The error if nothing can be saved now. Asserts that no file has changed."""
+        """Try to save, and assert that this fails and changes no file. Returns the error."""
         before = self.state()
         with pytest.raises(ClusterError) as refused:
             self.salvage()
@@ -330,7 +330,7 @@ def test_a_resume_does_not_wait_for_the_state_of_a_shard_that_never_had_one(run:
     assert run.news == [f"everything after version 0 is lost: there is no state in {path} on localhost."]
 
 
-def test_slots_of_an_older_zmqrl_without_totals_are_read(tmp_path: Path) -> None:
+def test_slots_without_totals_from_an_older_zmqrl_are_read(tmp_path: Path) -> None:
     run = killed(tmp_path / "run", 9, 8, workers=1)
     forget_totals(run.directory.state(0))
     found = run.salvage()
@@ -427,7 +427,7 @@ def test_slots_that_seem_damaged_are_kept(run: Killed) -> None:
         ({"port_range": "9000-9005"}, "tcp://127.0.0.1:9005"),
     ],
 )
-def test_a_shard_that_is_only_read_avoids_its_old_address_if_it_can(
+def test_a_shard_started_only_to_be_read_avoids_its_old_address_if_it_can(
     tmp_path: Path, options: dict[str, Any], bound: str
 ) -> None:
     wire = dataclasses.replace(cartpole().wire, **options)

@@ -1,4 +1,4 @@
-"""A process for the tests of launchers: ``python -m a_child`` does what its job specifies. Standard library only."""
+"""A process for launcher tests. ``python -m a_child`` does what its job specifies, with only the standard library."""
 
 import os
 import signal

@@ -15,7 +15,7 @@ HANG_FILE = "HANG_FILE"
 
 
 class HangingEnv(CartPoleEnv):
-    """See the module."""
+    """CartPole that can hang."""
 
     def step(self, action: Any) -> Any:
         if str(os.getpid()) in Path(os.environ[HANG_FILE]).read_text(encoding="utf-8").split():

@@ -50,7 +50,7 @@ class Slot:
 
 @contextmanager
 def slot() -> Iterator[Slot]:
-    """A slot for a lab. Takes down a lab that an earlier test left there, and at the end also the new one."""
+    """A slot for a lab. Takes down any lab that earlier tests left there, and the new one when the block ends."""
     with ExitStack() as stack:
         for number in range(SLOTS):
             file = stack.enter_context(Path(f"/tmp/zmqrl-test-lab-{number}.lock").open("w"))
@@ -77,7 +77,7 @@ class Lab:
         self.hosts: list[str] = list(self.status())
 
     def __call__(self, command: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of netlab on this lab."""
+        """Run a netlab command on this lab."""
         return netlab(command, *self.slot.where, *arguments, check=check)
 
     def run(self, host: str, argv: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:

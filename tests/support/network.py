@@ -101,7 +101,7 @@ class Wire:
         return made
 
     def ask(self, message: m.Message, payload: bytes | None = None) -> m.Message:
-        """Send over control and wait for one answer."""
+        """Send a message over the control connection and wait for one answer."""
         self.control.send_multipart([framing.encode(message)] + ([payload] if payload is not None else []))
         return self.answer()
 

@@ -139,7 +139,7 @@ class World:
             self.workers[rank] = WorkerHost(self, rank)
 
     def forge(self, header: m.Gradient, payload_bytes: int = 4, *, finite: bool = True) -> None:
-        """Deliver a contribution that no shard must use to the shard that it names."""
+        """Deliver a contribution to the shard that it names. No shard can use it."""
         payload = Slice(header.rank, header.generation, header.version, header.shard, forged=True)
         shard = self.shards[header.shard % len(self.shards)]
         shard.feed(shard_events.GradientArrived(header, received(payload), payload_bytes, lambda: finite))

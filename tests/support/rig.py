@@ -295,7 +295,7 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def signal_that_does_not_wake() -> Iterator[None]:
-    """Soon, another thread receives a signal. The main thread raises ``Interrupted`` when it next runs Python code."""
+    """Send a signal to another thread soon. The main thread raises ``Interrupted`` when it next runs Python code."""
 
     def interrupt(*_: object) -> None:
         raise Interrupted

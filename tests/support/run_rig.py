@@ -110,7 +110,7 @@ class RunFiles:
                 assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"] == quorum
 
     def assert_contributions_exact(self, *, shards: int = 2) -> None:
-        """Assert that summary, last manifest and last row match the histories, and that counts in rows never fall."""
+        """Assert that the summary, the last manifest and the last row match the histories, and that no count falls."""
         assert check(self.path)["violations"] == []
         lines = [line for shard in range(shards) for line in self.history(shard)]
         counted = {name: sum(line[name] for line in lines) for name in ("late", "duplicate", "rejected")}

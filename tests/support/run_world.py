@@ -14,7 +14,7 @@ from zmqrl.supervisor.machine import Limits, SupervisorMachine
 
 
 class Decided:
-    """Carries out the decisions of the machine with simulated processes, and reports every process that dies to it."""
+    """Carries out the machine's decisions with simulated processes, and reports every death to the machine."""
 
     def __init__(self, world: World, workers: int, quorum: int, on_loss: Literal["wait", "shrink"]) -> None:
         self.world = world

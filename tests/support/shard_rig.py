@@ -135,7 +135,7 @@ def stop_at(version: int | None) -> m.Stop:
 
 
 def ticks(shard: ShardMachine, until_s: float, step_s: float = 0.05) -> list[tuple[float, str]]:
-    """The publications while no message arrives, with their times."""
+    """What the shard publishes, and when, if no message arrives."""
     heard = []
     for i in range(1, round(until_s / step_s) + 1):
         heard += [(round(i * step_s, 3), what) for what in published(shard.handle(Tick(), i * step_s))]

@@ -1,4 +1,4 @@
-"""``zmqrl doctor`` and the preflight of ``zmqrl launch`` on hosts of the network lab. Also a disk that fills up."""
+"""``zmqrl doctor`` and the preflight of ``zmqrl launch`` on hosts of the network lab. One test fills a disk."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
 
 
 def other_python(lab: Lab, name: str, changes: Callable[[Path], object]) -> Path:
-    """A Python for a host that imports a different zmqrl."""
+    """Write a Python command for a host. It imports a different zmqrl."""
     package = lab.shared / name / "zmqrl"
     shutil.copytree(
         Path(zmqrl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True

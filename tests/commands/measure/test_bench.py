@@ -176,7 +176,7 @@ def descendants(pid: int) -> set[int]:
 
 @contextlib.contextmanager
 def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[int]]]:
-    """An endless ``zmqrl bench wire`` with all of its processes running. Yields it and their ids."""
+    """An endless ``zmqrl bench wire``. Yields the command and the ids of its processes once all of them run."""
     command = [sys.executable, "-m", "zmqrl", "bench", "wire", "--parameters", "1000", "--workers", "2"]
     command += ["--transport", "tcp", "--implementation", "zmqrl", "raw_tcp", "--rounds", "1000000", "--minutes", "100"]
     environment = os.environ | {"TMPDIR": str(scratch)}

@@ -17,7 +17,7 @@ FIRST_BYTES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 
 def words(*arguments: str | Path) -> str:
-    """All text in a plot, which is drawn as an SVG for this."""
+    """Draw a plot as an SVG. Returns the file, which contains all text in the plot."""
     output = Path(arguments[0]) / "picture.svg"
     assert cli.run(["plot", *map(str, arguments), "--output", str(output)]) == 0
     return output.read_text(encoding="utf-8")

@@ -86,7 +86,7 @@ def frames_of_mp4(path: Path, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("env_id", ["ALE/SpaceInvaders-v5", "ALE/Carnival-v5"])
 def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
-    """The game uses every source of randomness. Carnival has 214 lines."""
+    """The game uses every source of randomness. The screen of Carnival has 214 lines instead of 210."""
     config = EnvConfig(num_envs=1, sticky_actions=0.25, clip_rewards=False)
     envs = make_envs(env_id, config, threads=1)
     picture = make_picture(env_id, config)

@@ -68,7 +68,7 @@ def test_pong_on_four_hosts_makes_thirty_updates(lab: Lab, tmp_path: Path) -> No
     summary = files.assert_summary_exact("updates", quorum=4)
     assert (summary["env"], summary["updates"]) == ("ALE/Pong-v5", 30)
     files.assert_history_exact(30, quorum=4)
-    # Two updates are learned from each rollout of 32 steps of 2 games.
+    # Each worker makes two updates from each rollout of 32 steps in 2 games.
     assert summary["agent_steps"] >= 15 * 4 * 64
 
 
@@ -88,7 +88,7 @@ def test_a_run_with_a_killed_launcher_resumes_from_its_shards_on_other_hosts(lab
         run.signal(signal.SIGKILL)
         run.wait()
     killed_at = run.files.version()
-    assert run.files.newest().version == 0, "there was time for a checkpoint"
+    assert run.files.newest().version == 0, "the run must be killed before its second checkpoint"
     # State and histories are on h1 and h2, but the shards now run on other hosts.
     with launching(lab, path, "--resume", "--minutes", "0.03", hosts="h2,h1,h3") as run:
         assert run.wait(within_s=120) == 0, run.said()
@@ -105,7 +105,7 @@ def test_a_run_continues_without_an_unreachable_host_and_takes_it_back(lab: Lab,
         run.eventually(has_ranks_ever(run, {0, 1, 2, 3}), "all four workers")
         lab(fault, "h4", *{"link": ["down"], "blackhole": ["on"]}[fault])
         run.wait_to_say("[h4 worker-3] died (host h4 is lost: ")
-        run.eventually(has_ranks(run, {0, 1, 2}), "versions of the others")
+        run.eventually(has_ranks(run, {0, 1, 2}), "versions of the other workers")
         lab(fault, "h4", *{"link": ["up"], "blackhole": ["off"]}[fault])
         run.eventually(lambda: 3 in {rank for line in run.files.history(0)[-20:] for rank in line["ranks"]}, "worker 3")
         run.signal(signal.SIGINT)
@@ -182,8 +182,8 @@ def test_zmqrl_is_installed_on_hosts_that_lack_it(lab: Lab, tmp_path: Path) -> N
     bare = lab.shared / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=WITHIN_S)
     places = [sysconfig.get_path("purelib", "venv", {"base": base}) for base in (sys.prefix, str(bare))]
-    # The new Python finds the packages but not the checkout: others.pth adds the directory of the packages, but Python
-    # then ignores the .pth files in it.
+    # The new Python finds the installed packages, but not the checkout. Through others.pth it finds their directory,
+    # and it ignores the .pth files there.
     Path(places[1], "others.pth").write_text(f"{places[0]}\n")
     hosts = tmp_path / "hosts.toml"
     hosts.write_text(f'[defaults]\npython = "{bare}/bin/python"\n[[host]]\nname = "h[1-2]"\n')

@@ -77,7 +77,7 @@ def test_a_worker_with_different_code_is_refused_and_the_supervisor_learns_both_
     assert "'0.1.0+aaaa'" in refuse.reason
     assert "'0.1.0+bbbb'" in refuse.reason
     assert told == m.Refused(run="run", shard=1, reason=refuse.reason)
-    for code in ("0.1.0+aaaa", ""):  # the same code, or a worker that is not zmqrl
+    for code in ("0.1.0+aaaa", ""):  # the same code, or none, as from a third-party worker
         assert [type(message) for message in sent(control(shard, replace(HELLO, code=code), b"0"))] == [m.Welcome]
 
 

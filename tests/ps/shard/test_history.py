@@ -1,4 +1,4 @@
-"""The history of a shard has complete lines and each version once, whatever happens to the process or the disk."""
+"""A shard's history lists each version once, in complete lines, whatever happens to the process or the disk."""
 
 import dataclasses
 import json

@@ -46,7 +46,7 @@ from zmqrl.ps.wire import messages as m
 # contributions
 
 
-def test_the_contribution_that_completes_the_quorum_makes_a_version_published_after_its_commit() -> None:
+def test_a_complete_quorum_makes_a_version_that_is_published_once_committed() -> None:
     shard = opened()
     assert push(shard, 2) == [Accumulate(received("payload 2"), first=True)]
     update = Update(replace(RECORD, version=1, quorum=2, ranks=(0, 2), tallies={0: (1, 0, 0, 0), 2: (1, 0, 0, 0)}))
@@ -178,7 +178,7 @@ def test_a_contribution_before_the_state_is_loaded_is_rejected() -> None:
     assert shard.contributions.unattributed == 1
 
 
-def test_messages_not_attributable_to_a_member_are_counted_without_a_rank() -> None:
+def test_messages_of_unknown_origin_are_counted_without_a_rank() -> None:
     shard = opened()
     push(shard, 9)
     shard.handle(MalformedArrived(), 0.0)
@@ -223,7 +223,7 @@ def test_in_consistent_mode_contributions_are_accumulated_in_the_order_of_ranks(
     assert [(a.payload, a.first) for a in accumulated] == [(one, False), (two, False)]
 
 
-def test_in_consistent_mode_a_quorum_without_a_low_rank_is_accumulated_when_it_closes() -> None:
+def test_in_consistent_mode_a_complete_quorum_is_accumulated_even_without_the_lowest_rank() -> None:
     shard = opened(consistent=True)
     push(shard, 2)
     accumulated = of(Accumulate, push(shard, 1))

@@ -154,7 +154,7 @@ def test_a_view_outlives_the_process() -> None:
     actions = control(shard, m.ViewChange(run="run", view=2, quorum=3, members=(0, 1, 2)))
     (again,) = of(CommitAgain, actions)
     assert (again.record.version, again.record.ranks, again.record.view) == (1, (0, 1), View(2, 3, (0, 1, 2)))
-    assert actions.index(again) < actions.index(of(Publish, actions)[0]), "kept before anybody hears of it"
+    assert actions.index(again) < actions.index(of(Publish, actions)[0]), "stored before it is published"
     restarted = ShardMachine(IDENTITY, ShardTiming())
     restarted.handle(StateRestored(again.record, recovered=True), 1.0)
     for worker in (0, 1, 2):
@@ -182,7 +182,7 @@ def test_a_stop_at_the_current_version_outlives_the_process() -> None:
     actions = control(shard, stop_at(1))
     (again,) = of(CommitAgain, actions)
     assert (again.record.version, again.record.ranks, again.record.stop) == (1, (0, 1), 1)
-    assert actions.index(again) < actions.index(of(Publish, actions)[0]), "kept before anybody hears of it"
+    assert actions.index(again) < actions.index(of(Publish, actions)[0]), "stored before it is published"
     assert of(CommitAgain, control(shard, stop_at(1))) == []
     restarted = opened()
     restarted.handle(StateRestored(again.record, recovered=True), 1.0)

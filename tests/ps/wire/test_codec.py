@@ -48,7 +48,7 @@ def test_vectors_of_any_number_of_blocks_are_rounded_as_torch_does(size: int) ->
     assert_same_as_torch(vector)
 
 
-def test_overflow_becomes_inf_and_inf_and_nan_stay_unchanged() -> None:
+def test_an_overflow_becomes_inf_while_inf_and_nan_stay_unchanged() -> None:
     vector = np.array([3.4028235e38, -3.4028235e38, np.inf, -np.inf, np.nan], np.float32)
     back = codec.as_float32("bf16", codec.encode("bf16", vector))
     np.testing.assert_array_equal(back, np.array([np.inf, -np.inf, np.inf, -np.inf, np.nan], np.float32))

@@ -35,7 +35,7 @@ from zmqrl.ps.worker.events import (
 )
 from zmqrl.ps.worker.machine import WorkerMachine
 
-# repair: a version is still open at some shards because a contributor died in between
+# repair: a version is still open at some shards because a contributor died before it reached all of them
 
 
 def late_worker() -> WorkerMachine:

@@ -53,7 +53,8 @@ def test_reports_pass_through_different_shards_and_avoid_a_dead_one(tmp_path: Pa
 
         eventually(lambda: reported(0, 0), "a report of rank 0 through shard 0")
         eventually(lambda: reported(1, 1), "a report of rank 1 through shard 1")
-        for rank, each in ways.items():  # a rank's reports take the other shard until its own has welcomed it
+        # Until its own shard has welcomed it, a rank reports through the other shard.
+        for rank, each in ways.items():
             welcomed_at = min(number for number, shard in each.items() if shard == rank)
             assert {shard for number, shard in each.items() if number >= welcomed_at} == {rank}
         for each in ways.values():

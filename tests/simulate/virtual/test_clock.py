@@ -26,7 +26,8 @@ def test_a_single_job_gets_at_most_one_core() -> None:
 
 
 def test_a_job_that_starts_later_slows_the_first_one_down() -> None:
-    # The first job is alone until 1 and then has half the rate for its remaining 1. The second is alone from 3.
+    # The first job runs alone until t = 1, then does its remaining 1 unit at half rate. From t = 3 on, the second job
+    # runs alone.
     assert ends([(0.0, 2.0), (1.0, 2.0)], capacity=1.0, each=1.0) == pytest.approx([3.0, 4.0])
 
 
@@ -50,12 +51,12 @@ def test_no_work_is_lost_and_no_job_is_faster_than_alone(jobs: list[tuple[float,
     assert all(end >= start + amount / each - 1e-6 for end, (start, amount) in zip(found, jobs, strict=True))
     first, total = min(start for start, _ in jobs), sum(amount for _, amount in jobs)
     assert max(found) >= first + total / capacity - 1e-6
-    # At least one core is busy while there is work, so one core's time for all work, after the last start, is enough.
+    # At least one core is busy while there is work. So after the last start, one core's time for all work is enough.
     assert max(found) <= max(start for start, _ in jobs) + total / each + 1e-6
 
 
 def ends(jobs: list[tuple[float, float]], *, capacity: float, each: float) -> list[float]:
-    """The end of each job, given its start time and its amount of work."""
+    """The time at which each job ends, given its start time and its amount of work."""
     clock, found = Clock(), [math.nan] * len(jobs)
     shared = Shared(clock, capacity, each)
 

@@ -58,7 +58,7 @@ def test_a_straggler_misses_versions_if_it_finishes_late_work_instead_of_abandon
     assert giving_up.agent_steps < finishing.agent_steps
 
 
-def test_a_shard_limited_by_its_network_card_takes_bytes_divided_by_rate() -> None:
+def test_a_step_limited_by_a_network_card_takes_the_bytes_divided_by_the_rate() -> None:
     """All slices arrive through one network card at the same time, and all publications leave through it."""
     result = simulate(WIRED)
     assert result.step_s == pytest.approx([2 * 4 * BYTES / 1e6] * 20)
@@ -66,7 +66,7 @@ def test_a_shard_limited_by_its_network_card_takes_bytes_divided_by_rate() -> No
     assert (card.incoming, card.outgoing) == pytest.approx((0.5, 0.5))
 
 
-def test_twice_the_shards_take_half_the_time() -> None:
+def test_twice_as_many_shards_need_half_the_time() -> None:
     one, two, four = (simulate(replace(WIRED, shards=shards)).step_s[5] for shards in (1, 2, 4))
     assert (one / two, two / four) == pytest.approx((2, 2))
 
@@ -96,7 +96,7 @@ def test_a_shard_handles_contributions_one_after_the_other() -> None:
     assert result.shards_busy == pytest.approx([0.072 / 0.172] * 2)
 
 
-def test_the_last_of_the_subscribers_gets_a_version_after_all_others() -> None:
+def test_a_shard_sends_a_version_to_one_subscriber_after_the_other() -> None:
     result = simulate(replace(FREE, costs=ShardCosts(send_s=0.01)))
     assert result.step_s[1:] == pytest.approx([0.1 + 4 * 0.01] * 19)
 

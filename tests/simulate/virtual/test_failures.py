@@ -46,7 +46,7 @@ def test_the_failure_of_a_host_ends_its_shard_and_its_workers(at: float) -> None
     assert max(result.step_s) > 1.0
 
 
-def test_a_run_that_cannot_continue_names_what_is_gone() -> None:
+def test_a_run_that_cannot_continue_names_the_process_that_is_gone() -> None:
     with pytest.raises(ClusterError, match=r"stuck at version \d+ .* needs 4 of 4 workers .* worker-2 is gone"):
         simulate(failing(Failure(process="worker-2", at=1.0)))
 
