@@ -163,7 +163,7 @@ def test_a_game_is_described_without_playing_it() -> None:
     envs.close()
     spec = describe_env("Acrobot-v1", EnvConfig())
     assert (spec.observation_shape, spec.observation_dtype, spec.num_actions) == ((6,), np.dtype(np.float32), 3)
-    assert spec.flavour == "settings as registered; scores sum the unclipped rewards"
+    assert spec.flavour == "played as registered, scores are sums of true rewards"
 
 
 def test_the_flavour_names_what_a_score_depends_on() -> None:

@@ -16,7 +16,7 @@ def describe_dummy(config: EnvConfig) -> EnvSpec:
         observation_shape=config.atari_shape,
         observation_dtype=np.dtype(np.uint8),
         num_actions=4,
-        flavour="no game: always the same random frames; rewards and ends are random, whatever the actions",
+        flavour="no game: always the same random frames, random rewards and ends whatever is done",
     )
 
 

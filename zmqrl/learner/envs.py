@@ -84,7 +84,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
         observation_shape=(flatdim(env.observation_space),),
         observation_dtype=np.dtype(np.float32),
         num_actions=int(env.action_space.n),
-        flavour="settings as registered; scores sum the unclipped rewards",
+        flavour="played as registered, scores are sums of true rewards",
     )
 
 

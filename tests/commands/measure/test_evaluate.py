@@ -108,7 +108,7 @@ def test_the_statistics_match_the_scores(cartpole_run: Path) -> None:
     assert low == pytest.approx(np.mean(scores) - half, rel=0.1)
     assert high == pytest.approx(np.mean(scores) + half, rel=0.1)
     assert (result["env"], result["version"], result["wall_s"], result["agent_steps"]) == ("CartPole-v1", 40, 90, 81920)
-    assert result["flavour"] == "settings as registered; scores sum the unclipped rewards"
+    assert result["flavour"] == "played as registered, scores are sums of true rewards"
 
 
 def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
