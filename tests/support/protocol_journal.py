@@ -42,14 +42,21 @@ class Slot:
 
 @dataclass(slots=True)
 class Journal:
-    """Every version that was ever loaded or committed, and every payload that was ever shown."""
+    """Every version that was ever loaded or committed, and every payload that was ever shown.
+
+    ``elapsed`` is the progress of the run, by generation and version, that workers compute with.
+    """
 
     loaded: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     committed: dict[Version, Slot] = field(default_factory=dict)
     shown: dict[Version, int] = field(default_factory=dict)
+    elapsed: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def show(self, at: Version, weights: int) -> None:
         assert self.shown.setdefault(at, weights) == weights, f"two different payloads for {at}"
+
+    def compute(self, at: tuple[int, int], elapsed: int) -> None:
+        assert self.elapsed.setdefault(at, elapsed) == elapsed, f"two different progresses for {at}"
 
     def check(self) -> None:
         """Compute every version again from the ranks in the records."""

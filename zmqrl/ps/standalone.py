@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zmqrl.child_process import ChildProcess
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, require
 from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl
@@ -76,14 +76,20 @@ def standalone_shards(
     asynchronous: bool = False,
     timing: ShardTiming | None = None,
     recorder: RecorderJob | None = None,
+    horizon: float | None = None,
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
     An update needs contributions of ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
     mode. State and history are written to ``directory``; without one they are deleted at the end of the block.
     ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record
-    where their time goes. Raises ClusterError when a shard does not start.
+    where their time goes. ``horizon`` is the version at which schedules end that follow the progress of the run. Raises
+    UsageError when such a schedule has no end, and ClusterError when a shard does not start.
     """
+    require(
+        horizon is not None or not optimizer.follows_progress,
+        f"final_learning_rate {optimizer.final_learning_rate}: its schedule needs an end, horizon or schedule_updates.",
+    )
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
         ipc, tcp = f"ipc://{scratch}", "tcp://127.0.0.1:0"
@@ -105,6 +111,7 @@ def standalone_shards(
                 timing=timing or ShardTiming(),
                 keys=keys.of_shard(shard) if keys else None,
                 recorder=recorder,
+                horizon=horizon,
             )
             for shard in range(layout.shards)
         ]

@@ -53,6 +53,7 @@ def train(config: Config) -> int:
 def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
     """Train on a deployment. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
+    config = config.with_schedule()
     check_installed(config.trackers)
     spec = describe_env(config.env, config.envs)
     initial = initial_checkpoint(config, spec)

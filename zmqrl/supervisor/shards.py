@@ -125,7 +125,7 @@ class Shards:
         self.down.add(shard)
         self.stats.pop(shard, None)
 
-    def roll_back(self, view: View, now: float) -> list[e.Action]:
+    def roll_back(self, view: View, elapsed: int, now: float) -> list[e.Action]:
         """Let all shards load the checkpoint under a new generation, if they must and all are up."""
         if self.rollback is None:
             return []
@@ -138,7 +138,7 @@ class Shards:
         self.generation += 1
         self.stats.clear()
         notice = e.Notice(f"{self.rollback}: all shards go back to {self._checkpoint_in_words()}")
-        return [*([] if self.rollback == START else [notice]), e.Load(self.generation, view)]
+        return [*([] if self.rollback == START else [notice]), e.Load(self.generation, view, elapsed)]
 
     def loaded(self) -> list[e.Action]:
         """All shards have loaded the checkpoint."""

@@ -22,6 +22,7 @@ from support.shard_rig import (
     stop_at,
     tallies,
     ticks,
+    to,
 )
 from support.stand_ins import received
 
@@ -232,6 +233,35 @@ def test_in_consistent_mode_a_quorum_without_a_low_rank_is_accumulated_when_it_c
 
 
 # views
+
+
+# progress
+
+
+def test_a_version_is_made_for_the_greatest_progress_that_its_contributions_name_or_the_shards_own() -> None:
+    shard = opened(elapsed=300)
+    made = of(Update, [*push(shard, 0, elapsed=500), *push(shard, 1, elapsed=400)])
+    made += of(Update, [*push(shard, 0), *push(shard, 1)])
+    made += of(Update, [*push(shard, 0, elapsed=2**32 - 1), *push(shard, 1)])
+    assert [update.record.made_at for update in made] == [500, 300, 1_000_000]
+
+
+def test_what_the_supervisor_tells_is_published_from_the_next_version_on() -> None:
+    shard = opened()
+    assert control(shard, m.Elapsed(run="run", elapsed=700)) == []
+    first, second = (of(Update, make_version(shard, 0, 1))[0].record for _ in range(2))
+    assert (first.made_at, first.elapsed) == (0, 700)
+    assert (second.made_at, second.elapsed) == (700, 700)
+    control(shard, m.Elapsed(run="run", elapsed=2**32 - 1))
+    assert of(Update, make_version(shard, 0, 1))[0].record.elapsed == 1_000_000
+    (stats,) = [stats for _, stats in to(m.Stats, control(shard, m.StatsRequest(run="run")))]
+    assert (stats.version, stats.made_at) == (3, 700)
+
+
+def test_a_recovered_shard_keeps_the_progress_that_it_published_until_it_is_told_more() -> None:
+    shard = opened(elapsed=800, made_at=700)
+    records = [of(Update, make_version(shard, 0, 1))[0].record for _ in range(2)]
+    assert [(record.made_at, record.elapsed) for record in records] == [(800, 800)] * 2
 
 
 def test_a_smaller_quorum_closes_the_open_version() -> None:

@@ -35,6 +35,8 @@ class ShardJob:
     """If given, the shard records where its time goes."""
     code: str = ""
     """The zmqrl that a worker must run if its HELLO names one. Empty: any."""
+    horizon: float | None = None
+    """The version at which schedules end, if it is known beforehand."""
     frozen: bool = False
     """The state in ``state_path`` can only be read: the shard makes no versions and serves no workers."""
     incarnation: int | None = None
@@ -42,7 +44,7 @@ class ShardJob:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous", "frozen")
+        names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous", "horizon", "frozen")
         return {name: getattr(self, name) for name in names} | {
             "layout": self.layout.to_json(),
             "optimizer": asdict(self.optimizer),

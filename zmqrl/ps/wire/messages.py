@@ -51,7 +51,10 @@ Refusal: TypeAlias = Literal["run", "layout", "rank", "replaced", "secret", "key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
-    """PUSH to PULL, followed by the payload: one contribution."""
+    """PUSH to PULL, followed by the payload: one contribution.
+
+    ``elapsed`` is the greatest that the slices of the weights name.
+    """
 
     run: Name
     layout: Name
@@ -63,11 +66,15 @@ class Gradient:
     incarnation: U53
     attempt: U16
     codec: Codec
+    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version`` and the ranks that made them."""
+    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version`` and the ranks that made them.
+
+    ``elapsed`` is the progress of the run in millionths, as this shard knows it, for the update from these weights.
+    """
 
     run: Name
     shard: U16
@@ -80,6 +87,7 @@ class Weights:
     ranks: Ranks
     codec: Codec
     crc32: U32
+    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +198,7 @@ class Snapshot:
     ranks: Ranks
     codec: Codec
     crc32: U32
+    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +287,8 @@ class Stats:
     ``version``; ``captured_totals`` are those up to the ``captured`` version, empty if there is none. ``stop`` is the
     version to end at. ``failure`` says why the shard can make no more versions; it is empty while it can.
     ``span_ranks`` are the members that are present, whose contribution to the open version is missing, and that say
-    what they do: ``spans``, each for ``span_ms`` by now, the longest ones first.
+    what they do: ``spans``, each for ``span_ms`` by now, the longest ones first. ``made_at`` is the progress of the run
+    for which ``version`` was made, in millionths.
     """
 
     run: Name
@@ -302,6 +312,7 @@ class Stats:
     span_ranks: Annotated[tuple[U16, ...], Size(MOST_SPANS)] = ()
     spans: Annotated[tuple[SpanName, ...], Size(MOST_SPANS)] = ()
     span_ms: Annotated[tuple[U53, ...], Size(MOST_SPANS)] = ()
+    made_at: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,6 +331,14 @@ class Stop:
 
     run: Name
     version: U53 | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elapsed:
+    """Supervisor to shard: the progress of the run by its clock and its agent steps, in millionths."""
+
+    run: Name
+    elapsed: U32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,7 +377,7 @@ class Load:
     """Supervisor to shard, followed by the payload: a piece of the state to load. Pieces are sent in order.
 
     ``offset`` is the position of its first byte, ``total`` the length of the state. After the last piece the shard
-    commits ``version`` under ``generation`` and opens it.
+    commits ``version`` under ``generation`` and opens it. ``elapsed`` is as in ELAPSED.
     """
 
     run: Name
@@ -369,6 +388,7 @@ class Load:
     members: Ranks
     offset: U53
     total: U53
+    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,6 +441,7 @@ Message: TypeAlias = (
     | Stats
     | ViewChange
     | Stop
+    | Elapsed
     | Checkpoint
     | Fetch
     | Chunk
