@@ -257,7 +257,7 @@ def test_only_schedules_of_the_chosen_algorithm_need_an_end(changes: dict[str, A
 
 @pytest.mark.parametrize("changes", [{"minutes": 10.0}, {}, {"updates": 9, "schedule": ScheduleConfig(minutes=3.0)}])
 def test_a_consistent_run_does_not_follow_minutes(changes: dict[str, Any]) -> None:
-    config = Config(**{"optimizer": FALLING, "consistent": True, "schedule": HOUR} | changes)
+    config = dataclasses.replace(Config(optimizer=FALLING, consistent=True, schedule=HOUR), **changes)
     with pytest.raises(UsageError, match="--consistent"):
         config.with_schedule()
 

@@ -97,8 +97,8 @@ class ScheduleConfig:
     """Agent steps of all sessions after which schedules end."""
     minutes: float | None = None
     """Minutes of training in all sessions after which schedules end."""
-    default_minutes: float | None = None
-    """The minutes of a run that has no other end."""
+    default_minutes: tyro.conf.Suppress[float | None] = None
+    """The minutes of a run that has no limit, by its recipe."""
 
     def check(self) -> None:
         """Raise UsageError for the first setting that is not valid."""

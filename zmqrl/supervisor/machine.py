@@ -248,7 +248,7 @@ class SupervisorMachine:
         for process in silent:
             if process.role == "shard":
                 shards.stats.pop(process.number, None)
-        actions += told + shards.roll_back(self.membership.view, self.elapsed(now), now)
+        actions += told + shards.roll_back(self.membership.view, now, self.elapsed(now))
         processes.hear_workers(shards.stats.values(), now)
         if shards.rollback is None and shards.all_told:
             actions += self._observe_members(now) + self._checkpoint_step(now) + self._tell_elapsed(now)

@@ -125,8 +125,11 @@ class Shards:
         self.down.add(shard)
         self.stats.pop(shard, None)
 
-    def roll_back(self, view: View, elapsed: int, now: float) -> list[e.Action]:
-        """Let all shards load the checkpoint under a new generation, if they must and all are up."""
+    def roll_back(self, view: View, now: float, elapsed: int = 0) -> list[e.Action]:
+        """Let all shards load the checkpoint under a new generation, if they must and all are up.
+
+        ``elapsed`` is the progress of the run, in millionths, which they load too.
+        """
         if self.rollback is None:
             return []
         self.rollback_at = self.rollback_at or now

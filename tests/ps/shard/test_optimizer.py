@@ -178,7 +178,7 @@ def test_a_step_at_some_progress_is_that_of_its_rate(name: Any) -> None:
         new_weights, new_state = np.empty_like(weights), {key: np.empty_like(value) for key, value in state.items()}
         assert optimizer.step(3, gradient, 1, weights, state, new_weights, new_state, elapsed=elapsed)
         found.append(new_weights)
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_a_scheduled_rate_falls_linearly_and_then_stays() -> None:
