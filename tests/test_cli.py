@@ -83,6 +83,8 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("--ppo.gae-lambda nan", "--ppo.gae-lambda nan"),
     ("--ppo.max-grad-norm -1", "--ppo.max-grad-norm -1"),
     ("--optimizer.schedule-updates 100", "--optimizer.schedule-updates 100"),
+    ("--optimizer.final-learning-rate 1e-4", "--schedule.minutes"),
+    ("--optimizer.final-learning-rate 1e-4 --minutes 1 --consistent", "--consistent"),
     ("--quorum 3", "--quorum 3"),
     ("--workers 2 --backups 1 --quorum 4", "--quorum 4"),
     ("--workers 0", "--workers 0"),

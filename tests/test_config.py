@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from zmqrl.config import CheckpointConfig, Config, EvaluationConfig, RecordingConfig, WireConfig
+from zmqrl.config import CheckpointConfig, Config, EvaluationConfig, RecordingConfig, ScheduleConfig, WireConfig
 from zmqrl.errors import UsageError
+from zmqrl.learner.envs import EnvConfig
+from zmqrl.learner.losses import BA3CConfig, PPOConfig
+from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.recipes import RECIPES
 
 
@@ -136,6 +139,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"checkpoint": CheckpointConfig(keep=0)}, "--checkpoint.keep 0"),
     ({"evaluation": EvaluationConfig(episodes=0)}, "--evaluation.episodes 0"),
     ({"evaluation": EvaluationConfig(every_minutes=-1.0)}, "--evaluation.every-minutes -1"),
+    ({"schedule": ScheduleConfig(updates=0)}, "--schedule.updates 0"),
+    ({"schedule": ScheduleConfig(agent_steps=-1)}, "--schedule.agent-steps -1"),
+    ({"schedule": ScheduleConfig(minutes=float("nan"))}, "--schedule.minutes nan"),
+    ({"schedule": ScheduleConfig(default_minutes=0.0)}, "--schedule.default-minutes 0"),
     ({"recording": RecordingConfig(minutes=(0.0, float("inf")))}, "--recording.minutes inf"),
 ]
 
@@ -188,3 +195,88 @@ def test_a_run_can_bind_to_a_network_address() -> None:
 def test_the_quorum_is_the_number_of_workers_unless_it_is_set() -> None:
     assert Config(workers=4, backups=2).effective_quorum() == 4
     assert Config(workers=4, backups=2, quorum=5).effective_quorum() == 5
+
+
+# schedules
+
+FALLING = OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-5)
+HOUR = ScheduleConfig(default_minutes=60.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [
+        ({"minutes": 10.0}, {"minutes": 10.0}),
+        ({"updates": 500, "minutes": 10.0}, {"updates": 500, "minutes": 10.0}),
+        ({"agent_steps": 10**6}, {"agent_steps": 10**6}),
+        ({}, {"minutes": 60.0}),
+        ({"stop_score": 300.0}, {"minutes": 60.0}),
+        ({"consistent": True, "updates": 500, "minutes": 10.0}, {"updates": 500}),
+    ],
+)
+def test_schedules_end_at_the_limits_of_the_run_or_else_of_its_recipe(
+    changes: dict[str, Any], end: dict[str, Any]
+) -> None:
+    config = Config(optimizer=FALLING, schedule=HOUR, **changes)
+    given = config.with_schedule()
+    assert given == dataclasses.replace(config, schedule=dataclasses.replace(HOUR, **end))
+    assert given.with_schedule() == given
+
+
+def test_a_resumed_run_keeps_the_end_of_its_schedules_even_with_new_limits() -> None:
+    stored = Config.from_json(json.loads(json.dumps(Config(optimizer=FALLING, minutes=60.0).with_schedule().to_json())))
+    resumed = dataclasses.replace(stored, minutes=5.0, updates=10**6).with_schedule()
+    assert resumed.schedule == ScheduleConfig(minutes=60.0)
+
+
+def test_settings_without_a_schedule_that_follows_progress_have_no_end_of_schedules() -> None:
+    counted = OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-5, schedule_updates=100)
+    for optimizer in (counted, OptimizerConfig(learning_rate=1e-3)):
+        config = Config(optimizer=optimizer, minutes=10.0, schedule=HOUR)
+        assert config.with_schedule() == config
+        assert config.horizon() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "follows"),
+    [
+        ({"optimizer": FALLING}, True),
+        ({"ppo": PPOConfig(final_entropy_coefficient=0.0)}, True),
+        ({"ppo": PPOConfig(final_clip=0.01)}, True),
+        ({"ba3c": BA3CConfig(final_entropy_coefficient=0.0)}, False),
+        ({"ba3c": BA3CConfig(final_entropy_coefficient=0.0), "algo": "ba3c"}, True),
+    ],
+)
+def test_only_schedules_of_the_chosen_algorithm_need_an_end(changes: dict[str, Any], follows: bool) -> None:
+    config = Config(**changes)
+    assert config.follows_progress is follows
+    if follows:
+        with pytest.raises(UsageError, match=r"--schedule\.minutes"):
+            config.with_schedule()
+
+
+@pytest.mark.parametrize("changes", [{"minutes": 10.0}, {}, {"updates": 9, "schedule": ScheduleConfig(minutes=3.0)}])
+def test_schedules_of_a_consistent_run_cannot_follow_minutes(changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(Config(optimizer=FALLING, consistent=True, schedule=HOUR), **changes)
+    with pytest.raises(UsageError, match="--consistent"):
+        config.with_schedule()
+
+
+def test_the_end_of_schedules_is_known_as_a_version_for_updates_and_in_a_consistent_run() -> None:
+    def horizon(*, consistent: bool = False, **end: Any) -> float | None:
+        ppo = PPOConfig(rollout_steps=100, epochs=4, minibatches=2)
+        return Config(
+            workers=3, ppo=ppo, envs=EnvConfig(num_envs=10), consistent=consistent, schedule=ScheduleConfig(**end)
+        ).horizon()
+
+    assert horizon(updates=7) == horizon(updates=7, minutes=1.0) == 7
+    assert horizon(agent_steps=9000) is horizon(minutes=1.0) is None
+    assert horizon(agent_steps=9000, consistent=True) == 9000 * 8 / 3000
+    assert horizon(agent_steps=9000, updates=7, consistent=True) == 7
+
+
+def test_the_last_learning_rate_of_breakout_is_below_a_tenth_of_the_first() -> None:
+    config = dataclasses.replace(RECIPES["breakout"](), minutes=10.0).with_schedule()
+    assert config.schedule.minutes == 10.0
+    assert config.optimizer.final_learning_rate is not None
+    assert config.optimizer.final_learning_rate < config.optimizer.learning_rate / 10

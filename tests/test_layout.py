@@ -43,7 +43,7 @@ ORDER = (
 )
 # The same for the parameter server.
 ORDER_IN_PS = (
-    ("layout", "story", "wire"),
+    ("layout", "schedule", "story", "wire"),
     ("cluster_file", "control", "flat"),
     ("shard", "worker"),
     ("standalone",),

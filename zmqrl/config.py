@@ -86,6 +86,33 @@ class WireConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleConfig:
+    """When schedules that follow the progress of the run end: at the first of these limits.
+
+    A new run without any of them uses the limits of the run. A resumed run keeps those that it had.
+    """
+
+    updates: int | None = None
+    """Version at which schedules end."""
+    agent_steps: int | None = None
+    """Agent steps of all sessions after which schedules end."""
+    minutes: float | None = None
+    """Minutes of training in all sessions after which schedules end."""
+    default_minutes: tyro.conf.Suppress[float | None] = None
+    """The recipe's value for ``minutes`` if the run has no limit."""
+
+    def check(self) -> None:
+        """Raise UsageError for the first invalid setting."""
+        for name in ("updates", "agent_steps", "minutes", "default_minutes"):
+            _require_positive(f"--schedule.{name.replace('_', '-')}", getattr(self, name))
+
+    @property
+    def has_end(self) -> bool:
+        """Whether schedules have an end."""
+        return not (self.updates is self.agent_steps is self.minutes is None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
     """When checkpoints are written, and how many are kept."""
 
@@ -199,6 +226,7 @@ class Config:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     ba3c: BA3CConfig = field(default_factory=BA3CConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=5e-4))
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -219,6 +247,55 @@ class Config:
         if self.mode == "async":
             return 1
         return self.workers if self.quorum is None else self.quorum
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether a schedule follows the progress of the run instead of a number of updates."""
+        return self.optimizer.follows_progress or self.algorithm.follows_progress
+
+    def with_schedule(self) -> "Config":
+        """These settings with the end of schedules. It is the limits of the run if ``schedule`` sets no end.
+
+        Raises UsageError when a schedule has no end, or an end that a consistent run cannot follow.
+        """
+        if not self.follows_progress:
+            return self
+        schedule = self.schedule
+        if not schedule.has_end:
+            minutes = self.minutes
+            if self.updates is self.agent_steps is minutes is None:
+                minutes = schedule.default_minutes
+            schedule = dataclasses.replace(
+                schedule,
+                updates=self.updates,
+                agent_steps=self.agent_steps,
+                minutes=None if self.consistent else minutes,
+            )
+        if self.consistent:
+            require(
+                schedule.has_end and schedule.minutes is None,
+                "--consistent: schedules cannot follow minutes, which differ from run to run. "
+                "Set --updates, --agent-steps or --schedule.updates.",
+            )
+        require(
+            schedule.has_end,
+            "the schedule of the learning rate, the entropy coefficient or the clip range needs an end: "
+            "set --minutes, --agent-steps, --updates or --schedule.minutes.",
+        )
+        return dataclasses.replace(self, schedule=schedule)
+
+    def horizon(self) -> float | None:
+        """The version at which schedules end, if it is known beforehand.
+
+        Agent steps are counted during the run. Only in a consistent run do all versions have equally many.
+        """
+        schedule, horizons = self.schedule, list[float]()
+        if schedule.updates is not None:
+            horizons.append(schedule.updates)
+        if schedule.agent_steps is not None and self.consistent:
+            per_rollout = self.workers * self.algorithm.rollout_steps * self.envs.num_envs
+            horizons.append(schedule.agent_steps * self.algorithm.updates_per_rollout / per_rollout)
+        return min(horizons, default=None)
 
     def stragglers(self) -> dict[int, Straggler]:
         """The workers to slow down, by rank. Raises UsageError for anything but RANK:SECONDS and RANK:xFACTOR."""
@@ -279,7 +356,7 @@ class Config:
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        for part in (self.wire, self.checkpoint, self.evaluation, self.recording):
+        for part in (self.wire, self.schedule, self.checkpoint, self.evaluation, self.recording):
             part.check()
         require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
         require(self.backups >= 0, f"--backups {self.backups}: at least 0 workers are required.")

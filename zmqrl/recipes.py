@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from zmqrl.config import Config
+from zmqrl.config import Config, ScheduleConfig
 from zmqrl.learner.envs import EnvConfig
 from zmqrl.learner.losses import BA3CConfig, PPOConfig
 from zmqrl.learner.networks import NetworkConfig
@@ -12,7 +12,7 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 def breakout() -> Config:
     """Breakout with PPO and the narrow network: two workers on two cores.
 
-    The schedules take about an hour on two cores with AVX-512.
+    The schedules end with the run, or after an hour if the run has no end.
     """
     return Config(
         recipe="breakout",
@@ -25,9 +25,9 @@ def breakout() -> Config:
             minibatches=16,
             shuffle="samples",
             final_entropy_coefficient=0.002,
-            entropy_schedule_updates=56_000,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=5e-5, schedule_updates=56_000, epsilon=1e-5),
+        optimizer=OptimizerConfig(learning_rate=1e-3, final_learning_rate=5e-5, epsilon=1e-5),
+        schedule=ScheduleConfig(default_minutes=60.0),
     )
 
 

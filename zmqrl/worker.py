@@ -69,7 +69,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
             load(weights)
             gradient = connection.gradient_buffer()
             with spans("gradient"), parameters.gradient_in(gradient):
-                losses = learner.gradient(rollout, place(weights)[1], weights.version)
+                losses = learner.gradient(rollout, place(weights)[1], weights.version, weights.elapsed)
             if not is_finite(gradient):
                 raise ClusterError(f"the gradient of version {weights.version} is not finite (loss {losses['loss']}).")
             sleep_s = pace.sleep_s(weights.version, time.monotonic() - begun_at)

@@ -36,6 +36,7 @@ class Shard:
         self.welcomed = False
         self.final: int | None = None  # the version of its BYE, if BYE is its latest publication
         self.slices: dict[int, Floats] = {}
+        self.elapsed: dict[int, int] = {}  # version -> progress of the run, as published with its slice
         self.needs = 0  # NEEDs for its version
         self.wanted = False  # the last NEED does not name us
         self.push: Literal["none", "pending", "sent", "closed"] = "none"
@@ -64,7 +65,8 @@ class Worker:
     def __init__(self, cluster: dict[str, Any], rank: int, keys: dict[str, Any] | None) -> None:
         self.run, self.layout, self.cuts = cluster["run"], cluster["layout"]["hash"], cluster["layout"]["slices"]
         self.rank, self.incarnation = rank, time.time_ns() // 1_000_000
-        self.contribution: tuple[int, int, Floats] | None = None  # generation, version, gradient
+        self.contribution: tuple[int, int, Floats, int] | None = None  # generation, version, gradient, progress
+        self.elapsed = 0  # progress of the run for the weights that are being computed on
         self.ping_at = 0.0
         self.context = zmq.Context()
         topics = [b"W", b"H", b"N", b"X", b"P/%d/%d" % (rank, self.incarnation)]
@@ -119,11 +121,14 @@ class Worker:
         for shard in missing:
             if repair:
                 self._request(shard, low)
-        return None if missing else (generation, low, np.concatenate([shard.slices[low] for shard in self.shards]))
+        if missing:
+            return None
+        self.elapsed = max(shard.elapsed[low] for shard in self.shards)
+        return generation, low, np.concatenate([shard.slices[low] for shard in self.shards])
 
     def contribute(self, generation: int, version: int, gradient: Floats) -> None:
         """Send each shard its slice, unless it is too late for that shard."""
-        self.contribution = generation, version, np.asarray(gradient, "<f4")
+        self.contribution = generation, version, np.asarray(gradient, "<f4"), self.elapsed
         for shard in self.shards:
             late = shard.generation != generation or shard.version > version
             shard.push, shard.attempt = "closed" if late else "pending", 0
@@ -158,9 +163,19 @@ class Worker:
     def _push(self, shard: Shard) -> None:
         if shard.push != "pending" or not shard.welcomed or self.contribution is None:
             return
-        generation, version, gradient = self.contribution
+        generation, version, gradient, elapsed = self.contribution
         start, stop = self.cuts[shard.index]
-        about = (generation, shard.view, shard.index, version, self.rank, self.incarnation, shard.attempt, "f32")
+        about = (
+            generation,
+            shard.view,
+            shard.index,
+            version,
+            self.rank,
+            self.incarnation,
+            shard.attempt,
+            "f32",
+            elapsed,
+        )
         if self._send(shard.grad, "GRADIENT", self.layout, *about, payload=gradient[start:stop].tobytes()):
             shard.push, shard.attempt = "sent", shard.attempt + 1
 
@@ -187,7 +202,7 @@ class Worker:
                 self._hello(shard)
         if incarnation == shard.incarnation and generation > shard.generation:
             shard.generation, shard.version, shard.final, shard.needs = generation, -1, None, 0
-            shard.slices, shard.push, shard.request_at = {}, "closed", float("-inf")
+            shard.slices, shard.elapsed, shard.push, shard.request_at = {}, {}, "closed", float("-inf")
         if incarnation < shard.incarnation or generation < shard.generation:
             return
         if version > shard.version:
@@ -195,7 +210,7 @@ class Worker:
             if self.contribution is not None and version > self.contribution[1]:
                 shard.push = "closed"
         if kind in ("WEIGHTS", "SNAPSHOT"):
-            self._store(shard, version, header[11], frames[1])
+            self._store(shard, version, header[11], frames[1], elapsed=header[13] if len(header) > 13 else 0)
         if kind in ("WEIGHTS", "HEARTBEAT", "NEED", "BYE"):
             shard.final = version if kind == "BYE" else None
         if kind in ("WEIGHTS", "HEARTBEAT", "NEED", "WELCOME"):
@@ -209,12 +224,13 @@ class Worker:
             if shard.wanted and shard.push == "sent":
                 shard.push = "pending"
 
-    def _store(self, shard: Shard, version: int, codec: str, payload: bytes) -> None:
+    def _store(self, shard: Shard, version: int, codec: str, payload: bytes, elapsed: int) -> None:
         numbers = np.frombuffer(payload, "<f4" if codec == "f32" else "<u2")
+        shard.elapsed[version] = elapsed
         shard.slices[version] = numbers if codec == "f32" else (numbers.astype("<u4") << 16).view("<f4")
         shard.request_at = float("-inf")
         for old in [v for v in shard.slices if v < shard.version - 1]:
-            del shard.slices[old]
+            del shard.slices[old], shard.elapsed[old]
 
 
 def work(

@@ -149,12 +149,40 @@ def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOCon
     assert [entropy_coefficient_at(constant, v) for v in (0, 10**9)] == [0.01, 0.01]
     falling = make_config(entropy_coefficient=0.02, final_entropy_coefficient=0.01, entropy_schedule_updates=100)
     assert [entropy_coefficient_at(falling, v) for v in (0, 50, 100, 500)] == pytest.approx([0.02, 0.015, 0.01, 0.01])
-    for updates in (0, -100):
+    assert not falling.follows_progress
+    for final_coefficient, updates in ((0.0, -100), (None, 100)):
         with pytest.raises(UsageError, match="entropy-schedule-updates"):
-            make_config(final_entropy_coefficient=0.0, entropy_schedule_updates=updates)
+            make_config(final_entropy_coefficient=final_coefficient, entropy_schedule_updates=updates)
     for final in (-1.0, float("inf"), float("nan")):
         with pytest.raises(UsageError, match=r"final-entropy-coefficient .*: a number from 0 to 1e6 is required"):
             make_config(final_entropy_coefficient=final, entropy_schedule_updates=100)
+
+
+@pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])
+def test_the_entropy_bonus_follows_the_progress_of_the_run(make_config: Callable[..., PPOConfig | BA3CConfig]) -> None:
+    config = make_config(entropy_coefficient=0.02, final_entropy_coefficient=0.01)
+    assert config.follows_progress
+    assert not make_config().follows_progress
+    told = [entropy_coefficient_at(config, 10**9, elapsed) for elapsed in (0.0, 0.5, 1.0)]
+    assert told == pytest.approx([0.02, 0.015, 0.01])
+
+
+def test_the_clip_range_follows_the_progress_of_the_run() -> None:
+    clips = []
+
+    def loss(logits: Tensor, values: Tensor, batch: Batch, config: PPOConfig, *_: Any) -> tuple[Tensor, dict[str, Any]]:
+        clips.append(config.clip)
+        return logits.sum() + values.sum(), {}
+
+    config = PPOConfig(clip=0.2, final_clip=0.1)
+    assert config.follows_progress
+    learner, rollout = Learner(Recording(), config, seed=0, loss=loss), draw_rollout(num_envs=8)
+    learner.prepare(rollout)
+    for elapsed in (0.0, 0.5, 1.0):
+        learner.gradient(rollout, 0, 7, elapsed)
+    assert clips == pytest.approx([0.2, 0.15, 0.1])
+    with pytest.raises(UsageError, match=r"--ppo\.final-clip 0"):
+        PPOConfig(final_clip=0.0)
 
 
 @pytest.mark.parametrize("make_config", [PPOConfig, BA3CConfig])

@@ -25,7 +25,8 @@ const SENDING = { ...SOCKET, immediate: true, sendTimeout: 0 }; // a timeout of 
 const text = (x) => typeof x === "string", bool = (x) => typeof x === "boolean";
 const int = (x) => Number.isSafeInteger(x) && x >= 0, ints = (x) => Array.isArray(x) && x.every(int);
 const ONE = { run: text, shard: int }, STAND = { ...ONE, incarnation: int, generation: int, version: int };
-const WEIGHTS = { ...STAND, view: int, quorum: int, members: ints, ranks: ints, codec: text, crc32: int };
+const WEIGHTS = { ...STAND, view: int, quorum: int, members: ints, ranks: ints, codec: text, crc32: int,
+  elapsed: int }; // the last one may be left out
 const FIELDS = {
   WEIGHTS, SNAPSHOT: WEIGHTS,
   WELCOME: { ...STAND, view: int, quorum: int, members: ints, codec: text, state: text, published: bool },
@@ -45,6 +46,7 @@ function parse(frames) {
   if (!Array.isArray(values) || values[0] !== PROTOCOL || !Object.hasOwn(FIELDS, values[1])) return null;
   const [, kind, ...fields] = values, types = Object.entries(FIELDS[kind]);
   if (frames.length !== (FIELDS[kind] === WEIGHTS ? 2 : 1)) return null;
+  if (FIELDS[kind] === WEIGHTS && fields.length === types.length - 1) fields.push(0);
   if (fields.length !== types.length || !types.every(([, accepts], i) => accepts(fields[i]))) return null;
   return { kind, ...Object.fromEntries(types.map(([name], i) => [name, fields[i]])), payload: frames[1] };
 }
@@ -68,7 +70,7 @@ const fail = (status, sentence) => { console.error(`node worker: ${sentence}`); 
 /** This worker's view of one shard (§1.6), and the three sockets to it (§1.3). */
 class Shard {
   incarnation = 0; generation = 0; version = 0; view = 0; welcomed = false;
-  slices = new Map(); // version -> {codec, payload}: the newest and the previous version
+  slices = new Map(); // version -> {codec, payload, elapsed}: the newest and the previous version
   contribution = null; // null: none or closed; {generation, version, payload, attempt, state: "pending" or "sent"}
   needs = []; // `held` of each NEED for `version`
   ended = false; // its latest message is BYE
@@ -121,14 +123,14 @@ class Shard {
     return true;
   }
 
-  act({ kind, version, held, published, codec, payload }) {
+  act({ kind, version, held, published, codec, payload, elapsed }) {
     if (kind === "BYE") this.ended = true;
     if (["HEARTBEAT", "NEED", "WEIGHTS"].includes(kind)) this.ended = false;
     if (kind === "WELCOME") this.welcomed = true;
     if (kind === "SNAPSHOT") this.askAt = 0;
     const [start, stop] = this.worker.layout.slices[this.index];
     if (payload?.length === (stop - start) * BYTES[codec] && version >= this.version - 1) {
-      this.slices.set(version, { codec, payload });
+      this.slices.set(version, { codec, payload, elapsed });
     }
     if (published && version === this.version && !this.slices.has(version)) this.ask(version); // Gap
     if (kind !== "NEED" || version !== this.version) return;
@@ -168,7 +170,7 @@ class Shard {
     const { run, layout, rank, incarnation, codec } = this.worker, mine = this.contribution;
     if (!this.welcomed || mine?.state !== "pending") return;
     const header = [PROTOCOL, "GRADIENT", run, layout.hash, mine.generation, this.view, this.index, mine.version, rank,
-      incarnation, Math.min(mine.attempt, 65535), codec];
+      incarnation, Math.min(mine.attempt, 65535), codec, mine.elapsed];
     mine.state = "sent";
     try {
       await this.grad.send([encode(header), mine.payload]);
@@ -229,13 +231,14 @@ class Worker {
     if (!shards.every((shard) => shard.slices.has(version))) return false;
     const weights = new Float32Array(layout.count);
     for (const shard of shards) weights.set(toFloats(shard.slices.get(version)), layout.slices[shard.index][0]);
+    const elapsed = Math.max(...shards.map((shard) => shard.slices.get(version).elapsed)); // §1.6, Progress
     const gradient = this.gradient(weights);
     this.newest = { generation, version };
     totals.steps += 1;
     for (const shard of shards) {
       if (shard.version > version) { totals.skipped += 1; continue; } // Late
       const payload = toPayload(codec, gradient.subarray(...layout.slices[shard.index]));
-      shard.contribution = { generation, version, payload, attempt: 0, state: "pending" };
+      shard.contribution = { generation, version, elapsed, payload, attempt: 0, state: "pending" };
       shard.push();
     }
     if (seconds() >= this.reportAt) this.report();

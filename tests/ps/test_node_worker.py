@@ -15,6 +15,8 @@ import pytest
 from support.paths import TESTS
 from support.rig import ending
 
+from zmqrl.commands.inspect.check_history import check
+
 pytestmark = pytest.mark.processes
 
 NODE_WORKER = TESTS / "node_worker"
@@ -90,6 +92,7 @@ def history(run_dir: Path, shard: int) -> list[dict[str, Any]]:
 
 def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: dict[str, int]) -> None:
     """Assert that both ranks contributed to every version on both shards, and that the summary is consistent."""
+    assert check(run_dir)["violations"] == []
     for shard in range(2):
         rows = history(run_dir, shard)
         assert [row["version"] for row in rows] == list(range(1, updates + 1))
@@ -108,7 +111,7 @@ def assert_that_node_was_used_throughout(run_dir: Path, updates: int, totals: di
 @pytest.mark.parametrize(
     "wire",
     [
-        ("--wire.transport", "ipc", "--wire.codec", "f32"),
+        ("--wire.transport", "ipc", "--wire.codec", "f32", "--optimizer.final-learning-rate", "1e-4"),
         ("--wire.transport", "tcp", "--wire.codec", "bf16"),
         ("--wire.transport", "tcp", "--wire.curve"),
     ],

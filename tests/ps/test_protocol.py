@@ -7,6 +7,7 @@ The guarantees:
 - Workers never go back to older versions and never mix versions.
 - Every sent slice is accounted for.
 - No version is ever published with two different contents.
+- All workers compute on a version, and all shards make the next one, for the same progress of the run.
 ``protocol_model.py`` asserts each of them at the step that could break it.
 """
 
@@ -22,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.protocol_model import LAYOUT, RUN, Link, ShardHost, WorkerHost
 from support.protocol_world import World
 
+from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker import events as worker_events
@@ -36,10 +38,14 @@ class RunUnderFaults(RuleBasedStateMachine):
     world: World
 
     @initialize(
-        shards=st.integers(1, 4), workers=st.integers(1, 5), backups=st.integers(0, 4), calm_rounds=st.integers(0, 6)
+        shards=st.integers(1, 4),
+        workers=st.integers(1, 5),
+        backups=st.integers(0, 4),
+        calm_rounds=st.integers(0, 6),
+        horizon=st.none() | st.integers(1, 50),
     )
-    def start(self, shards: int, workers: int, backups: int, calm_rounds: int) -> None:
-        self.world = World(shards=shards, workers=workers, quorum=max(1, workers - backups))
+    def start(self, shards: int, workers: int, backups: int, calm_rounds: int, horizon: int | None) -> None:
+        self.world = World(shards=shards, workers=workers, quorum=max(1, workers - backups), horizon=horizon)
         for _ in range(calm_rounds):
             self.world.round()
 
@@ -97,6 +103,11 @@ class RunUnderFaults(RuleBasedStateMachine):
     @rule(quorum=st.integers(1, 5))
     def the_quorum_changes(self, quorum: int) -> None:
         self.world.supervisor.change_quorum(min(quorum, len(self.world.workers)))
+
+    @rule(more=st.integers(0, 300_000))
+    def more_of_the_run_has_passed(self, more: int) -> None:
+        """Each shard hears of it at the supervisor's next visit, so at another time than the others."""
+        self.world.supervisor.elapsed = min(WHOLE, self.world.supervisor.elapsed + more)
 
     @rule(ahead=st.integers(0, 2))
     def a_checkpoint_is_due(self, ahead: int) -> None:
@@ -212,7 +223,7 @@ class RunUnderFaults(RuleBasedStateMachine):
             return chance.randrange(2**16)
 
         def ordinary() -> None:
-            event = chance.choices(["message", "worker", "supervisor", "time"], [12, 5, 2, 2])[0]
+            event = chance.choices(["message", "worker", "supervisor", "time", "progress"], [12, 5, 2, 2, 1])[0]
             match event:
                 case "message":
                     self.a_message_arrives(n(), 1)
@@ -222,6 +233,8 @@ class RunUnderFaults(RuleBasedStateMachine):
                     self.the_supervisor_looks_at_a_shard(n())
                 case "time":
                     self.time_passes(chance.choice([0.05, 0.3, 1.0, 2.5]))
+                case "progress":
+                    self.more_of_the_run_has_passed(chance.randrange(5000))
 
         faults: list[Callable[[], None]] = [
             lambda: self.a_worker_dies(n()),

@@ -27,6 +27,7 @@ from zmqrl.process_id import shard_id
 from zmqrl.ps.layout import MAX_SHARDS, Layout
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard import roster
+from zmqrl.ps.shard.history import read_lines
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
@@ -401,6 +402,7 @@ def test_a_worker_written_from_the_page_contributes_to_every_version_even_if_a_s
     threads = [start(shards, 0, mine), start(shards, 1, [])]
     while len(mine) < 20:
         time.sleep(0.01)
+    shards.control.send(0, m.Elapsed(run=shards.cluster.run, elapsed=500_000))  # the other learns it from the workers
     shards.processes[1].send_signal(signal.SIGKILL)
     shards.start(1)
     shards.control.greet([1], within_s=10)
@@ -411,6 +413,9 @@ def test_a_worker_written_from_the_page_contributes_to_every_version_even_if_a_s
     assert mine[:version] == list(range(version))
     assert all(tally[:2] == (rank, version) for s in stats.values() for rank, tally in enumerate(s.tallies))
     assert all(s.present == () for s in stats.values()), "a worker has not left"
+    first, second = ([line.get("made_at", 0) for line in read_lines(job.history_path)] for job in shards.jobs)
+    assert first == second == sorted(first)
+    assert set(first) == {0, 500_000}
 
 
 @pytest.mark.processes

@@ -1,5 +1,6 @@
 """Complete runs whose workers learn with a schedule, or do not learn at all."""
 
+import json
 import os
 from pathlib import Path
 
@@ -51,6 +52,72 @@ def test_schedules_follow_the_version_across_restarts_of_processes(algo: str, tm
     assert files.newest().params_sha256() == learned.params_sha256()
     told = [row["told_coefficient"] for row in files.metrics()[len(told) :] if "told_coefficient" in row]
     assert told[-1] == pytest.approx(0.01)
+
+
+FALLING = ("--optimizer.learning-rate", "1e-3", "--optimizer.final-learning-rate", "1e-5")
+
+
+def made_at(files: RunFiles, shards: int = 2) -> list[int]:
+    """The progress for which each version was made. It is the same on all shards."""
+    first, *others = ([line.get("made_at", 0) for line in files.history(shard)] for shard in range(shards))
+    assert all(other == first for other in others)
+    return first
+
+
+@pytest.mark.slow
+def test_a_resumed_run_continues_schedules_that_follow_updates(tmp_path: Path) -> None:
+    """The first session ends before its schedules. The second has another limit and continues them."""
+    (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_COEFFICIENT.format(algo="ppo"), encoding="utf-8")
+    bonus = ("--ppo.entropy-coefficient", "0.03", "--ppo.final-entropy-coefficient", "0.01")
+    path, loss = tmp_path / "run", ("--loss", "telling:loss")
+    options = (*FALLING, *bonus, *loss, "--schedule.updates", "40")
+    run(path, *options, "--updates", "20", importable=tmp_path)
+    files = run(path, "--resume", "--updates", "60", importable=tmp_path)
+    assert made_at(files) == [min(1_000_000, 25_000 * version) for version in range(60)]
+    last = files.metrics()[-1]
+    assert last["learning_rate"] == pytest.approx(1e-5)
+    assert last["told_coefficient"] == pytest.approx(last["entropy_coefficient"], abs=1e-6)
+    assert last["entropy_coefficient"] == pytest.approx(0.01, abs=0.005)
+
+
+@pytest.mark.slow
+def test_schedules_end_with_the_minutes_of_a_run(tmp_path: Path) -> None:
+    files = run(tmp_path / "run", *FALLING, "--minutes", "0.2", "--workers", "3", "--backups", "1")
+    progress = made_at(files)
+    assert progress == sorted(progress)
+    assert progress[-1] > 800_000
+    first, *_, last = files.metrics()
+    assert last["learning_rate"] < first["learning_rate"]
+    assert last["learning_rate"] < 3e-4
+    assert json.loads((files.path / "config.json").read_text(encoding="utf-8"))["schedule"]["minutes"] == 0.2
+
+
+@pytest.mark.slow
+def test_schedules_follow_the_agent_steps_of_a_run(tmp_path: Path) -> None:
+    files = run(tmp_path / "run", *FALLING, "--agent-steps", "20000")
+    progress = made_at(files)
+    assert progress == sorted(progress)
+    assert 0 < progress[-1] <= 1_000_000
+    assert len(set(progress)) > 3
+
+
+@pytest.mark.slow
+def test_consistent_runs_whose_schedules_follow_agent_steps_are_bit_identical(tmp_path: Path) -> None:
+    """Two workers play 512 steps in 16 updates, so 20480 steps are 640 updates."""
+    options = (
+        *FALLING,
+        "--ppo.final-clip",
+        "0.05",
+        "--consistent",
+        "--updates",
+        "64",
+        "--schedule.agent-steps",
+        "20480",
+    )
+    runs = [run(tmp_path / str(shards), *options, "--shards", str(shards)) for shards in (2, 3)]
+    assert len({files.newest().params_sha256() for files in runs}) == 1
+    for files, shards in zip(runs, (2, 3), strict=True):
+        assert made_at(files, shards) == [round(1e6 * version / 640) for version in range(64)]
 
 
 @pytest.mark.slow

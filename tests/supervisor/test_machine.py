@@ -13,7 +13,7 @@ from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
-from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, SupervisorMachine
+from zmqrl.supervisor.machine import STOP_WITHIN_S, Horizon, Limits, SupervisorMachine
 from zmqrl.supervisor.membership import SHRINK_AFTER_S
 from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, SILENCE_S
 from zmqrl.supervisor.shards import LOAD_WITHIN_S
@@ -133,6 +133,40 @@ def test_a_run_starts_all_processes_connects_loads_the_checkpoint_and_counts_its
     assert kinds == [e.Connect, e.Load, e.BeginTime]
     assert run.told(e.Load) == [e.Load(1, View(1, 2, (0, 1, 2)))]
     assert run.machine.shards.ready
+
+
+def test_progress_by_minutes_is_sent_repeatedly_and_ends_at_a_million() -> None:
+    run = Run(horizon=Horizon(minutes=1.0, trained_s=15.0))
+    run.ticks(1.0)
+    assert [load.elapsed for load in run.told(e.Load)] == [250_000]
+    begun_at = run.machine.began_at
+    assert begun_at is not None
+    run.ticks(30.0, versions=True)
+    told = [action.elapsed for action in run.told(e.TellElapsed) if action.shard == 1]
+    assert told == sorted(told)
+    assert told[-1] == run.machine.elapsed(run.now) == int(1e6 * (15 + run.now - begun_at) / 60)
+    assert len(told) > 100
+    before = len(run.actions)
+    run.ticks(30.0, versions=True)
+    assert [action.elapsed for action in run.told(e.TellElapsed, before)][-2:] == [1_000_000] * 2
+
+
+def test_progress_is_the_greater_of_minutes_and_agent_steps_and_a_rollback_loads_it() -> None:
+    run = Run(horizon=Horizon(minutes=10.0, agent_steps=1000))
+    run.ticks(1.0)
+    run.feed(e.Figures(400, float("-inf"), 1.0))
+    run.ticks(1.0, versions=True)
+    assert run.told(e.TellElapsed)[-1] == e.TellElapsed(1, 400_000)
+    run.feed(e.Figures(300, float("-inf"), 1.0))
+    run.kill_shard(0)
+    run.start_shard(0)
+    run.ticks(5.0)
+    assert run.told(e.Load)[-1] == e.Load(2, View(1, 2, (0, 1, 2)), 300_000)
+
+
+def test_no_progress_is_sent_if_no_schedule_ends_by_minutes_or_agent_steps(run: Run) -> None:
+    run.ticks(10.0, versions=True)
+    assert run.told(e.TellElapsed) == []
 
 
 def test_a_shard_that_does_not_come_up_is_named_and_fails_the_run() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import msgpack
 import pytest
 
+from zmqrl.config import Config
 from zmqrl.observe.console import LiveFigures
 from zmqrl.observe.metrics import Counters
+from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.wire import messages as m
 from zmqrl.recipes import cartpole
 from zmqrl.rundir import RunDirectory
@@ -37,9 +39,9 @@ class Notices:
 class Told:
     """A run of two shards as its supervisor sees it."""
 
-    def __init__(self, path: Path, counters: Counters | None = None) -> None:
+    def __init__(self, path: Path, counters: Counters | None = None, config: Config = CONFIG) -> None:
         self.directory, self.console = RunDirectory(path), Notices()
-        self.progress = Progress(CONFIG, self.directory, counters or Counters(), self.console)
+        self.progress = Progress(config, self.directory, counters or Counters(), self.console)
         self.progress.begin(0.0)
 
     def row(self, *versions: int, generation: int = 1) -> None:
@@ -79,6 +81,16 @@ def test_a_row_is_written_only_if_its_version_is_the_highest_so_far(run: Told) -
         run.row(version, version)
     assert run.versions() == [3, 5, 6]
     assert [row["contributions"]["used"] for row in run.rows()] == [12, 20, 24]
+
+
+def test_a_row_has_the_learning_rate_that_made_its_version(tmp_path: Path) -> None:
+    falling = OptimizerConfig(learning_rate=1.0, final_learning_rate=0.5)
+    run = Told(tmp_path, config=dataclasses.replace(CONFIG, optimizer=falling))
+    told = {0: stats(0, 4, made_at=600_000), 1: stats(1, 3, made_at=500_000)}
+    run.progress.on_stats(told, range(2), (0, 1))
+    run.progress.show(0.0)
+    (row,) = run.rows()
+    assert (row["version"], row["learning_rate"]) == (3, 0.75)
 
 
 def test_a_row_covers_all_gradients_since_the_previous_row_even_after_a_stall(run: Told) -> None:

@@ -73,6 +73,10 @@ def test_a_run_without_faults_takes_checkpoints_and_never_rolls_back() -> None:
         world.round()
     assert world.supervisor.checkpoints >= 2
     assert world.supervisor.loads == 1
+    progress = [world.journal.elapsed[at] for at in sorted(world.journal.elapsed)]
+    assert progress == sorted(progress)
+    assert progress[0] == 0
+    assert 700_000 < progress[-1] < 900_000, "200 rounds of 0.25 s are 50 s of the minute"
     world.must_end()
     world.journal.check()
 

@@ -42,14 +42,21 @@ class Slot:
 
 @dataclass(slots=True)
 class Journal:
-    """Every version ever loaded or committed, and every payload ever published."""
+    """Every version ever loaded or committed, and every payload ever published.
+
+    ``elapsed`` is the progress of the run that workers use, by generation and version.
+    """
 
     loaded: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     committed: dict[Version, Slot] = field(default_factory=dict)
     shown: dict[Version, int] = field(default_factory=dict)
+    elapsed: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def show(self, at: Version, weights: int) -> None:
         assert self.shown.setdefault(at, weights) == weights, f"two different payloads for {at}"
+
+    def compute(self, at: tuple[int, int], elapsed: int) -> None:
+        assert self.elapsed.setdefault(at, elapsed) == elapsed, f"workers use different progress for {at}"
 
     def check(self) -> None:
         """Recompute every version from the ranks in the records, and compare."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from support.protocol_journal import Slice, Slot, step
 from support.stand_ins import frame, received, stood_in
 
+from zmqrl.ps.schedule import elapsed_at
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.wire import messages as m
@@ -96,7 +97,9 @@ class ShardHost:
             payload_bytes={"f32": 4, "bf16": 2},
             secret=SECRET,
         )
-        self.machine = ShardMachine(identity, ShardTiming(), consistent=self.world.consistent)
+        self.machine = ShardMachine(
+            identity, ShardTiming(), consistent=self.world.consistent, horizon=self.world.horizon
+        )
         if self.slots:
             previous = self.slots[0].record.version if len(self.slots) > 1 else None
             self.feed(shard_events.StateRestored(self.slots[-1].record, recovered=True, previous=previous))
@@ -186,6 +189,8 @@ class ShardHost:
         assert tuple(sorted(ranks)) == record.ranks, "the record names the wrong ranks"
         assert len(set(ranks)) == record.quorum >= record.view.quorum, "not a quorum of distinct ranks"
         assert set(ranks) <= set(record.view.members)
+        before = self.slots[-1].record
+        assert record.made_at == self.world.journal.elapsed[before.generation, before.version] >= before.elapsed
         assert not self.world.consistent or ranks == sorted(ranks)
         gradients = [slice.gradient() for slice in self.sum]
         slot = Slot(record, step(self.slots[-1].weights, gradients))
@@ -195,7 +200,8 @@ class ShardHost:
 
     def _load(self, load: m.Load, weights: int) -> None:
         view = shard_events.View(load.view, load.quorum, load.members)
-        record = shard_events.Record.handed_over(load.generation, load.version, view)
+        elapsed = elapsed_at(load.version, horizon=self.world.horizon, told=load.elapsed)
+        record = shard_events.Record.handed_over(load.generation, load.version, view, elapsed=elapsed)
         at = (load.generation, self.number)
         assert at not in self.world.journal.loaded
         self.world.journal.loaded[at] = load.version, weights
@@ -222,6 +228,7 @@ class ShardHost:
             "ranks": slot.record.ranks,
             "codec": "f32",
             "crc32": 0,
+            "elapsed": slot.record.elapsed,
         }
 
     def _publish(self, event: worker_events.PublicationArrived) -> None:
@@ -347,4 +354,5 @@ class WorkerHost:
         at = (weights.generation, weights.version)
         assert self.weights is None or at > self.weights or at == (self.weights[0], self.above + 1)
         assert weights.generation != (self.weights or (None,))[0] or weights.version > self.above
+        self.world.journal.compute(at, weights.elapsed)
         self.weights, self.state = at, "computing"

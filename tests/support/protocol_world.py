@@ -28,6 +28,7 @@ class Supervisor:
         self.seen = dict.fromkeys(range(len(world.shards)), 0)
         self.stats: dict[int, m.Stats] = {}
         self.stop = False
+        self.elapsed = 0
         self.wanted: int | None = None
 
     def hear(self, shard: int, message: m.Message) -> None:
@@ -41,6 +42,7 @@ class Supervisor:
             return
         if shard.machine.roster.supervisor is None:
             self._tell(shard, HELLO)
+        self._tell(shard, m.Elapsed(run=RUN, elapsed=self.elapsed))
         stats = self._tell(shard, m.StatsRequest(run=RUN))
         if stats is None:
             return
@@ -79,6 +81,7 @@ class Supervisor:
             members=self.view.members,
             offset=0,
             total=1,
+            elapsed=self.elapsed,
         )
         self.loaded.add(shard.number)
         self._tell(shard, load, b"%d" % weights[shard.number])
@@ -101,8 +104,11 @@ class Supervisor:
 class World:
     """Shards, workers, a supervisor, and all messages in transit between them."""
 
-    def __init__(self, *, shards: int, workers: int, quorum: int, consistent: bool = False) -> None:
+    def __init__(
+        self, *, shards: int, workers: int, quorum: int, consistent: bool = False, horizon: float | None = None
+    ) -> None:
         self.now = 0.0
+        self.horizon = horizon
         self.consistent = consistent
         self.journal = Journal()
         self.numbers = 0

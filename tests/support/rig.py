@@ -22,6 +22,7 @@ import numpy as np
 
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.layout import Layout
+from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.shard import store
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
@@ -157,14 +158,16 @@ class Served:
             weights = self.start[part].copy()
             state = {name: np.zeros(cut.count, np.float32) for name in optimizer.state_names}
             for version, line in enumerate(self.history(cut.shard)):
-                assert set(line) == HISTORY_KEYS | ({"staleness"} if self.asynchronous else set())
+                more = ({"staleness"} if self.asynchronous else set()) | ({"made_at"} & line.keys())
+                assert set(line) == HISTORY_KEYS | more
                 assert line["version"] == version + 1, "a version is missing or was made twice"
                 assert len(line["ranks"]) == len(set(line["ranks"])) == line["quorum"]
                 total = np.zeros(cut.count, np.float32)
                 for rank in line["ranks"]:
                     total += gradient(rank, version, layout.count)[part]
                 new_weights, new_state = np.empty_like(weights), {k: np.empty_like(v) for k, v in state.items()}
-                optimizer.step(version, total, line["quorum"], weights, state, new_weights, new_state)
+                elapsed = line.get("made_at", 0) / WHOLE
+                optimizer.step(version, total, line["quorum"], weights, state, new_weights, new_state, elapsed=elapsed)
                 weights, state = new_weights, new_state
                 assert zlib.crc32(codec.encode(self.cluster.codec, weights).data) == line["crc32"]
             vector[part] = weights

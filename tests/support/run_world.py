@@ -10,7 +10,7 @@ from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
-from zmqrl.supervisor.machine import Limits, SupervisorMachine
+from zmqrl.supervisor.machine import Horizon, Limits, SupervisorMachine
 
 
 class Decided:
@@ -28,7 +28,9 @@ class Decided:
             limits=Limits(),
             local_ranks=range(workers),
             checkpoint_every_s=20.0,
+            horizon=Horizon(minutes=1.0),
         )
+        self.told = 0  # progress, how often
         self.checkpoint = [100 + shard.number for shard in world.shards]
         self.alive: set[ProcessId] = set()
         self.failed: list[str] = []
@@ -83,6 +85,10 @@ class Decided:
                 self._tell(shard, m.ViewChange(run=RUN, view=view.id, quorum=view.quorum, members=view.members))
             case e.TellStop(shard, version):
                 self._tell(shard, m.Stop(run=RUN, version=version))
+            case e.TellElapsed(shard, elapsed):
+                self.told += 1
+                if self.told % 3:  # the others are lost
+                    self._tell(shard, m.Elapsed(run=RUN, elapsed=elapsed))
             case e.SetAside(shard, version):
                 self._tell(shard, m.Checkpoint(run=RUN, version=version))
             case e.Load():
@@ -109,6 +115,7 @@ class Decided:
                 members=load.view.members,
                 offset=0,
                 total=1,
+                elapsed=load.elapsed,
             )
             self._tell(shard.number, HELLO)
             self._tell(shard.number, message, b"%d" % weights)

@@ -34,7 +34,8 @@ class Faults:
             running = set(self._launcher.running())
             killed = sorted(process for process in self._processes(failure) if process in running)
             why = "" if killed else ": none of its processes is running"
-            self._notice(f"the scenario kills {', '.join(map(str, killed)) or 'nothing'} after {failure.at:g} s{why}")
+            names = ", ".join(map(str, killed)) or "no process"
+            self._notice(f"the scenario kills {names} after {failure.at:g} s{why}")
             for process in killed:
                 self._launcher.signal(process, signal.SIGKILL)
 

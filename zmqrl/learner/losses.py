@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -31,7 +31,9 @@ class PPOConfig:
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation."""
     clip: float = 0.1
-    """Clip range of the probability ratio."""
+    """Clip range of the probability ratio, at the start if it has a schedule."""
+    final_clip: float | None = None
+    """Clip range at the end of its linear schedule, which follows the progress of the run. None: constant."""
     value_coefficient: float = 0.5
     """Coefficient of the value loss."""
     entropy_coefficient: float = 0.01
@@ -39,7 +41,7 @@ class PPOConfig:
     final_entropy_coefficient: float | None = None
     """Coefficient of the entropy bonus at the end of its linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
-    """Length of the entropy schedule, in updates."""
+    """Length of the entropy schedule, in updates. 0: it follows the progress of the run."""
     max_grad_norm: float = 0.5
     """Clip the norm of each worker's gradient to this value."""
     normalize_advantages: bool = True
@@ -50,7 +52,13 @@ class PPOConfig:
         require(self.epochs >= 1, f"--ppo.epochs {self.epochs}: at least 1 epoch is required.")
         require(self.minibatches >= 1, f"--ppo.minibatches {self.minibatches}: at least 1 minibatch is required.")
         require(0 <= self.gae_lambda <= 1, f"--ppo.gae-lambda {self.gae_lambda}: a number from 0 to 1 is required.")
-        require(0 < self.clip < math.inf, f"--ppo.clip {self.clip}: a finite number above 0 is required.")
+        for option, clip in (("clip", self.clip), ("final-clip", self.final_clip)):
+            require(clip is None or 0 < clip < math.inf, f"--ppo.{option} {clip}: a finite number above 0 is required.")
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether a schedule follows the progress of the run."""
+        return self.final_clip is not None or _entropy_follows_progress(self)
 
     @property
     def updates_per_rollout(self) -> int:
@@ -85,12 +93,17 @@ class BA3CConfig:
     final_entropy_coefficient: float | None = None
     """Coefficient of the entropy bonus at the end of its linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
-    """Length of the entropy schedule, in updates."""
+    """Length of the entropy schedule, in updates. 0: it follows the progress of the run."""
     max_grad_norm: float = 0.5
     """Clip the norm of each worker's gradient to this value."""
 
     def __post_init__(self) -> None:
         _check_shared("--ba3c", self)
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether a schedule follows the progress of the run."""
+        return _entropy_follows_progress(self)
 
     @property
     def updates_per_rollout(self) -> int:
@@ -168,12 +181,17 @@ def ba3c_loss(
     return loss, stats
 
 
-def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int) -> float:
-    """The coefficient of the entropy bonus for the update of ``version``."""
+def entropy_coefficient_at(config: PPOConfig | BA3CConfig, version: int, elapsed: float = 0.0) -> float:
+    """The coefficient of the entropy bonus for the update of ``version``. ``elapsed``: progress of the run, 0 to 1."""
     if config.final_entropy_coefficient is None:
         return config.entropy_coefficient
-    done = min(1.0, version / config.entropy_schedule_updates)
+    done = min(1.0, version / config.entropy_schedule_updates if config.entropy_schedule_updates else elapsed)
     return config.entropy_coefficient + done * (config.final_entropy_coefficient - config.entropy_coefficient)
+
+
+def clip_at(config: PPOConfig, elapsed: float) -> float:
+    """The clip range of the probability ratio. ``elapsed``: progress of the run, 0 to 1."""
+    return config.clip if config.final_clip is None else config.clip + elapsed * (config.final_clip - config.clip)
 
 
 class Learner:
@@ -208,12 +226,13 @@ class Learner:
         # Constant returns leave nothing to explain, and NaN is not valid JSON.
         rollout.explained_variance = (1 - unexplained).nan_to_num(0.0, 0.0, 0.0)
 
-    def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
+    def gradient(self, rollout: Rollout, index: int, version: int, elapsed: float = 0.0) -> dict[str, float]:
         """Write the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, to the parameters' ``.grad``.
 
-        An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. Schedules depend on
-        ``version``, the version of the gradient. Returns the metrics. Advantages and values are in units of reward.
-        ``explained_variance`` covers the whole rollout, with the values of the policy that acted.
+        An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. ``version`` is that of
+        the gradient, and ``elapsed`` the progress of the run then, from 0 to 1. Schedules follow one of them. Returns
+        the metrics. Advantages and values are in units of reward. ``explained_variance`` covers the whole rollout,
+        with the values of the policy that acted.
         """
         for parameter in self._parameters:
             if parameter.grad is None:
@@ -228,14 +247,17 @@ class Learner:
             returns=rollout.returns.flatten()[indices],
         )
         logits, values = self.model(rollout.gather_observations(indices))
-        loss, stats = self._loss(logits, values, batch, self.config, entropy_coefficient_at(self.config, version))
+        config, entropy_coefficient = self.config, entropy_coefficient_at(self.config, version, elapsed)
+        if isinstance(config, PPOConfig) and config.final_clip is not None:
+            config = replace(config, clip=clip_at(config, elapsed))
+        loss, stats = self._loss(logits, values, batch, config, entropy_coefficient)
         torch.autograd.backward(loss)
         grad_norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         whole = {"loss": loss.detach(), "grad_norm": grad_norm, "explained_variance": rollout.explained_variance}
         stats = {**stats, **whole}
         # Copy all metrics in one transfer, because each transfer waits for the device.
         metrics = dict(zip(stats, torch.stack(list(stats.values())).tolist(), strict=True))
-        metrics["entropy_coefficient"] = entropy_coefficient_at(self.config, version)
+        metrics["entropy_coefficient"] = entropy_coefficient
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.max_grad_norm)
         return metrics
 
@@ -262,7 +284,7 @@ class NoLearner:
     def prepare(self, rollout: Rollout) -> None:
         """Learn nothing from ``rollout``."""
 
-    def gradient(self, rollout: Rollout, index: int, version: int) -> dict[str, float]:
+    def gradient(self, rollout: Rollout, index: int, version: int, elapsed: float = 0.0) -> dict[str, float]:
         """Report nothing."""
         return {}
 
@@ -307,8 +329,13 @@ def _check_shared(group: str, config: PPOConfig | BA3CConfig) -> None:
     ):
         require(0 <= coefficient <= 1e6, f"{group}.{option} {coefficient}: a number from 0 to 1e6 is required.")
     require(0 < norm < math.inf, f"{group}.max-grad-norm {norm}: a finite number above 0 is required.")
+    updates = config.entropy_schedule_updates
     require(
-        (final is None) == (config.entropy_schedule_updates < 1),
-        f"{group}.final-entropy-coefficient and {group}.entropy-schedule-updates "
-        "(the length of the schedule) belong together: set both or neither.",
+        updates == 0 or (updates > 0 and final is not None),
+        f"{group}.entropy-schedule-updates {updates}: the number of updates must be at least 0. "
+        f"Above 0, it also needs {group}.final-entropy-coefficient, the coefficient at the end of the schedule.",
     )
+
+
+def _entropy_follows_progress(config: PPOConfig | BA3CConfig) -> bool:
+    return config.final_entropy_coefficient is not None and not config.entropy_schedule_updates

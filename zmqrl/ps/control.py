@@ -141,7 +141,16 @@ class ShardControl:
         return self.ask(shards, lambda _: question, only(m.Stats), within_s=within_s, what=what, meanwhile=meanwhile)
 
     def load(
-        self, shard: int, generation: int, version: int, view: int, quorum: int, members: tuple[int, ...], state: bytes
+        self,
+        shard: int,
+        generation: int,
+        version: int,
+        view: int,
+        quorum: int,
+        members: tuple[int, ...],
+        state: bytes,
+        *,
+        elapsed: int = 0,
     ) -> None:
         """Load ``state`` (weights, then optimizer state) into ``shard``, in pieces.
 
@@ -158,6 +167,7 @@ class ShardControl:
                 members=members,
                 offset=offset,
                 total=len(state),
+                elapsed=elapsed,
             )
             loaded = m.Loaded(run=self.run, shard=shard, generation=generation, offset=offset + len(piece))
             self._exchange(shard, load, piece, lambda answer, loaded=loaded: answer == loaded)  # type: ignore[misc]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zmqrl.child_process import ChildProcess
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, require
 from zmqrl.profile.recorder import RecorderJob
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.control import ShardControl
@@ -77,6 +77,7 @@ def standalone_shards(
     asynchronous: bool = False,
     timing: ShardTiming | None = None,
     recorder: RecorderJob | None = None,
+    horizon: float | None = None,
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
@@ -84,8 +85,13 @@ def standalone_shards(
     mode. State and history are written to ``directory``. Without a directory, they are deleted when the block ends.
     With ``transport`` tcp, the shards listen at ``address``: an address of this host, not a wildcard.
     ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record
-    how they spend their time. Raises ClusterError when a shard does not start.
+    how they spend their time. ``horizon`` is the version at which schedules that follow the progress of the run end.
+    Raises UsageError when such a schedule has no end, and ClusterError when a shard does not start.
     """
+    require(
+        horizon is not None or not optimizer.follows_progress,
+        f"final_learning_rate {optimizer.final_learning_rate}: its schedule needs an end, horizon or schedule_updates.",
+    )
     with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
         place = directory or Path(scratch)
         ipc, tcp = f"ipc://{scratch}", f"tcp://{address}:0"
@@ -107,6 +113,7 @@ def standalone_shards(
                 timing=timing or ShardTiming(),
                 keys=keys.of_shard(shard) if keys else None,
                 recorder=recorder,
+                horizon=horizon,
             )
             for shard in range(layout.shards)
         ]

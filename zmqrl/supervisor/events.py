@@ -216,11 +216,23 @@ class TellStop:
 
 
 @dataclass(frozen=True, slots=True)
+class TellElapsed:
+    """Send a shard the progress of the run, in millionths, by its clock and its agent steps."""
+
+    shard: int
+    elapsed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """Make all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded."""
+    """Make all shards load the newest checkpoint under a new generation. Leads to Loaded or NotLoaded.
+
+    ``elapsed`` is the progress of the run, as in TellElapsed.
+    """
 
     generation: int
     view: View
+    elapsed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +304,7 @@ Action: TypeAlias = (
     | AskShard
     | TellView
     | TellStop
+    | TellElapsed
     | Load
     | SetAside
     | TakeCheckpoint

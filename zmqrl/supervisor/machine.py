@@ -8,6 +8,7 @@ from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
 from zmqrl.process_id import shard_id, worker_id
+from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
@@ -32,6 +33,18 @@ class Limits:
     stop_score: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """When schedules that follow the progress of the run end, in units that only the supervisor can measure.
+
+    ``trained_s``: the training time of earlier sessions. It counts as progress.
+    """
+
+    agent_steps: int | None = None
+    minutes: float | None = None
+    trained_s: float = 0.0
+
+
 class SupervisorMachine:
     """One session of a run, from a checkpoint to its end.
 
@@ -52,9 +65,11 @@ class SupervisorMachine:
         local_ranks: Sequence[int],
         checkpoint_every_s: float,
         updates_per_rollout: int = 1,
+        horizon: Horizon | None = None,
     ) -> None:
         self.state: Literal["starting", "running", "stopping", "ending"] = "starting"
         self.limits, self.on_loss, self.ranks = limits, on_loss, ranks
+        self.horizon = horizon or Horizon()
         self.membership = Membership(ranks, quorum, on_loss)
         self.shards = Shards(checkpoint, generation, limits.updates)
         self.processes = Processes()
@@ -233,10 +248,10 @@ class SupervisorMachine:
         for process in silent:
             if process.role == "shard":
                 shards.stats.pop(process.number, None)
-        actions += told + shards.roll_back(self.membership.view, now)
+        actions += told + shards.roll_back(self.membership.view, now, self.elapsed(now))
         processes.hear_workers(shards.stats.values(), now)
         if shards.rollback is None and shards.all_told:
-            actions += self._observe_members(now) + self._checkpoint_step(now)
+            actions += self._observe_members(now) + self._checkpoint_step(now) + self._tell_elapsed(now)
         return actions + self._watch_version(now)
 
     def _watch_version(self, now: float) -> list[e.Action]:
@@ -278,6 +293,21 @@ class SupervisorMachine:
         if text is not None:
             actions.append(e.Notice(text))
         return actions + self.shards.repeat(self.membership.view)
+
+    def elapsed(self, now: float) -> int:
+        """The progress of the run by its clock and its agent steps, in millionths: the greater of the two."""
+        horizon, fraction = self.horizon, 0.0
+        if horizon.minutes is not None:
+            session_s = 0.0 if self.began_at is None else now - self.began_at
+            fraction = (horizon.trained_s + session_s) / (60 * horizon.minutes)
+        if horizon.agent_steps is not None:
+            fraction = max(fraction, self.figures.agent_steps / horizon.agent_steps)
+        return int(WHOLE * min(1.0, fraction))
+
+    def _tell_elapsed(self, now: float) -> list[e.Action]:
+        """Send every shard the progress repeatedly, so that a lost message does no harm."""
+        elapsed = self.elapsed(now)
+        return [e.TellElapsed(shard, elapsed) for shard in self.shards.numbers] if elapsed else []
 
     def _checkpoint_step(self, now: float) -> list[e.Action]:
         """Ask every shard to copy one version, and fetch the copies when all have one."""

@@ -76,6 +76,7 @@ class Plan:
             history_path=directory.history(shard),
             consistent=config.consistent,
             asynchronous=config.mode == "async",
+            horizon=config.horizon(),
             timing=ShardTiming(need_s=config.wire.need_s),
             recorder=None if frozen else self._recorder(process),
             incarnation=self._incarnation(process),

@@ -13,6 +13,7 @@ from zmqrl.observe.console import Console, LiveFigures
 from zmqrl.observe.metrics import Counters, RunMetrics, ShardStats, summed
 from zmqrl.observe.reports import WorkerReport
 from zmqrl.observe.trackers import CLOSE_WITHIN_S, Tracked, Trackers
+from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.shard.history import read_lines
 from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.ps.wire import messages as m
@@ -41,6 +42,7 @@ class Progress:
         self.began_at: float | None = None
         self.row_at = 0.0
         self.row: dict[str, Any] = self.metrics.row(0.0)
+        self.made_at = 0  # progress of the run, in millionths, for which the newest version was made
 
     def begin(self, now: float) -> None:
         """Workers compute the first version: the training time starts now."""
@@ -65,6 +67,8 @@ class Progress:
 
     def on_stats(self, stats: Mapping[int, m.Stats], shards: Iterable[int], members: tuple[int, ...]) -> None:
         """Add the STATS of the shards to the metrics. ``stats`` lacks the shards that have not answered."""
+        if stats:
+            self.made_at = min(stats.values(), key=lambda each: each.version).made_at
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
 
     def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
@@ -102,7 +106,8 @@ class Progress:
         self.row_at = now
         is_newer = self.metrics.version > self.row_version
         self.row = self.metrics.row(self.trained_s(), written=is_newer)
-        self.row["learning_rate"] = Optimizer(self.config.optimizer).learning_rate(max(0, self.row["version"] - 1))
+        optimizer, before = Optimizer(self.config.optimizer), max(0, self.row["version"] - 1)
+        self.row["learning_rate"] = optimizer.learning_rate(before, self.made_at / WHOLE)
         if is_newer:
             self.row_version = self.row["version"]
             self.rows.write_or_tell(self.row, self.console.notice)

@@ -55,6 +55,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     Raises ZmqrlError.
     """
     config.check()
+    config = config.with_schedule()
     check_installed(config.trackers)
     spec = describe_env(config.env, config.envs)
     initial = initial_checkpoint(config, spec)

@@ -125,8 +125,11 @@ class Shards:
         self.down.add(shard)
         self.stats.pop(shard, None)
 
-    def roll_back(self, view: View, now: float) -> list[e.Action]:
-        """If a rollback is due and all shards are up, make them load the checkpoint under a new generation."""
+    def roll_back(self, view: View, now: float, elapsed: int = 0) -> list[e.Action]:
+        """If a rollback is due and all shards are up, make them load the checkpoint under a new generation.
+
+        They also load ``elapsed``, the progress of the run in millionths.
+        """
         if self.rollback is None:
             return []
         self.rollback_at = self.rollback_at or now
@@ -138,7 +141,7 @@ class Shards:
         self.generation += 1
         self.stats.clear()
         notice = e.Notice(f"{self.rollback}: all shards go back to {self._checkpoint_in_words()}")
-        return [*([] if self.rollback == START else [notice]), e.Load(self.generation, view)]
+        return [*([] if self.rollback == START else [notice]), e.Load(self.generation, view, elapsed)]
 
     def loaded(self) -> list[e.Action]:
         """All shards have loaded the checkpoint."""

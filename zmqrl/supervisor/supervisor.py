@@ -28,7 +28,7 @@ from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import Followers
-from zmqrl.supervisor.machine import Limits, SupervisorMachine
+from zmqrl.supervisor.machine import Horizon, Limits, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 
@@ -59,6 +59,7 @@ class Supervisor:
     ) -> None:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
         self.plan = Plan(config, directory, checkpoint.layout, deployment, version=checkpoint.version)
+        counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
         self.machine = SupervisorMachine(
             checkpoint=tuple(map(checkpoint.version_of, range(checkpoint.layout.shards))),
             generation=checkpoint.generation,
@@ -74,9 +75,13 @@ class Supervisor:
             local_ranks=self.plan.local_ranks,
             checkpoint_every_s=60 * config.checkpoint.every_minutes,
             updates_per_rollout=config.algorithm.updates_per_rollout,
+            horizon=Horizon(
+                agent_steps=None if config.consistent else config.schedule.agent_steps,
+                minutes=config.schedule.minutes,
+                trained_s=counters.wall_s,
+            ),
         )
         self.shards = self.machine.shards
-        counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
         self.progress = Progress(config, directory, counters, console)
         self.launcher, self.files, self.sites = deployment.launcher, deployment.files, deployment.sites
         self.followers = Followers(config, directory, self, console, self.files)
@@ -297,6 +302,8 @@ class Supervisor:
                 self.control.send(shard, change)
             case e.TellStop(shard, version):
                 self.control.send(shard, m.Stop(run=run, version=version))
+            case e.TellElapsed(shard, elapsed):
+                self.control.send(shard, m.Elapsed(run=run, elapsed=elapsed))
             case e.Load():
                 self._load(action)
             case e.SetAside(shard, version):
@@ -397,7 +404,8 @@ class Supervisor:
         try:
             for shard in self.shards.numbers:
                 version, state = checkpoint.version_of(shard), checkpoint.states[shard]
-                self.control.load(shard, load.generation, version, view.id, view.quorum, view.members, state)
+                about = (load.generation, version, view.id, view.quorum, view.members)
+                self.control.load(shard, *about, state, elapsed=load.elapsed)
         except ClusterError as error:  # a shard died: once it is back, all shards load the checkpoint again
             return self._feed(e.NotLoaded(str(error)))
         return self._feed(e.Loaded())

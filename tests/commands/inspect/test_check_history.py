@@ -155,6 +155,15 @@ def test_the_summary_of_an_unfinished_run_is_not_checked(tmp_path: Path) -> None
     assert violations(path) == []
 
 
+def test_shards_that_made_a_version_for_different_progress_are_reported(tmp_path: Path) -> None:
+    histories = [[each | {"made_at": 1000 * each["version"]} for each in lines] for lines in whole()]
+    assert violations(ended(tmp_path / "run", histories)) == []
+    histories[1][4] |= {"made_at": 5001}
+    assert violations(ended(tmp_path / "other", histories)) == [
+        "version 5 was made for progress 5000 on shard 0, but for 5001 on shard 1"
+    ]
+
+
 def test_shards_in_asynchronous_mode_can_end_at_different_versions(tmp_path: Path) -> None:
     histories = [
         [line(version, quorum=1, ranks=[version % 2], staleness=[3], generation=1) for version in range(1, last + 1)]

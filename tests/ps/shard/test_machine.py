@@ -22,6 +22,7 @@ from support.shard_rig import (
     stop_at,
     tallies,
     ticks,
+    to,
 )
 from support.stand_ins import received
 
@@ -229,6 +230,35 @@ def test_in_consistent_mode_a_complete_quorum_is_accumulated_even_without_the_lo
     accumulated = of(Accumulate, push(shard, 1))
     one, two = received("payload 1"), received("payload 2")
     assert [(a.payload, a.first) for a in accumulated] == [(one, True), (two, False)]
+
+
+# progress
+
+
+def test_a_version_is_made_for_the_greatest_progress_of_the_shard_and_the_contributions() -> None:
+    shard = opened(elapsed=300)
+    made = of(Update, [*push(shard, 0, elapsed=500), *push(shard, 1, elapsed=400)])
+    made += of(Update, [*push(shard, 0), *push(shard, 1)])
+    made += of(Update, [*push(shard, 0, elapsed=2**32 - 1), *push(shard, 1)])
+    assert [update.record.made_at for update in made] == [500, 300, 1_000_000]
+
+
+def test_progress_from_the_supervisor_is_published_from_the_next_version_on() -> None:
+    shard = opened()
+    assert control(shard, m.Elapsed(run="run", elapsed=700)) == []
+    first, second = (of(Update, make_version(shard, 0, 1))[0].record for _ in range(2))
+    assert (first.made_at, first.elapsed) == (0, 700)
+    assert (second.made_at, second.elapsed) == (700, 700)
+    control(shard, m.Elapsed(run="run", elapsed=2**32 - 1))
+    assert of(Update, make_version(shard, 0, 1))[0].record.elapsed == 1_000_000
+    (stats,) = [stats for _, stats in to(m.Stats, control(shard, m.StatsRequest(run="run")))]
+    assert (stats.version, stats.made_at) == (3, 700)
+
+
+def test_a_recovered_shard_keeps_its_published_progress_until_the_supervisor_sends_more() -> None:
+    shard = opened(elapsed=800, made_at=700)
+    records = [of(Update, make_version(shard, 0, 1))[0].record for _ in range(2)]
+    assert [(record.made_at, record.elapsed) for record in records] == [(800, 800)] * 2
 
 
 # views

@@ -160,6 +160,27 @@ def test_a_rate_without_a_schedule_is_constant() -> None:
     assert [optimizer.learning_rate(version) for version in (0, 1, 10**6)] == [0.1, 0.1, 0.1]
 
 
+def test_a_rate_without_a_number_of_updates_follows_the_progress_of_the_run() -> None:
+    optimizer = Optimizer(OptimizerConfig(learning_rate=1.0, final_learning_rate=0.5))
+    assert [optimizer.learning_rate(7, elapsed) for elapsed in (0.0, 0.25, 1.0, 1.5)] == [1.0, 0.875, 0.5, 0.5]
+    counting = Optimizer(OptimizerConfig(learning_rate=1.0, final_learning_rate=0.5, schedule_updates=4))
+    assert counting.learning_rate(2, 1.0) == 0.75
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
+def test_a_step_uses_the_learning_rate_of_its_progress(name: Any) -> None:
+    falling = OptimizerConfig(name=name, learning_rate=0.5, final_learning_rate=0.1)
+    constant = OptimizerConfig(name=name, learning_rate=Optimizer(falling).learning_rate(3, 0.75))
+    found = []
+    for config, elapsed in ((falling, 0.75), (constant, 0.0)):
+        optimizer, weights, gradient = Optimizer(config), np.ones(5, np.float32), np.full(5, 2.0, np.float32)
+        state = {key: np.full(5, 0.25, np.float32) for key in optimizer.state_names}
+        new_weights, new_state = np.empty_like(weights), {key: np.empty_like(value) for key, value in state.items()}
+        assert optimizer.step(3, gradient, 1, weights, state, new_weights, new_state, elapsed=elapsed)
+        found.append(new_weights)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_a_scheduled_rate_falls_linearly_and_then_stays_constant() -> None:
     optimizer = Optimizer(OptimizerConfig(learning_rate=1.0, final_learning_rate=0.5, schedule_updates=4))
     assert [optimizer.learning_rate(version) for version in range(7)] == [1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5]
@@ -194,7 +215,8 @@ def test_optimizer_state_has_the_names_used_by_torch(case: str, names: tuple[str
         {"learning_rate": -1.0},
         {"learning_rate": float("nan")},
         {"final_learning_rate": float("inf"), "schedule_updates": 5},
-        {"final_learning_rate": 0.0},
+        {"schedule_updates": 5},
+        {"schedule_updates": -5, "final_learning_rate": 0.0},
         {"beta1": 1.0},
         {"beta2": -0.1},
         {"alpha": 1.5},

@@ -83,6 +83,21 @@ def test_a_version_is_assembled_when_all_its_slices_have_arrived() -> None:
     assert of(Assembled, weights(worker, 0, 0)) == [Assembled(1, 0, slices)]
 
 
+def test_weights_and_every_push_carry_the_greatest_progress_of_the_slices() -> None:
+    worker = welcomed()
+    worker.handle(Pulling(-1), 0.0)
+    weights(worker, 1, 0, elapsed=20)
+    (assembled,) = of(Assembled, weights(worker, 0, 0, elapsed=70))
+    assert assembled.elapsed == 70
+    sent = of(SendGradient, worker.handle(Contributed(1, 0), 0.0))
+    sent += of(SendGradient, need(worker, 1, 0))
+    assert [action.header.elapsed for action in sent] == [70, 70, 70]
+    weights(worker, 0, 1, elapsed=80)
+    weights(worker, 1, 1, elapsed=90)
+    (assembled,) = of(Assembled, worker.handle(Pulling(0), 0.0))
+    assert assembled.elapsed == 90
+
+
 def test_slices_that_arrived_before_the_pull_are_assembled_at_once() -> None:
     worker = contributed()
     weights(worker, 0, 1)

@@ -38,7 +38,7 @@ COUNTED = {"late", "duplicate", "rejected", "crc32"}  # the other keys are check
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a history: how its version was made. ``number`` counts from 1."""
+    """A line of a history: how its version was made. ``number`` counts from 1. ``made_at``: the progress of the run."""
 
     number: int
     version: int
@@ -47,6 +47,7 @@ class Line:
     quorum: int
     ranks: list[int]
     counts: Totals
+    made_at: int
 
     @classmethod
     def read(cls, number: int, raw: bytes) -> Self | None:
@@ -56,11 +57,12 @@ class Line:
             return None
         version, view, quorum, ranks = (found.get(name, -1) for name in ("version", "view", "quorum", "ranks"))
         generation = found.get("generation", 0)  # lines of older versions lack it
+        made_at = found.get("made_at", 0)  # only if schedules follow progress
         if not isinstance(ranks, list) or not version:
             return None
-        if any(type(each) is not int or each < 0 for each in (version, generation, view, quorum, *ranks)):
+        if any(type(each) is not int or each < 0 for each in (version, generation, view, quorum, made_at, *ranks)):
             return None
-        return cls(number, version, generation, view, quorum, ranks, counts_of(found))
+        return cls(number, version, generation, view, quorum, ranks, counts_of(found), made_at)
 
 
 def command(arguments: list[str]) -> int:
@@ -105,8 +107,11 @@ def check(path: Path) -> dict[str, Any]:
         ]
         violations += [f"shard {shard}: {sentence}" for sentence in found]
     violations += _too_few(histories)
+    together = settings.get("mode") != "async"
+    if together:
+        violations += _unequal_progress(histories)
     if ended is not None:
-        violations += _disagreements(histories, ended, together=settings.get("mode") != "async")
+        violations += _disagreements(histories, ended, together=together)
     return {
         "shards": len(histories),
         "versions": min((_newest(lines) for lines in histories.values()), default=0),
@@ -179,6 +184,19 @@ def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
                 yield (
                     f"shard {shard}: version {line.version} used {line.quorum} of the {quorum} contributions "
                     f"that view {line.view} of generation {line.generation} requires"
+                )
+
+
+def _unequal_progress(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
+    """Report versions that shards made for different progress of the run."""
+    seen: dict[tuple[int, int], tuple[int, int]] = {}
+    for shard, lines in histories.items():
+        for line in lines:
+            first, made_at = seen.setdefault((line.generation, line.version), (shard, line.made_at))
+            if line.made_at != made_at:
+                yield (
+                    f"version {line.version} was made for progress {made_at} on shard {first}, "
+                    f"but for {line.made_at} on shard {shard}"
                 )
 
 

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from zmqrl.ps.shard.events import OUTCOMES, Accumulate, Action, Outcome, Record, Totals, View, added
+from zmqrl.ps.schedule import WHOLE
+from zmqrl.ps.shard.events import OUTCOMES, Accumulate, Action, Outcome, Record, View, added
 from zmqrl.ps.wire import messages as m
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Contributions:
         self.held: dict[int, ReceivedSlice | None] = {}  # rank -> payload, or None once accumulated
         self.waiting: set[int] = set()  # ranks whose payload is not accumulated yet
         self.computed_on: dict[int, int] = {}  # rank -> version of its newest contribution, held or used
+        self.elapsed = 0  # the greatest `elapsed` of the held contributions
         self.tallies: dict[int, list[int]] = {}  # rank -> totals, in the order of OUTCOMES
         self.unattributed = 0
         self.since_last = {"late": 0, "duplicate": 0, "rejected": 0}
@@ -35,6 +37,7 @@ class Contributions:
         self.held[header.rank] = payload
         self.waiting.add(header.rank)
         self.computed_on[header.rank] = header.version
+        self.elapsed = max(self.elapsed, header.elapsed)
 
     def counts_already(self, rank: int, version: int) -> bool:
         """Whether a contribution of ``rank`` computed on ``version`` or later is held or was used."""
@@ -50,11 +53,11 @@ class Contributions:
         return actions
 
     def close(
-        self, *, generation: int, version: int, view: View, stop: int | None, totals: Totals
+        self, *, generation: int, version: int, view: View, stop: int | None, last: Record, elapsed: int
     ) -> tuple[list[Action], Record]:
         """Use all held contributions. Returns the remaining ``Accumulate`` actions, and the record of ``version``.
 
-        ``totals`` are the totals of the previous version.
+        ``last`` is the record of the previous version. ``elapsed`` is published with ``version``.
         """
         ranks = self.ranks()
         actions = [action for rank in sorted(self.waiting) for action in self._hand_on(rank)]
@@ -70,22 +73,24 @@ class Contributions:
             tallies={rank: (t[0], t[1], t[2], t[3]) for rank, t in self.tallies.items()},
             unattributed=self.unattributed,
             stop=stop,
+            made_at=min(WHOLE, max(last.elapsed, self.elapsed)),
+            elapsed=elapsed,
             staleness=tuple(version - 1 - self.computed_on[rank] for rank in ranks) if self.asynchronous else (),
             applied=dict(self.computed_on) if self.asynchronous else {},
             late=self.since_last["late"],
             duplicate=self.since_last["duplicate"],
             rejected=self.since_last["rejected"],
         )
-        record = replace(record, totals=added(totals, record.counts()))
+        record = replace(record, totals=added(last.totals, record.counts()))
         self.since_last = dict.fromkeys(self.since_last, 0)
-        self.held = {}
+        self.held, self.elapsed = {}, 0
         return actions, record
 
     def drop(self, view: View) -> None:
         """Abandon the open version, and count the contributions held for it as late."""
         for rank in self.held:
             self.count(rank, "late", view)
-        self.held, self.waiting, self.computed_on = {}, set(), {}
+        self.held, self.waiting, self.computed_on, self.elapsed = {}, set(), {}, 0
 
     def count(self, rank: int, outcome: Outcome, view: View) -> None:
         """Count a contribution under its rank if that rank is or was a member, otherwise as unattributed."""

@@ -54,9 +54,10 @@ class Record:
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` are totals by rank:
     ``(used, late, duplicate, rejected)``. ``totals`` are the totals of the history up to this version, in this order.
-    ``view`` is the newest view and ``stop`` the last version to make, as known at the last commit. In asynchronous mode
-    ``staleness`` has the age, in versions, of the contribution of each rank in ``ranks``. ``applied`` maps each rank to
-    the version that its newest used contribution was computed on.
+    ``view`` is the newest view and ``stop`` the last version to make, as known at the last commit. ``made_at`` is the
+    progress of the run, in millionths, for which the version was made. ``elapsed`` is published with the version, for
+    the next update. In asynchronous mode ``staleness`` has the age, in versions, of the contribution of each rank in
+    ``ranks``. ``applied`` maps each rank to the version that its newest used contribution was computed on.
     """
 
     generation: int
@@ -71,6 +72,8 @@ class Record:
     unattributed: int
     totals: Totals = (0, 0, 0, 0)
     stop: int | None = None
+    made_at: int = 0
+    elapsed: int = 0
     staleness: tuple[int, ...] = ()
     applied: dict[int, int] = field(default_factory=dict)
 
@@ -79,7 +82,9 @@ class Record:
         return len(self.ranks), self.late, self.duplicate, self.rejected
 
     @classmethod
-    def handed_over(cls, generation: int, version: int, view: View, totals: Totals = (0, 0, 0, 0)) -> "Record":
+    def handed_over(
+        cls, generation: int, version: int, view: View, totals: Totals = (0, 0, 0, 0), *, elapsed: int = 0
+    ) -> "Record":
         """The record of a version that this shard loaded instead of making it."""
         return cls(
             generation=generation,
@@ -93,6 +98,7 @@ class Record:
             tallies={},
             unattributed=0,
             totals=totals,
+            elapsed=elapsed,
         )
 
 

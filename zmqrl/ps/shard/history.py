@@ -79,6 +79,8 @@ class History:
             "generation": record.generation,
             "totals": list(record.totals),
         }
+        if record.made_at:
+            line["made_at"] = record.made_at
         if record.staleness:
             line["staleness"] = list(record.staleness)
         with self._writing():

@@ -35,6 +35,8 @@ class ShardJob:
     """If given, the shard records how it spends its time."""
     code: str = ""
     """The zmqrl source code that workers must run. Not checked if this or the ``code`` of HELLO is empty."""
+    horizon: float | None = None
+    """The version at which schedules end, if it is known beforehand."""
     frozen: bool = False
     """Only let the supervisor read the state in ``state_path``: make no versions and serve no workers."""
     incarnation: int | None = None
@@ -42,7 +44,7 @@ class ShardJob:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, including the secrets."""
-        names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous", "frozen")
+        names = ("run", "shard", "codec", "bind", "secret", "code", "consistent", "asynchronous", "horizon", "frozen")
         return {name: getattr(self, name) for name in names} | {
             "layout": self.layout.to_json(),
             "optimizer": asdict(self.optimizer),

@@ -6,6 +6,7 @@ It takes events and returns actions. ``server.py`` carries them out in order.
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
+from zmqrl.ps.schedule import elapsed_at
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.contributions import Contributions
 from zmqrl.ps.shard.roster import Roster
@@ -41,7 +42,8 @@ class ShardMachine:
     """Decides which contributions make the next version of one slice.
 
     ``asynchronous``: every contribution makes a new version, even if it was computed on an older one. The quorum must
-    be 1. ``frozen``: the state can be read, but the shard makes no versions.
+    be 1. ``frozen``: the state can be read, but the shard makes no versions. ``horizon``: the version at which
+    schedules end, if it is known beforehand.
     ``now`` is monotonic time in seconds.
     """
 
@@ -53,9 +55,12 @@ class ShardMachine:
         consistent: bool = False,
         asynchronous: bool = False,
         frozen: bool = False,
+        horizon: float | None = None,
     ) -> None:
         self.identity = identity
         self.timing = timing
+        self.horizon = horizon
+        self.told = 0  # progress of the run that the supervisor has measured, in millionths
         self.frozen = frozen
         self.state: Literal["empty", "open", "ended"] = "empty"
         self.generation = 0
@@ -175,7 +180,8 @@ class ShardMachine:
             version=self.version + 1,
             view=self.view,
             stop=self.stop,
-            totals=self.last.totals,
+            last=self.last,
+            elapsed=elapsed_at(self.version + 1, horizon=self.horizon, told=self.told),
         )
         return [*actions, e.Update(self.making)]
 
@@ -224,7 +230,7 @@ class ShardMachine:
             self.contributions.recover(record)
         self.state = "ended" if self.frozen else "open"
         self.generation, self.version, self.last = record.generation, record.version, record
-        self.previous = event.previous
+        self.previous, self.told = event.previous, record.elapsed
         self._set_view(record.view)
         self.published = event.recovered
         self.armed = self.captured = None
@@ -268,7 +274,7 @@ class ShardMachine:
         return self._reject()
 
     def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
-        """Obey the supervisor. The shard answers every command with STATS, except FETCH and LOAD."""
+        """Obey the supervisor. The shard answers every command with STATS, except ELAPSED, FETCH and LOAD."""
         peer, message = event.peer, event.message
         actions: list[e.Action] = []
         match message:
@@ -280,6 +286,9 @@ class ShardMachine:
                 actions = self._stop(message.version, now)
             case m.Checkpoint():
                 actions = self._checkpoint(message.version)
+            case m.Elapsed():
+                self.told = message.elapsed
+                return []
             case m.Fetch():
                 return [e.SendChunk(peer, message)]
             case m.Load() if self.state == "empty" or message.generation > self.generation:
@@ -448,6 +457,7 @@ class ShardMachine:
             span_ranks=tuple(rank for rank, _, _ in spans),
             spans=tuple(span for _, span, _ in spans),
             span_ms=tuple(span_ms for _, _, span_ms in spans),
+            made_at=0 if self.last is None else self.last.made_at,
         )
 
     def _totals(self, version: int) -> e.Totals:

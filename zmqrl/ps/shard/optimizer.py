@@ -32,7 +32,7 @@ class OptimizerConfig:
     final_learning_rate: float | None = None
     """Learning rate at the end of a linear schedule. None: constant."""
     schedule_updates: int = 0
-    """Length of the learning-rate schedule, in updates."""
+    """Length of the learning-rate schedule, in updates. 0: it follows the progress of the run."""
     beta1: float = 0.9
     """Decay of the first moment per update. For adam."""
     beta2: float = 0.999
@@ -56,15 +56,20 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise UsageError(f"{_option(name)} {value}: a number from 0 to below 1 is required.")
-        if (self.final_learning_rate is None) != (self.schedule_updates < 1):
+        if self.schedule_updates < 0 or (self.schedule_updates and self.final_learning_rate is None):
             raise UsageError(
-                f"--optimizer.final-learning-rate {self.final_learning_rate} and --optimizer.schedule-updates "
-                f"{self.schedule_updates}: a schedule needs both, so set both or neither."
+                f"--optimizer.schedule-updates {self.schedule_updates}: the number of updates must be at least 0. "
+                "Above 0, it also needs --optimizer.final-learning-rate, the rate at the end of the schedule."
             )
         if self.name == "adam" and self.momentum:
             raise UsageError(
                 f"--optimizer.momentum {self.momentum}: adam has no momentum; use --optimizer.beta1, or rmsprop or sgd."
             )
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether the learning rate has a schedule that follows the progress of the run."""
+        return self.final_learning_rate is not None and not self.schedule_updates
 
 
 def _option(name: str) -> str:
@@ -83,12 +88,15 @@ class Optimizer:
             "sgd": momentum,
         }[config.name]
 
-    def learning_rate(self, version: int) -> float:
-        """The learning rate of the update from ``version`` to ``version + 1``."""
+    def learning_rate(self, version: int, elapsed: float = 0.0) -> float:
+        """The learning rate of the update from ``version`` to ``version + 1``.
+
+        ``elapsed`` is the progress of the run then, from 0 to 1.
+        """
         config = self.config
         if config.final_learning_rate is None:
             return config.learning_rate
-        done = min(version / config.schedule_updates, 1.0)
+        done = min(version / config.schedule_updates if config.schedule_updates else elapsed, 1.0)
         return config.learning_rate * (1 - done) + config.final_learning_rate * done
 
     def step(
@@ -100,19 +108,21 @@ class Optimizer:
         state: State,
         new_weights: FloatVector,
         new_state: State,
+        *,
+        elapsed: float = 0.0,
     ) -> bool:
         """Compute version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
 
         All arrays are float32 (n,). The inputs must be finite, and the outputs must not overlap them. The state of
-        version 0 is all zeros. The result equals that of torch.optim within float32 rounding. Returns whether the
-        result is finite.
+        version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1, which the learning rate may follow.
+        The result equals that of torch.optim within float32 rounding. Returns whether it is finite.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape
         names = self.state_names
         decay = self.config.weight_decay
         rule = {"adam": self._adam, "rmsprop": self._rmsprop, "sgd": self._sgd}[self.config.name]
-        update = rule(version, 1.0 if decay else 1 / count)
+        update = rule(version, self.learning_rate(version, elapsed), 1.0 if decay else 1 / count)
         left_finite: list[str] = []
         with watched(left_finite):
             for start in range(0, weights.size, BLOCK):
@@ -125,7 +135,7 @@ class Optimizer:
                 update(gradient, weights[cut], old, new_weights[cut], new)
         return not left_finite or all(map(is_finite, (new_weights, *new_state.values())))
 
-    def _adam(self, version: int, scale: float) -> BlockUpdate:
+    def _adam(self, version: int, learning_rate: float, scale: float) -> BlockUpdate:
         """Kingma and Ba 2015, algorithm 1 with t = version + 1, for ``scale`` times the gradient.
 
         w - lr / (1 - beta1^t) * m / (sqrt(v) / r + epsilon), where r = sqrt(1 - beta2^t), is computed as
@@ -136,7 +146,7 @@ class Optimizer:
         beta1, weight1 = _scalar(config.beta1), _scalar((1 - config.beta1) * scale)
         beta2, weight2 = _scalar(config.beta2), _scalar((1 - config.beta2) * scale * scale)
         epsilon = _scalar(config.epsilon * root)
-        rate = _scalar(-self.learning_rate(version) * root / (1 - config.beta1 ** (version + 1)))
+        rate = _scalar(-learning_rate * root / (1 - config.beta1 ** (version + 1)))
 
         def update(
             gradient: FloatVector,
@@ -161,7 +171,7 @@ class Optimizer:
 
         return update
 
-    def _rmsprop(self, version: int, scale: float) -> BlockUpdate:
+    def _rmsprop(self, version: int, learning_rate: float, scale: float) -> BlockUpdate:
         """Tieleman and Hinton 2012, lecture 6.5, not centred, for ``scale`` times the gradient.
 
         With momentum, the buffer accumulates gradient / (sqrt(square_avg) + epsilon), as in torch.
@@ -170,7 +180,7 @@ class Optimizer:
         alpha, weight = _scalar(config.alpha), _scalar((1 - config.alpha) * scale * scale)
         epsilon, momentum = _scalar(config.epsilon), _scalar(config.momentum)
         gathers = config.momentum > 0
-        rate = -self.learning_rate(version)
+        rate = -learning_rate
         factor, buffer_factor = _scalar(scale if gathers else scale * rate), _scalar(rate)
 
         def update(
@@ -197,14 +207,14 @@ class Optimizer:
 
         return update
 
-    def _sgd(self, version: int, scale: float) -> BlockUpdate:
+    def _sgd(self, version: int, learning_rate: float, scale: float) -> BlockUpdate:
         """Gradient descent with ``scale`` times the gradient.
 
         Momentum as in Sutskever et al. 2013, section 2, rescaled and initialized as in torch.
         """
         config = self.config
         gathers = config.momentum > 0
-        rate, momentum = -self.learning_rate(version), _scalar(config.momentum)
+        rate, momentum = -learning_rate, _scalar(config.momentum)
         factor, buffer_factor = _scalar(scale if gathers else scale * rate), _scalar(rate)
 
         def update(

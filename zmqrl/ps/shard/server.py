@@ -23,6 +23,7 @@ from zmqrl.observe.spans import SHARD_SPANS, Spans
 from zmqrl.process import log_to_stderr, read_job, say
 from zmqrl.process_id import shard_id
 from zmqrl.profile.recorder import Recorder, now_us
+from zmqrl.ps.schedule import WHOLE, elapsed_at
 from zmqrl.ps.shard import events as e
 from zmqrl.ps.shard.gradients import GradientSum
 from zmqrl.ps.shard.history import History, LostState, pack_record, unpack_record
@@ -88,6 +89,7 @@ class ShardServer:
             consistent=job.consistent,
             asynchronous=job.asynchronous,
             frozen=job.frozen,
+            horizon=job.horizon,
         )
         self.history = History(job.history_path)
         self.store = self._open_store()
@@ -231,7 +233,14 @@ class ShardServer:
         assert old is not None
         with self.spans("optimize"):
             finite = self.sum.is_finite() and self.optimizer.step(
-                record.version - 1, self.sum.value, record.quorum, old.weights, old.state, new.weights, new.state
+                record.version - 1,
+                self.sum.value,
+                record.quorum,
+                old.weights,
+                old.state,
+                new.weights,
+                new.state,
+                elapsed=record.made_at / WHOLE,
             )
             self.sum.value = self.sum.buffer
         if finite:
@@ -260,7 +269,7 @@ class ShardServer:
         assert slot is not None
         assert record is not None
         with self.spans("publish"):
-            header = framing.encode(self._header(m.Weights, slot, record.ranks))
+            header = framing.encode(self._header(m.Weights, slot, record))
             payload = self.payload
             # Slow subscribers read from the slot itself, unless too many slots are already being read.
             in_place = self.job.codec == "f32" and self.store.can_pin()
@@ -286,8 +295,8 @@ class ShardServer:
     def _encoded(self, slot: Slot) -> WireVector:
         return codec.encode(self.job.codec, slot.weights)
 
-    def _header(self, kind: type[WithWeights], slot: Slot, ranks: tuple[int, ...]) -> WithWeights:
-        """The header for the weights in ``slot``. ``ranks`` contributed to them."""
+    def _header(self, kind: type[WithWeights], slot: Slot, record: e.Record) -> WithWeights:
+        """The header for the weights in ``slot``, whose record is ``record``."""
         return kind(
             run=self.job.run,
             shard=self.job.shard,
@@ -297,9 +306,10 @@ class ShardServer:
             view=self.machine.view.id,
             quorum=self.machine.view.quorum,
             members=self.machine.view.members,
-            ranks=ranks,
+            ranks=record.ranks,
             codec=self.job.codec,
             crc32=slot.crc32,
+            elapsed=record.elapsed,
         )
 
     def _send(self, peer: bytes, message: m.Message, payload: bytes | None = None) -> zmq.MessageTracker | None:
@@ -316,7 +326,7 @@ class ShardServer:
         slot, unread = self._held(version), [each for each in self.snapshots.get(rank, []) if not each.done]
         assert slot is not None
         if len(unread) < MOST_UNREAD_SNAPSHOTS:  # otherwise drop the request: the worker asks again
-            header = self._header(m.Snapshot, slot, unpack_record(slot.record).ranks)
+            header = self._header(m.Snapshot, slot, unpack_record(slot.record))
             tracker = self._send(peer, header, self._encoded(slot).tobytes())
             unread += [tracker] if tracker is not None else []
         self.snapshots[rank] = unread
@@ -365,7 +375,8 @@ class ShardServer:
 
     def _load(self, load: m.Load) -> None:
         view, totals = e.View(load.view, load.quorum, load.members), self.history.totals(load.version)
-        record = e.Record.handed_over(load.generation, load.version, view, totals)
+        elapsed = elapsed_at(load.version, horizon=self.job.horizon, told=load.elapsed)
+        record = e.Record.handed_over(load.generation, load.version, view, totals, elapsed=elapsed)
         slot = self.store.free_slot()
         numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
         for array, source in zip(self._arrays(slot), numbers, strict=True):

@@ -51,7 +51,10 @@ Refusal: TypeAlias = Literal["run", "layout", "rank", "replaced", "secret", "key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
-    """PUSH to PULL, followed by the payload: one contribution."""
+    """PUSH to PULL, followed by the payload: one contribution.
+
+    ``elapsed`` is the greatest ``elapsed`` of all slices of ``version``.
+    """
 
     run: Name
     layout: Name
@@ -63,11 +66,15 @@ class Gradient:
     incarnation: U53
     attempt: U16
     codec: Codec
+    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks used for it."""
+    """XPUB to SUB, topic ``W``, followed by the payload: the weights of ``version``, and the ranks used for it.
+
+    ``elapsed`` is the progress of the run in millionths, as this shard knows it, for the update from these weights.
+    """
 
     run: Name
     shard: U16
@@ -80,6 +87,7 @@ class Weights:
     ranks: Ranks
     codec: Codec
     crc32: U32
+    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +198,7 @@ class Snapshot:
     ranks: Ranks
     codec: Codec
     crc32: U32
+    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,6 +291,7 @@ class Stats:
     version to end at. ``failure`` says why the shard can make no more versions, and is empty while it can.
     ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
     version. They hold the rank, its current span and the time in that span, the longest times first.
+    ``made_at`` is the progress of the run, in millionths, for which ``version`` was made.
     """
 
     run: Name
@@ -305,6 +315,7 @@ class Stats:
     span_ranks: Annotated[tuple[U16, ...], Size(MOST_SPANS)] = ()
     spans: Annotated[tuple[SpanName, ...], Size(MOST_SPANS)] = ()
     span_ms: Annotated[tuple[U53, ...], Size(MOST_SPANS)] = ()
+    made_at: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +334,14 @@ class Stop:
 
     run: Name
     version: U53 | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elapsed:
+    """Supervisor to shard: the progress of the run by its clock and its agent steps, in millionths."""
+
+    run: Name
+    elapsed: U32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +381,7 @@ class Load:
 
     ``offset`` is the position of the first byte of the piece, ``total`` the length of the state. After the last piece
     the shard commits ``version`` under ``generation`` and accepts contributions to it.
+    ``elapsed`` is as in ELAPSED.
     """
 
     run: Name
@@ -372,6 +392,7 @@ class Load:
     members: Ranks
     offset: U53
     total: U53
+    elapsed: U32 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,6 +445,7 @@ Message: TypeAlias = (
     | Stats
     | ViewChange
     | Stop
+    | Elapsed
     | Checkpoint
     | Fetch
     | Chunk

@@ -23,6 +23,7 @@ from zmqrl.observe.spans import WORKER_SPANS, Spans
 from zmqrl.process_id import worker_id
 from zmqrl.profile.recorder import Recorder, RecorderJob, now_us
 from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.wire import codec, framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import FloatVector, WireVector
@@ -39,11 +40,15 @@ CLOSED_WITHIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PulledWeights:
-    """The parameter vector of one version: float32 (count,). It is valid until the next ``pull``."""
+    """The parameter vector of one version: float32 (count,). It is valid until the next ``pull``.
+
+    ``elapsed`` is the progress of the run, from 0 to 1. All workers and shards use the same progress for one version.
+    """
 
     generation: int
     version: int
     vector: FloatVector
+    elapsed: float = 0.0
 
 
 class Connection:
@@ -274,7 +279,7 @@ class Connection:
         with self.spans("assemble"):
             for cut, (name, payload) in zip(self._slices, answer.payloads, strict=True):
                 codec.decode_into(name, payload.buffer, self._vector[cut.start : cut.stop])
-        return PulledWeights(answer.generation, answer.version, self._vector)
+        return PulledWeights(answer.generation, answer.version, self._vector, answer.elapsed / WHOLE)
 
     # for the thread that owns the sockets
 

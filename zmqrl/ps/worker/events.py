@@ -125,12 +125,14 @@ class SendGradient:
 class Assembled:
     """Every slice of ``version`` has arrived. ``payloads`` are in the order of the shards.
 
-    In asynchronous mode some slices may be newer than ``version``.
+    ``elapsed`` is the progress of the run for the update from them, in millionths. In asynchronous mode some slices may
+    be newer than ``version``.
     """
 
     generation: int
     version: int
     payloads: tuple[WeightsSlice, ...]
+    elapsed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class KnownShard:
     welcomed: bool = False
     final: int | None = None
     payloads: dict[int, WeightsSlice] = field(default_factory=dict)
+    elapsed: dict[int, int] = field(default_factory=dict)  # published with the slices in `payloads`
     # State of the contribution at this shard. "closed": nothing more is sent.
     push: Literal["none", "pending", "sent", "closed"] = "none"
     handed_out: int = -1  # version of the slice that the worker computes on
@@ -78,6 +79,7 @@ class KnownShard:
         self.generation, self.version, self.final = generation, -1, None
         self.handed_out = self.computed_on = -1
         self.payloads.clear()
+        self.elapsed.clear()
         self.needs_heard, self.snapshot_at = 0, None
 
     def reach(self, version: int) -> None:
@@ -85,11 +87,16 @@ class KnownShard:
         if version > self.version:
             self.version, self.needs_heard = version, 0
 
+    def keep(self, version: int, payload: WeightsSlice, elapsed: int) -> None:
+        """Keep the slice of ``version`` and the progress published with it."""
+        self.payloads[version], self.elapsed[version] = payload, elapsed
+
     def prune(self, slowest: int) -> None:
         """Keep at most two slices, from version ``slowest`` on. The worker may need them to help the slowest shard."""
         oldest = max(slowest, self.version - 1)
         while self.payloads and min(self.payloads) < oldest:
-            del self.payloads[min(self.payloads)]
+            version = min(self.payloads)
+            del self.payloads[version], self.elapsed[version]
 
     def hand_out(self, version: int) -> WeightsSlice:
         """Give the slice of ``version`` to the worker."""

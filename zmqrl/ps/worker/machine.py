@@ -57,6 +57,8 @@ class WorkerMachine:
         self.asynchronous = asynchronous
         self.shards = [KnownShard(shard, self.tally, asynchronous, heard_at=now) for shard in range(shards)]
         self.contribution: int | None = None  # its generation; `KnownShard.computed_on` is its version at a shard
+        self.elapsed = 0  # progress of the run for the contribution, in millionths
+        self.elapsed_then = 0  # the same, for the weights handed out last
         self.slowest = -1  # version that every shard has reached
         self.pulling_above: int | None = None
         self.assembled_generation = -1
@@ -187,7 +189,7 @@ class WorkerMachine:
     def _slice(self, shard: KnownShard, message: m.Weights | m.Snapshot, payload: "zmq.Frame | None") -> list[e.Action]:
         """Keep a slice, and learn the outcome of our contribution from its record."""
         assert payload is not None, "weights without a payload"
-        shard.payloads[message.version] = (message.codec, payload)
+        shard.keep(message.version, (message.codec, payload), message.elapsed)
         actions: list[e.Action] = []
         if self.contribution == message.generation:
             at = bisect_left(message.ranks, self.rank)  # ranks are in order, and there can be a thousand
@@ -246,8 +248,11 @@ class WorkerMachine:
 
     def _hand_out(self, generation: int, versions: list[int]) -> list[e.Action]:
         self.pulling_above, self.assembled_generation = None, generation
-        slices = tuple(shard.hand_out(version) for shard, version in zip(self.shards, versions, strict=True))
-        return [e.Assembled(generation, min(versions), slices)]
+        pairs = list(zip(self.shards, versions, strict=True))
+        # Shards learn the progress at different times. The greatest is the same for all workers: see docs/protocol.md.
+        self.elapsed_then = max(shard.elapsed[version] for shard, version in pairs)
+        slices = tuple(shard.hand_out(version) for shard, version in pairs)
+        return [e.Assembled(generation, min(versions), slices, self.elapsed_then)]
 
     def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
         """Whether this idle worker can help shards stuck at version ``low``: see Repair in docs/protocol.md."""
@@ -271,7 +276,7 @@ class WorkerMachine:
     # contributions
 
     def _contribute(self, event: e.Contributed) -> list[e.Action]:
-        self.contribution = event.generation
+        self.contribution, self.elapsed = event.generation, self.elapsed_then
         self.pulling_above = None
         self.progress += 1
         for shard in self.shards:
@@ -295,6 +300,7 @@ class WorkerMachine:
             incarnation=self.incarnation,
             attempt=min(shard.attempt, 0xFFFF),
             codec=self.codec,
+            elapsed=self.elapsed,
         )
         shard.pushed()
         return [e.SendGradient(shard.number, header)]
