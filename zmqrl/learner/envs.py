@@ -1,30 +1,25 @@
 """Make a batch of games by their id, behind one small interface, with true scores and exact ends.
 
-Atari games run in the vector environment of ``ale_py``, all others in that of Gymnasium. Both reset a finished game in
-the step that finishes it, so that every step the learner sees was played.
+A finished game is reset in the step that finishes it, so that every step the learner sees was played.
 """
 
 import difflib
 import importlib
 import re
 from collections.abc import Iterable
-from typing import Any
+from contextlib import closing
 
 import ale_py
 import gymnasium
 import numpy as np
-import numpy.typing as npt
-from gymnasium.spaces import Box, Discrete
-from gymnasium.spaces.utils import flatdim
-from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import FlattenObservation
 
 from zmqrl.errors import UsageError, blaming
 from zmqrl.learner.atari import AtariEnvs, RandomSkipEnvs, atari_actions
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
-from zmqrl.learner.games import EnvConfig, Envs, EnvSpec, Game, Scores, Step, game_seeds
+from zmqrl.learner.games import EnvConfig, Envs, EnvSpec, Game, Step
+from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
 
-__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs"]
+__all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "try_env"]
 
 ATARI_ENTRY_POINT = "ale_py.env:AtariEnv"
 
@@ -41,15 +36,16 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
 
     Raises UsageError like ``describe_env``.
     """
-    spec = describe_env(env_id, config)
+    config.check()
     if env_id == DUMMY_ID:
-        return DummyEnvs(spec, config)
+        return DummyEnvs(describe_dummy(config), config)
     registered = find_env(env_id)
-    if registered.entry_point == ATARI_ENTRY_POINT:
-        if config.min_frame_skip is not None:
-            return RandomSkipEnvs(registered.kwargs["game"], spec, config)
-        return AtariEnvs(registered.kwargs["game"], spec, config, threads=threads)
-    return _GymnasiumEnvs(registered, spec, config.num_envs)
+    if registered.entry_point != ATARI_ENTRY_POINT:
+        return GymnasiumEnvs(env_id, registered, config.num_envs)
+    game, spec = registered.kwargs["game"], describe_env(env_id, config)
+    if config.min_frame_skip is not None:
+        return RandomSkipEnvs(game, spec, config)
+    return AtariEnvs(game, spec, config, threads=threads)
 
 
 def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
@@ -71,71 +67,26 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
             num_actions=atari_actions(registered.kwargs["game"]),
             flavour=config.flavour(),
         )
-    try:
-        env = gymnasium.make(registered)
-        env.close()
-    except Exception as error:  # anything that its constructor raises, mostly for a missing package
-        raise UsageError(f"{env_id} does not start: {reason_of(error)}.") from error
-    if not isinstance(env.action_space, Discrete):
-        raise UsageError(f"{env_id} has {_kind(env.action_space)} actions: only Discrete actions are supported.")
-    if not env.observation_space.is_np_flattenable:
-        raise UsageError(f"{env_id} has {_kind(env.observation_space)} observations, which cannot become a vector.")
+    env = CheckedEnv(env_id, registered)
+    env.close()
     return EnvSpec(
-        observation_shape=(flatdim(env.observation_space),),
+        observation_shape=(env.length,),
         observation_dtype=np.dtype(np.float32),
-        num_actions=int(env.action_space.n),
+        num_actions=env.num_actions,
         flavour="played as registered, scores are sums of true rewards",
     )
 
 
-class _GymnasiumEnvs:
-    """Games of any Gymnasium environment with discrete actions, stepped one after another. Observations are vectors.
+def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
+    """Describe the games of ``env_id`` like ``describe_env``, and play a step of an environment of the user's own.
 
-    ``FlattenObservation`` turns a discrete observation into a one-hot vector, and any other into one row.
+    Raises UsageError like ``describe_env``, and like :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`.
     """
-
-    def __init__(self, registered: gymnasium.envs.registration.EnvSpec, spec: EnvSpec, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.num_actions = spec.num_actions
-        self.observation_shape = spec.observation_shape
-        self.observation_dtype = spec.observation_dtype
-        self._vector = gymnasium.make_vec(
-            registered,
-            num_envs,
-            vectorization_mode="sync",
-            wrappers=[FlattenObservation],
-            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-        )
-        assert isinstance(self._vector.single_action_space, Discrete)
-        self._first_action = self._vector.single_action_space.start
-
-    def reset(self, seed: int) -> np.ndarray:
-        # The type allows one int only, but every vector environment accepts a list. One int would give games of
-        # different workers the same seeds.
-        seeds: object = game_seeds(seed, self.num_envs).tolist()
-        observations, _ = self._vector.reset(seed=seeds)  # type: ignore[arg-type]
-        self._scores = Scores(self.num_envs)
-        return np.asarray(observations, np.float32)
-
-    def step(self, actions: npt.NDArray[np.int64]) -> Step:
-        observations, rewards, terminated, truncated, info = self._vector.step(actions + self._first_action)
-        cut_off = truncated & ~terminated
-        return Step(
-            observations=np.asarray(observations, np.float32),
-            rewards=rewards.astype(np.float32),
-            terminated=terminated,
-            truncated=cut_off,
-            final_observations={int(i): np.asarray(info["final_obs"][i], np.float32) for i in np.flatnonzero(cut_off)},
-            games=self._scores.add(rewards, terminated | truncated),
-        )
-
-    def close(self) -> None:
-        self._vector.close()
-
-
-def _kind(space: gymnasium.Space[Any]) -> str:
-    shape = f" {space.shape}" if isinstance(space, Box) else ""
-    return f"{type(space).__name__}{shape}"
+    spec = describe_env(env_id, config)
+    if env_id != DUMMY_ID and (registered := find_env(env_id)).entry_point != ATARI_ENTRY_POINT:
+        with closing(CheckedEnv(env_id, registered)) as env:
+            env.try_out()
+    return spec
 
 
 def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:

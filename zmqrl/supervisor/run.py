@@ -21,7 +21,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
-from zmqrl.learner.envs import EnvSpec, describe_env
+from zmqrl.learner.envs import EnvSpec, try_env
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.observe.console import LoggedConsole, console_for
@@ -54,7 +54,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     """Train on a deployment. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
     check_installed(config.trackers)
-    spec = describe_env(config.env, config.envs)
+    spec = try_env(config.env, config.envs)
     initial = initial_checkpoint(config, spec)
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = dataclasses.replace(config, run_dir=path)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from zmqrl.errors import blaming
 from zmqrl.learner.envs import EnvConfig, make_envs
 from zmqrl.policy import Policy
 
@@ -33,19 +32,17 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
     """Play the game of ``seed`` over all lives, turn by turn.
 
     Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
-    close the generator. This sets torch to one thread. Raises UsageError when the environment raises anything.
+    close the generator. This sets torch to one thread. Raises UsageError when an environment of the user's own fails.
     """
     torch.set_num_threads(1)  # a batch of one is too small for more: they would only wait for each other
     rng = np.random.default_rng((seed, ACTIONS))
     envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
     try:
-        with blaming(f"{policy.env_id} fails"):
-            observation = envs.reset(seed)[0]
+        observation = envs.reset(seed)[0]
         score = 0.0
         for agent_steps in range(1, LONGEST + 1):
             action = int(policy.act(observation, rng, greedy))
-            with blaming(f"{policy.env_id} fails"):
-                step = envs.step(np.array([action]))
+            step = envs.step(np.array([action]))
             reward = float(step.rewards[0])
             score = step.games[0].score if step.games else score + reward
             yield Turn(
