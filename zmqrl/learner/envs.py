@@ -14,14 +14,12 @@ import gymnasium
 import numpy as np
 
 from zmqrl.errors import UsageError, blaming
-from zmqrl.learner.atari import AtariEnvs, RandomSkipEnvs, atari_actions
+from zmqrl.learner.atari import ENTRY_POINT, AtariEnvs, RandomSkipEnvs, atari_actions, game_of
 from zmqrl.learner.dummy import DUMMY_ID, DummyEnvs, describe_dummy
 from zmqrl.learner.games import EnvConfig, Envs, EnvSpec, Game, Step
 from zmqrl.learner.gymnasium_envs import CheckedEnv, GymnasiumEnvs
 
 __all__ = ["EnvConfig", "EnvSpec", "Envs", "Game", "Step", "describe_env", "make_envs", "try_env"]
-
-ATARI_ENTRY_POINT = "ale_py.env:AtariEnv"
 
 gymnasium.register_envs(ale_py)
 
@@ -29,10 +27,10 @@ gymnasium.register_envs(ale_py)
 def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     """Make ``config.num_envs`` games of ``env_id``.
 
-    An Atari id only chooses the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and ``Breakout-v0`` are the same
-    here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` emulate Atari games. The calling
-    thread plays Atari games with random frame skip, and all other environments. ``zmqrl/Dummy-v0`` is not a game: it
-    shows frames in the shape of an Atari game at no cost.
+    An Atari id of ale_py only chooses the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and ``Breakout-v0`` are
+    the same here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` emulate Atari games. The
+    calling thread plays Atari games with random frame skip, and all other environments. ``zmqrl/Dummy-v0`` is not a
+    game: it shows frames in the shape of an Atari game at no cost.
 
     Raises UsageError like ``describe_env``.
     """
@@ -40,9 +38,9 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     if env_id == DUMMY_ID:
         return DummyEnvs(describe_dummy(config), config)
     registered = find_env(env_id)
-    if registered.entry_point != ATARI_ENTRY_POINT:
+    if registered.entry_point != ENTRY_POINT:
         return GymnasiumEnvs(env_id, registered, config.num_envs)
-    game, spec = registered.kwargs["game"], describe_env(env_id, config)
+    game, spec = game_of(registered, config), describe_env(env_id, config)
     if config.min_frame_skip is not None:
         return RandomSkipEnvs(game, spec, config)
     return AtariEnvs(game, spec, config, threads=threads)
@@ -53,18 +51,19 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
     ``env_id`` can be ``module:id``, as in Gymnasium: the module that registers it is imported first.
 
-    Raises UsageError for settings that are not valid, an unknown id, an environment that does not start, actions that
-    are not discrete, and observations that cannot become a vector, such as graphs and texts of any length.
+    Raises UsageError for settings that are not valid, an unknown id, an Atari game that is registered with other
+    settings, an environment that does not start, actions that are not discrete, and observations that cannot become a
+    vector, such as graphs and texts of any length.
     """
     config.check()
     if env_id == DUMMY_ID:
         return describe_dummy(config)
     registered = find_env(env_id)
-    if registered.entry_point == ATARI_ENTRY_POINT:
+    if registered.entry_point == ENTRY_POINT:
         return EnvSpec(
             observation_shape=config.atari_shape,
             observation_dtype=np.dtype(np.uint8),
-            num_actions=atari_actions(registered.kwargs["game"]),
+            num_actions=atari_actions(game_of(registered, config)),
             flavour=config.flavour(),
         )
     env = CheckedEnv(env_id, registered)
@@ -83,7 +82,7 @@ def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
     Raises UsageError like ``describe_env``, and like :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`.
     """
     spec = describe_env(env_id, config)
-    if env_id != DUMMY_ID and (registered := find_env(env_id)).entry_point != ATARI_ENTRY_POINT:
+    if env_id != DUMMY_ID and (registered := find_env(env_id)).entry_point != ENTRY_POINT:
         with closing(CheckedEnv(env_id, registered)) as env:
             env.try_out()
     return spec

@@ -14,9 +14,9 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 
 from zmqrl.errors import UsageError
-from zmqrl.learner.atari import bare_emulator, emulators, screen_size
+from zmqrl.learner.atari import ENTRY_POINT, bare_emulator, emulators, game_of, screen_size
 from zmqrl.learner.dummy import DUMMY_ID
-from zmqrl.learner.envs import ATARI_ENTRY_POINT, find_env, reason_of
+from zmqrl.learner.envs import find_env, reason_of
 from zmqrl.learner.games import EnvConfig, game_seeds
 
 EMULATOR_FRAMES_PER_S = 60.0
@@ -44,9 +44,9 @@ def make_picture(env_id: str, config: EnvConfig) -> Picture:
     if env_id == DUMMY_ID:
         raise UsageError(f"{DUMMY_ID} is not a game: there is nothing to record.")
     registered = find_env(env_id)
-    if registered.entry_point == ATARI_ENTRY_POINT:
+    if registered.entry_point == ENTRY_POINT:
         picture = _AtariPicture if config.min_frame_skip is None else _RandomSkipPicture
-        return picture(registered.kwargs["game"], config)
+        return picture(game_of(registered, config), config)
     return _GymnasiumPicture(registered)
 
 
