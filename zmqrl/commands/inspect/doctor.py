@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import secrets
 import sys
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.commands.options import parse_known
+from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.commands.run.launch import other_code
 from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
@@ -59,11 +59,12 @@ def run(options: Options, config: Config) -> int:
     """Check the hosts. Returns the exit status: 0 without problems, 3 with problems. Raises UsageError."""
     reach = options.reach()
     hosts = reach.hosts
-    check(config, hosts)
-    reach = options.bring(reach, _say)
-    up, found, verdict = examine(reach, config)
+    with prints_to_stderr():
+        check(config, hosts)
+        reach = options.bring(reach, _say)
+        up, found, verdict = examine(reach, config)
     if options.json:
-        sys.stdout.write(json.dumps(to_json(hosts, up, found, verdict)) + "\n")
+        print_json(to_json(hosts, up, found, verdict))
         return 3 if verdict.problems else 0
     console = page()
     console.print(host_table(hosts, up, found))

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import tyro
 
 from zmqrl.commands.measure.play import whole_game
 from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.learner.envs import reason_of
 from zmqrl.learner.picture import Screen, make_picture
@@ -68,11 +68,12 @@ def run(options: Options) -> int:
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: a number above 0 and below 86400 (a day) is required.")
     require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
-    policy = load_policy(options.run, options.checkpoint)
-    path = options.output or video_path(options.run, policy)
-    result = record(policy, path, seed=options.seed, greedy=options.greedy, seconds=options.seconds)
+    with prints_to_stderr():
+        policy = load_policy(options.run, options.checkpoint)
+        path = options.output or video_path(options.run, policy)
+        result = record(policy, path, seed=options.seed, greedy=options.greedy, seconds=options.seconds)
     if options.json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        print_json(result)
         return 0
     end = "" if result["whole"] else ", cut: --seconds sets the maximum length"
     sys.stdout.write(
