@@ -3,6 +3,7 @@
 # Not signal or other modules that take time: until our handler is set, Ctrl-C shows a traceback.
 import _signal  # type: ignore[import-not-found]
 import os
+import sys
 
 INTERRUPTED = 130
 LOOK_UP_EVERY_S = 1.0  # a wait ends this often, because a signal just before it does not wake it
@@ -47,5 +48,16 @@ def _join_threads() -> None:
             thread.join(LOOK_UP_EVERY_S)
 
 
+def _look_elsewhere_first() -> None:
+    """Undo that Python looks in the current directory first: files there would hide modules of the same name."""
+    try:
+        here = os.getcwd()  # noqa: PTH109 - the import of pathlib would look there
+    except OSError:  # it was removed, which cli.main says
+        return
+    if not sys.flags.safe_path and sys.path[0] in ("", here):
+        del sys.path[0]
+
+
 if __name__ == "__main__":
+    _look_elsewhere_first()
     main()

@@ -13,7 +13,7 @@ from zmqrl.errors import ClusterError
 
 
 class ChildProcess:
-    """A process of ``python PROGRAM``, which gets its job at once. Its standard error is that of this process.
+    """A process of ``python -P PROGRAM``, which gets its job at once. Its standard error is that of this process.
 
     ``name`` is for errors, such as ``worker 3``.
     """
@@ -21,7 +21,7 @@ class ChildProcess:
     def __init__(self, name: str, program: Sequence[str], job: dict[str, Any]) -> None:
         self.name = name
         pipe = subprocess.PIPE
-        command = [sys.executable, *program]
+        command = [sys.executable, "-P", *program]
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
         self.tell(job)
 

@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from zmqrl import __version__
 from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
 from zmqrl.observe.screen import never_waiting
-from zmqrl.process import check_open_files, log_level, raise_open_files
+from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files
 
 
 class Command(NamedTuple):
@@ -53,7 +52,7 @@ def main() -> None:
     _open_standard_streams()
     try:
         raise_open_files()
-        _look_for_modules_here()
+        look_for_modules_here()
         status = _run_and_print(sys.argv[1:])
     except KeyboardInterrupt:
         status = 130
@@ -89,16 +88,6 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
             if null != number:
                 os.close(null)
-
-
-def _look_for_modules_here() -> None:
-    """Make the user's own games, model and loss in the current directory importable, as in the processes of a run."""
-    try:
-        here = str(Path.cwd())
-    except FileNotFoundError:
-        raise UsageError("the current directory was removed: change to another one.") from None
-    if here not in sys.path:
-        sys.path.insert(0, here)
 
 
 def _complain(sentence: str, status: int) -> int:

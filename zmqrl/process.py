@@ -1,4 +1,4 @@
-"""What every zmqrl process needs: Ctrl-C, the limit of open files, logs, its job, messages of its parent.
+"""What every zmqrl process needs: Ctrl-C, limits, the user's modules, logs, its job, messages of its parent.
 
 Standard library only.
 """
@@ -27,6 +27,7 @@ FEWEST_OPEN_FILES = 256  # a process of a small run has about 40 open
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_OPEN_FILES = 1 << 16  # more is useless, and some programs try every number up to the limit
+HERE = "ZMQRL_HERE"  # the directory in which the user has started zmqrl
 
 _to_parent = 1  # a descriptor
 
@@ -41,6 +42,41 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, outside)
+
+
+def look_for_modules(*directories: str) -> None:
+    """Make the user's own modules in ``directories`` importable, after all others: they must not hide any."""
+    sys.path += [directory for directory in dict.fromkeys(directories) if directory not in sys.path]
+
+
+def look_for_modules_here() -> None:
+    """Make the modules in the current directory importable, here and in the processes of a run. Raises UsageError."""
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        raise UsageError("the current directory was removed: change to another one.") from None
+    look_for_modules(here)
+    os.environ[HERE] = here
+    searched = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if here == str(Path(__file__).parents[1]) and here not in searched:  # a checkout, which may not be installed
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*searched, here]))
+
+
+def look_for_modules_there() -> None:
+    """The same in a process of a run, which may be on another host."""
+    with contextlib.suppress(FileNotFoundError):  # the directory was removed
+        look_for_modules(*filter(None, [os.environ.get(HERE), str(Path.cwd())]))
+
+
+@contextlib.contextmanager
+def staying_here() -> Iterator[None]:
+    """Change back to the current directory after the block, in which the user's code may change it."""
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def raise_open_files() -> None:

@@ -1,6 +1,6 @@
 """The daemon of a run on one host: it starts processes, forwards their output, and ends them when it ends.
 
-``python -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
+``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
 (:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
 signal. Standard library only: it must be up before anything else can be.
 """
@@ -210,7 +210,7 @@ class Daemon:
         environment = {**request.before, **os.environ, **request.environment}
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "zmqrl.hostd.child", request.module],
+                [sys.executable, "-P", "-m", "zmqrl.hostd.child", request.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

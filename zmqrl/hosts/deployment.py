@@ -11,7 +11,7 @@ from zmqrl.config import Config
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.launcher import Launcher
-from zmqrl.hosts.link import Link
+from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import files_needed
@@ -60,5 +60,5 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
 
 def local_launcher(work: Path) -> Launcher:
     """A launcher for this machine, whose daemon is a child of this process. ``work`` is the run's directory."""
-    command = [sys.executable, "-m", "zmqrl.hostd.daemon"]
+    command = [sys.executable, *DAEMON]
     return DaemonLauncher({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)

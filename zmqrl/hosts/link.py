@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.lines import Lines
 
+# The arguments of Python. Without -P, files in the directory where it starts would hide modules of the same name.
+DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
 UP_WITHIN_S = 30.0
 RENEW_EVERY_S = 1.0  # a lease
 KILLED_WITHIN_S = 2.0

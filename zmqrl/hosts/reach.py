@@ -21,6 +21,7 @@ from zmqrl.hosts.slurm import Allocation, allocation, srun_command
 from zmqrl.hosts.ssh import ssh_command
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
 from zmqrl.learner.envs import describe_env
+from zmqrl.process import staying_here
 
 NO_ADDRESS = WireConfig().address  # means that the user chose no address
 
@@ -145,7 +146,8 @@ def check(config: Config, hosts: Sequence[Host]) -> None:
             "or `address` in the hosts file."
         )
     config.check()
-    describe_env(config.env, config.envs)
+    with staying_here():
+        describe_env(config.env, config.envs)
     place_run(config, hosts, {host.name: 1 for host in hosts})
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.link import DAEMON
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
@@ -103,7 +104,7 @@ def srun_command(job: str, node: str, python: str) -> list[str]:
     """
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
     how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]
-    return ["srun", *where, *how, python, "-m", "zmqrl.hostd.daemon"]
+    return ["srun", *where, *how, python, *DAEMON]
 
 
 def is_over(why: str) -> bool:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
+from zmqrl.hosts.link import DAEMON, RENEW_EVERY_S, Link, LinkLost
 from zmqrl.observe.provenance import code_hash
 
 News = Callable[[str, h.Event], None]
-DAEMON = ("-m", "zmqrl.hostd.daemon")
 
 AT_A_TIME = 16
 TRIES = 5
@@ -22,8 +21,8 @@ FIRST_PAUSE_S = 0.5
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
 OLDER = "No module named 'zmqrl.hostd'"  # in older code the daemon is another module
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
-# What a shell prints if there is no such Python, and Python if there is no such module.
-NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named")
+# What a shell prints if there is no such Python, and Python if there is no such module, or if it is too old for -P.
+NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named|python -h")
 
 
 def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON, *, config: Path | None) -> list[str]:

@@ -28,7 +28,7 @@ from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.trackers import check_installed
-from zmqrl.process import interruptible
+from zmqrl.process import interruptible, staying_here
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.flat import FlatParameters
@@ -54,8 +54,9 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     """Train on a deployment. Returns 0 when done, 130 when interrupted after a checkpoint. Raises ZmqrlError."""
     config.check()
     check_installed(config.trackers)
-    spec = try_env(config.env, config.envs)
-    initial = initial_checkpoint(config, spec)
+    with staying_here():
+        spec = try_env(config.env, config.envs)
+        initial = initial_checkpoint(config, spec)
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = dataclasses.replace(config, run_dir=path)
     directory = RunDirectory(path)
