@@ -80,7 +80,10 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null in place of a closed standard stream, so that no other file gets its descriptor."""
+    """Open /dev/null in place of a closed standard stream, so that no other file gets its descriptor.
+
+    Characters that a stream cannot encode, such as those of a path, are written as escapes.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)
@@ -88,6 +91,9 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
             if null != number:
                 os.close(null)
+        stream = getattr(sys, name)
+        if name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _complain(sentence: str, status: int) -> int:

@@ -151,7 +151,7 @@ class Link:
                 case h.Made():
                     self.made = event
                 case h.Refused():
-                    self._words += event.why.encode()
+                    self._words += event.why.encode(errors="backslashreplace")
         if not events:
             if ended:
                 self._lose(f"{self._last_words() or f'exit status {process.returncode}'}")

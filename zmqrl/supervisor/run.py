@@ -58,9 +58,9 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
         spec = try_env(config.env, config.envs)
         initial = initial_checkpoint(config, spec)
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = dataclasses.replace(config, run_dir=path)
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, new=config.run_dir is None)
     with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
+        config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if config.resume:
             stored = Config.read(directory.config)
@@ -110,7 +110,7 @@ def _logged(path: Path) -> str:
     """Log the traceback of the current error. Returns the end of a sentence that names the log."""
     try:
         path.parent.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(traceback.format_exc())
     except OSError:
         return ""

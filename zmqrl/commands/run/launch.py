@@ -127,7 +127,7 @@ def directory_name(directory: RunDirectory, home: str) -> str:
     ``home`` is the machine that has the run directory.
     """
     identity = f"{home}:{directory.path}"
-    return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return f"{directory.path.name}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
 def other_code(up: Up, instead: str) -> str:
