@@ -12,7 +12,7 @@ from typing import NamedTuple
 from zmqrl import __version__
 from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
 from zmqrl.observe.screen import never_waiting
-from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files
+from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
 
 
 class Command(NamedTuple):
@@ -52,6 +52,7 @@ def main() -> None:
     _open_standard_streams()
     try:
         raise_open_files()
+        use_all_cores()
         look_for_modules_here()
         status = _run_and_print(sys.argv[1:])
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What every zmqrl process needs: Ctrl-C, limits, the user's modules, logs, its job, messages of its parent.
+"""What every zmqrl process needs: Ctrl-C, limits, cores, the user's modules, logs, its job, messages of its parent.
 
 Standard library only.
 """
@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import math
 import os
 import queue
 import resource
@@ -28,6 +29,9 @@ LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_OPEN_FILES = 1 << 16  # more is useless, and some programs try every number up to the limit
 HERE = "ZMQRL_HERE"  # the directory in which the user has started zmqrl
+# Variables by which OpenMP binds the threads of a process to cores: those of every worker on a host to the same ones.
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS")
+GROUPS = ("cgroup", "mountinfo")  # the control groups of a process in /proc, and where they are mounted
 
 _to_parent = 1  # a descriptor
 
@@ -42,6 +46,49 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, outside)
+
+
+def use_all_cores() -> None:
+    """Unset what makes OpenMP bind this process, and those that it starts, to some cores. Before torch is imported."""
+    for name in BINDING:
+        os.environ.pop(name, None)
+
+
+def usable_cores(proc: Path = Path("/proc/self")) -> int:
+    """The cores that this process may keep busy: those it is bound to, within the quota of its control groups."""
+    return max(1, math.floor(min(len(os.sched_getaffinity(0)), _quota(proc))))
+
+
+def _quota(proc: Path) -> float:
+    """The smallest quota, in cores, of the control groups of a process and of their parents, version 1 or 2."""
+    quota = math.inf
+    try:
+        groups, mounts = ((proc / name).read_text("utf-8", "surrogateescape").splitlines() for name in GROUPS)
+    except OSError:
+        return quota
+    for _, controllers, group in (line.split(":", 2) for line in groups):
+        for _, _, _, root, place, *_, kind, _, options in (line.split(" ") for line in mounts):
+            if kind == ("cgroup" if controllers else "cgroup2") and (
+                not controllers or "cpu" in {*controllers.split(",")} & {*options.split(",")}
+            ):
+                # In a container, the group may be named as its host sees it, but its own is mounted.
+                own = Path(group).relative_to(root) if Path(group).is_relative_to(root) else Path()
+                found = (_quota_of(Path(place) / within) for within in (own, *own.parents))
+                quota = min(quota, *found)
+    return quota
+
+
+def _quota_of(group: Path) -> float:
+    """The quota of one control group, in cores."""
+    for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = " ".join((group / name).read_text() for name in files).split()
+            if quota not in ("max", "-1"):
+                return int(quota) / int(period)
+    return math.inf
+
+
+CORES = usable_cores()  # now: when torch is imported, OpenMP may bind this thread to one core
 
 
 def look_for_modules(*directories: str) -> None:

@@ -33,7 +33,7 @@ from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
 from zmqrl.observe.provenance import code_hash
-from zmqrl.process import PR_SET_PDEATHSIG, raise_open_files
+from zmqrl.process import CORES, PR_SET_PDEATHSIG, raise_open_files, use_all_cores
 
 PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
@@ -403,7 +403,7 @@ def _about_this_host(work: Path) -> h.Up:
         zmqrl=__version__,
         code=code_hash(),
         python=platform.python_version(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=CORES,
         interfaces=interfaces(),
         address=connection[2].removeprefix("::ffff:") if len(connection) == 4 else None,
         work=str(work),
@@ -427,6 +427,7 @@ def _own_children() -> list[int]:
 def main() -> None:
     """Serve until there is a reason to end, and end everything."""
     raise_open_files()
+    use_all_cores()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

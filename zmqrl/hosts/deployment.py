@@ -1,6 +1,5 @@
 """The deployment of a run: its launcher, and for each process its host, its directory there, and its threads."""
 
-import os
 import socket as host_socket
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import files_needed
-from zmqrl.process import check_open_files
+from zmqrl.process import CORES, check_open_files
 from zmqrl.process_id import ProcessId
 from zmqrl.rundir import RunDirectory
 
@@ -48,7 +47,7 @@ class Deployment:
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
     """Deploy all of a run on this machine. Raises UsageError if a process may not open as many files as it needs."""
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
-    placement = place_run(config, [Host(name=HERE)], {HERE: len(os.sched_getaffinity(0))})
+    placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
     check_open_files(files_needed(config, list(placement.host_of)))
     return Deployment(
         launcher=local_launcher(directory.path),

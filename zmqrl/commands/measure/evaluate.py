@@ -1,6 +1,5 @@
 """``zmqrl eval``: the scores of a policy in full games, one game per seed."""
 
-import os
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import provenance
 from zmqrl.policy import Policy, load_policy
-from zmqrl.process import LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
+from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 
 RESAMPLES = 10_000
 
@@ -52,7 +51,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Play one checkpoint and print its scores. Raises UsageError."""
-    threads = len(os.sched_getaffinity(0)) if options.threads is None else options.threads
+    threads = CORES if options.threads is None else options.threads
     require(options.episodes >= 1, f"--episodes {options.episodes}: at least 1 game is required.")
     require(threads >= 1, f"--threads {threads}: at least 1 thread is required.")
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from zmqrl.hosts.ssh import OTHER_CODE, connect_all
 from zmqrl.hosts.sync import PYTHON
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.screen import never_waiting
-from zmqrl.process import interruptible
+from zmqrl.process import CORES, interruptible
 from zmqrl.process_id import shard_id
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor import requeue
@@ -142,8 +141,7 @@ def _say(text: str) -> None:
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
     """Print a dry run. No host is contacted: the cores are assumed to be its slots, or those of this machine."""
-    here = len(os.sched_getaffinity(0))
-    cores = {host.name: reach.cores_given.get(host.name, host.slots or here) for host in reach.hosts}
+    cores = {host.name: reach.cores_given.get(host.name, host.slots or CORES) for host in reach.hosts}
     placement = place_run(config, reach.hosts, cores)
     hosts, first = reach.hosts, list[str]()
     if options.sync == "wheel":
