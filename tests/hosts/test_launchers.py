@@ -421,6 +421,18 @@ def test_a_second_agent_waits_for_the_first_to_end(place: Place, where: Path) ->
         second.launcher.close()
 
 
+def test_a_machine_that_is_listed_under_two_names_is_named_at_once(where: Path) -> None:
+    place = Place()
+    links = [Link(name, place.command(), work=str(where / "work"), lease_s=None) for name in ("h1", "h1.cluster")]
+    try:
+        failed = connect(links)
+        (other,) = {"h1", "h1.cluster"} - set(failed)
+        assert list(failed.values()) == [f"this is the same machine as {other}: list it once"]
+    finally:
+        for link in links:
+            link.cut()
+
+
 def test_a_directory_that_cannot_be_used_is_named(place: Place, where: Path) -> None:
     launcher = place.launcher(Path("/proc/version/work"))
     launcher.start(Task(process=ONE, module="support.a_child", job={}, log_path=where / "one.log", threads=1))

@@ -146,7 +146,7 @@ class Daemon:
     def _handle(self, request: h.Request) -> None:
         match request:
             case h.Begin():
-                self._begin(request.work, request.lease_s)
+                self._begin(request)
             case h.Start():
                 self._start(request)
             case h.Tell():
@@ -179,23 +179,27 @@ class Daemon:
             case _:
                 assert_never(request)
 
-    def _begin(self, work: str, lease_s: float | None) -> None:
+    def _begin(self, begin: h.Begin) -> None:
         """Take over the directory of this run on this host from a daemon that may still be ending."""
-        self._lease_s = lease_s
+        self._lease_s = begin.lease_s
         try:
-            self.work, self._lock = files.open_directory(work)
+            self.work, self._lock = files.open_directory(begin.work)
         except OSError as error:
-            return self._refuse(f"cannot use {error.filename or work}: {error.strerror}")
+            return self._refuse(f"cannot use {error.filename or begin.work}: {error.strerror}")
         deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
         while self.why_end is None and not _hung_up(0):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                launch, _, host = files.user_of(self._lock).partition(" ")
+                if launch == begin.launch and host != begin.host:  # not a daemon of this host that is still ending
+                    return self._refuse(f"this is the same machine as {host}: list it once")
                 if time.monotonic() >= deadline:
-                    also = "or this host is listed twice, under two names"
-                    return self._refuse(f"processes of this run are still alive in {self.work}, {also}")
+                    return self._refuse(f"processes of this run are still alive in {self.work}")
                 time.sleep(0.1)
+        if begin.launch:
+            files.set_user(self._lock, f"{begin.launch} {begin.host}")
         self._heard_at = time.monotonic()
         return self._send(_about_this_host(self.work))
 
@@ -397,6 +401,7 @@ class Daemon:
 
 def _about_this_host(work: Path) -> h.Up:
     connection = os.environ.get("SSH_CONNECTION", "").split()
+    address = connection[2].removeprefix("::ffff:") if len(connection) == 4 else None
     return h.Up(
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -405,9 +410,17 @@ def _about_this_host(work: Path) -> h.Up:
         python=platform.python_version(),
         cores=CORES,
         interfaces=interfaces(),
-        address=connection[2].removeprefix("::ffff:") if len(connection) == 4 else None,
+        address="127.0.0.1" if address == "::1" else address,
         work=str(work),
+        machine=_machine(),
     )
+
+
+def _machine() -> str:
+    """An id of this machine until it boots again. A container has its own, and so has each node of Slurm."""
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
+    return " ".join([kernel, *spaces, os.environ.get("SLURMD_NODENAME", "")])
 
 
 def _hung_up(fd: int) -> bool:

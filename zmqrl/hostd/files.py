@@ -43,6 +43,18 @@ def open_directory(work: str) -> tuple[Path, int]:
     return path, os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
+def set_user(lock: int, user: str) -> None:
+    """Write who has locked the file ``lock``, for those who wait. A full disk only costs them time."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, user.encode(errors="surrogateescape"), 0)
+
+
+def user_of(lock: int) -> str:
+    """Who has locked the file ``lock``, or locked it last; empty if that is not known."""
+    return os.pread(lock, 4096, 0).decode(errors="surrogateescape")
+
+
 def look(work: str) -> Seen:
     """The run's directory, whether a daemon uses it now, and the files in it."""
     path = _path(work)

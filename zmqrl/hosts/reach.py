@@ -152,12 +152,18 @@ def check(config: Config, hosts: Sequence[Host]) -> None:
 
 
 def check_interface(iface: str | None) -> None:
-    """Raise UsageError for a malformed network; one looks like ``10.0.0.0/24``."""
-    if iface is not None and "/" in iface:
-        try:
+    """Raise UsageError for a malformed network, or for an address; a network looks like ``10.0.0.0/24``."""
+    if iface is None:
+        return
+    try:
+        if "/" in iface:
             ipaddress.IPv4Network(iface, strict=False)
-        except ValueError:
-            raise UsageError(f"--iface {iface}: not an interface or an IPv4 network such as 10.0.0.0/24.") from None
+            return
+        ipaddress.ip_address(iface.strip("[]"))
+    except ValueError:
+        if "/" not in iface and ":" not in iface:  # ib0, or eth0.12
+            return
+    raise UsageError(f"--iface {iface}: not an interface or an IPv4 network such as 10.0.0.0/24.")
 
 
 def addresses_of(
@@ -182,6 +188,8 @@ def addresses_of(
             unknown.append(f"{host.name}: has no --iface {iface}, only {listed(interfaces)}: {instead}.")
         elif address is None:
             unknown.append(f"{host.name}: no address is known at which the other hosts reach it: {instead}.")
+        elif ":" in address:  # ssh reached it there
+            unknown.append(f"{host.name}: {address} is an IPv6 address, but an IPv4 address is required: {instead}.")
         elif is_loopback(address) and any(other.host != up[host.name].host for other in up.values()):
             unknown.append(only_itself(host.name, address))
         else:

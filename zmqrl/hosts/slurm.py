@@ -49,6 +49,11 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
         )
     if (tasks := int(environment.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
         raise UsageError(f"--slurm: srun started this command {tasks} times: run it without srun.")
+    if (parts := int(environment.get("SLURM_HET_SIZE", 1))) > 1:
+        raise UsageError(
+            f"--slurm: job {job} is heterogeneous, and only the nodes of the first of its {parts} parts would be used: "
+            "submit it as one part, without `:` or `#SBATCH hetjob`."
+        )
     names = scontrol("show", "hostnames", nodes).split()
     cores = cores_of(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
     if len(cores) != len(names):

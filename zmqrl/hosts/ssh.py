@@ -4,7 +4,7 @@ import random
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from zmqrl.errors import ClusterError
@@ -42,9 +42,19 @@ def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON
 def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> None:
     """Open all ``links``, as :func:`connect` does. Raises ClusterError that names each host that failed."""
     failed = connect(links, news, instead=instead)
+    failed |= listed_twice({link.host: link.up for link in links if link.up is not None})
     if failed:
         told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
         raise ClusterError(f"{len(failed)} of {len(links)} hosts cannot be used:{told}")
+
+
+def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
+    """A sentence for each host that is the same machine as an earlier one, by host: users have daemons of their own."""
+    first: dict[str, str] = {}
+    for host, about in up.items():
+        first.setdefault(about.machine or host, host)
+    names = {host: first[about.machine or host] for host, about in up.items()}
+    return {host: f"this is the same machine as {name}: list it once" for host, name in names.items() if name != host}
 
 
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:

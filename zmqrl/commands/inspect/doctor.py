@@ -25,7 +25,7 @@ from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.hosts.probing import Route, probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
-from zmqrl.hosts.ssh import connect
+from zmqrl.hosts.ssh import connect, listed_twice
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
@@ -94,7 +94,7 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
             up = {name: link.up for name, link in links.items() if link.up is not None}
             placement = place_run(config, hosts, reach.cores(up))
             other = {name: about for name, about in up.items() if about.code != code_hash()}
-            failed |= {name: other_code(about, reach.instead) for name, about in other.items()}
+            failed |= {name: other_code(about, reach.instead) for name, about in other.items()} | listed_twice(up)
             fit = {name: about for name, about in up.items() if name not in failed}
             addresses, unknown = reach.addresses(fit, fit)
             found = survey(launcher, config, placement, fit, addresses, probes, whole=True, say=_say)
