@@ -110,11 +110,6 @@ def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         raise UsageError(f"there is no environment {env_id!r}: {hint}") from error
 
 
-def reason_of(error: Exception) -> str:
-    """The first line of an error of an environment."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def _closest(name: str, known: Iterable[str]) -> list[str]:
     """Up to three of the ``known`` ids with the most similar names, the newest version of each."""
     newest = {_stem(env_id): env_id for env_id in known}

@@ -27,10 +27,13 @@ class CheckedEnv:
     than an observation of its space, a reward that is one number, and finite numbers. What is in ``info`` is ignored.
     """
 
-    def __init__(self, env_id: str, registered: Registered, **options: Any) -> None:
-        """``env_id`` is its name in errors. ``options`` go to the environment, besides those of its registration."""
+    def __init__(self, env_id: str, registered: Registered, *, failed: str = "does not start", **options: Any) -> None:
+        """``env_id`` is its name in errors, and ``failed`` says what it does if it cannot be made.
+
+        ``options`` go to the environment, besides those of its registration.
+        """
         self.env_id = env_id
-        with blaming(f"{env_id} does not start"):
+        with blaming(f"{env_id} {failed}"):
             # The checker of Gymnasium warns where this class raises.
             self.env: gymnasium.Env[Any, Any] = gymnasium.make(registered, disable_env_checker=True, **options)
             self._observations, actions = self.env.observation_space, self.env.action_space

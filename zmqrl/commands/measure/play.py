@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,15 +16,18 @@ ACTIONS = 1  # the stream of random numbers for actions: the game itself uses th
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One agent step of a game. ``score`` is the sum of its true rewards so far.
+    """One agent step of a game: the ``action`` that the policy took on ``observation`` (*shape), and its result.
 
-    The last turn ends the game. ``cut_off``: a time limit ended it.
+    ``score`` is the sum of the true rewards so far. ``over``: the game has ended. ``cut_off``: a time limit ended it,
+    of the environment or of ours.
     """
 
+    observation: np.ndarray = field(compare=False)
     action: int
     reward: float
     score: float
     agent_steps: int
+    over: bool
     cut_off: bool
 
 
@@ -46,10 +49,12 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
             reward = float(step.rewards[0])
             score = step.games[0].score if step.games else score + reward
             yield Turn(
+                observation=observation,
                 action=action,
                 reward=reward,
                 score=score,
                 agent_steps=agent_steps,
+                over=bool(step.games),
                 cut_off=bool(step.truncated[0]) or agent_steps == LONGEST,
             )
             if step.games:
