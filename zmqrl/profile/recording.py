@@ -53,13 +53,33 @@ class ProcessRecording:
         return {column: rows[:, i] for i, column in enumerate(columns)}
 
     def after(self, version: int) -> "ProcessRecording":
-        """Only the rows of versions above ``version``, and all rows of tables without versions."""
+        """Only what belongs to versions above ``version``, and all pings.
+
+        The totals of the machine begin where this process had finished ``version``.
+        """
         tables = {}
         for name, parts in self.tables.items():
             columns = COLUMNS[name]
             at = columns.index("version") if "version" in columns else None
             tables[name] = parts if at is None else [part[part[:, at] > version] for part in parts]
+        finished_us = self._finished_us(version)
+        if finished_us is not None and "machine" in tables:
+            tables["machine"] = [_since(np.concatenate(tables["machine"]), finished_us)]
         return replace(self, tables=tables, histograms={})
+
+    def _finished_us(self, version: int) -> int | None:
+        """When this process finished its part of the versions up to ``version``. None if it recorded none of them."""
+        name, at = ("cycles", "pushed_at_us") if self.process.role == "worker" else ("versions", "published_at_us")
+        table = self.table(name)
+        ends = table[at][table["version"] <= version]
+        return int(ends.max()) if len(ends) else None
+
+
+def _since(machine: Table, at_us: int) -> Table:
+    """The totals from ``at_us`` on. The first row is interpolated between the rows around it."""
+    times = machine[:, 0]
+    first = np.array([np.interp(at_us, times, column) for column in machine.T]).astype(np.int64)
+    return np.concatenate([first[None], machine[times > at_us]])
 
 
 @dataclass(frozen=True, slots=True)

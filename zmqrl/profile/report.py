@@ -82,6 +82,15 @@ class Profile:
             "what_if": [],
         }
 
+    def first_version(self) -> int:
+        """The first version that the recording shows being made; 0 if there is none."""
+        made = (
+            version
+            for (_, version), shards in self.timeline.publications.items()
+            if any(publication.closing_rank >= 0 for publication in shards.values())
+        )
+        return min(made, default=0)
+
     def _versions_made(self) -> int:
         """The number of versions that the shard with the most versions made."""
         made = Counter(

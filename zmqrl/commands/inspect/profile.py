@@ -124,7 +124,9 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: S
     A run that cannot be replayed has no predictions, and a warning says why. An asynchronous run has neither
     predictions nor bytes per shard.
     """
-    lags = [row for row in RunRecord.read(path).rows if row.get("policy_lag") is not None]
+    first = profile.first_version()
+    rows = (row for row in RunRecord.read(path).rows if row["version"] >= first)
+    lags = [row for row in rows if row.get("policy_lag") is not None]
     if lags:
         found["policy_lag"] = {
             "mean": fmean(row["policy_lag"] for row in lags),

@@ -1,0 +1,49 @@
+"""Parts of recordings."""
+
+import numpy as np
+import pytest
+from support.recordings import US, synthetic_run
+
+from zmqrl.profile.machine_use import grown_s, machine_use
+from zmqrl.profile.recording import Recording
+from zmqrl.profile.report import Profile
+
+VERSIONS = 40
+PER_S = {"cpu_us": 0.3, "queued_us": 0.2, "process_cpu_us": 0.4, "stolen_us": 0.0, "throttled_us": 0.0}
+
+
+def recorded(busy_until_s: float = 0.0) -> Recording:
+    """A run with totals of the machine every 0.5 s, and a process that uses more before ``busy_until_s``."""
+    processes = synthetic_run(versions=VERSIONS)
+    for each in processes:
+        at_s = np.arange(0.0, 12.0, 0.5)
+        used_s = at_s + 20 * np.minimum(at_s, busy_until_s)
+        rows = np.stack([at_s, *(share * used_s for share in PER_S.values())], axis=1)
+        each.tables["machine"] = [(US * rows).astype(np.int64)]
+    return Recording(tuple(processes))
+
+
+@pytest.mark.parametrize("version", [10, 20, 35])
+def test_a_part_of_a_recording_has_the_machine_use_of_its_own_time(version: int) -> None:
+    whole = recorded(busy_until_s=2.0)
+    part = whole.after(version)
+    for use in machine_use(part).values():
+        assert use.queued_share == pytest.approx(0.2, abs=1e-3)
+    for before, after in zip(whole.of_role("worker"), part.of_role("worker"), strict=True):
+        cycles, machine = after.table("cycles"), after.table("machine")
+        assert cycles["version"].tolist() == list(range(version + 1, VERSIONS))
+        assert machine["at_us"][0] == cycles["began_at_us"][0]
+        assert machine["at_us"][-1] == before.table("machine")["at_us"][-1]
+        beside_s = grown_s(machine, "process_cpu_us") - grown_s(machine, "cpu_us")
+        assert beside_s == pytest.approx(0.1 * grown_s(machine, "at_us"), rel=1e-3)
+
+
+def test_the_whole_recording_is_after_version_minus_one() -> None:
+    whole = recorded()
+    for one, other in zip(whole.processes, whole.after(-1).processes, strict=True):
+        assert one.table("machine")["at_us"].tolist() == other.table("machine")["at_us"].tolist()
+
+
+def test_a_part_of_a_recording_begins_with_its_first_new_version() -> None:
+    assert Profile.of(recorded()).first_version() == 1
+    assert Profile.of(recorded().after(20)).first_version() == 21
