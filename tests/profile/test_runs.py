@@ -17,6 +17,7 @@ import pytest
 from support.paths import ROOT
 from support.rig import ending
 from support.run_rig import Run, RunFiles, trained, training
+from support.traces import assert_valid
 
 from zmqrl.commands.inspect.profile import read
 from zmqrl.profile.recorder import SEGMENTS_KEPT
@@ -117,7 +118,8 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
     blame = shown.stdout.partition("what updates waited for")[2].splitlines()[2]
     assert blame.split()[:4] == ["straggle", "rank", "1", HERE]
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["traceEvents"]
+    for trace in (tmp_path / "t.json", straggling.path / "trace.json"):
+        assert_valid(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
     found = json.loads(zmqrl("profile", run, "--json").stdout)
     assert found["blame"][0]["cause"] == "straggle"
     same = zmqrl("profile", run, run, "--fail-above", "10%")
