@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.recordings import US, synthetic_run
 
+from zmqrl.observe.histogram import Histogram
 from zmqrl.profile.machine_use import grown_s, machine_use
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile
@@ -47,3 +48,28 @@ def test_the_whole_recording_is_after_version_minus_one() -> None:
 def test_a_part_of_a_recording_begins_with_its_first_new_version() -> None:
     assert Profile.of(recorded()).first_version() == 1
     assert Profile.of(recorded().after(20)).first_version() == 21
+
+
+def test_the_last_seconds_end_with_the_newest_version_of_all_shards() -> None:
+    whole = Recording(tuple(synthetic_run(versions=VERSIONS)))
+    for seconds in (0.5, 1.0, 3.0):
+        steps = Profile.of(whole.last(seconds)).steps
+        assert steps[-1].version == VERSIONS - 1
+        assert sum(step.seconds for step in steps) <= seconds
+        assert sum(step.seconds for step in steps) > seconds - 3 * steps[0].seconds
+    assert len(Profile.of(whole.last(1e6)).steps) == VERSIONS
+    assert Recording(()).last(1.0).processes == ()
+
+
+def test_a_part_of_a_recording_has_the_histograms_of_its_own_blocks() -> None:
+    whole = Recording(tuple(synthetic_run(versions=VERSIONS)))
+    for each in whole.processes:
+        each.earlier = {"act": Histogram().to_json()}
+        for end_s in range(1, 12):
+            durations = Histogram()
+            durations.add([end_s])
+            each.parts.append((US * end_s, {"act": durations.to_json()}))
+    for each in whole.after(20).of_role("worker"):
+        began_s = each.table("cycles")["began_at_us"][0] / US
+        assert each.histograms()["act"].total == sum(end_s for end_s in range(1, 12) if end_s > began_s)
+    assert {row["who"] for row in Profile.of(whole.after(20)).to_json()["spans"]} >= {"all workers", "worker-0"}

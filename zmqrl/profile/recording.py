@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,9 @@ def named(hosts: Mapping[ProcessId, str]) -> str:
 class ProcessRecording:
     """The recording of one process.
 
-    ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use. Histograms are in
-    nanoseconds, by span. ``untraced`` counts the spans of the traced versions that the trace had no room for.
+    ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use. ``parts`` has the
+    histograms of each block, with the time of its end. ``earlier`` has those of all blocks before ``parts[covered:]``,
+    also of removed ones. ``untraced`` counts the spans of the traced versions that the trace had no room for.
     """
 
     process: ProcessId
@@ -41,9 +42,19 @@ class ProcessRecording:
     clock: str
     cores: int
     tables: dict[str, list[Table]] = field(default_factory=dict)
-    histograms: dict[str, Histogram] = field(default_factory=dict)
+    earlier: Mapping[str, Any] = field(default_factory=dict)
+    parts: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    covered: int = 0
     untraced: int = 0
     span_names: list[str] = field(default_factory=list)
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Durations in nanoseconds, by span."""
+        found: dict[str, Histogram] = {}
+        for part in (self.earlier, *(part for _, part in self.parts[self.covered :])):
+            for name, data in part.items():
+                found.setdefault(name, Histogram()).merge(Histogram.from_json(data))
+        return found
 
     def table(self, name: str) -> Columns:
         """A table by column. Rows are in the order of recording."""
@@ -55,7 +66,8 @@ class ProcessRecording:
     def after(self, version: int) -> "ProcessRecording":
         """Only what belongs to versions above ``version``, and all pings.
 
-        The totals of the machine begin where this process had finished ``version``.
+        The totals of the machine begin where this process had finished ``version``. The histograms begin with the block
+        that it was writing then, at most 5 s earlier.
         """
         tables = {}
         for name, parts in self.tables.items():
@@ -65,7 +77,10 @@ class ProcessRecording:
         finished_us = self._finished_us(version)
         if finished_us is not None and "machine" in tables:
             tables["machine"] = [_since(np.concatenate(tables["machine"]), finished_us)]
-        return replace(self, tables=tables, histograms={})
+        if finished_us is None:
+            return replace(self, tables=tables)
+        since = [(end_us, part) for end_us, part in self.parts if end_us > finished_us]
+        return replace(self, tables=tables, earlier={}, parts=since, covered=0)
 
     def _finished_us(self, version: int) -> int | None:
         """When this process finished its part of the versions up to ``version``. None if it recorded none of them."""
@@ -113,15 +128,31 @@ class Recording:
                 for name, table in block["tables"].items():
                     if table.shape[1] == len(COLUMNS.get(name, ())):
                         recording.tables.setdefault(name, []).append(table)
-                if "histograms" in block:  # each block includes the values of earlier ones
-                    each = block["histograms"].items()
-                    recording.histograms = {name: Histogram.from_json(data) for name, data in each}
+                if "earlier" in block:
+                    recording.earlier, recording.covered = block["earlier"], len(recording.parts)
+                if (machine := block["tables"].get("machine")) is not None:  # every block ends with its totals
+                    recording.parts.append((int(machine[-1, 0]), block.get("new", {})))
                 recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
         return cls(tuple(found[key] for key in sorted(found)))
 
     def after(self, version: int) -> "Recording":
-        """The recording restricted to versions above ``version``. It has no histograms: these cover all versions."""
+        """The recording restricted to versions above ``version``."""
         return Recording(tuple(each.after(version) for each in self.processes))
+
+    def last(self, seconds: float) -> "Recording":
+        """The recording restricted to the last ``seconds`` before the newest version that all shards recorded."""
+        newest: dict[int, tuple[int, Columns]] = {}
+        for shard in self.of_role("shard"):
+            table = shard.table("versions")
+            if len(table["version"]):
+                number, version = shard.process.number, int(table["version"].max())
+                newest[number] = max(newest.get(number, (-1, table)), (version, table), key=lambda each: each[0])
+        if not newest:
+            return self
+        version, table = min(newest.values(), key=lambda each: each[0])
+        at_us = table["published_at_us"]
+        early = table["version"][at_us < at_us[table["version"] == version].max() - 1e6 * seconds]
+        return self.after(int(early.max(initial=-1)))
 
     def newest_version(self) -> int:
         """The newest version that a shard published; -1 if there is none."""

@@ -150,15 +150,16 @@ class Profile:
         """Process, span, and durations in nanoseconds, by role, host and process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
             processes = list(self.recording.of_role(role))
-            whos = {f"all {role}s": processes}
+            histograms = [each.histograms() for each in processes]
+            whos = {f"all {role}s": histograms}
             if len({each.host for each in processes}) > 1:
-                for each in processes:
-                    whos.setdefault(f"{role}s on {each.host}", []).append(each)
-            for each in processes:
-                whos.setdefault(str(each.process), []).append(each)
+                for each, found in zip(processes, histograms, strict=True):
+                    whos.setdefault(f"{role}s on {each.host}", []).append(found)
+            for each, found in zip(processes, histograms, strict=True):
+                whos.setdefault(str(each.process), []).append(found)
             for who, group in whos.items():
                 for name in names:
-                    durations = merged(each.histograms[name] for each in group if name in each.histograms)
+                    durations = merged(found[name] for found in group if name in found)
                     if durations.count:
                         yield who, name, durations
 

@@ -199,7 +199,10 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """The recording of a running run over the next ``seconds``. Raises UsageError when it is not running."""
+    """The recording of a running run over ``seconds`` from now on. Raises UsageError when it is not running.
+
+    Processes write at intervals, so that the recording begins and ends up to ``FLUSH_EVERY_S`` seconds later.
+    """
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: choose a time above 0.")
     directory = RunDirectory(path)
@@ -207,7 +210,7 @@ def watch(path: Path, seconds: float) -> Recording:
         raise UsageError(f"{path} is not running: leave out --seconds to see all that it recorded.")
     before = Recording.read(directory.profile).newest_version()
     time.sleep(seconds + FLUSH_EVERY_S)  # until the slowest process has written what it recorded meanwhile
-    return read(path).after(before)
+    return read(path).last(seconds).after(before)
 
 
 @contextlib.contextmanager
