@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
 
+from zmqrl.process_id import worker_id
 from zmqrl.profile.difference import changes, grown
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
@@ -116,6 +117,30 @@ def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     assert found["left_out"] == ["the timeline leaves out worker 2 on w2: without a PING, clocks cannot be compared"]
     assert "2" not in found["ranks"] or found["ranks"]["2"]["contributions"] == 0
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
+
+
+@pytest.mark.parametrize("external", [True, False])
+def test_updates_that_waited_for_an_unrecorded_worker_are_counted_and_named(external: bool) -> None:
+    recordings = synthetic_run(versions=VERSIONS, worker_extra_s={("env_step", 0): 0.3}, every=4)
+    (late,) = (each for each in recordings if each.process == worker_id(0))
+    if external:
+        recordings.remove(late)
+    else:
+        late.clock = "other"
+    found = Profile.of(Recording(tuple(recordings))).to_json()
+    assert found["without_path"] == {"0": VERSIONS // 4}
+    assert found["updates"] == VERSIONS - VERSIONS // 4
+    words = f"leaves out {VERSIONS // 4} updates that waited for rank 0, whose work is not in the recording"
+    assert words in printed(found).replace("\n", " ")
+    assert f"{VERSIONS - VERSIONS // 4} of {VERSIONS} updates: mean" in printed(found)
+    assert profile()["without_path"] == {}
+
+
+def test_a_run_that_always_waited_for_an_unrecorded_worker_says_so() -> None:
+    recordings = synthetic_run(versions=VERSIONS, worker_extra_s={("env_step", 2): 0.3})[:-1]
+    found = Profile.of(Recording(tuple(recordings))).to_json()
+    assert (found["updates"], found["without_path"]) == (0, {"2": VERSIONS})
+    assert f"0 of {VERSIONS} updates\n! the report leaves out {VERSIONS} updates" in printed(found)
 
 
 def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() -> None:

@@ -6,7 +6,7 @@ are the transfer of the weights to the worker, the spans of the worker, the tran
 the spans of the shard. They add up to the time of the update.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median_low
@@ -180,22 +180,45 @@ def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Ve
         yield (version, int(columns["rank"][i])), Arrival(polled, at, int(columns["outcome"][i]))
 
 
+class _Update(NamedTuple):
+    """One update: when it began, the shard that was last, its publication, and the version that the update began with.
+
+    The publication names the rank whose contribution completed the quorum.
+    """
+
+    began: float
+    last: int
+    made: Publication
+    version: Version
+
+
+def _updates(timeline: Timeline) -> Iterator[_Update]:
+    """The updates that all shards recorded."""
+    for generation, version in timeline.versions():
+        made = timeline.publications.get((generation, version + 1), {})
+        if len(made) == timeline.shards:
+            before = timeline.publications[generation, version]
+            last = max(made, key=lambda shard: made[shard].published)
+            began = max(publication.published for publication in before.values())
+            yield _Update(began, last, made[last], (generation, version))
+
+
+def without_path(timeline: Timeline) -> Counter[int]:
+    """The updates that have no critical path, because the work of the K-th worker is not recorded: number by rank."""
+    ranks = ((update.version, update.made.closing_rank) for update in _updates(timeline))
+    return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
+
+
 def critical_path(timeline: Timeline) -> list[Step]:
     """One step per version that has a successor in its generation, if the K-th worker recorded it."""
     usual = Usual(timeline)
     steps = []
-    for generation, version in timeline.versions():
-        made = timeline.publications.get((generation, version + 1), {})
-        if len(made) < timeline.shards:
-            continue
-        before = timeline.publications[generation, version]
-        began = max(publication.published for publication in before.values())
-        last = max(made, key=lambda shard: made[shard].published)
-        kth = made[last].closing_rank
+    for began, last, made, (generation, version) in _updates(timeline):
+        kth = made.closing_rank
         cycle = timeline.cycles.get(((generation, version), kth))
         if cycle is not None:
             parts: list[Part] = []
-            for cause, process, seconds in _parts(began, cycle, made[last], worker_id(kth), shard_id(last)):
+            for cause, process, seconds in _parts(began, cycle, made, worker_id(kth), shard_id(last)):
                 shard = cycle.last_shard if cause == WEIGHTS else last
                 usual_s = usual(cause, process, shard_id(shard), seconds, with_rollout=cycle.with_rollout)
                 part = Part(cause, process, seconds, usual_s)

@@ -13,11 +13,11 @@ from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Step, Timeline, critical_path
+from zmqrl.profile.critical_path import Step, Timeline, critical_path, without_path
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import left_out
-from zmqrl.words import counted
+from zmqrl.words import counted, numbered
 
 BLAME_SHOWN = 12
 SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "worked s", "wasted s")
@@ -59,6 +59,7 @@ class Profile:
         return {
             "mode": "async" if self.asynchronous else "sync",
             "updates": self._versions_made() if self.asynchronous else len(self.steps),
+            "without_path": {} if self.asynchronous else self._without_path(),
             "update_ms": statistics_ms(seconds),
             "budget_ms": self._budget(),
             "path_ms": self._path(),
@@ -100,6 +101,10 @@ class Profile:
             if publication.closing_rank >= 0
         )
         return max(made.values(), default=0)
+
+    def _without_path(self) -> dict[str, int]:
+        """The updates that waited for a rank whose work is not recorded: number by rank."""
+        return {str(rank): updates for rank, updates in sorted(without_path(self.timeline).items())}
 
     def _budget(self) -> dict[str, dict[str, float]]:
         """Mean milliseconds by role and span: of a worker per contribution, and of a shard per version."""
@@ -174,18 +179,12 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
 
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
     """Print the data of ``Profile.to_json`` as text. ``processes`` adds the spans of every process."""
-    update = found["update_ms"]
     if found["mode"] == "async":
         console.print(f"{NO_PATH}\n\neach shard made up to {counted(found['updates'], 'version')}\n", soft_wrap=True)
-    elif not found["updates"]:
+    elif not found["updates"] and not found["without_path"]:
         console.print("no complete update was recorded")
     else:
-        console.print(
-            f"{counted(found['updates'], 'update')}: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
-            f"p90 {update['p90']:.2f}, p99 {update['p99']:.2f}\n",
-        )
-        _print_bars("critical path of an update, ms", found["path_ms"], console)
-        _print_blame(found["blame"], console)
+        _print_updates(found, console)
     for role, spans in found["budget_ms"].items():
         _print_bars(f"time of a {role} per {'contribution' if role == 'worker' else 'version'}, ms", spans, console)
     _print_ranks(found, console)
@@ -204,6 +203,24 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
         _print_what_if(found["what_if"], console)
     for text in (*found["warnings"], *found["left_out"]):
         console.print(f"! {text}", soft_wrap=True)
+
+
+def _print_updates(found: dict[str, Any], console: Console) -> None:
+    update, left_out = found["update_ms"], found["without_path"]
+    whole = found["updates"] + sum(left_out.values())
+    updates = counted(whole, "update") if not left_out else f"{found['updates']:,} of {counted(whole, 'update')}"
+    if found["updates"]:
+        updates += f": mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, p90 {update['p90']:.2f}"
+        updates += f", p99 {update['p99']:.2f}"
+    console.print(updates, soft_wrap=True)
+    if left_out:
+        ranks = numbered("rank", map(int, left_out))
+        waited = f"{counted(sum(left_out.values()), 'update')} that waited for {ranks}"
+        console.print(f"! the report leaves out {waited}, whose work is not in the recording", soft_wrap=True)
+    console.print()
+    if found["updates"]:
+        _print_bars("critical path of an update, ms", found["path_ms"], console)
+        _print_blame(found["blame"], console)
 
 
 def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
