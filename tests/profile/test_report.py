@@ -6,10 +6,13 @@ import pytest
 from rich.console import Console
 from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
 
+from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
+from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
+from zmqrl.profile.tables import COLUMNS
 
 VERSIONS = 40
 UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.values())
@@ -141,6 +144,25 @@ def test_a_run_that_always_waited_for_an_unrecorded_worker_says_so() -> None:
     found = Profile.of(Recording(tuple(recordings))).to_json()
     assert (found["updates"], found["without_path"]) == (0, {"2": VERSIONS})
     assert f"0 of {VERSIONS} updates\n! the report leaves out {VERSIONS} updates" in printed(found)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_slices_that_arrived_twice_are_counted_and_a_longer_need_s_is_advised(asynchronous: bool) -> None:
+    processes = synthetic_run(versions=VERSIONS)
+    (rows,) = processes[1].tables["arrivals"]
+    twice = rows[rows[:, COLUMNS["arrivals"].index("rank")] == 2][:30].copy()
+    twice[:, COLUMNS["arrivals"].index("outcome")] = SHARD_OUTCOMES.index("duplicate")
+    processes[1].tables["arrivals"].append(twice)
+    made = Profile.of(Recording(tuple(processes)), asynchronous=asynchronous)
+    found = made.to_json()
+    assert [each["again"] for each in found["ranks"].values()] == [0, 0, 30]
+    assert [warning for warning in found["warnings"] if "need-s" in warning] == [
+        "shards asked rank 2 for 30 slices that were on the way already and arrived twice, beside 80 others: set "
+        "--wire.need-s to more than the time that a slice takes"
+    ]
+    assert traffic(made.timeline, 10)[1].received == 10 * (3 * VERSIONS + 30)
+    assert traffic(made.timeline, 10)[0].received == 10 * 3 * VERSIONS
+    assert [warning for warning in profile()["warnings"] if "need-s" in warning] == []
 
 
 def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() -> None:

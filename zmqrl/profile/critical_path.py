@@ -8,7 +8,7 @@ the spans of the shard. They add up to the time of the update.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -107,12 +107,16 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class Timeline:
-    """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out."""
+    """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out.
+
+    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts the others, by rank and shard.
+    """
 
     cycles: dict[tuple[Version, int], Cycle]
     publications: dict[Version, dict[int, Publication]]
     arrivals: dict[tuple[Version, int], dict[int, Arrival]]
     hosts: dict[ProcessId, str]
+    again: Counter[tuple[int, int]] = field(default_factory=Counter)
     shards: int = 0
     ranks: int = 0
 
@@ -132,7 +136,8 @@ class Timeline:
             for version, publication in _publications(each, clocks):
                 timeline.publications[version].setdefault(each.process.number, publication)
             for key, arrival in _arrivals(each, clocks):
-                timeline.arrivals[key].setdefault(each.process.number, arrival)
+                first = timeline.arrivals[key].setdefault(each.process.number, arrival)
+                timeline.again[key[1], each.process.number] += first is not arrival
         return timeline
 
     def versions(self) -> Iterator[Version]:

@@ -20,8 +20,8 @@ from zmqrl.profile.trace import left_out
 from zmqrl.words import counted, numbered
 
 BLAME_SHOWN = 12
-SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "worked s", "wasted s")
-ASYNC_COLUMNS = ("counted", "staleness", "most stale", "worked s")
+SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "again", "worked s", "wasted s")
+ASYNC_COLUMNS = ("counted", "staleness", "most stale", "again", "worked s")
 NO_PATH = (
     "this run is asynchronous: each contribution makes a version of its own, so there is no critical path, "
     "no blame table and no what-if"
@@ -250,12 +250,12 @@ def _print_blame(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 def _sync_cells(each: Mapping[str, Any]) -> tuple[str, ...]:
     counts = (f"{each['inclusion']:.1%}", f"{each['kth']:.1%}", str(each["late"]), str(each["skipped"]))
-    return (*counts, f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}")
+    return (*counts, str(each["again"]), f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}")
 
 
 def _async_cells(each: Mapping[str, Any]) -> tuple[str, ...]:
     age = ("", "") if each["staleness"] is None else (f"{each['staleness']:.1f}", str(each["most_stale"]))
-    return (f"{each['inclusion']:.1%}", *age, f"{each['worked_s']:.1f}")
+    return (f"{each['inclusion']:.1%}", *age, str(each["again"]), f"{each['worked_s']:.1f}")
 
 
 def _print_ranks(found: dict[str, Any], console: Console) -> None:
