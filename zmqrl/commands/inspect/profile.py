@@ -55,8 +55,8 @@ class Options:
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
-    """With two runs: exit with status 1 if the time of an update or of a span grew by more than this percentage of the
-    first run's update time. The span wait does not count.
+    """With two runs: exit with status 1 if the time of an update, of a part of the critical path or of a span grew by
+    more than this percentage of the first run's update time. The span wait does not count.
     """
 
 
