@@ -135,6 +135,8 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
         assert_valid(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
     found = json.loads(zmqrl("profile", run, "--json").stdout)
     assert found["blame"][0]["cause"] == "straggle"
+    (row,) = json.loads(zmqrl("profile", run, "--versions", "8", "--json").stdout)["versions"]
+    assert (row["version"], row["kth"], row["cause"], row["host"]) == (8, 1, "straggle", HERE)
     same = zmqrl("profile", run, run, "--fail-above", "10%")
     assert (same.returncode, same.stderr) == (0, "")
     assert json.loads(zmqrl("profile", run, run, "--json").stdout)["above"] == []
@@ -144,6 +146,7 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
     ("arguments", "sentence"),
     [
         (("--seconds", "5"), "is not running: leave out --seconds"),
+        (("--versions", "900"), "the recording has no path of these versions"),
         (("--fail-above", "5%"), "--fail-above compares two runs"),
         (("--trace", "/proc/no/t.json"), "cannot"),
         (("--plot", "/proc/no/t.png"), "cannot"),

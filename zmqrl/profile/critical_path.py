@@ -49,11 +49,12 @@ class Part(NamedTuple):
 class Step:
     """One update: from the publication of ``version`` to the publication of the next version. Times are in seconds.
 
-    ``kth`` is the worker whose contribution completed the quorum of the shard that was last.
+    ``shard`` is the shard that was last, and ``kth`` the worker whose contribution completed its quorum.
     """
 
     generation: int
     version: int
+    shard: ProcessId
     kth: ProcessId
     parts: tuple[Part, ...]
 
@@ -232,7 +233,7 @@ def critical_path(timeline: Timeline) -> list[Step]:
                 )
                 parts += [Part(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
             path = tuple(part for part in parts if part.seconds > 0)
-            steps.append(Step(generation, version, worker_id(kth), path))
+            steps.append(Step(generation, version, shard_id(last), worker_id(kth), path))
     return steps
 
 

@@ -24,6 +24,7 @@ from zmqrl.profile.recorder import FLUSH_EVERY_S
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.trace import cut_short, newest, write_trace
+from zmqrl.profile.versions import held_up, print_versions, version_range
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.simulate.recorded import RecordedRun
@@ -50,6 +51,8 @@ class Options:
     """Print the spans of every process too."""
     without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
     """Predict the run without this rank, in addition to the most blamed ranks. May be repeated."""
+    versions: Annotated[str | None, tyro.conf.arg(metavar="V[-W]")] = None
+    """List what the updates that made versions V to W waited for: the K-th rank, the last shard and the worst delay."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a trace of all processes on one clock, for https://ui.perfetto.dev."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
@@ -77,16 +80,24 @@ def run(options: Options) -> int:
         raise UsageError("--fail-above compares two runs: name the earlier run, then the later one.")
     if options.plot is not None:
         check_picture("--plot", options.plot)
+    shown = None if options.versions is None else version_range(options.versions)
     path = options.runs[0]
     asynchronous = is_asynchronous(path)
     if options.without:
         check_ranks(path, options.without)
     if asynchronous and options.plot is not None:
         raise UsageError(f"--plot shows the critical path, but {path} is asynchronous and has none: leave it out.")
+    if asynchronous and shown is not None:
+        raise UsageError(
+            f"--versions follows the critical path, but {path} is asynchronous and has none: leave it out."
+        )
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
     profile = Profile.of(recording, asynchronous=asynchronous)
     found = profile.to_json()
     add_settings(path, profile, found, options.without)
+    if shown is not None:
+        found["versions"] = held_up(profile.steps, profile.timeline.hosts, shown)
+        require(bool(found["versions"]), f"--versions {options.versions}: the recording has no path of these versions.")
     if options.trace is not None:
         with _written(options.trace):
             write_trace(recording, options.trace, newest(recording), arrows=not asynchronous)
@@ -98,6 +109,8 @@ def run(options: Options) -> int:
             plot_profile(profile, found, options.plot, str(path))
     if options.json:
         _print_json(found)
+    elif shown is not None:
+        print_versions(found["versions"], console)
     else:
         print_report(found, console, processes=options.processes)
     return 0
@@ -146,7 +159,7 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: S
 
 
 def _compare(options: Options, console: Console) -> int:
-    one_run = [name for name in ("seconds", "trace", "plot") if getattr(options, name) is not None]
+    one_run = [name for name in ("seconds", "versions", "trace", "plot") if getattr(options, name) is not None]
     one_run += [name for name in ("processes", "without") if getattr(options, name)]
     if one_run:
         raise UsageError(f"--{one_run[0]} is for one run: leave it out to compare two.")
