@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
 from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown
+from zmqrl.profile.machine_use import MachineUse
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.tables import COLUMNS
@@ -163,6 +165,20 @@ def test_slices_that_arrived_twice_are_counted_and_a_longer_need_s_is_advised(as
     assert traffic(made.timeline, 10)[1].received == 10 * (3 * VERSIONS + 30)
     assert traffic(made.timeline, 10)[0].received == 10 * 3 * VERSIONS
     assert [warning for warning in profile()["warnings"] if "need-s" in warning] == []
+
+
+def test_the_machine_use_of_each_process_is_printed_with_the_processes() -> None:
+    found = profile()
+    found["machine"] = {
+        "shard-0": asdict(MachineUse("h1", None, 0.02, 0.01, 0.0)),
+        "worker-1": asdict(MachineUse("w1", 0.5, 0.3, 0.01, 0.2, 41.26, 7.0)),
+    }
+    text = io.StringIO()
+    print_report(found, Console(file=text, width=120), processes=True)
+    rows = [line.split() for line in text.getvalue().partition("use of the machine")[2].splitlines()]
+    assert ["shard-0", "h1", "2.0%", "1.0%", "0.0%"] in rows
+    assert ["worker-1", "w1", "50.0%", "30.0%", "1.0%", "20.0%", "41.3", "7.0"] in rows
+    assert "use of the machine" not in printed(found)
 
 
 def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() -> None:

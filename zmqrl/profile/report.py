@@ -178,7 +178,7 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
 
 
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
-    """Print the data of ``Profile.to_json`` as text. ``processes`` adds the spans of every process."""
+    """Print the data of ``Profile.to_json`` as text. ``processes`` adds the spans and machine use of every process."""
     if found["mode"] == "async":
         console.print(f"{NO_PATH}\n\neach shard made up to {counted(found['updates'], 'version')}\n", soft_wrap=True)
     elif not found["updates"] and not found["without_path"]:
@@ -190,6 +190,8 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
     _print_ranks(found, console)
     if found["spans"]:
         _print_spans(found["spans"], console, all_of_them=processes)
+    if processes:
+        _print_machine(found["machine"], console)
     _print_clocks(found["clocks"], console)
     if lag := found.get("policy_lag"):
         console.print(f"policy lag: mean {lag['mean']:.2f} versions, at most {lag['max']:.0f}")
@@ -277,6 +279,26 @@ def _print_spans(rows: Sequence[dict[str, Any]], console: Console, *, all_of_the
     for row in rows if all_of_them else [row for row in rows if " " in row["who"]]:
         numbers = (f"{row[name]:.3f}" for name in ("mean", "p50", "p90", "p99", "p99.9", "max"))
         table.add_row(row["who"], row["span"], f"{row['count']:,}", *numbers)
+    console.print(table, "")
+
+
+def _print_machine(uses: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    titles = (
+        "process",
+        "host",
+        "of a core",
+        "waits for a core",
+        "stolen",
+        "throttled",
+        "preempted/s",
+        "major faults/s",
+    )
+    table = plain_table("use of the machine", *titles)
+    for process, use in uses.items():
+        shares = (use[name] for name in ("core_share", "queued_share", "stolen_share", "throttled_share"))
+        rates = (use[name] for name in ("preempted_per_s", "major_faults_per_s"))
+        cells = [("" if each is None else f"{each:.1%}") for each in shares]
+        table.add_row(process, use["host"], *cells, *("" if each is None else f"{each:.1f}" for each in rates))
     console.print(table, "")
 
 

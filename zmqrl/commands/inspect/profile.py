@@ -48,7 +48,7 @@ class Options:
     json: bool = False
     """Print one JSON object."""
     processes: bool = False
-    """Print the spans of every process too."""
+    """Print the spans and the machine use of every process too."""
     without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
     """Predict the run without this rank, in addition to the most blamed ranks. May be repeated."""
     versions: Annotated[str | None, tyro.conf.arg(metavar="V[-W]")] = None
