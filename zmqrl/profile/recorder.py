@@ -77,6 +77,7 @@ class Recorder:
             "pid": os.getpid(),
             "clock": clock_id(),
             "cores": len(os.sched_getaffinity(0)),
+            "machine_cores": os.cpu_count(),
             "spans": list[str](),
         }
         self._log = log or logging.getLogger("zmqrl.profile")

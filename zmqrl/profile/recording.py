@@ -30,9 +30,10 @@ def named(hosts: Mapping[ProcessId, str]) -> str:
 class ProcessRecording:
     """The recording of one process.
 
-    ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use. ``parts`` has the
-    histograms of each block, with the time of its end. ``earlier`` has those of all blocks before ``parts[covered:]``,
-    also of removed ones. ``untraced`` counts the spans of the traced versions that the trace had no room for.
+    ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use, and
+    ``machine_cores`` that of its machine. ``parts`` has the histograms of each block, with the time of its end.
+    ``earlier`` has those of all blocks before ``parts[covered:]``, also of removed ones. ``untraced`` counts the spans
+    of the traced versions that the trace had no room for.
     """
 
     process: ProcessId
@@ -41,6 +42,7 @@ class ProcessRecording:
     host: str
     clock: str
     cores: int
+    machine_cores: int
     tables: dict[str, list[Table]] = field(default_factory=dict)
     earlier: Mapping[str, Any] = field(default_factory=dict)
     parts: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
@@ -123,6 +125,7 @@ class Recording:
                         host=about["host"],
                         clock=about["clock"],
                         cores=about["cores"],
+                        machine_cores=about.get("machine_cores") or about["cores"],  # not known, or an older recording
                     ),
                 )
                 for name, table in block["tables"].items():
