@@ -115,6 +115,17 @@ def test_the_gain_of_the_last_backup_is_predicted() -> None:
     assert profile()["backup_gain_s"] is None
 
 
+@pytest.mark.parametrize(("fewer", "verdict"), [(25.0, "it costs 10.00 ms"), (10.0, "it saves 50.00 ms")])
+def test_what_a_backup_saves_agrees_with_the_what_if(fewer: float, verdict: str) -> None:
+    found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 0.03}, every=20)
+    assert "In the replay" not in printed(found)
+    rates = {"as it was": 20.0, "one backup fewer": fewer}
+    found["what_if"] = [{"change": name, "updates_per_s": rate, "replay_error": 0.0} for name, rate in rates.items()]
+    text = " ".join(printed(found).split())
+    assert f"With cores of its own, it saves {1e3 * found['backup_gain_s']:.2f} ms." in text
+    assert f"In the replay, with the cores of this run, {verdict}" in text
+
+
 def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     recordings = synthetic_run(versions=VERSIONS)
     recordings[-1].clock = "other"

@@ -6,7 +6,7 @@ import pytest
 from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
 
 from zmqrl.profile.recording import Recording
-from zmqrl.profile.report import Profile
+from zmqrl.profile.report import AS_IT_WAS, ONE_BACKUP_FEWER, Profile
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import what_if
 from zmqrl.simulate.scenario import Scenario
@@ -17,7 +17,8 @@ UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.v
 def predicted_s(**planted: Any) -> dict[str, float]:
     """The predicted seconds per update, by change."""
     profile = Profile.of(Recording(tuple(synthetic_run(versions=60, **planted))))
-    scenario = Scenario(workers=3, shards=2, parameters=10_000)
+    quorum = planted.get("quorum", 3)
+    scenario = Scenario(workers=3, shards=2, parameters=10_000, backups=planted.get("workers", quorum) - quorum)
     recorded = RecordedRun(profile.recording, profile.timeline, profile.steps, scenario)
     return {each.change: 1 / each.updates_per_s for each in what_if(recorded, profile.steps)}
 
@@ -37,6 +38,10 @@ def test_without_a_slow_rank_updates_take_their_usual_time(span: str, rank: int)
 def test_with_a_backup_updates_do_not_wait_for_a_slow_rank() -> None:
     found = predicted_s(worker_extra_s={("gradient", 1): 0.3})
     assert found["one backup more"] == pytest.approx(UPDATE_S, rel=0.05)
+
+
+def test_the_rows_that_the_report_reads_have_these_names() -> None:
+    assert {AS_IT_WAS, ONE_BACKUP_FEWER} <= set(predicted_s(workers=4, quorum=3))
 
 
 def test_half_of_a_pause_and_of_the_transfers_is_saved() -> None:

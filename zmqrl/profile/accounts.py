@@ -41,7 +41,8 @@ class RankAccount:
 class Accounts:
     """The accounts of a run by rank, and the findings for the user.
 
-    ``backup_gain_s`` is the mean time in seconds that the last backup saves per update. None without backups.
+    ``backup_gain_s`` is the mean time in seconds that the last backup saves per update, if it takes no core away from
+    the other workers. None without backups.
     """
 
     ranks: dict[int, RankAccount]
@@ -110,7 +111,7 @@ def _found(timeline: Timeline, ranks: dict[int, RankAccount], backup_gain_s: flo
 
 
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
-    """The mean seconds that an update would take longer with one worker fewer.
+    """The mean seconds that an update would take longer with one worker fewer, if the others were not faster then.
 
     This is the time from the K-th contribution to the next, multiplied by the chance that the missing worker was among
     the first K. The end of a worker's work counts as its contribution, so that contributions that were too late to be

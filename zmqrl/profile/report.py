@@ -20,6 +20,7 @@ from zmqrl.profile.trace import left_out
 from zmqrl.words import counted, numbered
 
 BLAME_SHOWN = 12
+AS_IT_WAS, ONE_BACKUP_FEWER = "as it was", "one backup fewer"  # rows of the what-if
 SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "again", "worked s", "wasted s")
 ASYNC_COLUMNS = ("counted", "staleness", "most stale", "again", "worked s")
 NO_PATH = (
@@ -268,10 +269,21 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
         table.add_row(rank, each["host"], *cells(each), "" if share is None else f"{share:.0%}")
     console.print(table)
     if found["backup_gain_s"] is not None:
-        gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
-        cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
-        console.print(f"the last backup saves {gain_ms:.2f} ms per update, and works {cost_ms:.2f} ms per update")
+        console.print(_last_backup(found), soft_wrap=True)
     console.print()
+
+
+def _last_backup(found: dict[str, Any]) -> str:
+    """What the last backup saves and costs: with cores of its own, and in the replay, which shares the cores."""
+    gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
+    cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
+    text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"
+    rates = {row["change"]: row["updates_per_s"] for row in found["what_if"]}
+    if ONE_BACKUP_FEWER in rates:
+        saved_ms = 1e3 / rates[ONE_BACKUP_FEWER] - 1e3 / rates[AS_IT_WAS]
+        text += f". In the replay, with the cores of this run, it {'saves' if saved_ms >= 0 else 'costs'} "
+        text += f"{abs(saved_ms):.2f} ms"
+    return text
 
 
 def _print_spans(rows: Sequence[dict[str, Any]], console: Console, *, all_of_them: bool) -> None:
