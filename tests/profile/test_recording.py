@@ -1,12 +1,17 @@
 """Parts of recordings."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.recordings import US, synthetic_run
 
 from zmqrl.observe.histogram import Histogram
+from zmqrl.observe.spans import Spans
+from zmqrl.profile import recording as recording_module
 from zmqrl.profile.machine_use import grown_s, machine_use
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.recorder import Recorder, RecorderJob
+from zmqrl.profile.recording import Recording, newest_version
 from zmqrl.profile.report import Profile
 
 VERSIONS = 40
@@ -48,6 +53,43 @@ def test_the_whole_recording_is_after_version_minus_one() -> None:
 def test_a_part_of_a_recording_begins_with_its_first_new_version() -> None:
     assert Profile.of(recorded()).first_version() == 1
     assert Profile.of(recorded().after(20)).first_version() == 21
+
+
+@pytest.fixture
+def long_run(tmp_path: Path) -> Path:
+    """The files of a run with 40 versions, in several blocks and files."""
+    for each in synthetic_run(versions=VERSIONS):
+        one = Recorder(RecorderJob(tmp_path, each.host), each.process, Spans(), run="r", incarnation=1)
+        for start in range(0, VERSIONS + 1, 7):
+            for name in ("cycles", "versions", "arrivals"):
+                rows = each.table(name)
+                for row in np.stack(list(rows.values()), axis=1)[np.isin(rows["version"], range(start, start + 7))]:
+                    one.add(name, *map(int, row))
+            one.spans.keep(("act", start, 1, start))
+            one.flush(float(start))
+        one.close()
+    return tmp_path
+
+
+def test_a_long_recording_is_read_from_its_newest_versions(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert newest_version(long_run) == VERSIONS
+    whole = Recording.newest(long_run)
+    assert (whole.left_out, len(Profile.of(whole).steps)) == (-1, VERSIONS)
+    monkeypatch.setattr(recording_module, "MOST_CYCLES", 3 * 10)
+    part = Recording.newest(long_run)
+    profile = Profile.of(part)
+    assert part.left_out == VERSIONS - 10
+    assert [step.version for step in profile.steps] == list(range(VERSIONS - 9, VERSIONS))
+    assert [each.histograms()["act"].count for each in part.processes] == [6] * 5
+    assert "the report covers only the versions after 30" in profile.to_json()["warnings"][0]
+    assert sum(len(each.table("cycles")["version"]) for each in part.processes) <= 30
+
+
+def test_only_the_requested_versions_are_read(long_run: Path) -> None:
+    for each in Recording.read(long_run, range(5, 9)).processes:
+        for name in ("cycles", "versions", "arrivals"):
+            assert set(each.table(name)["version"]) <= set(range(5, 9))
+    assert newest_version(long_run / "nothing") == -1
 
 
 def test_the_last_seconds_end_with_the_newest_version_of_all_shards() -> None:

@@ -15,7 +15,7 @@ from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
 from zmqrl.profile.critical_path import Step, Timeline, critical_path, without_path
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.recording import MOST_CYCLES, Recording
 from zmqrl.profile.trace import left_out
 from zmqrl.words import counted, numbered
 
@@ -80,7 +80,7 @@ class Profile:
             },
             "left_out": left_out(self.recording, self.clocks),
             "machine": {str(process): asdict(use) for process, use in self.machine.items()},
-            "warnings": [*found.warnings, *warnings(self.machine)],
+            "warnings": [*self._shortened(), *found.warnings, *warnings(self.machine)],
             "what_if": [],
         }
 
@@ -102,6 +102,14 @@ class Profile:
             if publication.closing_rank >= 0
         )
         return max(made.values(), default=0)
+
+    def _shortened(self) -> list[str]:
+        left_out = self.recording.left_out
+        if left_out < 0:
+            return []
+        return [
+            f"the report covers only the versions after {left_out:,}: it takes at most {MOST_CYCLES:,} contributions"
+        ]
 
     def _without_path(self) -> dict[str, int]:
         """The updates that waited for a rank whose work is not recorded: number by rank."""

@@ -21,7 +21,7 @@ from zmqrl.process import interruptible
 from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown, print_changes
 from zmqrl.profile.recorder import FLUSH_EVERY_S
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.recording import Recording, newest_version
 from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.trace import cut_short, newest, write_trace
 from zmqrl.profile.versions import held_up, print_versions, version_range
@@ -200,7 +200,7 @@ def read(path: Path) -> Recording:
     if not directory.config.exists():
         raise not_a_run(path)
     try:
-        recording = Recording.read(directory.profile)
+        recording = Recording.newest(directory.profile)
     except OSError as error:
         raise UsageError(refusal(error, directory.profile)) from error
     if not recording.processes:
@@ -221,7 +221,7 @@ def watch(path: Path, seconds: float) -> Recording:
     directory = RunDirectory(path)
     if not directory.in_use():
         raise UsageError(f"{path} is not running: leave out --seconds to see all that it recorded.")
-    before = Recording.read(directory.profile).newest_version()
+    before = newest_version(directory.profile)
     time.sleep(seconds + FLUSH_EVERY_S)  # until the slowest process has written what it recorded meanwhile
     return read(path).last(seconds).after(before)
 
