@@ -16,7 +16,7 @@ UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.v
 
 def predicted_s(**planted: Any) -> dict[str, float]:
     """The predicted seconds per update, by change."""
-    profile = Profile.of(Recording(tuple(synthetic_run(versions=60, **planted))))
+    profile = Profile.of(Recording(tuple(synthetic_run(versions=30, **planted))))
     quorum = planted.get("quorum", 3)
     scenario = Scenario(workers=3, shards=2, parameters=10_000, backups=planted.get("workers", quorum) - quorum)
     recorded = RecordedRun(profile.recording, profile.timeline, profile.steps, scenario)
