@@ -26,6 +26,7 @@ def _recording(
         host=host,
         clock=clock,
         cores=2,
+        machine_cores=2,
         tables={name: [rows] for name, rows in arrays.items()},
     )
 

@@ -69,7 +69,7 @@ class Spans:
         self.recent: deque[SpanEvent] = deque(maxlen=RECENT)
         """The newest spans, up to the last ``fold``."""
         self.histograms: dict[str, Histogram] = {}
-        """Durations in nanoseconds by name, up to the last ``fold``."""
+        """Durations in nanoseconds by name, up to the last ``fold``. The owner of the thread may take them out."""
         self._new: list[SpanEvent] = []
         self.when_full: Callable[[], object] = self.fold
         """Called in the thread of the spans after ``FOLD_AT`` new ones. It must call ``fold``, or memory grows."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import SpanEvent, Spans
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.tables import COLUMNS, FORMAT, pack
@@ -23,7 +24,7 @@ SEGMENTS_KEPT = 8  # per process: the oldest files are removed, so that a proces
 SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)(\.trace)?\.blocks", re.ASCII)
 RECENT_WRITTEN = 256  # the most single spans in a block, without --profile
 TRACE_SPANS = 200_000  # the most spans in the trace of a process, about 2 MB
-TOTALS_EVERY_S = 60.0  # time between two blocks with histograms and recent spans
+NEWEST_EVERY_S = 60.0  # time between two blocks with recent spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Recorder:
             "pid": os.getpid(),
             "clock": clock_id(),
             "cores": len(os.sched_getaffinity(0)),
+            "machine_cores": os.cpu_count(),
             "spans": list[str](),
         }
         self._log = log or logging.getLogger("zmqrl.profile")
@@ -83,7 +85,8 @@ class Recorder:
         spans.when_full = self._fold
         self._trace_below, self._traced, self._untraced = job.trace_below, 0, 0
         self._newest = 0  # version of the newest span
-        self._flushed_at = self._totals_at = time.monotonic()
+        self._totals: dict[str, Histogram] = {}  # of all written spans
+        self._flushed_at = self._newest_at = time.monotonic()
         self._segment = -1
         self._segment_bytes, self._suffix = SEGMENT_BYTES, ""
         self._failed = False
@@ -118,26 +121,28 @@ class Recorder:
             self.flush(now)
 
     def flush(self, now: float, *, last: bool = False) -> None:
-        """Write the recorded rows. ``last`` adds the histograms and the newest spans."""
+        """Write the recorded rows and the histograms of new spans. ``last`` adds the newest spans."""
         if self._failed:
             for waiting in self._rows.values():
                 waiting.clear()
             self.spans.fold()
             return
         self._flushed_at = now
-        totals = last or now - self._totals_at >= TOTALS_EVERY_S
         self._add_machine(now)
         self._fold()
-        if totals:
+        if last or now - self._newest_at >= NEWEST_EVERY_S:
+            self._newest_at = now
             self._keep_newest()
-        block: dict[str, Any] = {"about": self._about} if self._segment_bytes >= SEGMENT_BYTES else {}
-        if totals or block:
-            self._totals_at = now
-            block["histograms"] = {name: each.to_json() for name, each in self.spans.histograms.items()}
+        first = self._segment_bytes >= SEGMENT_BYTES
+        block: dict[str, Any] = {"about": self._about, "earlier": _json(self._totals)} if first else {}
+        new, self.spans.histograms = self.spans.histograms, {}
+        block["new"] = _json(new)
+        for name, each in new.items():
+            self._totals.setdefault(name, Histogram()).merge(each)
         block["spans"], block["untraced"] = self._about["spans"], self._untraced
         data = pack(block, {name: _drain(rows) for name, rows in self._rows.items()})
         try:
-            self._write(data, first="about" in block)
+            self._write(data, first=first)
         except OSError as error:
             self._failed = True
             self._log.warning("the profile is no longer recorded: %s: %s", self._directory, error.strerror)
@@ -252,6 +257,10 @@ def _throttled_us() -> int:
 def _facts(path: Path) -> Mapping[str, int]:
     lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) == 2}
+
+
+def _json(histograms: Mapping[str, Histogram]) -> dict[str, Any]:
+    return {name: each.to_json() for name, each in histograms.items()}
 
 
 def _drain(rows: deque[tuple[int, ...]]) -> list[tuple[int, ...]]:
