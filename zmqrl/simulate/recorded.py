@@ -81,6 +81,10 @@ class RecordedRun:
         """CPU and idle seconds of some spans. The time in the run queue is left out: the simulation adds its own."""
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
+        if cycle.queued_s is None:
+            off_core = (1 - on_core) * (1 - self._queued[rank])
+        else:
+            off_core = max(0.0, 1 - on_core - cycle.queued_s / awake_s) if awake_s else 0.0
         cpu_s = idle_s = 0.0
         for name in names:
             seconds = cycle.spans[name] * factors.get(name, 1.0)
@@ -88,12 +92,15 @@ class RecordedRun:
                 idle_s += seconds
             else:
                 cpu_s += on_core * seconds
-                idle_s += (1 - on_core) * (1 - self._queued[rank]) * seconds
+                idle_s += off_core * seconds
         return cpu_s, idle_s
 
 
 def _queued_share(recording: Recording, rank: int, cycles: Sequence[Cycle]) -> float:
-    """The share of a worker's off-core working time in which it waited for a core."""
+    """The share of a worker's off-core working time in which it waited for a core, for recordings without queued_us.
+
+    Waits and the start of the process count, too. So the share is too large.
+    """
     queued_s = sum(grown_s(each.table("machine"), "queued_us") for each in _of_rank(recording, rank))
     without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)
     return min(1.0, queued_s / without_s) if without_s > 0 else 0.0

@@ -1,0 +1,67 @@
+"""Replays of synthetic recordings: the predicted rates, and where the time of the workers goes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from support.recordings import synthetic_run
+
+from zmqrl.profile.clocks import Clocks
+from zmqrl.profile.critical_path import Timeline, critical_path
+from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.tables import COLUMNS
+from zmqrl.simulate.recorded import RecordedRun
+from zmqrl.simulate.replay import replay
+from zmqrl.simulate.scenario import Scenario
+
+ONE_HOST = {name: "h1" for role in ("worker", "shard") for name in (f"{role}-0", f"{role}-1", f"{role}-2")}
+START_S = 60.0  # time in the run queue before the first cycle
+
+
+def recorded(processes: Sequence[ProcessRecording], **scenario: Any) -> RecordedRun:
+    recording = Recording(tuple(processes))
+    timeline = Timeline.of(recording, Clocks.of(recording))
+    shards = sum(each.process.role == "shard" for each in processes)
+    settings = {"workers": len(processes) - shards, "shards": shards, "parameters": 10_000}
+    return RecordedRun(recording, timeline, critical_path(timeline), Scenario(**settings | scenario))
+
+
+def off_core(processes: Sequence[ProcessRecording], on_core: float, queued: float | None) -> list[ProcessRecording]:
+    """The recordings with workers that were on their core, and ready without a core, for these shares of their work.
+
+    ``queued`` is None for an older recording. The start of the processes had much time in the run queue.
+    """
+    for each in processes:
+        if each.process.role == "worker":
+            (rows,) = each.tables["cycles"]
+            at = {name: i for i, name in enumerate(COLUMNS["cycles"])}
+            worked_us = sum(rows[:, at[name]] for name in ("env_step", "act", "gradient", "encode", "push"))
+            rows[:, at["cpu_us"]] = worked_us * on_core
+            rows[:, at["queued_us"]] = -1 if queued is None else worked_us * queued
+            machine = [[0, 0, 0, 0, 0, 0], [9_000_000, 0, round(1e6 * START_S), 0, 0, 0]]
+            each.tables["machine"] = [np.array(machine, np.int64)]
+    return list(processes)
+
+
+@pytest.mark.parametrize("on_core", [0.25, 0.5, 1.0])
+def test_time_off_the_core_that_was_not_in_the_run_queue_stays_in_the_replay(on_core: float) -> None:
+    run = recorded(off_core(synthetic_run(), on_core, queued=0.0))
+    assert replay(run) == pytest.approx(run.measured, rel=0.02)
+
+
+def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> None:
+    # Three workers share the two cores of their host, so each is on a core for two thirds of its work.
+    run = recorded(off_core(synthetic_run(hosts=ONE_HOST), 2 / 3, queued=1 / 3))
+    assert run.scenario.cores == 2
+    assert replay(run) == pytest.approx(run.measured, rel=0.02)
+    # On hosts of their own, they would never wait for a core.
+    run = recorded(off_core(synthetic_run(), 2 / 3, queued=1 / 3))
+    assert replay(run) > 1.3 * run.measured
+
+
+def test_older_recordings_without_the_run_queue_of_each_cycle_are_replayed_as_before() -> None:
+    # The start counts as if the workers had been in the run queue whenever they were off their cores.
+    old = recorded(off_core(synthetic_run(), 0.5, queued=None))
+    all_queued = recorded(off_core(synthetic_run(), 0.5, queued=0.5))
+    assert replay(old) == pytest.approx(replay(all_queued), rel=1e-4)
