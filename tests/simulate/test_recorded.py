@@ -1,30 +1,18 @@
 """Replays of synthetic recordings: the predicted rates, and where the time of the workers goes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from support.recordings import synthetic_run
+from support.replays import recorded
 
-from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Timeline, critical_path
-from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.recording import ProcessRecording
 from zmqrl.profile.tables import COLUMNS
-from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.replay import replay
-from zmqrl.simulate.scenario import Scenario
 
 ONE_HOST = {name: "h1" for role in ("worker", "shard") for name in (f"{role}-0", f"{role}-1", f"{role}-2")}
 START_S = 60.0  # time in the run queue before the first cycle
-
-
-def recorded(processes: Sequence[ProcessRecording], **scenario: Any) -> RecordedRun:
-    recording = Recording(tuple(processes))
-    timeline = Timeline.of(recording, Clocks.of(recording))
-    shards = sum(each.process.role == "shard" for each in processes)
-    settings = {"workers": len(processes) - shards, "shards": shards, "parameters": 10_000}
-    return RecordedRun(recording, timeline, critical_path(timeline), Scenario(**settings | scenario))
 
 
 def off_core(processes: Sequence[ProcessRecording], on_core: float, queued: float | None) -> list[ProcessRecording]:

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +41,11 @@ def ignored(scenario: Scenario) -> list[str]:
     return [name for name in NOT_HERE if getattr(scenario, name) != getattr(default, name)]
 
 
+def without_ignored(scenario: Scenario) -> Scenario:
+    """``scenario`` without the settings that have no effect in a live run."""
+    return replace(scenario, **{name: getattr(Scenario(), name) for name in NOT_HERE})
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """A live run. ``shard_s`` is the mean time of a shard per version, in seconds by span.
@@ -72,7 +77,7 @@ def observe(
     not valid, ClusterError when a process fails or the run gets stuck.
     """
     scenario.check()
-    times = compute or times_of(scenario)
+    times = compute or times_of(without_ignored(scenario))
     layout = Layout.of([("parameters", (scenario.parameters,))], scenario.shards)
     with tempfile.TemporaryDirectory(prefix="zmqrl-live-") as scratch:
         with standalone_shards(
