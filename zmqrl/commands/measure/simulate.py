@@ -35,9 +35,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Known(Source):
-    """With ``--compute run:DIR``, the rollouts of that run set some of the base settings."""
+    """Options that change the base settings.
+
+    With ``--compute run:DIR``, the rollouts of that run set some of them. ``--shards`` changes the costs of a slice.
+    """
 
     compute: str | None = None
+    shards: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +92,12 @@ def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[st
 def base(file: Path | None, known: Known) -> Scenario:
     """The scenario that options override. Raises UsageError."""
     if known.from_run is not None:
-        return scenario_of(known.from_run)
-    scenario = Scenario() if file is None else Scenario.read(file)
-    if known.compute is None or not known.compute.startswith(RECORDED):
+        scenario = scenario_of(known.from_run)
+    else:
+        scenario = Scenario() if file is None else Scenario.read(file)
+    if known.shards is not None:
+        scenario = scenario.with_shards(known.shards)
+    if known.from_run is not None or known.compute is None or not known.compute.startswith(RECORDED):
         return scenario
     recorded = scenario_of(Path(known.compute.removeprefix(RECORDED)))
     names = ("updates_per_rollout", "agent_steps_per_rollout", "parameters", "codec")
