@@ -7,6 +7,7 @@ import pytest
 from support.recordings import synthetic_run
 from support.replays import recorded
 
+from zmqrl.commands.measure.simulate import tell_of_recording
 from zmqrl.simulate import Scenario, times
 from zmqrl.simulate.live.run import without_ignored
 from zmqrl.simulate.recorded import RecordedRun
@@ -44,3 +45,18 @@ def test_a_network_that_no_transfer_uses_changes_nothing(slow_link: RecordedRun)
 def test_a_live_run_keeps_the_recorded_transfers_because_it_ignores_the_network() -> None:
     scenario = Scenario(workers=3, bandwidth=1e3, latency=0.1, loopback=1e3, cores=1)
     assert without_ignored(scenario) == Scenario(workers=3)
+
+
+def test_a_recorded_slow_network_does_not_answer_questions_about_shards(
+    slow_link: RecordedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zmqrl.commands.measure.simulate.recorded_run", lambda _: slow_link)
+    scenario = replace(slow_link.scenario, compute="run:here")
+    tell_of_recording(scenario, {1, 2})
+    assert capsys.readouterr().err == (
+        "here: transfers took 53% of the time of updates, and the recording does not show how another number of "
+        "shards would change them: set --bandwidth to simulate them.\n"
+    )
+    tell_of_recording(scenario, {1})
+    tell_of_recording(replace(scenario, bandwidth=1e6), {1, 2})
+    assert capsys.readouterr().err == ""

@@ -8,7 +8,7 @@ import numpy as np
 
 from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
-from zmqrl.profile.critical_path import OTHER, Cycle, Step, Timeline
+from zmqrl.profile.critical_path import OTHER, TRANSFERS, Cycle, Step, Timeline
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.simulate.compute import ComputeTimes, Work
@@ -19,6 +19,7 @@ ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # needs no core
 MOST_UPDATES = 1000
+NETWORK_BOUND = 0.25  # share of the time of updates: with more transfers than this, the network limits the run
 UNCROWDED = 25  # the percentile of transfer times that counts as uncongested
 
 
@@ -27,7 +28,10 @@ class TooLittleRecorded(UsageError):
 
 
 class RecordedRun:
-    """A run to simulate. ``measured`` is its rate in updates per second."""
+    """A run to simulate. ``measured`` is its rate in updates per second.
+
+    ``transfer_share`` is the share of the time of updates in which they waited for transfers.
+    """
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
         """``scenario`` has the settings of the run. Hosts and costs come from the recording.
@@ -37,6 +41,8 @@ class RecordedRun:
         if not steps:
             raise TooLittleRecorded("no complete update was recorded.")
         self.measured = 1 / fmean(step.seconds for step in steps)
+        sent_s = sum(part.seconds for step in steps for part in step.parts if part.cause in TRANSFERS)
+        self.transfer_share = sent_s / sum(step.seconds for step in steps)
         self._timeline = timeline
         self._cycles = {
             rank: [cycle for (_, each), cycle in sorted(timeline.cycles.items()) if each == rank]
@@ -56,6 +62,18 @@ class RecordedRun:
             worker_hosts=tuple(hosts[timeline.hosts[worker_id(rank)]] for rank in range(scenario.ranks)),
             shard_hosts=tuple(hosts[timeline.hosts[shard_id(shard)]] for shard in range(scenario.shards)),
             costs=_costs(recording, timeline),
+        )
+
+    def no_answer_for_shards(self) -> str | None:
+        """Why the recording does not tell the effect of another number of shards; None if it does.
+
+        Recorded transfers keep their time, whatever the number of shards.
+        """
+        if self.transfer_share <= NETWORK_BOUND:
+            return None
+        return (
+            f"transfers took {self.transfer_share:.0%} of the time of updates, and the recording does not show how "
+            "another number of shards would change them"
         )
 
     def times(

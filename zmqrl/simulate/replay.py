@@ -65,7 +65,8 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int] = ()) -> list[WhatIf]:
     """Predict the effect of typical changes, such as removing one of the most blamed ranks.
 
-    ``without`` names more ranks to remove, one at a time. Each result has the error of the unchanged replay.
+    ``without`` names more ranks to remove, one at a time. Each result has the error of the unchanged replay. If the
+    network limits the run, there is no prediction for more shards.
     """
     scenario = recorded.scenario
     error = replay(recorded) / recorded.measured - 1
@@ -78,7 +79,7 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
         questions.append(("one backup fewer", Changes(backups=-1)))
     questions += [
         ("one backup more", Changes(backups=1)),
-        ("twice as many shards", Changes(shards=2)),
+        *([] if recorded.no_answer_for_shards() else [("twice as many shards", Changes(shards=2))]),
         (f"{span} in half the time", Changes(spans={span: 0.5})),
         ("transfers in half the time", Changes(link=0.5)),
     ]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_means
+from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_recording
 from zmqrl.commands.options import parse
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
-from zmqrl.simulate.plan import plan
+from zmqrl.simulate.plan import SHARDS, plan
 from zmqrl.simulate.report import table
 from zmqrl.simulate.scenario import Scenario
 
@@ -40,7 +40,7 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Search, and print every run that was tried. Raises ZmqrlError."""
-    tell_of_means(options.settings)
+    tell_of_recording(options.settings, SHARDS)
     found = plan(options.settings, options.workers_up_to)
     if options.json:
         names = ("workers", "backups", "quorum", "shards")

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,7 +111,7 @@ def run(options: Options) -> int:
         check_picture("--plot", options.plot)
     axes = [Axis.parse(text) for text in options.sweep]
     scenarios = variants(options.settings, axes)
-    tell_of_means(options.settings)
+    tell_of_recording(options.settings, {each.shards for each in scenarios})
     run_one = _live(options.settings) if options.live else simulate
     with quiet_children():  # otherwise their logs appear on this terminal
         results = [run_one(scenario) for scenario in scenarios]
@@ -133,11 +133,21 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
     return live
 
 
-def tell_of_means(scenario: Scenario) -> None:
-    """Tell the user if a run has no profile, so that only mean times are known."""
+def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
+    """Tell the user what the recording of a run does not show.
+
+    Without a profile, only mean times are known. Recorded transfers do not answer questions about other ``shards``.
+    """
     run = scenario.recorded_run
-    if run is not None and recorded_run(run) is None:
+    if run is None:
+        return
+    recorded = recorded_run(run)
+    if recorded is None:
         sys.stderr.write(f"{run} has no profile: every worker gets its mean times, which do not vary.\n")
+        return
+    reason = recorded.no_answer_for_shards()
+    if reason and not scenario.times_transfers and set(shards) != {recorded.scenario.shards}:
+        sys.stderr.write(f"{run}: {reason}: set --bandwidth to simulate them.\n")
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:
