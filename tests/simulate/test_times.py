@@ -9,7 +9,7 @@ from support.replays import recorded
 
 from zmqrl.commands.measure.simulate import tell_of_recording
 from zmqrl.simulate import Scenario, times
-from zmqrl.simulate.live.run import without_ignored
+from zmqrl.simulate.live.run import within_s, without_ignored
 from zmqrl.simulate.recorded import RecordedRun
 from zmqrl.simulate.virtual.world import simulate
 
@@ -60,3 +60,9 @@ def test_a_recorded_slow_network_does_not_answer_questions_about_shards(
     tell_of_recording(scenario, {1})
     tell_of_recording(replace(scenario, bandwidth=1e6), {1, 2})
     assert capsys.readouterr().err == ""
+
+
+def test_only_waits_between_the_first_and_the_last_version_count() -> None:
+    waits = [(0.0, 3.0), (3.5, 4.0), (6.0, 9.0), (9.0, 10.0)]
+    assert within_s(waits, 2.0, 8.0) == 1.0 + 0.5 + 2.0
+    assert within_s(waits, 20.0, 30.0) == 0.0

@@ -42,7 +42,8 @@ def report(result: Result) -> str:
         "contributions  "
         + ", ".join(f"{found[name]} {name}" for name in ("used", "late", "skipped", "duplicate", "rejected")),
         f"workers wait   {result.waiting:.0%} of the time",
-        f"network cards  the busiest used {_busiest(result):.0%} of its bandwidth",
+        "network cards  "
+        + ("not measured" if not result.nics else f"the busiest used {_busiest(result)} of its bandwidth"),
     ]
     return "\n".join(lines)
 
@@ -60,7 +61,7 @@ def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None
             *(f"{step_ms[p]:.1f}" for p in ("p50", "p90", "p99")),
             *(str(getattr(result, name)) for name in ("used", "late", "skipped")),
             f"{result.waiting:.0%}",
-            f"{_busiest(result):.0%}",
+            _busiest(result),
             *(["<-"] if result is marked else []),
         )
     return found
@@ -71,9 +72,9 @@ def _setting(result: Result, name: str) -> object:
     return result.scenario.effective_quorum if name == "quorum" else f"{value:g}" if isinstance(value, float) else value
 
 
-def _busiest(result: Result) -> float:
-    """The greatest used share of the bandwidth of a network card, in one direction."""
-    return max(max(use.outgoing, use.incoming) for use in result.nics)
+def _busiest(result: Result) -> str:
+    """The greatest used share of the bandwidth of a network card, in one direction. Empty if none was measured."""
+    return f"{max(max(use.outgoing, use.incoming) for use in result.nics):.0%}" if result.nics else ""
 
 
 def _figure(number: float) -> str:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,7 +22,7 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire import messages as m
 from zmqrl.simulate.compute import ComputeTimes
-from zmqrl.simulate.result import Result, Use
+from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.simulate.times import times_of
 
@@ -285,7 +285,12 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
         resent=sum(each["tally"]["resent"] for each in told),
         abandoned=counts["abandoned"],
         abandoned_rollouts=counts["abandoned_rollouts"],
-        waiting_s=tuple(each["spans"].get("wait", 0.0) for each in told),
-        nics=(Use(0.0, 0.0),),
+        waiting_s=tuple(within_s(each["waits"], done_at[0], done_at[-1]) for each in told),
+        nics=(),
         shards_busy=tuple(sum(each.spans_s.values()) / elapsed_s for each in shards),
     )
+
+
+def within_s(spans: Iterable[tuple[float, float]], began: float, ended: float) -> float:
+    """The seconds of ``spans``, each from one time to another, that lie between ``began`` and ``ended``."""
+    return sum(max(0.0, min(end, ended) - max(start, began)) for start, end in spans)
