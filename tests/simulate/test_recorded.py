@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from support.recordings import synthetic_run
+from support.recordings import TRANSFER_S, USUAL_S, synthetic_run
 from support.replays import recorded
 
 from zmqrl.profile.recording import ProcessRecording
 from zmqrl.profile.tables import COLUMNS
-from zmqrl.simulate.replay import replay
+from zmqrl.simulate.replay import Changes, replay
+from zmqrl.simulate.virtual.world import simulate
 
 ONE_HOST = {name: "h1" for role in ("worker", "shard") for name in (f"{role}-0", f"{role}-1", f"{role}-2")}
 START_S = 60.0  # time in the run queue before the first cycle
@@ -43,13 +44,22 @@ def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> No
     run = recorded(off_core(synthetic_run(hosts=ONE_HOST), 2 / 3, queued=1 / 3))
     assert run.scenario.cores == 2
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
-    # On hosts of their own, they would never wait for a core.
+    assert replay(run, Changes(without=0)) > 1.3 * run.measured  # two workers have a core each
+
+
+def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay() -> None:
+    # Each worker has a host of its own, so other programs had the cores.
     run = recorded(off_core(synthetic_run(), 2 / 3, queued=1 / 3))
-    assert replay(run) > 1.3 * run.measured
+    assert replay(run) == pytest.approx(run.measured, rel=0.02)
+    assert replay(run, Changes(without=0)) == pytest.approx(run.measured, rel=0.02)
+    half = replay(run, Changes(spans=dict.fromkeys(("env_step", "act", "gradient"), 0.5)))
+    assert half > 1.8 * run.measured
 
 
 def test_older_recordings_without_the_run_queue_of_each_cycle_are_replayed_as_before() -> None:
     # The start counts as if the workers had been in the run queue whenever they were off their cores.
-    old = recorded(off_core(synthetic_run(), 0.5, queued=None))
-    all_queued = recorded(off_core(synthetic_run(), 0.5, queued=0.5))
-    assert replay(old) == pytest.approx(replay(all_queued), rel=1e-4)
+    run = recorded(off_core(synthetic_run(), 0.5, queued=None))
+    (first, *_) = run.times(range(3)).gradient
+    assert sum(first.cpu_s) == pytest.approx(0.5 * 40 * (USUAL_S["gradient"] + USUAL_S["encode"] + USUAL_S["push"]))
+    assert first.idle_s == pytest.approx([2 * TRANSFER_S] * 40, rel=1e-3)
+    assert replay(run) == pytest.approx(simulate(run.scenario, compute=run.times(range(3))).updates_per_s)

@@ -76,27 +76,46 @@ class RecordedRun:
             "another number of shards would change them"
         )
 
+    def delay(self, rank: int, queued: float) -> float:
+        """Seconds in the run queue per second on a core that the processes of the run do not explain.
+
+        ``queued`` is what they explain. Other programs, or a late switch of the kernel, cause the rest.
+        """
+        cycles = self._cycles[rank]
+        cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)
+        explained_s = queued * (cpu_s + self._beside[rank])
+        return max(0.0, queued_s - explained_s) / cpu_s if cpu_s else 0.0
+
     def times(
-        self, ranks: Iterable[int], *, spans: Mapping[str, float] | None = None, link: float = 1.0
+        self,
+        ranks: Iterable[int],
+        *,
+        spans: Mapping[str, float] | None = None,
+        link: float = 1.0,
+        delays: Mapping[int, float] | None = None,
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradient count as time without a core.
 
-        ``spans`` has factors for the time of spans. ``link`` is the factor for these transfers.
+        ``spans`` has factors for the time of spans. ``link`` is the factor for these transfers. ``delays``: additional
+        seconds without a core per second on a core, by rank.
         """
-        spans = spans or {}
+        spans, delays = spans or {}, delays or {}
         gradient, rollout = [], []
         for rank in ranks:
             cycles = self._cycles[rank]
             way_s = link * _way_s(self._timeline, rank)
-            played = [self._work(rank, cycle, ROLLOUT, spans) for cycle in cycles if cycle.with_rollout]
-            learned = [self._work(rank, cycle, GRADIENT, spans) for cycle in cycles]
+            delay = delays.get(rank, 0.0)
+            played = [self._work(rank, cycle, ROLLOUT, spans, delay) for cycle in cycles if cycle.with_rollout]
+            learned = [self._work(rank, cycle, GRADIENT, spans, delay) for cycle in cycles]
             beside_s = self._beside[rank]
             gradient.append(Work([cpu + beside_s for cpu, _ in learned], [idle + way_s for _, idle in learned]))
             rollout.append(Work([cpu for cpu, _ in played], [idle for _, idle in played]))
         return ComputeTimes(tuple(gradient), tuple(rollout) if all(len(each.cpu_s) for each in rollout) else ())
 
-    def _work(self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float]) -> tuple[float, float]:
-        """CPU and idle seconds of some spans. The time in the run queue is left out: the simulation adds its own."""
+    def _work(
+        self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float], delay: float
+    ) -> tuple[float, float]:
+        """CPU and idle seconds of some spans. The simulation adds its own time in the run queue, beyond ``delay``."""
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
         if cycle.queued_s is None:
@@ -111,7 +130,7 @@ class RecordedRun:
             else:
                 cpu_s += on_core * seconds
                 idle_s += off_core * seconds
-        return cpu_s, idle_s
+        return cpu_s, idle_s + delay * cpu_s
 
 
 def _queued_share(recording: Recording, rank: int, cycles: Sequence[Cycle]) -> float:

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.critical_path import OTHER, Step
 from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun
-from zmqrl.simulate.virtual.world import simulate
+from zmqrl.simulate.virtual.world import World, simulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class Changes:
 
 
 UNCHANGED = Changes()
+COMPARISONS = 2
 BLAMED_FROM = 0.1  # share of all blame: ranks with less are not worth a prediction
 MOST_BLAMED = 4
 
@@ -59,7 +61,26 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
         worker_hosts=tuple(recorded.scenario.worker_hosts[rank] for rank in ranks),
         shard_hosts=recorded.scenario.shard_hosts * changes.shards,
     )
-    return simulate(scenario, compute=recorded.times(ranks, spans=changes.spans, link=changes.link)).updates_per_s
+    times = recorded.times(ranks, spans=changes.spans, link=changes.link, delays=delays(recorded))
+    return simulate(scenario, compute=times).updates_per_s
+
+
+@lru_cache(maxsize=1)  # a profile replays the same run many times
+def delays(recorded: RecordedRun) -> dict[int, float]:
+    """How much longer the work of each rank took than its shared cores explain, per second on a core.
+
+    The recorded time in the run queue is compared with that of the unchanged replay. Delays make the replay less
+    crowded, so the comparison is repeated.
+    """
+    scenario, found = recorded.scenario, dict[int, float]()
+    for _ in range(COMPARISONS):
+        world = World(scenario, recorded.times(range(scenario.ranks), delays=found))
+        world.run()
+        found = {
+            worker.rank: recorded.delay(worker.rank, worker.queued_s / worker.cpu_s if worker.cpu_s else 0.0)
+            for worker in world.workers
+        }
+    return found
 
 
 def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int] = ()) -> list[WhatIf]:
