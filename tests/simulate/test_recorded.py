@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.recordings import TRANSFER_S, USUAL_S, synthetic_run
 from support.replays import recorded
 
 from zmqrl.profile.recording import ProcessRecording
 from zmqrl.profile.tables import COLUMNS
+from zmqrl.simulate.recorded import STRETCHES, spread
 from zmqrl.simulate.replay import Changes, replay
 from zmqrl.simulate.virtual.world import simulate
 
@@ -59,7 +62,33 @@ def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay
 def test_older_recordings_without_the_run_queue_of_each_cycle_are_replayed_as_before() -> None:
     # The start counts as if the workers had been in the run queue whenever they were off their cores.
     run = recorded(off_core(synthetic_run(), 0.5, queued=None))
-    (first, *_) = run.times(range(3)).gradient
+    (first, *_) = run.times(range(3), 40).gradient
     assert sum(first.cpu_s) == pytest.approx(0.5 * 40 * (USUAL_S["gradient"] + USUAL_S["encode"] + USUAL_S["push"]))
     assert first.idle_s == pytest.approx([2 * TRANSFER_S] * 40, rel=1e-3)
-    assert replay(run) == pytest.approx(simulate(run.scenario, compute=run.times(range(3))).updates_per_s)
+    assert replay(run) == pytest.approx(simulate(run.scenario, compute=run.times(range(3), 40)).updates_per_s)
+
+
+@given(st.integers(1, 400), st.integers(1, 300))
+def test_stretches_of_a_long_recording_reach_from_its_beginning_to_its_end(length: int, number: int) -> None:
+    found = spread(range(length), number)
+    assert list(found) == sorted(set(found))
+    assert (found[0], found[-1]) == (0, length - 1)
+    assert len(found) in (length, STRETCHES * max(1, number // STRETCHES))
+    assert len(found) == length or len(found) <= max(number, STRETCHES)
+
+
+def test_a_long_run_is_replayed_from_its_beginning_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zmqrl.simulate.recorded.MOST_UPDATES", 40)
+    fast = synthetic_run(versions=200)
+    slow = synthetic_run(versions=200, worker_extra_s={("gradient", rank): 0.3 for rank in range(3)})
+    for each, slower in zip(fast, slow, strict=True):  # the second half of the run is slow
+        for name, (rows,) in each.tables.items():
+            if name in ("cycles", "versions", "arrivals"):
+                (others,) = slower.tables[name]
+                late = others[others[:, 1] > 100].copy()
+                times = [i for i, column in enumerate(COLUMNS[name]) if column.endswith("_at_us")]
+                late[:, times] -= 100 * 300_000
+                each.tables[name] = [np.concatenate([rows[rows[:, 1] <= 100], late])]
+    run = recorded(fast)
+    assert run.scenario.updates == 40
+    assert replay(run) == pytest.approx(run.measured, rel=0.05)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,8 +20,11 @@ ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # needs no core
 MOST_UPDATES = 1000
+STRETCHES = 10  # that a long recording is replayed in
 NETWORK_BOUND = 0.25  # share of the time of updates: with more transfers than this, the network limits the run
 UNCROWDED = 25  # the percentile of transfer times that counts as uncongested
+
+T = TypeVar("T")
 
 
 class TooLittleRecorded(UsageError):
@@ -44,14 +48,16 @@ class RecordedRun:
         sent_s = sum(part.seconds for step in steps for part in step.parts if part.cause in TRANSFERS)
         self.transfer_share = sent_s / sum(step.seconds for step in steps)
         self._timeline = timeline
+        self._versions = sorted({version for version, _ in timeline.cycles})
+        by_version = sorted(timeline.cycles.items())
         self._cycles = {
-            rank: [cycle for (_, each), cycle in sorted(timeline.cycles.items()) if each == rank]
+            rank: {version: cycle for (version, each), cycle in by_version if each == rank}
             for rank in range(scenario.ranks)
         }
         if not all(self._cycles.values()):
             missing = numbered("rank", (rank for rank, cycles in self._cycles.items() if not cycles))
             raise TooLittleRecorded(f"{missing} recorded nothing, so the run cannot be replayed.")
-        self._queued = {rank: _queued_share(recording, rank, cycles) for rank, cycles in self._cycles.items()}
+        self._queued = {rank: _queued_share(recording, rank, each.values()) for rank, each in self._cycles.items()}
         self._beside = {rank: _beside_s(recording, rank) for rank in self._cycles}
         hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}
         self.scenario = replace(
@@ -81,7 +87,7 @@ class RecordedRun:
 
         ``queued`` is what they explain. Other programs, or a late switch of the kernel, cause the rest.
         """
-        cycles = self._cycles[rank]
+        cycles = self._cycles[rank].values()
         cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)
         explained_s = queued * (cpu_s + self._beside[rank])
         return max(0.0, queued_s - explained_s) / cpu_s if cpu_s else 0.0
@@ -89,6 +95,7 @@ class RecordedRun:
     def times(
         self,
         ranks: Iterable[int],
+        updates: int,
         *,
         spans: Mapping[str, float] | None = None,
         link: float = 1.0,
@@ -96,13 +103,17 @@ class RecordedRun:
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradient count as time without a core.
 
+        Of a recording with more than ``updates`` updates, stretches are used: see :func:`spread`.
+
         ``spans`` has factors for the time of spans. ``link`` is the factor for these transfers. ``delays``: additional
         seconds without a core per second on a core, by rank.
         """
         spans, delays = spans or {}, delays or {}
+        replayed = set(spread(self._versions, updates))
         gradient, rollout = [], []
         for rank in ranks:
-            cycles = self._cycles[rank]
+            known = self._cycles[rank]
+            cycles = [cycle for version, cycle in known.items() if version in replayed] or list(known.values())
             way_s = link * _way_s(self._timeline, rank)
             delay = delays.get(rank, 0.0)
             played = [self._work(rank, cycle, ROLLOUT, spans, delay) for cycle in cycles if cycle.with_rollout]
@@ -133,7 +144,16 @@ class RecordedRun:
         return cpu_s, idle_s + delay * cpu_s
 
 
-def _queued_share(recording: Recording, rank: int, cycles: Sequence[Cycle]) -> float:
+def spread(items: Sequence[T], number: int) -> Sequence[T]:
+    """About ``number`` items, in order: ``STRETCHES`` stretches of neighbours, from the first to the last item."""
+    size = max(1, number // STRETCHES)
+    if len(items) <= max(number, STRETCHES * size):
+        return items
+    starts = (i * (len(items) - size) // (STRETCHES - 1) for i in range(STRETCHES))
+    return [item for start in starts for item in items[start : start + size]]
+
+
+def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> float:
     """The share of a worker's off-core working time in which it waited for a core, for recordings without queued_us.
 
     Waits and the start of the process count, too. So the share is too large.

@@ -61,7 +61,8 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
         worker_hosts=tuple(recorded.scenario.worker_hosts[rank] for rank in ranks),
         shard_hosts=recorded.scenario.shard_hosts * changes.shards,
     )
-    times = recorded.times(ranks, spans=changes.spans, link=changes.link, delays=delays(recorded))
+    late = delays(recorded)
+    times = recorded.times(ranks, scenario.updates, spans=changes.spans, link=changes.link, delays=late)
     return simulate(scenario, compute=times).updates_per_s
 
 
@@ -74,7 +75,7 @@ def delays(recorded: RecordedRun) -> dict[int, float]:
     """
     scenario, found = recorded.scenario, dict[int, float]()
     for _ in range(COMPARISONS):
-        world = World(scenario, recorded.times(range(scenario.ranks), delays=found))
+        world = World(scenario, recorded.times(range(scenario.ranks), scenario.updates, delays=found))
         world.run()
         found = {
             worker.rank: recorded.delay(worker.rank, worker.queued_s / worker.cpu_s if worker.cpu_s else 0.0)
