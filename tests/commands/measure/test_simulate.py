@@ -64,6 +64,13 @@ def test_the_costs_of_a_file_shrink_with_the_slices_however_the_number_of_shards
     assert (costs.accumulate_s, costs.send_s, costs.optimize_s) == (0.0025, 0.003, 0.5)
 
 
+def test_a_loss_without_latency_is_told_to_have_little_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", *QUICK, "--loss", "0.01"]) == 0
+    assert capsys.readouterr().err.startswith("--loss without --latency only adds timeouts")
+    assert run(["simulate", *QUICK, "--sweep", "loss=0,0.01", "--latency", "0.001"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_same_command_prints_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["simulate", "--compute", "lognormal:0.1:1", "--backups", "2", "--bandwidth", "1e8", "--json"]
     printed = []

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,6 +112,8 @@ def run(options: Options) -> int:
     axes = [Axis.parse(text) for text in options.sweep]
     scenarios = variants(options.settings, axes)
     tell_of_recording(options.settings, {each.shards for each in scenarios})
+    if not options.live:
+        tell_of_loss(scenarios)
     run_one = _live(options.settings) if options.live else simulate
     with quiet_children():  # otherwise their logs appear on this terminal
         results = [run_one(scenario) for scenario in scenarios]
@@ -148,6 +150,12 @@ def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
     reason = recorded.no_answer_for_shards()
     if reason and not scenario.times_transfers and set(shards) != {recorded.scenario.shards}:
         sys.stderr.write(f"{run}: {reason}: set --bandwidth to simulate them.\n")
+
+
+def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
+    """Tell the user if losses do not slow down transfers, because these take no time for a round trip."""
+    if any(each.loss and not each.latency for each in scenarios):
+        sys.stderr.write("--loss without --latency only adds timeouts: set --latency, so that it also limits rates.\n")
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:
