@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recordings import TRANSFER_S, USUAL_S, synthetic_run
+from support.recordings import SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
 from support.replays import recorded
 
 from zmqrl.profile.recording import ProcessRecording
@@ -92,3 +92,10 @@ def test_a_long_run_is_replayed_from_its_beginning_to_its_end(monkeypatch: pytes
     run = recorded(fast)
     assert run.scenario.updates == 40
     assert replay(run) == pytest.approx(run.measured, rel=0.05)
+
+
+def test_the_costs_of_a_shard_are_the_mean_durations_of_its_spans() -> None:
+    costs = recorded(synthetic_run(versions=50)).scenario.costs
+    mean = {name: 50 / 51 * s for name, s in SHARD_S.items()}  # version 0 takes no time
+    assert (costs.optimize_s, costs.commit_s, costs.publish_s) == pytest.approx(tuple(mean.values()))
+    assert (costs.receive_s, costs.accumulate_s, costs.send_s) == (0.0, 0.0, 0.0)
