@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from zmqrl.simulate.report import report, table
+from zmqrl.simulate.report import assumed, report, table
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.simulate.virtual.world import simulate
 
@@ -26,3 +26,9 @@ def test_the_network_cards_of_a_live_run_are_not_measured() -> None:
         console.print(table([live], []))
     assert printed.get().splitlines()[1].split()[-1].endswith("%")  # the column before, waiting
     assert live.to_json()["nic_use"] == {"outgoing": [], "incoming": []}
+
+
+def test_a_plan_says_which_hosts_it_assumes() -> None:
+    everything = Scenario(hosts=1, cores=2, bandwidth=125e6)
+    assert assumed(everything) == "assumed: 1 host, 2 cores per host, 125 MB/s per host"
+    assert assumed(Scenario()) == "assumed: a host for each process, a core for each process, unlimited bandwidth"

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from zmqrl.observe.tables import plain_table
 from zmqrl.simulate.result import Result
+from zmqrl.simulate.scenario import Scenario
 from zmqrl.words import counted
 
 COLUMNS = (
@@ -46,6 +47,15 @@ def report(result: Result) -> str:
         + ("not measured" if not result.nics else f"the busiest used {_busiest(result)} of its bandwidth"),
     ]
     return "\n".join(lines)
+
+
+def assumed(scenario: Scenario) -> str:
+    """A line about the hosts and the network of a scenario."""
+    hosts = "a host for each process" if scenario.hosts is None else counted(scenario.hosts, "host")
+    cores = "a core for each process" if scenario.cores is None else f"{counted(scenario.cores, 'core')} per host"
+    finite = math.isfinite(scenario.bandwidth)
+    rate = f"{scenario.bandwidth / 1e6:g} MB/s per host" if finite else "unlimited bandwidth"
+    return f"assumed: {hosts}, {cores}, {rate}"
 
 
 def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None = None) -> Table:

@@ -40,8 +40,24 @@ def test_the_plan_recommends_backups_for_heavy_stragglers(capsys: pytest.Capture
 
 
 def test_without_json_the_plan_is_a_table_with_a_marked_row(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["plan", "--from", str(ROOT / "tests" / "old_run"), "--workers-up-to", "2"]) == 0
+    assert (
+        run(
+            [
+                "plan",
+                "--from",
+                str(ROOT / "tests" / "old_run"),
+                "--workers-up-to",
+                "2",
+                "--cores",
+                "4",
+                "--hosts",
+                "None",
+            ]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
+    assert "assumed: a host for each process, 4 cores per host, unlimited bandwidth" in lines
     assert lines[0].split()[:4] == ["workers", "backups", "shards", "updates/s"]
     assert [line.split()[:3] for line in lines if line.endswith("<-")] == [["2", "0", "1"]]
 

@@ -12,7 +12,7 @@ from zmqrl.errors import require
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.simulate.plan import SHARDS, plan
-from zmqrl.simulate.report import table
+from zmqrl.simulate.report import assumed, table
 from zmqrl.simulate.scenario import Scenario
 
 PROGRAM = "zmqrl plan"
@@ -69,5 +69,5 @@ def run(options: Options) -> int:
         sys.stdout.write(json.dumps(plain) + "\n")
     else:
         tried = table(found.tried, ["workers", "backups", "shards"], marked=found.best)
-        page().print(tried, "", *found.reasons, sep="\n")
+        page().print(tried, "", assumed(options.settings), *found.reasons, sep="\n")
     return 0
