@@ -99,3 +99,22 @@ def test_the_costs_of_a_shard_are_the_mean_durations_of_its_spans() -> None:
     mean = {name: 50 / 51 * s for name, s in SHARD_S.items()}  # version 0 takes no time
     assert (costs.optimize_s, costs.commit_s, costs.publish_s) == pytest.approx(tuple(mean.values()))
     assert (costs.receive_s, costs.accumulate_s, costs.send_s) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("after", [-1, 20])
+def test_the_cpu_time_of_other_threads_is_that_of_the_replayed_updates(after: int) -> None:
+    # The other threads use 60 s before the first update, and a tenth of a core afterwards.
+    run = synthetic_run(versions=40)
+    for each in run:
+        (columns,) = each.tables.get("cycles", [np.zeros((1, len(COLUMNS["cycles"])))])
+        began_us, pushed_us = columns[0, 2], columns[-1, 4]
+        machine = [
+            [at_us, 0, 0, 60_000_000 + (at_us - began_us) // 10, 0, 0] for at_us in (began_us, pushed_us, 2 * pushed_us)
+        ]
+        each.tables["machine"] = [np.array([[0] * 6, *machine], np.int64)]
+    whole = recorded(run)
+    part = recorded([each.after(after) for each in run])
+    (first, *_), (second, *_) = whole.times([0], 40).gradient, part.times([0], 40).gradient
+    own_s = USUAL_S["gradient"] + USUAL_S["encode"] + USUAL_S["push"]
+    assert first.cpu_s == pytest.approx([own_s + 0.1 / whole.measured] * 40, rel=2e-2)
+    assert second.cpu_s == pytest.approx([own_s + 0.1 / whole.measured] * (39 - after), rel=2e-2)

@@ -164,12 +164,19 @@ def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> f
 
 
 def _beside_s(recording: Recording, rank: int) -> float:
-    """CPU seconds per contribution of the other threads of a worker, such as the one with its sockets."""
+    """CPU seconds per contribution of the other threads of a worker, such as the one with its sockets.
+
+    The start of the process does not count, nor does time without recorded contributions.
+    """
     others_s, contributions = 0.0, 0
     for each in _of_rank(recording, rank):
-        machine = each.table("machine")
-        others_s += max(0.0, grown_s(machine, "process_cpu_us") - grown_s(machine, "cpu_us"))
-        contributions += len(each.table("cycles")["version"])
+        machine, cycles = each.table("machine"), each.table("cycles")
+        at_us, pushed_us = machine["at_us"], cycles["pushed_at_us"]
+        if len(at_us) and len(pushed_us):
+            span_us = max(at_us[0], cycles["began_at_us"][0]), min(at_us[-1], pushed_us[-1])
+            totals_us = np.interp(span_us, at_us, machine["process_cpu_us"] - machine["cpu_us"])
+            others_s += max(0.0, float(totals_us[1] - totals_us[0]) / 1e6)
+            contributions += int(((pushed_us > span_us[0]) & (pushed_us <= span_us[1])).sum())
     return others_s / contributions if contributions else 0.0
 
 
