@@ -108,11 +108,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only the cases whose name contains this text")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    cases = [case for case in CASES if arguments.only in case.name]
+    if not cases:
+        parser.error(f"--only {arguments.only}: no case has this in its name")
     rows = []
     print(
         "| change | before | replay of before | predicted | measured | error |\n|---|---|---|---|---|---|", flush=True
     )
-    for case in (case for case in CASES if arguments.only in case.name):
+    for case in cases:
         for _ in range(arguments.rounds):
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
                 baseline = profiled(case.baseline, Path(scratch) / "baseline")
