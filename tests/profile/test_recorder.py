@@ -191,6 +191,16 @@ def test_rows_from_another_thread_are_not_lost(tmp_path: Path) -> None:
     assert read.table("pings")["shard"].tolist() == list(range(rows))
 
 
+def test_time_in_the_run_queue_counts_except_in_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued_us = iter([1000, 1010, 1300, 1305, 1400])  # start, begin and end of the wait, end of the first cycle, second
+    monkeypatch.setattr(recorder_module, "_scheduled_us", lambda: (0, next(queued_us)))
+    monkeypatch.setattr(Recorder, "_add_machine", lambda *_: None)
+    one = recorder(tmp_path)
+    with one.waiting():
+        pass
+    assert [one.queued_us(), one.queued_us()] == [15, 95]
+
+
 def test_the_totals_of_the_machine_never_decrease() -> None:
     before = machine_totals()
     sum(range(200_000))

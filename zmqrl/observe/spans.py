@@ -56,8 +56,8 @@ class Spans:
     shard.
 
     Spans of different names can nest: the time of the outer span includes that of the inner one. A span must not nest
-    in a span of the same name, because each name has only one context object. This keeps the cost of a span well under
-    a microsecond.
+    in a span of the same name, because each name has only one context object. This keeps the cost of a span at about a
+    microsecond.
 
     The clock is ``time.monotonic_ns``, on Linux the same as ``perf_counter_ns``. PING and PONG compare this clock
     between hosts.

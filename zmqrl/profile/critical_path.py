@@ -65,7 +65,10 @@ class Step:
 
 
 class Cycle(NamedTuple):
-    """A worker's work for one contribution. Times in seconds on the reference clock; ``spans`` by name."""
+    """A worker's work for one contribution. Times in seconds on the reference clock; ``spans`` by name.
+
+    ``queued_s``: how long the worker was ready but had no core, outside waits. None in older recordings.
+    """
 
     began: float
     pulled: float
@@ -73,6 +76,7 @@ class Cycle(NamedTuple):
     last_shard: int
     cpu_s: float
     spans: Mapping[str, float]
+    queued_s: float | None
 
     @property
     def with_rollout(self) -> bool:
@@ -167,7 +171,16 @@ def _cycles(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Vers
         began, pulled, pushed = (columns[name][i] for name in ("began_at_us", "pulled_at_us", "pushed_at_us"))
         row[OTHER] = max(0.0, pushed - began - sum(row.values()))
         version = int(columns["generation"][i]), int(columns["version"][i])
-        cycle = Cycle(began, pulled, pushed, int(columns["last_shard"][i]), columns["cpu_us"][i] / 1e6, row)
+        queued_s = columns["queued_us"][i] / 1e6
+        cycle = Cycle(
+            began,
+            pulled,
+            pushed,
+            int(columns["last_shard"][i]),
+            columns["cpu_us"][i] / 1e6,
+            row,
+            queued_s if queued_s >= 0 else None,
+        )
         yield (version, each.process.number), cycle
 
 

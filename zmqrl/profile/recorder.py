@@ -7,7 +7,7 @@ import re
 import resource
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -92,6 +92,7 @@ class Recorder:
         self._failed = False
         self._span_ns = dict.fromkeys((*COLUMNS["cycles"], *COLUMNS["versions"]), 0)
         self._usage = resource.getrusage(resource.RUSAGE_THREAD)
+        self._queued_us = _scheduled_us()[1]
         self._add_machine(time.monotonic())  # a difference needs two rows, even in a short run
 
     def add(self, table: str, *row: int) -> None:
@@ -113,6 +114,20 @@ class Recorder:
         self._usage = now
         cpu_us = round(1e6 * (now.ru_utime + now.ru_stime - then.ru_utime - then.ru_stime))
         return cpu_us, now.ru_nivcsw - then.ru_nivcsw, now.ru_majflt - then.ru_majflt
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A wait of this thread, which :meth:`queued_us` leaves out."""
+        began_us = _scheduled_us()[1]
+        try:
+            yield
+        finally:
+            self._queued_us += _scheduled_us()[1] - began_us
+
+    def queued_us(self) -> int:
+        """Microseconds that this thread was ready but had no core, outside waits, since the last call."""
+        then, self._queued_us = self._queued_us, _scheduled_us()[1]
+        return self._queued_us - then
 
     def step(self, now: float) -> None:
         """Write the recorded rows if a block is due."""
@@ -233,11 +248,15 @@ def machine_totals() -> tuple[int, int, int, int, int]:
     In this order: CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the
     machine, throttled time of the control group.
     """
-    cpu_us = queued_us = 0
-    with contextlib.suppress(OSError, ValueError):
-        running_ns, waiting_ns, _ = map(int, Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split())
-        cpu_us, queued_us = running_ns // 1000, waiting_ns // 1000
-    return cpu_us, queued_us, time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
+    return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
+
+
+def _scheduled_us() -> tuple[int, int]:
+    """CPU time of this thread, and its time in the run queue."""
+    with contextlib.suppress(OSError, ValueError), Path("/proc/thread-self/schedstat").open("rb") as file:
+        running_ns, waiting_ns, _ = map(int, file.read().split())
+        return running_ns // 1000, waiting_ns // 1000
+    return 0, 0
 
 
 def _stolen_us() -> int:

@@ -153,6 +153,8 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: S
         if profile.steps:
             recorded = RecordedRun(profile.recording, profile.timeline, profile.steps, scenario)
             found["what_if"] = [asdict(each) for each in what_if(recorded, profile.steps, without)]
+            if reason := recorded.no_answer_for_shards():
+                found["warnings"].append(f"no prediction for more shards: {reason}")
     except (UsageError, ClusterError) as error:
         found["warnings"].append(f"no predictions: {error}")
 
