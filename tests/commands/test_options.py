@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 import pytest
 import tyro
 
+from zmqrl.commands.inspect import profile
 from zmqrl.commands.measure import simulate
 from zmqrl.commands.options import ALIASES, REPEATABLE, parse, parse_known
 from zmqrl.commands.run import launch
@@ -60,7 +61,9 @@ def annotations(cls: type[Any], path: str = "--") -> dict[str, Any]:
 
 
 def test_every_option_that_appends_its_values_may_be_repeated() -> None:
-    hints = annotations(Config) | annotations(launch.Options) | annotations(simulate.Options)
+    hints: dict[str, Any] = {}
+    for options in (Config, launch.Options, profile.Options, simulate.Options):
+        hints |= annotations(options)
     appending = {name for name, hint in hints.items() if tyro.conf.UseAppendAction in getattr(hint, "__metadata__", ())}
     assert appending == REPEATABLE
 

@@ -89,7 +89,7 @@ def test_byte_frames_give_the_same_result_as_frames_divided_by_255(name: str) ->
 
 
 def test_gradients_refer_to_the_undivided_weights() -> None:
-    torch.manual_seed(0)  # with some weights, a rounding error decides whether a ReLU is active
+    torch.manual_seed(0)
     model = make_model("small", ATARI, 4, FLOAT32)
     gradients = []
     for observations in (frames(4), frames(4) / 255):
@@ -98,7 +98,8 @@ def test_gradients_refer_to_the_undivided_weights() -> None:
         (logits.logsumexp(-1).sum() + values.sum()).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for of_bytes, of_floats in zip(*gradients, strict=True):
-        torch.testing.assert_close(of_bytes, of_floats, rtol=1e-3, atol=1e-5)
+        # Not number by number: a rounding error can decide whether a single ReLU is active.
+        assert (of_bytes - of_floats).norm() < 0.01 * of_floats.norm()
 
 
 def test_small_is_two_convolutions_and_a_hidden_layer() -> None:

@@ -20,7 +20,7 @@ ALIASES: Final = {
     "--port-range": "--wire.port-range",
     "--insecure-plaintext": "--wire.insecure-plaintext",
 }
-REPEATABLE: Final = frozenset({"--straggle", "--address", "--sweep"})  # whose values are appended
+REPEATABLE: Final = frozenset({"--straggle", "--address", "--sweep", "--without"})  # whose values are appended
 LISTS_OF_HOSTS: Final = frozenset({"--hosts", "--include", "--exclude"})
 
 T = TypeVar("T")
