@@ -203,6 +203,27 @@ def test_a_launch_for_cuda_devices_needs_no_cuda_device_here(monkeypatch: pytest
     assert initial_checkpoint(config, describe_env(config.env, config.envs)).version == 0
 
 
+HALF_MADE = """
+import gymnasium
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+class HalfMade(CartPoleEnv):
+    def step(self, action):
+        raise NotImplementedError
+
+gymnasium.register("HalfMade-v0", HalfMade)
+"""
+
+
+def test_an_environment_that_fails_is_refused_before_a_process_starts(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (refused.where / "half_made.py").write_text(HALF_MADE, encoding="utf-8")
+    sentence = refused.sentence("train", "cartpole", "--env", "half_made:HalfMade-v0")
+    assert sentence == "zmqrl: half_made:HalfMade-v0 fails: NotImplementedError.\n"
+
+
 def test_a_tracker_that_is_not_installed_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(trackers.KINDS, "wandb", trackers.KINDS["wandb"]._replace(module="no_such_module"))
     sentence = refused.sentence("train", "cartpole", "--trackers", "wandb", "--run-dir", str(refused.where / "run"))

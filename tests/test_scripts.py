@@ -41,6 +41,8 @@ def test_the_local_script_starts_a_worker_for_each_core_except_on_resume(zmqrl: 
     for given, expected in (("", "breakout"), ("pong", "pong")):
         said = commands("local.sh", *given.split(), "--updates", "3", ZMQRL=str(zmqrl))
         assert said == [f"zmqrl train {expected} --workers {cores} --updates 3"]
+    assert commands("local.sh", "pong", "--workers", "3", ZMQRL=str(zmqrl)) == ["zmqrl train pong --workers 3"]
+    assert commands("local.sh", "--workers=3", ZMQRL=str(zmqrl)) == ["zmqrl train breakout --workers=3"]
     for given in ("--resume --run-dir rp", "pong --run-dir rp --resume"):
         assert commands("local.sh", *given.split(), ZMQRL=str(zmqrl)) == [f"zmqrl train {given}"]
 

@@ -3,6 +3,7 @@
 # Import no slow modules here, such as signal: until our handler is set, Ctrl-C shows a traceback.
 import _signal  # type: ignore[import-not-found]
 import os
+import sys
 
 INTERRUPTED = 130
 LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not interrupt it
@@ -47,5 +48,16 @@ def _join_threads() -> None:
             thread.join(LOOK_UP_EVERY_S)
 
 
+def _look_elsewhere_first() -> None:
+    """Remove the current directory from the front of the import path: files there would hide other modules."""
+    try:
+        here = os.getcwd()  # noqa: PTH109 - the import of pathlib would look there
+    except OSError:  # it was removed: cli.main reports this
+        return
+    if not sys.flags.safe_path and sys.path[0] in ("", here):
+        del sys.path[0]
+
+
 if __name__ == "__main__":
+    _look_elsewhere_first()
     main()

@@ -13,7 +13,7 @@ from zmqrl.errors import ClusterError
 
 
 class ChildProcess:
-    """A running ``python PROGRAM``. It gets its job at once, and shares our standard error.
+    """A running ``python -P PROGRAM``. It gets its job at once, and shares our standard error.
 
     Errors contain its ``name``, such as ``worker 3``. ``through`` is a prefix of the command, such as
     ``ip netns exec h1``.
@@ -22,7 +22,7 @@ class ChildProcess:
     def __init__(self, name: str, program: Sequence[str], job: dict[str, Any], *, through: Sequence[str] = ()) -> None:
         self.name = name
         pipe = subprocess.PIPE
-        command = [*through, sys.executable, *program]
+        command = [*through, sys.executable, "-P", *program]
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
         self.tell(job)
 

@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from zmqrl import __version__
 from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
 from zmqrl.observe.screen import never_waiting
-from zmqrl.process import check_open_files, log_level, raise_open_files
+from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
 
 
 class Command(NamedTuple):
@@ -53,7 +52,8 @@ def main() -> None:
     _open_standard_streams()
     try:
         raise_open_files()
-        _look_for_modules_here()
+        use_all_cores()
+        look_for_modules_here()
         status = _run_and_print(sys.argv[1:])
     except KeyboardInterrupt:
         status = 130
@@ -81,7 +81,10 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null for each closed standard stream, so that no other file gets its descriptor."""
+    """Open /dev/null for each closed standard stream, so that no other file gets its descriptor.
+
+    Standard output and standard error write characters that they cannot encode, as in a path, as escapes.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)
@@ -89,16 +92,9 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
             if null != number:
                 os.close(null)
-
-
-def _look_for_modules_here() -> None:
-    """Put the current directory on the import path, so that the user's games, model and loss are found there."""
-    try:
-        here = str(Path.cwd())
-    except FileNotFoundError:
-        raise UsageError("the current directory was removed: change to another directory.") from None
-    if here not in sys.path:
-        sys.path.insert(0, here)
+        stream = getattr(sys, name)
+        if name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _complain(sentence: str, status: int) -> int:

@@ -37,7 +37,7 @@ class JsonLines:
 
         When that fails, raises OSError and writes nothing.
         """
-        line = json.dumps(_nulled(record), allow_nan=False).encode() + b"\n"
+        line = json.dumps(nulled(record), allow_nan=False).encode() + b"\n"
         written = os.write(self.file, line)
         if written < len(line):
             os.ftruncate(self.file, os.fstat(self.file).st_size - written)
@@ -93,11 +93,12 @@ def _version_in(raw: bytes) -> int | None:
         return None
 
 
-def _nulled(value: Any) -> Any:
+def nulled(value: Any) -> Any:
+    """``value`` with None for numbers that are not finite, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _nulled(item) for key, item in value.items()}
+        return {key: nulled(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_nulled(item) for item in value]
+        return [nulled(item) for item in value]
     return value

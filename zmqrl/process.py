@@ -1,4 +1,4 @@
-"""Functions for every zmqrl process: Ctrl-C, the open-file limit, logs, its job, and messages from its parent.
+"""Functions for every zmqrl process: Ctrl-C, limits, cores, custom modules, logs, its job, and its parent's messages.
 
 Standard library only.
 """
@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import math
 import os
 import queue
 import resource
@@ -27,6 +28,10 @@ FEWEST_OPEN_FILES = 256  # a process of a small run opens about 40
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MOST_OPEN_FILES = 1 << 16  # more is useless, and some programs loop over every descriptor up to the limit
+HERE = "ZMQRL_HERE"  # the directory where the user started zmqrl
+# Variables that make OpenMP bind the threads of a process to cores: to the same ones for every worker on a host.
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS")
+GROUPS = ("cgroup", "mountinfo")  # files in /proc: the control groups of a process, and where they are mounted
 
 _to_parent = 1  # file descriptor for ``say``
 
@@ -41,6 +46,84 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, outside)
+
+
+def use_all_cores() -> None:
+    """Stop OpenMP from binding this process and its children to some cores. Call it before torch is imported."""
+    for name in BINDING:
+        os.environ.pop(name, None)
+
+
+def usable_cores(proc: Path = Path("/proc/self")) -> int:
+    """The number of cores that this process may use: those it is bound to, within the quota of its control groups."""
+    return max(1, math.floor(min(len(os.sched_getaffinity(0)), _quota(proc))))
+
+
+def _quota(proc: Path) -> float:
+    """The smallest quota, in cores, of the control groups of a process and of their parents, version 1 or 2."""
+    quota = math.inf
+    try:
+        groups, mounts = ((proc / name).read_text("utf-8", "surrogateescape").splitlines() for name in GROUPS)
+    except OSError:
+        return quota
+    for _, controllers, group in (line.split(":", 2) for line in groups):
+        for _, _, _, root, place, *_, kind, _, options in (line.split(" ") for line in mounts):
+            if kind == ("cgroup" if controllers else "cgroup2") and (
+                not controllers or "cpu" in {*controllers.split(",")} & {*options.split(",")}
+            ):
+                # In a container, the group may be named as its host sees it, but its own is mounted.
+                own = Path(group).relative_to(root) if Path(group).is_relative_to(root) else Path()
+                found = (_quota_of(Path(place) / within) for within in (own, *own.parents))
+                quota = min(quota, *found)
+    return quota
+
+
+def _quota_of(group: Path) -> float:
+    """The quota of one control group, in cores."""
+    for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = " ".join((group / name).read_text() for name in files).split()
+            if quota not in ("max", "-1"):
+                return int(quota) / int(period)
+    return math.inf
+
+
+CORES = usable_cores()  # here, because OpenMP may bind this thread to one core when torch is imported
+
+
+def look_for_modules(*directories: str) -> None:
+    """Make the user's modules in ``directories`` importable. They come last, so that they hide no other module."""
+    sys.path += [directory for directory in dict.fromkeys(directories) if directory not in sys.path]
+
+
+def look_for_modules_here() -> None:
+    """Make the modules in the current directory importable, here and in the processes of a run. Raises UsageError."""
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        raise UsageError("the current directory was removed: change to another directory.") from None
+    look_for_modules(here)
+    os.environ[HERE] = here
+    searched = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if here == str(Path(__file__).parents[1]) and here not in searched:  # a checkout, which may not be installed
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*searched, here]))
+
+
+def look_for_modules_there() -> None:
+    """Do the same in a process of a run, which may be on another host."""
+    with contextlib.suppress(FileNotFoundError):  # the directory was removed
+        look_for_modules(*filter(None, [os.environ.get(HERE), str(Path.cwd())]))
+
+
+@contextlib.contextmanager
+def staying_here() -> Iterator[None]:
+    """Return to the current directory after the block, because the user's code in the block may change it."""
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def raise_open_files() -> None:

@@ -22,8 +22,10 @@ LONGEST_SOCKET_PATH = 90  # a Unix socket address has at most 107 bytes, and a f
 class RunDirectory:
     """The paths of a run, and the lock that keeps a second run out of its directory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, new: bool = False) -> None:
+        """If ``new``, :meth:`claim` adds a number to the name when there is something of that name already."""
         self.path = path.absolute()
+        self._new = new
         self._lock: int | None = None
         self._made = False
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
@@ -60,19 +62,18 @@ class RunDirectory:
     def sockets(self) -> Path:
         """Make a directory with mode 0700 and a path that is short enough for Unix sockets."""
         place = self.path / "sockets"
-        if len(str(place)) <= LONGEST_SOCKET_PATH:
+        if holds_sockets(place):
             place.mkdir(mode=0o700, exist_ok=True)
             place.chmod(0o700)
             return place
         if self._sockets is None:
-            self._sockets = tempfile.TemporaryDirectory(prefix="zmqrl-")
+            self._sockets = directory_for_sockets()
         return Path(self._sockets.name)
 
     def claim(self) -> None:
         """Create the directory and lock it until :meth:`release`. Raises UsageError when that fails."""
         try:
-            self._made = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
@@ -91,6 +92,20 @@ class RunDirectory:
         except OSError as error:
             self._unlock()
             raise UsageError(refusal(error, self.path, ANOTHER)) from error
+
+    def _make(self) -> None:
+        first, number = self.path, 1
+        while True:
+            try:
+                self.path.mkdir(parents=True)
+                self._made = True
+                return
+            except FileExistsError:
+                if not self._new:
+                    self.path.mkdir(exist_ok=True)  # raises if it is a file
+                    return
+            number += 1
+            self.path = first.with_name(f"{first.name}-{number}")
 
     def _check_writable(self) -> None:
         """Raise OSError for the first file or directory that shards or checkpoints cannot write."""
@@ -138,6 +153,20 @@ class RunDirectory:
         for file in (self.cluster, self.stalled):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.keys, ignore_errors=True)
+
+
+def holds_sockets(path: Path) -> bool:
+    """Whether Unix sockets of ZeroMQ can have names in the directory ``path``: it is short, and text."""
+    try:
+        return len(str(path).encode()) <= LONGEST_SOCKET_PATH
+    except UnicodeEncodeError:
+        return False
+
+
+def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
+    """A new directory of mode 0700 for sockets: where temporary files are, or in /tmp if that path does not do."""
+    fits = holds_sockets(Path(tempfile.gettempdir(), "zmqrl-01234567"))
+    return tempfile.TemporaryDirectory(prefix="zmqrl-", dir=None if fits else "/tmp")
 
 
 def not_a_run(path: Path | str) -> UsageError:

@@ -162,7 +162,9 @@ def main() -> None:
             code=code_id(),
         )
     except ZmqrlError as error:
-        log.error("%s", error)
+        if error.__cause__ is not None:
+            log.error("caused by", exc_info=error.__cause__)
+        log.error("%s", error)  # last, because the end of the log is shown
         sys.exit(error.exit_status)
 
 

@@ -99,6 +99,12 @@ def test_several_ranges_expand_like_nested_loops(
         ("h1,,h2", "a name is missing in 'h1,,h2'"),
         ("h1,", "a name is missing"),
         (":4", "there is no name before :4"),
+        (
+            "alice@h1:2222",
+            "'alice@h1:2222' would be a host with 2222 slots: if that is a port, set it as Port for a name",
+        ),
+        ("alice@h1:22", "would be a host with 22 slots"),
+        ("h1:2222", "would be a host with 2222 slots"),
         ("h1:four", "'h1:four' has a colon: write slots as h1:4"),
         ("h1:-2", "'h1:-2' has a colon"),
         ("[::1]", "IPv6 address, give that host a name in ssh_config"),
@@ -180,20 +186,52 @@ def test_a_hostfile_names_one_host_per_line(written: Written) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("h1:8\nnode[1-2]:4\nalice@h2:22000", None),
+        ("h1:8\nalice@h2:24", [("h1", 8), ("alice@h2", 24)]),  # as MPICH writes it
+        ("h1:8 max-slots=6\nh2 max-slots = 4", [("h1", 6), ("h2", 4)]),
+        ("h1 slots = 4\nh2 slots= 3 # two\nh3 slots =2 max_slots  =  1", [("h1", 4), ("h2", 3), ("h3", 1)]),
+        ("h1\nh2\nh1\nh1\n", [("h1", 3), ("h2", None)]),  # as PBS writes it: a line for each core
+        ("h1 slots=2\nh2\nh1 slots=3\nh2:4", [("h1", 5), ("h2", 5)]),
+        ("node[1-2]\nnode2", [("node1", None), ("node2", 2)]),
+    ],
+)
+def test_hostfiles_of_every_mpi_are_read(
+    text: str, expected: list[tuple[str, int | None]] | None, written: Written
+) -> None:
+    if expected is None:
+        with pytest.raises(UsageError, match="line 3: 'alice@h2:22000' would be a host with 22000 slots"):
+            read_hosts(written(text, "hostfile"))
+        return
+    assert [(host.name, host.slots) for host in read_hosts(written(text, "hostfile"))] == expected
+
+
+@pytest.mark.parametrize("name", ["hostfile", "hosts.toml"])
+def test_a_file_may_begin_with_a_bom(tmp_path: Path, name: str) -> None:
+    text = HOST if name.endswith(".toml") else "h1 slots=2\n"
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert names(str(tmp_path / name)) == ["h1"]
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("", "hostfile names no hosts"),
         ("# nothing\n", "hostfile names no hosts"),
         ("h1\nh2 slot=4", r"hostfile, line 2: unknown setting 'slot' \(did you mean slots\?\)"),
-        ("h1 max-slots=4", r"did you mean max_slots\?"),
+        ("h1 max-slot=4", r"unknown setting 'max-slot' \(did you mean max_slots\?\)"),
         ("h1 h2", "line 1: unknown setting 'h2'; other settings need a TOML file"),
         ("h1 slots=many", "slots=many must be slots=N, such as slots=4"),
         ("h1 slots", "slots must be slots=N"),
-        ("h1:4", "hostfile, line 1: 'h1:4' has a colon: .* slots=4 in a hostfile"),
+        ("h1:four", "hostfile, line 1: 'h1:four' has a colon: write slots as h1:4"),
+        ("fe80::1", "hostfile, line 1: 'fe80:' has a colon"),
+        ("alice@h1:2222", "line 1: 'alice@h1:2222' would be a host with 2222 slots: if that is a port, set it as Port"),
+        ("h1 slots = many", "slots=many must be slots=N, such as slots=4"),
+        ("h1 slots =", "slots= must be slots=N"),
         ("h1,h2", "'h1,h2' is not a host name"),
         ("-v slots=2", "'-v' is not a host name"),
         ("node[3-1]", "line 1: the range .* is reversed"),
-        ("h1\nh1 slots=2", "hostfile: host h1 is listed 2 times"),
     ],
 )
 def test_an_error_names_the_invalid_line_of_a_hostfile(text: str, sentence: str, written: Written) -> None:

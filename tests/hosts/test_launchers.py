@@ -421,6 +421,18 @@ def test_a_second_host_daemon_waits_until_the_first_has_ended(place: Place, wher
         second.launcher.close()
 
 
+def test_a_machine_listed_under_two_names_is_reported_at_once(where: Path) -> None:
+    place = Place()
+    links = [Link(name, place.command(), work=str(where / "work"), lease_s=None) for name in ("h1", "h1.cluster")]
+    try:
+        failed = connect(links)
+        (other,) = {"h1", "h1.cluster"} - set(failed)
+        assert list(failed.values()) == [f"this is the same machine as {other}: list it once"]
+    finally:
+        for link in links:
+            link.cut()
+
+
 def test_an_error_names_an_unusable_directory(place: Place, where: Path) -> None:
     launcher = place.launcher(Path("/proc/version/work"))
     launcher.start(Task(process=ONE, module="support.a_child", job={}, log_path=where / "one.log", threads=1))

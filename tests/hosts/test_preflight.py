@@ -1,6 +1,7 @@
 """Checks before a run on several hosts: addresses, facts and routes, and the verdict on them."""
 
 import dataclasses
+import re
 import socket
 from typing import Any
 
@@ -19,6 +20,7 @@ from zmqrl.hosts.preflight import Survey, Verdict, files_needed, judge, loopback
 from zmqrl.hosts.probe import ONLY_LITTLE_PASSES, SOMEBODY_ELSE, game_error, listen, measure
 from zmqrl.hosts.probing import Route, rounds
 from zmqrl.hosts.reach import addresses_of, check_interface
+from zmqrl.hosts.ssh import listed_twice
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.recipes import cartpole
 
@@ -113,18 +115,40 @@ def test_addresses_can_be_given_in_a_list_or_one_by_one() -> None:
         ("10.0.0.1", "--address 10.0.0.1 is not HOST=ADDRESS, such as h1=10.0.0.1."),
         ("h3=10.0.0.1", "--address h3: no such host"),
         ("h1=0.0.0.0", "would listen on every network"),
-        ("h1=10.0.0.[1-2]", r"the numbers of hosts \(1\) and of addresses \(2\) must be equal"),
+        ("h1=fe80::1", "--address h1=fe80::1: an IPv4 address or a name is required, not an IPv6 address."),
+        ("h1=[2001:db8::1]", "--address h1=[2001:db8::1]: an IPv4 address or a name is required"),
+        ("h1=10.0.0.[1-2]", "the numbers of hosts (1) and of addresses (2) must be equal"),
     ],
 )
 def test_an_invalid_address_is_refused(text: str, sentence: str) -> None:
-    with pytest.raises(UsageError, match=sentence.replace("[", r"\[")):
+    with pytest.raises(UsageError, match=re.escape(sentence)):
         read_addresses([text], HOSTS)
 
 
-def test_an_invalid_network_is_refused() -> None:
-    check_interface("10.0.0.5/24")
-    with pytest.raises(UsageError, match=r"10\.0\.0\.0/99: not an interface"):
-        check_interface("10.0.0.0/99")
+@pytest.mark.parametrize(
+    "iface", ["10.0.0.0/99", "10.0.0.1", "::1", "[::1]", "fe80::/64", "fe80::1%eth0", "2001:db8::"]
+)
+def test_an_invalid_interface_or_network_is_refused(iface: str) -> None:
+    for fine in (None, "ib0", "eth0.12", "br-1f2e", "10.0.0.5/24"):
+        check_interface(fine)
+    sentence = f"--iface {iface}: not an interface or an IPv4 network such as 10.0.0.0/24."
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
+        check_interface(iface)
+
+
+def test_a_host_that_ssh_reaches_over_ipv6_needs_an_ipv4_address() -> None:
+    _, unknown = addresses({"h1": dataclasses.replace(UP["h1"], address="2001:db8::1")})
+    assert unknown == [
+        "h1: 2001:db8::1 is an IPv6 address, but an IPv4 address is required: choose one with --iface, "
+        "--address h1=ADDRESS or `address` in the hosts file."
+    ]
+
+
+def test_two_names_of_the_same_machine_are_detected() -> None:
+    """The daemons of two users have different directories, so they cannot see each other."""
+    machines = {"alice@h1": "boot-1", "h2": "boot-2", "bob@h1": "boot-1", "old": "", "older": ""}
+    up = {name: dataclasses.replace(UP["h1"], machine=machine) for name, machine in machines.items()}
+    assert listed_twice(up) == {"bob@h1": "this is the same machine as alice@h1: list it once"}
 
 
 def test_the_interfaces_of_this_machine_are_known() -> None:

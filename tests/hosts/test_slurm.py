@@ -77,6 +77,13 @@ def test_many_launchers_started_by_srun_are_refused() -> None:
         allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_STEP_NUM_TASKS": "3"})
 
 
+def test_a_heterogeneous_job_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"^--slurm: job 7 is heterogeneous, .* first of its 2 parts .*submit it as one"
+    ):
+        allocation({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_HET_SIZE": "2"})
+
+
 # the time limit
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias, TypeVar
@@ -11,6 +13,15 @@ import tyro
 from zmqrl.errors import UsageError, require
 
 PICTURES: Final = (".png", ".svg", ".pdf")
+OPTION: Final = re.compile(r"--?[A-Za-z]")
+ALIASES: Final = {
+    "-H": "--hosts",
+    "-f": "--follow",
+    "--port-range": "--wire.port-range",
+    "--insecure-plaintext": "--wire.insecure-plaintext",
+}
+REPEATABLE: Final = frozenset({"--straggle", "--address", "--sweep", "--without"})  # whose values are appended
+LISTS_OF_HOSTS: Final = frozenset({"--hosts", "--include", "--exclude"})
 
 T = TypeVar("T")
 RunPath: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -21,6 +32,7 @@ RunPaths: TypeAlias = Annotated[
 
 def parse(cls: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
     """Parse ``arguments`` into a ``cls``. They override ``default`` if it is given. Raises UsageError."""
+    _refuse_repetition(arguments)
     with _one_sentence(program):
         if default is None:
             return tyro.cli(cls, args=arguments, prog=program)
@@ -29,6 +41,7 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T | None = 
 
 def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
     """Parse the options of ``cls``. Returns the other arguments too, in their order. Raises UsageError."""
+    _refuse_repetition(arguments)
     with _one_sentence(program):
         return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
 
@@ -36,6 +49,23 @@ def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, li
 def check_picture(option: str, path: Path) -> None:
     """Raise UsageError unless the value of ``option`` names a kind of picture that can be written."""
     require(path.suffix in PICTURES, f"{option} {path}: the name must end with one of {', '.join(PICTURES)}.")
+
+
+def _refuse_repetition(arguments: list[str]) -> None:
+    """Raise UsageError for an option that is given twice: tyro would silently use only the last one."""
+    written = [argument.partition("=")[0] for argument in arguments if OPTION.match(argument)]
+    given = Counter(map(_option, written))
+    for text in written:
+        times = given[_option(text)]
+        if times > 1 and _option(text) not in REPEATABLE:
+            hint = ", with a list of hosts such as h1,h2" if _option(text) in LISTS_OF_HOSTS else ""
+            raise UsageError(f"{text} is given {times} times: give it once{hint}.")
+
+
+def _option(text: str) -> str:
+    """The option that ``text`` sets: ``--no-resume``, ``-H`` and ``--run_dir`` are other names of an option."""
+    name = re.sub(r"(^--|\.)no-", r"\1", text.replace("_", "-"))
+    return ALIASES.get(name, name)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""``python -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can report its stack.
+"""``python -P -m zmqrl.hostd.child MODULE``: run MODULE as ``python -m`` would, in a process that can report its stack.
 
 The process writes its stack to standard error when it gets one of two signals. Their handlers are installed before
 MODULE imports anything, because imports can hang too.
@@ -27,5 +27,8 @@ if __name__ == "__main__":
     faulthandler.register(ASK_BLOCKED, STANDARD_ERROR, all_threads=False)
     signal.signal(ASK, answer)
     signal.siginterrupt(ASK, False)  # the signal must not break a library that does not expect EINTR
+    from zmqrl.process import look_for_modules_there
+
+    look_for_modules_there()
     module = sys.argv.pop(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,6 +1,6 @@
 """The daemon of a run on one host: it starts processes, forwards their output, and ends them when it ends.
 
-``python -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
+``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
 (:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
 signal. Standard library only: it must start before anything else can start.
 """
@@ -33,7 +33,7 @@ from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
 from zmqrl.observe.provenance import code_hash
-from zmqrl.process import PR_SET_PDEATHSIG, raise_open_files
+from zmqrl.process import CORES, PR_SET_PDEATHSIG, raise_open_files, use_all_cores
 
 PR_SET_CHILD_SUBREAPER = 36
 PREDECESSOR_ENDS_WITHIN_S = 20.0
@@ -146,7 +146,7 @@ class Daemon:
     def _handle(self, request: h.Request) -> None:
         match request:
             case h.Begin():
-                self._begin(request.work, request.lease_s)
+                self._begin(request)
             case h.Start():
                 self._start(request)
             case h.Tell():
@@ -179,23 +179,27 @@ class Daemon:
             case _:
                 assert_never(request)
 
-    def _begin(self, work: str, lease_s: float | None) -> None:
+    def _begin(self, begin: h.Begin) -> None:
         """Take over the directory of this run on this host from a daemon that may still be ending."""
-        self._lease_s = lease_s
+        self._lease_s = begin.lease_s
         try:
-            self.work, self._lock = files.open_directory(work)
+            self.work, self._lock = files.open_directory(begin.work)
         except OSError as error:
-            return self._refuse(f"cannot use {error.filename or work}: {error.strerror}")
+            return self._refuse(f"cannot use {error.filename or begin.work}: {error.strerror}")
         deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
         while self.why_end is None and not _hung_up(0):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                launch, _, host = files.user_of(self._lock).partition(" ")
+                if launch == begin.launch and host != begin.host:  # not a daemon of this host that is still ending
+                    return self._refuse(f"this is the same machine as {host}: list it once")
                 if time.monotonic() >= deadline:
-                    also = "or this host is listed twice, under two names"
-                    return self._refuse(f"processes of this run are still alive in {self.work}, {also}")
+                    return self._refuse(f"processes of this run are still alive in {self.work}")
                 time.sleep(0.1)
+        if begin.launch:
+            files.set_user(self._lock, f"{begin.launch} {begin.host}")
         self._heard_at = time.monotonic()
         return self._send(_about_this_host(self.work))
 
@@ -210,7 +214,7 @@ class Daemon:
         environment = {**request.before, **os.environ, **request.environment}
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "zmqrl.hostd.child", request.module],
+                [sys.executable, "-P", "-m", "zmqrl.hostd.child", request.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -397,17 +401,26 @@ class Daemon:
 
 def _about_this_host(work: Path) -> h.Up:
     connection = os.environ.get("SSH_CONNECTION", "").split()
+    address = connection[2].removeprefix("::ffff:") if len(connection) == 4 else None
     return h.Up(
         host=socket.gethostname(),
         pid=os.getpid(),
         zmqrl=__version__,
         code=code_hash(),
         python=platform.python_version(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=CORES,
         interfaces=interfaces(),
-        address=connection[2].removeprefix("::ffff:") if len(connection) == 4 else None,
+        address="127.0.0.1" if address == "::1" else address,
         work=str(work),
+        machine=_machine(),
     )
+
+
+def _machine() -> str:
+    """An id of this machine until its next boot. Each container and each Slurm node has its own."""
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
+    return " ".join([kernel, *spaces, os.environ.get("SLURMD_NODENAME", "")])
 
 
 def _hung_up(fd: int) -> bool:
@@ -427,6 +440,7 @@ def _own_children() -> list[int]:
 def main() -> None:
     """Serve until there is a reason to end, and end everything."""
     raise_open_files()
+    use_all_cores()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

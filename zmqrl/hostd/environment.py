@@ -82,8 +82,8 @@ def _lacking(requires: Mapping[str, str]) -> list[str]:
 def _install(path: Path, request: Mapping[str, Any]) -> None:
     """Install all packages, except those that this Python has in the right version."""
     requires, pins = request["requires"], request["pins"]
-    _run([sys.executable, "-m", "venv", str(path)])
-    pip = [str(_python_of(path)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    _run([sys.executable, "-P", "-m", "venv", str(path)])
+    pip = [str(_python_of(path)), "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
     _run([*pip, "uninstall", "--yes", "setuptools"])  # a local copy would hide the version that packages require
     _let_see(path, sys.executable)
     constraints = path / "constraints.txt"
@@ -94,7 +94,7 @@ def _install(path: Path, request: Mapping[str, Any]) -> None:
 
 def _unpack(path: Path, wheel: bytes, base: str) -> None:
     """Make an environment with zmqrl that also finds the packages of the Python ``base``."""
-    _run([sys.executable, "-m", "venv", "--without-pip", str(path)])
+    _run([sys.executable, "-P", "-m", "venv", "--without-pip", str(path)])
     _let_see(path, base)
     zipfile.ZipFile(io.BytesIO(wheel)).extractall(_site_packages(path))
 
@@ -188,7 +188,7 @@ def _run(argv: list[str]) -> None:
             raise
     if process.returncode != 0:
         told = [line for line in last if line.startswith("ERROR")] or list(last)
-        raise CannotMake(" / ".join(told[-LINES_TOLD:]) or f"{argv[2]} ended with status {process.returncode}")
+        raise CannotMake(" / ".join(told[-LINES_TOLD:]) or f"{argv[3]} ended with status {process.returncode}")
 
 
 def _lines(pipe: int) -> Iterator[str]:

@@ -43,6 +43,18 @@ def open_directory(work: str) -> tuple[Path, int]:
     return path, os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
+def set_user(lock: int, user: str) -> None:
+    """Write the name of the user of ``lock`` into it, for waiting daemons. A full disk only makes them wait longer."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, user.encode(errors="surrogateescape"), 0)
+
+
+def user_of(lock: int) -> str:
+    """The user who locked the file ``lock`` last, or empty if it is unknown."""
+    return os.pread(lock, 4096, 0).decode(errors="surrogateescape")
+
+
 def look(work: str) -> Seen:
     """The run's directory, whether a daemon uses it now, and the files in it."""
     path = _path(work)

@@ -19,10 +19,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Take over the run's directory ``work``. Without a lease, only the end of the input ends the daemon."""
+    """Take over the run's directory ``work``. Without a lease, only the end of the input ends the daemon.
+
+    ``launch`` is an id of the launcher, and ``host`` the name that it has for this host.
+    """
 
     work: str
     lease_s: float | None
+    launch: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +127,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Up:
-    """The daemon is up. ``address``: where ssh reached this host. ``interfaces``: IPv4 addresses by interface."""
+    """The daemon is up. ``address``: where ssh reached this host. ``interfaces``: IPv4 addresses by interface.
+
+    ``machine``: an id of this machine, the same for all names of it.
+    """
 
     host: str
     pid: int
@@ -133,6 +141,7 @@ class Up:
     interfaces: Mapping[str, list[str]]
     address: str | None
     work: str
+    machine: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from zmqrl.hostd import messages as h
 from zmqrl.hosts.launcher import LOG_TAIL_LINES, Event, Exited, Inspected, Launcher, Said, Task
 from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.hosts.mirror import Mirror
-from zmqrl.process import LOG_LEVEL
+from zmqrl.process import HERE, LOG_LEVEL
 from zmqrl.process_id import ProcessId
 
 # By default, glibc returns the memory of a freed large tensor to the kernel, so the next tensor costs page faults.
@@ -75,8 +75,7 @@ class DaemonLauncher(Launcher):
                 self.files.reopened(link.host)
         threads = str(task.threads)
         ours = MALLOC | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        if LOG_LEVEL in os.environ:
-            ours[LOG_LEVEL] = os.environ[LOG_LEVEL]
+        ours |= {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
         environment = ours | link.environment
         messages = [*([] if task.job is None else [task.job]), *task.messages]
         link.send(h.Start(name=name, module=task.module, before=PATIENCE, environment=environment, messages=messages))

@@ -1,6 +1,5 @@
 """The deployment of a run: its launcher, and for each process its host, its directory there, and its threads."""
 
-import os
 import socket as host_socket
 import sys
 from collections.abc import Mapping
@@ -11,11 +10,11 @@ from zmqrl.config import Config
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.inventory import Host
 from zmqrl.hosts.launcher import Launcher
-from zmqrl.hosts.link import Link
+from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import files_needed
-from zmqrl.process import check_open_files
+from zmqrl.process import CORES, check_open_files
 from zmqrl.process_id import ProcessId
 from zmqrl.rundir import RunDirectory
 
@@ -48,7 +47,7 @@ class Deployment:
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
     """Deploy a whole run on this machine. Raises UsageError if a process needs more open files than its limit."""
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
-    placement = place_run(config, [Host(name=HERE)], {HERE: len(os.sched_getaffinity(0))})
+    placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
     check_open_files(files_needed(config, list(placement.host_of)))
     return Deployment(
         launcher=local_launcher(directory.path),
@@ -60,5 +59,5 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
 
 def local_launcher(work: Path) -> Launcher:
     """A launcher for this machine, whose daemon is a child of this process. ``work`` is the run's directory."""
-    command = [sys.executable, "-m", "zmqrl.hostd.daemon"]
+    command = [sys.executable, *DAEMON]
     return DaemonLauncher({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.ps.wire.messages import MAX_WORKERS
 
 MAX_RANGE = 1024  # the most hosts that a name with ranges can stand for
+SSH_PORT = 22
 
 # A name that neither ssh nor its ProxyCommand can mistake for an option or for shell syntax.
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -49,7 +51,7 @@ def read_hosts(text: str) -> tuple[Host, ...]:
     """The hosts that ``-H text`` names: a list such as ``h1,node[01-16]:4``, or a file as in ``launch/hosts/``.
 
     A file whose name ends in .toml is TOML. Raises UsageError for files that cannot be read, unknown settings, bad
-    names and hosts that are listed twice.
+    names and hosts that are listed twice. In a hostfile, the slots of all lines of a host are added.
     """
     if _is_file(text):
         where = text
@@ -91,6 +93,8 @@ def read_addresses(texts: Iterable[str], hosts: Iterable[Host]) -> dict[str, str
         pattern, equals, addresses = item.partition("=")
         if not equals:
             raise UsageError(f"--address {item} is not HOST=ADDRESS, such as h1=10.0.0.1.")
+        if ":" in addresses:
+            raise UsageError(f"--address {item}: an IPv4 address or a name is required, not an IPv6 address.")
         names = _members(pattern, known, "--address")
         found |= zip(names, _addresses(addresses, names, "--address"), strict=True)
     return found
@@ -114,7 +118,7 @@ def _is_file(text: str) -> bool:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # editors on Windows write a BOM
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -123,34 +127,49 @@ def _read(path: str) -> str:
 
 def _from_list(text: str) -> Iterator[Host]:
     for item in _split(text, "-H"):
-        name, _, slots = item.rpartition(":")
-        if not re.fullmatch(_NUMBER, slots):
-            name, slots = item, ""
-        elif not name:
-            raise UsageError(f"-H: there is no name before :{slots}.")
-        for one in _names(name, "-H"):
-            yield Host(name=one, slots=int(slots) if slots else None)
+        pattern, slots = _slots_behind(item, "-H")
+        for name in _names(pattern, "-H"):
+            yield Host(name=name, slots=slots)
 
 
-def _from_hostfile(path: str) -> Iterator[Host]:
+def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
+    """The name and the slots of ``h1:4``. Raises UsageError for a number that looks like a port."""
+    name, _, slots = item.rpartition(":")
+    if not re.fullmatch(_NUMBER, slots):
+        return item, None
+    if not name:
+        raise UsageError(f"{where}: there is no name before :{slots}.")
+    if int(slots) > MAX_WORKERS or ("@" in name and int(slots) == SSH_PORT):
+        raise UsageError(
+            f"{where}: {item!r} would be a host with {slots} slots: "
+            "if that is a port, set it as Port for a name in ssh_config."
+        )
+    return name, int(slots)
+
+
+def _from_hostfile(path: str) -> Iterable[Host]:
+    """The hosts of a hostfile. MPI may exceed slots up to max_slots. zmqrl exceeds neither."""
+    listed: dict[str, list[int | None]] = {}  # the slots of each line that names a host
     for number, line in enumerate(_read(path).splitlines(), start=1):
         where = f"{path}, line {number}"
-        words = line.partition("#")[0].split()
+        words = re.sub(r"\s*=\s*", "=", line.partition("#")[0]).split()
         if not words:
             continue
-        name, *settings = words
-        limits = []
-        for setting in settings:
+        pattern, slots = _slots_behind(words[0], where)
+        limits = [] if slots is None else [slots]
+        for setting in words[1:]:
             key, _, value = setting.partition("=")
-            if key not in ("slots", "max_slots"):
+            if key.replace("-", "_") not in ("slots", "max_slots"):
                 hint = did_you_mean(key, ("slots", "max_slots"))
                 raise UsageError(f"{where}: unknown setting {key!r}{hint}; other settings need a TOML file.")
             if not re.fullmatch(_NUMBER, value):
                 raise UsageError(f"{where}: {setting} must be {key}=N, such as {key}=4.")
             limits.append(int(value))
-        for one in _names(name, where):
-            # MPI may exceed slots up to max_slots. zmqrl exceeds neither.
-            yield Host(name=one, slots=min(limits, default=None))
+        for name in _names(pattern, where):
+            listed.setdefault(name, []).append(min(limits, default=None))
+    for name, lines in listed.items():
+        # As in MPI and in files of batch systems: if several lines name a host, a line without slots counts as one.
+        yield Host(name=name, slots=lines[0] if len(lines) == 1 else sum(1 if n is None else n for n in lines))
 
 
 def _from_toml(path: str) -> Iterator[Host]:
@@ -232,7 +251,7 @@ def _names(pattern: str, where: str) -> list[str]:
     """The host names that ``pattern`` stands for. Raises UsageError for a bad name."""
     if ":" in pattern:
         raise UsageError(
-            f"{where}: {pattern!r} has a colon: write slots as h1:4 in a list and slots=4 in a hostfile. "
+            f"{where}: {pattern!r} has a colon: write slots as h1:4. "
             "If it is an IPv6 address, give that host a name in ssh_config."
         )
     names = _expand(pattern, where)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import threading
@@ -12,6 +13,9 @@ from typing import Any, NoReturn
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.lines import Lines
 
+# The arguments of Python. Without -P, files in the directory where it starts would hide modules of the same name.
+DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
+LAUNCH = secrets.token_hex(8)  # an id of this process, as a launcher
 UP_WITHIN_S = 30.0
 RENEW_EVERY_S = 1.0  # a lease
 KILLED_WITHIN_S = 2.0
@@ -42,7 +46,7 @@ class Link:
     ) -> None:
         self.host, self.command, self.work, self.lease_s = host, list(command), work, lease_s
         self.environment = dict(environment or {})
-        self.first = first or h.encode(h.Begin(work, lease_s))
+        self.first = first or h.encode(h.Begin(work, lease_s, LAUNCH, host))
         self.up_within_s = up_within_s
         self.up: h.Up | None = None
         self.made: h.Made | None = None
@@ -148,7 +152,7 @@ class Link:
                 case h.Made():
                     self.made = event
                 case h.Refused():
-                    self._words += event.why.encode()
+                    self._words += event.why.encode(errors="backslashreplace")
         if not events:
             if ended:
                 self._lose(f"{self._last_words() or f'exit status {process.returncode}'}")

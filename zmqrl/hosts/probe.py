@@ -168,13 +168,13 @@ def _memory_bytes() -> int | None:
 
 
 def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
-    """Why the environment ``env`` cannot be made on this host, or None."""
+    """Why the environment ``env`` cannot be played on this host, or None."""
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the launcher reads our standard output
-            from zmqrl.learner.envs import EnvConfig, describe_env
+            from zmqrl.learner.envs import EnvConfig, try_env
 
-            describe_env(env, EnvConfig(**settings))
-    except Exception as error:  # a missing package or ROM, or anything else that a constructor raises
+            try_env(env, EnvConfig(**settings))
+    except Exception as error:  # a missing package or ROM, or anything else that it raises
         return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return None
 

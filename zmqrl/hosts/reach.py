@@ -21,6 +21,7 @@ from zmqrl.hosts.slurm import Allocation, allocation, srun_command
 from zmqrl.hosts.ssh import ssh_command
 from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
 from zmqrl.learner.envs import describe_env
+from zmqrl.process import staying_here
 
 NO_ADDRESS = WireConfig().address  # means that the user chose no address
 
@@ -145,17 +146,24 @@ def check(config: Config, hosts: Sequence[Host]) -> None:
             "or `address` in the hosts file."
         )
     config.check()
-    describe_env(config.env, config.envs)
+    with staying_here():
+        describe_env(config.env, config.envs)
     place_run(config, hosts, {host.name: 1 for host in hosts})
 
 
 def check_interface(iface: str | None) -> None:
-    """Raise UsageError for a malformed network. A correct one looks like ``10.0.0.0/24``."""
-    if iface is not None and "/" in iface:
-        try:
+    """Raise UsageError for a malformed network or an IP address. A correct network looks like ``10.0.0.0/24``."""
+    if iface is None:
+        return
+    try:
+        if "/" in iface:
             ipaddress.IPv4Network(iface, strict=False)
-        except ValueError:
-            raise UsageError(f"--iface {iface}: not an interface or an IPv4 network such as 10.0.0.0/24.") from None
+            return
+        ipaddress.ip_address(iface.strip("[]"))
+    except ValueError:
+        if "/" not in iface and ":" not in iface:  # ib0, or eth0.12
+            return
+    raise UsageError(f"--iface {iface}: not an interface or an IPv4 network such as 10.0.0.0/24.")
 
 
 def addresses_of(
@@ -180,6 +188,8 @@ def addresses_of(
             unknown.append(f"{host.name}: no interface or network {iface}, only {listed(interfaces)}: {instead}.")
         elif address is None:
             unknown.append(f"{host.name}: the address at which other hosts reach it is unknown: {instead}.")
+        elif ":" in address:  # ssh reached it there
+            unknown.append(f"{host.name}: {address} is an IPv6 address, but an IPv4 address is required: {instead}.")
         elif is_loopback(address) and any(other.host != up[host.name].host for other in up.values()):
             unknown.append(only_itself(host.name, address))
         else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.hosts.inventory import Host
+from zmqrl.hosts.link import DAEMON
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
@@ -47,6 +48,11 @@ def allocation(environment: Mapping[str, str] = os.environ) -> Allocation:
         )
     if (tasks := int(environment.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
         raise UsageError(f"--slurm: srun started this command {tasks} times: run it without srun.")
+    if (parts := int(environment.get("SLURM_HET_SIZE", 1))) > 1:
+        raise UsageError(
+            f"--slurm: job {job} is heterogeneous, but zmqrl can use only the first of its {parts} parts: "
+            "submit it as one part, without `:` or `#SBATCH hetjob`."
+        )
     names = scontrol("show", "hostnames", nodes).split()
     cores = cores_of(environment.get("SLURM_JOB_CPUS_PER_NODE", ""))
     if len(cores) != len(names):
@@ -103,7 +109,7 @@ def srun_command(job: str, node: str, python: str) -> list[str]:
     """
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
     how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]
-    return ["srun", *where, *how, python, "-m", "zmqrl.hostd.daemon"]
+    return ["srun", *where, *how, python, *DAEMON]
 
 
 def is_over(why: str) -> bool:

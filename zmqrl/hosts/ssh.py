@@ -4,17 +4,16 @@ import random
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
+from zmqrl.hosts.link import DAEMON, RENEW_EVERY_S, Link, LinkLost
 from zmqrl.observe.provenance import code_hash
 from zmqrl.words import counted
 
 News = Callable[[str, h.Event], None]
-DAEMON = ("-m", "zmqrl.hostd.daemon")
 
 AT_A_TIME = 16
 TRIES = 5
@@ -23,8 +22,9 @@ FIRST_PAUSE_S = 0.5
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
 OLDER = "No module named 'zmqrl.hostd'"  # older code has the daemon in another module
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
-# What a shell prints if there is no such Python, and what Python prints if there is no such module.
-NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named")
+# What a shell prints if there is no such Python, and what Python prints if there is no such module, or if Python is
+# too old for -P.
+NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named|python -h")
 
 
 def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON, *, config: Path | None) -> list[str]:
@@ -44,9 +44,19 @@ def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON
 def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> None:
     """Open all ``links``, as :func:`connect` does. Raises ClusterError that names each host that failed."""
     failed = connect(links, news, instead=instead)
+    failed |= listed_twice({link.host: link.up for link in links if link.up is not None})
     if failed:
         told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
         raise ClusterError(f"{len(failed)} of {counted(len(links), 'host')} cannot be used:{told}")
+
+
+def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
+    """A sentence, by host, for each host that is the same machine as an earlier one. Each user has a daemon there."""
+    first: dict[str, str] = {}
+    for host, about in up.items():
+        first.setdefault(about.machine or host, host)
+    names = {host: first[about.machine or host] for host, about in up.items()}
+    return {host: f"this is the same machine as {name}: list it once" for host, name in names.items() if name != host}
 
 
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:

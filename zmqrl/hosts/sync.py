@@ -26,7 +26,8 @@ MADE_WITHIN_S = 1200.0  # torch is large, and some networks are slow
 TELL_EVERY_S = 10.0
 # The code that the host's Python runs, whatever its version. The rest of the program comes on standard input.
 BOOTSTRAP = (
-    "import json, sys; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
+    "import sys; sys.path[:] = filter(None, sys.path); "  # files where it starts would hide modules
+    "import json; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
     "set `python` in the hosts file to another one' % sys.version.split()[0]); "
     "ask = json.loads(sys.stdin.readline()); its = {'__name__': 'environment'}; "
     "exec(ask.pop('program'), its); its['main'](ask)"

@@ -1,5 +1,6 @@
 """Atari games, emulated by ``ale_py``."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -9,10 +10,23 @@ import numpy as np
 import numpy.typing as npt
 from ale_py import roms
 from ale_py.env import AtariEnv
+from ale_py.registration import rom_id_to_name
 from ale_py.vector_env import AtariVectorEnv
+from gymnasium.envs.registration import EnvSpec as Registered
 from gymnasium.vector import AutoresetMode
 
+from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
+
+ENTRY_POINT = "ale_py.env:AtariEnv"
+# The zmqrl option for each setting that a registration may also make. An id of ale_py only chooses the game.
+OPTIONS = {
+    "obs_type": "--envs.grayscale",
+    "repeat_action_probability": "--envs.sticky-actions",
+    "frameskip": "--envs.frame-skip",
+    "max_num_frames_per_episode": "--envs.max-frames",
+    "max_episode_steps": "--envs.max-frames",
+}
 
 
 class AtariEnvs:
@@ -151,6 +165,63 @@ class RandomSkipEnvs:
         batch = batch[:, None] if self._config.grayscale else batch.permute(0, 3, 1, 2)
         size = (self._config.screen_size, self._config.screen_size)
         return F.interpolate(batch, size, mode="bilinear", align_corners=False).numpy()
+
+
+def game_of(registered: Registered, config: EnvConfig) -> str:
+    """The game that ``registered`` names. Raises UsageError if it asks for settings other than those of ``config``.
+
+    zmqrl always plays the default mode and difficulty, with the game's own set of actions.
+    """
+    asked = dict(registered.kwargs)
+    game: str = asked.pop("game", None)
+    where = f"{registered.id} is registered with"
+    if game not in _games():
+        raise UsageError(f"{where} game={game!r}: no such Atari game{did_you_mean(str(game), _games())}.")
+    if re.fullmatch(rf"(ALE/)?{rom_id_to_name(game)}(NoFrameskip)?-v\d+", registered.id):
+        asked = {name: value for name, value in asked.items() if name not in OPTIONS or name == "obs_type"}
+    asked |= {
+        "max_episode_steps": registered.max_episode_steps,
+        "wrappers": [wrapper.name for wrapper in registered.additional_wrappers],
+    }
+    mode, difficulty = _defaults(game)
+    least = config.min_frame_skip
+    played: dict[str, Any] = {
+        "mode": mode,
+        "difficulty": difficulty,
+        "full_action_space": False,
+        "continuous": False,
+        "continuous_action_threshold": asked.get("continuous_action_threshold"),  # has no effect then
+        "sound_obs": False,
+        "render_mode": asked.get("render_mode"),  # zmqrl record draws the game
+        "obs_type": "grayscale" if config.grayscale else "rgb",
+        "repeat_action_probability": config.sticky_actions,
+        "frameskip": config.frame_skip if least is None else (least, config.frame_skip + 1),
+        "max_num_frames_per_episode": config.max_frames,
+        "max_episode_steps": None,
+        "wrappers": [],
+    }
+    for name, value in asked.items():
+        if name not in played:
+            raise UsageError(f"{where} {name}={value!r}, which Atari games do not have: change the registration.")
+        if value != played[name] and not (value is None and name in ("mode", "difficulty")):
+            option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
+            how = f"it is played with {name}={played[name]!r}"
+            raise UsageError(f"{where} {name}={value!r}, but {how}: change the registration{option}.")
+    return game
+
+
+@cache
+def _defaults(game: str) -> tuple[int, int]:
+    """The default mode and difficulty of a game."""
+    state = _loaded(game).cloneState()
+    return state.getCurrentMode(), state.getDifficulty()
+
+
+@cache
+def _games() -> frozenset[str]:
+    """The games for one player."""
+    paths = {game: roms.get_rom_path(game) for game in roms.get_all_rom_ids()}
+    return frozenset(game for game, path in paths.items() if path and ale_py.ALEInterface.isSupportedROM(path) == game)
 
 
 def _channels_together(frames: np.ndarray) -> np.ndarray:

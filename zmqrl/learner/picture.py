@@ -3,25 +3,41 @@
 With the same seed and actions, this game is the same as the first game of ``make_envs``.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Discrete
+from gymnasium.envs.registration import EnvSpec as Registered
 from gymnasium.vector import AutoresetMode
 
-from zmqrl.errors import UsageError
-from zmqrl.learner.atari import bare_emulator, emulators, screen_size
+from zmqrl.errors import UsageError, blaming
+from zmqrl.learner.atari import ENTRY_POINT, bare_emulator, emulators, game_of, screen_size
 from zmqrl.learner.dummy import DUMMY_ID
-from zmqrl.learner.envs import ATARI_ENTRY_POINT, find_env, reason_of
+from zmqrl.learner.envs import find_env
 from zmqrl.learner.games import EnvConfig, game_seeds
+from zmqrl.learner.gymnasium_envs import CheckedEnv
 
 EMULATOR_FRAMES_PER_S = 60.0
+USUAL_FRAMES_PER_S, MOST_FRAMES_PER_S = 30.0, 1000.0  # of environments
+FULL = 255  # the highest level
+RGBA = 4  # channels
 
 Screen = npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Shown:
+    """The result of a step: the ``screens`` that show it, its unclipped reward, and whether the game is over.
+
+    ``observation`` float32 (n,) is for comparison with the game that the policy plays. Atari games have none: their
+    screens differ from what the policy sees, but they repeat exactly.
+    """
+
+    screens: list[Screen]
+    reward: float
+    over: bool
+    observation: npt.NDArray[np.float32] | None = None
 
 
 class Picture(Protocol):
@@ -29,11 +45,11 @@ class Picture(Protocol):
 
     frames_per_s: float
 
-    def reset(self, seed: int) -> Screen:
-        """Start the game of ``seed``. Returns its first screen. Call it once: in some games, a reset keeps state."""
+    def reset(self, seed: int) -> Shown:
+        """Start the game of ``seed``. Call it once: in some games, a reset keeps state."""
 
-    def step(self, action: int) -> tuple[list[Screen], float]:
-        """Play ``action``. Returns its screens and the unclipped reward. Do not call it after the end of the game."""
+    def step(self, action: int) -> Shown:
+        """Play ``action``. Do not call it after the end of the game."""
 
     def close(self) -> None:
         """End the game."""
@@ -44,10 +60,10 @@ def make_picture(env_id: str, config: EnvConfig) -> Picture:
     if env_id == DUMMY_ID:
         raise UsageError(f"{DUMMY_ID} is not a game: there is nothing to record.")
     registered = find_env(env_id)
-    if registered.entry_point == ATARI_ENTRY_POINT:
+    if registered.entry_point == ENTRY_POINT:
         picture = _AtariPicture if config.min_frame_skip is None else _RandomSkipPicture
-        return picture(registered.kwargs["game"], config)
-    return _GymnasiumPicture(registered)
+        return picture(game_of(registered, config), config)
+    return _GymnasiumPicture(env_id, registered)
 
 
 class _AtariPicture:
@@ -68,13 +84,13 @@ class _AtariPicture:
             stack_num=1,
         )
 
-    def reset(self, seed: int) -> Screen:
+    def reset(self, seed: int) -> Shown:
         observations, _ = self._vector.reset(seed=game_seeds(seed, 1))
-        return np.asarray(observations[0, 0])
+        return Shown([np.asarray(observations[0, 0])], 0.0, over=False)
 
-    def step(self, action: int) -> tuple[list[Screen], float]:
-        observations, rewards, *_ = self._vector.step(np.array([action]))
-        return [np.asarray(observations[0, 0])], float(rewards[0])
+    def step(self, action: int) -> Shown:
+        observations, rewards, terminated, truncated, _ = self._vector.step(np.array([action]))
+        return Shown([np.asarray(observations[0, 0])], float(rewards[0]), over=bool(terminated[0] or truncated[0]))
 
     def close(self) -> None:
         self._vector.close()
@@ -90,15 +106,17 @@ class _RandomSkipPicture:
         self._skips = (config.min_frame_skip, config.frame_skip + 1)
         self._emulator = bare_emulator(game, config, obs_type="rgb", frameskip=1)
 
-    def reset(self, seed: int) -> Screen:
+    def reset(self, seed: int) -> Shown:
         screen, _ = self._emulator.reset(seed=int(game_seeds(seed, 1)[0]))
-        return np.asarray(screen)
+        return Shown([np.asarray(screen)], 0.0, over=False)
 
-    def step(self, action: int) -> tuple[list[Screen], float]:
+    def step(self, action: int) -> Shown:
         # An emulator that skips frames itself draws the same number from the same generator.
         frames = int(self._emulator.np_random.integers(*self._skips))
         played = [self._emulator.step(action) for _ in range(frames)]
-        return [np.asarray(screen) for screen, *_ in played], sum(float(reward) for _, reward, *_ in played)
+        _, _, terminated, truncated, _ = played[-1]
+        reward = sum(float(reward) for _, reward, *_ in played)
+        return Shown([np.asarray(screen) for screen, *_ in played], reward, over=terminated or truncated)
 
     def close(self) -> None:
         self._emulator.close()
@@ -107,36 +125,57 @@ class _RandomSkipPicture:
 class _GymnasiumPicture:
     """The picture that a Gymnasium environment renders."""
 
-    def __init__(self, registered: gymnasium.envs.registration.EnvSpec) -> None:
-        self._id = registered.id
-        with self._drawing():
-            self._env: gymnasium.Env[Any, Any] = gymnasium.make(registered, render_mode="rgb_array")
-        assert isinstance(self._env.action_space, Discrete)
-        self._first_action = self._env.action_space.start
-        self.frames_per_s = float(self._env.metadata.get("render_fps") or 30)
+    def __init__(self, env_id: str, registered: Registered) -> None:
+        self._blame = f"{env_id} cannot be drawn"
+        self._played = CheckedEnv(env_id, registered, failed="cannot be drawn", render_mode="rgb_array")
+        with blaming(self._blame):
+            self.frames_per_s = float(self._played.env.metadata.get("render_fps") or USUAL_FRAMES_PER_S)
+            if not 0 < self.frames_per_s <= MOST_FRAMES_PER_S:
+                raise ValueError(f"its render_fps is {self.frames_per_s:g}")
+        self._drawn: list[np.ndarray] = []  # the first picture
+        self._brightest = 0.0
 
-    def reset(self, seed: int) -> Screen:
-        with self._drawing():
-            self._env.reset(seed=int(game_seeds(seed, 1)[0]))
-            return self._screen()
+    def reset(self, seed: int) -> Shown:
+        observation = self._played.reset(int(game_seeds(seed, 1)[0]))
+        return Shown([self._screen()], 0.0, over=False, observation=observation)
 
-    def step(self, action: int) -> tuple[list[Screen], float]:
-        _, reward, *_ = self._env.step(action + self._first_action)
-        return [self._screen()], float(reward)
+    def step(self, action: int) -> Shown:
+        observation, reward, terminated, truncated = self._played.step(np.int64(action))
+        return Shown([self._screen()], reward, over=terminated or truncated, observation=observation)
 
     def close(self) -> None:
-        self._env.close()
+        self._played.close()
 
     def _screen(self) -> Screen:
-        screen = self._env.render()
-        if not isinstance(screen, np.ndarray):
-            raise ValueError("render_mode rgb_array returns no picture")
-        return screen
+        with blaming(self._blame):
+            drawn: Any = self._played.env.render()
+            check_drawn(drawn)
+            self._drawn = self._drawn or [drawn]
+            first = self._drawn[0].shape
+            if drawn.shape != first:
+                raise ValueError(f"render returned a picture of shape {drawn.shape} after one of {first}")
+            self._brightest = max(self._brightest, float(drawn.max()))
+            return as_screen(drawn, self._brightest)
 
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Turn any error while drawing into one sentence. Most often, a package is missing."""
-        try:
-            yield
-        except Exception as error:
-            raise UsageError(f"{self._id} cannot be drawn: {reason_of(error)}.") from error
+
+def check_drawn(drawn: Any) -> None:
+    """Raise ValueError unless ``drawn`` is a picture: grey, RGB or RGBA, with levels up to 255, or up to 1 (floats)."""
+    if not isinstance(drawn, np.ndarray):
+        raise ValueError(f"render returned {type(drawn).__name__}, not an array, in render_mode rgb_array")
+    is_picture = drawn.ndim in (2, 3) and drawn.shape[2:] in ((), (1,), (3,), (4,)) and drawn.size > 0
+    if drawn.dtype.kind not in "buif" or not is_picture:
+        raise ValueError(f"render returned {drawn.dtype} {drawn.shape}, not (height, width, 3)")
+    lowest, highest = float(drawn.min()), float(drawn.max())
+    if not 0 <= lowest <= highest <= FULL:  # also if one of them is not a number
+        raise ValueError(f"render returned levels from {lowest:g} to {highest:g}, not from 0 to {FULL}")
+
+
+def as_screen(drawn: np.ndarray, brightest: float) -> Screen:
+    """The picture ``drawn`` in RGB, with a black background. ``brightest``: the highest level of this game so far."""
+    if drawn.dtype == np.uint8 and drawn.shape[2:] == (3,):
+        return drawn
+    full = 1 if drawn.dtype.kind == "b" or (drawn.dtype.kind == "f" and brightest <= 1) else FULL
+    levels = np.atleast_3d(drawn) * (FULL / full)
+    if levels.shape[2] == RGBA:
+        levels = levels[..., :3] * levels[..., 3:] / FULL
+    return np.broadcast_to(levels, (*levels.shape[:2], 3)).round().astype(np.uint8)

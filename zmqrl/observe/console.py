@@ -86,7 +86,7 @@ class LoggedConsole:
     def log(self, text: str) -> None:
         """Write ``text`` to the file only."""
         with contextlib.suppress(OSError):  # such as a full disk, which is reported elsewhere
-            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode(errors="backslashreplace"))
 
     def close(self) -> None:
         self._file.close()

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import zmqrl
+from zmqrl.process import CORES
 
 PACKAGES = ("torch", "numpy", "pyzmq", "gymnasium", "ale-py")
 
@@ -26,7 +26,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": CORES,
     }
 
 

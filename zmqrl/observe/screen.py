@@ -25,7 +25,7 @@ class Screen(io.TextIOWrapper):
     def __init__(self, stream: TextIO) -> None:
         """Raises OSError when ``stream`` has no descriptor."""
         self._waiting = _Waiting(stream.fileno())
-        super().__init__(self._waiting, stream.encoding, errors="replace", write_through=True)
+        super().__init__(self._waiting, stream.encoding, errors="backslashreplace", write_through=True)
 
     @property
     def is_idle(self) -> bool:

@@ -2,7 +2,6 @@
 
 import secrets
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from zmqrl.ps.shard.optimizer import Optimizer, OptimizerConfig
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import RunKeys
 from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
+from zmqrl.rundir import directory_for_sockets
 
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 5.0
@@ -92,7 +92,7 @@ def standalone_shards(
         horizon is not None or not optimizer.follows_progress,
         f"final_learning_rate {optimizer.final_learning_rate}: its schedule needs an end, horizon or schedule_updates.",
     )
-    with tempfile.TemporaryDirectory(prefix="zmqrl-") as scratch:
+    with directory_for_sockets() as scratch:
         place = directory or Path(scratch)
         ipc, tcp = f"ipc://{scratch}", f"tcp://{address}:0"
         run, secret = secrets.token_hex(8), secrets.token_hex(16)

@@ -251,7 +251,7 @@ class Scenario:
     def read_named(cls, path: Path) -> "tuple[Scenario, frozenset[str]]":
         """Read a scenario file. Returns the names of the settings in it, too. Raises UsageError."""
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a BOM
             data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from error

@@ -10,7 +10,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
-from zmqrl.learner.envs import describe_env
+from zmqrl.learner.envs import flavour_of
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.provenance import provenance
@@ -107,7 +107,7 @@ def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
         "recipe": config.recipe,
         "env": config.env,
         "seed": config.seed,
-        "flavour": describe_env(config.env, config.envs).flavour,
+        "flavour": flavour_of(config.env, config.envs),
         "provenance": provenance(),
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from zmqrl.checkpoint import Checkpoint, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
-from zmqrl.learner.envs import describe_env
+from zmqrl.learner.envs import flavour_of
 from zmqrl.observe.metrics import SCORES_KEPT, Counters
 from zmqrl.observe.records import PLACE, flat
 from zmqrl.rundir import RunDirectory
@@ -57,7 +57,7 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
-    before = describe_env(stored.env, stored.envs).flavour
+    before = flavour_of(stored.env, stored.envs)
     if before != flavour:
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
 

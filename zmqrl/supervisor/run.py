@@ -21,14 +21,14 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
-from zmqrl.learner.envs import EnvSpec, describe_env
+from zmqrl.learner.envs import EnvSpec, try_env
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.trackers import check_installed
-from zmqrl.process import interruptible
+from zmqrl.process import interruptible, staying_here
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.flat import FlatParameters
@@ -57,12 +57,13 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     config.check()
     config = config.with_schedule()
     check_installed(config.trackers)
-    spec = describe_env(config.env, config.envs)
-    initial = initial_checkpoint(config, spec)
+    with staying_here():
+        spec = try_env(config.env, config.envs)
+        initial = initial_checkpoint(config, spec)
     path = config.run_dir or Path("runs") / f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = dataclasses.replace(config, run_dir=path)
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, new=config.run_dir is None)
     with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
+        config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if config.resume:
             stored = Config.read(directory.config)
@@ -112,7 +113,7 @@ def _logged(path: Path) -> str:
     """Log the traceback of the current error. Returns the end of a sentence that names the log."""
     try:
         path.parent.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(traceback.format_exc())
     except OSError:
         return ""

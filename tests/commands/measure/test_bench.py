@@ -19,7 +19,8 @@ from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS
 from zmqrl.commands.measure import bench_wire
 from zmqrl.errors import UsageError
 
-TINY = ("--parameters", "1000", "--workers", "2", "--rounds", "2")
+SMALL = ("--parameters", "1000")
+TINY = (*SMALL, "--workers", "2", "--rounds", "2")
 ROW: dict[str, type | tuple[type, ...]] = {
     "implementation": str,
     "operation": str,
@@ -78,7 +79,8 @@ def test_only_the_requested_operations_are_measured(capsys: pytest.CaptureFixtur
 
 @pytest.mark.processes
 def test_a_limit_in_minutes_reduces_the_number_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = rows_of(capsys, *TINY, "--rounds", "100000", "--minutes", "0.001", "--implementation", "raw_tcp", "memcpy")
+    short = ("--workers", "2", "--rounds", "100000", "--minutes", "0.001", "--implementation", "raw_tcp", "memcpy")
+    rows = rows_of(capsys, *SMALL, *short)
     assert {row["rounds"] for row in rows} == {10}
 
 
@@ -87,8 +89,8 @@ def test_without_json_each_group_has_a_table_and_the_plot_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "wire.svg"
-    some = ("--workers", "1", "2", "--implementation", "raw_tcp", "memcpy", "--plot", str(picture))
-    assert cli.run(["bench", "wire", *TINY, *some]) == 0
+    some = ("--workers", "1", "2", "--rounds", "2", "--implementation", "raw_tcp", "memcpy", "--plot", str(picture))
+    assert cli.run(["bench", "wire", *SMALL, *some]) == 0
     shown = capsys.readouterr().out
     for words in ("1,000 parameters", "1 worker", "2 workers", "raw_tcp 1 shard", "memcpy", *OPERATIONS):
         assert words in shown

@@ -57,7 +57,9 @@ def test_a_game_depends_on_its_own_seed_only(breakout_run: Path) -> None:
 def test_a_seed_decides_every_step_of_its_game(cartpole_run: Path) -> None:
     policy = load_policy(cartpole_run)
     turns = list(whole_game(policy, 5, greedy=False))
-    assert turns == list(whole_game(policy, 5, greedy=False))
+    again = list(whole_game(policy, 5, greedy=False))
+    assert turns == again
+    np.testing.assert_array_equal([turn.observation for turn in turns], [turn.observation for turn in again])
     assert turns != list(whole_game(policy, 6, greedy=False))
     assert [turn.agent_steps for turn in turns] == list(range(1, len(turns) + 1))
     np.testing.assert_array_equal([turn.score for turn in turns], np.cumsum([turn.reward for turn in turns]))
@@ -119,7 +121,9 @@ def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch
         if seed == 1:
             raise RuntimeError("the joystick broke")
         while True:
-            yield Turn(action=0, reward=0.0, score=0.0, agent_steps=1, cut_off=False)
+            yield Turn(
+                observation=np.zeros(4), action=0, reward=0.0, score=0.0, agent_steps=1, over=True, cut_off=False
+            )
 
     monkeypatch.setattr("zmqrl.commands.measure.evaluate.whole_game", failing)
     with pytest.raises(RuntimeError, match="the joystick broke"):
@@ -134,7 +138,9 @@ def test_a_signal_that_does_not_wake_the_main_thread_ends_an_evaluation_in_the_m
     def endless(policy: Policy, seed: int, *, greedy: bool) -> Any:
         while True:
             time.sleep(0.01)
-            yield Turn(action=0, reward=0.0, score=0.0, agent_steps=1, cut_off=False)
+            yield Turn(
+                observation=np.zeros(4), action=0, reward=0.0, score=0.0, agent_steps=1, over=True, cut_off=False
+            )
 
     monkeypatch.setattr("zmqrl.commands.measure.evaluate.whole_game", endless)
     with pytest.raises(Interrupted), signal_that_does_not_wake():

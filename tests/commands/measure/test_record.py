@@ -1,9 +1,11 @@
 """Videos show the game of a policy as people see it."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
+from hypothesis import given
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from support.games_rig import RANDOM_SKIP, random_actions
 from support.policy_rig import BREAKOUT, write_run
@@ -26,10 +30,46 @@ from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.learner.dummy import DUMMY_ID
 from zmqrl.learner.envs import EnvConfig, make_envs
-from zmqrl.learner.picture import make_picture
+from zmqrl.learner.picture import as_screen, check_drawn, make_picture
 from zmqrl.policy import load_policy
 
 pytestmark = pytest.mark.processes
+
+
+def with_alpha(picture: np.ndarray) -> np.ndarray:
+    return np.concatenate((picture, np.full((13, 20, 1), 255, np.uint8)), axis=2)
+
+
+def doubled_later(picture: np.ndarray) -> np.ndarray:
+    return picture.repeat(2, 0) if picture.max() > 60 else picture
+
+
+# What a picture of 13 x 20 pixels is drawn as.
+DRAWN: dict[str, Any] = {
+    "rgb": lambda picture: picture,
+    "grey": lambda picture: picture[..., 0],
+    "grey channel": lambda picture: picture[..., :1],
+    "rgba": with_alpha,
+    "float": lambda picture: picture / 255,
+    "float 32": lambda picture: (picture / 255).astype(np.float32),
+    "float grey": lambda picture: picture[..., 0] / 255,
+    "wide float": lambda picture: picture.astype(np.float32),
+    "int": lambda picture: picture.astype(np.int64),
+    "nothing later": lambda picture: picture,
+    "speed": lambda picture: picture,
+    "none": lambda picture: None,
+    "list": lambda picture: [picture],
+    "channels first": lambda picture: picture.transpose(2, 0, 1),
+    "text": lambda picture: np.array("lamp"),
+    "nan": lambda picture: np.where(picture > 60, np.nan, picture),
+    "negative": lambda picture: -picture.astype(float),
+    "bright": lambda picture: picture.astype(int) * 10,
+    "larger later": doubled_later,
+    "empty": lambda picture: picture[:0],
+}
+
+
+LENGTHS = itertools.count(3)  # of games that all end at another time
 
 
 class Lamp(gymnasium.Env[np.ndarray, np.int64]):
@@ -39,8 +79,11 @@ class Lamp(gymnasium.Env[np.ndarray, np.int64]):
     action_space = Discrete(2, start=3)
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 - as in the base class
 
-    def __init__(self, render_mode: str | None = None, draws: bool = True, fair: bool = True) -> None:
-        self.render_mode, self.draws, self.fair = render_mode, draws, fair
+    def __init__(self, render_mode: str | None = None, drawn: str = "rgb", chance: str = "none") -> None:
+        self.render_mode, self.drawn, self.chance = render_mode, drawn, chance
+        self.steps = next(LENGTHS) if chance == "end" else 9
+        if drawn == "speed":
+            self.metadata = {"render_modes": ["rgb_array"], "render_fps": "fast"}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -52,18 +95,22 @@ class Lamp(gymnasium.Env[np.ndarray, np.int64]):
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
         self.time += 1
-        reward = 0.1 if self.fair else np.random.default_rng().random()
-        return np.zeros(2, np.float32), reward, self.time == 9, False, {}
+        number = np.random.default_rng().random()  # of no seed
+        seen = np.full(2, number if self.chance == "observation" else 0, np.float32)
+        reward = number if self.chance == "reward" else 0.1
+        return seen, reward, self.time == self.steps, False, {}
 
-    def render(self) -> np.ndarray:
-        if not self.draws:
+    def render(self) -> Any:
+        if self.drawn == "nothing" or (self.drawn == "nothing later" and self.time > 3):
             raise RuntimeError("the lamp is broken.\nfor good")
-        return np.full((13, 20, 3), 20 * self.time, np.uint8)
+        return DRAWN[self.drawn](np.full((13, 20, 3), 20 * self.time, np.uint8))
 
 
 @pytest.fixture
 def lamps() -> Iterator[None]:
-    names = {"Lamp-v0": {}, "BrokenLamp-v0": {"draws": False}, "Lottery-v0": {"fair": False}}
+    names = {"Lamp-v0": {}, "BrokenLamp-v0": {"drawn": "nothing"}}
+    names |= {f"{drawn.title().replace(' ', '')}Lamp-v0": {"drawn": drawn} for drawn in DRAWN}
+    names |= {f"{chance.title()}Lottery-v0": {"chance": chance} for chance in ("reward", "observation", "end")}
     for name, kwargs in names.items():
         gymnasium.register(f"zmqrl-test/{name}", f"{__name__}:Lamp", kwargs=kwargs)
     yield
@@ -90,7 +137,7 @@ def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
     config = EnvConfig(num_envs=1, sticky_actions=0.25, clip_rewards=False)
     envs = make_envs(env_id, config, threads=1)
     picture = make_picture(env_id, config)
-    newest, screen = envs.reset(3)[0, -1], picture.reset(3)
+    newest, (screen,) = envs.reset(3)[0, -1], picture.reset(3).screens
     assert screen.shape == (214 if "Carnival" in env_id else 210, 160, 3)
     score = 0.0
     actions = np.random.default_rng(0)
@@ -101,9 +148,10 @@ def test_the_picture_shows_the_game_that_is_played(env_id: str) -> None:
         action = int(actions.integers(envs.num_actions))
         step = envs.step(np.array([action]))
         newest = step.observations[0, -1]
-        (screen,), reward = picture.step(action)
-        assert reward == step.rewards[0]
-        score += reward
+        shown = picture.step(action)
+        (screen,) = shown.screens
+        assert (shown.reward, shown.over) == (step.rewards[0], bool(step.games))
+        score += shown.reward
     assert score > 0
     envs.close()
     picture.close()
@@ -114,17 +162,18 @@ def test_a_recording_with_random_frame_skip_shows_every_frame_of_the_game(env_id
     config = dataclasses.replace(RANDOM_SKIP, grayscale=False, screen_size=84, frame_stack=1)
     envs = make_envs(env_id, config, threads=1)
     picture = make_picture(env_id, config)
-    seen, screens = envs.reset(3)[0], [picture.reset(3)]
+    seen, screens = envs.reset(3)[0], picture.reset(3).screens
     frames, score = [], 0.0
     for actions in random_actions(envs, 150):
         shrunk = F.interpolate(torch.from_numpy(screens[-1]).movedim(-1, 0)[None], (84, 84), mode="bilinear")[0]
         np.testing.assert_array_equal(shrunk.numpy(), seen)
         step = envs.step(actions)
         seen = step.observations[0]
-        screens, reward = picture.step(int(actions[0]))
-        assert reward == step.rewards[0]
+        shown = picture.step(int(actions[0]))
+        screens = shown.screens
+        assert (shown.reward, shown.over) == (step.rewards[0], bool(step.games))
         frames.append(len(screens))
-        score += reward
+        score += shown.reward
     assert set(frames) == {2, 3, 4}
     assert score > 0
     envs.close()
@@ -196,19 +245,77 @@ def test_a_game_longer_than_the_maximum_is_cut(tmp_path: Path, lamps: None, caps
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("BrokenLamp-v0", "zmqrl-test/BrokenLamp-v0 cannot be drawn: the lamp is broken."),
+        ("BrokenLamp", "drawn: RuntimeError: the lamp is broken."),
+        ("NothingLaterLamp", "drawn: RuntimeError: the lamp is broken."),
+        ("NoneLamp", "drawn: ValueError: render returned NoneType, not an array, in render_mode rgb_array."),
+        ("ListLamp", "drawn: ValueError: render returned list, not an array, in render_mode rgb_array."),
+        ("ChannelsFirstLamp", "drawn: ValueError: render returned uint8 (3, 13, 20), not (height, width, 3)."),
+        ("TextLamp", "drawn: ValueError: render returned <U4 (), not (height, width, 3)."),
+        ("NanLamp", "drawn: ValueError: render returned levels from nan to nan, not from 0 to 255."),
+        ("NegativeLamp", "drawn: ValueError: render returned levels from -20 to -20, not from 0 to 255."),
+        ("BrightLamp", "drawn: ValueError: render returned levels from 400 to 400, not from 0 to 255."),
         (
-            "Lottery-v0",
-            "zmqrl-test/Lottery-v0 cannot be recorded: it does not repeat a game for the same seed and actions.",
+            "LargerLaterLamp",
+            "drawn: ValueError: render returned a picture of shape (26, 20, 3) after one of (13, 20, 3).",
         ),
+        ("EmptyLamp", "drawn: ValueError: render returned uint8 (0, 20, 3), not (height, width, 3)."),
+        ("SpeedLamp", "drawn: ValueError: could not convert string to float: 'fast'."),
+        ("RewardLottery", "recorded: it does not repeat a game for the same seed and actions."),
+        ("ObservationLottery", "recorded: it does not repeat a game for the same seed and actions."),
+        ("EndLottery", "recorded: it does not repeat a game for the same seed and actions."),
     ],
 )
 def test_a_game_that_cannot_be_recorded_leaves_no_video(tmp_path: Path, lamps: None, name: str, sentence: str) -> None:
-    run = lamp(tmp_path / "run", name)
+    run = lamp(tmp_path / "run", f"{name}-v0")
     with pytest.raises(UsageError) as refused:
         cli.run(["record", str(run)])
-    assert str(refused.value) == sentence
+    assert str(refused.value) == f"zmqrl-test/{name}-v0 cannot be {sentence}"
     assert list(run.glob("videos/*")) == []
+
+
+@pytest.mark.parametrize(
+    "drawn", ["Rgb", "Grey", "GreyChannel", "Rgba", "Float", "Float32", "FloatGrey", "WideFloat", "Int"]
+)
+def test_pictures_of_every_kind_are_recorded(tmp_path: Path, lamps: None, drawn: str) -> None:
+    path = tmp_path / "lamp.gif"
+    record(load_policy(lamp(tmp_path / "run", f"{drawn}Lamp-v0")), path, seed=0, greedy=True)
+    frames = [frame[..., :3] for frame in imageio.mimread(path)]
+    assert [frame.mean() for frame in frames] == pytest.approx(range(0, 200, 20), abs=2)
+    assert {frame.shape for frame in frames} == {(13 * 49 - 1, 20 * 49, 3)}
+
+
+LEVELS = arrays(np.uint8, (3, 4, 4))
+
+
+@given(LEVELS)
+def test_a_picture_is_the_same_in_every_format(rgba: np.ndarray) -> None:
+    rgb, grey = rgba[..., :3], rgba[..., 0]
+    in_grey = grey[..., np.newaxis].repeat(3, 2)
+    opaque = np.concatenate((rgb, np.full((3, 4, 1), 255, np.uint8)), axis=2)
+    for drawn, brightest, expected in (
+        (rgb, 255, rgb),
+        (grey, 255, in_grey),
+        (grey[..., np.newaxis], 255, in_grey),
+        (opaque, 255, rgb),
+        (rgb.astype(np.int32), 255, rgb),
+        (rgb.astype(np.float32), 255, rgb),
+        (rgb / 255, 1, rgb),
+        ((opaque / 255).astype(np.float32), 1, rgb),
+        (grey > 127, 1, np.where(in_grey > 127, 255, 0)),
+        (rgba, 255, (rgb * (rgba[..., 3:] / 255)).round()),
+    ):
+        check_drawn(drawn)
+        screen = as_screen(drawn, brightest)
+        assert screen.dtype == np.uint8
+        assert screen.shape == (3, 4, 3)
+        np.testing.assert_allclose(screen, expected, atol=1)
+
+
+def test_a_game_that_begins_with_a_dark_picture_does_not_flicker(tmp_path: Path, lamps: None) -> None:
+    """The first picture, of zeros, could be one of levels up to 1 or up to 255. Later pictures decide."""
+    with closing(make_picture("zmqrl-test/WideFloatLamp-v0", EnvConfig())) as picture:
+        levels = [picture.reset(0).screens[0].max(), *(picture.step(0).screens[0].max() for _ in range(3))]
+    assert levels == [0, 20, 40, 60]
 
 
 def test_the_dummy_environment_cannot_be_recorded() -> None:

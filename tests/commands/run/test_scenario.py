@@ -48,6 +48,12 @@ def test_a_scenario_sets_defaults_and_names_settings_it_cannot_apply(
     assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.toml", "workers = 3"), ("a.json", '{"workers": 3}')])
+def test_a_scenario_may_begin_with_a_bom(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert config_from(["cartpole", "--scenario", str(tmp_path / name)]).workers == 3
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

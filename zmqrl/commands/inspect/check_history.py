@@ -1,7 +1,6 @@
 """``zmqrl check-history``: check that the histories of a run are complete and agree with each other and its summary."""
 
 import itertools
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError
 from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
@@ -74,7 +74,10 @@ def command(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Print the violations in the histories of a run. Raises UsageError."""
     found = check(options.run)
-    sys.stdout.write((json.dumps(found) if options.json else _report(found)) + "\n")
+    if options.json:
+        print_json(found)
+    else:
+        sys.stdout.write(_report(found) + "\n")
     return 1 if found["violations"] else 0
 
 

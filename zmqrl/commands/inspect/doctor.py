@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import secrets
 import sys
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.commands.options import parse_known
+from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.commands.run.launch import other_code
 from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
@@ -25,7 +25,7 @@ from zmqrl.hosts.placement import place_run
 from zmqrl.hosts.preflight import Survey, Verdict, judge, size, survey
 from zmqrl.hosts.probing import Route, probe_ids
 from zmqrl.hosts.reach import HostOptions, Reach, check, over_tcp
-from zmqrl.hosts.ssh import connect
+from zmqrl.hosts.ssh import connect, listed_twice
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
@@ -60,11 +60,12 @@ def run(options: Options, config: Config) -> int:
     """Check the hosts. Returns the exit status: 0 without problems, 3 with problems. Raises ZmqrlError."""
     reach = options.reach()
     hosts = reach.hosts
-    check(config, hosts)
-    reach = options.bring(reach, _say)
-    up, found, verdict = examine(reach, config)
+    with prints_to_stderr():
+        check(config, hosts)
+        reach = options.bring(reach, _say)
+        up, found, verdict = examine(reach, config)
     if options.json:
-        sys.stdout.write(json.dumps(to_json(hosts, up, found, verdict)) + "\n")
+        print_json(to_json(hosts, up, found, verdict))
         return 3 if verdict.problems else 0
     console = page()
     console.print(host_table(hosts, up, found))
@@ -94,7 +95,7 @@ def examine(reach: Reach, config: Config) -> tuple[dict[str, Up], Survey, Verdic
             up = {name: link.up for name, link in links.items() if link.up is not None}
             placement = place_run(config, hosts, reach.cores(up))
             other = {name: about for name, about in up.items() if about.code != code_hash()}
-            failed |= {name: other_code(about, reach.instead) for name, about in other.items()}
+            failed |= {name: other_code(about, reach.instead) for name, about in other.items()} | listed_twice(up)
             fit = {name: about for name, about in up.items() if name not in failed}
             addresses, unknown = reach.addresses(fit, fit)
             found = survey(launcher, config, placement, fit, addresses, probes, whole=True, say=_say)

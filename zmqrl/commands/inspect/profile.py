@@ -1,8 +1,6 @@
 """``zmqrl profile``: where the time of a run goes."""
 
 import contextlib
-import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from zmqrl.commands.options import RunPaths, check_picture, parse
+from zmqrl.commands.output import print_json
 from zmqrl.errors import ClusterError, UsageError, refusal, require
 from zmqrl.observe.records import RunRecord
 from zmqrl.observe.tables import page
@@ -97,7 +96,7 @@ def run(options: Options) -> int:
         with _written(options.plot):
             plot_profile(profile, found, options.plot, str(path))
     if options.json:
-        _print_json(found)
+        print_json(found)
     else:
         print_report(found, console, processes=options.processes)
     return 0
@@ -159,7 +158,7 @@ def _compare(options: Options, console: Console) -> int:
     found = changes(before, after)
     above = grown(found, limit) if limit is not None else []
     if options.json:
-        _print_json({"changes": [asdict(change) for change in found], "above": [asdict(change) for change in above]})
+        print_json({"changes": [asdict(change) for change in found], "above": [asdict(change) for change in above]})
     else:
         print_changes(found, console)
         for each in above:
@@ -215,7 +214,3 @@ def _written(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(refusal(error, file)) from error
-
-
-def _print_json(found: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(found) + "\n")

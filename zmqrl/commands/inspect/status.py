@@ -1,6 +1,5 @@
 """``zmqrl status``: the state of a run, and what a killed run left on its hosts."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from zmqrl.commands.inspect.living import Living, state_of
 from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.output import print_json
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.slurm import is_over
 from zmqrl.observe.folding import by_number
@@ -35,7 +35,10 @@ def command(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Print the state of a run. Raises UsageError."""
     found = status(options.run)
-    sys.stdout.write((json.dumps(found) if options.json else _report(found)) + "\n")
+    if options.json:
+        print_json(found)
+    else:
+        sys.stdout.write(_report(found) + "\n")
     return 0
 
 

@@ -1,7 +1,6 @@
 """``zmqrl bench wire``: what the transport costs on this machine, as a table, JSON and a picture."""
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from zmqrl.bench.samples import Row
 from zmqrl.bench.wire import measure
 from zmqrl.commands.measure.wire_figures import table, write_picture
 from zmqrl.commands.options import check_picture, parse
+from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.observe.provenance import provenance
 from zmqrl.observe.tables import page
@@ -101,7 +101,7 @@ def run(options: Options) -> int:
             if not options.json:
                 console.print(table(rows))
     if options.json:
-        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        print_json(result, indent=1)
     if options.plot is not None:
         try:
             write_picture(result, options.plot)

@@ -1,7 +1,5 @@
 """``zmqrl compare``: the settings and results of runs side by side."""
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -11,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmqrl.commands.options import RunPaths, parse
+from zmqrl.commands.output import print_json
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT
 from zmqrl.observe.records import RunRecord, differing, read_runs
 from zmqrl.observe.tables import page
@@ -44,7 +43,7 @@ def run(options: Options) -> int:
     if options.json:
         by_run = {name: {key: values[i] for key, values in settings.items()} for i, name in enumerate(names)}
         compared = {"settings": by_run, "results": dict(zip(names, results, strict=True))}
-        sys.stdout.write(json.dumps(compared, indent=1) + "\n")
+        print_json(compared, indent=1)
     else:
         page().print(table(names, settings, results))
     return 0

@@ -1,7 +1,5 @@
 """``zmqrl eval``: the scores of a policy in full games, one game per seed."""
 
-import json
-import os
 import signal
 import sys
 import threading
@@ -16,10 +14,11 @@ import tyro
 
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import provenance
 from zmqrl.policy import Policy, load_policy
-from zmqrl.process import LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
+from zmqrl.process import CORES, LOOK_UP_EVERY_S, Messages, interruptible, log_to_stderr, read_job, say
 from zmqrl.words import counted
 
 RESAMPLES = 10_000
@@ -53,15 +52,19 @@ def command(arguments: list[str]) -> int:
 @interruptible()
 def run(options: Options) -> int:
     """Play one checkpoint and print its scores. Raises UsageError."""
-    threads = len(os.sched_getaffinity(0)) if options.threads is None else options.threads
+    threads = CORES if options.threads is None else options.threads
     require(options.episodes >= 1, f"--episodes {options.episodes}: at least 1 game is required.")
     require(threads >= 1, f"--threads {threads}: at least 1 thread is required.")
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
-    policy = load_policy(options.run, options.checkpoint)
     seeds = range(options.seed, options.seed + options.episodes)
-    with closing(_Progress(len(seeds))) as progress:
-        result = evaluate(policy, seeds, greedy=options.greedy, threads=threads, on_game=progress.add)
-    sys.stdout.write(json.dumps(result) + "\n" if options.json else _report(result))
+    with prints_to_stderr():
+        policy = load_policy(options.run, options.checkpoint)
+        with closing(_Progress(len(seeds))) as progress:
+            result = evaluate(policy, seeds, greedy=options.greedy, threads=threads, on_game=progress.add)
+    if options.json:
+        print_json(result)
+    else:
+        sys.stdout.write(_report(result))
     return 0
 
 

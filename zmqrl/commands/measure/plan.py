@@ -1,13 +1,12 @@
 """``zmqrl plan``: find the best numbers of workers, backups and shards by simulation."""
 
-import json
-import sys
 from dataclasses import dataclass, field
 
 import tyro
 
 from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_means
 from zmqrl.commands.options import parse
+from zmqrl.commands.output import print_json
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
 from zmqrl.simulate.plan import plan
@@ -47,7 +46,7 @@ def run(options: Options) -> int:
         best = found.best.to_json()
         recommended = {name: best[name] for name in names}
         plain = {"recommended": recommended, "reasons": found.reasons, "tried": [r.to_json() for r in found.tried]}
-        sys.stdout.write(json.dumps(plain) + "\n")
+        print_json(plain)
     else:
         tried = table(found.tried, ["workers", "backups", "shards"], marked=found.best)
         page().print(tried, "", *found.reasons, sep="\n")

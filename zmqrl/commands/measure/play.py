@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from zmqrl.errors import blaming
 from zmqrl.learner.envs import EnvConfig, make_envs
 from zmqrl.policy import Policy
 
@@ -17,15 +16,18 @@ ACTIONS = 1  # second part of the seed for actions, so that it differs from the 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One agent step of a game. ``score`` is the sum of its true rewards so far.
+    """One agent step of a game: the ``action`` that the policy took on ``observation`` (*shape), and its result.
 
-    The last turn ends the game. ``cut_off``: a time limit ended it.
+    ``score`` is the sum of the true rewards so far. ``over``: the game has ended. ``cut_off``: a time limit ended it,
+    that of the environment or that of zmqrl.
     """
 
+    observation: np.ndarray = field(compare=False)
     action: int
     reward: float
     score: float
     agent_steps: int
+    over: bool
     cut_off: bool
 
 
@@ -33,26 +35,26 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
     """Play the game of ``seed`` over all lives, turn by turn.
 
     Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
-    close the generator. This sets torch to one thread. Raises UsageError when the environment raises anything.
+    close the generator. This sets torch to one thread. Raises UsageError when a custom environment fails.
     """
     torch.set_num_threads(1)  # with a batch of one, more threads would only wait for each other
     rng = np.random.default_rng((seed, ACTIONS))
     envs = make_envs(policy.env_id, whole_game_config(policy.config.envs), threads=1)
     try:
-        with blaming(f"{policy.env_id} fails"):
-            observation = envs.reset(seed)[0]
+        observation = envs.reset(seed)[0]
         score = 0.0
         for agent_steps in range(1, LONGEST + 1):
             action = int(policy.act(observation, rng, greedy))
-            with blaming(f"{policy.env_id} fails"):
-                step = envs.step(np.array([action]))
+            step = envs.step(np.array([action]))
             reward = float(step.rewards[0])
             score = step.games[0].score if step.games else score + reward
             yield Turn(
+                observation=observation,
                 action=action,
                 reward=reward,
                 score=score,
                 agent_steps=agent_steps,
+                over=bool(step.games),
                 cut_off=bool(step.truncated[0]) or agent_steps == LONGEST,
             )
             if step.games:

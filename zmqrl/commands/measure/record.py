@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
@@ -18,11 +17,11 @@ import imageio_ffmpeg
 import numpy as np
 import tyro
 
-from zmqrl.commands.measure.play import whole_game
+from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
+from zmqrl.commands.output import print_json, prints_to_stderr
 from zmqrl.errors import UsageError, refusal, require
-from zmqrl.learner.envs import reason_of
-from zmqrl.learner.picture import Screen, make_picture
+from zmqrl.learner.picture import Screen, Shown, make_picture
 from zmqrl.policy import Policy, load_policy
 from zmqrl.process import Messages, interruptible, log_to_stderr, read_job, say
 
@@ -68,11 +67,13 @@ def run(options: Options) -> int:
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: a number above 0 and below 86400 (a day) is required.")
     require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
-    policy = load_policy(options.run, options.checkpoint)
-    path = options.output or video_path(options.run, policy)
-    result = record(policy, path, seed=options.seed, greedy=options.greedy, seconds=options.seconds)
+    here = Path.cwd()  # the user's code may change it
+    with prints_to_stderr():
+        policy = load_policy(options.run, options.checkpoint)
+        path = options.output or video_path(options.run, policy)
+        result = record(policy, here / path, seed=options.seed, greedy=options.greedy, seconds=options.seconds)
     if options.json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        print_json(result)
         return 0
     end = "" if result["whole"] else ", cut: --seconds sets the maximum length"
     sys.stdout.write(
@@ -96,15 +97,15 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
     picture = make_picture(policy.env_id, policy.config.envs)
     whole = False
     with closing(picture), closing(whole_game(policy, seed, greedy=greedy)) as turns:
-        screen = picture.reset(seed)
-        with _video(path, picture.frames_per_s, screen) as video:
+        shown = picture.reset(seed)
+        with _video(path, picture.frames_per_s, *shown.screens) as video:
             for turn in turns:
-                screens, reward = picture.step(turn.action)
-                if np.float32(reward) != turn.reward:
+                before, shown = shown, picture.step(turn.action)
+                if not _is_same(turn, before, shown):
                     raise UsageError(
                         f"{policy.env_id} cannot be recorded: it does not repeat a game for the same seed and actions."
                     )
-                for screen in screens:
+                for screen in shown.screens:
                     video.add(screen)
                 if video.frames >= seconds * picture.frames_per_s:
                     break
@@ -123,6 +124,12 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
         "video_s": video.frames / picture.frames_per_s,
         "whole": whole,
     }
+
+
+def _is_same(turn: Turn, before: Shown, shown: Shown) -> bool:
+    """Whether the picture shows the ``turn`` of the game that the policy plays."""
+    is_seen = before.observation is None or np.array_equal(before.observation, turn.observation)
+    return is_seen and float(np.float32(shown.reward)) == turn.reward and shown.over == turn.over
 
 
 def main() -> None:
@@ -198,7 +205,7 @@ def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        reason = OSError(error.errno, error.strerror or reason_of(error), str(path))
+        reason = OSError(error.errno, error.strerror or str(error).partition("\n")[0], str(path))
         raise UsageError(refusal(reason, path)) from error
 
 

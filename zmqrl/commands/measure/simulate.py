@@ -1,6 +1,5 @@
 """``zmqrl simulate``: a run on virtual time, or a sweep of runs."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from zmqrl.commands.options import check_picture, parse, parse_known
+from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError, refusal
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible, quiet_children
@@ -112,7 +112,7 @@ def run(options: Options) -> int:
         draw(results, axes, options.plot)
     if options.json:
         found: Any = [result.to_json() for result in results] if axes else results[0].to_json()
-        sys.stdout.write(json.dumps(found) + "\n")
+        print_json(found)
     else:
         page().print(table(results, [axis.name for axis in axes]) if axes else report(results[0]))
     return 0

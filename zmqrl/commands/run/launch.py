@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from zmqrl.hosts.ssh import OTHER_CODE, connect_all
 from zmqrl.hosts.sync import PYTHON
 from zmqrl.observe.provenance import code_hash
 from zmqrl.observe.screen import never_waiting
-from zmqrl.process import interruptible
+from zmqrl.process import CORES, interruptible
 from zmqrl.process_id import shard_id
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor import requeue
@@ -127,7 +126,7 @@ def directory_name(directory: RunDirectory, home: str) -> str:
     ``home`` is the machine that has the run directory.
     """
     identity = f"{home}:{directory.path}"
-    return f"{directory.path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return f"{directory.path.name}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
 def other_code(up: Up, instead: str) -> str:
@@ -142,8 +141,7 @@ def _say(text: str) -> None:
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
     """Print a dry run. Contacts no host, so it assumes that a host has as many cores as slots, or as this machine."""
-    here = len(os.sched_getaffinity(0))
-    cores = {host.name: reach.cores_given.get(host.name, host.slots or here) for host in reach.hosts}
+    cores = {host.name: reach.cores_given.get(host.name, host.slots or CORES) for host in reach.hosts}
     placement = place_run(config, reach.hosts, cores)
     hosts, first = reach.hosts, list[str]()
     if options.sync == "wheel":

@@ -1,0 +1,132 @@
+"""The cores of a process: those it is bound to, within the quota of its control groups, and none less for OpenMP."""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.paths import TESTS
+from support.rig import eventually
+
+from zmqrl.hosts.daemons import DaemonLauncher
+from zmqrl.hosts.launcher import Said, Task
+from zmqrl.hosts.link import DAEMON, Link
+from zmqrl.process import BINDING, usable_cores, use_all_cores
+from zmqrl.process_id import worker_id
+
+HERE = len(os.sched_getaffinity(0))
+BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "KMP_AFFINITY": "granularity=fine,compact"}
+
+
+def process(where: Path, group: str, mount: str, files: dict[str, str]) -> Path:
+    """A directory like ``/proc/self``: a process in ``group``, and control groups with ``files``."""
+    for name, text in files.items():
+        (where / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / "groups" / name).write_text(text, encoding="ascii")
+    (where / "cgroup").write_text(f"{group}\n", encoding="ascii")
+    line = mount.format(where / "groups")
+    (where / "mountinfo").write_text(f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n{line}\n", encoding="ascii")
+    return where
+
+
+V1 = "33 32 0:29 / {} rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
+V2 = "31 23 0:28 / {} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
+
+
+@pytest.mark.parametrize(
+    ("group", "mount", "files", "cores"),
+    [
+        ("0::/", V2, {}, HERE),
+        ("0::/a/b", V2, {"a/b/cpu.max": "max 100000\n"}, HERE),
+        ("0::/a/b", V2, {"a/b/cpu.max": "100000 100000\n"}, 1),
+        ("0::/a/b", V2, {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "190000 100000\n"}, 1),
+        ("0::/a/b", V2, {"a/b/cpu.max": "5000 100000\n"}, 1),
+        ("0::/a/b", V2, {"a/b/cpu.max": "9900000 100000\n"}, HERE),
+        ("0::/../b", V2, {"cpu.max": "100000 100000\n"}, 1),
+        ("4:cpu,cpuacct:/job", V1, {"job/cpu.cfs_quota_us": "-1\n", "job/cpu.cfs_period_us": "100000\n"}, HERE),
+        ("4:cpu,cpuacct:/job", V1, {"job/cpu.cfs_quota_us": "50000\n", "job/cpu.cfs_period_us": "50000\n"}, 1),
+        ("4:cpuset:/job", V1, {"job/cpu.cfs_quota_us": "50000\n", "job/cpu.cfs_period_us": "50000\n"}, HERE),
+        # In a container: the group has the name that the host gives it, and its own directory is mounted.
+        ("0::/docker/4f2", V2, {"cpu.max": "100000 100000\n"}, 1),
+        ("0::/docker/4f2", V2.replace(" / {}", " /docker/4f2 {}"), {"cpu.max": "100000 100000\n"}, 1),
+        ("4:cpu:/docker/4f2", V1, {"cpu.cfs_quota_us": "100000\n", "cpu.cfs_period_us": "100000\n"}, 1),
+        ("0::/a", V2, {"a/cpu.max": "no numbers\n"}, HERE),
+    ],
+)
+def test_the_quota_of_a_control_group_limits_the_cores(
+    tmp_path: Path, group: str, mount: str, files: dict[str, str], cores: int
+) -> None:
+    assert usable_cores(process(tmp_path, group, mount, files)) == cores
+
+
+def test_a_kernel_without_control_groups_has_no_quota(tmp_path: Path) -> None:
+    assert usable_cores(tmp_path) == HERE
+
+
+@given(st.lists(st.integers(1_000, 400_000) | st.none(), min_size=1, max_size=4))
+def test_the_smallest_quota_of_the_group_and_its_parents_counts(quotas: list[int | None]) -> None:
+    with tempfile.TemporaryDirectory() as where:
+        path = "/".join(map(str, range(len(quotas))))
+        files = {
+            f"{'/'.join(map(str, range(depth + 1)))}/cpu.max": f"{'max' if quota is None else quota} 100000\n"
+            for depth, quota in enumerate(quotas)
+        }
+        smallest = min((quota for quota in quotas if quota is not None), default=math.inf)
+        expected = max(1, min(HERE, 10**6 if smallest == math.inf else int(smallest) // 100_000))
+        assert usable_cores(process(Path(where), f"0::/{path}", V2, files)) == expected
+
+
+def test_variables_that_bind_threads_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*BINDING, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    use_all_cores()
+    assert not set(BINDING) & set(os.environ)
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.processes
+def test_openmp_does_not_take_cores_from_a_command() -> None:
+    """When torch is imported, OpenMP would bind the main thread to the first core."""
+    command = [sys.executable, "-m", "zmqrl", "eval", str(TESTS / "old_run"), "--episodes", "1", "--json"]
+    done = subprocess.run(command, env=os.environ | BOUND, capture_output=True, text=True, timeout=180, check=True)
+    assert json.loads(done.stdout)["provenance"]["cores"] == HERE
+
+
+TELLS_ITS_VARIABLES = """
+import os, signal
+from zmqrl.process import BINDING, read_job, say
+
+read_job(signal.SIGKILL)
+say({name: os.environ[name] for name in BINDING if name in os.environ})
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("asked", [{}, {"OMP_PROC_BIND": "close"}])
+def test_processes_on_a_host_are_bound_only_if_the_user_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]
+) -> None:
+    (tmp_path / "tells.py").write_text(TELLS_ITS_VARIABLES, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in BOUND.items():
+        monkeypatch.setenv(name, value)
+    link = Link("h1", [sys.executable, *DAEMON], work=str(tmp_path / "work"), lease_s=None, environment=asked)
+    said: list[Any] = []
+    with contextlib.closing(DaemonLauncher({"h1": link}, lambda _: "h1")) as launcher:
+        task = Task(process=worker_id(0), module="tells", job={}, log_path=tmp_path / "log", threads=1)
+        launcher.start(task)
+
+        def heard() -> bool:
+            said.extend(event.facts for event in launcher.poll() if isinstance(event, Said))
+            return bool(said)
+
+        eventually(heard, "the first message of the process", 60)
+    assert said == [asked]

@@ -1,0 +1,116 @@
+"""The directory in which the user starts zmqrl: its modules can be imported, and hide no others."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+from support.run_rig import training
+
+from zmqrl.hosts.ssh import NOT_THERE
+from zmqrl.hosts.sync import BOOTSTRAP
+from zmqrl.process import HERE, look_for_modules, staying_here
+
+WITHIN_S = 180.0
+# What zmqrl, torch and Gymnasium import: each would end whatever imports it from here.
+HIDING = ("random", "json", "socket", "logging", "selectors", "signal", "tempfile", "numpy", "torch", "tyro")
+OWN_ENV = """
+import os
+from pathlib import Path
+
+import gymnasium
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+os.chdir("assets")  # fails if another process of the run has done it already
+
+class Own(CartPoleEnv):
+    def __init__(self, render_mode=None):
+        assert Path("a-level").exists()
+        super().__init__()
+
+gymnasium.register("Own-v0", Own, max_episode_steps=100)
+"""
+
+
+@pytest.fixture
+def hiding(tmp_path: Path) -> Path:
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in HIDING:
+        (place / f"{name}.py").write_text(f"raise SystemExit('imported {name} from the wrong place')\n")
+    return place
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_files_with_the_names_of_modules_do_not_break_a_command(hiding: Path, tmp_path: Path, safe: str) -> None:
+    script = tmp_path / "zmqrl-as-installed"
+    script.write_text("import sys\nfrom zmqrl.__main__ import main\nsys.exit(main())\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": safe}
+    for program in (["-m", "zmqrl"], [str(script)]):
+        command = [sys.executable, *program, "eval", "nowhere"]
+        done = subprocess.run(
+            command, cwd=hiding, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
+        )
+        said = "zmqrl: nowhere is not a run directory: there is no config.json in it.\n"
+        assert (done.returncode, done.stderr) == (2, said)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_a_run_finds_modules_where_it_was_started_and_keeps_its_paths(
+    hiding: Path, monkeypatch: pytest.MonkeyPatch, safe: str
+) -> None:
+    (hiding / "own_env.py").write_text(OWN_ENV)
+    (hiding / "assets").mkdir()
+    (hiding / "assets" / "a-level").touch()
+    monkeypatch.chdir(hiding)
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": safe, "PYTHONDONTWRITEBYTECODE": "1"}
+    with training(Path("run"), "--env", "own_env:Own-v0", "--updates", "4", environment=environment) as run:
+        assert run.wait() == 0, run.said()
+    assert (hiding / "run" / "summary.json").exists()
+    shutil.copytree(hiding / "run", hiding / "again")
+    record = [sys.executable, "-m", "zmqrl", "eval", "again", "--episodes", "1"]
+    done = subprocess.run(record, env=os.environ | environment, capture_output=True, text=True, timeout=WITHIN_S)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_users_modules_come_last_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["/lib", "/site"])
+    look_for_modules("/mine", "/site", "/mine", "/home")
+    assert sys.path == ["/lib", "/site", "/mine", "/home"]
+
+
+def test_user_code_cannot_change_the_current_directory_of_zmqrl(tmp_path: Path) -> None:
+    here = Path.cwd()
+    with staying_here():
+        os.chdir(tmp_path)
+    assert Path.cwd() == here
+
+
+@pytest.mark.processes
+def test_files_on_a_host_do_not_hide_modules_that_make_an_environment(hiding: Path) -> None:
+    ask = '{"program": "def main(ask): print(ask)", "is": "made"}\n'
+    command = [sys.executable, "-c", BOOTSTRAP]
+    done = subprocess.run(command, cwd=hiding, input=ask, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    assert (done.stdout, done.stderr) == ("{'is': 'made'}\n", "")
+
+
+def test_a_python_without_safe_paths_is_reported_as_too_old() -> None:
+    assert NOT_THERE.search("Try `python -h' for more information.")
+
+
+@pytest.mark.processes
+def test_processes_look_where_the_launcher_was_started_even_on_another_host(tmp_path: Path, hiding: Path) -> None:
+    (hiding / "a_worker.py").write_text("print('found')\n")
+    command = [sys.executable, "-P", "-m", "zmqrl.hostd.child", "a_worker"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), HERE: str(hiding)}
+    elsewhere = tmp_path / "home"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
+    )
+    assert (done.stdout, done.stderr) == ("found\n", "")
