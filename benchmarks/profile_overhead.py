@@ -78,7 +78,9 @@ def describe(directory: Path, each_ns: float, updates: int) -> None:
     """Print the share of an update that its spans take, and the bytes recorded per version and rank."""
     recording = Recording.read(directory / "profile")
     workers = list(recording.of_role("worker"))
-    spans = sum(histogram.count for each in workers for histogram in each.histograms.values()) / len(workers) / updates
+    spans = (
+        sum(histogram.count for each in workers for histogram in each.histograms().values()) / len(workers) / updates
+    )
     cycles = workers[0].table("cycles")["pushed_at_us"]
     update_us = float(cycles[-1] - cycles[0]) / (len(cycles) - 1)
     size = sum(path.stat().st_size for path in segments(directory / "profile"))

@@ -1,6 +1,6 @@
 """Compare the predictions of `zmqrl profile` for changed settings with real runs under these settings.
 
-    python benchmarks/what_if.py [--rounds 1] [--json FILE]
+    python benchmarks/what_if.py [--rounds 1] [--only TEXT] [--json FILE]
 
 Each prediction uses only the recording of the baseline run. The baseline and the changed run of a case take turns.
 `waiting` cases use hardly any processor time. In `computing` cases the workers compete for the cores of this machine.
@@ -105,13 +105,17 @@ def main() -> None:
     """Print a row for each case, then the median and the largest error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default="", help="only the cases whose name contains this text")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    cases = [case for case in CASES if arguments.only in case.name]
+    if not cases:
+        parser.error(f"--only {arguments.only}: no case has this in its name")
     rows = []
     print(
         "| change | before | replay of before | predicted | measured | error |\n|---|---|---|---|---|---|", flush=True
     )
-    for case in CASES:
+    for case in cases:
         for _ in range(arguments.rounds):
             with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
                 baseline = profiled(case.baseline, Path(scratch) / "baseline")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import simulation_validation as validation
+from support.paths import ROOT
 
 from zmqrl.observe.spans import SHARD_SPANS
 from zmqrl.simulate import Scenario
@@ -28,6 +29,9 @@ def test_the_held_out_scenarios_cover_the_required_range() -> None:
         assert set(each.host_of_shard()) == {0}
     for each in scenarios:
         each.check()
+    page = (ROOT / validation.PAGE).read_text(encoding="utf-8")
+    assert f"{len(scenarios)} other scenarios with 2 to 16 workers" in page
+    assert f"{len(scenarios) - len(links)} of them are like\n`--live`. In the other {len(links)}," in page
 
 
 def test_the_distance_matches_kolmogorov_and_smirnov() -> None:

@@ -207,7 +207,7 @@ def test_a_job_that_reaches_its_time_limit_is_requeued_until_the_run_has_ended(
     assert interrupted["updates"] < 120
     saw(slurm, log, lambda: slurm.state(job) == "COMPLETED", "the end of the job")
     assert f"job {job} has reached its time limit: requeueing it" in log.read_text()
-    assert "with other settings" not in log.read_text()
+    assert "settings changed" not in log.read_text()
     assert f"resuming from version {interrupted['updates']}" in log.read_text()
     files.assert_summary_exact("updates", quorum=3)
     files.assert_history_exact(120, quorum=3)

@@ -50,9 +50,9 @@ def test_without_values_there_is_no_percentile() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        {"buckets": [-1], "counts": [1], "maximum": 1, "total": 1},
-        {"buckets": [10**9], "counts": [1], "maximum": 1, "total": 1},
-        {"buckets": [1], "counts": [-1], "maximum": 1, "total": 1},
+        {"gaps": [-1], "counts": [1], "maximum": 1, "total": 1},
+        {"gaps": [10**9], "counts": [1], "maximum": 1, "total": 1},
+        {"gaps": [1], "counts": [-1], "maximum": 1, "total": 1},
     ],
 )
 def test_impossible_buckets_are_refused(data: dict[str, object]) -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.recordings import shard, worker
 
@@ -54,6 +54,36 @@ def test_the_true_clock_is_within_the_bound(
     away = np.abs(clock.to_other(sent) - other(sent)).max()
     assert away <= clock.error_us + 0.01
     assert clock.error_us < 2 * 100 + 2 * congestion_us + 100e-6 * 1e6 * 11
+
+
+@given(
+    seconds=st.integers(3, 900),
+    quiet=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.3)), max_size=3),
+    drift=st.floats(-9e-5, 9e-5),
+    one_way=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(seconds=60, quiet=[(0.0, 0.1)], drift=20e-6, one_way=False, seed=0)
+@example(seconds=600, quiet=[(0.0, 0.02)], drift=20e-6, one_way=False, seed=1)
+@example(seconds=600, quiet=[(0.0, 0.02)], drift=20e-6, one_way=True, seed=2)
+@example(seconds=3600, quiet=[(0.0, 0.03)], drift=-50e-6, one_way=True, seed=3)
+def test_the_bound_holds_when_the_network_is_congested_for_most_of_the_run(
+    seconds: int, quiet: list[tuple[float, float]], drift: float, one_way: bool, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    sent = AT + 1e6 * np.arange(seconds, dtype=np.float64)
+    part = np.arange(seconds) / seconds
+    busy = ~np.any([np.zeros(seconds, bool), *((part >= at) & (part < at + length) for at, length in quiet)], axis=0)
+    there, back = 50 + np.where(busy, 20_000 * (0.5 + draw.random((2, seconds))), 400 * draw.random((2, seconds)))
+    received = sent + there
+    returned = received + 5.0 + (50.0 if one_way else back)
+
+    def other(times_us: np.ndarray) -> np.ndarray:
+        return times_us + 1e6 + drift * (times_us - AT)
+
+    clock = measure(sent, other(received), other(received + 5.0), returned)
+    assert np.abs(clock.to_other(sent) - other(sent)).max() <= clock.error_us + 0.01
+    assert clock.error_us < 2 * 30_100
 
 
 def test_times_of_a_shard_on_another_host_are_converted_to_the_clock_of_shard_0() -> None:

@@ -1,7 +1,17 @@
 """What the report says about processor time, memory and quotas."""
 
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.recordings import US, synthetic_run
+
+from zmqrl.observe.spans import Spans
 from zmqrl.process_id import shard_id, worker_id
-from zmqrl.profile.machine_use import MachineUse, warnings
+from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
+from zmqrl.profile.recorder import Recorder, RecorderJob
+from zmqrl.profile.recording import Recording
 
 
 def test_nothing_is_said_about_processes_that_have_what_they_need() -> None:
@@ -36,3 +46,21 @@ def test_throttled_and_paging_workers_are_named_together() -> None:
         "workers 0-1 on h1 spent 20% of the time throttled: the CPU quota is too small",
         "workers 0-1 on h1 had 40-41 major page faults per second: memory is short",
     ]
+
+
+def test_stolen_time_is_a_share_of_all_cores_of_the_machine_also_for_a_pinned_process() -> None:
+    process = synthetic_run()[0]
+    process.cores, process.machine_cores = 1, 8
+    process.tables["machine"] = [(US * np.array([[0.0, 0, 0, 0, 0, 0], [10.0, 0, 0, 0, 4.0, 0]])).astype(np.int64)]
+    assert machine_use(Recording((process,)))[process.process].stolen_share == pytest.approx(4 / 10 / 8)
+
+
+def test_a_recording_has_the_cores_of_the_process_and_of_its_machine(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        Recorder(RecorderJob(tmp_path, "h1"), worker_id(0), Spans(), run="r", incarnation=1).close()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    (read,) = Recording.read(tmp_path).processes
+    assert (read.cores, read.machine_cores) == (1, os.cpu_count())

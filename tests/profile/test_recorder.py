@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import FOLD_AT, Spans
 from zmqrl.process_id import shard_id, worker_id
 from zmqrl.profile import recorder as recorder_module
@@ -33,8 +34,23 @@ def test_recorded_rows_are_read_back(tmp_path: Path) -> None:
     assert (read.process, read.host, read.run, read.incarnation) == (worker_id(3), "h1", "r", 1)
     assert read.table("pings")["shard"].tolist() == [*range(10), -1]
     assert len(read.table("machine")["at_us"]) == 3
-    assert read.histograms["act"].count == 10
+    assert read.histograms()["act"].count == 10
     assert read.span_names == ["act"]
+
+
+def test_every_block_has_the_spans_since_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 600)
+    one = recorder(tmp_path)
+    for turn in range(60):
+        spend(one, turn)
+        one.add("pings", *[turn] * PINGS)
+        one.flush(float(turn))
+        if turn % 10 == 0:  # while the process runs
+            (read,) = Recording.read(tmp_path).processes
+            assert read.histograms().get("act", Histogram()).count == sum(range(turn + 1))
+    assert len(segments(tmp_path, worker_id(3))) == SEGMENTS_KEPT  # older ones were removed
+    (read,) = Recording.read(tmp_path).processes
+    assert len(read.parts) < 60
 
 
 def test_each_process_of_a_rank_has_its_own_recording(tmp_path: Path) -> None:
@@ -94,7 +110,7 @@ def test_a_trace_has_every_span_however_many_there_are_between_two_writes(tmp_pa
     one.close()
     (read,) = Recording.read(tmp_path).processes
     assert read.table("spans")["start_ns"].tolist() == list(range(3 * FOLD_AT + 5))
-    assert (read.untraced, read.histograms["act"].count) == (0, 3 * FOLD_AT + 5)
+    assert (read.untraced, read.histograms()["act"].count) == (0, 3 * FOLD_AT + 5)
 
 
 def test_spans_that_a_trace_has_no_room_for_are_counted_and_named(
@@ -126,6 +142,7 @@ def test_the_files_of_a_trace_are_kept_in_a_long_run(tmp_path: Path, monkeypatch
     one.close()
     (read,) = Recording.read(tmp_path).processes
     assert read.table("spans")["version"].tolist()[:6] == [0, 0, 0, 1, 1, 1]
+    assert read.histograms()["act"].count == 3 * 200
     ordinary = [path for path in segments(tmp_path) if not path.name.endswith(".trace.blocks")]
     assert len(ordinary) == SEGMENTS_KEPT
     assert len(segments(tmp_path)) <= SEGMENTS_KEPT + 2
@@ -172,6 +189,16 @@ def test_rows_from_another_thread_are_not_lost(tmp_path: Path) -> None:
     one.close()
     (read,) = Recording.read(tmp_path).processes
     assert read.table("pings")["shard"].tolist() == list(range(rows))
+
+
+def test_time_in_the_run_queue_counts_except_in_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued_us = iter([1000, 1010, 1300, 1305, 1400])  # start, begin and end of the wait, end of the first cycle, second
+    monkeypatch.setattr(recorder_module, "_scheduled_us", lambda: (0, next(queued_us)))
+    monkeypatch.setattr(Recorder, "_add_machine", lambda *_: None)
+    one = recorder(tmp_path)
+    with one.waiting():
+        pass
+    assert [one.queued_us(), one.queued_us()] == [15, 95]
 
 
 def test_the_totals_of_the_machine_never_decrease() -> None:

@@ -1,14 +1,20 @@
 import io
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from rich.console import Console
 from support.recordings import ACCUMULATE_S, SHARD_S, TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
 
+from zmqrl.observe.metrics import SHARD_OUTCOMES
+from zmqrl.process_id import worker_id
+from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown
+from zmqrl.profile.machine_use import MachineUse
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile, print_report
+from zmqrl.profile.tables import COLUMNS
 
 VERSIONS = 40
 UPDATE_S = 2 * TRANSFER_S + sum(USUAL_S.values()) + ACCUMULATE_S + sum(SHARD_S.values())
@@ -109,6 +115,17 @@ def test_the_gain_of_the_last_backup_is_predicted() -> None:
     assert profile()["backup_gain_s"] is None
 
 
+@pytest.mark.parametrize(("fewer", "verdict"), [(25.0, "it costs 10.00 ms"), (10.0, "it saves 50.00 ms")])
+def test_what_a_backup_saves_agrees_with_the_what_if(fewer: float, verdict: str) -> None:
+    found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 0.03}, every=20)
+    assert "In the replay" not in printed(found)
+    rates = {"as it was": 20.0, "one backup fewer": fewer}
+    found["what_if"] = [{"change": name, "updates_per_s": rate, "replay_error": 0.0} for name, rate in rates.items()]
+    text = " ".join(printed(found).split())
+    assert f"With cores of its own, it saves {1e3 * found['backup_gain_s']:.2f} ms." in text
+    assert f"In the replay, with the cores of this run, {verdict}" in text
+
+
 def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     recordings = synthetic_run(versions=VERSIONS)
     recordings[-1].clock = "other"
@@ -116,6 +133,63 @@ def test_a_process_with_an_unknown_clock_is_left_out_and_named() -> None:
     assert found["left_out"] == ["the timeline leaves out worker 2 on w2: without a PING, clocks cannot be compared"]
     assert "2" not in found["ranks"] or found["ranks"]["2"]["contributions"] == 0
     assert found["clocks"]["h1"] == {"offset_ms": 0.0, "drift_ppm": 0.0, "error_ms": 0.0}
+
+
+@pytest.mark.parametrize("external", [True, False])
+def test_updates_that_waited_for_an_unrecorded_worker_are_counted_and_named(external: bool) -> None:
+    recordings = synthetic_run(versions=VERSIONS, worker_extra_s={("env_step", 0): 0.3}, every=4)
+    (late,) = (each for each in recordings if each.process == worker_id(0))
+    if external:
+        recordings.remove(late)
+    else:
+        late.clock = "other"
+    found = Profile.of(Recording(tuple(recordings))).to_json()
+    assert found["without_path"] == {"0": VERSIONS // 4}
+    assert found["updates"] == VERSIONS - VERSIONS // 4
+    words = f"leaves out {VERSIONS // 4} updates that waited for rank 0, whose work is not in the recording"
+    assert words in printed(found).replace("\n", " ")
+    assert f"{VERSIONS - VERSIONS // 4} of {VERSIONS} updates: mean" in printed(found)
+    assert profile()["without_path"] == {}
+
+
+def test_a_run_that_always_waited_for_an_unrecorded_worker_says_so() -> None:
+    recordings = synthetic_run(versions=VERSIONS, worker_extra_s={("env_step", 2): 0.3})[:-1]
+    found = Profile.of(Recording(tuple(recordings))).to_json()
+    assert (found["updates"], found["without_path"]) == (0, {"2": VERSIONS})
+    assert f"0 of {VERSIONS} updates\n! the report leaves out {VERSIONS} updates" in printed(found)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_slices_that_arrived_twice_are_counted_and_a_longer_need_s_is_advised(asynchronous: bool) -> None:
+    processes = synthetic_run(versions=VERSIONS)
+    (rows,) = processes[1].tables["arrivals"]
+    twice = rows[rows[:, COLUMNS["arrivals"].index("rank")] == 2][:30].copy()
+    twice[:, COLUMNS["arrivals"].index("outcome")] = SHARD_OUTCOMES.index("duplicate")
+    processes[1].tables["arrivals"].append(twice)
+    made = Profile.of(Recording(tuple(processes)), asynchronous=asynchronous)
+    found = made.to_json()
+    assert [each["again"] for each in found["ranks"].values()] == [0, 0, 30]
+    assert [warning for warning in found["warnings"] if "need-s" in warning] == [
+        "shards asked rank 2 for 30 slices that were on the way already and arrived twice, beside 80 others: set "
+        "--wire.need-s to more than the time that a slice takes"
+    ]
+    assert traffic(made.timeline, 10)[1].received == 10 * (3 * VERSIONS + 30)
+    assert traffic(made.timeline, 10)[0].received == 10 * 3 * VERSIONS
+    assert [warning for warning in profile()["warnings"] if "need-s" in warning] == []
+
+
+def test_the_machine_use_of_each_process_is_printed_with_the_processes() -> None:
+    found = profile()
+    found["machine"] = {
+        "shard-0": asdict(MachineUse("h1", None, 0.02, 0.01, 0.0)),
+        "worker-1": asdict(MachineUse("w1", 0.5, 0.3, 0.01, 0.2, 41.26, 7.0)),
+    }
+    text = io.StringIO()
+    print_report(found, Console(file=text, width=120), processes=True)
+    rows = [line.split() for line in text.getvalue().partition("use of the machine")[2].splitlines()]
+    assert ["shard-0", "h1", "2.0%", "1.0%", "0.0%"] in rows
+    assert ["worker-1", "w1", "50.0%", "30.0%", "1.0%", "20.0%", "41.3", "7.0"] in rows
+    assert "use of the machine" not in printed(found)
 
 
 def test_an_asynchronous_run_has_inclusion_and_staleness_and_no_critical_path() -> None:
@@ -142,11 +216,23 @@ def test_the_difference_of_two_runs_names_the_span_that_grew() -> None:
     found = changes(before, after)
     assert found[0].span == "update"
     assert found[0].growth == pytest.approx(0.06 / UPDATE_S, rel=1e-3)
-    assert (found[1].role, found[1].span) == ("worker", "act")
-    assert found[1].after_ms - found[1].before_ms == pytest.approx(60, abs=0.1)
-    assert [each.span for each in grown(found, 0.1)] == ["update", "act"]
+    assert {(each.role, each.span) for each in found[1:3]} == {("path", "act"), ("worker", "act")}
+    for each in found[1:3]:
+        assert each.after_ms - each.before_ms == pytest.approx(60, abs=0.1)
+    assert [each.span for each in grown(found, 0.1)] == ["update", "act", "act"]
     assert grown(changes(before, before), 0.0) == []
-    assert grown(changes(after, before), 0.0) == []
+    assert grown(changes(after, before), 1e-5) == []  # times are recorded in microseconds
+
+
+def test_the_difference_of_two_runs_names_the_transfers_that_grew() -> None:
+    found = grown(changes(profile(), profile(link_extra_s=dict.fromkeys(range(3), 0.1))), 0.1)
+    assert [(each.role, each.span) for each in found] == [("", "update"), ("path", "gradient_transfer")]
+    assert found[1].after_ms - found[1].before_ms == pytest.approx(200, abs=0.1)  # two slices
+
+
+def test_the_difference_of_two_runs_names_the_span_of_one_slow_worker_of_many() -> None:
+    before, after = profile(workers=20), profile(workers=20, worker_extra_s={("act", 7): 0.06})
+    assert [(each.role, each.span) for each in grown(changes(before, after), 0.1)] == [("", "update"), ("path", "act")]
 
 
 @pytest.mark.parametrize("planted", [{}, {"worker_extra_s": {("act", 0): 0.06}}, {"versions": 0}])

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 from support.paths import ROOT
-from support.rig import ending
+from support.rig import ending, is_alive
 from support.run_rig import Run, RunFiles, trained, training
+from support.traces import assert_valid
 
 from zmqrl.commands.inspect.profile import read
+from zmqrl.process_id import ProcessId, shard_id, worker_id
+from zmqrl.profile.critical_path import WORK
 from zmqrl.profile.recorder import SEGMENTS_KEPT
 from zmqrl.profile.report import Profile
 from zmqrl.profile.tables import unpack
@@ -98,16 +101,27 @@ def test_a_straggler_is_blamed_first(straggling: RunFiles) -> None:
         assert row["p50"] <= row["p90"] <= row["p99"] <= row["p99.9"] <= row["max"]
 
 
+def test_the_totals_of_the_profile_are_those_of_the_summary(straggling: RunFiles) -> None:
+    found, summary = profile(straggling), straggling.summary()
+    ranks = found["ranks"].values()
+    used = sum(each["inclusion"] for each in ranks) * summary["shards"] * found["updates"]
+    assert used == pytest.approx(summary["contributions"]["used"])
+    for outcome in ("late", "skipped"):
+        assert sum(each[outcome] for each in ranks) == summary["contributions"][outcome]
+    assert found["updates"] == summary["updates"]
+    assert found["updates"] * found["update_ms"]["mean"] < 1e3 * summary["wall_s"]
+
+
 def test_each_process_recorded_every_version(straggling: RunFiles) -> None:
     recording = read(straggling.path)
     assert [str(each.process) for each in recording.processes] == ["shard-0", "shard-1", "worker-0", "worker-1"]
     for each in recording.of_role("worker"):
         assert each.table("cycles")["version"].tolist() == list(range(UPDATES))
-        assert each.histograms["gradient"].count == UPDATES
+        assert each.histograms()["gradient"].count == UPDATES
     for each in recording.of_role("shard"):
         assert each.table("versions")["version"].tolist() == list(range(UPDATES + 1))
         assert sorted(each.table("arrivals")["rank"].tolist()) == [0] * UPDATES + [1] * UPDATES
-        assert each.histograms["optimize"].count == UPDATES
+        assert each.histograms()["optimize"].count == UPDATES
 
 
 def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: RunFiles, tmp_path: Path) -> None:
@@ -117,9 +131,12 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
     blame = shown.stdout.partition("what updates waited for")[2].splitlines()[2]
     assert blame.split()[:4] == ["straggle", "rank", "1", HERE]
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["traceEvents"]
+    for trace in (tmp_path / "t.json", straggling.path / "trace.json"):
+        assert_valid(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
     found = json.loads(zmqrl("profile", run, "--json").stdout)
     assert found["blame"][0]["cause"] == "straggle"
+    (row,) = json.loads(zmqrl("profile", run, "--versions", "8", "--json").stdout)["versions"]
+    assert (row["version"], row["kth"], row["cause"], row["host"]) == (8, 1, "straggle", HERE)
     same = zmqrl("profile", run, run, "--fail-above", "10%")
     assert (same.returncode, same.stderr) == (0, "")
     assert json.loads(zmqrl("profile", run, run, "--json").stdout)["above"] == []
@@ -129,6 +146,7 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
     ("arguments", "sentence"),
     [
         (("--seconds", "5"), "is not running: leave out --seconds"),
+        (("--versions", "900"), "the recording has no path of these versions"),
         (("--fail-above", "5%"), "--fail-above compares two runs"),
         (("--trace", "/proc/no/t.json"), "cannot"),
         (("--plot", "/proc/no/t.png"), "cannot"),
@@ -155,9 +173,18 @@ def test_a_live_run_can_be_profiled_for_some_seconds(tmp_path: Path) -> None:
     with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--straggle", "0:0.05") as run:
         run.wait_for(20)
         found = json.loads(zmqrl("profile", str(run.files.path), "--seconds", "6", "--json").stdout)
+        assert found["updates"] * found["update_ms"]["mean"] <= 6_000 + found["update_ms"]["mean"]
+        counts = {row["span"]: row["count"] for row in found["spans"] if row["who"] == "worker-0"}
+        assert counts["straggle"] >= found["updates"] - 1
         assert found["updates"] > 10
         assert found["blame"][0]["cause"] == "straggle"
         assert found["blame"][0]["rank"] == 0
+
+
+@pytest.mark.slow
+def test_a_recording_takes_less_than_100_bytes_per_version_and_rank(tmp_path: Path) -> None:
+    files = trained(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "600")
+    assert sum(path.stat().st_size for path in (files.path / "profile").iterdir()) < 100 * 600 * 2
 
 
 @pytest.mark.slow
@@ -183,17 +210,51 @@ def paused(run: Run, role: str, number: int, seconds: float) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
+def interrupted(files: RunFiles, process: ProcessId, seconds: float) -> set[str]:
+    """The causes that fit the span in which ``process`` was paused."""
+    (each,) = (each for each in read(files.path).processes if each.process == process)
+    spans = each.table("spans")
+    names = {each.span_names[i] for i in spans["name"][spans["duration_ns"] > 1e9 * seconds]}
+    if process.role == "shard":
+        return names - {"receive"} or {"gradient_transfer", "accumulate"}
+    if "wait" in names:
+        return {"weights_transfer", "gradient_transfer"}
+    return names or {"other"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("role", "key"), [("worker", "rank"), ("shard", "shard")])
-def test_a_paused_process_is_blamed_first(role: str, key: str, tmp_path: Path) -> None:
-    with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "160") as run:
+@pytest.mark.parametrize(("process", "key"), [(worker_id(1), "rank"), (shard_id(1), "shard")], ids=str)
+def test_a_paused_process_is_blamed_first(process: ProcessId, key: str, tmp_path: Path) -> None:
+    options = ("--workers", "2", "--shards", "2", "--updates", "160", "--profile", "160")
+    with training(tmp_path / "run", *options) as run:
         run.wait_for(32)
-        paused(run, role, 1, 4.0)
+        paused(run, process.role, 1, 4.0)
+        assert run.wait() == 0, run.said()
+    first = profile(run.files)["blame"][0]
+    assert (first[key], first["host"]) == (1, HERE)
+    assert first["cause"] in interrupted(run.files, process, 3.5)
+    assert first["seconds"] > 3.5
+
+
+@pytest.mark.slow
+def test_a_slow_shard_is_blamed_first(tmp_path: Path) -> None:
+    with training(tmp_path / "run", "--workers", "2", "--shards", "2", "--updates", "160") as run:
+        run.wait_for(16)
+        pid = run.pid("shard", 1)
+        assert pid is not None
+        while run.process.poll() is None and is_alive(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(0.15)
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.05)
         assert run.wait() == 0, run.said()
     found = profile(run.files)
-    rows = [row for row in found["blame"] if row[key] == 1]
-    assert sum(row["seconds"] for row in rows) > 3.5
-    assert found["blame"][0][key] == 1
+    first = found["blame"][0]
+    assert (first["shard"], first["host"]) == (1, HERE)
+    assert first["cause"] in ("gradient_transfer", "weights_transfer", "accumulate", "optimize", "commit", "publish")
+    rows = found["blame"]
+    assert sum(row["seconds"] for row in rows if row["shard"] == 1) > sum(row["seconds"] for row in rows) / 2
 
 
 @pytest.fixture
@@ -220,7 +281,9 @@ def test_a_worker_that_lost_its_core_is_blamed_for_waiting_for_a_core(burning: i
     found = profile(run.files)
     assert found["machine"]["worker-1"]["queued_share"] > 2 * found["machine"]["worker-0"]["queued_share"]
     assert any(re.match(r"workers? (0-)?1 on .* of a core", warning) for warning in found["warnings"])
-    assert found["blame"][0]["rank"] == 1
+    first = found["blame"][0]
+    assert (first["rank"], first["host"]) == (1, HERE)
+    assert first["cause"] in WORK
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqrl.profile.tables import PREFIX, pack, unpack
+from zmqrl.profile.tables import COLUMNS, PREFIX, pack, unpack
 
 numbers = st.integers(-(2**62), 2**62)
 tables = st.integers(1, 5).flatmap(
@@ -37,3 +37,11 @@ def test_a_row_of_a_worker_takes_less_than_forty_bytes() -> None:
         for version, (end, spans) in enumerate(zip(ends, spans_us, strict=True))
     ]
     assert len(pack({}, {"cycles": rows})) < 40 * len(rows)
+
+
+def test_cycles_of_an_older_recording_lack_the_time_in_the_run_queue() -> None:
+    now = list(range(len(COLUMNS["cycles"])))
+    (block,) = unpack(pack({}, {"cycles": [now[:-1], now[:-1]]}))
+    assert block["tables"]["cycles"].tolist() == 2 * [[*now[:-1], -1]]
+    (block,) = unpack(pack({}, {"cycles": [now]}))
+    assert block["tables"]["cycles"].tolist() == [now]

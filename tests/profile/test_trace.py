@@ -1,17 +1,16 @@
 """Traces of synthetic runs, read as Perfetto reads them."""
 
 import json
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.recordings import asynchronous_run, synthetic_run
+from support.traces import Event, assert_valid
 
+from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.profile.recording import Recording
+from zmqrl.profile.tables import COLUMNS
 from zmqrl.profile.trace import newest, write_trace
-
-Event = dict[str, Any]
 
 
 def trace(tmp_path: Path, recording: Recording, shown: range | None = None) -> list[Event]:
@@ -22,38 +21,6 @@ def trace(tmp_path: Path, recording: Recording, shown: range | None = None) -> l
     return events
 
 
-def assert_valid(events: list[Event]) -> None:
-    """Assert what Perfetto needs: times from 0, nested slices in a track, and arrows with both ends in slices."""
-    slices: defaultdict[int, list[Event]] = defaultdict(list)
-    arrows: defaultdict[str, dict[str, Event]] = defaultdict(dict)
-    tracks = set()
-    for event in events:
-        assert set(event) >= {"ph", "pid", "tid", "name"}
-        if event["ph"] == "M":
-            tracks.add(event["pid"])
-            continue
-        assert event["ts"] >= 0
-        if event["ph"] == "X":
-            assert event["dur"] > 0
-            slices[event["pid"]].append(event)
-        else:
-            assert event["ph"] not in arrows[event["id"]]
-            arrows[event["id"]][event["ph"]] = event
-    assert tracks == set(slices)
-    for each in slices.values():
-        ends: list[float] = []
-        for event in sorted(each, key=lambda event: (event["ts"], -event["dur"])):
-            while ends and ends[-1] <= event["ts"] + 1e-6:
-                ends.pop()
-            assert not ends or event["ts"] + event["dur"] <= ends[-1] + 0.01
-            ends.append(event["ts"] + event["dur"])
-    for arrow in arrows.values():
-        assert set(arrow) == {"s", "f"}
-        assert arrow["s"]["ts"] <= arrow["f"]["ts"]
-        for event in arrow.values():
-            assert any(one["ts"] <= event["ts"] <= one["ts"] + one["dur"] for one in slices[event["pid"]])
-
-
 def test_every_push_and_publication_is_an_arrow_between_two_tracks(tmp_path: Path) -> None:
     events = trace(tmp_path, Recording(tuple(synthetic_run(workers=3, shards=2, versions=10))))
     assert_valid(events)
@@ -62,6 +29,42 @@ def test_every_push_and_publication_is_an_arrow_between_two_tracks(tmp_path: Pat
     assert (len(pushes), len(publications)) == (10 * 3 * 2, 10 * 3)
     names = {event["args"]["name"] for event in events if event["ph"] == "M" and event["name"] == "process_name"}
     assert names == {"shard 0 on h1", "shard 1 on h1", "worker 0 on w0", "worker 1 on w1", "worker 2 on w2"}
+
+
+def test_a_slice_that_is_sent_again_has_one_arrow_to_its_first_arrival(tmp_path: Path) -> None:
+    processes = synthetic_run(workers=2, shards=2, versions=10)
+    for each in processes[:2]:
+        (rows,) = each.tables["arrivals"]
+        again = rows.copy()
+        again[:, COLUMNS["arrivals"].index("outcome")] = SHARD_OUTCOMES.index("duplicate")
+        again[:, -2:] += 40_000
+        each.tables["arrivals"].append(again)
+    events = trace(tmp_path, Recording(tuple(processes)))
+    assert_valid(events)
+    assert len([event for event in events if event["ph"] == "s" and event["name"] == "push"]) == 10 * 2 * 2
+    assert len([event for event in events if event["name"].endswith(": duplicate")]) == 10 * 2 * 2
+
+
+def test_a_message_that_arrives_before_its_sender_noted_the_sending_has_an_arrow_forward(tmp_path: Path) -> None:
+    processes = synthetic_run(workers=2, shards=2, versions=10)
+    for each in processes:
+        if each.process.role == "worker":
+            each.tables["cycles"][0][:, COLUMNS["cycles"].index("pushed_at_us")] += 2_500
+            each.tables["cycles"][0][:, COLUMNS["cycles"].index("began_at_us")] += 2_500
+        else:
+            each.tables["arrivals"][0][:, -2:] -= 1_000
+    events = trace(tmp_path, Recording(tuple(processes)))
+    assert_valid(events)
+    assert len([event for event in events if event["ph"] == "s" and event["name"] == "push"]) == 10 * 2 * 2
+
+
+def test_an_arrow_never_leads_back_in_time(tmp_path: Path) -> None:
+    processes = synthetic_run(workers=2, shards=2, versions=10)
+    for each in processes[:2]:
+        each.tables["arrivals"][0][:, -2:] -= 10_000_000
+    events = trace(tmp_path, Recording(tuple(processes)))
+    assert_valid(events)
+    assert [event for event in events if event["ph"] == "s" and event["name"] == "push"] == []
 
 
 @pytest.mark.parametrize("shown", [range(3), range(4, 7), range(20)])

@@ -21,6 +21,7 @@ def test_a_live_run_makes_every_version_and_is_not_faster_than_its_scenario() ->
     assert result.used == 15 * 2 * 2
     assert result.agent_steps == 15 * 2 * 30
     assert result.elapsed_s == pytest.approx(sum(result.step_s))
+    assert all(0 < waited_s < result.elapsed_s for waited_s in result.waiting_s)
     assert result.live
 
 

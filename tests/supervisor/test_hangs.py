@@ -156,7 +156,7 @@ def test_a_worker_that_hangs_in_its_imports_is_also_inspected(tmp_path: Path) ->
         blocks.touch()
         run.kill("worker", 0)
         found = awaited(run, "worker-0", "find_spec (sitecustomize.py:")
-        what = re.escape(f"for worker-0 (host {HOST}): ") + r"not (connected|heard for \d+ s); stack: find_spec \("
+        what = re.escape(f"for worker-0 (host {HOST}): ") + r"(not connected|silent for \d+ s); stack: find_spec \("
         assert re.search(what, notice(run))
         assert found["doing"]["stack"][1].endswith("in <module>"), "the stack must name the import in zmqrl/worker.py"
         blocks.unlink()

@@ -26,6 +26,7 @@ def _recording(
         host=host,
         clock=clock,
         cores=2,
+        machine_cores=2,
         tables={name: [rows] for name, rows in arrays.items()},
     )
 
@@ -55,9 +56,17 @@ def shard(
 
 
 def cycle(
-    version: int, began_s: float, pulled_s: float, pushed_s: float, *, last_shard: int = 0, **spans_s: float
+    version: int,
+    began_s: float,
+    pulled_s: float,
+    pushed_s: float,
+    *,
+    last_shard: int = 0,
+    cpu_s: float | None = None,
+    queued_s: float = 0.0,
+    **spans_s: float,
 ) -> list[float]:
-    """A row of ``cycles``: times and spans in seconds."""
+    """A row of ``cycles``: times and spans in seconds. Without ``cpu_s``, the worker is never off its core."""
     spans = [US * spans_s.get(name, 0.0) for name in WORKER_SPANS]
     return [
         1,
@@ -67,9 +76,10 @@ def cycle(
         US * pushed_s,
         last_shard,
         *spans,
-        US * (pushed_s - pulled_s),
+        US * (pushed_s - pulled_s if cpu_s is None else cpu_s),
         0,
         0,
+        US * queued_s,
     ]
 
 

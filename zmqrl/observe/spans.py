@@ -56,8 +56,8 @@ class Spans:
     shard.
 
     Spans of different names can nest: the time of the outer span includes that of the inner one. A span must not nest
-    in a span of the same name, because each name has only one context object. This keeps the cost of a span well under
-    a microsecond.
+    in a span of the same name, because each name has only one context object. This keeps the cost of a span at about a
+    microsecond.
 
     The clock is ``time.monotonic_ns``, on Linux the same as ``perf_counter_ns``. PING and PONG compare this clock
     between hosts.
@@ -69,7 +69,7 @@ class Spans:
         self.recent: deque[SpanEvent] = deque(maxlen=RECENT)
         """The newest spans, up to the last ``fold``."""
         self.histograms: dict[str, Histogram] = {}
-        """Durations in nanoseconds by name, up to the last ``fold``."""
+        """Durations in nanoseconds by name, up to the last ``fold``. The owner of the thread may take them out."""
         self._new: list[SpanEvent] = []
         self.when_full: Callable[[], object] = self.fold
         """Called in the thread of the spans after ``FOLD_AT`` new ones. It must call ``fold``, or memory grows."""

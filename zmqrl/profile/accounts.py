@@ -8,8 +8,9 @@ from statistics import fmean, median
 from zmqrl.observe.metrics import SHARD_OUTCOMES
 from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
-from zmqrl.words import numbered
+from zmqrl.words import counted, numbered
 
+AGAIN_ABOVE = 0.05  # share of the slices of a rank: above this, resends load the network
 LEFT_OUT_BELOW = 0.5  # share of the median inclusion: a rank below this hardly affects what is learned
 USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
@@ -18,8 +19,9 @@ USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 class RankAccount:
     """One rank: the shares of versions in which it was counted and in which it was the K-th, and its times.
 
-    ``worked_s`` excludes the wait for weights. ``wasted_s`` is the part of it whose contribution no shard used.
-    ``staleness`` is the mean age of its contributions in versions, in an asynchronous run.
+    ``again`` counts the slices that arrived more than once. ``worked_s`` excludes the wait for weights. ``wasted_s`` is
+    the part of it whose contribution no shard used. ``staleness`` is the mean age of its contributions in versions, in
+    an asynchronous run.
     """
 
     host: str
@@ -28,6 +30,7 @@ class RankAccount:
     contributions: int = 0
     late: int = 0
     skipped: int = 0
+    again: int = 0
     worked_s: float = 0.0
     wasted_s: float = 0.0
     staleness: float | None = None
@@ -38,7 +41,8 @@ class RankAccount:
 class Accounts:
     """The accounts of a run by rank, and the findings for the user.
 
-    ``backup_gain_s`` is the mean time in seconds that the last backup saves per update. None without backups.
+    ``backup_gain_s`` is the mean time in seconds that the last backup saves per update, if it takes no core away from
+    the other workers. None without backups.
     """
 
     ranks: dict[int, RankAccount]
@@ -67,9 +71,7 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
             ranks[rank].inclusion += used / (timeline.shards * len(versions))
     for rank, account in ranks.items():
         account.kth = kth[rank] / len(steps) if steps else 0.0
-    found = Accounts(dict(sorted(ranks.items())), _backup_gain_s(timeline, versions))
-    found.warnings += _warnings(found.ranks)
-    return found
+    return _found(timeline, ranks, _backup_gain_s(timeline, versions))
 
 
 def asynchronous_accounts(timeline: Timeline) -> Accounts:
@@ -97,13 +99,19 @@ def asynchronous_accounts(timeline: Timeline) -> Accounts:
         if each:
             ranks[rank].inclusion = len(each) / len(made_at)
             ranks[rank].staleness, ranks[rank].most_stale = fmean(each), max(each)
-    found = Accounts(dict(sorted(ranks.items())), None)
-    found.warnings += _warnings(found.ranks)
+    return _found(timeline, ranks, None)
+
+
+def _found(timeline: Timeline, ranks: dict[int, RankAccount], backup_gain_s: float | None) -> Accounts:
+    for (rank, _), slices in timeline.again.items():
+        ranks[rank].again += slices
+    found = Accounts(dict(sorted(ranks.items())), backup_gain_s)
+    found.warnings += [*_warnings(found.ranks), *_resends(timeline)]
     return found
 
 
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
-    """The mean seconds that an update would take longer with one worker fewer.
+    """The mean seconds that an update would take longer with one worker fewer, if the others were not faster then.
 
     This is the time from the K-th contribution to the next, multiplied by the chance that the missing worker was among
     the first K. The end of a worker's work counts as its contribution, so that contributions that were too late to be
@@ -134,6 +142,23 @@ def _warnings(ranks: dict[int, RankAccount]) -> list[str]:
     return warnings
 
 
+def _resends(timeline: Timeline) -> list[str]:
+    """A warning if ranks send many slices more than once."""
+    first, again = Counter[int](), Counter[int]()
+    for (_, rank), arrivals in timeline.arrivals.items():
+        first[rank] += len(arrivals)
+    for (rank, _), slices in timeline.again.items():
+        again[rank] += slices
+    many = sorted(rank for rank in again if again[rank] > AGAIN_ABOVE * first[rank])
+    if not many:
+        return []
+    slices, useful = sum(again[rank] for rank in many), sum(first[rank] for rank in many)
+    return [
+        f"shards asked {numbered('rank', many)} for {counted(slices, 'slice')} that were on the way already and "
+        f"arrived twice, beside {useful:,} others: set --wire.need-s to more than the time that a slice takes"
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """Payload bytes of a shard: of all contributions that it received, and of everything that it sent to workers."""
@@ -143,11 +168,16 @@ class Traffic:
 
 
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
-    """The traffic of each shard. Each worker gets all versions that it contributed to. Resends do not count."""
+    """The traffic of each shard. Each worker gets all versions that it contributed to.
+
+    Slices that arrive again count. Weights that are sent again do not.
+    """
     received, sent = Counter[int](), Counter[int]()
     for arrivals in timeline.arrivals.values():
         received.update(arrivals.keys())
         sent.update(range(timeline.shards))
+    for (_, shard), slices in timeline.again.items():
+        received[shard] += slices
     return {
         shard: Traffic(slice_bytes * received[shard], slice_bytes * sent[shard]) for shard in range(timeline.shards)
     }

@@ -13,7 +13,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WINDOWS = 64
 FEWEST_WINDOWS = 4
-DRIFT_FROM_S = 10.0  # a shorter recording does not show how the clocks drift
+DRIFT_FROM_S = 10.0  # round trips of a shorter time do not show how the clocks drift
 MOST_DRIFT = 100e-6  # assumed between two clocks without a measured drift: the crystal of a computer is within 50 ppm
 
 Times = NDArray[np.float64]
@@ -50,32 +50,53 @@ def measure(sent: Times, received: Times, answered: Times, returned: Times) -> C
 
     A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. Its error is at most half of
     ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8). Offset and drift are fitted to the shortest
-    round trip of each time window. The error is the largest deviation that the used round trips allow.
+    round trip of each time window. The error holds from the first to the last round trip.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2
-    halves = np.maximum(((returned - sent) - (answered - received)) / 2, 0.0)
-    middle, length = (at.max() + at.min()) / 2, at.max() - at.min()
-    best = _shortest(at, halves, middle, length)
-    at, offsets, halves = at[best], offsets[best], halves[best]
-    if length < DRIFT_FROM_S * 1e6 or len(best) < FEWEST_WINDOWS:
-        one = int(np.argmin(halves))
-        away = float(np.abs(at - at[one]).max(initial=0.0)) + length / 2
-        return Clock(float(at[one]), float(offsets[one]), 0.0, float(halves[one]) + MOST_DRIFT * away)
-    drift, offset = np.polyfit(at - middle, offsets, 1, w=1 / np.maximum(halves, 1.0))
-    contradiction = np.abs(offset + drift * (at - middle) - offsets) + halves
-    return Clock(float(middle), float(offset), float(drift), float(contradiction.max()))
+    halves = ((returned - sent) - (answered - received)) / 2
+    halves = np.maximum(halves, 0.0) + MOST_DRIFT * (returned - sent)  # the clocks drift during the round trip, too
+    ends = np.array([sent.min(), returned.max()])
+    middle = float(ends.mean())
+    best = _shortest(at, halves)
+    at, offsets, halves = at[best] - middle, offsets[best], halves[best]
+    lines = [(0.0, float(offsets[np.argmin(halves)]))]
+    if len(at) >= FEWEST_WINDOWS and at.max() - at.min() >= DRIFT_FROM_S * 1e6:
+        drift, offset = np.polyfit(at, offsets, 1, w=1 / np.maximum(halves, 1.0))
+        lines.append((float(drift), float(offset)))
+    clocks = [
+        Clock(middle, offset, drift, _error_us(drift, offset, at, offsets, halves, ends - middle))
+        for drift, offset in lines
+    ]
+    return min(clocks, key=lambda clock: clock.error_us)
 
 
-def _shortest(at: Times, halves: Times, middle: float, length: float) -> NDArray[np.intp]:
-    """The shortest round trip of each time window. Windows that have only long round trips are left out."""
-    window = np.clip(((at - middle) / max(length, 1.0) + 0.5) * WINDOWS, 0, WINDOWS - 1).astype(int)
+def _shortest(at: Times, halves: Times) -> NDArray[np.intp]:
+    """The shortest round trip of each time window."""
+    window = np.clip((at - at.min()) / max(np.ptp(at), 1.0) * WINDOWS, 0, WINDOWS - 1).astype(int)
     order = np.lexsort((halves, window))
-    first = np.unique(window[order], return_index=True)[1]
-    best = order[first]
-    usual = np.sort(halves[best])[min(len(best) - 1, FEWEST_WINDOWS, max(len(best) // 2, 1))]
-    kept: NDArray[np.intp] = best[halves[best] <= 2 * usual]
+    kept: NDArray[np.intp] = order[np.unique(window[order], return_index=True)[1]]
     return kept
+
+
+def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Times, ends: Times) -> float:
+    """The largest deviation of a line from the true clock, between the times ``ends``.
+
+    The clocks drift evenly, so that the deviation is largest at one of the ends. Each round trip bounds the deviation
+    at its own time: towards an end, it grows by at most the possible difference of the drifts. Two round trips bound
+    it by extrapolation.
+    """
+    misfits = np.abs(offset + drift * at - offsets)
+    near = misfits + halves
+    bounds = [float(np.maximum(misfits - halves, 0.0).max())]  # what a round trip proves
+    for end in ends:
+        away = np.abs(end - at)
+        one = near + (MOST_DRIFT + abs(drift)) * away
+        nearer, farther = np.nonzero(away[:, None] < away[None, :])
+        tilt = (near[nearer] + near[farther]) / (away[farther] - away[nearer])
+        both = near[nearer] + tilt * away[nearer]
+        bounds.append(float(min(one.min(), both.min(initial=np.inf))))
+    return max(bounds)
 
 
 @dataclass(frozen=True, slots=True)

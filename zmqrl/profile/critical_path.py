@@ -6,9 +6,9 @@ are the transfer of the weights to the worker, the spans of the worker, the tran
 the spans of the shard. They add up to the time of the update.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -49,11 +49,12 @@ class Part(NamedTuple):
 class Step:
     """One update: from the publication of ``version`` to the publication of the next version. Times are in seconds.
 
-    ``kth`` is the worker whose contribution completed the quorum of the shard that was last.
+    ``shard`` is the shard that was last, and ``kth`` the worker whose contribution completed its quorum.
     """
 
     generation: int
     version: int
+    shard: ProcessId
     kth: ProcessId
     parts: tuple[Part, ...]
 
@@ -64,7 +65,10 @@ class Step:
 
 
 class Cycle(NamedTuple):
-    """A worker's work for one contribution. Times in seconds on the reference clock; ``spans`` by name."""
+    """A worker's work for one contribution. Times in seconds on the reference clock; ``spans`` by name.
+
+    ``queued_s``: how long the worker was ready but had no core, outside waits. None in older recordings.
+    """
 
     began: float
     pulled: float
@@ -72,6 +76,7 @@ class Cycle(NamedTuple):
     last_shard: int
     cpu_s: float
     spans: Mapping[str, float]
+    queued_s: float | None
 
     @property
     def with_rollout(self) -> bool:
@@ -107,12 +112,16 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class Timeline:
-    """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out."""
+    """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out.
+
+    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts the others, by rank and shard.
+    """
 
     cycles: dict[tuple[Version, int], Cycle]
     publications: dict[Version, dict[int, Publication]]
     arrivals: dict[tuple[Version, int], dict[int, Arrival]]
     hosts: dict[ProcessId, str]
+    again: Counter[tuple[int, int]] = field(default_factory=Counter)
     shards: int = 0
     ranks: int = 0
 
@@ -132,7 +141,8 @@ class Timeline:
             for version, publication in _publications(each, clocks):
                 timeline.publications[version].setdefault(each.process.number, publication)
             for key, arrival in _arrivals(each, clocks):
-                timeline.arrivals[key].setdefault(each.process.number, arrival)
+                first = timeline.arrivals[key].setdefault(each.process.number, arrival)
+                timeline.again[key[1], each.process.number] += first is not arrival
         return timeline
 
     def versions(self) -> Iterator[Version]:
@@ -161,7 +171,16 @@ def _cycles(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Vers
         began, pulled, pushed = (columns[name][i] for name in ("began_at_us", "pulled_at_us", "pushed_at_us"))
         row[OTHER] = max(0.0, pushed - began - sum(row.values()))
         version = int(columns["generation"][i]), int(columns["version"][i])
-        cycle = Cycle(began, pulled, pushed, int(columns["last_shard"][i]), columns["cpu_us"][i] / 1e6, row)
+        queued_s = columns["queued_us"][i] / 1e6
+        cycle = Cycle(
+            began,
+            pulled,
+            pushed,
+            int(columns["last_shard"][i]),
+            columns["cpu_us"][i] / 1e6,
+            row,
+            queued_s if queued_s >= 0 else None,
+        )
         yield (version, each.process.number), cycle
 
 
@@ -180,22 +199,45 @@ def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Ve
         yield (version, int(columns["rank"][i])), Arrival(polled, at, int(columns["outcome"][i]))
 
 
+class _Update(NamedTuple):
+    """One update: when it began, the shard that was last, its publication, and the version that the update began with.
+
+    The publication names the rank whose contribution completed the quorum.
+    """
+
+    began: float
+    last: int
+    made: Publication
+    version: Version
+
+
+def _updates(timeline: Timeline) -> Iterator[_Update]:
+    """The updates that all shards recorded."""
+    for generation, version in timeline.versions():
+        made = timeline.publications.get((generation, version + 1), {})
+        if len(made) == timeline.shards:
+            before = timeline.publications[generation, version]
+            last = max(made, key=lambda shard: made[shard].published)
+            began = max(publication.published for publication in before.values())
+            yield _Update(began, last, made[last], (generation, version))
+
+
+def without_path(timeline: Timeline) -> Counter[int]:
+    """The updates that have no critical path, because the work of the K-th worker is not recorded: number by rank."""
+    ranks = ((update.version, update.made.closing_rank) for update in _updates(timeline))
+    return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
+
+
 def critical_path(timeline: Timeline) -> list[Step]:
     """One step per version that has a successor in its generation, if the K-th worker recorded it."""
     usual = Usual(timeline)
     steps = []
-    for generation, version in timeline.versions():
-        made = timeline.publications.get((generation, version + 1), {})
-        if len(made) < timeline.shards:
-            continue
-        before = timeline.publications[generation, version]
-        began = max(publication.published for publication in before.values())
-        last = max(made, key=lambda shard: made[shard].published)
-        kth = made[last].closing_rank
+    for began, last, made, (generation, version) in _updates(timeline):
+        kth = made.closing_rank
         cycle = timeline.cycles.get(((generation, version), kth))
         if cycle is not None:
             parts: list[Part] = []
-            for cause, process, seconds in _parts(began, cycle, made[last], worker_id(kth), shard_id(last)):
+            for cause, process, seconds in _parts(began, cycle, made, worker_id(kth), shard_id(last)):
                 shard = cycle.last_shard if cause == WEIGHTS else last
                 usual_s = usual(cause, process, shard_id(shard), seconds, with_rollout=cycle.with_rollout)
                 part = Part(cause, process, seconds, usual_s)
@@ -204,7 +246,7 @@ def critical_path(timeline: Timeline) -> list[Step]:
                 )
                 parts += [Part(cause, shard_id(shard), shards_s, 0.0), part._replace(seconds=seconds - shards_s)]
             path = tuple(part for part in parts if part.seconds > 0)
-            steps.append(Step(generation, version, worker_id(kth), path))
+            steps.append(Step(generation, version, shard_id(last), worker_id(kth), path))
     return steps
 
 

@@ -1,4 +1,4 @@
-"""The difference between two profiles, per span."""
+"""The difference between two profiles, per span and per part of the critical path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from rich.console import Console
 
 from zmqrl.observe.tables import plain_table
 
-UPDATE = "update"
+UPDATE, PATH = "update", "path"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One span of a role in two runs, in milliseconds per update.
+    """One span of a role, or one part of the critical path (role ``path``), in two runs: milliseconds per update.
 
     ``growth`` is a fraction of the first run's update time.
     """
@@ -26,22 +26,23 @@ class Change:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Compare two results of ``Profile.to_json``. The update comes first, then the spans by growth."""
+    """Compare two results of ``Profile.to_json``. The update comes first, then paths and spans by growth."""
     update_ms: float = before["update_ms"]["mean"]
 
     def change(role: str, span: str, one: float, other: float) -> Change:
         return Change(role, span, one, other, (other - one) / update_ms)
 
     found = []
-    for role, spans in before["budget_ms"].items():
-        others = after["budget_ms"][role]
+    of_roles = [{PATH: profile["path_ms"], **profile["budget_ms"]} for profile in (before, after)]
+    for role, spans in of_roles[0].items():
+        others = of_roles[1][role]
         found += [change(role, span, spans.get(span, 0.0), others.get(span, 0.0)) for span in spans | others]
     found.sort(key=lambda each: -each.growth)
     return [change("", UPDATE, update_ms, after["update_ms"]["mean"]), *found]
 
 
 def grown(found: Sequence[Change], limit: float) -> list[Change]:
-    """The spans that grew by more than ``limit``. Waiting is left out, because other processes cause it."""
+    """The spans and parts that grew by more than ``limit``. Waiting is left out, because other processes cause it."""
     return [change for change in found if change.growth > limit and change.span != "wait"]
 
 

@@ -86,7 +86,7 @@ def _use(each: ProcessRecording) -> MachineUse:
     measured_s = _seconds(machine)
     if measured_s > 0:
         use.queued_share = grown_s(machine, "queued_us") / measured_s
-        use.stolen_share = grown_s(machine, "stolen_us") / measured_s / each.cores
+        use.stolen_share = grown_s(machine, "stolen_us") / measured_s / each.machine_cores
         use.throttled_share = grown_s(machine, "throttled_us") / measured_s
     awake_us = (cycles["pushed_at_us"] - cycles["began_at_us"] - cycles["wait"] - cycles["straggle"]).sum()
     if awake_us > 0:

@@ -1,18 +1,20 @@
 """Draws a profile as a plot."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from zmqrl.observe.drawing import COLOURS, STYLE, save
 from zmqrl.profile.report import Profile, who
 
 BINS = 60
-CAUSES_SHOWN = 8
+CAUSES_SHOWN = len(COLOURS)
+BESIDE: Final[dict[str, Any]] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}  # of the data
 
 
 def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str) -> None:
@@ -28,6 +30,7 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         milliseconds = [1e3 * step.seconds for step in profile.steps]
         axes[0, 1].hist(milliseconds, bins=BINS, log=True, color=COLOURS[0])
         axes[0, 1].set(title="time of an update", xlabel="ms", ylabel="updates")
+        axes[0, 1].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # STYLE shows no mathtext
         rows = found["blame"][:CAUSES_SHOWN][::-1]
         labels = [f"{row['cause']}, {who(row)} on {row['host']}" for row in rows]
         axes[1, 0].barh(labels, [row["seconds"] for row in rows], color=COLOURS[0])
@@ -39,7 +42,7 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         axes[1, 1].bar(places + 0.2, kth, 0.4, color=COLOURS[1], label="was K-th")
         axes[1, 1].set(title="ranks", xlabel="rank", ylabel="% of updates")
         axes[1, 1].set_xticks(places, list(ranks))
-        axes[1, 1].legend()
+        axes[1, 1].legend(**BESIDE)
         save(figure, path)
 
 
@@ -56,7 +59,7 @@ def _over_versions(profile: Profile, causes: list[str], axes: Axes) -> None:
                 values[causes.index(part.cause), column] += 1e3 * part.seconds / len(group)
     shown = values[:CAUSES_SHOWN]
     labels = [*causes[:CAUSES_SHOWN], "rest"]
-    colours = [COLOURS[i % len(COLOURS)] for i in range(len(labels) - 1)]
-    axes.stackplot(middle, [*shown, values[CAUSES_SHOWN:].sum(axis=0)], labels=labels, colors=[*colours, "#D9D9D9"])
+    colours = [*COLOURS[: len(labels) - 1], "#D9D9D9"]
+    axes.stackplot(middle, [*shown, values[CAUSES_SHOWN:].sum(axis=0)], labels=labels, colors=colours)
     axes.set(title="critical path of an update", xlabel="version", ylabel="ms")
-    axes.legend(loc="upper right", fontsize="small")
+    axes.legend(**BESIDE, reverse=True)

@@ -7,11 +7,12 @@ import re
 import resource
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from zmqrl.observe.histogram import Histogram
 from zmqrl.observe.spans import SpanEvent, Spans
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.tables import COLUMNS, FORMAT, pack
@@ -23,7 +24,7 @@ SEGMENTS_KEPT = 8  # per process: the oldest files are removed, so that a proces
 SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)(\.trace)?\.blocks", re.ASCII)
 RECENT_WRITTEN = 256  # the most single spans in a block, without --profile
 TRACE_SPANS = 200_000  # the most spans in the trace of a process, about 2 MB
-TOTALS_EVERY_S = 60.0  # time between two blocks with histograms and recent spans
+NEWEST_EVERY_S = 60.0  # time between two blocks with recent spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Recorder:
             "pid": os.getpid(),
             "clock": clock_id(),
             "cores": len(os.sched_getaffinity(0)),
+            "machine_cores": os.cpu_count(),
             "spans": list[str](),
         }
         self._log = log or logging.getLogger("zmqrl.profile")
@@ -83,12 +85,14 @@ class Recorder:
         spans.when_full = self._fold
         self._trace_below, self._traced, self._untraced = job.trace_below, 0, 0
         self._newest = 0  # version of the newest span
-        self._flushed_at = self._totals_at = time.monotonic()
+        self._totals: dict[str, Histogram] = {}  # of all written spans
+        self._flushed_at = self._newest_at = time.monotonic()
         self._segment = -1
         self._segment_bytes, self._suffix = SEGMENT_BYTES, ""
         self._failed = False
         self._span_ns = dict.fromkeys((*COLUMNS["cycles"], *COLUMNS["versions"]), 0)
         self._usage = resource.getrusage(resource.RUSAGE_THREAD)
+        self._queued_us = _scheduled_us()[1]
         self._add_machine(time.monotonic())  # a difference needs two rows, even in a short run
 
     def add(self, table: str, *row: int) -> None:
@@ -111,6 +115,20 @@ class Recorder:
         cpu_us = round(1e6 * (now.ru_utime + now.ru_stime - then.ru_utime - then.ru_stime))
         return cpu_us, now.ru_nivcsw - then.ru_nivcsw, now.ru_majflt - then.ru_majflt
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A wait of this thread, which :meth:`queued_us` leaves out."""
+        began_us = _scheduled_us()[1]
+        try:
+            yield
+        finally:
+            self._queued_us += _scheduled_us()[1] - began_us
+
+    def queued_us(self) -> int:
+        """Microseconds that this thread was ready but had no core, outside waits, since the last call."""
+        then, self._queued_us = self._queued_us, _scheduled_us()[1]
+        return self._queued_us - then
+
     def step(self, now: float) -> None:
         """Write the recorded rows if a block is due."""
         rows = sum(map(len, self._rows.values()))
@@ -118,26 +136,28 @@ class Recorder:
             self.flush(now)
 
     def flush(self, now: float, *, last: bool = False) -> None:
-        """Write the recorded rows. ``last`` adds the histograms and the newest spans."""
+        """Write the recorded rows and the histograms of new spans. ``last`` adds the newest spans."""
         if self._failed:
             for waiting in self._rows.values():
                 waiting.clear()
             self.spans.fold()
             return
         self._flushed_at = now
-        totals = last or now - self._totals_at >= TOTALS_EVERY_S
         self._add_machine(now)
         self._fold()
-        if totals:
+        if last or now - self._newest_at >= NEWEST_EVERY_S:
+            self._newest_at = now
             self._keep_newest()
-        block: dict[str, Any] = {"about": self._about} if self._segment_bytes >= SEGMENT_BYTES else {}
-        if totals or block:
-            self._totals_at = now
-            block["histograms"] = {name: each.to_json() for name, each in self.spans.histograms.items()}
+        first = self._segment_bytes >= SEGMENT_BYTES
+        block: dict[str, Any] = {"about": self._about, "earlier": _json(self._totals)} if first else {}
+        new, self.spans.histograms = self.spans.histograms, {}
+        block["new"] = _json(new)
+        for name, each in new.items():
+            self._totals.setdefault(name, Histogram()).merge(each)
         block["spans"], block["untraced"] = self._about["spans"], self._untraced
         data = pack(block, {name: _drain(rows) for name, rows in self._rows.items()})
         try:
-            self._write(data, first="about" in block)
+            self._write(data, first=first)
         except OSError as error:
             self._failed = True
             self._log.warning("the profile is no longer recorded: %s: %s", self._directory, error.strerror)
@@ -228,11 +248,15 @@ def machine_totals() -> tuple[int, int, int, int, int]:
     In this order: CPU time of this thread, its time in the run queue, CPU time of the process, stolen time of the
     machine, throttled time of the control group.
     """
-    cpu_us = queued_us = 0
-    with contextlib.suppress(OSError, ValueError):
-        running_ns, waiting_ns, _ = map(int, Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split())
-        cpu_us, queued_us = running_ns // 1000, waiting_ns // 1000
-    return cpu_us, queued_us, time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
+    return *_scheduled_us(), time.process_time_ns() // 1000, _stolen_us(), _throttled_us()
+
+
+def _scheduled_us() -> tuple[int, int]:
+    """CPU time of this thread, and its time in the run queue."""
+    with contextlib.suppress(OSError, ValueError), Path("/proc/thread-self/schedstat").open("rb") as file:
+        running_ns, waiting_ns, _ = map(int, file.read().split())
+        return running_ns // 1000, waiting_ns // 1000
+    return 0, 0
 
 
 def _stolen_us() -> int:
@@ -252,6 +276,10 @@ def _throttled_us() -> int:
 def _facts(path: Path) -> Mapping[str, int]:
     lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) == 2}
+
+
+def _json(histograms: Mapping[str, Histogram]) -> dict[str, Any]:
+    return {name: each.to_json() for name, each in histograms.items()}
 
 
 def _drain(rows: deque[tuple[int, ...]]) -> list[tuple[int, ...]]:

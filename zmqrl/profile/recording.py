@@ -1,9 +1,10 @@
 """Reads what the processes of a run recorded in ``DIR/profile``."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
+MOST_CYCLES = 300_000  # of all workers: a profile takes 1.1 KB of memory and 0.1 ms for each
+ALL = range(sys.maxsize)
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
 
@@ -30,8 +33,10 @@ def named(hosts: Mapping[ProcessId, str]) -> str:
 class ProcessRecording:
     """The recording of one process.
 
-    ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use. Histograms are in
-    nanoseconds, by span. ``untraced`` counts the spans of the traced versions that the trace had no room for.
+    ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use, and
+    ``machine_cores`` that of its machine. ``parts`` has the histograms of each block, with the time of its end.
+    ``earlier`` has those of all blocks before ``parts[covered:]``, also of removed ones. ``untraced`` counts the spans
+    of the traced versions that the trace had no room for.
     """
 
     process: ProcessId
@@ -40,10 +45,21 @@ class ProcessRecording:
     host: str
     clock: str
     cores: int
+    machine_cores: int
     tables: dict[str, list[Table]] = field(default_factory=dict)
-    histograms: dict[str, Histogram] = field(default_factory=dict)
+    earlier: Mapping[str, Any] = field(default_factory=dict)
+    parts: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    covered: int = 0
     untraced: int = 0
     span_names: list[str] = field(default_factory=list)
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Durations in nanoseconds, by span."""
+        found: dict[str, Histogram] = {}
+        for part in (self.earlier, *(part for _, part in self.parts[self.covered :])):
+            for name, data in part.items():
+                found.setdefault(name, Histogram()).merge(Histogram.from_json(data))
+        return found
 
     def table(self, name: str) -> Columns:
         """A table by column. Rows are in the order of recording."""
@@ -53,24 +69,77 @@ class ProcessRecording:
         return {column: rows[:, i] for i, column in enumerate(columns)}
 
     def after(self, version: int) -> "ProcessRecording":
-        """Only the rows of versions above ``version``, and all rows of tables without versions."""
+        """Only what belongs to versions above ``version``, and all pings.
+
+        The totals of the machine begin where this process had finished ``version``. The histograms begin with the block
+        that it was writing then, at most 5 s earlier.
+        """
         tables = {}
         for name, parts in self.tables.items():
-            columns = COLUMNS[name]
-            at = columns.index("version") if "version" in columns else None
-            tables[name] = parts if at is None else [part[part[:, at] > version] for part in parts]
-        return replace(self, tables=tables, histograms={})
+            tables[name] = [_of_versions(name, part, ALL[version + 1 :]) for part in parts]
+        finished_us = self._finished_us(version)
+        if finished_us is not None and "machine" in tables:
+            tables["machine"] = [_since(np.concatenate(tables["machine"]), finished_us)]
+        if finished_us is None:
+            return replace(self, tables=tables)
+        since = [(end_us, part) for end_us, part in self.parts if end_us > finished_us]
+        return replace(self, tables=tables, earlier={}, parts=since, covered=0)
+
+    def _finished_us(self, version: int) -> int | None:
+        """When this process finished its part of the versions up to ``version``. None if it recorded none of them."""
+        name, at = ("cycles", "pushed_at_us") if self.process.role == "worker" else ("versions", "published_at_us")
+        table = self.table(name)
+        ends = table[at][table["version"] <= version]
+        return int(ends.max()) if len(ends) else None
+
+
+def _of_versions(name: str, table: Table, versions: range) -> Table:
+    """The rows of ``versions`` of a table. A table without versions stays whole."""
+    columns = COLUMNS[name]
+    if "version" not in columns or versions == ALL:
+        return table
+    numbers = table[:, columns.index("version")]
+    return table[(numbers >= versions.start) & (numbers < versions.stop)]
+
+
+def _since(machine: Table, at_us: int) -> Table:
+    """The totals from ``at_us`` on. The first row is interpolated between the rows around it."""
+    times = machine[:, 0]
+    first = np.array([np.interp(at_us, times, column) for column in machine.T]).astype(np.int64)
+    return np.concatenate([first[None], machine[times > at_us]])
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The recordings of all processes of a run. A restarted process has several."""
+    """The recordings of all processes of a run. A restarted process has several.
+
+    ``left_out`` is the newest version that was left out for lack of memory; -1 if there is none.
+    """
 
     processes: tuple[ProcessRecording, ...]
+    left_out: int = -1
 
     @classmethod
-    def read(cls, directory: Path) -> Self:
-        """Read ``DIR/profile``. A file that is cut off or damaged is read up to that point."""
+    def newest(cls, directory: Path) -> Self:
+        """Read the newest versions of ``DIR/profile``, with at most ``MOST_CYCLES`` contributions.
+
+        The histograms still cover all versions.
+        """
+        workers = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("worker-")}
+        left_out = newest_version(directory) - MOST_CYCLES // max(len(workers), 1)
+        if left_out < 0:
+            return cls.read(directory)
+        processes = []
+        for each in cls.read(
+            directory, ALL[left_out:]
+        ).processes:  # one version more, which ends where the others begin
+            rest = each.after(left_out)
+            processes.append(replace(rest, earlier=each.earlier, parts=each.parts, covered=each.covered))
+        return cls(tuple(processes), left_out)
+
+    @classmethod
+    def read(cls, directory: Path, versions: range = ALL) -> Self:
+        """Read ``versions`` of ``DIR/profile``. A file that is cut off or damaged is read up to that point."""
         found: dict[tuple[str, int], ProcessRecording] = {}
         for path in segments(directory):
             about = None
@@ -88,26 +157,52 @@ class Recording:
                         host=about["host"],
                         clock=about["clock"],
                         cores=about["cores"],
+                        machine_cores=about.get("machine_cores") or about["cores"],  # not known, or an older recording
                     ),
                 )
                 for name, table in block["tables"].items():
                     if table.shape[1] == len(COLUMNS.get(name, ())):
-                        recording.tables.setdefault(name, []).append(table)
-                if "histograms" in block:  # each block includes the values of earlier ones
-                    each = block["histograms"].items()
-                    recording.histograms = {name: Histogram.from_json(data) for name, data in each}
+                        recording.tables.setdefault(name, []).append(_of_versions(name, table, versions))
+                if "earlier" in block:
+                    recording.earlier, recording.covered = block["earlier"], len(recording.parts)
+                if (machine := block["tables"].get("machine")) is not None:  # every block ends with its totals
+                    recording.parts.append((int(machine[-1, 0]), block.get("new", {})))
                 recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
         return cls(tuple(found[key] for key in sorted(found)))
 
     def after(self, version: int) -> "Recording":
-        """The recording restricted to versions above ``version``. It has no histograms: these cover all versions."""
+        """The recording restricted to versions above ``version``."""
         return Recording(tuple(each.after(version) for each in self.processes))
 
-    def newest_version(self) -> int:
-        """The newest version that a shard published; -1 if there is none."""
-        made = [each.table("versions")["version"] for each in self.of_role("shard")]
-        return max((int(versions.max()) for versions in made if len(versions)), default=-1)
+    def last(self, seconds: float) -> "Recording":
+        """The recording restricted to the last ``seconds`` before the newest version that all shards recorded."""
+        newest: dict[int, tuple[int, Columns]] = {}
+        for shard in self.of_role("shard"):
+            table = shard.table("versions")
+            if len(table["version"]):
+                number, version = shard.process.number, int(table["version"].max())
+                newest[number] = max(newest.get(number, (-1, table)), (version, table), key=lambda each: each[0])
+        if not newest:
+            return self
+        version, table = min(newest.values(), key=lambda each: each[0])
+        at_us = table["published_at_us"]
+        early = table["version"][at_us < at_us[table["version"] == version].max() - 1e6 * seconds]
+        return self.after(int(early.max(initial=-1)))
 
     def of_role(self, role: str) -> Iterable[ProcessRecording]:
         """The recordings of the processes of a role, by number and incarnation."""
         return (each for each in self.processes if each.process.role == role)
+
+
+def newest_version(directory: Path) -> int:
+    """The newest version that a shard of ``DIR/profile`` recorded; -1 if there is none. Reads the newest files only."""
+    newest = -1
+    shards = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("shard-")}
+    for shard in shards:
+        for path in reversed(segments(directory, ProcessId.parse(shard))):
+            tables = [block["tables"].get("versions") for block in unpack(path.read_bytes())]
+            found = [int(table[:, 1].max()) for table in tables if table is not None]
+            if found:
+                newest = max(newest, *found)
+                break
+    return newest

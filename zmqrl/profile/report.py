@@ -13,15 +13,16 @@ from zmqrl.observe.tables import plain_table
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.accounts import Accounts, accounts, asynchronous_accounts
 from zmqrl.profile.clocks import Clocks
-from zmqrl.profile.critical_path import Step, Timeline, critical_path
+from zmqrl.profile.critical_path import Step, Timeline, critical_path, without_path
 from zmqrl.profile.machine_use import MachineUse, machine_use, warnings
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.recording import MOST_CYCLES, Recording
 from zmqrl.profile.trace import left_out
-from zmqrl.words import counted
+from zmqrl.words import counted, numbered
 
 BLAME_SHOWN = 12
-SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "worked s", "wasted s")
-ASYNC_COLUMNS = ("counted", "staleness", "most stale", "worked s")
+AS_IT_WAS, ONE_BACKUP_FEWER = "as it was", "one backup fewer"  # rows of the what-if
+SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "again", "worked s", "wasted s")
+ASYNC_COLUMNS = ("counted", "staleness", "most stale", "again", "worked s")
 NO_PATH = (
     "this run is asynchronous: each contribution makes a version of its own, so there is no critical path, "
     "no blame table and no what-if"
@@ -59,6 +60,7 @@ class Profile:
         return {
             "mode": "async" if self.asynchronous else "sync",
             "updates": self._versions_made() if self.asynchronous else len(self.steps),
+            "without_path": {} if self.asynchronous else self._without_path(),
             "update_ms": statistics_ms(seconds),
             "budget_ms": self._budget(),
             "path_ms": self._path(),
@@ -78,9 +80,18 @@ class Profile:
             },
             "left_out": left_out(self.recording, self.clocks),
             "machine": {str(process): asdict(use) for process, use in self.machine.items()},
-            "warnings": [*found.warnings, *warnings(self.machine)],
+            "warnings": [*self._shortened(), *found.warnings, *warnings(self.machine)],
             "what_if": [],
         }
+
+    def first_version(self) -> int:
+        """The first version that the recording shows being made; 0 if there is none."""
+        made = (
+            version
+            for (_, version), shards in self.timeline.publications.items()
+            if any(publication.closing_rank >= 0 for publication in shards.values())
+        )
+        return min(made, default=0)
 
     def _versions_made(self) -> int:
         """The number of versions that the shard with the most versions made."""
@@ -91,6 +102,18 @@ class Profile:
             if publication.closing_rank >= 0
         )
         return max(made.values(), default=0)
+
+    def _shortened(self) -> list[str]:
+        left_out = self.recording.left_out
+        if left_out < 0:
+            return []
+        return [
+            f"the report covers only the versions after {left_out:,}: it takes at most {MOST_CYCLES:,} contributions"
+        ]
+
+    def _without_path(self) -> dict[str, int]:
+        """The updates that waited for a rank whose work is not recorded: number by rank."""
+        return {str(rank): updates for rank, updates in sorted(without_path(self.timeline).items())}
 
     def _budget(self) -> dict[str, dict[str, float]]:
         """Mean milliseconds by role and span: of a worker per contribution, and of a shard per version."""
@@ -141,15 +164,16 @@ class Profile:
         """Process, span, and durations in nanoseconds, by role, host and process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
             processes = list(self.recording.of_role(role))
-            whos = {f"all {role}s": processes}
+            histograms = [each.histograms() for each in processes]
+            whos = {f"all {role}s": histograms}
             if len({each.host for each in processes}) > 1:
-                for each in processes:
-                    whos.setdefault(f"{role}s on {each.host}", []).append(each)
-            for each in processes:
-                whos.setdefault(str(each.process), []).append(each)
+                for each, found in zip(processes, histograms, strict=True):
+                    whos.setdefault(f"{role}s on {each.host}", []).append(found)
+            for each, found in zip(processes, histograms, strict=True):
+                whos.setdefault(str(each.process), []).append(found)
             for who, group in whos.items():
                 for name in names:
-                    durations = merged(each.histograms[name] for each in group if name in each.histograms)
+                    durations = merged(found[name] for found in group if name in found)
                     if durations.count:
                         yield who, name, durations
 
@@ -163,24 +187,20 @@ def span_statistics(who: str, span: str, durations: Histogram) -> dict[str, Any]
 
 
 def print_report(found: dict[str, Any], console: Console, *, processes: bool = False) -> None:
-    """Print the data of ``Profile.to_json`` as text. ``processes`` adds the spans of every process."""
-    update = found["update_ms"]
+    """Print the data of ``Profile.to_json`` as text. ``processes`` adds the spans and machine use of every process."""
     if found["mode"] == "async":
         console.print(f"{NO_PATH}\n\neach shard made up to {counted(found['updates'], 'version')}\n", soft_wrap=True)
-    elif not found["updates"]:
+    elif not found["updates"] and not found["without_path"]:
         console.print("no complete update was recorded")
     else:
-        console.print(
-            f"{counted(found['updates'], 'update')}: mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, "
-            f"p90 {update['p90']:.2f}, p99 {update['p99']:.2f}\n",
-        )
-        _print_bars("critical path of an update, ms", found["path_ms"], console)
-        _print_blame(found["blame"], console)
+        _print_updates(found, console)
     for role, spans in found["budget_ms"].items():
         _print_bars(f"time of a {role} per {'contribution' if role == 'worker' else 'version'}, ms", spans, console)
     _print_ranks(found, console)
     if found["spans"]:
         _print_spans(found["spans"], console, all_of_them=processes)
+    if processes:
+        _print_machine(found["machine"], console)
     _print_clocks(found["clocks"], console)
     if lag := found.get("policy_lag"):
         console.print(f"policy lag: mean {lag['mean']:.2f} versions, at most {lag['max']:.0f}")
@@ -194,6 +214,24 @@ def print_report(found: dict[str, Any], console: Console, *, processes: bool = F
         _print_what_if(found["what_if"], console)
     for text in (*found["warnings"], *found["left_out"]):
         console.print(f"! {text}", soft_wrap=True)
+
+
+def _print_updates(found: dict[str, Any], console: Console) -> None:
+    update, left_out = found["update_ms"], found["without_path"]
+    whole = found["updates"] + sum(left_out.values())
+    updates = counted(whole, "update") if not left_out else f"{found['updates']:,} of {counted(whole, 'update')}"
+    if found["updates"]:
+        updates += f": mean {update['mean']:.2f} ms, p50 {update['p50']:.2f}, p90 {update['p90']:.2f}"
+        updates += f", p99 {update['p99']:.2f}"
+    console.print(updates, soft_wrap=True)
+    if left_out:
+        ranks = numbered("rank", map(int, left_out))
+        waited = f"{counted(sum(left_out.values()), 'update')} that waited for {ranks}"
+        console.print(f"! the report leaves out {waited}, whose work is not in the recording", soft_wrap=True)
+    console.print()
+    if found["updates"]:
+        _print_bars("critical path of an update, ms", found["path_ms"], console)
+        _print_blame(found["blame"], console)
 
 
 def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
@@ -223,12 +261,12 @@ def _print_blame(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 def _sync_cells(each: Mapping[str, Any]) -> tuple[str, ...]:
     counts = (f"{each['inclusion']:.1%}", f"{each['kth']:.1%}", str(each["late"]), str(each["skipped"]))
-    return (*counts, f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}")
+    return (*counts, str(each["again"]), f"{each['worked_s']:.1f}", f"{each['wasted_s']:.1f}")
 
 
 def _async_cells(each: Mapping[str, Any]) -> tuple[str, ...]:
     age = ("", "") if each["staleness"] is None else (f"{each['staleness']:.1f}", str(each["most_stale"]))
-    return (f"{each['inclusion']:.1%}", *age, f"{each['worked_s']:.1f}")
+    return (f"{each['inclusion']:.1%}", *age, str(each["again"]), f"{each['worked_s']:.1f}")
 
 
 def _print_ranks(found: dict[str, Any], console: Console) -> None:
@@ -239,10 +277,21 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
         table.add_row(rank, each["host"], *cells(each), "" if share is None else f"{share:.0%}")
     console.print(table)
     if found["backup_gain_s"] is not None:
-        gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
-        cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
-        console.print(f"the last backup saves {gain_ms:.2f} ms per update, and works {cost_ms:.2f} ms per update")
+        console.print(_last_backup(found), soft_wrap=True)
     console.print()
+
+
+def _last_backup(found: dict[str, Any]) -> str:
+    """What the last backup saves and costs: with cores of its own, and in the replay, which shares the cores."""
+    gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
+    cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
+    text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"
+    rates = {row["change"]: row["updates_per_s"] for row in found["what_if"]}
+    if ONE_BACKUP_FEWER in rates:
+        saved_ms = 1e3 / rates[ONE_BACKUP_FEWER] - 1e3 / rates[AS_IT_WAS]
+        text += f". In the replay, with the cores of this run, it {'saves' if saved_ms >= 0 else 'costs'} "
+        text += f"{abs(saved_ms):.2f} ms"
+    return text
 
 
 def _print_spans(rows: Sequence[dict[str, Any]], console: Console, *, all_of_them: bool) -> None:
@@ -250,6 +299,26 @@ def _print_spans(rows: Sequence[dict[str, Any]], console: Console, *, all_of_the
     for row in rows if all_of_them else [row for row in rows if " " in row["who"]]:
         numbers = (f"{row[name]:.3f}" for name in ("mean", "p50", "p90", "p99", "p99.9", "max"))
         table.add_row(row["who"], row["span"], f"{row['count']:,}", *numbers)
+    console.print(table, "")
+
+
+def _print_machine(uses: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    titles = (
+        "process",
+        "host",
+        "of a core",
+        "waits for a core",
+        "stolen",
+        "throttled",
+        "preempted/s",
+        "major faults/s",
+    )
+    table = plain_table("use of the machine", *titles)
+    for process, use in uses.items():
+        shares = (use[name] for name in ("core_share", "queued_share", "stolen_share", "throttled_share"))
+        rates = (use[name] for name in ("preempted_per_s", "major_faults_per_s"))
+        cells = [("" if each is None else f"{each:.1%}") for each in shares]
+        table.add_row(process, use["host"], *cells, *("" if each is None else f"{each:.1f}" for each in rates))
     console.print(table, "")
 
 

@@ -23,7 +23,8 @@ PREFIX = struct.Struct("<II")
 
 # Columns that end in _at_us are times on the process's monotonic clock. These, spans and cpu_us are in microseconds.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    # A worker, for each contribution: from the end of the previous push to the end of its own.
+    # A worker, for each contribution: from the end of the previous push to the end of its own. queued_us is how long
+    # its thread was ready but had no core, outside the span wait.
     "cycles": (
         "generation",
         "version",
@@ -35,6 +36,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "cpu_us",
         "preempted",
         "major_faults",
+        "queued_us",
     ),
     # A shard, for each contribution that arrived. The shard waited for messages until polled_at_us. After that, it was
     # busy or did not run.
@@ -58,6 +60,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "spans": ("name", "start_ns", "duration_ns", "version"),
 }
 
+# Columns that older recordings lack. There they are -1.
+ADDED: dict[str, tuple[str, ...]] = {"cycles": ("queued_us",)}
+
 
 def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]) -> bytes:
     """One block of a file, with ``tables`` under the key ``tables``."""
@@ -77,8 +82,17 @@ def unpack(data: bytes) -> Iterator[dict[str, Any]]:
         if len(body) < length or zlib.crc32(body) != crc32:
             return
         block = msgpack.unpackb(zlib.decompress(body), strict_map_key=False)
-        block["tables"] = {name: _unpack_table(packed) for name, packed in block.get("tables", {}).items()}
+        tables = block.get("tables", {}).items()
+        block["tables"] = {name: _with_added(name, _unpack_table(packed)) for name, packed in tables}
         yield block
+
+
+def _with_added(name: str, table: Table) -> Table:
+    """``table`` with -1 in the columns that an older recording lacks."""
+    added = len(ADDED.get(name, ()))
+    if not added or table.shape[1] != len(COLUMNS[name]) - added:
+        return table
+    return np.pad(table, ((0, 0), (0, added)), constant_values=-1)
 
 
 def _pack_table(rows: Sequence[Sequence[int]]) -> list[Any]:

@@ -18,6 +18,8 @@ from zmqrl.words import counted
 VERSIONS_SHOWN = 2000
 Event: TypeAlias = dict[str, Any]
 """One event of the Trace Event Format (docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)."""
+Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
+"""The track, the begin and the end of the slice that sends a message."""
 
 
 def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
@@ -78,8 +80,8 @@ def newest(recording: Recording) -> range:
 
 
 def _events(recording: Recording, clocks: Clocks, shown: range) -> Iterator[Event]:
-    pushed: dict[tuple[int, int, int], tuple[int, float]] = {}  # by generation, version, rank: track and time
-    published: dict[tuple[int, int, int], tuple[int, float]] = {}  # by generation, version, shard
+    pushed: Starts = {}  # by generation, version, rank
+    published: Starts = {}  # by generation, version, shard
     known = [(track, each) for track, each in enumerate(recording.processes, 1) if clocks.knows(each)]
     for track, each in known:
         name = f"{each.process.role} {each.process.number} on {each.host}"
@@ -101,11 +103,18 @@ def _slice(name: str, track: int, start_us: float, end_us: float, **args: Any) -
     )
 
 
-def _arrow(name: str, key: str, start: tuple[int, float], end: tuple[int, float]) -> Iterator[Event]:
-    """An arrow between two slices. Each end is a track and a time in its slice."""
-    about = {"name": name, "cat": "message", "id": key, "tid": 0}
-    yield about | {"ph": "s", "pid": start[0], "ts": start[1]}
-    yield about | {"ph": "f", "bp": "e", "pid": end[0], "ts": end[1]}
+def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int, float]) -> Iterator[Event]:
+    """An arrow from the end of the slice ``start`` to the track and time ``end``.
+
+    A message can arrive before its sender has noted that it is sent: the arrow then starts earlier in the slice. There
+    is no arrow to a time before the slice, which the error of the clocks can cause.
+    """
+    track, begin_us, end_us = start
+    start_us = max(begin_us, min(end_us - 0.001, end[1]))
+    if start_us <= end[1]:
+        about = {"name": name, "cat": "message", "id": key, "tid": 0}
+        yield about | {"ph": "s", "pid": track, "ts": start_us}
+        yield about | {"ph": "f", "bp": "e", "pid": end[0], "ts": end[1]}
 
 
 def _spans(each: ProcessRecording, clocks: Clocks, track: int, shown: range) -> Iterator[Event]:
@@ -119,48 +128,44 @@ def _spans(each: ProcessRecording, clocks: Clocks, track: int, shown: range) -> 
             yield _slice(each.span_names[name], track, float(start_us), float(end_us), version=int(version))
 
 
-def _cycles(
-    each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: dict[tuple[int, int, int], Any]
-) -> Iterator[Event]:
+def _cycles(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[Event]:
     table = each.table("cycles")
     began, ended = (clocks.times_us(each, table[name]) for name in ("began_at_us", "pushed_at_us"))
     for i in np.flatnonzero(np.isin(table["version"], shown)):
         version = int(table["version"][i])
         spans = {name: int(table[name][i]) for name in ("env_step", "act", "gradient", "wait", "cpu_us")}
         yield _slice(f"contribution to {version}", track, float(began[i]), float(ended[i]), **spans)
-        pushed[int(table["generation"][i]), version, each.process.number] = track, float(ended[i]) - 0.001
+        key = int(table["generation"][i]), version, each.process.number
+        pushed.setdefault(key, (track, float(began[i]), float(ended[i])))
 
 
-def _versions(
-    each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: dict[tuple[int, int, int], Any]
-) -> Iterator[Event]:
+def _versions(each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: Starts) -> Iterator[Event]:
     table = each.table("versions")
     closed, out = (clocks.times_us(each, table[name]) for name in ("closed_at_us", "published_at_us"))
     for i in np.flatnonzero(np.isin(table["version"], shown)):
         version = int(table["version"][i])
         yield _slice(f"version {version}", track, float(closed[i]), float(out[i]), kth=int(table["closing_rank"][i]))
-        published[int(table["generation"][i]), version, each.process.number] = (
-            track,
-            max(float(closed[i]), float(out[i]) - 0.001),
-        )
+        key = int(table["generation"][i]), version, each.process.number
+        published.setdefault(key, (track, float(closed[i]), float(out[i])))
 
 
-def _pushes(
-    each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: dict[tuple[int, int, int], Any]
-) -> Iterator[Event]:
+def _pushes(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[Event]:
     table = each.table("arrivals")
     arrived = clocks.times_us(each, table["arrived_at_us"])
+    come: set[tuple[int, int, int]] = set()  # a slice that is sent again has no second arrow
     for i in np.flatnonzero(np.isin(table["version"], shown)):
         generation, version, rank = (int(table[name][i]) for name in ("generation", "version", "rank"))
         at_us = float(arrived[i])
         yield _slice(f"rank {rank}: {SHARD_OUTCOMES[table['outcome'][i]]}", track, at_us, at_us + 0.1, version=version)
-        start = pushed.get((generation, version, rank))
-        if start is not None:
+        key = generation, version, rank
+        start = pushed.get(key)
+        if start is not None and key not in come:
+            come.add(key)
             yield from _arrow("push", f"p{track}.{generation}.{version}.{rank}", start, (track, at_us))
 
 
 def _publications(
-    each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: dict[tuple[int, int, int], Any]
+    each: ProcessRecording, clocks: Clocks, track: int, shown: range, published: Starts
 ) -> Iterator[Event]:
     table = each.table("cycles")
     began, pulled = (clocks.times_us(each, table[name]) for name in ("began_at_us", "pulled_at_us"))

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 
 from zmqrl.errors import UsageError
 from zmqrl.process_id import shard_id, worker_id
-from zmqrl.profile.critical_path import OTHER, Cycle, Step, Timeline
+from zmqrl.profile.critical_path import OTHER, TRANSFERS, Cycle, Step, Timeline
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.simulate.compute import ComputeTimes, Work
@@ -19,7 +20,11 @@ ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
 ASLEEP = ("straggle",)  # needs no core
 MOST_UPDATES = 1000
+STRETCHES = 10  # that a long recording is replayed in
+NETWORK_BOUND = 0.25  # share of the time of updates: with more transfers than this, the network limits the run
 UNCROWDED = 25  # the percentile of transfer times that counts as uncongested
+
+T = TypeVar("T")
 
 
 class TooLittleRecorded(UsageError):
@@ -27,7 +32,10 @@ class TooLittleRecorded(UsageError):
 
 
 class RecordedRun:
-    """A run to simulate. ``measured`` is its rate in updates per second."""
+    """A run to simulate. ``measured`` is its rate in updates per second.
+
+    ``transfer_share`` is the share of the time of updates in which they waited for transfers.
+    """
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
         """``scenario`` has the settings of the run. Hosts and costs come from the recording.
@@ -37,15 +45,19 @@ class RecordedRun:
         if not steps:
             raise TooLittleRecorded("no complete update was recorded.")
         self.measured = 1 / fmean(step.seconds for step in steps)
+        sent_s = sum(part.seconds for step in steps for part in step.parts if part.cause in TRANSFERS)
+        self.transfer_share = sent_s / sum(step.seconds for step in steps)
         self._timeline = timeline
+        self._versions = sorted({version for version, _ in timeline.cycles})
+        by_version = sorted(timeline.cycles.items())
         self._cycles = {
-            rank: [cycle for (_, each), cycle in sorted(timeline.cycles.items()) if each == rank]
+            rank: {version: cycle for (version, each), cycle in by_version if each == rank}
             for rank in range(scenario.ranks)
         }
         if not all(self._cycles.values()):
             missing = numbered("rank", (rank for rank, cycles in self._cycles.items() if not cycles))
             raise TooLittleRecorded(f"{missing} recorded nothing, so the run cannot be replayed.")
-        self._queued = {rank: _queued_share(recording, rank, cycles) for rank, cycles in self._cycles.items()}
+        self._queued = {rank: _queued_share(recording, rank, each.values()) for rank, each in self._cycles.items()}
         self._beside = {rank: _beside_s(recording, rank) for rank in self._cycles}
         hosts = {host: i for i, host in enumerate(dict.fromkeys(timeline.hosts.values()))}
         self.scenario = replace(
@@ -55,32 +67,72 @@ class RecordedRun:
             cores=max(each.cores for each in recording.processes),
             worker_hosts=tuple(hosts[timeline.hosts[worker_id(rank)]] for rank in range(scenario.ranks)),
             shard_hosts=tuple(hosts[timeline.hosts[shard_id(shard)]] for shard in range(scenario.shards)),
-            costs=_costs(recording, timeline),
+            costs=_costs(timeline),
         )
 
+    def no_answer_for_shards(self) -> str | None:
+        """Why the recording does not tell the effect of another number of shards; None if it does.
+
+        Recorded transfers keep their time, whatever the number of shards.
+        """
+        if self.transfer_share <= NETWORK_BOUND:
+            return None
+        return (
+            f"transfers took {self.transfer_share:.0%} of the time of updates, and the recording does not show how "
+            "another number of shards would change them"
+        )
+
+    def delay(self, rank: int, queued: float) -> float:
+        """Seconds in the run queue per second on a core that the processes of the run do not explain.
+
+        ``queued`` is what they explain. Other programs, or a late switch of the kernel, cause the rest.
+        """
+        cycles = self._cycles[rank].values()
+        cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)
+        explained_s = queued * (cpu_s + self._beside[rank])
+        return max(0.0, queued_s - explained_s) / cpu_s if cpu_s else 0.0
+
     def times(
-        self, ranks: Iterable[int], *, spans: Mapping[str, float] | None = None, link: float = 1.0
+        self,
+        ranks: Iterable[int],
+        updates: int,
+        *,
+        spans: Mapping[str, float] | None = None,
+        link: float = 1.0,
+        delays: Mapping[int, float] | None = None,
     ) -> ComputeTimes:
         """The recorded work of the ranks. Transfers of weights and gradient count as time without a core.
 
-        ``spans`` has factors for the time of spans. ``link`` is the factor for these transfers.
+        Of a recording with more than ``updates`` updates, stretches are used: see :func:`spread`.
+
+        ``spans`` has factors for the time of spans. ``link`` is the factor for these transfers. ``delays``: additional
+        seconds without a core per second on a core, by rank.
         """
-        spans = spans or {}
+        spans, delays = spans or {}, delays or {}
+        replayed = set(spread(self._versions, updates))
         gradient, rollout = [], []
         for rank in ranks:
-            cycles = self._cycles[rank]
+            known = self._cycles[rank]
+            cycles = [cycle for version, cycle in known.items() if version in replayed] or list(known.values())
             way_s = link * _way_s(self._timeline, rank)
-            played = [self._work(rank, cycle, ROLLOUT, spans) for cycle in cycles if cycle.with_rollout]
-            learned = [self._work(rank, cycle, GRADIENT, spans) for cycle in cycles]
+            delay = delays.get(rank, 0.0)
+            played = [self._work(rank, cycle, ROLLOUT, spans, delay) for cycle in cycles if cycle.with_rollout]
+            learned = [self._work(rank, cycle, GRADIENT, spans, delay) for cycle in cycles]
             beside_s = self._beside[rank]
             gradient.append(Work([cpu + beside_s for cpu, _ in learned], [idle + way_s for _, idle in learned]))
             rollout.append(Work([cpu for cpu, _ in played], [idle for _, idle in played]))
         return ComputeTimes(tuple(gradient), tuple(rollout) if all(len(each.cpu_s) for each in rollout) else ())
 
-    def _work(self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float]) -> tuple[float, float]:
-        """CPU and idle seconds of some spans. The time in the run queue is left out: the simulation adds its own."""
+    def _work(
+        self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float], delay: float
+    ) -> tuple[float, float]:
+        """CPU and idle seconds of some spans. The simulation adds its own time in the run queue, beyond ``delay``."""
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
+        if cycle.queued_s is None:
+            off_core = (1 - on_core) * (1 - self._queued[rank])
+        else:
+            off_core = max(0.0, 1 - on_core - cycle.queued_s / awake_s) if awake_s else 0.0
         cpu_s = idle_s = 0.0
         for name in names:
             seconds = cycle.spans[name] * factors.get(name, 1.0)
@@ -88,24 +140,43 @@ class RecordedRun:
                 idle_s += seconds
             else:
                 cpu_s += on_core * seconds
-                idle_s += (1 - on_core) * (1 - self._queued[rank]) * seconds
-        return cpu_s, idle_s
+                idle_s += off_core * seconds
+        return cpu_s, idle_s + delay * cpu_s
 
 
-def _queued_share(recording: Recording, rank: int, cycles: Sequence[Cycle]) -> float:
-    """The share of a worker's off-core working time in which it waited for a core."""
+def spread(items: Sequence[T], number: int) -> Sequence[T]:
+    """About ``number`` items, in order: ``STRETCHES`` stretches of neighbours, from the first to the last item."""
+    size = max(1, number // STRETCHES)
+    if len(items) <= max(number, STRETCHES * size):
+        return items
+    starts = (i * (len(items) - size) // (STRETCHES - 1) for i in range(STRETCHES))
+    return [item for start in starts for item in items[start : start + size]]
+
+
+def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> float:
+    """The share of a worker's off-core working time in which it waited for a core, for recordings without queued_us.
+
+    Waits and the start of the process count, too. So the share is too large.
+    """
     queued_s = sum(grown_s(each.table("machine"), "queued_us") for each in _of_rank(recording, rank))
     without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)
     return min(1.0, queued_s / without_s) if without_s > 0 else 0.0
 
 
 def _beside_s(recording: Recording, rank: int) -> float:
-    """CPU seconds per contribution of the other threads of a worker, such as the one with its sockets."""
+    """CPU seconds per contribution of the other threads of a worker, such as the one with its sockets.
+
+    The start of the process does not count, nor does time without recorded contributions.
+    """
     others_s, contributions = 0.0, 0
     for each in _of_rank(recording, rank):
-        machine = each.table("machine")
-        others_s += max(0.0, grown_s(machine, "process_cpu_us") - grown_s(machine, "cpu_us"))
-        contributions += len(each.table("cycles")["version"])
+        machine, cycles = each.table("machine"), each.table("cycles")
+        at_us, pushed_us = machine["at_us"], cycles["pushed_at_us"]
+        if len(at_us) and len(pushed_us):
+            span_us = max(at_us[0], cycles["began_at_us"][0]), min(at_us[-1], pushed_us[-1])
+            totals_us = np.interp(span_us, at_us, machine["process_cpu_us"] - machine["cpu_us"])
+            others_s += max(0.0, float(totals_us[1] - totals_us[0]) / 1e6)
+            contributions += int(((pushed_us > span_us[0]) & (pushed_us <= span_us[1])).sum())
     return others_s / contributions if contributions else 0.0
 
 
@@ -122,8 +193,12 @@ def _way_s(timeline: Timeline, rank: int) -> float:
     return sum(float(np.percentile(way, UNCROWDED)) for way in (down, up) if way)
 
 
-def _costs(recording: Recording, timeline: Timeline) -> ShardCosts:
-    """The mean costs of the shards, in seconds. CPU time outside the spans counts as sending."""
+def _costs(timeline: Timeline) -> ShardCosts:
+    """The mean durations of the shards' spans, in seconds, as CPU time.
+
+    Waits for a core or a disk count, too, because a simulated shard does not wait otherwise. Sending costs nothing
+    here: it is part of the recorded transfers.
+    """
     made = [each for shards in timeline.publications.values() for each in shards.values()]
     arrivals = sum(len(each) for each in timeline.arrivals.values())
 

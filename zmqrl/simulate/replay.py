@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.critical_path import OTHER, Step
 from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun
-from zmqrl.simulate.virtual.world import simulate
+from zmqrl.simulate.virtual.world import World, simulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class Changes:
 
 
 UNCHANGED = Changes()
+COMPARISONS = 2
 BLAMED_FROM = 0.1  # share of all blame: ranks with less are not worth a prediction
 MOST_BLAMED = 4
 
@@ -59,13 +61,34 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
         worker_hosts=tuple(recorded.scenario.worker_hosts[rank] for rank in ranks),
         shard_hosts=recorded.scenario.shard_hosts * changes.shards,
     )
-    return simulate(scenario, compute=recorded.times(ranks, spans=changes.spans, link=changes.link)).updates_per_s
+    late = delays(recorded)
+    times = recorded.times(ranks, scenario.updates, spans=changes.spans, link=changes.link, delays=late)
+    return simulate(scenario, compute=times).updates_per_s
+
+
+@lru_cache(maxsize=1)  # a profile replays the same run many times
+def delays(recorded: RecordedRun) -> dict[int, float]:
+    """How much longer the work of each rank took than its shared cores explain, per second on a core.
+
+    The recorded time in the run queue is compared with that of the unchanged replay. Delays make the replay less
+    crowded, so the comparison is repeated.
+    """
+    scenario, found = recorded.scenario, dict[int, float]()
+    for _ in range(COMPARISONS):
+        world = World(scenario, recorded.times(range(scenario.ranks), scenario.updates, delays=found))
+        world.run()
+        found = {
+            worker.rank: recorded.delay(worker.rank, worker.queued_s / worker.cpu_s if worker.cpu_s else 0.0)
+            for worker in world.workers
+        }
+    return found
 
 
 def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int] = ()) -> list[WhatIf]:
     """Predict the effect of typical changes, such as removing one of the most blamed ranks.
 
-    ``without`` names more ranks to remove, one at a time. Each result has the error of the unchanged replay.
+    ``without`` names more ranks to remove, one at a time. Each result has the error of the unchanged replay. If the
+    network limits the run, there is no prediction for more shards.
     """
     scenario = recorded.scenario
     error = replay(recorded) / recorded.measured - 1
@@ -78,7 +101,7 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
         questions.append(("one backup fewer", Changes(backups=-1)))
     questions += [
         ("one backup more", Changes(backups=1)),
-        ("twice as many shards", Changes(shards=2)),
+        *([] if recorded.no_answer_for_shards() else [("twice as many shards", Changes(shards=2))]),
         (f"{span} in half the time", Changes(spans={span: 0.5})),
         ("transfers in half the time", Changes(link=0.5)),
     ]

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from zmqrl.observe.tables import plain_table
 from zmqrl.simulate.result import Result
+from zmqrl.simulate.scenario import Scenario
 from zmqrl.words import counted
 
 COLUMNS = (
@@ -42,9 +43,19 @@ def report(result: Result) -> str:
         "contributions  "
         + ", ".join(f"{found[name]} {name}" for name in ("used", "late", "skipped", "duplicate", "rejected")),
         f"workers wait   {result.waiting:.0%} of the time",
-        f"network cards  the busiest used {_busiest(result):.0%} of its bandwidth",
+        "network cards  "
+        + ("not measured" if not result.nics else f"the busiest used {_busiest(result)} of its bandwidth"),
     ]
     return "\n".join(lines)
+
+
+def assumed(scenario: Scenario) -> str:
+    """A line about the hosts and the network of a scenario."""
+    hosts = "a host for each process" if scenario.hosts is None else counted(scenario.hosts, "host")
+    cores = "a core for each process" if scenario.cores is None else f"{counted(scenario.cores, 'core')} per host"
+    finite = math.isfinite(scenario.bandwidth)
+    rate = f"{scenario.bandwidth / 1e6:g} MB/s per host" if finite else "unlimited bandwidth"
+    return f"assumed: {hosts}, {cores}, {rate}"
 
 
 def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None = None) -> Table:
@@ -60,7 +71,7 @@ def table(results: Sequence[Result], swept: Sequence[str], marked: Result | None
             *(f"{step_ms[p]:.1f}" for p in ("p50", "p90", "p99")),
             *(str(getattr(result, name)) for name in ("used", "late", "skipped")),
             f"{result.waiting:.0%}",
-            f"{_busiest(result):.0%}",
+            _busiest(result),
             *(["<-"] if result is marked else []),
         )
     return found
@@ -71,9 +82,9 @@ def _setting(result: Result, name: str) -> object:
     return result.scenario.effective_quorum if name == "quorum" else f"{value:g}" if isinstance(value, float) else value
 
 
-def _busiest(result: Result) -> float:
-    """The greatest used share of the bandwidth of a network card, in one direction."""
-    return max(max(use.outgoing, use.incoming) for use in result.nics)
+def _busiest(result: Result) -> str:
+    """The greatest used share of the bandwidth of a network card, in one direction. Empty if none was measured."""
+    return f"{max(max(use.outgoing, use.incoming) for use in result.nics):.0%}" if result.nics else ""
 
 
 def _figure(number: float) -> str:

@@ -32,7 +32,8 @@ class Result:
 
     ``step_s``: the times from one version to the next. A version exists when its last shard has published it. Counts of
     contributions are in slices, as in ``summary.json``. ``abandoned`` counts abandoned gradients, whose slices count as
-    skipped. ``waiting_s`` is by rank, and ``nics`` by host. ``shards_busy`` is the CPU time per second of each shard.
+    skipped. ``waiting_s`` is by rank, and ``nics`` by host; a live run has no ``nics``. ``shards_busy`` is the CPU time
+    per second of each shard.
     """
 
     scenario: Scenario

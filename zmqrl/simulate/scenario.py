@@ -156,6 +156,14 @@ class Scenario:
             return tuple(range(first, first + self.shards))
         return tuple(shard * self.hosts // self.shards % self.hosts for shard in range(self.shards))
 
+    @property
+    def times_transfers(self) -> bool:
+        """Whether transfers between workers and shards take simulated time."""
+        workers, shards = set(self.host_of_rank()), set(self.host_of_shard())
+        if len(workers | shards) > 1 and (self.bandwidth < math.inf or self.latency > 0):
+            return True
+        return self.loopback < math.inf and bool(workers & shards)
+
     def slowness(self, rank: int) -> tuple[float, float]:
         """The factor of a worker's work, and the seconds that it sleeps for each gradient."""
         found = [(each.factor, each.seconds) for each in self.stragglers if each.rank == rank]

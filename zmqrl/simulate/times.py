@@ -66,15 +66,17 @@ def recorded_run(run: Path) -> RecordedRun | None:
         return None
 
 
-def recorded_times(run: Path) -> ComputeTimes:
-    """The recorded times of the workers of a run.
+def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> ComputeTimes:
+    """The recorded times of the workers of a run, for a simulation of ``updates`` updates.
+
+    ``transfers``: whether they include those of weights and gradients.
 
     Without a recording, they are means over the second half of its ``metrics.jsonl``, as CPU time. Raises UsageError
     if ``run`` is not a run, or has no times yet.
     """
     recorded = recorded_run(run)
     if recorded is not None:
-        return recorded.times(range(recorded.scenario.ranks))
+        return recorded.times(range(recorded.scenario.ranks), updates, link=float(transfers))
     record = RunRecord.read(run)
     per_rollout, _ = _rollout_of(record.settings, run)
     splits = [row["split_s"] for row in record.rows if row.get("split_s")]
@@ -88,9 +90,12 @@ def recorded_times(run: Path) -> ComputeTimes:
 
 
 def times_of(scenario: Scenario) -> ComputeTimes:
-    """The times of the work in ``scenario``: drawn, or those of a run. Raises UsageError."""
+    """The times of the work in ``scenario``: drawn, or those of a run. Raises UsageError.
+
+    The recorded transfers of a run are left out if the scenario describes a network, which takes their place.
+    """
     if scenario.recorded_run is not None:
-        return recorded_times(scenario.recorded_run)
+        return recorded_times(scenario.recorded_run, scenario.updates, transfers=not scenario.times_transfers)
     return ComputeTimes.drawn(
         gradient=Law.parse(scenario.compute, "--compute"),
         rollout=None if scenario.rollout is None else Law.parse(scenario.rollout, "--rollout"),

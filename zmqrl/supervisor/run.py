@@ -166,7 +166,8 @@ def _supervise(
         if config.profile:
             traced = range(checkpoint.version, checkpoint.version + config.profile)
             arrows = config.mode == "sync"
-            for text in write_trace(Recording.read(directory.profile), directory.trace, traced, arrows=arrows):
+            recording = Recording.read(directory.profile, traced)
+            for text in write_trace(recording, directory.trace, traced, arrows=arrows):
                 console.notice(text)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")

@@ -1,6 +1,7 @@
 """``zmqrl plan``: the table and the recommendation."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,8 +40,24 @@ def test_the_plan_recommends_backups_for_heavy_stragglers(capsys: pytest.Capture
 
 
 def test_without_json_the_plan_is_a_table_with_a_marked_row(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["plan", "--from", str(ROOT / "tests" / "old_run"), "--workers-up-to", "2"]) == 0
+    assert (
+        run(
+            [
+                "plan",
+                "--from",
+                str(ROOT / "tests" / "old_run"),
+                "--workers-up-to",
+                "2",
+                "--cores",
+                "4",
+                "--hosts",
+                "None",
+            ]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
+    assert "assumed: a host for each process, 4 cores per host, unlimited bandwidth" in lines
     assert lines[0].split()[:4] == ["workers", "backups", "shards", "updates/s"]
     assert [line.split()[:3] for line in lines if line.endswith("<-")] == [["2", "0", "1"]]
 
@@ -50,3 +67,26 @@ def test_a_plan_requires_a_maximum_number_of_workers() -> None:
         run(["plan"])
     with pytest.raises(UsageError, match="--workers-up-to 0: 1 to 1024 workers are possible"):
         run(["plan", "--workers-up-to", "0"])
+
+
+@pytest.mark.parametrize("option", ["--workers", "--backups", "--shards", "--quorum"])
+def test_a_plan_refuses_the_settings_that_it_chooses(option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} 3: a plan chooses the number itself: leave {option} out"):
+        run(["plan", "--workers-up-to", "2", option, "3"])
+
+
+def test_a_plan_tells_which_settings_of_a_scenario_it_does_not_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(
+        "workers = 1\nshards = 1\nshard_hosts = [1]\nloss = 0.01\n[[failures]]\nprocess = 'worker-0'\nat = 1.0",
+        encoding="utf-8",
+    )
+    assert run(["plan", str(path), *QUICK, "--workers-up-to", "1"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "--loss without --latency only adds timeouts: set --latency, so that it also limits rates.",
+        "a plan does not use these settings of the scenario: failures, shard_hosts.",
+    ]
+    assert run(["plan", *QUICK, "--workers-up-to", "1", "--loss", "0.01", "--latency", "1e-4"]) == 0
+    assert capsys.readouterr().err == ""

@@ -52,6 +52,25 @@ def test_a_sweep_prints_a_list_in_the_order_of_the_values(capsys: pytest.Capture
     assert [(each["shards"], each["backups"]) for each in found] == [(1, 0), (1, 2), (4, 0), (4, 2)]
 
 
+def test_the_costs_of_a_file_shrink_with_the_slices_however_the_number_of_shards_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text("shards = 2\n[costs]\naccumulate_s = 0.01\nsend_s = 0.003", encoding="utf-8")
+    option = found_by(capsys, str(path), "--compute", "constant:0", "--updates", "10", "--shards", "8")
+    sweep = found_by(capsys, str(path), "--compute", "constant:0", "--updates", "10", "--sweep", "shards=2,8")
+    assert option["updates_per_s"] == sweep[1]["updates_per_s"] > sweep[0]["updates_per_s"]
+    costs = options_from([str(path), "--shards", "8", "--optimize-s", "0.5"]).settings.costs
+    assert (costs.accumulate_s, costs.send_s, costs.optimize_s) == (0.0025, 0.003, 0.5)
+
+
+def test_a_loss_without_latency_is_told_to_have_little_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", *QUICK, "--loss", "0.01"]) == 0
+    assert capsys.readouterr().err.startswith("--loss without --latency only adds timeouts")
+    assert run(["simulate", *QUICK, "--sweep", "loss=0,0.01", "--latency", "0.001"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_same_command_prints_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["simulate", "--compute", "lognormal:0.1:1", "--backups", "2", "--bandwidth", "1e8", "--json"]
     printed = []

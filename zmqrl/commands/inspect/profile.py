@@ -20,9 +20,10 @@ from zmqrl.process import interruptible
 from zmqrl.profile.accounts import traffic
 from zmqrl.profile.difference import changes, grown, print_changes
 from zmqrl.profile.recorder import FLUSH_EVERY_S
-from zmqrl.profile.recording import Recording
+from zmqrl.profile.recording import Recording, newest_version
 from zmqrl.profile.report import Profile, print_report
 from zmqrl.profile.trace import cut_short, newest, write_trace
+from zmqrl.profile.versions import held_up, print_versions, version_range
 from zmqrl.ps.wire.codec import payload_bytes
 from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.simulate.recorded import RecordedRun
@@ -46,16 +47,18 @@ class Options:
     json: bool = False
     """Print one JSON object."""
     processes: bool = False
-    """Print the spans of every process too."""
+    """Print the spans and the machine use of every process too."""
     without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
     """Predict the run without this rank, in addition to the most blamed ranks. May be repeated."""
+    versions: Annotated[str | None, tyro.conf.arg(metavar="V[-W]")] = None
+    """List what the updates that made versions V to W waited for: the K-th rank, the last shard and the worst delay."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a trace of all processes on one clock, for https://ui.perfetto.dev."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
-    """With two runs: exit with status 1 if the time of an update or of a span grew by more than this percentage of the
-    first run's update time. The span wait does not count.
+    """With two runs: exit with status 1 if the time of an update, of a part of the critical path or of a span grew by
+    more than this percentage of the first run's update time. The span wait does not count.
     """
 
 
@@ -76,16 +79,24 @@ def run(options: Options) -> int:
         raise UsageError("--fail-above compares two runs: name the earlier run, then the later one.")
     if options.plot is not None:
         check_picture("--plot", options.plot)
+    shown = None if options.versions is None else version_range(options.versions)
     path = options.runs[0]
     asynchronous = is_asynchronous(path)
     if options.without:
         check_ranks(path, options.without)
     if asynchronous and options.plot is not None:
         raise UsageError(f"--plot shows the critical path, but {path} is asynchronous and has none: leave it out.")
+    if asynchronous and shown is not None:
+        raise UsageError(
+            f"--versions follows the critical path, but {path} is asynchronous and has none: leave it out."
+        )
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
     profile = Profile.of(recording, asynchronous=asynchronous)
     found = profile.to_json()
     add_settings(path, profile, found, options.without)
+    if shown is not None:
+        found["versions"] = held_up(profile.steps, profile.timeline.hosts, shown)
+        require(bool(found["versions"]), f"--versions {options.versions}: the recording has no path of these versions.")
     if options.trace is not None:
         with _written(options.trace):
             write_trace(recording, options.trace, newest(recording), arrows=not asynchronous)
@@ -97,6 +108,8 @@ def run(options: Options) -> int:
             plot_profile(profile, found, options.plot, str(path))
     if options.json:
         print_json(found)
+    elif shown is not None:
+        print_versions(found["versions"], console)
     else:
         print_report(found, console, processes=options.processes)
     return 0
@@ -123,7 +136,9 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: S
     A run that cannot be replayed has no predictions, and a warning says why. An asynchronous run has neither
     predictions nor bytes per shard.
     """
-    lags = [row for row in RunRecord.read(path).rows if row.get("policy_lag") is not None]
+    first = profile.first_version()
+    rows = (row for row in RunRecord.read(path).rows if row["version"] >= first)
+    lags = [row for row in rows if row.get("policy_lag") is not None]
     if lags:
         found["policy_lag"] = {
             "mean": fmean(row["policy_lag"] for row in lags),
@@ -138,12 +153,14 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: S
         if profile.steps:
             recorded = RecordedRun(profile.recording, profile.timeline, profile.steps, scenario)
             found["what_if"] = [asdict(each) for each in what_if(recorded, profile.steps, without)]
+            if reason := recorded.no_answer_for_shards():
+                found["warnings"].append(f"no prediction for more shards: {reason}")
     except (UsageError, ClusterError) as error:
         found["warnings"].append(f"no predictions: {error}")
 
 
 def _compare(options: Options, console: Console) -> int:
-    one_run = [name for name in ("seconds", "trace", "plot") if getattr(options, name) is not None]
+    one_run = [name for name in ("seconds", "versions", "trace", "plot") if getattr(options, name) is not None]
     one_run += [name for name in ("processes", "without") if getattr(options, name)]
     if one_run:
         raise UsageError(f"--{one_run[0]} is for one run: leave it out to compare two.")
@@ -184,7 +201,7 @@ def read(path: Path) -> Recording:
     if not directory.config.exists():
         raise not_a_run(path)
     try:
-        recording = Recording.read(directory.profile)
+        recording = Recording.newest(directory.profile)
     except OSError as error:
         raise UsageError(refusal(error, directory.profile)) from error
     if not recording.processes:
@@ -196,15 +213,18 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """The recording of a running run over the next ``seconds``. Raises UsageError when it is not running."""
+    """The recording of a running run over ``seconds`` from now on. Raises UsageError when it is not running.
+
+    Processes write at intervals, so that the recording begins and ends up to ``FLUSH_EVERY_S`` seconds later.
+    """
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: choose a time above 0.")
     directory = RunDirectory(path)
     if not directory.in_use():
         raise UsageError(f"{path} is not running: leave out --seconds to see all that it recorded.")
-    before = Recording.read(directory.profile).newest_version()
+    before = newest_version(directory.profile)
     time.sleep(seconds + FLUSH_EVERY_S)  # until the slowest process has written what it recorded meanwhile
-    return read(path).after(before)
+    return read(path).last(seconds).after(before)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,22 @@
 """``zmqrl plan``: find the best numbers of workers, backups and shards by simulation."""
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field
 
 import tyro
 
-from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_means
-from zmqrl.commands.options import parse
+from zmqrl.commands.measure.simulate import Source, settings_from, tell_of_loss, tell_of_recording
+from zmqrl.commands.options import parse, parse_known
 from zmqrl.commands.output import print_json
+from zmqrl.errors import require
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible
-from zmqrl.simulate.plan import plan
-from zmqrl.simulate.report import table
+from zmqrl.simulate.plan import SHARDS, plan
+from zmqrl.simulate.report import assumed, table
 from zmqrl.simulate.scenario import Scenario
 
 PROGRAM = "zmqrl plan"
+LEFT_OUT = ("failures", "worker_hosts", "shard_hosts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +33,33 @@ class Options(Source):
     settings: tyro.conf.OmitArgPrefixes[Scenario] = field(default_factory=Scenario)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The settings that the plan chooses."""
+
+    workers: str | None = None
+    backups: str | None = None
+    shards: str | None = None
+    quorum: str | None = None
+
+
 def command(arguments: list[str]) -> int:
     """Run ``zmqrl plan``. Raises ZmqrlError."""
     settings, rest = settings_from(arguments, PROGRAM)
+    if not {"-h", "--help"} & set(rest):
+        chosen, _ = parse_known(Chosen, rest, PROGRAM)
+        for name, value in asdict(chosen).items():
+            require(value is None, f"--{name} {value}: a plan chooses the number itself: leave --{name} out.")
     return run(parse(Options, rest, PROGRAM, Options(workers_up_to=tyro.MISSING, settings=settings)))
 
 
 @interruptible()
 def run(options: Options) -> int:
     """Search, and print every run that was tried. Raises ZmqrlError."""
-    tell_of_means(options.settings)
+    tell_of_recording(options.settings, SHARDS)
+    tell_of_loss([options.settings])
+    if left_out := [name for name in LEFT_OUT if getattr(options.settings, name)]:
+        sys.stderr.write(f"a plan does not use these settings of the scenario: {', '.join(left_out)}.\n")
     found = plan(options.settings, options.workers_up_to)
     if options.json:
         names = ("workers", "backups", "quorum", "shards")
@@ -49,5 +69,5 @@ def run(options: Options) -> int:
         print_json(plain)
     else:
         tried = table(found.tried, ["workers", "backups", "shards"], marked=found.best)
-        page().print(tried, "", *found.reasons, sep="\n")
+        page().print(tried, "", assumed(options.settings), *found.reasons, sep="\n")
     return 0

@@ -1,7 +1,7 @@
 """``zmqrl simulate``: a run on virtual time, or a sweep of runs."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,9 +35,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Known(Source):
-    """With ``--compute run:DIR``, the rollouts of that run set some of the base settings."""
+    """Options that change the base settings.
+
+    With ``--compute run:DIR``, the rollouts of that run set some of them. ``--shards`` changes the costs of a slice.
+    """
 
     compute: str | None = None
+    shards: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +92,12 @@ def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[st
 def base(file: Path | None, known: Known) -> Scenario:
     """The scenario that options override. Raises UsageError."""
     if known.from_run is not None:
-        return scenario_of(known.from_run)
-    scenario = Scenario() if file is None else Scenario.read(file)
-    if known.compute is None or not known.compute.startswith(RECORDED):
+        scenario = scenario_of(known.from_run)
+    else:
+        scenario = Scenario() if file is None else Scenario.read(file)
+    if known.shards is not None:
+        scenario = scenario.with_shards(known.shards)
+    if known.from_run is not None or known.compute is None or not known.compute.startswith(RECORDED):
         return scenario
     recorded = scenario_of(Path(known.compute.removeprefix(RECORDED)))
     names = ("updates_per_rollout", "agent_steps_per_rollout", "parameters", "codec")
@@ -104,7 +111,9 @@ def run(options: Options) -> int:
         check_picture("--plot", options.plot)
     axes = [Axis.parse(text) for text in options.sweep]
     scenarios = variants(options.settings, axes)
-    tell_of_means(options.settings)
+    tell_of_recording(options.settings, {each.shards for each in scenarios})
+    if not options.live:
+        tell_of_loss(scenarios)
     run_one = _live(options.settings) if options.live else simulate
     with quiet_children():  # otherwise their logs appear on this terminal
         results = [run_one(scenario) for scenario in scenarios]
@@ -126,11 +135,27 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
     return live
 
 
-def tell_of_means(scenario: Scenario) -> None:
-    """Tell the user if a run has no profile, so that only mean times are known."""
+def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
+    """Tell the user what the recording of a run does not show.
+
+    Without a profile, only mean times are known. Recorded transfers do not answer questions about other ``shards``.
+    """
     run = scenario.recorded_run
-    if run is not None and recorded_run(run) is None:
+    if run is None:
+        return
+    recorded = recorded_run(run)
+    if recorded is None:
         sys.stderr.write(f"{run} has no profile: every worker gets its mean times, which do not vary.\n")
+        return
+    reason = recorded.no_answer_for_shards()
+    if reason and not scenario.times_transfers and set(shards) != {recorded.scenario.shards}:
+        sys.stderr.write(f"{run}: {reason}: set --bandwidth to simulate them.\n")
+
+
+def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
+    """Tell the user if losses do not slow down transfers, because these take no time for a round trip."""
+    if any(each.loss and not each.latency for each in scenarios):
+        sys.stderr.write("--loss without --latency only adds timeouts: set --latency, so that it also limits rates.\n")
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:

@@ -4,6 +4,7 @@ A separate thread owns the sockets and the state machine of ``machine.py``. It a
 computing thread plays a long rollout.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -137,7 +138,7 @@ class Connection:
         """
         if self._final is None:
             self._post(e.Pulling(above))
-            with self.spans("wait"):
+            with self.spans("wait"), self._recorder.waiting() if self._recorder else contextlib.nullcontext():
                 answer = self._answer(above, timeout_s)
             if isinstance(answer, e.Assembled):
                 return self._assemble(answer)
@@ -177,8 +178,8 @@ class Connection:
         began_us, self._cycle_began_us = self._cycle_began_us, now_us()
         pulled_us, shard = self._pulled
         times = (began_us, pulled_us, self._cycle_began_us)
-        spent = recorder.spent_us(*WORKER_SPANS)
-        recorder.add("cycles", weights.generation, weights.version, *times, shard, *spent, *recorder.used())
+        used = *recorder.spent_us(*WORKER_SPANS), *recorder.used(), recorder.queued_us()
+        recorder.add("cycles", weights.generation, weights.version, *times, shard, *used)
         recorder.step(time.monotonic())
 
     def passed(self, version: int) -> bool:

@@ -2,9 +2,9 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
 from zmqrl.ps.wire import messages as m
 from zmqrl.simulate.compute import ComputeTimes
-from zmqrl.simulate.result import Result, Use
+from zmqrl.simulate.result import Result
 from zmqrl.simulate.scenario import Scenario
 from zmqrl.simulate.times import times_of
 
@@ -39,6 +39,11 @@ def ignored(scenario: Scenario) -> list[str]:
     """The settings of ``scenario`` that have no effect in a live run."""
     default = Scenario()
     return [name for name in NOT_HERE if getattr(scenario, name) != getattr(default, name)]
+
+
+def without_ignored(scenario: Scenario) -> Scenario:
+    """``scenario`` without the settings that have no effect in a live run."""
+    return replace(scenario, **{name: getattr(Scenario(), name) for name in NOT_HERE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ def observe(
     not valid, ClusterError when a process fails or the run gets stuck.
     """
     scenario.check()
-    times = compute or times_of(scenario)
+    times = compute or times_of(without_ignored(scenario))
     layout = Layout.of([("parameters", (scenario.parameters,))], scenario.shards)
     with tempfile.TemporaryDirectory(prefix="zmqrl-live-") as scratch:
         with standalone_shards(
@@ -280,7 +285,12 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
         resent=sum(each["tally"]["resent"] for each in told),
         abandoned=counts["abandoned"],
         abandoned_rollouts=counts["abandoned_rollouts"],
-        waiting_s=tuple(each["spans"].get("wait", 0.0) for each in told),
-        nics=(Use(0.0, 0.0),),
+        waiting_s=tuple(within_s(each["waits"], done_at[0], done_at[-1]) for each in told),
+        nics=(),
         shards_busy=tuple(sum(each.spans_s.values()) / elapsed_s for each in shards),
     )
+
+
+def within_s(spans: Iterable[tuple[float, float]], began: float, ended: float) -> float:
+    """The seconds of ``spans``, each from one time to another, that lie between ``began`` and ``ended``."""
+    return sum(max(0.0, min(end, ended) - max(start, began)) for start, end in spans)

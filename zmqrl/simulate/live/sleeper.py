@@ -13,7 +13,7 @@ from typing import Any
 from zmqrl.errors import ZmqrlError
 from zmqrl.process import Messages, log_to_stderr, read_job, say
 from zmqrl.ps.cluster_file import Cluster
-from zmqrl.ps.worker.connection import Connection
+from zmqrl.ps.worker.connection import Connection, PulledWeights
 
 LOOK_S = 0.001  # a worker that drops late work checks this often whether it is late
 
@@ -28,16 +28,26 @@ class Counts:
     abandoned_rollouts: int = 0
 
 
-def work(connection: Connection, job: dict[str, Any]) -> Counts:
-    """Contribute until the run ends, as ``zmqrl.worker.work`` does, but sleep. Raises ClusterError."""
+def work(connection: Connection, job: dict[str, Any]) -> tuple[Counts, list[tuple[float, float]]]:
+    """Contribute until the run ends, as ``zmqrl.worker.work`` does, but sleep.
+
+    Also returns when each wait for weights began and ended, in seconds of ``time.monotonic``. Raises ClusterError.
+    """
     gradient_s, rollout_s, per_rollout = job["gradient_s"], job["rollout_s"], job["updates_per_rollout"]
-    counts = Counts()
-    weights = connection.pull()
+    counts, waits = Counts(), list[tuple[float, float]]()
+
+    def pull(above: int = -1) -> PulledWeights | None:
+        began_at = time.monotonic()
+        weights = connection.pull(above)
+        waits.append((began_at, time.monotonic()))
+        return weights
+
+    weights = pull()
     while weights is not None:
         generation, acted, iteration = weights.generation, weights.version, weights.version // per_rollout
         if rollout_s:
             time.sleep(rollout_s[iteration % len(rollout_s)])
-            weights = connection.pull(acted - 1)
+            weights = pull(acted - 1)
             if weights is None:  # the run ended during the rollout, which does not count
                 break
             counts.rollouts += 1
@@ -51,8 +61,8 @@ def work(connection: Connection, job: dict[str, Any]) -> Counts:
                 counts.gradients += 1
             else:
                 counts.abandoned += 1
-            weights = connection.pull(weights.version)
-    return counts
+            weights = pull(weights.version)
+    return counts, waits
 
 
 def slept(connection: Connection, seconds: float, version: int, drops: bool) -> bool:
@@ -79,11 +89,10 @@ def main() -> None:
     try:
         cluster = Cluster.from_json(job["cluster"])
         with Connection(cluster, job["rank"], incarnation=job["incarnation"], log=log) as connection:
-            counts = work(connection, job)
-            spans = {name: seconds for name, (_, seconds) in connection.spans.totals().items()}
+            counts, waits = work(connection, job)
             tally = dataclasses.asdict(connection.tally())
         cpu_s = time.process_time() - begun_s
-        say({"counts": dataclasses.asdict(counts), "tally": tally, "spans": spans, "cpu_s": cpu_s})
+        say({"counts": dataclasses.asdict(counts), "tally": tally, "waits": waits, "cpu_s": cpu_s})
     except ZmqrlError as error:
         log.error("%s", error)
         sys.exit(error.exit_status)

@@ -52,12 +52,13 @@ class SimulatedWorker:
         self.abandoned = self.abandoned_rollouts = 0
         self.skipped = self.resent = 0  # by earlier processes of this rank
         self.waiting_s = 0.0
+        self.cpu_s = self.queued_s = 0.0  # time on a core, and additional time because others share the cores
         self._factor, self._sleep_s = world.scenario.slowness(rank)
         self._state: Literal["pulling", "computing", "ended"] = "ended"
         self._life = 0
         self._computing: Compute | None = None
         self._job: Job | None = None
-        self._waits_from = 0.0
+        self._waits_from = self._queues_from = 0.0
 
     def start(self) -> None:
         """Start a process."""
@@ -157,12 +158,15 @@ class SimulatedWorker:
         else:
             self._state, self._computing = "computing", step
             if step.cpu_s and self.host.cores is not None:
+                self._queues_from = self.world.clock.now
                 self._job = self.host.cores.start(step.cpu_s, self._sleep, step)
             else:
                 self.world.clock.after(step.cpu_s + step.idle_s, self._computed, step)
 
     def _sleep(self, step: Compute) -> None:
         self._job = None
+        self.cpu_s += step.cpu_s
+        self.queued_s += self.world.clock.now - self._queues_from - step.cpu_s
         self.world.clock.after(step.idle_s, self._computed, step)
 
     def _computed(self, step: Compute) -> None:

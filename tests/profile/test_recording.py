@@ -1,0 +1,117 @@
+"""Parts of recordings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.recordings import US, synthetic_run
+
+from zmqrl.observe.histogram import Histogram
+from zmqrl.observe.spans import Spans
+from zmqrl.profile import recording as recording_module
+from zmqrl.profile.machine_use import grown_s, machine_use
+from zmqrl.profile.recorder import Recorder, RecorderJob
+from zmqrl.profile.recording import Recording, newest_version
+from zmqrl.profile.report import Profile
+
+VERSIONS = 40
+PER_S = {"cpu_us": 0.3, "queued_us": 0.2, "process_cpu_us": 0.4, "stolen_us": 0.0, "throttled_us": 0.0}
+
+
+def recorded(busy_until_s: float = 0.0) -> Recording:
+    """A run with totals of the machine every 0.5 s, and a process that uses more before ``busy_until_s``."""
+    processes = synthetic_run(versions=VERSIONS)
+    for each in processes:
+        at_s = np.arange(0.0, 12.0, 0.5)
+        used_s = at_s + 20 * np.minimum(at_s, busy_until_s)
+        rows = np.stack([at_s, *(share * used_s for share in PER_S.values())], axis=1)
+        each.tables["machine"] = [(US * rows).astype(np.int64)]
+    return Recording(tuple(processes))
+
+
+@pytest.mark.parametrize("version", [10, 20, 35])
+def test_a_part_of_a_recording_has_the_machine_use_of_its_own_time(version: int) -> None:
+    whole = recorded(busy_until_s=2.0)
+    part = whole.after(version)
+    for use in machine_use(part).values():
+        assert use.queued_share == pytest.approx(0.2, abs=1e-3)
+    for before, after in zip(whole.of_role("worker"), part.of_role("worker"), strict=True):
+        cycles, machine = after.table("cycles"), after.table("machine")
+        assert cycles["version"].tolist() == list(range(version + 1, VERSIONS))
+        assert machine["at_us"][0] == cycles["began_at_us"][0]
+        assert machine["at_us"][-1] == before.table("machine")["at_us"][-1]
+        beside_s = grown_s(machine, "process_cpu_us") - grown_s(machine, "cpu_us")
+        assert beside_s == pytest.approx(0.1 * grown_s(machine, "at_us"), rel=1e-3)
+
+
+def test_the_whole_recording_is_after_version_minus_one() -> None:
+    whole = recorded()
+    for one, other in zip(whole.processes, whole.after(-1).processes, strict=True):
+        assert one.table("machine")["at_us"].tolist() == other.table("machine")["at_us"].tolist()
+
+
+def test_a_part_of_a_recording_begins_with_its_first_new_version() -> None:
+    assert Profile.of(recorded()).first_version() == 1
+    assert Profile.of(recorded().after(20)).first_version() == 21
+
+
+@pytest.fixture
+def long_run(tmp_path: Path) -> Path:
+    """The files of a run with 40 versions, in several blocks and files."""
+    for each in synthetic_run(versions=VERSIONS):
+        one = Recorder(RecorderJob(tmp_path, each.host), each.process, Spans(), run="r", incarnation=1)
+        for start in range(0, VERSIONS + 1, 7):
+            for name in ("cycles", "versions", "arrivals"):
+                rows = each.table(name)
+                for row in np.stack(list(rows.values()), axis=1)[np.isin(rows["version"], range(start, start + 7))]:
+                    one.add(name, *map(int, row))
+            one.spans.keep(("act", start, 1, start))
+            one.flush(float(start))
+        one.close()
+    return tmp_path
+
+
+def test_a_long_recording_is_read_from_its_newest_versions(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert newest_version(long_run) == VERSIONS
+    whole = Recording.newest(long_run)
+    assert (whole.left_out, len(Profile.of(whole).steps)) == (-1, VERSIONS)
+    monkeypatch.setattr(recording_module, "MOST_CYCLES", 3 * 10)
+    part = Recording.newest(long_run)
+    profile = Profile.of(part)
+    assert part.left_out == VERSIONS - 10
+    assert [step.version for step in profile.steps] == list(range(VERSIONS - 9, VERSIONS))
+    assert [each.histograms()["act"].count for each in part.processes] == [6] * 5
+    assert "the report covers only the versions after 30" in profile.to_json()["warnings"][0]
+    assert sum(len(each.table("cycles")["version"]) for each in part.processes) <= 30
+
+
+def test_only_the_requested_versions_are_read(long_run: Path) -> None:
+    for each in Recording.read(long_run, range(5, 9)).processes:
+        for name in ("cycles", "versions", "arrivals"):
+            assert set(each.table(name)["version"]) <= set(range(5, 9))
+    assert newest_version(long_run / "nothing") == -1
+
+
+def test_the_last_seconds_end_with_the_newest_version_of_all_shards() -> None:
+    whole = Recording(tuple(synthetic_run(versions=VERSIONS)))
+    for seconds in (0.5, 1.0, 3.0):
+        steps = Profile.of(whole.last(seconds)).steps
+        assert steps[-1].version == VERSIONS - 1
+        assert sum(step.seconds for step in steps) <= seconds
+        assert sum(step.seconds for step in steps) > seconds - 3 * steps[0].seconds
+    assert len(Profile.of(whole.last(1e6)).steps) == VERSIONS
+    assert Recording(()).last(1.0).processes == ()
+
+
+def test_a_part_of_a_recording_has_the_histograms_of_its_own_blocks() -> None:
+    whole = Recording(tuple(synthetic_run(versions=VERSIONS)))
+    for each in whole.processes:
+        each.earlier = {"act": Histogram().to_json()}
+        for end_s in range(1, 12):
+            durations = Histogram()
+            durations.add([end_s])
+            each.parts.append((US * end_s, {"act": durations.to_json()}))
+    for each in whole.after(20).of_role("worker"):
+        began_s = each.table("cycles")["began_at_us"][0] / US
+        assert each.histograms()["act"].total == sum(end_s for end_s in range(1, 12) if end_s > began_s)
+    assert {row["who"] for row in Profile.of(whole.after(20)).to_json()["spans"]} >= {"all workers", "worker-0"}

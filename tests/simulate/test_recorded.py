@@ -1,0 +1,120 @@
+"""Replays of synthetic recordings: the predicted rates, and where the time of the workers goes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.recordings import SHARD_S, TRANSFER_S, USUAL_S, synthetic_run
+from support.replays import recorded
+
+from zmqrl.profile.recording import ProcessRecording
+from zmqrl.profile.tables import COLUMNS
+from zmqrl.simulate.recorded import STRETCHES, spread
+from zmqrl.simulate.replay import Changes, replay
+from zmqrl.simulate.virtual.world import simulate
+
+ONE_HOST = {name: "h1" for role in ("worker", "shard") for name in (f"{role}-0", f"{role}-1", f"{role}-2")}
+START_S = 60.0  # time in the run queue before the first cycle
+
+
+def off_core(processes: Sequence[ProcessRecording], on_core: float, queued: float | None) -> list[ProcessRecording]:
+    """The recordings with workers that were on their core, and ready without a core, for these shares of their work.
+
+    ``queued`` is None for an older recording. The start of the processes had much time in the run queue.
+    """
+    for each in processes:
+        if each.process.role == "worker":
+            (rows,) = each.tables["cycles"]
+            at = {name: i for i, name in enumerate(COLUMNS["cycles"])}
+            worked_us = sum(rows[:, at[name]] for name in ("env_step", "act", "gradient", "encode", "push"))
+            rows[:, at["cpu_us"]] = worked_us * on_core
+            rows[:, at["queued_us"]] = -1 if queued is None else worked_us * queued
+            machine = [[0, 0, 0, 0, 0, 0], [9_000_000, 0, round(1e6 * START_S), 0, 0, 0]]
+            each.tables["machine"] = [np.array(machine, np.int64)]
+    return list(processes)
+
+
+@pytest.mark.parametrize("on_core", [0.25, 0.5, 1.0])
+def test_time_off_the_core_that_was_not_in_the_run_queue_stays_in_the_replay(on_core: float) -> None:
+    run = recorded(off_core(synthetic_run(), on_core, queued=0.0))
+    assert replay(run) == pytest.approx(run.measured, rel=0.02)
+
+
+def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> None:
+    # Three workers share the two cores of their host, so each is on a core for two thirds of its work.
+    run = recorded(off_core(synthetic_run(hosts=ONE_HOST), 2 / 3, queued=1 / 3))
+    assert run.scenario.cores == 2
+    assert replay(run) == pytest.approx(run.measured, rel=0.02)
+    assert replay(run, Changes(without=0)) > 1.3 * run.measured  # two workers have a core each
+
+
+def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay() -> None:
+    # Each worker has a host of its own, so other programs had the cores.
+    run = recorded(off_core(synthetic_run(), 2 / 3, queued=1 / 3))
+    assert replay(run) == pytest.approx(run.measured, rel=0.02)
+    assert replay(run, Changes(without=0)) == pytest.approx(run.measured, rel=0.02)
+    half = replay(run, Changes(spans=dict.fromkeys(("env_step", "act", "gradient"), 0.5)))
+    assert half > 1.8 * run.measured
+
+
+def test_older_recordings_without_the_run_queue_of_each_cycle_are_replayed_as_before() -> None:
+    # The start counts as if the workers had been in the run queue whenever they were off their cores.
+    run = recorded(off_core(synthetic_run(), 0.5, queued=None))
+    (first, *_) = run.times(range(3), 40).gradient
+    assert sum(first.cpu_s) == pytest.approx(0.5 * 40 * (USUAL_S["gradient"] + USUAL_S["encode"] + USUAL_S["push"]))
+    assert first.idle_s == pytest.approx([2 * TRANSFER_S] * 40, rel=1e-3)
+    assert replay(run) == pytest.approx(simulate(run.scenario, compute=run.times(range(3), 40)).updates_per_s)
+
+
+@given(st.integers(1, 400), st.integers(1, 300))
+def test_stretches_of_a_long_recording_reach_from_its_beginning_to_its_end(length: int, number: int) -> None:
+    found = spread(range(length), number)
+    assert list(found) == sorted(set(found))
+    assert (found[0], found[-1]) == (0, length - 1)
+    assert len(found) in (length, STRETCHES * max(1, number // STRETCHES))
+    assert len(found) == length or len(found) <= max(number, STRETCHES)
+
+
+def test_a_long_run_is_replayed_from_its_beginning_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zmqrl.simulate.recorded.MOST_UPDATES", 40)
+    fast = synthetic_run(versions=200)
+    slow = synthetic_run(versions=200, worker_extra_s={("gradient", rank): 0.3 for rank in range(3)})
+    for each, slower in zip(fast, slow, strict=True):  # the second half of the run is slow
+        for name, (rows,) in each.tables.items():
+            if name in ("cycles", "versions", "arrivals"):
+                (others,) = slower.tables[name]
+                late = others[others[:, 1] > 100].copy()
+                times = [i for i, column in enumerate(COLUMNS[name]) if column.endswith("_at_us")]
+                late[:, times] -= 100 * 300_000
+                each.tables[name] = [np.concatenate([rows[rows[:, 1] <= 100], late])]
+    run = recorded(fast)
+    assert run.scenario.updates == 40
+    assert replay(run) == pytest.approx(run.measured, rel=0.05)
+
+
+def test_the_costs_of_a_shard_are_the_mean_durations_of_its_spans() -> None:
+    costs = recorded(synthetic_run(versions=50)).scenario.costs
+    mean = {name: 50 / 51 * s for name, s in SHARD_S.items()}  # version 0 takes no time
+    assert (costs.optimize_s, costs.commit_s, costs.publish_s) == pytest.approx(tuple(mean.values()))
+    assert (costs.receive_s, costs.accumulate_s, costs.send_s) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("after", [-1, 20])
+def test_the_cpu_time_of_other_threads_is_that_of_the_replayed_updates(after: int) -> None:
+    # The other threads use 60 s before the first update, and a tenth of a core afterwards.
+    run = synthetic_run(versions=40)
+    for each in run:
+        (columns,) = each.tables.get("cycles", [np.zeros((1, len(COLUMNS["cycles"])))])
+        began_us, pushed_us = columns[0, 2], columns[-1, 4]
+        machine = [
+            [at_us, 0, 0, 60_000_000 + (at_us - began_us) // 10, 0, 0] for at_us in (began_us, pushed_us, 2 * pushed_us)
+        ]
+        each.tables["machine"] = [np.array([[0] * 6, *machine], np.int64)]
+    whole = recorded(run)
+    part = recorded([each.after(after) for each in run])
+    (first, *_), (second, *_) = whole.times([0], 40).gradient, part.times([0], 40).gradient
+    own_s = USUAL_S["gradient"] + USUAL_S["encode"] + USUAL_S["push"]
+    assert first.cpu_s == pytest.approx([own_s + 0.1 / whole.measured] * 40, rel=2e-2)
+    assert second.cpu_s == pytest.approx([own_s + 0.1 / whole.measured] * (39 - after), rel=2e-2)

@@ -1,0 +1,68 @@
+"""The times of a recorded run in other scenarios."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.recordings import synthetic_run
+from support.replays import recorded
+
+from zmqrl.commands.measure.simulate import tell_of_recording
+from zmqrl.simulate import Scenario, times
+from zmqrl.simulate.live.run import within_s, without_ignored
+from zmqrl.simulate.recorded import RecordedRun
+from zmqrl.simulate.virtual.world import simulate
+
+SLICE_BYTES = 4 * 10_000
+
+
+def from_run(run: RecordedRun, **settings: Any) -> float:
+    """Updates per second of ``zmqrl simulate --from RUN`` with these settings."""
+    return simulate(replace(run.scenario, compute="run:here", **settings)).updates_per_s
+
+
+@pytest.fixture
+def slow_link(monkeypatch: pytest.MonkeyPatch) -> RecordedRun:
+    run = recorded(synthetic_run(workers=1, shards=1, link_extra_s={0: 0.2}))
+    monkeypatch.setattr(times, "recorded_run", lambda _: run)
+    return run
+
+
+@pytest.mark.parametrize("network", [{"bandwidth": SLICE_BYTES / 0.1}, {"latency": 0.1}])
+def test_a_simulated_network_takes_the_place_of_the_recorded_transfers(
+    slow_link: RecordedRun, network: dict[str, float]
+) -> None:
+    assert from_run(slow_link) == pytest.approx(slow_link.measured, rel=0.02)
+    assert from_run(slow_link, **network) == pytest.approx(slow_link.measured, rel=0.05)
+
+
+def test_a_network_that_no_transfer_uses_changes_nothing(slow_link: RecordedRun) -> None:
+    one_host = {"hosts": 1, "worker_hosts": (), "shard_hosts": ()}
+    assert from_run(slow_link, bandwidth=1e3, latency=9.0, **one_host) == pytest.approx(slow_link.measured, rel=0.02)
+    assert from_run(slow_link, loopback=SLICE_BYTES / 0.1, **one_host) == pytest.approx(slow_link.measured, rel=0.05)
+
+
+def test_a_live_run_keeps_the_recorded_transfers_because_it_ignores_the_network() -> None:
+    scenario = Scenario(workers=3, bandwidth=1e3, latency=0.1, loopback=1e3, cores=1)
+    assert without_ignored(scenario) == Scenario(workers=3)
+
+
+def test_a_recorded_slow_network_does_not_answer_questions_about_shards(
+    slow_link: RecordedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zmqrl.commands.measure.simulate.recorded_run", lambda _: slow_link)
+    scenario = replace(slow_link.scenario, compute="run:here")
+    tell_of_recording(scenario, {1, 2})
+    assert capsys.readouterr().err == (
+        "here: transfers took 53% of the time of updates, and the recording does not show how another number of "
+        "shards would change them: set --bandwidth to simulate them.\n"
+    )
+    tell_of_recording(scenario, {1})
+    tell_of_recording(replace(scenario, bandwidth=1e6), {1, 2})
+    assert capsys.readouterr().err == ""
+
+
+def test_only_waits_between_the_first_and_the_last_version_count() -> None:
+    waits = [(0.0, 3.0), (3.5, 4.0), (6.0, 9.0), (9.0, 10.0)]
+    assert within_s(waits, 2.0, 8.0) == 1.0 + 0.5 + 2.0
+    assert within_s(waits, 20.0, 30.0) == 0.0

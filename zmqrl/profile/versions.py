@@ -1,0 +1,59 @@
+"""What each single version waited for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from zmqrl.errors import UsageError
+from zmqrl.observe.tables import plain_table
+from zmqrl.process_id import ProcessId
+from zmqrl.profile.critical_path import Step
+
+
+def version_range(text: str) -> range:
+    """``812`` or ``800-820`` as the range of these versions. Raises UsageError."""
+    first, dash, last = text.partition("-")
+    numbers = [first, last if dash else first]
+    if all(number.isascii() and number.isdigit() for number in numbers):
+        begin, end = map(int, numbers)
+        if begin <= end:
+            return range(begin, end + 1)
+    raise UsageError(f"--versions {text}: write a version, such as 812, or the first and the last, such as 800-820.")
+
+
+def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range) -> list[dict[str, Any]]:
+    """For each version of ``shown`` with a known path: its K-th rank, its last shard, and its worst part.
+
+    The worst part is the one with the most time beyond its usual time: ``excess_ms`` of ``part_ms``.
+    """
+    rows = []
+    for step in steps:
+        if step.version + 1 in shown:
+            worst = max(step.parts, key=lambda part: (part.excess_s, part.seconds))
+            rows.append(
+                {
+                    "generation": step.generation,
+                    "version": step.version + 1,
+                    "update_ms": 1e3 * step.seconds,
+                    "kth": step.kth.number,
+                    "shard": step.shard.number,
+                    "cause": worst.cause,
+                    "process": str(worst.process),
+                    "host": hosts[worst.process],
+                    "part_ms": 1e3 * worst.seconds,
+                    "excess_ms": 1e3 * worst.excess_s,
+                }
+            )
+    return rows
+
+
+def print_versions(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print the rows of ``held_up`` as a table."""
+    columns = ("version", "update ms", "K-th rank", "last shard", "waited most for", "of", "host", "ms", "beyond usual")
+    table = plain_table("what each version waited for", *columns)
+    for row in rows:
+        numbers = str(row["version"]), f"{row['update_ms']:.2f}", str(row["kth"]), str(row["shard"])
+        part = f"{row['part_ms']:.2f}", f"{row['excess_ms']:.2f}"
+        table.add_row(*numbers, row["cause"], row["process"], row["host"], *part)
+    console.print(table, "")
