@@ -22,7 +22,12 @@ from support.lab import PROGRAMS, Lab, running_lab
 from support.slurm import Slurm, running_slurm
 
 settings.register_profile(
-    "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "default",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile(
     "thorough", settings.get_profile("default"), derandomize=False, max_examples=1000, stateful_step_count=60

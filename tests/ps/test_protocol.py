@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support.protocol_model import LAYOUT, RUN, Link, ShardHost, WorkerHost
@@ -275,7 +274,6 @@ class RunUnderFaults(RuleBasedStateMachine):
 
 
 TestRunUnderFaults = RunUnderFaults.TestCase
-TestRunUnderFaults.settings = settings(max_examples=settings().max_examples // 2)  # so that it takes half a minute
 
 
 def reach(world: World, links: list[Link]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.run_world import RunWorld
 
@@ -50,7 +50,6 @@ def disturb(world: RunWorld, chance: random.Random) -> None:
     workers=st.integers(1, 4),
     on_loss=st.sampled_from(["wait", "shrink"]),
 )
-@settings(max_examples=settings().max_examples // 2)
 def test_a_run_makes_progress_and_ends_whatever_breaks(
     seed: int, shards: int, workers: int, on_loss: Literal["wait", "shrink"]
 ) -> None:
