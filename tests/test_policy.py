@@ -216,9 +216,12 @@ def test_a_custom_network_that_fails_in_a_game_is_reported_in_one_sentence(
         CARTPOLE,
         dataclasses.replace(CARTPOLE, env="FrozenLake-v1"),  # its observation is a number, which becomes a vector
         BREAKOUT,
-        dataclasses.replace(BREAKOUT, envs=EnvConfig(max_frames=400, grayscale=False, frame_skip=2, frame_stack=3)),
-        dataclasses.replace(
-            BREAKOUT, envs=dataclasses.replace(RANDOM_SKIP, num_envs=8, screen_size=64, max_frames=400)
+        *(
+            pytest.param(dataclasses.replace(BREAKOUT, envs=envs), marks=pytest.mark.slow)
+            for envs in (
+                EnvConfig(max_frames=400, grayscale=False, frame_skip=2, frame_stack=3),
+                dataclasses.replace(RANDOM_SKIP, num_envs=8, screen_size=64, max_frames=400),
+            )
         ),
     ],
     ids=["CartPole", "FrozenLake", "Breakout", "RGB", "random skip"],

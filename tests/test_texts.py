@@ -58,6 +58,7 @@ def test_sockets_fit_in_a_temporary_directory_of_any_name(
         assert holds_sockets(Path(place))
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["läuft", NOT_TEXT])
 @pytest.mark.parametrize("locale", [{}, ASCII])

@@ -45,7 +45,7 @@ def hiding(tmp_path: Path) -> Path:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("safe", ["", "1"])
+@pytest.mark.parametrize("safe", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_files_with_the_names_of_modules_do_not_break_a_command(hiding: Path, tmp_path: Path, safe: str) -> None:
     script = tmp_path / "zmqrl-as-installed"
     script.write_text("import sys\nfrom zmqrl.__main__ import main\nsys.exit(main())\n")
@@ -60,7 +60,7 @@ def test_files_with_the_names_of_modules_do_not_break_a_command(hiding: Path, tm
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("safe", ["", "1"])
+@pytest.mark.parametrize("safe", ["", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_run_finds_modules_where_it_was_started_and_keeps_its_paths(
     hiding: Path, monkeypatch: pytest.MonkeyPatch, safe: str
 ) -> None:

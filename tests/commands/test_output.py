@@ -55,7 +55,7 @@ def test_every_command_prints_json_with_print_json() -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("command", [["eval", "--episodes", "2"], ["record", "--output", "a.gif"]])
-@pytest.mark.parametrize("json_too", [True, False])
+@pytest.mark.parametrize("json_too", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_result_does_not_contain_output_of_user_code(tmp_path: Path, command: list[str], json_too: bool) -> None:
     (tmp_path / "noisy.py").write_text(NOISY, encoding="utf-8")
     run = write_run(tmp_path / "run", CARTPOLE, 0)

@@ -30,7 +30,12 @@ def emulator(env_id: str, *, max_frames: int = 108_000) -> gymnasium.Env[Any, An
 
 @pytest.mark.parametrize(
     ("env_id", "steps"),
-    [("ALE/Breakout-v5", 600), ("ALE/Pong-v5", 1100), ("ALE/Seaquest-v5", 500), ("ALE/BankHeist-v5", 800)],
+    [
+        ("ALE/Breakout-v5", 600),
+        ("ALE/Seaquest-v5", 500),
+        pytest.param("ALE/Pong-v5", 1100, marks=pytest.mark.slow),
+        pytest.param("ALE/BankHeist-v5", 800, marks=pytest.mark.slow),
+    ],
 )
 def test_frames_rewards_and_ends_match_the_preprocessing_of_gymnasium(env_id: str, steps: int) -> None:
     """The frames match bit for bit over full games. A lost life changes nothing but ``terminated``."""

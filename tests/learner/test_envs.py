@@ -16,7 +16,7 @@ from zmqrl.learner.envs import EnvConfig, Game, describe_env, make_envs
 pytestmark = pytest.mark.processes
 
 
-@pytest.mark.parametrize("config", [EnvConfig(sticky_actions=0.25), RANDOM_SKIP])
+@pytest.mark.parametrize("config", [EnvConfig(sticky_actions=0.25), pytest.param(RANDOM_SKIP, marks=pytest.mark.slow)])
 def test_a_seed_decides_every_game_for_any_number_of_threads(config: EnvConfig) -> None:
     config = dataclasses.replace(config, num_envs=2)
     runs = []

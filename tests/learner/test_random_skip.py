@@ -52,7 +52,11 @@ class Unpooled:
 
 @pytest.mark.parametrize(
     ("env_id", "grayscale", "life_loss"),
-    [("ALE/Breakout-v5", False, True), ("ALE/Breakout-v5", True, False), ("ALE/Amidar-v5", False, True)],
+    [
+        ("ALE/Breakout-v5", False, True),
+        pytest.param("ALE/Breakout-v5", True, False, marks=pytest.mark.slow),
+        pytest.param("ALE/Amidar-v5", False, True, marks=pytest.mark.slow),
+    ],
 )
 def test_random_frame_skip_matches_the_bare_emulator(env_id: str, grayscale: bool, life_loss: bool) -> None:
     """Full games with sticky actions. Amidar's number of lives starts at 0 and rises."""

@@ -64,6 +64,7 @@ def zmqrl(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
 
 
+@pytest.mark.slow
 def test_the_report_includes_predictions_bytes_and_lag(straggling: RunFiles) -> None:
     found = json.loads(zmqrl("profile", str(straggling.path), "--json").stdout)
     changes = {each["change"]: each["updates_per_s"] for each in found["what_if"]}
@@ -101,6 +102,7 @@ def test_a_straggler_is_blamed_first(straggling: RunFiles) -> None:
         assert row["p50"] <= row["p90"] <= row["p99"] <= row["p99.9"] <= row["max"]
 
 
+@pytest.mark.slow
 def test_the_totals_of_the_profile_are_those_of_the_summary(straggling: RunFiles) -> None:
     found, summary = profile(straggling), straggling.summary()
     ranks = found["ranks"].values()
@@ -109,7 +111,7 @@ def test_the_totals_of_the_profile_are_those_of_the_summary(straggling: RunFiles
     for outcome in ("late", "skipped"):
         assert sum(each[outcome] for each in ranks) == summary["contributions"][outcome]
     assert found["updates"] == summary["updates"]
-    assert found["updates"] * found["update_ms"]["mean"] < 1e3 * summary["wall_s"]
+    assert found["updates"] * found["update_ms"]["mean"] == pytest.approx(1e3 * summary["wall_s"], rel=0.2)
 
 
 def test_each_process_recorded_every_version(straggling: RunFiles) -> None:
@@ -165,7 +167,7 @@ def test_an_error_about_a_run_without_a_recording_points_to_its_metrics(tmp_path
     done = zmqrl("profile", str(tmp_path))
     assert done.returncode == 2
     assert "has no profile" in done.stderr
-    assert "split_s in its metrics.jsonl still has the mean time of each span" in done.stderr
+    assert "The mean time of each span is still in its metrics.jsonl, under split_s" in done.stderr
 
 
 @pytest.mark.slow

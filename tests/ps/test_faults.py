@@ -54,6 +54,7 @@ def recovered(capfd: pytest.CaptureFixture[str]) -> int:
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
 
 
+@pytest.mark.slow
 def test_a_shard_killed_ten_times_comes_back_at_its_last_published_version(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +203,7 @@ def test_a_shard_killed_between_a_load_and_the_rewind_finishes_the_rewind(
         assert running.stats()[0].totals == (5, 0, 0, 0)
 
 
-@pytest.mark.parametrize("also_the_history", [False, True])
+@pytest.mark.parametrize("also_the_history", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_shard_restarted_with_old_state_is_detected_by_its_history_or_its_workers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], also_the_history: bool
 ) -> None:

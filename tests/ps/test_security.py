@@ -128,7 +128,13 @@ def of_another_run(keys: ClientKeys) -> ClientKeys:
     return RunKeys.make(workers=2, shards=2).of_worker(1)
 
 
-@pytest.mark.parametrize("changed", [without_keys, with_an_unknown_key, to_another_shard, of_another_run])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        with_an_unknown_key,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (without_keys, to_another_shard, of_another_run)),
+    ],
+)
 def test_a_stranger_gets_an_error_about_the_handshake_while_the_run_continues(
     tmp_path: Path, changed: Callable[[ClientKeys], ClientKeys | None], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ def test_shards_listen_at_an_address_and_workers_are_started_through_a_command(t
     through = ["sh", "-c", f'echo "$@" >> {tmp_path}/started; exec "$@"', "sh"]
     assert observe(QUICK, address="127.0.0.3", workers_through=through).result.used == 15 * 2 * 2
     started = (tmp_path / "started").read_text(encoding="utf-8").splitlines()
-    assert [line.split(maxsplit=1)[1] for line in started] == ["-m zmqrl.simulate.live.sleeper"] * 2
+    assert [line.split(maxsplit=1)[1] for line in started] == ["-P -m zmqrl.simulate.live.sleeper"] * 2
 
 
 @pytest.mark.slow

@@ -606,4 +606,4 @@ class AnyRun(RuleBasedStateMachine):
 
 
 TestAnyRun = AnyRun.TestCase
-TestAnyRun.settings = settings(max_examples=50, stateful_step_count=20)
+TestAnyRun.settings = settings(stateful_step_count=20)

@@ -194,7 +194,9 @@ def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[in
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path, number: signal.Signals, status: int) -> None:
     with measuring(tmp_path) as (process, started):
         assert len(started) >= 5, "two workers, a shard and two hubs must have started"

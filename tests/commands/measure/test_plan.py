@@ -33,6 +33,7 @@ def test_the_plan_recommends_more_shards_for_a_slow_network(capsys: pytest.Captu
     assert found["recommended"]["shards"] >= 4
 
 
+@pytest.mark.slow
 def test_the_plan_recommends_backups_for_heavy_stragglers(capsys: pytest.CaptureFixture[str]) -> None:
     law = "constant:0.1+0.05*constant:2"
     found = planned(capsys, "--workers-up-to", "16", "--compute", law, "--abandon", "immediately")

@@ -30,7 +30,7 @@ context.destroy(linger=0)
 QUIET_S = 4.0  # longer than any heartbeat interval that zmqrl has ever had
 
 
-@pytest.mark.parametrize("heal", [False, True])
+@pytest.mark.parametrize("heal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_process_survives_a_broken_connection_with_a_full_queue(heal: bool) -> None:
     """libzmq 4.3.5 aborts a process that uses heartbeats: ``Assertion failed: !_io_error``."""
     with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
