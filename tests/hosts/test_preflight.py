@@ -204,7 +204,7 @@ def test_conditions_that_prevent_a_run_are_problems(facts: dict[str, Any], sente
         ({"shm_bytes": 1e6}, "h1: /dev/shm has only 1.0 MB left."),
         (
             {"memory_bytes": 10**8},
-            "h1: 100.0 MB of memory are free, but its 2 processes need about 460.0 MB.",
+            "h1: only 100.0 MB of memory is free, but its 2 processes need about 460.0 MB.",
         ),
         ({"clock_ahead_s": -3.0}, "h1: its clock is 3.0 s behind this machine's: times in logs will not match."),
     ],

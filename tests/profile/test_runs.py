@@ -148,7 +148,7 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
     ("arguments", "sentence"),
     [
         (("--seconds", "5"), "is not running: leave out --seconds"),
-        (("--versions", "900"), "the recording has no path of these versions"),
+        (("--versions", "900"), "the recording has no critical path for these versions"),
         (("--fail-above", "5%"), "--fail-above compares two runs"),
         (("--trace", "/proc/no/t.json"), "cannot"),
         (("--plot", "/proc/no/t.png"), "cannot"),

@@ -192,7 +192,7 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
     takes = sum(SHARD_BYTES if process.role == "shard" else PLAYER_BYTES for process in processes)
     if memory is not None and memory < takes:
         need = counted(len(processes), "process needs", "processes need")
-        yield f"{size(memory)} of memory are free, but its {need} about {size(takes)}"
+        yield f"only {size(memory)} of memory is free, but its {need} about {size(takes)}"
     ahead_s = facts["clock_ahead_s"]
     if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
         direction = "ahead of" if ahead_s > 0 else "behind"

@@ -44,7 +44,7 @@ def _is_provenance(value: object) -> bool:
 _NUMBER: Final = _Kind("a number", _is_number)
 _NUMBER_OR_NULL: Final = _Kind("a number or null", _is_number_or_null)
 _COUNTS: Final = _Kind("an object of numbers", _are_numbers)
-_FIGURE: Final = _Kind("a number, null or an object of those", _is_figure)
+_FIGURE: Final = _Kind("a number, null, or an object of numbers and nulls", _is_figure)
 _PAIR: Final = _Kind("a pair of numbers", _is_pair)
 _TEXT: Final = _Kind("a string", lambda value: isinstance(value, str))
 _PROVENANCE: Final = _Kind("an object with commit and cpu", _is_provenance)

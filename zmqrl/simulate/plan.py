@@ -84,7 +84,7 @@ def _reasons(search: _Search, best: Setting) -> Iterator[str]:
     ranks, shards, backups = best
     rate = search.found[best].learned_steps_per_s
     numbers = counted(ranks - backups, "worker"), counted(backups, "backup"), counted(shards, "shard")
-    yield f"use {', '.join(numbers)} (quorum {ranks - backups}): they learn from {rate:.0f} agent steps/s"
+    yield f"use {', '.join(numbers)} (quorum {ranks - backups}): this run learns from {rate:.0f} agent steps/s"
     others: dict[str, Callable[[int, int, int], bool]] = {
         "without backups": lambda r, s, b: (r, s) == (ranks, shards) and b == 0 < backups,
         "with more backups": lambda r, s, b: (r, s) == (ranks, shards) and b > backups,

@@ -160,7 +160,7 @@ def test_shards_that_made_a_version_for_different_progress_are_reported(tmp_path
     assert violations(ended(tmp_path / "run", histories)) == []
     histories[1][4] |= {"made_at": 5001}
     assert violations(ended(tmp_path / "other", histories)) == [
-        "version 5 was made for progress 5000 on shard 0, but for 5001 on shard 1"
+        "the progress of version 5 is 5000 on shard 0, but 5001 on shard 1"
     ]
 
 

@@ -23,7 +23,7 @@ def test_one_shard_and_no_backup_are_enough_if_nothing_is_slow(capsys: pytest.Ca
     found = planned(capsys, "--workers-up-to", "8", "--compute", "constant:0.1")
     assert found["recommended"] == {"workers": 8, "backups": 0, "quorum": 8, "shards": 1}
     assert found["reasons"][0].startswith(
-        "use 8 workers, 0 backups, 1 shard (quorum 8): they learn from 2400 agent steps/s"
+        "use 8 workers, 0 backups, 1 shard (quorum 8): this run learns from 2400 agent steps/s"
     )
     assert "with fewer workers: 1200 at best (-50%)" in found["reasons"]
 

@@ -198,8 +198,8 @@ def _unequal_progress(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
             first, made_at = seen.setdefault((line.generation, line.version), (shard, line.made_at))
             if line.made_at != made_at:
                 yield (
-                    f"version {line.version} was made for progress {made_at} on shard {first}, "
-                    f"but for {line.made_at} on shard {shard}"
+                    f"the progress of version {line.version} is {made_at} on shard {first}, "
+                    f"but {line.made_at} on shard {shard}"
                 )
 
 

@@ -85,10 +85,10 @@ def run(options: Options) -> int:
     if options.without:
         check_ranks(path, options.without)
     if asynchronous and options.plot is not None:
-        raise UsageError(f"--plot shows the critical path, but {path} is asynchronous and has none: leave it out.")
+        raise UsageError(f"--plot shows the critical path, but {path} is asynchronous and has none: remove --plot.")
     if asynchronous and shown is not None:
         raise UsageError(
-            f"--versions follows the critical path, but {path} is asynchronous and has none: leave it out."
+            f"--versions shows critical paths, but {path} is asynchronous and has none: remove --versions."
         )
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
     profile = Profile.of(recording, asynchronous=asynchronous)
@@ -96,7 +96,8 @@ def run(options: Options) -> int:
     add_settings(path, profile, found, options.without)
     if shown is not None:
         found["versions"] = held_up(profile.steps, profile.timeline.hosts, shown)
-        require(bool(found["versions"]), f"--versions {options.versions}: the recording has no path of these versions.")
+        without = f"--versions {options.versions}: the recording has no critical path for these versions."
+        require(bool(found["versions"]), without)
     if options.trace is not None:
         with _written(options.trace):
             write_trace(recording, options.trace, newest(recording), arrows=not asynchronous)
