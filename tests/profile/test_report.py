@@ -170,8 +170,8 @@ def test_slices_that_arrived_twice_are_counted_and_a_longer_need_s_is_advised(as
     found = made.to_json()
     assert [each["again"] for each in found["ranks"].values()] == [0, 0, 30]
     assert [warning for warning in found["warnings"] if "need-s" in warning] == [
-        "shards asked rank 2 again for 30 of 80 slices that were already on the way: set --wire.need-s to more than the "
-        "time that a slice takes"
+        "shards asked rank 2 again for 30 of 80 slices that were already on the way: set --wire.need-s to more than "
+        "the time that a slice takes"
     ]
     assert traffic(made.timeline, 10)[1].received == 10 * (3 * VERSIONS + 30)
     assert traffic(made.timeline, 10)[0].received == 10 * 3 * VERSIONS

@@ -19,7 +19,8 @@ def test_a_live_run_makes_every_version_and_is_not_faster_than_its_scenario() ->
     assert len(result.step_s) == 15
     assert min(result.step_s[1:]) > 0.045
     assert result.used == 15 * 2 * 2
-    assert result.agent_steps == 15 * 2 * 30
+    # A worker may compute once more before it hears that version 15 was the last.
+    assert 15 * 2 * 30 <= result.agent_steps <= 16 * 2 * 30
     assert result.elapsed_s == pytest.approx(sum(result.step_s))
     assert all(0 < waited_s < result.elapsed_s for waited_s in result.waiting_s)
     assert result.live
