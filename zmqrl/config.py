@@ -50,7 +50,7 @@ class WireConfig:
         return self.transport == "tcp" or self.port_range is not None
 
     def encrypts(self, addresses: Iterable[str]) -> bool:
-        """Whether shards at ``addresses`` use CURVE: if one is not a loopback address, or if ``curve`` is set."""
+        """Whether shards at ``addresses`` use CURVE: true if ``curve`` is set or an address is not loopback."""
         return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(is_loopback, addresses))))
 
     def ports(self) -> range | None:
@@ -254,7 +254,7 @@ class Config:
         return self.optimizer.follows_progress or self.algorithm.follows_progress
 
     def with_schedule(self) -> "Config":
-        """These settings with the end of schedules. It is the limits of the run if ``schedule`` sets no end.
+        """These settings with an end for schedules: the limits of the run, if ``schedule`` sets no end.
 
         Raises UsageError when a schedule has no end, or an end that a consistent run cannot follow.
         """
@@ -287,7 +287,8 @@ class Config:
     def horizon(self) -> float | None:
         """The version at which schedules end, if it is known beforehand.
 
-        Agent steps are counted during the run. Only in a consistent run do all versions have equally many.
+        Agent steps are counted during the run. All versions have the same number of steps in a consistent run, but not
+        in other runs.
         """
         schedule, horizons = self.schedule, list[float]()
         if schedule.updates is not None:

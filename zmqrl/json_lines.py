@@ -44,7 +44,7 @@ class JsonLines:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-        """Append ``record``. Call ``notice`` at the first of several failures in a row."""
+        """Append ``record``. If calls fail in a row, call ``notice`` for the first of them."""
         try:
             self.write(record)
             self._failing = False
@@ -54,7 +54,7 @@ class JsonLines:
             self._failing = True
 
     def rewind(self, version: int, generation: int) -> None:
-        """Keep the rows up to ``version``, in increasing order. Move all other rows to a separate file.
+        """Keep the rows up to ``version`` whose versions increase. Move all other rows to a separate file.
 
         If that fails, raises OSError and leaves the file unchanged.
         """

@@ -246,7 +246,7 @@ def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> di
 
     needed = {KINDS[operation] for operation in stage.operations}
     measures: dict[Kind, Measure] = {}
-    if "together" in needed or (trip and "alone" in needed):  # ``alone`` needs its duration
+    if "together" in needed or (trip and "alone" in needed):  # ``alone`` needs the duration of ``together``
         measures["together"] = together
     if trip and "alone" in needed:
         measures["alone"] = alone

@@ -1,4 +1,4 @@
-"""The daemon of a run on one host: it starts processes, forwards their output, and ends them when it ends.
+"""The daemon of a run on one host: it starts processes, forwards their output, and ends them before it ends itself.
 
 ``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
 (:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
@@ -77,7 +77,7 @@ class _Child:
     name: str
     process: "subprocess.Popen[bytes]"
     exit_fd: int
-    unsent: bytearray = field(default_factory=bytearray)  # to its standard input
+    unsent: bytearray = field(default_factory=bytearray)  # data for its standard input
     lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe they come from
     asked: _Asked | None = None
 
@@ -220,7 +220,7 @@ class Daemon:
                 stderr=subprocess.PIPE,
                 env=environment,
                 pass_fds=[self._lock],  # so that the next daemon also waits for these processes
-                start_new_session=True,  # its whole group can be killed, and no signal of a terminal reaches it
+                start_new_session=True,  # so that its whole group can be killed and no terminal signals it
             )
             exit_fd = os.pidfd_open(process.pid)
         except OSError as error:
@@ -276,7 +276,7 @@ class Daemon:
 
     def _signal(self, child: _Child, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.process.pid, number)  # until it is reaped, no other process can have its id
+            os.killpg(child.process.pid, number)  # no other process can get its id before this child is reaped
 
     def _inspect(self, child: _Child) -> None:
         """Inspect a process, and ask for its stack if it can answer now. A stopped process would answer much later."""
@@ -347,7 +347,7 @@ class Daemon:
         self._send(h.Log(child.name, line.decode(errors="replace")))
 
     def _take_exit(self, child: _Child) -> None:
-        # Kill the processes of its session before it is reaped: until then no other process can have its id.
+        # Kill the child's session before the child is reaped: until then, no other process can get the child's id.
         self._signal(child, signal.SIGKILL)
         status = child.process.wait()
         for pipe, take in ((child.process.stdout, self._take_said), (child.process.stderr, self._take_log)):
@@ -417,7 +417,7 @@ def _about_this_host(work: Path) -> h.Up:
 
 
 def _machine() -> str:
-    """An id of this machine until its next boot. Each container and each Slurm node has its own."""
+    """An id of this machine until its next boot. Each container and each Slurm node has its own id."""
     kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
     return " ".join([kernel, *spaces, os.environ.get("SLURMD_NODENAME", "")])
@@ -438,13 +438,13 @@ def _own_children() -> list[int]:
 
 
 def main() -> None:
-    """Serve until there is a reason to end, and end everything."""
+    """Serve until there is a reason to end, then end all processes."""
     raise_open_files()
     use_all_cores()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    # Events keep this descriptor. Anything that is printed by mistake goes to standard error.
+    # Events go to this copy of standard output. Anything that is printed by mistake goes to standard error.
     out = os.dup(1)
     os.dup2(2, 1)
     daemon = Daemon(out)

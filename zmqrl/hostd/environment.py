@@ -184,7 +184,7 @@ def _run(argv: list[str]) -> None:
                 if _hung_up(100):
                     raise CannotMake("the launcher hung up")
         except CannotMake:
-            os.killpg(process.pid, signal.SIGKILL)  # until it is reaped, no other process can have its id
+            os.killpg(process.pid, signal.SIGKILL)  # no other process can get its id before this one is reaped
             raise
     if process.returncode != 0:
         told = [line for line in last if line.startswith("ERROR")] or list(last)

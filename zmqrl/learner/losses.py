@@ -230,9 +230,9 @@ class Learner:
         """Write the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, to the parameters' ``.grad``.
 
         An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. ``version`` is that of
-        the gradient, and ``elapsed`` the progress of the run then, from 0 to 1. Schedules follow one of them. Returns
-        the metrics. Advantages and values are in units of reward. ``explained_variance`` covers the whole rollout,
-        with the values of the policy that acted.
+        the gradient, and ``elapsed`` the progress of the run at that version, from 0 to 1. Each schedule follows one of
+        the two. Returns the metrics. Advantages and values are in units of reward. ``explained_variance`` covers the
+        whole rollout, with the values of the policy that acted.
         """
         for parameter in self._parameters:
             if parameter.grad is None:

@@ -110,8 +110,8 @@ class ConvPolicy(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
 
-        uint8 observations are scaled from 0..255 to 0..1. Float observations are not scaled. This is fastest for
-        observations that are channels-last in memory, as in ``Rollout``: then the cast is the only pass over them.
+        uint8 observations are scaled from 0..255 to 0..1. Float observations are not scaled. The call is fastest
+        if observations are channels-last in memory, as in ``Rollout``: then the cast is the only pass over them.
         """
         # Scaling the few weights costs nothing. Scaling the frames would take a pass over 28 KB per sample. The stored
         # weights stay unscaled, because Adam's steps do not scale with the weights.

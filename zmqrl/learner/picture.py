@@ -1,4 +1,4 @@
-"""Draws one game for people, in colour and full size. The policy plays a separate copy with its own frames.
+"""Draws one game for people, in colour and full size. The policy plays a copy of the game that has frames of its own.
 
 With the same seed and actions, this game is the same as the first game of ``make_envs``.
 """
@@ -31,7 +31,7 @@ class Shown:
     """The result of a step: the ``screens`` that show it, its unclipped reward, and whether the game is over.
 
     ``observation`` float32 (n,) is for comparison with the game that the policy plays. Atari games have none: their
-    screens differ from what the policy sees, but they repeat exactly.
+    screens differ from what the policy sees, but the same seed and actions always give the same game.
     """
 
     screens: list[Screen]
@@ -46,7 +46,7 @@ class Picture(Protocol):
     frames_per_s: float
 
     def reset(self, seed: int) -> Shown:
-        """Start the game of ``seed``. Call it once: in some games, a reset keeps state."""
+        """Start the game of ``seed``. Call it once: in some games, a reset does not clear all state."""
 
     def step(self, action: int) -> Shown:
         """Play ``action``. Do not call it after the end of the game."""
@@ -166,7 +166,7 @@ def check_drawn(drawn: Any) -> None:
     if drawn.dtype.kind not in "buif" or not is_picture:
         raise ValueError(f"render returned {drawn.dtype} {drawn.shape}, not (height, width, 3)")
     lowest, highest = float(drawn.min()), float(drawn.max())
-    if not 0 <= lowest <= highest <= FULL:  # also if one of them is not a number
+    if not 0 <= lowest <= highest <= FULL:  # true also if one of the two is NaN
         raise ValueError(f"render returned levels from {lowest:g} to {highest:g}, not from 0 to {FULL}")
 
 

@@ -22,7 +22,8 @@ ASK_AGAIN_S = 0.5
 class ShardControl:
     """Talks to every shard as the supervisor of the run.
 
-    ``other`` handles the messages that arrive while a question waits for its answer. It must not ask a question itself.
+    ``other`` handles the messages that arrive while a question waits for its answer. The handler must
+    not ask a question itself.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class ShardControl:
                 for shard in waiting:
                     asked = question(shard)
                     if again and not isinstance(asked, m.Hello):
-                        # After a reconnect, a shard knows who we are only once we send HELLO.
+                        # After a reconnect, a shard does not know who we are until we send HELLO.
                         self.send(shard, self.hello())
                     self.send(shard, asked)
                 again = True

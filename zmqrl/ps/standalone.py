@@ -81,7 +81,7 @@ def standalone_shards(
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
-    An update needs contributions from ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
+    An update needs contributions from ``quorum`` of the ``workers``. The default is all workers, or 1 in asynchronous
     mode. State and history are written to ``directory``. Without a directory, they are deleted when the block ends.
     With ``transport`` tcp, the shards listen at ``address``: an address of this host, not a wildcard.
     ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record

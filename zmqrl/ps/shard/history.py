@@ -128,7 +128,7 @@ class History:
     def rewind(self, version: int, generation: int) -> None:
         """Roll back to ``version``: move the lines above it to ``<name>.before-generation-<n>.jsonl``.
 
-        So the history lists each version that led to the current weights exactly once. Raises ClusterError.
+        So the history has exactly one line for each version that led to the current weights. Raises ClusterError.
         """
         if self.last_version is None or self.last_version <= version:
             return
@@ -138,7 +138,7 @@ class History:
             undone = b"".join(raw for _, raw in lines[first:])
             with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab+") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(undone)))
-                if file.read() != undone:  # equal if a process was killed after this write
+                if file.read() != undone:  # equal if an earlier process was killed after this write
                     file.write(undone)
             os.ftruncate(self._lines.file, offset + sum(len(raw) for _, raw in lines[:first]))
         self.last = lines[first - 1][0] if first else None

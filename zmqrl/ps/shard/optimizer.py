@@ -115,7 +115,7 @@ class Optimizer:
 
         All arrays are float32 (n,). The inputs must be finite, and the outputs must not overlap them. The state of
         version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1, which the learning rate may follow.
-        The result equals that of torch.optim within float32 rounding. Returns whether it is finite.
+        The result equals that of torch.optim within float32 rounding. Returns whether the result is finite.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape

@@ -126,7 +126,7 @@ class ShardServer:
         return self.endpoints
 
     def serve(self) -> None:
-        """Serve until standard input ends: the supervisor has died, or has closed it to stop us."""
+        """Serve until standard input ends, which means that the supervisor has died or wants us to stop."""
         self._recover()
         poller = zmq.Poller()
         for socket in self.sockets.values():
@@ -318,7 +318,7 @@ class ShardServer:
         large = payload is not None
         try:
             return self.sockets["control"].send_multipart(frames, zmq.NOBLOCK, copy=not large, track=large)
-        except zmq.ZMQError as error:  # the peer is gone or its queue is full: it will ask again
+        except zmq.ZMQError as error:  # the peer is gone or its queue is full. A live peer asks again
             self.log.debug("%s not sent: %s", type(message).__name__, error)
             return None
 
@@ -392,7 +392,7 @@ class ShardServer:
         self._handle(e.StateRestored(record, recovered=False))
 
     def _recover(self) -> None:
-        """Continue from the state that an earlier process committed, even if it was killed right after the commit.
+        """Continue from the state that an earlier process committed, even one killed right after the commit.
 
         If the newest version is lost, the shard stays empty until the supervisor loads it. A frozen shard serves the
         newest version that is left.
@@ -429,7 +429,7 @@ class ShardServer:
             found = SlotStore.open(path, identity=identity, count=self.count, state_names=names)
             if found is not None:
                 return found
-            if self.job.frozen:  # do not overwrite it: it may be the only remains of a run
+            if self.job.frozen:  # do not overwrite the file: it may be all that remains of a run
                 raise ClusterError(f"{path} is damaged, or belongs to another run.")
             path.parent.mkdir(parents=True, exist_ok=True)
             return SlotStore.create(path, identity=identity, count=self.count, state_names=names)
@@ -452,7 +452,7 @@ def _stop(*_: object) -> None:
 
 
 def _has_no_state(path: Path) -> bool:
-    """Whether the file is missing or never held a version. An unreadable file counts as holding one."""
+    """Whether the file is missing or never held a version. False for an unreadable file."""
     try:
         return is_blank(path)
     except FileNotFoundError:

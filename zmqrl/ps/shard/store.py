@@ -3,7 +3,7 @@
 Writing a slot takes four steps: clear its commit mark, write weights and optimizer state in place, write its header,
 set the mark. The memory is the kernel's page cache. So if the process is killed, its writes survive in order, and the
 newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums
-detect that. No write waits for the disk.
+detect such damage. No write waits for the disk.
 
 The file is little-endian. Its first page has the magic number, the number of slots and a digest of the identity. The
 slots follow. A slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a
@@ -42,7 +42,7 @@ HEADER_BYTES = 64 * 1024
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Slot:
-    """One version of a slice, as views of the mapping. Their contents change when the slot is reused.
+    """One version of a slice, as views of the mapping. The numbers in them change when the slot is reused.
 
     ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is the checksum of
     the published payload. ``sequence`` numbers the commits. 0 means that the slot holds no version.
@@ -157,7 +157,7 @@ class SlotStore:
     def commit(self, slot: Slot, *, generation: int, version: int, record: bytes, crc32: int) -> None:
         """Make the arrays in ``slot`` the newest version. The slot must come from :meth:`free_slot`.
 
-        ``record``, at most 60 KiB, is stored with it. ``crc32`` is the checksum of the published payload.
+        ``record``, at most 60 KiB, is stored with the version. ``crc32`` is the checksum of the published payload.
         """
         assert slot is self._slots[slot.index], "the slot belongs to another store"
         assert slot.sequence == 0, "the slot did not come from free_slot"

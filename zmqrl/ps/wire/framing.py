@@ -105,7 +105,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def presence_topic(rank: int, incarnation: int) -> bytes:
-    """The topic that a worker subscribes to so that the shard knows it is there: ``P/<rank>/<incarnation>``."""
+    """The topic that a worker subscribes to, to show the shard that it is there: ``P/<rank>/<incarnation>``."""
     return b"P/%d/%d" % (rank, incarnation)
 
 

@@ -108,7 +108,7 @@ class ShardKeys:
 
 @dataclass(frozen=True, slots=True)
 class RunKeys:
-    """All keys of a run; ``workers`` are indexed by rank. Only the process that starts the run has them."""
+    """All keys of a run; ``workers`` are indexed by rank. No process has them all but the one that starts the run."""
 
     supervisor: KeyPair
     workers: tuple[KeyPair, ...]

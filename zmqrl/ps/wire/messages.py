@@ -167,7 +167,7 @@ class Welcome:
 class Refuse:
     """ROUTER to DEALER: the worker must end. This message is the same in every version of the protocol.
 
-    ``code`` is one of ``Refusal``, or a code that a later version added. ``reason`` is a sentence for the user.
+    ``code`` is one of ``Refusal``, or a code that a later zmqrl added. ``reason`` is a sentence for the user.
     """
 
     run: Name
@@ -177,7 +177,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRequest:
-    """DEALER to ROUTER: a request for the weights of ``version``, or for the newest ones when it is nil."""
+    """DEALER to ROUTER: a request for the weights of ``version``, or for the newest weights if ``version`` is nil."""
 
     run: Name
     version: U53 | None

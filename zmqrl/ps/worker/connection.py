@@ -183,7 +183,7 @@ class Connection:
         recorder.step(time.monotonic())
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that no shard can use work on it."""
+        """Whether every shard is past ``version``, so that a gradient computed on it is useless to all shards."""
         with self._lock:
             return self._machine.passed(version)
 
@@ -325,7 +325,7 @@ class Connection:
                 if event is None:
                     return
                 if isinstance(event, m.Report):
-                    any(self._send(shard, event) for shard in self._machine.report_order())  # the first that accepts it
+                    any(self._send(shard, event) for shard in self._machine.report_order())  # the first to accept it
                 else:
                     self._handle(event)
             for shard, sockets in enumerate(self._sockets):

@@ -14,7 +14,7 @@ Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.
 
 @dataclass(slots=True)
 class Tally:
-    """Counts the gradient slices of this worker by outcome, as far as the worker knows it.
+    """Counts the gradient slices of this worker by outcome, as far as the worker knows the outcomes.
 
     ``sent`` slices were sent at least once. Each ends as ``used``, ``unused`` or ``unknown``. ``skipped`` slices were
     never sent. ``resent`` counts the sends after the first.
@@ -104,7 +104,7 @@ class KnownShard:
         return self.payloads[version]
 
     def may_request(self, now: float) -> bool:
-        """Whether to ask for a snapshot now. The answer to the last request may still be on its way."""
+        """Whether to ask for a snapshot now. False while the answer to the last request may still be on its way."""
         return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
 
     def requested(self, now: float, wait_s: float) -> None:

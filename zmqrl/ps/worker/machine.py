@@ -123,7 +123,7 @@ class WorkerMachine:
         return [shard for shard in order if self.shards[shard].welcomed]
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that no shard can use work on it."""
+        """Whether every shard is past ``version``, so that a gradient computed on it is useless to all shards."""
         return all(shard.version > version for shard in self.shards)
 
     def where(self, now: float) -> str:
