@@ -1,6 +1,6 @@
 """The ``zmqrl`` command, also run as ``python -m zmqrl``. Ctrl-C never shows a traceback, even while modules load."""
 
-# Import no slow modules here, such as signal: until our handler is set, Ctrl-C shows a traceback.
+# Do not import slow modules here, such as signal. Until our handler is set, Ctrl-C shows a traceback.
 import _signal  # type: ignore[import-not-found]
 import os
 import sys

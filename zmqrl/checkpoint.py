@@ -268,7 +268,7 @@ def prune(root: Path, keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint if it exists. The manifest goes first: without it, the directory is not a checkpoint."""
+    """Remove a checkpoint if it exists. The manifest goes first: without one, a directory is not a checkpoint."""
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 

@@ -54,7 +54,7 @@ class WireConfig:
         return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(is_loopback, addresses))))
 
     def ports(self) -> range | None:
-        """The ports of ``port_range``. Raises UsageError when it is not a range of ports."""
+        """The ports of ``port_range``. Raises UsageError if the value is not a range of ports."""
         if self.port_range is None:
             return None
         first, _, last = self.port_range.partition("-")
@@ -335,7 +335,7 @@ class Config:
         return ports
 
     def metrics_place(self) -> tuple[str, int] | None:
-        """Address and port of ``metrics_port``. Raises UsageError when it is not valid."""
+        """Address and port of ``metrics_port``. Raises UsageError if the value is not valid."""
         if self.metrics_port is None:
             return None
         address, _, port = self.metrics_port.rpartition(":")

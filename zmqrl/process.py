@@ -49,7 +49,7 @@ def interruptible() -> Iterator[None]:
 
 
 def use_all_cores() -> None:
-    """Stop OpenMP from binding this process and its children to some cores. Call it before torch is imported."""
+    """Stop OpenMP from binding this process and its children to a part of the cores. Call it before torch is imported."""
     for name in BINDING:
         os.environ.pop(name, None)
 

@@ -56,7 +56,7 @@ class RunDirectory:
         return self.path / "state" / f"shard-{shard}.slots"
 
     def key_file(self, rank: int) -> Path:
-        """The key file of a rank that is open to external workers."""
+        """The key file of ``rank``, if external workers may take that rank."""
         return Path(self.keys / f"worker-{rank}.json")
 
     def sockets(self) -> Path:

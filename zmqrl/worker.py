@@ -164,7 +164,7 @@ def main() -> None:
     except ZmqrlError as error:
         if error.__cause__ is not None:
             log.error("caused by", exc_info=error.__cause__)
-        log.error("%s", error)  # last, because the end of the log is shown
+        log.error("%s", error)  # logged last, because users see the end of the log
         sys.exit(error.exit_status)
 
 

@@ -57,7 +57,7 @@ class Crew:
     def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Facts]:
         """Run ``rounds`` rounds of all ``roles`` at the same time. Returns the measurements of each role.
 
-        Before each round, the first roles pause, each for its entry in ``pauses_s``. The other roles do not pause.
+        Before each round, role i pauses for ``pauses_s[i]``. Roles without an entry there do not pause.
         Raises ClusterError if a process fails.
         """
         pauses = [*pauses_s, *[0.0] * (len(roles) - len(pauses_s))]

@@ -143,7 +143,7 @@ def _job(shards: StandaloneShards, rank: int) -> Facts:
 
 
 def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
-    """Make a function that adds the shards' instants to a round. Call it once the shards have ended."""
+    """Make a function that adds the shards' instants to a round. Call that function once the shards have ended."""
 
     @functools.cache
     def shards() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
@@ -188,7 +188,7 @@ def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
 def _connected(
     stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int]
 ) -> tuple[list[Role], list[Role]]:
-    """Start workers and hubs, which run until ``stack`` ends.
+    """Start workers and hubs, which run until ``stack`` is closed.
 
     ``hubs_bytes`` maps the process number of each hub to the bytes of its slice.
     """

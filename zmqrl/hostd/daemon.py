@@ -193,7 +193,7 @@ class Daemon:
                 break
             except BlockingIOError:
                 launch, _, host = files.user_of(self._lock).partition(" ")
-                if launch == begin.launch and host != begin.host:  # not a daemon of this host that is still ending
+                if launch == begin.launch and host != begin.host:  # so it is not a daemon of this host that is ending
                     return self._refuse(f"this is the same machine as {host}: list it once")
                 if time.monotonic() >= deadline:
                     return self._refuse(f"processes of this run are still alive in {self.work}")
@@ -290,7 +290,7 @@ class Daemon:
             self._pass_on_stack(child, child.asked)
 
     def _pass_on_stacks(self) -> None:
-        """Forward the answers of processes. If one has not answered because it runs no Python code, ask it again."""
+        """Forward the answers of processes. If a process gave none because it runs no Python code, ask it again."""
         now = time.monotonic()
         for child in self.children.values():
             asked = child.asked
@@ -310,7 +310,7 @@ class Daemon:
         self._send(h.Inspected(name=child.name, state=sight.state, kernel=sight.kernel, stack=stack))
 
     def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
-        """Read the available data and forward its complete lines. Returns False if there is none."""
+        """Read the available data and forward its complete lines. Returns False if there was no data."""
         try:
             piece = os.read(pipe, 65536)
         except BlockingIOError:

@@ -136,7 +136,7 @@ def _key(name: str, *made_of: Any) -> Path:
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """Call ``make`` for the environment ``path``, unless it is complete. Only one process at a time makes it."""
+    """Call ``make`` for the environment ``path``, unless it is complete. Processes do this one at a time."""
     with Path(f"{path}.lock").open("ab") as lock:
         _lock(lock.fileno(), path)
         if not (path / READY).exists():

@@ -20,9 +20,9 @@ class Sight:
     """The state of a process according to ``/proc``.
 
     ``state``: ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
-    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel``: the kernel function that it waits in,
-    empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it handles the signals that
-    ask for its stack. These signals end a process that does not handle them.
+    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel``: the kernel function in which the process waits,
+    empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether the process handles the
+    signals that ask for its stack. These signals end a process that does not handle them.
     """
 
     state: str
@@ -36,7 +36,7 @@ class Sight:
 
 
 def look(pid: int) -> Sight | None:
-    """The state of a process according to ``/proc``. None if it is gone, or belongs to another user."""
+    """The state of a process according to ``/proc``. None if the process is gone, or is another user's."""
     place = Path("/proc") / str(pid)
     try:
         own, cpu_s = _state(place / "task" / str(pid))

@@ -208,7 +208,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a file in base64. ``size``: the bytes of the complete file, 0 if it does not exist."""
+    """A piece of a file in base64. ``size``: the size of the whole file in bytes, 0 if it does not exist."""
 
     path: str
     offset: int

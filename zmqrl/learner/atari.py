@@ -190,7 +190,7 @@ def game_of(registered: Registered, config: EnvConfig) -> str:
         "difficulty": difficulty,
         "full_action_space": False,
         "continuous": False,
-        "continuous_action_threshold": asked.get("continuous_action_threshold"),  # has no effect then
+        "continuous_action_threshold": asked.get("continuous_action_threshold"),  # no effect on discrete actions
         "sound_obs": False,
         "render_mode": asked.get("render_mode"),  # zmqrl record draws the game
         "obs_type": "grayscale" if config.grayscale else "rgb",

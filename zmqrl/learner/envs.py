@@ -28,9 +28,9 @@ def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     """Make ``config.num_envs`` games of ``env_id``.
 
     An Atari id of ``ale_py`` determines nothing but the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and
-    ``Breakout-v0`` are the same here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` is the
-    number of threads that emulate Atari games. Atari games with random frame skip and all other environments run in the
-    calling thread. ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
+    ``Breakout-v0`` are the same here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` is
+    the number of threads that emulate Atari games. Atari games with random frame skip and all other environments run in
+    the calling thread. ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
 
     Raises UsageError like ``describe_env``.
     """

@@ -29,7 +29,7 @@ class CheckedEnv:
     """
 
     def __init__(self, env_id: str, registered: Registered, *, failed: str = "does not start", **options: Any) -> None:
-        """``env_id`` names the environment in errors. If it cannot be made, the error begins with ``env_id`` and ``failed``.
+        """Errors name the environment ``env_id``. If it cannot be made, the error begins with ``env_id`` ``failed``.
 
         ``options`` are added to the options of its registration.
         """

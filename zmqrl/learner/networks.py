@@ -72,9 +72,9 @@ CONVOLUTIONS = {
 class ConvPolicy(nn.Module):
     """Convolutions, one hidden layer, and two heads that share both.
 
-    The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of them, and the heads compute in
-    float32. After ``double()``, everything is float64. The hidden layer reads the output of the last convolution in the
-    order height, width, channel.
+    The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of the parameters, and
+    the heads compute in float32. After ``double()``, everything is float64. The hidden layer reads the output of the
+    last convolution in the order height, width, channel.
     """
 
     def __init__(

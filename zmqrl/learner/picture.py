@@ -19,7 +19,7 @@ from zmqrl.learner.games import EnvConfig, game_seeds
 from zmqrl.learner.gymnasium_envs import CheckedEnv
 
 EMULATOR_FRAMES_PER_S = 60.0
-USUAL_FRAMES_PER_S, MOST_FRAMES_PER_S = 30.0, 1000.0  # of environments
+USUAL_FRAMES_PER_S, MOST_FRAMES_PER_S = 30.0, 1000.0  # frame rates of environments
 FULL = 255  # the highest level
 RGBA = 4  # channels
 
@@ -30,8 +30,8 @@ Screen = npt.NDArray[np.uint8]
 class Shown:
     """The result of a step: the ``screens`` that show it, its unclipped reward, and whether the game is over.
 
-    ``observation`` float32 (n,) is for comparison with the game that the policy plays. Atari games have none: their
-    screens differ from what the policy sees, but the same seed and actions always give the same game.
+    ``observation`` float32 (n,) is for comparison with the game that the policy plays. Atari games have no observation:
+    their screens differ from what the policy sees, but the same seed and actions always give the same game.
     """
 
     screens: list[Screen]
@@ -56,7 +56,7 @@ class Picture(Protocol):
 
 
 def make_picture(env_id: str, config: EnvConfig) -> Picture:
-    """The picture of one game. Raises UsageError when the environment cannot draw it."""
+    """The picture of one game. Raises UsageError if the environment cannot draw."""
     if env_id == DUMMY_ID:
         raise UsageError(f"{DUMMY_ID} is not a game: there is nothing to record.")
     registered = find_env(env_id)

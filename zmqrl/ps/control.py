@@ -98,8 +98,8 @@ class ShardControl:
     ) -> dict[int, T]:
         """Send each shard its ``question`` and wait for all answers. Other messages go to ``other``.
 
-        ``answer`` returns None for a message that is not the answer. The question is repeated, because it or its answer
-        may be lost. ``meanwhile`` is called repeatedly. If answers are missing after ``within_s``, raises a
+        ``answer`` returns None for a message that is not the answer. The question is repeated, because the question or
+        the answer may be lost. ``meanwhile`` is called repeatedly. If answers are missing after ``within_s``, raises a
         ClusterError that names the silent shards.
         """
         waiting = set(shards)

@@ -109,7 +109,7 @@ class History:
                 self.append(record, crc32)
 
     def totals(self, version: int) -> Totals:
-        """The contributions up to ``version``, by outcome. Raises ClusterError when the file cannot be read."""
+        """The number of contributions up to ``version``, by outcome. Raises ClusterError if the file is unreadable."""
         with self._writing():
             _, lines = self._newest(version)
             line = next((line for line, _ in reversed(lines) if line["version"] <= version), None)
@@ -217,7 +217,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def counts_of(line: Line) -> Totals:
-    """The contributions of a line, by outcome."""
+    """The number of contributions in a line, by outcome."""
     late, duplicate, rejected = (int(line.get(name, 0)) for name in COUNTS)
     return len(line.get("ranks", ())), late, duplicate, rejected
 

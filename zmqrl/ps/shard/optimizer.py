@@ -91,7 +91,7 @@ class Optimizer:
     def learning_rate(self, version: int, elapsed: float = 0.0) -> float:
         """The learning rate of the update from ``version`` to ``version + 1``.
 
-        ``elapsed`` is the progress of the run then, from 0 to 1.
+        ``elapsed`` is the progress of the run at that update, from 0 to 1.
         """
         config = self.config
         if config.final_learning_rate is None:

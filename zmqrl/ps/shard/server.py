@@ -335,7 +335,7 @@ class ShardServer:
         slots = (self.store.newest, self.store.previous)
         return next((slot for slot in slots if slot is not None and slot.version == version), None)
 
-    # Data of checkpoints and loads: weights, then optimizer state in the order of its names, little-endian float32.
+    # Data of checkpoints and loads, little-endian float32: weights, then optimizer state in the order of state names.
 
     def _arrays(self, slot: Slot) -> list[FloatVector]:
         return [slot.weights, *(slot.state[name] for name in self.optimizer.state_names)]
@@ -394,8 +394,8 @@ class ShardServer:
     def _recover(self) -> None:
         """Continue from the state that an earlier process committed, even one killed right after the commit.
 
-        If the newest version is lost, the shard stays empty until the supervisor loads it. A frozen shard serves the
-        newest version that is left.
+        If the newest version is lost, the shard stays empty until the supervisor loads a state. A frozen shard serves
+        the newest version that is left.
         """
         slot = self.store.newest
         if slot is None:

@@ -121,7 +121,7 @@ class SlotStore:
     def open(cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str]) -> "SlotStore | None":
         """Map the store at ``path``. Returns None if the file is missing or has another identity, shape or format.
 
-        Half-written and damaged slots count as empty.
+        Slots that are half-written or damaged count as empty.
         """
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -224,7 +224,7 @@ class SlotStore:
 
 
 def is_blank(path: Path) -> bool:
-    """Whether no version was ever written to the store at ``path``. Raises OSError if it cannot be read."""
+    """Whether no version was ever written to the store at ``path``. Raises OSError if the file cannot be read."""
     with path.open("rb") as file:
         header = file.read(FILE_HEADER.size)
         if len(header) < FILE_HEADER.size or header[: len(FILE_MAGIC)] != FILE_MAGIC:

@@ -48,7 +48,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(frame: bytes | memoryview) -> Message:
-    """Decode a header frame. If it is not exactly one message, raises MalformedMessage and no other error."""
+    """Decode a header frame. If ``frame`` is not exactly one message, raises MalformedMessage and no other error."""
     if len(frame) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"header of {len(frame)} bytes")
     try:

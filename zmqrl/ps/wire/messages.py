@@ -132,7 +132,7 @@ class Bye:
 class Hello:
     """DEALER to ROUTER: the sender introduces itself.
 
-    ``secret`` proves that it is the supervisor. ``code`` identifies the zmqrl source code of a worker.
+    ``secret`` proves that the sender is the supervisor. ``code`` identifies the zmqrl source code of a worker.
     """
 
     run: Name
@@ -288,7 +288,7 @@ class Stats:
     belong to no member. ``present`` lists the members that are present, and ``silent_ms`` the time since each of them
     was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
     ``captured_totals`` are those up to the ``captured`` version, or empty if no version is captured. ``stop`` is the
-    version to end at. ``failure`` says why the shard can make no more versions, and is empty while it can.
+    version to end at. ``failure`` says why the shard can make no more versions, and is empty until then.
     ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
     version. They hold the rank, its current span and the time in that span, the longest times first.
     ``made_at`` is the progress of the run, in millionths, for which ``version`` was made.

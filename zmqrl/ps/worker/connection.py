@@ -73,7 +73,7 @@ class Connection:
         """``incarnation`` must be greater than that of the previous process of this rank. None: use the current time.
 
         ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose code differs from theirs.
-        Leave it empty in your own program. With ``recorder``, the worker records how it spends its time. Raises
+        Leave ``code`` empty in your own program. With ``recorder``, the worker records how it spends its time. Raises
         UsageError when the run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:

@@ -70,7 +70,7 @@ class KnownShard:
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """Note that a new process runs the shard. It needs a HELLO, and has not seen our last request."""
+        """Note that a new process runs the shard. That process needs a HELLO, and has not seen our last request."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -92,7 +92,7 @@ class KnownShard:
         self.payloads[version], self.elapsed[version] = payload, elapsed
 
     def prune(self, slowest: int) -> None:
-        """Keep at most two slices, from version ``slowest`` on. The worker may need them to help the slowest shard."""
+        """Keep at most two slices, from version ``slowest`` on. The worker may need these slices to help the slowest shard."""
         oldest = max(slowest, self.version - 1)
         while self.payloads and min(self.payloads) < oldest:
             version = min(self.payloads)
@@ -176,7 +176,7 @@ class KnownShard:
             self.attempt -= 1
 
     def need(self, generation: int | None, *, wanted: bool) -> bool:
-        """Note a NEED. ``wanted``: it asks for our contribution. Returns whether to resend the contribution."""
+        """Note a NEED. ``wanted``: the NEED asks for our contribution. Returns whether to resend the contribution."""
         self.needs_heard += 1
         self.wanted = wanted
         again = wanted and self.push == "sent" and generation == self.generation and not self.is_past()

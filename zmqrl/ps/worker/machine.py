@@ -163,7 +163,7 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Note the sender's state: send HELLO to a shard that restarted, and forget what a rollback undid."""
+        """Note the state of the sender. Send HELLO if the shard has restarted, and forget what a rollback undid."""
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:
@@ -207,7 +207,7 @@ class WorkerMachine:
         return self._close(shard) if shard.is_past() else []
 
     def _close(self, shard: KnownShard, outcome: Literal["used", "unused", "unknown"] = "unknown") -> list[e.Action]:
-        """Close the contribution at this shard. Release it when it is closed at all shards."""
+        """Close the contribution at this shard. Release the contribution once it is closed at all shards."""
         closed = shard.close(outcome)
         return [e.Release()] if closed and not any(other.is_open() for other in self.shards) else []
 
@@ -249,7 +249,7 @@ class WorkerMachine:
     def _hand_out(self, generation: int, versions: list[int]) -> list[e.Action]:
         self.pulling_above, self.assembled_generation = None, generation
         pairs = list(zip(self.shards, versions, strict=True))
-        # Shards learn the progress at different times. The greatest is the same for all workers: see docs/protocol.md.
+        # Shards learn the progress at different times. All workers find the same greatest value: see docs/protocol.md.
         self.elapsed_then = max(shard.elapsed[version] for shard, version in pairs)
         slices = tuple(shard.hand_out(version) for shard, version in pairs)
         return [e.Assembled(generation, min(versions), slices, self.elapsed_then)]
