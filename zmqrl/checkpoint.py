@@ -29,7 +29,7 @@ _NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 class Checkpoint:
     """The complete state of a run at one version.
 
-    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``. All
+    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``. Both
     are little-endian float32, as shards send them to the supervisor. ``versions``: the version of each shard if shards
     differ, as in asynchronous mode. ``version`` is then the lowest of these.
     """

@@ -320,7 +320,7 @@ class Config:
         return found
 
     def pace_of(self, rank: int) -> Pace:
-        """The pace of a worker: how it is slowed down."""
+        """The pace of a worker, which says how the worker is slowed down."""
         straggler = self.stragglers().get(rank, Straggler(rank=rank))
         return Pace(law=self.pace, seed=self.seed, rank=rank, factor=straggler.factor, seconds=straggler.seconds)
 

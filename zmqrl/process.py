@@ -27,7 +27,7 @@ LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives jus
 FEWEST_OPEN_FILES = 256  # a process of a small run opens about 40
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MOST_OPEN_FILES = 1 << 16  # more is useless, and some programs loop over every descriptor up to the limit
+MOST_OPEN_FILES = 1 << 16  # a higher limit is useless, and some programs loop over every descriptor up to the limit
 HERE = "ZMQRL_HERE"  # the directory where the user started zmqrl
 # Variables that make OpenMP bind threads to cores. All workers on a host would be bound to the same cores.
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS")
@@ -40,7 +40,7 @@ _to_parent = 1  # file descriptor for ``say``
 def interruptible() -> Iterator[None]:
     """Make Ctrl-C raise KeyboardInterrupt in the block, which can then clean up. Outside it, Ctrl-C exits at once."""
     outside = signal.getsignal(signal.SIGINT)
-    if callable(outside):  # false if a shell started us in the background: then SIGINT stays ignored
+    if callable(outside):  # false if SIGINT is ignored, as in a background job: keep ignoring it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -49,13 +49,13 @@ def interruptible() -> Iterator[None]:
 
 
 def use_all_cores() -> None:
-    """Stop OpenMP from binding this process and its children to a part of the cores. Call it before torch is imported."""
+    """Stop OpenMP from binding this process and its children to fewer cores. Call this before torch is imported."""
     for name in BINDING:
         os.environ.pop(name, None)
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
-    """The number of cores that this process may use: those it is bound to, within the quota of its control groups."""
+    """The number of cores that this process may use: those it is bound to, up to its control groups' quota."""
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), _quota(proc))))
 
 
@@ -190,7 +190,7 @@ def log_level() -> int:
 
 @contextlib.contextmanager
 def quiet_children() -> Iterator[None]:
-    """Make processes started in the block log warnings only, unless the user has set ``ZMQRL_LOG_LEVEL``."""
+    """Make processes started in the block log nothing below warnings, unless the user has set ``ZMQRL_LOG_LEVEL``."""
     if LOG_LEVEL in os.environ:
         yield
         return

@@ -40,7 +40,7 @@ class Case:
 
     @property
     def layout(self) -> Layout:
-        """The vector, cut for the shards. Raises UsageError if it is too short for so many shards."""
+        """The vector, cut for the shards. Raises UsageError if the vector is too short for so many shards."""
         return Layout.of([("vector", (self.parameters,))], self.shards)
 
     def pieces(self, operation: Operation) -> tuple[int, int]:

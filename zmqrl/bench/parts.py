@@ -98,7 +98,7 @@ class ZmqrlPinger:
 
 
 class GlooRank:
-    """A worker without shards. The workers sum their gradients, then each takes the optimizer step itself.
+    """A worker without shards. The workers sum their gradients, then each worker takes the same optimizer step.
 
     With bf16 they exchange and add bfloat16 numbers.
     """

@@ -37,7 +37,7 @@ Blocks: TypeAlias = Mapping[Kind, Sequence[Sequence[Round]]]
 def samples(blocks: Blocks) -> dict[Operation, list[float]]:
     """The durations of each operation in ms. The first round of each block is a warm-up and does not count.
 
-    An update round lasts from the end of the previous round to its own end, so that starting early gains nothing.
+    An update round lasts from the end of the previous round to its own end, so that an early start gains nothing.
     """
     together, alone = list(_rounds(blocks, "together")), list(_rounds(blocks, "alone"))
     found: dict[Operation, list[int]] = {

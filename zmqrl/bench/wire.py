@@ -1,6 +1,6 @@
 """Measures the transport alone, and compares it with gloo, plain sockets and memcpy.
 
-The implementations take turns, so noise affects all of them equally.
+The implementations take turns, so noise affects all implementations equally.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """The daemon of a run on one host: it starts processes, forwards their output, and ends them before it ends itself.
 
 ``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
-(:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
-signal. Standard library only: it must start before anything else can start.
+(:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, or when a
+signal arrives. Standard library only: no other process can start before it.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ PYTHON_ANSWERS_WITHIN_S = 1.0  # how soon running Python code answers a request 
 ANSWERS_WITHIN_S = 4.0
 MOST_LINES_OF_STACKS = 10_000
 STACK_ENDS_AFTER_S = 0.2  # a stack is complete after this time without a line
-MOST_UNSENT_BYTES = 64 << 20  # waiting for the launcher to read them; beyond this, log lines are dropped
+MOST_UNSENT_BYTES = 64 << 20  # output for a slow launcher; beyond this, log lines are dropped
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +78,7 @@ class _Child:
     process: "subprocess.Popen[bytes]"
     exit_fd: int
     unsent: bytearray = field(default_factory=bytearray)  # data for its standard input
-    lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe they come from
+    lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe that the lines come from
     asked: _Asked | None = None
 
 
@@ -110,7 +110,7 @@ class Daemon:
                 self.why_end = f"nothing was heard for {self._lease_s:g} s"
 
     def end(self) -> None:
-        """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill everything they started."""
+        """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill the remaining descendants."""
         for number, within_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, KILLED_WITHIN_S)):
             for child in self.children.values():
                 self._hang_up(child)
@@ -193,7 +193,7 @@ class Daemon:
                 break
             except BlockingIOError:
                 launch, _, host = files.user_of(self._lock).partition(" ")
-                if launch == begin.launch and host != begin.host:  # so it is not a daemon of this host that is ending
+                if launch == begin.launch and host != begin.host:  # the owner is not an old daemon of this host
                     return self._refuse(f"this is the same machine as {host}: list it once")
                 if time.monotonic() >= deadline:
                     return self._refuse(f"processes of this run are still alive in {self.work}")

@@ -39,9 +39,7 @@ class CannotMake(Exception):
 def main(request: Mapping[str, Any]) -> None:
     """Make the environment of ``request`` and report its Python. Then wait until the launcher hangs up."""
     os.environ.update(request["variables"])
-    os.environ["PIP_USER"] = (
-        "0"  # the user's pip configuration may set this to 1, and then pip cannot install into an environment
-    )
+    os.environ["PIP_USER"] = "0"  # if the user's pip configuration sets 1, pip cannot install into an environment
     try:
         python = environment(request)
     except CannotMake as error:
@@ -100,7 +98,7 @@ def _unpack(path: Path, wheel: bytes, base: str) -> None:
 
 
 def _let_see(path: Path, base: str) -> None:
-    """Make an environment find the packages of the Python ``base``, after its own."""
+    """Make an environment find its own packages first, then those of the Python ``base``."""
     bare, seen = (_seen(base, *options) for options in (("-I", "-S"), ("-P",)))
     lines = [f"{place}\n" for place in seen if place not in bare and Path(place).is_dir()]
     (_site_packages(path) / "base.pth").write_text("".join(lines))

@@ -20,8 +20,8 @@ class Sight:
     """The state of a process according to ``/proc``.
 
     ``state``: ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
-    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel``: the kernel function in which the process waits,
-    empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether the process handles the
+    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel``: the kernel function in which it
+    waits, empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it handles the
     signals that ask for its stack. These signals end a process that does not handle them.
     """
 

@@ -105,7 +105,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """Remove everything from the run's directory, and if ``whole`` the directory too."""
+    """Remove everything from the run's directory, and also the directory itself if ``whole``."""
 
     whole: bool
 

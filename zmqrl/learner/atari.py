@@ -30,7 +30,7 @@ OPTIONS = {
 
 
 class AtariEnvs:
-    """A batch of games of one ROM. The threads of ``ale_py`` emulate them."""
+    """A batch of games of one ROM. The threads of ``ale_py`` emulate the games."""
 
     def __init__(self, game: str, spec: EnvSpec, config: EnvConfig, *, threads: int) -> None:
         self.num_envs = config.num_envs

@@ -1,6 +1,6 @@
 """Makes a batch of games from their id, behind one small interface. Scores are the sums of unclipped rewards.
 
-A game is reset in the step that ends it, so that the learner sees only steps that were played.
+A game is reset in the step that ends it, so that every step that the learner sees was played.
 """
 
 import difflib

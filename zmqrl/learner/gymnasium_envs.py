@@ -1,4 +1,4 @@
-"""Games of any Gymnasium environment with discrete actions. Its results are checked at every step."""
+"""Games of any Gymnasium environment with discrete actions. The environment's results are checked at every step."""
 
 import inspect
 from typing import Any, NoReturn
@@ -35,7 +35,7 @@ class CheckedEnv:
         """
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
-            # Gymnasium's checker only warns where this class raises.
+            # Where this class raises, Gymnasium's checker would only print a warning.
             self.env: gymnasium.Env[Any, Any] = gymnasium.make(registered, disable_env_checker=True, **options)
             self._observations, actions = self.env.observation_space, self.env.action_space
         if not isinstance(actions, Discrete):

@@ -70,7 +70,7 @@ CONVOLUTIONS = {
 
 
 class ConvPolicy(nn.Module):
-    """Convolutions, one hidden layer, and two heads that share both.
+    """Convolutions and one hidden layer, shared by two heads.
 
     The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of the parameters, and
     the heads compute in float32. After ``double()``, everything is float64. The hidden layer reads the output of the
@@ -111,7 +111,7 @@ class ConvPolicy(nn.Module):
         """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
 
         uint8 observations are scaled from 0..255 to 0..1. Float observations are not scaled. The call is fastest
-        if observations are channels-last in memory, as in ``Rollout``: then the cast is the only pass over them.
+        if observations are channels-last in memory, as in ``Rollout``: then the cast is the only pass over the data.
         """
         # Scaling the few weights costs nothing. Scaling the frames would take a pass over 28 KB per sample. The stored
         # weights stay unscaled, because Adam's steps do not scale with the weights.
@@ -217,7 +217,7 @@ def fastest_compute(device: torch.device) -> Compute:
     """bfloat16 if the hardware supports it (about twice as fast), float32 if bfloat16 would be emulated."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, where bf16 is slow.
+    # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, but bf16 is slow without them.
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Draws one game for people, in colour and full size. The policy plays a copy of the game that has frames of its own.
+"""Draws one game for people, in colour and full size. The policy plays another copy of the game, and sees other frames.
 
 With the same seed and actions, this game is the same as the first game of ``make_envs``.
 """

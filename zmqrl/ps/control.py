@@ -206,7 +206,7 @@ class ShardControl:
     ) -> tuple[m.Message, bytes | None]:
         """Send one message to one shard and wait for its answer.
 
-        The message is sent only once. Raises ClusterError when the answer does not arrive in time.
+        The message is not repeated. Raises ClusterError when the answer does not arrive in time.
         """
         socket = self.sockets[shard]
         deadline = time.monotonic() + within_s

@@ -11,7 +11,7 @@ class BrokenInvariant(AssertionError):
 
 
 class Story:
-    """A ring buffer of the last events of a state machine. The events are not turned into text unless an invariant fails."""
+    """A ring buffer of the last events of a state machine. Events become text only if an invariant fails."""
 
     def __init__(self) -> None:
         self._events: deque[tuple[float, type, object]] = deque(maxlen=EVENTS)

@@ -50,7 +50,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """How a version was made. It is committed with the version, so that a restarted shard knows what it published.
+    """How a version was made. It is committed with the version, so that a restarted shard knows what was published.
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` are totals by rank:
     ``(used, late, duplicate, rejected)``. ``totals`` has the totals of the history so far, in the same order.

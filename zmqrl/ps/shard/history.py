@@ -43,8 +43,8 @@ class LostState(Exception):
 class History:
     """Appends lines to ``path``. Opening the file removes a line that a killed process left half-written.
 
-    Only the end of the file is read, because it may have millions of lines. ``news`` lists problems in the file, as
-    sentences: missing versions and unreadable lines.
+    No more than the end of the file is read, because the file may have millions of lines. ``news`` lists problems in
+    the file, as sentences: missing versions and unreadable lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -158,8 +158,8 @@ class History:
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
         """The newest lines, parsed and raw, and the offset at which they start in the file.
 
-        The oldest of them is of ``version`` or an earlier version. If a line cannot be read, the file is kept under
-        another name and replaced by a file without that line.
+        The oldest of these lines is of ``version`` or an earlier version. If a line cannot be read, the file is kept
+        under another name and replaced by a file without that line.
         """
         lines: list[tuple[Line | None, bytes]] = []
         start, rest = os.fstat(self._lines.file).st_size, b""

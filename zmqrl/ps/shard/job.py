@@ -22,7 +22,7 @@ class ShardJob:
     shard: int
     codec: m.Codec
     optimizer: OptimizerConfig
-    bind: dict[SocketRole, str]  # endpoints for all roles, or for control only if frozen
+    bind: dict[SocketRole, str]  # endpoints: of every role, but if frozen just of control
     secret: str = field(repr=False)
     state_path: Path
     history_path: Path

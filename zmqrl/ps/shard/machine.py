@@ -1,6 +1,6 @@
 """The decisions of a shard: a state machine without sockets, clock, files or arithmetic.
 
-It takes events and returns actions. ``server.py`` carries them out in order.
+It takes events and returns actions. ``server.py`` carries out the actions in order.
 """
 
 from dataclasses import dataclass, replace
@@ -216,7 +216,7 @@ class ShardMachine:
         return actions
 
     def _checkpoint(self, version: int) -> list[e.Action]:
-        """Copy ``version`` for a checkpoint now if the shard holds it, or once it is made."""
+        """Copy ``version`` for a checkpoint: now if the shard holds it, otherwise once the shard makes it."""
         self.armed = version if version > self.version else None
         if self.state == "empty" or version not in (self.version, self.previous) or version == self.captured:
             return []

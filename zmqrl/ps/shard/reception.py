@@ -61,7 +61,7 @@ class Reception:
         return e.ControlArrived(peer, message, payload)
 
     def take_false_names(self) -> str:
-        """Count the messages sent with the key of another rank or role since the last call. Returns text, or ""."""
+        """Count the messages sent with the key of another rank or role since the last call. Returns the counts as text, or "" if there are none."""
         text = ", ".join(f"{count} x {name}" for name, count in sorted(self.false_names.items()))
         self.false_names.clear()
         return text

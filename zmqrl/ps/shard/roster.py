@@ -78,7 +78,7 @@ class Roster:
         return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
     def rank_of(self, peer: bytes) -> int | None:
-        """The rank of the worker on this connection. None if it is not a worker."""
+        """The rank of the worker on this connection. None if the sender is not a worker."""
         return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
 
     def present(self, now: float) -> list[int]:
@@ -152,7 +152,7 @@ class Roster:
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Report to the supervisor that a worker runs another zmqrl. Other refusals are not reported to it."""
+        """Report a worker with another zmqrl to the supervisor. Other refusals are not reported."""
         if refuse.code not in ("code", "protocol"):
             return []
         me = self.identity

@@ -179,7 +179,7 @@ class SlotStore:
     def pin(self, slot: Slot, released: Callable[[], bool]) -> None:
         """Keep ``slot`` from being overwritten until ``released()`` is true.
 
-        Call it only if :meth:`can_pin` is true or the slot is already pinned.
+        The caller must check that :meth:`can_pin` is true or that the slot is already pinned.
         """
         assert slot.sequence > 0, "the slot holds no version"
         assert slot.pinned() or self.can_pin()

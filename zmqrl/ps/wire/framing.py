@@ -33,7 +33,7 @@ _HINTS: dict[type, tuple[tuple[str, Any], ...]] = {
     cls: tuple((f.name, get_type_hints(cls, include_extras=True)[f.name]) for f in fields(cls))
     for cls in KINDS.values()
 }
-# Number of required fields of each kind. The fields after them are left out when they are empty.
+# Number of required fields of each kind. Optional fields follow. Empty ones at the end are left out.
 _LEAST_FIELDS = {cls: sum(f.default is MISSING for f in fields(cls)) for cls in KINDS.values()}
 
 

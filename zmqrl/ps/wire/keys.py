@@ -44,7 +44,7 @@ class ClientKeys:
     shards: tuple[str, ...]
 
     def secure(self, socket: "zmq.Socket[bytes]", shard: int) -> None:
-        """Make ``socket`` talk to ``shard`` only. Call this before you connect the socket."""
+        """Keep ``socket`` from talking to any process but ``shard``. Call this before connecting the socket."""
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.curve_serverkey = self.shards[shard].encode()
 
@@ -88,7 +88,7 @@ class ShardKeys:
         return {key: rank for rank, key in enumerate(self.workers)} | {self.supervisor: "supervisor"}
 
     def secure(self, socket: "zmq.Socket[bytes]") -> None:
-        """Make ``socket`` admit only the keys that :func:`authenticate` admits. Call this before the socket is bound."""
+        """Make ``socket`` admit only the keys that :func:`authenticate` admits. Call this before binding the socket."""
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.zap_domain = DOMAIN.encode()
@@ -108,7 +108,7 @@ class ShardKeys:
 
 @dataclass(frozen=True, slots=True)
 class RunKeys:
-    """All keys of a run; ``workers`` are indexed by rank. No process has them all but the one that starts the run."""
+    """All keys of a run; ``workers`` are indexed by rank. No process but the one that starts the run has all keys."""
 
     supervisor: KeyPair
     workers: tuple[KeyPair, ...]

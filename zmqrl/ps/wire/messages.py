@@ -264,7 +264,7 @@ class Left:
 class Report:
     """DEALER to ROUTER of one shard: metrics of a worker, as a MessagePack map.
 
-    The shard forwards them to the supervisor.
+    The shard forwards the metrics to the supervisor.
     """
 
     run: Name
@@ -287,7 +287,7 @@ class Stats:
     ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
     belong to no member. ``present`` lists the members that are present, and ``silent_ms`` the time since each of them
     was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
-    ``captured_totals`` are those up to the ``captured`` version, or empty if no version is captured. ``stop`` is the
+    ``captured_totals`` are the totals up to the ``captured`` version, or empty if there is none. ``stop`` is the
     version to end at. ``failure`` says why the shard can make no more versions, and is empty until then.
     ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
     version. They hold the rank, its current span and the time in that span, the longest times first.

@@ -117,7 +117,7 @@ class FailureMonitor:
         self.counts: Counter[str] = Counter()
 
     def read(self) -> None:
-        """Empty the monitor socket. Call this often: when that socket is full, libzmq's I/O thread blocks all traffic."""
+        """Empty the monitor socket. Call this often: while it is full, libzmq's I/O thread blocks all traffic."""
         while self.monitor.poll(0):
             event = parse_monitor_message(self.monitor.recv_multipart())
             self.counts[str(zmq.Event(event["event"]).name).lower().replace("_", " ")] += 1

@@ -1,7 +1,7 @@
 """A worker's connection to every shard: ``pull`` the weights, ``push`` a gradient.
 
-A separate thread owns the sockets and the state machine of ``machine.py``. It answers the shards even while the
-computing thread plays a long rollout.
+A separate thread owns the sockets and the state machine of ``machine.py``. That thread answers the shards even while
+the computing thread plays a long rollout.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class PulledWeights:
 class Connection:
     """One worker's connection to all shards of a run.
 
-    Call ``pull`` and ``push`` from one thread only. Use it as a context manager, or ``close`` it.
+    Call ``pull`` and ``push`` from the same thread. Use it as a context manager, or ``close`` it.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Connection:
     def pull(self, above: int = -1, *, timeout_s: float | None = None) -> PulledWeights | None:
         """Wait for a complete version above ``above`` and return it. Returns None when the run has ended.
 
-        A rollback makes version numbers smaller, so the first version after it is returned whatever its number is. In
+        A rollback makes version numbers smaller, so the first version after it is returned whatever the number. In
         asynchronous mode ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution,
         and ``version`` is the oldest of them. Raises ClusterError after ``timeout_s``, when a shard is silent for
         ``WorkerTiming.lease_s``, and when a shard refuses this worker.

@@ -92,7 +92,7 @@ class KnownShard:
         self.payloads[version], self.elapsed[version] = payload, elapsed
 
     def prune(self, slowest: int) -> None:
-        """Keep at most two slices, from version ``slowest`` on. The worker may need these slices to help the slowest shard."""
+        """Keep at most two slices, from version ``slowest`` on. The worker may need both to help the slowest shard."""
         oldest = max(slowest, self.version - 1)
         while self.payloads and min(self.payloads) < oldest:
             version = min(self.payloads)
@@ -140,7 +140,7 @@ class KnownShard:
         return self.push == "pending" and self.welcomed
 
     def offer(self, generation: int) -> None:
-        """Begin a contribution. Give up the previous one if it is still open, because its gradient is overwritten."""
+        """Begin a contribution. If the previous one is open, give it up: its gradient will be overwritten."""
         self.close("unknown")
         self.attempt = 0
         self.computed_on = self.handed_out
@@ -163,7 +163,7 @@ class KnownShard:
         return "used" if named else "unused"
 
     def pushed(self) -> None:
-        """Note that the slice is sent, for the first time or again."""
+        """Note that the slice was sent, for the first time or again."""
         self.push = "sent"
         self.attempt += 1
         self._count_attempt(1)

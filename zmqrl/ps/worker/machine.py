@@ -1,6 +1,6 @@
 """The decisions of a worker's connection: a state machine without sockets, clock or arithmetic.
 
-It takes events and returns actions. ``connection.py`` carries them out in order.
+It takes events and returns actions. ``connection.py`` carries out the actions in order.
 """
 
 from bisect import bisect_left
@@ -221,7 +221,7 @@ class WorkerMachine:
         if self.asynchronous:
             return self._assemble_newest(generation)
         low = min(shard.version for shard in self.shards)
-        # After a rollback versions are lower, but all of them are new.
+        # After a rollback, versions have lower numbers but are new.
         if generation == self.assembled_generation and low <= self.pulling_above:
             return []
         lagging = [shard for shard in self.shards if shard.version == low]
