@@ -121,7 +121,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Read a checkpoint directory. Raises UsageError that names the missing or damaged file."""
+        """Read a checkpoint directory. Raises a UsageError that names the missing or damaged file."""
         with _naming(path):
             manifest = _read_manifest(path / MANIFEST)
             weights = _weights(path, manifest)
@@ -162,7 +162,7 @@ class PolicyWeights:
 
     @staticmethod
     def read(path: Path) -> "PolicyWeights":
-        """Read a checkpoint directory. Raises UsageError that names the missing or damaged file."""
+        """Read a checkpoint directory. Raises a UsageError that names the missing or damaged file."""
         with _naming(path):
             return _weights(path, _read_manifest(path / MANIFEST))
 
@@ -262,7 +262,7 @@ def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequen
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and the remains of unfinished writes."""
+    """Remove the remains of unfinished writes, and all but the newest ``keep`` checkpoints."""
     for path in [*checkpoints(root)[:-keep], *root.glob(".v*"), *root.glob("v*.replaced")]:
         _remove(path)
 

@@ -223,8 +223,8 @@ class Messages:
     """The parent's messages after the job, one line of JSON each. When the parent hangs up, this process ends.
 
     A thread reads the messages. At their end, this thread sends SIGTERM to the process, so that the main thread cleans
-    up and ends. It also puts None into the queue, because a signal that arrives just before ``get`` waits does not end
-    the wait.
+    up and ends. The thread also puts None into the queue, because a signal that arrives just before ``get`` waits
+    does not end the wait.
     """
 
     def __init__(self) -> None:

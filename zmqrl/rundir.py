@@ -108,7 +108,7 @@ class RunDirectory:
             self.path = first.with_name(f"{first.name}-{number}")
 
     def _check_writable(self) -> None:
-        """Raise OSError for the first file or directory of shards or checkpoints that cannot be written."""
+        """Raise OSError for the first unwritable file or directory of shards or checkpoints."""
         of_shards = [self.path / name for name in OF_SHARDS if (self.path / name).exists()]
         for directory in [*of_shards, *([self.checkpoints] if self.checkpoints.exists() else [])]:
             with naming(directory):

@@ -40,7 +40,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     contributed = 0
 
     def place(weights: PulledWeights) -> tuple[int, int]:
-        """The iteration that ``weights`` belong to, and the index of the next update in it."""
+        """The iteration that ``weights`` belong to, and the index of the next update in that iteration."""
         updates = contributed if config.mode == "async" else weights.version
         return divmod(updates, config.algorithm.updates_per_rollout)
 

@@ -52,7 +52,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where the variants of one group run. Workers are the first processes of ``crew``, and hubs the last."""
+    """Where the variants of one group run. Workers are the first processes of ``crew``, and hubs are the last."""
 
     crew: Crew
     first_hub: int

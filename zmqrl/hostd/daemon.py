@@ -52,7 +52,7 @@ MOST_UNSENT_BYTES = 64 << 20  # output for a slow launcher; beyond this, log lin
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A request for the stack of a process, which the process writes to its log."""
+    """A request for the stack of a process. The process writes the stack to its log."""
 
     sight: inspection.Sight
     since: float
@@ -61,7 +61,7 @@ class _Asked:
     heard_at: float | None = None
 
     def take(self, line: str) -> None:
-        """Keep a line of the log if a stack begins there or has begun."""
+        """Keep ``line`` of the log if a stack begins with it or has begun before it."""
         if (self.lines or inspection.begins_stack(line)) and len(self.lines) < MOST_LINES_OF_STACKS:
             self.lines.append(line)
             self.heard_at = time.monotonic()
@@ -193,7 +193,7 @@ class Daemon:
                 break
             except BlockingIOError:
                 launch, _, host = files.user_of(self._lock).partition(" ")
-                if launch == begin.launch and host != begin.host:  # the owner is not an old daemon of this host
+                if launch == begin.launch and host != begin.host:  # the lock's owner is no old daemon of this host
                     return self._refuse(f"this is the same machine as {host}: list it once")
                 if time.monotonic() >= deadline:
                     return self._refuse(f"processes of this run are still alive in {self.work}")
@@ -220,7 +220,7 @@ class Daemon:
                 stderr=subprocess.PIPE,
                 env=environment,
                 pass_fds=[self._lock],  # so that the next daemon also waits for these processes
-                start_new_session=True,  # so that its whole group can be killed and no terminal signals it
+                start_new_session=True,  # its whole group can be killed, and it gets no signals from a terminal
             )
             exit_fd = os.pidfd_open(process.pid)
         except OSError as error:

@@ -1,8 +1,8 @@
 """Makes an environment for this zmqrl on another host. The host's own Python runs this file: standard library only.
 
 The launcher sends this source with the request, because zmqrl may not be installed on the host. Each directory in
-``~/.cache/zmqrl/envs`` is an environment. Its name is a hash of its content, and runs with equal needs share it. If the
-host's Python lacks packages, one environment adds them. A second, small environment on top of it adds zmqrl.
+``~/.cache/zmqrl/envs`` is an environment. Its name is a hash of its content, and runs with the same needs share it. If
+the host's Python lacks packages, one environment adds them. A second, small environment on top of it adds zmqrl.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The directory of a run on a host, which the daemon locks, and the files in it. Standard library only.
+"""The directory of a run on a host, the lock on it, and the files in it. Standard library only.
 
 Paths of files are relative to the run's directory.
 """

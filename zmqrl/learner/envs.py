@@ -97,7 +97,7 @@ def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
 
 def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The registration of ``env_id``. Raises UsageError that suggests similar ids."""
+    """The registration of ``env_id``. Raises a UsageError that suggests similar ids."""
     module, _, name = env_id.rpartition(":")
     if module:
         with blaming(f"cannot import {module}, which should register {name}"):

@@ -195,7 +195,7 @@ def make_model(
         return VectorPolicy(shape, num_actions, hidden=hidden).to(device)
     if len(shape) != 3:
         raise UsageError(f"{unfit}: it reads images (channels, height, width); use mlp for vectors.")
-    # As in the original, the hidden layer of dba3c is linear, and neither it nor the convolutions have biases.
+    # As in the original, the hidden layer of dba3c is linear, and this layer and the convolutions have no biases.
     seed_net = name == "dba3c"
     try:
         model = ConvPolicy(

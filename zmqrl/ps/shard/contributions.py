@@ -87,7 +87,7 @@ class Contributions:
         return actions, record
 
     def drop(self, view: View) -> None:
-        """Abandon the open version, and count the contributions held for it as late."""
+        """Abandon the open version, and count its held contributions as late."""
         for rank in self.held:
             self.count(rank, "late", view)
         self.held, self.waiting, self.computed_on, self.elapsed = {}, set(), {}, 0

@@ -224,7 +224,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class CommitAgain:
-    """Commit the newest version again with ``record``, so that its new data survives a crash."""
+    """Commit the newest version again with ``record``, so that the new data in it survives a crash."""
 
     record: Record
 

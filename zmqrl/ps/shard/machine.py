@@ -274,7 +274,7 @@ class ShardMachine:
         return self._reject()
 
     def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
-        """Obey the supervisor. The shard answers every command except ELAPSED, FETCH and LOAD with STATS."""
+        """Obey the supervisor. The shard answers each command with STATS, but not ELAPSED, FETCH or LOAD."""
         peer, message = event.peer, event.message
         actions: list[e.Action] = []
         match message:

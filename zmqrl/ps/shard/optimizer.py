@@ -113,7 +113,7 @@ class Optimizer:
     ) -> bool:
         """Compute version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
 
-        All arrays are float32 (n,). The inputs must be finite, and the outputs must not overlap them. The state of
+        All arrays are float32 (n,). The inputs must be finite, and outputs must not overlap the inputs. The state of
         version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1, which the learning rate may follow.
         The result equals that of torch.optim within float32 rounding. Returns whether the result is finite.
         """

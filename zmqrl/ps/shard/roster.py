@@ -14,7 +14,7 @@ DOUBT_S = 2.5  # replaces SILENT_S once a subscription has ended that may have b
 
 @dataclass(slots=True)
 class Worker:
-    """The shard's view of a rank: the process that has it (``incarnation``), and its connection (``peer``).
+    """The shard's view of a rank: the process that has the rank (``incarnation``), and its connection (``peer``).
 
     ``doubted_at`` maps each incarnation that subscribed to the time when a subscription to its topic ended, or to None
     if none has ended.

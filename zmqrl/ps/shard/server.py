@@ -171,7 +171,7 @@ class ShardServer:
     # events
 
     def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], e.Event | None]) -> None:
-        """Handle messages that have arrived. Stop after 64, so that the other sockets get their turn."""
+        """Handle messages that have arrived. Stop after 64 messages, so that the other sockets get their turn."""
         for _ in range(64):
             started_ns = time.monotonic_ns()
             try:
@@ -381,7 +381,7 @@ class ShardServer:
         numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
         for array, source in zip(self._arrays(slot), numbers, strict=True):
             array[:] = source
-        # Commit first: if the process is killed before the rewind, the next process finishes it.
+        # Commit first: if the process is killed before the rewind, the next process does the rewind.
         self._commit(slot, record)
         self.history.rewind(load.version, load.generation)
         self._tell_of_history()

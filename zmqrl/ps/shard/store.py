@@ -173,7 +173,7 @@ class SlotStore:
         self._find_newest()
 
     def can_pin(self) -> bool:
-        """Whether one more slot can be pinned. Three must stay unpinned: newest, previous, and one to write."""
+        """Whether one more slot can be pinned. Three slots must stay unpinned: newest, previous, and one to write."""
         return sum(not slot.pinned() for slot in self._slots) > 3
 
     def pin(self, slot: Slot, released: Callable[[], bool]) -> None:
@@ -208,8 +208,8 @@ class SlotStore:
             slot.record = header[RECORD_OFFSET:end]
 
     def _data_checksum(self, slot: Slot) -> int:
-        # Sum each page in 64-bit words, then take the crc32 of the sums. This detects lost and misplaced pages as well
-        # as a crc32 of all bytes, in a tenth of the time.
+        # Sum each page in 64-bit words, then take the crc32 of the sums. A crc32 of all bytes would not find more lost
+        # or misplaced pages, but would take ten times as long.
         start = self._offset(slot.index) + HEADER_BYTES
         words = np.frombuffer(self._mapping, np.uint64, (self._slot_bytes - HEADER_BYTES) // 8, start)
         return zlib.crc32(words.reshape(-1, PAGE // 8).sum(axis=1))

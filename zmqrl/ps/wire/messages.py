@@ -365,7 +365,7 @@ class Fetch:
 class Chunk:
     """Shard to supervisor, followed by the payload: a piece of the copy of ``version``.
 
-    ``offset`` is the position of the first byte of the piece, ``total`` the length of the copy.
+    ``offset`` is the position of the first byte of the piece, and ``total`` is the length of the copy.
     """
 
     run: Name
@@ -379,8 +379,8 @@ class Chunk:
 class Load:
     """Supervisor to shard, followed by the payload: a piece of the state to load. Pieces are sent in order.
 
-    ``offset`` is the position of the first byte of the piece, ``total`` the length of the state. After the last piece
-    the shard commits ``version`` under ``generation`` and accepts contributions to it.
+    ``offset`` is the position of the first byte of the piece, and ``total`` is the length of the state. After the last
+    piece the shard commits ``version`` under ``generation`` and accepts contributions to it.
     ``elapsed`` is as in ELAPSED.
     """
 

@@ -109,7 +109,7 @@ def connect(sockets: "dict[SocketRole, zmq.Socket[bytes]]", endpoints: dict[Sock
 
 
 class FailureMonitor:
-    """Counts the connections of a socket that were closed or failed their handshake."""
+    """Counts a socket's connections that were closed or failed their handshake."""
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self.socket = socket

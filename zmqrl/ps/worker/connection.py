@@ -43,7 +43,7 @@ CLOSED_WITHIN_S = 5.0
 class PulledWeights:
     """The parameter vector of one version: float32 (count,). It is valid until the next ``pull``.
 
-    ``elapsed`` is the progress of the run, from 0 to 1. All workers and shards use the same progress for one version.
+    ``elapsed`` is the progress of the run, from 0 to 1. All workers and shards use the same progress for a version.
     """
 
     generation: int
@@ -133,7 +133,7 @@ class Connection:
 
         A rollback makes version numbers smaller, so the first version after it is returned whatever the number. In
         asynchronous mode ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution,
-        and ``version`` is the oldest of them. Raises ClusterError after ``timeout_s``, when a shard is silent for
+        and ``version`` is that of the oldest. Raises ClusterError after ``timeout_s``, when a shard is silent for
         ``WorkerTiming.lease_s``, and when a shard refuses this worker.
         """
         if self._final is None:
@@ -259,7 +259,7 @@ class Connection:
         give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while True:
             left_s = give_up_at - time.monotonic()
-            try:  # in short waits, because a signal that arrives just before a wait does not interrupt it
+            try:  # in short waits, because a signal that arrives just before a wait does not end it
                 answer = self._answers.get(timeout=max(0.0, min(left_s, LOOK_UP_EVERY_S)))
             except queue.Empty:
                 if left_s > LOOK_UP_EVERY_S:
