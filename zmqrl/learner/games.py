@@ -162,7 +162,7 @@ class Scores:
         self._agent_steps = np.zeros(num_envs, np.int64)
 
     def add(self, rewards: np.ndarray, over: npt.NDArray[np.bool_]) -> list[Game]:
-        """Add the ``rewards`` (B,) of one step. Return the games that are ``over``, bool (B,), and restart their sums."""
+        """Add the ``rewards`` (B,) of one step. Return the games that are ``over``, bool (B,), and forget them."""
         self._scores += rewards
         self._agent_steps += 1
         games = [Game(float(self._scores[i]), int(self._agent_steps[i])) for i in np.flatnonzero(over)]
