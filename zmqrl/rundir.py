@@ -164,7 +164,7 @@ def holds_sockets(path: Path) -> bool:
 
 
 def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
-    """Make a directory with mode 0700 for sockets: in the temporary directory, or in /tmp if that path is too long."""
+    """Make a directory with mode 0700 for sockets: in the temporary directory, or in /tmp if its path is unfit."""
     fits = holds_sockets(Path(tempfile.gettempdir(), "zmqrl-01234567"))
     return tempfile.TemporaryDirectory(prefix="zmqrl-", dir=None if fits else "/tmp")
 
