@@ -1,12 +1,12 @@
-"""The ``zmqrl`` command, also as ``python -m zmqrl``. Ctrl-C never shows a traceback, whenever it comes."""
+"""The ``zmqrl`` command, also run as ``python -m zmqrl``. Ctrl-C never shows a traceback, even while modules load."""
 
-# Import no slow modules here, such as signal: until our handler is set, Ctrl-C shows a traceback.
+# Do not import slow modules here, such as signal. Until our handler is set, Ctrl-C shows a traceback.
 import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
 INTERRUPTED = 130
-LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not interrupt it
+LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not end it
 
 
 def _leave(*_: object) -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     from zmqrl import cli
 
     if ANSWERS:
-        # This runs last. Python then restores the default handler, which would change the exit status.
+        # This runs last. Without it, Python would restore the default handler, and Ctrl-C could change the exit status.
         atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
     try:
         cli.main()
@@ -51,8 +51,8 @@ def _join_threads() -> None:
 def _look_elsewhere_first() -> None:
     """Remove the current directory from the front of the import path: files there would hide other modules."""
     try:
-        here = os.getcwd()  # noqa: PTH109 - the import of pathlib would look there
-    except OSError:  # it was removed: cli.main reports this
+        here = os.getcwd()  # noqa: PTH109 - importing pathlib would search the current directory
+    except OSError:  # the directory was removed: cli.main reports this
         return
     if not sys.flags.safe_path and sys.path[0] in ("", here):
         del sys.path[0]

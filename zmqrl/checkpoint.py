@@ -1,4 +1,4 @@
-"""Writes and reads checkpoints: parameters and optimizer state as safetensors, and a manifest, written last."""
+"""Writes and reads checkpoints: parameters and optimizer state as safetensors, then a manifest."""
 
 import hashlib
 import json
@@ -29,9 +29,9 @@ _NAME = re.compile(r"v\d{8,}(\.replaced)?", re.ASCII)
 class Checkpoint:
     """The complete state of a run at one version.
 
-    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``. All
-    are little-endian float32, as shards send them to the supervisor. ``versions``: the version of each shard if they
-    differ, as in asynchronous mode. ``version`` is then the lowest.
+    ``states``: for each shard the weights of its slice, then its optimizer state in the order of ``state_names``. Both
+    are little-endian float32, as shards send them to the supervisor. ``versions``: the version of each shard if shards
+    differ, as in asynchronous mode. ``version`` is then the lowest of these.
     """
 
     layout: Layout
@@ -82,7 +82,7 @@ class Checkpoint:
         return hashlib.sha256(self.vector().tobytes()).hexdigest()
 
     def write(self, root: Path) -> Path:
-        """Write to ``root/v<version>``, which appears only when complete. An old directory of that name is replaced."""
+        """Write to ``root/v<version>``, which appears once complete. An old directory of that name is replaced."""
         finished = root / self.name
         path = root / f".{finished.name}"
         _remove(path)
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Read a checkpoint directory. Raises UsageError that names the missing or damaged file."""
+        """Read a checkpoint directory. Raises a UsageError that names the missing or damaged file."""
         with _naming(path):
             manifest = _read_manifest(path / MANIFEST)
             weights = _weights(path, manifest)
@@ -149,7 +149,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyWeights:
-    """The part of a checkpoint that a policy needs. The files with the optimizer state can be missing.
+    """The part of a checkpoint that a policy needs. The files with the optimizer state need not exist.
 
     ``vector``: the parameter vector, float32 (count,). ``wall_s`` and ``agent_steps``: training time and steps so far.
     """
@@ -162,7 +162,7 @@ class PolicyWeights:
 
     @staticmethod
     def read(path: Path) -> "PolicyWeights":
-        """Read a checkpoint directory. Raises UsageError that names the missing or damaged file."""
+        """Read a checkpoint directory. Raises a UsageError that names the missing or damaged file."""
         with _naming(path):
             return _weights(path, _read_manifest(path / MANIFEST))
 
@@ -224,7 +224,7 @@ def _read_layout(path: Path, layout: Any) -> Layout:
 
 
 def name_of(version: int) -> str:
-    """The name of the directory of a checkpoint."""
+    """The directory name of the checkpoint of ``version``."""
     return f"v{version:08d}"
 
 
@@ -241,8 +241,8 @@ def checkpoints(root: Path) -> list[Path]:
 def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequence[Path]], str]) -> T | None:
     """Read the newest checkpoint under ``root`` with ``read``. Returns None if there is no checkpoint.
 
-    Raises UsageError when it is damaged. If an older checkpoint is intact, the error ends with ``advice``, which
-    gets that checkpoint and the newer, damaged ones.
+    Raises UsageError if the newest one is damaged. If an older checkpoint is intact, the error ends with the text that
+    ``advice`` makes from the intact checkpoint and the newer, damaged ones.
     """
     damaged: list[Path] = []
     first: UsageError | None = None
@@ -262,13 +262,13 @@ def newest(root: Path, read: Callable[[Path], T], advice: Callable[[Path, Sequen
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and the remains of unfinished writes."""
+    """Remove the remains of unfinished writes, and all but the newest ``keep`` checkpoints."""
     for path in [*checkpoints(root)[:-keep], *root.glob(".v*"), *root.glob("v*.replaced")]:
         _remove(path)
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint if it exists. The manifest goes first: without it, the directory is not a checkpoint."""
+    """Remove a checkpoint if it exists. The manifest goes first: without one, a directory is not a checkpoint."""
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 

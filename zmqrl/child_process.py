@@ -37,7 +37,7 @@ class ChildProcess:
             raise self._ended() from None
 
     def hear(self, within_s: float) -> dict[str, Any] | None:
-        """Wait for the next message of the process. Returns None after ``within_s``.
+        """Wait for the next message of the process. Returns None if no message comes within ``within_s``.
 
         Raises ClusterError when the process has ended.
         """

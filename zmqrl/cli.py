@@ -83,7 +83,7 @@ def _run_and_print(arguments: Sequence[str]) -> int:
 def _open_standard_streams() -> None:
     """Open /dev/null for each closed standard stream, so that no other file gets its descriptor.
 
-    Standard output and standard error write characters that they cannot encode, as in a path, as escapes.
+    Make standard output and standard error write escapes for characters that they cannot encode.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:

@@ -50,11 +50,11 @@ class WireConfig:
         return self.transport == "tcp" or self.port_range is not None
 
     def encrypts(self, addresses: Iterable[str]) -> bool:
-        """Whether shards at ``addresses`` use CURVE: if one is not a loopback address, or if ``curve`` is set."""
+        """Whether shards at ``addresses`` use CURVE: true if ``curve`` is set or an address is not loopback."""
         return self.tcp and (self.curve or not (self.insecure_plaintext or all(map(is_loopback, addresses))))
 
     def ports(self) -> range | None:
-        """The ports of ``port_range``. Raises UsageError when it is not a range of ports."""
+        """The ports of ``port_range``. Raises UsageError if the value is not a range of ports."""
         if self.port_range is None:
             return None
         first, _, last = self.port_range.partition("-")
@@ -254,7 +254,7 @@ class Config:
         return self.optimizer.follows_progress or self.algorithm.follows_progress
 
     def with_schedule(self) -> "Config":
-        """These settings with the end of schedules. It is the limits of the run if ``schedule`` sets no end.
+        """These settings with an end for schedules: the limits of the run, if ``schedule`` sets no end.
 
         Raises UsageError when a schedule has no end, or an end that a consistent run cannot follow.
         """
@@ -287,7 +287,8 @@ class Config:
     def horizon(self) -> float | None:
         """The version at which schedules end, if it is known beforehand.
 
-        Agent steps are counted during the run. Only in a consistent run do all versions have equally many.
+        Agent steps are counted during the run. All versions have the same number of steps in a consistent run, but not
+        in other runs.
         """
         schedule, horizons = self.schedule, list[float]()
         if schedule.updates is not None:
@@ -319,7 +320,7 @@ class Config:
         return found
 
     def pace_of(self, rank: int) -> Pace:
-        """The pace of a worker: how it is slowed down."""
+        """The pace of a worker, which says how the worker is slowed down."""
         straggler = self.stragglers().get(rank, Straggler(rank=rank))
         return Pace(law=self.pace, seed=self.seed, rank=rank, factor=straggler.factor, seconds=straggler.seconds)
 
@@ -334,7 +335,7 @@ class Config:
         return ports
 
     def metrics_place(self) -> tuple[str, int] | None:
-        """Address and port of ``metrics_port``. Raises UsageError when it is not valid."""
+        """Address and port of ``metrics_port``. Raises UsageError if the value is not valid."""
         if self.metrics_port is None:
             return None
         address, _, port = self.metrics_port.rpartition(":")

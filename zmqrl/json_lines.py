@@ -13,7 +13,7 @@ PIECE_BYTES = 1 << 20
 
 
 class JsonLines:
-    """Appends to ``path``. Each line is one write, so a reader never sees half a line. ``file`` is the descriptor."""
+    """Appends to ``path``. Each line is one write, so a reader never sees half a line. ``file`` is its descriptor."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the file, and remove a line that a killed process left unfinished. Raises OSError."""
@@ -44,7 +44,7 @@ class JsonLines:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write_or_tell(self, record: Mapping[str, Any], notice: Callable[[str], None]) -> None:
-        """Append ``record``. Call ``notice`` at the first of several failures in a row."""
+        """Append ``record``. If calls fail in a row, call ``notice`` for the first of them."""
         try:
             self.write(record)
             self._failing = False
@@ -54,7 +54,7 @@ class JsonLines:
             self._failing = True
 
     def rewind(self, version: int, generation: int) -> None:
-        """Keep the rows up to ``version``, in increasing order. Move all other rows to a separate file.
+        """Keep the rows up to ``version`` that no rollback undid. Move all other rows to a separate file.
 
         If that fails, raises OSError and leaves the file unchanged.
         """
@@ -94,7 +94,7 @@ def _version_in(raw: bytes) -> int | None:
 
 
 def nulled(value: Any) -> Any:
-    """``value`` with None for numbers that are not finite, which JSON does not have."""
+    """``value`` with None in place of infinity and NaN, which JSON cannot express."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

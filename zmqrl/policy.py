@@ -23,9 +23,9 @@ class Policy:
     """The policy of a run at ``version``, after ``wall_s`` seconds and ``agent_steps`` agent steps of training.
 
     It computes in float64 on the CPU, so that the same seeds give the same games on every machine. In float32, the last
-    digits of a logit depend on the processor's vector width, the number of threads and the rest of the batch. They
-    sometimes change an action, and so the rest of the game. In float64 the differences are about 1e-15. A user's own
-    network computes as in training, because its code may require float32.
+    digits of a logit depend on the processor's vector width, the number of threads and the rest of the batch. These
+    digits sometimes change an action, and so the rest of the game. In float64 such differences are about 1e-15.
+    A user's own network computes with the dtype of training, because its code may require float32.
     """
 
     config: Config
@@ -46,7 +46,7 @@ class Policy:
         """Actions int64 (B,) for ``observations`` (B, *shape), or one int for a single observation (*shape).
 
         Frames are uint8 (B, stack, height, width) from 0 to 255. Other observations are vectors (B, n). Each action is
-        sampled with one number from ``rng`` (default: unseeded). With ``greedy``, it is the most probable action.
+        sampled with one number from ``rng`` (default: unseeded). With ``greedy``, each is the most probable action.
         Actions count from 0, even if the environment's actions do not.
 
         Raises UsageError for observations of another shape or dtype, and when a user's own network fails.
@@ -79,7 +79,7 @@ class Policy:
 
 
 def load_policy(run: str | Path, version: int | None = None) -> Policy:
-    """Load the policy of the run directory ``run`` from its newest checkpoint, or from the one of ``version``.
+    """Load the policy of the run directory ``run`` from its newest checkpoint, or that of ``version`` if given.
 
     Raises UsageError when the run or the checkpoint does not exist, when a file is damaged, and when a user's own
     network fails.
@@ -108,7 +108,7 @@ def load_policy(run: str | Path, version: int | None = None) -> Policy:
 
 
 def _is_own(config: Config) -> bool:
-    """Whether the network is the user's own, not one of zmqrl."""
+    """Whether the user wrote the network. False for the networks of zmqrl."""
     return ":" in config.model
 
 
@@ -130,7 +130,7 @@ def _weights(root: Path, version: int | None) -> PolicyWeights:
 
 
 def _inverse_cdf(probabilities: npt.NDArray[np.float64], numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Actions (B,): in each row of ``probabilities`` (B, A), the first with a cumulative sum above the row's number."""
-    # Leave out the last sum, because rounding can make it smaller than the number.
+    """Actions (B,): in each row of ``probabilities`` (B, A), the first whose cumulative sum exceeds the number."""
+    # Leave out the last sum, because rounding can make that sum smaller than the number.
     actions: npt.NDArray[np.int64] = (probabilities.cumsum(1)[:, :-1] <= numbers[:, np.newaxis]).sum(1)
     return actions

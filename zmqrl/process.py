@@ -1,4 +1,4 @@
-"""Functions for every zmqrl process: Ctrl-C, limits, cores, custom modules, logs, its job, and its parent's messages.
+"""Functions for every zmqrl process: Ctrl-C, limits, cores, custom modules, logs, job, and the parent's messages.
 
 Standard library only.
 """
@@ -23,13 +23,13 @@ from typing import Any
 from zmqrl.errors import UsageError
 
 PR_SET_PDEATHSIG = 1
-LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not interrupt it
+LOOK_UP_EVERY_S = 1.0  # waits are this short, because a signal that arrives just before a wait does not end it
 FEWEST_OPEN_FILES = 256  # a process of a small run opens about 40
 LOG_LEVEL = "ZMQRL_LOG_LEVEL"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MOST_OPEN_FILES = 1 << 16  # more is useless, and some programs loop over every descriptor up to the limit
+MOST_OPEN_FILES = 1 << 16  # a higher limit is useless, and some programs loop over every descriptor up to the limit
 HERE = "ZMQRL_HERE"  # the directory where the user started zmqrl
-# Variables that make OpenMP bind the threads of a process to cores: to the same ones for every worker on a host.
+# Variables that make OpenMP bind threads to cores. All workers on a host would be bound to the same cores.
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET", "KMP_PLACE_THREADS")
 GROUPS = ("cgroup", "mountinfo")  # files in /proc: the control groups of a process, and where they are mounted
 
@@ -38,9 +38,9 @@ _to_parent = 1  # file descriptor for ``say``
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Ctrl-C raise KeyboardInterrupt in the block, so that it can clean up. Elsewhere Ctrl-C exits at once."""
+    """Make Ctrl-C raise KeyboardInterrupt in the block, which can then clean up. Outside it, Ctrl-C exits at once."""
     outside = signal.getsignal(signal.SIGINT)
-    if callable(outside):  # false if a shell started us in the background: then SIGINT stays ignored
+    if callable(outside):  # false if SIGINT is ignored, as in a background job: keep ignoring it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -49,18 +49,18 @@ def interruptible() -> Iterator[None]:
 
 
 def use_all_cores() -> None:
-    """Stop OpenMP from binding this process and its children to some cores. Call it before torch is imported."""
+    """Stop OpenMP from binding this process and its children to fewer cores. Call this before torch is imported."""
     for name in BINDING:
         os.environ.pop(name, None)
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
-    """The number of cores that this process may use: those it is bound to, within the quota of its control groups."""
+    """The number of cores that this process may use: those it is bound to, up to its control groups' quota."""
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), _quota(proc))))
 
 
 def _quota(proc: Path) -> float:
-    """The smallest quota, in cores, of the control groups of a process and of their parents, version 1 or 2."""
+    """The smallest quota, in cores, of a process's control groups (version 1 or 2) and their parents."""
     quota = math.inf
     try:
         groups, mounts = ((proc / name).read_text("utf-8", "surrogateescape").splitlines() for name in GROUPS)
@@ -71,7 +71,7 @@ def _quota(proc: Path) -> float:
             if kind == ("cgroup" if controllers else "cgroup2") and (
                 not controllers or "cpu" in {*controllers.split(",")} & {*options.split(",")}
             ):
-                # In a container, the group may be named as its host sees it, but its own is mounted.
+                # In a container, this may be the group's path on the host, but the container's own group is mounted.
                 own = Path(group).relative_to(root) if Path(group).is_relative_to(root) else Path()
                 found = (_quota_of(Path(place) / within) for within in (own, *own.parents))
                 quota = min(quota, *found)
@@ -88,11 +88,11 @@ def _quota_of(group: Path) -> float:
     return math.inf
 
 
-CORES = usable_cores()  # here, because OpenMP may bind this thread to one core when torch is imported
+CORES = usable_cores()  # before torch is imported: the import may bind this thread to one core
 
 
 def look_for_modules(*directories: str) -> None:
-    """Make the user's modules in ``directories`` importable. They come last, so that they hide no other module."""
+    """Make the user's modules in ``directories`` importable. They are searched last, so that they hide no others."""
     sys.path += [directory for directory in dict.fromkeys(directories) if directory not in sys.path]
 
 
@@ -110,7 +110,7 @@ def look_for_modules_here() -> None:
 
 
 def look_for_modules_there() -> None:
-    """Do the same in a process of a run, which may be on another host."""
+    """Like :func:`look_for_modules_here`, but in a process of a run, which may be on another host."""
     with contextlib.suppress(FileNotFoundError):  # the directory was removed
         look_for_modules(*filter(None, [os.environ.get(HERE), str(Path.cwd())]))
 
@@ -145,8 +145,8 @@ def check_open_files(needed: int = FEWEST_OPEN_FILES) -> None:
 def read_job(die_with: signal.Signals) -> dict[str, Any]:
     """Read the job, one line of JSON, from standard input. Make the kernel send ``die_with`` when the parent dies.
 
-    Standard input stays open. When it ends, the parent is gone, even if the signal was lost. Only ``say`` writes to
-    standard output: other prints go to standard error.
+    Standard input stays open. Its end shows that the parent is gone, even if the signal was lost. Only ``say`` writes
+    to standard output: other prints go to standard error.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(die_with), 0, 0, 0)
     parent = select.poll()
@@ -190,7 +190,7 @@ def log_level() -> int:
 
 @contextlib.contextmanager
 def quiet_children() -> Iterator[None]:
-    """Make processes started in the block log warnings only, unless the user has set ``ZMQRL_LOG_LEVEL``."""
+    """Make processes started in the block log nothing below warnings, unless the user has set ``ZMQRL_LOG_LEVEL``."""
     if LOG_LEVEL in os.environ:
         yield
         return
@@ -207,7 +207,7 @@ def log_to_stderr(name: str) -> logging.Logger:
     The level is that of :func:`log_level`, or info if the variable is not valid. Other packages log no debug lines.
     """
     level = logging.INFO
-    with contextlib.suppress(UsageError):  # the command line has checked it, but on another host it may differ
+    with contextlib.suppress(UsageError):  # checked by the command line, but a remote host can have another value
         level = log_level()
     logging.basicConfig(
         stream=sys.stderr,
@@ -222,8 +222,9 @@ def log_to_stderr(name: str) -> logging.Logger:
 class Messages:
     """The parent's messages after the job, one line of JSON each. When the parent hangs up, this process ends.
 
-    A thread reads them. When they end, it sends SIGTERM to this process, so that the main thread cleans up and ends.
-    It also puts None into the queue, because a signal that arrives just before ``get`` waits does not interrupt it.
+    A thread reads the messages. At their end, this thread sends SIGTERM to the process, so that the main thread cleans
+    up and ends. The thread also puts None into the queue, because a signal that arrives just before ``get`` waits
+    does not end the wait.
     """
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ class Reporter:
         self.sent_at = 0.0
 
     def played(self, games: list[Game]) -> None:
-        """Count a complete rollout. ``games`` ended in it."""
+        """Count a complete rollout. ``games`` are those that ended in the rollout."""
         self.agent_steps += self.steps_per_rollout
         for game in games:
             self.games_played += 1
@@ -37,7 +37,7 @@ class Reporter:
         self.send()  # now, so that the steps of a rollout are reported before its gradients are pushed
 
     def abandoned(self) -> None:
-        """Count the last rollout as abandoned: it was too late to learn from it."""
+        """Count the last rollout as abandoned, because it was too late to learn from that rollout."""
         self.abandoned_steps += self.steps_per_rollout
 
     def learned(self, weights: PulledWeights, losses: dict[str, float], *, lag: int) -> None:

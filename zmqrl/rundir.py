@@ -23,7 +23,7 @@ class RunDirectory:
     """The paths of a run, and the lock that keeps a second run out of its directory."""
 
     def __init__(self, path: Path, *, new: bool = False) -> None:
-        """If ``new``, :meth:`claim` adds a number to the name when there is something of that name already."""
+        """If ``new``, :meth:`claim` adds a number to the name if that name is already taken."""
         self.path = path.absolute()
         self._new = new
         self._lock: int | None = None
@@ -56,7 +56,7 @@ class RunDirectory:
         return self.path / "state" / f"shard-{shard}.slots"
 
     def key_file(self, rank: int) -> Path:
-        """The key file of a rank that is open to external workers."""
+        """The key file of ``rank``, if external workers may take that rank."""
         return Path(self.keys / f"worker-{rank}.json")
 
     def sockets(self) -> Path:
@@ -102,13 +102,13 @@ class RunDirectory:
                 return
             except FileExistsError:
                 if not self._new:
-                    self.path.mkdir(exist_ok=True)  # raises if it is a file
+                    self.path.mkdir(exist_ok=True)  # raises if the path is a file
                     return
             number += 1
             self.path = first.with_name(f"{first.name}-{number}")
 
     def _check_writable(self) -> None:
-        """Raise OSError for the first file or directory that shards or checkpoints cannot write."""
+        """Raise OSError for the first unwritable file or directory of shards or checkpoints."""
         of_shards = [self.path / name for name in OF_SHARDS if (self.path / name).exists()]
         for directory in [*of_shards, *([self.checkpoints] if self.checkpoints.exists() else [])]:
             with naming(directory):
@@ -156,7 +156,7 @@ class RunDirectory:
 
 
 def holds_sockets(path: Path) -> bool:
-    """Whether Unix sockets of ZeroMQ can have names in the directory ``path``: it is short, and text."""
+    """Whether ZeroMQ can make Unix sockets in the directory ``path``: the path must be short, and valid text."""
     try:
         return len(str(path).encode()) <= LONGEST_SOCKET_PATH
     except UnicodeEncodeError:
@@ -164,7 +164,7 @@ def holds_sockets(path: Path) -> bool:
 
 
 def directory_for_sockets() -> "tempfile.TemporaryDirectory[str]":
-    """A new directory of mode 0700 for sockets: where temporary files are, or in /tmp if that path does not do."""
+    """Make a directory with mode 0700 for sockets: in the temporary directory, or in /tmp if its path is unfit."""
     fits = holds_sockets(Path(tempfile.gettempdir(), "zmqrl-01234567"))
     return tempfile.TemporaryDirectory(prefix="zmqrl-", dir=None if fits else "/tmp")
 

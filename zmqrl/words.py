@@ -5,7 +5,7 @@ from itertools import groupby
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number of things: ``1 host``, ``1,200 hosts``. The plural is the noun with an s unless it is given."""
+    """A number of things: ``1 host``, ``1,200 hosts``. ``plural`` defaults to the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 

@@ -40,7 +40,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     contributed = 0
 
     def place(weights: PulledWeights) -> tuple[int, int]:
-        """The iteration that ``weights`` belong to, and the index of the next update in it."""
+        """The iteration that ``weights`` belong to, and the index of the next update in that iteration."""
         updates = contributed if config.mode == "async" else weights.version
         return divmod(updates, config.algorithm.updates_per_rollout)
 
@@ -87,7 +87,7 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version`` is close to the run's and seeds the games, so that a restarted worker plays different games."""
+        """``version``, about that of the run, seeds the games, so that a restarted worker plays different games."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
@@ -95,7 +95,7 @@ class ActorLearner:
         seed = int(np.random.SeedSequence((config.seed, rank, version)).generate_state(1)[0])
         self.envs = make_envs(config.env, config.envs, threads=threads)
         shape, num_actions = self.envs.observation_shape, self.envs.num_actions
-        # Shards send weights, but never the buffers of a user's own model. The seed makes those equal on all workers.
+        # Shards send no buffers of a user's own model. The seed makes these buffers equal on all workers.
         torch.manual_seed(config.seed)
         model = make_model(config.model, shape, num_actions, config.network, device=device)
         self.parameters = FlatParameters(model)
@@ -132,7 +132,7 @@ def join(
     actor_learner = ActorLearner(config, rank, version, threads=threads, spans=spans)
     log.info("games and network made in %.1f s", lived_s() - begun_s)
     try:
-        # Connect only now, because the run waits for connected workers.
+        # Connect last, because the run waits for every worker that has connected.
         with Connection(
             cluster, rank, incarnation=incarnation, code=code, spans=spans, recorder=recorder, log=log
         ) as connection:
@@ -164,7 +164,7 @@ def main() -> None:
     except ZmqrlError as error:
         if error.__cause__ is not None:
             log.error("caused by", exc_info=error.__cause__)
-        log.error("%s", error)  # last, because the end of the log is shown
+        log.error("%s", error)  # logged last, because users see the end of the log
         sys.exit(error.exit_status)
 
 

@@ -1,4 +1,4 @@
-"""The processes of a benchmark. They run until it ends, and play the parts of all variants in turn.
+"""The processes of a benchmark. These processes run until it ends, and play the parts of all variants in turn.
 
 ``python -m zmqrl.bench.crew`` runs such a process. It reads messages from its parent and answers each message.
 """
@@ -28,7 +28,7 @@ class Role(NamedTuple):
 
 
 class Crew:
-    """Processes that play parts. Use it as a context manager, which kills them at the end."""
+    """Processes that play parts. Use it as a context manager, which kills the processes at the end."""
 
     def __init__(self, size: int) -> None:
         names = [f"process {process} of the benchmark" for process in range(size)]
@@ -48,7 +48,7 @@ class Crew:
 
     @contextmanager
     def playing(self, name: str, part: type[Part], jobs: Mapping[int, Facts]) -> Iterator[list[Role]]:
-        """Make processes play ``part`` during the block, each with its job. Raises ClusterError if one fails."""
+        """Make processes play ``part`` during the block, each with its job. Raises ClusterError if a process fails."""
         joining = {process: {"join": name, "part": part.__name__, "job": job} for process, job in jobs.items()}
         yield [Role(name, process, facts) for process, facts in self._ask(joining).items()]
         # Skip this after an error, because a process that waits for a dead process does not answer.
@@ -57,7 +57,7 @@ class Crew:
     def run(self, roles: Sequence[Role], rounds: int, pauses_s: Sequence[float] = ()) -> list[Facts]:
         """Run ``rounds`` rounds of all ``roles`` at the same time. Returns the measurements of each role.
 
-        Before each round, the first roles pause, each for its entry in ``pauses_s``. The other roles do not pause.
+        Before each round, role i pauses for ``pauses_s[i]``. Roles without an entry there do not pause.
         Raises ClusterError if a process fails.
         """
         pauses = [*pauses_s, *[0.0] * (len(roles) - len(pauses_s))]

@@ -27,8 +27,8 @@ TRIP_BYTES = 140  # about the size of PING and PONG together
 class Case:
     """A case to measure: ``workers`` share one vector through ``shards``. The fields are columns of the result.
 
-    gloo has no shards, so its cases have 1 shard. Only zmqrl encrypts. memcpy has no network, so its transport is
-    ``memory``.
+    gloo has no shards, so its cases have 1 shard. Only cases of zmqrl use encryption. memcpy has no network, so
+    its transport is ``memory``.
     """
 
     transport: Transport | Literal["memory"]
@@ -40,13 +40,14 @@ class Case:
 
     @property
     def layout(self) -> Layout:
-        """The vector, cut for the shards. Raises UsageError when it is too short for them."""
+        """The vector, cut for the shards. Raises UsageError if the vector is too short for so many shards."""
         return Layout.of([("vector", (self.parameters,))], self.shards)
 
     def pieces(self, operation: Operation) -> tuple[int, int]:
         """The number of payloads that ``operation`` moves, and the bytes of each.
 
-        An update moves the gradient of each worker to the shards and the weights back. ``ingest`` concerns one shard.
+        An update moves the gradient of each worker to the shards, and the weights back to each worker. ``ingest``
+        concerns one shard.
         """
         vector = payload_bytes(self.codec, self.parameters)
         widest = payload_bytes(self.codec, max(cut.count for cut in self.layout.slices))

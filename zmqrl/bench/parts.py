@@ -98,7 +98,7 @@ class ZmqrlPinger:
 
 
 class GlooRank:
-    """A worker without shards. The workers sum their gradients, then each takes the optimizer step itself.
+    """A worker without shards. The workers sum their gradients, then each worker takes the same optimizer step.
 
     With bf16 they exchange and add bfloat16 numbers.
     """
@@ -153,7 +153,7 @@ class GlooRank:
 
 
 class RawHub:
-    """Replaces a shard on plain sockets: it receives a slice from each worker, then sends a slice to each."""
+    """Plays a shard on plain sockets: it receives a slice from each worker, then sends a slice to each worker."""
 
     def __init__(self, *, workers: int, slice_bytes: int) -> None:
         self.listener = socket.create_server((HOST, 0), backlog=workers)
@@ -195,7 +195,7 @@ class RawHub:
 
 
 class RawWorker:
-    """Sends a slice to each hub and receives a slice from each, on plain sockets. It computes nothing."""
+    """Sends a slice to each hub and receives a slice from each hub, on plain sockets. It computes nothing."""
 
     def __init__(self, *, ports: list[int], slices_bytes: list[int]) -> None:
         self.facts: dict[str, Any] = {}

@@ -19,9 +19,9 @@ Row: TypeAlias = dict[str, Any]
 class Round:
     """The instants of one round, in ns on the monotonic clock, which all processes of this machine share.
 
-    ``begun``: when each worker began to push. ``done``: when it had the weights of ``version`` + 1. ``arrived``: for
-    each shard, when it had added each gradient. ``published``: when each shard began to publish. The last two are empty
-    if they are not known.
+    ``begun``: when each worker began to push. ``done``: when each worker had the weights of ``version`` + 1.
+    ``arrived``: for each shard, when it had added each gradient. ``published``: when each shard began to publish.
+    ``arrived`` and ``published`` are empty if they are not known.
     """
 
     begun: tuple[int, ...]
@@ -37,7 +37,7 @@ Blocks: TypeAlias = Mapping[Kind, Sequence[Sequence[Round]]]
 def samples(blocks: Blocks) -> dict[Operation, list[float]]:
     """The durations of each operation in ms. The first round of each block is a warm-up and does not count.
 
-    An update round lasts from the end of the previous round to its own end, so that starting early gains nothing.
+    An update round lasts from the end of the previous round to its own end, so that an early start gains nothing.
     """
     together, alone = list(_rounds(blocks, "together")), list(_rounds(blocks, "alone"))
     found: dict[Operation, list[int]] = {
@@ -60,8 +60,8 @@ def _rounds(blocks: Blocks, kind: Kind) -> Iterator[Round]:
 def rows(measured: Sequence[tuple[Implementation, Case, Mapping[Operation, Sequence[float]]]]) -> list[Row]:
     """One row for each operation of each variant, as ``--json`` prints it. Samples are in ms.
 
-    ``fraction_of_memcpy`` is the time that memcpy takes for the same pieces, divided by the time of the row. 1 is as
-    fast as memcpy. It is None if memcpy was not measured.
+    ``fraction_of_memcpy`` is the time that memcpy takes for the same pieces, divided by the time of the row. 1 means
+    as fast as memcpy. The fraction is None if memcpy was not measured.
     """
     copied_ms = {
         (operation, case.pieces(operation)): float(np.median(found[operation]))

@@ -1,6 +1,6 @@
 """Measures the transport alone, and compares it with gloo, plain sockets and memcpy.
 
-The implementations take turns, so noise affects all of them equally.
+The implementations take turns, so noise affects all implementations equally.
 """
 
 import functools
@@ -30,7 +30,7 @@ from zmqrl.ps.wire.codec import payload_bytes
 BLOCK: Final = 10  # rounds of one variant before the next variant's turn
 WARM_UP: Final = 5
 ALONE_FOR: Final = 1.5  # update rounds for which worker 0 has the network to itself
-# Workers are idle while other variants have their turn. Shards must not ask for gradients or log stalls meanwhile.
+# Workers are idle while other variants have their turn. Shards must neither ask for gradients nor log stalls then.
 PATIENT: Final = ShardTiming(need_s=3600.0, need_most_s=3600.0, stall_notice_s=3600.0)
 KINDS: Final[dict[Operation, Kind]] = {
     "update_round": "together",
@@ -52,7 +52,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where the variants of one group run. Workers are the first processes of ``crew``, and hubs the last."""
+    """Where the variants of one group run. Workers are the first processes of ``crew``, and hubs are the last."""
 
     crew: Crew
     first_hub: int
@@ -143,7 +143,7 @@ def _job(shards: StandaloneShards, rank: int) -> Facts:
 
 
 def _recorded(directory: Path, case: Case) -> Callable[[Round], Round]:
-    """Make a function that adds the shards' instants to a round. Call it once the shards have ended."""
+    """Make a function that adds the shards' instants to a round. Call that function once the shards have ended."""
 
     @functools.cache
     def shards() -> list[tuple[dict[int, list[int]], dict[int, int]]]:
@@ -188,7 +188,7 @@ def _raw_tcp(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
 def _connected(
     stack: ExitStack, crew: Crew, name: str, workers: int, hubs_bytes: dict[int, int]
 ) -> tuple[list[Role], list[Role]]:
-    """Start workers and hubs, which run until ``stack`` ends.
+    """Start workers and hubs, which run until ``stack`` is closed.
 
     ``hubs_bytes`` maps the process number of each hub to the bytes of its slice.
     """
@@ -246,7 +246,7 @@ def _measures(stage: Stage, players: Sequence[Role], trip: Sequence[Role]) -> di
 
     needed = {KINDS[operation] for operation in stage.operations}
     measures: dict[Kind, Measure] = {}
-    if "together" in needed or (trip and "alone" in needed):  # ``alone`` needs its duration
+    if "together" in needed or (trip and "alone" in needed):  # ``alone`` needs the duration of ``together``
         measures["together"] = together
     if trip and "alone" in needed:
         measures["alone"] = alone

@@ -5,7 +5,7 @@ MODULE imports anything, because imports can hang too.
 
 - ASK: a Python handler writes the stacks of all threads, as soon as the main thread runs Python code.
 - ASK_BLOCKED: a C handler writes the stack of the main thread at once. Send it only if that thread runs no Python code.
-  Otherwise the handler can read a frame that is being made, and crash. It skips the other threads for the same reason.
+  Otherwise the handler can read a frame that is being made, and crash. The same risk is why it skips other threads.
 """
 
 import faulthandler

@@ -1,8 +1,8 @@
-"""The daemon of a run on one host: it starts processes, forwards their output, and ends them when it ends.
+"""The daemon of a run on one host: it starts processes, forwards their output, and ends them before it ends itself.
 
 ``python -P -m zmqrl.hostd.daemon`` reads requests from standard input and writes events to standard output
-(:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, and on a
-signal. Standard library only: it must start before anything else can start.
+(:mod:`zmqrl.hostd.messages`). It ends everything it has started when its input ends, when its lease runs out, or when a
+signal arrives. Standard library only: no other process can start before it.
 """
 
 import contextlib
@@ -47,12 +47,12 @@ PYTHON_ANSWERS_WITHIN_S = 1.0  # how soon running Python code answers a request 
 ANSWERS_WITHIN_S = 4.0
 MOST_LINES_OF_STACKS = 10_000
 STACK_ENDS_AFTER_S = 0.2  # a stack is complete after this time without a line
-MOST_UNSENT_BYTES = 64 << 20  # waiting for the launcher to read them; beyond this, log lines are dropped
+MOST_UNSENT_BYTES = 64 << 20  # output for a slow launcher; beyond this, log lines are dropped
 
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A request for the stack of a process, which the process writes to its log."""
+    """A request for the stack of a process. The process writes the stack to its log."""
 
     sight: inspection.Sight
     since: float
@@ -61,7 +61,7 @@ class _Asked:
     heard_at: float | None = None
 
     def take(self, line: str) -> None:
-        """Keep a line of the log if a stack begins there or has begun."""
+        """Keep ``line`` of the log if a stack begins with it or has begun before it."""
         if (self.lines or inspection.begins_stack(line)) and len(self.lines) < MOST_LINES_OF_STACKS:
             self.lines.append(line)
             self.heard_at = time.monotonic()
@@ -77,8 +77,8 @@ class _Child:
     name: str
     process: "subprocess.Popen[bytes]"
     exit_fd: int
-    unsent: bytearray = field(default_factory=bytearray)  # to its standard input
-    lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe they come from
+    unsent: bytearray = field(default_factory=bytearray)  # data for its standard input
+    lines: dict[int, Lines] = field(default_factory=dict)  # by the pipe that the lines come from
     asked: _Asked | None = None
 
 
@@ -110,7 +110,7 @@ class Daemon:
                 self.why_end = f"nothing was heard for {self._lease_s:g} s"
 
     def end(self) -> None:
-        """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill everything they started."""
+        """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill the remaining descendants."""
         for number, within_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, KILLED_WITHIN_S)):
             for child in self.children.values():
                 self._hang_up(child)
@@ -193,7 +193,7 @@ class Daemon:
                 break
             except BlockingIOError:
                 launch, _, host = files.user_of(self._lock).partition(" ")
-                if launch == begin.launch and host != begin.host:  # not a daemon of this host that is still ending
+                if launch == begin.launch and host != begin.host:  # the lock's owner is no old daemon of this host
                     return self._refuse(f"this is the same machine as {host}: list it once")
                 if time.monotonic() >= deadline:
                     return self._refuse(f"processes of this run are still alive in {self.work}")
@@ -220,7 +220,7 @@ class Daemon:
                 stderr=subprocess.PIPE,
                 env=environment,
                 pass_fds=[self._lock],  # so that the next daemon also waits for these processes
-                start_new_session=True,  # its whole group can be killed, and no signal of a terminal reaches it
+                start_new_session=True,  # its whole group can be killed, and it gets no signals from a terminal
             )
             exit_fd = os.pidfd_open(process.pid)
         except OSError as error:
@@ -276,7 +276,7 @@ class Daemon:
 
     def _signal(self, child: _Child, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.process.pid, number)  # until it is reaped, no other process can have its id
+            os.killpg(child.process.pid, number)  # no other process can get its id before this child is reaped
 
     def _inspect(self, child: _Child) -> None:
         """Inspect a process, and ask for its stack if it can answer now. A stopped process would answer much later."""
@@ -290,7 +290,7 @@ class Daemon:
             self._pass_on_stack(child, child.asked)
 
     def _pass_on_stacks(self) -> None:
-        """Forward the answers of processes. If one has not answered because it runs no Python code, ask it again."""
+        """Forward the answers of processes. If a process gave none because it runs no Python code, ask it again."""
         now = time.monotonic()
         for child in self.children.values():
             asked = child.asked
@@ -310,7 +310,7 @@ class Daemon:
         self._send(h.Inspected(name=child.name, state=sight.state, kernel=sight.kernel, stack=stack))
 
     def _read(self, child: _Child, pipe: int, take: Callable[[_Child, bytes], None]) -> bool:
-        """Read the available data and forward its complete lines. Returns False if there is none."""
+        """Read the available data and forward its complete lines. Returns False if there was no data."""
         try:
             piece = os.read(pipe, 65536)
         except BlockingIOError:
@@ -347,7 +347,7 @@ class Daemon:
         self._send(h.Log(child.name, line.decode(errors="replace")))
 
     def _take_exit(self, child: _Child) -> None:
-        # Kill the processes of its session before it is reaped: until then no other process can have its id.
+        # Kill the child's session before the child is reaped: until then, no other process can get the child's id.
         self._signal(child, signal.SIGKILL)
         status = child.process.wait()
         for pipe, take in ((child.process.stdout, self._take_said), (child.process.stderr, self._take_log)):
@@ -417,7 +417,7 @@ def _about_this_host(work: Path) -> h.Up:
 
 
 def _machine() -> str:
-    """An id of this machine until its next boot. Each container and each Slurm node has its own."""
+    """An id of this machine until its next boot. Each container and each Slurm node has its own id."""
     kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("pid", "net")]
     return " ".join([kernel, *spaces, os.environ.get("SLURMD_NODENAME", "")])
@@ -438,13 +438,13 @@ def _own_children() -> list[int]:
 
 
 def main() -> None:
-    """Serve until there is a reason to end, and end everything."""
+    """Serve until there is a reason to end, then end all processes."""
     raise_open_files()
     use_all_cores()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    # Events keep this descriptor. Anything that is printed by mistake goes to standard error.
+    # Events go to this copy of standard output. Anything that is printed by mistake goes to standard error.
     out = os.dup(1)
     os.dup2(2, 1)
     daemon = Daemon(out)

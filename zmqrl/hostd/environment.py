@@ -1,8 +1,8 @@
 """Makes an environment for this zmqrl on another host. The host's own Python runs this file: standard library only.
 
 The launcher sends this source with the request, because zmqrl may not be installed on the host. Each directory in
-``~/.cache/zmqrl/envs`` is an environment. Its name is a hash of its content, and runs with equal needs share it. If the
-host's Python lacks packages, one environment adds them. A second, small environment on top of it adds zmqrl.
+``~/.cache/zmqrl/envs`` is an environment. Its name is a hash of its content, and runs with the same needs share it. If
+the host's Python lacks packages, one environment adds them. A second, small environment on top of it adds zmqrl.
 """
 
 import base64
@@ -39,9 +39,7 @@ class CannotMake(Exception):
 def main(request: Mapping[str, Any]) -> None:
     """Make the environment of ``request`` and report its Python. Then wait until the launcher hangs up."""
     os.environ.update(request["variables"])
-    os.environ["PIP_USER"] = (
-        "0"  # the user's pip configuration may set this to 1, and then pip cannot install into an environment
-    )
+    os.environ["PIP_USER"] = "0"  # if the user's pip configuration sets 1, pip cannot install into an environment
     try:
         python = environment(request)
     except CannotMake as error:
@@ -100,7 +98,7 @@ def _unpack(path: Path, wheel: bytes, base: str) -> None:
 
 
 def _let_see(path: Path, base: str) -> None:
-    """Make an environment find the packages of the Python ``base``, after its own."""
+    """Make an environment find its own packages first, then those of the Python ``base``."""
     bare, seen = (_seen(base, *options) for options in (("-I", "-S"), ("-P",)))
     lines = [f"{place}\n" for place in seen if place not in bare and Path(place).is_dir()]
     (_site_packages(path) / "base.pth").write_text("".join(lines))
@@ -136,7 +134,7 @@ def _key(name: str, *made_of: Any) -> Path:
 
 
 def _made(path: Path, make: Callable[[Path], None]) -> Path:
-    """Call ``make`` for the environment ``path``, unless it is complete. Only one process at a time makes it."""
+    """Call ``make`` for the environment ``path``, unless it is complete. Processes do this one at a time."""
     with Path(f"{path}.lock").open("ab") as lock:
         _lock(lock.fileno(), path)
         if not (path / READY).exists():
@@ -184,7 +182,7 @@ def _run(argv: list[str]) -> None:
                 if _hung_up(100):
                     raise CannotMake("the launcher hung up")
         except CannotMake:
-            os.killpg(process.pid, signal.SIGKILL)  # until it is reaped, no other process can have its id
+            os.killpg(process.pid, signal.SIGKILL)  # no other process can get its id before this one is reaped
             raise
     if process.returncode != 0:
         told = [line for line in last if line.startswith("ERROR")] or list(last)

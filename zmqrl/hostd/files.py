@@ -1,4 +1,4 @@
-"""The directory of a run on a host, which the daemon locks, and the files in it. Standard library only.
+"""The directory of a run on a host, the lock on it, and the files in it. Standard library only.
 
 Paths of files are relative to the run's directory.
 """
@@ -29,7 +29,7 @@ def _path(work: str) -> Path:
 
 
 def open_directory(work: str) -> tuple[Path, int]:
-    """Create the directory if necessary. Returns it, and a descriptor of the file to lock. Raises OSError.
+    """Create the directory if necessary. Returns its path, and a descriptor of the file to lock. Raises OSError.
 
     ``work`` is a path, or a name in the user's directory on this host. Hosts that share a disk have different
     directories.
@@ -44,14 +44,14 @@ def open_directory(work: str) -> tuple[Path, int]:
 
 
 def set_user(lock: int, user: str) -> None:
-    """Write the name of the user of ``lock`` into it, for waiting daemons. A full disk only makes them wait longer."""
+    """Write ``user`` into the file ``lock``, for waiting daemons. If the disk is full, those daemons wait longer."""
     with contextlib.suppress(OSError):
         os.ftruncate(lock, 0)
         os.pwrite(lock, user.encode(errors="surrogateescape"), 0)
 
 
 def user_of(lock: int) -> str:
-    """The user who locked the file ``lock`` last, or empty if it is unknown."""
+    """The user who locked the file ``lock`` last, or an empty string if the user is unknown."""
     return os.pread(lock, 4096, 0).decode(errors="surrogateescape")
 
 
@@ -80,7 +80,7 @@ def clean(root: Path, *, whole: bool) -> None:
 
 
 def sizes(root: Path, under: Sequence[str]) -> dict[str, int]:
-    """The files directly in these directories, with their sizes in bytes."""
+    """The files in these directories, but not in subdirectories, with their sizes in bytes."""
     found = {}
     for directory in under:
         with contextlib.suppress(OSError):

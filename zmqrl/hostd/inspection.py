@@ -20,9 +20,9 @@ class Sight:
     """The state of a process according to ``/proc``.
 
     ``state``: ``running``, ``waiting``, ``blocked`` (in the kernel, mostly by a disk or a network file system),
-    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel``: the kernel function that it waits in,
-    empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it handles the signals that
-    ask for its stack. They would end any other process.
+    ``stopped`` (by a signal), ``traced`` (by a debugger) or ``dead``. ``kernel``: the kernel function in which it
+    waits, empty if unknown. ``cpu_s``: the processor time of its main thread. ``answers``: whether it handles the
+    signals that ask for its stack. These signals end a process that does not handle them.
     """
 
     state: str
@@ -31,12 +31,12 @@ class Sight:
     answers: bool
 
     def is_past_python(self, before: "Sight") -> bool:
-        """Whether the main thread runs no Python code. Such code would have answered a question sent at ``before``."""
+        """Whether the main thread runs no Python code, which would have answered a question sent at ``before``."""
         return self.state in ("waiting", "blocked") or self.cpu_s - before.cpu_s >= BLOCKED_CPU_S
 
 
 def look(pid: int) -> Sight | None:
-    """The state of a process according to ``/proc``. None if it is gone, or belongs to another user."""
+    """The state of a process according to ``/proc``. None if the process is gone, or is another user's."""
     place = Path("/proc") / str(pid)
     try:
         own, cpu_s = _state(place / "task" / str(pid))
@@ -47,7 +47,7 @@ def look(pid: int) -> Sight | None:
     # One thread that waits for a disk can hold up all others.
     state, where = ("blocked", blocked[0]) if blocked and own in ("running", "waiting") else (own, place)
     kernel = ""
-    with contextlib.suppress(OSError):  # some kernels do not have it
+    with contextlib.suppress(OSError):  # some kernels do not have this file
         kernel = (where / "wchan").read_text()
     caught = next((int(line.split()[1], 16) for line in status if line.startswith("SigCgt:")), 0)
     answers = all(caught >> (number - 1) & 1 for number in (ASK, ASK_BLOCKED))
@@ -55,7 +55,7 @@ def look(pid: int) -> Sight | None:
 
 
 def _state(place: Path) -> tuple[str, float]:
-    """The state of a thread, and its processor time in seconds. In ``stat``, they follow the name in brackets."""
+    """The state of a thread, and its processor time in seconds. In ``stat``, both follow the name in brackets."""
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     return STATES.get(fields[0], "waiting"), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

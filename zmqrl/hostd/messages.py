@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Take over the run's directory ``work``. Without a lease, only the end of the input ends the daemon.
+    """Take over the run's directory ``work``. Without a lease, the daemon runs until its input ends.
 
-    ``launch`` is an id of the launcher, and ``host`` the name that it has for this host.
+    ``launch`` is an id of the launcher, and ``host`` is the launcher's name for this host.
     """
 
     work: str
@@ -105,7 +105,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """Remove everything from the run's directory, and if ``whole`` the directory too."""
+    """Remove everything from the run's directory, and also the directory itself if ``whole``."""
 
     whole: bool
 
@@ -129,7 +129,7 @@ class Look:
 class Up:
     """The daemon is up. ``address``: where ssh reached this host. ``interfaces``: IPv4 addresses by interface.
 
-    ``machine``: an id of this machine, the same for all names of it.
+    ``machine``: an id of this machine, whichever of its names was used.
     """
 
     host: str
@@ -177,7 +177,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A process ended with ``status``, as ``Popen.returncode``, or could not be started: ``why``."""
+    """A process ended with ``status`` (see ``Popen.returncode``), or did not start for the reason ``why``."""
 
     name: str
     status: int
@@ -208,7 +208,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a file in base64. ``size``: the bytes of the complete file, 0 if it does not exist."""
+    """A piece of a file in base64. ``size``: the size of the whole file in bytes, 0 if it does not exist."""
 
     path: str
     offset: int
@@ -338,7 +338,7 @@ def _fields(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a decoded JSON value has a type. Any value fits Any: processes check their own messages."""
+    """Whether a decoded JSON value has the type ``hint``. Any value fits Any: processes check their own messages."""
     if hint is Any:
         return True
     origin, inner = get_origin(hint), get_args(hint)

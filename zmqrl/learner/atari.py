@@ -19,7 +19,7 @@ from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.learner.games import EnvConfig, EnvSpec, Scores, Step, game_seeds
 
 ENTRY_POINT = "ale_py.env:AtariEnv"
-# The zmqrl option for each setting that a registration may also make. An id of ale_py only chooses the game.
+# The zmqrl option for each setting that a registration can contain. From an id of ale_py, zmqrl takes only the game.
 OPTIONS = {
     "obs_type": "--envs.grayscale",
     "repeat_action_probability": "--envs.sticky-actions",
@@ -30,7 +30,7 @@ OPTIONS = {
 
 
 class AtariEnvs:
-    """A batch of games of one ROM. The threads of ``ale_py`` emulate them."""
+    """A batch of games of one ROM. The threads of ``ale_py`` emulate the games."""
 
     def __init__(self, game: str, spec: EnvSpec, config: EnvConfig, *, threads: int) -> None:
         self.num_envs = config.num_envs
@@ -71,7 +71,7 @@ class AtariEnvs:
         over = first_frames != self._first_frames
         self._first_frames = first_frames
         if self._life_loss:
-            # In some games, the count is 0 during the last life. ale_py does not signal the loss of the life before it.
+            # In some games, the count is 0 during the last life. ale_py does not signal that it fell from 1 to 0.
             terminated = terminated | ((info["lives"] < self._lives) & ~over)
         self._lives = info["lives"]
         learned_from = rewards.clip(-1, 1) if self._clip_rewards else rewards
@@ -92,7 +92,7 @@ class AtariEnvs:
 
 
 class RandomSkipEnvs:
-    """Games of one ROM with a random frame skip, like Gym's ``-v0`` ids. They are stepped one after another.
+    """Games of one ROM with a random frame skip, like Gym's ``-v0`` ids. The games are stepped one by one.
 
     An observation ends with the last frame of the step, without max-pooling. When a game starts, the older frames in
     its observation are zeros.
@@ -168,7 +168,7 @@ class RandomSkipEnvs:
 
 
 def game_of(registered: Registered, config: EnvConfig) -> str:
-    """The game that ``registered`` names. Raises UsageError if it asks for settings other than those of ``config``.
+    """The game that ``registered`` names. Raises UsageError if its settings differ from those of ``config``.
 
     zmqrl always plays the default mode and difficulty, with the game's own set of actions.
     """
@@ -190,7 +190,7 @@ def game_of(registered: Registered, config: EnvConfig) -> str:
         "difficulty": difficulty,
         "full_action_space": False,
         "continuous": False,
-        "continuous_action_threshold": asked.get("continuous_action_threshold"),  # has no effect then
+        "continuous_action_threshold": asked.get("continuous_action_threshold"),  # no effect on discrete actions
         "sound_obs": False,
         "render_mode": asked.get("render_mode"),  # zmqrl record draws the game
         "obs_type": "grayscale" if config.grayscale else "rgb",

@@ -1,6 +1,6 @@
 """Makes a batch of games from their id, behind one small interface. Scores are the sums of unclipped rewards.
 
-A game is reset in the step that ends it, so that the learner sees only steps that were played.
+A game is reset in the step that ends it, so that every step that the learner sees was played.
 """
 
 import difflib
@@ -27,10 +27,10 @@ gymnasium.register_envs(ale_py)
 def make_envs(env_id: str, config: EnvConfig, *, threads: int) -> Envs:
     """Make ``config.num_envs`` games of ``env_id``.
 
-    An Atari id of ``ale_py`` only chooses the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and ``Breakout-v0``
-    are the same here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` is the number of
-    threads that emulate Atari games. Atari games with random frame skip and all other environments run in the calling
-    thread. ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
+    An Atari id of ``ale_py`` determines nothing but the game: ``ALE/Breakout-v5``, ``BreakoutNoFrameskip-v4`` and
+    ``Breakout-v0`` are the same here. Frame skip, sticky actions and time limit come from ``config``. ``threads`` is
+    the number of threads that emulate Atari games. Atari games with random frame skip and all other environments run in
+    the calling thread. ``zmqrl/Dummy-v0`` is not a game: it returns frames in the shape of an Atari game at no cost.
 
     Raises UsageError like ``describe_env``.
     """
@@ -77,7 +77,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
 
 def flavour_of(env_id: str, config: EnvConfig) -> str:
-    """A line to print with the scores of ``env_id``, as in ``describe_env``. It loads no game."""
+    """A line to print with the scores of ``env_id``, as in ``describe_env``. No game is loaded."""
     if env_id == DUMMY_ID:
         return describe_dummy(config).flavour
     is_atari = find_env(env_id).entry_point == ENTRY_POINT
@@ -97,7 +97,7 @@ def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
 
 def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The registration of ``env_id``. Raises UsageError that suggests similar ids."""
+    """The registration of ``env_id``. Raises a UsageError that suggests similar ids."""
     module, _, name = env_id.rpartition(":")
     if module:
         with blaming(f"cannot import {module}, which should register {name}"):

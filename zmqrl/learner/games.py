@@ -144,7 +144,7 @@ class Envs(Protocol):
     def reset(self, seed: int) -> np.ndarray:
         """Start B new games and return their observations (B, *shape).
 
-        ``seed`` >= 0 and the index of a game determine all randomness in it and in the games after it.
+        ``seed`` >= 0 and the index of a game determine all randomness in that game and its successors.
         """
 
     def step(self, actions: npt.NDArray[np.int64]) -> Step:
@@ -162,7 +162,7 @@ class Scores:
         self._agent_steps = np.zeros(num_envs, np.int64)
 
     def add(self, rewards: np.ndarray, over: npt.NDArray[np.bool_]) -> list[Game]:
-        """Add the ``rewards`` (B,) of one step. Return the games where ``over`` bool (B,) is true, and reset them."""
+        """Add the ``rewards`` (B,) of one step. Return the games that are ``over``, bool (B,), and forget them."""
         self._scores += rewards
         self._agent_steps += 1
         games = [Game(float(self._scores[i]), int(self._agent_steps[i])) for i in np.flatnonzero(over)]

@@ -1,4 +1,4 @@
-"""Games of any Gymnasium environment with discrete actions. Its results are checked at every step."""
+"""Games of any Gymnasium environment with discrete actions. The environment's results are checked at every step."""
 
 import inspect
 from typing import Any, NoReturn
@@ -23,18 +23,19 @@ OLDER_API = (
 class CheckedEnv:
     """One environment ``env``. Its observations become vectors float32 (n,): a discrete one is one-hot.
 
-    Every method raises UsageError when the environment raises anything, even SystemExit. So it does unless every
-    observation is of its space, every reward is one number, and all numbers are finite. ``info`` is ignored.
+    Every method raises UsageError when the environment raises anything, even SystemExit. It also
+    raises UsageError unless every observation belongs to its space, every reward is one number, and all numbers are
+    finite. ``info`` is ignored.
     """
 
     def __init__(self, env_id: str, registered: Registered, *, failed: str = "does not start", **options: Any) -> None:
-        """``env_id`` is its name in errors. If it cannot be made, the error says that ``env_id`` ``failed``.
+        """Errors name the environment ``env_id``. If it cannot be made, the error begins with ``env_id`` ``failed``.
 
-        ``options`` are added to those of its registration.
+        ``options`` are added to the options of its registration.
         """
         self.env_id = env_id
         with blaming(f"{env_id} {failed}"):
-            # Gymnasium's checker only warns where this class raises.
+            # Where this class raises, Gymnasium's checker would only print a warning.
             self.env: gymnasium.Env[Any, Any] = gymnasium.make(registered, disable_env_checker=True, **options)
             self._observations, actions = self.env.observation_space, self.env.action_space
         if not isinstance(actions, Discrete):
@@ -55,7 +56,7 @@ class CheckedEnv:
             return self._vector(observation)
 
     def step(self, action: np.int64) -> tuple[npt.NDArray[np.float32], float, bool, bool]:
-        """Play ``action``, from 0. Returns the observation, the reward, and whether the game is over or cut off."""
+        """Play ``action``, counted from 0. Returns observation, reward, and whether the game is over or cut off."""
         self._steps += 1
         with blaming(f"{self.env_id} fails"):
             observation, reward, terminated, truncated, _ = self.env.step(action + self._first_action)
@@ -81,7 +82,7 @@ class CheckedEnv:
         if isinstance(self._observations, Box) and np.shape(observation) != self._observations.shape:
             shape = f"{np.shape(observation)} {self._moment()}, not {self._observations.shape}"
             self._refuse(f"returned an observation of shape {shape}")
-        with np.errstate(over="ignore"):  # found in the next lines
+        with np.errstate(over="ignore"):  # the next lines detect an overflow
             vector = np.asarray(flatten(self._observations, observation), np.float32)
         if not np.isfinite(vector).all():
             place = int(np.flatnonzero(~np.isfinite(vector))[0])
@@ -148,7 +149,7 @@ def _length(space: gymnasium.Space[Any]) -> int | None:
     """The length of the flattened observations of ``space``, or None if they cannot be flattened."""
     try:
         return flatdim(space) if space.is_np_flattenable else None
-    except (NotImplementedError, AttributeError):  # a space of the user's own, or none
+    except (NotImplementedError, AttributeError):  # a user-defined space, or an object that is not a space
         return None
 
 

@@ -200,7 +200,7 @@ class Learner:
     def __init__(
         self, model: nn.Module, config: PPOConfig | BA3CConfig, *, seed: int, loss: Loss | None = None
     ) -> None:
-        """``seed``, the number of a rollout and the epoch determine how its samples are shuffled.
+        """The order of the samples depends on ``seed``, on the number of the rollout, and on the epoch.
 
         ``loss`` replaces the loss of the algorithm.
         """
@@ -229,10 +229,10 @@ class Learner:
     def gradient(self, rollout: Rollout, index: int, version: int, elapsed: float = 0.0) -> dict[str, float]:
         """Write the gradient of minibatch ``index``, 0 to updates_per_rollout - 1, to the parameters' ``.grad``.
 
-        An existing ``.grad`` is overwritten in place, so it can be a view of a longer vector. ``version`` is that of
-        the gradient, and ``elapsed`` the progress of the run then, from 0 to 1. Schedules follow one of them. Returns
-        the metrics. Advantages and values are in units of reward. ``explained_variance`` covers the whole rollout,
-        with the values of the policy that acted.
+        An existing ``.grad`` is overwritten in place, so it may be a view of a longer vector. ``version`` is that
+        of the gradient, and ``elapsed`` the progress of the run at that version, from 0 to 1. Each schedule follows one
+        of the two. Returns the metrics. Advantages and values are in units of reward. ``explained_variance`` covers the
+        whole rollout, with the values of the policy that acted.
         """
         for parameter in self._parameters:
             if parameter.grad is None:
@@ -290,7 +290,7 @@ class NoLearner:
 
 
 def _log_probs_and_entropy(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (M,) of ``actions`` (M,) under the policy of logits (M, A), and its mean entropy, a scalar."""
+    """Log-probabilities (M,) of ``actions`` (M,) in the policy of logits (M, A), and the mean entropy of the policy."""
     log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
     return log_probs.gather(1, actions[:, None]).squeeze(1), entropy

@@ -70,11 +70,11 @@ CONVOLUTIONS = {
 
 
 class ConvPolicy(nn.Module):
-    """Convolutions, one hidden layer, and two heads that share both.
+    """Convolutions and one hidden layer, shared by two heads.
 
-    The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of them, and the heads compute in
-    float32. After ``double()``, everything is float64. The hidden layer reads the output of the last convolution in the
-    order height, width, channel.
+    The parameters are float32. With bfloat16, each forward pass makes bfloat16 copies of the parameters, and
+    the heads compute in float32. After ``double()``, everything is float64. The hidden layer reads the output of the
+    last convolution in the order height, width, channel.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class ConvPolicy(nn.Module):
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
 
-        uint8 observations are scaled from 0..255 to 0..1. Float observations are not scaled. This is fastest for
-        observations that are channels-last in memory, as in ``Rollout``: then the cast is the only pass over them.
+        uint8 observations are scaled from 0..255 to 0..1. Float observations are not scaled. The call is fastest
+        if observations are channels-last in memory, as in ``Rollout``: then the cast is the only pass over the data.
         """
         # Scaling the few weights costs nothing. Scaling the frames would take a pass over 28 KB per sample. The stored
         # weights stay unscaled, because Adam's steps do not scale with the weights.
@@ -195,7 +195,7 @@ def make_model(
         return VectorPolicy(shape, num_actions, hidden=hidden).to(device)
     if len(shape) != 3:
         raise UsageError(f"{unfit}: it reads images (channels, height, width); use mlp for vectors.")
-    # As in the original, the hidden layer of dba3c is linear, and neither it nor the convolutions have biases.
+    # As in the original, the hidden layer of dba3c is linear, and this layer and the convolutions have no biases.
     seed_net = name == "dba3c"
     try:
         model = ConvPolicy(
@@ -217,7 +217,7 @@ def fastest_compute(device: torch.device) -> Compute:
     """bfloat16 if the hardware supports it (about twice as fast), float32 if bfloat16 would be emulated."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, where bf16 is slow.
+    # Torch's own check (mkldnn) also accepts AVX-512 without the bf16 instructions, but bf16 is slow without them.
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Draws one game for people, in colour and full size. The policy plays a separate copy with its own frames.
+"""Draws one game for people, in colour and full size. The policy plays another copy of the game, and sees other frames.
 
 With the same seed and actions, this game is the same as the first game of ``make_envs``.
 """
@@ -19,7 +19,7 @@ from zmqrl.learner.games import EnvConfig, game_seeds
 from zmqrl.learner.gymnasium_envs import CheckedEnv
 
 EMULATOR_FRAMES_PER_S = 60.0
-USUAL_FRAMES_PER_S, MOST_FRAMES_PER_S = 30.0, 1000.0  # of environments
+USUAL_FRAMES_PER_S, MOST_FRAMES_PER_S = 30.0, 1000.0  # frame rates of environments
 FULL = 255  # the highest level
 RGBA = 4  # channels
 
@@ -30,8 +30,8 @@ Screen = npt.NDArray[np.uint8]
 class Shown:
     """The result of a step: the ``screens`` that show it, its unclipped reward, and whether the game is over.
 
-    ``observation`` float32 (n,) is for comparison with the game that the policy plays. Atari games have none: their
-    screens differ from what the policy sees, but they repeat exactly.
+    ``observation`` float32 (n,) is for comparison with the game that the policy plays. Atari games have no observation:
+    their screens differ from what the policy sees, but the same seed and actions always give the same game.
     """
 
     screens: list[Screen]
@@ -46,7 +46,7 @@ class Picture(Protocol):
     frames_per_s: float
 
     def reset(self, seed: int) -> Shown:
-        """Start the game of ``seed``. Call it once: in some games, a reset keeps state."""
+        """Start the game of ``seed``. Call it once: in some games, a reset does not clear all state."""
 
     def step(self, action: int) -> Shown:
         """Play ``action``. Do not call it after the end of the game."""
@@ -56,7 +56,7 @@ class Picture(Protocol):
 
 
 def make_picture(env_id: str, config: EnvConfig) -> Picture:
-    """The picture of one game. Raises UsageError when the environment cannot draw it."""
+    """The picture of one game. Raises UsageError if the environment cannot draw."""
     if env_id == DUMMY_ID:
         raise UsageError(f"{DUMMY_ID} is not a game: there is nothing to record.")
     registered = find_env(env_id)
@@ -166,7 +166,7 @@ def check_drawn(drawn: Any) -> None:
     if drawn.dtype.kind not in "buif" or not is_picture:
         raise ValueError(f"render returned {drawn.dtype} {drawn.shape}, not (height, width, 3)")
     lowest, highest = float(drawn.min()), float(drawn.max())
-    if not 0 <= lowest <= highest <= FULL:  # also if one of them is not a number
+    if not 0 <= lowest <= highest <= FULL:  # true also if one of the two is NaN
         raise ValueError(f"render returned levels from {lowest:g} to {highest:g}, not from 0 to {FULL}")
 
 

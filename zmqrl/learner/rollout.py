@@ -24,7 +24,7 @@ class Rollout:
     earlier rollouts of the player.
 
     Images have the shape (channels, height, width) and are channels-last in memory. The conversion here takes
-    about 10 us per sample. Before each forward pass, it would take 35 us.
+    about 10 us per sample. A conversion before each forward pass would take 35 us.
     """
 
     def __init__(

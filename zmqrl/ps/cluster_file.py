@@ -30,7 +30,7 @@ class Cluster:
 
     @classmethod
     def read(cls, path: Path) -> "Cluster":
-        """Read ``cluster.json``. Raises UsageError when it is missing or is not a cluster file."""
+        """Read ``cluster.json``. Raises UsageError if the file is missing or is not a cluster file."""
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:

@@ -22,7 +22,8 @@ ASK_AGAIN_S = 0.5
 class ShardControl:
     """Talks to every shard as the supervisor of the run.
 
-    ``other`` handles the messages that arrive while a question waits for its answer. It must not ask a question itself.
+    ``other`` handles the messages that arrive while a question waits for its answer. The handler must
+    not ask a question itself.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class ShardControl:
     ) -> dict[int, T]:
         """Send each shard its ``question`` and wait for all answers. Other messages go to ``other``.
 
-        ``answer`` returns None for a message that is not the answer. The question is repeated, because it or its answer
-        may be lost. ``meanwhile`` is called repeatedly. If answers are missing after ``within_s``, raises a
+        ``answer`` returns None for a message that is not the answer. The question is repeated, because the question or
+        the answer may be lost. ``meanwhile`` is called repeatedly. If answers are missing after ``within_s``, raises a
         ClusterError that names the silent shards.
         """
         waiting = set(shards)
@@ -118,7 +119,7 @@ class ShardControl:
                 for shard in waiting:
                     asked = question(shard)
                     if again and not isinstance(asked, m.Hello):
-                        # After a reconnect, a shard knows who we are only once we send HELLO.
+                        # After a reconnect, a shard does not know who we are until we send HELLO.
                         self.send(shard, self.hello())
                     self.send(shard, asked)
                 again = True
@@ -205,7 +206,7 @@ class ShardControl:
     ) -> tuple[m.Message, bytes | None]:
         """Send one message to one shard and wait for its answer.
 
-        The message is sent only once. Raises ClusterError when the answer does not arrive in time.
+        The message is not repeated. Raises ClusterError when the answer does not arrive in time.
         """
         socket = self.sockets[shard]
         deadline = time.monotonic() + within_s

@@ -36,7 +36,7 @@ class FlatParameters:
             return torch.cat([p.detach().reshape(-1).cpu() for _, p in self.named]).numpy()
 
     def load(self, vector: FloatVector) -> None:
-        """Set the parameters to ``vector``: float32 (count,). On the CPU they become views of it."""
+        """Set the parameters to ``vector``: float32 (count,). On the CPU the parameters become views of ``vector``."""
         if self.device.type != "cpu":
             if self._on_device is None:
                 self._on_device = torch.empty(vector.size, device=self.device)

@@ -67,7 +67,8 @@ class Layout:
     def slices(self) -> tuple[Slice, ...]:
         """The slices: contiguous and 64-byte aligned. Their lengths differ by at most 64 bytes.
 
-        When the blocks do not divide evenly, each of the last shards gets one more. The very last block may be short.
+        If the blocks do not divide evenly, each of the last few shards gets one more block. The very last block may be
+        short.
         """
         small, extra = divmod(self.blocks, self.shards)
         slices = []

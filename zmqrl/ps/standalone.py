@@ -1,4 +1,4 @@
-"""A parameter server for programs without a supervisor. A ``with`` block starts its shard processes on this host."""
+"""A parameter server for programs without a supervisor. A ``with`` block starts the shard processes on this host."""
 
 import secrets
 import subprocess
@@ -81,11 +81,11 @@ def standalone_shards(
 ) -> Iterator[StandaloneShards]:
     """Run one process for each shard of ``layout``, with ``vector`` (float32 (count,)) as version 0.
 
-    An update needs contributions from ``quorum`` of the ``workers``. The default is all of them, or 1 in asynchronous
-    mode. State and history are written to ``directory``. Without a directory, they are deleted when the block ends.
+    An update needs contributions from ``quorum`` of the ``workers``. The default is all workers, or 1 in asynchronous
+    mode. State and history are written to ``directory``. Without a directory, both are deleted when the block ends.
     With ``transport`` tcp, the shards listen at ``address``: an address of this host, not a wildcard.
     ``curve`` encrypts the connections and authenticates each worker by its key. With ``recorder``, the shards record
-    how they spend their time. ``horizon`` is the version at which schedules that follow the progress of the run end.
+    how they spend their time. Schedules that follow the progress of the run end at version ``horizon``.
     Raises UsageError when such a schedule has no end, and ClusterError when a shard does not start.
     """
     require(

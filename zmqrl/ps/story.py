@@ -11,7 +11,7 @@ class BrokenInvariant(AssertionError):
 
 
 class Story:
-    """A ring buffer of the last events of a state machine. They become text only when an invariant fails."""
+    """A ring buffer of the last events of a state machine. Events become text only if an invariant fails."""
 
     def __init__(self) -> None:
         self._events: deque[tuple[float, type, object]] = deque(maxlen=EVENTS)
@@ -21,7 +21,7 @@ class Story:
         self._events.append((now, kind, gist))
 
     def broken(self, where: str, error: AssertionError, **ids: int | None) -> BrokenInvariant:
-        """Make the error to raise for ``error``. It lists events that match one of ``ids`` or carry no id."""
+        """Make the error to raise for ``error``. The message lists events that match one of ``ids`` or carry no id."""
         what = f"{where}: {str(error) or 'an assertion failed'}. The last events:"
         events = [_line(*event) for event in self._events if _concerns(event[2], ids)]
         return BrokenInvariant("\n    ".join([what, *events]))

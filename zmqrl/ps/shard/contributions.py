@@ -40,7 +40,7 @@ class Contributions:
         self.elapsed = max(self.elapsed, header.elapsed)
 
     def counts_already(self, rank: int, version: int) -> bool:
-        """Whether a contribution of ``rank`` computed on ``version`` or later is held or was used."""
+        """Whether the shard holds, or has used, a contribution of ``rank`` computed on ``version`` or later."""
         return version <= self.computed_on.get(rank, -1)
 
     def accumulate(self, view: View) -> list[Action]:
@@ -87,7 +87,7 @@ class Contributions:
         return actions, record
 
     def drop(self, view: View) -> None:
-        """Abandon the open version, and count the contributions held for it as late."""
+        """Abandon the open version, and count its held contributions as late."""
         for rank in self.held:
             self.count(rank, "late", view)
         self.held, self.waiting, self.computed_on, self.elapsed = {}, set(), {}, 0

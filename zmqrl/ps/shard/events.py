@@ -50,10 +50,10 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """How a version was made. It is committed with the version, so that a restarted shard knows what it published.
+    """How a version was made. It is committed with the version, so that a restarted shard knows what was published.
 
     ``late``, ``duplicate`` and ``rejected`` count arrivals since the previous version. ``tallies`` are totals by rank:
-    ``(used, late, duplicate, rejected)``. ``totals`` are the totals of the history up to this version, in this order.
+    ``(used, late, duplicate, rejected)``. ``totals`` has the totals of the history so far, in the same order.
     ``view`` is the newest view and ``stop`` the last version to make, as known at the last commit. ``made_at`` is the
     progress of the run, in millionths, for which the version was made. ``elapsed`` is published with the version, for
     the next update. In asynchronous mode ``staleness`` has the age, in versions, of the contribution of each rank in
@@ -107,7 +107,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class GradientArrived:
-    """A message on the PULL socket. ``is_finite`` reads every number, so call it only if all else is valid."""
+    """A message on the PULL socket. ``is_finite`` reads every number, so call it last, if everything else is valid."""
 
     header: m.Gradient
     payload: "ReceivedSlice"
@@ -126,7 +126,7 @@ class ControlArrived:
 
 @dataclass(frozen=True, slots=True)
 class PresenceChanged:
-    """A subscription to a presence topic began (``here``), or one ended, perhaps that of an older connection."""
+    """A subscription to a presence topic began (if ``here``) or ended. One that ended may be of an old connection."""
 
     rank: int
     incarnation: int
@@ -157,8 +157,8 @@ class ForeignHello:
 class StateRestored:
     """Weights and optimizer state of ``record.version`` are ready. They were found after a restart, or loaded.
 
-    ``recovered``: they were found, and workers may already have these weights. ``previous`` is the version before, if
-    the shard still holds it.
+    ``recovered``: they were found after a restart, so workers may already have these weights. ``previous`` is the
+    version before, if the shard still holds it.
     """
 
     record: Record
@@ -224,7 +224,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class CommitAgain:
-    """Commit the newest version again with ``record``, so that its new data survives a crash."""
+    """Commit the newest version again with ``record``, so that the new data in it survives a crash."""
 
     record: Record
 

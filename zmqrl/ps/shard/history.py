@@ -43,8 +43,8 @@ class LostState(Exception):
 class History:
     """Appends lines to ``path``. Opening the file removes a line that a killed process left half-written.
 
-    Only the end of the file is read, because it may have millions of lines. ``news`` lists problems in the file, as
-    sentences: missing versions and unreadable lines.
+    No more than the end of the file is read, because the file may have millions of lines. ``news`` lists problems in
+    the file, as sentences: missing versions and unreadable lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +109,7 @@ class History:
                 self.append(record, crc32)
 
     def totals(self, version: int) -> Totals:
-        """The contributions up to ``version``, by outcome. Raises ClusterError when the file cannot be read."""
+        """The number of contributions up to ``version``, by outcome. Raises ClusterError if the file is unreadable."""
         with self._writing():
             _, lines = self._newest(version)
             line = next((line for line, _ in reversed(lines) if line["version"] <= version), None)
@@ -128,7 +128,7 @@ class History:
     def rewind(self, version: int, generation: int) -> None:
         """Roll back to ``version``: move the lines above it to ``<name>.before-generation-<n>.jsonl``.
 
-        So the history lists each version that led to the current weights exactly once. Raises ClusterError.
+        So the history has exactly one line for each version that led to the current weights. Raises ClusterError.
         """
         if self.last_version is None or self.last_version <= version:
             return
@@ -138,7 +138,7 @@ class History:
             undone = b"".join(raw for _, raw in lines[first:])
             with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab+") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(undone)))
-                if file.read() != undone:  # equal if a process was killed after this write
+                if file.read() != undone:  # equal if an earlier process was killed after this write
                     file.write(undone)
             os.ftruncate(self._lines.file, offset + sum(len(raw) for _, raw in lines[:first]))
         self.last = lines[first - 1][0] if first else None
@@ -158,8 +158,8 @@ class History:
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
         """The newest lines, parsed and raw, and the offset at which they start in the file.
 
-        The oldest of them is of ``version`` or an earlier version. If a line cannot be read, the file is kept under
-        another name and replaced by a file without that line.
+        The oldest of these lines is of ``version`` or an earlier version. If a line cannot be read, the file is kept
+        under another name and replaced by a file without that line.
         """
         lines: list[tuple[Line | None, bytes]] = []
         start, rest = os.fstat(self._lines.file).st_size, b""
@@ -217,7 +217,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def counts_of(line: Line) -> Totals:
-    """The contributions of a line, by outcome."""
+    """The number of contributions in a line, by outcome."""
     late, duplicate, rejected = (int(line.get(name, 0)) for name in COUNTS)
     return len(line.get("ranks", ())), late, duplicate, rejected
 

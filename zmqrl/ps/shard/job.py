@@ -22,7 +22,7 @@ class ShardJob:
     shard: int
     codec: m.Codec
     optimizer: OptimizerConfig
-    bind: dict[SocketRole, str]  # endpoints for all roles, or for control only if frozen
+    bind: dict[SocketRole, str]  # endpoint of each role. A frozen shard has control alone
     secret: str = field(repr=False)
     state_path: Path
     history_path: Path

@@ -1,6 +1,6 @@
 """The decisions of a shard: a state machine without sockets, clock, files or arithmetic.
 
-It takes events and returns actions. ``server.py`` carries them out in order.
+It takes events and returns actions. ``server.py`` carries out the actions in order.
 """
 
 from dataclasses import dataclass, replace
@@ -205,7 +205,7 @@ class ShardMachine:
         return [e.PublishWeights(), *self._milestones()]
 
     def _milestones(self) -> list[e.Action]:
-        """Copy the newest version for a checkpoint, and end the run, if either is due."""
+        """Copy the newest version for a checkpoint if one is due, and end the run if it is at its last version."""
         actions = self._checkpoint(self.version) if self.armed == self.version else []
         if self.stop is not None and self.version >= self.stop:
             if self.state == "open" and self.version == self.stop:
@@ -216,7 +216,7 @@ class ShardMachine:
         return actions
 
     def _checkpoint(self, version: int) -> list[e.Action]:
-        """Copy ``version`` for a checkpoint now if the shard holds it, or once it is made."""
+        """Copy ``version`` for a checkpoint: now if the shard holds it, otherwise once the shard makes it."""
         self.armed = version if version > self.version else None
         if self.state == "empty" or version not in (self.version, self.previous) or version == self.captured:
             return []
@@ -245,7 +245,7 @@ class ShardMachine:
         self.roster.admit(view.members)
 
     def _publish_first(self, now: float) -> list[e.Action]:
-        """At the first start, publish only once a quorum of workers has subscribed."""
+        """At the first start, do not publish until a quorum of workers has subscribed."""
         if self.state == "empty" or self.published or not self.roster.has_present(self.view.quorum, now):
             return []
         self.published = True
@@ -274,7 +274,7 @@ class ShardMachine:
         return self._reject()
 
     def _command(self, event: e.ControlArrived, now: float) -> list[e.Action]:
-        """Obey the supervisor. The shard answers every command with STATS, except ELAPSED, FETCH and LOAD."""
+        """Obey the supervisor. The shard answers each command with STATS, but not ELAPSED, FETCH or LOAD."""
         peer, message = event.peer, event.message
         actions: list[e.Action] = []
         match message:
@@ -367,7 +367,7 @@ class ShardMachine:
         return [e.CommitAgain(record)]
 
     def _tell_state(self, now: float) -> list[e.Action]:
-        """Publish the state of the shard, unless the publication of a new version is about to show it."""
+        """Publish the state of the shard, unless a new version is about to be published, which also shows the state."""
         return [self._heartbeat(now)] if self.making is None else []
 
     # time

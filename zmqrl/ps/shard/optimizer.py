@@ -91,7 +91,7 @@ class Optimizer:
     def learning_rate(self, version: int, elapsed: float = 0.0) -> float:
         """The learning rate of the update from ``version`` to ``version + 1``.
 
-        ``elapsed`` is the progress of the run then, from 0 to 1.
+        ``elapsed`` is the progress of the run at that update, from 0 to 1.
         """
         config = self.config
         if config.final_learning_rate is None:
@@ -113,9 +113,9 @@ class Optimizer:
     ) -> bool:
         """Compute version ``version + 1`` from ``version`` and the sum of ``count`` gradients.
 
-        All arrays are float32 (n,). The inputs must be finite, and the outputs must not overlap them. The state of
+        All arrays are float32 (n,). The inputs must be finite, and outputs must not overlap the inputs. The state of
         version 0 is all zeros. ``elapsed`` is the progress of the run, from 0 to 1, which the learning rate may follow.
-        The result equals that of torch.optim within float32 rounding. Returns whether it is finite.
+        The result equals that of torch.optim within float32 rounding. Returns whether the result is finite.
         """
         assert count >= 1
         assert gradient_sum.shape == weights.shape == new_weights.shape

@@ -1,4 +1,4 @@
-"""Turns the frames that arrive at a shard into events, after checking their format and their sender."""
+"""Checks the format and the sender of frames that arrive at a shard, and turns the frames into events."""
 
 import logging
 from collections import Counter
@@ -61,7 +61,7 @@ class Reception:
         return e.ControlArrived(peer, message, payload)
 
     def take_false_names(self) -> str:
-        """Count the messages sent with the key of another rank or role since the last call. Returns text, or ""."""
+        """The number of messages with the key of another rank or role since the last call, as text. Empty if 0."""
         text = ", ".join(f"{count} x {name}" for name, count in sorted(self.false_names.items()))
         self.false_names.clear()
         return text

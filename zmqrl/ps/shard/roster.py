@@ -9,14 +9,15 @@ from zmqrl.ps.wire import messages as m
 
 MOST_INCARNATIONS = 16
 SILENT_S = 8.0  # a worker sends a PING every second
-DOUBT_S = 2.5  # used instead of SILENT_S after a subscription that may be the worker's has ended
+DOUBT_S = 2.5  # replaces SILENT_S once a subscription has ended that may have been the worker's
 
 
 @dataclass(slots=True)
 class Worker:
-    """The shard's view of a rank: the process that has it (``incarnation``), and its connection (``peer``).
+    """The shard's view of a rank: the process that has the rank (``incarnation``), and its connection (``peer``).
 
-    ``doubted_at`` has an entry for each incarnation that subscribed: when a subscription to its topic ended, or None.
+    ``doubted_at`` maps each incarnation that subscribed to the time when a subscription to its topic ended, or to None
+    if none has ended.
     libzmq does not report whose subscription ended. A worker that reconnects may subscribe before its old subscription
     ends.
     """
@@ -77,7 +78,7 @@ class Roster:
         return worker.incarnation is not None and incarnation < worker.incarnation and worker.is_alive(now)
 
     def rank_of(self, peer: bytes) -> int | None:
-        """The rank of the worker on this connection. None if it is not a worker."""
+        """The rank of the worker on this connection. None if the sender is not a worker."""
         return next((rank for rank, worker in self.workers.items() if worker.peer == peer), None)
 
     def present(self, now: float) -> list[int]:
@@ -151,7 +152,7 @@ class Roster:
         )
 
     def tell_refused(self, refuse: m.Refuse) -> list[Action]:
-        """Report to the supervisor that a worker runs another zmqrl. Only the worker learns of other refusals."""
+        """Report a worker with another zmqrl to the supervisor. Other refusals are not reported."""
         if refuse.code not in ("code", "protocol"):
             return []
         me = self.identity
@@ -169,8 +170,8 @@ class Roster:
     def _wait(self, peer: bytes, hello: m.Hello, now: float) -> list[Action]:
         """Refuse a lower incarnation that has waited for ``SILENT_S``, if the newer process is still alive.
 
-        It must wait, because the newer process may have just died. If the clock was set back, a successor has a lower
-        incarnation.
+        The lower incarnation must wait, because the newer process may have just died. If the clock was set
+        back, a successor has a lower incarnation.
         """
         worker = self.workers[hello.rank]
         if worker.waiting is None or worker.waiting[0] != hello.incarnation:
@@ -181,7 +182,7 @@ class Roster:
         """Give the rank to the sender of ``message``. Tell a process with a lower incarnation that it was replaced.
 
         Among living processes, the greatest incarnation has the rank. A dead process does not keep others out, even if
-        its incarnation was greater. If it was only silent, its next PING takes the rank back.
+        its incarnation was greater. If that process was alive but silent, its next PING takes the rank back.
         """
         worker = self.workers.setdefault(message.rank, Worker())
         older = worker.incarnation is not None and worker.incarnation < message.incarnation
@@ -206,7 +207,7 @@ class Roster:
             if event.incarnation not in worker.doubted_at:
                 return []
             before = worker.doubted_at[event.incarnation]
-            if before is None or worker.heard_at is None or before < worker.heard_at:  # else it is already in doubt
+            if before is None or worker.heard_at is None or before < worker.heard_at:  # else already in doubt
                 worker.doubted_at[event.incarnation] = now
             return [Log("info", f"a subscription of worker {event.rank} has ended")]
         worker.doubted_at[event.incarnation] = None

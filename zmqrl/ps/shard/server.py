@@ -126,7 +126,7 @@ class ShardServer:
         return self.endpoints
 
     def serve(self) -> None:
-        """Serve until standard input ends: the supervisor has died, or has closed it to stop us."""
+        """Serve until standard input ends, which means that the supervisor has died or wants us to stop."""
         self._recover()
         poller = zmq.Poller()
         for socket in self.sockets.values():
@@ -171,7 +171,7 @@ class ShardServer:
     # events
 
     def _drain(self, socket: "zmq.Socket[bytes]", receive: Callable[[list[zmq.Frame]], e.Event | None]) -> None:
-        """Handle messages that have arrived. Stop after 64, so that the other sockets get their turn."""
+        """Handle messages that have arrived. Stop after 64 messages, so that the other sockets get their turn."""
         for _ in range(64):
             started_ns = time.monotonic_ns()
             try:
@@ -318,7 +318,7 @@ class ShardServer:
         large = payload is not None
         try:
             return self.sockets["control"].send_multipart(frames, zmq.NOBLOCK, copy=not large, track=large)
-        except zmq.ZMQError as error:  # the peer is gone or its queue is full: it will ask again
+        except zmq.ZMQError as error:  # the peer is gone or its queue is full. A live peer asks again
             self.log.debug("%s not sent: %s", type(message).__name__, error)
             return None
 
@@ -335,7 +335,7 @@ class ShardServer:
         slots = (self.store.newest, self.store.previous)
         return next((slot for slot in slots if slot is not None and slot.version == version), None)
 
-    # Data of checkpoints and loads: weights, then optimizer state in the order of its names, little-endian float32.
+    # Data of checkpoints and loads, little-endian float32: weights, then optimizer state in the order of state names.
 
     def _arrays(self, slot: Slot) -> list[FloatVector]:
         return [slot.weights, *(slot.state[name] for name in self.optimizer.state_names)]
@@ -381,7 +381,7 @@ class ShardServer:
         numbers = np.frombuffer(self.loading, "<f4").reshape(-1, self.count)
         for array, source in zip(self._arrays(slot), numbers, strict=True):
             array[:] = source
-        # Commit first: if the process is killed before the rewind, the next process finishes it.
+        # Commit first: if the process is killed before the rewind, the next process does the rewind.
         self._commit(slot, record)
         self.history.rewind(load.version, load.generation)
         self._tell_of_history()
@@ -392,10 +392,10 @@ class ShardServer:
         self._handle(e.StateRestored(record, recovered=False))
 
     def _recover(self) -> None:
-        """Continue from the state that an earlier process committed, even if it was killed right after the commit.
+        """Continue from the state that an earlier process committed, even one killed right after the commit.
 
-        If the newest version is lost, the shard stays empty until the supervisor loads it. A frozen shard serves the
-        newest version that is left.
+        If the newest version is lost, the shard stays empty until the supervisor loads a state. A frozen shard serves
+        the newest version that is left.
         """
         slot = self.store.newest
         if slot is None:
@@ -429,7 +429,7 @@ class ShardServer:
             found = SlotStore.open(path, identity=identity, count=self.count, state_names=names)
             if found is not None:
                 return found
-            if self.job.frozen:  # do not overwrite it: it may be the only remains of a run
+            if self.job.frozen:  # do not overwrite the file: it may be all that remains of a run
                 raise ClusterError(f"{path} is damaged, or belongs to another run.")
             path.parent.mkdir(parents=True, exist_ok=True)
             return SlotStore.create(path, identity=identity, count=self.count, state_names=names)
@@ -452,7 +452,7 @@ def _stop(*_: object) -> None:
 
 
 def _has_no_state(path: Path) -> bool:
-    """Whether the file is missing or never held a version. An unreadable file counts as holding one."""
+    """Whether the file is missing or never held a version. False for an unreadable file."""
     try:
         return is_blank(path)
     except FileNotFoundError:

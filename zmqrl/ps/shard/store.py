@@ -3,7 +3,7 @@
 Writing a slot takes four steps: clear its commit mark, write weights and optimizer state in place, write its header,
 set the mark. The memory is the kernel's page cache. So if the process is killed, its writes survive in order, and the
 newest version with a mark is complete. A crash of the host or a damaged disk can reorder or lose writes. Checksums
-detect that. No write waits for the disk.
+detect such damage. No write waits for the disk.
 
 The file is little-endian. Its first page has the magic number, the number of slots and a digest of the identity. The
 slots follow. A slot begins with 64 KiB for mark, header and record. Weights and optimizer state follow, each at a
@@ -42,7 +42,7 @@ HEADER_BYTES = 64 * 1024
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Slot:
-    """One version of a slice, as views of the mapping. Their contents change when the slot is reused.
+    """One version of a slice, as views of the mapping. The numbers in them change when the slot is reused.
 
     ``weights`` and each array of ``state``: float32 (count,), aligned to 64 bytes. ``crc32`` is the checksum of
     the published payload. ``sequence`` numbers the commits. 0 means that the slot holds no version.
@@ -121,7 +121,7 @@ class SlotStore:
     def open(cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str]) -> "SlotStore | None":
         """Map the store at ``path``. Returns None if the file is missing or has another identity, shape or format.
 
-        Half-written and damaged slots count as empty.
+        Slots that are half-written or damaged count as empty.
         """
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -157,7 +157,7 @@ class SlotStore:
     def commit(self, slot: Slot, *, generation: int, version: int, record: bytes, crc32: int) -> None:
         """Make the arrays in ``slot`` the newest version. The slot must come from :meth:`free_slot`.
 
-        ``record``, at most 60 KiB, is stored with it. ``crc32`` is the checksum of the published payload.
+        ``record``, at most 60 KiB, is stored with the version. ``crc32`` is the checksum of the published payload.
         """
         assert slot is self._slots[slot.index], "the slot belongs to another store"
         assert slot.sequence == 0, "the slot did not come from free_slot"
@@ -173,13 +173,13 @@ class SlotStore:
         self._find_newest()
 
     def can_pin(self) -> bool:
-        """Whether one more slot can be pinned. Three must stay unpinned: newest, previous, and one to write."""
+        """Whether one more slot can be pinned. Three slots must stay unpinned: newest, previous, and one to write."""
         return sum(not slot.pinned() for slot in self._slots) > 3
 
     def pin(self, slot: Slot, released: Callable[[], bool]) -> None:
         """Keep ``slot`` from being overwritten until ``released()`` is true.
 
-        Call it only if :meth:`can_pin` is true or the slot is already pinned.
+        The caller must check that :meth:`can_pin` is true or that the slot is already pinned.
         """
         assert slot.sequence > 0, "the slot holds no version"
         assert slot.pinned() or self.can_pin()
@@ -208,8 +208,8 @@ class SlotStore:
             slot.record = header[RECORD_OFFSET:end]
 
     def _data_checksum(self, slot: Slot) -> int:
-        # Sum each page in 64-bit words, then take the crc32 of the sums. This detects lost and misplaced pages as well
-        # as a crc32 of all bytes, in a tenth of the time.
+        # Sum each page in 64-bit words, then take the crc32 of the sums. A crc32 of all bytes would not find more lost
+        # or misplaced pages, but would take ten times as long.
         start = self._offset(slot.index) + HEADER_BYTES
         words = np.frombuffer(self._mapping, np.uint64, (self._slot_bytes - HEADER_BYTES) // 8, start)
         return zlib.crc32(words.reshape(-1, PAGE // 8).sum(axis=1))
@@ -224,7 +224,7 @@ class SlotStore:
 
 
 def is_blank(path: Path) -> bool:
-    """Whether no version was ever written to the store at ``path``. Raises OSError if it cannot be read."""
+    """Whether no version was ever written to the store at ``path``. Raises OSError if the file cannot be read."""
     with path.open("rb") as file:
         header = file.read(FILE_HEADER.size)
         if len(header) < FILE_HEADER.size or header[: len(FILE_MAGIC)] != FILE_MAGIC:

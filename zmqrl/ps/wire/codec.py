@@ -70,7 +70,7 @@ def decode_into(codec: Codec, payload: EncodedVector, out: FloatVector) -> None:
 
 
 def as_float32(codec: Codec, payload: EncodedVector) -> FloatVector:
-    """Decode ``payload`` to float32 (n,): a read-only view of it for ``f32``, a new array for ``bf16``."""
+    """Decode ``payload`` to float32 (n,): a read-only view of ``payload`` for ``f32``, a new array for ``bf16``."""
     if codec == "f32":
         view = np.frombuffer(payload, np.float32)
         view.flags.writeable = False

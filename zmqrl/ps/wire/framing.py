@@ -33,7 +33,7 @@ _HINTS: dict[type, tuple[tuple[str, Any], ...]] = {
     cls: tuple((f.name, get_type_hints(cls, include_extras=True)[f.name]) for f in fields(cls))
     for cls in KINDS.values()
 }
-# Number of required fields of each kind. The fields after them are left out when they are empty.
+# Number of required fields of each kind. Optional fields follow. Empty ones at the end are left out.
 _LEAST_FIELDS = {cls: sum(f.default is MISSING for f in fields(cls)) for cls in KINDS.values()}
 
 
@@ -48,7 +48,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(frame: bytes | memoryview) -> Message:
-    """Decode a header frame. If it is not exactly one message, raises MalformedMessage and no other error."""
+    """Decode a header frame. If ``frame`` is not exactly one message, raises MalformedMessage and no other error."""
     if len(frame) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"header of {len(frame)} bytes")
     try:
@@ -105,7 +105,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def presence_topic(rank: int, incarnation: int) -> bytes:
-    """The topic that a worker subscribes to so that the shard knows it is there: ``P/<rank>/<incarnation>``."""
+    """The topic that a worker subscribes to, to show the shard that it is there: ``P/<rank>/<incarnation>``."""
     return b"P/%d/%d" % (rank, incarnation)
 
 

@@ -44,7 +44,7 @@ class ClientKeys:
     shards: tuple[str, ...]
 
     def secure(self, socket: "zmq.Socket[bytes]", shard: int) -> None:
-        """Make ``socket`` talk to ``shard`` only. Call this before connecting it."""
+        """Keep ``socket`` from talking to any process but ``shard``. Call this before connecting the socket."""
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.curve_serverkey = self.shards[shard].encode()
 
@@ -62,7 +62,7 @@ class ClientKeys:
 
     @classmethod
     def read(cls, path: Path, *, run: str, rank: int) -> "ClientKeys":
-        """Read the key file of ``rank``. Raises UsageError when it is missing or belongs to another rank or run."""
+        """Read the key file of ``rank``. Raises UsageError if the file is missing or of another rank or run."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             keys, found = cls.from_json(data), (data["run"], data["rank"])
@@ -88,7 +88,7 @@ class ShardKeys:
         return {key: rank for rank, key in enumerate(self.workers)} | {self.supervisor: "supervisor"}
 
     def secure(self, socket: "zmq.Socket[bytes]") -> None:
-        """Make ``socket`` admit only the keys that :func:`authenticate` admits. Call this before binding it."""
+        """Make ``socket`` admit only the keys that :func:`authenticate` admits. Call this before binding the socket."""
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = self.own.public.encode(), self.own.secret.encode()
         socket.zap_domain = DOMAIN.encode()
@@ -108,7 +108,7 @@ class ShardKeys:
 
 @dataclass(frozen=True, slots=True)
 class RunKeys:
-    """All keys of a run; ``workers`` are indexed by rank. Only the process that starts the run has them."""
+    """All keys of a run; ``workers`` are indexed by rank. No process but the one that starts the run has all keys."""
 
     supervisor: KeyPair
     workers: tuple[KeyPair, ...]

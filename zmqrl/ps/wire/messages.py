@@ -132,7 +132,7 @@ class Bye:
 class Hello:
     """DEALER to ROUTER: the sender introduces itself.
 
-    ``secret`` proves that it is the supervisor. ``code`` identifies the zmqrl source code of a worker.
+    ``secret`` proves that the sender is the supervisor. ``code`` identifies the zmqrl source code of a worker.
     """
 
     run: Name
@@ -167,7 +167,7 @@ class Welcome:
 class Refuse:
     """ROUTER to DEALER: the worker must end. This message is the same in every version of the protocol.
 
-    ``code`` is one of ``Refusal``, or a code that a later version added. ``reason`` is a sentence for the user.
+    ``code`` is one of ``Refusal``, or a code that a later zmqrl added. ``reason`` is a sentence for the user.
     """
 
     run: Name
@@ -177,7 +177,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRequest:
-    """DEALER to ROUTER: a request for the weights of ``version``, or for the newest ones when it is nil."""
+    """DEALER to ROUTER: a request for the weights of ``version``, or for the newest weights if ``version`` is nil."""
 
     run: Name
     version: U53 | None
@@ -264,7 +264,7 @@ class Left:
 class Report:
     """DEALER to ROUTER of one shard: metrics of a worker, as a MessagePack map.
 
-    The shard forwards them to the supervisor.
+    The shard forwards the metrics to the supervisor.
     """
 
     run: Name
@@ -287,8 +287,8 @@ class Stats:
     ``tallies`` has one ``[rank, used, late, duplicate, rejected]`` for each rank. ``unattributed`` counts messages that
     belong to no member. ``present`` lists the members that are present, and ``silent_ms`` the time since each of them
     was last heard. ``totals`` are ``(used, late, duplicate, rejected)`` of the history up to ``version``.
-    ``captured_totals`` are those up to the ``captured`` version, or empty if no version is captured. ``stop`` is the
-    version to end at. ``failure`` says why the shard can make no more versions, and is empty while it can.
+    ``captured_totals`` are the totals up to the ``captured`` version, or empty if there is none. ``stop`` is the
+    version to end at. ``failure`` says why the shard can make no more versions, and is empty until then.
     ``span_ranks``, ``spans`` and ``span_ms`` list members that are present but have not contributed to the open
     version. They hold the rank, its current span and the time in that span, the longest times first.
     ``made_at`` is the progress of the run, in millionths, for which ``version`` was made.
@@ -365,7 +365,7 @@ class Fetch:
 class Chunk:
     """Shard to supervisor, followed by the payload: a piece of the copy of ``version``.
 
-    ``offset`` is the position of the first byte of the piece, ``total`` the length of the copy.
+    ``offset`` is the position of the first byte of the piece, and ``total`` is the length of the copy.
     """
 
     run: Name
@@ -379,8 +379,8 @@ class Chunk:
 class Load:
     """Supervisor to shard, followed by the payload: a piece of the state to load. Pieces are sent in order.
 
-    ``offset`` is the position of the first byte of the piece, ``total`` the length of the state. After the last piece
-    the shard commits ``version`` under ``generation`` and accepts contributions to it.
+    ``offset`` is the position of the first byte of the piece, and ``total`` is the length of the state. After the last
+    piece the shard commits ``version`` under ``generation`` and accepts contributions to it.
     ``elapsed`` is as in ELAPSED.
     """
 

@@ -109,7 +109,7 @@ def connect(sockets: "dict[SocketRole, zmq.Socket[bytes]]", endpoints: dict[Sock
 
 
 class FailureMonitor:
-    """Counts the connections of a socket that were closed or failed their handshake."""
+    """Counts a socket's connections that were closed or failed their handshake."""
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self.socket = socket
@@ -117,7 +117,7 @@ class FailureMonitor:
         self.counts: Counter[str] = Counter()
 
     def read(self) -> None:
-        """Empty the monitor socket. Call this often: when it is full, libzmq's I/O thread blocks all traffic."""
+        """Empty the monitor socket. Call this often: while it is full, libzmq's I/O thread blocks all traffic."""
         while self.monitor.poll(0):
             event = parse_monitor_message(self.monitor.recv_multipart())
             self.counts[str(zmq.Event(event["event"]).name).lower().replace("_", " ")] += 1
@@ -129,5 +129,5 @@ class FailureMonitor:
         return text
 
     def close(self) -> None:
-        """Close the monitor. Call this before closing its socket."""
+        """Close the monitor. Call this before you close the monitored socket."""
         self.socket.disable_monitor()

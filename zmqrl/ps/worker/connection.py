@@ -1,7 +1,7 @@
 """A worker's connection to every shard: ``pull`` the weights, ``push`` a gradient.
 
-A separate thread owns the sockets and the state machine of ``machine.py``. It answers the shards even while the
-computing thread plays a long rollout.
+A separate thread owns the sockets and the state machine of ``machine.py``. That thread answers the shards even while
+the computing thread plays a long rollout.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ CLOSED_WITHIN_S = 5.0
 class PulledWeights:
     """The parameter vector of one version: float32 (count,). It is valid until the next ``pull``.
 
-    ``elapsed`` is the progress of the run, from 0 to 1. All workers and shards use the same progress for one version.
+    ``elapsed`` is the progress of the run, from 0 to 1. All workers and shards use the same progress for a version.
     """
 
     generation: int
@@ -55,7 +55,7 @@ class PulledWeights:
 class Connection:
     """One worker's connection to all shards of a run.
 
-    Call ``pull`` and ``push`` from one thread only. Use it as a context manager, or ``close`` it.
+    Call ``pull`` and ``push`` from the same thread. Use it as a context manager, or ``close`` it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Connection:
         """``incarnation`` must be greater than that of the previous process of this rank. None: use the current time.
 
         ``code`` identifies the zmqrl source code of the worker. Shards refuse a worker whose code differs from theirs.
-        Leave it empty in your own program. With ``recorder``, the worker records how it spends its time. Raises
+        Leave ``code`` empty in your own program. With ``recorder``, the worker records how it spends its time. Raises
         UsageError when the run uses CURVE and ``cluster`` has no keys.
         """
         if cluster.key_files is not None and cluster.keys is None:
@@ -131,9 +131,9 @@ class Connection:
     def pull(self, above: int = -1, *, timeout_s: float | None = None) -> PulledWeights | None:
         """Wait for a complete version above ``above`` and return it. Returns None when the run has ended.
 
-        A rollback makes version numbers smaller, so the first version after it is returned whatever its number is. In
+        A rollback makes version numbers smaller, so the first version after it is returned whatever the number. In
         asynchronous mode ``above`` has no effect: ``pull`` waits for slices newer than those of the last contribution,
-        and ``version`` is the oldest of them. Raises ClusterError after ``timeout_s``, when a shard is silent for
+        and ``version`` is that of the oldest. Raises ClusterError after ``timeout_s``, when a shard is silent for
         ``WorkerTiming.lease_s``, and when a shard refuses this worker.
         """
         if self._final is None:
@@ -183,7 +183,7 @@ class Connection:
         recorder.step(time.monotonic())
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that no shard can use work on it."""
+        """Whether every shard is past ``version``, so that a gradient computed on it is useless to all shards."""
         with self._lock:
             return self._machine.passed(version)
 
@@ -259,7 +259,7 @@ class Connection:
         give_up_at = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while True:
             left_s = give_up_at - time.monotonic()
-            try:  # in short waits, because a signal that arrives just before a wait does not interrupt it
+            try:  # in short waits, because a signal that arrives just before a wait does not end it
                 answer = self._answers.get(timeout=max(0.0, min(left_s, LOOK_UP_EVERY_S)))
             except queue.Empty:
                 if left_s > LOOK_UP_EVERY_S:
@@ -325,7 +325,7 @@ class Connection:
                 if event is None:
                     return
                 if isinstance(event, m.Report):
-                    any(self._send(shard, event) for shard in self._machine.report_order())  # the first that accepts it
+                    any(self._send(shard, event) for shard in self._machine.report_order())  # the first to accept it
                 else:
                     self._handle(event)
             for shard, sockets in enumerate(self._sockets):

@@ -125,8 +125,8 @@ class SendGradient:
 class Assembled:
     """Every slice of ``version`` has arrived. ``payloads`` are in the order of the shards.
 
-    ``elapsed`` is the progress of the run for the update from them, in millionths. In asynchronous mode some slices may
-    be newer than ``version``.
+    ``elapsed`` is the progress of the run for the update from these weights, in millionths. In asynchronous mode
+    some slices may be newer than ``version``.
     """
 
     generation: int

@@ -14,7 +14,7 @@ Statement: TypeAlias = m.Weights | m.Heartbeat | m.Need | m.Bye | m.Welcome | m.
 
 @dataclass(slots=True)
 class Tally:
-    """Counts the gradient slices of this worker by outcome, as far as the worker knows it.
+    """Counts the gradient slices of this worker by outcome, as far as the worker knows the outcomes.
 
     ``sent`` slices were sent at least once. Each ends as ``used``, ``unused`` or ``unknown``. ``skipped`` slices were
     never sent. ``resent`` counts the sends after the first.
@@ -70,7 +70,7 @@ class KnownShard:
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """Note that a new process runs the shard. It needs a HELLO, and has not seen our last request."""
+        """Note that a new process runs the shard. That process needs a HELLO, and has not seen our last request."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -92,7 +92,7 @@ class KnownShard:
         self.payloads[version], self.elapsed[version] = payload, elapsed
 
     def prune(self, slowest: int) -> None:
-        """Keep at most two slices, from version ``slowest`` on. The worker may need them to help the slowest shard."""
+        """Keep at most two slices, from version ``slowest`` on. The worker may need both to help the slowest shard."""
         oldest = max(slowest, self.version - 1)
         while self.payloads and min(self.payloads) < oldest:
             version = min(self.payloads)
@@ -104,7 +104,7 @@ class KnownShard:
         return self.payloads[version]
 
     def may_request(self, now: float) -> bool:
-        """Whether to ask for a snapshot now. The answer to the last request may still be on its way."""
+        """Whether to ask for a snapshot now. False while the answer to the last request may still be on its way."""
         return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
 
     def requested(self, now: float, wait_s: float) -> None:
@@ -140,7 +140,7 @@ class KnownShard:
         return self.push == "pending" and self.welcomed
 
     def offer(self, generation: int) -> None:
-        """Begin a contribution. Give up the previous one if it is still open, because its gradient is overwritten."""
+        """Begin a contribution. If the previous one is open, give it up: its gradient will be overwritten."""
         self.close("unknown")
         self.attempt = 0
         self.computed_on = self.handed_out
@@ -163,7 +163,7 @@ class KnownShard:
         return "used" if named else "unused"
 
     def pushed(self) -> None:
-        """Note that the slice is sent, for the first time or again."""
+        """Note that the slice was sent, for the first time or again."""
         self.push = "sent"
         self.attempt += 1
         self._count_attempt(1)
@@ -176,7 +176,7 @@ class KnownShard:
             self.attempt -= 1
 
     def need(self, generation: int | None, *, wanted: bool) -> bool:
-        """Note a NEED. ``wanted``: it asks for our contribution. Returns whether to resend the contribution."""
+        """Note a NEED. ``wanted``: the NEED asks for our contribution. Returns whether to resend the contribution."""
         self.needs_heard += 1
         self.wanted = wanted
         again = wanted and self.push == "sent" and generation == self.generation and not self.is_past()

@@ -1,6 +1,6 @@
 """The decisions of a worker's connection: a state machine without sockets, clock or arithmetic.
 
-It takes events and returns actions. ``connection.py`` carries them out in order.
+It takes events and returns actions. ``connection.py`` carries out the actions in order.
 """
 
 from bisect import bisect_left
@@ -123,7 +123,7 @@ class WorkerMachine:
         return [shard for shard in order if self.shards[shard].welcomed]
 
     def passed(self, version: int) -> bool:
-        """Whether every shard is past ``version``, so that no shard can use work on it."""
+        """Whether every shard is past ``version``, so that a gradient computed on it is useless to all shards."""
         return all(shard.version > version for shard in self.shards)
 
     def where(self, now: float) -> str:
@@ -163,7 +163,7 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Note the sender's state: send HELLO to a shard that restarted, and forget what a rollback undid."""
+        """Note the state of the sender. Send HELLO if the shard has restarted, and forget what a rollback undid."""
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:
@@ -207,7 +207,7 @@ class WorkerMachine:
         return self._close(shard) if shard.is_past() else []
 
     def _close(self, shard: KnownShard, outcome: Literal["used", "unused", "unknown"] = "unknown") -> list[e.Action]:
-        """Close the contribution at this shard. Release it when it is closed at all shards."""
+        """Close the contribution at this shard. Release the contribution once it is closed at all shards."""
         closed = shard.close(outcome)
         return [e.Release()] if closed and not any(other.is_open() for other in self.shards) else []
 
@@ -221,7 +221,7 @@ class WorkerMachine:
         if self.asynchronous:
             return self._assemble_newest(generation)
         low = min(shard.version for shard in self.shards)
-        # After a rollback versions are lower, but all of them are new.
+        # After a rollback, versions have lower numbers but are new.
         if generation == self.assembled_generation and low <= self.pulling_above:
             return []
         lagging = [shard for shard in self.shards if shard.version == low]
@@ -231,7 +231,7 @@ class WorkerMachine:
             return []  # no shard accepts contributions to the last version
         missing = [shard for shard in self.shards if low not in shard.payloads]
         if missing:
-            # Do not ask the lagging shards: at the start they publish only once a quorum has subscribed.
+            # Do not ask the lagging shards: at the start they do not publish before a quorum subscribes.
             return [action for shard in missing if shard.version > low for action in self._request(shard, low, now)]
         return self._hand_out(generation, [low] * len(self.shards))
 
@@ -249,7 +249,7 @@ class WorkerMachine:
     def _hand_out(self, generation: int, versions: list[int]) -> list[e.Action]:
         self.pulling_above, self.assembled_generation = None, generation
         pairs = list(zip(self.shards, versions, strict=True))
-        # Shards learn the progress at different times. The greatest is the same for all workers: see docs/protocol.md.
+        # Shards learn the progress at different times. All workers find the same greatest value: see docs/protocol.md.
         self.elapsed_then = max(shard.elapsed[version] for shard, version in pairs)
         slices = tuple(shard.hand_out(version) for shard, version in pairs)
         return [e.Assembled(generation, min(versions), slices, self.elapsed_then)]
