@@ -36,7 +36,7 @@ finally:
     time.sleep(0.5)
     print('cleaned up', flush=True)
 """
-# The code catches the exception, like a library that mistakes it for its own.
+# The code catches the exception, like a library that mistakes it for an exception of its own.
 SWALLOWING = """
 import time
 from zmqrl.process import Messages

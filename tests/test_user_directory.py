@@ -15,7 +15,7 @@ from zmqrl.hosts.sync import BOOTSTRAP
 from zmqrl.process import HERE, look_for_modules, staying_here
 
 WITHIN_S = 180.0
-# What zmqrl, torch and Gymnasium import: each would end whatever imports it from here.
+# What zmqrl, torch and Gymnasium import: each would end a process that imports it from here.
 HIDING = ("random", "json", "socket", "logging", "selectors", "signal", "tempfile", "numpy", "torch", "tyro")
 OWN_ENV = """
 import os
@@ -104,7 +104,7 @@ def test_a_python_without_safe_paths_is_reported_as_too_old() -> None:
 
 
 @pytest.mark.processes
-def test_processes_look_where_the_launcher_was_started_even_on_another_host(tmp_path: Path, hiding: Path) -> None:
+def test_modules_are_found_where_the_launcher_was_started_even_on_another_host(tmp_path: Path, hiding: Path) -> None:
     (hiding / "a_worker.py").write_text("print('found')\n")
     command = [sys.executable, "-P", "-m", "zmqrl.hostd.child", "a_worker"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), HERE: str(hiding)}

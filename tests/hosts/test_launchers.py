@@ -1,6 +1,6 @@
 """One life cycle for all launchers: they report the start and the end of every process, and leave none behind.
 
-Every test runs with processes on this machine, on a host reached by ssh, and on a node of a Slurm job.
+Tests of the life cycle run three times: on this machine, on a host reached by ssh, and on a node of a Slurm job.
 """
 
 import contextlib
@@ -260,7 +260,7 @@ def test_children_in_the_session_of_a_process_end_with_it(watched: Watched) -> N
     eventually(lambda: not watched.place.alive(facts["started"][0]), "its child ends", WITHIN_S)
 
 
-def test_stopping_ends_even_processes_that_ignore_the_signal_and_leaves_the_others(watched: Watched) -> None:
+def test_stopping_processes_ends_even_those_that_ignore_the_signal_and_leaves_others_running(watched: Watched) -> None:
     watched.start(WILLING)
     watched.start(STUBBORN, stubborn=True)
     watched.start(OTHER)

@@ -45,7 +45,7 @@ def sleepers() -> list[str]:
         try:
             if file.read_text().split("\0")[:2] == ["sleep", MARK]:
                 found.append(str(file))
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return found
 

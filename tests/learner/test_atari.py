@@ -90,7 +90,7 @@ def test_rgb_frames_match_the_preprocessing_of_gymnasium_frame_by_frame() -> Non
 
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/Seaquest-v5", "ALE/SpaceInvaders-v5"])
 def test_a_lost_life_ends_the_return_in_the_step_where_gymnasium_ends_it(env_id: str) -> None:
-    """The test ends there: Gymnasium's wrapper skips the remaining frames of that step, and ours plays them."""
+    """The test ends there: Gymnasium's wrapper skips the remaining frames of that step, but zmqrl plays them."""
     theirs = preprocessed(emulator(env_id), lives_end_it=True)
     ours = make_envs(env_id, PLAIN, threads=1)
     ours.reset(0)

@@ -98,7 +98,7 @@ def test_gradients_refer_to_the_undivided_weights() -> None:
         (logits.logsumexp(-1).sum() + values.sum()).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for of_bytes, of_floats in zip(*gradients, strict=True):
-        # Not number by number: a rounding error can decide whether a single ReLU is active.
+        # Do not compare number by number: a rounding error can decide whether a single ReLU is active.
         assert (of_bytes - of_floats).norm() < 0.01 * of_floats.norm()
 
 

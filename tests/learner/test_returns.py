@@ -91,7 +91,7 @@ def test_gae_is_the_sum_of_the_paper(rollout: dict[str, Tensor], gamma: float, l
 
 @settings(deadline=None)
 @given(ROLLOUTS, FRACTIONS)
-def test_n_step_returns_sum_up_to_the_end(rollout: dict[str, Tensor], gamma: float) -> None:
+def test_n_step_returns_are_sums_up_to_the_end_of_the_game_or_rollout(rollout: dict[str, Tensor], gamma: float) -> None:
     torch.testing.assert_close(run_n_step(rollout, gamma), reference_n_step(rollout, gamma), rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""When a version counts as stalled, which processes are inspected, and what users read. No processes, no clock."""
+"""When the code reports a stalled version, which processes it inspects, and what users read. No processes, no clock."""
 
 import itertools
 import json
@@ -146,7 +146,7 @@ def test_a_process_that_goes_missing_later_is_also_inspected_and_named() -> None
     assert [told.awaited[0].process for told in run.told()] == [worker_id(3), shard_id(0)]
 
 
-def test_the_end_of_a_stall_is_logged_only_if_the_stall_was() -> None:
+def test_the_end_of_a_stall_is_logged_only_if_the_stall_was_logged() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     run.make(0.0)
@@ -174,7 +174,7 @@ def test_a_process_is_inspected_rarely_even_over_several_stalls() -> None:
     assert run.asked() == [worker_id(3)] * 2
 
 
-def test_a_process_that_replaces_a_dead_one_is_inspected_again() -> None:
+def test_a_process_that_replaces_a_dead_one_is_also_inspected() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     run.stalls.answered(worker_id(3), HANGS)
@@ -313,7 +313,7 @@ def test_the_span_name_of_a_worker_cannot_forge_a_line() -> None:
         )
     )
 )
-def test_a_stall_survives_its_file(awaited: list[Awaited]) -> None:
+def test_a_stall_is_read_from_its_file_as_it_was_written(awaited: list[Awaited]) -> None:
     written = Stall(version=3, waited_s=6.5, awaited=tuple(awaited), others=2)
     assert Stall.from_json(json.loads(json.dumps(written.to_json()))) == written
     assert written.sentence()

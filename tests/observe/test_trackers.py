@@ -44,7 +44,7 @@ def track(
 
 
 class Recorder:
-    """A tracker that records its calls. The call named ``fails`` raises, and ``log`` waits for ``stuck``."""
+    """A tracker that records its calls. ``fails`` names a method that raises. ``log`` waits for ``stuck``."""
 
     def __init__(self, fails: str | None = None, stuck: threading.Event | None = None) -> None:
         self.fails, self.stuck = fails, stuck

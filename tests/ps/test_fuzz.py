@@ -27,7 +27,7 @@ MOST_GROWTH_MB = 30
 # A greeting and READY of ZMTP 3.0 with the NULL mechanism, as in RFC 23.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x04%s\x08Identity\x00\x00\x00\x00"
-# READY has room for 4 letters. A ROUTER refuses a PAIR.
+# READY has room for a socket type of 4 letters. A ROUTER refuses a peer of type PAIR.
 TYPES = {"grad": b"PUSH", "weights": b"XSUB", "control": b"PAIR"}
 
 

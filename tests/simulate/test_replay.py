@@ -39,12 +39,12 @@ def test_at_most_four_ranks_are_left_out_the_most_blamed_first(slow: int, found:
     assert blamed(workers=12, in_turn_s=turns) == sorted(turns, reverse=True)[:found]
 
 
-def test_a_rank_with_little_blame_is_not_worth_a_question() -> None:
+def test_leaving_out_a_rank_with_little_blame_is_not_predicted() -> None:
     assert blamed(in_turn_s={0: 1.0, 1: 0.05}) == [0]
 
 
 @pytest.mark.parametrize(("link_s", "asked"), [(0.01, True), (0.2, False)])
-def test_more_shards_are_a_question_only_if_the_network_does_not_limit_the_run(link_s: float, asked: bool) -> None:
+def test_more_shards_are_predicted_only_if_the_network_does_not_limit_the_run(link_s: float, asked: bool) -> None:
     run = synthetic_run(versions=24, link_extra_s=dict.fromkeys(range(3), link_s))
     recording = Recording(tuple(run))
     timeline = Timeline.of(recording, Clocks.of(recording))

@@ -32,7 +32,7 @@ def test_a_shard_that_died_before_all_workers_is_the_first_death() -> None:
     for turn in range(4):
         for name in ("shard-1", "worker-0", "worker-1"):
             processes.died(died(name, tail=str(turn)), 1.0 + turn, counts=True)
-        processes.made(7, 10.0 + turn)  # the version of the other shard, which waits
+        processes.made(7, 10.0 + turn)  # the other shard, which then waits, reports its version
     assert processes.first_death is not None
     assert (str(processes.first_death.process), processes.first_death.log_tail) == ("shard-1", "0")
 

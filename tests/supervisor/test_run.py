@@ -72,8 +72,8 @@ def test_a_limit_of_updates_ends_every_shard_at_exactly_that_version(finished: F
 def test_the_summary_agrees_with_the_last_checkpoint_and_with_itself(finished: Finished) -> None:
     summary = finished.assert_summary_exact("updates")
     assert (summary["workers"], summary["backups"]) == (2, 0)
-    # Each worker makes 16 updates (4 epochs x 4 minibatches) from a rollout of 32 steps in 8 games: 40 need 3 rollouts.
-    # A worker that sees the last version before BYE plays once more.
+    # Each worker makes 16 updates (4 epochs x 4 minibatches) from a rollout of 32 steps in 8 games: 40 updates need 3
+    # rollouts. A worker that sees the last version before BYE plays once more.
     assert summary["agent_steps"] in range(2 * 3 * 32 * 8, 2 * 4 * 32 * 8 + 1, 32 * 8)
     assert summary["abandoned_steps"] == 0
     assert summary["episodes"] > 0

@@ -272,7 +272,7 @@ def test_no_process_outlives_a_killed_supervisor_and_the_run_resumes_from_its_sh
         assert f"everything after version {kept} is lost: {gone}" in said
         assert int(resumed_at) == checkpointed_at
         assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
-    else:  # the last version may have been made before its line was written
+    else:  # the kill may have come after a shard made the last version and before it wrote the line
         assert int(resumed_at) in (killed_at, killed_at + 1)
     files.assert_summary_exact("updates")
     files.assert_history_exact(killed_at + 10)
@@ -283,7 +283,7 @@ def test_no_process_outlives_a_killed_supervisor_and_the_run_resumes_from_its_sh
 
 
 def make_rows_long(metrics: Path) -> None:
-    """Add so many rows that a worker can find a restarted shard while a resume still reads them."""
+    """Add so many rows that a worker can find a restarted shard while a resume still reads the rows."""
     rows = metrics.read_bytes() if metrics.exists() else b""
     earlier = [{"version": 0, "wall_s": second - 1e6, "agent_steps": 0} for second in range(200_000)]
     metrics.write_bytes("".join(f"{json.dumps(row)}\n" for row in earlier).encode() + rows)

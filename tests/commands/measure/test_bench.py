@@ -178,7 +178,7 @@ def descendants(pid: int) -> set[int]:
 
 @contextlib.contextmanager
 def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[int]]]:
-    """An endless ``zmqrl bench wire``. Yields the command and the ids of its processes once all of them run."""
+    """An endless ``zmqrl bench wire``. Once all of its processes run, yields the command and their ids."""
     command = [sys.executable, "-m", "zmqrl", "bench", "wire", "--parameters", "1000", "--workers", "2"]
     command += ["--transport", "tcp", "--implementation", "zmqrl", "raw_tcp", "--rounds", "1000000", "--minutes", "100"]
     environment = os.environ | {"TMPDIR": str(scratch)}

@@ -81,7 +81,9 @@ def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: 
         eventually(lambda: no_process_on(lab), "the end of every process", 15)
 
 
-def test_a_run_with_a_killed_launcher_resumes_from_its_shards_on_other_hosts(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_with_a_killed_launcher_resumes_on_other_hosts_from_the_state_of_its_shards(
+    lab: Lab, tmp_path: Path
+) -> None:
     path = tmp_path / "run"
     with launching(lab, path, "--workers", "2", "--shards", "2", "--straggle", "0:0.02") as run:
         run.wait_for(20)
@@ -182,8 +184,8 @@ def test_zmqrl_is_installed_on_hosts_that_lack_it(lab: Lab, tmp_path: Path) -> N
     bare = lab.shared / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=WITHIN_S)
     places = [sysconfig.get_path("purelib", "venv", {"base": base}) for base in (sys.prefix, str(bare))]
-    # The new Python finds the installed packages, but not the checkout. Through others.pth it finds their directory,
-    # and it ignores the .pth files there.
+    # The new Python finds the installed packages through others.pth. It does not find the checkout, because Python
+    # ignores the .pth files in the directories that a .pth file adds.
     Path(places[1], "others.pth").write_text(f"{places[0]}\n")
     hosts = tmp_path / "hosts.toml"
     hosts.write_text(f'[defaults]\npython = "{bare}/bin/python"\n[[host]]\nname = "h[1-2]"\n')

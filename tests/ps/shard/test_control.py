@@ -117,7 +117,7 @@ def test_the_subscription_of_another_incarnation_is_not_enough() -> None:
     assert sent(control(shard, HELLO, b"0")) == []
 
 
-def test_a_hello_before_the_state_is_answered_once_the_state_is_loaded() -> None:
+def test_a_hello_to_a_shard_without_state_is_answered_once_the_state_is_loaded() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     for rank in (0, 1, 7):
         assert sent(arrive(shard, rank)) == []

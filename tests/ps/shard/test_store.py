@@ -152,7 +152,7 @@ def test_a_file_that_is_not_the_store_of_this_shard_is_not_opened(path: Path, ot
         case "identity":
             identity = IDENTITY + b"0"
         case "count":
-            count = COUNT - 1  # the file size is the same, because both end in the same page
+            count = COUNT - 1  # the file size is the same, because both counts end in the same page
         case "names":
             names = ("exp_avg", "square_avg")
         case "order":
@@ -174,7 +174,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(["next version", "rollback", "reopened"]),
         st.integers(0, COUNT),  # the number of elements of each array that are written when the process dies
-        st.floats(0, 1),  # the written part of the header
+        st.floats(0, 1),  # the fraction of the header that is written
     ),
     min_size=1,
     max_size=10,
