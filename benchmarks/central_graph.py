@@ -1,4 +1,4 @@
-"""Measure how training speed depends on the number of parameter servers when the network is the bottleneck.
+"""Measure how training speed depends on the number of parameter servers if the network is the bottleneck.
 
     sudo .venv/bin/python benchmarks/central_graph.py [RECIPE options ...] [--shards 1 2 4] [--workers 4]
         [--rate 50mbit off] [--seconds 60] [--output DIR]

@@ -78,7 +78,7 @@ def test_a_run_finds_modules_where_it_was_started_and_keeps_its_paths(
     assert done.returncode == 0, done.stderr
 
 
-def test_the_users_modules_come_last_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_of_user_modules_are_searched_last_and_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["/lib", "/site"])
     look_for_modules("/mine", "/site", "/mine", "/home")
     assert sys.path == ["/lib", "/site", "/mine", "/home"]

@@ -90,7 +90,7 @@ class Worker:
                 self._received(shard, shard.control.recv_multipart())
 
     def tick(self) -> None:
-        """Send HELLO and PING when they are due, and pending slices."""
+        """Send the pending slices, and HELLO and PING if they are due."""
         now = time.monotonic()
         ping = now - self.ping_at > PING_S
         for shard in self.shards:

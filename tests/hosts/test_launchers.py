@@ -136,7 +136,7 @@ class Watched:
                 return seen
 
     def up(self, *processes: ProcessId) -> list[dict[str, Any]]:
-        """The first message of each process."""
+        """Wait for the processes to come up. Returns the first message of each."""
         eventually(lambda: all(map(self.said, processes)), f"{processes} are up", WITHIN_S)
         return [self.said(process)[0] for process in processes]
 

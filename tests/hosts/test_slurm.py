@@ -1,4 +1,4 @@
-"""Runs on the nodes of a Slurm job: what Slurm says about the job, its time limit, and what is left at its end."""
+"""Runs on the nodes of a Slurm job: what Slurm says about the job, the time limit, and what remains after the job."""
 
 import contextlib
 import dataclasses

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 
 
 class Host:
-    """A host that has its own cache and uses this machine's Python. It keeps the messages that it receives."""
+    """A host that has its own cache and uses this machine's Python. ``said`` has the messages from the host."""
 
     def __init__(self, cache: Path, **variables: str) -> None:
         self.said: list[str] = []

@@ -102,7 +102,7 @@ def test_gradients_refer_to_the_undivided_weights() -> None:
         assert (of_bytes - of_floats).norm() < 0.01 * of_floats.norm()
 
 
-def test_small_is_two_convolutions_and_a_hidden_layer() -> None:
+def test_the_small_model_has_two_convolutions_and_a_hidden_layer() -> None:
     model = make_model("small", ATARI, 4, FLOAT32)
     assert isinstance(model, ConvPolicy)
     first, second = model.convs
@@ -219,7 +219,7 @@ def test_an_error_about_an_invalid_width_names_its_option(hidden: int) -> None:
     ("flags", "compute"),
     [("fpu avx512f avx512_bf16", "bfloat16"), ("amx_bf16 avx512f", "bfloat16"), ("fpu avx512f", "float32")],
 )
-def test_bfloat16_is_used_only_where_the_processor_multiplies_it(
+def test_bfloat16_is_used_only_if_the_processor_can_multiply_it(
     flags: str, compute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: {flags}\n")

@@ -112,7 +112,7 @@ def test_a_tracker_that_hangs_is_left_out_and_the_run_does_not_wait(
     released.set()
 
 
-def test_the_run_waits_for_a_tracker_to_finish_only_for_a_limited_time(tmp_path: Path, kinds: dict[str, Any]) -> None:
+def test_the_run_waits_only_a_limited_time_for_a_tracker_to_finish(tmp_path: Path, kinds: dict[str, Any]) -> None:
     released = threading.Event()
     kinds["stuck"] = kind(Recorder(stuck=released))
     assert track(tmp_path, "stuck", within_s=0.0) == ["stuck may lack the last rows: it did not finish within 0 s"]

@@ -288,7 +288,7 @@ def test_unread_snapshots_cost_the_shard_at_most_two_slices(tmp_path: Path) -> N
         assert anonymous_mb(running.pid(0)) < before_mb + 5 * slice_mb
 
 
-def test_a_worker_cut_off_from_one_shard_delays_no_other_and_returns_after_the_cut(tmp_path: Path) -> None:
+def test_a_worker_cut_off_from_one_shard_delays_no_other_worker_and_returns_after_the_cut(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))

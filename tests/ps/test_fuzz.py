@@ -1,4 +1,4 @@
-"""Hostile bytes on all sockets of a live run are counted, or break their own connection, and change nothing."""
+"""Hostile bytes on the sockets of a live run change nothing: they are counted, or break their own connection."""
 
 import random
 import re

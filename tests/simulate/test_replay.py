@@ -39,7 +39,7 @@ def test_at_most_four_ranks_are_left_out_the_most_blamed_first(slow: int, found:
     assert blamed(workers=12, in_turn_s=turns) == sorted(turns, reverse=True)[:found]
 
 
-def test_leaving_out_a_rank_with_little_blame_is_not_predicted() -> None:
+def test_no_prediction_leaves_out_a_rank_with_little_blame() -> None:
     assert blamed(in_turn_s={0: 1.0, 1: 0.05}) == [0]
 
 

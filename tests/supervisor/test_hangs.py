@@ -131,7 +131,9 @@ def test_a_stopped_shard_is_named_but_not_the_workers_that_wait_for_it(run: Run)
     goes_on(run)
 
 
-def test_a_hung_external_worker_is_named_only_with_its_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_external_worker_is_named_with_its_span_but_without_a_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hang = tmp_path / "hang"
     monkeypatch.setenv(HANG_FILE, str(hang))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))

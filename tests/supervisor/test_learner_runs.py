@@ -121,7 +121,7 @@ def test_consistent_runs_whose_schedules_follow_agent_steps_are_bit_identical(tm
 
 
 @pytest.mark.slow
-def test_workers_that_only_act_contribute_and_do_not_change_the_weights(tmp_path: Path) -> None:
+def test_the_contributions_of_workers_that_only_act_do_not_change_the_weights(tmp_path: Path) -> None:
     options = ("--env", "zmqrl/Dummy-v0", "--model", "small", "--envs.screen-size", "36", "--network.hidden", "16")
     files = run(tmp_path / "run", *options, "--updates", "48", "--act-only")
     files.assert_history_exact(48)

@@ -1,4 +1,4 @@
-"""Processes of a run are killed. It continues with an exact history, or ends with the reason. No process is left."""
+"""Processes of a run are killed. The run goes on with an exact history, or ends with the reason. No process is left."""
 
 import contextlib
 import itertools

@@ -205,7 +205,7 @@ def training(
 ) -> Iterator[Run]:
     """Run ``zmqrl train cartpole --run-dir PATH OPTIONS``. Leaving the block ends the run.
 
-    The end of the block also asserts that no process is left.
+    The block then asserts that no process is left.
     """
     command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     with _started(command, path, environment or {}) as run:

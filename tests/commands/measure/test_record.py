@@ -1,4 +1,4 @@
-"""Videos show the game of a policy as people see the game."""
+"""Videos show the game of a policy as it looks to people."""
 
 import dataclasses
 import itertools

@@ -32,7 +32,7 @@ def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
     return lambda: {rank for line in run.files.history(shard)[-5:] for rank in line["ranks"]} == ranks
 
 
-def test_a_run_on_four_hosts_learns_ends_and_its_files_are_copied_back(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_on_four_hosts_learns_and_ends_and_its_files_are_copied_back(lab: Lab, tmp_path: Path) -> None:
     options = ("--workers", "4", "--shards", "2", "--stop-score", "100", "--profile", "20", "--evaluator")
     with launching(lab, tmp_path / "run", *options, "--evaluation.episodes", "4") as run:
         run.eventually(lambda: run.files.path.joinpath("cluster.json").exists(), "cluster.json")

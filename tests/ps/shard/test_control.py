@@ -252,7 +252,7 @@ def test_a_silent_worker_becomes_absent_however_often_its_subscription_ends() ->
     assert 0 not in shard.roster.present(9.9)
 
 
-def test_a_worker_that_only_makes_late_contributions_is_present() -> None:
+def test_a_worker_whose_contributions_are_all_late_is_present() -> None:
     shard = opened()
     make_version(shard, 1, 2)
     push(shard, 0, version=0, now=7.0)

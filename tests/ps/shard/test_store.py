@@ -380,7 +380,7 @@ def test_a_pinned_slot_accepts_more_readers(path: Path) -> None:
     made.pin(slot, Reader().released)
 
 
-def test_three_slots_are_enough_and_none_can_be_pinned(path: Path) -> None:
+def test_three_slots_are_enough_for_a_store_but_none_of_them_can_be_pinned(path: Path) -> None:
     made = create(path, slots=3)
     commit(made, 0, 0)
     assert not made.can_pin()
