@@ -153,7 +153,7 @@ def main() -> None:
     hosts = max(arguments.shards) + max(arguments.workers)
     if hosts > MOST_HOSTS:
         parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
-    # A slice takes seconds on a slow network. During that time, shards must not ask for it again.
+    # A slice takes seconds on a slow network. During that time, shards must not ask for the slice again.
     options = [*(options or DEFAULT), "--wire.need-s", "10", "--trackers"]
     arguments.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {

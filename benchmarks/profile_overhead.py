@@ -1,4 +1,4 @@
-"""Measure the cost of recording a profile: nanoseconds per span, and the speed of runs with and without it.
+"""Measure the cost of recording a profile: nanoseconds per span, and the speed of runs with and without a recording.
 
     python benchmarks/profile_overhead.py [--rounds 10] [--updates 300] [RECIPE options ...]
 

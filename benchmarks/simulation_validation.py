@@ -1,4 +1,5 @@
-"""Test the simulator against real processes: calibrate on few workers, predict larger runs, then run them and compare.
+"""Test the simulator against real processes: calibrate on few workers, predict larger runs, then measure these runs and
+compare.
 
     python benchmarks/simulation_validation.py calibrate   # runs few workers; writes calibration.json
     python benchmarks/simulation_validation.py predict     # simulates the held-out scenarios; writes predictions.json
@@ -226,7 +227,7 @@ def predict(updates: int) -> None:
 
 
 def run(updates: int, only: str | None) -> None:
-    """Run the held-out scenarios, compare them with the predictions, and write the table."""
+    """Run the held-out scenarios, compare the results with the predictions, and write the table."""
     commit = commit_of(RESULTS / "predictions.json")
     if only is None and commit is None:
         sys.exit("predictions.json has uncommitted changes: commit it before you run the scenarios.")

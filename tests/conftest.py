@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def skip_or_fail() -> Callable[[str], NoReturn]:
-    """Skips the test with a reason, or fails it if `ZMQRL_REQUIRE_ALL` is set."""
+    """Skips the test with a reason, or fails the test if `ZMQRL_REQUIRE_ALL` is set."""
 
     def stop(reason: str) -> NoReturn:
         if os.environ.get("ZMQRL_REQUIRE_ALL"):

@@ -1,4 +1,4 @@
-"""The settings of a run survive JSON, and errors about them are reported before anything starts."""
+"""The settings of a run survive JSON, and errors in the settings are reported before anything starts."""
 
 import dataclasses
 import json

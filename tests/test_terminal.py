@@ -26,7 +26,7 @@ TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--run-dir")
 def zmqrl(
     *arguments: str, stdout: int | IO[bytes] | None = None, stderr: int | IO[bytes] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run ``zmqrl ARGUMENTS``. The block ends it."""
+    """Run ``zmqrl ARGUMENTS``. Leaving the block ends the command."""
     with ending(
         subprocess.Popen(
             [sys.executable, "-m", "zmqrl", *arguments],

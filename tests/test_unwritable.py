@@ -207,7 +207,7 @@ def ended(run: Run, *names: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_without_loss(
+def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothing_is_lost(
     immutable: Callable[[Path], None], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"

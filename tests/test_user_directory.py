@@ -1,4 +1,4 @@
-"""The directory in which the user starts zmqrl: its modules can be imported, and hide no others."""
+"""The directory in which the user starts zmqrl: its modules can be imported, and hide no other modules."""
 
 import os
 import shutil
@@ -61,7 +61,7 @@ def test_files_with_the_names_of_modules_do_not_break_a_command(hiding: Path, tm
 
 @pytest.mark.processes
 @pytest.mark.parametrize("safe", ["", "1"])
-def test_a_run_finds_modules_where_it_was_started_and_keeps_its_paths(
+def test_a_run_finds_modules_in_the_directory_where_it_was_started_and_keeps_its_paths(
     hiding: Path, monkeypatch: pytest.MonkeyPatch, safe: str
 ) -> None:
     (hiding / "own_env.py").write_text(OWN_ENV)

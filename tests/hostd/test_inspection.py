@@ -1,4 +1,4 @@
-"""The state of a process according to the kernel, and the stack that it prints itself."""
+"""The state of a process according to the kernel, and the stack that the process itself prints."""
 
 import faulthandler
 import os

@@ -421,7 +421,7 @@ def test_a_second_host_daemon_waits_until_the_first_has_ended(place: Place, wher
         second.launcher.close()
 
 
-def test_a_machine_listed_under_two_names_is_reported_at_once(where: Path) -> None:
+def test_a_machine_listed_under_two_names_is_reported_immediately(where: Path) -> None:
     place = Place()
     links = [Link(name, place.command(), work=str(where / "work"), lease_s=None) for name in ("h1", "h1.cluster")]
     try:
@@ -457,7 +457,7 @@ def far(lab: Lab) -> OverSSH:
     return OverSSH(lab, "h2")
 
 
-def test_all_processes_on_an_unreachable_host_end_and_the_host_can_be_used_again(
+def test_all_processes_on_an_unreachable_host_end_and_later_the_host_can_be_used_again(
     lab: Lab, far: OverSSH, where: Path
 ) -> None:
     watched = Watched(far, where)

@@ -88,7 +88,7 @@ def test_a_heterogeneous_job_is_refused() -> None:
 
 
 def told_by_slurm(status: int | None) -> int:
-    """A training run that gets Slurm's signal for the time limit. If ``status`` is given, the run ends with it."""
+    """A training run that gets Slurm's signal for the time limit. The run ends with ``status`` if one is given."""
     try:
         signal.raise_signal(signal.SIGUSR1)
     except KeyboardInterrupt:

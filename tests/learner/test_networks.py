@@ -188,7 +188,7 @@ def test_layers_begin_orthogonal_with_zero_biases() -> None:
         ("nature", (84, 84), ["'nature'", "(84, 84)"]),
     ],
 )
-def test_an_error_about_an_unsuitable_model_names_it_and_the_shape(
+def test_an_error_about_an_unsuitable_model_names_the_model_and_the_shape(
     name: str, shape: tuple[int, ...], words: list[str]
 ) -> None:
     with pytest.raises(UsageError) as error:

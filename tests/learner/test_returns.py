@@ -129,7 +129,7 @@ def test_a_truncated_step_is_worth_the_value_of_its_final_observation() -> None:
     assert run_gae(game, 0.5, 0.0)[0][:, 0].tolist() == [1 + 10 - 10, 5 - 20, 21 - 30]
 
 
-def test_terminated_and_truncated_at_once_counts_as_terminated() -> None:
+def test_a_step_that_is_both_terminated_and_truncated_counts_as_terminated() -> None:
     game = one_game([0, 1, 0], [0, 1, 0], [0, 8, 0])
     assert run_n_step(game, 0.5)[:, 0].tolist() == [1.5, 1, 21]
     assert run_gae(game, 0.5, 1.0)[1][:, 0].tolist() == [1.5, 1, 21]

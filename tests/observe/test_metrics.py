@@ -378,7 +378,7 @@ def test_the_version_is_the_lowest_and_outcomes_are_sums_over_shards() -> None:
     assert row["late_by_rank"] == {"0": 3, "1": 4}
 
 
-def test_version_and_contributions_change_only_once_every_shard_has_answered() -> None:
+def test_version_and_contributions_do_not_change_until_every_shard_has_answered() -> None:
     tested = metrics()
     tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), None])
     assert (tested.counters().version, tested.counters().contributions["used"]) == (0, 0)
@@ -418,7 +418,7 @@ def test_contributions_match_the_histories_whatever_happens_to_the_shard(story: 
         assert (contributions["used"], contributions["late"]) == (2 * len(history), len(history))
 
 
-def test_late_counts_continue_when_a_shard_restarts_or_answers_out_of_order() -> None:
+def test_late_counts_continue_even_if_a_shard_restarts_or_answers_out_of_order() -> None:
     tested = metrics()
     for incarnation, late in ((1, 5), (1, 4), (1, 6), (2, 3), (2, 4), (3, 0), (3, 2)):
         tested.on_shards([shard(9, incarnation=incarnation, outcomes={0: [9, late, 0, 0]})])

@@ -62,7 +62,7 @@ def test_each_process_of_a_rank_has_its_own_recording(tmp_path: Path) -> None:
     assert [(each.incarnation, each.table("pings")["shard"].tolist()) for each in read] == [(7, [7]), (10, [10])]
 
 
-def test_the_oldest_files_of_a_process_are_removed_and_those_of_others_stay(
+def test_the_oldest_files_of_a_process_are_removed_and_files_of_other_processes_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 500)

@@ -331,7 +331,7 @@ def test_a_contributor_that_died_after_reaching_one_shard_does_not_block_the_run
         connections[1].close(timeout_s=0)
         workers = ExitStack()
         stack.enter_context(workers)
-        # This worker never had version 3 complete: it must ask shard 1 for its previous version.
+        # This worker never had version 3 complete: it must ask shard 1 for the previous version.
         helper = workers.enter_context(Worker(running.cluster, 2))
         running.wait_for(4)
         assert helper.pulled[0] == (1, 3)

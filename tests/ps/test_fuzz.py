@@ -206,7 +206,7 @@ def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: 
 
 
 def send(to: "zmq.Socket[bytes]", frames: list[bytes], payloads: set[type]) -> bool:
-    """Send the frames. Returns True if they are not a valid message, so that they must be counted."""
+    """Send the frames. Returns True if the frames are not a valid message, so that the shard must count them."""
     to.send_multipart(frames)
     return is_no_message(frames, payloads)
 
@@ -325,6 +325,6 @@ def test_memory_for_ten_thousand_topics_is_freed(tmp_path: Path) -> None:
                 running.wait_for(version + 5)
                 memory.append(memory_mb(running)[0])
             eventually(lambda turn=turn: counted(running) >= 20_000 * turn, "unsubscribed")  # type: ignore[misc]
-        # Subscriptions take about 43 bytes per byte of a topic, but only until the connection ends.
+        # Subscriptions take about 43 bytes of memory per byte of a topic, but only until the connection ends.
         assert memory[2] < memory[0] + MOST_GROWTH_MB / 3, memory
         running.finish(workers)

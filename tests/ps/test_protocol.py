@@ -8,7 +8,7 @@ The guarantees:
 - Every sent slice is accounted for.
 - No version is ever published with two different contents.
 - All workers compute on a version, and all shards make the next one, for the same progress of the run.
-``protocol_model.py`` asserts each of them at the step that could break it.
+``protocol_model.py`` asserts each guarantee at the step that could break the guarantee.
 """
 
 import random

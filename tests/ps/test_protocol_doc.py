@@ -142,7 +142,7 @@ def test_the_fields_of_a_supervisor_message_match_the_code(kind: str) -> None:
     assert supervisor_rows()[kind] == ", ".join(f"{name} {words}" for name, words in fields(kind))
 
 
-def test_messages_documented_with_the_same_first_fields_have_them() -> None:
+def test_messages_documented_with_the_same_first_fields_have_these_fields() -> None:
     for kind in ("WEIGHTS", "HEARTBEAT", "NEED", "BYE", "WELCOME", "SNAPSHOT"):
         assert [name for name, _ in fields(kind)][:5] == ["run", "shard", "incarnation", "generation", "version"]
 

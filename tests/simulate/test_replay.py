@@ -34,7 +34,7 @@ def test_the_blamed_rank_and_the_ranks_named_by_the_user_are_left_out() -> None:
 
 @pytest.mark.parametrize(("slow", "found"), [(2, 2), (3, 3), (6, 4)])
 def test_at_most_four_ranks_are_left_out_the_most_blamed_first(slow: int, found: int) -> None:
-    # The slow ranks take turns at being late. A higher rank is later.
+    # The slow ranks take turns at being late. A higher rank is late by more time.
     turns = {rank: 0.5 + 0.1 * rank for rank in range(slow)}
     assert blamed(workers=12, in_turn_s=turns) == sorted(turns, reverse=True)[:found]
 

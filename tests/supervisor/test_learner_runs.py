@@ -58,7 +58,7 @@ FALLING = ("--optimizer.learning-rate", "1e-3", "--optimizer.final-learning-rate
 
 
 def made_at(files: RunFiles, shards: int = 2) -> list[int]:
-    """The progress for which each version was made. It is the same on all shards."""
+    """The progress for which each version was made. This progress is the same on all shards."""
     first, *others = ([line.get("made_at", 0) for line in files.history(shard)] for shard in range(shards))
     assert all(other == first for other in others)
     return first

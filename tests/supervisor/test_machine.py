@@ -247,7 +247,7 @@ def test_a_checkpoint_is_captured_on_every_shard_then_fetched_and_due_again_a_pe
 
 
 def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
-    """Make the periodic checkpoint due. Returns the requests to the shards, which do not receive them."""
+    """Make the periodic checkpoint due. Returns the requests to the shards, which never arrive there."""
     for shard, version in enumerate(versions):
         run.stands[shard]["version"] = version
     run.act = lambda action: None  # type: ignore[method-assign]

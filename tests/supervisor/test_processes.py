@@ -192,7 +192,7 @@ def test_a_silent_process_is_named_every_five_seconds_and_killed_after_thirty() 
     assert processes.silent_s(WORKER, 31.0) == 1.0, "the silence of the next process starts at zero"
 
 
-def test_time_when_the_supervisor_was_stopped_does_not_count_as_silence() -> None:
+def test_time_in_which_the_supervisor_was_stopped_does_not_count_as_silence() -> None:
     processes = Processes()
     processes.heard(WORKER, 0.0)
     processes.pardon(100.0)

@@ -131,7 +131,7 @@ def test_the_cluster_file_is_private_and_has_everything_a_worker_needs(finished:
     assert cluster["open_ranks"] == []
 
 
-def test_files_that_only_a_live_run_needs_are_removed_at_its_end(finished: Finished) -> None:
+def test_files_that_only_a_live_run_needs_are_removed_when_the_run_ends(finished: Finished) -> None:
     left = {path.name for path in finished.path.iterdir()}
     assert not left & {"cluster.json", "left.json", "sockets", "state"}
     assert [path for path in finished.path.rglob("*") if path.is_dir() and not any(path.iterdir())] == []

@@ -150,7 +150,7 @@ def test_a_lost_stop_is_sent_again(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
-    """Run both ranks of ``run`` as external workers in threads. The test does not wait for them."""
+    """Run both ranks of ``run`` as external workers in threads. The test does not wait for the threads."""
     run.wait_to_say("rank 1 is open")
     workers = [Worker(Cluster.read(run.files.path / "cluster.json"), rank, gradient=gradient) for rank in range(2)]
     try:
@@ -468,7 +468,7 @@ def test_a_common_cause_of_death_is_reported_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_an_external_worker_then_continues_without_it_and_takes_it_back(tmp_path: Path) -> None:
+def test_a_run_waits_for_an_external_worker_then_continues_without_it_and_later_uses_it_again(tmp_path: Path) -> None:
     options = ("--external-workers", "1", "--on-loss", "shrink")
     with training(tmp_path / "run", *options, program=("-c", IMPATIENT)) as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")

@@ -197,7 +197,7 @@ class World:
         return all(machine is not None and machine.state == "ended" for machine in machines) and len(ends) == 1
 
     def must_end(self) -> None:
-        """Assert that all shards end at the same version after STOP, and that every worker learns of it."""
+        """Assert that all shards end at the same version after STOP, and that every worker learns of the end."""
         self.supervisor.stop = True
         for _ in range(MOST_ROUNDS):
             self.heal()

@@ -103,7 +103,7 @@ class Served:
 
     def stats(self) -> list[m.Stats]:
         control = self.shards.control
-        # Discard old answers: those that arrived twice, or after their question timed out.
+        # Discard old answers: an answer can arrive twice, or after its question has timed out.
         list(control.arrivals(0))
         found = control.stats(self.all, within_s=WITHIN_S, what="statistics")
         return [found[shard] for shard in self.all]
@@ -410,7 +410,7 @@ def is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """Simulate a full disk without root: the kernel writes the bytes that fit, then fails."""
+    """Simulate a full disk without root: the kernel writes the bytes that fit, then the write fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

@@ -153,7 +153,7 @@ class RunWorld(World):
         self.links = [link for link in self.links if link.worker.alive or any(link.queues())]
 
     def heal(self) -> None:
-        """End all faults: restore connections, but leave it to the supervisor to restart processes."""
+        """End all faults by restoring connections. The supervisor restarts processes."""
         for link in self.links:
             link.cut = False
         for shard in self.shards:

@@ -92,7 +92,7 @@ class Slurm:
         return words.split("Granted job allocation ")[1].split()[0]
 
     def state(self, job: str) -> str:
-        """The state of a job, such as RUNNING. Do not poll it often."""
+        """The state of a job, such as RUNNING. Do not ask for it often."""
         time.sleep(0.2)
         return self("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job, check=False).strip()
 

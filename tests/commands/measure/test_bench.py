@@ -205,7 +205,7 @@ def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path, number: signa
 
 
 @pytest.mark.processes
-def test_the_processes_of_a_benchmark_end_even_when_it_is_killed(tmp_path: Path) -> None:
+def test_the_processes_of_a_benchmark_end_even_if_the_benchmark_is_killed(tmp_path: Path) -> None:
     with measuring(tmp_path) as (process, started):
         process.kill()
         process.wait(60)

@@ -413,7 +413,7 @@ def test_the_run_ends_with_bye_after_the_weights_of_the_last_version() -> None:
     assert published(shard.handle(Tick(), 1.0)) == ["bye"]
 
 
-def test_a_stop_at_the_open_version_ends_at_once() -> None:
+def test_a_stop_at_the_open_version_ends_the_shard_at_once() -> None:
     shard = opened()
     push(shard, 0)
     assert "bye" in published(control(shard, stop_at(0)))
