@@ -1,4 +1,4 @@
-"""Files are copied back from hosts complete and in order, whatever breaks. Each comes only from the host that owns it."""
+"""Files are copied back complete and in order, whatever breaks. Each file comes only from the host that owns it."""
 
 import base64
 import json

@@ -241,7 +241,7 @@ def test_the_script_for_this_machine_trains_and_takes_options(tmp_path: Path) ->
     RunFiles(tmp_path / "run").assert_summary_exact("updates")
 
 
-def test_a_limit_of_minutes_ends_a_run_with_periodic_checkpoints(tmp_path: Path) -> None:
+def test_a_run_with_periodic_checkpoints_ends_at_its_limit_of_minutes(tmp_path: Path) -> None:
     options = ("--workers", "1", "--minutes", "0.06", "--checkpoint.every-minutes", "0.005", "--checkpoint.keep", "2")
     files = trained(tmp_path / "run", *options)
     summary = files.assert_summary_exact("minutes", quorum=1)

@@ -437,7 +437,7 @@ while True:
 
 
 def killed_after(path: Path, wait_s: float) -> int:
-    """Run the victim until its first report, wait ``wait_s``, then kill it. Returns the last version that it reported."""
+    """Run the victim until its first report, wait ``wait_s``, then kill it. Returns the last reported version."""
     with ending(subprocess.Popen([sys.executable, "-c", VICTIM, str(path)], stdout=subprocess.PIPE)) as victim:
         assert victim.stdout is not None
         reports = victim.stdout.read(8)
