@@ -40,10 +40,11 @@ class Lab:
         return done.stdout
 
     def bytes_by_host(self) -> dict[str, tuple[int, int]]:
-        """Bytes that each host has sent and received since it came up."""
+        """Bytes that each host has sent and received since that host came up."""
         command = ["ip", "-netns", NAME, "-statistics", "-json", "link", "show"]
         ports = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=10).stdout)
-        # The switch counts the bytes: it receives the bytes that a host sends.
+        # These are the counters of the switch. The bytes that the switch receives on a port are those that the host
+        # sends.
         return {
             port["ifname"]: (port["stats64"]["rx"]["bytes"], port["stats64"]["tx"]["bytes"])
             for port in ports
@@ -53,8 +54,8 @@ class Lab:
 
 @contextlib.contextmanager
 def lab(hosts: int) -> Iterator[Lab]:
-    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if that fails."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is taken down, too
+    """Make a lab with ``hosts`` hosts and take it down afterwards. Ends the benchmark if either step fails."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM takes the lab down
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-lab-") as scratch:
         made = Lab(Path(scratch) / "lab")
         try:
@@ -78,7 +79,7 @@ class Run:
             return []
 
     def wait_for(self, look: Callable[[], T | None], what: str, within_s: float) -> T:
-        """Wait until ``look`` returns a result. If that takes too long, end the benchmark with the run's output."""
+        """Wait until ``look`` returns a result. After ``within_s``, end the benchmark with the run's output instead."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self.process.poll() is None:
             if (found := look()) is not None:
@@ -90,7 +91,7 @@ class Run:
 
 @contextlib.contextmanager
 def launched(where: Lab, hosts: str, options: Sequence[str]) -> Iterator[Run]:
-    """Start a run, and end it with Ctrl-C after the block. ``hosts`` is a list, or the text of a hosts file."""
+    """Start a run, and end it with Ctrl-C after the block. ``hosts`` is a list h1,h2 or the text of a hosts file."""
     with tempfile.TemporaryDirectory(prefix="zmqrl-bench-run-") as scratch:
         path = Path(scratch) / "run"
         if "[[host]]" in hosts:

@@ -1,4 +1,4 @@
-"""Measure how training speed depends on the number of parameter servers when the network is the bottleneck.
+"""Measure how training speed depends on the number of parameter servers if the network is the bottleneck.
 
     sudo .venv/bin/python benchmarks/central_graph.py [RECIPE options ...] [--shards 1 2 4] [--workers 4]
         [--rate 50mbit off] [--seconds 60] [--output DIR]
@@ -97,9 +97,9 @@ def row_after(run: Run, wall_s: float) -> dict[str, Any] | None:
 
 
 def links_in_turn(parameters: int, shards: int, workers: int, rate: str) -> float | None:
-    """Updates per second if only the busiest link took time, and carried all gradients before all weights.
+    """Updates per second if the busiest link caused the only delay, and carried all gradients before any weights.
 
-    The real number can be higher: a worker that has its weights plays and sends while others still receive theirs.
+    The real number can be higher: workers that have their weights play and send while others still receive weights.
     """
     if rate == "off":
         return None
@@ -153,7 +153,7 @@ def main() -> None:
     hosts = max(arguments.shards) + max(arguments.workers)
     if hosts > MOST_HOSTS:
         parser.error(f"{hosts} hosts are needed, but a lab has {MOST_HOSTS} at most")
-    # A slice takes seconds on a slow network. During that time, shards must not ask for it again.
+    # A slice takes seconds on a slow network. During that time, shards must not ask for the slice again.
     options = [*(options or DEFAULT), "--wire.need-s", "10", "--trackers"]
     arguments.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {

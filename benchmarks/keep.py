@@ -21,7 +21,7 @@ ROW_EVERY_S = 30.0
 
 
 def thinned(run: Path) -> list[Mapping[str, Any]]:
-    """About one row per half minute of training, and the last row. Each has means over the rows that it replaces."""
+    """About one row per half minute of training, and the last row. Each row has the means of those that it replaces."""
     rows = RunRecord.read(run).rows
     kept, due_s, since = list[Mapping[str, Any]](), 0.0, list[Mapping[str, Any]]()
     for row in rows:

@@ -1,9 +1,9 @@
-"""Measure the cost of recording a profile: nanoseconds per span, and the speed of runs with and without it.
+"""Measure the cost of recording a profile: nanoseconds per span, and the speed of runs with and without a recording.
 
     python benchmarks/profile_overhead.py [--rounds 10] [--updates 300] [RECIPE options ...]
 
-The cost per update is the cost of a span times the number of spans in an update. The runs also include all other costs.
-The ratio of their speeds has a 95 % confidence interval from a bootstrap over the rounds.
+The cost per update is the cost of a span times the number of spans in an update. The speed of the runs also reflects
+all other costs. The ratio of their speeds has a 95 % confidence interval from a bootstrap over the rounds.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def run(options: list[str], setting: str, directory: Path) -> float:
 
 
 def main() -> None:
-    """Print the cost of a span, the number of spans in an update, and the speed of both settings."""
+    """Print the cost of a span, the number of spans in an update, and the speed of runs with and without recording."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--updates", type=int, default=300)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def describe(directory: Path, each_ns: float, updates: int) -> None:
-    """Print the share of an update that its spans take, and the bytes recorded per version and rank."""
+    """Print the share of an update's time that it takes to record its spans, and the bytes per version and rank."""
     recording = Recording.read(directory / "profile")
     workers = list(recording.of_role("worker"))
     spans = (

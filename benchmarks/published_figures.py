@@ -23,7 +23,7 @@ from zmqrl.simulate import Scenario, simulate
 
 # DBA3C's best run: each update uses 60 of 64 workers and batches of 32 samples; 331 909 parameters.
 # A batch costs about 126 million multiplications and additions x 32 samples x 4 (act, forward, backward): 32 GFLOP,
-# or 0.3 s at 100 GFLOP/s of 12 Haswell cores. Its spread is not published: we assume 15 %.
+# or 0.3 s at 100 GFLOP/s of 12 Haswell cores. The spread of this time is not published: we assume 15 %.
 DBA3C = Scenario(
     workers=60,
     backups=4,
@@ -79,7 +79,7 @@ def servers_against_throughput() -> list[dict[str, Any]]:
 
 
 def machines_against_time() -> list[dict[str, Any]]:
-    """Hours to the same number of samples against the number of machines, from 15 h on one."""
+    """Hours for a fixed number of samples against the number of machines. One machine needs 15 h."""
     rows: list[dict[str, Any]] = []
     for machines in MACHINES:
         backups = machines // 16
@@ -94,7 +94,7 @@ def machines_against_time() -> list[dict[str, Any]]:
 
 
 def backups_against_step() -> list[dict[str, Any]]:
-    """The median step, and the speed-up relative to the number of machines: t(0)/t(b) x 50/(50 + b)."""
+    """The median step, and the speed-up normalized by the number of machines: t(0)/t(b) x 50/(50 + b)."""
     rows: list[dict[str, Any]] = []
     for backups in BACKUPS:
         result = simulate(replace(INCEPTION, backups=backups))

@@ -1,4 +1,5 @@
-"""Test the simulator against real processes: calibrate on few workers, predict larger runs, then run them and compare.
+"""Test the simulator against real processes: calibrate on few workers, predict larger runs, then measure these runs and
+compare.
 
     python benchmarks/simulation_validation.py calibrate   # runs few workers; writes calibration.json
     python benchmarks/simulation_validation.py predict     # simulates the held-out scenarios; writes predictions.json
@@ -52,7 +53,8 @@ MEDIAN_ERROR, WORST_ERROR = 0.10, 0.25
 # The share of an Ethernet frame that carries the message. The rate limit of a lab host counts whole frames.
 FRAME_SHARE: Final = 1448 / 1514
 
-# workers, backups, shards, size, law, and the Mbit/s of the workers' link. The calibration uses none of these.
+# workers, backups, shards, size, law, and the Mbit/s of the workers' link. The calibration uses none of these
+# scenarios.
 HELD_OUT: Final = (
     (2, 1, 1, 0, "rare", None),
     (2, 0, 4, 1, "narrow", None),
@@ -110,7 +112,7 @@ def held_out(updates: int) -> dict[str, Scenario]:
 
 
 def calibrate(updates: int) -> None:
-    """Measure runs of one to three workers that all take the same time for their work, and fit the costs."""
+    """Measure runs of one to three workers, each of which takes the same time for its work, and fit the costs."""
     rows = []
     for workers, shards, parameters in itertools.product((1, 2, 3), (1, 2), SIZES):
         scenario = Scenario(
@@ -140,7 +142,7 @@ def fit(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Fit lines to the spans, and to the part of a step that the spans do not explain.
 
     A cost is ``[at 0 bytes, per byte]`` of a slice. ``receive`` and ``accumulate`` are for one contribution. ``rest``
-    is in seconds per step, per byte of a slice, and per byte of a slice and subscriber.
+    has three terms: seconds per step, seconds per byte of a slice, and seconds per byte of a slice for each subscriber.
     """
     bytes_of = [row["slice_bytes"] for row in rows]
     costs = {}
@@ -170,7 +172,7 @@ def line(xs: Sequence[float], ys: Sequence[float]) -> list[float]:
 
 
 def not_negative(terms: Any, values: Any) -> list[float]:
-    """Fit coefficients by least squares. A term with a negative coefficient is left out."""
+    """Fit coefficients by least squares. Leave out each term whose coefficient would be negative."""
     kept = list(range(terms.shape[1]))
     while kept:
         scale = np.abs(terms[:, kept]).max(axis=0)
@@ -213,7 +215,7 @@ def predicted(scenario: Scenario, calibration: dict[str, Any]) -> list[float]:
 
 
 def predict(updates: int) -> None:
-    """Simulate every held-out scenario and save its steps."""
+    """Simulate every held-out scenario and save the predicted times of its steps."""
     calibration = json.loads((RESULTS / "calibration.json").read_text(encoding="utf-8"))
     found = {name: predicted(scenario, calibration) for name, scenario in held_out(updates).items()}
     write("predictions.json", {name: [round(step_s, 6) for step_s in steps] for name, steps in found.items()})
@@ -225,7 +227,7 @@ def predict(updates: int) -> None:
 
 
 def run(updates: int, only: str | None) -> None:
-    """Run the held-out scenarios, compare them with the predictions, and write the table."""
+    """Run the held-out scenarios, compare the results with the predictions, and write the table."""
     commit = commit_of(RESULTS / "predictions.json")
     if only is None and commit is None:
         sys.exit("predictions.json has uncommitted changes: commit it before you run the scenarios.")
@@ -307,7 +309,7 @@ def name_parts(name: str) -> list[str]:
 
 
 def commit_of(path: Path) -> str | None:
-    """The commit that last changed a file, and its time. None if the file has uncommitted changes."""
+    """The commit that last changed a file, and the time of that commit. None if the file has uncommitted changes."""
     ask = ["git", "log", "-1", "--format=%h of %cI", "--", str(path)]
     commit = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
     same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(path)], check=False, timeout=60).returncode == 0
@@ -328,7 +330,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> tuple[int, int]:
-    """Ticks since boot, added up over all processors: the busy ones, and all of them."""
+    """Busy ticks and all ticks since boot, each summed over all processors."""
     ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
@@ -345,7 +347,7 @@ def write(name: str, found: Any) -> None:
 
 
 def main() -> None:
-    """Run one of the three steps."""
+    """Run one of the three commands: calibrate, predict or run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("calibrate", "predict", "run"))
     parser.add_argument("--only", help="run this scenario only, and write nothing")

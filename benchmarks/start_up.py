@@ -1,4 +1,4 @@
-"""Measure the seconds from the command to the first update for several numbers of hosts, phase by phase.
+"""For several numbers of hosts, measure the seconds of each phase between the command and the first update.
 
     sudo .venv/bin/python benchmarks/start_up.py [RECIPE options ...] [--hosts 1 4 8] [--rounds 3] [--output DIR]
 

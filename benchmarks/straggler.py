@@ -2,7 +2,7 @@
 
     python benchmarks/straggler.py [--rounds 3] [--minutes 0.5] [--delay-s 1.0] [RECIPE options ...]
 
-The two settings run in turn, so that noise on the machine affects both alike.
+The two settings take turns, so that noise on the machine affects both alike.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Compare the predictions of `zmqrl profile` for changed settings with real runs under these settings.
+"""Compare real runs with changed settings to what `zmqrl profile` predicts for these settings.
 
     python benchmarks/what_if.py [--rounds 1] [--only TEXT] [--json FILE]
 
@@ -22,7 +22,7 @@ from zmqrl.simulate.times import recorded_run
 
 @dataclass(frozen=True)
 class Case:
-    """A change of settings, and the options of `zmqrl train` with and without it."""
+    """A change of settings, and the options of `zmqrl train` with and without this change."""
 
     name: str
     baseline: str

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def skip_or_fail() -> Callable[[str], NoReturn]:
-    """Skips the test with a reason, or fails it if `ZMQRL_REQUIRE_ALL` is set."""
+    """Skips the test with a reason, or fails the test if `ZMQRL_REQUIRE_ALL` is set."""
 
     def stop(reason: str) -> NoReturn:
         if os.environ.get("ZMQRL_REQUIRE_ALL"):
@@ -79,7 +79,7 @@ def need_modules(skip_or_fail: Callable[[str], NoReturn]) -> Callable[..., None]
 
     def need(*names: str) -> None:
         specs = {name: importlib.util.find_spec(name) for name in names}
-        # A tracker's output directory can look like a package, but its origin is not a file.
+        # The output directory of a tracker can look like a package, but such a package has no file as its origin.
         missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
         if missing:
             skip_or_fail(f"{' and '.join(missing)} cannot be imported: pip install 'zmqrl[{','.join(missing)}]'")

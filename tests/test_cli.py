@@ -431,7 +431,7 @@ def test_unknown_settings_of_another_zmqrl_version_are_refused_with_their_file(r
     assert f"{path}/config.json cannot be used: unknown setting foo." in sentence
 
 
-def test_settings_on_the_command_line_override_those_of_the_resumed_run(tmp_path: Path) -> None:
+def test_settings_on_the_command_line_override_the_settings_of_the_resumed_run(tmp_path: Path) -> None:
     path = finished_run(tmp_path / "run", cartpole())
     config = config_from(["--resume", "--run-dir", str(path), "--updates", "90", "--ppo.clip", "0.3"])
     assert (config.recipe, config.env, config.envs.num_envs) == ("cartpole", "CartPole-v1", 8)

@@ -1,4 +1,4 @@
-"""The settings of a run survive JSON, and errors about them are reported before anything starts."""
+"""The settings of a run survive JSON, and errors in the settings are reported before anything starts."""
 
 import dataclasses
 import json
@@ -262,7 +262,7 @@ def test_schedules_of_a_consistent_run_cannot_follow_minutes(changes: dict[str, 
         config.with_schedule()
 
 
-def test_the_end_of_schedules_is_known_as_a_version_for_updates_and_in_a_consistent_run() -> None:
+def test_the_end_of_schedules_is_a_version_if_they_follow_updates_or_the_run_is_consistent() -> None:
     def horizon(*, consistent: bool = False, **end: Any) -> float | None:
         ppo = PPOConfig(rollout_steps=100, epochs=4, minibatches=2)
         return Config(

@@ -1,4 +1,4 @@
-"""The cores of a process: those it is bound to, within the quota of its control groups, and none less for OpenMP."""
+"""The cores of a process: those that it is bound to, up to the quota of its control groups. OpenMP takes none away."""
 
 import contextlib
 import json

@@ -35,7 +35,7 @@ def test_there_are_kept_results() -> None:
     assert len(CONFIGS) >= 5
 
 
-# Its summary also counts contributions after the last version. Histories never have those.
+# Its summary also counts contributions after the last version. Histories never count those.
 LATE = "summary.json counts 4 contributions as late, but the histories count 0"
 
 

@@ -36,7 +36,7 @@ finally:
     time.sleep(0.5)
     print('cleaned up', flush=True)
 """
-# The code catches the exception, like a library that mistakes it for its own.
+# The code catches the exception, like a library that mistakes it for an exception of its own.
 SWALLOWING = """
 import time
 from zmqrl.process import Messages
@@ -140,7 +140,7 @@ def test_the_environment_sets_the_log_level_of_a_process(
     assert others == [each for each in logged if each != "debug"]
 
 
-def test_children_are_quiet_only_within_the_block_and_unless_the_user_set_a_level(
+def test_children_are_quiet_within_the_block_unless_the_user_has_set_a_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("ZMQRL_LOG_LEVEL", raising=False)

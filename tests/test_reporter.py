@@ -76,11 +76,11 @@ workers = st.builds(Worker, st.lists(gradients, min_size=1, max_size=5))
 def test_rows_count_every_gradient_even_if_reports_are_lost_repeated_or_reordered(
     ranks: list[list[Worker]], data: st.DataObject
 ) -> None:
-    arriving: list[WorkerReport | None] = [None] * data.draw(st.integers(0, 4))  # None makes a row
+    arriving: list[WorkerReport | None] = [None] * data.draw(st.integers(0, 4))  # None stands for a row
     for rank, processes in enumerate(ranks):
         for incarnation, worker in enumerate(processes):
             *some, last = worker.sent(rank, incarnation).reports()
-            # The last report of a process arrives. Others may be lost, repeated and in any order.
+            # The last report of a process arrives. Others may be lost, repeated or reordered.
             arriving += [last, *data.draw(st.lists(st.sampled_from([*some, last]), max_size=6))]
     metrics, rows = RunMetrics(start=Counters()), []
     for report in data.draw(st.permutations(arriving)):

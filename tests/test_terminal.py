@@ -26,7 +26,7 @@ TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--run-dir")
 def zmqrl(
     *arguments: str, stdout: int | IO[bytes] | None = None, stderr: int | IO[bytes] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run ``zmqrl ARGUMENTS``. The block ends it."""
+    """Run ``zmqrl ARGUMENTS``. Leaving the block ends the command."""
     with ending(
         subprocess.Popen(
             [sys.executable, "-m", "zmqrl", *arguments],
@@ -108,7 +108,7 @@ runpy.run_module("zmqrl", run_name="__main__", alter_sys=True)
 
 
 def interrupted(after_s: float, program: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, output and standard error of a command that gets SIGINT ``after_s`` seconds after it was up."""
+    """Exit status, output and standard error of a command that gets SIGINT ``after_s`` after Python is up."""
     command = [sys.executable, "-c", program, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes)) as process:  # type: ignore[call-overload]
@@ -123,7 +123,7 @@ def interrupted(after_s: float, program: str, *arguments: str) -> tuple[int, str
 def assert_no_traceback(status: int, errors: str, after_s: float) -> None:
     """Assert that the status is 130, or that Python had not reached a line of zmqrl and shows its own traceback."""
     assert status == 130 or "KeyboardInterrupt" in errors, f"status {status} after {after_s:.3f} s"
-    # A signal that arrives while Python enters a module is raised there before its first line runs.
+    # If a signal arrives while Python enters a module, the exception comes before the first line of the module runs.
     reached = [line for line in errors.splitlines() if "/zmqrl/" in line and not line.endswith("line 1, in <module>")]
     assert not reached, f"after {after_s:.3f} s: {errors}"
 

@@ -1,4 +1,4 @@
-"""Names and texts: paths that are long, that are not ASCII or not even text, and runs that begin at the same time."""
+"""Names and texts: paths that are long, not ASCII or not even text, and runs that begin at the same time."""
 
 import json
 import os
@@ -27,7 +27,8 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 @given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=100))
 def test_a_directory_holds_sockets_if_their_paths_are_short_in_bytes(name: str) -> None:
     path = Path("/tmp") / name
-    # The address of a socket has 107 bytes. The longest name there is that of the control socket of shard 1023.
+    # The address of a socket has 107 bytes. In the directory for sockets, the longest name is that of the control
+    # socket of shard 1023.
     assert holds_sockets(path) == (len(os.fsencode(path)) <= 90)
     if holds_sockets(path):
         assert len(os.fsencode(path / "1023-control")) <= 107

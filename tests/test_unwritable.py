@@ -207,7 +207,7 @@ def ended(run: Run, *names: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_without_loss(
+def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_and_nothing_is_lost(
     immutable: Callable[[Path], None], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -224,7 +224,7 @@ def test_a_last_checkpoint_that_cannot_be_written_ends_the_run_at_once_without_l
 
 
 @pytest.mark.slow
-def test_a_summary_that_cannot_be_written_is_named_after_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_summary_that_cannot_be_written_is_reported_and_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with running(path) as run:
         (path / "summary.json").mkdir()

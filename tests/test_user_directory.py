@@ -1,4 +1,4 @@
-"""The directory in which the user starts zmqrl: its modules can be imported, and hide no others."""
+"""The directory in which the user starts zmqrl: its modules can be imported, and hide no other modules."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from zmqrl.hosts.sync import BOOTSTRAP
 from zmqrl.process import HERE, look_for_modules, staying_here
 
 WITHIN_S = 180.0
-# What zmqrl, torch and Gymnasium import: each would end whatever imports it from here.
+# What zmqrl, torch and Gymnasium import: each would end a process that imports it from here.
 HIDING = ("random", "json", "socket", "logging", "selectors", "signal", "tempfile", "numpy", "torch", "tyro")
 OWN_ENV = """
 import os
@@ -61,7 +61,7 @@ def test_files_with_the_names_of_modules_do_not_break_a_command(hiding: Path, tm
 
 @pytest.mark.processes
 @pytest.mark.parametrize("safe", ["", pytest.param("1", marks=pytest.mark.slow)])
-def test_a_run_finds_modules_where_it_was_started_and_keeps_its_paths(
+def test_a_run_finds_modules_in_the_directory_where_it_was_started_and_keeps_its_paths(
     hiding: Path, monkeypatch: pytest.MonkeyPatch, safe: str
 ) -> None:
     (hiding / "own_env.py").write_text(OWN_ENV)
@@ -78,7 +78,7 @@ def test_a_run_finds_modules_where_it_was_started_and_keeps_its_paths(
     assert done.returncode == 0, done.stderr
 
 
-def test_the_users_modules_come_last_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_of_user_modules_are_searched_last_and_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["/lib", "/site"])
     look_for_modules("/mine", "/site", "/mine", "/home")
     assert sys.path == ["/lib", "/site", "/mine", "/home"]
@@ -104,7 +104,7 @@ def test_a_python_without_safe_paths_is_reported_as_too_old() -> None:
 
 
 @pytest.mark.processes
-def test_processes_look_where_the_launcher_was_started_even_on_another_host(tmp_path: Path, hiding: Path) -> None:
+def test_modules_are_found_where_the_launcher_was_started_even_on_another_host(tmp_path: Path, hiding: Path) -> None:
     (hiding / "a_worker.py").write_text("print('found')\n")
     command = [sys.executable, "-P", "-m", "zmqrl.hostd.child", "a_worker"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), HERE: str(hiding)}

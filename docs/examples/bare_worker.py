@@ -21,7 +21,7 @@ HELLO_S, PING_S, SNAPSHOT_S, LEASE_S = 1.0, 1.0, 2.0, 60.0
 
 
 class Shard:
-    """One shard as the worker sees it, and the sockets to it."""
+    """One shard as the worker sees it, and the sockets that connect to this shard."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class Shard:
         self.index = index
         self.incarnation, self.generation, self.version, self.view = 0, -1, -1, 0
         self.welcomed = False
-        self.final: int | None = None  # the version of its BYE, if BYE is its latest publication
+        self.final: int | None = None  # the version of the shard's BYE, if BYE is its latest publication
         self.slices: dict[int, Floats] = {}
         self.elapsed: dict[int, int] = {}  # version -> progress of the run, as published with its slice
-        self.needs = 0  # NEEDs for its version
+        self.needs = 0  # the NEEDs that have arrived for its open version
         self.wanted = False  # the last NEED does not name us
         self.push: Literal["none", "pending", "sent", "closed"] = "none"
         self.attempt = 0
@@ -66,14 +66,14 @@ class Worker:
         self.run, self.layout, self.cuts = cluster["run"], cluster["layout"]["hash"], cluster["layout"]["slices"]
         self.rank, self.incarnation = rank, time.time_ns() // 1_000_000
         self.contribution: tuple[int, int, Floats, int] | None = None  # generation, version, gradient, progress
-        self.elapsed = 0  # progress of the run for the weights that are being computed on
+        self.elapsed = 0  # progress of the run at the weights in use
         self.ping_at = 0.0
         self.context = zmq.Context()
         topics = [b"W", b"H", b"N", b"X", b"P/%d/%d" % (rank, self.incarnation)]
         self.shards = [Shard(self.context, i, endpoints, topics, keys) for i, endpoints in enumerate(cluster["shards"])]
 
     def ended(self) -> bool:
-        """Whether every shard has sent BYE with the same version."""
+        """Whether every shard has sent BYE, all with the same version."""
         return self.shards[0].final is not None and len({shard.final for shard in self.shards}) == 1
 
     def read(self, wait_ms: int) -> None:
@@ -90,7 +90,7 @@ class Worker:
                 self._received(shard, shard.control.recv_multipart())
 
     def tick(self) -> None:
-        """Send HELLO and PING when they are due, and pending slices."""
+        """Send the pending slices, and HELLO and PING if they are due."""
         now = time.monotonic()
         ping = now - self.ping_at > PING_S
         for shard in self.shards:
@@ -127,7 +127,7 @@ class Worker:
         return generation, low, np.concatenate([shard.slices[low] for shard in self.shards])
 
     def contribute(self, generation: int, version: int, gradient: Floats) -> None:
-        """Send each shard its slice, unless it is too late for that shard."""
+        """Send each shard its slice, unless the slice is too late for that shard."""
         self.contribution = generation, version, np.asarray(gradient, "<f4"), self.elapsed
         for shard in self.shards:
             late = shard.generation != generation or shard.version > version

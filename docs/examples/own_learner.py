@@ -33,7 +33,7 @@ def model(observation_shape: tuple[int, ...], num_actions: int) -> nn.Module:
 def loss(
     logits: Tensor, values: Tensor, batch: Batch, config: BA3CConfig, entropy_coefficient: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Actor-critic with Huber's loss for the critic. Returns the loss and the scalars to report."""
+    """Actor-critic with the Huber loss for the critic. Returns the loss and the scalars to report."""
     policy = Categorical(logits=logits)
     policy_loss = -(policy.log_prob(batch.actions) * batch.advantages).mean()
     value_loss = smooth_l1_loss(values, batch.returns)

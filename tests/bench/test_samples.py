@@ -16,7 +16,7 @@ def case(**changes: object) -> Case:
 
 
 def at(start_ms: int) -> Round:
-    """A round of two workers and two shards: workers push from 0 ms on, shards publish at 7 and 8, the end is at 12."""
+    """A round of two workers and two shards: pushes from 0 ms on, publications at 7 and 8 ms, and the end at 12 ms."""
 
     def ns(*instants_ms: int) -> tuple[int, ...]:
         return tuple((start_ms + each) * MS for each in instants_ms)
@@ -61,7 +61,7 @@ def test_the_update_rounds_of_a_block_add_up_to_its_length(blocks_us: list[list[
     assert sum(found) == pytest.approx(sum(lengths_us) / 1000)
 
 
-def test_a_row_has_percentiles_bytes_and_the_fraction_of_memcpy() -> None:
+def test_a_row_has_percentiles_bytes_and_the_rate_as_a_fraction_of_memcpy() -> None:
     measured: list[tuple[Implementation, Case, dict[Operation, list[float]]]] = [
         ("zmqrl", case(), {"push": [2.0, 4.0, 6.0]}),
         ("memcpy", case(transport="memory"), {"push": [1.0]}),

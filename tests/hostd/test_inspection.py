@@ -1,4 +1,4 @@
-"""The state of a process according to the kernel, and the stack that it prints itself."""
+"""The state of a process according to the kernel, and the stack that the process itself prints."""
 
 import faulthandler
 import os
@@ -59,7 +59,7 @@ def test_a_process_that_computes_is_running() -> None:
 
 @pytest.mark.parametrize("handler", [None, signal.SIG_IGN, lambda *_: None])
 @pytest.mark.parametrize("number", [ASK, ASK_BLOCKED])
-def test_only_a_process_that_catches_both_signals_answers(handler: signal.Handlers | None, number: int) -> None:
+def test_a_process_answers_only_if_it_catches_both_signals(handler: signal.Handlers | None, number: int) -> None:
     numbers = (ASK, ASK_BLOCKED)
     old = [signal.getsignal(each) for each in numbers]
     try:

@@ -18,7 +18,7 @@ WHERE = {shard_id(0): "one", worker_id(0): "one", worker_id(1): "two"}
 
 
 class Signalled:
-    """A launcher that records the signals it is asked to send."""
+    """A launcher that records the signals that a test asks it to send."""
 
     def __init__(self, running: Collection[ProcessId]) -> None:
         self.alive = list(running)

@@ -1,6 +1,6 @@
 """One life cycle for all launchers: they report the start and the end of every process, and leave none behind.
 
-Every test runs with processes on this machine, on a host reached by ssh, and on a node of a Slurm job.
+Tests of the life cycle run three times: on this machine, on a host reached by ssh, and on a node of a Slurm job.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ class Watched:
                 return seen
 
     def up(self, *processes: ProcessId) -> list[dict[str, Any]]:
-        """The first message of each process."""
+        """Wait for the processes to come up. Returns the first message of each."""
         eventually(lambda: all(map(self.said, processes)), f"{processes} are up", WITHIN_S)
         return [self.said(process)[0] for process in processes]
 
@@ -260,7 +260,7 @@ def test_children_in_the_session_of_a_process_end_with_it(watched: Watched) -> N
     eventually(lambda: not watched.place.alive(facts["started"][0]), "its child ends", WITHIN_S)
 
 
-def test_stopping_ends_even_processes_that_ignore_the_signal_and_leaves_the_others(watched: Watched) -> None:
+def test_stopping_processes_ends_even_those_that_ignore_the_signal_and_leaves_others_running(watched: Watched) -> None:
     watched.start(WILLING)
     watched.start(STUBBORN, stubborn=True)
     watched.start(OTHER)
@@ -421,7 +421,7 @@ def test_a_second_host_daemon_waits_until_the_first_has_ended(place: Place, wher
         second.launcher.close()
 
 
-def test_a_machine_listed_under_two_names_is_reported_at_once(where: Path) -> None:
+def test_a_machine_listed_under_two_names_is_reported_immediately(where: Path) -> None:
     place = Place()
     links = [Link(name, place.command(), work=str(where / "work"), lease_s=None) for name in ("h1", "h1.cluster")]
     try:
@@ -457,7 +457,7 @@ def far(lab: Lab) -> OverSSH:
     return OverSSH(lab, "h2")
 
 
-def test_all_processes_on_an_unreachable_host_end_and_the_host_can_be_used_again(
+def test_all_processes_on_an_unreachable_host_end_and_later_the_host_can_be_used_again(
     lab: Lab, far: OverSSH, where: Path
 ) -> None:
     watched = Watched(far, where)

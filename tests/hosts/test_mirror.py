@@ -1,4 +1,4 @@
-"""Files are copied back from hosts complete and in order, whatever breaks, and only from the host that owns them."""
+"""Files are copied back complete and in order, whatever breaks. Each file comes only from the host that owns it."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from zmqrl.rundir import RunDirectory
 
 
 class Host:
-    """A host and its daemon, which answers when the test asks for it."""
+    """A host whose daemon answers a request only when the test tells it to."""
 
     def __init__(self, name: str, place: Path) -> None:
         self.host, self.place = name, place

@@ -45,7 +45,7 @@ def sleepers() -> list[str]:
         try:
             if file.read_text().split("\0")[:2] == ["sleep", MARK]:
                 found.append(str(file))
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return found
 
@@ -150,7 +150,7 @@ def test_a_blackhole_drops_packets_silently_and_connections_survive_it(lab: Lab)
     assert lab.ssh("h3", ["hostname"]).stdout == "h3\n"
 
 
-def test_a_reset_breaks_old_and_new_connections_at_once(lab: Lab) -> None:
+def test_a_reset_breaks_old_and_new_connections_immediately(lab: Lab) -> None:
     with connect(lab, "h4") as connection, connection.makefile("rb") as received:
         assert received.readline().startswith(b"SSH-")
         lab.reset("h4", "on")

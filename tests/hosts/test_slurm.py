@@ -1,4 +1,4 @@
-"""Runs on the nodes of a Slurm job: what Slurm says about the job, its time limit, and what is left at its end."""
+"""Runs on the nodes of a Slurm job: what Slurm says about the job, the time limit, and what remains after the job."""
 
 import contextlib
 import dataclasses
@@ -86,7 +86,7 @@ def test_a_heterogeneous_job_is_refused() -> None:
 
 
 def told_by_slurm(status: int | None) -> int:
-    """A training run that Slurm signals when its time is up. If ``status`` is given, the run ends with that status."""
+    """A training run that gets Slurm's signal for the time limit. The run ends with ``status`` if one is given."""
     try:
         signal.raise_signal(signal.SIGUSR1)
     except KeyboardInterrupt:
@@ -99,7 +99,7 @@ def told_by_slurm(status: int | None) -> int:
     ("job", "status", "exit_status", "asked"),
     [("7", None, 130, [("requeue", "7")]), ("7", 130, 130, [("requeue", "7")]), ("7", 0, 0, []), (None, None, 130, [])],
 )
-def test_only_a_run_that_ends_because_its_time_is_up_is_requeued(
+def test_a_run_is_requeued_only_if_it_ends_because_its_time_is_up(
     monkeypatch: pytest.MonkeyPatch, job: str | None, status: int | None, exit_status: int, asked: list[tuple[str, str]]
 ) -> None:
     called: list[tuple[str, ...]] = []
@@ -126,7 +126,7 @@ class Supervisor:
         ([signal.SIGINT, signal.SIGINT, signal.SIGINT], 3, {signal.SIGINT}),
     ],
 )
-def test_only_a_second_ctrl_c_ends_a_run_at_once(
+def test_a_first_ctrl_c_does_not_end_a_run_at_once_but_a_second_does(
     monkeypatch: pytest.MonkeyPatch, numbers: list[signal.Signals], interrupts: int, asked_to_end: set[int]
 ) -> None:
     supervisor: Any = Supervisor()
@@ -158,7 +158,7 @@ def test_a_run_that_a_user_interrupts_is_not_requeued(monkeypatch: pytest.Monkey
         requeue.requeued("7", interrupted)
 
 
-def test_minutes_count_all_starts_of_the_job_together(tmp_path: Path) -> None:
+def test_a_limit_of_minutes_applies_to_all_starts_of_the_job_together(tmp_path: Path) -> None:
     config = dataclasses.replace(cartpole(), run_dir=tmp_path, minutes=10.0)
     assert requeue.left_of(config) == config
     initial = initial_checkpoint(config, describe_env(config.env, config.envs))
@@ -246,7 +246,9 @@ def test_a_released_node_is_distinguished_from_one_that_does_not_answer(slurm: S
 
 
 @pytest.mark.slow
-def test_a_run_whose_job_is_cancelled_reports_it_and_keeps_its_newest_checkpoint(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_run_whose_job_is_cancelled_reports_the_cancellation_and_keeps_its_newest_checkpoint(
+    slurm: Slurm, tmp_path: Path
+) -> None:
     job = slurm(
         *("sbatch", "--parsable", "--nodes=3", "--cpus-per-task=2", "--job-name=one", str(SCRIPT)),
         *("cartpole", "--workers", "2", "--shards", "1", "--checkpoint.every-minutes", "0.02", *QUICKLY),

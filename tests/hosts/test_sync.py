@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 
 
 class Host:
-    """A host that has its own cache and uses this machine's Python. It keeps the messages that it receives."""
+    """A host that has its own cache and uses this machine's Python. ``said`` has the messages from the host."""
 
     def __init__(self, cache: Path, **variables: str) -> None:
         self.said: list[str] = []
@@ -93,7 +93,7 @@ def test_every_requirement_is_pinned_to_the_version_installed_here() -> None:
     assert not any("+" in version for version in pinned.values())
 
 
-def test_an_environment_runs_our_code_is_reused_and_is_rebuilt_if_incomplete(tmp_path: Path) -> None:
+def test_an_environment_runs_our_code_and_is_reused_unless_it_is_incomplete(tmp_path: Path) -> None:
     host = Host(tmp_path)
     python = host.python(host.link())
     assert python.startswith(str(tmp_path))

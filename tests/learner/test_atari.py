@@ -95,7 +95,7 @@ def test_rgb_frames_match_the_preprocessing_of_gymnasium_frame_by_frame() -> Non
 
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/Seaquest-v5", "ALE/SpaceInvaders-v5"])
 def test_a_lost_life_ends_the_return_in_the_step_where_gymnasium_ends_it(env_id: str) -> None:
-    """The test ends there: Gymnasium's wrapper skips the remaining frames of that step, and ours plays them."""
+    """The test ends there: Gymnasium's wrapper skips the remaining frames of that step, but zmqrl plays them."""
     theirs = preprocessed(emulator(env_id), lives_end_it=True)
     ours = make_envs(env_id, PLAIN, threads=1)
     ours.reset(0)
@@ -147,7 +147,7 @@ def test_a_game_starts_with_fire_and_fewer_than_noop_max_frames(fire_reset: bool
 
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "ALE/BankHeist-v5", "ALE/Amidar-v5"])
 def test_scores_match_whole_games_in_the_bare_emulator(env_id: str) -> None:
-    """Amidar's number of lives is misleading: it starts at 0, and a game can end at 8."""
+    """Amidar's number of lives is misleading: it starts at 0 lives, and a game can end at 8 lives."""
     envs = make_envs(env_id, PLAIN, threads=1)
     bare = gymnasium.make(env_id, repeat_action_probability=0.0)
     envs.reset(0)

@@ -1,4 +1,4 @@
-"""All kinds of games have one interface: seeds, scores, ends, flavours and refusals."""
+"""All kinds of games have the same interface: seeds, scores, ends, flavours and refusals."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def test_game_i_of_a_seed_is_the_same_in_gymnasium() -> None:
     envs.close()
 
 
-def test_the_result_of_a_step_is_not_overwritten() -> None:
+def test_the_result_of_a_step_is_not_overwritten_by_later_steps() -> None:
     for env_id, config in (("ALE/Breakout-v5", PLAIN), ("ALE/Breakout-v5", RANDOM_SKIP), ("CartPole-v1", PLAIN)):
         envs = make_envs(env_id, config, threads=1)
         start = envs.reset(0)
@@ -106,7 +106,7 @@ def test_a_balanced_pole_is_cut_off_after_500_steps() -> None:
 
 
 class Corridor(gymnasium.Env[np.ndarray, np.int64]):
-    """Action 6 moves one step forward, 5 one step back. The exit is at 3. Every step costs half a point."""
+    """Action 6 moves a step forward, action 5 a step back. The exit is at position 3. Every step costs half a point."""
 
     observation_space = Box(-10.0, 10.0, (1,), np.float64)
     action_space = Discrete(2, start=5)

@@ -1,4 +1,4 @@
-"""Environments of users: what they return is checked, and anything wrong with them becomes one sentence."""
+"""Environments of users: zmqrl checks what they return, and reports each fault in one sentence."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,11 +23,11 @@ OLDER_API = (
 
 
 class Nameless(gymnasium.Space[Any]):
-    """A space that says nothing about itself, as a user's own may."""
+    """A space without a readable description, as some users write."""
 
 
 class User(gymnasium.Env[Any, Any]):
-    """Returns the attributes that a test sets, from the step on that ``wrong_from`` names. It ends after 4 steps."""
+    """Returns the attributes that a test sets, starting at step ``wrong_from``. A game ends after 4 steps."""
 
     observation_space: Any = Box(-1.0, 1.0, (2,), np.float32)
     action_space: Any = Discrete(2)
@@ -214,7 +214,7 @@ def test_observations_of_several_parts_are_flattened_into_one_vector(register: A
 
 
 def test_options_with_the_names_of_gymnasium_options_reach_the_environment() -> None:
-    """``make_vec`` takes these keywords out of a registration."""
+    """``make_vec`` removes these keywords from a registration."""
 
     def made(**settings: Any) -> User:
         assert settings == {"num_envs": 7, "wrappers": 3}

@@ -124,7 +124,7 @@ def test_ppo_gradients_match_the_textbook_expression() -> None:
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
 
 
-def test_ba3c_does_not_push_values_through_the_policy_loss() -> None:
+def test_the_policy_loss_of_ba3c_has_no_gradient_for_the_values() -> None:
     logits, values, batch = draw_batch(2)
     loss, _ = ba3c_loss(logits, values, batch, BA3CConfig(), 0.0)
     (gradient,) = torch.autograd.grad(loss, values)
@@ -208,7 +208,7 @@ def test_a_gradient_depends_on_its_version_and_not_on_earlier_work(
 
 
 def draw_rollout(steps: int = 8, num_envs: int = 6, *, seed: int = 0, number: int = 0) -> Rollout:
-    """Vectors whose first number identifies the sample, rewards up to 3, and a few ends of games."""
+    """A rollout of vectors whose first number identifies the sample. Rewards are at most 3. A few steps end a game."""
     generator = torch.Generator().manual_seed(seed)
     rollout = Rollout(steps=steps, num_envs=num_envs, observation_shape=(4,), observation_dtype=np.float32)
     rollout.number = number
@@ -389,7 +389,7 @@ def test_the_same_minibatch_gives_the_same_gradient_bit_for_bit() -> None:
 
 
 class Bandits:
-    """Two arms. The observation says which arm pays 1; the other pays nothing. Every step is a game."""
+    """Two arms. The observation says which arm pays 1; the other pays nothing. A game has one step."""
 
     num_actions = 2
     observation_shape = (2,)

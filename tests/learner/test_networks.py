@@ -98,11 +98,11 @@ def test_gradients_refer_to_the_undivided_weights() -> None:
         (logits.logsumexp(-1).sum() + values.sum()).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for of_bytes, of_floats in zip(*gradients, strict=True):
-        # Not number by number: a rounding error can decide whether a single ReLU is active.
+        # Do not compare number by number: a rounding error can decide whether a single ReLU is active.
         assert (of_bytes - of_floats).norm() < 0.01 * of_floats.norm()
 
 
-def test_small_is_two_convolutions_and_a_hidden_layer() -> None:
+def test_the_small_model_has_two_convolutions_and_a_hidden_layer() -> None:
     model = make_model("small", ATARI, 4, FLOAT32)
     assert isinstance(model, ConvPolicy)
     first, second = model.convs
@@ -188,7 +188,7 @@ def test_layers_begin_orthogonal_with_zero_biases() -> None:
         ("nature", (84, 84), ["'nature'", "(84, 84)"]),
     ],
 )
-def test_an_error_about_an_unsuitable_model_names_it_and_the_shape(
+def test_an_error_about_an_unsuitable_model_names_the_model_and_the_shape(
     name: str, shape: tuple[int, ...], words: list[str]
 ) -> None:
     with pytest.raises(UsageError) as error:
@@ -219,7 +219,7 @@ def test_an_error_about_an_invalid_width_names_its_option(hidden: int) -> None:
     ("flags", "compute"),
     [("fpu avx512f avx512_bf16", "bfloat16"), ("amx_bf16 avx512f", "bfloat16"), ("fpu avx512f", "float32")],
 )
-def test_bfloat16_is_used_only_where_the_processor_multiplies_it(
+def test_bfloat16_is_used_only_if_the_processor_can_multiply_it(
     flags: str, compute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor : 0\nflags\t\t: {flags}\n")

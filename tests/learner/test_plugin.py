@@ -210,7 +210,8 @@ def test_a_run_learns_with_the_model_and_the_loss_of_the_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT / "docs" / "examples")
-    command = tmp_path / "zmqrl-as-installed"  # a console script: the current directory is not on the path
+    # Like a console script: Python does not look for modules in the current directory.
+    command = tmp_path / "zmqrl-as-installed"
     command.write_text("from zmqrl.cli import main\nmain()\n", encoding="utf-8")
     with training(
         tmp_path / "run",

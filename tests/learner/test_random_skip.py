@@ -126,7 +126,7 @@ def test_a_life_lost_at_the_time_limit_ends_the_return_even_with_random_frame_sk
 
 
 @pytest.mark.parametrize("settings", [{}, {"noop_max": 0}, {"fire_reset": False}])
-def test_random_frame_skip_is_refused_with_no_ops_or_fire_at_the_start(settings: dict[str, Any]) -> None:
+def test_random_frame_skip_is_refused_for_games_that_start_with_noops_or_fire(settings: dict[str, Any]) -> None:
     needs = "^--envs.min-frame-skip 2 needs --envs.noop-max 0 --envs.no-fire-reset: "
     with pytest.raises(UsageError, match=needs):
         describe_env("ALE/Breakout-v5", EnvConfig(min_frame_skip=2, **settings))

@@ -1,4 +1,4 @@
-"""What the registration of an Atari game asks for is played, or refused in one sentence."""
+"""zmqrl plays an Atari game with the settings of its registration, or refuses them in one sentence."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -114,7 +114,7 @@ GREY = WrapperSpec("GrayscaleObservation", "gymnasium.wrappers:GrayscaleObservat
         ),
         ({"lives": 1}, EnvConfig(), "lives=1, which Atari games do not have: change the registration."),
         ({"game": "brekout"}, EnvConfig(), "game='brekout': no such Atari game (did you mean breakout?)."),
-        ({"game": "combat"}, EnvConfig(), "game='combat': no such Atari game."),  # there is none for one player
+        ({"game": "combat"}, EnvConfig(), "game='combat': no such Atari game."),  # a game for two players
         ({"game": None}, EnvConfig(), "game=None: no such Atari game."),
     ],
 )
@@ -150,5 +150,5 @@ def test_a_registration_with_the_same_settings_is_played(
 
 
 @pytest.mark.parametrize("env_id", ["Breakout-v0", "Breakout-v4", "BreakoutNoFrameskip-v4", "ALE/KungFuMaster-v5"])
-def test_an_id_of_ale_py_only_chooses_the_game(env_id: str) -> None:
+def test_an_ale_py_id_chooses_the_game_but_no_settings(env_id: str) -> None:
     assert describe_env(env_id, EnvConfig()).flavour == EnvConfig().flavour()

@@ -91,7 +91,7 @@ def test_gae_is_the_sum_of_the_paper(rollout: dict[str, Tensor], gamma: float, l
 
 @settings(deadline=None)
 @given(ROLLOUTS, FRACTIONS)
-def test_n_step_returns_sum_up_to_the_end(rollout: dict[str, Tensor], gamma: float) -> None:
+def test_n_step_returns_are_sums_up_to_the_end_of_the_game_or_rollout(rollout: dict[str, Tensor], gamma: float) -> None:
     torch.testing.assert_close(run_n_step(rollout, gamma), reference_n_step(rollout, gamma), rtol=1e-4, atol=1e-4)
 
 
@@ -129,7 +129,7 @@ def test_a_truncated_step_is_worth_the_value_of_its_final_observation() -> None:
     assert run_gae(game, 0.5, 0.0)[0][:, 0].tolist() == [1 + 10 - 10, 5 - 20, 21 - 30]
 
 
-def test_terminated_and_truncated_at_once_counts_as_terminated() -> None:
+def test_a_step_that_is_both_terminated_and_truncated_counts_as_terminated() -> None:
     game = one_game([0, 1, 0], [0, 1, 0], [0, 8, 0])
     assert run_n_step(game, 0.5)[:, 0].tolist() == [1.5, 1, 21]
     assert run_gae(game, 0.5, 1.0)[1][:, 0].tolist() == [1.5, 1, 21]

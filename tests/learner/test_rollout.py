@@ -16,9 +16,9 @@ TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
 
 
 class CountingEnvs:
-    """Observations are (game, step). Even games terminate at every 3rd step. Odd games are truncated at every 5th.
+    """Observations are (game, step), final observations (game, -step).
 
-    A final observation is (game, -step).
+    Games with even numbers terminate at every 3rd step. Games with odd numbers are truncated at every 5th step.
     """
 
     num_actions = 4

@@ -1,5 +1,5 @@
 // A worker for `zmqrl/1` in Node.js, written from docs/protocol.md alone. § refers to sections of that page.
-// It plays no game and has no network: its gradient is a constant. Everything else is real.
+// It plays no game and has no network: its gradient is a constant. It does everything else that a worker does.
 //
 //     node worker.mjs DIR/cluster.json RANK
 //
@@ -26,7 +26,7 @@ const text = (x) => typeof x === "string", bool = (x) => typeof x === "boolean";
 const int = (x) => Number.isSafeInteger(x) && x >= 0, ints = (x) => Array.isArray(x) && x.every(int);
 const ONE = { run: text, shard: int }, STAND = { ...ONE, incarnation: int, generation: int, version: int };
 const WEIGHTS = { ...STAND, view: int, quorum: int, members: ints, ranks: ints, codec: text, crc32: int,
-  elapsed: int }; // the last one may be left out
+  elapsed: int }; // the last field is optional
 const FIELDS = {
   WEIGHTS, SNAPSHOT: WEIGHTS,
   WELCOME: { ...STAND, view: int, quorum: int, members: ints, codec: text, state: text, published: bool },
@@ -71,7 +71,7 @@ const fail = (status, sentence) => { console.error(`node worker: ${sentence}`); 
 class Shard {
   incarnation = 0; generation = 0; version = 0; view = 0; welcomed = false;
   slices = new Map(); // version -> {codec, payload, elapsed}: the newest and the previous version
-  contribution = null; // null: none or closed; {generation, version, payload, attempt, state: "pending" or "sent"}
+  contribution = null; // null: no open contribution; {generation, version, payload, attempt, state: "pending" or "sent"}
   needs = []; // `held` of each NEED for `version`
   ended = false; // its latest message is BYE
   left = false;

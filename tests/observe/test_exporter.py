@@ -130,7 +130,7 @@ def test_each_key_of_a_row_has_a_metric() -> None:
     assert set(row) <= known, "a new key of a row needs a metric of its own"
 
 
-def test_nothing_is_served_before_the_first_snapshot_and_then_only_the_newest(exporter: Exporter) -> None:
+def test_nothing_is_served_before_the_first_snapshot_and_afterwards_only_the_newest_one(exporter: Exporter) -> None:
     assert scraped(exporter) == {}
     for version in (1, 2, 3):
         exporter.show(replace(SNAPSHOT, row=ROW | {"version": version}))

@@ -25,7 +25,7 @@ def told(tested: RunMetrics, report: object) -> bool:
 
 
 def shard(version: int = 0, **figures: Any) -> ShardStats:
-    """A shard whose process has made the complete history, unless its ``totals`` say otherwise."""
+    """The statistics of a shard whose process has made every version, unless ``totals`` say otherwise."""
     stats: dict[str, Any] = {"incarnation": 1, "version": version, "held": [], "present": [0, 1], "outcomes": {}}
     stats |= figures
     stats.setdefault("totals", [sum(column) for column in zip([0, 0, 0, 0], *stats["outcomes"].values(), strict=True)])
@@ -83,7 +83,7 @@ def test_totals_are_right_if_reports_are_lost_repeated_or_out_of_order(made: lis
     arriving = []
     for life in made:
         *some, last = life.reports()
-        # The last report of an incarnation arrives. Others may be lost, repeated and in any order.
+        # The last report of an incarnation arrives. Others may be lost, repeated or reordered.
         arriving += [last, *data.draw(st.lists(st.sampled_from([*some, last]), max_size=8))]
     for each in data.draw(st.permutations(arriving)):
         assert told(tested, each)
@@ -113,7 +113,7 @@ def test_a_report_counts_even_if_the_next_process_has_already_reported() -> None
     assert (row["agent_steps"], row["episodes"]) == (1010, 1)
 
 
-def test_a_process_whose_clock_was_set_back_takes_over_the_rank_and_counts() -> None:
+def test_a_process_whose_clock_was_set_back_takes_over_the_rank_and_its_reports_count() -> None:
     tested = metrics()
     over = [
         tested.on_report(WorkerReport.parse(report(incarnation=incarnation, agent_steps=steps)))
@@ -307,9 +307,11 @@ def test_split_is_the_time_of_one_worker_in_one_update() -> None:
 
 def test_split_and_losses_are_weighted_by_the_updates_of_each_report() -> None:
     tested = metrics()
-    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))  # after a resume: it has only played
+    # After a resume, the worker has played, but not yet learned.
+    told(tested, report(version=34_000, agent_steps=100, spans={"act": 0.5}))
     told(tested, report(version=34_003, agent_steps=100, losses={"loss": 1.0}, spans={"gradient": 1.0}))
-    told(tested, report(version=34_003, agent_steps=200, spans={"act": 0.5}))  # it has learned nothing since then
+    # Since its last report, the worker has played, but learned nothing.
+    told(tested, report(version=34_003, agent_steps=200, spans={"act": 0.5}))
     told(tested, report(version=34_004, agent_steps=200, losses={"loss": 5.0}, spans={"gradient": 1.0}))
     row = tested.row(1.0)
     assert row["split_s"] == {"act": 1.0 / 5, "gradient": 2.0 / 5}
@@ -376,7 +378,7 @@ def test_the_version_is_the_lowest_and_outcomes_are_sums_over_shards() -> None:
     assert row["late_by_rank"] == {"0": 3, "1": 4}
 
 
-def test_version_and_contributions_change_only_once_every_shard_has_answered() -> None:
+def test_version_and_contributions_do_not_change_until_every_shard_has_answered() -> None:
     tested = metrics()
     tested.on_shards([shard(5, outcomes={0: [5, 0, 0, 0]}), None])
     assert (tested.counters().version, tested.counters().contributions["used"]) == (0, 0)
@@ -416,7 +418,7 @@ def test_contributions_match_the_histories_whatever_happens_to_the_shard(story: 
         assert (contributions["used"], contributions["late"]) == (2 * len(history), len(history))
 
 
-def test_late_counts_continue_when_a_shard_restarts_or_answers_out_of_order() -> None:
+def test_late_counts_continue_even_if_a_shard_restarts_or_answers_out_of_order() -> None:
     tested = metrics()
     for incarnation, late in ((1, 5), (1, 4), (1, 6), (2, 3), (2, 4), (3, 0), (3, 2)):
         tested.on_shards([shard(9, incarnation=incarnation, outcomes={0: [9, late, 0, 0]})])

@@ -342,7 +342,7 @@ def test_a_merged_row_has_means_over_all_gradients_and_the_counts_of_the_last_ro
         assert found[name] == rows[-1][name]
 
 
-def test_merged_rows_of_an_older_run_have_equal_weight() -> None:
+def test_merged_rows_of_a_run_of_older_code_have_equal_weights() -> None:
     found = merged([row(2, value_loss=1.0), row(3, value_loss=2.0), row(4, value_loss=6.0)])
     assert (found["value_loss"], found["policy_loss"]) == (3.0, -0.01)
     assert "gradients" not in found

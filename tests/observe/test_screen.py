@@ -113,7 +113,9 @@ def test_a_non_blocking_descriptor_gets_everything(pipe: Pipe) -> None:
     screen.close()
 
 
-def test_streams_are_restored_and_those_in_memory_are_left_alone(monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
+def test_streams_are_restored_and_streams_in_memory_are_not_changed(
+    monkeypatch: pytest.MonkeyPatch, pipe: Pipe
+) -> None:
     in_memory = io.StringIO()
     monkeypatch.setattr(sys, "stdout", pipe.stream)
     monkeypatch.setattr(sys, "stderr", in_memory)

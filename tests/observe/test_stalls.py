@@ -1,4 +1,4 @@
-"""When a version counts as stalled, which processes are inspected, and what users read. No processes, no clock."""
+"""When the code reports a stalled version, which processes it inspects, and what users read. No processes, no clock."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ TURN_S = 0.25
 
 
 class Watched:
-    """A run whose versions take ``step_s`` until they stall. It records all news about its stalls."""
+    """A run whose versions take ``step_s`` until they stall. This class records all news about the stalls."""
 
     def __init__(self, *, step_s: float = 0.1, versions: int = 20, per_iteration: int = 1) -> None:
         self.now, self.version = 100.0, 0
@@ -146,7 +146,7 @@ def test_a_process_that_goes_missing_later_is_also_inspected_and_named() -> None
     assert [told.awaited[0].process for told in run.told()] == [worker_id(3), shard_id(0)]
 
 
-def test_the_end_of_a_stall_is_logged_only_if_the_stall_was() -> None:
+def test_the_end_of_a_stall_is_logged_only_if_the_stall_was_logged() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     run.make(0.0)
@@ -174,7 +174,7 @@ def test_a_process_is_inspected_rarely_even_over_several_stalls() -> None:
     assert run.asked() == [worker_id(3)] * 2
 
 
-def test_a_process_that_replaces_a_dead_one_is_inspected_again() -> None:
+def test_a_process_that_replaces_a_dead_one_is_also_inspected() -> None:
     run = Watched()
     run.wait(LEAST_PATIENCE_S)
     run.stalls.answered(worker_id(3), HANGS)
@@ -215,7 +215,7 @@ def test_the_first_versions_have_more_time_before_they_count_as_a_stall(versions
     assert len(run.shown()) == 1
 
 
-def test_time_when_the_supervisor_did_not_run_does_not_count() -> None:
+def test_time_in_which_the_supervisor_did_not_run_does_not_count() -> None:
     run = Watched()
     run.wait(1.0)
     run.now += 3600.0
@@ -265,14 +265,14 @@ def test_a_worker_is_named_with_its_host_its_span_and_its_stack() -> None:
     )
 
 
-def test_a_notice_says_when_a_process_is_stopped() -> None:
+def test_a_notice_says_that_a_process_is_stopped() -> None:
     stopped = replace(WORKER, silent_s=11.0, doing=Doing(state="stopped"))
     assert stall(stopped).endswith("worker-3 (host h2): stopped by a signal, silent for 11 s, in env_step for 11.8 s")
     shard = Awaited(process=shard_id(1), silent_s=11.0, doing=Doing(state="stopped"))
     assert stall(shard).endswith("for shard-1 (host h2): stopped by a signal, silent for 11 s")
 
 
-def test_an_external_worker_is_named_without_a_host_even_if_it_has_no_span() -> None:
+def test_an_external_worker_is_named_without_a_host_even_if_the_worker_has_no_span() -> None:
     external = replace(WORKER, is_external=True)
     assert stall(external).endswith("for worker-3 (external): in env_step for 11.8 s")
     assert stall(replace(external, span="")).endswith("for worker-3 (external): in no named span")
@@ -313,7 +313,7 @@ def test_the_span_name_of_a_worker_cannot_forge_a_line() -> None:
         )
     )
 )
-def test_a_stall_survives_its_file(awaited: list[Awaited]) -> None:
+def test_a_stall_is_read_from_its_file_as_it_was_written(awaited: list[Awaited]) -> None:
     written = Stall(version=3, waited_s=6.5, awaited=tuple(awaited), others=2)
     assert Stall.from_json(json.loads(json.dumps(written.to_json()))) == written
     assert written.sentence()

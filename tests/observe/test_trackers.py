@@ -44,7 +44,7 @@ def track(
 
 
 class Recorder:
-    """A tracker that records its calls. The call named ``fails`` raises, and ``log`` waits for ``stuck``."""
+    """A tracker that records its calls. ``fails`` names a method that raises. ``log`` waits for ``stuck``."""
 
     def __init__(self, fails: str | None = None, stuck: threading.Event | None = None) -> None:
         self.fails, self.stuck = fails, stuck
@@ -112,7 +112,7 @@ def test_a_tracker_that_hangs_is_left_out_and_the_run_does_not_wait(
     released.set()
 
 
-def test_the_run_waits_for_a_tracker_to_finish_only_for_a_limited_time(tmp_path: Path, kinds: dict[str, Any]) -> None:
+def test_the_run_waits_only_a_limited_time_for_a_tracker_to_finish(tmp_path: Path, kinds: dict[str, Any]) -> None:
     released = threading.Event()
     kinds["stuck"] = kind(Recorder(stuck=released))
     assert track(tmp_path, "stuck", within_s=0.0) == ["stuck may lack the last rows: it did not finish within 0 s"]

@@ -67,7 +67,7 @@ def test_the_true_clock_is_within_the_bound(
 @example(seconds=600, quiet=[(0.0, 0.02)], drift=20e-6, one_way=False, seed=1)
 @example(seconds=600, quiet=[(0.0, 0.02)], drift=20e-6, one_way=True, seed=2)
 @example(seconds=3600, quiet=[(0.0, 0.03)], drift=-50e-6, one_way=True, seed=3)
-def test_the_bound_holds_when_the_network_is_congested_for_most_of_the_run(
+def test_the_bound_holds_even_if_the_network_is_congested_for_most_of_the_run(
     seconds: int, quiet: list[tuple[float, float]], drift: float, one_way: bool, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)

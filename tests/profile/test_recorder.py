@@ -38,7 +38,7 @@ def test_recorded_rows_are_read_back(tmp_path: Path) -> None:
     assert read.span_names == ["act"]
 
 
-def test_every_block_has_the_spans_since_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_has_the_spans_since_the_previous_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 600)
     one = recorder(tmp_path)
     for turn in range(60):
@@ -62,7 +62,7 @@ def test_each_process_of_a_rank_has_its_own_recording(tmp_path: Path) -> None:
     assert [(each.incarnation, each.table("pings")["shard"].tolist()) for each in read] == [(7, [7]), (10, [10])]
 
 
-def test_the_oldest_files_of_a_process_are_removed_and_those_of_others_stay(
+def test_the_oldest_files_of_a_process_are_removed_and_files_of_other_processes_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 500)
@@ -81,7 +81,7 @@ def test_the_oldest_files_of_a_process_are_removed_and_those_of_others_stay(
     assert all(path.stat().st_size < 1500 for path in segments(tmp_path))
 
 
-def test_a_trace_keeps_all_spans_of_the_first_versions_and_then_only_the_newest(tmp_path: Path) -> None:
+def test_a_trace_keeps_all_spans_of_the_first_versions_and_the_newest_of_later_ones(tmp_path: Path) -> None:
     one = recorder(tmp_path, trace_below=103)
     for version in range(100, 110):
         one.spans.version = version
@@ -192,7 +192,8 @@ def test_rows_from_another_thread_are_not_lost(tmp_path: Path) -> None:
 
 
 def test_time_in_the_run_queue_counts_except_in_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queued_us = iter([1000, 1010, 1300, 1305, 1400])  # start, begin and end of the wait, end of the first cycle, second
+    # At the start, at both ends of the wait, and at the ends of the first and the second cycle.
+    queued_us = iter([1000, 1010, 1300, 1305, 1400])
     monkeypatch.setattr(recorder_module, "_scheduled_us", lambda: (0, next(queued_us)))
     monkeypatch.setattr(Recorder, "_add_machine", lambda *_: None)
     one = recorder(tmp_path)

@@ -19,7 +19,7 @@ PER_S = {"cpu_us": 0.3, "queued_us": 0.2, "process_cpu_us": 0.4, "stolen_us": 0.
 
 
 def recorded(busy_until_s: float = 0.0) -> Recording:
-    """A run with totals of the machine every 0.5 s, and a process that uses more before ``busy_until_s``."""
+    """A run with totals of the machine every 0.5 s. The totals grow faster until ``busy_until_s``."""
     processes = synthetic_run(versions=VERSIONS)
     for each in processes:
         at_s = np.arange(0.0, 12.0, 0.5)

@@ -107,8 +107,9 @@ def test_a_worker_that_is_always_late_is_not_blamed_but_reported_as_left_out() -
 
 def test_the_gain_of_the_last_backup_is_predicted() -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 0.03}, every=20)
-    # Twice in 40 versions, the fourth worker is 30 ms late. In each of the next versions, it catches up by the time of
-    # one update. If one of the other three workers were missing, these updates would wait for the fourth.
+    # Twice in 40 versions, the fourth worker is 30 ms late. In each of the next versions, the worker reduces its delay
+    # by the time of one update. Without one of the other three workers, the updates of these versions would wait for
+    # the fourth.
     way_s = 2 * TRANSFER_S + ACCUMULATE_S + sum(SHARD_S.values())
     late_s = sum(0.03 - i * way_s for i in range(3))
     assert found["backup_gain_s"] == pytest.approx(2 * late_s / VERSIONS * 3 / 4, rel=0.01)

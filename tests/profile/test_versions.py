@@ -37,6 +37,6 @@ def test_a_range_of_versions_is_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "5-", "-5", "9-3", "1-2-3", "1.5", "٣"])
-def test_other_ranges_are_refused(text: str) -> None:
+def test_invalid_ranges_of_versions_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--versions"):
         version_range(text)

@@ -45,12 +45,12 @@ def used_by(running: Served, rank: int, shard: int) -> int:
 
 
 def heard_of(running: Served, rank: int, shard: int) -> int:
-    """The number of contributions of ``rank`` that have arrived, not counting the one that is held."""
+    """The number of contributions of ``rank`` that have arrived, without one that the shard still holds."""
     return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
 
 
 def recovered(capfd: pytest.CaptureFixture[str]) -> int:
-    """The version that the newest shard process has found on disk, as it logs. WELCOME may name a later one."""
+    """The version that the newest shard process found on disk, from its log. WELCOME may name a later version."""
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
 
 
@@ -289,7 +289,7 @@ def test_unread_snapshots_cost_the_shard_at_most_two_slices(tmp_path: Path) -> N
         assert anonymous_mb(running.pid(0)) < before_mb + 5 * slice_mb
 
 
-def test_a_worker_cut_off_from_one_shard_delays_no_other_and_returns_after_the_cut(tmp_path: Path) -> None:
+def test_a_worker_cut_off_from_one_shard_delays_no_other_worker_and_returns_after_the_cut(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0}))
@@ -332,7 +332,7 @@ def test_a_contributor_that_died_after_reaching_one_shard_does_not_block_the_run
         connections[1].close(timeout_s=0)
         workers = ExitStack()
         stack.enter_context(workers)
-        # This worker never had version 3 complete: it must ask shard 1 for its previous version.
+        # This worker never had version 3 complete: it must ask shard 1 for the previous version.
         helper = workers.enter_context(Worker(running.cluster, 2))
         running.wait_for(4)
         assert helper.pulled[0] == (1, 3)
@@ -416,7 +416,7 @@ def test_each_connection_of_a_worker_can_be_reset(tmp_path: Path) -> None:
         running.finish(workers)
 
 
-def test_a_slow_path_only_makes_a_worker_late(tmp_path: Path) -> None:
+def test_a_slow_path_makes_a_worker_late_and_has_no_other_effect(tmp_path: Path) -> None:
     options = {"shards": 2, "workers": 3, "quorum": 2, "transport": "tcp"}
     with served(tmp_path, **options) as running, ExitStack() as stack:  # type: ignore[arg-type]
         cluster, proxies = stack.enter_context(proxied(running.cluster, {0, 1}))

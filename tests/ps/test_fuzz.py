@@ -1,4 +1,4 @@
-"""Hostile bytes on all sockets of a live run are counted, or break their own connection, and change nothing."""
+"""Hostile bytes on the sockets of a live run change nothing: they are counted, or break their own connection."""
 
 import random
 import re
@@ -27,7 +27,7 @@ MOST_GROWTH_MB = 30
 # A greeting and READY of ZMTP 3.0 with the NULL mechanism, as in RFC 23.
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x04%s\x08Identity\x00\x00\x00\x00"
-# READY has room for 4 letters. A ROUTER refuses a PAIR.
+# READY has room for a socket type of 4 letters. A ROUTER refuses a peer of type PAIR.
 TYPES = {"grad": b"PUSH", "weights": b"XSUB", "control": b"PAIR"}
 
 
@@ -206,7 +206,7 @@ def test_thousands_of_hostile_messages_are_counted_and_change_nothing(tmp_path: 
 
 
 def send(to: "zmq.Socket[bytes]", frames: list[bytes], payloads: set[type]) -> bool:
-    """Send the frames. Returns True if they are not a valid message, so that they must be counted."""
+    """Send the frames. Returns True if the frames are not a valid message, so that the shard must count them."""
     to.send_multipart(frames)
     return is_no_message(frames, payloads)
 
@@ -325,6 +325,6 @@ def test_memory_for_ten_thousand_topics_is_freed(tmp_path: Path) -> None:
                 running.wait_for(version + 5)
                 memory.append(memory_mb(running)[0])
             eventually(lambda turn=turn: counted(running) >= 20_000 * turn, "unsubscribed")  # type: ignore[misc]
-        # Subscriptions take about 43 bytes per byte of a topic, but only until the connection ends.
+        # Subscriptions take about 43 bytes of memory per byte of a topic, but only until the connection ends.
         assert memory[2] < memory[0] + MOST_GROWTH_MB / 3, memory
         running.finish(workers)

@@ -127,7 +127,7 @@ def test_a_node_worker_contributes_to_every_version_until_the_run_ends(
 
 
 @pytest.mark.slow
-def test_a_node_worker_continues_when_a_shard_is_killed(node_worker: Path, tmp_path: Path) -> None:
+def test_a_node_worker_continues_after_a_shard_was_killed(node_worker: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with run_with_a_node_worker(node_worker, run_dir, "--updates", "150") as processes:
         wait_until(lambda: len(history(run_dir, 1)) >= 20, "20 versions")

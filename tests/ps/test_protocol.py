@@ -8,7 +8,7 @@ The guarantees:
 - Every sent slice is accounted for.
 - No version is ever published with two different contents.
 - All workers compute on a version, and all shards make the next one, for the same progress of the run.
-``protocol_model.py`` asserts each of them at the step that could break it.
+``protocol_model.py`` asserts each guarantee at the step that could break the guarantee.
 """
 
 import random
@@ -105,7 +105,7 @@ class RunUnderFaults(RuleBasedStateMachine):
 
     @rule(more=st.integers(0, 300_000))
     def more_of_the_run_has_passed(self, more: int) -> None:
-        """Each shard hears of it at the supervisor's next visit, so at another time than the others."""
+        """The supervisor tells each shard at its next visit to that shard, so not all shards at the same time."""
         self.world.supervisor.elapsed = min(WHOLE, self.world.supervisor.elapsed + more)
 
     @rule(ahead=st.integers(0, 2))
@@ -277,7 +277,7 @@ TestRunUnderFaults = RunUnderFaults.TestCase
 
 
 def reach(world: World, links: list[Link]) -> None:
-    """Deliver only the contributions of ``links``."""
+    """Deliver the contributions of ``links`` and nothing else."""
     for link in links:
         while link.gradients:
             link.deliver(link.gradients)

@@ -142,7 +142,7 @@ def test_the_fields_of_a_supervisor_message_match_the_code(kind: str) -> None:
     assert supervisor_rows()[kind] == ", ".join(f"{name} {words}" for name, words in fields(kind))
 
 
-def test_messages_documented_with_the_same_first_fields_have_them() -> None:
+def test_messages_documented_with_the_same_first_fields_have_these_fields() -> None:
     for kind in ("WEIGHTS", "HEARTBEAT", "NEED", "BYE", "WELCOME", "SNAPSHOT"):
         assert [name for name, _ in fields(kind)][:5] == ["run", "shard", "incarnation", "generation", "version"]
 
@@ -235,7 +235,7 @@ def test_the_table_of_a_key_file_lists_every_key_that_a_run_writes(tmp_path: Pat
     assert len(judged) == 4
 
 
-# Faults of contributions in the order of the page's table. None is a malformed message.
+# Faults of contributions in the order of the page's table. ``None`` stands for a malformed message.
 FAULTS: list[dict[str, Any] | None] = [
     None,
     {"layout": "another"},
@@ -402,7 +402,8 @@ def test_a_worker_written_from_the_page_contributes_to_every_version_even_if_a_s
     threads = [start(shards, 0, mine), start(shards, 1, [])]
     while len(mine) < 20:
         time.sleep(0.01)
-    shards.control.send(0, m.Elapsed(run=shards.cluster.run, elapsed=500_000))  # the other learns it from the workers
+    # Shard 1 learns the progress from the workers.
+    shards.control.send(0, m.Elapsed(run=shards.cluster.run, elapsed=500_000))
     shards.processes[1].send_signal(signal.SIGKILL)
     shards.start(1)
     shards.control.greet([1], within_s=10)
@@ -420,7 +421,7 @@ def test_a_worker_written_from_the_page_contributes_to_every_version_even_if_a_s
 
 @pytest.mark.processes
 @pytest.mark.parametrize("shards", ["f32"], indirect=True)
-def test_a_worker_written_from_the_page_helps_a_shard_after_its_predecessor_failed_to(
+def test_a_worker_written_from_the_page_helps_a_shard_that_its_predecessor_did_not_reach(
     shards: StandaloneShards, tmp_path: Path
 ) -> None:
     first: list[int] = []

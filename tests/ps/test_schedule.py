@@ -57,7 +57,7 @@ def test_the_learning_rate_falls_until_the_horizon_even_if_a_shard_dies(tmp_path
 
 
 @pytest.mark.processes
-def test_all_shards_make_a_version_for_the_same_progress_even_if_they_learn_it_at_different_times(
+def test_all_shards_make_a_version_for_the_same_progress_even_if_told_at_different_times(
     tmp_path: Path,
 ) -> None:
     with served(tmp_path, shards=2, optimizer=FALLING, horizon=1e9) as running:

@@ -20,9 +20,10 @@ START_S = 60.0  # time in the run queue before the first cycle
 
 
 def off_core(processes: Sequence[ProcessRecording], on_core: float, queued: float | None) -> list[ProcessRecording]:
-    """The recordings with workers that were on their core, and ready without a core, for these shares of their work.
+    """Change the recordings: each worker was on a core for the share ``on_core`` of its work.
 
-    ``queued`` is None for an older recording. The start of the processes had much time in the run queue.
+    Each worker was in the run queue for the share ``queued`` of its work. With None, the recording is an older one. The
+    processes waited in the run queue for a long time at their start.
     """
     for each in processes:
         if each.process.role == "worker":
@@ -47,11 +48,11 @@ def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> No
     run = recorded(off_core(synthetic_run(hosts=ONE_HOST), 2 / 3, queued=1 / 3))
     assert run.scenario.cores == 2
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
-    assert replay(run, Changes(without=0)) > 1.3 * run.measured  # two workers have a core each
+    assert replay(run, Changes(without=0)) > 1.3 * run.measured  # two workers, each with a core
 
 
 def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay() -> None:
-    # Each worker has a host of its own, so other programs had the cores.
+    # Each worker has a host of its own, so it was other programs that used the cores.
     run = recorded(off_core(synthetic_run(), 2 / 3, queued=1 / 3))
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
     assert replay(run, Changes(without=0)) == pytest.approx(run.measured, rel=0.02)
@@ -60,7 +61,8 @@ def test_time_in_the_run_queue_that_the_run_does_not_explain_stays_in_the_replay
 
 
 def test_older_recordings_without_the_run_queue_of_each_cycle_are_replayed_as_before() -> None:
-    # The start counts as if the workers had been in the run queue whenever they were off their cores.
+    # The long wait in the run queue at the start makes it look as if the workers were in the run queue whenever they
+    # were off their cores.
     run = recorded(off_core(synthetic_run(), 0.5, queued=None))
     (first, *_) = run.times(range(3), 40).gradient
     assert sum(first.cpu_s) == pytest.approx(0.5 * 40 * (USUAL_S["gradient"] + USUAL_S["encode"] + USUAL_S["push"]))
@@ -103,7 +105,7 @@ def test_the_costs_of_a_shard_are_the_mean_durations_of_its_spans() -> None:
 
 @pytest.mark.parametrize("after", [-1, 20])
 def test_the_cpu_time_of_other_threads_is_that_of_the_replayed_updates(after: int) -> None:
-    # The other threads use 60 s before the first update, and a tenth of a core afterwards.
+    # The other threads use 60 s of CPU time before the first update, and a tenth of a core afterwards.
     run = synthetic_run(versions=40)
     for each in run:
         (columns,) = each.tables.get("cycles", [np.zeros((1, len(COLUMNS["cycles"])))])

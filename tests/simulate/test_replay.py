@@ -34,17 +34,17 @@ def test_the_blamed_rank_and_the_ranks_named_by_the_user_are_left_out() -> None:
 
 @pytest.mark.parametrize(("slow", "found"), [(2, 2), (3, 3), (6, 4)])
 def test_at_most_four_ranks_are_left_out_the_most_blamed_first(slow: int, found: int) -> None:
-    # The slow ranks take turns at being late. A higher rank is later.
+    # The slow ranks take turns at being late. A higher rank is late by more time.
     turns = {rank: 0.5 + 0.1 * rank for rank in range(slow)}
     assert blamed(workers=12, in_turn_s=turns) == sorted(turns, reverse=True)[:found]
 
 
-def test_a_rank_with_little_blame_is_not_worth_a_question() -> None:
+def test_no_prediction_leaves_out_a_rank_with_little_blame() -> None:
     assert blamed(in_turn_s={0: 1.0, 1: 0.05}) == [0]
 
 
 @pytest.mark.parametrize(("link_s", "asked"), [(0.01, True), (0.2, False)])
-def test_more_shards_are_a_question_only_if_the_network_does_not_limit_the_run(link_s: float, asked: bool) -> None:
+def test_more_shards_are_predicted_only_if_the_network_does_not_limit_the_run(link_s: float, asked: bool) -> None:
     run = synthetic_run(versions=24, link_extra_s=dict.fromkeys(range(3), link_s))
     recording = Recording(tuple(run))
     timeline = Timeline.of(recording, Clocks.of(recording))

@@ -24,7 +24,7 @@ def test_the_network_cards_of_a_live_run_are_not_measured() -> None:
     console = Console(width=200)
     with console.capture() as printed:
         console.print(table([live], []))
-    assert printed.get().splitlines()[1].split()[-1].endswith("%")  # the column before, waiting
+    assert printed.get().splitlines()[1].split()[-1].endswith("%")  # the last column is waiting
     assert live.to_json()["nic_use"] == {"outgoing": [], "incoming": []}
 
 

@@ -62,7 +62,7 @@ def test_a_recorded_slow_network_does_not_answer_questions_about_shards(
     assert capsys.readouterr().err == ""
 
 
-def test_only_waits_between_the_first_and_the_last_version_count() -> None:
+def test_waits_before_the_first_and_after_the_last_version_do_not_count() -> None:
     waits = [(0.0, 3.0), (3.5, 4.0), (6.0, 9.0), (9.0, 10.0)]
     assert within_s(waits, 2.0, 8.0) == 1.0 + 0.5 + 2.0
     assert within_s(waits, 20.0, 30.0) == 0.0

@@ -106,7 +106,7 @@ def test_a_worker_that_has_not_contributed_gets_the_newest_weights_at_once() -> 
     assert [a.version for a in of(Assembled, worker.handle(Pulling(4), 0.0))] == [7]
 
 
-def test_a_worker_resends_its_contribution_to_a_shard_in_need() -> None:
+def test_a_worker_resends_its_contribution_to_a_shard_that_sends_need() -> None:
     worker = computing(4, 7)
     worker.handle(Contributed(1, 4), 0.0)
     worker.handle(Pulling(4), 0.0)
@@ -245,7 +245,7 @@ def run_left_apart(path: Path) -> Iterator[Run]:
             run.eventually(drift_apart, "shard 0 ahead by two versions")
             for worker in workers:
                 worker.leaving.set()
-        os.kill(pid, signal.SIGKILL)  # the contributions sent to it meanwhile are lost
+        os.kill(pid, signal.SIGKILL)  # the contributions sent to the stopped shard are lost
         run.wait_to_say("shard 1 is back at version")
         yield run
 

@@ -11,9 +11,9 @@ from zmqrl.supervisor.ending import stop_shards
 
 
 class LateControl:
-    """Shards that make ``pace`` versions between two requests. Each answer shows their state ``late`` requests ago.
+    """Shards that make ``pace`` versions between two requests. Each answer is out of date by ``late`` requests.
 
-    The shard ``failed`` can make no more versions, so the others can make at most one more.
+    The shard ``failed`` can make no more versions, so the other shards can make at most one more version.
     """
 
     run = "0" * 16

@@ -129,7 +129,7 @@ def test_a_checkpoint_stays_with_a_follower_as_long_as_it_is_needed(
     followers.on_checkpoint(300, 60 * 5.1)
     followers.on_checkpoint(500, 60 * 15.0)
     assert brought == {(EVALUATOR, 0), (EVALUATOR, 300), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
-    followers.on_answer(evaluation(500))  # which skips the outdated version 300
+    followers.on_answer(evaluation(500))  # the evaluator has skipped version 300 as outdated
     assert brought == {(EVALUATOR, 0), (EVALUATOR, 500), (RECORDER, 0), (RECORDER, 500)}
     followers.on_answer(Said(RECORDER, {"skipped": 0, "reason": "none"}))
     assert brought == {(EVALUATOR, 500), (RECORDER, 500)}

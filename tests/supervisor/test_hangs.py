@@ -50,7 +50,7 @@ def running(path: Path, *options: str, **environment: str) -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run of two shards with two workers and a quorum of two. Each test leaves it as it was."""
+    """A run of two shards with two workers and a quorum of two. Each test leaves the run as it was."""
     with running(tmp_path_factory.mktemp("hangs") / "run") as run:
         run.wait_for(USUAL)
         yield run
@@ -119,7 +119,7 @@ def test_a_stopped_worker_is_distinguished_from_a_hung_one(run: Run) -> None:
     goes_on(run)
 
 
-def test_a_stopped_shard_is_named_but_not_the_workers_that_wait_for_it(run: Run) -> None:
+def test_a_stopped_shard_is_named_and_the_workers_that_wait_for_it_are_not(run: Run) -> None:
     pid = run.pid("shard", 1)
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -131,7 +131,9 @@ def test_a_stopped_shard_is_named_but_not_the_workers_that_wait_for_it(run: Run)
     goes_on(run)
 
 
-def test_a_hung_external_worker_is_named_only_with_its_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_external_worker_is_named_with_its_span_but_without_a_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hang = tmp_path / "hang"
     monkeypatch.setenv(HANG_FILE, str(hang))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))

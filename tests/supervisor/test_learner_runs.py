@@ -33,7 +33,7 @@ def loss(logits, values, batch, config, entropy_coefficient):
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "ba3c"])
 def test_schedules_follow_the_version_across_restarts_of_processes(algo: str, tmp_path: Path) -> None:
-    """From version 10 on, the rate is 0 and the bonus 0.01, even in workers and shards that start later."""
+    """From version 10 on, the learning rate is 0 and the entropy bonus 0.01, even in processes that start later."""
     (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_COEFFICIENT.format(algo=algo), encoding="utf-8")
     path = tmp_path / "run"
     rate = ("--optimizer.learning-rate", "0.01", "--optimizer.final-learning-rate", "0")
@@ -58,7 +58,7 @@ FALLING = ("--optimizer.learning-rate", "1e-3", "--optimizer.final-learning-rate
 
 
 def made_at(files: RunFiles, shards: int = 2) -> list[int]:
-    """The progress for which each version was made. It is the same on all shards."""
+    """The progress for which each version was made. This progress is the same on all shards."""
     first, *others = ([line.get("made_at", 0) for line in files.history(shard)] for shard in range(shards))
     assert all(other == first for other in others)
     return first
@@ -66,7 +66,7 @@ def made_at(files: RunFiles, shards: int = 2) -> list[int]:
 
 @pytest.mark.slow
 def test_a_resumed_run_continues_schedules_that_follow_updates(tmp_path: Path) -> None:
-    """The first session ends before its schedules. The second has another limit and continues them."""
+    """The first session ends before its schedules do. The second has another limit and continues the schedules."""
     (tmp_path / "telling.py").write_text(LOSS_THAT_TELLS_ITS_COEFFICIENT.format(algo="ppo"), encoding="utf-8")
     bonus = ("--ppo.entropy-coefficient", "0.03", "--ppo.final-entropy-coefficient", "0.01")
     path, loss = tmp_path / "run", ("--loss", "telling:loss")
@@ -121,7 +121,7 @@ def test_consistent_runs_whose_schedules_follow_agent_steps_are_bit_identical(tm
 
 
 @pytest.mark.slow
-def test_workers_that_only_act_contribute_and_do_not_change_the_weights(tmp_path: Path) -> None:
+def test_the_contributions_of_workers_that_only_act_do_not_change_the_weights(tmp_path: Path) -> None:
     options = ("--env", "zmqrl/Dummy-v0", "--model", "small", "--envs.screen-size", "36", "--network.hidden", "16")
     files = run(tmp_path / "run", *options, "--updates", "48", "--act-only")
     files.assert_history_exact(48)
@@ -132,7 +132,8 @@ def test_workers_that_only_act_contribute_and_do_not_change_the_weights(tmp_path
     assert summary["score_mean_50"] > 0
     assert summary["flavour"].startswith("no game: ")
     assert all(row["loss"] is row["entropy"] is row["grad_norm"] is None for row in files.metrics())
-    # Read from the checkpoint: the last bits of orthogonal weights depend on the number of torch's threads.
+    # The first weights are read from the checkpoint, because the last bits of orthogonal weights depend on the number
+    # of torch's threads.
     first, *_, last = map(Checkpoint.read, checkpoints(files.path / "checkpoints"))
     assert (first.version, last.version) == (0, 48)
     assert first.params_sha256() == last.params_sha256()

@@ -151,7 +151,7 @@ def test_progress_by_minutes_is_sent_repeatedly_and_ends_at_a_million() -> None:
     assert [action.elapsed for action in run.told(e.TellElapsed, before)][-2:] == [1_000_000] * 2
 
 
-def test_progress_is_the_greater_of_minutes_and_agent_steps_and_a_rollback_loads_it() -> None:
+def test_progress_is_the_greater_of_minutes_and_agent_steps_and_is_sent_again_in_a_rollback() -> None:
     run = Run(horizon=Horizon(minutes=10.0, agent_steps=1000))
     run.ticks(1.0)
     run.feed(e.Figures(400, float("-inf"), 1.0))
@@ -247,7 +247,7 @@ def test_a_checkpoint_is_captured_on_every_shard_then_fetched_and_due_again_a_pe
 
 
 def due(run: Run, *, versions: tuple[int, int] = (5, 5)) -> list[e.SetAside]:
-    """Make the periodic checkpoint due. Returns the requests to the shards, which do not receive them."""
+    """Make the periodic checkpoint due. Returns the requests to the shards, which never arrive there."""
     for shard, version in enumerate(versions):
         run.stands[shard]["version"] = version
     run.act = lambda action: None  # type: ignore[method-assign]
@@ -494,7 +494,7 @@ def test_the_run_ends_when_all_shards_have_reached_the_last_version() -> None:
     assert run.told(e.Stop)[0] == e.Stop("updates")
 
 
-def test_a_stop_waits_for_a_shard_that_is_down_only_for_a_limited_time(run: Run) -> None:
+def test_a_stop_waits_only_a_limited_time_for_a_shard_that_is_down(run: Run) -> None:
     run.kill_shard(1)
     run.feed(e.Interrupted())
     assert e.Stop("interrupted") not in run.ticks(STOP_WITHIN_S - 1.0)

@@ -32,7 +32,7 @@ def test_a_shard_that_died_before_all_workers_is_the_first_death() -> None:
     for turn in range(4):
         for name in ("shard-1", "worker-0", "worker-1"):
             processes.died(died(name, tail=str(turn)), 1.0 + turn, counts=True)
-        processes.made(7, 10.0 + turn)  # the version of the other shard, which waits
+        processes.made(7, 10.0 + turn)  # the other shard, which then waits, reports its version
     assert processes.first_death is not None
     assert (str(processes.first_death.process), processes.first_death.log_tail) == ("shard-1", "0")
 
@@ -192,7 +192,7 @@ def test_a_silent_process_is_named_every_five_seconds_and_killed_after_thirty() 
     assert processes.silent_s(WORKER, 31.0) == 1.0, "the silence of the next process starts at zero"
 
 
-def test_time_when_the_supervisor_was_stopped_does_not_count_as_silence() -> None:
+def test_time_in_which_the_supervisor_was_stopped_does_not_count_as_silence() -> None:
     processes = Processes()
     processes.heard(WORKER, 0.0)
     processes.pardon(100.0)

@@ -45,7 +45,7 @@ class Told:
         self.progress.begin(0.0)
 
     def row(self, *versions: int, generation: int = 1) -> None:
-        """Shards report ``versions`` in order. Shards after the last one report nothing."""
+        """Shard i reports ``versions[i]``. Shards without an entry report nothing."""
         told = {shard: stats(shard, version, generation=generation) for shard, version in enumerate(versions)}
         self.progress.on_stats(told, range(2), (0, 1))
         self.progress.show(0.0)

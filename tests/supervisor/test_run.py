@@ -72,8 +72,8 @@ def test_a_limit_of_updates_ends_every_shard_at_exactly_that_version(finished: F
 def test_the_summary_agrees_with_the_last_checkpoint_and_with_itself(finished: Finished) -> None:
     summary = finished.assert_summary_exact("updates")
     assert (summary["workers"], summary["backups"]) == (2, 0)
-    # Each worker makes 16 updates (4 epochs x 4 minibatches) from a rollout of 32 steps in 8 games: 40 need 3 rollouts.
-    # A worker that sees the last version before BYE plays once more.
+    # Each worker makes 16 updates (4 epochs x 4 minibatches) from a rollout of 32 steps in 8 games: 40 updates need 3
+    # rollouts. A worker that sees the last version before BYE plays once more.
     assert summary["agent_steps"] in range(2 * 3 * 32 * 8, 2 * 4 * 32 * 8 + 1, 32 * 8)
     assert summary["abandoned_steps"] == 0
     assert summary["episodes"] > 0
@@ -131,7 +131,7 @@ def test_the_cluster_file_is_private_and_has_everything_a_worker_needs(finished:
     assert cluster["open_ranks"] == []
 
 
-def test_files_that_only_a_live_run_needs_are_removed_at_its_end(finished: Finished) -> None:
+def test_files_that_only_a_live_run_needs_are_removed_when_the_run_ends(finished: Finished) -> None:
     left = {path.name for path in finished.path.iterdir()}
     assert not left & {"cluster.json", "left.json", "sockets", "state"}
     assert [path for path in finished.path.rglob("*") if path.is_dir() and not any(path.iterdir())] == []
@@ -242,7 +242,7 @@ def test_the_script_for_this_machine_trains_and_takes_options(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_limit_of_minutes_ends_a_run_with_periodic_checkpoints(tmp_path: Path) -> None:
+def test_a_run_with_periodic_checkpoints_ends_at_its_limit_of_minutes(tmp_path: Path) -> None:
     options = ("--workers", "1", "--minutes", "0.06", "--checkpoint.every-minutes", "0.005", "--checkpoint.keep", "2")
     files = trained(tmp_path / "run", *options)
     summary = files.assert_summary_exact("minutes", quorum=1)

@@ -1,4 +1,4 @@
-"""Processes of a run are killed. It continues with an exact history, or ends with the reason. No process is left."""
+"""Processes of a run are killed. The run goes on with an exact history, or ends with the reason. No process is left."""
 
 import contextlib
 import itertools
@@ -150,7 +150,7 @@ def test_a_lost_stop_is_sent_again(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def pushing(run: Run, gradient: Gradient) -> Iterator[None]:
-    """Run both ranks of ``run`` as external workers in threads. The test does not wait for them."""
+    """Run both ranks of ``run`` as external workers in threads. The test does not wait for the threads."""
     run.wait_to_say("rank 1 is open")
     workers = [Worker(Cluster.read(run.files.path / "cluster.json"), rank, gradient=gradient) for rank in range(2)]
     try:
@@ -272,7 +272,7 @@ def test_no_process_outlives_a_killed_supervisor_and_the_run_resumes_from_its_sh
         assert f"everything after version {kept} is lost: {gone}" in said
         assert int(resumed_at) == checkpointed_at
         assert list((path / "history").glob("shard-0.before-generation-*.jsonl"))
-    else:  # the last version may have been made before its line was written
+    else:  # the kill may have come after a shard made the last version and before it wrote the line
         assert int(resumed_at) in (killed_at, killed_at + 1)
     files.assert_summary_exact("updates")
     files.assert_history_exact(killed_at + 10)
@@ -283,7 +283,7 @@ def test_no_process_outlives_a_killed_supervisor_and_the_run_resumes_from_its_sh
 
 
 def make_rows_long(metrics: Path) -> None:
-    """Add so many rows that a worker can find a restarted shard while a resume still reads them."""
+    """Add so many rows that a worker can find a restarted shard while a resume still reads the rows."""
     rows = metrics.read_bytes() if metrics.exists() else b""
     earlier = [{"version": 0, "wall_s": second - 1e6, "agent_steps": 0} for second in range(200_000)]
     metrics.write_bytes("".join(f"{json.dumps(row)}\n" for row in earlier).encode() + rows)
@@ -468,7 +468,7 @@ def test_a_common_cause_of_death_is_reported_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_an_external_worker_then_continues_without_it_and_takes_it_back(tmp_path: Path) -> None:
+def test_a_run_waits_for_an_external_worker_then_continues_without_it_and_later_uses_it_again(tmp_path: Path) -> None:
     options = ("--external-workers", "1", "--on-loss", "shrink")
     with training(tmp_path / "run", *options, program=("-c", IMPATIENT)) as run:
         run.wait_to_say("rank 1 is open: zmqrl worker")

@@ -147,7 +147,7 @@ def test_damaged_rows_are_reported_and_left_out(tmp_path: Path, damage: bytes) -
     assert news == [f"{directory.metrics} is damaged: line 3 cannot be read; the run continues without that data"]
 
 
-def test_a_row_that_lacks_some_figures_supplies_the_others(tmp_path: Path) -> None:
+def test_a_row_that_lacks_some_figures_supplies_its_other_figures(tmp_path: Path) -> None:
     short: dict[str, Any] = {"version": 40, "wall_s": 4.0, "agent_steps": 4000, "episodes": None, "abandoned_steps": {}}
     directory = RunDirectory(run_directory(tmp_path / "run", [short]))
     counters = counters_at(40, told(), checkpoint(20, Counters(version=20, episodes=3).to_json()), directory, no_news)
@@ -352,7 +352,7 @@ def test_shards_in_an_incomplete_rollback_are_not_changed(run: Killed, monkeypat
     assert "only some of its shards had gone back to a checkpoint" in run.refusal()
 
 
-def test_a_resume_that_cannot_read_the_state_ends_before_it_changes_anything(run: Killed) -> None:
+def test_a_resume_that_cannot_read_the_state_ends_and_changes_nothing(run: Killed) -> None:
     damage_slots(run)
     before = run.state()
     with pytest.raises(ClusterError, match="cannot read the state of the killed run"):

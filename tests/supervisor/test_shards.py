@@ -37,7 +37,7 @@ def loaded(*versions: int, stop_at: int | None = None) -> Shards:
 
 
 def is_ready(shards: Shards) -> bool:
-    """``shards.ready``. A direct assertion would make mypy assume that it never changes."""
+    """``shards.ready``. A direct assertion would make mypy assume that the value never changes."""
     return shards.ready
 
 

@@ -43,12 +43,12 @@ def test_a_run_continues_after_a_sleep_with_the_same_processes(tmp_path: Path, w
 
 
 @pytest.mark.slow
-def test_a_run_rolled_back_while_a_worker_sleeps_continues_when_it_wakes_up(tmp_path: Path) -> None:
+def test_a_run_rolled_back_while_a_worker_sleeps_continues_when_the_worker_wakes_up(tmp_path: Path) -> None:
     with training(tmp_path / "run", *TCP) as run:
         run.wait_for(50)
         (sleeper, *_) = pids_of(run, "workers")
         os.kill(sleeper, signal.SIGSTOP)
-        time.sleep(9.0)  # by then it is absent
+        time.sleep(9.0)  # by then the worker is absent
         (run.files.path / "state" / "shard-1.slots").unlink()
         run.kill("shard", 1)
         run.wait_to_say("all shards go back to the checkpoint")

@@ -1,4 +1,4 @@
-"""An external worker outlives its killed run, and the resumed run refuses it."""
+"""An external worker outlives its killed run, and the resumed run refuses the worker."""
 
 import contextlib
 import subprocess

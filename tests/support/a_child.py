@@ -17,7 +17,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     started = []
     if job.get("with_children"):
-        # One child in our session, and one that left it.
+        # One child in the session of this process, and one child in a session of its own.
         sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
         started = [subprocess.Popen(sleep, start_new_session=apart).pid for apart in (False, True)]
     level = os.environ.get(LOG_LEVEL)

@@ -7,7 +7,8 @@ import numpy as np
 
 from zmqrl.learner.envs import EnvConfig, Envs, Step
 
-# Gymnasium's preprocessing has no FIRE and counts no-ops differently, so only a game that starts at once is the same.
+# Gymnasium's preprocessing has no FIRE and counts no-ops differently, so its games equal those of zmqrl only if games
+# start without waiting.
 PLAIN = EnvConfig(num_envs=1, noop_max=0, fire_reset=False, clip_rewards=False)
 RANDOM_SKIP = dataclasses.replace(PLAIN, frame_skip=4, min_frame_skip=2, sticky_actions=0.25)
 

@@ -50,7 +50,10 @@ class Slot:
 
 @contextmanager
 def slot() -> Iterator[Slot]:
-    """A slot for a lab. Takes down any lab that earlier tests left there, and the new one when the block ends."""
+    """A slot for a lab. Takes down any lab that earlier tests left in the slot.
+
+    When the block ends, takes down the new lab.
+    """
     with ExitStack() as stack:
         for number in range(SLOTS):
             file = stack.enter_context(Path(f"/tmp/zmqrl-test-lab-{number}.lock").open("w"))

@@ -153,7 +153,7 @@ class Proxy:
         self.threads[0].start()
 
     def cut(self, *, heal: bool = False) -> None:
-        """Reset every connection. New connections pass with ``heal``; otherwise they are reset, too."""
+        """Reset every connection. With ``heal``, new connections pass. Without it, they are also reset."""
         self.open = heal
         self.cuts += 1
         for pair in self.pairs:

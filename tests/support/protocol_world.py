@@ -145,7 +145,7 @@ class World:
             self.workers[rank] = WorkerHost(self, rank)
 
     def forge(self, header: m.Gradient, payload_bytes: int = 4, *, finite: bool = True) -> None:
-        """Deliver a contribution to the shard that it names. No shard can use it."""
+        """Deliver a contribution that no shard can use to the shard that it names."""
         payload = Slice(header.rank, header.generation, header.version, header.shard, forged=True)
         shard = self.shards[header.shard % len(self.shards)]
         shard.feed(shard_events.GradientArrived(header, received(payload), payload_bytes, lambda: finite))
@@ -191,13 +191,13 @@ class World:
         raise AssertionError(f"stuck: {self.where()}")
 
     def ended(self) -> bool:
-        """All shards have ended with the same version."""
+        """Whether all shards have ended at the same version."""
         machines = [shard.machine for shard in self.shards]
         ends = {(machine.generation, machine.version) for machine in machines if machine is not None}
         return all(machine is not None and machine.state == "ended" for machine in machines) and len(ends) == 1
 
     def must_end(self) -> None:
-        """Assert that all shards end at the same version after STOP, and that every worker learns of it."""
+        """Assert that all shards end at the same version after STOP, and that every worker learns of the end."""
         self.supervisor.stop = True
         for _ in range(MOST_ROUNDS):
             self.heal()

@@ -92,7 +92,7 @@ def publication(
 
 
 def arrival(version: int, rank: int, at_s: float, outcome: int = 0, *, busy_s: float = 0.0) -> list[float]:
-    """A row of ``arrivals``: the time in seconds, and how long the shard was busy before."""
+    """A row of ``arrivals``: the time in seconds, and how long the shard was busy before that time."""
     return [1, version, rank, outcome, US * (at_s - busy_s), US * at_s]
 
 
@@ -142,10 +142,10 @@ def synthetic_run(
     """The recording of a run in which every span takes exactly its usual time, and all ranks start together.
 
     Extra seconds are given by span (or ``"gradient_transfer"``) and by rank or shard. They apply to every ``every``-th
-    version. A worker finishes its contribution even if it is late. ``link_extra_s`` are extra seconds per slice on the
-    link of a rank, which sends one slice after the other. ``busy_s`` are the seconds that a slice waits for a busy
-    shard, by rank and shard. The ranks of ``in_turn_s`` take turns: in each version, the gradient of one of them takes
-    its extra seconds.
+    version. A worker finishes its contribution even if the contribution is late. ``link_extra_s`` are extra seconds per
+    slice on the link of a rank, which sends one slice after the other. ``busy_s`` are the seconds that a slice waits
+    for a busy shard, by rank and shard. The ranks of ``in_turn_s`` take turns: in each version, the gradient of one of
+    them takes its extra seconds.
     """
     link_extra_s, busy_s = link_extra_s or {}, busy_s or {}
     worker_extra_s, shard_extra_s = worker_extra_s or {}, shard_extra_s or {}

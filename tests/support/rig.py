@@ -103,7 +103,7 @@ class Served:
 
     def stats(self) -> list[m.Stats]:
         control = self.shards.control
-        # Discard old answers: those that arrived twice, or after their question timed out.
+        # Discard old answers: an answer can arrive twice, or after its question has timed out.
         list(control.arrivals(0))
         found = control.stats(self.all, within_s=WITHIN_S, what="statistics")
         return [found[shard] for shard in self.all]
@@ -181,7 +181,7 @@ class Served:
     ) -> int:
         """End the run after ``more`` versions, and assert that the result matches its history."""
         version = -1
-        while not all(stats.stop == version for stats in self.stats()):  # a shard may already have passed it
+        while not all(stats.stop == version for stats in self.stats()):  # a shard may already have passed that version
             version = max(stats.version for stats in self.stats()) + more
             self.stop_at(version)
         workers.close()
@@ -224,7 +224,7 @@ class Worker:
     """A context manager with a worker in a thread, which pulls and pushes until the run ends.
 
     ``pause_s(rank, version)`` is how long a gradient takes. The block ends with the run, or at once if ``leaving`` is
-    set. It then raises the exception of the thread, if there was one.
+    set. At its end, the block raises the exception of the thread, if there was one.
     """
 
     def __init__(
@@ -318,7 +318,7 @@ def signal_that_does_not_wake() -> Iterator[None]:
 
 @contextlib.contextmanager
 def start_process(job: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run this file as a process with ``job``. It is killed at the end of the block."""
+    """Run this file as a process with ``job``. The process is killed at the end of the block."""
     with ending(subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -410,7 +410,7 @@ def is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
-    """Simulate a full disk without root: the kernel writes the bytes that fit, then fails."""
+    """Simulate a full disk without root: the kernel writes the bytes that fit, then the write fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

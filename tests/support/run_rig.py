@@ -203,7 +203,10 @@ def training(
     program: Sequence[str] = ("-m", "zmqrl"),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
-    """Run ``zmqrl train cartpole --run-dir PATH OPTIONS``. The block ends it and asserts that no process is left."""
+    """Run ``zmqrl train cartpole --run-dir PATH OPTIONS``. Leaving the block ends the run.
+
+    The block then asserts that no process is left.
+    """
     command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     with _started(command, path, environment or {}) as run:
         try:

@@ -30,7 +30,7 @@ class Decided:
             checkpoint_every_s=20.0,
             horizon=Horizon(minutes=1.0),
         )
-        self.told = 0  # progress, how often
+        self.told = 0  # how often progress was sent
         self.checkpoint = [100 + shard.number for shard in world.shards]
         self.alive: set[ProcessId] = set()
         self.failed: list[str] = []
@@ -87,7 +87,7 @@ class Decided:
                 self._tell(shard, m.Stop(run=RUN, version=version))
             case e.TellElapsed(shard, elapsed):
                 self.told += 1
-                if self.told % 3:  # the others are lost
+                if self.told % 3:  # every third message is lost
                     self._tell(shard, m.Elapsed(run=RUN, elapsed=elapsed))
             case e.SetAside(shard, version):
                 self._tell(shard, m.Checkpoint(run=RUN, version=version))
@@ -153,7 +153,7 @@ class RunWorld(World):
         self.links = [link for link in self.links if link.worker.alive or any(link.queues())]
 
     def heal(self) -> None:
-        """End all faults: restore connections, but leave it to the supervisor to restart processes."""
+        """End all faults by restoring connections. The supervisor restarts processes."""
         for link in self.links:
             link.cut = False
         for shard in self.shards:

@@ -1,7 +1,7 @@
 """A Slurm cluster for tests: munge, a controller, and three nodes, all on this machine. It needs root and slurm-wlm.
 
-All of it runs in a PID namespace. The kernel ends the namespace with the test process, however that ends. Inside the
-namespace, process ids and the host name differ from those outside.
+All of it runs in a PID namespace. The kernel ends the namespace when the test process ends, for whatever reason. Inside
+the namespace, process ids and the host name differ from those outside.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ class Slurm:
         return words.split("Granted job allocation ")[1].split()[0]
 
     def state(self, job: str) -> str:
-        """The state of a job, such as RUNNING. Do not poll it often."""
+        """The state of a job, such as RUNNING. Do not ask for it often."""
         time.sleep(0.2)
         return self("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job, check=False).strip()
 

@@ -24,7 +24,7 @@ def line(version: int, **fields: Any) -> Line:
 
 
 def ended(path: Path, histories: Histories, *, updates: int = VERSIONS, used: int = 48, **settings: Any) -> Path:
-    """Write the files of a run that ended after ``updates``, with the histories of its two shards."""
+    """Write the files of a run that ended at version ``updates``, with the histories of its two shards."""
     contributions = {"used": used, "late": 24, "duplicate": 0, "rejected": 0, "skipped": 3}
     run_directory(path, summary=summary(updates=updates, contributions=contributions), shards=2, **settings)
     (path / "history").mkdir()

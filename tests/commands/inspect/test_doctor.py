@@ -68,7 +68,7 @@ def small_disk(lab: Lab, host: str, size: str) -> Iterator[Path]:
 
 
 def other_python(lab: Lab, name: str, changes: Callable[[Path], object]) -> Path:
-    """Write a Python command for a host. It imports a different zmqrl."""
+    """Write a command that runs Python on a host with a different zmqrl."""
     package = lab.shared / name / "zmqrl"
     shutil.copytree(
         Path(zmqrl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
@@ -134,7 +134,9 @@ def test_every_problem_of_the_hosts_is_reported_with_its_remedy(lab: Lab, tmp_pa
     assert len(problems) == 5, problems
 
 
-def test_a_launch_refuses_before_it_starts_anything_unless_preflight_is_off(lab: Lab, tmp_path: Path) -> None:
+def test_a_launch_with_problems_is_refused_before_anything_starts_unless_preflight_is_off(
+    lab: Lab, tmp_path: Path
+) -> None:
     # The shards are on h1 and h2, the workers on h3 and h4.
     with (
         blocked(lab, "h2", "-s", lab.address("h3"), "-p", "tcp", "--dport", "42005", "-j", "REJECT"),
@@ -151,7 +153,7 @@ def test_a_launch_refuses_before_it_starts_anything_unless_preflight_is_off(lab:
 
 
 def test_options_set_the_addresses_of_shards(lab: Lab, tmp_path: Path) -> None:
-    # Only h1 has an address in this network, and this machine is not in it.
+    # h1 is the only host with an address in this network. This machine has none.
     lab.run("h1", ["ip", "address", "add", "10.99.0.1/24", "dev", "eth0"])
     try:
         options = ("--iface", "10.99.0.0/24", "--address", f"h2={lab.address('h2')}")

@@ -81,7 +81,7 @@ def starting(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def test_stop_does_not_wait_for_a_run_that_ends_while_it_starts(
+def test_stop_does_not_wait_for_a_run_that_ends_during_its_start(
     starting: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threading.Timer(0.3, starting.release).start()
@@ -193,7 +193,7 @@ def test_logs_are_sorted_by_the_numbers_of_their_processes(tmp_path: Path) -> No
     assert list(logs._logs(RunDirectory(tmp_path))) == ["shard-0", "worker-2", "worker-10"]
 
 
-def test_a_log_is_followed_from_its_last_lines_in_complete_lines(tmp_path: Path) -> None:
+def test_a_log_is_followed_in_complete_lines_starting_with_its_last_ones(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("".join(f"{n}\n" for n in range(10)) + "unfini")
     reader = logs.Reader(path, 3)

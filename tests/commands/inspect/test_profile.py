@@ -38,6 +38,6 @@ def test_an_asynchronous_run_has_no_what_if(tmp_path: Path) -> None:
         command([run_with(tmp_path / "a", mode="async", workers=3), "--without", "0"])
 
 
-def test_leaving_out_a_rank_of_two_runs_is_refused(tmp_path: Path) -> None:
+def test_leaving_out_a_rank_in_a_comparison_of_two_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--without is for one run: leave it out to compare two"):
         command([str(tmp_path), str(tmp_path), "--without", "0"])

@@ -178,7 +178,7 @@ def descendants(pid: int) -> set[int]:
 
 @contextlib.contextmanager
 def measuring(scratch: Path) -> Iterator[tuple["subprocess.Popen[bytes]", set[int]]]:
-    """An endless ``zmqrl bench wire``. Yields the command and the ids of its processes once all of them run."""
+    """An endless ``zmqrl bench wire``. Once all of its processes run, yields the command and their ids."""
     command = [sys.executable, "-m", "zmqrl", "bench", "wire", "--parameters", "1000", "--workers", "2"]
     command += ["--transport", "tcp", "--implementation", "zmqrl", "raw_tcp", "--rounds", "1000000", "--minutes", "100"]
     environment = os.environ | {"TMPDIR": str(scratch)}
@@ -207,7 +207,7 @@ def test_ctrl_c_leaves_neither_processes_nor_files(tmp_path: Path, number: signa
 
 
 @pytest.mark.processes
-def test_the_processes_of_a_benchmark_end_even_when_it_is_killed(tmp_path: Path) -> None:
+def test_the_processes_of_a_benchmark_end_even_if_the_benchmark_is_killed(tmp_path: Path) -> None:
     with measuring(tmp_path) as (process, started):
         process.kill()
         process.wait(60)

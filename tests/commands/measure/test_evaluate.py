@@ -228,7 +228,7 @@ def test_eval_refuses_bad_usage_in_one_sentence(
         ("zmqrl.commands.measure.record", {"version": 0, "name": "minute-000"}),
     ],
 )
-def test_the_evaluator_logs_why_a_custom_network_fails_and_skips_the_checkpoint(
+def test_the_evaluator_skips_a_checkpoint_whose_custom_network_fails_and_logs_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follower: str, message: dict[str, Any]
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)

@@ -71,12 +71,12 @@ def test_a_plan_requires_a_maximum_number_of_workers() -> None:
 
 
 @pytest.mark.parametrize("option", ["--workers", "--backups", "--shards", "--quorum"])
-def test_a_plan_refuses_the_settings_that_it_chooses(option: str) -> None:
+def test_a_plan_refuses_the_settings_that_it_chooses_itself(option: str) -> None:
     with pytest.raises(UsageError, match=f"{option} 3: a plan chooses the number itself: leave {option} out"):
         run(["plan", "--workers-up-to", "2", option, "3"])
 
 
-def test_a_plan_tells_which_settings_of_a_scenario_it_does_not_use(
+def test_a_plan_names_the_settings_of_a_scenario_that_the_plan_does_not_use(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "scenario.toml"

@@ -1,4 +1,4 @@
-"""``zmqrl plot`` writes a picture with the right labels. Only people can judge how it looks."""
+"""``zmqrl plot`` writes a picture with the right labels. These tests cannot judge how the picture looks."""
 
 import re
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_more_groups_than_colours_can_be_drawn(tmp_path: Path) -> None:
     assert all(f"workers={n}<" in picture for n in range(1, 11))
 
 
-def test_an_odd_panel_fills_its_row() -> None:
+def test_the_last_of_an_odd_number_of_panels_fills_its_row() -> None:
     assert layout(["a", "b", "c"], ["minutes"]) == [[("a", "minutes")], [("b", "minutes"), ("c", "minutes")]]
     assert layout(["a", "b"], ["minutes"]) == [[("a", "minutes"), ("b", "minutes")]]
     assert layout(["a"], ["minutes"]) == [[("a", "minutes")]]

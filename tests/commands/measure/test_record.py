@@ -1,4 +1,4 @@
-"""Videos show the game of a policy as people see it."""
+"""Videos show the game of a policy as it looks to people."""
 
 import dataclasses
 import itertools
@@ -44,7 +44,7 @@ def doubled_later(picture: np.ndarray) -> np.ndarray:
     return picture.repeat(2, 0) if picture.max() > 60 else picture
 
 
-# What a picture of 13 x 20 pixels is drawn as.
+# The forms in which an environment can return a picture of 13 x 20 pixels.
 DRAWN: dict[str, Any] = {
     "rgb": lambda picture: picture,
     "grey": lambda picture: picture[..., 0],
@@ -69,11 +69,11 @@ DRAWN: dict[str, Any] = {
 }
 
 
-LENGTHS = itertools.count(3)  # of games that all end at another time
+LENGTHS = itertools.count(3)  # lengths of games, all different
 
 
 class Lamp(gymnasium.Env[np.ndarray, np.int64]):
-    """A lamp that grows brighter in each of nine steps, in 13 x 20 pixels. Each step has a reward of 0.1."""
+    """A lamp, drawn in 13 x 20 pixels, that grows brighter in each of nine steps. Each step has a reward of 0.1."""
 
     observation_space = Box(-1.0, 1.0, (2,), np.float32)
     action_space = Discrete(2, start=3)
@@ -95,7 +95,7 @@ class Lamp(gymnasium.Env[np.ndarray, np.int64]):
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
         self.time += 1
-        number = np.random.default_rng().random()  # of no seed
+        number = np.random.default_rng().random()  # does not depend on the seed
         seen = np.full(2, number if self.chance == "observation" else 0, np.float32)
         reward = number if self.chance == "reward" else 0.1
         return seen, reward, self.time == self.steps, False, {}
@@ -223,7 +223,7 @@ def test_the_rendering_of_an_environment_is_recorded(
     assert cli.run(["record", str(run), "--greedy"]) == 0
     path = run / "videos" / "v00001234.mp4"
     assert capsys.readouterr().out == f"{path}: 2 s of zmqrl-test/Lamp-v0, version 1234, seed 0, score 0.9\n"
-    video = frames_of_mp4(path, 13 * 49 - 1, 20 * 49)  # enlarged to 637 lines and cut to an even number
+    video = frames_of_mp4(path, 13 * 49 - 1, 20 * 49)  # enlarged to 637 lines, then cut to 636, an even number
     assert [frame.mean() for frame in video] == pytest.approx(range(0, 200, 20), abs=5)
 
 
@@ -312,7 +312,7 @@ def test_a_picture_is_the_same_in_every_format(rgba: np.ndarray) -> None:
 
 
 def test_a_game_that_begins_with_a_dark_picture_does_not_flicker(tmp_path: Path, lamps: None) -> None:
-    """The first picture, of zeros, could be one of levels up to 1 or up to 255. Later pictures decide."""
+    """The first picture has only zeros, so its highest possible level could be 1 or 255. Later pictures show which."""
     with closing(make_picture("zmqrl-test/WideFloatLamp-v0", EnvConfig())) as picture:
         levels = [picture.reset(0).screens[0].max(), *(picture.step(0).screens[0].max() for _ in range(3))]
     assert levels == [0, 20, 40, 60]

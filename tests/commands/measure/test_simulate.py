@@ -64,7 +64,7 @@ def test_the_costs_of_a_file_shrink_with_the_slices_however_the_number_of_shards
     assert (costs.accumulate_s, costs.send_s, costs.optimize_s) == (0.0025, 0.003, 0.5)
 
 
-def test_a_loss_without_latency_is_told_to_have_little_effect(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_says_that_packet_loss_without_latency_has_little_effect(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", *QUICK, "--loss", "0.01"]) == 0
     assert capsys.readouterr().err.startswith("--loss without --latency only adds timeouts")
     assert run(["simulate", *QUICK, "--sweep", "loss=0,0.01", "--latency", "0.001"]) == 0

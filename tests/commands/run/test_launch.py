@@ -32,7 +32,7 @@ def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
     return lambda: {rank for line in run.files.history(shard)[-5:] for rank in line["ranks"]} == ranks
 
 
-def test_a_run_on_four_hosts_learns_ends_and_its_files_are_copied_back(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_on_four_hosts_learns_and_ends_and_its_files_are_copied_back(lab: Lab, tmp_path: Path) -> None:
     options = ("--workers", "4", "--shards", "2", "--stop-score", "100", "--profile", "20", "--evaluator")
     with launching(lab, tmp_path / "run", *options, "--evaluation.episodes", "4") as run:
         run.eventually(lambda: run.files.path.joinpath("cluster.json").exists(), "cluster.json")
@@ -81,7 +81,9 @@ def test_nothing_is_left_on_any_host_when_the_launcher_ends(lab: Lab, tmp_path: 
         eventually(lambda: no_process_on(lab), "the end of every process", 15)
 
 
-def test_a_run_with_a_killed_launcher_resumes_from_its_shards_on_other_hosts(lab: Lab, tmp_path: Path) -> None:
+def test_a_run_with_a_killed_launcher_resumes_on_other_hosts_from_the_state_of_its_shards(
+    lab: Lab, tmp_path: Path
+) -> None:
     path = tmp_path / "run"
     with launching(lab, path, "--workers", "2", "--shards", "2", "--straggle", "0:0.02") as run:
         run.wait_for(20)
@@ -99,7 +101,9 @@ def test_a_run_with_a_killed_launcher_resumes_from_its_shards_on_other_hosts(lab
 
 
 @pytest.mark.parametrize("fault", ["link", "blackhole"])
-def test_a_run_continues_without_an_unreachable_host_and_takes_it_back(lab: Lab, tmp_path: Path, fault: str) -> None:
+def test_a_run_continues_without_an_unreachable_host_and_uses_it_again_later(
+    lab: Lab, tmp_path: Path, fault: str
+) -> None:
     # The shards run on h1 and h2. h4 runs only worker 3.
     with launching(lab, tmp_path / "run", "--workers", "3", "--backups", "1", "--straggle", "0:0.02") as run:
         run.eventually(has_ranks_ever(run, {0, 1, 2, 3}), "all four workers")
@@ -182,8 +186,8 @@ def test_zmqrl_is_installed_on_hosts_that_lack_it(lab: Lab, tmp_path: Path) -> N
     bare = lab.shared / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True, timeout=WITHIN_S)
     places = [sysconfig.get_path("purelib", "venv", {"base": base}) for base in (sys.prefix, str(bare))]
-    # The new Python finds the installed packages, but not the checkout. Through others.pth it finds their directory,
-    # and it ignores the .pth files there.
+    # The new Python finds the installed packages through others.pth. The new Python does not find the checkout, because
+    # Python ignores the .pth files in the directories that a .pth file adds.
     Path(places[1], "others.pth").write_text(f"{places[0]}\n")
     hosts = tmp_path / "hosts.toml"
     hosts.write_text(f'[defaults]\npython = "{bare}/bin/python"\n[[host]]\nname = "h[1-2]"\n')

@@ -117,7 +117,7 @@ def test_the_subscription_of_another_incarnation_is_not_enough() -> None:
     assert sent(control(shard, HELLO, b"0")) == []
 
 
-def test_a_hello_before_the_state_is_answered_once_the_state_is_loaded() -> None:
+def test_a_hello_to_a_shard_without_state_is_answered_once_the_state_is_loaded() -> None:
     shard = ShardMachine(IDENTITY, ShardTiming())
     for rank in (0, 1, 7):
         assert sent(arrive(shard, rank)) == []
@@ -252,7 +252,7 @@ def test_a_silent_worker_becomes_absent_however_often_its_subscription_ends() ->
     assert 0 not in shard.roster.present(9.9)
 
 
-def test_a_worker_that_only_makes_late_contributions_is_present() -> None:
+def test_a_worker_whose_contributions_are_all_late_is_present() -> None:
     shard = opened()
     make_version(shard, 1, 2)
     push(shard, 0, version=0, now=7.0)
@@ -413,7 +413,7 @@ def test_the_run_ends_with_bye_after_the_weights_of_the_last_version() -> None:
     assert published(shard.handle(Tick(), 1.0)) == ["bye"]
 
 
-def test_a_stop_at_the_open_version_ends_at_once() -> None:
+def test_a_stop_at_the_open_version_ends_the_shard_at_once() -> None:
     shard = opened()
     push(shard, 0)
     assert "bye" in published(control(shard, stop_at(0)))

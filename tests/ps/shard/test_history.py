@@ -42,7 +42,7 @@ def history(tmp_path: Path) -> History:
     return History(tmp_path / "shard-0.jsonl")
 
 
-def test_a_record_survives_a_slot() -> None:
+def test_a_record_is_read_from_a_slot_as_it_was_written() -> None:
     assert unpack_record(pack_record(RECORD)) == RECORD
 
 
@@ -164,7 +164,7 @@ def test_a_rewind_killed_before_the_cut_keeps_the_undone_lines_once(
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
 
 
-def test_a_disk_too_full_for_a_copy_of_a_damaged_history_is_an_error_and_leaves_it(history: History) -> None:
+def test_a_disk_too_full_for_a_copy_of_a_damaged_history_is_an_error_and_the_history_stays(history: History) -> None:
     for version in (1, 2):
         history.append(record(version), crc32=7)
     damaged = b"{\n" + history.path.read_bytes()

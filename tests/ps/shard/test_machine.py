@@ -329,7 +329,7 @@ def test_need_names_the_version_and_the_ranks_held() -> None:
     assert need.message == m.Need(run="run", shard=1, incarnation=7, generation=1, version=0, view=1, held=(2,))
 
 
-def test_a_heartbeat_is_published_if_nothing_else_was() -> None:
+def test_a_heartbeat_is_published_if_nothing_else_was_published() -> None:
     assert ticks(opened(), 1.0) == [(0.25, "heartbeat"), (0.5, "heartbeat"), (0.75, "heartbeat"), (1.0, "need")]
 
 

@@ -83,7 +83,7 @@ def test_fifty_updates_match_torch(case: str, count: int) -> None:
         theirs.grad = torch.from_numpy(gradient_sum / np.float32(count))
         reference.step()
         largest = np.maximum(largest, np.abs(expected))
-    # Half a unit in the last place for each side and step, and as much again for the sums.
+    # Half a unit in the last place for each of the two results and each step, and the same amount for the sums.
     assert (np.abs(ours - expected) <= 2 * len(sums) * 2.0**-23 * largest).all()
     for name in Optimizer(config).state_names:
         tensor = reference.state[theirs][name].numpy()

@@ -48,7 +48,7 @@ def test_a_checkpoint_is_captured_when_its_version_is_made() -> None:
     assert shard.captured == 2
 
 
-def test_a_version_that_is_still_held_is_captured_once_and_at_once() -> None:
+def test_a_version_that_is_still_held_is_captured_once_and_immediately() -> None:
     shard = opened()
     make_version(shard, 0, 1)
     assert of(Capture, control(shard, m.Checkpoint(run="run", version=0))) == [Capture(0)]

@@ -152,7 +152,7 @@ def test_a_file_that_is_not_the_store_of_this_shard_is_not_opened(path: Path, ot
         case "identity":
             identity = IDENTITY + b"0"
         case "count":
-            count = COUNT - 1  # the file size is the same, because both end in the same page
+            count = COUNT - 1  # the file size is the same, because both counts end in the same page
         case "names":
             names = ("exp_avg", "square_avg")
         case "order":
@@ -174,7 +174,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(["next version", "rollback", "reopened"]),
         st.integers(0, COUNT),  # the number of elements of each array that are written when the process dies
-        st.floats(0, 1),  # the written part of the header
+        st.floats(0, 1),  # the fraction of the header that is written
     ),
     min_size=1,
     max_size=10,
@@ -380,7 +380,7 @@ def test_a_pinned_slot_accepts_more_readers(path: Path) -> None:
     made.pin(slot, Reader().released)
 
 
-def test_three_slots_are_enough_and_none_can_be_pinned(path: Path) -> None:
+def test_three_slots_are_enough_for_a_store_but_none_of_them_can_be_pinned(path: Path) -> None:
     made = create(path, slots=3)
     commit(made, 0, 0)
     assert not made.can_pin()
@@ -437,7 +437,7 @@ while True:
 
 
 def killed_after(path: Path, wait_s: float) -> int:
-    """Run the victim until its first report, wait ``wait_s``, then kill it. Returns the last version reported."""
+    """Run the victim until its first report, wait ``wait_s``, then kill it. Returns the last reported version."""
     with ending(subprocess.Popen([sys.executable, "-c", VICTIM, str(path)], stdout=subprocess.PIPE)) as victim:
         assert victim.stdout is not None
         reports = victim.stdout.read(8)

@@ -314,7 +314,7 @@ def test_a_snapshot_carries_the_record_too() -> None:
     assert worker.tally.used == 1
 
 
-def test_the_gradient_is_released_only_once_when_all_shards_are_past_it() -> None:
+def test_the_gradient_is_released_once_and_only_after_all_shards_are_past_it() -> None:
     worker = contributed()
     assert of(Release, weights(worker, 1, 1)) == []
     assert of(Release, weights(worker, 0, 1)) == [Release()]

@@ -35,7 +35,7 @@ from zmqrl.ps.worker.events import (
 )
 from zmqrl.ps.worker.machine import WorkerMachine
 
-# repair: a version is still open at some shards because a contributor died before it reached all of them
+# repair: a version is still open at some shards because a contributor died before it had sent to all shards
 
 
 def late_worker() -> WorkerMachine:

@@ -42,7 +42,7 @@ def test_reports_pass_through_different_shards_and_avoid_a_dead_one(tmp_path: Pa
         Connection(running.cluster, 1, timing=QUICK_WORKER) as second,
     ):
         count = itertools.count()
-        ways: dict[int, dict[int, int]] = {0: {}, 1: {}}  # by rank: the shard that each report came through
+        ways: dict[int, dict[int, int]] = {0: {}, 1: {}}  # by rank and report: the shard that the report came through
 
         def reported(rank: int, shard: int) -> bool:
             for connection in (first, second):

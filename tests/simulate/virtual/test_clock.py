@@ -51,7 +51,8 @@ def test_no_work_is_lost_and_no_job_is_faster_than_alone(jobs: list[tuple[float,
     assert all(end >= start + amount / each - 1e-6 for end, (start, amount) in zip(found, jobs, strict=True))
     first, total = min(start for start, _ in jobs), sum(amount for _, amount in jobs)
     assert max(found) >= first + total / capacity - 1e-6
-    # At least one core is busy while there is work. So after the last start, one core's time for all work is enough.
+    # At least one core is busy while there is work. So, counted from the last start, all jobs end within the time that
+    # one core needs for all of the work.
     assert max(found) <= max(start for start, _ in jobs) + total / each + 1e-6
 
 

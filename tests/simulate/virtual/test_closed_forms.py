@@ -108,7 +108,7 @@ def test_a_rollout_is_played_once_per_iteration() -> None:
 
 
 def test_recorded_times_replace_the_law() -> None:
-    """CPU time shares the core of the host; idle time does not."""
+    """The workers share the host's core for their CPU time, but are idle in parallel."""
     times = ComputeTimes(tuple(Work([0.1], [0.05]) for _ in range(4)))
     assert simulate(replace(FREE, hosts=1, cores=1), compute=times).step_s == pytest.approx([0.45] * 20)
 
