@@ -53,7 +53,7 @@ def result(run: RunRecord) -> Result:
     """The results of a run as plain data. Unknown values are None.
 
     The totals come from its summary, or from the newest row if there is no summary yet. ``best`` is the highest mean of
-    50 games, and when the run first reached it. ``evaluation`` is the last evaluation.
+    50 games, with the time at which the run first reached that mean. ``evaluation`` is the last evaluation.
     """
     last = run.rows[-1] if run.rows else {}
     summary = run.summary or {}
@@ -78,7 +78,7 @@ def result(run: RunRecord) -> Result:
 
 
 def _best(run: RunRecord) -> Result | None:
-    """The best mean of 50 games. Fewer games do not count: the first one alone can be lucky."""
+    """The best mean of 50 games. A mean of fewer games does not count: a single lucky game could be the best."""
     rows = [
         row for row in run.rows if (row.get("episodes") or 0) >= SCORES_KEPT and row.get("score_mean_50") is not None
     ]
