@@ -42,7 +42,7 @@ class Mirror:
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
         self._begun = False  # whether this session's processes write: their files replace ours
         self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
-        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that the host of a process needs
+        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
     # to the hosts
 

@@ -1,5 +1,4 @@
-"""``zmqrl check-history``: check that a run's histories are complete and agree with each other and the run's summary.
-"""
+"""``zmqrl check-history``: check that a run's histories are complete, and agree with each other and the summary."""
 
 import itertools
 import sys

@@ -71,8 +71,7 @@ def run(options: Options) -> int:
 
 
 def chosen_panels(words: Sequence[str]) -> list[str]:
-    """The panel names in ``words``. One word can hold several names with commas. Without words: all. Raises UsageError.
-    """
+    """The panel names in ``words``, where commas can join names. Without words: all. Raises UsageError."""
     names = [name for word in words for name in word.split(",") if name]
     for name in names:
         if name not in PANELS:
