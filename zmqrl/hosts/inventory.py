@@ -149,7 +149,8 @@ def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
 
 
 def _from_hostfile(path: str) -> Iterable[Host]:
-    """The hosts of a hostfile. MPI can run more processes than slots, up to max_slots. zmqrl never exceeds the slots.
+    """The hosts of a hostfile. MPI can run more processes than slots, up to max_slots. zmqrl never exceeds the
+    slots.
     """
     listed: dict[str, list[int | None]] = {}  # the slots of each line that names a host
     for number, line in enumerate(_read(path).splitlines(), start=1):

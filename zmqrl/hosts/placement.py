@@ -1,4 +1,5 @@
-"""Decides which host runs which process: as the hosts file says, and evenly for roles that the file leaves out. Pure.
+"""Decides which host runs which process: as the hosts file says, and evenly for roles that the file leaves out.
+Pure.
 """
 
 import heapq

@@ -110,7 +110,8 @@ def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[
 
 
 def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
-    """The ports of the shards on ``host``. If the host has no shards, the ports of shard 0. Port 0 means any free port.
+    """The ports of the shards on ``host``. If the host has no shards, the ports of shard 0. Port 0 means any free
+    port.
     """
     ports = config.ports()
     if ports is None:

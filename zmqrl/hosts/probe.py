@@ -155,7 +155,8 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """The resources of this host, and of the disk with the directory ``work``. ``open_files`` is None without a limit.
+    """The resources of this host, and of the disk with the directory ``work``. ``open_files`` is None without a
+    limit.
     """
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {

@@ -1,4 +1,5 @@
-"""The hosts of a command, how the launcher reaches these hosts, and the addresses at which the hosts reach each other.
+"""The hosts of a command, how the launcher reaches these hosts, and the addresses at which the hosts reach each
+other.
 """
 
 import ipaddress
@@ -56,7 +57,8 @@ class Reach:
         return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env)
 
     def cores(self, up: Mapping[str, Up]) -> dict[str, int]:
-        """Cores that a run may use, by host: the cores in ``up``. A host without a daemon counts each slot as a core.
+        """Cores that a run may use, by host: the cores in ``up``. A host without a daemon counts each slot as a
+        core.
         """
         found = {host.name: up[host.name].cores if host.name in up else host.slots or 1 for host in self.hosts}
         return {host: min(cores, self.cores_given.get(host, cores)) for host, cores in found.items()}

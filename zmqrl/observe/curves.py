@@ -132,7 +132,8 @@ def outcome_shares(run: RunRecord) -> dict[str, Figures]:
 
 
 def _window(points: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last (exclusive) index of the window around each of ``points`` points. A window has 1 % of the points.
+    """First and last (exclusive) index of the window around each of ``points`` points. A window has 1 % of the
+    points.
     """
     index, half = np.arange(points), points // 200
     return np.maximum(index - half, 0), np.minimum(index + half + 1, points)

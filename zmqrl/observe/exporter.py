@@ -157,7 +157,8 @@ class Exporter:
 
 
 def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[Any, Any]) -> "Metric":
-    """Add each value that is a number. Each key holds the labels of a value: a tuple of texts, or one number or text.
+    """Add each value that is a number. Each key holds the labels of a value: a tuple of texts, or one number or
+    text.
     """
     for labels, value in values.items():
         if isinstance(value, int | float):

@@ -73,7 +73,8 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory, or has a damaged file.
+        """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory, or has a damaged
+        file.
         """
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")

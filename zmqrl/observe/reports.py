@@ -63,7 +63,8 @@ class WorkerReport:
 
 
 def _kind(value: object) -> str:
-    """Describe ``value``: a number as it is, any other value by its type, because the value can be too nested to print.
+    """Describe ``value``: a number as it is, any other value by its type, because the value can be too nested to
+    print.
     """
     return str(value)[:40] if isinstance(value, int | float) else f"a {type(value).__name__}"
 

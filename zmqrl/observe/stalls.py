@@ -81,7 +81,8 @@ class Awaited:
         return ", ".join(words or ["it makes no progress"]) + (f"; stack: {stack}" if stack else "")
 
     def likeness(self) -> object:
-        """A key that is equal for processes that do the same thing, even if some have done it for longer than others.
+        """A key that is equal for processes that do the same thing, even if some have done it for longer than
+        others.
         """
         silent = self.is_there and self.silent_s >= SILENT_S
         doing = (self.doing.state, self.doing.stack[:FRAMES_TOLD]) if self.doing else None
