@@ -1,4 +1,6 @@
-"""The launcher of a run: sends tasks to the daemons on the hosts, and turns their messages into events and logs."""
+"""The launcher of a run: sends tasks to the daemons on the hosts, and turns the daemons' messages into events and
+logs.
+"""
 
 import contextlib
 import os

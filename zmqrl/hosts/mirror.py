@@ -123,7 +123,8 @@ class Mirror:
                     self._fetching[host] = OUTDATED
 
     def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
-        """Wait at most ``within_s`` until this machine has all files of the hosts. Returns hosts with missing files.
+        """Wait at most ``within_s`` until this machine has all files of the hosts. Returns the hosts whose files are
+        still missing on this machine.
 
         ``receive`` is the method of the launcher. It does not wait for lost hosts.
         """

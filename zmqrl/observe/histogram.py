@@ -58,8 +58,8 @@ class Histogram:
         return float(self.maximum if rank == self.count else min(_value(bucket), self.maximum))
 
     def to_json(self) -> dict[str, object]:
-        """Plain data. Empty buckets are left out. The indices of the others are stored as differences, which compress
-        well.
+        """Plain data. Empty buckets are left out. The numbers of the other buckets are stored as differences, which
+        compress well.
         """
         filled = np.flatnonzero(self.counts)
         return {

@@ -1,4 +1,4 @@
-"""The metrics of a run: worker reports and shard statistics in, rows of ``metrics.jsonl`` out."""
+"""Turns worker reports and shard statistics into the metrics of a run: rows of ``metrics.jsonl``."""
 
 import math
 from collections import defaultdict, deque

@@ -40,7 +40,7 @@ class WorkerReport:
 
     @classmethod
     def parse(cls, report: object) -> Self:
-        """Check ``report``. Unknown keys are ignored, and optional ones can be missing. Raises ValueError."""
+        """Check ``report``. Unknown keys are ignored, and optional keys can be missing. Raises ValueError."""
         if not isinstance(report, dict):
             raise ValueError(f"a report is a map, not {type(report).__name__}")
         gradients, lag_sum = report.get("gradients"), report.get("policy_lag_sum")

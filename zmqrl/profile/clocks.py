@@ -49,9 +49,9 @@ def measure(sent: Times, received: Times, answered: Times, returned: Times) -> C
     """Measure the conversion from the clock that asks to the clock that answers, with round trips. Times are in
     microseconds.
 
-    A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. Its error is at most half of
-    ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8). Offset and drift are fitted to the shortest
-    round trip of each time window. ``error_us`` is valid from the first to the last round trip.
+    A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The error of this offset is at
+    most half of ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8). Offset and drift are fitted to
+    the shortest round trip of each time window. ``error_us`` is valid from the first to the last round trip.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2

@@ -328,11 +328,11 @@ def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
 
 
 class Usual:
-    """The usual duration of each part of a path: the median of its process, or the median of the others if that is
+    """The usual duration of each part of a path: the median of its process or of all other processes, whichever is
     lower.
 
-    A process that is always slow exceeds the median of the others. A process that is sometimes slow exceeds its own
-    median. For transfers, each pair of worker and shard counts as one process.
+    A process that is always slow exceeds the median of all other processes. A process that is sometimes slow exceeds
+    its own median. For transfers, each pair of worker and shard counts as one process.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -378,7 +378,7 @@ def _medians(by_process: Mapping[T, list[float]]) -> dict[T, float]:
 
 
 def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
-    """The median of ``process``, or the median of the others if that is lower. ``seconds`` if no median is known."""
+    """The median of ``process`` or of all other processes, whichever is lower. ``seconds`` if no median is known."""
     others = [median for other, median in medians.items() if other != process]
     return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
 

@@ -20,7 +20,7 @@ from zmqrl.profile.trace import left_out
 from zmqrl.words import counted, numbered
 
 BLAME_SHOWN = 12
-AS_IT_WAS, ONE_BACKUP_FEWER = "as it was", "one backup fewer"  # rows of the what-if
+AS_IT_WAS, ONE_BACKUP_FEWER = "as it was", "one backup fewer"  # names of two rows in the predictions
 SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "again", "worked s", "wasted s")
 ASYNC_COLUMNS = ("counted", "staleness", "most stale", "again", "worked s")
 NO_PATH = (

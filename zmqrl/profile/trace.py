@@ -23,7 +23,8 @@ Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
 
 
 def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
-    """Write the recording of the versions ``shown`` to ``path``. It includes single spans if they were recorded.
+    """Write the recording of the versions ``shown`` to ``path``. The trace includes single spans if the processes
+    recorded them.
 
     In an asynchronous run, versions do not tell which messages belong together: call this without ``arrows`` there. The
     file appears complete or not at all. Returns a sentence for each role with missing processes or spans.

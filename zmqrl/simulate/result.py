@@ -72,7 +72,7 @@ class Result:
 
     @property
     def waiting(self) -> float:
-        """The share of their time that workers spend waiting for a version."""
+        """The workers' waits for versions, as a share of the workers' time."""
         most_s = self.elapsed_s * len(self.waiting_s)
         return sum(self.waiting_s) / most_s if most_s else 0.0
 

@@ -322,7 +322,7 @@ class SupervisorMachine:
         if wanted is not None and all(each.captured == wanted for each in stats.values()):
             return [e.TakeCheckpoint(wanted)]
         if wanted is None or any(each.version > wanted and each.captured != wanted for each in stats.values()):
-            # Choose a version far enough ahead that the request reaches every shard before the shard makes it.
+            # Choose a version so far ahead that the request reaches every shard before the shard makes that version.
             newest = max(each.version for each in stats.values())
             wanted = self.checkpoint_version = newest + 2 + int(self.figures.updates_per_s)
         return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]

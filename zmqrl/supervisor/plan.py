@@ -59,8 +59,8 @@ class Plan:
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
         """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect to them. A
-        ``frozen`` shard serves its state, but makes no versions. It binds endpoints that no worker connects to, unless
-        the user has set a port range.
+        ``frozen`` shard serves its state, but makes no versions. With a port range, it binds its usual control port.
+        Otherwise, it binds an endpoint that no worker connects to.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory

@@ -144,7 +144,7 @@ class Processes:
         self._heard_at = {process: at + seconds for process, at in self._heard_at.items()}
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:
-        """Report the processes that give no sign of life, and kill those that have hung for ``HUNG_S``."""
+        """Report processes that give no sign of life, and kill processes that have hung for ``HUNG_S``."""
         silent = {process for process in self._heard_at if self.silent_s(process, now) >= SILENCE_S}
         tell = now - self._silence_told_at >= SILENCE_S
         actions: list[e.Action] = []

@@ -55,7 +55,7 @@ class Progress:
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
     def on_report(self, report: m.Report) -> None:
-        """Add a worker's report to the metrics, unless it is malformed."""
+        """Add a worker's report to the metrics, unless the report is malformed."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
         try:
             taken_over = self.metrics.on_report(WorkerReport.parse(figures))

@@ -10,7 +10,7 @@ import torch
 from zmqrl.learner.envs import EnvConfig, make_envs
 from zmqrl.policy import Policy
 
-LONGEST = 100_000  # agent steps: some environments have no time limit
+LONGEST = 100_000  # limit in agent steps, because some environments have no time limit
 ACTIONS = 1  # second part of the seed for actions, so that this seed differs from the game's seed
 
 

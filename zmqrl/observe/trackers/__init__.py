@@ -149,7 +149,9 @@ class _Feed:
         self._look()
 
     def join(self, deadline: float) -> bool:
-        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether it has closed."""
+        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether the tracker has
+        closed.
+        """
         if not self._given_up:
             self._thread.join(max(0.0, deadline - time.monotonic()))
         self._look()
