@@ -17,7 +17,7 @@ class Task:
     """A process to run: ``python -m module`` with ``job`` on standard input. Its log is ``log_path`` on this machine.
 
     Without a ``job``, the process waits for one. ``messages`` follow the job. ``threads`` is the number of threads that
-    its numeric libraries may use.
+    the numeric libraries of the process may use.
     """
 
     process: ProcessId
@@ -64,10 +64,10 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What a process is doing, as its host reports it.
+    """A host's report on what a process is doing.
 
-    ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of its main thread,
-    innermost first, empty if it has not answered.
+    ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of the process's main
+    thread, innermost first. Empty if the process has not answered.
     """
 
     process: ProcessId

@@ -24,7 +24,7 @@ MOST_PIECES = 64  # pieces of at most 64 KiB each, which is the capacity of a pi
 
 
 class Link:
-    """A connection to the daemon of one host. After it is lost, ``open`` makes a new one.
+    """A connection to the daemon of one host. After the connection is lost, ``open`` makes a new connection.
 
     ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, each side learns
     that the other side has ended only from the end of the connection. ``environment`` holds variables for the processes

@@ -1,4 +1,4 @@
-"""Checks, before a job starts, that the hosts can run it: games, open files, disks, clocks, ports, networks."""
+"""Checks, before a job starts, that the hosts can run this job: games, open files, disks, clocks, ports, networks."""
 
 import dataclasses
 import errno
@@ -39,8 +39,8 @@ class Survey:
     """The findings: ``facts`` by host, measurements by route, and ``failed``: the hosts whose probe failed.
 
     The facts about a host come from its daemon and from :mod:`zmqrl.hosts.probe`. ``clock_ahead_s`` is added to them.
-    ``loopback`` holds, by host, an address of the host that it resolves to loopback itself. Other hosts then cannot
-    reach the host.
+    ``loopback`` holds, by host, an address that the host resolves to loopback, so that other hosts cannot reach the
+    host.
     """
 
     facts: Mapping[str, Facts]
@@ -204,7 +204,7 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
 
 
 def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
-    """The largest number of files that one of ``processes``, or their daemon, opens.
+    """The largest number of files that any one of ``processes`` opens, or that their daemon opens if that is more.
 
     Every shard has connections to every worker. A daemon has pipes to each process.
     """

@@ -18,7 +18,7 @@ News = Callable[[str, h.Event], None]
 AT_A_TIME = 16
 TRIES = 5
 FIRST_PAUSE_S = 0.5
-# ssh prints one of these if a server drops connections because too many of them have not logged in yet (MaxStartups).
+# ssh prints one of these if a server drops connections because too many clients have not logged in yet (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
 OLDER = "No module named 'zmqrl.hostd'"  # in older code, the daemon is another module
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"

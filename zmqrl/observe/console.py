@@ -67,7 +67,7 @@ class Console(Protocol):
         """Show an event at once, such as a restarted worker or a new checkpoint."""
 
     def close(self) -> None:
-        """Show the last values and leave the terminal as it was. A second call does nothing."""
+        """Show the last values and restore the terminal. A second call does nothing."""
 
 
 class LoggedConsole:

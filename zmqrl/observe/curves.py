@@ -18,7 +18,7 @@ MIN_MAX_SEEDS = 4  # above this number, the extremes depend more on the number o
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Runs of the same experiment: all their settings except those in ``ASIDE`` are equal."""
+    """Runs of the same experiment: all settings of these runs are equal, except the settings in ``ASIDE``."""
 
     label: str
     runs: tuple[RunRecord, ...]

@@ -46,7 +46,7 @@ class Folding:
         if not self._held:
             self._opened_at = now
         newest = self._newest.get(source)
-        # A position before the newest line of this process would put its lines out of order.
+        # A position before the newest line of this process would put the lines of the process out of order.
         since = 0 if newest is None else self._held.index(newest)
         words = _words(line)
         folded = next((each for each in self._held[since:] if _words(each.line) == words), None)
@@ -58,7 +58,7 @@ class Folding:
         self._newest[source] = folded
 
     def take(self, now: float) -> list[Folded]:
-        """Remove and return the lines whose ``WINDOW_S`` has ended."""
+        """Remove and return the lines that need not be held any longer."""
         if self._held and now - self._opened_at >= WINDOW_S:
             self._close()
         over, self._over = self._over, []
@@ -119,7 +119,7 @@ def _split(name: str) -> tuple[str, str, str]:
 
 
 def _words(line: str) -> str:
-    """A line without its time, which differs between processes."""
+    """A line without the time at its start, because this time differs between processes."""
     date, _, rest = line.partition(" ")
     clock, _, words = rest.partition(" ")
     return words if date[:2].isdigit() and ":" in clock else line

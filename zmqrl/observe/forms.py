@@ -104,9 +104,9 @@ def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path, form: Form) -> Iterator[dict[str, Any]]:
-    """Read the objects in a file of JSON lines, if it exists. Raises UsageError, which names the damaged line.
+    """Read the objects in a file of JSON lines, if the file exists. Raises UsageError, which names the damaged line.
 
-    An incomplete last line is left out: a running run is still writing it, or a killed run could not finish it.
+    An incomplete last line is left out: a running run is still writing this line, or a killed run could not finish it.
     """
     for number, found in _numbered(path):
         yield _checked(found, form, path, f"in line {number} ", "repair that line, or remove it")

@@ -1,4 +1,4 @@
-"""A histogram of durations that can be merged. Its memory is bounded, and its error is at most 1.6 %."""
+"""A histogram of durations, which can be merged with others. It has bounded memory and an error of at most 1.6 %."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self

@@ -25,9 +25,10 @@ INCARNATIONS_KEPT = 16  # per rank: usually one process, or two while a new one 
 class ShardStats(TypedDict):
     """The state of a shard.
 
-    ``totals`` are ``(used, late, duplicate, rejected)`` over the lines of its history up to ``version``. ``outcomes``
-    is ``{rank: [used, late, duplicate, rejected]}``, counted since the shard process ``incarnation`` began. ``held``
-    has the ranks whose contribution to the open version has arrived. ``present`` has the subscribed ranks.
+    ``totals`` are ``(used, late, duplicate, rejected)`` over the lines of the shard's history up to ``version``.
+    ``outcomes`` is ``{rank: [used, late, duplicate, rejected]}``, counted since the shard process ``incarnation``
+    began. ``held`` has the ranks whose contribution to the open version has arrived. ``present`` has the subscribed
+    ranks.
     """
 
     incarnation: int
@@ -224,8 +225,8 @@ class RunMetrics:
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
             if seq > worker.last_seq:
-                # A report has room for a limited number of games. Games that it leaves out are counted, but their
-                # scores are unknown.
+                # A report has room for a limited number of games. Games without room are counted, but their scores are
+                # unknown.
                 self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
                 self._scores.append(score)
                 worker.last_seq = seq

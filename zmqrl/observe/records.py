@@ -58,7 +58,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """A run, read from its files, even while it runs.
+    """A run, read from its files. The run may still be running.
 
     ``settings`` holds the settings in ``config.json`` by dotted path (``envs.num_envs``). The settings are plain data,
     so that runs of other versions of zmqrl can be read. ``rows`` holds the rows of ``metrics.jsonl``, oldest first,

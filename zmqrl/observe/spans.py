@@ -55,9 +55,9 @@ class Spans:
     Names are the same in every process, report, row and trace: ``WORKER_SPANS`` in a worker, ``SHARD_SPANS`` in a
     shard.
 
-    Spans of different names can nest: the time of the outer span includes that of the inner one. A span must not nest
-    in a span of the same name, because each name has only one context object. A single context object per name keeps
-    the cost of a span at about a microsecond.
+    Spans of different names can nest: the time of the outer span includes the time of the inner span. A span must not
+    nest in a span of the same name, because each name has only one context object. A single context object per name
+    keeps the cost of a span at about a microsecond.
 
     The clock is ``time.monotonic_ns``, which is the same clock as ``perf_counter_ns`` on Linux. PING and PONG compare
     this clock between hosts.

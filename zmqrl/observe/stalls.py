@@ -1,4 +1,6 @@
-"""Versions that stall: which processes are missing, since when, and what they are doing. Pure: no clock, no files."""
+"""Finds versions that stall: which processes are missing, since when, and what these processes are doing. Pure: no
+clock, no files.
+"""
 
 import re
 import statistics

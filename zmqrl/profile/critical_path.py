@@ -21,7 +21,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
-# In the order of a worker's loop. The path shows the time between these spans before the gradient.
+# In the order of a worker's loop. The time between these spans is shown as one part, before the gradient.
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 
@@ -228,9 +228,7 @@ def _updates(timeline: Timeline) -> Iterator[_Update]:
 
 
 def without_path(timeline: Timeline) -> Counter[int]:
-    """The number of updates without a critical path, by rank: the work of this rank as the K-th worker is not
-    recorded.
-    """
+    """The number of updates without a critical path, by the rank of the K-th worker, whose work is not recorded."""
     ranks = ((update.version, update.made.closing_rank) for update in _updates(timeline))
     return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
 

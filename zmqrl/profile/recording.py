@@ -134,7 +134,7 @@ class Recording:
         processes = []
         for each in cls.read(
             directory, ALL[left_out:]
-        ).processes:  # one more version, at whose end the others begin
+        ).processes:  # one more version, which ends where the other versions begin
             rest = each.after(left_out)
             processes.append(replace(rest, earlier=each.earlier, parts=each.parts, covered=each.covered))
         return cls(tuple(processes), left_out)

@@ -9,7 +9,7 @@ import numpy as np
 from zmqrl.simulate.laws import Law
 
 CHUNK = 1024  # number of durations that are drawn at once
-STRIDE = 7919  # ranks that share a recording start at different offsets in it
+STRIDE = 7919  # ranks that share a recording start at different offsets in this recording
 
 
 @dataclass(frozen=True, slots=True)

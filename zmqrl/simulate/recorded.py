@@ -32,7 +32,7 @@ class TooLittleRecorded(UsageError):
 
 
 class RecordedRun:
-    """A run to simulate. ``measured`` is its rate in updates per second.
+    """A run to simulate. ``measured`` is the recorded rate in updates per second.
 
     ``transfer_share`` is the share of update time in which updates waited for transfers.
     """
@@ -128,7 +128,7 @@ class RecordedRun:
         self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float], delay: float
     ) -> tuple[float, float]:
         """CPU and idle seconds of the spans ``names``. The time in the run queue is not included, except ``delay``: the
-        simulation adds its own.
+        simulation adds its own time in the run queue.
         """
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
@@ -170,7 +170,7 @@ def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> f
 
 
 def _beside_s(recording: Recording, rank: int) -> float:
-    """CPU seconds per contribution of the other threads of a worker, such as the one with its sockets.
+    """CPU seconds per contribution of the other threads of a worker, such as the thread that serves the sockets.
 
     The start of the process and time without recorded contributions are left out.
     """

@@ -30,10 +30,10 @@ class Result:
 
     Times are virtual, or real if ``live``.
 
-    ``step_s``: the times from one version to the next. The time of a version is when the last shard has published it.
-    Counts of contributions are in slices, as in ``summary.json``. ``abandoned`` counts abandoned gradients, whose
-    slices count as skipped. ``waiting_s`` is by rank, and ``nics`` is by host. A live run has no ``nics``.
-    ``shards_busy`` has, for each shard, the CPU time per second.
+    ``step_s``: the times from one version to the next. The time of a version is the time at which the last shard has
+    published that version. Counts of contributions are in slices, as in ``summary.json``. ``abandoned`` counts
+    abandoned gradients, whose slices count as skipped. ``waiting_s`` is by rank, and ``nics`` is by host. A live run
+    has no ``nics``. ``shards_busy`` has, for each shard, the CPU time per second.
     """
 
     scenario: Scenario

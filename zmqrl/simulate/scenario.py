@@ -58,7 +58,7 @@ class Straggler:
 class Failure:
     """A process that is killed: ``worker-3``, ``shard-0``, or all of ``host-1``. Times are in seconds.
 
-    It restarts after ``restart_s``, or never if that is None. A restarted shard reads its last version from disk.
+    It restarts after ``restart_s``, or never if that is None. A shard that restarts reads its last version from disk.
     """
 
     process: str
@@ -133,7 +133,7 @@ class Scenario:
 
     @property
     def recorded_run(self) -> Path | None:
-        """The run whose times are replayed. None if they are drawn."""
+        """The run whose times are replayed. None if the times are drawn from laws."""
         return Path(self.compute.removeprefix(RECORDED)) if self.compute.startswith(RECORDED) else None
 
     def with_shards(self, shards: int) -> "Scenario":

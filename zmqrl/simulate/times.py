@@ -108,9 +108,7 @@ def times_of(scenario: Scenario) -> ComputeTimes:
 
 
 def _whole_iterations(per_rollout: int) -> int:
-    """A number of updates that fills whole iterations: 100 or the next higher such number, and at least 4
-    iterations.
-    """
+    """The smallest number of updates that makes up whole iterations: at least 100 updates and at least 4 iterations."""
     return max(4, -(-100 // per_rollout)) * per_rollout
 
 

@@ -43,14 +43,14 @@ class ProcessDied:
 
 @dataclass(frozen=True, slots=True)
 class ProcessInspected:
-    """The host of a process reports what it is doing."""
+    """The host of a process reports what the process is doing."""
 
     seen: Inspected
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessWorked:
-    """A follower has done its work, so its earlier deaths no longer count."""
+    """A follower has done its work, so the earlier deaths of this follower no longer count."""
 
     process: ProcessId
 
@@ -74,7 +74,7 @@ class CheckpointWanted:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointWritten:
-    """A checkpoint was written. It has these versions of the shards."""
+    """A checkpoint was written. ``versions`` holds the version of each shard in it."""
 
     versions: tuple[int, ...]
 
@@ -157,7 +157,7 @@ class TellSilence:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Ask the host of a process what it is doing. Leads to ProcessInspected."""
+    """Ask the host of a process what the process is doing. Leads to ProcessInspected."""
 
     process: ProcessId
 
@@ -190,7 +190,7 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """All shards are bound: connect to them, and send their endpoints to the workers."""
+    """All shards are bound: connect to the shards, and send the shards' endpoints to the workers."""
 
 
 @dataclass(frozen=True, slots=True)

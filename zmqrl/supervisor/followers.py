@@ -28,7 +28,7 @@ class Runner(Protocol):
         """Send a message to a process."""
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because it has done its work."""
+        """Forget the earlier deaths of a process, because the process has done its work."""
 
 
 class Followers:

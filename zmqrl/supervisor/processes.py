@@ -24,7 +24,7 @@ class Processes:
 
     ``starts`` counts the starts of each process. ``hopeless`` holds the processes that died too often in a row.
     ``first_death`` is the earliest death that the run has not recovered from: this death may have caused later deaths.
-    If its reason is unknown, the next death with a known reason replaces it.
+    If the reason for that death is unknown, the next death with a known reason replaces it.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Processes:
         self._start_at.pop(process, None)
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because it has done its work."""
+        """Forget the earlier deaths of a process, because the process has done its work."""
         self.hopeless.discard(process)
         self._failures.pop(process, None)
         self._kills.pop(process, None)

@@ -16,9 +16,9 @@ class Shards:
     """The shards of a run, by number.
 
     ``checkpoint`` holds the version of each shard in the newest checkpoint. ``seen`` holds the newest version that each
-    shard is known to have made. ``stats`` holds the last report of each shard since it started or loaded a checkpoint.
-    ``down`` holds the shards that have not sent WELCOME since they started. ``rollback`` is the reason why all shards
-    must load the checkpoint, or None. At first, the reason is the start of the session.
+    shard is known to have made. ``stats`` holds the last report of each shard since that shard started or loaded a
+    checkpoint. ``down`` holds the shards that have not sent WELCOME since they started. ``rollback`` is the reason why
+    all shards must load the checkpoint, or None. At first, the reason is the start of the session.
     """
 
     def __init__(self, checkpoint: tuple[int, ...], generation: int, stop_at: int | None) -> None:
@@ -82,7 +82,7 @@ class Shards:
     def on_stats(self, shard: int, stats: m.Stats) -> bool:
         """A shard reports its state. Returns whether the shard has made a new version."""
         if shard in self.down or stats.state == "empty" or stats.generation != self.generation:
-            return False  # its WELCOME decides whether to roll back
+            return False  # the shard's WELCOME decides whether to roll back
         known = self.stats.get(shard)
         if known is not None and (stats.incarnation, stats.version) < (known.incarnation, known.version):
             return False  # a newer report has arrived before this report
@@ -127,7 +127,7 @@ class Shards:
         self.stats.pop(shard, None)
 
     def roll_back(self, view: View, now: float, elapsed: int = 0) -> list[e.Action]:
-        """If a rollback is due and all shards are up, make them load the checkpoint under a new generation.
+        """If a rollback is due and all shards are up, make the shards load the checkpoint under a new generation.
 
         The shards also load ``elapsed``, the progress of the run in millionths.
         """
@@ -180,5 +180,5 @@ class Shards:
             self.rollback = why
 
     def _end_of(self, shard: int) -> int | None:
-        """The version to end at: ``stop_at``, or the shard's newest version if it has passed ``stop_at``."""
+        """The version to end at: ``stop_at``, or the shard's newest version if the shard has passed ``stop_at``."""
         return None if self.stop_at is None else max(self.stop_at, self.seen[shard])

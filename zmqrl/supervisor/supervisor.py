@@ -1,4 +1,4 @@
-"""The supervisor of a run: carries out what its state machine decides, with processes, sockets and files."""
+"""The supervisor of a run: carries out the decisions of its state machine, with processes, sockets and files."""
 
 import contextlib
 import signal
@@ -163,7 +163,7 @@ class Supervisor:
             time.sleep(0.01)
 
     def _connect(self) -> None:
-        """Connect to the shards, which are up now. Send their jobs to the workers and the followers."""
+        """Connect to the shards, which are up now. Send each worker and each follower its job."""
         for old in (self.directory.summary, self.directory.trace):  # out of date from here on
             old.unlink(missing_ok=True)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
@@ -383,7 +383,7 @@ class Supervisor:
         self.launcher.tell(process, message)
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because it has done its work."""
+        """Forget the earlier deaths of a process, because the process has done its work."""
         self._feed(e.ProcessWorked(process))
 
     def _task(self, process: ProcessId) -> Task:

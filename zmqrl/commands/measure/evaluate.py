@@ -126,7 +126,7 @@ def play_games(
         games = [pool.submit(play, seed) for seed in seeds]
         try:
             playing: set[Future[Turn]] = set(games)
-            while playing:  # wait briefly, because a signal that comes just before a wait does not end it
+            while playing:  # wait briefly, because a signal just before a wait does not end that wait
                 over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
                 for game in over:
                     on_game(game.result())

@@ -68,7 +68,7 @@ def run(options: Options) -> int:
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: a number above 0 and below 86400 (a day) is required.")
     require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
-    here = Path.cwd()  # the user's code may change it
+    here = Path.cwd()  # the user's code may change the working directory
     with prints_to_stderr():
         policy = load_policy(options.run, options.checkpoint)
         path = options.output or video_path(options.run, policy)

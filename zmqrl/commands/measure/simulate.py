@@ -115,7 +115,7 @@ def run(options: Options) -> int:
     if not options.live:
         tell_of_loss(scenarios)
     run_one = _live(options.settings) if options.live else simulate
-    with quiet_children():  # otherwise their logs appear on this terminal
+    with quiet_children():  # otherwise the children's logs appear on this terminal
         results = [run_one(scenario) for scenario in scenarios]
     if options.plot is not None:
         draw(results, axes, options.plot)

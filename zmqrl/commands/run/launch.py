@@ -121,8 +121,8 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
 
 
 def directory_name(directory: RunDirectory, home: str) -> str:
-    """The name of this run's directory on every host. All sessions of one run have the same name, and no other run has
-    it.
+    """The name of this run's directory on every host. All sessions of one run use the same name, and no other run uses
+    that name.
 
     ``home`` is the machine that has the run directory.
     """

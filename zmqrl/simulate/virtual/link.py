@@ -117,7 +117,7 @@ class Link:
     # messages from the shard
 
     def publish_weights(self, event: worker_events.PublicationArrived, told: tuple[object, ...]) -> None:
-        """Send a version, or drop it if the worker has not yet received the previous ones."""
+        """Send a version, or drop it if the worker has not yet received the previous versions."""
         if not self.up or self.publishing >= MOST_PUBLISHED:
             return
         self.publishing += 1
