@@ -54,7 +54,9 @@ class Mirror:
             self._put(host, name)
 
     def put_checkpoint(self, process: ProcessId, version: int) -> None:
-        """Copy ``config.json`` and the checkpoint of ``version`` to a follower's host, without the optimizer state."""
+        """Copy ``config.json`` and the checkpoint of ``version`` to a follower's host. The optimizer state is left
+        out.
+        """
         host, path = self.host_of[process], self.home.checkpoints / name_of(version)
         self._checkpoints[process].add(version)
         for file in (self.home.config, path / MODEL, path / MANIFEST):  # the manifest completes a checkpoint

@@ -37,9 +37,9 @@ STATES_TOLD = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doing:
-    """What a process is doing, as its host reports it: see :class:`zmqrl.hostd.inspection.Sight`.
+    """A host's report on what a process is doing: see :class:`zmqrl.hostd.inspection.Sight`.
 
-    ``stack`` has the frames of its main thread, innermost first, such as ``File "game.py", line 12 in step``.
+    ``stack`` has the frames of the process's main thread, innermost first, such as ``File "game.py", line 12 in step``.
     """
 
     state: str
@@ -52,8 +52,8 @@ class Awaited:
     """A process that a version waits for, and the known facts about that process.
 
     ``is_external``: the supervisor did not start the process, and cannot ask its host. ``is_there``: the process is
-    connected, or has sent a message before. ``span``: the span that a worker reports, empty if it reports none.
-    ``span_s``: how long the worker has been in that span.
+    connected, or has sent a message before. ``span``: the span that a worker reports, empty if the worker reports no
+    span. ``span_s``: how long the worker has been in that span.
     """
 
     process: ProcessId
@@ -212,7 +212,7 @@ class Stalls:
         self._answers[process] = doing
 
     def forget(self, process: ProcessId) -> None:
-        """A process has died: discard its data, which does not apply to its successor."""
+        """A process has died: discard the data about it, which does not apply to the process that replaces it."""
         self._unanswered.discard(process)
         for known in (self._asked_at, self._answers, self._spans):
             known.pop(process, None)
@@ -270,7 +270,9 @@ class Stalls:
         return ask
 
     def _with_answer(self, awaited: Awaited, now: float) -> Awaited:
-        """Add the host's report about the process. If the process has gone silent, also add its last known span."""
+        """Add the host's report about the process. If the process has gone silent, also add the last known span of the
+        process.
+        """
         process, span, span_s = awaited.process, awaited.span, awaited.span_s
         if span:
             self._spans[process] = span, now - span_s

@@ -78,7 +78,7 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
 def asynchronous_accounts(timeline: Timeline) -> Accounts:
     """Add up the contributions of every rank to an asynchronous run, in which each contribution makes a version.
 
-    The inclusion of a rank is the share of versions that it made. No contribution is late or skipped.
+    The inclusion of a rank is the share of versions that this rank made. No contribution is late or skipped.
     """
     ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
     for (_, rank), cycle in timeline.cycles.items():

@@ -234,7 +234,7 @@ def without_path(timeline: Timeline) -> Counter[int]:
 
 
 def critical_path(timeline: Timeline) -> list[Step]:
-    """One step for each version that has a successor in its generation, if the K-th worker recorded its work for the
+    """One step for each version with a successor in the same generation, if the K-th worker recorded the work for this
     version.
     """
     usual = Usual(timeline)
@@ -313,7 +313,8 @@ def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
     over all workers.
 
     The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is at most
-    the time that the other slices took together. If it explains the delay of any worker, the result is 0.
+    the time that the other slices took together. If the link explains the delay of at least one worker, the result is
+    0.
     """
     delays = []
     for rank in range(timeline.ranks):

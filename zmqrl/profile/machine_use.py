@@ -1,4 +1,4 @@
-"""How much CPU time each process got, and how long it waited for a core."""
+"""How much CPU time each process got, and how long each process waited for a core."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

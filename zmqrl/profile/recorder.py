@@ -100,7 +100,7 @@ class Recorder:
         self._rows[table].append(row)
 
     def spent_us(self, *names: str) -> tuple[int, ...]:
-        """For each name, the microseconds that its spans took since the last call with that name."""
+        """For each name, the microseconds in spans of this name since the last call with this name."""
         spent = []
         for name in names:
             total_ns = self.spans.total_ns(name)
@@ -233,7 +233,7 @@ def prune(directory: Path, process: ProcessId) -> None:
 
 
 def now_us() -> int:
-    """The current time as the tables store it: ``time.monotonic_ns``, converted to microseconds."""
+    """The current time in the form that the tables use: ``time.monotonic_ns``, converted to microseconds."""
     return time.monotonic_ns() // 1000
 
 

@@ -159,7 +159,7 @@ class Recording:
                         host=about["host"],
                         clock=about["clock"],
                         cores=about["cores"],
-                        machine_cores=about.get("machine_cores") or about["cores"],  # unknown, or an older recording
+                        machine_cores=about.get("machine_cores") or about["cores"],  # not known in older recordings
                     ),
                 )
                 for name, table in block["tables"].items():
@@ -167,7 +167,7 @@ class Recording:
                         recording.tables.setdefault(name, []).append(_of_versions(name, table, versions))
                 if "earlier" in block:
                     recording.earlier, recording.covered = block["earlier"], len(recording.parts)
-                if (machine := block["tables"].get("machine")) is not None:  # its last row ends the block
+                if (machine := block["tables"].get("machine")) is not None:  # the last row ends the block
                     recording.parts.append((int(machine[-1, 0]), block.get("new", {})))
                 recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
         return cls(tuple(found[key] for key in sorted(found)))

@@ -430,7 +430,7 @@ class Supervisor:
     # the end
 
     def _finish(self, reason: e.Reason) -> None:
-        """Stop all shards and write their last versions as a checkpoint. Restart a shard that dies while the others
+        """Stop all shards, and write a checkpoint of their last versions. Restart a shard that dies while the others
         stop.
         """
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
@@ -484,7 +484,7 @@ class Supervisor:
             )
 
     def _save_what_is_left(self) -> None:
-        """After a failure, write the version that the shards still hold as a checkpoint, if the shards answer."""
+        """After a failure, write a checkpoint of the version that the shards still hold, if the shards answer."""
         if self.saved or self.machine.state == "ending":  # the known STATS of the shards are out of date
             return
         with contextlib.suppress(ClusterError, AssertionError):  # the known state may be out of date

@@ -28,7 +28,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracked:
-    """A run: its directory, and its settings as plain data.
+    """A run: the run directory, and the settings as plain data.
 
     ``resumed_at`` is the version that the run resumes from, None for a new run.
     """
@@ -158,7 +158,8 @@ class _Feed:
         return not self._thread.is_alive()
 
     def _look(self) -> None:
-        # The tracker's thread only stores its error, because only the thread of the run may draw the console.
+        # The tracker's thread stores an error without a report, because only the thread of the run may draw the
+        # console.
         if self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 

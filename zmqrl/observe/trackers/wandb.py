@@ -17,7 +17,8 @@ FINISH_WITHIN_S: Final = 20.0  # rows not sent by then stay on disk, for wandb s
 class WandB:
     """One run of Weights & Biases. A resumed run continues its W&B run.
 
-    W&B's environment variables configure it: ``WANDB_MODE``, ``WANDB_PROJECT`` (default: ``zmqrl``), ``WANDB_NAME``...
+    The environment variables of W&B configure the W&B run: ``WANDB_MODE``, ``WANDB_PROJECT`` (default: ``zmqrl``),
+    ``WANDB_NAME``...
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
