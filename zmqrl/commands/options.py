@@ -20,7 +20,7 @@ ALIASES: Final = {
     "--port-range": "--wire.port-range",
     "--insecure-plaintext": "--wire.insecure-plaintext",
 }
-REPEATABLE: Final = frozenset({"--straggle", "--address", "--sweep", "--without"})  # whose values are appended
+REPEATABLE: Final = frozenset({"--straggle", "--address", "--sweep", "--without"})  # tyro appends their values
 LISTS_OF_HOSTS: Final = frozenset({"--hosts", "--include", "--exclude"})
 
 T = TypeVar("T")
@@ -31,7 +31,9 @@ RunPaths: TypeAlias = Annotated[
 
 
 def parse(cls: type[T], arguments: list[str], program: str, default: T | None = None) -> T:
-    """Parse ``arguments`` into a ``cls``. They override ``default`` if it is given. Raises UsageError."""
+    """Parse ``arguments`` into a ``cls``. The arguments override the values of ``default``, if given. Raises
+    UsageError.
+    """
     _refuse_repetition(arguments)
     with _one_sentence(program):
         if default is None:
@@ -40,7 +42,7 @@ def parse(cls: type[T], arguments: list[str], program: str, default: T | None = 
 
 
 def parse_known(cls: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
-    """Parse the options of ``cls``. Returns the other arguments too, in their order. Raises UsageError."""
+    """Parse the options of ``cls``. Also returns the other arguments, in their order. Raises UsageError."""
     _refuse_repetition(arguments)
     with _one_sentence(program):
         return tyro.cli(cls, args=arguments, prog=program, return_unknown_args=True)
@@ -52,7 +54,7 @@ def check_picture(option: str, path: Path) -> None:
 
 
 def _refuse_repetition(arguments: list[str]) -> None:
-    """Raise UsageError for an option that is given twice: tyro would silently use only the last one."""
+    """Raise UsageError for an option that is given twice: tyro would silently use only the last of the two values."""
     written = [argument.partition("=")[0] for argument in arguments if OPTION.match(argument)]
     given = Counter(map(_option, written))
     for text in written:
@@ -63,14 +65,18 @@ def _refuse_repetition(arguments: list[str]) -> None:
 
 
 def _option(text: str) -> str:
-    """The option that ``text`` sets: ``--no-resume``, ``-H`` and ``--run_dir`` are other names of an option."""
+    """The name of the option that ``text`` sets. ``--no-resume``, ``-H`` and ``--run_dir`` are other spellings of a
+    name.
+    """
     name = re.sub(r"(^--|\.)no-", r"\1", text.replace("_", "-"))
     return ALIASES.get(name, name)
 
 
 @contextlib.contextmanager
 def _one_sentence(program: str) -> Iterator[None]:
-    """Turn tyro's complaint about a command line into one sentence; ``--help`` exits as tyro does."""
+    """Turn tyro's complaint about a command line into one sentence. ``--help`` is unchanged: tyro prints the help and
+    exits.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

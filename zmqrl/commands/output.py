@@ -1,4 +1,4 @@
-"""Print only the result of a command on standard output, and nothing that other code prints."""
+"""Reserves standard output for the result of a command. The output of other code goes to standard error."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ def print_json(found: Any, indent: int | None = None) -> None:
 
 @contextlib.contextmanager
 def prints_to_stderr() -> Iterator[None]:
-    """Redirect standard output to standard error in the block, for the user's code and for C libraries."""
+    """Redirect to standard error what the user's code and C libraries print on standard output in the block."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

@@ -1,4 +1,6 @@
-"""The launcher of a run: sends tasks to the daemons on the hosts, and turns their messages into events and logs."""
+"""The launcher of a run: sends tasks to the daemons on the hosts, and turns the daemons' messages into events and
+logs.
+"""
 
 import contextlib
 import os
@@ -17,12 +19,13 @@ from zmqrl.hosts.mirror import Mirror
 from zmqrl.process import HERE, LOG_LEVEL
 from zmqrl.process_id import ProcessId
 
-# By default, glibc returns the memory of a freed large tensor to the kernel, so the next tensor costs page faults.
+# By default, glibc returns the memory of a freed large tensor to the kernel, so the next large tensor causes page
+# faults.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
-# On a busy host, OpenMP threads that spin while they wait make a small network fifty times slower.
+# OpenMP threads spin while they wait. On a busy host, this makes a small network fifty times slower.
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
 END_WITHIN_S = 8.0  # a daemon takes some seconds to kill processes that do not end by themselves
-LOST = -int(signal.SIGKILL)  # the status of a process on a lost host, which counts as killed
+LOST = -int(signal.SIGKILL)  # the status of a process on a lost host: the process counts as killed
 
 
 @dataclass(slots=True)
@@ -43,8 +46,8 @@ class _Running:
 class DaemonLauncher(Launcher):
     """Runs tasks on the hosts of ``links``; ``place`` returns the host that runs a process.
 
-    When a host is lost, its processes count as killed. The launcher contacts the host again when a process is
-    started there again. The messages of a daemon about files go to ``files``.
+    If a host is lost, its processes count as killed. The next start of a process on that host makes the launcher
+    contact the host again. The messages of a daemon about files go to ``files``.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class DaemonLauncher(Launcher):
         self._events: list[Event] = []
         self._reached_at = time.monotonic()
         self._closed = threading.Event()
-        # Leases are renewed even while the supervisor's thread waits, for a disk or for a shard.
+        # Leases are renewed even while the supervisor's thread waits for a disk or a shard.
         threading.Thread(target=self._renew, name="renew", daemon=True).start()
 
     def start(self, task: Task) -> None:
@@ -169,7 +172,7 @@ class DaemonLauncher(Launcher):
                 self.files.take(link.host, event)
             case h.Started() | h.Said() | h.Log() | h.Exited() | h.Inspected():
                 running = self._running.get(event.name)
-                if running is None or running.link is not link:  # a host can report only on its own processes
+                if running is None or running.link is not link:  # a host cannot report on processes of other hosts
                     return
                 match event:
                     case h.Started():

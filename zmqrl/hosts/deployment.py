@@ -1,4 +1,4 @@
-"""The deployment of a run: its launcher, and for each process its host, its directory there, and its threads."""
+"""The deployment of a run: its launcher, and for each process the host, the directory on that host, and the threads."""
 
 import socket as host_socket
 import sys
@@ -23,7 +23,7 @@ HERE = "localhost"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A host of a run, with the run's directory and the address there."""
+    """A host of a run, with the run's directory on that host and the host's address."""
 
     host: str
     directory: RunDirectory
@@ -34,7 +34,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """How and where the processes of a run start."""
+    """How and on which hosts the processes of a run start."""
 
     launcher: Launcher
     sites: Mapping[ProcessId, Site]
@@ -45,7 +45,9 @@ class Deployment:
 
 
 def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
-    """Deploy a whole run on this machine. Raises UsageError if a process needs more open files than its limit."""
+    """Deploy a whole run on this machine. Raises UsageError if a process needs more open files than the limit of this
+    machine.
+    """
     here = Site(host=host_socket.gethostname(), directory=directory, address=config.wire.address)
     placement = place_run(config, [Host(name=HERE)], {HERE: CORES})
     check_open_files(files_needed(config, list(placement.host_of)))
@@ -58,6 +60,6 @@ def on_this_machine(config: Config, directory: RunDirectory) -> Deployment:
 
 
 def local_launcher(work: Path) -> Launcher:
-    """A launcher for this machine, whose daemon is a child of this process. ``work`` is the run's directory."""
+    """A launcher for this machine. Its daemon is a child of this process. ``work`` is the run's directory."""
     command = [sys.executable, *DAEMON]
     return DaemonLauncher({HERE: Link(HERE, command, work=str(work), lease_s=None)}, lambda process: HERE)

@@ -10,7 +10,9 @@ from zmqrl.simulate.scenario import Failure
 
 
 class Faults:
-    """The failures that are still to come. The supervisor restarts the killed processes, as after any death."""
+    """The failures of the scenario that have not happened yet. The supervisor restarts the killed processes, as after
+    any death.
+    """
 
     def __init__(
         self,
@@ -24,11 +26,11 @@ class Faults:
         self._begun_at: float | None = None
 
     def begin(self, now: float) -> None:
-        """Start counting the times now, unless counting has started."""
+        """Let the times of the failures count from now, unless an earlier call has done so."""
         self._begun_at = now if self._begun_at is None else self._begun_at
 
     def step(self, now: float) -> None:
-        """Kill the processes that are due."""
+        """Kill the processes whose failures are due."""
         while self._begun_at is not None and self._failures and now - self._begun_at >= self._failures[0].at:
             failure = self._failures.pop(0)
             running = set(self._launcher.running())

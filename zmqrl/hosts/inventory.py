@@ -13,7 +13,7 @@ from typing import Any, Final
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.ps.wire.messages import MAX_WORKERS
 
-MAX_RANGE = 1024  # the most hosts that a name with ranges can stand for
+MAX_RANGE = 1024  # the maximum number of hosts for a name with ranges
 SSH_PORT = 22
 
 # A name that neither ssh nor its ProxyCommand can mistake for an option or for shell syntax.
@@ -23,7 +23,7 @@ _NUMBER: Final = r"[0-9]{1,9}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine, and what may run on it. None means the default."""
+    """A machine, and the processes that may run on it. None in a setting means the default."""
 
     name: str
     """The name for ssh, from the user's ssh_config or the resolver, optionally after user@."""
@@ -70,10 +70,11 @@ def read_hosts(text: str) -> tuple[Host, ...]:
 
 
 def select(hosts: Iterable[Host], include: str | None, exclude: str | None) -> tuple[Host, ...]:
-    """Keep the ``hosts`` in the list ``include`` (None: all) and drop those in the list ``exclude``.
+    """Keep the ``hosts`` that the list ``include`` names (None: all), and drop the hosts that the list ``exclude``
+    names.
 
-    The order does not change. Lists are as in :func:`read_hosts`, without slots. Raises UsageError for an unknown
-    name, and when no host is left.
+    The order does not change. Lists are as in :func:`read_hosts`, without slots. Raises UsageError for an unknown name,
+    or if no host is left.
     """
     hosts = tuple(hosts)
     known = [host.name for host in hosts]
@@ -112,7 +113,7 @@ def _is_file(text: str) -> bool:
     try:
         # Not is_file(): the shell's <(...) is a pipe.
         return Path(text).exists() and not Path(text).is_dir()
-    except OSError:  # the list is longer than a file name can be
+    except OSError:  # the list is longer than the limit for file names
         return False
 
 
@@ -133,7 +134,7 @@ def _from_list(text: str) -> Iterator[Host]:
 
 
 def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
-    """The name and the slots of ``h1:4``. Raises UsageError for a number that looks like a port."""
+    """The name and the slots in an item such as ``h1:4``. Raises UsageError for a number that looks like a port."""
     name, _, slots = item.rpartition(":")
     if not re.fullmatch(_NUMBER, slots):
         return item, None
@@ -148,7 +149,9 @@ def _slots_behind(item: str, where: str) -> tuple[str, int | None]:
 
 
 def _from_hostfile(path: str) -> Iterable[Host]:
-    """The hosts of a hostfile. MPI may exceed slots up to max_slots. zmqrl exceeds neither."""
+    """The hosts of a hostfile. MPI can run more processes than slots, up to max_slots. zmqrl never exceeds the
+    slots.
+    """
     listed: dict[str, list[int | None]] = {}  # the slots of each line that names a host
     for number, line in enumerate(_read(path).splitlines(), start=1):
         where = f"{path}, line {number}"
@@ -168,7 +171,8 @@ def _from_hostfile(path: str) -> Iterable[Host]:
         for name in _names(pattern, where):
             listed.setdefault(name, []).append(min(limits, default=None))
     for name, lines in listed.items():
-        # As in MPI and in files of batch systems: if several lines name a host, a line without slots counts as one.
+        # As in MPI and in files of batch systems: if several lines name a host, a line without slots counts as one
+        # slot.
         yield Host(name=name, slots=lines[0] if len(lines) == 1 else sum(1 if n is None else n for n in lines))
 
 
@@ -290,7 +294,7 @@ def _split(text: str, where: str) -> list[str]:
 
 
 def _expand(pattern: str, where: str) -> list[str]:
-    """Expand ``node[01-16]``. With several brackets, the last one varies fastest."""
+    """Expand a pattern such as ``node[01-16]``. If there are several brackets, the last one varies fastest."""
     pieces = re.split(r"\[([^\[\]]*)\]", pattern)
     if any(bracket in text for text in pieces[::2] for bracket in "[]"):
         raise UsageError(f"{where}: the brackets in {pattern} do not match.")
@@ -301,7 +305,7 @@ def _expand(pattern: str, where: str) -> list[str]:
 
 
 def _numbers(ranges: str, where: str) -> list[str]:
-    """Expand ``01-03,7``. Numbers get as many digits as the first number of their range."""
+    """Expand ranges such as ``01-03,7``. Numbers get as many digits as the first number of their range."""
     numbers: list[str] = []
     for item in ranges.split(","):
         match = re.fullmatch(f"({_NUMBER})(?:-({_NUMBER}))?", item)

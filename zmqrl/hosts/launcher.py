@@ -1,4 +1,4 @@
-"""The contract of a launcher: it starts the processes of a run on some host, reports their events, and ends them."""
+"""The contract of a launcher, which starts the processes of a run on hosts, reports their events, and ends them."""
 
 import signal
 from collections.abc import Collection, Mapping, Sequence
@@ -14,15 +14,15 @@ LIBZMQ_ASSERTION = "Assertion failed: "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A process to run: ``python -m module`` with ``job`` on standard input and its log in ``log_path`` on this host.
+    """A process to run: ``python -m module`` with ``job`` on standard input. Its log is ``log_path`` on this machine.
 
     Without a ``job``, the process waits for one. ``messages`` follow the job. ``threads`` is the number of threads that
-    its numeric libraries may use.
+    the numeric libraries of the process may use.
     """
 
     process: ProcessId
     module: str
-    job: Mapping[str, Any] | None = field(repr=False)  # it may hold keys
+    job: Mapping[str, Any] | None = field(repr=False)  # a job can contain secret keys
     log_path: Path
     threads: int
     messages: Sequence[Mapping[str, Any]] = ()
@@ -30,7 +30,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The process wrote a JSON object to its standard output. The first one means that it is up."""
+    """The process wrote a JSON object to its standard output. The first object means that the process is up."""
 
     process: ProcessId
     facts: dict[str, Any]
@@ -38,7 +38,9 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process ended with ``status``, as ``Popen.returncode``: negative for a signal. ``why``: an outside cause."""
+    """The process ended with ``status``, as in ``Popen.returncode``: negative for a signal. ``why``: a cause outside
+    the process.
+    """
 
     process: ProcessId
     status: int
@@ -62,10 +64,10 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What a process is doing, as its host reports it.
+    """A host's report on what a process is doing.
 
-    ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of its main thread,
-    innermost first, empty if it has not answered.
+    ``state``, ``kernel``: see :class:`zmqrl.hostd.inspection.Sight`. ``stack``: the frames of the process's main
+    thread, innermost first. Empty if the process has not answered.
     """
 
     process: ProcessId
@@ -84,22 +86,23 @@ class Launcher(Protocol):
         """Start ``task``. If that fails, ``poll`` returns an Exited."""
 
     def tell(self, process: ProcessId, message: Mapping[str, Any]) -> None:
-        """Write a message to the standard input of a process. Nothing happens if it has ended."""
+        """Write a message to the standard input of a process. Nothing happens if the process has ended."""
 
     def receive(self) -> None:
         """Read the messages of the hosts: events for the next ``poll``, and files. Never waits."""
 
     def inspect(self, process: ProcessId) -> None:
-        """Ask what a process is doing, and for its stack, which it also logs. ``poll`` returns an Inspected.
+        """Ask the host of a process what the process is doing. ``poll`` returns an Inspected. The process also logs its
+        stack.
 
-        There is no answer for a process that has ended or whose host is lost.
+        There is no answer if the process has ended or its host is lost.
         """
 
     def poll(self) -> list[Event]:
         """Return the events since the last call. Never waits."""
 
     def signal(self, process: ProcessId, number: signal.Signals) -> None:
-        """Send a signal to a process and everything it has started."""
+        """Send a signal to a process and to all processes that it has started."""
 
     def stop(self, processes: Collection[ProcessId], *, grace_s: float) -> None:
         """End processes: close their standard input, wait ``grace_s``, send SIGTERM, and 2 s later SIGKILL.
@@ -108,22 +111,22 @@ class Launcher(Protocol):
         """
 
     def wait(self, processes: Collection[ProcessId], *, within_s: float) -> None:
-        """Wait until the processes have ended, at most ``within_s``. ``poll`` does not return an Exited for them."""
+        """Wait at most ``within_s`` until the processes have ended. ``poll`` does not return an Exited for them."""
 
     def running(self) -> list[ProcessId]:
-        """The processes that were started and, as far as the launcher knows, have not ended."""
+        """The processes that the launcher has started and that have not ended, as far as it knows."""
 
     def pids(self) -> dict[ProcessId, int]:
-        """The process ids, each on its own host."""
+        """The process id of each process on the host of that process."""
 
     def host_of(self, process: ProcessId) -> str:
         """The host that runs a process."""
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """The hosts as plain data, for a command that must reach them when this process is gone."""
+        """The hosts as plain data, for a command that must reach the hosts after this process has ended."""
 
     def unreachable_s(self) -> float:
-        """Seconds since the last moment at which a host was reachable. 0 while one is."""
+        """Seconds since any host was last reachable. 0 while at least one host is reachable."""
 
     def close(self) -> None:
-        """End everything that still runs, and the daemons."""
+        """End all processes that still run, and end the daemons."""

@@ -1,4 +1,4 @@
-"""The connection to the daemon of one host: a pipe to a child process, which may be ssh or srun."""
+"""The connection to the daemon of one host: pipes to a child process, such as ssh or srun."""
 
 import contextlib
 import os
@@ -13,24 +13,25 @@ from typing import Any, NoReturn
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.lines import Lines
 
-# The arguments of Python. Without -P, files in the directory where it starts would hide modules of the same name.
+# The arguments of Python. Without -P, files in Python's working directory would hide modules of the same name.
 DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
-LAUNCH = secrets.token_hex(8)  # an id of this process, as a launcher
+LAUNCH = secrets.token_hex(8)  # the id by which daemons recognize this launcher
 UP_WITHIN_S = 30.0
-RENEW_EVERY_S = 1.0  # a lease
+RENEW_EVERY_S = 1.0  # time between two renewals of a lease
 KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
 MOST_PIECES = 64  # pieces of at most 64 KiB each, which is the capacity of a pipe
 
 
 class Link:
-    """A connection to the daemon of one host. After it is lost, ``open`` makes a new one.
+    """A connection to the daemon of one host. After the connection is lost, ``open`` makes a new connection.
 
-    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, only the end of
-    the connection shows each side that the other has ended. ``environment`` holds variables for the processes that the
-    daemon starts. ``up`` is the daemon's report about its host, while it is connected.
+    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, each side learns
+    that the other side has ended only from the end of the connection. ``environment`` holds variables for the processes
+    that the daemon starts. ``up`` is the daemon's report about its host, and None without a connection.
 
-    A link can also make an environment. Then ``first`` is the line with that request, and ``made`` is the answer.
+    A link can also request a Python environment. Then ``first`` is the line with the request, and ``made`` is the
+    answer.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Link:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Link":
-        """Inverse of :meth:`to_dict`. Accepts data of older code, which ran the daemon as another module."""
+        """Inverse of :meth:`to_dict`. Accepts data that older code wrote, in which the daemon was another module."""
         command = [word.replace("zmqrl.cluster.agent", "zmqrl.hostd.daemon") for word in data["command"]]
         environment = data.get("environment")
         return cls(data["host"], command, work=data["work"], lease_s=data["lease_s"], environment=environment)
@@ -94,7 +95,7 @@ class Link:
         return self._lose(f"no answer within {within_s:g} s")
 
     def open(self) -> None:
-        """Start the daemon. ``poll`` returns Up when it is up, and raises LinkLost when it does not come up."""
+        """Start the daemon. ``poll`` returns Up once the daemon is up, and raises LinkLost if the start fails."""
         self._run()
         self._send(self.first)
 
@@ -117,9 +118,11 @@ class Link:
         self._opened_at = self._heard_at = time.monotonic()
 
     def send(self, request: h.Request) -> None:
-        """Send a request as soon as the daemon can be reached. Requests keep their order. Any thread may call this.
+        """Send a request as soon as the daemon can be reached. Requests keep their order. Any thread may call this
+        method.
 
-        While the link is lost, requests are dropped. After opening it again, repeat the requests that are still needed.
+        While the link is lost, requests are dropped. After ``open``, the caller repeats the requests that are still
+        needed.
         """
         self._send(h.encode(request))
 
@@ -164,19 +167,19 @@ class Link:
         return events
 
     def renew(self) -> None:
-        """Renew the lease of the daemon. Any thread may call this."""
+        """Renew the lease of the daemon. Any thread may call this method."""
         if self.lease_s is not None and self.up is not None:
             self.send(h.Renew())
 
     def hang_up(self) -> None:
-        """Close the connection. The daemon then ends everything it has started."""
+        """Close the connection. The daemon then ends all processes that it has started."""
         with self._sending:
             if self.process is not None and self.process.stdin is not None:
                 with contextlib.suppress(OSError):
                     self.process.stdin.close()
 
     def cut(self) -> None:
-        """Close the connection, and do not wait for the daemon."""
+        """Close the connection without a wait for the daemon."""
         self.hang_up()
         self._forget()
 
@@ -197,10 +200,10 @@ class Link:
             process, self.process, self.up, self.made = self.process, None, None, None
             self._unsent.clear()
         if process is not None:
-            # This kills the command that runs the daemon, such as ssh and its jumps. The daemon ends by itself.
+            # Kill the command that runs the daemon, such as ssh with its jump hosts. The daemon then ends by itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a network disk that does not answer
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a network disk may not answer
                 process.wait(KILLED_WITHIN_S)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
@@ -210,7 +213,7 @@ class Link:
     def _flush(self) -> None:
         if self.process is None or self.process.stdin is None or self.process.stdin.closed:
             return
-        with contextlib.suppress(OSError):  # the pipe is full, or the process has ended, which poll notices
+        with contextlib.suppress(OSError):  # the pipe is full, or the process has ended; poll notices either case
             while self._unsent:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 
@@ -219,7 +222,7 @@ class Link:
 
 
 class LinkLost(Exception):
-    """The daemon of ``host`` has ended, or cannot be reached: ``why``."""
+    """The daemon of ``host`` has ended, or cannot be reached. ``why`` is the reason."""
 
     def __init__(self, host: str, why: str) -> None:
         super().__init__(host, why)

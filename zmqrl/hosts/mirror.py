@@ -17,44 +17,46 @@ from zmqrl.ps.shard.history import History
 from zmqrl.rundir import RunDirectory
 
 COMES_HOME = ("history", "profile", "videos")
-# The hosts choose the names of files that are written here. These names cannot lead out of the run directory.
+# The hosts choose the names of the files that this machine writes. These names cannot lead out of the run directory.
 _HARMLESS = re.compile(
     r"history/(?P<shard>shard-\d+)\.[a-z0-9.-]*jsonl|profile/(?P<process>[a-z]+-\d+)\.\d+\.\d+(?:\.trace)?\.blocks"
     r"|videos/\w[\w.-]*",
     re.ASCII,
 )
 LIST_EVERY_S = 5.0
-TAIL_BYTES = 4096  # the end of a history is unique to its run, because of its checksums
-OUTDATED = ""  # replaces the name of a file that is being fetched, when a rollback makes it out of date
+TAIL_BYTES = 4096  # the checksums make the end of a history unique to its run
+OUTDATED = ""  # replaces the name of a file in ``_fetching`` if a rollback makes the file out of date
 
 
 class Mirror:
     """Keeps ``home`` up to date with the files that processes on the hosts of ``links`` write.
 
-    ``links`` lacks hosts that write into ``home`` directly. A file is taken only from the host whose process writes it,
-    according to ``host_of``.
+    ``links`` lacks hosts that write into ``home`` directly. A file is taken from one host only: the host of the process
+    that writes the file, according to ``host_of``.
     """
 
     def __init__(self, links: Mapping[str, Link], home: RunDirectory, host_of: Mapping[ProcessId, str]) -> None:
         self.links, self.home, self.host_of = links, home, host_of
         self._listed_at = 0.0
-        self._sizes: dict[str, dict[str, int]] = {}  # by host: the sizes of its files when it last listed them
+        self._sizes: dict[str, dict[str, int]] = {}  # by host: file sizes in its last listing
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
-        self._begun = False  # whether processes of this session write, so that their files are right
-        self._agrees: dict[tuple[str, str], bool] = {}  # until then: whether a host's history continues ours
-        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # the versions that its host needs
+        self._begun = False  # whether this session's processes write: their files replace ours
+        self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
+        self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
     # to the hosts
 
     def put_history(self, shard: int) -> None:
-        """Copy the history of a shard to its host, ahead of later requests to that host."""
+        """Copy the history of a shard to the shard's host, before any later request reaches that host."""
         self._begun = True
         host, name = self.host_of[shard_id(shard)], _history(shard)
         if not self._agrees.get((host, name)):
             self._put(host, name)
 
     def put_checkpoint(self, process: ProcessId, version: int) -> None:
-        """Copy ``config.json`` and the checkpoint of ``version`` to a follower's host, without the optimizer state."""
+        """Copy ``config.json`` and the checkpoint of ``version`` to a follower's host. The optimizer state is left
+        out.
+        """
         host, path = self.host_of[process], self.home.checkpoints / name_of(version)
         self._checkpoints[process].add(version)
         for file in (self.home.config, path / MODEL, path / MANIFEST):  # the manifest completes a checkpoint
@@ -68,25 +70,29 @@ class Mirror:
             self.links[host].send(h.Remove(f"checkpoints/{name_of(version)}"))
 
     def reopened(self, host: str) -> None:
-        """A host that was lost is back, perhaps without its files: copy what its processes need."""
+        """A host that was lost is back, perhaps without its files: copy the files that its processes need."""
         for process in [process for process, at in self.host_of.items() if at == host]:
-            if process.role == "shard":  # if the host still has its own copy, that copy is longer
+            if process.role == "shard":  # the host's own copy, if it still exists, is longer
                 self._put(host, _history(process.number), unless_longer=True)
             for version in sorted(self._checkpoints[process]):
                 self.put_checkpoint(process, version)
 
     def clean(self, *, whole: bool, but: Collection[str] = ()) -> None:
-        """Remove the run's files from all hosts except ``but``. If ``whole``, also remove the run's directory there."""
+        """Remove the run's files from all hosts except ``but``. If ``whole``, also remove the run's directory from
+        these hosts.
+        """
         for host in self.links.keys() - set(but):
             self.links[host].send(h.Clean(whole))
 
     def remove_state(self) -> None:
-        """Remove the slots of the shards from the hosts. Call it only when a checkpoint has their content."""
+        """Remove the slots of the shards from the hosts. Do not call this before a checkpoint has the content of the
+        slots.
+        """
         for link in self.links.values():
             link.send(h.Remove("state"))
 
     def _put(self, host: str, name: str, *, unless_longer: bool = False) -> None:
-        """Copy a file of the run directory, if it exists, to ``host``."""
+        """Copy a file of the run directory to ``host``, if the file exists."""
         if host not in self.links or not (self.home.path / name).is_file():
             return
         offset, size = 0, 1
@@ -106,7 +112,7 @@ class Mirror:
                     link.send(h.List(COMES_HOME))
 
     def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
-        """Roll the copies of the histories back, as each shard does with its own."""
+        """Roll back the copies of the histories, as each shard rolls back its own history."""
         for process, host in self.host_of.items():
             if process.role != "shard" or host not in self.links:
                 continue
@@ -119,9 +125,10 @@ class Mirror:
                     self._fetching[host] = OUTDATED
 
     def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
-        """Wait at most ``within_s`` until this machine has all files of the hosts. Returns hosts with missing files.
+        """Wait at most ``within_s`` until this machine has all files of the hosts. Returns the hosts whose files are
+        still missing on this machine.
 
-        ``receive`` is the method of the launcher. The wait does not include lost hosts.
+        ``receive`` is the method of the launcher. It does not wait for lost hosts.
         """
         self._sizes.clear()
         self._listed_at = 0.0
@@ -140,12 +147,14 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take(self, host: str, event: h.Listing | h.Piece | h.Written) -> None:
-        """Handle a daemon's message about files. Raises ClusterError when this machine or the host cannot write one."""
+        """Handle a daemon's message about files. Raises ClusterError when this machine or the host cannot write a
+        file.
+        """
         match event:
             case h.Listing():
                 self._sizes[host] = {name: size for name, size in event.files.items() if self._is_from(name, host)}
                 for process in [process for process, at in self.host_of.items() if at == host]:
-                    prune(self.home.profile, process)  # the process does the same on its host
+                    prune(self.home.profile, process)  # the process also prunes on its host
             case h.Piece(path=path):
                 if self._fetching.pop(host, None) != path:
                     return
@@ -156,20 +165,22 @@ class Mirror:
                     self._agrees[host, path] = data.startswith(tail)
                     if self._agrees[host, path]:
                         self._write(path, event.offset + len(tail), data[len(tail) :])
-                elif event.offset in (0, self._size(path)):  # otherwise a rollback intervened
+                elif event.offset in (0, self._size(path)):  # else a rollback came between
                     self._write(path, event.offset, data)
             case h.Written(path=path, error=str(error)) if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")
         self._fetch_next(host)
 
     def _is_from(self, name: str, host: str) -> bool:
-        """Whether ``host`` runs the process that writes the file ``name``. A shard may have run there earlier."""
+        """Whether ``host`` runs the process that writes the file ``name``. A host where a shard ran earlier can have
+        files, too.
+        """
         found = _HARMLESS.fullmatch(name)
         if found is None:
             return False
         try:
             process = ProcessId.parse(found["shard"] or found["process"] or str(RECORDER))
-        except ValueError:  # the recording is not named after a process
+        except ValueError:  # the file name does not name a process
             return False
         return self.host_of.get(process) == host or (found["shard"] is not None and not self._begun)
 
@@ -189,9 +200,9 @@ class Mirror:
         compare = not self._begun and have > 0
         if compare and size >= have and (host, name) not in self._agrees:
             return have - len(self._tail(name))
-        if compare and not self._agrees.get((host, name)):  # the host's file dates from before the last session
+        if compare and not self._agrees.get((host, name)):  # the file is older than the last session
             return None
-        # A rollback shortens a history here and on the host. Any other file that is shorter there was replaced.
+        # A rollback shortens a history here and on the host. Any other file that is shorter on the host was replaced.
         if have > size and not compare and not name.startswith("history/"):
             return 0
         return have if have < size else None

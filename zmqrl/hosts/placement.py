@@ -1,4 +1,6 @@
-"""Decides which host runs which process: as the hosts file says, and evenly where it says nothing. Pure."""
+"""Decides which host runs which process: as the hosts file says, and evenly for roles that the file leaves out.
+Pure.
+"""
 
 import heapq
 import itertools
@@ -15,7 +17,7 @@ from zmqrl.words import counted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Which host runs each process. Within a role, the processes of one host have consecutive numbers."""
+    """The host of each process. Within a role, the processes of one host have consecutive numbers."""
 
     hosts: tuple[str, ...]
     """All hosts, including those that run nothing."""
@@ -33,7 +35,7 @@ class Placement:
         return any(process.role == role for process in self.processes_on(host))
 
     def table(self) -> str:
-        """A line for each role on each host, for people."""
+        """A text with a line for each role on each host."""
         rows = [("host", "processes", "threads each")]
         for host in self.hosts:
             roles = [list(group) for _, group in itertools.groupby(self.processes_on(host), key=lambda each: each.role)]
@@ -43,7 +45,7 @@ class Placement:
 
 
 def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -> Placement:
-    """Assign hosts to the processes that a run starts, as :func:`place` does."""
+    """Assign a host to each process that the run starts, as :func:`place` does."""
     return place(
         hosts,
         cores,
@@ -59,11 +61,11 @@ def place(
 ) -> Placement:
     """Decide which of ``hosts`` runs which process. ``cores`` holds the cores of each host, by name.
 
-    A role that the hosts file places runs exactly there. Shards that it does not place go to the hosts in turn. Then
-    each worker goes to the host whose load per slot stays lowest. Hosts without given slots count their cores instead.
-    Evaluator and recorder go to the host with the lowest load per core. The load of a host is the number of its
-    processes. Workers never exceed the given slots. More workers than cores cause a notice. Raises UsageError when the
-    numbers in the hosts file do not match the run, or when there are too few slots.
+    A role with hosts in the hosts file runs exactly on these hosts. Otherwise, shards go to the hosts in turn. Then
+    each worker goes to the host whose load per slot stays lowest. A host without given slots counts each core as a
+    slot. Evaluator and recorder go to the host with the lowest load per core. The load of a host is the number of its
+    processes. The workers of a host never exceed its given slots. A host with more workers than cores causes a notice.
+    Raises UsageError when the numbers in the hosts file do not match the run, or when there are too few slots.
     """
     assert hosts
     names = [host.name for host in hosts]
@@ -76,14 +78,14 @@ def place(
     on: dict[ProcessRole, Counter[str]] = {
         "shard": Counter({host.name: host.shards for host in hosts if host.shards is not None}),
         "worker": Counter({host.name: host.workers for host in hosts if host.workers is not None}),
-        # A hosts file may place an evaluator that this run does not have.
+        # A hosts file may name a host for an evaluator although this run has no evaluator.
         "evaluator": Counter([host.name for host in hosts if host.evaluator and evaluator]),
         "recorder": Counter([host.name for host in hosts if host.recorder and recorder]),
     }
     for role, numbers in on.items():
         if numbers and numbers.total() != wanted[role]:
             raise UsageError(f"the hosts file places {counted(numbers.total(), role)}, but the run has {wanted[role]}.")
-    # Processes that the hosts file places count as load from the start.
+    # Processes whose hosts the hosts file names count as load from the start.
     load = sum(on.values(), Counter[str]())
     notices: tuple[str, ...] = ()
     if not on["shard"]:
@@ -110,14 +112,16 @@ def place(
 
 
 def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load: Mapping[str, int]) -> Counter[str]:
-    """The number of workers that each host gets on top of ``load``. Among equally loaded hosts, the first gets it."""
+    """The number of workers that each host gets on top of ``load``. Among equally loaded hosts, the first one gets a
+    worker.
+    """
     slots = [host.slots for host in hosts if host.slots is not None]
     if len(slots) == len(hosts) and sum(slots) < workers:
         raise UsageError(
             f"the run has {counted(workers, 'worker')}, but the hosts have {counted(sum(slots), 'slot')}: "
             "add slots, or use fewer workers."
         )
-    # The load per slot or core that a host has with one worker, with two, and so on.
+    # The load per slot or core that a host has with one worker, with two workers, and so on.
     places = (
         ((load[host.name] + nth) / (cores[host.name] if host.slots is None else host.slots), index)
         for index, host in enumerate(hosts)
@@ -127,7 +131,7 @@ def _spread(workers: int, hosts: Sequence[Host], cores: Mapping[str, int], load:
 
 
 def _crowding(on: Mapping[str, int], hosts: Sequence[Host], cores: Mapping[str, int]) -> tuple[str, ...]:
-    """A sentence if hosts without given slots take more workers than they have cores."""
+    """A sentence if hosts without given slots run more workers than they have cores."""
     crowded = [host.name for host in hosts if host.slots is None and on[host.name] > cores[host.name]]
     if not crowded:
         return ()

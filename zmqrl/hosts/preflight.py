@@ -1,4 +1,4 @@
-"""Checks that hosts can run a job, before it starts: games, open files, disks, clocks, ports, networks."""
+"""Checks, before a job starts, that the hosts can run this job: games, open files, disks, clocks, ports, networks."""
 
 import dataclasses
 import errno
@@ -22,13 +22,13 @@ from zmqrl.words import counted
 
 LEAST_DISK_BYTES, LOW_DISK_BYTES = 100e6, 1e9
 LOW_SHM_BYTES = 16e6
-PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory with 32 games and a small network; torch takes most of it
+PLAYER_BYTES, SHARD_BYTES = 400e6, 60e6  # memory of a process with 32 games and a small network, most of it for torch
 PROCESS_FILES = 64  # files that a process opens besides its connections
 PORTS_OF_SHARD = 3
-PIPES_OF_PROCESS = 4  # files that the daemon opens for a process: three streams and a pidfd
+PIPES_OF_PROCESS = 4  # files that the daemon opens for each process: three streams and a pidfd
 CLOCK_OFF_S = 1.0
 TRANSFERS_WITHIN_S = 60.0
-NAMED = 4  # the most hosts that a sentence lists by name; it only counts the others
+NAMED = 4  # a sentence lists at most this many hosts by name, and counts the others
 PLAYERS: tuple[ProcessRole, ...] = ("worker", "evaluator", "recorder")
 
 Facts = Mapping[str, Any]
@@ -36,10 +36,11 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The findings: ``facts`` by host, measurements by route, and ``failed``, the hosts whose probe failed.
+    """The findings: ``facts`` by host, measurements by route, and ``failed``: the hosts whose probe failed.
 
-    A host's facts are those of its daemon and of :mod:`zmqrl.hosts.probe`, with ``clock_ahead_s``. ``loopback`` holds,
-    by host, addresses that the host itself resolves to loopback, so that other hosts cannot reach it.
+    The facts about a host come from its daemon and from :mod:`zmqrl.hosts.probe`. ``clock_ahead_s`` is added to them.
+    ``loopback`` holds, by host, an address that the host resolves to loopback, so that other hosts cannot reach the
+    host.
     """
 
     facts: Mapping[str, Facts]
@@ -61,8 +62,9 @@ def survey(
 ) -> Survey:
     """Examine the hosts whose daemons are ``up``.
 
-    ``addresses`` are those of the hosts that run shards, and ``probes_on`` names the probe of each host. If ``whole``,
-    check every host for every role and measure the bandwidth of the routes. If not, check only what this run uses.
+    ``addresses`` are the addresses of the hosts that run shards, and ``probes_on`` names the probe of each host. If
+    ``whole``, check every host for every role and measure the bandwidth of the routes. If not, check each host only for
+    the roles that this run gives it.
     """
     tokens = {host: secrets.token_hex(16) for host in addresses}
     game = {"env": config.env, "settings": dataclasses.asdict(config.envs)}
@@ -97,9 +99,9 @@ def survey(
 
 
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:
-    """The addresses that hosts resolve to loopback for themselves, as Debian does for a host's own name.
+    """Find hosts that resolve their own address to loopback, as Debian does with a host's own name.
 
-    The result is by host. It is empty if there is only one machine.
+    The result maps each such host to its address. It is empty if there is only one machine.
     """
     if len({about["host"] for about in facts.values()}) < 2:
         return {}
@@ -108,7 +110,9 @@ def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[
 
 
 def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
-    """The ports of the shards on ``host``, or of shard 0 if it has no shards; 0 means any free port."""
+    """The ports of the shards on ``host``. If the host has no shards, the ports of shard 0. Port 0 means any free
+    port.
+    """
     ports = config.ports()
     if ports is None:
         return [0]
@@ -117,7 +121,7 @@ def ports_on(host: str, config: Config, placement: Placement) -> list[int]:
 
 
 def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], None]) -> dict[Route, dict[str, Any]]:
-    """Measure the bandwidth of ``routes`` until time is up. No host takes part in two transfers at a time."""
+    """Measure the bandwidth of ``routes`` until time is up. No host takes part in two transfers at the same time."""
     found: dict[Route, dict[str, Any]] = {}
     apart = rounds(routes)
     say(f"sending data over {len(routes)} routes, in {len(apart)} rounds, for at most {TRANSFERS_WITHIN_S:g} s")
@@ -132,7 +136,7 @@ def _transfers(probes: Probes, routes: Sequence[Route], say: Callable[[str], Non
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Sentences for the user. ``problems`` prevent the run, ``warnings`` do not."""
+    """Sentences for the user. ``problems`` prevent the start of the run, ``warnings`` do not."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -144,7 +148,7 @@ class Verdict:
 
 
 def judge(found: Survey, config: Config, placement: Placement) -> Verdict:
-    """The problems and warnings of the hosts, each with its remedy."""
+    """The problems and warnings about the hosts, each with a remedy."""
     problems = [f"{host}: {why}." for host, why in found.failed.items()]
     warnings: list[str] = []
     for host, facts in found.facts.items():
@@ -200,9 +204,9 @@ def _host_warnings(facts: Facts, processes: Sequence[ProcessId]) -> Iterator[str
 
 
 def files_needed(config: Config, processes: Sequence[ProcessId]) -> int:
-    """The largest number of files that one of ``processes``, or their daemon, opens.
+    """The largest number of files that any one of ``processes`` opens, or that their daemon opens if that is more.
 
-    A shard has connections to every worker and a worker to every shard; a daemon has pipes to each process.
+    Every shard has connections to every worker. A daemon has pipes to each process.
     """
     peers = (config.ranks + 1 if process.role == "shard" else config.shards for process in processes)
     return PROCESS_FILES + max(PORTS_OF_SHARD * max(peers, default=0), PIPES_OF_PROCESS * len(processes))
@@ -230,11 +234,11 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Names in words. If there are many, only the first ones and the number of the others."""
+    """A list of names in words. If there are many names, only the first names and the number of other names."""
     more = [counted(len(names) - NAMED, "other")] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 
 
 def size(count: float) -> str:
-    """Bytes in words."""
+    """A number of bytes in words."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,7 +1,8 @@
-"""Probes a host before a run starts: its resources, and the routes to other hosts that a run would use.
+"""Probes a host before a run starts: the resources of the host, and the routes from it to other hosts.
 
-``python -m zmqrl.hosts.probe`` reports the resources of its host and listens where shards would. Then, on each request,
-it reports the time or measures routes to other hosts. Standard library only, except for the games and torch.
+``python -m zmqrl.hosts.probe`` reports the resources of its host and listens on the ports that shards would use. Then,
+on each request, it reports the time or measures routes to other hosts. It uses only the standard library, except to
+check the games and torch.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from zmqrl.process import Messages, read_job, say
 
 ANSWER_WITHIN_S = 3.0
 PINGS = 5
-FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # of one transfer; each is four times as long as the one before
+FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 26  # of one transfer, each four times as long as the one before
 LONG_ENOUGH_S = 0.1  # a transfer that takes this long is accurate enough
 LENGTH_BYTES = 8
 RECEIVED = b"\n"
@@ -35,8 +36,10 @@ Route = Mapping[str, Any]
 
 
 def measure(route: Route) -> dict[str, Any]:
-    """Connect to all ports of ``route``. Returns ``round_trip_s`` and, after a transfer, ``bytes_per_s``. If a port
-    fails, returns that ``port`` and the ``error``.
+    """Connect to all ports of ``route``.
+
+    Returns ``round_trip_s``, and also ``bytes_per_s`` if there was a transfer. If a port fails, returns that ``port``
+    and the ``error`` instead.
 
     ``route`` has ``address``, ``ports``, the ``token`` of its target, and ``transfer``: whether to measure bandwidth.
     """
@@ -59,7 +62,7 @@ def measure(route: Route) -> dict[str, Any]:
 
 
 def _send(connection: socket.socket, count: int) -> float:
-    """Send ``count`` bytes. Returns the seconds until their receipt has arrived."""
+    """Send ``count`` bytes. Returns the seconds until the receipt for these bytes has arrived."""
     data = bytes(count)
     began_at = time.perf_counter()
     connection.sendall(count.to_bytes(LENGTH_BYTES, "big") + data)
@@ -73,7 +76,7 @@ def _wait_for_receipt(connection: socket.socket) -> None:
 
 
 def _send_packets(connection: socket.socket) -> None:
-    """Send packets of full length: they get lost where a network on the way has a smaller MTU."""
+    """Send packets of full length, which get lost if a network on the way has a smaller MTU."""
     try:
         _send(connection, FIRST_BYTES)
     except TimeoutError:
@@ -121,7 +124,9 @@ def _accept(listener: socket.socket, token: bytes) -> None:
 
 
 def _answer(connection: socket.socket, token: bytes) -> None:
-    """Confirm everything that a client sends if it begins with ``token``. Other clients get no answer."""
+    """Confirm everything that a client sends after ``token``. A client that does not begin with ``token`` gets no
+    answer.
+    """
     with connection, contextlib.suppress(OSError):
         connection.settimeout(ANSWER_WITHIN_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -150,7 +155,9 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def facts(work: str) -> dict[str, Any]:
-    """The resources of this host, and of the disk with the directory ``work``. ``open_files`` None means no limit."""
+    """The resources of this host, and of the disk with the directory ``work``. ``open_files`` is None without a
+    limit.
+    """
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "memory_bytes": _memory_bytes(),
@@ -170,11 +177,11 @@ def _memory_bytes() -> int | None:
 def game_error(env: str, settings: Mapping[str, Any]) -> str | None:
     """Why the environment ``env`` cannot be played on this host, or None."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # the launcher reads our standard output
+        with contextlib.redirect_stdout(sys.stderr):  # the launcher reads standard output
             from zmqrl.learner.envs import EnvConfig, try_env
 
             try_env(env, EnvConfig(**settings))
-    except Exception as error:  # a missing package or ROM, or anything else that it raises
+    except Exception as error:  # a missing package or ROM, or any other error of the environment
         return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return None
 
@@ -187,7 +194,7 @@ def sees_cuda() -> bool:
 
 
 def main() -> None:
-    """Serve the requests on standard input until it ends."""
+    """Serve the requests on standard input until standard input ends."""
     job = read_job(signal.SIGKILL)
     asked = Messages()
     found = facts(job["work"])

@@ -1,4 +1,4 @@
-"""Runs probes on several hosts: starts them like processes of a run, asks all at once, and ends them."""
+"""Runs probes on several hosts: starts the probes like processes of a run, asks all probes at once, and ends them."""
 
 import contextlib
 import tempfile
@@ -19,7 +19,7 @@ TURN_S = 0.005
 
 
 class Route(NamedTuple):
-    """A TCP route from one host to ``ports`` of another, at its ``address``."""
+    """A TCP route from one host to ``ports`` of another host, which has the address ``address``."""
 
     source: str
     target: str
@@ -28,14 +28,18 @@ class Route(NamedTuple):
 
 
 class Probes:
-    """The running probes. ``failed`` holds, by host, the reason why a probe has not answered or has ended."""
+    """The running probes. ``failed`` holds, by host, the reason for a failure: the probe has not answered, or has
+    ended.
+    """
 
     def __init__(self, launcher: Launcher, tokens: Mapping[str, str], probes: Mapping[str, ProcessId]) -> None:
         self.launcher, self.tokens, self.probes = launcher, tokens, probes
         self.failed: dict[str, str] = {}
 
     def answers(self, hosts: Collection[str], *, within_s: float = ANSWER_WITHIN_S) -> dict[str, dict[str, Any]]:
-        """Wait for an answer from each of ``hosts`` that has not failed. ``heard_s`` is when the answer arrived."""
+        """Wait for an answer from each of ``hosts`` that has not failed. ``heard_s`` is the time at which the answer
+        arrived.
+        """
         found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + within_s
         while missing := [host for host in hosts if host not in found and host not in self.failed]:
@@ -52,7 +56,9 @@ class Probes:
         return found
 
     def clocks(self, hosts: Collection[str], times: int = 3) -> dict[str, float]:
-        """How far each host's clock is ahead of ours, in seconds. The shortest of several round trips decides."""
+        """How far each host's clock is ahead of ours, in seconds. The result is from the shortest of several round
+        trips.
+        """
         shortest: dict[str, tuple[float, float]] = {}
         for _ in range(times):
             for host in hosts:
@@ -94,7 +100,7 @@ class Probes:
 
 
 def probe_ids(hosts: Iterable[str]) -> dict[str, ProcessId]:
-    """The process that probes each of ``hosts``."""
+    """The id of the probe process for each of ``hosts``."""
     return {host: ProcessId("probe", number) for number, host in enumerate(hosts)}
 
 
@@ -102,7 +108,7 @@ def probe_ids(hosts: Iterable[str]) -> dict[str, ProcessId]:
 def probing(
     launcher: Launcher, jobs: Mapping[ProcessId, Mapping[str, Any]], tokens: Mapping[str, str]
 ) -> Iterator[tuple[Probes, dict[str, dict[str, Any]]]]:
-    """Run probes with these ``jobs`` during the block. Yields the probes, and their findings by host."""
+    """Run probes with these ``jobs`` during the block. Yields the probes, and their first findings by host."""
     on = {launcher.host_of(process): process for process in jobs}
     with tempfile.TemporaryDirectory() as logs:
         for process, job in jobs.items():
@@ -113,12 +119,12 @@ def probing(
             yield probes, probes.answers(on, within_s=FIRST_ANSWER_WITHIN_S)
         finally:
             launcher.stop(list(jobs), grace_s=2.0)
-            launcher.poll()  # their output is not needed any more
+            launcher.poll()  # the output of the probes is not needed any more
 
 
 def rounds(routes: Sequence[Route]) -> list[list[Route]]:
-    """Split ``routes`` into rounds in which no host has two routes. N hosts that all reach each other need 2 N to 4 N
-    rounds.
+    """Split ``routes`` into rounds in which no host has two routes. With routes from each host to each other host, N
+    hosts need 2 N to 4 N rounds.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(end for r in routes for end in r[:2]))}
     apart = sorted(routes, key=lambda route: (places[route.target] - places[route.source]) % len(places))

@@ -1,4 +1,6 @@
-"""The hosts of a command, how the launcher reaches them, and the addresses at which they reach each other."""
+"""The hosts of a command, how the launcher reaches these hosts, and the addresses at which the hosts reach each
+other.
+"""
 
 import ipaddress
 import socket as host_socket
@@ -23,12 +25,12 @@ from zmqrl.hosts.sync import ANOTHER_PYTHON, make_environments
 from zmqrl.learner.envs import describe_env
 from zmqrl.process import staying_here
 
-NO_ADDRESS = WireConfig().address  # means that the user chose no address
+NO_ADDRESS = WireConfig().address  # this value means that the user chose no address
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """The hosts of a command, and how they are reached."""
+    """The hosts of a command, and how the launcher reaches them."""
 
     hosts: tuple[Host, ...]
     command: Callable[[Host], list[str]]
@@ -45,7 +47,7 @@ class Reach:
 
     @property
     def instead(self) -> str:
-        """The remedy for a host that has no zmqrl, or another version of it."""
+        """The remedy for a host without zmqrl, or with another version of zmqrl."""
         if self.job is not None:
             return "install this Python and its zmqrl where all nodes of the job can read them"
         return f"install it there with --sync wheel, or {ANOTHER_PYTHON}"
@@ -55,7 +57,9 @@ class Reach:
         return Link(host.name, self.command(host), work=work, lease_s=lease_s, environment=host.env)
 
     def cores(self, up: Mapping[str, Up]) -> dict[str, int]:
-        """Cores that a run may use, by host: those in ``up``, or the slots of a host without a daemon."""
+        """Cores that a run may use, by host: the cores in ``up``. A host without a daemon counts each slot as a
+        core.
+        """
         found = {host.name: up[host.name].cores if host.name in up else host.slots or 1 for host in self.hosts}
         return {host: min(cores, self.cores_given.get(host, cores)) for host, cores in found.items()}
 
@@ -119,7 +123,7 @@ class HostOptions:
         )
 
     def bring(self, reach: Reach, say: Callable[[str], None]) -> Reach:
-        """The same hosts, with this zmqrl installed if ``--sync`` requires it. Raises ClusterError."""
+        """The same hosts, on which this zmqrl is installed first if ``--sync`` requires that. Raises ClusterError."""
         if self.sync == "none":
             return reach
         pythons = make_environments(reach.hosts, self.ssh_config, say)
@@ -132,12 +136,14 @@ class HostOptions:
 
 
 def over_tcp(config: Config) -> Config:
-    """``config`` with TCP as the default transport, for a run on several hosts. Options are applied later."""
+    """``config`` with TCP as the default transport, for a run on several hosts. The user's options can still override
+    this default.
+    """
     return replace(config, wire=replace(config.wire, transport="tcp", address=NO_ADDRESS))
 
 
 def check(config: Config, hosts: Sequence[Host]) -> None:
-    """Raise UsageError for settings that cannot run on ``hosts``, as far as this machine can tell."""
+    """Raise UsageError for settings that cannot run on ``hosts``. Checks only what this machine knows."""
     if config.wire.transport == "ipc":
         raise UsageError("--wire.transport ipc works on one machine only: remove the option to use TCP.")
     if config.wire.address != NO_ADDRESS:
@@ -152,7 +158,9 @@ def check(config: Config, hosts: Sequence[Host]) -> None:
 
 
 def check_interface(iface: str | None) -> None:
-    """Raise UsageError for a malformed network or an IP address. A correct network looks like ``10.0.0.0/24``."""
+    """Raise UsageError if ``iface`` is a malformed network or a plain IP address. A correct network looks like
+    ``10.0.0.0/24``.
+    """
     if iface is None:
         return
     try:
@@ -161,7 +169,7 @@ def check_interface(iface: str | None) -> None:
             return
         ipaddress.ip_address(iface.strip("[]"))
     except ValueError:
-        if "/" not in iface and ":" not in iface:  # ib0, or eth0.12
+        if "/" not in iface and ":" not in iface:  # an interface, such as ib0 or eth0.12
             return
     raise UsageError(f"--iface {iface}: not an interface or an IPv4 network such as 10.0.0.0/24.")
 
@@ -171,8 +179,8 @@ def addresses_of(
 ) -> tuple[dict[str, str], list[str]]:
     """The addresses of ``hosts``, by name, and a sentence for each host without a usable address.
 
-    ``up`` holds the report of each daemon of the run. ``by_hand`` holds the addresses of ``--address``. ``iface`` is an
-    interface or a network that all hosts have.
+    ``up`` holds the report of each daemon of the run. ``by_hand`` holds the addresses that ``--address`` gives.
+    ``iface`` is an interface or a network that all hosts have.
     """
     found: dict[str, str] = {}
     unknown = []
@@ -188,7 +196,7 @@ def addresses_of(
             unknown.append(f"{host.name}: no interface or network {iface}, only {listed(interfaces)}: {instead}.")
         elif address is None:
             unknown.append(f"{host.name}: the address at which other hosts reach it is unknown: {instead}.")
-        elif ":" in address:  # ssh reached it there
+        elif ":" in address:  # ssh reached the host at this address
             unknown.append(f"{host.name}: {address} is an IPv6 address, but an IPv4 address is required: {instead}.")
         elif is_loopback(address) and any(other.host != up[host.name].host for other in up.values()):
             unknown.append(only_itself(host.name, address))
@@ -198,7 +206,7 @@ def addresses_of(
 
 
 def only_itself(host: str, address: str) -> str:
-    """What is wrong with a loopback ``address`` of ``host``."""
+    """A sentence that explains the problem with a loopback ``address`` of ``host``."""
     return f"{host}: {address} is a loopback address that other hosts cannot reach: {_instead(host)}."
 
 

@@ -14,7 +14,7 @@ from zmqrl.hosts.link import DAEMON
 
 ANSWER_WITHIN_S = 30.0
 NODE = "%N"  # stands for the name of a node, as in srun
-# What srun prints when a job and all its processes have ended, or when a requeued job no longer has the node.
+# srun prints one of these when a job and all its processes have ended, or when a requeued job no longer has the node.
 OVER = ("Expired or invalid job", "Requested node configuration is not available")
 
 
@@ -28,7 +28,9 @@ class Allocation:
     """The cores of each node, in the order of the nodes."""
 
     def hosts(self, node_address: str | None) -> tuple[Host, ...]:
-        """The nodes as hosts. Their addresses are those that Slurm uses, or ``node_address`` with %N as the name."""
+        """The nodes as hosts. The address of a node is the one that Slurm uses, or ``node_address`` with the node's
+        name for %N.
+        """
         if node_address is None:
             told = scontrol("show", "node", "--oneliner", ",".join(self.cores))
             names = dict(re.findall(r"^NodeName=(\S+) .*?\bNodeAddr=(\S+)", told, re.MULTILINE))
@@ -70,8 +72,8 @@ def cores_of(text: str) -> list[int]:
 def resolve(names: Mapping[str, str]) -> dict[str, str]:
     """The IPv4 addresses of nodes, from their names or addresses. Raises UsageError for an unknown name.
 
-    Many machines resolve their own name to a loopback address. Such an address is replaced by the one from which this
-    machine reaches another node.
+    Many machines resolve their own name to a loopback address. In place of a loopback address, the result has the
+    address from which this machine reaches another node.
     """
     addresses = {}
     for node, name in names.items():
@@ -93,7 +95,7 @@ def own_address(other: str) -> str:
     """The address from which this machine reaches ``other``. Raises UsageError if ``other`` cannot be reached."""
     with host_socket.socket(host_socket.AF_INET, host_socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((other, 9))  # UDP: this sends nothing
+            probe.connect((other, 9))  # with UDP, connect sends nothing
         except OSError as error:
             raise UsageError(f"{other} cannot be reached from here: {error.strerror}; use --node-address.") from error
         return str(probe.getsockname()[0])
@@ -104,8 +106,10 @@ def _is_loopback(address: str) -> bool:
 
 
 def srun_command(job: str, node: str, python: str) -> list[str]:
-    """The command that runs a daemon on a node of ``job``. It contains nothing about the run. The daemon may use all
-    resources of the job on that node, together with other steps.
+    """The command that runs a daemon on a node of ``job``.
+
+    The command contains nothing about the run. The daemon may use all resources of the job on that node, together with
+    other steps.
     """
     where = ["--jobid", job, "--nodelist", node, "--nodes", "1", "--ntasks", "1", "--ntasks-per-node", "1"]
     how = ["--overlap", "--cpu-bind", "none", "--mpi", "none", "--export", "ALL"]
@@ -118,7 +122,7 @@ def is_over(why: str) -> bool:
 
 
 def scontrol(*arguments: str) -> str:
-    """Run scontrol and return its output. Raises UsageError if it is missing, ClusterError when it fails."""
+    """Run scontrol and return its output. Raises UsageError if scontrol is missing, ClusterError if scontrol fails."""
     command = ["scontrol", *arguments]
     asked = " ".join(command[:3])
     try:

@@ -1,4 +1,4 @@
-"""Hosts over ssh: the user's own OpenSSH client, with the user's settings, starts the daemon there."""
+"""Hosts over ssh: the user's own OpenSSH client, with the user's settings, starts the daemon on each host."""
 
 import random
 import re
@@ -18,31 +18,31 @@ News = Callable[[str, h.Event], None]
 AT_A_TIME = 16
 TRIES = 5
 FIRST_PAUSE_S = 0.5
-# What ssh prints when a server drops connections because too many have not logged in yet (MaxStartups).
+# ssh prints one of these if a server drops connections because too many clients have not logged in yet (MaxStartups).
 CROWDED = ("kex_exchange_identification", "Connection closed by", "Connection reset by")
-OLDER = "No module named 'zmqrl.hostd'"  # older code has the daemon in another module
+OLDER = "No module named 'zmqrl.hostd'"  # in older code, the daemon is another module
 OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
-# What a shell prints if there is no such Python, and what Python prints if there is no such module, or if Python is
-# too old for -P.
+# A shell prints the first of these if there is no such Python. Python prints the others if there is no such module, or
+# if it is too old for -P.
 NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named|python -h")
 
 
 def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON, *, config: Path | None) -> list[str]:
-    """The command that runs a daemon on ``destination``. It contains nothing about the run.
+    """The command that runs a daemon on ``destination``. The command contains nothing about the run.
 
     ssh gets no terminal and cannot ask: the key must be in an ssh agent or have no passphrase, and the host key must
     be known.
     """
     options = [] if config is None else ["-F", str(config.absolute())]
     alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
-    # Do not share a connection with the user's other sessions: each would end with the other.
+    # Do not share a connection with the user's other sessions: the end of one session would end the other.
     alive += ["-o", "ControlMaster=no", "-o", "ControlPath=none"]
     remote = f"exec {shlex.join([python, *arguments])}"
     return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]
 
 
 def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> None:
-    """Open all ``links``, as :func:`connect` does. Raises ClusterError that names each host that failed."""
+    """Open all ``links``, as :func:`connect` does. Raises ClusterError, which names each host that failed."""
     failed = connect(links, news, instead=instead)
     failed |= listed_twice({link.host: link.up for link in links if link.up is not None})
     if failed:
@@ -51,7 +51,9 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
 
 
 def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
-    """A sentence, by host, for each host that is the same machine as an earlier one. Each user has a daemon there."""
+    """A sentence, by host, for each host that is the same machine as an earlier host. Every user has a separate daemon
+    on a machine.
+    """
     first: dict[str, str] = {}
     for host, about in up.items():
         first.setdefault(about.machine or host, host)
@@ -60,12 +62,13 @@ def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
 
 
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
-    """Open all ``links``, several at a time. Retry if a server is crowded. Returns the reason of each failure, by host.
+    """Open all ``links``, several at a time. Retry a host whose server drops connections. Returns the reason for each
+    failure, by host.
 
-    Every link has its own time limit, so this call always returns. ``news`` is called with each host and event.
-    ``instead`` is the advice for a host that lacks the Python, or whose Python lacks a module.
+    Every link has its own time limit, so the call cannot wait forever. ``news`` is called with each host and event.
+    ``instead`` is the advice for a host that lacks the Python interpreter, or whose interpreter lacks a module.
     """
-    waiting = {link.host: 0.0 for link in links}  # when to try each host next
+    waiting = {link.host: 0.0 for link in links}  # the time of the next try per host
     tries = dict.fromkeys(waiting, 0)
     failed: dict[str, str] = {}
     renewed_at = 0.0
@@ -78,7 +81,7 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
                     del waiting[link.host]
                     tries[link.host] += 1
                     link.open()
-                for event in link.poll():  # also if the link is up, to keep its connection alive
+                for event in link.poll():  # poll a link that is up, too: this keeps its connection alive
                     if news is not None:
                         news(link.host, event)
             except LinkLost as lost:

@@ -1,4 +1,4 @@
-"""Installs this zmqrl on other hosts: one wheel, unpacked into an environment on each of them."""
+"""Installs this zmqrl on other hosts: each host unpacks the same wheel into a Python environment."""
 
 import base64
 import hashlib
@@ -24,9 +24,10 @@ PYTHON = "python3"  # if the hosts file names no Python
 ANOTHER_PYTHON = "set `python` in the hosts file to a Python that has it"
 MADE_WITHIN_S = 1200.0  # torch is large, and some networks are slow
 TELL_EVERY_S = 10.0
-# The code that the host's Python runs, whatever its version. The rest of the program comes on standard input.
+# The code that the host's Python runs, which works in every version of Python. The rest of the program comes on
+# standard input.
 BOOTSTRAP = (
-    "import sys; sys.path[:] = filter(None, sys.path); "  # files where it starts would hide modules
+    "import sys; sys.path[:] = filter(None, sys.path); "  # files in the working directory would hide modules
     "import json; sys.version_info < (3, 11) and sys.exit('its Python is %s, but zmqrl needs 3.11 or newer: "
     "set `python` in the hosts file to another one' % sys.version.split()[0]); "
     "ask = json.loads(sys.stdin.readline()); its = {'__name__': 'environment'}; "
@@ -36,9 +37,10 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of all files, so that the same code ma
 
 
 def make_environments(hosts: Sequence[Host], ssh_config: Path | None, say: Callable[[str], None]) -> dict[str, str]:
-    """Make an environment with this zmqrl on each of ``hosts``, all at once. Returns the paths of their Pythons.
-    Progress goes to ``say``. Raises UsageError when zmqrl is not installed here, ClusterError that names each host that
-    failed.
+    """Make an environment with this zmqrl on each of ``hosts``, on all hosts at once.
+
+    Returns the path of the Python interpreter of each environment, by host. ``say`` gets the progress. Raises
+    UsageError if zmqrl is not installed here. Raises ClusterError, which names each host that failed.
     """
     asked = request()
     links = [
@@ -61,7 +63,7 @@ def make_environments(hosts: Sequence[Host], ssh_config: Path | None, say: Calla
 
 
 def wheel() -> bytes:
-    """The installed package, or the checkout, as a wheel."""
+    """A wheel of the installed package, or of the checkout."""
     about = metadata.distribution("zmqrl")
     package = Path(zmqrl.__file__).parent
     files = {
@@ -125,7 +127,7 @@ def _versions(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         try:
             found[name] = metadata.version(name).partition("+")[0]
-        except metadata.PackageNotFoundError:  # for another platform, or another Python
+        except metadata.PackageNotFoundError:  # a requirement for another platform or another Python
             continue
     return found
 
@@ -135,7 +137,7 @@ def _digest(data: bytes) -> str:
 
 
 class _Teller:
-    """Prints progress per host: the first line, then one every ``TELL_EVERY_S``."""
+    """Prints progress per host: the first line at once, then one line every ``TELL_EVERY_S``."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

@@ -1,1 +1,1 @@
-"""The observability of a run: spans, metrics, the live panel."""
+"""Shows what a run does: spans, metrics, the live panel."""

@@ -1,4 +1,4 @@
-"""The console of a run: a live panel on a terminal, a line every ten seconds anywhere else."""
+"""The console of a run: a live panel if the output is a terminal, else a line every ten seconds."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ LINE_S = 10.0
 NOTICES_SHOWN = 8
 RANKS_SHOWN = 6
 
-# A worker that contributes to every update is also missing for most of each update, while it computes.
+# Even a worker that contributes to every update is missing for most of each update: while it computes.
 MISSING_AFTER_S = 2.0
 
 _LEARNING = {
@@ -43,10 +43,10 @@ _LEARNING = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveFigures:
-    """What the console shows: the newest row of ``metrics.jsonl``, and values that are not in it.
+    """The content of the console: the newest row of ``metrics.jsonl``, and values that are not in this row.
 
-    ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if
-    it is unknown.
+    ``frames_per_agent_step`` is 4 for most runs of Atari games. ``left_s`` is the time until the run ends, None if the
+    time is unknown.
     """
 
     title: str
@@ -56,20 +56,22 @@ class LiveFigures:
 
 
 class Console(Protocol):
-    """Shows a run to the user. A pipe or terminal that closes is not an error: the console just stops."""
+    """Shows a run to the user. It is not an error if the pipe or the terminal closes: the console then shows nothing
+    more.
+    """
 
     def update(self, figures: LiveFigures) -> None:
-        """Show ``figures``, at once or at the next refresh. Call it whenever they change."""
+        """Show ``figures``, at once or at the next refresh. Call this whenever the figures change."""
 
     def notice(self, text: str) -> None:
         """Show an event at once, such as a restarted worker or a new checkpoint."""
 
     def close(self) -> None:
-        """Show the last values and leave the terminal as it was. A second call does nothing."""
+        """Show the last values and restore the terminal. A second call does nothing."""
 
 
 class LoggedConsole:
-    """A console that also writes its notices to a file, with their time."""
+    """A console that also writes its notices to a file, each with the time."""
 
     def __init__(self, console: Console, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ class LoggedConsole:
 
     def log(self, text: str) -> None:
         """Write ``text`` to the file only."""
-        with contextlib.suppress(OSError):  # such as a full disk, which is reported elsewhere
+        with contextlib.suppress(OSError):  # another part reports a full disk
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode(errors="backslashreplace"))
 
     def close(self) -> None:
@@ -95,7 +97,7 @@ class LoggedConsole:
 
 class _Terminal(RichConsole):
     def on_broken_pipe(self) -> None:
-        # Rich would end the process here.
+        # Without this method, Rich would end the process if the pipe closes.
         raise
 
 
@@ -150,8 +152,8 @@ class PlainConsole:
 class LiveConsole:
     """A panel that is redrawn in place, at most four times a second. The last few notices are below the figures.
 
-    ``update`` and ``notice`` draw it in the caller's thread, but only while ``is_idle``: a slow terminal skips panels
-    and gets the newest one next.
+    ``update`` and ``notice`` draw the panel in the caller's thread, unless ``is_idle()`` is false. So a slow terminal
+    skips panels, and gets the newest panel next.
     """
 
     def __init__(
@@ -221,18 +223,19 @@ class LiveConsole:
             title_align="left",
             box=box.ROUNDED,
             border_style="dim",
-            # The terminal echoes ^C after the last line. If ^C wrapped, the next panel would not cover this one.
+            # The terminal echoes ^C after the last line. If ^C continued on a new line, the next panel would not cover
+            # this one.
             width=max(8, self._console.width - 2),
         )
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics in ``row`` that are not null. For the others, the console keeps showing the last known values."""
+    """The metrics in ``row`` that are not null. For the null metrics, the console still shows the last known values."""
     return {key: value for key, value in row.items() if value is not None}
 
 
 def _facts(figures: LiveFigures, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``(label, text)`` in display order. Values that are not known yet are left out or shown as a dash."""
+    """``(label, text)`` in display order. Some values that are not known yet are left out, and others are a dash."""
     left = "" if figures.left_s is None else f", {_duration(figures.left_s)} left"
     facts = [
         ("time", _duration(row.get("wall_s", 0.0)) + left),

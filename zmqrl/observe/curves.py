@@ -13,12 +13,12 @@ from zmqrl.observe.records import ASIDE, Figures, RunRecord, differing
 
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
-MIN_MAX_SEEDS = 4  # with more seeds, the extremes depend more on the number of seeds than on the spread
+MIN_MAX_SEEDS = 4  # above this number, the extremes depend more on the number of seeds than on the spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Runs of the same experiment: their settings differ only in ``ASIDE``."""
+    """Runs of the same experiment: all settings of these runs are equal, except the settings in ``ASIDE``."""
 
     label: str
     runs: tuple[RunRecord, ...]
@@ -26,10 +26,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A metric of a group on the grid ``x``, which ends with the shortest run. ``beyond``: the rest of longer runs.
+    """A metric of a group on the grid ``x``, which ends where the shortest run ends. ``beyond`` is the rest of the
+    longer runs.
 
-    ``low`` and ``high`` are the minimum and maximum of up to four runs. With more runs they are the mean minus and plus
-    one standard deviation. For one run they are None.
+    ``low`` and ``high`` are the minimum and the maximum for two to four runs. For more runs, ``low`` is the mean minus
+    one standard deviation, and ``high`` is the mean plus one standard deviation. For one run, both are None.
     """
 
     x: Figures
@@ -40,9 +41,11 @@ class Curve:
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Group the runs of each experiment, which differ in the seed. Groups are in the order of their first runs.
+    """Group the runs of each experiment. The runs of a group differ in the seed. Groups are in the order of their first
+    runs.
 
-    The label of a group has the settings that differ between groups, or the names of its runs if these are too many.
+    The label of a group has the settings that differ between groups. If too many settings differ, the label has the
+    names of the group's runs.
     """
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
@@ -65,17 +68,18 @@ def _shown(value: object) -> str:
 
 
 def _common_name(runs: Sequence[RunRecord]) -> str:
-    """``pong`` for pong-1 and pong-2."""
+    """The common name of some runs, such as ``pong`` for pong-1 and pong-2."""
     names = [run.name for run in runs]
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     return "".join(letters[0] for letters in alike).rstrip("-_. ") or ", ".join(names)
 
 
 def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] | None = None) -> Curve:
-    """Compute one curve from the ``(x, y)`` of each run of a group. NaN is skipped. y is averaged over 1 % of its run.
+    """Compute one curve from the ``(x, y)`` of each run of a group. NaN is skipped. y is a moving mean over 1 % of the
+    points of its run.
 
-    Each y can be a mean itself: ``weights`` has, for each run, the number of figures in each y. Without ``weights``,
-    all points count equally.
+    Each y can itself be a mean of several figures. ``weights`` then has, for each run, the number of figures behind
+    each y. Without ``weights``, all points count equally.
     """
     counts: Sequence[Figures | None] = [None] * len(series) if weights is None else weights
     known = [smoothed(x, y, count) for (x, y), count in zip(series, counts, strict=True)]
@@ -98,8 +102,8 @@ def curve(series: Sequence[tuple[Figures, Figures]], weights: Sequence[Figures] 
 def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Figures, Figures]:
     """Moving means of the known points, over 1 % of the points. The result has one point for each x.
 
-    The mean is taken twice, which makes a triangular window. Losses and policy lag rise and fall in each iteration, and
-    a flat window would show this as slow waves.
+    The moving mean is applied twice, which amounts to a triangular window. Losses and policy lag rise and fall in each
+    iteration, and a flat window would show this as slow waves.
     """
     weight = np.ones(len(y)) if weight is None else np.nan_to_num(weight, nan=1.0)
     known = np.isfinite(x) & np.isfinite(y) & (weight > 0)
@@ -114,9 +118,10 @@ def smoothed(x: Figures, y: Figures, weight: Figures | None = None) -> tuple[Fig
 
 
 def outcome_shares(run: RunRecord) -> dict[str, Figures]:
-    """The share of each outcome in recent contributions, in percent: (rows,) each.
+    """The share of each outcome in recent contributions, in percent, by outcome: (rows,) each.
 
-    The counts in a row are cumulative. Recent counts are the difference between two rows, 1 % of the run apart.
+    The counts in a row are cumulative. Recent counts are the differences between two rows that are 1 % of the run
+    apart.
     """
     columns = {outcome: np.nan_to_num(run.column("contributions", outcome)) for outcome in OUTCOMES}
     counts = {outcome: np.concatenate([[0.0], column]) for outcome, column in columns.items()}
@@ -127,6 +132,8 @@ def outcome_shares(run: RunRecord) -> dict[str, Figures]:
 
 
 def _window(points: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last (exclusive) index of the window around each of ``points`` points. It is 1 % of them wide."""
+    """First and last (exclusive) index of the window around each of ``points`` points. A window has 1 % of the
+    points.
+    """
     index, half = np.arange(points), points // 200
     return np.maximum(index - half, 0), np.minimum(index + half + 1, points)

@@ -1,4 +1,4 @@
-"""The style of plots, and how they are written to files."""
+"""The style of plots, and a function that writes plots to files."""
 
 import io
 from pathlib import Path
@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from zmqrl.errors import naming
 
-# The colours of Okabe and Ito, safe for colour-blind readers, without the yellow that is faint on white paper.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart. Yellow is left out: it is faint on white
+# paper.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES: Final = ("-", "--", ":", "-.")  # the next style when all colours are used
+LINES: Final = ("-", "--", ":", "-.")  # once all colours are used, lines take the next style
 STYLE: Final[dict[Any, Any]] = {
     "axes.grid": True,
     "axes.spines.right": False,

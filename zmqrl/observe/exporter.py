@@ -1,4 +1,4 @@
-"""Serves the figures of a run over HTTP, for Prometheus. A separate thread serves the newest snapshot."""
+"""Serves the figures of a run over HTTP, for Prometheus. Separate threads serve the newest snapshot."""
 
 import contextlib
 import errno
@@ -38,7 +38,9 @@ BY_RANK = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessFigures:
-    """A process of the run. ``host`` is ``external`` for an external worker, which is up while it is present."""
+    """A process of the run. ``host`` is ``external`` for an external worker. An external worker is up while it is
+    present.
+    """
 
     process: ProcessId
     host: str
@@ -50,8 +52,8 @@ class ProcessFigures:
 class Snapshot:
     """The figures of a run at one moment. ``row``: the newest row of ``metrics.jsonl``.
 
-    ``shard_versions`` and ``shard_held`` (contributions to the open version) are by shard. ``silent_s`` is the time
-    since the last message of each present worker, by rank. ``about`` names the run.
+    ``shard_versions`` and ``shard_held`` (numbers of contributions to the open version) are by shard. ``silent_s`` is
+    the time since the last message of each present worker, by rank. ``about`` has the labels that identify the run.
     """
 
     row: Mapping[str, Any]
@@ -98,7 +100,7 @@ class Exporter:
         self._server.server_close()
         self._thread.join()
 
-    # called by the threads of the server
+    # the threads of the server call these methods
 
     def describe(self) -> "Iterator[Metric]":
         """Return nothing: the metric names are unknown before the first snapshot."""
@@ -155,7 +157,9 @@ class Exporter:
 
 
 def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[Any, Any]) -> "Metric":
-    """Add each value that is a number. The keys are the labels: a tuple of texts, or one number or text."""
+    """Add each value that is a number. Each key holds the labels of a value: a tuple of texts, or one number or
+    text.
+    """
     for labels, value in values.items():
         if isinstance(value, int | float):
             family.add_metric(labels if isinstance(labels, tuple) else [str(labels)], value)
@@ -164,7 +168,7 @@ def _filled(family: "GaugeMetricFamily | CounterMetricFamily", values: Mapping[A
 
 @contextlib.contextmanager
 def exporter_at(place: tuple[str, int] | None) -> Iterator[Exporter | None]:
-    """An exporter at ``place``, an address and a port. None without a place. Raises UsageError."""
+    """An exporter at ``place``, which is an address and a port. Yields None if ``place`` is None. Raises UsageError."""
     if place is None:
         yield None
     else:

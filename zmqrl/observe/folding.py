@@ -10,12 +10,12 @@ WINDOW_S = 1.0
 MOST_HELD = 200
 PARTS_SHOWN = 4
 
-Source: TypeAlias = tuple[str, str]  # host (empty if it does not matter) and process, such as worker-3
+Source: TypeAlias = tuple[str, str]  # host (empty if not needed) and process, such as worker-3
 
 
 @dataclass(slots=True, eq=False)
 class Folded:
-    """A line, its sources, and how often they wrote it."""
+    """A line, its sources, and how often the sources wrote the line."""
 
     line: str
     sources: dict[Source, None] = field(default_factory=dict)
@@ -28,9 +28,9 @@ class Folded:
 
 
 class Folding:
-    """Holds lines for ``WINDOW_S`` after the first one, and folds equal lines into one.
+    """Holds lines until ``WINDOW_S`` after the first held line, and folds equal lines into one.
 
-    The lines of each process stay in order. The time at the start of a line is ignored in the comparison.
+    The lines of each process stay in order. Lines are equal even if the times at their starts differ.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Folding:
         if not self._held:
             self._opened_at = now
         newest = self._newest.get(source)
-        # A position before the newest line of this process would put its lines out of order.
+        # A position before the newest line of this process would put the lines of the process out of order.
         since = 0 if newest is None else self._held.index(newest)
         words = _words(line)
         folded = next((each for each in self._held[since:] if _words(each.line) == words), None)
@@ -58,7 +58,7 @@ class Folding:
         self._newest[source] = folded
 
     def take(self, now: float) -> list[Folded]:
-        """Remove and return the lines that were held long enough."""
+        """Remove and return the lines that need not be held any longer."""
         if self._held and now - self._opened_at >= WINDOW_S:
             self._close()
         over, self._over = self._over, []
@@ -76,7 +76,9 @@ class Folding:
 
 
 def ranges(names: Iterable[str], *, short: bool = False) -> str:
-    """``h1..h4,h7`` for h1 to h4 and h7; ``h1..4,h7`` if ``short``. After a few ranges: ``and 9 more``."""
+    """Names in few words: ``h1..h4,h7`` for h1 to h4 and h7, or ``h1..4,h7`` if ``short``. After a few ranges: ``and 9
+    more``.
+    """
     parts: list[str] = []
     told, names = 0, set(names)
     for run in _runs(names):
@@ -110,14 +112,14 @@ def by_number(name: str) -> tuple[str, str, int, str]:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """The text before the first number, the number, and the text after it, such as the domain of a host."""
+    """The text before the first number, the number, and the text after the number, such as the domain of a host."""
     found = re.match(r"(\D*)(\d*)(.*)", name, re.DOTALL | re.ASCII)
     assert found is not None
     return found[1], found[2], found[3]
 
 
 def _words(line: str) -> str:
-    """A line without its time, which differs between processes."""
+    """A line without the time at its start, because this time differs between processes."""
     date, _, rest = line.partition(" ")
     clock, _, words = rest.partition(" ")
     return words if date[:2].isdigit() and ":" in clock else line

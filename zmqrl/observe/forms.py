@@ -10,14 +10,14 @@ from zmqrl.errors import UsageError
 
 
 class _Kind(NamedTuple):
-    """The requirement for a value, in words and as a test."""
+    """The requirement for a value: a description in words, and a test function."""
 
     words: str
     fits: Callable[[Any], bool]
 
 
 def _is_number(value: object) -> bool:
-    """Finite, and small enough for a float."""
+    """Whether ``value`` is a finite number that fits into a float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -51,14 +51,14 @@ _PROVENANCE: Final = _Kind("an object with commit and cpu", _is_provenance)
 
 
 class Form(NamedTuple):
-    """The keys that an object must have, those that it may have, and the kind of all other values."""
+    """The keys that an object must have, the keys that it may have, and the kind of the values of all other keys."""
 
     must: Mapping[str, _Kind] = {}
     may: Mapping[str, _Kind] = {}
     others: _Kind | None = None
 
     def complaint(self, found: object) -> str | None:
-        """What is wrong with ``found``. None if it is valid."""
+        """A description of the problem with ``found``. None if ``found`` is valid."""
         if not isinstance(found, dict):
             return "there is no JSON object"
         for name in self.must:
@@ -71,7 +71,7 @@ class Form(NamedTuple):
         return None
 
 
-SETTINGS: Final = Form()  # no required keys, so that runs of all versions of zmqrl can be compared
+SETTINGS: Final = Form()  # no required keys, so that runs of different versions of zmqrl can be compared
 ROW: Final = Form(
     must={"version": _NUMBER, "wall_s": _NUMBER, "agent_steps": _NUMBER},
     may={"contributions": _COUNTS, "episodes": _NUMBER_OR_NULL, "score_mean_50": _NUMBER_OR_NULL},
@@ -96,22 +96,24 @@ SUMMARY: Final = Form(
 
 
 def read_object(path: Path, form: Form, remedy: str) -> dict[str, Any] | None:
-    """Read the object in a file; None if there is no file. Raises UsageError, with ``remedy`` for a damaged file."""
+    """Read the object in a file. None if the file does not exist. Raises UsageError, which names ``remedy`` if the file
+    is damaged.
+    """
     content = _content(path)
     return None if content is None else _checked(_parsed(content), form, path, "", remedy)
 
 
 def read_lines(path: Path, form: Form) -> Iterator[dict[str, Any]]:
-    """Read the objects in a file of JSON lines, if it exists. Raises UsageError that names a damaged line.
+    """Read the objects in a file of JSON lines, if the file exists. Raises UsageError, which names the damaged line.
 
-    An incomplete last line is left out: a running run is still writing it, or a killed run could not finish it.
+    An incomplete last line is left out: a running run is still writing this line, or a killed run could not finish it.
     """
     for number, found in _numbered(path):
         yield _checked(found, form, path, f"in line {number} ", "repair that line, or remove it")
 
 
 def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Like :func:`read_lines`, but damaged lines are left out and reported to ``notice``."""
+    """Like :func:`read_lines`, but leave out damaged lines, and report them to ``notice``."""
     readable, damaged = [], []
     try:
         for number, found in _numbered(path):
@@ -128,7 +130,7 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, object]]:
-    """The number and content of each line. The content is None if it is not JSON."""
+    """The number and the content of each line. The content is None if the line is not JSON."""
     *whole, last = (_content(path) or b"").split(b"\n")
     for number, line in enumerate([*whole, last], start=1):
         found = _parsed(line)
@@ -147,7 +149,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _parsed(text: bytes) -> object:
-    """Plain data. None if ``text`` is not JSON."""
+    """Parse ``text`` as JSON. Returns plain data, or None if ``text`` is not JSON."""
     try:
         found: object = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""A histogram of durations that can be merged. Its memory is bounded, and its error is at most 1.6 %."""
+"""A histogram of durations, which can be merged with others. It has bounded memory and an error of at most 1.6 %."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 PERCENTS = (50, 90, 99)
-SUB_BUCKETS = 64  # for each power of two; a bucket is at most 1/64 of its value wide
+SUB_BUCKETS = 64  # for each power of two: the width of a bucket is at most 1/64 of its values
 
 
 class Histogram:
     """Counts non-negative integers in buckets, like an HDR histogram (G. Tene, hdrhistogram.org).
 
-    Values below 64 have a bucket each. Above, each power of two has 64 buckets of equal width, so that the value of a
-    bucket differs from the values in it by at most 1.6 %. ``maximum`` and ``total`` are exact.
+    Each value below 64 has its own bucket. From 64 on, each power of two has 64 buckets of equal width. So the middle
+    of a bucket differs from any value in the bucket by at most 1.6 %. ``maximum`` and ``total`` are exact.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Histogram:
         return self.total / self.count if self.count else float("nan")
 
     def add(self, values: Sequence[int] | NDArray[np.int64]) -> None:
-        """Add ``values``; those below 0 count as 0."""
+        """Add ``values``. Negative values count as 0."""
         numbers = np.maximum(np.asarray(values, np.int64), 0)
         if not numbers.size:
             return
@@ -48,7 +48,9 @@ class Histogram:
         self._add_counts(other.counts)
 
     def percentile(self, percent: float) -> float:
-        """The percentile ``percent``, 0 to 100, by nearest rank, with an error of at most 1.6 %. NaN without values."""
+        """The percentile ``percent`` (0 to 100) by the nearest-rank method, with an error of at most 1.6 %. NaN without
+        values.
+        """
         if not self.count:
             return float("nan")
         rank = max(1, int(np.ceil(self.count * percent / 100)))
@@ -56,7 +58,9 @@ class Histogram:
         return float(self.maximum if rank == self.count else min(_value(bucket), self.maximum))
 
     def to_json(self) -> dict[str, object]:
-        """Plain data, with only the buckets that are not empty: their distances, which are small and compress well."""
+        """Plain data. Empty buckets are left out. The numbers of the other buckets are stored as differences, which
+        compress well.
+        """
         filled = np.flatnonzero(self.counts)
         return {
             "gaps": np.diff(filled, prepend=0).tolist(),
@@ -100,8 +104,10 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 
 def _buckets(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The bucket of each value: ``shift * 64 + (value >> shift)``, where the shift leaves a number below 128."""
-    _, bits = np.frexp(values.astype(np.float64))  # number of bits; a double is exact up to 2**53 ns, 104 days
+    """The bucket of each value: ``shift * 64 + (value >> shift)``. The shift is such that ``value >> shift`` is below
+    128.
+    """
+    _, bits = np.frexp(values.astype(np.float64))  # number of bits, exact up to 2**53 ns (104 days) as a double
     shift = np.maximum(bits.astype(np.int64) - 7, 0)
     buckets: NDArray[np.int64] = shift * SUB_BUCKETS + (values >> shift)
     return buckets

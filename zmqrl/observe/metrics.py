@@ -1,4 +1,4 @@
-"""The metrics of a run: worker reports and shard statistics in, rows of ``metrics.jsonl`` out."""
+"""Turns worker reports and shard statistics into the metrics of a run: rows of ``metrics.jsonl``."""
 
 import math
 from collections import defaultdict, deque
@@ -12,21 +12,23 @@ from zmqrl.observe.spans import WORKER_SPANS
 SHARD_OUTCOMES = ("used", "late", "duplicate", "rejected")
 OUTCOMES = (*SHARD_OUTCOMES, "skipped")
 
-# Every row has these. They are null if no worker has reported them since the last row. Workers can report more.
+# Every row has these figures. A figure is null if no worker has reported it since the last row. Workers can report
+# others.
 LOSSES = ("policy_loss", "value_loss", "entropy", "loss", "grad_norm")
 
 SCORES_KEPT = 50
 SMOOTHING_S = 30.0
-FIGURES_KEPT = 256  # limit of the number of names, because workers choose them
-INCARNATIONS_KEPT = 16  # per rank: normally one process, or two while one replaces the other
+FIGURES_KEPT = 256  # limit on the number of names, because workers choose the names
+INCARNATIONS_KEPT = 16  # per rank: usually one process, or two while a new one replaces an old one
 
 
 class ShardStats(TypedDict):
     """The state of a shard.
 
-    ``totals`` are ``(used, late, duplicate, rejected)`` over the lines of its history up to ``version``. ``outcomes``
-    is ``{rank: [used, late, duplicate, rejected]}``, counted by the process ``incarnation``. ``held`` are the ranks
-    whose contribution to the open version has arrived. ``present`` are the subscribed ranks.
+    ``totals`` are ``(used, late, duplicate, rejected)`` over the lines of the shard's history up to ``version``.
+    ``outcomes`` is ``{rank: [used, late, duplicate, rejected]}``, counted since the shard process ``incarnation``
+    began. ``held`` has the ranks whose contribution to the open version has arrived. ``present`` has the subscribed
+    ranks.
     """
 
     incarnation: int
@@ -39,9 +41,9 @@ class ShardStats(TypedDict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counters:
-    """The counts that a resumed run continues. The manifest of a checkpoint stores them.
+    """The counts that a resumed run continues. The manifest of a checkpoint stores these counts.
 
-    ``scores`` are those of the last 50 games at most, newest last.
+    ``scores`` has the scores of at most the last 50 games, oldest first.
     """
 
     version: int = 0
@@ -53,7 +55,7 @@ class Counters:
     scores: tuple[float, ...] = ()
 
     def not_below(self, row: Mapping[str, Any]) -> Self:
-        """Take the counts of ``row`` where they are higher: the row can be newer than the checkpoint."""
+        """Take each count from ``row`` if it is higher there: the row can be newer than the checkpoint."""
         higher = {
             name: row[name]
             for name in ("agent_steps", "abandoned_steps", "episodes", "wall_s")
@@ -94,7 +96,7 @@ class _Worker:
 
 
 class _Means:
-    """Means over the gradients of all workers, by name."""
+    """Means over the gradients of all workers, by the name of the figure."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
@@ -114,13 +116,14 @@ def _mean(values: Collection[float]) -> float:
 
 
 class RunMetrics:
-    """Adds up the reports of workers and shards. Their counts and sums are cumulative: a lost report does no harm.
+    """Adds up the reports of workers and shards. The counts and sums in a report are cumulative, so a lost report does
+    no harm.
 
     Pure: no clock. The caller passes ``wall_s``.
     """
 
     def __init__(self, *, start: Counters) -> None:
-        """``start`` is ``Counters()`` for a new run, or the counters of the checkpoint that the run resumes from."""
+        """``start`` is ``Counters()`` for a new run. For a resumed run, it has the counters of the checkpoint."""
         self._start = start
         self._version = start.version
         self._wall_s = start.wall_s
@@ -134,7 +137,7 @@ class RunMetrics:
         self._late_by_rank: defaultdict[int, int] = defaultdict(int)
 
         self._shards: dict[int, ShardStats] = {}
-        self._tallies: dict[int, tuple[int, dict[int, list[int]]]] = {}  # by shard: its incarnation, counts by rank
+        self._tallies: dict[int, tuple[int, dict[int, list[int]]]] = {}  # by shard: incarnation, counts by rank
         self._members: frozenset[int] = frozenset()
         self._arrived: set[int] = set()  # ranks that contributed since the last row
         self._contributed_at_s: dict[int, float] = {}
@@ -152,7 +155,7 @@ class RunMetrics:
         self._lag_range: list[float] = []
 
     def on_report(self, report: WorkerReport) -> bool:
-        """Add a worker's report. Returns whether it is the first report of a process that took over the rank."""
+        """Add a worker's report. Returns whether this is the first report of a process that took over the rank."""
         processes = self._workers[report.rank]
         takes_over = bool(processes) and report.incarnation not in processes
         worker = processes[report.incarnation] = processes.pop(report.incarnation, _Worker())
@@ -165,7 +168,8 @@ class RunMetrics:
         self._skipped_by_rank[report.rank] += max(0, report.skipped - worker.skipped)
         if report.gradients is not None:
             self._cumulative(worker, report, report.gradients)
-        # After a rollback, the version falls but steps still grow. If neither grows, the report is out of date.
+        # After a rollback, the version falls, but the number of steps still grows. If neither grows, the report is out
+        # of date.
         elif worker.version is None or report.version > worker.version or report.agent_steps > worker.agent_steps:
             self._since_last(worker, report)
             worker.version = report.version
@@ -175,7 +179,9 @@ class RunMetrics:
         return takes_over
 
     def _cumulative(self, worker: _Worker, report: WorkerReport, gradients: int) -> None:
-        """Add the increase of the sums in ``report`` over the known sums. A report that is out of date adds nothing."""
+        """Add the differences between the sums in ``report`` and the known sums. A report that is out of date adds
+        nothing.
+        """
         for name, (total, count) in report.loss_sums.items():
             known_total, known_count = worker.loss_sums.get(name, (0.0, 0))
             if count > known_count and (known_count or len(worker.loss_sums) < FIGURES_KEPT):
@@ -196,14 +202,14 @@ class RunMetrics:
                 worker.span_sums[name] = seconds
 
     def _since_last(self, worker: _Worker, report: WorkerReport) -> None:
-        """Add the means of ``report``. Their weight is the number of versions since the last report."""
+        """Add the means in ``report``. The weight of each mean is the number of versions since the last report."""
         updates = 1 if worker.version is None else max(0, report.version - worker.version)
         for name, value in report.losses.items():
             self._figures.add(name, value * max(1, updates), max(1, updates))
         if report.policy_lag is not None:
             self._lags.add("policy_lag", report.policy_lag * max(1, updates), max(1, updates))
             self._note_lags(report)
-        for name in WORKER_SPANS:  # other names, which a third-party worker can send, would accumulate
+        for name in WORKER_SPANS:  # other names, from third-party workers, would accumulate
             if name in report.spans:
                 self._span_s[name] += report.spans[name]
         self._count(updates)
@@ -219,7 +225,8 @@ class RunMetrics:
     def _finished(self, worker: _Worker, report: WorkerReport) -> None:
         for seq, score, _ in report.games:
             if seq > worker.last_seq:
-                # A report has room for a limited number of games. The games left out count, but without a score.
+                # A report has room for a limited number of games. Games without room are counted, but their scores are
+                # unknown.
                 self._episodes += seq - worker.last_seq if worker.last_seq >= 0 else max(1, seq)
                 self._scores.append(score)
                 worker.last_seq = seq
@@ -227,8 +234,8 @@ class RunMetrics:
     def on_shards(self, stats: Sequence[ShardStats | None], members: Iterable[int] | None = None) -> None:
         """Add the statistics of all shards, in order. None stands for a shard that has not answered.
 
-        Version and contributions change only when all shards have answered. ``members`` are the member
-        ranks now. Default: every rank that was ever present.
+        If a shard has not answered, version and contributions do not change. ``members`` are the current member ranks.
+        Default: every rank that was ever present.
         """
         told = [each for each in stats if each is not None]
         for shard, now in enumerate(stats):
@@ -243,11 +250,13 @@ class RunMetrics:
             self._contributions |= summed(each["totals"] for each in told)
 
     def go_back(self, version: int) -> None:
-        """All shards went back to ``version``. Their counts at that version are not known yet."""
+        """All shards went back to ``version``. The shards' counts at that version are not known yet."""
         self._version = version
 
     def _tally(self, shard: int, now: ShardStats) -> None:
-        """Find the ranks that contributed or were late since the last call. A new process can have lower counts."""
+        """Find the ranks whose contributions arrived, even late, since the last call. A new shard process can have
+        lower counts.
+        """
         incarnation, known = self._tallies.get(shard, (now["incarnation"], {}))
         newest = dict(known) if incarnation == now["incarnation"] else {}
         for rank, counts in now["outcomes"].items():
@@ -266,12 +275,12 @@ class RunMetrics:
     def row(self, wall_s: float, *, written: bool = True) -> dict[str, Any]:
         """The next row of ``metrics.jsonl``. ``wall_s`` is the time since the start of this session.
 
-        ``wall_s`` in the row continues from the checkpoint. Means are over all ``gradients`` that workers have reported
-        since the last row that was ``written``. Rates and ``split_s``, the mean time of a worker per gradient and span,
-        are over about 30 s, because workers report complete rollouts. ``missing_s`` has the members whose contribution
-        to the open version is missing, and the time since their last contribution. ``contributions`` and
-        ``agent_steps`` are cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank are
-        those of this session.
+        The ``wall_s`` in the row adds the time of earlier sessions, up to the checkpoint. Means are over all
+        ``gradients`` that workers have reported since the last row that was ``written``. ``split_s`` is the mean time
+        of a worker per gradient, by span. Rates and ``split_s`` are over about 30 s, because workers report complete
+        rollouts. ``missing_s`` has an entry for each member whose contribution to the open version is missing: the time
+        since the last contribution of this member. ``contributions`` and ``agent_steps`` are cumulative over the run. A
+        rollback undoes contributions, but not steps. Counts by rank cover only this session.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s
@@ -282,9 +291,9 @@ class RunMetrics:
         self._smooth_updates = self._smooth_updates * keep + updates
         self._smooth_s = self._smooth_s * keep + elapsed_s
         lag = self._lags.means().get("policy_lag")
-        lags = [] if lag is None else [*self._lag_range, lag]  # a lost report may have held the extremes
+        lags = [] if lag is None else [*self._lag_range, lag]  # the extremes may have been in a lost report
         row = {
-            # Workers choose these names. Our own keys below override them.
+            # Workers choose these names. If a name is also one of our own keys below, our own value counts.
             **dict.fromkeys(LOSSES),
             **self._figures.means(),
             "version": self._version,
@@ -314,7 +323,7 @@ class RunMetrics:
         return row
 
     def _split(self) -> dict[str, float]:
-        if not self._worker_updates:  # no report yet, or none for hours, so that the sum has decayed to zero
+        if not self._worker_updates:  # no report yet, or so long ago that the sum has decayed to zero
             return {}
         return {name: seconds / self._worker_updates for name, seconds in self._span_s.items()}
 
@@ -339,7 +348,7 @@ class RunMetrics:
         return _mean(self._scores) if len(self._scores) >= games else -math.inf
 
     def counters(self) -> Counters:
-        """The counters for a checkpoint. ``wall_s`` is that of the last row."""
+        """The counters for a checkpoint. ``wall_s`` is the same as in the last row."""
         return Counters(
             version=self._version,
             agent_steps=self._agent_steps,

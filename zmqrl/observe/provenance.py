@@ -1,4 +1,4 @@
-"""The origin of a result: versions, commit and hardware, so that it can be reproduced."""
+"""The origin of a result: the versions, the commit and the hardware that are needed to reproduce the result."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ def provenance() -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """SHA-256 of the code of the package, to compare hosts."""
+    """SHA-256 of the code of the package, to compare the code on different hosts."""
     root = Path(zmqrl.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -40,12 +40,12 @@ def code_hash() -> str:
 
 
 def code_id() -> str:
-    """Version and hash of the code. People read it, and shards compare it with that of workers."""
+    """Version and hash of the code, for people to read. Shards also compare their own id with the ids of workers."""
     return f"{zmqrl.__version__}+{code_hash()[:12]}"
 
 
 def _commit() -> str | None:
-    """The commit of the imported package, with ``+`` if files differ from it."""
+    """The commit of the imported package, with ``+`` if files differ from that commit."""
     root = Path(zmqrl.__file__).parent.parent
     if not (root / ".git").exists():
         return None

@@ -16,13 +16,13 @@ from zmqrl.rundir import RunDirectory, not_a_run
 
 Figures = NDArray[np.float64]
 
-# Settings that do not change what a run learns: where it is stored and tracked, and whether it was resumed.
+# Settings that do not change what a run learns: where the run is stored and tracked, and whether it was resumed.
 PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
 
-# Keys of a row that are not means over gradients. Workers choose the names of the means.
+# Keys of a row whose values are not means over gradients. Workers choose the names of the means.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
 
-# Settings that do not change the experiment: seed, name, length, checkpoints, evaluator and recorder.
+# Settings in which runs of one experiment can differ: seed, name, length, checkpoints, evaluator and recorder.
 ASIDE: Final = frozenset(
     {
         "seed",
@@ -58,11 +58,11 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """A run, read from its files, even while it runs.
+    """A run, read from its files. The run may still be running.
 
-    ``settings`` are those of ``config.json`` by dotted path (``envs.num_envs``). They are plain data, so that runs of
-    other versions of zmqrl can be read. ``rows`` are those of ``metrics.jsonl``, oldest first, without the rows that a
-    resumed run has undone. ``summary`` is None while the run is running, and if it was killed.
+    ``settings`` holds the settings in ``config.json`` by dotted path (``envs.num_envs``). The settings are plain data,
+    so that runs of other versions of zmqrl can be read. ``rows`` holds the rows of ``metrics.jsonl``, oldest first,
+    without the rows that a resumed run has undone. ``summary`` is None while the run is running, and after a kill.
     """
 
     path: Path
@@ -73,7 +73,9 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError if it is not a run directory, or has a damaged file."""
+        """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory, or has a damaged
+        file.
+        """
         directory = RunDirectory(path.resolve())
         settings = read_object(directory.config, SETTINGS, "restore it, or use other runs")
         if settings is None:
@@ -89,7 +91,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The name of the directory."""
+        """The name of the run directory."""
         return self.path.name
 
     def settings_but(self, names: frozenset[str]) -> dict[str, Any]:
@@ -102,12 +104,16 @@ class RunRecord:
         }
 
     def column(self, *keys: str) -> Figures:
-        """A metric over time, such as ``column("contributions", "late")``: (rows,), NaN if null or missing."""
+        """A metric over time, such as ``column("contributions", "late")``: (rows,), with NaN for null or missing
+        values.
+        """
         return np.array([_number(row, keys) for row in self.rows], dtype=np.float64)
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Read run directories, each once. Raises UsageError without paths, or when a path is not a run directory."""
+    """Read run directories, and a directory that is listed twice only once. Raises UsageError if there are no paths, or
+    if a path is not a run directory.
+    """
     if not paths:
         raise UsageError("at least 1 run directory is required, such as runs/first.")
     return [RunRecord.read(path) for path in {path.resolve(): path for path in paths}.values()]
@@ -116,7 +122,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
 def differing(runs: Sequence[RunRecord], *, but: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
     """The settings that differ between ``runs``, except ``PLACE`` and ``but``.
 
-    Maps each name to its values, one per run: None for a run without the setting.
+    Maps the name of each such setting to its values, one per run. The value is None for a run without the setting.
     """
     settings = [run.settings_but(but) for run in runs]
     values = {name: [each.get(name) for each in settings] for name in dict.fromkeys(itertools.chain(*settings))}
@@ -133,7 +139,7 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Remove rows that a later session undid. Time goes back where a session resumes from a checkpoint."""
+    """Remove rows that a later session undid. In the rows, time goes back when a session resumes from a checkpoint."""
     kept: list[dict[str, Any]] = []
     for row in rows:
         while kept and kept[-1]["wall_s"] >= row["wall_s"]:
@@ -143,7 +149,7 @@ def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge consecutive rows into one: the last row, but with means over the gradients of all rows."""
+    """Merge consecutive rows into one: the last row, in which each mean is over the gradients of all rows."""
     merged = dict(rows[-1])
     for name in set().union(*rows) - COUNTED:
         known = [(row[name], row.get("gradients", 1)) for row in rows if isinstance(row.get(name), int | float)]
@@ -157,7 +163,7 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """The evaluations. ``rows`` show when each evaluated version was made."""
+    """The evaluations. ``rows`` give the time at which each evaluated version was made."""
     evaluations = []
     for line in read_lines(path, EVALUATION) if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])

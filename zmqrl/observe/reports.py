@@ -13,9 +13,9 @@ class WorkerReport:
     """The metrics of a worker.
 
     Counts and sums are cumulative over the incarnation, so that a lost or late report does no harm. ``gradients`` is
-    the number of gradients pushed. ``loss_sums`` are ``(sum, count)`` by name, over the gradients that had this figure.
-    ``policy_lag_sum`` is the sum over all gradients, in versions. ``span_sums`` are seconds by name. ``games`` are
-    ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation.
+    the number of gradients pushed. ``loss_sums`` has ``(sum, count)`` by the name of a figure, over the gradients that
+    had this figure. ``policy_lag_sum`` is the sum over all gradients, in versions. ``span_sums`` has seconds by span.
+    ``games`` are ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation.
 
     ``policy_lag_min`` and ``policy_lag_max`` are the extremes since the last report. A worker without ``gradients``
     sends means since the last report instead of sums: ``losses``, ``policy_lag`` and, in seconds, ``spans``.
@@ -40,7 +40,7 @@ class WorkerReport:
 
     @classmethod
     def parse(cls, report: object) -> Self:
-        """Check ``report``. Unknown keys are ignored, and optional ones can be missing. Raises ValueError."""
+        """Check ``report``. Unknown keys are ignored, and optional keys can be missing. Raises ValueError."""
         if not isinstance(report, dict):
             raise ValueError(f"a report is a map, not {type(report).__name__}")
         gradients, lag_sum = report.get("gradients"), report.get("policy_lag_sum")
@@ -63,7 +63,9 @@ class WorkerReport:
 
 
 def _kind(value: object) -> str:
-    """Describe ``value``: show a number, but only the type of anything else, which can be too nested to print."""
+    """Describe ``value``: a number as it is, any other value by its type, because the value can be too nested to
+    print.
+    """
     return str(value)[:40] if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
@@ -74,7 +76,7 @@ def _count(value: object, limit: int = 2**53) -> int:
 
 
 def _finite(value: object) -> float:
-    # Languages with a single number type send 3 for 3.0. The limit keeps large sums finite.
+    # Workers in languages with a single number type send 3 for 3.0. The limit keeps large sums finite.
     if type(value) not in (int, float) or not -1e100 < value < 1e100:  # type: ignore[operator]
         raise ValueError(f"{_kind(value)} is not a finite number")
     return float(value)  # type: ignore[arg-type]

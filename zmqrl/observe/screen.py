@@ -1,4 +1,4 @@
-"""The output of a run. It does not block if nothing reads the terminal or pipe. Standard library only."""
+"""The output of a run. Writes do not block if nothing reads the terminal or pipe. Standard library only."""
 
 import contextlib
 import io
@@ -16,20 +16,21 @@ MOST_WAITING_BYTES = 1 << 16
 
 
 class Screen(io.TextIOWrapper):
-    """A text stream to the descriptor of another stream. Writes return at once: a thread does the writing.
+    """A text stream to the file descriptor of another stream. Writes return at once: a separate thread does the
+    writing.
 
-    When too much is queued, new writes are dropped. Once the queue is written, a notice tells how many lines were
-    dropped. When the reader is gone, everything is dropped.
+    If too much is queued, new writes are dropped. After the queue is written, a notice says how many lines were
+    dropped. If the reader is gone, all writes are dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        """Raises OSError when ``stream`` has no descriptor."""
+        """Raises OSError if ``stream`` has no file descriptor."""
         self._waiting = _Waiting(stream.fileno())
         super().__init__(self._waiting, stream.encoding, errors="backslashreplace", write_through=True)
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything is written."""
+        """Whether all queued writes are done."""
         return self._waiting.is_idle
 
     def close(self, within_s: float = CLOSE_WITHIN_S) -> None:
@@ -46,7 +47,8 @@ class _Waiting(io.RawIOBase):
         self._bytes = self._lines_dropped = 0
         self._over = False
         self._changed = threading.Condition()
-        # A daemon, because a write may never return. It holds no lock meanwhile, so Python can still shut down.
+        # A daemon thread, because a write may never return. It holds no lock while it writes, so Python can still shut
+        # down.
         threading.Thread(target=self._write_all, name="screen", daemon=True).start()
 
     def writable(self) -> bool:
@@ -65,7 +67,7 @@ class _Waiting(io.RawIOBase):
     def write(self, data: Any) -> int:
         text = bytes(data)
         with self._changed:
-            # After a dropped line, all lines are dropped until the notice about them is queued.
+            # After a dropped line, all lines are dropped until the notice about the dropped lines is queued.
             if self._lines_dropped or (self._writes and self._bytes + len(text) > MOST_WAITING_BYTES):
                 self._lines_dropped += text.count(b"\n")
             elif text and not self._over:
@@ -100,7 +102,7 @@ class _Waiting(io.RawIOBase):
                 self._changed.notify_all()
 
     def _next(self) -> bytes | None:
-        """Wait for something to write. None at the end."""
+        """Wait for the next queued write. Returns None after the stream was closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._over or not self.is_idle)
             if self._over:
@@ -124,11 +126,13 @@ class _Waiting(io.RawIOBase):
 
 @contextlib.contextmanager
 def never_waiting() -> Iterator[None]:
-    """Make writes to standard output and standard error return at once. At the end, wait at most 2 s for them."""
+    """Make writes to standard output and standard error return at once. At the end of the block, wait at most 2 s for
+    the queued writes.
+    """
     streams = sys.stdout, sys.stderr
     screens: list[Screen] = []
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
-        with contextlib.suppress(OSError):  # a stream in memory has no descriptor
+        with contextlib.suppress(OSError):  # a stream in memory has no file descriptor
             screens.append(Screen(stream))
             setattr(sys, name, screens[-1])
     try:

@@ -1,4 +1,4 @@
-"""Where a process spends its time: named spans that are always on."""
+"""Shows where a process spends its time: named spans, which are always recorded."""
 
 import time
 from collections import deque
@@ -19,7 +19,7 @@ SpanEvent: TypeAlias = tuple[str, int, int, int]
 
 
 class Span:
-    """The running total of one name, and the context manager that adds to it."""
+    """The running total of one span name, and the context manager that adds to this total."""
 
     __slots__ = ("_outer", "_spans", "count", "name", "started_ns", "total_ns")
 
@@ -55,12 +55,12 @@ class Spans:
     Names are the same in every process, report, row and trace: ``WORKER_SPANS`` in a worker, ``SHARD_SPANS`` in a
     shard.
 
-    Spans of different names can nest: the time of the outer span includes that of the inner one. A span must not nest
-    in a span of the same name, because each name has only one context object. This keeps the cost of a span at about a
-    microsecond.
+    Spans of different names can nest: the time of the outer span includes the time of the inner span. A span must not
+    nest in a span of the same name, because each name has only one context object. A single context object per name
+    keeps the cost of a span at about a microsecond.
 
-    The clock is ``time.monotonic_ns``, on Linux the same as ``perf_counter_ns``. PING and PONG compare this clock
-    between hosts.
+    The clock is ``time.monotonic_ns``, which is the same clock as ``perf_counter_ns`` on Linux. PING and PONG compare
+    this clock between hosts.
     """
 
     def __init__(self) -> None:
@@ -99,13 +99,13 @@ class Spans:
         return span.total_ns if span is not None else 0
 
     def keep(self, event: SpanEvent) -> None:
-        """Keep a span for the histograms and the newest spans."""
+        """Keep a span until ``fold`` adds it to the histograms and the newest spans."""
         self._new.append(event)
         if len(self._new) >= FOLD_AT:
             self.when_full()
 
     def fold(self) -> list[SpanEvent]:
-        """Add the new spans to ``histograms`` and ``recent``. Returns them."""
+        """Add the new spans to ``histograms`` and ``recent``. Returns the new spans."""
         new, self._new = self._new, []
         self.recent.extend(new)
         durations: dict[str, list[int]] = {}

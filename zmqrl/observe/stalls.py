@@ -1,4 +1,6 @@
-"""Versions that stall: which processes are missing, since when, and what they are doing. Pure: no clock, no files."""
+"""Finds versions that stall: which processes are missing, since when, and what these processes are doing. Pure: no
+clock, no files.
+"""
 
 import re
 import statistics
@@ -12,15 +14,15 @@ from zmqrl.process_id import ProcessId
 from zmqrl.words import counted
 
 LEAST_PATIENCE_S = 5.0
-FIRST_PATIENCE_S = 20.0  # limit until the usual time is known: processes first import their modules and play a rollout
+FIRST_PATIENCE_S = 20.0  # limit until the usual time is known: at first, processes import modules and play a rollout
 USUAL_TIMES = 3.0
 ITERATIONS_KEPT = 5
 ASK_AGAIN_S = 30.0
-LONGEST_PAUSE_S = 600.0  # time between two rounds of questions: each question writes a stack to the log of the process
+LONGEST_PAUSE_S = 600.0  # longest time between two rounds of questions: each question adds a stack to a log
 MOST_ASKED = 4  # processes in one round
 ANSWER_WITHIN_S = 5.0
 SHOW_EVERY_S = 1.0
-SILENT_S = 3.0  # a worker sends a PING every second
+SILENT_S = 3.0  # limit for a worker, which sends a PING every second
 GROUPS_TOLD = 3
 FRAMES_TOLD = 5
 MOST_WRITTEN = 32
@@ -35,9 +37,9 @@ STATES_TOLD = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doing:
-    """What a process is doing, as its host reports it: see :class:`zmqrl.hostd.inspection.Sight`.
+    """A host's report on what a process is doing: see :class:`zmqrl.hostd.inspection.Sight`.
 
-    ``stack`` has the frames of its main thread, innermost first, such as ``File "game.py", line 12 in step``.
+    ``stack`` has the frames of the process's main thread, innermost first, such as ``File "game.py", line 12 in step``.
     """
 
     state: str
@@ -47,11 +49,11 @@ class Doing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Awaited:
-    """A process that a version waits for, and what is known about it.
+    """A process that a version waits for, and the known facts about that process.
 
     ``is_external``: the supervisor did not start the process, and cannot ask its host. ``is_there``: the process is
-    connected, or has sent a message before. ``span``: the span that a worker reports, empty if it reports none.
-    ``span_s``: how long the worker has been in that span.
+    connected, or has sent a message before. ``span``: the span that a worker reports, empty if the worker reports no
+    span. ``span_s``: how long the worker has been in that span.
     """
 
     process: ProcessId
@@ -81,7 +83,9 @@ class Awaited:
         return ", ".join(words or ["it makes no progress"]) + (f"; stack: {stack}" if stack else "")
 
     def likeness(self) -> object:
-        """A key that is equal for processes that do the same, even if for different times."""
+        """A key that is equal for processes that do the same thing, even if some have done it for longer than
+        others.
+        """
         silent = self.is_there and self.silent_s >= SILENT_S
         doing = (self.doing.state, self.doing.stack[:FRAMES_TOLD]) if self.doing else None
         return self.process.role, self.is_external, self.is_running, self.is_there, silent, self.span, doing
@@ -104,7 +108,8 @@ class Awaited:
 class Stall:
     """A version that has waited ``waited_s`` seconds for the processes ``awaited``.
 
-    These are sorted by the time in their span, longest first. ``others`` is the number of processes that are left out.
+    ``awaited`` is sorted by the time that a process has been in its span, longest first. ``others`` is the number of
+    processes that ``awaited`` leaves out.
     """
 
     version: int
@@ -113,7 +118,7 @@ class Stall:
     others: int = 0
 
     def sentence(self) -> str:
-        """The sentence for the user. Processes that do the same are named together."""
+        """The sentence for the user. It names processes that do the same thing together."""
         groups: dict[object, list[Awaited]] = {}
         for each in self.awaited:
             groups.setdefault(each.likeness(), []).append(each)
@@ -145,7 +150,7 @@ class News:
     """The response to a stall.
 
     ``ask``: processes to ask what they are doing. ``stall``: a stall to show. ``over``: a stall that has ended.
-    ``tell``: whether the user should read about it, too.
+    ``tell``: whether to notify the user about that stall.
     """
 
     ask: Sequence[ProcessId] = ()
@@ -158,34 +163,35 @@ NOTHING = News()
 
 
 class Stalls:
-    """Finds stalls, and decides when to ask which process. ``per_iteration``: versions learned from one rollout.
+    """Finds stalls, and decides which process to ask, and when. ``per_iteration``: the number of versions learned from
+    one rollout.
 
-    A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is
-    the median, over the last iterations, of the longest time for one version. The longest time counts, because the
-    first version of an iteration can include a whole rollout. It is a median, so that one stall does not change it.
-    Until an iteration is complete, a version may take 20 s.
+    A version stalls when it takes longer than 5 s and longer than three times the usual time. The usual time is the
+    median, over the last iterations, of the longest time for one version. The longest time counts, because the first
+    version of an iteration can include a whole rollout. A median is used so that a single stall does not change the
+    usual time. Until an iteration is complete, a version may take 20 s.
     """
 
     def __init__(self, per_iteration: int) -> None:
         self.per_iteration = per_iteration
         self.stall: Stall | None = None
         self._version = -1
-        self._at: float | None = None  # when the version was made
+        self._at: float | None = None  # time at which the version was made
         self._was_told = False
-        self._is_whole = False  # whether this iteration was seen from its first version on
+        self._is_whole = False  # whether this object has seen all versions of this iteration
         self._longest_s = 0.0  # the longest time for one version in this iteration
         self._usual_s: deque[float] = deque(maxlen=ITERATIONS_KEPT)
         self._asked_at: dict[ProcessId, float] = {}
         self._answers: dict[ProcessId, Doing] = {}
-        self._spans: dict[ProcessId, tuple[str, float]] = {}  # the last reported span, and when it began
-        self._told_of: set[ProcessId] = set()  # in this stall
+        self._spans: dict[ProcessId, tuple[str, float]] = {}  # the last reported span and its start
+        self._told_of: set[ProcessId] = set()  # processes reported in this stall
         self._unanswered: set[ProcessId] = set()
         self._tell_by: float | None = None
         self._next_round_at = self._shown_at = 0.0
         self._pause_s = ASK_AGAIN_S
 
     def made(self, version: int, now: float) -> None:
-        """All shards have made ``version``, or gone back to it."""
+        """All shards have made ``version``, or have gone back to ``version``."""
         if version == self._version:
             return
         if version > self._version >= 0 and self._at is not None:
@@ -206,23 +212,23 @@ class Stalls:
         self._answers[process] = doing
 
     def forget(self, process: ProcessId) -> None:
-        """A process has died: discard its data, which does not apply to its successor."""
+        """A process has died: discard the data about it, which does not apply to the process that replaces it."""
         self._unanswered.discard(process)
         for known in (self._asked_at, self._answers, self._spans):
             known.pop(process, None)
 
     def patience_s(self) -> float:
-        """Seconds that a version may take."""
+        """The seconds after which a version counts as stalled."""
         if not self._usual_s:
             return FIRST_PATIENCE_S
         return max(LEAST_PATIENCE_S, USUAL_TIMES * statistics.median(self._usual_s))
 
     def waited_s(self, now: float) -> float:
-        """How long the open version has stalled; 0 if it has not."""
+        """Seconds that a stalled version has taken so far. 0 if no version has stalled."""
         return 0.0 if self.stall is None or self._at is None else now - self._at
 
     def look(self, awaited: Sequence[Awaited], now: float) -> News:
-        """Check the processes that the open version waits for now. If there are none, no version is due."""
+        """Check the processes that the open version waits for now. Without such processes, no version is due."""
         if self._at is None or not awaited:
             self._at = now
         waited_s = now - self._at
@@ -264,7 +270,9 @@ class Stalls:
         return ask
 
     def _with_answer(self, awaited: Awaited, now: float) -> Awaited:
-        """Add the report of the host, and the last known span if the process has gone silent."""
+        """Add the host's report about the process. If the process has gone silent, also add the last known span of the
+        process.
+        """
         process, span, span_s = awaited.process, awaited.span, awaited.span_s
         if span:
             self._spans[process] = span, now - span_s

@@ -6,11 +6,11 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-NOT_CUT_OFF: Final = 100_000  # columns, for output that a program or pager reads
+NOT_CUT_OFF: Final = 100_000  # width in characters, for output that a program or pager reads
 
 
 def page() -> Console:
-    """Standard output. Only a terminal wraps long lines."""
+    """A console on standard output. Long lines are wrapped only if standard output is a terminal."""
     width = None if sys.stdout.isatty() else NOT_CUT_OFF
     return Console(width=width, highlight=False, markup=False, emoji=False)
 

@@ -10,18 +10,19 @@ from zmqrl.process_id import worker_id
 from zmqrl.profile.critical_path import Step, Timeline, Version
 from zmqrl.words import counted, numbered
 
-AGAIN_ABOVE = 0.05  # share of the slices of a rank: above this, resends load the network
+AGAIN_ABOVE = 0.05  # share of a rank's slices that arrived again: above this, resends load the network
 LEFT_OUT_BELOW = 0.5  # share of the median inclusion: a rank below this hardly affects what is learned
 USED, LATE = SHARD_OUTCOMES.index("used"), SHARD_OUTCOMES.index("late")
 
 
 @dataclass(slots=True)
 class RankAccount:
-    """One rank: the shares of versions in which it was counted and in which it was the K-th, and its times.
+    """One rank: the share of versions that used its contribution, the share of versions in which it was the K-th, and
+    its times.
 
     ``again`` counts the slices that arrived more than once. ``worked_s`` excludes the wait for weights. ``wasted_s`` is
-    the part of it whose contribution no shard used. ``staleness`` is the mean age of its contributions in versions, in
-    an asynchronous run.
+    the part of ``worked_s`` that went into contributions that no shard used. ``staleness`` is the mean age in versions
+    of the rank's contributions to an asynchronous run.
     """
 
     host: str
@@ -41,8 +42,8 @@ class RankAccount:
 class Accounts:
     """The accounts of a run by rank, and the findings for the user.
 
-    ``backup_gain_s`` is the mean time in seconds that the last backup saves per update, if it takes no core away from
-    the other workers. None without backups.
+    ``backup_gain_s`` is the mean time in seconds that the last backup saves per update, under the assumption that this
+    backup takes no core away from the other workers. None without backups.
     """
 
     ranks: dict[int, RankAccount]
@@ -66,7 +67,7 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
         if not any(arrival.outcome == USED for arrival in arrivals.values()):
             account.wasted_s += cycle.worked_s
     for (version, rank), arrivals in timeline.arrivals.items():
-        if version in versions:  # also those of external workers, which record nothing
+        if version in versions:  # includes external workers, which record nothing
             used = sum(arrival.outcome == USED for arrival in arrivals.values())
             ranks[rank].inclusion += used / (timeline.shards * len(versions))
     for rank, account in ranks.items():
@@ -75,9 +76,9 @@ def accounts(timeline: Timeline, steps: Sequence[Step]) -> Accounts:
 
 
 def asynchronous_accounts(timeline: Timeline) -> Accounts:
-    """Add up the contributions of every rank to an asynchronous run, where each makes a version of its own.
+    """Add up the contributions of every rank to an asynchronous run, in which each contribution makes a version.
 
-    The inclusion of a rank is the share of versions that it made. No contribution is late or skipped.
+    The inclusion of a rank is the share of versions that this rank made. No contribution is late or skipped.
     """
     ranks: defaultdict[int, RankAccount] = defaultdict(lambda: RankAccount(""))
     for (_, rank), cycle in timeline.cycles.items():
@@ -111,11 +112,12 @@ def _found(timeline: Timeline, ranks: dict[int, RankAccount], backup_gain_s: flo
 
 
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
-    """The mean seconds that an update would take longer with one worker fewer, if the others were not faster then.
+    """The mean number of seconds by which an update would be longer with one worker fewer, if the remaining workers
+    became no faster.
 
-    This is the time from the K-th contribution to the next, multiplied by the chance that the missing worker was among
-    the first K. The end of a worker's work counts as its contribution, so that contributions that were too late to be
-    sent count, too.
+    This is the time from the K-th contribution to the next contribution, multiplied by the chance that the removed
+    worker was among the first K. The time of a contribution is the end of the worker's work. So contributions that were
+    too late to be sent count, too.
     """
     pushed_by_version: defaultdict[Version, list[float]] = defaultdict(list)
     for (version, _), cycle in timeline.cycles.items():
@@ -161,7 +163,7 @@ def _resends(timeline: Timeline) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes of a shard: of all contributions that it received, and of everything that it sent to workers."""
+    """Payload bytes of a shard: in all contributions that it received, and in all messages that it sent to workers."""
 
     received: int
     sent: int
@@ -170,7 +172,7 @@ class Traffic:
 def traffic(timeline: Timeline, slice_bytes: int) -> dict[int, Traffic]:
     """The traffic of each shard. Each worker gets all versions that it contributed to.
 
-    Slices that arrive again count. Weights that are sent again do not.
+    Slices that arrive again are counted. Weights that are sent again are not counted.
     """
     received, sent = Counter[int](), Counter[int]()
     for arrivals in timeline.arrivals.values():

@@ -13,8 +13,8 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WINDOWS = 64
 FEWEST_WINDOWS = 4
-DRIFT_FROM_S = 10.0  # round trips of a shorter time do not show how the clocks drift
-MOST_DRIFT = 100e-6  # assumed between two clocks without a measured drift: the crystal of a computer is within 50 ppm
+DRIFT_FROM_S = 10.0  # round trips over a shorter period do not show the drift of the clocks
+MOST_DRIFT = 100e-6  # assumed between two clocks without a measured drift: each crystal is accurate to 50 ppm
 
 Times = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class Clock:
         return Clock(self.at_us + self.offset_us, -self.offset_us, 1 / slope - 1, self.error_us)
 
     def then(self, other: "Clock") -> "Clock":
-        """The conversion from this clock to the target of ``other``."""
+        """This conversion followed by ``other``, as one conversion."""
         middle = self.at_us + self.offset_us
         offset = float(other.to_other(np.array([middle]))[0]) - self.at_us
         slope = (1 + self.drift) * (1 + other.drift)
@@ -46,11 +46,12 @@ class Clock:
 
 
 def measure(sent: Times, received: Times, answered: Times, returned: Times) -> Clock:
-    """Measure the conversion from the asking to the answering clock from round trips. Times are in microseconds.
+    """Measure the conversion from the clock that asks to the clock that answers, with round trips. Times are in
+    microseconds.
 
-    A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. Its error is at most half of
-    ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8). Offset and drift are fitted to the shortest
-    round trip of each time window. The error holds from the first to the last round trip.
+    A round trip gives the offset ``((received - sent) + (answered - returned)) / 2``. The error of this offset is at
+    most half of ``(returned - sent) - (answered - received)`` (D. Mills, RFC 5905 §8). Offset and drift are fitted to
+    the shortest round trip of each time window. ``error_us`` is valid from the first to the last round trip.
     """
     at = (sent + returned) / 2
     offsets = ((received - sent) + (answered - returned)) / 2
@@ -82,13 +83,13 @@ def _shortest(at: Times, halves: Times) -> NDArray[np.intp]:
 def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Times, ends: Times) -> float:
     """The largest deviation of a line from the true clock, between the times ``ends``.
 
-    The clocks drift evenly, so that the deviation is largest at one of the ends. Each round trip bounds the deviation
-    at its own time: towards an end, it grows by at most the possible difference of the drifts. Two round trips bound
-    it by extrapolation.
+    The drift is assumed constant, so the deviation is largest at one of the ends. Each round trip bounds the deviation
+    at its own time. From there to an end, the deviation grows by at most the possible difference of the drifts. Two
+    round trips together also bound the deviation, by extrapolation.
     """
     misfits = np.abs(offset + drift * at - offsets)
     near = misfits + halves
-    bounds = [float(np.maximum(misfits - halves, 0.0).max())]  # what a round trip proves
+    bounds = [float(np.maximum(misfits - halves, 0.0).max())]  # at least this much, as round trips prove
     for end in ends:
         away = np.abs(end - at)
         one = near + (MOST_DRIFT + abs(drift)) * away
@@ -101,7 +102,7 @@ def _error_us(drift: float, offset: float, at: Times, offsets: Times, halves: Ti
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The conversion from each process's clock to that of ``reference``, by clock id."""
+    """The conversion from each process's clock to the clock ``reference``, by clock id."""
 
     reference: str
     by_id: Mapping[str, Clock]
@@ -131,11 +132,13 @@ class Clocks:
         return cls(reference, known)
 
     def knows(self, recording: ProcessRecording) -> bool:
-        """Whether the clock of a process is known."""
+        """Whether the clock of a process can be converted to the reference clock."""
         return recording.clock in self.by_id
 
     def times_us(self, recording: ProcessRecording, times_us: NDArray[np.int64]) -> Times:
-        """Times of a process on the reference clock, in microseconds. Raises KeyError if its clock is not known."""
+        """Convert times of a process to the reference clock, in microseconds. Raises KeyError if the process's clock is
+        not known.
+        """
         return self.by_id[recording.clock].to_other(times_us.astype(np.float64))
 
     def by_host(self, processes: Iterable[ProcessRecording]) -> dict[str, Clock]:
@@ -152,7 +155,7 @@ class Clocks:
 
 
 def _pairs(recording: Recording) -> dict[tuple[str, str], Clock]:
-    """The measured conversions between different clocks, by asking and answering clock."""
+    """The measured conversions between different clocks, by the clock that asks and the clock that answers."""
     shards: defaultdict[tuple[str, int], list[ProcessRecording]] = defaultdict(list)
     for shard in recording.of_role("shard"):
         shards[shard.run, shard.process.number].append(shard)

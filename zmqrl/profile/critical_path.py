@@ -1,9 +1,9 @@
 """Which worker, shard and span each update waited for: the critical path of every version.
 
 An update begins when the last shard has published version v, and ends when the last shard has published v+1. The path
-leads through the shard that published last, and through the worker whose contribution completed its quorum. Its parts
-are the transfer of the weights to the worker, the spans of the worker, the transfer of the gradient to the shard, and
-the spans of the shard. They add up to the time of the update.
+leads through the shard that published last, and through the worker whose contribution completed the quorum of that
+shard. The parts of the path are the transfer of the weights to the worker, the spans of the worker, the transfer of the
+gradient to the shard, and the spans of the shard. The parts add up to the time of the update.
 """
 
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ from zmqrl.profile.recording import ProcessRecording, Recording
 
 WEIGHTS, GRADIENT, OVERRUN, OTHER = "weights_transfer", "gradient_transfer", "overrun", "other"
 TRANSFERS = (WEIGHTS, GRADIENT)
-# In the order of a worker's loop. The time between these spans counts as if it came before the gradient.
+# In the order of a worker's loop. The time between these spans is shown as one part, before the gradient.
 WORK = ("wait", "assemble", "env_step", "act", OTHER, "gradient", "straggle", "encode", "push")
 AT_THE_SHARD = ("optimize", "commit", "publish")
 
@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
     @property
     def excess_s(self) -> float:
-        """The time in excess of the usual time; 0 if there is no excess."""
+        """The time beyond the usual time. 0 if the part took no longer than usual."""
         return max(0.0, self.seconds - self.usual_s)
 
 
@@ -49,7 +49,8 @@ class Part(NamedTuple):
 class Step:
     """One update: from the publication of ``version`` to the publication of the next version. Times are in seconds.
 
-    ``shard`` is the shard that was last, and ``kth`` the worker whose contribution completed its quorum.
+    ``shard`` is the shard that published last. ``kth`` is the worker whose contribution completed the quorum of
+    ``shard``.
     """
 
     generation: int
@@ -67,7 +68,7 @@ class Step:
 class Cycle(NamedTuple):
     """A worker's work for one contribution. Times in seconds on the reference clock; ``spans`` by name.
 
-    ``queued_s``: how long the worker was ready but had no core, outside waits. None in older recordings.
+    ``queued_s``: how long the worker was ready but had no core, apart from waits for weights. None in older recordings.
     """
 
     began: float
@@ -100,7 +101,7 @@ class Publication(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """The arrival of a contribution at a shard, and the index of its outcome.
+    """The arrival of a contribution at a shard, and the index of the contribution's outcome.
 
     Times in seconds on the reference clock. The shard was busy from ``polled`` to ``at``.
     """
@@ -114,7 +115,8 @@ class Arrival(NamedTuple):
 class Timeline:
     """All recordings, on the reference clock. Processes whose clocks cannot be converted are left out.
 
-    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts the others, by rank and shard.
+    ``arrivals`` has the first arrival of each slice at each shard. ``again`` counts all later arrivals, by rank and
+    shard.
     """
 
     cycles: dict[tuple[Version, int], Cycle]
@@ -154,7 +156,9 @@ class Timeline:
 def _columns(
     each: ProcessRecording, clocks: Clocks, table: str, spans: Iterable[str]
 ) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
-    """The columns of a table, with times in seconds on the reference clock, and the spans of each row in seconds."""
+    """The columns of a table, in which times are in seconds on the reference clock. Also returns the spans of each row
+    in seconds.
+    """
     found = each.table(table)
     columns = {
         name: (clocks.times_us(each, column) / 1e6).tolist() if name.endswith("_at_us") else column.tolist()
@@ -200,7 +204,8 @@ def _arrivals(each: ProcessRecording, clocks: Clocks) -> Iterator[tuple[tuple[Ve
 
 
 class _Update(NamedTuple):
-    """One update: when it began, the shard that was last, its publication, and the version that the update began with.
+    """One update: its start, the shard that published last, the publication of this shard, and the version at the
+    start.
 
     The publication names the rank whose contribution completed the quorum.
     """
@@ -212,7 +217,7 @@ class _Update(NamedTuple):
 
 
 def _updates(timeline: Timeline) -> Iterator[_Update]:
-    """The updates that all shards recorded."""
+    """The updates in the recordings of all shards."""
     for generation, version in timeline.versions():
         made = timeline.publications.get((generation, version + 1), {})
         if len(made) == timeline.shards:
@@ -223,13 +228,15 @@ def _updates(timeline: Timeline) -> Iterator[_Update]:
 
 
 def without_path(timeline: Timeline) -> Counter[int]:
-    """The updates that have no critical path, because the work of the K-th worker is not recorded: number by rank."""
+    """The number of updates without a critical path, by the rank of the K-th worker, whose work is not recorded."""
     ranks = ((update.version, update.made.closing_rank) for update in _updates(timeline))
     return Counter(rank for version, rank in ranks if rank >= 0 and (version, rank) not in timeline.cycles)
 
 
 def critical_path(timeline: Timeline) -> list[Step]:
-    """One step per version that has a successor in its generation, if the K-th worker recorded it."""
+    """One step for each version with a successor in the same generation, if the K-th worker recorded the work for this
+    version.
+    """
     usual = Usual(timeline)
     steps = []
     for began, last, made, (generation, version) in _updates(timeline):
@@ -254,11 +261,11 @@ def _parts(
     began: float, cycle: Cycle, made: Publication, worker: ProcessId, shard: ProcessId
 ) -> Iterator[tuple[str, ProcessId, float]]:
     """Cause, process and seconds of each part, from ``began`` to the publication of the next version."""
-    starts = max(began, cycle.began)  # until then, the worker was busy with an earlier version
+    starts = max(began, cycle.began)  # before that, the worker was busy with an earlier version
     yield OVERRUN, worker, starts - began
     pulled = min(max(starts, cycle.pulled), max(starts, cycle.pushed))
     yield WEIGHTS, worker, pulled - starts
-    skip = max(0.0, pulled - cycle.began)  # time of the cycle before the weights came: a wait, or part of a rollout
+    skip = max(0.0, pulled - cycle.began)  # time of the cycle before the weights arrived: a wait, or part of a rollout
     pushed = max(pulled, cycle.pushed)
     for name in WORK:
         seconds = cycle.spans[name]
@@ -273,9 +280,9 @@ def _parts(
 def _caused_by_shard_s(
     timeline: Timeline, version: Version, cause: str, rank: int, shard: int, usual_s: float
 ) -> float:
-    """Seconds of a transfer's delay that the shard caused, rather than the worker or its link.
+    """The part of a transfer's delay, in seconds, whose cause is the shard, not the worker or the worker's link.
 
-    Weights are late because of the shard if all workers got them late.
+    The shard is the cause of late weights if all workers received them late.
     """
     cycle = timeline.cycles[version, rank]
     if cause == GRADIENT:
@@ -292,7 +299,7 @@ def _caused_by_shard_s(
 
 
 def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> float:
-    """Seconds that the last slice of a gradient waited while its shard was busy."""
+    """Seconds that the last slice of a gradient waited because its shard was busy."""
     arrivals = timeline.arrivals.get((version, rank), {})
     if shard not in arrivals:
         return 0.0
@@ -302,10 +309,12 @@ def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> floa
 
 
 def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
-    """Seconds by which every worker's slice for ``shard`` arrived later than the worker's other slices.
+    """The delay in seconds with which the slices for ``shard`` arrived, compared with the other slices: the minimum
+    over all workers.
 
-    The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is no
-    longer than the other slices took together. If it explains the delay of any worker, the result is 0.
+    The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is at most
+    the time that the other slices took together. If the link explains the delay of at least one worker, the result is
+    0.
     """
     delays = []
     for rank in range(timeline.ranks):
@@ -318,10 +327,11 @@ def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
 
 
 class Usual:
-    """The usual duration of each part of a path: the median of its process, or that of the others if it is lower.
+    """The usual duration of each part of a path: the median of its process or of all other processes, whichever is
+    lower.
 
-    A process that is always slow exceeds the median of the others. A process that is sometimes slow exceeds its own.
-    Each pair of worker and shard has its own transfers.
+    A process that is always slow exceeds the median of all other processes. A process that is sometimes slow exceeds
+    its own median. For transfers, each pair of worker and shard counts as one process.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -349,7 +359,7 @@ class Usual:
     def __call__(
         self, cause: str, process: ProcessId, shard: ProcessId, seconds: float, *, with_rollout: bool
     ) -> float:
-        """The usual seconds of a part; 0 for an overrun. ``shard`` is the one at the other end of a transfer."""
+        """The usual seconds of a part, 0 for an overrun. ``shard`` is the shard at the other end of a transfer."""
         if cause == OVERRUN:
             return 0.0
         if cause in TRANSFERS:
@@ -367,13 +377,15 @@ def _medians(by_process: Mapping[T, list[float]]) -> dict[T, float]:
 
 
 def _usual(medians: Mapping[T, float], process: T, seconds: float) -> float:
-    """The median of ``process``, or that of the others if it is lower. ``seconds`` if nothing else is known."""
+    """The median of ``process`` or of all other processes, whichever is lower. ``seconds`` if no median is known."""
     others = [median for other, median in medians.items() if other != process]
     return min([medians.get(process, seconds), *([median_low(others)] if others else [])])
 
 
 def _shard_parts(made: Publication, shard: ProcessId, took_s: float) -> Iterator[tuple[str, ProcessId, float]]:
-    """The parts of the ``took_s`` seconds from the quorum to the publication. Time outside spans is accumulation."""
+    """The parts of the ``took_s`` seconds from the quorum to the publication. Time outside spans counts as
+    accumulation.
+    """
     known = [(name, made.spans[name]) for name in AT_THE_SHARD]
     yield "accumulate", shard, max(0.0, took_s - sum(seconds for _, seconds in known))
     yield from ((name, shard, seconds) for name, seconds in known)

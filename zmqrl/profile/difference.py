@@ -13,9 +13,10 @@ UPDATE, PATH = "update", "path"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One span of a role, or one part of the critical path (role ``path``), in two runs: milliseconds per update.
+    """One span of a role, or one part of the critical path (role ``path``): the milliseconds per update in each of two
+    runs.
 
-    ``growth`` is a fraction of the first run's update time.
+    ``growth`` is the increase as a fraction of the first run's update time.
     """
 
     role: str
@@ -26,7 +27,9 @@ class Change:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Compare two results of ``Profile.to_json``. The update comes first, then paths and spans by growth."""
+    """Compare two results of ``Profile.to_json``. The update comes first, then parts of the path and spans, sorted by
+    growth.
+    """
     update_ms: float = before["update_ms"]["mean"]
 
     def change(role: str, span: str, one: float, other: float) -> Change:
@@ -42,7 +45,9 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 
 
 def grown(found: Sequence[Change], limit: float) -> list[Change]:
-    """The spans and parts that grew by more than ``limit``. Waiting is left out, because other processes cause it."""
+    """The spans and parts that grew by more than ``limit``. The span wait is left out, because other processes cause
+    waits.
+    """
     return [change for change in found if change.growth > limit and change.span != "wait"]
 
 

@@ -1,4 +1,4 @@
-"""How much CPU time each process got, and how long it waited for a core."""
+"""How much CPU time each process got, and how long each process waited for a core."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from zmqrl.observe.folding import ranges
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.recording import Columns, ProcessRecording, Recording, named
 
-QUEUED_ABOVE = 0.1  # share of the time: above this, a process lacks a core
+QUEUED_ABOVE = 0.1  # share of the time in the run queue: above this, a process lacks a core
 STOLEN_ABOVE = 0.02
 THROTTLED_ABOVE = 0.02
 PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
@@ -15,12 +15,13 @@ PAGED_ABOVE = 10  # major page faults per second: the machine lacks memory
 
 @dataclass(slots=True)
 class MachineUse:
-    """The machine use of one process. Shares are of all recorded time, except ``core_share``.
+    """The machine use of one process. All shares except ``core_share`` are fractions of the recorded time.
 
-    ``core_share`` is the CPU time of a worker per working time. ``queued_share``: how long its thread waited for a
-    core. ``stolen_share``: how long the hypervisor ran something else, on all cores of the machine together.
-    ``throttled_share``: how long its control group had no CPU quota left. ``preempted_per_s`` and
-    ``major_faults_per_s`` are those of the computing thread of a worker.
+    ``core_share`` is the CPU time of a worker as a fraction of its working time. ``queued_share``: the time that the
+    thread waited for a core. ``stolen_share``: the time that the hypervisor ran something else, on all cores of the
+    machine together. ``throttled_share``: the time that the control group of the process had no CPU quota left.
+    ``preempted_per_s`` and ``major_faults_per_s`` count preemptions and major page faults of the computing thread of a
+    worker.
     """
 
     host: str
@@ -33,7 +34,7 @@ class MachineUse:
 
 
 def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
-    """The machine use of each process. For a restarted process, its longest recording counts."""
+    """The machine use of each process. For a restarted process, the result is from its longest recording."""
     longest: dict[ProcessId, ProcessRecording] = {}
     for each in recording.processes:
         known = longest.get(each.process)
@@ -43,7 +44,9 @@ def machine_use(recording: Recording) -> dict[ProcessId, MachineUse]:
 
 
 def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
-    """The findings for the user: one sentence for all processes of a role that have the same problem."""
+    """The findings for the user: one sentence for each problem, about all processes of a role that have this
+    problem.
+    """
     found = []
 
     def affected(name: str, above: float, role: str) -> dict[ProcessId, float]:
@@ -75,7 +78,7 @@ def _percent(shares: Iterable[float]) -> str:
 
 
 def _span(values: Iterable[float]) -> str:
-    """``34``, or ``33-36`` for several values."""
+    """One value such as ``34``, or a range such as ``33-36`` if the values differ."""
     ordered = sorted(round(value) for value in values)
     return str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]}-{ordered[-1]}"
 
@@ -98,7 +101,7 @@ def _use(each: ProcessRecording) -> MachineUse:
 
 
 def grown_s(machine: Columns, column: str) -> float:
-    """The growth of a total in seconds."""
+    """The growth of the total in ``column``, in seconds."""
     values = machine[column]
     return float(values[-1] - values[0]) / 1e6 if len(values) > 1 else 0.0
 

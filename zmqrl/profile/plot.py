@@ -14,7 +14,7 @@ from zmqrl.profile.report import Profile, who
 
 BINS = 60
 CAUSES_SHOWN = len(COLOURS)
-BESIDE: Final[dict[str, Any]] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}  # of the data
+BESIDE: Final[dict[str, Any]] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": "small"}  # at the side
 
 
 def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str) -> None:
@@ -30,7 +30,7 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         milliseconds = [1e3 * step.seconds for step in profile.steps]
         axes[0, 1].hist(milliseconds, bins=BINS, log=True, color=COLOURS[0])
         axes[0, 1].set(title="time of an update", xlabel="ms", ylabel="updates")
-        axes[0, 1].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # STYLE shows no mathtext
+        axes[0, 1].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # STYLE turns off mathtext
         rows = found["blame"][:CAUSES_SHOWN][::-1]
         labels = [f"{row['cause']}, {who(row)} on {row['host']}" for row in rows]
         axes[1, 0].barh(labels, [row["seconds"] for row in rows], color=COLOURS[0])
@@ -47,7 +47,7 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
 
 
 def _over_versions(profile: Profile, causes: list[str], axes: Axes) -> None:
-    """Mean milliseconds of the parts of the path, over the versions."""
+    """Plot the mean milliseconds of the parts of the path against the versions."""
     steps = profile.steps
     groups = np.array_split(np.arange(len(steps)), min(BINS, max(len(steps), 1)))
     groups = [group for group in groups if len(group)]

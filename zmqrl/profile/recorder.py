@@ -1,4 +1,4 @@
-"""Records how a process spends its time, in files of ``DIR/profile``. ``recording.py`` reads them."""
+"""Records how a process spends its time, in files of ``DIR/profile``. ``recording.py`` reads these files."""
 
 import contextlib
 import logging
@@ -20,18 +20,18 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, pack
 FLUSH_EVERY_S = 5.0
 FLUSH_AT_ROWS = 1024
 SEGMENT_BYTES = 4 << 20
-SEGMENTS_KEPT = 8  # per process: the oldest files are removed, so that a process keeps at most 32 MiB and its trace
+SEGMENTS_KEPT = 8  # per process, at most 32 MiB without the trace: older files are removed
 SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)(\.trace)?\.blocks", re.ASCII)
-RECENT_WRITTEN = 256  # the most single spans in a block, without --profile
-TRACE_SPANS = 200_000  # the most spans in the trace of a process, about 2 MB
+RECENT_WRITTEN = 256  # maximum number of single spans in a block without --profile
+TRACE_SPANS = 200_000  # maximum number of spans in the trace of a process, about 2 MB
 NEWEST_EVERY_S = 60.0  # time between two blocks with recent spans
 
 
 @dataclass(frozen=True, slots=True)
 class RecorderJob:
-    """Where a process records its profile. ``host`` is the name of its host in this run.
+    """Tells a process where to record its profile. ``host`` is the name that this run uses for the host of the process.
 
-    The recorder keeps all spans of versions below ``trace_below``, at most ``TRACE_SPANS``.
+    The recorder keeps each span of the versions below ``trace_below``, but at most ``TRACE_SPANS`` spans.
     """
 
     directory: Path
@@ -93,14 +93,14 @@ class Recorder:
         self._span_ns = dict.fromkeys((*COLUMNS["cycles"], *COLUMNS["versions"]), 0)
         self._usage = resource.getrusage(resource.RUSAGE_THREAD)
         self._queued_us = _scheduled_us()[1]
-        self._add_machine(time.monotonic())  # a difference needs two rows, even in a short run
+        self._add_machine(time.monotonic())  # differences need two rows, even in a short run
 
     def add(self, table: str, *row: int) -> None:
         """Record a row of ``table``."""
         self._rows[table].append(row)
 
     def spent_us(self, *names: str) -> tuple[int, ...]:
-        """Microseconds in spans of each name since the last call for that name."""
+        """For each name, the microseconds in spans of this name since the last call with this name."""
         spent = []
         for name in names:
             total_ns = self.spans.total_ns(name)
@@ -109,7 +109,9 @@ class Recorder:
         return tuple(spent)
 
     def used(self) -> tuple[int, int, int]:
-        """What this thread used since the last call: CPU in microseconds, preemptions, major page faults."""
+        """What this thread used since the last call: CPU time in microseconds, number of preemptions, number of major
+        page faults.
+        """
         then, now = self._usage, resource.getrusage(resource.RUSAGE_THREAD)
         self._usage = now
         cpu_us = round(1e6 * (now.ru_utime + now.ru_stime - then.ru_utime - then.ru_stime))
@@ -117,7 +119,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """A wait of this thread, which :meth:`queued_us` leaves out."""
+        """Marks the block as a wait of this thread. :meth:`queued_us` leaves waits out."""
         began_us = _scheduled_us()[1]
         try:
             yield
@@ -125,7 +127,7 @@ class Recorder:
             self._queued_us += _scheduled_us()[1] - began_us
 
     def queued_us(self) -> int:
-        """Microseconds that this thread was ready but had no core, outside waits, since the last call."""
+        """Microseconds since the last call in which this thread was ready but had no core. Waits are left out."""
         then, self._queued_us = self._queued_us, _scheduled_us()[1]
         return self._queued_us - then
 
@@ -136,7 +138,7 @@ class Recorder:
             self.flush(now)
 
     def flush(self, now: float, *, last: bool = False) -> None:
-        """Write the recorded rows and the histograms of new spans. ``last`` adds the newest spans."""
+        """Write the recorded rows and the histograms of new spans. ``last``: also write the newest spans."""
         if self._failed:
             for waiting in self._rows.values():
                 waiting.clear()
@@ -170,7 +172,9 @@ class Recorder:
         self.add("machine", int(now * 1e6), *machine_totals())
 
     def _fold(self) -> None:
-        """Add the new spans to the histograms. Record those of the trace, and count those that it has no room for."""
+        """Add the new spans to the histograms. Record the spans of traced versions, and count the spans that the trace
+        has no room for.
+        """
         new = self.spans.fold()
         if self._failed or not new:
             return
@@ -201,7 +205,7 @@ class Recorder:
         self._segment_bytes += len(data)
 
     def _begin_segment(self) -> None:
-        """Begin a new file, and remove the oldest one if there are too many."""
+        """Begin a new file, and remove the oldest files if there are too many."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._segment += 1
         self._segment_bytes = 0
@@ -222,19 +226,19 @@ def segments(directory: Path, process: ProcessId | None = None) -> list[Path]:
 
 
 def prune(directory: Path, process: ProcessId) -> None:
-    """Remove the oldest files of ``process``, except the ``SEGMENTS_KEPT`` newest and those of a trace."""
+    """Remove files of ``process``. Keep the ``SEGMENTS_KEPT`` newest files and the files of a trace."""
     ordinary = [path for path in segments(directory, process) if not path.name.endswith(".trace.blocks")]
     for old in ordinary[:-SEGMENTS_KEPT]:
         old.unlink(missing_ok=True)
 
 
 def now_us() -> int:
-    """The time as in the tables: ``time.monotonic_ns`` in microseconds."""
+    """The current time in the form that the tables use: ``time.monotonic_ns``, converted to microseconds."""
     return time.monotonic_ns() // 1000
 
 
 def clock_id() -> str:
-    """Identifies the monotonic clock of this process: the boot of its machine, and its time namespace."""
+    """The id of this process's monotonic clock: the boot id of the machine, and the time namespace of the process."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     namespace = ""
     with contextlib.suppress(OSError):  # a kernel without time namespaces
@@ -283,7 +287,7 @@ def _json(histograms: Mapping[str, Histogram]) -> dict[str, Any]:
 
 
 def _drain(rows: deque[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Remove and return all rows. Another thread may append rows meanwhile."""
+    """Remove and return all rows. Another thread may append rows during the call."""
     taken = []
     with contextlib.suppress(IndexError):
         while True:

@@ -17,14 +17,14 @@ from zmqrl.profile.tables import COLUMNS, FORMAT, Table, unpack
 from zmqrl.words import numbered
 
 ABOUT = {"format", "process", "incarnation", "run", "host", "clock", "cores", "spans"}
-MOST_CYCLES = 300_000  # of all workers: a profile takes 1.1 KB of memory and 0.1 ms for each
+MOST_CYCLES = 300_000  # contributions of all workers: each takes a profile 1.1 KB of memory and 0.1 ms
 ALL = range(sys.maxsize)
 Columns: TypeAlias = Mapping[str, "NDArray[np.int64]"]
 """One table by column."""
 
 
 def named(hosts: Mapping[ProcessId, str]) -> str:
-    """Processes of one role and their hosts: ``workers 3, 5-9 on h1..h4``."""
+    """Processes of one role and their hosts, in words such as ``workers 3, 5-9 on h1..h4``."""
     (role,) = {process.role for process in hosts}
     return f"{numbered(role, (process.number for process in hosts))} on {ranges(hosts.values())}"
 
@@ -33,10 +33,10 @@ def named(hosts: Mapping[ProcessId, str]) -> str:
 class ProcessRecording:
     """The recording of one process.
 
-    ``clock`` identifies its monotonic clock. ``cores`` is the number of cores that it may use, and
-    ``machine_cores`` that of its machine. ``parts`` has the histograms of each block, with the time of its end.
-    ``earlier`` has those of all blocks before ``parts[covered:]``, also of removed ones. ``untraced`` counts the spans
-    of the traced versions that the trace had no room for.
+    ``clock`` identifies the monotonic clock of the process. ``cores`` is the number of cores that the process may use,
+    and ``machine_cores`` is the number of cores of its machine. ``parts`` has the histograms of each block, with the
+    time at which the block ends. ``earlier`` has the histograms of all blocks before ``parts[covered:]``, including
+    blocks of removed files. ``untraced`` counts the spans that belong to traced versions but had no room in the trace.
     """
 
     process: ProcessId
@@ -62,17 +62,17 @@ class ProcessRecording:
         return found
 
     def table(self, name: str) -> Columns:
-        """A table by column. Rows are in the order of recording."""
+        """The columns of a table, by name. Rows are in the order of recording."""
         columns = COLUMNS[name]
         parts = self.tables.get(name, [])
         rows = np.concatenate(parts) if parts else np.empty((0, len(columns)), np.int64)
         return {column: rows[:, i] for i, column in enumerate(columns)}
 
     def after(self, version: int) -> "ProcessRecording":
-        """Only what belongs to versions above ``version``, and all pings.
+        """This recording without the rows of versions up to ``version``. All pings are kept.
 
-        The totals of the machine begin where this process had finished ``version``. The histograms begin with the block
-        that it was writing then, at most 5 s earlier.
+        The totals of the machine begin at the time when this process had finished ``version``. The histograms begin
+        with the block that was open at that time, so at most 5 s earlier.
         """
         tables = {}
         for name, parts in self.tables.items():
@@ -86,7 +86,9 @@ class ProcessRecording:
         return replace(self, tables=tables, earlier={}, parts=since, covered=0)
 
     def _finished_us(self, version: int) -> int | None:
-        """When this process finished its part of the versions up to ``version``. None if it recorded none of them."""
+        """The time at which this process finished its work for the versions up to ``version``. None if it recorded none
+        of these versions.
+        """
         name, at = ("cycles", "pushed_at_us") if self.process.role == "worker" else ("versions", "published_at_us")
         table = self.table(name)
         ends = table[at][table["version"] <= version]
@@ -94,7 +96,7 @@ class ProcessRecording:
 
 
 def _of_versions(name: str, table: Table, versions: range) -> Table:
-    """The rows of ``versions`` of a table. A table without versions stays whole."""
+    """The rows of a table that belong to ``versions``. If the table has no version column, all its rows."""
     columns = COLUMNS[name]
     if "version" not in columns or versions == ALL:
         return table
@@ -103,7 +105,7 @@ def _of_versions(name: str, table: Table, versions: range) -> Table:
 
 
 def _since(machine: Table, at_us: int) -> Table:
-    """The totals from ``at_us`` on. The first row is interpolated between the rows around it."""
+    """The totals from ``at_us`` on. The first row is interpolated between the rows before and after ``at_us``."""
     times = machine[:, 0]
     first = np.array([np.interp(at_us, times, column) for column in machine.T]).astype(np.int64)
     return np.concatenate([first[None], machine[times > at_us]])
@@ -111,9 +113,9 @@ def _since(machine: Table, at_us: int) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The recordings of all processes of a run. A restarted process has several.
+    """The recordings of all processes of a run. A restarted process has several recordings.
 
-    ``left_out`` is the newest version that was left out for lack of memory; -1 if there is none.
+    ``left_out`` is the newest version that was left out to save memory. -1 if no version was left out.
     """
 
     processes: tuple[ProcessRecording, ...]
@@ -132,14 +134,14 @@ class Recording:
         processes = []
         for each in cls.read(
             directory, ALL[left_out:]
-        ).processes:  # one version more, which ends where the others begin
+        ).processes:  # one more version, which ends where the other versions begin
             rest = each.after(left_out)
             processes.append(replace(rest, earlier=each.earlier, parts=each.parts, covered=each.covered))
         return cls(tuple(processes), left_out)
 
     @classmethod
     def read(cls, directory: Path, versions: range = ALL) -> Self:
-        """Read ``versions`` of ``DIR/profile``. A file that is cut off or damaged is read up to that point."""
+        """Read ``versions`` of ``DIR/profile``. A file that is cut off or damaged is read up to the damage."""
         found: dict[tuple[str, int], ProcessRecording] = {}
         for path in segments(directory):
             about = None
@@ -157,7 +159,7 @@ class Recording:
                         host=about["host"],
                         clock=about["clock"],
                         cores=about["cores"],
-                        machine_cores=about.get("machine_cores") or about["cores"],  # not known, or an older recording
+                        machine_cores=about.get("machine_cores") or about["cores"],  # not known in older recordings
                     ),
                 )
                 for name, table in block["tables"].items():
@@ -165,7 +167,7 @@ class Recording:
                         recording.tables.setdefault(name, []).append(_of_versions(name, table, versions))
                 if "earlier" in block:
                     recording.earlier, recording.covered = block["earlier"], len(recording.parts)
-                if (machine := block["tables"].get("machine")) is not None:  # every block ends with its totals
+                if (machine := block["tables"].get("machine")) is not None:  # the last row ends the block
                     recording.parts.append((int(machine[-1, 0]), block.get("new", {})))
                 recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
         return cls(tuple(found[key] for key in sorted(found)))
@@ -190,12 +192,12 @@ class Recording:
         return self.after(int(early.max(initial=-1)))
 
     def of_role(self, role: str) -> Iterable[ProcessRecording]:
-        """The recordings of the processes of a role, by number and incarnation."""
+        """The recordings of the processes of a role, sorted by number and incarnation."""
         return (each for each in self.processes if each.process.role == role)
 
 
 def newest_version(directory: Path) -> int:
-    """The newest version that a shard of ``DIR/profile`` recorded; -1 if there is none. Reads the newest files only."""
+    """The newest version that a shard recorded in ``DIR/profile``. -1 if there is none. Reads only the newest files."""
     newest = -1
     shards = {path.name.partition(".")[0] for path in segments(directory) if path.name.startswith("shard-")}
     for shard in shards:

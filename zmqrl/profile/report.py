@@ -1,4 +1,4 @@
-"""The report of a profile: plain data for ``--json``, and the text of it."""
+"""The report of a profile: plain data for ``--json``, and a text for people."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from zmqrl.profile.trace import left_out
 from zmqrl.words import counted, numbered
 
 BLAME_SHOWN = 12
-AS_IT_WAS, ONE_BACKUP_FEWER = "as it was", "one backup fewer"  # rows of the what-if
+AS_IT_WAS, ONE_BACKUP_FEWER = "as it was", "one backup fewer"  # names of two rows in the predictions
 SYNC_COLUMNS = ("counted", "was K-th", "late", "skipped", "again", "worked s", "wasted s")
 ASYNC_COLUMNS = ("counted", "staleness", "most stale", "again", "worked s")
 NO_PATH = (
@@ -43,9 +43,9 @@ class Profile:
 
     @classmethod
     def of(cls, recording: Recording, *, asynchronous: bool = False) -> "Profile":
-        """Find the critical path of every version of a recording, and add up its accounts.
+        """Find the critical path of every version in a recording, and add up the contributions of each rank.
 
-        An ``asynchronous`` run has no critical path, and so no steps.
+        An ``asynchronous`` run has no critical path, so its profile has no steps.
         """
         clocks = Clocks.of(recording)
         timeline = Timeline.of(recording, clocks)
@@ -85,7 +85,7 @@ class Profile:
         }
 
     def first_version(self) -> int:
-        """The first version that the recording shows being made; 0 if there is none."""
+        """The first version whose making is recorded. 0 if there is none."""
         made = (
             version
             for (_, version), shards in self.timeline.publications.items()
@@ -112,11 +112,11 @@ class Profile:
         ]
 
     def _without_path(self) -> dict[str, int]:
-        """The updates that waited for a rank whose work is not recorded: number by rank."""
+        """The number of updates that waited for a rank whose work is not recorded, by rank."""
         return {str(rank): updates for rank, updates in sorted(without_path(self.timeline).items())}
 
     def _budget(self) -> dict[str, dict[str, float]]:
-        """Mean milliseconds by role and span: of a worker per contribution, and of a shard per version."""
+        """Mean milliseconds by role and span: for a worker per contribution, for a shard per version."""
         workers: defaultdict[str, float] = defaultdict(float)
         for cycle in self.timeline.cycles.values():
             for name, seconds in cycle.spans.items():
@@ -141,7 +141,7 @@ class Profile:
         return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     def _blame(self) -> list[dict[str, Any]]:
-        """Seconds beyond the usual time in all updates, by cause and process, largest first."""
+        """Seconds beyond the usual time, added up over all updates, by cause and process, largest first."""
         lost: defaultdict[tuple[str, ProcessId], float] = defaultdict(float)
         for step in self.steps:
             for part in step.parts:
@@ -161,7 +161,7 @@ class Profile:
         ]
 
     def _spans(self) -> Iterable[tuple[str, str, Histogram]]:
-        """Process, span, and durations in nanoseconds, by role, host and process."""
+        """Process, span, and durations in nanoseconds. Sorted by role, host and process."""
         for role, names in (("worker", WORKER_SPANS), ("shard", SHARD_SPANS)):
             processes = list(self.recording.of_role(role))
             histograms = [each.histograms() for each in processes]
@@ -245,7 +245,7 @@ def _print_bars(title: str, values: dict[str, float], console: Console) -> None:
 
 
 def who(row: Mapping[str, Any]) -> str:
-    """The process of a row of the blame."""
+    """The process in a row of the blame, in words."""
     return f"rank {row['rank']}" if row["rank"] is not None else f"shard {row['shard']}"
 
 
@@ -282,7 +282,7 @@ def _print_ranks(found: dict[str, Any], console: Console) -> None:
 
 
 def _last_backup(found: dict[str, Any]) -> str:
-    """What the last backup saves and costs: with cores of its own, and in the replay, which shares the cores."""
+    """A text about the last backup: how much it works, and what it saves with cores of its own and in the replay."""
     gain_ms, cost_s = 1e3 * found["backup_gain_s"], sum(each["worked_s"] for each in found["ranks"].values())
     cost_ms = 1e3 * cost_s / len(found["ranks"]) / max(found["updates"], 1)
     text = f"the last backup works {cost_ms:.2f} ms per update. With cores of its own, it saves {gain_ms:.2f} ms"

@@ -23,10 +23,11 @@ Starts: TypeAlias = dict[tuple[int, int, int], tuple[int, float, float]]
 
 
 def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool = True) -> list[str]:
-    """Write the recording of the versions ``shown`` to ``path``. It includes single spans if they were recorded.
+    """Write the recording of the versions ``shown`` to ``path``. The trace includes single spans if the processes
+    recorded them.
 
-    In an asynchronous run, versions do not tell which messages belong together: leave out the ``arrows`` there.
-    The file appears whole or not at all. Returns a sentence for each role with missing processes or spans.
+    In an asynchronous run, versions do not tell which messages belong together: call this without ``arrows`` there. The
+    file appears complete or not at all. Returns a sentence for each role with missing processes or spans.
     """
     clocks = Clocks.of(recording)
     events = list(_events(recording, clocks, shown))
@@ -48,7 +49,7 @@ def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool 
 
 
 def cut_short(recording: Recording) -> list[str]:
-    """A sentence for each role whose processes had more spans than a full trace holds."""
+    """A sentence for each role with processes that recorded more spans than a trace can hold."""
     return [
         f"the trace holds the first {counted(TRACE_SPANS, 'span')} of each process: "
         f"it lacks {counted(sum(each.untraced for each in cut), 'span')} of {_names(cut)}"
@@ -80,8 +81,8 @@ def newest(recording: Recording) -> range:
 
 
 def _events(recording: Recording, clocks: Clocks, shown: range) -> Iterator[Event]:
-    pushed: Starts = {}  # by generation, version, rank
-    published: Starts = {}  # by generation, version, shard
+    pushed: Starts = {}  # slices by generation, version, rank
+    published: Starts = {}  # slices by generation, version, shard
     known = [(track, each) for track, each in enumerate(recording.processes, 1) if clocks.knows(each)]
     for track, each in known:
         name = f"{each.process.role} {each.process.number} on {each.host}"
@@ -106,8 +107,8 @@ def _slice(name: str, track: int, start_us: float, end_us: float, **args: Any) -
 def _arrow(name: str, key: str, start: tuple[int, float, float], end: tuple[int, float]) -> Iterator[Event]:
     """An arrow from the end of the slice ``start`` to the track and time ``end``.
 
-    A message can arrive before its sender has noted that it is sent: the arrow then starts earlier in the slice. There
-    is no arrow to a time before the slice, which the error of the clocks can cause.
+    A message can arrive before the sender has recorded the end of sending: the arrow then starts earlier in the slice.
+    If the message seems to arrive before the slice, because of the error of the clocks, there is no arrow.
     """
     track, begin_us, end_us = start
     start_us = max(begin_us, min(end_us - 0.001, end[1]))
@@ -152,7 +153,7 @@ def _versions(each: ProcessRecording, clocks: Clocks, track: int, shown: range, 
 def _pushes(each: ProcessRecording, clocks: Clocks, track: int, shown: range, pushed: Starts) -> Iterator[Event]:
     table = each.table("arrivals")
     arrived = clocks.times_us(each, table["arrived_at_us"])
-    come: set[tuple[int, int, int]] = set()  # a slice that is sent again has no second arrow
+    come: set[tuple[int, int, int]] = set()  # a gradient slice that is sent again has no second arrow
     for i in np.flatnonzero(np.isin(table["version"], shown)):
         generation, version, rank = (int(table[name][i]) for name in ("generation", "version", "rank"))
         at_us = float(arrived[i])

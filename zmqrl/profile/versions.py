@@ -1,4 +1,4 @@
-"""What each single version waited for."""
+"""Lists what each version waited for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from zmqrl.profile.critical_path import Step
 
 
 def version_range(text: str) -> range:
-    """``812`` or ``800-820`` as the range of these versions. Raises UsageError."""
+    """Read ``812`` or ``800-820`` as a range of versions. Raises UsageError."""
     first, dash, last = text.partition("-")
     numbers = [first, last if dash else first]
     if all(number.isascii() and number.isdigit() for number in numbers):
@@ -23,9 +23,10 @@ def version_range(text: str) -> range:
 
 
 def held_up(steps: Sequence[Step], hosts: Mapping[ProcessId, str], shown: range) -> list[dict[str, Any]]:
-    """For each version of ``shown`` with a known path: its K-th rank, its last shard, and its worst part.
+    """For each version in ``shown`` whose path is known: its K-th rank, its last shard, and the worst part of its path.
 
-    The worst part is the one with the most time beyond its usual time: ``excess_ms`` of ``part_ms``.
+    The worst part is the part with the most time beyond its usual time. It took ``part_ms``, ``excess_ms`` more than
+    usual.
     """
     rows = []
     for step in steps:

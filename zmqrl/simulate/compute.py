@@ -8,16 +8,17 @@ import numpy as np
 
 from zmqrl.simulate.laws import Law
 
-CHUNK = 1024  # durations that are drawn together
-STRIDE = 7919  # ranks that share a recording start at different offsets in it
+CHUNK = 1024  # number of durations that are drawn at once
+STRIDE = 7919  # ranks that share a recording start at different offsets in this recording
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """The durations of successive pieces of work, in seconds.
 
-    ``cpu_s`` needs a core, which the processes of a host share. ``idle_s`` does not: the process sleeps or is blocked.
-    Either may be empty. A sequence that is too short is repeated.
+    In its ``cpu_s``, a piece of work needs one of the cores that the processes of its host share. In its ``idle_s``, it
+    needs no core: the process sleeps or is blocked. Either sequence may be empty. A sequence that is too short is
+    repeated.
     """
 
     cpu_s: Sequence[float]
@@ -32,7 +33,9 @@ class Work:
 
 
 class Draws:
-    """The random durations of one rank, in seconds. They depend only on ``law``, ``seed``, ``rank`` and ``what``."""
+    """The random durations of one rank, in seconds. The durations depend only on ``law``, ``seed``, ``rank`` and
+    ``what``.
+    """
 
     def __init__(self, law: Law, seed: int, rank: int, what: int = 0) -> None:
         self._law, self._seed = law, (seed, rank, what)
@@ -49,7 +52,8 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class ComputeTimes:
-    """The work of each rank: ``gradient`` for each version, ``rollout`` for each iteration (empty: no rollouts).
+    """The work of each rank: ``gradient`` for each version, and ``rollout`` for each iteration. Empty ``rollout``: no
+    rollouts.
 
     With more workers than recorded ranks, several workers replay the same recording from different offsets.
     """

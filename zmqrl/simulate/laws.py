@@ -17,7 +17,7 @@ HOW: Final = "LAW is constant:S, exponential:MEAN, lognormal:MEAN:SIGMA, uniform
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """The parameter names, the mean and the sampler of a law."""
+    """The parameter names, the mean and the sampler of a kind of law."""
 
     numbers: tuple[str, ...]
     mean: Callable[..., float]
@@ -47,7 +47,7 @@ KINDS: Final[dict[str, _Kind]] = {
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One part of a sum. It is added with ``probability``."""
+    """One term of a sum. Each draw includes the term with ``probability``."""
 
     kind: str
     numbers: tuple[float, ...]
@@ -70,7 +70,7 @@ class Law:
 
     @classmethod
     def parse(cls, text: str, option: str) -> "Law":
-        """Read a law. Raises UsageError that names ``option``."""
+        """Read a law. Raises UsageError, which names ``option``."""
         # Do not split at the sign of an exponent, as in 1e+3.
         return cls(tuple(_term(part, f"{option} {text}") for part in re.split(r"(?<![0-9][eE])\+", text)))
 

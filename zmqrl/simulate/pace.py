@@ -7,7 +7,7 @@ from zmqrl.simulate.laws import Law
 class Pace:
     """The minimum time of each gradient of a worker, and the slowdown of a straggler.
 
-    It draws the same times as a simulation with the same seed.
+    This class draws the same times as a simulation with the same seed.
     """
 
     def __init__(self, *, law: str | None, seed: int, rank: int, factor: float = 1.0, seconds: float = 0.0) -> None:

@@ -52,18 +52,18 @@ class _Search:
         return self.found[setting]
 
     def best(self, settings: Iterator[Setting]) -> Setting:
-        """The smallest of ``settings`` that is nearly as fast as the fastest."""
+        """The smallest of the ``settings`` whose speed is within ``NO_BETTER`` of the fastest setting."""
         rates = {setting: self.run(setting).learned_steps_per_s for setting in settings}
         most = max(rates.values())
         return min(setting for setting, rate in rates.items() if rate >= (1 - NO_BETTER) * most)
 
 
 def plan(scenario: Scenario, workers_up_to: int) -> Plan:
-    """Find the settings that learn from the most agent steps per second within the given number of workers.
+    """Find the settings that learn from the most agent steps per second with at most ``workers_up_to`` workers.
 
     The search first chooses the number of shards for all workers without backups, then the number of backups. Then it
-    tries fewer workers. It prefers a setting with fewer processes if this is at most ``NO_BETTER`` slower. Raises
-    UsageError, ClusterError.
+    tries fewer workers. It prefers a setting with fewer processes if that setting is at most ``NO_BETTER`` slower.
+    Raises UsageError, ClusterError.
     """
     require(
         1 <= workers_up_to <= MAX_WORKERS,

@@ -18,10 +18,10 @@ from zmqrl.words import numbered
 
 ROLLOUT = ("env_step", "act")
 GRADIENT = ("assemble", OTHER, "gradient", "straggle", "encode", "push")
-ASLEEP = ("straggle",)  # needs no core
+ASLEEP = ("straggle",)  # a worker in these spans needs no core
 MOST_UPDATES = 1000
-STRETCHES = 10  # that a long recording is replayed in
-NETWORK_BOUND = 0.25  # share of the time of updates: with more transfers than this, the network limits the run
+STRETCHES = 10  # number of stretches from which a long recording is replayed
+NETWORK_BOUND = 0.25  # share of update time: if transfers take more than this, the network limits the run
 UNCROWDED = 25  # the percentile of transfer times that counts as uncongested
 
 T = TypeVar("T")
@@ -32,9 +32,9 @@ class TooLittleRecorded(UsageError):
 
 
 class RecordedRun:
-    """A run to simulate. ``measured`` is its rate in updates per second.
+    """A run to simulate. ``measured`` is the recorded rate in updates per second.
 
-    ``transfer_share`` is the share of the time of updates in which they waited for transfers.
+    ``transfer_share`` is the share of update time in which updates waited for transfers.
     """
 
     def __init__(self, recording: Recording, timeline: Timeline, steps: Sequence[Step], scenario: Scenario) -> None:
@@ -71,9 +71,9 @@ class RecordedRun:
         )
 
     def no_answer_for_shards(self) -> str | None:
-        """Why the recording does not tell the effect of another number of shards; None if it does.
+        """A reason why the recording cannot predict the effect of another number of shards. None if it can.
 
-        Recorded transfers keep their time, whatever the number of shards.
+        In a replay, each recorded transfer takes its recorded time, whatever the number of shards.
         """
         if self.transfer_share <= NETWORK_BOUND:
             return None
@@ -83,9 +83,10 @@ class RecordedRun:
         )
 
     def delay(self, rank: int, queued: float) -> float:
-        """Seconds in the run queue per second on a core that the processes of the run do not explain.
+        """Unexplained seconds in the run queue per second on a core: more than the processes of the run explain.
 
-        ``queued`` is what they explain. Other programs, or a late switch of the kernel, cause the rest.
+        ``queued`` is the time that the processes of the run explain. Other programs, or a late switch of the kernel,
+        cause the rest.
         """
         cycles = self._cycles[rank].values()
         cpu_s, queued_s = fmean(each.cpu_s for each in cycles), fmean(each.queued_s or 0.0 for each in cycles)
@@ -101,12 +102,12 @@ class RecordedRun:
         link: float = 1.0,
         delays: Mapping[int, float] | None = None,
     ) -> ComputeTimes:
-        """The recorded work of the ranks. Transfers of weights and gradient count as time without a core.
+        """The recorded work of the ranks. Transfers of weights and gradients count as time without a core.
 
-        Of a recording with more than ``updates`` updates, stretches are used: see :func:`spread`.
+        From a recording with more than ``updates`` updates, only some stretches are used: see :func:`spread`.
 
-        ``spans`` has factors for the time of spans. ``link`` is the factor for these transfers. ``delays``: additional
-        seconds without a core per second on a core, by rank.
+        ``spans`` has a factor for the time of each span. ``link`` is the factor for the time of transfers. ``delays``
+        has, by rank, the additional seconds without a core per second on a core.
         """
         spans, delays = spans or {}, delays or {}
         replayed = set(spread(self._versions, updates))
@@ -126,7 +127,9 @@ class RecordedRun:
     def _work(
         self, rank: int, cycle: Cycle, names: Iterable[str], factors: Mapping[str, float], delay: float
     ) -> tuple[float, float]:
-        """CPU and idle seconds of some spans. The simulation adds its own time in the run queue, beyond ``delay``."""
+        """CPU and idle seconds of the spans ``names``. The time in the run queue is not included, except ``delay``: the
+        simulation adds its own time in the run queue.
+        """
         awake_s = sum(seconds for name, seconds in cycle.spans.items() if name not in ("wait", *ASLEEP))
         on_core = min(1.0, cycle.cpu_s / awake_s) if awake_s else 0.0
         if cycle.queued_s is None:
@@ -145,7 +148,9 @@ class RecordedRun:
 
 
 def spread(items: Sequence[T], number: int) -> Sequence[T]:
-    """About ``number`` items, in order: ``STRETCHES`` stretches of neighbours, from the first to the last item."""
+    """Choose about ``number`` items, in order: ``STRETCHES`` stretches of neighbours. The first stretch begins with the
+    first item, and the last one ends with the last item.
+    """
     size = max(1, number // STRETCHES)
     if len(items) <= max(number, STRETCHES * size):
         return items
@@ -154,9 +159,10 @@ def spread(items: Sequence[T], number: int) -> Sequence[T]:
 
 
 def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> float:
-    """The share of a worker's off-core working time in which it waited for a core, for recordings without queued_us.
+    """An estimate for recordings without queued_us: the share of a worker's off-core working time in which it waited
+    for a core.
 
-    Waits and the start of the process count, too. So the share is too large.
+    The estimate is too high, because it includes waits for a core outside the work and at the start of the process.
     """
     queued_s = sum(grown_s(each.table("machine"), "queued_us") for each in _of_rank(recording, rank))
     without_s = sum(max(0.0, cycle.worked_s - cycle.spans["straggle"] - cycle.cpu_s) for cycle in cycles)
@@ -164,9 +170,9 @@ def _queued_share(recording: Recording, rank: int, cycles: Iterable[Cycle]) -> f
 
 
 def _beside_s(recording: Recording, rank: int) -> float:
-    """CPU seconds per contribution of the other threads of a worker, such as the one with its sockets.
+    """CPU seconds per contribution of the other threads of a worker, such as the thread that serves the sockets.
 
-    The start of the process does not count, nor does time without recorded contributions.
+    The start of the process and time without recorded contributions are left out.
     """
     others_s, contributions = 0.0, 0
     for each in _of_rank(recording, rank):
@@ -181,7 +187,9 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The usual time, without congestion, to send weights to a worker and a gradient from it to the last shard."""
+    """The usual time without congestion for two transfers: weights to the worker, and a gradient from the worker to the
+    last shard.
+    """
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:
@@ -196,8 +204,8 @@ def _way_s(timeline: Timeline, rank: int) -> float:
 def _costs(timeline: Timeline) -> ShardCosts:
     """The mean durations of the shards' spans, in seconds, as CPU time.
 
-    Waits for a core or a disk count, too, because a simulated shard does not wait otherwise. Sending costs nothing
-    here: it is part of the recorded transfers.
+    These durations include waits for a core or a disk, because a simulated shard has no such waits. Sending costs
+    nothing here, because the recorded transfers include it.
     """
     made = [each for shards in timeline.publications.values() for each in shards.values()]
     arrivals = sum(len(each) for each in timeline.arrivals.values())

@@ -14,7 +14,7 @@ from zmqrl.simulate.virtual.world import World, simulate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What differs from the recorded run. ``spans`` and ``link`` are factors of the time, such as 0.5."""
+    """The differences from the recorded run. ``spans`` and ``link`` are factors for times, such as 0.5."""
 
     without: int | None = None
     backups: int = 0
@@ -25,13 +25,15 @@ class Changes:
 
 UNCHANGED = Changes()
 COMPARISONS = 2
-BLAMED_FROM = 0.1  # share of all blame: ranks with less are not worth a prediction
+BLAMED_FROM = 0.1  # share of all blame: no prediction for ranks with a smaller share
 MOST_BLAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """A predicted change. ``replay_error`` is the error of the unchanged replay: 0.05 if it is 5 % too fast."""
+    """A predicted change. ``replay_error`` is the error of the replay without changes: 0.05 if this replay is 5 % too
+    fast.
+    """
 
     change: str
     updates_per_s: float
@@ -39,7 +41,7 @@ class WhatIf:
 
 
 def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
-    """Predicted updates per second. Raises ClusterError when the changed run gets stuck."""
+    """Predict the updates per second. Raises ClusterError if the changed run gets stuck."""
     scenario, ranks = recorded.scenario, list(range(recorded.scenario.ranks))
     if changes.without is not None:
         ranks.remove(changes.without)
@@ -68,10 +70,10 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 
 @lru_cache(maxsize=1)  # a profile replays the same run many times
 def delays(recorded: RecordedRun) -> dict[int, float]:
-    """How much longer the work of each rank took than its shared cores explain, per second on a core.
+    """By rank, the unexplained seconds in the run queue per second on a core: more than the sharing of cores explains.
 
-    The recorded time in the run queue is compared with that of the unchanged replay. Delays make the replay less
-    crowded, so the comparison is repeated.
+    The function compares the recorded time in the run queue with the time in the run queue of the replay. The delays
+    that it finds make the replay less crowded, so the comparison is repeated with these delays.
     """
     scenario, found = recorded.scenario, dict[int, float]()
     for _ in range(COMPARISONS):
@@ -87,8 +89,8 @@ def delays(recorded: RecordedRun) -> dict[int, float]:
 def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int] = ()) -> list[WhatIf]:
     """Predict the effect of typical changes, such as removing one of the most blamed ranks.
 
-    ``without`` names more ranks to remove, one at a time. Each result has the error of the unchanged replay. If the
-    network limits the run, there is no prediction for more shards.
+    ``without`` names additional ranks to remove, each in a separate prediction. Each result has the error of the replay
+    without changes. If the network limits the run, there is no prediction for more shards.
     """
     scenario = recorded.scenario
     error = replay(recorded) / recorded.measured - 1
@@ -109,13 +111,15 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
     for change, changes in questions:
         try:
             found.append(WhatIf(change, replay(recorded, changes), error))
-        except (ClusterError, UsageError):  # more shards than the layout can have, for example
+        except (ClusterError, UsageError):  # for example, more shards than the layout allows
             continue
     return found
 
 
 def most_blamed(steps: Sequence[Step]) -> list[int]:
-    """The ranks that caused the most unusual delay, each at least ``BLAMED_FROM`` of the delay of all processes."""
+    """The ranks that caused the most time beyond the usual time. Each caused at least the share ``BLAMED_FROM`` of this
+    time.
+    """
     lost_s: defaultdict[ProcessId, float] = defaultdict(float)
     for step in steps:
         for part in step.parts:
@@ -126,7 +130,7 @@ def most_blamed(steps: Sequence[Step]) -> list[int]:
 
 
 def _longest_span(steps: Sequence[Step]) -> str:
-    """The span of workers that takes most of the critical path."""
+    """The worker span that takes the most time of the critical path."""
     total: dict[str, float] = {}
     for step in steps:
         for part in step.parts:

@@ -11,14 +11,14 @@ from zmqrl.simulate.virtual.clock import Shared
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Used shares of the bandwidth of a network card, on average, in each direction."""
+    """The share of the bandwidth of a network card that was used in each direction, on average."""
 
     outgoing: float
     incoming: float
 
     @classmethod
     def of(cls, outgoing: Shared | None, incoming: Shared | None, most_bytes: float) -> Self:
-        """Compute the shares for a network card that could have transferred ``most_bytes``."""
+        """Compute the shares for a network card that could have transferred ``most_bytes`` in each direction."""
         if outgoing is None or incoming is None or not most_bytes:
             return cls(0.0, 0.0)
         return cls(min(1.0, outgoing.served / most_bytes), min(1.0, incoming.served / most_bytes))
@@ -26,14 +26,14 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A simulated run, from the publication of version 0 to that of the last version.
+    """A simulated run, from the publication of version 0 to the publication of the last version.
 
     Times are virtual, or real if ``live``.
 
-    ``step_s``: the times from one version to the next. A version exists when its last shard has published it. Counts of
-    contributions are in slices, as in ``summary.json``. ``abandoned`` counts abandoned gradients, whose slices count as
-    skipped. ``waiting_s`` is by rank, and ``nics`` by host; a live run has no ``nics``. ``shards_busy`` is the CPU time
-    per second of each shard.
+    ``step_s``: the times from one version to the next. The time of a version is the time at which the last shard has
+    published that version. Counts of contributions are in slices, as in ``summary.json``. ``abandoned`` counts
+    abandoned gradients, whose slices count as skipped. ``waiting_s`` is by rank, and ``nics`` is by host. A live run
+    has no ``nics``. ``shards_busy`` has, for each shard, the CPU time per second.
     """
 
     scenario: Scenario
@@ -60,7 +60,7 @@ class Result:
 
     @property
     def agent_steps_per_s(self) -> float:
-        """Agent steps of all workers per second, as a run reports them."""
+        """Agent steps per second of all workers together, as a run reports this figure."""
         return self.agent_steps / self.elapsed_s if self.elapsed_s else math.inf
 
     @property
@@ -72,7 +72,7 @@ class Result:
 
     @property
     def waiting(self) -> float:
-        """Share of the time in which workers wait for a version."""
+        """The workers' waits for versions, as a share of the workers' time."""
         most_s = self.elapsed_s * len(self.waiting_s)
         return sum(self.waiting_s) / most_s if most_s else 0.0
 

@@ -58,7 +58,7 @@ class Straggler:
 class Failure:
     """A process that is killed: ``worker-3``, ``shard-0``, or all of ``host-1``. Times are in seconds.
 
-    It restarts after ``restart_s``, or never if that is None. A restarted shard reads its last version from disk.
+    It restarts after ``restart_s``, or never if that is None. A shard that restarts reads its last version from disk.
     """
 
     process: str
@@ -133,14 +133,14 @@ class Scenario:
 
     @property
     def recorded_run(self) -> Path | None:
-        """The run whose times are replayed. None if they are drawn."""
+        """The run whose times are replayed. None if the times are drawn from laws."""
         return Path(self.compute.removeprefix(RECORDED)) if self.compute.startswith(RECORDED) else None
 
     def with_shards(self, shards: int) -> "Scenario":
-        """The same run with another number of shards. The costs of a slice grow with its size."""
-        size = self.shards / max(shards, 1)  # 0 shards are refused later
+        """The same run with another number of shards. The costs of a slice are proportional to its size."""
+        size = self.shards / max(shards, 1)  # a later check refuses 0 shards
         costs = {name: cost * size for name, cost in dataclasses.asdict(self.costs).items()}
-        costs["send_s"] = self.costs.send_s  # most of it does not depend on the size
+        costs["send_s"] = self.costs.send_s  # most of this cost does not depend on the size
         return dataclasses.replace(self, shards=shards, costs=ShardCosts(**costs))
 
     def host_of_rank(self) -> tuple[int, ...]:
@@ -148,7 +148,7 @@ class Scenario:
         return self.worker_hosts or tuple(rank % (self.hosts or self.ranks) for rank in range(self.ranks))
 
     def host_of_shard(self) -> tuple[int, ...]:
-        """The host of each shard. Shards are spread evenly over the hosts, or have hosts of their own."""
+        """The host of each shard. By default, shards are spread evenly over the hosts, or have hosts of their own."""
         if self.shard_hosts:
             return self.shard_hosts
         if self.hosts is None:
@@ -165,7 +165,7 @@ class Scenario:
         return self.loopback < math.inf and bool(workers & shards)
 
     def slowness(self, rank: int) -> tuple[float, float]:
-        """The factor of a worker's work, and the seconds that it sleeps for each gradient."""
+        """The factor for the time of a worker's work, and the seconds that the worker sleeps for each gradient."""
         found = [(each.factor, each.seconds) for each in self.stragglers if each.rank == rank]
         return found[0] if found else (1.0, 0.0)
 
@@ -222,7 +222,7 @@ class Scenario:
             )
 
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ranks and the shards that a failure kills. Raises UsageError if there are none."""
+        """The ranks and the shards that a failure kills. Raises UsageError if it kills no process."""
         role, _, number = failure.process.rpartition("-")
         which = int(number) if number.isdigit() else -1
         ranks = [which] if role == "worker" and which < self.ranks else []
@@ -257,7 +257,7 @@ class Scenario:
 
     @classmethod
     def read_named(cls, path: Path) -> "tuple[Scenario, frozenset[str]]":
-        """Read a scenario file. Returns the names of the settings in it, too. Raises UsageError."""
+        """Read a scenario file. Also returns the names of the settings in the file. Raises UsageError."""
         try:
             text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a BOM
             data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

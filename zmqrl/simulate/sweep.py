@@ -37,7 +37,7 @@ class Axis:
 
 
 def variants(scenario: Scenario, axes: Sequence[Axis]) -> list[Scenario]:
-    """The scenario with every combination of values, checked. The last axis changes fastest. Raises UsageError."""
+    """One valid scenario for each combination of values. The last axis changes fastest. Raises UsageError."""
     found = []
     for values in itertools.product(*(axis.values for axis in axes)):
         settings: dict[str, Any] = dict(zip((axis.name for axis in axes), values, strict=True))

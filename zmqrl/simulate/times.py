@@ -23,7 +23,7 @@ from zmqrl.simulate.scenario import RECORDED, Scenario
 def scenario_of(run: Path) -> Scenario:
     """The scenario of a run: its workers, shards, parameters and work. Raises UsageError if ``run`` is not a run.
 
-    Hosts, cores and the costs of the shards are those of its recording, if it has one.
+    If the run has a recording, hosts, cores and the costs of the shards come from the recording.
     """
     recorded = recorded_run(run)
     if recorded is None:
@@ -33,7 +33,7 @@ def scenario_of(run: Path) -> Scenario:
 
 
 def settings_of(run: Path) -> Scenario:
-    """Only the settings of a run. Raises UsageError when it is not a run, or when it is asynchronous."""
+    """The scenario from only the settings of a run. Raises UsageError if ``run`` is not a run, or is asynchronous."""
     settings = RunRecord.read(run).settings
     require(
         settings.get("mode") != "async",
@@ -57,7 +57,7 @@ def settings_of(run: Path) -> Scenario:
 
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
-    """The recording of a run; None if it is too short to simulate. Raises UsageError."""
+    """The recording of a run. None if the recording is too short to simulate. Raises UsageError."""
     recording = Recording.read(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:
@@ -69,10 +69,10 @@ def recorded_run(run: Path) -> RecordedRun | None:
 def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> ComputeTimes:
     """The recorded times of the workers of a run, for a simulation of ``updates`` updates.
 
-    ``transfers``: whether they include those of weights and gradients.
+    ``transfers``: whether to include the times of transfers of weights and gradients.
 
-    Without a recording, they are means over the second half of its ``metrics.jsonl``, as CPU time. Raises UsageError
-    if ``run`` is not a run, or has no times yet.
+    Without a recording, the times are means over the second half of the run's ``metrics.jsonl``, as CPU time. Raises
+    UsageError if ``run`` is not a run, or has no times yet.
     """
     recorded = recorded_run(run)
     if recorded is not None:
@@ -90,9 +90,9 @@ def recorded_times(run: Path, updates: int, *, transfers: bool = True) -> Comput
 
 
 def times_of(scenario: Scenario) -> ComputeTimes:
-    """The times of the work in ``scenario``: drawn, or those of a run. Raises UsageError.
+    """The times of the work in ``scenario``: drawn, or recorded in a run. Raises UsageError.
 
-    The recorded transfers of a run are left out if the scenario describes a network, which takes their place.
+    If the scenario describes a network, recorded transfers are left out: the simulated network takes their place.
     """
     if scenario.recorded_run is not None:
         return recorded_times(scenario.recorded_run, scenario.updates, transfers=not scenario.times_transfers)
@@ -108,12 +108,12 @@ def times_of(scenario: Scenario) -> ComputeTimes:
 
 
 def _whole_iterations(per_rollout: int) -> int:
-    """About 100 updates, at least 4 iterations."""
+    """The smallest number of updates that makes up whole iterations: at least 100 updates and at least 4 iterations."""
     return max(4, -(-100 // per_rollout)) * per_rollout
 
 
 def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
-    """Versions learned from a rollout, and its agent steps."""
+    """The number of versions learned from one rollout, and the number of agent steps in a rollout."""
     try:
         algo = settings["algo"]
         agent_steps = settings[f"{algo}.rollout_steps"] * settings["envs.num_envs"]
@@ -124,7 +124,7 @@ def _rollout_of(settings: Mapping[str, Any], run: Path) -> tuple[int, int]:
 
 
 def _parameters_of(run: Path) -> int:
-    """The length of the parameter vector, from the newest checkpoint."""
+    """The length of the parameter vector in the newest checkpoint."""
     for manifest in sorted(RunDirectory(run).checkpoints.glob("*/manifest.json"), reverse=True):
         try:
             return Layout.from_json(json.loads(manifest.read_text(encoding="utf-8"))["layout"]).count

@@ -1,1 +1,1 @@
-"""One run: its processes, members, checkpoints, rollback and end."""
+"""The supervisor of one run: its processes, members, checkpoints, rollbacks and end."""

@@ -18,8 +18,8 @@ FETCH_WITHIN_S = 20.0
 class Checkpointer:
     """Fetches the shards' copies of a version and writes them as a checkpoint.
 
-    ``model`` is any checkpoint of the run: all of them have the same layout and optimizer. ``keep`` is the number of
-    checkpoints to keep.
+    ``model`` is any checkpoint of the run: all checkpoints of a run have the same layout and optimizer. ``keep`` is the
+    number of checkpoints to keep on disk.
     """
 
     control: ShardControl
@@ -28,7 +28,9 @@ class Checkpointer:
     keep: int
 
     def set_aside(self, versions: Mapping[int, int], meanwhile: Callable[[], None]) -> dict[int, m.Stats]:
-        """Make each shard copy a version that it holds. Returns the STATS after that, by shard. Raises ClusterError."""
+        """Make each shard copy a version that it holds. Returns the STATS after the copies, by shard. Raises
+        ClusterError.
+        """
 
         def answer(message: m.Message) -> m.Stats | None:
             if isinstance(message, m.Stats) and message.captured == versions[message.shard]:
@@ -62,6 +64,6 @@ class Checkpointer:
                 checkpoint.write(self.directory.checkpoints)
         except OSError as error:
             raise UnwritableError(refusal(error, self.directory.checkpoints)) from error
-        with contextlib.suppress(OSError):  # an old checkpoint that stays does no harm
+        with contextlib.suppress(OSError):  # an old checkpoint that cannot be removed does no harm
             prune(self.directory.checkpoints, self.keep)
         return checkpoint

@@ -20,7 +20,7 @@ from zmqrl.rundir import write_json
 from zmqrl.supervisor.events import Reason
 
 LOOK_EVERY_S = 0.1
-ALONE_WITHIN_S = 3.0  # in asynchronous mode: stop waiting after this time without a new version
+ALONE_WITHIN_S = 3.0  # in asynchronous mode: the wait ends after this time without a new version
 
 
 def stop_shards(
@@ -31,11 +31,11 @@ def stop_shards(
     *,
     together: bool = True,
 ) -> tuple[dict[int, int], dict[int, m.Stats]]:
-    """Stop all shards at the same last version, which no shard has passed.
+    """Stop all shards at the same version: a version that no shard has passed.
 
     If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
-    version is then the newest one that all shards hold. Without ``together``, as in asynchronous mode, it is each
-    shard's own version. ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard.
+    version is then the newest version that all shards hold. Without ``together``, as in asynchronous mode, each shard
+    has its own last version. ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard.
     Raises ClusterError when a shard does not answer or does not stop.
     """
 
@@ -62,7 +62,7 @@ def stop_shards(
             moved_at = time.monotonic()
         elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
             break
-        if (newest := max(versions.values())) > max(ends.values()):  # a shard passed the end before it got the request
+        if (newest := max(versions.values())) > max(ends.values()):  # a shard is past every end
             ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
         meanwhile()
         time.sleep(LOOK_EVERY_S)
@@ -71,7 +71,8 @@ def stop_shards(
         if time.monotonic() >= began_at + 2 * within_s:
             raise ClusterError(f"the shards did not stop within {2 * within_s:g} s.")
         for shard, known in list(stats.items()):
-            # If a shard still makes versions, move its end ahead by twice the number it made since the last request.
+            # If a shard still makes versions, move its end ahead by twice the number of versions that it made since the
+            # last request.
             stats |= ask({shard: known.version + 2 * growth[shard]})
             growth[shard] = stats[shard].version - known.version
     ends = {shard: s.version for shard, s in stats.items()}
@@ -113,10 +114,11 @@ def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
 
 
 def explained(error: ClusterError, first: Exited, host: str, log: Path, *, begun: bool) -> ZmqrlError:
-    """Add the ``first`` death to the ``error`` of a failed run: its host, its cause, and the end of its log.
+    """Add the ``first`` death to the ``error`` of a failed run: the host, the cause, and the end of the dead process's
+    log.
 
-    Returns a UsageError if that process ended with one, or if it ended with a ClusterError before the run had
-    ``begun``.
+    Returns a UsageError if the dead process ended with a UsageError, or if it ended with a ClusterError before the run
+    had ``begun``.
     """
     refused = {UsageError.exit_status} if begun else {UsageError.exit_status, ClusterError.exit_status}
     kind = UsageError if first.status in refused else ClusterError

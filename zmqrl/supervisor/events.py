@@ -16,7 +16,7 @@ Reason: TypeAlias = Literal["updates", "agent_steps", "minutes", "stop_score", "
 
 @dataclass(frozen=True, slots=True)
 class ShardBound:
-    """A shard process is up and has bound its sockets."""
+    """A shard process has come up and has bound its sockets."""
 
     shard: int
 
@@ -28,7 +28,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class ShardSaid:
-    """A message of a shard to the supervisor."""
+    """A shard has sent a message to the supervisor."""
 
     shard: int
     message: m.Welcome | m.Stats | m.Lost
@@ -43,14 +43,14 @@ class ProcessDied:
 
 @dataclass(frozen=True, slots=True)
 class ProcessInspected:
-    """The host of a process reports what it is doing."""
+    """The host of a process reports what the process is doing."""
 
     seen: Inspected
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessWorked:
-    """A follower has done its work, so its earlier deaths no longer count."""
+    """A follower has done its work, so the earlier deaths of this follower no longer count."""
 
     process: ProcessId
 
@@ -74,7 +74,7 @@ class CheckpointWanted:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointWritten:
-    """A checkpoint was written, with this version of each shard."""
+    """A checkpoint was written. ``versions`` holds the version of each shard in it."""
 
     versions: tuple[int, ...]
 
@@ -89,7 +89,7 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The metrics that have limits. ``mean_score`` is -inf until enough games have ended."""
+    """The metrics for which a run can have limits. ``mean_score`` is -inf until enough games have ended."""
 
     agent_steps: int
     mean_score: float
@@ -98,7 +98,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The user asked for the end of the run."""
+    """The user has requested the end of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class KillProcess:
 
 @dataclass(frozen=True, slots=True)
 class TellSilence:
-    """Notify the user that a process does not answer."""
+    """Notify the user of a process that does not answer."""
 
     process: ProcessId
     silent_s: float
@@ -157,7 +157,7 @@ class TellSilence:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Ask the host of a process what it is doing. Leads to ProcessInspected."""
+    """Ask the host of a process what the process is doing. Leads to ProcessInspected."""
 
     process: ProcessId
 
@@ -172,7 +172,9 @@ class ShowStall:
 
 @dataclass(frozen=True, slots=True)
 class EndStall:
-    """The version was made, or is no longer needed. ``tell``: the user was notified of the stall."""
+    """The stall has ended: its version was made, or is no longer needed. ``tell``: the user was notified of the
+    stall.
+    """
 
     stall: Stall
     tell: bool
@@ -188,12 +190,12 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """All shards are bound: connect to them, and send their endpoints to the workers."""
+    """All shards are bound: connect to the shards, and send the shards' endpoints to the workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskShard:
-    """Ask a shard for its STATS, or greet it with HELLO if it may not know this supervisor."""
+    """Ask a shard for its STATS, or send HELLO to a shard that may not know this supervisor."""
 
     shard: int
     greet: bool
@@ -217,7 +219,7 @@ class TellStop:
 
 @dataclass(frozen=True, slots=True)
 class TellElapsed:
-    """Send a shard the progress of the run, in millionths, by its clock and its agent steps."""
+    """Send a shard the progress of the run in millionths. The progress is measured by training time and agent steps."""
 
     shard: int
     elapsed: int
@@ -252,14 +254,14 @@ class TakeCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class UndoRows:
-    """The shards have loaded the checkpoint: move later rows and history lines to separate files."""
+    """The shards have loaded the checkpoint: move rows and history lines after the checkpoint to separate files."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class BeginTime:
-    """Workers compute the first version: the training time starts now."""
+    """Workers begin to compute the first version: the training time starts now."""
 
 
 @dataclass(frozen=True, slots=True)

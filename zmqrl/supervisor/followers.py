@@ -19,7 +19,7 @@ FINISH_WITHIN_S = 1800.0
 
 
 class Runner(Protocol):
-    """The process control that the followers need."""
+    """The methods by which the followers control processes."""
 
     def start(self, process: ProcessId) -> None:
         """Start a process now."""
@@ -28,11 +28,11 @@ class Runner(Protocol):
         """Send a message to a process."""
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because it has done its work."""
+        """Forget the earlier deaths of a process, because the process has done its work."""
 
 
 class Followers:
-    """The followers of a run. When one dies, the process that replaces it gets the unanswered messages again.
+    """The followers of a run. If a follower dies, the process that replaces it gets the unanswered messages again.
 
     ``files`` copies checkpoints to the hosts of the followers. ``pending`` holds the unanswered messages.
     """
@@ -53,7 +53,9 @@ class Followers:
         self.pending: dict[ProcessId, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
 
     def start(self, trained_s: float) -> None:
-        """Start the followers. Skip the recordings that were due before ``trained_s``, the training time so far."""
+        """Start the followers. Skip the recordings that were due before ``trained_s``, which is the training time so
+        far.
+        """
         self.to_record = [minute for minute in self.to_record if 60 * minute >= trained_s]
         for name in self.pending:
             self.runner.start(name)
@@ -66,7 +68,7 @@ class Followers:
         """Tell the followers about checkpoint ``version``, written after ``trained_s`` seconds of training."""
         if self.config.evaluator and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
-            if version != self.evaluated:  # an earlier session has evaluated the first checkpoint of a resumed run
+            if version != self.evaluated:  # an earlier session can have evaluated the first checkpoint of a resumed run
                 self.evaluated = version
                 self._tell(EVALUATOR, {"version": version})
         while self.wants_checkpoint(trained_s):
@@ -99,7 +101,9 @@ class Followers:
     def finish(
         self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]
     ) -> None:
-        """Wait for the answers to the last checkpoint, until ``hurried()``. ``look_after`` is called repeatedly."""
+        """Wait for the answers to the last checkpoint, or until ``hurried()`` is true. ``look_after`` is called
+        repeatedly.
+        """
         self.on_checkpoint(version, trained_s, last=True)
         give_up_at, told = time.monotonic() + FINISH_WITHIN_S, False
         while (busy := self._busy()) and not hurried():
@@ -128,7 +132,9 @@ class Followers:
             self.runner.tell(process, message)
 
     def _settle(self, process: ProcessId, version: int) -> None:
-        """Remove the messages that an answer settles. The recorder answers each one, the evaluator skips old ones."""
+        """Remove the messages that an answer settles. The recorder answers each message, but the evaluator skips old
+        messages.
+        """
         told = self.pending[process]
         left = told[1:] if process == RECORDER else [message for message in told if message["version"] > version]
         self.pending[process] = left

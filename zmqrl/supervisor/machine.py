@@ -35,9 +35,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Horizon:
-    """When schedules that follow the progress of the run end, in units that only the supervisor can measure.
+    """The point at which schedules that follow the progress of the run end, in units that only the supervisor can
+    measure.
 
-    ``trained_s``: the training time of earlier sessions. It counts as progress.
+    ``trained_s``: the training time of earlier sessions, which counts as progress.
     """
 
     agent_steps: int | None = None
@@ -50,7 +51,7 @@ class SupervisorMachine:
 
     States: ``starting`` (not all shards are bound), ``running``, ``stopping`` (there is a reason to stop, but not every
     shard can be stopped yet), ``ending`` (the shards are being stopped). ``checkpoint`` holds the version of each shard
-    in the checkpoint that the run starts from. Times are in seconds, all on one clock.
+    in the checkpoint from which the session starts. Times are in seconds, all on one clock.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class SupervisorMachine:
         self.interrupted = False
         self.checkpoint_every_s = checkpoint_every_s
         self.checkpoint_due_at = float("inf")
-        self.checkpoint_version: int | None = None  # the version that the shards are asked to copy
+        self.checkpoint_version: int | None = None  # the version that shards must copy
         self._start_by: float | None = None
         self._stop_by = float("inf")
         self._asked_at = 0.0
@@ -94,7 +95,7 @@ class SupervisorMachine:
         return list(map(self.processes.start, [*map(shard_id, self.shards.numbers), *map(worker_id, self.local_ranks)]))
 
     def handle(self, event: e.Event, now: float) -> list[e.Action]:
-        """Handle one event. Raises BrokenInvariant, with the last events, when an invariant does not hold."""
+        """Handle one event. Raises BrokenInvariant, which lists the last events, if an invariant does not hold."""
         if not isinstance(event, e.Tick | e.Figures | e.CheckpointWanted):
             self._story.add(now, type(event), event)
         actions = self._handle(event, now)
@@ -230,9 +231,11 @@ class SupervisorMachine:
         return [e.Fail(f"{missing} did not come up within {START_WITHIN_S:g} s", see_logs=True)]
 
     def _look(self, now: float) -> list[e.Action]:
-        """Check the shards: ask for their state, restart what hangs, roll back, and decide which ranks count."""
+        """Check the shards: ask for their state, restart processes that hang, roll back, and decide which ranks are
+        members.
+        """
         shards, processes = self.shards, self.processes
-        # While this process was suspended, it asked no shard. That time does not count as silence.
+        # While this process was suspended, it asked no shard. The time of the suspension does not count as silence.
         if self._asked_at and now - self._asked_at > GREET_AGAIN_S:
             processes.pardon(now - self._asked_at)
             self.stalls.pardon(now - self._asked_at)
@@ -255,7 +258,9 @@ class SupervisorMachine:
         return actions + self._watch_version(now)
 
     def _watch_version(self, now: float) -> list[e.Action]:
-        """Report the processes that a late version waits for, and ask their hosts what these processes are doing."""
+        """If a version is late, report the processes that it waits for, and ask their hosts what these processes are
+        doing.
+        """
         news = self.stalls.look(self._awaited(now), now)
         actions: list[e.Action] = [e.Inspect(process) for process in news.ask]
         if news.stall is not None:
@@ -265,7 +270,7 @@ class SupervisorMachine:
         return actions
 
     def _awaited(self, now: float) -> list[Awaited]:
-        """The processes that the open version waits for: shards, or else workers."""
+        """The processes that the open version waits for: shards, or workers if it waits for no shard."""
         processes = self.processes
         if self.state == "ending":
             return []
@@ -295,7 +300,7 @@ class SupervisorMachine:
         return actions + self.shards.repeat(self.membership.view)
 
     def elapsed(self, now: float) -> int:
-        """The progress of the run by its clock and its agent steps, in millionths: the greater of the two."""
+        """The progress of the run in millionths: by training time or by agent steps, whichever is greater."""
         horizon, fraction = self.horizon, 0.0
         if horizon.minutes is not None:
             session_s = 0.0 if self.began_at is None else now - self.began_at
@@ -305,19 +310,19 @@ class SupervisorMachine:
         return int(WHOLE * min(1.0, fraction))
 
     def _tell_elapsed(self, now: float) -> list[e.Action]:
-        """Send every shard the progress repeatedly, so that a lost message does no harm."""
+        """Send the progress to every shard. Repeated calls make sure that a lost message does no harm."""
         elapsed = self.elapsed(now)
         return [e.TellElapsed(shard, elapsed) for shard in self.shards.numbers] if elapsed else []
 
     def _checkpoint_step(self, now: float) -> list[e.Action]:
-        """Ask every shard to copy one version, and fetch the copies when all have one."""
+        """Ask every shard to copy the same version, and fetch the copies once all shards have made theirs."""
         stats, wanted = self.shards.stats, self.checkpoint_version
         if now < self.checkpoint_due_at or any(each.state != "open" for each in stats.values()):
             return []
         if wanted is not None and all(each.captured == wanted for each in stats.values()):
             return [e.TakeCheckpoint(wanted)]
         if wanted is None or any(each.version > wanted and each.captured != wanted for each in stats.values()):
-            # Choose a version far enough ahead that the request reaches every shard before the shard makes it.
+            # Choose a version so far ahead that the request reaches every shard before the shard makes that version.
             newest = max(each.version for each in stats.values())
             wanted = self.checkpoint_version = newest + 2 + int(self.figures.updates_per_s)
         return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]

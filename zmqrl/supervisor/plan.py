@@ -1,4 +1,4 @@
-"""The job of each process of a run, and cluster.json, which tells other programs where the processes are."""
+"""Makes the job of each process of a run, and cluster.json, which tells other programs where the processes are."""
 
 import os
 import secrets
@@ -28,9 +28,10 @@ FOLLOWERS = {EVALUATOR: "zmqrl.commands.measure.evaluate", RECORDER: "zmqrl.comm
 
 
 class Plan:
-    """The processes of one run. ``run`` is a new id, unless the shards must find the state of an earlier run.
-    ``deployment`` says where each process runs. ``secret`` authenticates the supervisor to the shards. The session
-    begins with ``version``.
+    """The processes of one run.
+
+    ``run`` is a new id, unless the shards must find the state of an earlier run. ``deployment`` says where each process
+    runs. ``secret`` authenticates the supervisor to the shards. ``version`` is the first version of the session.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class Plan:
         self._written_pids: dict[ProcessId, int] = {}
 
     def shard_task(self, shard: int, endpoints: dict[SocketRole, str] | None, *, frozen: bool = False) -> Task:
-        """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect there.
-        A ``frozen`` shard only serves its state. Unless a port range leaves no choice, it binds endpoints that
-        no worker connects to.
+        """The task of a shard. A restarted shard binds the same ``endpoints`` again, because workers connect to them. A
+        ``frozen`` shard serves its state, but makes no versions. With a port range, it binds its usual control port.
+        Otherwise, it binds an endpoint that no worker connects to.
         """
         process = shard_id(shard)
         config, directory = self.config, self.sites[process].directory
@@ -90,7 +91,9 @@ class Plan:
         return self._task(worker_id(rank), "zmqrl.worker", job)
 
     def worker_job(self, rank: int, version: int, cluster: Mapping[str, Any]) -> dict[str, Any]:
-        """The job of a worker. ``cluster`` says where the shards are. The run is at about ``version``."""
+        """The job of a worker. ``cluster`` says where the shards are. ``version`` is about the current version of the
+        run.
+        """
         process = worker_id(rank)
         return {
             "cluster": cluster,
@@ -104,7 +107,7 @@ class Plan:
         }
 
     def _recorder(self, process: ProcessId) -> RecorderJob | None:
-        """Where ``process`` records its spans, or None if the user has turned recording off."""
+        """The recorder job of ``process``, or None if the user has turned recording off."""
         if os.environ.get(PROFILE) == "off":
             return None
         site = self.sites[process]
@@ -113,7 +116,9 @@ class Plan:
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
     ) -> ShardControl:
-        """Connect to the shards as the supervisor. ``other`` is called with each message that is not an answer."""
+        """Connect to the shards as the supervisor. Each message of a shard that is not an answer is passed to
+        ``other``.
+        """
         keys = self.keys.of_supervisor() if self.keys else None
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)
 
@@ -136,7 +141,9 @@ class Plan:
         )
 
     def write_cluster(self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]) -> None:
-        """If the processes have changed, write ``cluster.json`` and the key files that it names."""
+        """Write ``cluster.json`` and the key files that it names, unless the processes are unchanged since the last
+        call.
+        """
         if pids != self._written_pids:
             self._written_pids = dict(pids)
             self._write_key_files()
@@ -145,7 +152,9 @@ class Plan:
     def cluster(
         self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]
     ) -> dict[str, Any]:
-        """The contents of ``cluster.json``: what an external worker needs to join, and where each process runs."""
+        """The contents of ``cluster.json``: the data that an external worker needs to join, and the host of each
+        process.
+        """
         return {
             "protocol": m.PROTOCOL,
             "zmqrl": __version__,
@@ -172,7 +181,9 @@ class Plan:
         return {"host": self.sites[process].host, "pid": pids.get(process)}
 
     def _key_file(self, rank: int) -> str:
-        """The path of a key file, relative to ``cluster.json``, so that both can be copied to another host."""
+        """The path of the key file of a rank. It is relative to ``cluster.json``, so that both files can be copied to
+        another host.
+        """
         return str(self.directory.key_file(rank).relative_to(self.directory.path))
 
     def _write_key_files(self) -> None:
@@ -186,7 +197,9 @@ class Plan:
                 write_json(path, facts, mode=0o600)
 
     def _incarnation(self, process: ProcessId) -> int:
-        """The incarnation of a new process: the time in ms, but always more than that of its predecessor."""
+        """The incarnation of a new process: the time in ms, but always more than the incarnation of the process before
+        it.
+        """
         self._incarnations[process] = max(time.time_ns() // 1_000_000, self._incarnations.get(process, 0) + 1)
         return self._incarnations[process]
 

@@ -11,20 +11,20 @@ from zmqrl.supervisor import events as e
 
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
-FAILURES_IN_A_ROW = 4  # deaths without any work in between
-KILLS_IN_A_ROW = 30  # kills that did not come from zmqrl, but from the user or the kernel, for example
+FAILURES_IN_A_ROW = 4  # number of deaths without any work between them
+KILLS_IN_A_ROW = 30  # number of kills from outside zmqrl, by the user or the kernel, for example
 SILENCE_S = 5.0
 HUNG_S = 30.0
-LINES_TOLD = 3  # log lines that the report of a death quotes
+LINES_TOLD = 3  # number of log lines that the report of a death quotes
 VERSION_TOLD_WITHIN_S = 2.0  # the longest delay until the supervisor learns of a version
 
 
 class Processes:
     """The processes of one run.
 
-    ``starts`` counts how often each was started. ``hopeless`` holds those that died too often in a row. ``first_death``
-    is the earliest death that the run has not recovered from: it may have caused later ones. If its reason is unknown,
-    the next death with a known reason replaces it.
+    ``starts`` counts the starts of each process. ``hopeless`` holds the processes that died too often in a row.
+    ``first_death`` is the earliest death that the run has not recovered from: this death may have caused later deaths.
+    If the reason for that death is unknown, the next death with a known reason replaces it.
     """
 
     def __init__(self) -> None:
@@ -39,14 +39,14 @@ class Processes:
         self._start_at: dict[ProcessId, float] = {}
         self._heard_at: dict[ProcessId, float] = {}
         self._silence_told_at = 0.0
-        self._used: dict[int, int] = {}  # by rank: the most contributions that any shard has used
+        self._used: dict[int, int] = {}  # by rank: most contributions that a shard has used
 
     # deaths and restarts
 
     def died(self, exited: Exited, now: float, *, counts: bool) -> list[e.Action]:
-        """A process died: restart it after a delay that doubles with each death in a row.
+        """A process died. Restart it after a delay, which doubles with each death in a row.
 
-        If ``counts``, this can become the ``first_death``.
+        If ``counts``, this death can become the ``first_death``.
         """
         process = exited.process
         self.running.discard(process)
@@ -64,7 +64,7 @@ class Processes:
         return [e.TellDeath(process, (death, *(f"  | {line}" for line in words)))]
 
     def deaths(self, process: ProcessId) -> int:
-        """How often the process died since it last worked."""
+        """The number of deaths of the process since it last did some work."""
         return self._kills.get(process, 0) + self._failures.get(process, 0)
 
     def start(self, process: ProcessId) -> e.Action:
@@ -83,24 +83,28 @@ class Processes:
         self._start_at.pop(process, None)
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because it has done its work."""
+        """Forget the earlier deaths of a process, because the process has done its work."""
         self.hopeless.discard(process)
         self._failures.pop(process, None)
         self._kills.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
-        """Read the tallies of a shard: a worker has worked if the shard has used more of its contributions."""
+        """Read the tallies of a shard: a worker has worked if the shard has used more of its contributions than
+        before.
+        """
         for rank, used, *_ in tallies:
             if used > self._used.get(rank, 0):
                 self._used[rank] = used
                 self.worked(worker_id(rank))
 
     def reset_tallies(self) -> None:
-        """The shards have loaded a checkpoint. They count used contributions from zero again."""
+        """The shards have loaded a checkpoint, and count used contributions from zero again."""
         self._used.clear()
 
     def made(self, version: int, now: float) -> None:
-        """All shards have made ``version``. A run that makes versions after the first death has survived it."""
+        """All shards have made ``version``. A run that makes versions after the first death has recovered from that
+        death.
+        """
         if self.first_death is not None and now - self._first_death_at > VERSION_TOLD_WITHIN_S:
             self.first_death = None if version > self._version else self.first_death
         self._version = max(version, self._version)
@@ -112,14 +116,16 @@ class Processes:
         self._heard_at[process] = at
 
     def hear_workers(self, stats: Iterable[m.Stats], now: float) -> None:
-        """A worker is alive while any shard hears from it. A worker that no shard sees is missing, not silent."""
+        """A worker is alive while at least one shard hears from it. A worker that no shard sees counts as missing, not
+        as silent.
+        """
         for each in stats:
             for rank, silent_ms in zip(each.present, each.silent_ms, strict=False):
                 if silent_ms < 1000 * SILENCE_S and worker_id(rank) in self.running:
                     self.heard(worker_id(rank), now)
 
     def silent_s(self, process: ProcessId, now: float) -> float:
-        """Seconds since its last sign of life; 0 before the first one."""
+        """Seconds since the last sign of life of the process. 0 before the first sign of life."""
         return now - self._heard_at.get(process, now)
 
     def awaited(self, process: ProcessId, now: float) -> Awaited:
@@ -132,11 +138,13 @@ class Processes:
         )
 
     def pardon(self, seconds: float) -> None:
-        """Do not count these seconds as silence: the supervisor itself did not run, so it could not hear anything."""
+        """Do not count ``seconds`` as silence: the supervisor itself did not run during this time, so it could not hear
+        anything.
+        """
         self._heard_at = {process: at + seconds for process, at in self._heard_at.items()}
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:
-        """Report the processes that give no sign of life, and kill those that have hung for ``HUNG_S``."""
+        """Report processes that give no sign of life, and kill processes that have hung for ``HUNG_S``."""
         silent = {process for process in self._heard_at if self.silent_s(process, now) >= SILENCE_S}
         tell = now - self._silence_told_at >= SILENCE_S
         actions: list[e.Action] = []

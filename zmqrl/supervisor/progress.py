@@ -23,7 +23,9 @@ ROW_EVERY_S = 1.0
 
 
 class Progress:
-    """The metrics of a run. ``row`` is the newest row. Time counts from the call of ``begin``, at the first version."""
+    """The metrics of a run. ``row`` is the newest row. Time counts from the call of ``begin``, when the first version
+    begins.
+    """
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
@@ -38,22 +40,22 @@ class Progress:
         )  # the version of each later row is higher
         tracked = Tracked(directory=directory, settings=config.to_json(), resumed_at=counters.version or None)
         self.trackers = Trackers(config.trackers, tracked, console.notice)
-        self.malformed: set[int] = set()  # ranks whose reports could not be used
+        self.malformed: set[int] = set()  # ranks whose reports were malformed
         self.began_at: float | None = None
         self.row_at = 0.0
         self.row: dict[str, Any] = self.metrics.row(0.0)
-        self.made_at = 0  # progress of the run, in millionths, for which the newest version was made
+        self.made_at = 0  # progress of the run at the newest version, in millionths
 
     def begin(self, now: float) -> None:
-        """Workers compute the first version: the training time starts now."""
+        """Workers begin to compute the first version: the training time starts now."""
         self.began_at = self.row_at = now
 
     def trained_s(self) -> float:
-        """Seconds of this session, counted from its first version."""
+        """Seconds of training in this session, from the call of ``begin``."""
         return 0.0 if self.began_at is None else time.monotonic() - self.began_at
 
     def on_report(self, report: m.Report) -> None:
-        """Add a worker's report to the metrics, unless it is malformed."""
+        """Add a worker's report to the metrics, unless the report is malformed."""
         figures = _unpack(report.figures) | {"rank": report.rank, "incarnation": report.incarnation}
         try:
             taken_over = self.metrics.on_report(WorkerReport.parse(figures))
@@ -72,20 +74,22 @@ class Progress:
         self.metrics.on_shards([_shard_stats(stats[s]) if s in stats else None for s in shards], members)
 
     def counters_at(self, version: int, stats: Mapping[int, m.Stats]) -> dict[str, Any]:
-        """The counters at ``version``, of which every shard keeps a copy. Later contributions are not counted."""
+        """The counters at ``version``, which every shard has copied. Contributions after ``version`` are not
+        counted.
+        """
         counters = self.metrics.counters()
         contributions = {**counters.contributions, **summed(each.captured_totals for each in stats.values())}
         return dataclasses.replace(counters, version=version, contributions=contributions).to_json()
 
     def end(self, version: int, stats: Mapping[int, m.Stats], members: tuple[int, ...], now: float) -> dict[str, Any]:
-        """Make the last row, at ``version``, of which every shard keeps a copy. Returns the final counters."""
+        """Make the last row. It is for ``version``, which every shard has copied. Returns the final counters."""
         last = {s: dataclasses.replace(each, version=version, totals=each.captured_totals) for s, each in stats.items()}
         self.on_stats(last, sorted(last), members)
         self.show(now)
         return self.counters_at(version, last)
 
     def undo_rows(self, version: int, generation: int) -> None:
-        """All shards have gone back to ``version``: move the rows above it to a separate file."""
+        """All shards have gone back to ``version``: move the rows of later versions to a separate file."""
         self.metrics.go_back(version)
         try:
             self.rows.rewind(version, generation)
@@ -98,11 +102,11 @@ class Progress:
         return self.began_at is not None and now - self.row_at >= ROW_EVERY_S
 
     def put_off(self, now: float) -> None:
-        """Postpone the next row by a full interval, so that the statistics are fresh again."""
+        """Postpone the next row by a full interval, so that the statistics in it are new."""
         self.row_at = now
 
     def show(self, now: float) -> None:
-        """Make and show the next row. Write it only if its version is above that of every earlier row."""
+        """Make and show the next row. Write it only if its version is above the version of every earlier row."""
         self.row_at = now
         is_newer = self.metrics.version > self.row_version
         self.row = self.metrics.row(self.trained_s(), written=is_newer)
@@ -123,7 +127,9 @@ class Progress:
         self.trackers.close(within_s=0.0 if hurried else CLOSE_WITHIN_S)
 
     def _left_s(self) -> float | None:
-        """Seconds until the first limit of the run, at the current speed; None without a limit or a speed."""
+        """Seconds until the run reaches its first limit at the current speed. None if there is no limit or no known
+        speed.
+        """
         config, row = self.config, self.row
         left = []
         if config.minutes is not None:

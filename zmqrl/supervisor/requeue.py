@@ -1,4 +1,6 @@
-"""Lets a run outlast the time limit of its batch job: the run ends before the limit, and Slurm requeues the job."""
+"""Lets a run continue beyond the time limit of its batch job: the run ends before the limit, and Slurm requeues the
+job.
+"""
 
 import contextlib
 import dataclasses
@@ -16,18 +18,18 @@ from zmqrl.observe.metrics import Counters
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.resume import read_newest
 
-# Exit statuses of an interrupted run. The second one means that only USR1 interrupted it.
+# Exit statuses of an interrupted run. The second status means that USR1 alone interrupted the run.
 INTERRUPTED = 130
 TIME_IS_UP = 128 + signal.SIGUSR1
 
 
 def is_begun(config: Config) -> bool:
-    """Whether the run directory already holds a run. If it does, the job was requeued."""
+    """Whether the run directory already holds a run. If so, the job was requeued."""
     return config.run_dir is not None and RunDirectory(config.run_dir).config.exists()
 
 
 def check(job: str, config: Config) -> None:
-    """Raise UsageError when ``job`` cannot be requeued, or when its next start would not find the run."""
+    """Raise UsageError if ``job`` cannot be requeued, or if the next start of the job would not find the run."""
     if config.run_dir is None:
         raise UsageError("--requeue requires --run-dir: the next start of the job resumes the run there.")
     facts = dict(re.findall(r"\b(BatchFlag|Requeue)=(\d)", scontrol("show", "job", job)))
@@ -38,7 +40,7 @@ def check(job: str, config: Config) -> None:
 
 
 def left_of(config: Config) -> Config:
-    """Subtract the time that a resumed run has trained from its ``minutes``. Raises UsageError when no time is left."""
+    """Reduce ``minutes`` by the time that a resumed run has already trained. Raises UsageError if no time is left."""
     if config.minutes is None or not config.resume:
         return config
     assert config.run_dir is not None
@@ -52,7 +54,9 @@ def left_of(config: Config) -> Config:
 
 
 def requeued(job: str | None, train: Callable[[], int]) -> int:
-    """Run ``train`` and return its exit status. If only USR1 ended it, requeue ``job`` (None: there is no job)."""
+    """Run ``train`` and return its exit status. If USR1 alone ended the run, requeue ``job`` (None: there is no
+    job).
+    """
     with _warned() as came:
         try:
             status = train()
@@ -64,14 +68,15 @@ def requeued(job: str | None, train: Callable[[], int]) -> int:
     if time_is_up and job is not None:
         sys.stdout.write(f"job {job} has reached its time limit: requeueing it\n")
         sys.stdout.flush()
-        scontrol("requeue", job)  # this ends the current process too
+        scontrol("requeue", job)  # this call ends the current process, too
     return INTERRUPTED if time_is_up else status
 
 
 @contextlib.contextmanager
 def _warned() -> Iterator[threading.Event]:
-    """Make USR1 act like a first Ctrl-C. Slurm can send USR1 before a time limit. The yielded event is set if USR1
-    arrived before the run handled signals itself.
+    """Make USR1 act like a first Ctrl-C in the block. Slurm can send USR1 before a time limit.
+
+    The yielded event is set if USR1 arrived before the run had its own signal handlers.
     """
     came = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Resumes a run: chooses the checkpoint, and checks which settings have changed."""
+"""Prepares to resume a run: chooses the checkpoint, and checks which settings have changed."""
 
 import shlex
 import statistics
@@ -16,7 +16,7 @@ from zmqrl.words import counted
 
 
 def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoint:
-    """The checkpoint to resume from. Raises UsageError when there is none, or when it does not fit ``initial``."""
+    """The checkpoint to resume from. Raises UsageError if there is no checkpoint, or if it does not fit ``initial``."""
     checkpoint = read_newest(directory)
     if checkpoint is None:
         raise UsageError(f"there is no checkpoint in {directory.checkpoints} to resume from.")
@@ -38,7 +38,9 @@ def newest_checkpoint(directory: RunDirectory, initial: Checkpoint) -> Checkpoin
 
 
 def read_newest(directory: RunDirectory) -> Checkpoint | None:
-    """Read the newest checkpoint. Raises UsageError, with the command that uses an older one, when it is damaged."""
+    """Read the newest checkpoint. If it is damaged, raises UsageError with the command that uses an older
+    checkpoint.
+    """
 
     def advice(whole: Path, damaged: Sequence[Path]) -> str:
         moves = [["mv", str(path), str(path.with_name(f"damaged-{path.name}"))] for path in damaged]
@@ -52,8 +54,9 @@ def read_newest(directory: RunDirectory) -> Checkpoint | None:
 
 
 def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None:
-    """Raise UsageError when the run was trained on another environment than that of ``config``, or on another
-    ``flavour``. The scores in its files would not be comparable.
+    """Raise UsageError if the environment or the ``flavour`` of the stored run differs from that of ``config``.
+
+    The scores of the two would not be comparable.
     """
     if config.env != stored.env:
         raise UsageError(f"{path} was trained on {stored.env}, not on {config.env}: start a new run for {config.env}.")
@@ -78,13 +81,13 @@ def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None
 
 
 def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:
-    """Raise UsageError when a synchronous run would resume from shards that have no version in common."""
+    """Raise UsageError if the run is synchronous, but the shards have different versions in ``checkpoint``."""
     if checkpoint.versions and config.mode == "sync":
         first, last = min(checkpoint.versions), max(checkpoint.versions)
         raise UsageError(f"the shards of {path} are at versions {first} to {last}: resume with --mode async.")
 
 
 def changes(stored: Config, config: Config) -> list[str]:
-    """The settings that differ from those of the run so far, such as ``ppo.clip 0.1 -> 0.2``."""
+    """The settings in ``config`` that differ from the ``stored`` settings, as texts such as ``ppo.clip 0.1 -> 0.2``."""
     before, now = (dict(flat(each.to_json())) for each in (stored, config))
     return [f"{name} {before[name]} -> {now[name]}" for name in now if name not in PLACE and now[name] != before[name]]

@@ -41,7 +41,7 @@ from zmqrl.supervisor.supervisor import Supervisor
 
 
 def train(config: Config) -> int:
-    """Train on this machine. Returns the exit status, as :func:`train_on` does. Raises ZmqrlError."""
+    """Train on this machine. Returns the same exit statuses as :func:`train_on`. Raises ZmqrlError."""
     config.check()
     check_ports(config)
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -51,8 +51,10 @@ def train(config: Config) -> int:
 
 
 def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
-    """Train on a deployment. Returns 0 when done, and INTERRUPTED or TIME_IS_UP when interrupted after a checkpoint.
-    Raises ZmqrlError.
+    """Train on a deployment. Raises ZmqrlError.
+
+    Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
+    checkpoint.
     """
     config.check()
     config = config.with_schedule()
@@ -101,7 +103,7 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
             yield
         except (ZmqrlError, KeyboardInterrupt):
             raise
-        except OSError as error:  # before the run has begun; _supervise handles later errors
+        except OSError as error:  # an error before the run; _supervise handles later errors
             raise UsageError(refusal(error, directory.path, ANOTHER)) from error
         except Exception as error:
             raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
@@ -110,7 +112,7 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
 
 
 def _logged(path: Path) -> str:
-    """Log the traceback of the current error. Returns the end of a sentence that names the log."""
+    """Log the traceback of the current error. Returns the last part of an error sentence, which names the log."""
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
@@ -171,7 +173,7 @@ def _supervise(
                 console.notice(text)
             console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
-    except KeyboardInterrupt:  # a second Ctrl-C, while the run ended
+    except KeyboardInterrupt:  # a second Ctrl-C while the run was ending
         if supervisor is not None and supervisor.saved:
             console.notice(f"ended (interrupted) at version {supervisor.checkpoint.version}; see {directory.summary}")
         raise
@@ -192,7 +194,7 @@ def _supervise(
 
 @contextlib.contextmanager
 def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
-    """Log errors in threads of libraries, such as a tracker's, instead of printing them."""
+    """Write errors in threads of libraries, such as a tracker's thread, to the log instead of standard error."""
 
     def keep(failed: Any) -> None:
         log("".join(traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)))
@@ -207,8 +209,9 @@ def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts(supervisor: Supervisor) -> Iterator[None]:
-    """The first Ctrl-C asks for a checkpoint and a clean end, the second ends everything at once. A third one is
-    ignored, because it would disturb the second. TERM and USR1 act like a single Ctrl-C, even when repeated.
+    """Handle signals in the block. The first Ctrl-C requests a checkpoint and a clean end. The second Ctrl-C ends
+    everything at once. A third Ctrl-C is ignored, because it would disturb that end. TERM and USR1 act like a single
+    Ctrl-C, even when repeated.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -45,15 +45,16 @@ class Gone(ClusterError):
 
 
 class Damaged(ClusterError):
-    """The state of the shards exists but cannot become a checkpoint, and another try would not change that."""
+    """The state of the shards exists, but cannot become a checkpoint. Another try would fail, too."""
 
 
 def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
     """Make a checkpoint of the newest version that all shards of a killed run still hold.
 
-    Returns ``checkpoint``, the newest one so far, if the shards hold nothing newer. Also returns it if the state of a
-    shard no longer exists; ``notice`` reports that. Raises ClusterError if the state may exist but cannot be read now.
-    The state then stays untouched, so that another try may succeed.
+    ``checkpoint`` is the newest checkpoint so far. Returns ``checkpoint`` if the shards hold nothing newer. If the
+    state of a shard no longer exists, ``notice`` reports this, and the result is also ``checkpoint``. Raises
+    ClusterError if the state may exist but cannot be read now. The state then stays untouched, so that another try may
+    succeed.
     """
     if not directory.left.exists():
         return checkpoint
@@ -80,7 +81,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
-    """Start frozen shards under the id of the old run, and take a checkpoint of what they hold."""
+    """Start frozen shards under the id of the old run, and make a checkpoint of the versions that they hold."""
     left = _Left.read(directory.left)
     set_aside = {shard: _set_aside(directory.history(shard)) for shard in range(checkpoint.layout.shards)}
     config, deployment = left.config, _where_it_was(left, directory)
@@ -117,12 +118,12 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
 
 
 def _set_aside(history: Path) -> set[Path]:
-    """The original files of a history whose damaged lines were removed."""
+    """The original files that were kept when damaged lines of a history were removed."""
     return set(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
 
 
 def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
-    """Report missing lines of a history. The shard itself reports them only to its log."""
+    """Report missing lines of a history to the user. The shard reports missing lines only to its own log."""
     for aside in sorted(_set_aside(history) - set(set_aside)):
         notice(f"{history}: lines that could not be read were removed; {aside.name} is the original file")
     after = 0
@@ -134,7 +135,7 @@ def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Left:
-    """The contents of the ``left.json`` of a killed run. ``shards``: the host and the address of each shard."""
+    """The contents of ``left.json``, which a killed run leaves. ``shards``: the host and the address of each shard."""
 
     run: str
     config: Config
@@ -143,7 +144,7 @@ class _Left:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the file. Raises ClusterError when it is damaged."""
+        """Read the file. Raises ClusterError if the file is damaged."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             found = cls(
@@ -166,12 +167,12 @@ class _Left:
 
     @property
     def is_here(self) -> bool:
-        """Whether the run used this machine only."""
+        """Whether all processes of the run were on this machine."""
         return all(link.lease_s is None for link in self.links.values())
 
 
 def _whereabouts(directory: RunDirectory) -> str:
-    """The known locations of the shards' state."""
+    """The known locations of the shards' state, in words."""
     here = f"in {directory.path / 'state'}"
     with contextlib.suppress(ClusterError, OSError):
         left = _Left.read(directory.left)
@@ -180,7 +181,7 @@ def _whereabouts(directory: RunDirectory) -> str:
 
 
 def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
-    """Deploy to the hosts that have the state of the shards. Raises ClusterError that names unreachable hosts."""
+    """Deploy to the hosts that have the state of the shards. Raises ClusterError, which names unreachable hosts."""
     if left.is_here:
         return on_this_machine(left.config, directory)
     host_of = {shard: host for shard, (host, _) in left.shards.items()}
@@ -190,7 +191,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
         for link in links.values():
             link.cut()
         why = "; ".join(f"{host}: {words}" for host, words in failed.items())
-        # The nodes of a Slurm job that is over cannot be reached any more.
+        # The nodes of a Slurm job cannot be reached after the end of the job.
         raise (Gone if all(map(is_over, failed.values())) else ClusterError)(why)
     places = {host: RunDirectory(Path(link.up.work)) for host, link in links.items() if link.up is not None}
     sites = {
@@ -204,7 +205,9 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
 
 @contextlib.contextmanager
 def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
-    """Start all shards of ``plan`` frozen, so that none makes a version, and connect to them. Raises ClusterError."""
+    """Start all shards of ``plan`` as frozen shards, which make no versions, and connect to them. Raises
+    ClusterError.
+    """
     shards = range(plan.layout.shards)
     for shard in shards:
         launcher.start(plan.shard_task(shard, None, frozen=True))
@@ -238,11 +241,11 @@ def _look(launcher: Launcher) -> dict[ProcessId, str]:
 def to_save(
     welcomes: Mapping[int, m.Welcome], made: Mapping[int, int], checkpoint: Checkpoint, *, together: bool
 ) -> dict[int, int] | None:
-    """The version of each shard to save as a checkpoint, or None if ``checkpoint`` has everything.
+    """The version of each shard to save as a checkpoint, or None if the shards hold nothing newer than ``checkpoint``.
 
-    If ``together``, it is the newest version that all shards hold, otherwise each shard's newest version. ``made``
-    holds the last version in the history of each shard. Raises Damaged when newer versions existed but cannot be saved.
-    Raises Gone when the run was rolling back to ``checkpoint``.
+    If ``together``, the result is the newest version that all shards hold. Otherwise, it is the newest version of each
+    shard. ``made`` holds the last version in the history of each shard. Raises Damaged when newer versions existed but
+    cannot be saved. Raises Gone when the run was rolling back to ``checkpoint``.
     """
     stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
     if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):
@@ -259,7 +262,7 @@ def to_save(
     if not together:
         return stands
     lowest, highest = min(stands.values()), max(stands.values())
-    if highest - lowest > 1:  # a shard holds its newest version and the one before
+    if highest - lowest > 1:  # a shard holds only its newest version and the version before
         raise Damaged(f"the shards hold no version in common: they are at {lowest} to {highest}.")
     return dict.fromkeys(stands, lowest) if lowest > checkpoint.version else None
 
@@ -269,9 +272,10 @@ def counters_at(
 ) -> Counters:
     """Estimate the counters of the run at ``version``, after ``checkpoint``.
 
-    Contributions come from the shards and are exact. The rest comes from the newest row of ``metrics.jsonl``, which is
-    at most a second old. Steps and time are extrapolated to ``version`` at their mean per version. Only the mean score
-    of the last games is known, so each of these games gets that score.
+    Contributions come from the shards and are exact. All other counters come from the newest row of ``metrics.jsonl``,
+    which was written at most a second before the end of the run. Steps and time are extrapolated to ``version`` with
+    their means per version. For the last games, only the mean score is known, so each of these games gets the mean
+    score.
     """
     start = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     rows = lineage(readable_lines(directory.metrics, ROW, notice))

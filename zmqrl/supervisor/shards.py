@@ -1,4 +1,4 @@
-"""The supervisor's view of each shard, and the messages it sends them. Pure: no sockets, no clock."""
+"""What the supervisor knows about each shard, and which messages it sends to the shards. Pure: no sockets, no clock."""
 
 from collections.abc import Iterable
 
@@ -16,9 +16,9 @@ class Shards:
     """The shards of a run, by number.
 
     ``checkpoint`` holds the version of each shard in the newest checkpoint. ``seen`` holds the newest version that each
-    shard is known to have made. ``stats`` holds the last report of each shard since it started or loaded a checkpoint.
-    ``down`` holds the shards that have not sent WELCOME since they started. ``rollback`` is the reason why all shards
-    must load the checkpoint, or None. The first reason is the start of the run.
+    shard is known to have made. ``stats`` holds the last report of each shard since that shard started or loaded a
+    checkpoint. ``down`` holds the shards that have not sent WELCOME since they started. ``rollback`` is the reason why
+    all shards must load the checkpoint, or None. At first, the reason is the start of the session.
     """
 
     def __init__(self, checkpoint: tuple[int, ...], generation: int, stop_at: int | None) -> None:
@@ -45,11 +45,11 @@ class Shards:
 
     @property
     def ready(self) -> bool:
-        """Whether every shard is up and has its state."""
+        """Whether every shard is up and holds the state of a version."""
         return not self.down and self.rollback is None
 
     def failure(self) -> str | None:
-        """The reason why a shard can make no more versions, if there is such a shard."""
+        """If a shard can make no more versions, the reason for that. Otherwise None."""
         for shard, stats in sorted(self.stats.items()):
             if stats.failure:
                 return (
@@ -80,21 +80,22 @@ class Shards:
         return list(found.values())
 
     def on_stats(self, shard: int, stats: m.Stats) -> bool:
-        """A shard reports its state. Returns whether it has made a new version."""
+        """A shard reports its state. Returns whether the shard has made a new version."""
         if shard in self.down or stats.state == "empty" or stats.generation != self.generation:
-            return False  # its WELCOME decides whether to roll back
+            return False  # the shard's WELCOME decides whether to roll back
         known = self.stats.get(shard)
         if known is not None and (stats.incarnation, stats.version) < (known.incarnation, known.version):
-            return False  # a newer report has arrived before this one
+            return False  # a newer report has arrived before this report
         self.stats[shard] = stats
         grown = stats.version > self.seen[shard]
         self.seen[shard] = max(self.seen[shard], stats.version)
         return grown
 
     def on_lost(self, shard: int, lost: m.Lost, quorum: int) -> None:
-        """A worker has seen a newer version of a shard than the shard has.
+        """A worker reports that it has seen a newer version of a shard than the shard now has.
 
-        The supervisor believes the worker if a quorum of workers report the same, or if it has seen that version too.
+        The supervisor believes the worker if a quorum of workers report such a version, or if the supervisor itself has
+        seen a newer version of the shard.
         """
         if shard not in self.stats:
             return
@@ -126,9 +127,9 @@ class Shards:
         self.stats.pop(shard, None)
 
     def roll_back(self, view: View, now: float, elapsed: int = 0) -> list[e.Action]:
-        """If a rollback is due and all shards are up, make them load the checkpoint under a new generation.
+        """If a rollback is due and all shards are up, make the shards load the checkpoint under a new generation.
 
-        They also load ``elapsed``, the progress of the run in millionths.
+        The shards also load ``elapsed``, the progress of the run in millionths.
         """
         if self.rollback is None:
             return []
@@ -151,7 +152,9 @@ class Shards:
         return [action for shard in self.numbers for action in self.tell_stop(shard)]
 
     def repeat(self, view: View) -> list[e.Action]:
-        """Send the view or the end version again to a shard that reports another: the first message may be lost."""
+        """Send the view or the end version again to a shard that reports a different one: the first message may be
+        lost.
+        """
         actions: list[e.Action] = []
         for shard, stats in self.stats.items():
             if stats.view != view.id:
@@ -161,7 +164,7 @@ class Shards:
         return actions
 
     def checkpointed(self, versions: tuple[int, ...]) -> None:
-        """There is a newer checkpoint, with this version of each shard."""
+        """There is a newer checkpoint, which has these versions of the shards."""
         self.checkpoint = versions
         self.seen = {shard: max(seen, versions[shard]) for shard, seen in self.seen.items()}
 
@@ -177,5 +180,5 @@ class Shards:
             self.rollback = why
 
     def _end_of(self, shard: int) -> int | None:
-        """The version to end at: ``stop_at``, or the shard's newest version if it has passed ``stop_at``."""
+        """The version to end at: ``stop_at``, or the shard's newest version if the shard has passed ``stop_at``."""
         return None if self.stop_at is None else max(self.stop_at, self.seen[shard])

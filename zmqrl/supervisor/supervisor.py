@@ -1,4 +1,4 @@
-"""The supervisor of a run: carries out what its state machine decides, with processes, sockets and files."""
+"""The supervisor of a run: carries out the decisions of its state machine, with processes, sockets and files."""
 
 import contextlib
 import signal
@@ -40,13 +40,15 @@ COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
 SCORES_FOR_STOP = 50
-MOST_REFUSED = 100  # notices about refused workers: more would flood the screen
+MOST_REFUSED = 100  # number of notices about refused workers: more would flood the screen
 
 
 class Supervisor:
-    """One session of a run, from its first checkpoint to its last. ``interrupts`` counts the user's requests to end."""
+    """One session of a run, from its first checkpoint to its last. ``interrupts`` counts the user's requests to end the
+    run.
+    """
 
-    control: ShardControl  # set once the shards are up
+    control: ShardControl  # exists once the shards are up
 
     def __init__(
         self,
@@ -89,10 +91,10 @@ class Supervisor:
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
         self.exporter, self.exported_at = exporter, 0.0
         self.reports_closed = self.saved = False
-        self.refused: set[str] = set()  # the reasons for refusals that the user has seen
+        self.refused: set[str] = set()  # the reasons for refused workers that the user has seen
         self.interrupts = 0
         self.asked_to_end: set[int] = set()  # the signals that requested the end
-        self.reason: e.Reason | None = None  # to stop
+        self.reason: e.Reason | None = None  # the reason to stop
         self._actions: deque[e.Action] = deque()
         self._lines = Folding()
         self._turned_at = time.monotonic()
@@ -102,7 +104,7 @@ class Supervisor:
     def run(self) -> e.Reason:
         """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when the run fails."""
         reason: e.Reason = "failed"
-        with contextlib.ExitStack() as at_the_end:  # closes everything in reverse order, even if a part fails
+        with contextlib.ExitStack() as at_the_end:  # closes all parts in reverse order, even if one fails to close
             at_the_end.callback(self._set_aside)
             at_the_end.callback(self.followers.close)
             at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
@@ -116,7 +118,7 @@ class Supervisor:
                 while self.reason is None:
                     self._turn()
                 self._finish(self.reason)
-                if why := self.shards.failure():  # the last version may be the one that fails
+                if why := self.shards.failure():  # a shard can fail at the very last version
                     raise ClusterError(why)
                 reason = self.reason
                 self._let_leave()
@@ -128,7 +130,7 @@ class Supervisor:
                 raise
             except Exception as error:
                 self._save_what_is_left()
-                with contextlib.suppress(ClusterError):  # the run has failed already, for another reason
+                with contextlib.suppress(ClusterError):  # the run has already failed for another reason
                     self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
                 first = self.machine.processes.first_death
                 if first is None or not isinstance(error, ClusterError):
@@ -161,7 +163,7 @@ class Supervisor:
             time.sleep(0.01)
 
     def _connect(self) -> None:
-        """Connect to the shards, which are up now. Send the workers and the followers their jobs."""
+        """Connect to the shards, which are up now. Send each worker and each follower its job."""
         for old in (self.directory.summary, self.directory.trace):  # out of date from here on
             old.unlink(missing_ok=True)
         endpoints = [self.endpoints[shard]["control"] for shard in self.shards.numbers]
@@ -180,7 +182,7 @@ class Supervisor:
                 self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
 
     def _bring_histories(self) -> None:
-        """Copy each history to the host of its shard. In an earlier session, another host may have had it."""
+        """Copy each history to the host of its shard. In an earlier session, the shard may have run on another host."""
         begun = self.checkpoint.version > 0
         if begun and (away := self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)):
             raise ClusterError(f"cannot copy the histories of the run from {', '.join(away)}.")
@@ -190,7 +192,7 @@ class Supervisor:
             self.files.put_history(shard)
 
     def _mend_history(self, path: Path, version: int) -> None:
-        """Report what is wrong with a history before it is copied to the host of its shard."""
+        """Check a history before it is copied to the host of its shard, and report what is wrong."""
         history = History(path)
         if (last := history.last_version or 0) < version:
             history.news.append(f"{path}: the lines of versions {last + 1} to {version} are missing")
@@ -212,7 +214,7 @@ class Supervisor:
         now = time.monotonic()
         self.faults.step(now)
         self.files.step(now)
-        if now - self._turned_at >= LATE_S:  # this process was suspended, so the shards' messages are old
+        if now - self._turned_at >= LATE_S:  # this process was suspended, so messages of the shards are old
             self.progress.put_off(now)
         elif self.progress.due(now):
             self._take_in_stats()
@@ -361,7 +363,7 @@ class Supervisor:
                 self.console.notice(refusal(error, self.directory.cluster))
 
     def _show_stall(self, stall: Stall, tell: bool) -> None:
-        with contextlib.suppress(OSError):  # a full disk, which is reported elsewhere
+        with contextlib.suppress(OSError):  # another part reports a full disk
             write_json(self.directory.stalled, stall.to_json())
         if tell:
             self.console.notice(stall.sentence())
@@ -381,7 +383,7 @@ class Supervisor:
         self.launcher.tell(process, message)
 
     def worked(self, process: ProcessId) -> None:
-        """Forget the earlier deaths of a process, because it has done its work."""
+        """Forget the earlier deaths of a process, because the process has done its work."""
         self._feed(e.ProcessWorked(process))
 
     def _task(self, process: ProcessId) -> Task:
@@ -399,7 +401,7 @@ class Supervisor:
     # checkpoints
 
     def _load(self, load: e.Load) -> None:
-        """Make all shards load the newest checkpoint: at the start, and when a shard has lost its state."""
+        """Make all shards load the newest checkpoint: at the start, and after a shard has lost its state."""
         checkpoint, view = self.checkpoint, load.view
         try:
             for shard in self.shards.numbers:
@@ -428,10 +430,12 @@ class Supervisor:
     # the end
 
     def _finish(self, reason: e.Reason) -> None:
-        """Stop all shards and write their last versions as a checkpoint. Restart a shard that dies meanwhile."""
+        """Stop all shards, and write a checkpoint of their last versions. Restart a shard that dies while the others
+        stop.
+        """
         self.console.notice(f"stopping ({reason}): writing a checkpoint")
-        self.reports_closed = reason == "stop_score"  # games that end from now on do not cancel the reason
-        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # waiting actions of these types are out of date
+        self.reports_closed = reason == "stop_score"  # the scores of later games do not change the reason
+        over = e.Fail | e.Stop | e.Load | e.TakeCheckpoint  # actions of these types in the queue are out of date
         self._actions = deque(action for action in self._actions if not isinstance(action, over))
         self._feed(e.Ending())
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
@@ -461,13 +465,13 @@ class Supervisor:
 
     def _write_summary(self, reason: e.Reason) -> None:
         if not self.is_connected and self.directory.summary.exists():
-            return  # nothing has changed since the earlier session, which wrote the summary
+            return  # nothing is new since the earlier session, which wrote the summary
         try:
             write_summary(self.directory.summary, reason, self.config, self.checkpoint)
         except UnwritableError as error:
             if reason != "failed":
                 raise
-            self.console.notice(str(error))  # the final message must be about the first failure
+            self.console.notice(str(error))  # the exit message must be about the first failure
 
     def _set_aside(self) -> None:
         """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""
@@ -480,8 +484,8 @@ class Supervisor:
             )
 
     def _save_what_is_left(self) -> None:
-        """After a failure, write the version that the shards still hold as a checkpoint, if they answer."""
-        if self.saved or self.machine.state == "ending":  # their STATS lag behind
+        """After a failure, write a checkpoint of the version that the shards still hold, if the shards answer."""
+        if self.saved or self.machine.state == "ending":  # the known STATS of the shards are out of date
             return
         with contextlib.suppress(ClusterError, AssertionError):  # the known state may be out of date
             if self.shards.ready:
@@ -493,14 +497,16 @@ class Supervisor:
             return
         try:
             self._finish("failed")
-        except Exception as error:  # it must not hide the first error
+        except Exception as error:  # this error must not hide the first error
             self.console.notice(f"no checkpoint could be written: {error}")
 
     def _end_histories(self) -> None:
-        """Cut the histories off at the last checkpoint. A shard may have made one more version, which nothing uses."""
+        """Cut off the histories after the last checkpoint. A shard may have made one more version, which is not
+        used.
+        """
         for shard in self.shards.numbers if self.saved else ():
             path = self.directory.history(shard)
-            with contextlib.suppress(ClusterError, OSError):  # the run has ended; a longer history does no harm
+            with contextlib.suppress(ClusterError, OSError):  # the run has ended, and a longer history does no harm
                 if path.exists():
                     history = History(path)
                     history.rewind(self.checkpoint.version_of(shard), self.shards.generation + 1)

@@ -1,4 +1,4 @@
-"""``zmqrl check-history``: check that the histories of a run are complete and agree with each other and its summary."""
+"""``zmqrl check-history``: check that a run's histories are complete, and agree with each other and the summary."""
 
 import itertools
 import sys
@@ -33,12 +33,15 @@ class Options:
     """Print one JSON object."""
 
 
-COUNTED = {"late", "duplicate", "rejected", "crc32"}  # the other keys are checked below
+COUNTED = {"late", "duplicate", "rejected", "crc32"}  # other methods check the other keys
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a history: how its version was made. ``number`` counts from 1. ``made_at``: the progress of the run."""
+    """A line of a history, which tells how one version was made.
+
+    ``number`` is the number of the line, from 1. ``made_at`` is the progress of the run at that version.
+    """
 
     number: int
     version: int
@@ -51,13 +54,13 @@ class Line:
 
     @classmethod
     def read(cls, number: int, raw: bytes) -> Self | None:
-        """Parse ``raw``. Returns None if it is not a valid line."""
+        """Parse ``raw``. Returns None if ``raw`` is not a valid line."""
         found = parse_line(raw)
         if found is None or not found.keys() >= COUNTED:
             return None
         version, view, quorum, ranks = (found.get(name, -1) for name in ("version", "view", "quorum", "ranks"))
-        generation = found.get("generation", 0)  # lines of older versions lack it
-        made_at = found.get("made_at", 0)  # only if schedules follow progress
+        generation = found.get("generation", 0)  # lines that an older zmqrl wrote lack this key
+        made_at = found.get("made_at", 0)  # missing unless schedules follow the progress of the run
         if not isinstance(ranks, list) or not version:
             return None
         if any(type(each) is not int or each < 0 for each in (version, generation, view, quorum, made_at, *ranks)):
@@ -82,7 +85,9 @@ def run(options: Options) -> int:
 
 
 def check(path: Path) -> dict[str, Any]:
-    """Plain data: ``shards``, ``versions`` that every shard made, and ``violations``, one sentence each.
+    """Plain data: the number of ``shards``, the number of ``versions`` that every shard made, and the ``violations``.
+
+    Each violation is one sentence.
 
     Raises UsageError when ``path`` is not a run directory.
     """
@@ -92,7 +97,7 @@ def check(path: Path) -> dict[str, Any]:
         raise not_a_run(path)
     if type(settings.get("shards")) is not int:
         raise UsageError(f"{directory.config} is damaged: shards is not a number; restore it, or use another run.")
-    # If a run could not end properly, its summary describes its last checkpoint, which its shards had passed.
+    # If a run did not end properly, its summary describes its last checkpoint, but its shards had made later versions.
     ended = None if directory.left.exists() else read_object(directory.summary, SUMMARY, "remove it")
     histories: dict[int, list[Line]] = {}
     violations: list[str] = []
@@ -123,7 +128,7 @@ def check(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[list[Line], list[int]]:
-    """The valid lines, and the numbers of the invalid ones. An unfinished last line is ignored."""
+    """The valid lines, and the line numbers of the invalid lines. An unfinished last line is ignored."""
     try:
         whole = path.read_bytes().split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
@@ -166,10 +171,10 @@ def _faults(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Versions with fewer contributions than their view requires.
+    """Report versions with fewer contributions than their view requires.
 
-    The required number is the one that most versions of the view have. The first version of a view on each shard does
-    not count: when a view lowers the quorum, more contributions may already have arrived.
+    The required number is the most frequent number of contributions among the versions of the view. The count omits the
+    first version of a view on each shard: more contributions than a lower quorum needs may already have arrived.
     """
     counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
     for lines in histories.values():
@@ -191,7 +196,7 @@ def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
 
 
 def _unequal_progress(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Report versions that shards made for different progress of the run."""
+    """Report versions for which the histories of the shards state different progress of the run."""
     seen: dict[tuple[int, int], tuple[int, int]] = {}
     for shard, lines in histories.items():
         for line in lines:

@@ -1,4 +1,4 @@
-"""``zmqrl doctor``: check all hosts, and every route between them, before a run starts there."""
+"""``zmqrl doctor``: check all hosts of a run, and every route between these hosts, before the run starts."""
 
 import contextlib
 import dataclasses
@@ -133,7 +133,7 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route. If there are many, only for the failed and the slowest ones."""
+    """A line for each route. If there are many routes, the table has only the failed and the slowest ones."""
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("from", "to", "address", "round trip", "bandwidth"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")

@@ -1,4 +1,4 @@
-"""The state of a run, seen from another terminal: whether it is alive, and what a dead run left on its hosts."""
+"""The state of a run, seen from another terminal: whether the run is alive, and what a dead run left on its hosts."""
 
 import json
 import socket as host_socket
@@ -21,14 +21,18 @@ MOST_AT_A_TIME = 16  # hosts that are asked in parallel
 
 @dataclass(frozen=True, slots=True)
 class Living:
-    """``cluster`` is the content of ``cluster.json``, or of ``left.json`` after a kill. None: the run has ended."""
+    """What the run directory says about a run.
+
+    ``cluster`` is the content of ``cluster.json``, or of ``left.json`` if the run was killed. It is None if the run has
+    ended.
+    """
 
     directory: RunDirectory
     cluster: dict[str, Any] | None
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError when it is not one."""
+        """Read the run directory ``path``. Raises UsageError when ``path`` is not a run directory."""
         directory = RunDirectory(path)
         if not directory.config.is_file():
             raise not_a_run(path)
@@ -43,12 +47,12 @@ class Living:
         return cls(directory, None)
 
     def is_alive(self) -> bool:
-        """Whether its supervisor is alive."""
+        """Whether the supervisor of the run is alive."""
         return self.directory.in_use()
 
     @property
     def is_here(self) -> bool:
-        """Whether its supervisor is or was on this machine."""
+        """Whether the supervisor of the run is on this machine, or was before it died."""
         return self.cluster is not None and bool(self.cluster["supervisor"]["host"] == host_socket.gethostname())
 
     def processes(self) -> list[tuple[ProcessId, str, int | None]]:
@@ -61,21 +65,21 @@ class Living:
         ]
 
     def stall(self) -> Stall | None:
-        """The version that has stalled, as the supervisor last wrote it. None if there is no stall."""
+        """The stall of a version, as the supervisor last wrote it. None if no version has stalled."""
         try:
             return Stall.from_json(json.loads(self.directory.stalled.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def hosts(self) -> dict[str, Seen | str]:
-        """The answer of each host of a run, or the reason why there is none."""
+        """For each host of a run, its answer, or the reason why it gave no answer."""
         links = [Link.from_dict(data) for data in (self.cluster or {}).get("hosts", [])]
         with ThreadPoolExecutor(max(1, min(len(links), MOST_AT_A_TIME))) as pool:
             return dict(zip([link.host for link in links], pool.map(_look, links), strict=True))
 
 
 def state_of(host: str, pid: int | None) -> str | None:
-    """The state of a process from ``/proc``: a state of ``Sight``, or ``gone``. None on another host."""
+    """The state of a process from ``/proc``: a state of ``Sight``, or ``gone``. None if ``host`` is not this host."""
     if pid is None or host != host_socket.gethostname():
         return None
     sight = inspection.look(pid)

@@ -69,7 +69,7 @@ def run(options: Options) -> int:
 
 
 def _logs(directory: RunDirectory) -> dict[str, Path]:
-    """The logs that exist now, by the name of the process."""
+    """Maps the name of each process whose log exists now to the path of that log."""
     logs = {path.stem: path for path in (directory.path / "logs").glob("*.log")}
     return {name: logs[name] for name in sorted(logs, key=by_number)}
 
@@ -83,7 +83,7 @@ class Reader:
         self._at = sum(len(line) + 1 for line in whole[: max(0, len(whole) - tail)])
 
     def lines(self) -> list[str]:
-        """The complete lines since the last call."""
+        """The lines that were completed since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._at)
             whole = file.read().rpartition(b"\n")[0]

@@ -122,7 +122,7 @@ def is_asynchronous(path: Path) -> bool:
 
 
 def check_ranks(path: Path, ranks: Sequence[int]) -> None:
-    """Raise UsageError if the run has no what-if, or lacks one of ``ranks``."""
+    """Raise UsageError if zmqrl can make no predictions for the run, or if the run lacks one of ``ranks``."""
     settings = RunRecord.read(path).settings
     if settings.get("mode") == "async":
         raise UsageError(f"--without {ranks[0]}: {path} is asynchronous and has no what-if.")
@@ -197,7 +197,7 @@ def share(text: str) -> float:
 
 
 def read(path: Path) -> Recording:
-    """The recording of a run. Raises UsageError when there is none."""
+    """The recording of a run. Raises UsageError when the run has no recording."""
     directory = RunDirectory(path)
     if not directory.config.exists():
         raise not_a_run(path)
@@ -214,9 +214,9 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """The recording of a running run over ``seconds`` from now on. Raises UsageError when it is not running.
+    """The recording of a running run over ``seconds`` from now on. Raises UsageError when the run is not running.
 
-    Processes write at intervals, so that the recording begins and ends up to ``FLUSH_EVERY_S`` seconds later.
+    Processes write at intervals. So the recording can start and stop as much as ``FLUSH_EVERY_S`` seconds late.
     """
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds {seconds:g}: choose a time above 0.")
@@ -224,13 +224,13 @@ def watch(path: Path, seconds: float) -> Recording:
     if not directory.in_use():
         raise UsageError(f"{path} is not running: leave out --seconds to see all that it recorded.")
     before = newest_version(directory.profile)
-    time.sleep(seconds + FLUSH_EVERY_S)  # until the slowest process has written what it recorded meanwhile
+    time.sleep(seconds + FLUSH_EVERY_S)  # every process has written its rows by then
     return read(path).last(seconds).after(before)
 
 
 @contextlib.contextmanager
 def _written(file: Path) -> Iterator[None]:
-    """Turn the error of a file that cannot be written into a UsageError."""
+    """Raise a UsageError in place of the OSError if ``file`` cannot be written."""
     try:
         yield
     except OSError as error:

@@ -46,7 +46,7 @@ def status(path: Path) -> dict[str, Any]:
     """The state of a run as plain data. ``state``: running, ended, or killed (the supervisor died before the end).
 
     ``stalled``: the version that has stalled, and the processes that it waits for, as in ``stalled.json``. The
-    ``state`` of a process is null on other machines.
+    ``state`` of a process on another machine is null.
     """
     living, record = Living.read(path), RunRecord.read(path)
     last = record.rows[-1] if record.rows else {}
@@ -72,7 +72,7 @@ def _plain(answer: Seen | str) -> dict[str, Any] | str:
 
 
 def _told(state: str | None) -> str:
-    """The state of a process, if a user should know it."""
+    """The state of a process in words, after a comma. Empty for a state that is normal."""
     words = "gone" if state == "gone" else STATES_TOLD.get(state or "")
     return f", {words}" if words else ""
 

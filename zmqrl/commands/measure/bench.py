@@ -1,4 +1,4 @@
-"""``zmqrl bench``: measurements of this machine, each a command of its own."""
+"""``zmqrl bench``: measurements of this machine. Each measurement is a separate command."""
 
 import importlib
 import sys

@@ -24,7 +24,7 @@ from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
 from zmqrl.words import counted
 
-# The parameters of the networks narrow, small and nature for Breakout.
+# The numbers of parameters of the networks narrow, small and nature for Breakout.
 PARAMETERS = (480_165, 677_429, 1_686_693)
 
 
@@ -128,7 +128,7 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM end the block cleanly, so that no files stay behind."""
+    """Make SIGTERM end the block as an exception would, so that no temporary files stay behind."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

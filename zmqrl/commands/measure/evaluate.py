@@ -78,9 +78,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play the game of each seed, ``threads`` games in parallel. Returns the result as ``--json`` prints it.
 
-    ``on_game`` gets the last turn of each game at its end. ``ci95`` is the percentile bootstrap of the mean (Efron and
-    Tibshirani 1993, chapter 13) with a fixed seed. ``cut_off`` counts the games that a time limit ended. Their scores
-    count like all others.
+    ``on_game`` gets the last turn of each game when that game ends. ``ci95`` is the percentile bootstrap of the mean
+    (Efron and Tibshirani 1993, chapter 13) with a fixed seed. ``cut_off`` counts the games that a time limit ended. The
+    scores of these games count like all others.
     """
     games = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
     scores = [game.score for game in games]
@@ -109,7 +109,7 @@ def evaluate(
 def play_games(
     policy: Policy, seeds: Sequence[int], *, greedy: bool, threads: int, on_game: Callable[[Turn], None]
 ) -> list[Turn]:
-    """The last turn of the game of each seed, in the order of ``seeds``.
+    """Play one game per seed. Returns the last turn of each game, in the order of ``seeds``.
 
     Each thread plays one game at a time, because batches of frames are hardly faster than single frames in float64.
     """
@@ -126,7 +126,7 @@ def play_games(
         games = [pool.submit(play, seed) for seed in seeds]
         try:
             playing: set[Future[Turn]] = set(games)
-            while playing:  # wait briefly, because a signal that comes just before a wait does not end it
+            while playing:  # wait briefly, because a signal just before a wait does not end that wait
                 over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
                 for game in over:
                     on_game(game.result())
@@ -137,13 +137,13 @@ def play_games(
 
 
 def main() -> None:
-    """Evaluate checkpoints of a run, each time the newest one that the supervisor has named."""
+    """Evaluate checkpoints of a run: after each evaluation, the newest checkpoint that the supervisor has named."""
     job = read_job(signal.SIGKILL)
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
     told = Messages()
     while True:
         version = told.get()["version"]
-        while not told.empty():  # skip to the newest one
+        while not told.empty():  # skip to the newest message
             version = told.get()["version"]
         log.info("evaluating version %d", version)
         try:
@@ -156,7 +156,7 @@ def main() -> None:
 
 
 class _Progress:
-    """A line on a terminal that shows the progress of the games. Without a terminal, it prints nothing."""
+    """Shows the progress of the games in a line on a terminal. Without a terminal, this class prints nothing."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes

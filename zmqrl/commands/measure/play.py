@@ -1,4 +1,4 @@
-"""One full game of a policy. It depends only on its seed and on the policy."""
+"""One full game of a policy. Only the seed and the policy affect the game."""
 
 import dataclasses
 from collections.abc import Generator
@@ -10,16 +10,16 @@ import torch
 from zmqrl.learner.envs import EnvConfig, make_envs
 from zmqrl.policy import Policy
 
-LONGEST = 100_000  # agent steps: some environments have no time limit
-ACTIONS = 1  # second part of the seed for actions, so that it differs from the game's seed
+LONGEST = 100_000  # limit in agent steps, because some environments have no time limit
+ACTIONS = 1  # second part of the seed for actions, so that this seed differs from the game's seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One agent step of a game: the ``action`` that the policy took on ``observation`` (*shape), and its result.
 
-    ``score`` is the sum of the true rewards so far. ``over``: the game has ended. ``cut_off``: a time limit ended it,
-    that of the environment or that of zmqrl.
+    ``score`` is the sum of the true rewards so far. ``over``: the game has ended. ``cut_off``: a time limit of the
+    environment or of zmqrl ended the game.
     """
 
     observation: np.ndarray = field(compare=False)
@@ -35,7 +35,7 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
     """Play the game of ``seed`` over all lives, turn by turn.
 
     Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
-    close the generator. This sets torch to one thread. Raises UsageError when a custom environment fails.
+    close the generator. The call sets torch to one thread. Raises UsageError when a custom environment fails.
     """
     torch.set_num_threads(1)  # with a batch of one, more threads would only wait for each other
     rng = np.random.default_rng((seed, ACTIONS))

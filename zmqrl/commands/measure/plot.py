@@ -71,7 +71,7 @@ def run(options: Options) -> int:
 
 
 def chosen_panels(words: Sequence[str]) -> list[str]:
-    """The panel names in ``words``, which may also contain commas. Without words: all. Raises UsageError."""
+    """The panel names in ``words``, where commas can join names. Without words: all. Raises UsageError."""
     names = [name for word in words for name in word.split(",") if name]
     for name in names:
         if name not in PANELS:
@@ -102,8 +102,8 @@ def write_picture(groups: Sequence[Group], x_axes: Sequence[XAxis], panels: Sequ
 def layout(panels: Sequence[str], x_axes: Sequence[XAxis]) -> list[list[tuple[str, XAxis]]]:
     """The panel and the x-axis of each cell of the picture, by rows.
 
-    Two x-axes are side by side. With one x-axis, the panels fill two columns. If their number is odd, the first panel
-    has its own row.
+    Two x-axes are side by side. With one x-axis, the panels fill two columns. If the number of panels is odd, the first
+    panel has its own row.
     """
     if len(x_axes) > 1:
         return [[(panel, x) for x in x_axes] for panel in panels]
@@ -143,7 +143,7 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """Agent steps per second of all workers, over about half a minute."""
+    """Agent steps per second of all workers together, averaged over about half a minute."""
     _draw_curves(axes, groups, x, lambda run: run.column("agent_steps_per_s"))
     _from_zero(axes)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -151,7 +151,9 @@ def draw_throughput(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """Outcomes of contributions. One group: the share of each outcome. Several groups: only the share not used."""
+    """Outcomes of contributions. One group: the share of each outcome. Several groups: only the share of contributions
+    that were not used.
+    """
     if len(groups) > 1:
         _draw_curves(axes, groups, x, lambda run: 100 - outcome_shares(run)["used"])
         _from_zero(axes)
@@ -178,7 +180,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
 
 
 def draw_policy_lag(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
-    """The policy lag in versions: its mean, and its range if that is known."""
+    """The mean policy lag in versions, with the range of the policy lag if the range is known."""
     _draw_curves(
         axes,
         groups,
@@ -226,7 +228,8 @@ def _draw_curves(
     of_gradients: bool = False,
     extremes: tuple[_Column, _Column] | None = None,
 ) -> None:
-    """A curve for each group with its spread, or with the band between ``extremes`` if the runs have them.
+    """A curve for each group. The band shows the spread, or the range between ``extremes`` if the runs have these
+    columns.
 
     ``of_gradients``: each value is a mean over the gradients of its row.
     """
@@ -235,7 +238,7 @@ def _draw_curves(
     for group, line in _looks(groups):
         gradients = [run.column("gradients") for run in group.runs] if of_gradients else None
         found = curve([(_xs(run, x), column(run)) for run in group.runs], gradients)
-        single = len(found.x) == 1  # a line would be invisible, and the edge would clip the point
+        single = len(found.x) == 1  # a line of one point is invisible, and the edge would clip the point
         axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **line)
         for beyond in found.beyond:
             axes.plot(*beyond, **(line | {"linewidth": 0.8, "alpha": 0.6}))
@@ -297,7 +300,7 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _draw_title(figure: Figure, groups: Sequence[Group], columns: int) -> None:
-    """A title: what the runs have in common and what the bands mean. With several groups, also a legend."""
+    """Draw a title: what the runs have in common and what the bands mean. With several groups, also draw a legend."""
     runs = [run for group in groups for run in group.runs]
     common = [runs[0].settings.get(name) for name in ("recipe", "env") if len(_values(runs, name)) == 1]
     words = [str(word) for word in common if word is not None]

@@ -31,7 +31,8 @@ ENOUGH_TO_FAIL_BYTES = 1 << 16
 OPENED_WITHIN_S = 60.0
 SHORTEST_MS = 20  # duration of a gif frame: browsers show shorter frames for a tenth of a second
 
-# Otherwise imageio forks while the emulator's threads run, and Ctrl-C does not reach the process group of ffmpeg.
+# Without this setting, imageio forks while the emulator's threads run. Ctrl-C does not reach the process group of
+# ffmpeg.
 os.environ["IMAGEIO_FFMPEG_NO_PREVENT_SIGINT"] = "1"
 
 
@@ -67,7 +68,7 @@ def run(options: Options) -> int:
     require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
     require(0 < seconds < 86_400, f"--seconds {seconds:g}: a number above 0 and below 86400 (a day) is required.")
     require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
-    here = Path.cwd()  # the user's code may change it
+    here = Path.cwd()  # the user's code may change the working directory
     with prints_to_stderr():
         policy = load_policy(options.run, options.checkpoint)
         path = options.output or video_path(options.run, policy)
@@ -127,7 +128,7 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
 
 
 def _is_same(turn: Turn, before: Shown, shown: Shown) -> bool:
-    """Whether the picture shows the ``turn`` of the game that the policy plays."""
+    """Whether the picture shows the same ``turn`` as the game that the policy plays."""
     is_seen = before.observation is None or np.array_equal(before.observation, turn.observation)
     return is_seen and float(np.float32(shown.reward)) == turn.reward and shown.over == turn.over
 
@@ -150,13 +151,13 @@ def main() -> None:
 
 
 class _Video:
-    """An unfinished video, enlarged by an integer factor so that it stays sharp."""
+    """A video while it is being written. The picture is enlarged by an integer factor, so that it stays sharp."""
 
     def __init__(self, path: Path, frames_per_s: float, height: int) -> None:
         path.touch()  # raises a clearer error than ffmpeg
         self.frames = 0
         self._path, self._scale = path, max(1, HEIGHT // height)
-        self._gif = io.BytesIO()  # a writer that fails on a full disk would try again when it is deleted
+        self._gif = io.BytesIO()  # on a full disk, a writer to the file would fail again when it is garbage-collected
         if path.suffix == ".gif":
             duration_ms = max(SHORTEST_MS, 1000 / frames_per_s)
             self._writer = imageio.get_writer(self._gif, format="GIF", duration=duration_ms, loop=0)
@@ -183,7 +184,7 @@ class _Video:
         if self._path.suffix == ".gif":
             self._path.write_bytes(self._gif.getvalue())
             return
-        # The writer hides the exit status of ffmpeg. When ffmpeg failed, the file cannot be opened.
+        # The writer hides the exit status of ffmpeg. If ffmpeg failed, the file cannot be opened.
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "quiet", "-i", str(self._path), "-t", "0", "-f", "null", "-"]
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
             with self._path.open("ab") as file:
@@ -193,7 +194,7 @@ class _Video:
 
 @contextmanager
 def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
-    """A video that begins with ``first``. It appears at ``path`` complete or not at all."""
+    """A video whose first picture is ``first``. The file appears at ``path`` complete or not at all."""
     unfinished = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def run(options: Options) -> int:
     if not options.live:
         tell_of_loss(scenarios)
     run_one = _live(options.settings) if options.live else simulate
-    with quiet_children():  # otherwise their logs appear on this terminal
+    with quiet_children():  # otherwise the children's logs appear on this terminal
         results = [run_one(scenario) for scenario in scenarios]
     if options.plot is not None:
         draw(results, axes, options.plot)
@@ -138,7 +138,7 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
 def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
     """Tell the user what the recording of a run does not show.
 
-    Without a profile, only mean times are known. Recorded transfers do not answer questions about other ``shards``.
+    Without a profile, only mean times are known. Recorded transfers cannot predict other numbers of ``shards``.
     """
     run = scenario.recorded_run
     if run is None:
@@ -153,7 +153,7 @@ def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
 
 
 def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
-    """Tell the user if losses do not slow down transfers, because these take no time for a round trip."""
+    """Tell the user if lost packets do not slow down transfers, because the scenario has no latency."""
     if any(each.loss and not each.latency for each in scenarios):
         sys.stderr.write("--loss without --latency only adds timeouts: set --latency, so that it also limits rates.\n")
 

@@ -80,7 +80,7 @@ def run(options: Options, config: Config) -> int:
 
 
 def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirectory) -> Deployment:
-    """Connect to all hosts and choose the host of each process. Raises ClusterError that names each failed host."""
+    """Connect to all hosts and choose the host of each process. Raises ClusterError, which names each failed host."""
     reach = options.bring(reach, _say)
     hosts, work = reach.hosts, directory_name(directory, reach.home)
     links = {host.name: reach.link(host, work=work, lease_s=options.lease_s) for host in hosts}
@@ -96,7 +96,7 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
         preflight.Verdict(unknown).check()
         files = Mirror(links, directory, host_of)
         if not config.resume:
-            files.clean(whole=False)  # an earlier run may have left files in a directory of the same name
+            files.clean(whole=False)  # files of an earlier run may be in a directory of this name
         probes = probe_ids(links)
         hosts_of_all = dict(host_of) | {probe: host for host, probe in probes.items()}
         launcher = DaemonLauncher(links, hosts_of_all.__getitem__, files=files)
@@ -121,7 +121,8 @@ def on_hosts(options: Options, reach: Reach, config: Config, directory: RunDirec
 
 
 def directory_name(directory: RunDirectory, home: str) -> str:
-    """The name of this run's directory on every host. It is the same for all sessions of a run, and unique.
+    """The name of this run's directory on every host. All sessions of one run use the same name, and no other run uses
+    that name.
 
     ``home`` is the machine that has the run directory.
     """
@@ -130,7 +131,7 @@ def directory_name(directory: RunDirectory, home: str) -> str:
 
 
 def other_code(up: Up, instead: str) -> str:
-    """A sentence about a host that has other code. It ends with the advice ``instead``."""
+    """A sentence about a host whose code differs from this code. The sentence ends with the advice ``instead``."""
     return f"{OTHER_CODE.format(f'{up.zmqrl}, code {up.code[:8]}', code_hash()[:8])}: {instead}"
 
 
@@ -140,7 +141,11 @@ def _say(text: str) -> None:
 
 
 def _print_plan(options: Options, reach: Reach, config: Config) -> None:
-    """Print a dry run. Contacts no host, so it assumes that a host has as many cores as slots, or as this machine."""
+    """Print a dry run without contact to any host.
+
+    A host is assumed to have as many cores as slots. A host without given slots is assumed to have the cores of this
+    machine.
+    """
     cores = {host.name: reach.cores_given.get(host.name, host.slots or CORES) for host in reach.hosts}
     placement = place_run(config, reach.hosts, cores)
     hosts, first = reach.hosts, list[str]()

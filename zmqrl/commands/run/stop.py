@@ -62,17 +62,19 @@ def run(options: Options) -> int:
 
 
 def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
-    """Signal the supervisor to end the run. Raises UsageError when that is impossible from this machine."""
+    """Signal the supervisor to end the run. Raises UsageError when this machine cannot send the signal."""
     if not living.is_here:
         raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
     try:
         os.kill(supervisor["pid"], signal.SIGTERM)
     except ProcessLookupError:
-        pass  # it has just ended
+        pass  # the supervisor has just ended
     except PermissionError as error:
         raise UsageError(f"{run} belongs to another user: only that user can stop it.") from error
 
 
 def _may_have_processes(answer: Seen | str) -> bool:
-    """Whether a host may still have processes of the run. ``answer`` can be the reason why it gave no answer."""
+    """Whether a host may still have processes of the run. ``answer`` is a text if the host gave no answer: the
+    reason.
+    """
     return not is_over(answer) if isinstance(answer, str) else answer.alive

@@ -1,4 +1,4 @@
-"""``zmqrl train``: a run on this machine. Also reads the settings of any run from its command line."""
+"""``zmqrl train``: a run on this machine. The module also parses the training options of other commands."""
 
 import dataclasses
 import sys
@@ -38,7 +38,9 @@ def command(arguments: list[str]) -> int:
 
 
 def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda config: config) -> Config:
-    """The settings of a ``zmqrl train`` command line, with ``adapt`` applied to its recipe. Raises UsageError."""
+    """The settings of a ``zmqrl train`` command line. ``adapt`` changes the recipe before the options apply. Raises
+    UsageError.
+    """
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
     options = _with_profile_default(arguments[1:] if recipe else arguments)
     if recipe is not None and recipe not in RECIPES:
@@ -56,7 +58,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
     stored = Config.read(resumed.run_dir / "config.json")
     if recipe not in (None, stored.recipe):
         raise UsageError(f"{resumed.run_dir} is a run of recipe {stored.recipe}, not {recipe}.")
-    if any(option.partition("=")[0] == "--straggle" for option in options):  # tyro would append it to the stored one
+    if any(option.partition("=")[0] == "--straggle" for option in options):  # tyro would append to the stored values
         stored = dataclasses.replace(stored, straggle=())
     if resumed.scenario is not None:
         stored = under(dataclasses.replace(stored, straggle=()), resumed.scenario)
@@ -64,7 +66,7 @@ def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda
 
 
 def under(config: Config, path: Path) -> Config:
-    """``config`` with the settings of a scenario file. Prints the settings that it ignores. Raises UsageError."""
+    """``config`` with the settings of a scenario file. Prints the ignored settings. Raises UsageError."""
     scenario, named = Scenario.read_named(path)
     found: dict[str, Any] = {name: getattr(scenario, name) for name in SHARED & named}
     if "compute" in named and scenario.recorded_run is None:
@@ -77,7 +79,7 @@ def under(config: Config, path: Path) -> Config:
 
 
 def _with_profile_default(options: list[str]) -> list[str]:
-    """Add the default number to a ``--profile`` without one."""
+    """Add the default number of versions to a ``--profile`` without a number."""
     completed = []
     for option, following in zip(options, [*options, "--"][1:], strict=True):
         completed.append(option)

@@ -63,7 +63,8 @@ def run(options: Options) -> int:
     with never_waiting():
         log = log_to_stderr("zmqrl.worker")
         log.info("worker %d of run %s, process %d", rank, cluster.run, os.getpid())
-        # The version of the run is known only after joining, so the seed of the games comes from the time.
+        # The worker learns the version of the run only after it has joined, so the seed of the games comes from the
+        # time.
         join(
             cluster,
             config,

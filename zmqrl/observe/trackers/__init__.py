@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from zmqrl.errors import UsageError
 from zmqrl.rundir import RunDirectory
 
-ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that is further behind does not recover
+ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that lags further behind will not catch up
 CLOSE_WITHIN_S: Final = 30.0
 
 
@@ -23,12 +23,12 @@ class Tracker(Protocol):
         """Take ``row`` of ``metrics.jsonl``, at version ``step``."""
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Take the content of ``summary.json`` and finish. None: the run ended without a summary."""
+        """Take ``summary``, the content of ``summary.json``, and finish. None: the run ended without a summary."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracked:
-    """A run: its directory, and its settings as plain data.
+    """A run: the run directory, and the settings as plain data.
 
     ``resumed_at`` is the version that the run resumes from, None for a new run.
     """
@@ -57,7 +57,7 @@ def _wandb(run: Tracked) -> Tracker:
 
 
 class Kind(NamedTuple):
-    """How to make a tracker, and what must be installed for it."""
+    """How to make a tracker, and the packages that it needs."""
 
     make: Callable[[Tracked], Tracker]
     module: str
@@ -75,13 +75,16 @@ def check_installed(names: Iterable[str]) -> None:
     """Raise UsageError for the first tracker in ``names`` that is not installed."""
     for name in names:
         spec = importlib.util.find_spec(KINDS[name].module)
-        # A directory of the same name, such as wandb/, which W&B leaves behind, looks like a package without a file.
+        # A directory with the name of a package looks like a package without a file. W&B, for example, leaves a
+        # directory wandb/ behind.
         if spec is None or spec.origin is None:
             raise UsageError(f"--trackers {name}: not installed; run pip install {KINDS[name].packages}.")
 
 
 class Trackers:
-    """All trackers of a run. When one fails, ``notice`` reports it once, and the run continues without it."""
+    """All trackers of a run. If a tracker fails, ``notice`` reports the failure once, and the run continues without
+    that tracker.
+    """
 
     def __init__(self, names: Iterable[str], run: Tracked, notice: Callable[[str], None]) -> None:
         self._summary = run.directory.summary
@@ -93,7 +96,9 @@ class Trackers:
             feed.put(_Row(row, step))
 
     def close(self, within_s: float) -> None:
-        """Give the summary of the run, if it exists, to all trackers. Wait for them, at most ``within_s``."""
+        """Give the summary of the run, if it exists, to all trackers. Wait at most ``within_s`` until the trackers have
+        closed.
+        """
         try:
             summary = json.loads(self._summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -136,7 +141,7 @@ class _Feed:
             self._error = error
 
     def put(self, item: _Row | _End) -> None:
-        """Give ``item`` to the tracker. Gives up on a tracker that has failed or takes no rows. Never waits."""
+        """Give ``item`` to the tracker. Gives up a tracker that has failed or has stopped taking rows. Never waits."""
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
@@ -144,19 +149,22 @@ class _Feed:
         self._look()
 
     def join(self, deadline: float) -> bool:
-        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether it has closed."""
+        """Wait for the tracker to close, until ``deadline`` on the monotonic clock. Returns whether the tracker has
+        closed.
+        """
         if not self._given_up:
             self._thread.join(max(0.0, deadline - time.monotonic()))
         self._look()
         return not self._thread.is_alive()
 
     def _look(self) -> None:
-        # The tracker's thread only stores its error, because only the thread of the run may draw the console.
+        # The tracker's thread stores an error without a report, because only the thread of the run may draw the
+        # console.
         if self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))
 
     def give_up(self, why: str, *, at_the_end: bool = False) -> None:
-        """Continue without the tracker, and report why, once."""
+        """Continue without the tracker, and report the reason once."""
         if not self._given_up:
             self._given_up = True
             what = f"{self._name} may lack the last rows" if at_the_end else f"the run continues without {self._name}"

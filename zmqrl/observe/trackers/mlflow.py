@@ -26,7 +26,7 @@ class MLflow:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         """``path`` is the run directory. Raises the errors of MLflow, such as MlflowException."""
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the console belongs to the run
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # only the run should write to the console
         server = os.environ.get("MLFLOW_TRACKING_URI")
         self._client = MlflowClient(tracking_uri=server or f"sqlite:///{path / 'mlflow.db'}")
         known = path / "mlflow-run-id"
@@ -50,7 +50,7 @@ class MLflow:
         return str(found.experiment_id if found else self._client.create_experiment(name, artifact_location=artifacts))
 
     def log(self, row: Mapping[str, Any], step: int) -> None:
-        """Write the numbers of ``row`` at version ``step``, under the names of the TensorBoard tracker."""
+        """Write the numbers of ``row`` at version ``step``, under the same names as the TensorBoard tracker."""
         now_ms = int(1000 * time.time())
         metrics = [Metric(name, value, now_ms, step) for name, value in scalars(row)]
         self._client.log_batch(self._run, metrics=metrics)

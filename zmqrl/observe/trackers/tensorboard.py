@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl`` for TensorBoard, in the groups that CleanRL uses."""
+"""The rows of ``metrics.jsonl`` for TensorBoard, in the same groups of charts as in CleanRL."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,8 +35,10 @@ class TensorBoard:
     """Writes the numbers of a row as scalars. The x-axis is the version. Agent steps are a separate chart."""
 
     def __init__(self, directory: Path, *, resumed_at: int | None = None) -> None:
-        """``resumed_at`` hides what an earlier session logged from this version on."""
-        # Imported here, because it takes seconds that other commands do not need.
+        """``resumed_at`` is the version from which a resumed run continues. What an earlier session logged from then on
+        is hidden.
+        """
+        # Imported here, because the import takes seconds, and other commands do not need it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(directory), purge_step=resumed_at, flush_secs=10)
@@ -52,7 +54,7 @@ class TensorBoard:
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """``(tag, value)`` of every number in ``row``: charts/*, contributions/* and time/*, and losses/* for the rest."""
+    """``(tag, value)`` of every number in ``row``: charts/*, contributions/*, time/*, or losses/* for all others."""
     for key, value in row.items():
         if key in _GROUPS:
             yield from ((_GROUPS[key] + name, number) for name, number in value.items())

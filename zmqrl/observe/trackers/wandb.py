@@ -11,19 +11,20 @@ import wandb
 from zmqrl.errors import UsageError
 from zmqrl.observe.trackers.tensorboard import scalars
 
-FINISH_WITHIN_S: Final = 20.0  # the rest stays on disk, for wandb sync
+FINISH_WITHIN_S: Final = 20.0  # rows not sent by then stay on disk, for wandb sync
 
 
 class WandB:
     """One run of Weights & Biases. A resumed run continues its W&B run.
 
-    W&B's environment variables configure it: ``WANDB_MODE``, ``WANDB_PROJECT`` (default: ``zmqrl``), ``WANDB_NAME``...
+    The environment variables of W&B configure the W&B run: ``WANDB_MODE``, ``WANDB_PROJECT`` (default: ``zmqrl``),
+    ``WANDB_NAME``...
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """``path`` is the run directory. Raises UsageError without an API key, else the errors of W&B."""
+        """``path`` is the run directory. Raises UsageError if there is no API key, and the errors of W&B."""
         session = wandb.setup(wandb.Settings(silent=True, console="off", finish_timeout=FINISH_WITHIN_S))
-        # W&B must not ask for a key: the terminal belongs to the run.
+        # W&B must not ask for a key on the terminal, which the run uses.
         if session.settings.mode == "online" and not wandb.login(prompt=False):
             raise UsageError("it has no API key: run wandb login, or set WANDB_MODE=offline.")
         known = path / "wandb-run-id"
@@ -38,7 +39,7 @@ class WandB:
             config=dict(settings),
             allow_val_change=True,
         )
-        # The step of W&B can only grow, but a run that goes back to a checkpoint repeats versions.
+        # The step of W&B must never decrease, but a run that goes back to a checkpoint repeats versions.
         self._run.define_metric("*", step_metric="charts/version")
 
     def log(self, row: Mapping[str, Any], step: int) -> None:

@@ -50,7 +50,7 @@ def without_ignored(scenario: Scenario) -> Scenario:
 class Observed:
     """A live run. ``shard_s`` is the mean time of a shard per version, in seconds by span.
 
-    ``worker_cpu_s`` is the CPU time of all threads of a worker per gradient.
+    ``worker_cpu_s`` is the CPU time per gradient of all threads of a worker together.
     """
 
     result: Result
@@ -70,11 +70,12 @@ def observe(
     address: str = "127.0.0.1",
     workers_through: Sequence[str] = (),
 ) -> Observed:
-    """Run ``scenario`` in real time. It uses the times at which the shards publish, on the clock of this machine.
+    """Run ``scenario`` in real time. The result uses the times at which the shards publish, on the clock of this
+    machine.
 
     The shards listen at ``address``. Workers are started through the command ``workers_through``, such as ``ip netns
-    exec h1``, which can put them behind a network that is slower than loopback. Raises UsageError when the scenario is
-    not valid, ClusterError when a process fails or the run gets stuck.
+    exec h1``, which can put the workers behind a network that is slower than loopback. Raises UsageError when the
+    scenario is not valid, ClusterError when a process fails or the run gets stuck.
     """
     scenario.check()
     times = compute or times_of(without_ignored(scenario))
@@ -113,7 +114,7 @@ def observe(
 
 @dataclass(slots=True)
 class _Sleeper:
-    """A worker process. ``told`` has the counts that the worker reports at its end."""
+    """A worker process. ``told`` has the counts that the worker reports when it ends."""
 
     rank: int
     job: dict[str, Any]
@@ -132,7 +133,9 @@ class _Sleeper:
 def _sleepers(
     scenario: Scenario, times: ComputeTimes, shards: StandaloneShards, through: Sequence[str]
 ) -> Iterator[list[_Sleeper]]:
-    """Start all workers. They import everything before they connect, so that the first versions are not slow."""
+    """Start all workers. The workers import all modules before they connect, so that the first versions are not
+    slow.
+    """
     cluster = {
         "protocol": m.PROTOCOL,
         "run": shards.cluster.run,
@@ -173,12 +176,12 @@ def _wait_ready(sleeper: _Sleeper) -> None:
 
 
 class _Run:
-    """Run from start to end. Processes die and restart as the scenario requires."""
+    """The main loop of a live run. It kills and restarts processes as the scenario requires."""
 
     def __init__(self, scenario: Scenario, shards: StandaloneShards, sleepers: list[_Sleeper]) -> None:
         self.scenario, self.shards, self.sleepers = scenario, shards, sleepers
         self.begun_at = time.monotonic()
-        self.due: list[tuple[float, int, bool]] = []  # when, which failure, whether it is a restart
+        self.due: list[tuple[float, int, bool]] = []  # time, index of the failure, whether to restart
         for number, failure in enumerate(scenario.failures):
             self.due.append((failure.at, number, False))
             if failure.restart_s is not None:
@@ -188,7 +191,7 @@ class _Run:
         self.seen_at = self.asked_at = self.begun_at
 
     def until_the_end(self) -> list[dict[str, Any]]:
-        """Start the workers' loops, and wait until all workers have ended. Returns their counts."""
+        """Start the workers' loops, and wait until all workers have ended. Returns the counts of each worker."""
         for sleeper in self.sleepers:
             sleeper.child.tell({"go": True})
         while waiting := [each for each in self.sleepers if each.told is None and not each.down]:
@@ -237,14 +240,14 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """The recording of a shard: when it published each version, and the seconds in each span."""
+    """The recording of a shard: the time at which it published each version, and the seconds in each span."""
 
     published_at: dict[int, float]
     spans_s: dict[str, float]
 
     @classmethod
     def of(cls, recording: Recording, shard: int) -> "_Shard":
-        """Read the recordings of a shard. A killed shard has not recorded its last seconds."""
+        """Read the recordings of a shard. The recording of a killed shard lacks the last seconds before its death."""
         published_at: dict[int, float] = {}
         spans_s = dict.fromkeys(SHARD_SPANS, 0.0)
         for each in recording.of_role("shard"):
@@ -292,5 +295,5 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
 
 
 def within_s(spans: Iterable[tuple[float, float]], began: float, ended: float) -> float:
-    """The seconds of ``spans``, each from one time to another, that lie between ``began`` and ``ended``."""
+    """The total seconds of ``spans`` between ``began`` and ``ended``. Each span is a start time and an end time."""
     return sum(max(0.0, min(end, ended) - max(start, began)) for start, end in spans)

@@ -1,7 +1,7 @@
-"""A worker that sleeps instead of working, but pulls real weights and pushes real gradients.
+"""A worker that sleeps instead of computing, but pulls real weights and pushes real gradients.
 
-``python -m zmqrl.simulate.live.sleeper`` reads its job from standard input, reports that it is up, and waits for a
-message to begin. At the end it reports its counts.
+``python -m zmqrl.simulate.live.sleeper`` reads its job from standard input, reports that it is up, and waits for the
+message to begin. At the end of the run, the worker reports its counts.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from zmqrl.process import Messages, log_to_stderr, read_job, say
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 
-LOOK_S = 0.001  # a worker that drops late work checks this often whether it is late
+LOOK_S = 0.001  # a worker that drops late work checks this often whether its work is late
 
 
 @dataclasses.dataclass(slots=True)
@@ -29,9 +29,10 @@ class Counts:
 
 
 def work(connection: Connection, job: dict[str, Any]) -> tuple[Counts, list[tuple[float, float]]]:
-    """Contribute until the run ends, as ``zmqrl.worker.work`` does, but sleep.
+    """Contribute until the run ends, as ``zmqrl.worker.work`` does, but sleep instead of computing.
 
-    Also returns when each wait for weights began and ended, in seconds of ``time.monotonic``. Raises ClusterError.
+    Returns the counts, and the start and end of each wait for weights in seconds of ``time.monotonic``. Raises
+    ClusterError.
     """
     gradient_s, rollout_s, per_rollout = job["gradient_s"], job["rollout_s"], job["updates_per_rollout"]
     counts, waits = Counts(), list[tuple[float, float]]()
@@ -48,7 +49,7 @@ def work(connection: Connection, job: dict[str, Any]) -> tuple[Counts, list[tupl
         if rollout_s:
             time.sleep(rollout_s[iteration % len(rollout_s)])
             weights = pull(acted - 1)
-            if weights is None:  # the run ended during the rollout, which does not count
+            if weights is None:  # the run ended during the rollout: do not count this rollout
                 break
             counts.rollouts += 1
             iteration = weights.version // per_rollout
@@ -66,7 +67,7 @@ def work(connection: Connection, job: dict[str, Any]) -> tuple[Counts, list[tupl
 
 
 def slept(connection: Connection, seconds: float, version: int, drops: bool) -> bool:
-    """Sleep. Returns False if it was cut short because every shard is past ``version``."""
+    """Sleep. Returns False if the sleep was cut short because every shard is past ``version``."""
     if not drops:
         time.sleep(seconds)
         return True

@@ -19,7 +19,7 @@ class Clock:
         self._stopped = False
 
     def at(self, when: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Make a call at time ``when``, or now if that has passed."""
+        """Make a call at time ``when``, or now if ``when`` has passed."""
         heapq.heappush(self._due, (max(when, self.now), next(self._order), call, arguments))
 
     def after(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> None:
@@ -27,7 +27,7 @@ class Clock:
         heapq.heappush(self._due, (self.now + delay_s, next(self._order), call, arguments))
 
     def run(self) -> None:
-        """Make the calls in the order of their times, until :meth:`stop`."""
+        """Make the calls in the order of their times until :meth:`stop` is called."""
         self._stopped = False
         due = self._due
         while due and not self._stopped:
@@ -51,18 +51,18 @@ class Job:
 class Shared:
     """Processor sharing: all jobs are served at the same rate, at most ``each`` per job and ``capacity`` in total.
 
-    For cores, ``capacity`` is their number, ``each`` is 1, and amounts are in seconds of one core. For a network card,
+    For cores, ``capacity`` is their number, ``each`` is 1, and amounts are in core-seconds. For a network card,
     ``capacity`` and ``each`` are in bytes per second, and amounts in bytes. An infinite ``capacity`` needs a finite
     ``each``.
     """
 
     def __init__(self, clock: Clock, capacity: float, each: float) -> None:
         self._clock, self._capacity, self._each = clock, capacity, each
-        self._jobs: list[tuple[float, int, Job]] = []  # with the value of _service at which each job is done
+        self._jobs: list[tuple[float, int, Job]] = []  # each with the value of _service at which the job is done
         self._order = count()
         self._active = 0
         self._rate = each  # the rate at which each job is served now
-        self._service = 0.0  # the service of a job that has been here from the start
+        self._service = 0.0  # the service that a job has received if it began at the start
         self._served_at = 0.0
         self._wakes_at = math.inf
         self.served = 0.0
@@ -70,7 +70,7 @@ class Shared:
 
     def start(self, amount: float, done: Callable[..., None], *arguments: Any) -> Job:
         """Begin a job. At its end, ``done`` is called."""
-        if not self._active:  # keeps the numbers small, so that they stay exact
+        if not self._active:  # starting at 0 again keeps the numbers small, and so exact
             self._service = 0.0
             self._jobs.clear()
         self._serve(1)
@@ -87,7 +87,7 @@ class Shared:
         self._plan()
 
     def _serve(self, change: int) -> None:
-        """Serve the jobs until now. Then change their number by ``change``."""
+        """Serve the jobs until now. Then change the number of jobs by ``change``."""
         now = self._clock.now
         if self._active:
             self._service += (now - self._served_at) * self._rate
@@ -98,7 +98,7 @@ class Shared:
             self._rate = min(self._each, share)
 
     def _plan(self) -> None:
-        """Schedule a wake-up for the end of the next job. A wake-up that is too early plans another."""
+        """Schedule a wake-up for the end of the next job. A wake-up that is too early schedules another one."""
         jobs = self._jobs
         while jobs and jobs[0][2].cancelled:
             heapq.heappop(jobs)

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from zmqrl.simulate.virtual.worker import SimulatedWorker
     from zmqrl.simulate.virtual.world import World
 
-PAYLOAD: Final = cast("Any", b"")  # nothing reads the numbers
+PAYLOAD: Final = cast("Any", b"")  # nothing reads the numbers in the payload
 MOST_PUSHED = 2  # the high-water mark of PUSH
-MOST_PUBLISHED = 3  # two in the queue of XPUB, and one that is being sent
-REPEAT_S = 20.0  # often enough that a worker never considers the shard dead
+MOST_PUBLISHED = 3  # versions: two in the queue of XPUB, and one that is being sent
+REPEAT_S = 20.0  # so often that a worker never considers the shard dead
 
 
 def is_finite() -> bool:
@@ -24,7 +24,7 @@ def is_finite() -> bool:
 
 
 class Link:
-    """The three socket connections between a worker and a shard.
+    """The connections of three socket pairs between a worker and a shard.
 
     A heartbeat without new information is delivered only every ``REPEAT_S``. More heartbeats would change nothing
     and take up most of a simulation.
@@ -48,16 +48,16 @@ class Link:
     def __init__(self, world: "World", worker: "SimulatedWorker", shard: "SimulatedShard") -> None:
         self.world, self.worker, self.shard = world, worker, shard
         self.up = False
-        self.epoch = 0  # grows when the connection breaks: messages on their way are lost
+        self.epoch = 0  # grows when the connection breaks: messages of an older epoch are lost
         self.peer = b""
         self.pushing = self.publishing = 0
         self.asking = False  # a snapshot was requested and has not arrived
         self.told: tuple[object, ...] = ()
         self.told_at = 0.0
-        self.behind: list[worker_events.PublicationArrived] = []  # held back until the weights being sent have arrived
+        self.behind: list[worker_events.PublicationArrived] = []  # held until the weights on their way have arrived
 
     def connect(self) -> None:
-        """Connect if both processes are alive. The shard sees a new peer."""
+        """Connect if both processes are alive. The shard sees the worker as a new peer."""
         if self.up or not self.worker.alive or not self.shard.alive:
             return
         self.up, self.told = True, ()
@@ -117,7 +117,7 @@ class Link:
     # messages from the shard
 
     def publish_weights(self, event: worker_events.PublicationArrived, told: tuple[object, ...]) -> None:
-        """Send a version, or drop it if the worker has not yet received the previous ones."""
+        """Send a version, or drop it if the worker has not yet received the previous versions."""
         if not self.up or self.publishing >= MOST_PUBLISHED:
             return
         self.publishing += 1
@@ -136,7 +136,9 @@ class Link:
                 self.worker.feed(each)
 
     def publish(self, event: worker_events.PublicationArrived, told: tuple[object, ...] | None) -> None:
-        """Send a publication without payload. ``told``: the contents of a heartbeat, which may be unchanged."""
+        """Send a publication without payload. ``told``: the contents if this is a heartbeat. They may be the same as in
+        the last heartbeat.
+        """
         if not self.up:
             return
         now = self.world.clock.now
@@ -147,7 +149,7 @@ class Link:
         self.world.network.tell(self.shard.host, self.worker.host, self._at_worker, event, self.epoch)
 
     def answer(self, message: m.Message) -> None:
-        """Send a control message to the worker, with the slice if it is a snapshot."""
+        """Send a control message to the worker. If the message is a snapshot, send the slice, too."""
         if not self.up:
             return
         event = worker_events.ControlArrived(self.shard.number, message)

@@ -9,7 +9,7 @@ from zmqrl.simulate.virtual.clock import Clock, Shared
 
 PACKET_BYTES = 1448  # payload of a TCP segment on Ethernet
 TIMEOUT_S = 0.2  # the minimum retransmission timeout of Linux
-TAIL_PACKETS = 3  # only the timeout reveals a loss among the last packets
+TAIL_PACKETS = 3  # if one of the last packets is lost, only the timeout reveals it
 MATHIS = math.sqrt(1.5)
 
 
@@ -24,7 +24,7 @@ class Host:
         self.incoming = Shared(clock, bandwidth, most_each) if finite else None
 
     def work(self, cpu_s: float, done: Callable[..., None], *arguments: Any) -> None:
-        """Use a core for ``cpu_s``. It takes longer if more processes work than there are cores."""
+        """Use a core for ``cpu_s``. This takes longer if more processes work than the host has cores."""
         if self.cores is None:
             self.clock.after(cpu_s, done, *arguments)
         else:
@@ -34,9 +34,9 @@ class Host:
 class Network:
     """Delivers messages.
 
-    Each network card divides its bandwidth evenly between its transfers. A transfer is complete when both network cards
-    have passed all of it. The rate of one transfer is at most 1.22 packets per round trip, divided by the square root
-    of the loss (Mathis et al. 1997, eq. 3). A loss among the last packets costs a timeout.
+    Each network card divides its bandwidth evenly between its transfers. A transfer is complete when all its bytes have
+    passed both network cards. The rate of one transfer is at most 1.22 packets per round trip, divided by the square
+    root of the loss rate (Mathis et al. 1997, eq. 3). A loss among the last packets costs a timeout.
     """
 
     def __init__(self, clock: Clock, *, latency_s: float, loss: float, loopback: float, seed: int) -> None:

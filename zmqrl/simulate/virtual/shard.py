@@ -65,7 +65,7 @@ class SimulatedShard:
         previous = self.slots[0].version if len(self.slots) > 1 else None
         recovered = self.life > 1
         self.feed(e.StateRestored(self.slots[-1], recovered=recovered, previous=previous))
-        if recovered:  # workers can get this version, even if the shard died before publishing it
+        if recovered:  # workers can get this version even if no process of the shard published it
             self.world.published(self.number, self.slots[-1])
         self._tick(self.life)
 
@@ -116,7 +116,7 @@ class SimulatedShard:
                 yield self._pay()
 
     def _pay(self, cpu_s: float = 0.0) -> float:
-        """The CPU time to use now: ``cpu_s``, and what earlier work still owes."""
+        """The CPU time to use now: ``cpu_s``, plus the costs of earlier work that were not yet paid."""
         owed_s, self._owed_s = self._owed_s + cpu_s, 0.0
         return owed_s
 
@@ -161,7 +161,7 @@ class SimulatedShard:
     def _send_next(
         self, waiting: Iterator[Link], event: PublicationArrived, told: tuple[object, ...], life: int
     ) -> None:
-        """The I/O thread sends to one subscriber after another, while the process continues."""
+        """Let the I/O thread send to one subscriber after another while the process continues."""
         link = next(waiting, None)
         if link is not None and life == self.life:
             self.busy_s += self.costs.send_s

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 RESTART_S = 1.0  # time until a process that has given up restarts
 POLL_S = 0.05  # the connection checks its timers this often
-# Real workers send a PING every second. In a simulation, the answers to PING only keep a shard from seeming silent.
+# Real workers send a PING every second. In a simulation, PING has one purpose: its answers show that a shard is not
+# silent.
 TIMING = WorkerTiming(ping_s=10.0, stall_notice_s=float("inf"))
 
 
@@ -30,7 +31,9 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Work for ``cpu_s`` and ``idle_s``. The result is ``on``, the version of this work; None if it was dropped."""
+    """Work for ``cpu_s`` and ``idle_s``. The result is ``on``, the version of this work, or None if the work was
+    dropped.
+    """
 
     cpu_s: float
     idle_s: float
@@ -50,9 +53,9 @@ class SimulatedWorker:
         self.alive = False
         self.agent_steps = 0.0
         self.abandoned = self.abandoned_rollouts = 0
-        self.skipped = self.resent = 0  # by earlier processes of this rank
+        self.skipped = self.resent = 0  # counts of earlier processes of this rank
         self.waiting_s = 0.0
-        self.cpu_s = self.queued_s = 0.0  # time on a core, and additional time because others share the cores
+        self.cpu_s = self.queued_s = 0.0  # time on a core, and extra time because others share the cores
         self._factor, self._sleep_s = world.scenario.slowness(rank)
         self._state: Literal["pulling", "computing", "ended"] = "ended"
         self._life = 0
@@ -101,7 +104,7 @@ class SimulatedWorker:
 
     @property
     def computes(self) -> bool:
-        """Whether the worker is computing, and so will continue."""
+        """Whether the worker is computing. If so, it will continue without a message."""
         return self._state == "computing"
 
     def totals(self) -> tuple[int, int]:
@@ -146,7 +149,7 @@ class SimulatedWorker:
         return Compute(self._factor * cpu_s, self._factor * idle_s + sleep_s, on, drops)
 
     def _go_on(self, answer: e.Assembled | None) -> None:
-        """Take the next step. This method is called again when the step ends."""
+        """Take the next step. The method is called again when that step ends."""
         try:
             step = self._work.send(answer)
         except StopIteration:
@@ -170,7 +173,7 @@ class SimulatedWorker:
         self.world.clock.after(step.idle_s, self._computed, step)
 
     def _computed(self, step: Compute) -> None:
-        if step is self._computing:  # else it was dropped
+        if step is self._computing:  # else the step was dropped
             self._computing = None
             if not self.world.times.rollout:
                 self.agent_steps += self.world.steps_per_gradient

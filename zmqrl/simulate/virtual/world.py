@@ -1,4 +1,4 @@
-"""The simulation: hosts, processes and connections, from the start to the last version."""
+"""The simulation of a run from its start to its last version: hosts, processes and connections."""
 
 import gc
 import math
@@ -57,7 +57,7 @@ class World:
         self.made_at: list[list[float]] = [[] for _ in range(scenario.shards)]
         self.begun_at = math.inf
         self._progressed_at = 0.0
-        self._to_come = 0  # failures and restarts
+        self._to_come = 0  # number of failures and restarts still to come
         self.shards = [
             SimulatedShard(self, number, self.hosts[host], payload_bytes(scenario.codec, layout.slices[number].count))
             for number, host in enumerate(of_shard)
@@ -72,7 +72,7 @@ class World:
             worker.start()
 
     def number(self) -> int:
-        """A growing number for incarnations and connections."""
+        """The next number for an incarnation or a connection. Each call returns a higher number."""
         return next(self._numbers)
 
     def progressed(self) -> None:
@@ -82,7 +82,7 @@ class World:
     def published(self, shard: int, record: Record) -> None:
         """Note that a shard publishes a version."""
         made_at = self.made_at[shard]
-        if record.version == len(made_at):  # else it publishes the version again, after a restart
+        if record.version == len(made_at):  # else the shard publishes the version again, after a restart
             made_at.append(self.clock.now)
         if self.begun_at == math.inf and all(self.made_at):
             self._begin()
@@ -90,7 +90,7 @@ class World:
             self.clock.stop()
 
     def _begin(self) -> None:
-        """Version 0 is published: the measurement begins, and failure times count from here."""
+        """Version 0 is published: the measurement begins, and the times of failures count from now."""
         self.begun_at = self.clock.now
         for shard in self.shards:
             shard.busy_s = 0.0
@@ -99,7 +99,9 @@ class World:
             self.clock.after(failure.at, self._fail, failure)
 
     def run(self) -> Result:
-        """Run until every shard has published the last version. Raises ClusterError when that cannot happen."""
+        """Run until every shard has published the last version. Raises ClusterError if the run can no longer reach that
+        version.
+        """
         self.clock.after(STUCK_S, self._check_moving)
         collects = gc.isenabled()
         gc.disable()  # no objects here form reference cycles, and garbage collection takes a tenth of the time
@@ -111,7 +113,7 @@ class World:
         return self._result()
 
     def _check_moving(self) -> None:
-        """Raise ClusterError if no event is left that could continue the run."""
+        """Raise ClusterError if no scheduled event can continue the run."""
         self.clock.after(STUCK_S, self._check_moving)
         to_come = self._to_come or self.network.under_way or any(worker.computes for worker in self.workers)
         if to_come or self.clock.now - self._progressed_at < STUCK_S:
@@ -144,7 +146,7 @@ class World:
         self._reconnect()
 
     def _reconnect(self) -> None:
-        """Reconnect a restarted process, as libzmq does within fractions of a second."""
+        """Reconnect a restarted process. libzmq does this within a fraction of a second."""
         for worker in self.workers:
             for link in worker.links:
                 link.connect()
