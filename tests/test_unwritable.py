@@ -309,7 +309,14 @@ def test_an_error_names_an_unwritable_output(
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--version", "--help", "train --help", "eval {run} --episodes 1", "status {run}"]
+    "arguments",
+    [
+        "--version",
+        "--help",
+        pytest.param("train --help", marks=pytest.mark.slow),
+        pytest.param("eval {run} --episodes 1", marks=pytest.mark.slow),
+        "status {run}",
+    ],
 )
 def test_unwritable_standard_output_is_reported_in_one_sentence(tmp_path: Path, arguments: str) -> None:
     run = write_run(tmp_path / "run", cartpole(), 0)

@@ -126,6 +126,7 @@ def test_each_process_recorded_every_version(straggling: RunFiles) -> None:
         assert each.histograms()["optimize"].count == UPDATES
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: RunFiles, tmp_path: Path) -> None:
     run = str(straggling.path)
     shown = zmqrl("profile", run, "--trace", str(tmp_path / "t.json"), "--plot", str(tmp_path / "p.png"))

@@ -200,6 +200,7 @@ def test_contributions_that_make_a_non_finite_version_end_the_run_at_the_previou
         trained(path, "--resume", "--updates", "10", "--external-workers", "0").assert_history_exact(10)
 
 
+@pytest.mark.slow
 def test_a_termination_signal_ends_a_run_with_a_checkpoint_even_just_after_a_shard_was_killed(
     tmp_path: Path,
 ) -> None:
