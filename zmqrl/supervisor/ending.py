@@ -62,7 +62,7 @@ def stop_shards(
             moved_at = time.monotonic()
         elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
             break
-        if (newest := max(versions.values())) > max(ends.values()):  # a shard is past every end
+        if (newest := max(versions.values())) > max(ends.values()):  # too late for this end
             ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
         meanwhile()
         time.sleep(LOOK_EVERY_S)
