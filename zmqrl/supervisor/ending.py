@@ -36,7 +36,7 @@ def stop_shards(
     If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
     version is then the newest version that all shards hold. Without ``together``, as in asynchronous mode, each shard
     has its own last version. ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard.
-    Raises ClusterError when a shard does not answer or does not stop.
+    Raises ClusterError if a shard does not answer or does not stop.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
