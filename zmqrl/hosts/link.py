@@ -26,8 +26,8 @@ MOST_PIECES = 64  # pieces of at most 64 KiB each, which is the capacity of a pi
 class Link:
     """A connection to the daemon of one host. After the connection is lost, ``open`` makes a new connection.
 
-    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, each side learns
-    that the other side has ended only from the end of the connection. ``environment`` holds variables for the processes
+    ``command`` runs the daemon, and ``work`` is the run's directory on that host. Without ``lease_s``, only the end of
+    the connection tells each side about the end of the other side. ``environment`` holds variables for the processes
     that the daemon starts. ``up`` is the daemon's report about its host, and None without a connection.
 
     A link can also request a Python environment. Then ``first`` is the line with the request, and ``made`` is the
@@ -134,7 +134,7 @@ class Link:
             self._flush()
 
     def poll(self) -> list[h.Event]:
-        """Return the events since the last call. Never waits. Raises LinkLost when the daemon cannot be reached."""
+        """Return the events since the last call. Never waits. Raises LinkLost if the daemon cannot be reached."""
         process = self.process
         if process is None:
             return []

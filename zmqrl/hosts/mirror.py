@@ -147,7 +147,7 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take(self, host: str, event: h.Listing | h.Piece | h.Written) -> None:
-        """Handle a daemon's message about files. Raises ClusterError when this machine or the host cannot write a
+        """Handle a daemon's message about files. Raises ClusterError if this machine or the host cannot write a
         file.
         """
         match event:

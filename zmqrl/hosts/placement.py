@@ -65,7 +65,7 @@ def place(
     each worker goes to the host whose load per slot stays lowest. A host without given slots counts each core as a
     slot. Evaluator and recorder go to the host with the lowest load per core. The load of a host is the number of its
     processes. The workers of a host never exceed its given slots. A host with more workers than cores causes a notice.
-    Raises UsageError when the numbers in the hosts file do not match the run, or when there are too few slots.
+    Raises UsageError if the numbers in the hosts file do not match the run, or when there are too few slots.
     """
     assert hosts
     names = [host.name for host in hosts]

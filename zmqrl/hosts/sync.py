@@ -100,7 +100,7 @@ def pins() -> dict[str, str]:
 
 
 def request() -> dict[str, Any]:
-    """The request for an environment, the same for all hosts. Raises UsageError when zmqrl is not installed here."""
+    """The request for an environment, the same for all hosts. Raises UsageError if zmqrl is not installed here."""
     try:
         packed = wheel()
     except metadata.PackageNotFoundError as error:
@@ -122,7 +122,7 @@ def _required(package: str) -> list[str]:
 
 
 def _versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of the packages that are installed, without local parts such as +cpu."""
+    """The versions of those packages in ``names`` that are installed. Local parts such as +cpu are left out."""
     found = {}
     for name in names:
         try:

@@ -71,7 +71,7 @@ class Exporter:
     """Serves the newest snapshot at ``url`` until :meth:`close`."""
 
     def __init__(self, address: str, port: int) -> None:
-        """Port 0 picks a free port. Raises UsageError when the port is in use, or the address is not local."""
+        """Port 0 picks a free port. Raises UsageError if the port is in use, or the address is not local."""
         from prometheus_client import CollectorRegistry, start_http_server
 
         self._snapshot: Snapshot | None = None

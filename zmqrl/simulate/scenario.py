@@ -58,7 +58,7 @@ class Straggler:
 class Failure:
     """A process that is killed: ``worker-3``, ``shard-0``, or all of ``host-1``. Times are in seconds.
 
-    It restarts after ``restart_s``, or never if that is None. A shard that restarts reads its last version from disk.
+    It restarts after ``restart_s``, or never if that is None. A restarted shard reads its last version from disk.
     """
 
     process: str

@@ -108,7 +108,9 @@ def times_of(scenario: Scenario) -> ComputeTimes:
 
 
 def _whole_iterations(per_rollout: int) -> int:
-    """The smallest number of updates that makes up whole iterations: at least 100 updates and at least 4 iterations."""
+    """The number of updates in the smallest number of whole iterations that has at least 100 updates, but at least 4
+    iterations.
+    """
     return max(4, -(-100 // per_rollout)) * per_rollout
 
 

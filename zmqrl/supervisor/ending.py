@@ -36,7 +36,7 @@ def stop_shards(
     If the workers are gone, or a shard can make no more versions, each shard stops at its current version. The last
     version is then the newest version that all shards hold. Without ``together``, as in asynchronous mode, each shard
     has its own last version. ``meanwhile`` is called repeatedly. Returns the last version and the STATS of each shard.
-    Raises ClusterError when a shard does not answer or does not stop.
+    Raises ClusterError if a shard does not answer or does not stop.
     """
 
     def ask(ends: Mapping[int, int]) -> dict[int, m.Stats]:
@@ -62,7 +62,7 @@ def stop_shards(
             moved_at = time.monotonic()
         elif not together and time.monotonic() - moved_at >= ALONE_WITHIN_S:
             break
-        if (newest := max(versions.values())) > max(ends.values()):  # a shard is past every end
+        if (newest := max(versions.values())) > max(ends.values()):  # too late for this end
             ends, margin = dict.fromkeys(ends, newest + margin), 2 * margin
         meanwhile()
         time.sleep(LOOK_EVERY_S)

@@ -244,7 +244,7 @@ class SupervisorMachine:
         self.stalls.made(min(shards.seen.values()), now)
         actions: list[e.Action] = []
         for shard in shards.numbers:
-            # After a reconnect, a shard recognizes us only by HELLO.
+            # After a reconnect, a shard does not recognize the supervisor before HELLO.
             greet = shard in shards.down or processes.silent_s(shard_id(shard), now) > GREET_AGAIN_S
             actions.append(e.AskShard(shard, greet))
         silent, told = processes.watch_silence(now)

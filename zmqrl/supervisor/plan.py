@@ -116,8 +116,8 @@ class Plan:
     def control(
         self, endpoints: list[str], other: Callable[[int, m.Message], None] = lambda shard, message: None
     ) -> ShardControl:
-        """Connect to the shards as the supervisor. Each message of a shard that is not an answer is passed to
-        ``other``.
+        """Connect to the shards as the supervisor. ``other`` is called with the shard and the message for each message
+        that answers no request.
         """
         keys = self.keys.of_supervisor() if self.keys else None
         return ShardControl(self.run, self.layout.hash, self.secret, endpoints, keys, other)

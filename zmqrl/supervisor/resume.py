@@ -66,7 +66,7 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
 
 
 def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None:
-    """Raise UsageError when the run at ``path`` has already reached a limit of ``config``."""
+    """Raise UsageError if the run at ``path`` has already reached a limit of ``config``."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     score = statistics.fmean(counters.scores) if len(counters.scores) >= SCORES_KEPT else None
     for option, limit, reached in (

@@ -224,7 +224,9 @@ def _frozen_shards(plan: Plan, launcher: Launcher) -> Iterator[ShardControl]:
 
 
 def _look(launcher: Launcher) -> dict[ProcessId, str]:
-    """The control endpoints of shards that have come up since the last call. Raises ClusterError when one has died."""
+    """The control endpoints of shards that have come up since the last call. Raises ClusterError if a shard has
+    died.
+    """
     endpoints = {}
     for event in launcher.poll():
         match event:
@@ -244,8 +246,8 @@ def to_save(
     """The version of each shard to save as a checkpoint, or None if the shards hold nothing newer than ``checkpoint``.
 
     If ``together``, the result is the newest version that all shards hold. Otherwise, it is the newest version of each
-    shard. ``made`` holds the last version in the history of each shard. Raises Damaged when newer versions existed but
-    cannot be saved. Raises Gone when the run was rolling back to ``checkpoint``.
+    shard. ``made`` holds the last version in the history of each shard. Raises Damaged if newer versions existed but
+    cannot be saved. Raises Gone if the run was rolling back to ``checkpoint``.
     """
     stands = {shard: made[shard] if each.state == "empty" else each.version for shard, each in welcomes.items()}
     if all(version <= checkpoint.version_of(shard) for shard, version in stands.items()):

@@ -102,7 +102,7 @@ class Supervisor:
     # the run
 
     def run(self) -> e.Reason:
-        """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError when the run fails."""
+        """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError if the run fails."""
         reason: e.Reason = "failed"
         with contextlib.ExitStack() as at_the_end:  # closes all parts in reverse order, even if one fails to close
             at_the_end.callback(self._set_aside)

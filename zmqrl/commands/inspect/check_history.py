@@ -89,7 +89,7 @@ def check(path: Path) -> dict[str, Any]:
 
     Each violation is one sentence.
 
-    Raises UsageError when ``path`` is not a run directory.
+    Raises UsageError if ``path`` is not a run directory.
     """
     directory = RunDirectory(path)
     settings = read_object(directory.config, SETTINGS, "restore it, or use another run")

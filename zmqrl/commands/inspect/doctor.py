@@ -133,7 +133,9 @@ def host_table(hosts: Sequence[Host], up: Mapping[str, Up], found: Survey) -> Ta
 
 
 def route_table(routes: Mapping[Route, Facts]) -> Table:
-    """A line for each route. If there are many routes, the table has only the failed and the slowest ones."""
+    """A line for each route. If there are many routes, the table has lines only for the failed routes and the slowest
+    routes.
+    """
     shown = Table(box=box.SIMPLE_HEAD)
     for title in ("from", "to", "address", "round trip", "bandwidth"):
         shown.add_column(title, justify="left" if title in ("from", "to", "address") else "right")

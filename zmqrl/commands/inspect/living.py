@@ -32,7 +32,7 @@ class Living:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError when ``path`` is not a run directory."""
+        """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory."""
         directory = RunDirectory(path)
         if not directory.config.is_file():
             raise not_a_run(path)

@@ -117,7 +117,7 @@ def run(options: Options) -> int:
 
 
 def is_asynchronous(path: Path) -> bool:
-    """Whether a run has ``--mode async``. Raises UsageError when ``path`` is not a run."""
+    """Whether a run has ``--mode async``. Raises UsageError if ``path`` is not a run."""
     return RunRecord.read(path).settings.get("mode") == "async"
 
 
@@ -197,7 +197,7 @@ def share(text: str) -> float:
 
 
 def read(path: Path) -> Recording:
-    """The recording of a run. Raises UsageError when the run has no recording."""
+    """The recording of a run. Raises UsageError if the run has no recording."""
     directory = RunDirectory(path)
     if not directory.config.exists():
         raise not_a_run(path)
@@ -214,7 +214,7 @@ def read(path: Path) -> Recording:
 
 
 def watch(path: Path, seconds: float) -> Recording:
-    """The recording of a running run over ``seconds`` from now on. Raises UsageError when the run is not running.
+    """The recording of a running run over ``seconds`` from now on. Raises UsageError if the run is not running.
 
     Processes write at intervals. So the recording can start and stop as much as ``FLUSH_EVERY_S`` seconds late.
     """

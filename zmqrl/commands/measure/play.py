@@ -35,7 +35,7 @@ def whole_game(policy: Policy, seed: int, *, greedy: bool) -> Generator[Turn, No
     """Play the game of ``seed`` over all lives, turn by turn.
 
     Each game gets a new environment, because some games keep memory across a reset. To leave a game before its end,
-    close the generator. The call sets torch to one thread. Raises UsageError when a custom environment fails.
+    close the generator. The call sets torch to one thread. Raises UsageError if a custom environment fails.
     """
     torch.set_num_threads(1)  # with a batch of one, more threads would only wait for each other
     rng = np.random.default_rng((seed, ACTIONS))

@@ -93,7 +93,7 @@ def record(policy: Policy, path: Path, *, seed: int, greedy: bool, seconds: floa
     """Play the game of ``seed`` and write it to ``path``. Returns the result as ``--json`` prints it.
 
     The policy sees its own frames. The video shows a second game in colour, with the same seed and actions. Raises
-    UsageError when the environment cannot be drawn or the file cannot be written.
+    UsageError if the environment cannot be drawn or the file cannot be written.
     """
     picture = make_picture(policy.env_id, policy.config.envs)
     whole = False

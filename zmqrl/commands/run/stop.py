@@ -62,7 +62,7 @@ def run(options: Options) -> int:
 
 
 def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
-    """Signal the supervisor to end the run. Raises UsageError when this machine cannot send the signal."""
+    """Signal the supervisor to end the run. Raises UsageError if this machine cannot send the signal."""
     if not living.is_here:
         raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
     try:

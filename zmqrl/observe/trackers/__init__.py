@@ -158,7 +158,7 @@ class _Feed:
         return not self._thread.is_alive()
 
     def _look(self) -> None:
-        # The tracker's thread stores an error without a report, because only the thread of the run may draw the
+        # The tracker's thread does not report its error, because no thread but the thread of the run may draw the
         # console.
         if self._error is not None:
             self.give_up(str(self._error).strip().partition("\n")[0] or repr(self._error))

@@ -74,8 +74,8 @@ def observe(
     machine.
 
     The shards listen at ``address``. Workers are started through the command ``workers_through``, such as ``ip netns
-    exec h1``, which can put the workers behind a network that is slower than loopback. Raises UsageError when the
-    scenario is not valid, ClusterError when a process fails or the run gets stuck.
+    exec h1``, which can put the workers behind a network that is slower than loopback. Raises UsageError if the
+    scenario is not valid, ClusterError if a process fails or the run gets stuck.
     """
     scenario.check()
     times = compute or times_of(without_ignored(scenario))

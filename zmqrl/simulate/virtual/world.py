@@ -26,7 +26,7 @@ def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Resu
     """Run ``scenario`` on virtual time. The same arguments give the same result.
 
     ``compute`` replaces the times of work that ``scenario.compute`` and ``scenario.rollout`` describe. Raises
-    UsageError when the scenario is not valid, ClusterError when the run gets stuck.
+    UsageError if the scenario is not valid, ClusterError if the run gets stuck.
     """
     scenario.check()
     return World(scenario, compute or times_of(scenario)).run()
