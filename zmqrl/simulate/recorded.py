@@ -22,7 +22,6 @@ ASLEEP = ("straggle",)  # needs no core
 MOST_UPDATES = 1000
 STRETCHES = 10  # that a long recording is replayed in
 NETWORK_BOUND = 0.25  # share of the time of updates: with more transfers than this, the network limits the run
-UNCROWDED = 25  # the percentile of transfer times that counts as uncongested
 
 T = TypeVar("T")
 
@@ -181,7 +180,7 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The usual time, without congestion, to send weights to a worker and a gradient from it to the last shard."""
+    """The median time to send weights to a worker, plus that to send a gradient from it to the last shard."""
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:
@@ -190,7 +189,7 @@ def _way_s(timeline: Timeline, rank: int) -> float:
                 down.append(max(0.0, cycle.pulled - sent.published))
             if arrivals := timeline.arrivals.get((version, each)):
                 up.append(max(0.0, max(arrival.at for arrival in arrivals.values()) - cycle.pushed))
-    return sum(float(np.percentile(way, UNCROWDED)) for way in (down, up) if way)
+    return sum(float(np.median(way)) for way in (down, up) if way)
 
 
 def _costs(timeline: Timeline) -> ShardCosts:
