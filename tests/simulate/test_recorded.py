@@ -43,6 +43,11 @@ def test_time_off_the_core_that_was_not_in_the_run_queue_stays_in_the_replay(on_
     assert replay(run) == pytest.approx(run.measured, rel=0.02)
 
 
+def test_transfers_that_are_slow_half_of_the_time_are_replayed() -> None:
+    run = recorded(synthetic_run(shards=1, link_extra_s=dict.fromkeys(range(3), 0.2), every=2))
+    assert replay(run) == pytest.approx(run.measured, rel=0.05)
+
+
 def test_time_in_the_run_queue_comes_from_the_shared_cores_of_the_replay() -> None:
     # Three workers share the two cores of their host, so each is on a core for two thirds of its work.
     run = recorded(off_core(synthetic_run(hosts=ONE_HOST), 2 / 3, queued=1 / 3))

@@ -22,7 +22,6 @@ ASLEEP = ("straggle",)  # a worker in these spans needs no core
 MOST_UPDATES = 1000
 STRETCHES = 10  # number of stretches from which a long recording is replayed
 NETWORK_BOUND = 0.25  # share of update time: if transfers take more than this, the network limits the run
-UNCROWDED = 25  # the percentile of transfer times that counts as uncongested
 
 T = TypeVar("T")
 
@@ -187,9 +186,7 @@ def _beside_s(recording: Recording, rank: int) -> float:
 
 
 def _way_s(timeline: Timeline, rank: int) -> float:
-    """The usual time without congestion for two transfers: weights to the worker, and a gradient from the worker to the
-    last shard.
-    """
+    """The median time of two transfers: weights to the worker, and a gradient from the worker to the last shard."""
     down, up = [], []
     for (version, each), cycle in timeline.cycles.items():
         if each == rank:
@@ -198,7 +195,7 @@ def _way_s(timeline: Timeline, rank: int) -> float:
                 down.append(max(0.0, cycle.pulled - sent.published))
             if arrivals := timeline.arrivals.get((version, each)):
                 up.append(max(0.0, max(arrival.at for arrival in arrivals.values()) - cycle.pushed))
-    return sum(float(np.percentile(way, UNCROWDED)) for way in (down, up) if way)
+    return sum(float(np.median(way)) for way in (down, up) if way)
 
 
 def _costs(timeline: Timeline) -> ShardCosts:
