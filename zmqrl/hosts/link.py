@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.lines import Lines
 
-# Arguments for the Python interpreter. Without -P, files in Python's working directory would hide modules of the same name.
+# Arguments for the interpreter. Without -P, files in Python's working directory would hide modules of the same name.
 DAEMON = ("-P", "-m", "zmqrl.hostd.daemon")
 LAUNCH = secrets.token_hex(8)  # the id by which daemons recognize this launcher
 UP_WITHIN_S = 30.0

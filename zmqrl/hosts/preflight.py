@@ -234,7 +234,7 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """A list of names in words. If there are many names, only the first names and the number of other names."""
+    """A list of names in words. A long list ends with the number of the rest."""
     more = [counted(len(names) - NAMED, "other")] if len(names) > NAMED else []
     return ", ".join([*names[:NAMED], *more])
 
