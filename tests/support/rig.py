@@ -173,6 +173,14 @@ class Served:
             vector[part] = weights
         return vector
 
+    def stop_soon(self, more: int = 5) -> int:
+        """Make all shards end about ``more`` versions from now. Returns the version at which they end."""
+        version = -1
+        while not all(stats.stop == version for stats in self.stats()):  # a shard may already have passed that version
+            version = max(stats.version for stats in self.stats()) + more
+            self.stop_at(version)
+        return version
+
     def finish(
         self,
         workers: contextlib.ExitStack,
@@ -180,10 +188,7 @@ class Served:
         gradient: Callable[[int, int, int], FloatVector] = toy_gradient,
     ) -> int:
         """End the run after ``more`` versions, and assert that the result matches its history."""
-        version = -1
-        while not all(stats.stop == version for stats in self.stats()):  # a shard may already have passed that version
-            version = max(stats.version for stats in self.stats()) + more
-            self.stop_at(version)
+        version = self.stop_soon(more)
         workers.close()
         assert [(stats.version, stats.state) for stats in self.stats()] == [(version, "ended")] * len(self.all)
         np.testing.assert_array_equal(self.end_with(version), self.replay(gradient))

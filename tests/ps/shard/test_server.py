@@ -294,8 +294,7 @@ def test_a_worker_can_leave_and_come_back(tmp_path: Path) -> None:
                 assert all(stats.present == (0, 1) for stats in running.stats())
                 guest.leaving.set()
             eventually(lambda: all(stats.present == (0,) for stats in running.stats()), "rank 1 gone")
-        version = running.version() + 5
-        running.stop_at(version)
+        running.stop_soon()
     for shard in range(2):
         ranks = {rank for line in running.history(shard) for rank in line["ranks"]}
         assert ranks == {0, 1}
@@ -308,7 +307,7 @@ def test_a_second_process_of_a_rank_takes_over_and_the_first_is_refused(tmp_path
         with Worker(running.cluster, 0):
             with pytest.raises(ClusterError, match=r"refuses worker 0: another process has taken rank 0"):
                 first.pull(10_000, timeout_s=10)
-            running.stop_at(running.version() + 5)
+            running.stop_soon()
 
 
 def test_a_stranger_is_refused_with_a_reason(tmp_path: Path) -> None:
@@ -383,8 +382,7 @@ def test_the_quorum_can_shrink_while_a_version_waits(tmp_path: Path) -> None:
         with Worker(running.cluster, 0) as first, Worker(running.cluster, 1):
             running.tell(m.ViewChange(run=running.cluster.run, view=2, quorum=2, members=(0, 1)))
             eventually(lambda: first.version > 10, "versions of two")
-            version = running.version() + 5
-            running.stop_at(version)
+            version = running.stop_soon()
         np.testing.assert_array_equal(running.end_with(version), running.replay())
         assert {(line["view"], line["quorum"]) for shard in running.all for line in running.history(shard)} == {(2, 2)}
 
@@ -396,8 +394,7 @@ def test_all_shards_stop_at_one_version_and_every_pull_returns_none(tmp_path: Pa
                 stack.enter_context(Worker(running.cluster, rank, pause_s=random_pause_s(0.01))) for rank in range(3)
             ]
             running.wait_for(10)
-            version = max(stats.version for stats in running.stats()) + 5
-            running.stop_at(version)
+            version = running.stop_soon()
         assert all(worker.ended.is_set() for worker in workers)
         assert [(stats.version, stats.state) for stats in running.stats()] == [(version, "ended")] * 4
         assert [len(running.history(shard)) for shard in running.all] == [version] * 4
