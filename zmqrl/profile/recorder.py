@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import resource
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ SEGMENT = re.compile(r"([a-z]+-\d+)\.(\d+)\.(\d+)(\.trace)?\.blocks", re.ASCII)
 RECENT_WRITTEN = 256  # maximum number of single spans in a block without --profile
 TRACE_SPANS = 200_000  # maximum number of spans in the trace of a process, about 2 MB
 NEWEST_EVERY_S = 60.0  # time between two blocks with recent spans
+
+_this_thread = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +259,15 @@ def machine_totals() -> tuple[int, int, int, int, int]:
 
 
 def _scheduled_us() -> tuple[int, int]:
-    """CPU time of this thread, and its time in the run queue."""
-    with contextlib.suppress(OSError, ValueError), Path("/proc/thread-self/schedstat").open("rb") as file:
-        running_ns, waiting_ns, _ = map(int, file.read().split())
+    """CPU time of this thread, and its time in the run queue.
+
+    A worker reads them three times for each contribution. So the file stays open: opening it takes ten times as long as
+    reading it.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if not hasattr(_this_thread, "schedstat"):
+            _this_thread.schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        running_ns, waiting_ns, _ = map(int, os.pread(_this_thread.schedstat, 128, 0).split())
         return running_ns // 1000, waiting_ns // 1000
     return 0, 0
 
