@@ -8,6 +8,7 @@ from functools import lru_cache
 from zmqrl.errors import ClusterError, UsageError
 from zmqrl.process_id import ProcessId
 from zmqrl.profile.critical_path import OTHER, Step
+from zmqrl.profile.report import AS_IT_WAS, ONE_BACKUP_FEWER
 from zmqrl.simulate.recorded import GRADIENT, ROLLOUT, RecordedRun
 from zmqrl.simulate.virtual.world import World, simulate
 
@@ -93,21 +94,22 @@ def what_if(recorded: RecordedRun, steps: Sequence[Step], without: Sequence[int]
     without changes. If the network limits the run, there is no prediction for more shards.
     """
     scenario = recorded.scenario
-    error = replay(recorded) / recorded.measured - 1
+    as_it_was = replay(recorded)
+    error = as_it_was / recorded.measured - 1
     span = _longest_span(steps)
-    questions = [("as it was", UNCHANGED)]
+    questions: list[tuple[str, Changes]] = []
     if scenario.ranks > 1:
         ranks = dict.fromkeys((*most_blamed(steps), *without))
         questions += [(f"without rank {rank}", Changes(without=rank)) for rank in ranks]
     if scenario.backups:
-        questions.append(("one backup fewer", Changes(backups=-1)))
+        questions.append((ONE_BACKUP_FEWER, Changes(backups=-1)))
     questions += [
         ("one backup more", Changes(backups=1)),
         *([] if recorded.no_answer_for_shards() else [("twice as many shards", Changes(shards=2))]),
         (f"{span} in half the time", Changes(spans={span: 0.5})),
         ("transfers in half the time", Changes(link=0.5)),
     ]
-    found = []
+    found = [WhatIf(AS_IT_WAS, as_it_was, error)]
     for change, changes in questions:
         try:
             found.append(WhatIf(change, replay(recorded, changes), error))
