@@ -27,14 +27,14 @@ def scenario_of(run: Path) -> Scenario:
     """
     recorded = recorded_run(run)
     if recorded is None:
-        return settings_of(run)
+        return settings_of(run, RunRecord.read(run))
     updates = _whole_iterations(recorded.scenario.updates_per_rollout)
     return replace(recorded.scenario, updates=updates, worker_hosts=(), shard_hosts=())
 
 
-def settings_of(run: Path) -> Scenario:
-    """The scenario from only the settings of a run. Raises UsageError if ``run`` is not a run, or is asynchronous."""
-    settings = RunRecord.read(run).settings
+def settings_of(run: Path, record: RunRecord) -> Scenario:
+    """The scenario from only the settings of a run, which ``record`` holds. Raises UsageError if it is asynchronous."""
+    settings = record.settings
     require(
         settings.get("mode") != "async",
         f"{run} has mode = async: the simulator does not model asynchronous updates. Use a synchronous run.",
@@ -61,7 +61,7 @@ def recorded_run(run: Path) -> RecordedRun | None:
     recording = Recording.read(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:
-        return RecordedRun(recording, timeline, critical_path(timeline), settings_of(run))
+        return RecordedRun(recording, timeline, critical_path(timeline), settings_of(run, RunRecord.read(run)))
     except TooLittleRecorded:
         return None
 

@@ -81,9 +81,10 @@ def run(options: Options) -> int:
         check_picture("--plot", options.plot)
     shown = None if options.versions is None else version_range(options.versions)
     path = options.runs[0]
-    asynchronous = is_asynchronous(path)
+    record = RunRecord.read(path)
+    asynchronous = is_asynchronous(record)
     if options.without:
-        check_ranks(path, options.without)
+        check_ranks(path, record, options.without)
     if asynchronous and options.plot is not None:
         raise UsageError(f"--plot shows the critical path, but {path} is asynchronous and has none: remove --plot.")
     if asynchronous and shown is not None:
@@ -93,7 +94,7 @@ def run(options: Options) -> int:
     recording = read(path) if options.seconds is None else watch(path, options.seconds)
     profile = Profile.of(recording, asynchronous=asynchronous)
     found = profile.to_json()
-    add_settings(path, profile, found, options.without)
+    add_settings(path, record, profile, found, options.without)
     if shown is not None:
         found["versions"] = held_up(profile.steps, profile.timeline.hosts, shown)
         without = f"--versions {options.versions}: the recording has no critical path for these versions."
@@ -116,29 +117,30 @@ def run(options: Options) -> int:
     return 0
 
 
-def is_asynchronous(path: Path) -> bool:
-    """Whether a run has ``--mode async``. Raises UsageError if ``path`` is not a run."""
-    return RunRecord.read(path).settings.get("mode") == "async"
+def is_asynchronous(record: RunRecord) -> bool:
+    """Whether a run has ``--mode async``."""
+    return record.settings.get("mode") == "async"
 
 
-def check_ranks(path: Path, ranks: Sequence[int]) -> None:
+def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
     """Raise UsageError if zmqrl can make no predictions for the run, or if the run lacks one of ``ranks``."""
-    settings = RunRecord.read(path).settings
-    if settings.get("mode") == "async":
+    if is_asynchronous(record):
         raise UsageError(f"--without {ranks[0]}: {path} is asynchronous and has no what-if.")
-    known = settings["workers"] + settings.get("backups", 0)
+    known = record.settings["workers"] + record.settings.get("backups", 0)
     for rank in ranks:
         require(0 <= rank < known, f"--without {rank}: the run has {numbered('rank', range(known))}.")
 
 
-def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: Sequence[int] = ()) -> None:
+def add_settings(
+    path: Path, record: RunRecord, profile: Profile, found: dict[str, Any], without: Sequence[int] = ()
+) -> None:
     """Add predictions, bytes per shard and policy lag, which need the settings and the rows of the run.
 
     A run that cannot be replayed has no predictions, and a warning says why. An asynchronous run has neither
     predictions nor bytes per shard.
     """
     first = profile.first_version()
-    rows = (row for row in RunRecord.read(path).rows if row["version"] >= first)
+    rows = (row for row in record.rows if row["version"] >= first)
     lags = [row for row in rows if row.get("policy_lag") is not None]
     if lags:
         found["policy_lag"] = {
@@ -148,7 +150,7 @@ def add_settings(path: Path, profile: Profile, found: dict[str, Any], without: S
     if profile.asynchronous:
         return
     try:
-        scenario = settings_of(path)
+        scenario = settings_of(path, record)
         slice_bytes = payload_bytes(scenario.codec, scenario.parameters) // scenario.shards
         found["traffic"] = {str(shard): asdict(each) for shard, each in traffic(profile.timeline, slice_bytes).items()}
         if profile.steps:
@@ -167,7 +169,7 @@ def _compare(options: Options, console: Console) -> int:
         raise UsageError(f"--{one_run[0]} is for one run: leave it out to compare two.")
     limit = None if options.fail_above is None else share(options.fail_above)
     for path in options.runs:
-        if is_asynchronous(path):
+        if is_asynchronous(RunRecord.read(path)):
             raise UsageError(f"{path} is asynchronous and has no updates to compare: use synchronous runs.")
     before, after = (Profile.of(read(path)).to_json() for path in options.runs)
     for path, profile in zip(options.runs, (before, after), strict=True):
