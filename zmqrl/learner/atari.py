@@ -183,7 +183,8 @@ def game_of(registered: Registered, config: EnvConfig) -> str:
         "max_episode_steps": registered.max_episode_steps,
         "wrappers": [wrapper.name for wrapper in registered.additional_wrappers],
     }
-    mode, difficulty = _defaults(game)
+    names_a_game_mode = any(asked.get(name) is not None for name in ("mode", "difficulty"))
+    mode, difficulty = _defaults(game) if names_a_game_mode else (None, None)  # loading a game takes 0.2 s
     least = config.min_frame_skip
     played: dict[str, Any] = {
         "mode": mode,

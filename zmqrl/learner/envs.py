@@ -55,25 +55,7 @@ def describe_env(env_id: str, config: EnvConfig) -> EnvSpec:
     environment that does not start, and actions that are not discrete. Observations that cannot be flattened into a
     vector, such as graphs, are refused in the same way.
     """
-    config.check()
-    if env_id == DUMMY_ID:
-        return describe_dummy(config)
-    registered = find_env(env_id)
-    if registered.entry_point == ENTRY_POINT:
-        return EnvSpec(
-            observation_shape=config.atari_shape,
-            observation_dtype=np.dtype(np.uint8),
-            num_actions=atari_actions(game_of(registered, config)),
-            flavour=config.flavour(),
-        )
-    env = CheckedEnv(env_id, registered)
-    env.close()
-    return EnvSpec(
-        observation_shape=(env.length,),
-        observation_dtype=np.dtype(np.float32),
-        num_actions=env.num_actions,
-        flavour=flavour_of(env_id, config),
-    )
+    return _describe(env_id, config, plays=False)
 
 
 def flavour_of(env_id: str, config: EnvConfig) -> str:
@@ -89,11 +71,31 @@ def try_env(env_id: str, config: EnvConfig) -> EnvSpec:
 
     Raises UsageError like ``describe_env`` and :class:`zmqrl.learner.gymnasium_envs.CheckedEnv`.
     """
-    spec = describe_env(env_id, config)
-    if env_id != DUMMY_ID and (registered := find_env(env_id)).entry_point != ENTRY_POINT:
-        with closing(CheckedEnv(env_id, registered)) as env:
+    return _describe(env_id, config, plays=True)
+
+
+def _describe(env_id: str, config: EnvConfig, *, plays: bool) -> EnvSpec:
+    """``plays``: whether to play one step of a custom environment."""
+    config.check()
+    if env_id == DUMMY_ID:
+        return describe_dummy(config)
+    registered = find_env(env_id)
+    if registered.entry_point == ENTRY_POINT:
+        return EnvSpec(
+            observation_shape=config.atari_shape,
+            observation_dtype=np.dtype(np.uint8),
+            num_actions=atari_actions(game_of(registered, config)),
+            flavour=config.flavour(),
+        )
+    with closing(CheckedEnv(env_id, registered)) as env:
+        if plays:
             env.try_out()
-    return spec
+    return EnvSpec(
+        observation_shape=(env.length,),
+        observation_dtype=np.dtype(np.float32),
+        num_actions=env.num_actions,
+        flavour=flavour_of(env_id, config),
+    )
 
 
 def find_env(env_id: str) -> gymnasium.envs.registration.EnvSpec:
