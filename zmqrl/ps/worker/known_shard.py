@@ -1,7 +1,7 @@
 """A worker's view of one shard: its version, its slices, and the state of the contribution there."""
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker.events import WeightsSlice
@@ -32,6 +32,13 @@ class Tally:
         setattr(self, outcome, getattr(self, outcome) + 1)
 
 
+class Kept(NamedTuple):
+    """A slice of a published version, and the progress of the run that was published with it, in millionths."""
+
+    payload: WeightsSlice
+    elapsed: int
+
+
 @dataclass(slots=True)
 class KnownShard:
     """One shard as the worker sees it. ``tally`` is shared by all shards. Times are in seconds.
@@ -49,8 +56,7 @@ class KnownShard:
     view: int = 0
     welcomed: bool = False
     final: int | None = None
-    payloads: dict[int, WeightsSlice] = field(default_factory=dict)
-    elapsed: dict[int, int] = field(default_factory=dict)  # published with the slices in `payloads`
+    payloads: dict[int, Kept] = field(default_factory=dict)
     # State of the contribution at this shard. "closed": nothing more is sent.
     push: Literal["none", "pending", "sent", "closed"] = "none"
     handed_out: int = -1  # version of the slice that the worker computes on
@@ -79,7 +85,6 @@ class KnownShard:
         self.generation, self.version, self.final = generation, -1, None
         self.handed_out = self.computed_on = -1
         self.payloads.clear()
-        self.elapsed.clear()
         self.needs_heard, self.snapshot_at = 0, None
 
     def reach(self, version: int) -> None:
@@ -89,16 +94,15 @@ class KnownShard:
 
     def keep(self, version: int, payload: WeightsSlice, elapsed: int) -> None:
         """Keep the slice of ``version`` and the progress published with it."""
-        self.payloads[version], self.elapsed[version] = payload, elapsed
+        self.payloads[version] = Kept(payload, elapsed)
 
     def prune(self, slowest: int) -> None:
         """Keep at most two slices, from version ``slowest`` on. The worker may need both to help the slowest shard."""
         oldest = max(slowest, self.version - 1)
         while self.payloads and min(self.payloads) < oldest:
-            version = min(self.payloads)
-            del self.payloads[version], self.elapsed[version]
+            del self.payloads[min(self.payloads)]
 
-    def hand_out(self, version: int) -> WeightsSlice:
+    def hand_out(self, version: int) -> Kept:
         """Give the slice of ``version`` to the worker."""
         self.handed_out = version
         return self.payloads[version]

@@ -248,11 +248,10 @@ class WorkerMachine:
 
     def _hand_out(self, generation: int, versions: list[int]) -> list[e.Action]:
         self.pulling_above, self.assembled_generation = None, generation
-        pairs = list(zip(self.shards, versions, strict=True))
+        kept = [shard.hand_out(version) for shard, version in zip(self.shards, versions, strict=True)]
         # Shards learn the progress at different times. All workers find the same greatest value: see docs/protocol.md.
-        self.elapsed_then = max(shard.elapsed[version] for shard, version in pairs)
-        slices = tuple(shard.hand_out(version) for shard, version in pairs)
-        return [e.Assembled(generation, min(versions), slices, self.elapsed_then)]
+        self.elapsed_then = max(each.elapsed for each in kept)
+        return [e.Assembled(generation, min(versions), tuple(each.payload for each in kept), self.elapsed_then)]
 
     def _may_help(self, low: int, lagging: list[KnownShard]) -> bool:
         """Whether this idle worker can help shards stuck at version ``low``: see Repair in docs/protocol.md."""
