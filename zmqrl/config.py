@@ -109,7 +109,7 @@ class ScheduleConfig:
     @property
     def has_end(self) -> bool:
         """Whether schedules have an end."""
-        return not (self.updates is self.agent_steps is self.minutes is None)
+        return any(end is not None for end in (self.updates, self.agent_steps, self.minutes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +263,7 @@ class Config:
         schedule = self.schedule
         if not schedule.has_end:
             minutes = self.minutes
-            if self.updates is self.agent_steps is minutes is None:
+            if self.updates is None and self.agent_steps is None and minutes is None:
                 minutes = schedule.default_minutes
             schedule = dataclasses.replace(
                 schedule,

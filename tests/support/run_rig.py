@@ -80,7 +80,7 @@ class RunFiles:
         return _lines(self.path / "metrics.jsonl")
 
     def history(self, shard: int) -> list[Line]:
-        """The history of a shard. Empty if there is none yet, as on the launching machine of a run on other hosts."""
+        """The history of a shard. Empty while this machine has none: a shard on another host keeps its own at first."""
         path = self.path / "history" / f"shard-{shard}.jsonl"
         return _lines(path) if path.exists() else []
 
