@@ -13,7 +13,7 @@ from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
-from zmqrl.supervisor.machine import STOP_WITHIN_S, Horizon, Limits, SupervisorMachine
+from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.membership import SHRINK_AFTER_S
 from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, SILENCE_S
 from zmqrl.supervisor.shards import LOAD_WITHIN_S
@@ -136,7 +136,7 @@ def test_a_run_starts_all_processes_connects_loads_the_checkpoint_and_counts_its
 
 
 def test_progress_by_minutes_is_sent_repeatedly_and_ends_at_a_million() -> None:
-    run = Run(horizon=Horizon(minutes=1.0, trained_s=15.0))
+    run = Run(schedule_end=ScheduleEnd(minutes=1.0, trained_s=15.0))
     run.ticks(1.0)
     assert [load.elapsed for load in run.told(e.Load)] == [250_000]
     begun_at = run.machine.began_at
@@ -152,7 +152,7 @@ def test_progress_by_minutes_is_sent_repeatedly_and_ends_at_a_million() -> None:
 
 
 def test_progress_is_the_greater_of_minutes_and_agent_steps_and_is_sent_again_in_a_rollback() -> None:
-    run = Run(horizon=Horizon(minutes=10.0, agent_steps=1000))
+    run = Run(schedule_end=ScheduleEnd(minutes=10.0, agent_steps=1000))
     run.ticks(1.0)
     run.feed(e.Figures(400, float("-inf"), 1.0))
     run.ticks(1.0, versions=True)

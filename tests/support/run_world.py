@@ -10,7 +10,7 @@ from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
-from zmqrl.supervisor.machine import Horizon, Limits, SupervisorMachine
+from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 
 
 class Decided:
@@ -28,7 +28,7 @@ class Decided:
             limits=Limits(),
             local_ranks=range(workers),
             checkpoint_every_s=20.0,
-            horizon=Horizon(minutes=1.0),
+            schedule_end=ScheduleEnd(minutes=1.0),
         )
         self.told = 0  # how often progress was sent
         self.checkpoint = [100 + shard.number for shard in world.shards]

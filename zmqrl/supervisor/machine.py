@@ -34,7 +34,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Horizon:
+class ScheduleEnd:
     """The point at which schedules that follow the progress of the run end, in units that only the supervisor can
     measure.
 
@@ -66,11 +66,11 @@ class SupervisorMachine:
         local_ranks: Sequence[int],
         checkpoint_every_s: float,
         updates_per_rollout: int = 1,
-        horizon: Horizon | None = None,
+        schedule_end: ScheduleEnd | None = None,
     ) -> None:
         self.state: Literal["starting", "running", "stopping", "ending"] = "starting"
         self.limits, self.on_loss, self.ranks = limits, on_loss, ranks
-        self.horizon = horizon or Horizon()
+        self.schedule_end = schedule_end or ScheduleEnd()
         self.membership = Membership(ranks, quorum, on_loss)
         self.shards = Shards(checkpoint, generation, limits.updates)
         self.processes = Processes()
@@ -301,12 +301,12 @@ class SupervisorMachine:
 
     def elapsed(self, now: float) -> int:
         """The progress of the run in millionths: by training time or by agent steps, whichever is greater."""
-        horizon, fraction = self.horizon, 0.0
-        if horizon.minutes is not None:
+        end, fraction = self.schedule_end, 0.0
+        if end.minutes is not None:
             session_s = 0.0 if self.began_at is None else now - self.began_at
-            fraction = (horizon.trained_s + session_s) / (60 * horizon.minutes)
-        if horizon.agent_steps is not None:
-            fraction = max(fraction, self.figures.agent_steps / horizon.agent_steps)
+            fraction = (end.trained_s + session_s) / (60 * end.minutes)
+        if end.agent_steps is not None:
+            fraction = max(fraction, self.figures.agent_steps / end.agent_steps)
         return int(WHOLE * min(1.0, fraction))
 
     def _tell_elapsed(self, now: float) -> list[e.Action]:

@@ -28,7 +28,7 @@ from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import Followers
-from zmqrl.supervisor.machine import Horizon, Limits, SupervisorMachine
+from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
 
@@ -77,7 +77,7 @@ class Supervisor:
             local_ranks=self.plan.local_ranks,
             checkpoint_every_s=60 * config.checkpoint.every_minutes,
             updates_per_rollout=config.algorithm.updates_per_rollout,
-            horizon=Horizon(
+            schedule_end=ScheduleEnd(
                 agent_steps=None if config.consistent else config.schedule.agent_steps,
                 minutes=config.schedule.minutes,
                 trained_s=counters.wall_s,
