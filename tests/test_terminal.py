@@ -1,4 +1,4 @@
-"""A run and its terminal: unread output, Ctrl-C at any moment, and closed streams."""
+"""A run and its terminal: unread output, Ctrl-C at any moment, and a terminal that closes."""
 
 import contextlib
 import fcntl
@@ -16,6 +16,7 @@ from typing import IO
 import pytest
 from support.rig import ending, eventually
 from support.run_rig import QUICKLY, WITHIN_S, RunFiles
+from support.terminal import on_a_terminal
 
 pytestmark = pytest.mark.processes
 
@@ -107,15 +108,17 @@ runpy.run_module("zmqrl", run_name="__main__", alter_sys=True)
 """
 
 
-def interrupted(after_s: float, program: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, output and standard error of a command that gets SIGINT ``after_s`` after Python is up."""
+def interrupted(
+    after_s: float, program: str, *arguments: str, number: signal.Signals = signal.SIGINT
+) -> tuple[int, str, str]:
+    """Exit status, output and standard error of a command that gets a signal ``after_s`` after Python is up."""
     command = [sys.executable, "-c", program, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with ending(subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes)) as process:  # type: ignore[call-overload]
         assert process.stdout is not None
         assert process.stdout.read(2) == b"up"
         time.sleep(after_s)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, errors = process.communicate(timeout=WITHIN_S)
         return process.returncode, output.decode(), errors.decode()
 
@@ -182,3 +185,40 @@ __main__.main()
 )
 def test_ctrl_c_shows_no_traceback_while_python_exits(program: str, status: int) -> None:
     assert interrupted(0.1, program) == (status, "", "")
+
+
+# a terminal that closes
+
+
+def test_a_run_whose_terminal_closes_ends_with_a_checkpoint(tmp_path: Path) -> None:
+    with on_a_terminal(*TRAIN, str(tmp_path / "run")) as terminal:
+        files = RunFiles(tmp_path / "run")
+        eventually(lambda: terminal.read() != "" and files.version() >= 10, "version 10", WITHIN_S)
+        terminal.close()
+        assert terminal.wait() == 130
+    summary = files.assert_summary_exact("interrupted")
+    files.assert_history_exact(summary["updates"])
+
+
+@pytest.mark.slow
+def test_a_run_that_ignores_hang_ups_outlives_its_terminal(tmp_path: Path) -> None:
+    with on_a_terminal(*TRAIN, str(tmp_path / "run"), "--updates", "60", hang_up="SIG_IGN") as terminal:
+        files = RunFiles(tmp_path / "run")
+        eventually(lambda: files.version() >= 10, "version 10", WITHIN_S)
+        terminal.close()
+        terminal.process.send_signal(signal.SIGHUP)
+        assert terminal.wait() == 0
+    files.assert_summary_exact("updates")
+
+
+# These tests may themselves run under nohup.
+NO_NOHUP = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+
+
+@pytest.mark.slow
+def test_a_hang_up_ends_a_starting_command_without_a_traceback(tmp_path: Path) -> None:
+    for after_s in (0.0, 0.004, 0.03, 0.2, 0.8, 2.0, 3.0):
+        options = (*TRAIN, str(tmp_path / f"{after_s:.3f}"), "--updates", "200")
+        status, _, errors = interrupted(after_s, NO_NOHUP + UP, *options, number=signal.SIGHUP)
+        assert status in (130, -signal.SIGHUP), f"status {status} after {after_s:.3f} s"
+        assert errors == "", errors

@@ -1,4 +1,7 @@
-"""The ``zmqrl`` command, also run as ``python -m zmqrl``. Ctrl-C never shows a traceback, even while modules load."""
+"""The ``zmqrl`` command, also run as ``python -m zmqrl``. Ctrl-C never shows a traceback, even while modules load.
+
+The end of the terminal (SIGHUP) acts like Ctrl-C, unless the signal was ignored at the start, as with ``nohup``.
+"""
 
 # Do not import slow modules here, such as signal. Until our handler is set, Ctrl-C shows a traceback.
 import _signal  # type: ignore[import-not-found]
@@ -15,9 +18,13 @@ def _leave(*_: object) -> None:
 
 
 try:  # here, because Ctrl-C may come before a function is called
-    ANSWERS = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler  # false in a script's background job
-    if ANSWERS:
-        _signal.signal(_signal.SIGINT, _leave)
+    ANSWERED = [  # without SIGINT in a script's background job, and without SIGHUP under nohup
+        number
+        for number, default in ((_signal.SIGINT, _signal.default_int_handler), (_signal.SIGHUP, _signal.SIG_DFL))
+        if _signal.getsignal(number) == default
+    ]
+    for _number in ANSWERED:
+        _signal.signal(_number, _leave)
 except KeyboardInterrupt:
     _leave()
 
@@ -28,14 +35,14 @@ def main() -> None:
 
     from zmqrl import cli
 
-    if ANSWERS:
+    for number in ANSWERED:
         # This runs last. Without it, Python would restore the default handler, and Ctrl-C could change the exit status.
-        atexit.register(_signal.signal, _signal.SIGINT, _signal.SIG_IGN)
+        atexit.register(_signal.signal, number, _signal.SIG_IGN)
     try:
         cli.main()
     finally:
-        if ANSWERS:
-            _signal.signal(_signal.SIGINT, _leave)
+        for number in ANSWERED:
+            _signal.signal(number, _leave)
         _join_threads()
 
 

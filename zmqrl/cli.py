@@ -1,6 +1,7 @@
 """The command line. It finds a command, runs it, and turns errors into one sentence and an exit status."""
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from zmqrl import __version__
 from zmqrl.errors import UsageError, ZmqrlError, did_you_mean, refusal
-from zmqrl.observe.screen import never_waiting
+from zmqrl.observe.screen import is_hung_up, never_waiting
 from zmqrl.process import check_open_files, log_level, look_for_modules_here, raise_open_files, use_all_cores
 
 
@@ -31,6 +32,7 @@ COMMANDS = {
     "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video"),
     "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker"),
     "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
+    "attach": Command("inspect.attach", "RUN", "show a running run until it ends"),
     "logs": Command("inspect.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
     "stop": Command("run.stop", "RUN", "end a run with a checkpoint"),
     "check-history": Command(
@@ -60,13 +62,13 @@ def main() -> None:
     except ZmqrlError as error:
         status = _complain(str(error), error.exit_status)
     except BrokenPipeError:  # the program that reads our output, such as head, has ended
-        _print_no_more()
         status = 128 + signal.SIGPIPE
     except OSError as error:
-        _print_no_more()
         known = f"cannot use {error.filename}: {error.strerror or error}."
         sentence = refusal(error, "standard output") if error.filename is None else known
-        status = _complain(sentence, UsageError.exit_status)
+        # When a terminal closes, its SIGHUP can arrive after the first failed write.
+        status = 130 if error.errno == errno.EIO and is_hung_up() else _complain(sentence, UsageError.exit_status)
+    _drop_unwritable()
     sys.exit(status)
 
 
@@ -103,9 +105,14 @@ def _complain(sentence: str, status: int) -> int:
     return status
 
 
-def _print_no_more() -> None:
-    with contextlib.suppress(io.UnsupportedOperation):  # standard output is a stream in memory
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop_unwritable() -> None:
+    """Drop output that cannot be written. Python would try to write it again at exit, and change the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -221,6 +221,8 @@ class Config:
     """Run directory. None: runs/RECIPE-DATE-TIME."""
     resume: bool = False
     """Continue the run in --run-dir from where it ended or was killed."""
+    detach: bool = False
+    """Start the run without a terminal, and return when it is up. See `zmqrl attach`."""
     envs: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

@@ -38,14 +38,25 @@ _to_parent = 1  # file descriptor for ``say``
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Ctrl-C raise KeyboardInterrupt in the block, which can then clean up. Outside it, Ctrl-C exits at once."""
-    outside = signal.getsignal(signal.SIGINT)
-    if callable(outside):  # false if SIGINT is ignored, as in a background job: keep ignoring it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Make Ctrl-C and SIGHUP raise KeyboardInterrupt in the block, which can then clean up.
+
+    Outside the block, they exit at once. A signal that was ignored when zmqrl started stays ignored.
+    """
+    outside = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number, handler in zip(outside, (signal.default_int_handler, _hang_up), strict=True):
+        if callable(outside[number]):  # false if the signal is ignored
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, outside)
+        for number, before in outside.items():
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, before)
+
+
+def _hang_up(*_: object) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a shell and the kernel both send it: a second one must not disturb
+    raise KeyboardInterrupt
 
 
 def use_all_cores() -> None:

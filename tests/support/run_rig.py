@@ -26,6 +26,7 @@ QUICKLY = ("--ppo.rollout-steps", "32")
 
 SUMMARY_KEYS = {
     "exit_reason",
+    "exit_status",
     "updates",
     "agent_steps",
     "abandoned_steps",
@@ -129,6 +130,7 @@ class RunFiles:
         assert set(summary) == SUMMARY_KEYS
         assert set(summary["contributions"]) == OUTCOMES
         assert summary["exit_reason"] == reason
+        assert summary["exit_status"] == {"interrupted": 130, "failed": 3}.get(reason, 0)
         assert (summary["quorum"], summary["shards"]) == (quorum, shards)
         assert summary["updates"] == last.version
         assert summary["contributions"]["used"] == quorum * shards * summary["updates"]

@@ -75,15 +75,22 @@ class LoggedConsole:
 
     def __init__(self, console: Console, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._console = console
+        self._console, self._is_hidden = console, False
         self._file = path.open("ab", buffering=0)
 
     def update(self, figures: LiveFigures) -> None:
-        self._console.update(figures)
+        if not self._is_hidden:
+            self._console.update(figures)
 
     def notice(self, text: str) -> None:
         self.log(text)
-        self._console.notice(text)
+        if not self._is_hidden:
+            self._console.notice(text)
+
+    def hide(self) -> None:
+        """Close the console. From now on, write only to the file."""
+        self._console.close()
+        self._is_hidden = True
 
     def log(self, text: str) -> None:
         """Write ``text`` to the file only."""
@@ -101,11 +108,14 @@ class _Terminal(RichConsole):
         raise
 
 
-def console_for(stream: TextIO) -> Console:
-    """A live panel if ``stream`` is a terminal that can move its cursor, else plain lines."""
+def console_for(stream: TextIO, *, stamps: bool = True) -> Console:
+    """A live panel if ``stream`` is a terminal that can move its cursor, else plain lines.
+
+    Without ``stamps``, the panel shows notices as they are, because they begin with a time.
+    """
     if stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
         terminal = _Terminal(file=stream, markup=False, emoji=False, highlight=False)
-        return LiveConsole(terminal, is_idle=lambda: not isinstance(stream, Screen) or stream.is_idle)
+        return LiveConsole(terminal, is_idle=lambda: not isinstance(stream, Screen) or stream.is_idle, stamps=stamps)
     return PlainConsole(stream)
 
 
@@ -162,9 +172,10 @@ class LiveConsole:
         *,
         clock: Callable[[], float] = time.monotonic,
         is_idle: Callable[[], bool] = lambda: True,
+        stamps: bool = True,
     ) -> None:
         self._console = console
-        self._clock, self._is_idle = clock, is_idle
+        self._clock, self._is_idle, self._stamps = clock, is_idle, stamps
         # Other output to the same terminal goes above the panel. A redirected stream stays redirected.
         self._live = Live(
             console=console,
@@ -185,7 +196,8 @@ class LiveConsole:
             self._draw()
 
     def notice(self, text: str) -> None:
-        self._notices.append(f"{_duration(self._row.get('wall_s', 0.0))} {printable(text)}")
+        stamp = f"{_duration(self._row.get('wall_s', 0.0))} " if self._stamps else ""
+        self._notices.append(f"{stamp}{printable(text)}")
         if self._is_idle():
             self._draw()
 

@@ -16,8 +16,8 @@ from zmqrl.rundir import RunDirectory, not_a_run
 
 Figures = NDArray[np.float64]
 
-# Settings that do not change what a run learns: where the run is stored and tracked, and whether it was resumed.
-PLACE: Final = frozenset({"run_dir", "resume", "trackers"})
+# Settings that do not change what a run learns: where the run is stored and tracked, and how it was started.
+PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers"})
 
 # Keys of a row whose values are not means over gradients. Workers choose the names of the means.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import select
+import stat
 import sys
 import threading
 import time
@@ -142,3 +143,12 @@ def never_waiting() -> Iterator[None]:
         deadline = time.monotonic() + CLOSE_WITHIN_S
         for screen in screens:
             screen.close(max(0.0, deadline - time.monotonic()))
+
+
+def is_hung_up() -> bool:
+    """Whether a standard stream is a terminal that has been closed."""
+    poll = select.poll()
+    for descriptor in range(3):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            poll.register(descriptor, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -18,6 +18,7 @@ from zmqrl.ps.control import ShardControl, only
 from zmqrl.ps.wire import messages as m
 from zmqrl.rundir import write_json
 from zmqrl.supervisor.events import Reason
+from zmqrl.supervisor.requeue import INTERRUPTED
 
 LOOK_EVERY_S = 0.1
 ALONE_WITHIN_S = 3.0  # in asynchronous mode: the wait ends after this time without a new version
@@ -79,19 +80,29 @@ def stop_shards(
     return dict.fromkeys(ends, min(ends.values())) if together else ends, stats
 
 
-def write_summary(path: Path, reason: Reason, config: Config, last: Checkpoint) -> None:
+def exit_status(reason: Reason, error: BaseException | None) -> int:
+    """The exit status of a run that ends for ``reason``, with ``error`` if one ends it."""
+    if isinstance(error, ZmqrlError):
+        return error.exit_status
+    if reason == "interrupted":
+        return INTERRUPTED
+    return 0 if error is None else ClusterError.exit_status
+
+
+def write_summary(path: Path, reason: Reason, status: int, config: Config, last: Checkpoint) -> None:
     """Write ``summary.json``. Raises UnwritableError."""
     try:
-        write_json(path, summary(reason, config, last))
+        write_json(path, summary(reason, status, config, last))
     except OSError as error:
         raise UnwritableError(refusal(error, path)) from error
 
 
-def summary(reason: Reason, config: Config, last: Checkpoint) -> dict[str, Any]:
+def summary(reason: Reason, status: int, config: Config, last: Checkpoint) -> dict[str, Any]:
     """The contents of ``summary.json``: totals over all sessions of the run, up to its ``last`` checkpoint."""
     counters = Counters.from_json(last.counters) if last.counters else Counters()
     return {
         "exit_reason": reason,
+        "exit_status": status,
         "updates": last.version,
         "agent_steps": counters.agent_steps,
         "abandoned_steps": counters.abandoned_steps,

@@ -31,7 +31,8 @@ class Plan:
     """The processes of one run.
 
     ``run`` is a new id, unless the shards must find the state of an earlier run. ``deployment`` says where each process
-    runs. ``secret`` authenticates the supervisor to the shards. ``version`` is the first version of the session.
+    runs. ``secret`` authenticates the supervisor to the shards. ``version`` is the first version of the session, and
+    ``trained_before_s`` the training time before it.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Plan:
         *,
         run: str | None = None,
         version: int = 0,
+        trained_before_s: float = 0.0,
     ) -> None:
         self.config, self.directory, self.layout = config, directory, layout
         self.deployment, self.sites, self.threads = deployment, deployment.sites, deployment.threads
+        self.trained_before_s = trained_before_s
         self.trace_below = version + config.profile if config.profile else 0
         self.run = run or secrets.token_hex(8)
         self.secret = secrets.token_hex(16)
@@ -170,6 +173,7 @@ class Plan:
                 {"name": str(process), **self._process(process, pids)} for process in FOLLOWERS if process in pids
             ],
             "open_ranks": list(self.open_ranks),
+            "trained_before_s": self.trained_before_s,
             "mode": self.config.mode,
             "codec": self.config.wire.codec,
             "layout": self.layout.to_json(),

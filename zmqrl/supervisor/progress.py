@@ -29,7 +29,6 @@ class Progress:
 
     def __init__(self, config: Config, directory: RunDirectory, counters: Counters, console: Console) -> None:
         self.config, self.directory, self.console = config, directory, console
-        self.title = f"{config.recipe} · {config.env} · {directory.path.name}"
         self.rows = JsonLines(directory.metrics)
         written = read_lines(directory.metrics)
         for row in (row for row in written if row["version"] <= counters.version):
@@ -116,31 +115,38 @@ class Progress:
             self.row_version = self.row["version"]
             self.rows.write_or_tell(self.row, self.console.notice)
             self.trackers.log(self.row, self.row["version"])
-        frames = self.config.envs.mean_frame_skip if self.config.env.startswith("ALE/") else None
-        self.console.update(
-            LiveFigures(title=self.title, row=self.row, frames_per_agent_step=frames, left_s=self._left_s())
-        )
+        self.console.update(live_figures(self.config, self.directory, self.row, self.trained_s()))
 
     def close(self, *, hurried: bool) -> None:
         """Close the files and the trackers. If ``hurried``, do not wait for the trackers to finish."""
         self.rows.close()
         self.trackers.close(within_s=0.0 if hurried else CLOSE_WITHIN_S)
 
-    def _left_s(self) -> float | None:
-        """Seconds until the run reaches its first limit at the current speed. None if there is no limit or no known
-        speed.
-        """
-        config, row = self.config, self.row
-        left = []
-        if config.minutes is not None:
-            left.append(60 * config.minutes - self.trained_s())
-        for limit, done, per_s in (
-            (config.updates, row["version"], row["updates_per_s"]),
-            (config.agent_steps, row["agent_steps"], row["agent_steps_per_s"]),
-        ):
-            if limit is not None and per_s:
-                left.append((limit - done) / per_s)
-        return max(0.0, min(left)) if left else None
+
+def live_figures(config: Config, directory: RunDirectory, row: Mapping[str, Any], trained_s: float) -> LiveFigures:
+    """What a console shows for a ``row`` after ``trained_s`` seconds of training in this session."""
+    return LiveFigures(
+        title=f"{config.recipe} · {config.env} · {directory.path.name}",
+        row=row,
+        frames_per_agent_step=config.envs.mean_frame_skip if config.env.startswith("ALE/") else None,
+        left_s=_left_s(config, row, trained_s),
+    )
+
+
+def _left_s(config: Config, row: Mapping[str, Any], trained_s: float) -> float | None:
+    """Seconds until the run reaches its first limit at the current speed. None if there is no limit or no known
+    speed.
+    """
+    left = []
+    if config.minutes is not None:
+        left.append(60 * config.minutes - trained_s)
+    for limit, done, per_s in (
+        (config.updates, row["version"], row["updates_per_s"]),
+        (config.agent_steps, row["agent_steps"], row["agent_steps_per_s"]),
+    ):
+        if limit is not None and per_s:
+            left.append((limit - done) / per_s)
+    return max(0.0, min(left)) if left else None
 
 
 def _shard_stats(stats: m.Stats) -> ShardStats:

@@ -40,21 +40,25 @@ from zmqrl.supervisor.salvage import salvage
 from zmqrl.supervisor.supervisor import Supervisor
 
 
-def train(config: Config) -> int:
-    """Train on this machine. Returns the same exit statuses as :func:`train_on`. Raises ZmqrlError."""
+def train(config: Config, on_up: Callable[[RunDirectory], None] | None = None) -> int:
+    """Train on this machine: see :func:`train_on`. Raises ZmqrlError."""
     config.check()
     check_ports(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
     with never_waiting():
-        return train_on(config, on_this_machine)
+        return train_on(config, on_this_machine, on_up)
 
 
-def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment]) -> int:
+def train_on(
+    config: Config,
+    deploy: Callable[[Config, RunDirectory], Deployment],
+    on_up: Callable[[RunDirectory], None] | None = None,
+) -> int:
     """Train on a deployment. Raises ZmqrlError.
 
     Returns 0 if the run reached a limit. Returns INTERRUPTED or TIME_IS_UP if an interrupt ended the run with a
-    checkpoint.
+    checkpoint. With ``on_up``, the run shows nothing more once it is up, and then calls ``on_up``.
     """
     config.check()
     config = config.with_schedule()
@@ -91,7 +95,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
                 if replaced.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter)
+            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter, on_up)
 
 
 @contextlib.contextmanager
@@ -156,13 +160,20 @@ def _supervise(
     deployment: Deployment,
     news: Sequence[str],
     exporter: Exporter | None,
+    on_up: Callable[[RunDirectory], None] | None,
 ) -> int:
     console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
     supervisor = None
+
+    def leave() -> None:
+        if on_up is not None:
+            console.hide()
+            on_up(directory)
+
     try:
         for text in news:
             console.notice(text)
-        supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter)
+        supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter, leave)
         with _interrupts(supervisor), _tracebacks_to(console.log):
             reason = supervisor.run()
         if config.profile:
@@ -210,8 +221,8 @@ def _tracebacks_to(log: Callable[[str], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _interrupts(supervisor: Supervisor) -> Iterator[None]:
     """Handle signals in the block. The first Ctrl-C requests a checkpoint and a clean end. The second Ctrl-C ends
-    everything at once. A third Ctrl-C is ignored, because it would disturb that end. TERM and USR1 act like a single
-    Ctrl-C, even when repeated.
+    everything at once. A third Ctrl-C is ignored, because it would disturb that end. TERM, HUP and USR1 act like a
+    single Ctrl-C, even when repeated. HUP stays ignored if it was ignored when zmqrl started.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -222,7 +233,8 @@ def _interrupts(supervisor: Supervisor) -> Iterator[None]:
         if supervisor.interrupts == 2:
             raise KeyboardInterrupt
 
-    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    hang_ups = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, *hang_ups)}
     try:
         yield
     finally:

@@ -2,8 +2,10 @@
 
 import contextlib
 import signal
+import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -26,7 +28,7 @@ from zmqrl.ps.wire.sockets import SocketRole
 from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
-from zmqrl.supervisor.ending import explained, stop_shards, write_summary
+from zmqrl.supervisor.ending import exit_status, explained, stop_shards, write_summary
 from zmqrl.supervisor.followers import Followers
 from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
@@ -45,7 +47,7 @@ MOST_REFUSED = 100  # number of notices about refused workers: more would flood 
 
 class Supervisor:
     """One session of a run, from its first checkpoint to its last. ``interrupts`` counts the user's requests to end the
-    run.
+    run. It calls ``on_up`` once all workers that it starts are at work.
     """
 
     control: ShardControl  # exists once the shards are up
@@ -58,10 +60,18 @@ class Supervisor:
         console: Console,
         deployment: Deployment,
         exporter: Exporter | None = None,
+        on_up: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.directory, self.console, self.checkpoint = config, directory, console, checkpoint
-        self.plan = Plan(config, directory, checkpoint.layout, deployment, version=checkpoint.version)
         counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
+        self.plan = Plan(
+            config,
+            directory,
+            checkpoint.layout,
+            deployment,
+            version=checkpoint.version,
+            trained_before_s=counters.wall_s,
+        )
         self.machine = SupervisorMachine(
             checkpoint=tuple(map(checkpoint.version_of, range(checkpoint.layout.shards))),
             generation=checkpoint.generation,
@@ -89,7 +99,7 @@ class Supervisor:
         self.followers = Followers(config, directory, self, console, self.files)
         self.faults = Faults(config.failures, self.launcher, self.sites, console.notice)
         self.endpoints: dict[int, dict[SocketRole, str]] = {}
-        self.exporter, self.exported_at = exporter, 0.0
+        self.exporter, self.exported_at, self.on_up = exporter, 0.0, on_up
         self.reports_closed = self.saved = False
         self.refused: set[str] = set()  # the reasons for refused workers that the user has seen
         self.interrupts = 0
@@ -180,6 +190,7 @@ class Supervisor:
         if self.config.external_workers:
             for rank in self.plan.open_ranks:
                 self.console.notice(f"rank {rank} is open: zmqrl worker {self.directory.cluster} --rank {rank}")
+            self.on_up()  # the user may start these workers only after the run has left the terminal
 
     def _bring_histories(self) -> None:
         """Copy each history to the host of its shard. In an earlier session, the shard may have run on another host."""
@@ -318,6 +329,8 @@ class Supervisor:
             case e.BeginTime():
                 self.progress.begin(time.monotonic())
                 self.faults.begin(time.monotonic())
+                if not self.config.external_workers:
+                    self.on_up()
             case e.Notice(text):
                 self.console.notice(text)
             case e.TellDeath(process, lines):
@@ -467,7 +480,8 @@ class Supervisor:
         if not self.is_connected and self.directory.summary.exists():
             return  # nothing is new since the earlier session, which wrote the summary
         try:
-            write_summary(self.directory.summary, reason, self.config, self.checkpoint)
+            status = exit_status(reason, sys.exception())
+            write_summary(self.directory.summary, reason, status, self.config, self.checkpoint)
         except UnwritableError as error:
             if reason != "failed":
                 raise

@@ -1,5 +1,6 @@
 """``zmqrl logs``: the logs of all processes of a run in one stream."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -75,16 +76,22 @@ def _logs(directory: RunDirectory) -> dict[str, Path]:
 
 
 class Reader:
-    """The lines of a growing file, from ``tail`` lines before its current end."""
+    """The lines of a growing file, from ``tail`` lines before its current end. The file may not exist yet.
+
+    If a shorter file replaces it, the lines that the shorter file already has are skipped.
+    """
 
     def __init__(self, path: Path, tail: int) -> None:
         self._path = path
-        *whole, _ = path.read_bytes().split(b"\n")
+        *whole, _ = (path.read_bytes() if path.exists() else b"").split(b"\n")
         self._at = sum(len(line) + 1 for line in whole[: max(0, len(whole) - tail)])
 
     def lines(self) -> list[str]:
         """The lines that were completed since the last call."""
+        if not self._path.exists():
+            return []
         with self._path.open("rb") as file:
+            self._at = min(self._at, file.seek(0, os.SEEK_END))
             file.seek(self._at)
             whole = file.read().rpartition(b"\n")[0]
         if not whole:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from zmqrl.commands.options import parse_known
+from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError
@@ -56,7 +57,9 @@ def command(arguments: list[str]) -> int:
     config = config_from(rest, over_tcp)
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = config_from([*rest, "--resume"], over_tcp)
-    return run(options, config)
+    if config.detach and options.requeue:
+        raise UsageError("--detach: with --requeue, a run must not outlive the script of its job.")
+    return detach("launch", arguments) if config.detach else run(options, config)
 
 
 @interruptible()
@@ -74,7 +77,7 @@ def run(options: Options, config: Config) -> int:
     if options.dry_run:
         _print_plan(options, reach, config)
         return 0
-    train = partial(train_on, config, partial(on_hosts, options, reach))
+    train = partial(train_on, config, partial(on_hosts, options, reach), on_up())
     with never_waiting():
         return train() if reach.job is None else requeue.requeued(reach.job if options.requeue else None, train)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zmqrl.commands.options import parse, parse_known
+from zmqrl.commands.run.detach import detach, on_up
 from zmqrl.config import Config
 from zmqrl.errors import UsageError, did_you_mean
 from zmqrl.recipes import RECIPES
@@ -34,7 +35,8 @@ class Resumed:
 
 def command(arguments: list[str]) -> int:
     """Train on this machine. Raises ZmqrlError."""
-    return train(config_from(arguments))
+    config = config_from(arguments)
+    return detach("train", arguments) if config.detach else train(config, on_up())
 
 
 def config_from(arguments: list[str], adapt: Callable[[Config], Config] = lambda config: config) -> Config:

@@ -1,0 +1,98 @@
+"""A run that continues without its terminal, and the view of such a run from another terminal."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.rig import eventually, is_alive
+from support.run_rig import QUICKLY, WITHIN_S, RunFiles
+from support.terminal import Terminal, on_a_terminal
+
+pytestmark = pytest.mark.processes
+
+TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--detach", "--run-dir")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[RunFiles]:
+    """The files of a run that the test starts. Its supervisor is killed if the test has not ended it."""
+    files = RunFiles(tmp_path / "run")
+    yield files
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(supervisor(files), signal.SIGKILL)
+
+
+def supervisor(files: RunFiles) -> int:
+    pid: int = files.cluster()["supervisor"]["pid"]
+    return pid
+
+
+def detached(terminal: Terminal) -> None:
+    """Wait until the command has left its run alone."""
+    assert terminal.wait() == 0, terminal.said
+    assert "the run is up and continues without this terminal" in terminal.said
+    assert "zmqrl attach " in terminal.said
+
+
+def test_a_detached_run_outlives_its_terminal_and_can_be_viewed_and_stopped(files: RunFiles) -> None:
+    with on_a_terminal(*TRAIN, str(files.path)) as terminal:
+        detached(terminal)
+    pid, at = supervisor(files), files.version()
+    assert os.getsid(pid) == pid
+    assert {str(Path(f"/proc/{pid}/fd/{n}").readlink()) for n in (1, 2)} == {str(files.path / "logs/supervisor.log")}
+    with on_a_terminal("attach", str(files.path)) as first, on_a_terminal("attach", str(files.path)) as second:
+        first.has_said("agent steps/s")
+        second.has_said("run directory")
+        first.type("\x03")
+        assert first.wait() == 130
+        assert "left the view; the run continues" in first.said
+        eventually(lambda: files.version() > at + 10, "more versions", WITHIN_S)
+        with on_a_terminal("stop", str(files.path)) as stop:
+            assert stop.wait() == 0
+        assert second.wait() == 130, "the exit status of the run"
+        assert "ended (interrupted)" in second.said
+    eventually(lambda: not is_alive(pid), "the end of the supervisor", WITHIN_S)
+    files.assert_summary_exact("interrupted")
+
+
+def test_a_detached_run_that_cannot_start_ends_the_command_with_its_error_and_status(files: RunFiles) -> None:
+    with on_a_terminal(*TRAIN, str(files.path), "--env", "Unknown-v0") as terminal:
+        assert terminal.wait() == 2
+        assert "zmqrl: " in terminal.said
+        assert "Unknown-v0" in terminal.said
+        assert "attach" not in terminal.said
+    assert not files.path.exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_a_detached_run_is_up_ends_the_run(files: RunFiles) -> None:
+    with on_a_terminal(*TRAIN, str(files.path)) as terminal:
+        eventually(lambda: terminal.read() != "", "the first line", WITHIN_S)
+        terminal.type("\x03")
+        assert terminal.wait() == 130, terminal.said
+    assert "attach" not in terminal.said
+
+
+@pytest.mark.slow
+def test_a_view_ends_with_the_status_of_its_run(files: RunFiles) -> None:
+    with on_a_terminal(*TRAIN, str(files.path), "--updates", "100") as terminal:
+        detached(terminal)
+    with on_a_terminal("attach", str(files.path)) as view:
+        assert view.wait() == 0, view.said
+    with on_a_terminal("attach", str(files.path)) as later:
+        assert later.wait() == 0, later.said
+    assert "ended (updates) at version 100" in later.said
+
+
+@pytest.mark.slow
+def test_a_view_of_a_killed_run_says_that_the_supervisor_died(files: RunFiles) -> None:
+    with on_a_terminal(*TRAIN, str(files.path)) as terminal:
+        detached(terminal)
+    with on_a_terminal("attach", str(files.path)) as view:
+        view.has_said("agent steps/s")
+        os.kill(supervisor(files), signal.SIGKILL)
+        assert view.wait() == 3, view.said
+        assert "died before the end of the run" in view.said

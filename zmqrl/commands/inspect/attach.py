@@ -1,0 +1,86 @@
+"""``zmqrl attach``: the live view of a run that was started elsewhere."""
+
+import contextlib
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from zmqrl.commands.inspect.living import Living
+from zmqrl.commands.inspect.logs import LOOK_EVERY_S, Reader
+from zmqrl.commands.options import RunPath, parse
+from zmqrl.config import Config
+from zmqrl.errors import ClusterError
+from zmqrl.observe.console import NOTICES_SHOWN, Console, console_for
+from zmqrl.observe.records import RunRecord
+from zmqrl.observe.screen import never_waiting
+from zmqrl.process import interruptible
+from zmqrl.supervisor.ending import exit_status
+from zmqrl.supervisor.progress import live_figures
+from zmqrl.supervisor.requeue import INTERRUPTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show a run until it ends, and exit with its exit status. Ctrl-C leaves the view, and the run continues."""
+
+    run: RunPath
+    """The run directory."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl attach``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl attach"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Show a run. Raises ClusterError if the supervisor of the run was killed, UsageError if there is no such run."""
+    living = Living.read(options.run)
+    with never_waiting():
+        console = console_for(sys.stdout, stamps=False)
+        try:
+            _show(living, console)
+        except KeyboardInterrupt:
+            console.close()
+            name = shlex.quote(str(options.run))
+            sys.stdout.write(f"left the view; the run continues, and zmqrl stop {name} ends it\n")
+            return INTERRUPTED
+        finally:
+            console.close()
+    return _exit_status(options.run)
+
+
+def _show(living: Living, console: Console) -> None:
+    """Show the figures and notices of a run until it ends."""
+    directory, config = living.directory, Config.read(living.directory.config)
+    notices, rows = Reader(directory.log("supervisor"), NOTICES_SHOWN), Reader(directory.metrics, 1)
+    trained_before_s = 0.0
+    while True:
+        is_over = not living.is_alive()
+        if living.cluster is None:
+            living = Living.read(directory.path)
+        if living.cluster is not None:
+            trained_before_s = living.cluster.get("trained_before_s", 0.0)
+        for line in notices.lines():
+            console.notice(line)
+        for line in rows.lines()[-1:]:
+            with contextlib.suppress(ValueError):  # a damaged line
+                row = json.loads(line)
+                console.update(live_figures(config, directory, row, row["wall_s"] - trained_before_s))
+        if is_over:
+            return
+        time.sleep(LOOK_EVERY_S)
+
+
+def _exit_status(path: Path) -> int:
+    """The exit status of a run that has ended. Raises ClusterError if its supervisor died before the end."""
+    summary = RunRecord.read(path).summary
+    if summary is None:
+        raise ClusterError(f"the supervisor of {path} died before the end of the run: see zmqrl status {path}.")
+    if "exit_status" not in summary:  # an older zmqrl wrote it
+        reason = summary["exit_reason"]
+        return exit_status(reason, ClusterError() if reason == "failed" else None)
+    return int(summary["exit_status"])

@@ -1,0 +1,79 @@
+"""Starts a run that continues without its terminal, for ``--detach``."""
+
+import contextlib
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from zmqrl.observe.screen import Screen
+from zmqrl.process import LOOK_UP_EVERY_S, interruptible
+from zmqrl.rundir import RunDirectory
+
+STARTER = "ZMQRL_STARTER"  # the descriptor of a pipe: a detached run writes its directory there once it is up
+PIPE_BYTES = 4096  # more than any path
+
+
+@interruptible()
+def detach(command: str, arguments: Sequence[str]) -> int:
+    """Run ``zmqrl COMMAND`` with ``arguments`` in a session of its own. Until the run is up, it prints to our terminal.
+
+    Returns 0 when the run is up, or its exit status if it ends before. Until then, Ctrl-C interrupts the run.
+    """
+    program = [sys.executable, "-P", "-m", "zmqrl", command, *(each for each in arguments if each != "--detach")]
+    reader, writer = os.pipe()
+    run = subprocess.Popen(
+        program,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {STARTER: str(writer)},
+        pass_fds=[writer],
+        start_new_session=True,  # so that the run gets no signals from our terminal
+    )
+    os.close(writer)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    while True:
+        try:
+            while not select.select([reader], [], [], LOOK_UP_EVERY_S)[0]:
+                pass
+            if path := os.read(reader, PIPE_BYTES):
+                return _told(Path(os.fsdecode(path)), run.pid)
+            status = run.wait()
+            return status if status >= 0 else 128 - status
+        except KeyboardInterrupt:
+            run.send_signal(signal.SIGINT)
+
+
+def _told(path: Path, pid: int) -> int:
+    here = Path.cwd()
+    name = shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    sys.stdout.write(
+        f"the run is up and continues without this terminal (process {pid})\n"
+        f"  zmqrl attach {name}  # show it\n"
+        f"  zmqrl stop {name}  # end it with a checkpoint\n"
+    )
+    return 0
+
+
+def on_up() -> Callable[[RunDirectory], None] | None:
+    """If this process was started by :func:`detach`: how to tell that the run is up, and leave the terminal."""
+    starter = os.environ.pop(STARTER, None)
+    return None if starter is None else partial(_leave_terminal, int(starter))
+
+
+def _leave_terminal(starter: int, directory: RunDirectory) -> None:
+    """Write what is still printed, such as the message of a crash, to the supervisor's log."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Screen):
+            stream.close()
+    log = os.open(directory.log("supervisor"), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
+    with contextlib.suppress(BrokenPipeError):  # the starter was killed
+        os.write(starter, os.fsencode(directory.path))
+    os.close(starter)
