@@ -301,6 +301,7 @@ def test_the_span_name_of_a_worker_cannot_forge_a_line() -> None:
             is_running=st.booleans(),
             is_there=st.booleans(),
             silent_s=st.floats(0, 1e6),
+            unreachable_s=st.none() | st.floats(0, 1e6),
             span=st.text(max_size=16),
             span_s=st.floats(0, 1e6),
             doing=st.none()

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from zmqrl.hosts.launcher import Exited, Inspected
+from zmqrl.hosts.launcher import Exited, HostLost, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard.events import View
@@ -15,7 +15,7 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.membership import SHRINK_AFTER_S
-from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, SILENCE_S
+from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, KILLS_IN_A_ROW, SILENCE_S
 from zmqrl.supervisor.shards import LOAD_WITHIN_S
 
 RUN = "0123456789abcdef"
@@ -353,11 +353,27 @@ def test_workers_that_keep_dying_fail_the_run_once_too_few_are_left(on_loss: str
     assert run.told(e.Fail)
 
 
+def test_a_run_that_needs_an_unreachable_host_ends_with_the_time_since_the_loss() -> None:
+    run = Run(quorum=3)
+    run.ticks(1.0)
+    worker = worker_id(2)
+    for _ in range(KILLS_IN_A_ROW):
+        run.feed(e.ProcessDied(Exited(worker, -9, "", 0.0, "host h2 is lost: no route", with_host=True)))
+        run.feed(e.HostChanged(HostLost("h2", "no route", (worker,))))
+        run.now += 10.0
+    (failed,) = run.told(e.Fail)
+    seconds = 10 * (KILLS_IN_A_ROW - 1)
+    assert failed.why == (
+        f"worker-2 cannot run, because its host has been unreachable for {seconds} s (host h2 is lost: no route)."
+    )
+    assert run.told(e.TellDeath) == []
+
+
 def test_a_follower_that_keeps_dying_is_given_up_and_the_run_continues(run: Run) -> None:
     evaluator = ProcessId("evaluator", 0)
     for _ in range(FAILURES_IN_A_ROW):
         run.feed(died(evaluator))
-    assert run.told(e.GiveUp) == [e.GiveUp(evaluator, FAILURES_IN_A_ROW)]
+    assert run.told(e.GiveUp) == [e.GiveUp(evaluator, f"died {FAILURES_IN_A_ROW} times in a row")]
     assert run.told(e.Fail) == []
     assert run.machine.processes.first_death is None
     assert e.StartProcess(evaluator) not in run.ticks(60.0)

@@ -1,11 +1,12 @@
 """Processes that die or fall silent: which death came first, when they restart, and when the run gives up on them."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 from zmqrl.errors import ClusterError, UsageError
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.launcher import Exited, HostBack, HostLost
 from zmqrl.process_id import ProcessId
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.ending import explained
@@ -14,6 +15,7 @@ from zmqrl.supervisor.processes import (
     FIRST_DELAY_S,
     KILLS_IN_A_ROW,
     LONGEST_DELAY_S,
+    UNREACHABLE_TOLD_S,
     VERSION_TOLD_WITHIN_S,
     Processes,
 )
@@ -197,3 +199,49 @@ def test_time_in_which_the_supervisor_was_stopped_does_not_count_as_silence() ->
     processes.heard(WORKER, 0.0)
     processes.pardon(100.0)
     assert processes.watch_silence(101.0) == (set(), [])
+
+
+# hosts
+
+OTHER = ProcessId("worker", 1)
+
+
+def lose(processes: Processes, now: float, why: str = "no route") -> list[str]:
+    """The notices after both workers are lost with their host h2, or after a try to reach the host."""
+    actions: list[e.Action] = []
+    for process in (WORKER, OTHER):
+        actions += processes.died(Exited(process, -9, "", 0.0, "host h2 is lost", with_host=True), now, counts=True)
+    actions += processes.host_changed(HostLost("h2", why, (WORKER, OTHER)), now)
+    assert all(isinstance(action, e.Notice) for action in actions), "no process is reported as dead"
+    return [action.text for action in actions if isinstance(action, e.Notice)]
+
+
+def test_a_host_that_cannot_be_reached_is_reported_now_and_then_until_it_is_back() -> None:
+    processes, now, told = Processes(), 100.0, []
+    assert lose(processes, now, "nothing was heard for 8 s") == [
+        "host h2 is lost, with worker-0,worker-1: nothing was heard for 8 s"
+    ]
+    while now < 160.0:  # each try fails at once
+        now += 0.25
+        if processes.due(now):
+            told += [(now, text) for text in lose(processes, now)]
+    assert [text for _, text in told] == [
+        "host h2 has been unreachable for 16 s, next try in 16 s: no route",
+        "host h2 has been unreachable for 32 s, next try in 30 s: no route",
+    ]
+    assert all(after - before >= UNREACHABLE_TOLD_S for (before, _), (after, _) in itertools.pairwise(told))
+    assert processes.host_changed(HostBack("h2"), now + 2.0) == [e.Notice(f"host h2 is back after {now - 98.0:.0f} s")]
+    assert processes.host_changed(HostBack("h2"), now + 3.0) == []
+    assert lose(processes, now + 9.0) == ["host h2 is lost, with worker-0,worker-1: no route"]
+
+
+def test_what_waits_for_a_process_on_a_lost_host_names_the_host() -> None:
+    processes = Processes()
+    processes.start(WORKER)
+    lose(processes, 100.0)
+    processes.due(101.0)  # the next try
+    awaited = processes.awaited(WORKER, 122.0)
+    assert (awaited.is_running, awaited.unreachable_s) == (True, 22.0)
+    assert awaited.what() == "its host has been unreachable for 22 s"
+    processes.host_changed(HostBack("h2"), 123.0)
+    assert processes.awaited(WORKER, 124.0).unreachable_s is None

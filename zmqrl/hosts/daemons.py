@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from zmqrl.hostd import messages as h
-from zmqrl.hosts.launcher import LOG_TAIL_LINES, Event, Exited, Inspected, Launcher, Said, Task
+from zmqrl.hosts.launcher import (
+    LOG_TAIL_LINES,
+    Event,
+    Exited,
+    HostBack,
+    HostLost,
+    Inspected,
+    Launcher,
+    Paused,
+    Said,
+    Task,
+)
 from zmqrl.hosts.link import RENEW_EVERY_S, Link, LinkLost
 from zmqrl.hosts.mirror import Mirror
 from zmqrl.process import HERE, LOG_LEVEL
@@ -26,6 +37,8 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "429
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
 END_WITHIN_S = 8.0  # a daemon takes some seconds to kill processes that do not end by themselves
 LOST = -int(signal.SIGKILL)  # the status of a process on a lost host: the process counts as killed
+PAUSE_S = 3.0  # a shorter time without a sign of life of this process can have other causes
+BLAMED_FOR_S = 10.0  # a pause explains the hosts that are found lost within this time after it
 
 
 @dataclass(slots=True)
@@ -56,6 +69,8 @@ class DaemonLauncher(Launcher):
         self.links, self.place, self.files = links, place, files
         self._running: dict[str, _Running] = {}  # by name
         self._events: list[Event] = []
+        self._lost: set[str] = set()  # hosts that could not be reached at the last try
+        self._pulse = Pulse()
         self._reached_at = time.monotonic()
         self._closed = threading.Event()
         # Leases are renewed even while the supervisor's thread waits for a disk or a shard.
@@ -72,7 +87,7 @@ class DaemonLauncher(Launcher):
             try:
                 link.open()
             except LinkLost as lost:
-                self._end(name, LOST, f"host {lost.host} is lost: {lost.why}")
+                self._lose(link, lost.why)
                 return
             if self.files is not None:
                 self.files.reopened(link.host)
@@ -145,20 +160,34 @@ class DaemonLauncher(Launcher):
             self._running.pop(name).log.close()
 
     def receive(self) -> None:
+        self._pulse.beat()
+        self._events += self._pulse.take_news()
         for link in self.links.values():
             try:
                 for event in link.poll():
                     self._take(link, event)
                 if link.up is not None:
                     self._reached_at = time.monotonic()
+                    if link.host in self._lost:
+                        self._lost.remove(link.host)
+                        self._events.append(HostBack(link.host))
             except LinkLost as lost:
                 if self.files is not None:
                     self.files.lost(link.host)
-                for name in [name for name, running in self._running.items() if running.link is link]:
-                    self._end(name, LOST, f"host {lost.host} is lost: {lost.why}")
+                self._lose(link, lost.why)
+
+    def _lose(self, link: Link, why: str) -> None:
+        """The processes of a host count as killed, because the host is lost."""
+        why = self._pulse.blamed(link.lease_s) or why
+        running = {name: each.process for name, each in self._running.items() if each.link is link}
+        for name in running:
+            self._end(name, LOST, f"host {link.host} is lost: {why}", with_host=True)
+        self._lost.add(link.host)
+        self._events.append(HostLost(link.host, why, tuple(running.values())))
 
     def _renew(self) -> None:
         while not self._closed.wait(RENEW_EVERY_S):
+            self._pulse.beat()
             for link in self.links.values():
                 link.renew()
 
@@ -189,8 +218,47 @@ class DaemonLauncher(Launcher):
                     case h.Exited():
                         self._end(event.name, event.status, event.why)
 
-    def _end(self, name: str, status: int, why: str | None) -> None:
+    def _end(self, name: str, status: int, why: str | None, *, with_host: bool = False) -> None:
         running = self._running.pop(name)
         running.log.close()
         lived_s = time.monotonic() - running.started_at
-        self._events.append(Exited(running.process, status, "\n".join(running.tail), lived_s, why))
+        self._events.append(Exited(running.process, status, "\n".join(running.tail), lived_s, why, with_host))
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds on a clock that stops while the machine is asleep, and on one that does not."""
+    return time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Pulse:
+    """Finds the times when this process did not run at all: two threads call ``beat``, at least once a second."""
+
+    def __init__(self, clocks: Callable[[], tuple[float, float]] = _clocks) -> None:
+        self._clocks, self._beating = clocks, threading.Lock()
+        self._beat_at = clocks()
+        self._last: tuple[float, Paused] | None = None  # the last pause and its end
+        self._news: list[Paused] = []
+
+    def beat(self) -> None:
+        """This process runs now."""
+        with self._beating:
+            before, self._beat_at = self._beat_at, self._clocks()
+            awake_s, passed_s = (now - then for now, then in zip(self._beat_at, before, strict=True))
+            if passed_s >= PAUSE_S:
+                pause = Paused(passed_s, asleep=awake_s < passed_s / 2)
+                self._last = self._beat_at[1], pause
+                self._news.append(pause)
+
+    def take_news(self) -> list[Paused]:
+        """The pauses since the last call."""
+        with self._beating:
+            news, self._news = self._news, []
+        return news
+
+    def blamed(self, lease_s: float | None) -> str | None:
+        """The sentence about the last pause if a host has just been lost because of it: its lease ran out."""
+        if self._last is None or lease_s is None:
+            return None
+        ended_at, pause = self._last
+        is_recent = self._clocks()[1] - ended_at <= BLAMED_FOR_S
+        return pause.sentence() if is_recent and pause.seconds > lease_s - RENEW_EVERY_S else None

@@ -39,7 +39,7 @@ class Said:
 @dataclass(frozen=True, slots=True)
 class Exited:
     """The process ended with ``status``, as in ``Popen.returncode``: negative for a signal. ``why``: a cause outside
-    the process.
+    the process. ``with_host``: the host was lost, or could not be reached, so ``HostLost`` follows.
     """
 
     process: ProcessId
@@ -47,6 +47,7 @@ class Exited:
     log_tail: str
     lived_s: float
     why: str | None = None
+    with_host: bool = False
 
     def how(self) -> str:
         """The status in words."""
@@ -76,7 +77,35 @@ class Inspected:
     stack: tuple[str, ...] = ()
 
 
-Event: TypeAlias = Said | Exited | Inspected
+@dataclass(frozen=True, slots=True)
+class HostLost:
+    """A host was lost, or could still not be reached, together with its ``processes``."""
+
+    host: str
+    why: str
+    processes: tuple[ProcessId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostBack:
+    """A host that was lost can be reached again."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """This process did not run for ``seconds``, because it was stopped or its machine was ``asleep``."""
+
+    seconds: float
+    asleep: bool = False
+
+    def sentence(self) -> str:
+        """The pause in words."""
+        return f"this {'machine was asleep' if self.asleep else 'launcher was stopped'} for {self.seconds:.0f} s"
+
+
+Event: TypeAlias = Said | Exited | Inspected | HostLost | HostBack | Paused
 
 
 class Launcher(Protocol):

@@ -47,11 +47,11 @@ class Probes:
                 self.failed |= dict.fromkeys(missing, f"its probe has not answered within {within_s:g} s")
                 break
             for event in self.launcher.poll():
-                host = self.launcher.host_of(event.process)
                 if isinstance(event, Exited):
-                    self.failed[host] = f"its probe ended ({event.how()}): {event.log_tail or 'it printed nothing'}"
+                    why = f"its probe ended ({event.how()}): {event.log_tail or 'it printed nothing'}"
+                    self.failed[self.launcher.host_of(event.process)] = why
                 elif isinstance(event, Said):
-                    found[host] = {**event.facts, "heard_s": time.time()}
+                    found[self.launcher.host_of(event.process)] = {**event.facts, "heard_s": time.time()}
             time.sleep(TURN_S)
         return found
 

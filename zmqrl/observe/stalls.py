@@ -52,8 +52,9 @@ class Awaited:
     """A process that a version waits for, and the known facts about that process.
 
     ``is_external``: the supervisor did not start the process, and cannot ask its host. ``is_there``: the process is
-    connected, or has sent a message before. ``span``: the span that a worker reports, empty if the worker reports no
-    span. ``span_s``: how long the worker has been in that span.
+    connected, or has sent a message before. ``unreachable_s``: how long its host has been unreachable, None if the host
+    can be reached. ``span``: the span that a worker reports, empty if the worker reports no span. ``span_s``: how long
+    the worker has been in that span.
     """
 
     process: ProcessId
@@ -62,12 +63,15 @@ class Awaited:
     is_running: bool = True
     is_there: bool = True
     silent_s: float = 0.0
+    unreachable_s: float | None = None
     span: str = ""
     span_s: float = 0.0
     doing: Doing | None = None
 
     def what(self) -> str:
         """What the process is doing, in words."""
+        if self.unreachable_s is not None:
+            return f"its host has been unreachable for {self.unreachable_s:.0f} s"
         if not self.is_running:
             return "it is being restarted"
         words = [STATES_TOLD[self.doing.state]] if self.doing and self.doing.state in STATES_TOLD else []
@@ -88,7 +92,8 @@ class Awaited:
         """
         silent = self.is_there and self.silent_s >= SILENT_S
         doing = (self.doing.state, self.doing.stack[:FRAMES_TOLD]) if self.doing else None
-        return self.process.role, self.is_external, self.is_running, self.is_there, silent, self.span, doing
+        is_away = self.unreachable_s is not None
+        return self.process.role, self.is_external, is_away, self.is_running, self.is_there, silent, self.span, doing
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

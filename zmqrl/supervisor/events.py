@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from zmqrl.hosts.launcher import Exited, Inspected
+from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId
 from zmqrl.ps.shard.events import View
@@ -39,6 +39,13 @@ class ProcessDied:
     """A process ended by itself."""
 
     exited: Exited
+
+
+@dataclass(frozen=True, slots=True)
+class HostChanged:
+    """A host was lost, could still not be reached, or is back."""
+
+    change: HostLost | HostBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,7 @@ Event: TypeAlias = (
     | Connected
     | ShardSaid
     | ProcessDied
+    | HostChanged
     | ProcessInspected
     | ProcessWorked
     | Loaded
@@ -182,10 +190,10 @@ class EndStall:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Continue without a follower that keeps dying."""
+    """Continue without a follower that keeps dying, or whose host cannot be reached."""
 
     process: ProcessId
-    deaths: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,8 @@ class SupervisorMachine:
                 return self._on_message(shard, message, now)
             case e.ProcessDied(exited):
                 return self._on_death(exited, now)
+            case e.HostChanged(change):
+                return self.processes.host_changed(change, now)
             case e.ProcessInspected(seen):
                 self.stalls.answered(seen.process, Doing(state=seen.state, kernel=seen.kernel, stack=seen.stack))
                 return []
@@ -188,7 +190,7 @@ class SupervisorMachine:
             actions = self.processes.died(exited, now, counts=False)
             if process in self.processes.hopeless:
                 self.processes.give_up(process)
-                actions.append(e.GiveUp(process, self.processes.deaths(process)))
+                actions.append(e.GiveUp(process, self._hopelessness(exited, now)))
             return actions
         if process.role == "shard":
             self.shards.on_exit(process.number)
@@ -200,9 +202,15 @@ class SupervisorMachine:
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
         if process in hopeless and (process.role == "shard" or workers_left < needed):
             last_line = quoted(exited.log_tail.splitlines()[-1:])
-            deaths = self.processes.deaths(process)
-            actions.append(e.Fail(f"{process} died {deaths} times in a row ({exited.how()}){last_line or '.'}"))
+            actions.append(e.Fail(f"{process} {self._hopelessness(exited, now)} ({exited.how()}){last_line or '.'}"))
         return actions
+
+    def _hopelessness(self, exited: Exited, now: float) -> str:
+        """Why a process is not restarted any more: a verb phrase about it."""
+        unreachable_s = self.processes.unreachable_s(exited.process, now)
+        if unreachable_s is not None:
+            return f"cannot run, because its host has been unreachable for {unreachable_s:.0f} s"
+        return f"died {self.processes.deaths(exited.process)} times in a row"
 
     # time
 
@@ -283,7 +291,8 @@ class SupervisorMachine:
             if worker.process.number not in self.local_ranks:
                 awaited.append(replace(worker, is_external=True))
             else:
-                awaited.append(worker if worker.is_there else processes.awaited(worker.process, now))
+                known = processes.awaited(worker.process, now)
+                awaited.append(worker if worker.is_there and known.unreachable_s is None else known)
         return awaited
 
     def _observe_members(self, now: float) -> list[e.Action]:

@@ -143,14 +143,20 @@ class Plan:
             process=process, module=module, job=job, log_path=log_path, threads=self.threads[process], messages=messages
         )
 
-    def write_cluster(self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]) -> None:
+    def write_cluster(
+        self,
+        endpoints: Mapping[int, Mapping[SocketRole, str]],
+        pids: Mapping[ProcessId, int],
+        unreachable_since: Mapping[str, float] | None = None,
+    ) -> None:
         """Write ``cluster.json`` and the key files that it names, unless the processes are unchanged since the last
-        call.
+        call. ``unreachable_since``: when each lost host was lost, in Unix seconds.
         """
         if pids != self._written_pids:
             self._written_pids = dict(pids)
             self._write_key_files()
-            write_json(self.directory.cluster, self.cluster(endpoints, pids), mode=0o600)
+            cluster = self.cluster(endpoints, pids) | {"unreachable_since": dict(unreachable_since or {})}
+            write_json(self.directory.cluster, cluster, mode=0o600)
 
     def cluster(
         self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]

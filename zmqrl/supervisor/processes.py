@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from zmqrl.hosts.launcher import Exited
+from zmqrl.hosts.launcher import Exited, HostBack, HostLost
+from zmqrl.observe.folding import ranges
 from zmqrl.observe.stalls import Awaited
 from zmqrl.process_id import ProcessId, worker_id
 from zmqrl.ps.wire import messages as m
@@ -17,6 +19,16 @@ SILENCE_S = 5.0
 HUNG_S = 30.0
 LINES_TOLD = 3  # number of log lines that the report of a death quotes
 VERSION_TOLD_WITHIN_S = 2.0  # the longest delay until the supervisor learns of a version
+UNREACHABLE_TOLD_S = 10.0  # time between two notices about a host that cannot be reached
+
+
+@dataclass(slots=True)
+class LostHost:
+    """A host that is lost ``since`` a time, with the processes that run there."""
+
+    since: float
+    told_at: float
+    processes: set[ProcessId]
 
 
 class Processes:
@@ -24,13 +36,15 @@ class Processes:
 
     ``starts`` counts the starts of each process. ``hopeless`` holds the processes that died too often in a row.
     ``first_death`` is the earliest death that the run has not recovered from: this death may have caused later deaths.
-    If the reason for that death is unknown, the next death with a known reason replaces it.
+    If the reason for that death is unknown, the next death with a known reason replaces it. ``lost_hosts`` holds the
+    hosts that cannot be reached, by name.
     """
 
     def __init__(self) -> None:
         self.running: set[ProcessId] = set()
         self.starts: Counter[ProcessId] = Counter()
         self.hopeless: set[ProcessId] = set()
+        self.lost_hosts: dict[str, LostHost] = {}
         self.first_death: Exited | None = None
         self._first_death_at = 0.0
         self._version = 0
@@ -59,9 +73,34 @@ class Processes:
         if died >= most:
             self.hopeless.add(process)
         self._start_at[process] = now + min(FIRST_DELAY_S * 2.0 ** (died - 1), LONGEST_DELAY_S)
+        if exited.with_host:  # host_changed reports it
+            return []
         words = exited.log_tail.splitlines()[-1 if exited.status in (-9, -15, 0) else -LINES_TOLD :]
         death = f"died ({exited.how()}) and is restarted{'; its log ends:' if words else ''}"
         return [e.TellDeath(process, (death, *(f"  | {line}" for line in words)))]
+
+    def host_changed(self, change: HostLost | HostBack, now: float) -> list[e.Action]:
+        """Report a host that is lost, now and then while it cannot be reached, and when it is back."""
+        host = self.lost_hosts.get(change.host)
+        if isinstance(change, HostBack):
+            self.lost_hosts.pop(change.host, None)
+            return [] if host is None else [e.Notice(f"host {change.host} is back after {now - host.since:.0f} s")]
+        if host is None:
+            self.lost_hosts[change.host] = LostHost(now, now, set(change.processes))
+            names = ranges(map(str, change.processes), short=True)
+            return [e.Notice(f"host {change.host} is lost{f', with {names}' if names else ''}: {change.why}")]
+        host.processes.update(change.processes)
+        if now - host.told_at < UNREACHABLE_TOLD_S:
+            return []
+        host.told_at = now
+        tries_at = [at for process, at in self._start_at.items() if process in host.processes]
+        again = f", next try in {max(0.0, min(tries_at) - now):.0f} s" if tries_at else ""
+        waited_s = now - host.since
+        return [e.Notice(f"host {change.host} has been unreachable for {waited_s:.0f} s{again}: {change.why}")]
+
+    def unreachable_s(self, process: ProcessId, now: float) -> float | None:
+        """Seconds since the host of a process was lost. None if the host is not lost."""
+        return next((now - host.since for host in self.lost_hosts.values() if process in host.processes), None)
 
     def deaths(self, process: ProcessId) -> int:
         """The number of deaths of the process since it last did some work."""
@@ -135,6 +174,7 @@ class Processes:
             is_running=process in self.running,
             is_there=process in self._heard_at,
             silent_s=self.silent_s(process, now),
+            unreachable_s=self.unreachable_s(process, now),
         )
 
     def pardon(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, refusal
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
-from zmqrl.hosts.launcher import Exited, Inspected, Said, Task
+from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected, Paused, Said, Task
 from zmqrl.observe.console import Console
 from zmqrl.observe.exporter import Exporter, ProcessFigures, Snapshot
 from zmqrl.observe.folding import Folded, Folding
@@ -293,7 +293,8 @@ class Supervisor:
                 self.launcher.signal(process, signal.SIGKILL)
             case e.TellSilence(process, silent_s):
                 pid = self.launcher.pids().get(process)
-                self.console.notice(f"{process} (process {pid}) has not answered for {silent_s:.0f} s")
+                name = f"{process} (process {pid})" if pid is not None else process
+                self.console.notice(f"{name} has not answered for {silent_s:.0f} s")
             case e.Inspect(process):
                 self.launcher.inspect(process)
             case e.ShowStall(stall, tell):
@@ -303,8 +304,8 @@ class Supervisor:
                     self.directory.stalled.unlink()
                 if tell:
                     self.console.notice(f"version {stall.version} is no longer stalled, after {stall.waited_s:.0f} s")
-            case e.GiveUp(process, deaths):
-                self.console.notice(f"{process} died {deaths} times: the run continues without it")
+            case e.GiveUp(process, why):
+                self.console.notice(f"{process} {why}: the run continues without it")
                 self.followers.give_up(process)
             case e.Connect():
                 self._connect()
@@ -369,11 +370,20 @@ class Supervisor:
                     self._feed(e.ProcessInspected(event))
                 case Exited():
                     self._feed(e.ProcessDied(event))
+                case HostLost() | HostBack():
+                    self._feed(e.HostChanged(event))
+                case Paused():
+                    self.console.notice(event.sentence())
         if self.is_up:
             try:
-                self.plan.write_cluster(self.endpoints, self.launcher.pids())
+                self.plan.write_cluster(self.endpoints, self.launcher.pids(), self._unreachable_since())
             except OSError as error:
                 self.console.notice(refusal(error, self.directory.cluster))
+
+    def _unreachable_since(self) -> dict[str, float]:
+        """The time at which each lost host was lost, in Unix seconds."""
+        unix_s = time.time() - time.monotonic()
+        return {host: unix_s + lost.since for host, lost in self.machine.processes.lost_hosts.items()}
 
     def _show_stall(self, stall: Stall, tell: bool) -> None:
         with contextlib.suppress(OSError):  # another part reports a full disk

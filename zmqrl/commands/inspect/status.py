@@ -1,9 +1,11 @@
 """``zmqrl status``: the state of a run, and what a killed run left on its hosts."""
 
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zmqrl.commands.inspect.living import Living, state_of
 from zmqrl.commands.options import RunPath, parse
@@ -14,6 +16,14 @@ from zmqrl.observe.folding import by_number
 from zmqrl.observe.records import RunRecord
 from zmqrl.observe.stalls import STATES_TOLD, Stall
 from zmqrl.process import interruptible
+
+# The state of a run whose lock is held, by the state of its supervisor. Otherwise, the run is running.
+ALIVE: Final = {"stopped": "stopped", "traced": "stopped", "gone": "killed", "dead": "killed"}
+TOLD: Final = STATES_TOLD | {
+    "gone": "gone",
+    "restarting": "being restarted",
+    "unreachable": "its host is unreachable",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,58 +53,85 @@ def run(options: Options) -> int:
 
 
 def status(path: Path) -> dict[str, Any]:
-    """The state of a run as plain data. ``state``: running, ended, or killed (the supervisor died before the end).
+    """The state of a run as plain data.
 
-    ``stalled``: the version that has stalled, and the processes that it waits for, as in ``stalled.json``. The
-    ``state`` of a process on another machine is null.
+    ``state``: starting, running, stopped (the supervisor is stopped by a signal), ended, or killed (the supervisor died
+    before the end). ``stalled``: the version that has stalled, and the processes that it waits for, as in
+    ``stalled.json``. ``unreachable_s``: how long each lost host has been unreachable. The ``state`` of a process on
+    another machine is null while it has a process id, else unreachable (as its host) or restarting.
     """
-    living, record = Living.read(path), RunRecord.read(path)
+    living = Living.read(path)
+    cluster = living.cluster or {}
+    supervisor = cluster.get("supervisor") or {"host": "", "pid": None}
+    # Read in this order, so that a run that ends meanwhile does not seem to have been killed.
+    seen = state_of(supervisor["host"], supervisor["pid"])
+    is_alive = living.is_alive()
+    record = RunRecord.read(path)
     last = record.rows[-1] if record.rows else {}
-    state = "running" if living.is_alive() else "ended" if record.summary or living.cluster is None else "killed"
+    if is_alive:
+        state = "starting" if living.cluster is None else ALIVE.get(seen or "", "running")
+    else:
+        state = "ended" if record.summary or living.cluster is None else "killed"
     stall = living.stall() if state == "running" else None
-    supervisor = (living.cluster or {}).get("supervisor") or {"host": "", "pid": None}
+    since = cluster.get("unreachable_since", {}) if state == "running" else {}
     return {
         "state": state,
         "exit_reason": (record.summary or {}).get("exit_reason"),
         **{key: last.get(key) for key in ("version", "wall_s", "agent_steps", "agent_steps_per_s", "score_mean_50")},
         "stalled": None if stall is None else stall.to_json(),
-        "supervisor": supervisor | {"state": state_of(supervisor["host"], supervisor["pid"])},
+        "unreachable_s": {host: time.time() - lost_at for host, lost_at in since.items()},
+        "supervisor": supervisor | {"state": seen},
         "processes": [
-            {"name": str(name), "host": host, "pid": pid, "state": state_of(host, pid)}
+            {"name": str(name), "host": host, "pid": pid, "state": _state(host, pid, host in since)}
             for name, host, pid in living.processes()
         ],
         "hosts": {} if state == "running" else {host: _plain(answer) for host, answer in living.hosts().items()},
     }
 
 
+def _state(host: str, pid: int | None, is_unreachable: bool) -> str | None:
+    if pid is None:
+        return "unreachable" if is_unreachable else "restarting"
+    return state_of(host, pid)
+
+
 def _plain(answer: Seen | str) -> dict[str, Any] | str:
     return answer if isinstance(answer, str) else asdict(answer)
 
 
-def _told(state: str | None) -> str:
-    """The state of a process in words, after a comma. Empty for a state that is normal."""
-    words = "gone" if state == "gone" else STATES_TOLD.get(state or "")
-    return f", {words}" if words else ""
+def _process(process: Mapping[str, Any]) -> str:
+    """A line about a process. Its state is left out if it is normal."""
+    words = [] if process["pid"] is None else [f"process {process['pid']}"]
+    words += filter(None, [TOLD.get(process["state"] or "")])
+    return f"{process['host']} {process['name']} ({', '.join(words)})"
 
 
 def _report(found: dict[str, Any]) -> str:
-    lines = [f"{found['state']}" + (f" ({found['exit_reason']})" if found["exit_reason"] else "")]
+    state = found["state"]
+    lines = [state + (f" ({found['exit_reason']})" if found["exit_reason"] else "")]
     if found["version"] is not None:
         score = "" if found["score_mean_50"] is None else f", score {found['score_mean_50']:.1f}"
         lines.append(f"version {found['version']} after {found['wall_s'] / 60:.1f} min{score}")
-    if found["state"] == "running":
+    if state == "running":
         if found["stalled"]:
             lines.append(Stall.from_json(found["stalled"]).sentence())
-        processes = [found["supervisor"] | {"name": "supervisor"}, *found["processes"]]
-        lines += [f"{each['host']} {each['name']} (process {each['pid']}{_told(each['state'])})" for each in processes]
+        lines += [
+            f"{host} has been unreachable for {waited_s:.0f} s" for host, waited_s in found["unreachable_s"].items()
+        ]
+        lines += map(_process, [found["supervisor"] | {"name": "supervisor"}, *found["processes"]])
+    if state == "stopped":
+        lines.append(
+            f"{_process(found['supervisor'] | {'name': 'supervisor'})}: kill -CONT {found['supervisor']['pid']}"
+        )
     for host, answer in found["hosts"].items():
         if isinstance(answer, str):
             lines.append(f"{host}: no answer: {answer}")
         else:
             files = ", ".join(sorted(answer["files"], key=by_number))
             left = f"in {answer['directory']}: {files}" if files else "no files"
-            lines.append(f"{host}: {'processes are still ending' if answer['alive'] else 'no processes'}; {left}")
-    if found["hosts"]:
+            alive = "processes are alive" if state == "stopped" else "processes are still ending"
+            lines.append(f"{host}: {alive if answer['alive'] else 'no processes'}; {left}")
+    if found["hosts"] and state != "stopped":
         over = any(isinstance(answer, str) and is_over(answer) for answer in found["hosts"].values())
         lines.append(
             f"continue with --resume, from {'the newest checkpoint' if over else 'the last version of its shards'}"

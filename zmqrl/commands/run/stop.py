@@ -67,6 +67,7 @@ def _tell(run: Path, living: Living, supervisor: Mapping[str, Any]) -> None:
         raise UsageError(f"the supervisor of {run} is on {supervisor['host']}: stop the run there.")
     try:
         os.kill(supervisor["pid"], signal.SIGTERM)
+        os.kill(supervisor["pid"], signal.SIGCONT)  # a stopped supervisor, too, must handle the signal
     except ProcessLookupError:
         pass  # the supervisor has just ended
     except PermissionError as error:
