@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from support.policy_rig import write_run
 from support.rig import ending, eventually
 from support.run_rig import QUICKLY, WITHIN_S, RunFiles
 from support.terminal import on_a_terminal
+
+from zmqrl.config import Config
 
 pytestmark = pytest.mark.processes
 
@@ -209,6 +212,16 @@ def test_a_run_that_ignores_hang_ups_outlives_its_terminal(tmp_path: Path) -> No
         terminal.process.send_signal(signal.SIGHUP)
         assert terminal.wait() == 0
     files.assert_summary_exact("updates")
+
+
+@pytest.mark.slow
+def test_a_recording_whose_terminal_closes_leaves_no_part_of_a_video(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Config(env="ALE/Pong-v5"), 0)  # a long game
+    with on_a_terminal("record", str(run), "--seconds", "80000") as terminal:
+        eventually(lambda: any(run.glob("videos/.*.mp4")), "the first frames", WITHIN_S)
+        os.killpg(terminal.process.pid, signal.SIGHUP)  # as a shell does: ffmpeg gets the signal, too
+        assert terminal.wait() == 130, terminal.said
+    assert list(run.glob("videos/*")) == []
 
 
 # These tests may themselves run under nohup.

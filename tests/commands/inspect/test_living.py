@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,38 @@ def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirector
     assert not starting.stalled.exists()
 
 
+def test_a_run_whose_shards_are_not_up_yet_is_starting(starting: RunDirectory) -> None:
+    found = status.status(starting.path)
+    assert (found["state"], status._report(found)) == ("starting", "starting")
+    starting.release()
+
+
+def test_status_says_why_a_process_has_no_process_id(starting: RunDirectory) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    workers = [{"rank": 0, "host": "h1", "pid": None}, {"rank": 1, "host": "h2", "pid": None}]
+    facts = {"supervisor": here, "shards": [], "workers": workers, "followers": []}
+    write_json(starting.cluster, facts | {"unreachable_since": {"h2": time.time() - 22.0}})
+    found = status.status(starting.path)
+    assert [each["state"] for each in found["processes"]] == ["restarting", "unreachable"]
+    assert status._report(found).splitlines() == [
+        "running",
+        "h2 has been unreachable for 22 s",
+        f"{here['host']} supervisor (process {here['pid']})",
+        "h1 worker-0 (being restarted)",
+        "h2 worker-1 (its host is unreachable)",
+    ]
+    starting.release()
+
+
+def test_a_locked_run_whose_supervisor_is_gone_is_not_running(starting: RunDirectory) -> None:
+    with ending(subprocess.Popen(["true"])) as gone:
+        gone.wait(60)
+    here = {"host": socket.gethostname(), "pid": gone.pid}
+    write_json(starting.cluster, {"supervisor": here, "hosts": [], "shards": [], "workers": [], "followers": []})
+    assert status.status(starting.path)["state"] == "killed"
+    starting.release()
+
+
 def test_an_unreadable_stall_file_counts_as_no_stall(starting: RunDirectory) -> None:
     write_json(starting.cluster, {"supervisor": {"host": "h9", "pid": 1}, "shards": [], "workers": [], "followers": []})
     for text in ("", "[]", "{}", '{"version": 1, "waited_s": 2, "awaited": [{}], "others": 0}'):
@@ -202,3 +235,16 @@ def test_a_log_is_followed_in_complete_lines_starting_with_its_last_ones(tmp_pat
     with path.open("a") as file:
         file.write("shed\nnext\n")
     assert reader.lines() == ["unfinished", "next"]
+
+
+def test_a_log_may_appear_later_and_be_replaced_by_a_shorter_one(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    reader = logs.Reader(path, 3)
+    assert reader.lines() == []
+    path.write_text("1\n2\n3\n")
+    assert reader.lines() == ["1", "2", "3"]
+    path.write_text("1\n")
+    assert reader.lines() == []
+    with path.open("a") as file:
+        file.write("4\n")
+    assert reader.lines() == ["4"]

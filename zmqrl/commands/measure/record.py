@@ -181,6 +181,9 @@ class _Video:
 
     def close(self) -> None:
         self._writer.close()
+
+    def finish(self) -> None:
+        """Write the rest of a closed video, and check that the file is whole. Raises OSError."""
         if self._path.suffix == ".gif":
             self._path.write_bytes(self._gif.getvalue())
             return
@@ -202,6 +205,7 @@ def _video(path: Path, frames_per_s: float, first: Screen) -> Iterator[_Video]:
             with closing(_Video(unfinished, frames_per_s, len(first))) as video:
                 video.add(first)
                 yield video
+            video.finish()  # not after Ctrl-C, which ends ffmpeg, too
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ def _told(path: Path, pid: int) -> int:
     here = Path.cwd()
     name = shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
     sys.stdout.write(
-        f"the run is up and continues without this terminal (process {pid})\n"
+        f"run directory {path}: the run is up and continues without this terminal (process {pid})\n"
         f"  zmqrl attach {name}  # show it\n"
         f"  zmqrl stop {name}  # end it with a checkpoint\n"
     )
