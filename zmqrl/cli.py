@@ -32,7 +32,7 @@ COMMANDS = {
     "record": Command("measure.record", "RUN [options]", "record one game of a policy as a video"),
     "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker"),
     "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
-    "attach": Command("inspect.attach", "RUN", "show a running run until it ends"),
+    "attach": Command("inspect.attach", "RUN", "show the live panel of a run until it ends"),
     "logs": Command("inspect.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
     "stop": Command("run.stop", "RUN", "end a run with a checkpoint"),
     "check-history": Command(

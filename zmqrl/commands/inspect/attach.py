@@ -67,7 +67,7 @@ def _show(living: Living, console: Console) -> None:
         for line in notices.lines():
             console.notice(line)
         for line in rows.lines()[-1:]:
-            with contextlib.suppress(ValueError):  # a damaged line
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
                 row = json.loads(line)
                 console.update(live_figures(config, directory, row, row["wall_s"] - trained_before_s))
         if is_over:
