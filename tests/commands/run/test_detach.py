@@ -58,6 +58,7 @@ def test_a_detached_run_outlives_its_terminal_and_can_be_viewed_and_stopped(file
     files.assert_summary_exact("interrupted")
 
 
+@pytest.mark.slow
 def test_a_detached_run_that_cannot_start_ends_the_command_with_its_error_and_status(files: RunFiles) -> None:
     with on_a_terminal(*TRAIN, str(files.path), "--env", "Unknown-v0") as terminal:
         assert terminal.wait() == 2
