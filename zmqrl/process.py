@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from zmqrl.errors import UsageError
 
@@ -54,7 +55,7 @@ def interruptible() -> Iterator[None]:
                 signal.signal(number, before)
 
 
-def _hang_up(*_: object) -> None:
+def _hang_up(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a shell and the kernel both send it: a second one must not disturb
     raise KeyboardInterrupt
 

@@ -217,7 +217,8 @@ def lose(processes: Processes, now: float, why: str = "no route") -> list[str]:
 
 
 def test_a_host_that_cannot_be_reached_is_reported_now_and_then_until_it_is_back() -> None:
-    processes, now, told = Processes(), 100.0, []
+    processes, now = Processes(), 100.0
+    told: list[tuple[float, str]] = []
     assert lose(processes, now, "nothing was heard for 8 s") == [
         "host h2 is lost, with worker-0,worker-1: nothing was heard for 8 s"
     ]

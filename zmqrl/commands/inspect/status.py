@@ -73,7 +73,7 @@ def status(path: Path) -> dict[str, Any]:
     else:
         state = "ended" if record.summary or living.cluster is None else "killed"
     stall = living.stall() if state == "running" else None
-    since = cluster.get("unreachable_since", {}) if state == "running" else {}
+    since: dict[str, float] = cluster.get("unreachable_since", {}) if state == "running" else {}
     return {
         "state": state,
         "exit_reason": (record.summary or {}).get("exit_reason"),
