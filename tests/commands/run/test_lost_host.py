@@ -49,8 +49,8 @@ class Host:
 @contextlib.contextmanager
 def launching(host: Host, path: Path, *options: str) -> Iterator[Run]:
     """Run ``zmqrl launch`` on ``host``. Leaving the block kills the launcher: the processes on the host then end."""
-    where = ("-H", "h1", "--address", "h1=127.0.0.1", "--no-preflight", "--run-dir", str(path))
-    command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", *QUICKLY, *options]
+    where = ("-H", "h1", "--address", "h1=127.0.0.1", "--no-preflight")
+    command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
     environment = os.environ | {"PATH": f"{host.place}:{os.environ['PATH']}"}
     with (
         path.with_name("run.stdout").open("wb") as stdout,
