@@ -53,8 +53,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
             backups=max(0, scenario.backups - 1),
             quorum=None if scenario.quorum is None else min(scenario.quorum, len(ranks)),
         )
-    for _ in range(changes.backups):
-        ranks.append(len(ranks) % recorded.scenario.ranks)  # a new worker copies an existing one
+    ranks += [recorded.typical_rank()] * changes.backups
     if changes.backups:
         scenario = replace(scenario, backups=scenario.backups + changes.backups)
     if changes.backups < 0:

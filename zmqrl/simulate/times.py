@@ -58,7 +58,7 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
     """The recording of a run. None if the recording is too short to simulate. Raises UsageError."""
-    recording = Recording.read(RunDirectory(run).profile)
+    recording = Recording.newest(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:
         return RecordedRun(recording, timeline, critical_path(timeline), settings_of(run, RunRecord.read(run)))
