@@ -421,6 +421,7 @@ class Bandits:
         pass
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("config", "iterations"),
     [

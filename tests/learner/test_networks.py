@@ -134,6 +134,7 @@ def test_the_memory_format_does_not_change_the_result() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_bfloat16_is_close_to_float32(name: str) -> None:
     computes: list[networks.Compute] = ["float32", "bfloat16"]

@@ -10,6 +10,8 @@ from support.paths import ROOT
 from zmqrl.cli import run
 from zmqrl.errors import UsageError
 
+pytestmark = pytest.mark.processes
+
 QUICK = ["--updates", "30", "--parameters", "65536"]
 
 

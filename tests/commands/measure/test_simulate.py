@@ -14,6 +14,8 @@ from zmqrl.commands.measure.simulate import options_from
 from zmqrl.errors import UsageError
 from zmqrl.simulate import Scenario, Straggler
 
+pytestmark = pytest.mark.processes
+
 OLD_RUN = ROOT / "tests" / "old_run"
 QUICK = ["--updates", "10", "--compute", "constant:0.1"]
 FILE = """
