@@ -54,7 +54,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     while weights is not None:
         acted = weights
         load(acted)
-        reporter.played(player.play(rollout))
+        reporter.played(player.play(rollout), player.first_games)
         weights = connection.pull(acted.version - 1)
         if weights is None:
             break
