@@ -143,7 +143,7 @@ def test_games_continue_from_one_rollout_to_the_next() -> None:
     assert [game.agent_steps for game in first_games] == [3, 3]
     second_games = player.play(rollout)
     assert rollout.number == 1
-    assert [game.agent_steps for game in second_games] == [5, 5, 6, 6]
+    assert [game.agent_steps for game in second_games] == [5, 5, 3, 3]
     np.testing.assert_array_equal(rollout.observations[0].numpy(), envs.observe(4))
 
 
