@@ -185,7 +185,8 @@ class Config:
     minutes: float | None = None
     """Stop after this many minutes, counted from the first update of this session."""
     stop_score: float | None = None
-    """Stop when the mean score of the last 50 games reaches this value."""
+    """Stop when the policy has this mean score. When the last 50 games in training reach it, the evaluator plays 50 new
+    games with one checkpoint while training continues. The run stops if these games reach it, too."""
     seed: int = 1
     """Seed of the initial parameters, games and actions."""
     mode: Literal["sync", "async"] = "sync"
@@ -333,6 +334,11 @@ class Config:
                 f"{counted(self.shards, 'shard needs', 'shards need')} {3 * self.shards}."
             )
         return ports
+
+    @property
+    def needs_evaluator(self) -> bool:
+        """Whether the run has an evaluator: for regular evaluations, or to confirm ``stop_score``."""
+        return self.evaluator or self.stop_score is not None
 
     def metrics_place(self) -> tuple[str, int] | None:
         """Address and port of ``metrics_port``. Raises UsageError if the value is not valid."""

@@ -49,7 +49,10 @@ class CountingEnvs:
             terminated=terminated,
             truncated=truncated,
             final_observations={int(i): np.array((i, -steps), np.float32) for i in np.flatnonzero(truncated)},
-            games=[Game(score=float(i), agent_steps=steps) for i in np.flatnonzero(terminated | truncated)],
+            games=[
+                Game(score=float(i), agent_steps=TRUNCATED_EVERY if i % 2 else TERMINATED_EVERY)
+                for i in np.flatnonzero(terminated | truncated)
+            ],
         )
 
     def close(self) -> None:
@@ -140,7 +143,7 @@ def test_games_continue_from_one_rollout_to_the_next() -> None:
     assert [game.agent_steps for game in first_games] == [3, 3]
     second_games = player.play(rollout)
     assert rollout.number == 1
-    assert [game.agent_steps for game in second_games] == [5, 5, 6, 6]
+    assert [game.agent_steps for game in second_games] == [5, 5, 3, 3]
     np.testing.assert_array_equal(rollout.observations[0].numpy(), envs.observe(4))
 
 
@@ -216,3 +219,14 @@ def test_acting_and_stepping_are_spans() -> None:
     envs, spans = CountingEnvs(), Spans()
     Player(ValueIsTheStep(), cast(Envs, envs), 0, spans=spans).play(make_rollout(envs, steps=6))
     assert {name: count for name, (count, _) in spans.totals().items()} == {"act": 7, "env_step": 6}
+
+
+def test_a_player_counts_the_games_that_it_started_and_that_have_not_ended() -> None:
+    """Games 0 and 2 end at steps 3, 6, ... and games 1 and 3 at steps 5, 10, ..."""
+    envs = CountingEnvs()
+    player, rollout = make_player(envs), make_rollout(envs, steps=2)
+    left = []
+    for _ in range(4):
+        player.play(rollout)
+        left.append(player.first_games)
+    assert left == [4, 2, 0, 0]

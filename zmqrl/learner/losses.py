@@ -211,6 +211,11 @@ class Learner:
         self._seed = seed
         self._parameters = list(model.parameters())
 
+    @property
+    def uses_whole_rollouts(self) -> bool:
+        """Whether each gradient is that of a whole rollout, in order. Only then it can use ``Rollout.activations``."""
+        return isinstance(self.config, BA3CConfig)
+
     def prepare(self, rollout: Rollout) -> None:
         """Compute ``advantages`` and ``returns`` of the rollout. Call it once, before ``gradient``."""
         ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
@@ -246,7 +251,12 @@ class Learner:
             advantages=rollout.advantages.flatten()[indices],
             returns=rollout.returns.flatten()[indices],
         )
-        logits, values = self.model(rollout.gather_observations(indices))
+        observations = rollout.gather_observations(indices)
+        if rollout.activations is None:
+            logits, values = self.model(observations)
+        else:
+            rollout.activations.begin(learns=True)
+            logits, values = self.model(observations, rollout.activations)
         config, entropy_coefficient = self.config, entropy_coefficient_at(self.config, version, elapsed)
         if isinstance(config, PPOConfig) and config.final_clip is not None:
             config = replace(config, clip=clip_at(config, elapsed))
@@ -280,6 +290,8 @@ class Learner:
 
 class NoLearner:
     """Replaces ``Learner`` in a worker that only plays, to measure everything except learning. Gradients stay zero."""
+
+    uses_whole_rollouts = False
 
     def prepare(self, rollout: Rollout) -> None:
         """Learn nothing from ``rollout``."""

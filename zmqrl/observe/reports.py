@@ -15,7 +15,8 @@ class WorkerReport:
     Counts and sums are cumulative over the incarnation, so that a lost or late report does no harm. ``gradients`` is
     the number of gradients pushed. ``loss_sums`` has ``(sum, count)`` by the name of a figure, over the gradients that
     had this figure. ``policy_lag_sum`` is the sum over all gradients, in versions. ``span_sums`` has seconds by span.
-    ``games`` are ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation.
+    ``games`` are ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation. ``first_games`` is the number
+    of games that the worker began at its start and that have not ended.
 
     ``policy_lag_min`` and ``policy_lag_max`` are the extremes since the last report. A worker without ``gradients``
     sends means since the last report instead of sums: ``losses``, ``policy_lag`` and, in seconds, ``spans``.
@@ -28,6 +29,7 @@ class WorkerReport:
     abandoned_steps: int
     skipped: int
     games: tuple[tuple[int, float, int], ...]
+    first_games: int
     gradients: int | None
     loss_sums: dict[str, tuple[float, int]]
     policy_lag_sum: float | None
@@ -52,6 +54,7 @@ class WorkerReport:
             abandoned_steps=_count(report.get("abandoned_steps", 0)),
             skipped=_count(report.get("skipped", 0)),
             games=_games(report.get("games", [])),
+            first_games=_count(report.get("first_games", 0)),
             gradients=None if gradients is None else _count(gradients),
             loss_sums=_sums(report.get("loss_sums", {})),
             policy_lag_sum=None if lag_sum is None else _finite(lag_sum),
