@@ -192,7 +192,7 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
         ),
         (
             "return logits.squeeze(), logits[:, 0]",
-            "returned Tensor float32 (4,) as logits for a batch of 1: float32 (1, 4) is required.",
+            "returned Tensor float32 (4,) as logits for a batch of 1: they must be float32 (1, 4).",
         ),
     ],
 )

@@ -154,7 +154,7 @@ def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOCon
         with pytest.raises(UsageError, match="entropy-schedule-updates"):
             make_config(final_entropy_coefficient=final_coefficient, entropy_schedule_updates=updates)
     for final in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(UsageError, match=r"final-entropy-coefficient .*: a number from 0 to 1e6 is required"):
+        with pytest.raises(UsageError, match=r"final-entropy-coefficient .*: must be from 0 to 1e6"):
             make_config(final_entropy_coefficient=final, entropy_schedule_updates=100)
 
 

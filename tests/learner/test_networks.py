@@ -211,7 +211,7 @@ def test_the_width_of_the_hidden_layer_can_be_chosen_for_every_model(name: str) 
 
 @pytest.mark.parametrize("hidden", [0, -3, 10**9])
 def test_an_error_about_an_invalid_width_names_its_option(hidden: int) -> None:
-    with pytest.raises(UsageError, match=rf"^--network.hidden {hidden}: 1 to 8192 units are required\.$"):
+    with pytest.raises(UsageError, match=rf"^--network.hidden {hidden}: must be from 1 to 8192\.$"):
         NetworkConfig(hidden=hidden)
 
 

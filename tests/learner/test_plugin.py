@@ -85,7 +85,7 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
         (
             {"outputs": "logits, logits[:, :1]"},
             "--model M returned a tuple of Tensor float32 (4, 3) and Tensor float32 (4, 1) for 4 observations: "
-            "a tuple of float32 logits (4, 3) and values (4,) is required.",
+            "it must return a tuple of float32 logits (4, 3) and values (4,).",
         ),
         ({"outputs": "logits"}, "--model M returned Tensor float32 (4, 3) for 4 observations: a tuple of"),
         ({"outputs": "logits, None"}, "--model M returned a tuple of Tensor float32 (4, 3) and NoneType for"),
@@ -120,8 +120,8 @@ def test_an_error_names_a_missing_function(write: Write) -> None:
         f"{ending}:f": f"cannot import {ending}: SystemExit: bye.",
         f"{name}:modle": f"{name} has no 'modle' (did you mean model?).",
         f"{name}:make_net": "make_net is a value of type int, not a function.",
-        f"{name}:": "module:function is required.",
-        ":f": "module:function is required.",
+        f"{name}:": "must be module:function.",
+        ":f": "must be module:function.",
     }.items():
         with pytest.raises(UsageError) as refused:
             make_model(reference, (5,), 3)
@@ -172,7 +172,7 @@ def test_an_error_about_an_unknown_model_suggests_the_nearest_one(name: str, hin
         ("values.mean(), {'kl': values}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
         ("values.mean(), {'loss': values.mean()}", "reports 'loss': a name must have at most 40 lower-case letters"),
         ("values.mean(), {'KL': values.mean()}", "reports 'KL': a name must have at most 40 lower-case letters"),
-        ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 values: at most 59 are possible."),
+        ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 values: the limit is 59."),
         ("batch.no_such_thing", "fails: AttributeError: 'Batch' object has no attribute 'no_such_thing'."),
     ],
 )

@@ -44,7 +44,7 @@ def test_throttled_and_paging_workers_are_named_together() -> None:
     uses = {worker_id(rank): MachineUse("h1", throttled_share=0.2, major_faults_per_s=40 + rank) for rank in range(2)}
     assert warnings(uses) == [
         "workers 0-1 on h1 spent 20% of the time throttled: the CPU quota is too small",
-        "workers 0-1 on h1 had 40-41 major page faults per second: memory is short",
+        "workers 0-1 on h1 had 40-41 major page faults per second: the host is low on memory",
     ]
 
 

@@ -47,7 +47,7 @@ def test_a_shard_has_at_least_one_block() -> None:
 
 @pytest.mark.parametrize("shards", [-1, 0, MAX_SHARDS + 1])
 def test_the_number_of_shards_has_limits(shards: int) -> None:
-    with pytest.raises(UsageError, match="between 1 and 64"):
+    with pytest.raises(UsageError, match="must be from 1 to 64"):
         Layout.of([("w", (100_000,))], shards)
 
 

@@ -1,4 +1,4 @@
-"""Replays a recorded run on virtual time, to predict the effect of changes."""
+"""Replays a recorded run in virtual time, to predict the effect of changes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

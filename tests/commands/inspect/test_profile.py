@@ -29,12 +29,12 @@ def test_an_asynchronous_run_has_no_picture(tmp_path: Path) -> None:
 
 def test_leaving_out_a_rank_that_is_not_in_the_run_is_refused(tmp_path: Path) -> None:
     path = run_with(tmp_path / "a", workers=3, backups=1)
-    with pytest.raises(UsageError, match=r"^--without 4: the run has ranks 0-3\.$"):
+    with pytest.raises(UsageError, match=r"^--without 4: the run has only ranks 0-3\.$"):
         command([path, "--without", "1", "--without", "4"])
 
 
 def test_an_asynchronous_run_has_no_what_if(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^--without 0: .* is asynchronous and has no what-if\.$"):
+    with pytest.raises(UsageError, match=r"^--without 0: .* is asynchronous, so it cannot be predicted\.$"):
         command([run_with(tmp_path / "a", mode="async", workers=3), "--without", "0"])
 
 

@@ -143,4 +143,4 @@ def test_plot_refuses_bad_usage_in_one_sentence(tmp_path: Path) -> None:
     picture = tmp_path / "picture.jpg"
     assert f"{picture}: the name must end with one of .png, .svg, .pdf" in refusal(run, "--output", picture)
     assert "No such file" in refusal(run, "--output", tmp_path / "gone" / "picture.png", "--panels", "score")
-    assert "at least 1 run directory" in refusal()
+    assert "no run directory given" in refusal()

@@ -134,11 +134,11 @@ def test_the_examples_in_the_documentation_work(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--workers", "0"], "--workers 0: at least 1 worker is required"),
-        (["--quorum", "9"], r"--quorum 9: 1 to 4 \(N \+ b\) contributions are possible"),
-        (["--workers", "2000"], "2000 is above 1024, the limit"),
+        (["--workers", "0"], "--workers 0: must be 1 or more"),
+        (["--quorum", "9"], r"--quorum 9: must be from 1 to 4 \(N \+ b\)"),
+        (["--workers", "2000"], "2000 is above the limit of 1024"),
         (["--compute", "normal:1"], "--compute normal:1: unknown law 'normal'"),
-        (["--bandwidth", "0"], "--bandwidth 0.0: a rate above 0 bytes per second"),
+        (["--bandwidth", "0"], "--bandwidth 0.0: must be above 0 bytes per second"),
         (["--parameters", "8"], "--parameters 8: 32 to"),
         (["--sweep", "shard=1"], r"--sweep shard=1: write NAME=VALUE,VALUE,.*did you mean shards"),
         (["--sweep", "shards"], "--sweep shards: write NAME=VALUE"),
@@ -147,7 +147,7 @@ def test_the_examples_in_the_documentation_work(tmp_path: Path, capsys: pytest.C
         (["--abandon", "never"], "abandon"),
         (["missing.toml"], "cannot read missing.toml: No such file"),
         (["--from", "/nowhere"], "/nowhere is not a run directory"),
-        (["a.toml", "--from", "b"], "give one of FILE, --scenario and --from"),
+        (["a.toml", "--from", "b"], "give only one of FILE, --scenario and --from"),
         (["--plot", "x.gif"], "the name must end with one of .png"),
     ],
 )
@@ -166,8 +166,8 @@ def test_bad_usage_is_one_sentence(arguments: list[str], sentence: str) -> None:
         ("[[failures]]\nprocess = 'worker-9'\nat = 1", "there is no process 'worker-9'"),
         ("workers 3", "is not valid TOML"),
         ("stragglers = 3", "stragglers cannot be 3"),
-        ("[[stragglers]]\nrank = 4\nfactor = 2", "a rank from 0 to 3"),
-        ("shard_hosts = [0]", "shard_hosts has 1 entry: expected 2 host numbers"),
+        ("[[stragglers]]\nrank = 4\nfactor = 2", "rank must be from 0 to 3"),
+        ("shard_hosts = [0]", "shard_hosts has 1 entry: it must have 2 host numbers"),
         ("mode = 'async'", "mode asks for asynchronous updates, which the simulator does not model: remove it"),
         ("on-loss = 'shrink'", "on_loss asks for changes of the quorum, which the simulator does not model: remove it"),
         (

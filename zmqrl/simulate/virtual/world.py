@@ -23,7 +23,7 @@ STUCK_S = 120.0
 
 
 def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
-    """Run ``scenario`` on virtual time. The same arguments give the same result.
+    """Run ``scenario`` in virtual time. The same arguments give the same result.
 
     ``compute`` replaces the times of work that ``scenario.compute`` and ``scenario.rollout`` describe. Raises
     UsageError if the scenario is not valid, ClusterError if the run gets stuck.
