@@ -1,4 +1,4 @@
-"""The files of a run: checkpoints are complete or ignored, and a directory belongs to one run at a time."""
+"""The files of a run: incomplete checkpoints are ignored, and a directory belongs to one run at a time."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Options that are given twice: none of them is silently dropped."""
+"""Options that are given twice are never silently dropped."""
 
 import dataclasses
 from typing import Any, get_type_hints

@@ -287,7 +287,7 @@ def starting(where: Slot, made: str) -> Iterator["subprocess.Popen[bytes]"]:
         yield process
 
 
-def test_an_up_that_fails_halfway_leaves_nothing_and_gives_the_reason(empty_slot: Slot, tmp_path: Path) -> None:
+def test_a_failed_up_leaves_nothing_and_gives_the_reason(empty_slot: Slot, tmp_path: Path) -> None:
     (tmp_path / "tc").write_text("#!/bin/sh\necho no room >&2; exit 1\n")
     (tmp_path / "tc").chmod(0o755)
     failed = empty_slot.up(2, "--rate", "1mbit", check=False, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})

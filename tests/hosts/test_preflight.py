@@ -136,7 +136,7 @@ def test_an_invalid_interface_or_network_is_refused(iface: str) -> None:
         check_interface(iface)
 
 
-def test_a_host_that_ssh_reaches_over_ipv6_needs_an_ipv4_address() -> None:
+def test_a_host_that_ssh_reaches_over_ipv6_still_needs_an_ipv4_address() -> None:
     _, unknown = addresses({"h1": dataclasses.replace(UP["h1"], address="2001:db8::1")})
     assert unknown == [
         "h1: 2001:db8::1 is an IPv6 address, but zmqrl needs an IPv4 address: choose one with --iface, "
@@ -250,7 +250,7 @@ def test_a_host_needs_ports_and_open_files_for_its_shards() -> None:
     assert files_needed(crowded, [worker_id(0)]) == 64 + 3 * 2
 
 
-def test_rounds_cover_all_routes_and_use_each_host_once_per_round() -> None:
+def test_each_round_uses_a_host_once_and_all_rounds_cover_all_routes() -> None:
     names = ["launcher", *(f"h{number}" for number in range(9))]
     routes = [Route(a, b, b, (1,)) for a in names for b in names[1:] if a != b]
     apart = rounds(routes)

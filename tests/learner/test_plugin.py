@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
     assert str(refused.value).startswith(sentence.replace(" M ", f" {reference} "))
 
 
-def test_a_custom_model_takes_none_of_our_network_settings(write: Write) -> None:
+def test_a_custom_model_refuses_the_network_settings(write: Write) -> None:
     name = write(MODEL.format(**GOOD))
     with pytest.raises(UsageError, match=f"^--model {name}:Net has its own width and number format"):
         make_model(f"{name}:Net", (5,), 3, NetworkConfig(hidden=32))

@@ -148,7 +148,7 @@ def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int
     assert not processes.hopeless
 
 
-def test_a_process_that_is_given_up_is_not_restarted() -> None:
+def test_a_process_that_the_run_gave_up_on_is_not_restarted() -> None:
     processes = Processes()
     processes.died(exited(), 1.0, counts=True)
     processes.give_up(WORKER)

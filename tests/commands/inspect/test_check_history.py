@@ -155,7 +155,7 @@ def test_the_summary_of_an_unfinished_run_is_not_checked(tmp_path: Path) -> None
     assert violations(path) == []
 
 
-def test_shards_that_made_a_version_for_different_progress_are_reported(tmp_path: Path) -> None:
+def test_shards_that_disagree_on_the_progress_of_a_version_are_reported(tmp_path: Path) -> None:
     histories = [[each | {"made_at": 1000 * each["version"]} for each in lines] for lines in whole()]
     assert violations(ended(tmp_path / "run", histories)) == []
     histories[1][4] |= {"made_at": 5001}

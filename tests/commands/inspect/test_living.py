@@ -178,7 +178,7 @@ def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirector
     assert not starting.stalled.exists()
 
 
-def test_an_unreadable_stall_file_counts_as_no_stall(starting: RunDirectory) -> None:
+def test_an_unreadable_stall_file_is_ignored(starting: RunDirectory) -> None:
     write_json(starting.cluster, {"supervisor": {"host": "h9", "pid": 1}, "shards": [], "workers": [], "followers": []})
     for text in ("", "[]", "{}", '{"version": 1, "waited_s": 2, "awaited": [{}], "others": 0}'):
         starting.stalled.write_text(text)

@@ -76,9 +76,7 @@ def test_a_plan_refuses_the_settings_that_it_chooses_itself(option: str) -> None
         run(["plan", "--workers-up-to", "2", option, "3"])
 
 
-def test_a_plan_names_the_settings_of_a_scenario_that_the_plan_does_not_use(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_names_the_scenario_settings_that_it_ignores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(
         "workers = 1\nshards = 1\nshard_hosts = [1]\nloss = 0.01\n[[failures]]\nprocess = 'worker-0'\nat = 1.0",

@@ -64,7 +64,7 @@ def test_every_panel_names_its_quantity_and_unit(tmp_path: Path) -> None:
         assert what in picture
 
 
-def test_the_legend_names_how_the_groups_differ(tmp_path: Path) -> None:
+def test_the_legend_says_how_the_groups_differ(tmp_path: Path) -> None:
     rows = [row(second) for second in range(1, 5)]
     paths = [
         run_directory(tmp_path / "a1", rows, seed=1, workers=4),

@@ -52,7 +52,7 @@ def test_a_sweep_prints_a_list_in_the_order_of_the_values(capsys: pytest.Capture
     assert [(each["shards"], each["backups"]) for each in found] == [(1, 0), (1, 2), (4, 0), (4, 2)]
 
 
-def test_the_costs_of_a_file_shrink_with_the_slices_however_the_number_of_shards_is_given(
+def test_costs_shrink_with_the_slices_if_an_option_or_a_sweep_sets_the_shards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "scenario.toml"
@@ -151,7 +151,7 @@ def test_the_examples_in_the_documentation_work(tmp_path: Path, capsys: pytest.C
         (["--plot", "x.gif"], "the name must end with one of .png"),
     ],
 )
-def test_bad_usage_is_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_bad_usage_is_refused_in_one_sentence(arguments: list[str], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         run(["simulate", *arguments, "--updates", "5"])
 

@@ -251,7 +251,7 @@ def test_a_failed_handshake_is_logged_at_once_and_again_when_the_worker_gives_up
     assert failure.reason.startswith("no word from shard 1 for 60 s: the handshake with shard 1 failed")
 
 
-def test_a_failed_handshake_is_forgotten_once_the_shard_is_heard() -> None:
+def test_a_failed_handshake_is_forgotten_once_the_shard_sends_a_message() -> None:
     worker = new()
     worker.handle(HandshakeFailed(1), 2.0)
     for shard in range(2):
