@@ -68,7 +68,7 @@ def assert_holds(slot: Slot | None, expected: tuple[int, int] | None) -> None:
 
 
 def assert_survives(path: Path, history: list[tuple[int, int]]) -> None:
-    """Assert that the next process would find exactly these versions in the current file."""
+    """Assert that the next process would find the last versions of ``history`` in the current file."""
     copy = path.with_name("copy")
     shutil.copyfile(path, copy)
     found = reopen(copy)
