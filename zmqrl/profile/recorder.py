@@ -130,7 +130,7 @@ class Recorder:
             self._queued_us += _scheduled_us()[1] - began_us
 
     def queued_us(self) -> int:
-        """Microseconds in which this thread was ready to run but had no core, since the last call. Waits do not count."""
+        """Microseconds since the last call in which this thread was ready but had no core. Waits do not count."""
         then, self._queued_us = self._queued_us, _scheduled_us()[1]
         return self._queued_us - then
 
