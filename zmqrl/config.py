@@ -81,7 +81,7 @@ class WireConfig:
         require(self.tcp or not self.curve, "--wire.curve needs TCP: add --wire.transport tcp.")
         require(
             not (self.curve and self.insecure_plaintext),
-            "--wire.curve and --wire.insecure-plaintext exclude each other: use only one of them.",
+            "--wire.curve and --wire.insecure-plaintext cannot be combined: use only one of them.",
         )
 
 

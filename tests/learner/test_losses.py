@@ -289,7 +289,7 @@ def test_environments_that_cannot_be_divided_are_refused() -> None:
 
 @pytest.mark.parametrize("field", ["rollout_steps", "epochs", "minibatches"])
 def test_counts_below_one_are_refused(field: str) -> None:
-    with pytest.raises(UsageError, match=f"--ppo.{field.replace('_', '-')} 0: at least 1 "):
+    with pytest.raises(UsageError, match=f"--ppo.{field.replace('_', '-')} 0: must be 1 or more"):
         PPOConfig(**{field: 0})  # type: ignore[arg-type]
 
 

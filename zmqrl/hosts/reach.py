@@ -98,7 +98,7 @@ class HostOptions:
         if self.hosts is None and not self.slurm:
             raise UsageError("no hosts given: use -H HOSTS, or --slurm inside a Slurm job.")
         if self.hosts is not None and self.slurm:
-            raise UsageError("-H and --slurm exclude each other: use one of them.")
+            raise UsageError("-H and --slurm cannot be combined: use only one of them.")
         if self.slurm and self.ssh_config is not None:
             raise UsageError("--ssh-config requires -H: --slurm uses no ssh.")
         if self.ssh_config is not None and not self.ssh_config.is_file():

@@ -132,7 +132,7 @@ def test_a_history_that_was_set_aside_as_damaged_is_reported(tmp_path: Path) -> 
     path = ended(tmp_path / "run", whole())
     (path / "history" / "shard-1.damaged-17.jsonl").write_text("{", encoding="utf-8")
     assert violations(path) == [
-        "shard 1: lines that could not be read were removed; shard-1.damaged-17.jsonl is the original file"
+        "shard 1: lines that could not be read were removed; the original file is kept as shard-1.damaged-17.jsonl"
     ]
 
 
