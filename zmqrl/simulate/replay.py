@@ -71,7 +71,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 
 @lru_cache(maxsize=1)  # a profile replays the same run many times
 def delays(recorded: RecordedRun) -> dict[int, float]:
-    """By rank, the unexplained seconds in the run queue per second on a core: more than the sharing of cores explains.
+    """By rank, the seconds in the run queue, per second on a core, that the sharing of cores does not explain.
 
     The function compares the recorded time in the run queue with the time in the run queue of the replay. The delays
     that it finds make the replay less crowded, so the comparison is repeated with these delays.

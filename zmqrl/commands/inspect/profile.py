@@ -51,7 +51,7 @@ class Options:
     without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
     """Also predict the run without this rank. The most blamed ranks always have a prediction."""
     versions: Annotated[str | None, tyro.conf.arg(metavar="V[-W]")] = None
-    """List what the update to each version from V to W waited for: the K-th rank, the last shard, the worst delay."""
+    """For each version from V to W, list what its update waited for: the K-th rank, the last shard, the worst delay."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a trace of all processes on one clock, for https://ui.perfetto.dev."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None

@@ -63,7 +63,7 @@ class OptimizerConfig:
             )
         if self.name == "adam" and self.momentum:
             raise UsageError(
-                f"--optimizer.momentum {self.momentum}: adam has no momentum; use --optimizer.beta1, or rmsprop or sgd."
+                f"--optimizer.momentum {self.momentum}: adam has no momentum: set beta1, or use rmsprop or sgd."
             )
 
     @property
