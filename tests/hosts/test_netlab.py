@@ -325,8 +325,8 @@ def test_a_lab_refuses_a_directory_a_name_or_addresses_in_use(lab: Lab, tmp_path
     [
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
-        (["up", "0"], "'0' is not a number of hosts, 1 to 8"),
-        (["up", "9"], "'9' is not a number of hosts, 1 to 8"),
+        (["up", "0"], "'0' is not a number of hosts from 1 to 8"),
+        (["up", "9"], "'9' is not a number of hosts from 1 to 8"),
         (["up", "--subnet", "8.8.8"], "'8.8.8' is not the first three parts of private addresses"),
         (["up", "--name", "A-b"], "'A-b' is not a name of up to 8 lower-case letters and digits"),
         (["up", "--rate", "fast"], "'fast' is not a rate such as 50mbit"),

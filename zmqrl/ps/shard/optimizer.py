@@ -63,7 +63,8 @@ class OptimizerConfig:
             )
         if self.name == "adam" and self.momentum:
             raise UsageError(
-                f"--optimizer.momentum {self.momentum}: adam has no momentum: set beta1, or use rmsprop or sgd."
+                f"--optimizer.momentum {self.momentum}: adam has no momentum. "
+                "Set --optimizer.beta1, or use rmsprop or sgd."
             )
 
     @property
