@@ -322,7 +322,10 @@ HOST = '[[host]]\nname = "h1"\n'
         ("", "hosts.toml names no hosts"),
         ("[defaults]\nslots = 4\n", "hosts.toml names no hosts"),
         ("[[host]\n", "hosts.toml is not valid TOML: "),
-        ("[[hosts]]\n", r"unknown key 'hosts' \(did you mean host\?\); there are \[defaults\] and \[\[host\]\]"),
+        (
+            "[[hosts]]\n",
+            r"unknown key 'hosts' \(did you mean host\?\); the file can have \[defaults\] and \[\[host\]\]",
+        ),
         ('[host]\nname = "h1"\n', r"each host must be below a line \[\[host\]\]"),
         ('host = ["h1"]\n', r"each host must be below a line \[\[host\]\]"),
         ("defaults = 3\n", r"defaults must be below a line \[defaults\]"),

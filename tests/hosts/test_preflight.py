@@ -227,7 +227,7 @@ def test_blocked_routes_from_many_hosts_to_one_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "way_out"), [(SOMEBODY_ELSE, "choose another address"), (ONLY_LITTLE_PASSES, "give all interfaces")]
+    ("error", "way_out"), [(SOMEBODY_ELSE, "choose another address"), (ONLY_LITTLE_PASSES, "set the same MTU")]
 )
 def test_a_wrong_or_slow_route_is_not_reported_as_a_closed_port(error: str, way_out: str) -> None:
     (problem,) = judged({"port": 42000, "error": error}).problems

@@ -87,7 +87,10 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
             "--model M returned a tuple of Tensor float32 (4, 3) and Tensor float32 (4, 1) for 4 observations: "
             "it must return a tuple of float32 logits (4, 3) and values (4,).",
         ),
-        ({"outputs": "logits"}, "--model M returned Tensor float32 (4, 3) for 4 observations: a tuple of"),
+        (
+            {"outputs": "logits"},
+            "--model M returned Tensor float32 (4, 3) for 4 observations: it must return a tuple of",
+        ),
         ({"outputs": "logits, None"}, "--model M returned a tuple of Tensor float32 (4, 3) and NoneType for"),
         ({"outputs": "logits / 0, logits[:, 0]"}, "--model M returned logits or values that are not finite."),
         ({"outputs": "1 / 0"}, "--model M fails for observations of shape (5,): ZeroDivisionError: division by zero."),
@@ -165,11 +168,20 @@ def test_an_error_about_an_unknown_model_suggests_the_nearest_one(name: str, hin
 @pytest.mark.parametrize(
     ("result", "sentence"),
     [
-        ("values.mean()", "returned Tensor float32 (): a scalar tensor"),
-        ("values, {}", "returned a tuple of Tensor float32 (4,) and dict: a scalar tensor"),
-        ("values.mean().detach(), {}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
-        ("values.mean(), {'kl': 0.5}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
-        ("values.mean(), {'kl': values}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
+        ("values.mean()", "returned Tensor float32 (): it must return a scalar tensor"),
+        ("values, {}", "returned a tuple of Tensor float32 (4,) and dict: it must return a scalar tensor"),
+        (
+            "values.mean().detach(), {}",
+            "returned a tuple of Tensor float32 () and dict: it must return a scalar tensor",
+        ),
+        (
+            "values.mean(), {'kl': 0.5}",
+            "returned a tuple of Tensor float32 () and dict: it must return a scalar tensor",
+        ),
+        (
+            "values.mean(), {'kl': values}",
+            "returned a tuple of Tensor float32 () and dict: it must return a scalar tensor",
+        ),
         ("values.mean(), {'loss': values.mean()}", "reports 'loss': a name must have at most 40 lower-case letters"),
         ("values.mean(), {'KL': values.mean()}", "reports 'KL': a name must have at most 40 lower-case letters"),
         ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 values: the limit is 59."),

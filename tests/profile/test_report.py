@@ -243,5 +243,5 @@ def test_the_report_is_text_and_the_data_is_json(planted: dict[str, Any]) -> Non
     text = printed(found)
     assert ("no complete update was recorded" in text) == (found["updates"] == 0)
     if planted.get("worker_extra_s"):
-        row = next(line for line in text.partition("what updates waited for")[2].splitlines() if line.startswith("act"))
+        row = next(line for line in text.partition("causes of delay")[2].splitlines() if line.startswith("act"))
         assert row.split()[:4] == ["act", "rank", "0", "w0"]
