@@ -197,14 +197,14 @@ class Config:
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Slow down a worker by RANK:SECONDS per update, such as 2:0.5, or by RANK:xFACTOR, such as 2:x3."""
     pace: str | None = None
-    """Minimum seconds per gradient, as a LAW like that of `zmqrl simulate --compute`. None: no minimum."""
+    """Minimum seconds per gradient: a LAW such as constant:0.1, as in `zmqrl simulate`. None: no minimum."""
     scenario: Path | None = None
     """Scenario file, as for `zmqrl simulate`: train with its stragglers, pace and failures. None: no scenario."""
     failures: tyro.conf.Suppress[tuple[Failure, ...]] = ()
     evaluator: bool = False
     """Start an extra process that plays full games with the checkpoints and writes evaluations.jsonl."""
     recorder: bool = False
-    """Start an extra process that records a game at each of --recording.minutes, into videos/."""
+    """Start an extra process that records games into videos/."""
     external_workers: int = 0
     """M: leave the last M ranks open for workers started with `zmqrl worker`."""
     act_only: bool = False
