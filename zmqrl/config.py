@@ -214,7 +214,7 @@ class Config:
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Trackers that receive the metrics. Without a value: no tracker."""
     metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
-    """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port). None: do not."""
+    """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port). None: no server."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that workers compute on."""
     run_dir: Path | None = None

@@ -57,9 +57,8 @@ class Options:
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
-    """With two runs: exit with status 1 if the time of an update, of a part of the critical path or of a span grew by
-    more than this percentage of the first run's update time. The span wait does not count.
-    """
+    """With two runs: the growth that is allowed, in percent of the first run's update time. The exit status is 1 if an
+    update, a part of the critical path or a span grew by more. The span wait does not count."""
 
 
 def command(arguments: list[str]) -> int:
