@@ -424,7 +424,7 @@ def test_options_of_a_resumed_run_change_its_own_settings_and_not_those_of_a_rec
         assert (optimizer.final_learning_rate, optimizer.schedule_updates) == (1e-4, 90)
 
 
-def test_unknown_settings_of_another_zmqrl_version_are_refused_with_their_file(refused: Refused) -> None:
+def test_an_error_names_the_file_with_unknown_settings_of_another_zmqrl_version(refused: Refused) -> None:
     path = finished_run(refused.where / "run")
     settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
     (path / "config.json").write_text(json.dumps(settings | {"foo": 1}), encoding="utf-8")

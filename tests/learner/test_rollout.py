@@ -215,7 +215,7 @@ def test_actions_are_drawn_with_the_probabilities_of_the_logits() -> None:
     torch.testing.assert_close(log_probs.exp(), probabilities[actions])
 
 
-def test_acting_and_stepping_are_spans() -> None:
+def test_the_times_of_acting_and_stepping_are_spans() -> None:
     envs, spans = CountingEnvs(), Spans()
     Player(ValueIsTheStep(), cast(Envs, envs), 0, spans=spans).play(make_rollout(envs, steps=6))
     assert {name: count for name, (count, _) in spans.totals().items()} == {"act": 7, "env_step": 6}

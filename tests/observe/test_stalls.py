@@ -112,7 +112,7 @@ def test_a_process_that_is_being_restarted_is_not_inspected() -> None:
     assert "it is being restarted" in run.told()[0].sentence()
 
 
-def test_only_the_few_processes_longest_in_their_spans_are_inspected() -> None:
+def test_only_the_processes_longest_in_their_spans_are_inspected() -> None:
     run = Watched()
     many = [replace(WORKER, process=worker_id(rank), span_s=float(rank)) for rank in range(50)]
     run.wait(LEAST_PATIENCE_S, many)

@@ -1,4 +1,4 @@
-"""How shards reach their last version, even if they answer late and keep making versions."""
+"""Shards end at their last version, even if they answer late and keep making versions."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -44,7 +44,7 @@ class WorkerReport:
     def parse(cls, report: object) -> Self:
         """Check ``report``. Unknown keys are ignored, and optional keys can be missing. Raises ValueError."""
         if not isinstance(report, dict):
-            raise ValueError(f"a report is a map, not {type(report).__name__}")
+            raise ValueError(f"a report must be a map, not {type(report).__name__}")
         gradients, lag_sum = report.get("gradients"), report.get("policy_lag_sum")
         return cls(
             rank=_count(report.get("rank"), limit=2**16),
@@ -88,7 +88,7 @@ def _finite(value: object) -> float:
 def _named(value: object) -> dict[str, object]:
     """The figures with a valid name."""
     if not isinstance(value, dict) or len(value) > MOST_FIGURES:
-        raise ValueError(f"metrics are a map of at most {MOST_FIGURES} names")
+        raise ValueError(f"metrics must be a map of at most {MOST_FIGURES} names")
     return {name: x for name, x in value.items() if isinstance(name, str) and NAME.fullmatch(name)}
 
 
@@ -107,7 +107,7 @@ def _sums(value: object) -> dict[str, tuple[float, int]]:
     sums = {}
     for name, pair in _named(value).items():
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError("a sum is [sum, count]")
+            raise ValueError("a sum must be [sum, count]")
         sums[name] = _finite(pair[0]), _count(pair[1])
     return sums
 
@@ -125,10 +125,10 @@ def _lag(report: dict[str, object]) -> dict[str, float | None]:
 
 def _games(value: object) -> tuple[tuple[int, float, int], ...]:
     if not isinstance(value, list | tuple) or len(value) > 1024:
-        raise ValueError("games are a list of at most 1024")
+        raise ValueError("games must be a list of at most 1024")
     games = []
     for game in value:
         if not isinstance(game, list | tuple) or len(game) != 3:
-            raise ValueError("a game is [seq, score, agent_steps]")
+            raise ValueError("a game must be [seq, score, agent_steps]")
         games.append((_count(game[0]), _finite(game[1]), _count(game[2])))
     return tuple(sorted(games))

@@ -90,7 +90,7 @@ class RecordedRun:
         )
 
     def delay(self, rank: int, queued: float) -> float:
-        """Unexplained seconds in the run queue per second on a core: more than the processes of the run explain.
+        """Seconds in the run queue, per second on a core, that the processes of the run do not explain.
 
         ``queued`` is the time that the processes of the run explain. Other programs, or a late switch of the kernel,
         cause the rest.

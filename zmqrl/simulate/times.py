@@ -108,9 +108,7 @@ def times_of(scenario: Scenario) -> ComputeTimes:
 
 
 def _whole_iterations(per_rollout: int) -> int:
-    """The number of updates in the smallest number of whole iterations that has at least 100 updates, but at least 4
-    iterations.
-    """
+    """The number of updates to simulate: whole iterations, at least 4 of them, with at least 100 updates in total."""
     return max(4, -(-100 // per_rollout)) * per_rollout
 
 

@@ -217,9 +217,9 @@ def test_progress_is_shown_on_a_terminal(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--episodes 0", "--episodes 0: at least 1 game is required."),
-        ("--threads 0", "--threads 0: at least 1 thread is required."),
-        ("--seed -1", "--seed -1: a number from 0 to below 2^32 is required."),
+        ("--episodes 0", "--episodes 0: must be 1 or more."),
+        ("--threads 0", "--threads 0: must be 1 or more."),
+        ("--seed -1", "--seed -1: must be at least 0 and below 2^32."),
         (
             "--checkpoint 7",
             "there is no checkpoint of version 7 in {run}/checkpoints: choose one of v00000000, v00000040.",

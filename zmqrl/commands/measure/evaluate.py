@@ -53,9 +53,9 @@ def command(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Play one checkpoint and print its scores. Raises UsageError."""
     threads = CORES if options.threads is None else options.threads
-    require(options.episodes >= 1, f"--episodes {options.episodes}: at least 1 game is required.")
-    require(threads >= 1, f"--threads {threads}: at least 1 thread is required.")
-    require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
+    require(options.episodes >= 1, f"--episodes {options.episodes}: must be 1 or more.")
+    require(threads >= 1, f"--threads {threads}: must be 1 or more.")
+    require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     seeds = range(options.seed, options.seed + options.episodes)
     with prints_to_stderr():
         policy = load_policy(options.run, options.checkpoint)
