@@ -123,7 +123,7 @@ def test_games_that_different_seeds_repeat_are_counted_once_and_reported(
     result = evaluate(policy, range(8), greedy=True, threads=2)
     assert 1 <= result["distinct"] <= 2 < result["episodes"] == 8
     assert evaluate(policy, range(8), greedy=False, threads=2)["distinct"] == 8
-    cli.main(["eval", str(breakout_run.with_name("few-starts")), "--episodes", "8", "--greedy"])
+    cli.run(["eval", str(breakout_run.with_name("few-starts")), "--episodes", "8", "--greedy"])
     assert f"only {result['distinct']} of the 8 games are different" in capsys.readouterr().out
 
 
