@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,11 +83,9 @@ def daemon(name: str, host: str = "h1") -> Link:
     return Link(host, [sys.executable, *DAEMON], work=name, lease_s=None)
 
 
-def end(link: Link, *, killed: bool = False) -> None:
+def end(link: Link) -> None:
     process = link.process
     assert process is not None
-    if killed:
-        process.send_signal(signal.SIGTERM)
     link.hang_up()
     eventually(lambda: process.poll() is not None, "the end of the daemon")
     link.cut()
@@ -109,7 +106,7 @@ def test_a_daemon_leaves_the_state_of_a_run_until_it_is_told_to_remove_it(name: 
     link = daemon(name)
     assert connect([link]) == {}
     link.send(h.Put("state/shard-0.slots", 0, ""))
-    end(link, killed=True)
+    end(link)
     assert files.look(name).files == ["state/shard-0.slots"]
     assert connect([link]) == {}
     link.send(h.Clean(whole=True))

@@ -63,8 +63,8 @@ def test_what_startup_files_print_before_the_daemon_starts_is_skipped(tmp_path: 
 
 
 def test_startup_files_that_print_without_end_are_an_error(tmp_path: Path) -> None:
-    assert lost(link_to(tmp_path, "yes welcome")) == (
-        "the startup files of the shell on that host print without end: b'welcome'"
+    assert lost(link_to(tmp_path, "yes welcome")).startswith(
+        "the startup files of the shell on that host print without end: b'welcome"
     )
     assert "print without end" in lost(link_to(tmp_path, "cat /dev/zero"))
 

@@ -193,8 +193,15 @@ class Link:
     def _events(self, piece: bytes) -> list[h.Event]:
         """The events in a piece of output. Skips what startup files of the shell print before the daemon's first."""
         events: list[h.Event] = []
+        if not self._has_answered:
+            self._printed_bytes += len(piece)
+            if self._printed_bytes > MOST_PRINTED_BYTES:
+                shown = (self._printed or piece.strip())[:60]
+                self._lose(f"the startup files of the shell on that host print without end: {shown!r}")
         for line in self._arrived.add(piece):
             try:
+                if not (self._has_answered or line.startswith(b"{")):
+                    raise ValueError("no JSON object")
                 events.append(h.decode_event(line))
             except ValueError:
                 if self._has_answered:
@@ -205,10 +212,6 @@ class Link:
                 self._printed = line.strip()[:WORDS_BYTES] or self._printed
             else:
                 self._has_answered = True
-        if not self._has_answered:
-            self._printed_bytes += len(piece)
-            if self._printed_bytes > MOST_PRINTED_BYTES:
-                self._lose(f"the startup files of the shell on that host print without end: {self._printed[:60]!r}")
         return events
 
     def _lose(self, why: str) -> NoReturn:
