@@ -64,7 +64,7 @@ def test_what_startup_files_print_before_the_daemon_starts_is_skipped(tmp_path: 
 
 def test_startup_files_that_print_without_end_are_an_error(tmp_path: Path) -> None:
     assert lost(link_to(tmp_path, "yes welcome")).startswith(
-        "the startup files of the shell on that host print without end: b'welcome"
+        "the shell's startup files on that host print without end: b'welcome"
     )
     assert "print without end" in lost(link_to(tmp_path, "cat /dev/zero"))
 
@@ -99,7 +99,7 @@ def test_the_reason_for_a_silence_is_named_if_there_is_one(tmp_path: Path, says:
     assert connect([link]) == {}
     link.poll()  # also reads the warning
     link.renew()
-    assert lost(link) == f"nothing was heard for 1 s{reason}"
+    assert lost(link) == f"no message for 1 s{reason}"
 
 
 def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(tmp_path: Path) -> None:

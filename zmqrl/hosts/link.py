@@ -170,7 +170,7 @@ class Link:
                 self._lose(f"it did not come up within {self.up_within_s:g} s: {said}")
             if self.lease_s is not None and self.up is not None and now - self._heard_at > self.lease_s:
                 said = self._last_words()
-                self._lose(f"nothing was heard for {self.lease_s:g} s" + (f": {said}" if said else ""))
+                self._lose(f"no message for {self.lease_s:g} s" + (f": {said}" if said else ""))
         return events
 
     def renew(self) -> None:
@@ -197,7 +197,7 @@ class Link:
             self._printed_bytes += len(piece)
             if self._printed_bytes > MOST_PRINTED_BYTES:
                 shown = (self._printed or piece.strip())[:60]
-                self._lose(f"the startup files of the shell on that host print without end: {shown!r}")
+                self._lose(f"the shell's startup files on that host print without end: {shown!r}")
         for line in self._arrived.add(piece):
             try:
                 if not (self._has_answered or line.startswith(b"{")):
@@ -206,8 +206,8 @@ class Link:
             except ValueError:
                 if self._has_answered:
                     self._lose(
-                        f"unexpected output {line[:60]!r}: make sure that nothing in the startup files of the shell on "
-                        "that host prints in the background"
+                        f"unexpected output {line[:60]!r}: the shell's startup files on that host must not "
+                        "print anything in the background"
                     )
                 self._printed = line.strip()[:WORDS_BYTES] or self._printed
             else:
