@@ -48,8 +48,8 @@ class Place:
     def alive(self, pid: int) -> bool:
         return is_alive(pid)
 
-    def kill(self, pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)
+    def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(pid, number)
 
     def link(self, work: Path) -> Link:
         return Link(
@@ -76,8 +76,8 @@ class OverSSH(Place):
         state = self.lab.run(self.host, ["ps", "-o", "stat=", "-p", str(pid)], check=False).stdout.strip()
         return state != "" and not state.startswith("Z")
 
-    def kill(self, pid: int) -> None:
-        self.lab.run(self.host, ["kill", "-9", str(pid)])
+    def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+        self.lab.run(self.host, ["kill", f"-{int(number)}", str(pid)])
 
 
 class UnderSlurm(Place):
@@ -94,8 +94,8 @@ class UnderSlurm(Place):
     def alive(self, pid: int) -> bool:
         return self.slurm.alive(pid)
 
-    def kill(self, pid: int) -> None:
-        self.slurm.inside("kill", "-9", str(pid))
+    def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+        self.slurm.inside("kill", f"-{int(number)}", str(pid))
 
 
 class Watched:
@@ -252,12 +252,27 @@ def test_an_outside_kill_is_reported_at_once_and_the_process_can_start_again(wat
     eventually(lambda: len(watched.said(ONE)) == 2, "up again", WITHIN_S)
 
 
-def test_children_in_the_session_of_a_process_end_with_it(watched: Watched) -> None:
-    watched.start(ONE, with_children=True)
-    (facts,) = watched.up(ONE)
-    watched.place.kill(facts["pid"])
+def test_everything_that_a_process_has_started_ends_with_it_and_nothing_else_does(watched: Watched) -> None:
+    watched.start(ONE, with_children=True, background=[])
+    watched.start(OTHER, with_children=True, background=[])
+    watched.start(WILLING, background=["env", "-i"], echo=True)  # the server does not know which process started it
+    one, other, willing = watched.up(ONE, OTHER, WILLING)
+    watched.launcher.tell(WILLING, {"n": 1})
+    eventually(lambda: len(watched.said(WILLING)) == 2, "by now, the host daemon has seen the server", WITHIN_S)
+    watched.place.kill(one["pid"])
     watched.end(ONE)
-    eventually(lambda: not watched.place.alive(facts["started"][0]), "its child ends", WITHIN_S)
+    eventually(lambda: not any(map(watched.place.alive, one["started"])), "what it started ends", WITHIN_S)
+    assert all(map(watched.place.alive, [other["pid"], *other["started"], willing["pid"], *willing["started"]]))
+
+
+def test_a_server_without_the_environment_of_its_process_ends_with_it(watched: Watched) -> None:
+    watched.start(ONE, bare_child=True)
+    watched.start(OTHER, with_children=True)
+    one, other = watched.up(ONE, OTHER)
+    watched.place.kill(one["pid"])
+    watched.end(ONE)
+    eventually(lambda: not any(map(watched.place.alive, one["started"])), "what it started ends", WITHIN_S)
+    assert all(map(watched.place.alive, other["started"]))
 
 
 def test_stopping_processes_ends_even_those_that_ignore_the_signal_and_leaves_others_running(watched: Watched) -> None:
@@ -406,6 +421,41 @@ def test_no_process_outlives_a_killed_launcher(place: Place, where: Path, number
         eventually(lambda: not any(map(place.alive, pids)), f"the end of {pids}", 15)
 
 
+@pytest.mark.slow
+def test_no_process_outlives_a_stopped_host_daemon_and_a_killed_launcher(place: Place, where: Path) -> None:
+    with launching(place, where) as (process, pids):
+        *_, daemon = pids
+        place.kill(daemon, signal.SIGSTOP)
+        process.kill()
+        eventually(lambda: not any(map(place.alive, pids)), f"the end of {pids}", WITHIN_S)
+
+
+@pytest.mark.slow
+def test_a_host_whose_daemon_is_stopped_is_lost_and_can_be_used_again(watched: Watched) -> None:
+    watched.start(ONE, with_children=True)
+    (facts,) = watched.up(ONE)
+    (link,) = watched.launcher.links.values()
+    assert link.up is not None
+    watched.place.kill(link.up.pid, signal.SIGSTOP)
+    assert re.fullmatch(rf"host {link.host} is lost: .*the host daemon (is|was) stopped .*", watched.end(ONE).how())
+    eventually(lambda: not any(map(watched.place.alive, [facts["pid"], *facts["started"]])), "their end", WITHIN_S)
+    watched.start(ONE)
+    eventually(lambda: len(watched.said(ONE)) == 2, "up again", WITHIN_S)
+
+
+def test_what_a_killed_host_daemon_started_ends_even_in_other_sessions(watched: Watched) -> None:
+    watched.start(ONE, with_children=True, background=[])
+    watched.start(STUBBORN, stubborn=True)
+    facts = watched.up(ONE, STUBBORN)
+    (link,) = watched.launcher.links.values()
+    assert link.up is not None
+    watched.place.kill(link.up.pid)
+    if watched.place.lease_s is None:  # ssh and srun do not tell why a program has ended
+        assert watched.end(ONE).how() == f"host {link.host} is lost: the host daemon was killed by signal 9"
+    pids = [pid for each in facts for pid in (each["pid"], *each["started"])]
+    eventually(lambda: not any(map(watched.place.alive, pids)), f"the end of {pids}", WITHIN_S)
+
+
 def test_a_second_host_daemon_waits_until_the_first_has_ended(place: Place, where: Path) -> None:
     first, second = Watched(place, where), Watched(place, where)
     try:
@@ -510,6 +560,19 @@ def test_each_unreachable_host_is_reported_with_its_reason(lab: Lab, where: Path
     assert "/nowhere/python" in failed["h4"]
     assert "h9" in failed["h9"]
     for link in links:
+        link.cut()
+
+
+def test_a_host_can_be_used_if_its_ssh_configuration_is_for_a_shell(lab: Lab, where: Path) -> None:
+    for_a_shell = where / "ssh_config"
+    settings = "RemoteCommand tmux attach\nExitOnForwardFailure yes\nRemoteForward 22 localhost:22\n"
+    ours = lab.ssh_config.read_text(encoding="utf-8")
+    for_a_shell.write_text(f"Host h1\n{settings}\n{ours}", encoding="utf-8")
+    command = ssh_command("h1", sys.executable, config=for_a_shell)
+    link = Link("h1", command, work=str(where / "work"), lease_s=5.0)
+    try:
+        assert connect([link]) == {}
+    finally:
         link.cut()
 
 

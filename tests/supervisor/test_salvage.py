@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.errors import ClusterError
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import on_this_machine
+from zmqrl.hosts.link import DAEMON
 from zmqrl.learner.envs import describe_env
 from zmqrl.observe.metrics import OUTCOMES, SCORES_KEPT, Counters
 from zmqrl.process_id import shard_id
@@ -31,7 +33,7 @@ from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor import salvage as salvage_module
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.run import initial_checkpoint
-from zmqrl.supervisor.salvage import counters_at, salvage, to_save
+from zmqrl.supervisor.salvage import counters_at, hosts_of_killed_run, remove_files, salvage, to_save
 
 pytestmark = pytest.mark.processes
 
@@ -499,6 +501,30 @@ def test_a_node_that_was_returned_to_slurm_is_not_asked_again(tmp_path: Path, sa
     assert salvage(directory, newest, news.append) is newest
     assert news == [f"everything after version 20 is lost: h9: {says}"]
     assert not directory.left.exists()
+
+
+def test_the_files_of_a_killed_run_are_removed_from_hosts_that_are_no_longer_used(tmp_path: Path) -> None:
+    directory, news = RunDirectory(tmp_path / "run"), list[str]()
+    directory.path.mkdir()
+    left_on_a_host(directory, "no route to host")
+    state = tmp_path / "h1" / "state" / "shard-0.slots"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    left = json.loads(directory.left.read_text(encoding="utf-8"))
+    command = [sys.executable, *DAEMON]
+    left["hosts"] += [{"host": "h1", "command": command, "work": str(tmp_path / "h1"), "lease_s": 8.0}]
+    write_json(directory.left, left)
+    links = hosts_of_killed_run(directory)
+    assert set(links) == {"h1", "h9"}
+    remove_files(links, news.append)
+    assert news == ["h9: files of the killed run are still in run: no route to host"]
+    assert not (tmp_path / "h1").exists()
+
+
+def test_a_run_on_this_machine_has_left_nothing_on_other_hosts(run: Killed) -> None:
+    assert run.directory.left.exists()
+    assert hosts_of_killed_run(run.directory) == {}
+    assert hosts_of_killed_run(RunDirectory(run.directory.path / "nowhere")) == {}
 
 
 def test_left_json_stays_while_a_killed_run_is_resumed(tmp_path: Path) -> None:

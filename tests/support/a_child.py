@@ -20,6 +20,13 @@ def main() -> None:
         # One child in the session of this process, and one child in a session of its own.
         sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
         started = [subprocess.Popen(sleep, start_new_session=apart).pid for apart in (False, True)]
+    if job.get("bare_child"):
+        started = [subprocess.Popen(["setsid", "sleep", "600"], env={"PATH": os.environ["PATH"]}).pid]
+    if "background" in job:
+        # A server in the background: the process that started it has ended.
+        command = [*job["background"], "setsid", "sleep", "600"]
+        shell = ["sh", "-c", '"$@" < /dev/null > /dev/null 2>&1 & echo $!', "sh", *command]
+        started.append(int(subprocess.run(shell, stdout=subprocess.PIPE, check=True, timeout=60).stdout))
     level = os.environ.get(LOG_LEVEL)
     say({"up": True, "pid": os.getpid(), "started": started, "size": len(job.get("padding", "")), "log_level": level})
     for line in job.get("print", []):

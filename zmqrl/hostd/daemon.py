@@ -7,7 +7,6 @@ signal arrives. Standard library only: no other process can start before it.
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import platform
@@ -27,11 +26,12 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from zmqrl import __version__
-from zmqrl.hostd import files, inspection
+from zmqrl.hostd import files, guard, inspection
 from zmqrl.hostd import messages as h
 from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
+from zmqrl.hostd.orphans import MARK, Orphans
 from zmqrl.observe.provenance import code_hash
 from zmqrl.process import CORES, PR_SET_PDEATHSIG, raise_open_files, use_all_cores
 
@@ -75,6 +75,7 @@ class _Asked:
 @dataclass(slots=True, eq=False)
 class _Child:
     name: str
+    mark: str
     process: "subprocess.Popen[bytes]"
     exit_fd: int
     unsent: bytearray = field(default_factory=bytearray)  # data for its standard input
@@ -88,11 +89,13 @@ class Daemon:
     def __init__(self, out: int) -> None:
         self.out = out
         self.children: dict[str, _Child] = {}
+        self._orphans = Orphans()
+        self._starts = 0
         self.why_end: str | None = None
         self.work, self._lock = Path("/nowhere"), -1
         self._selector = selectors.DefaultSelector()
         self._requests = Lines()
-        self._unsent = bytearray()
+        self._unsent = bytearray(b"\n")  # ends what the startup files of the shell may have printed
         self._lost_lines = 0
         self._lease_s: float | None = None
         self._heard_at = time.monotonic()
@@ -104,7 +107,7 @@ class Daemon:
         self._selector.register(requests, selectors.EVENT_READ, partial(self._hear, requests))
         while self.why_end is None:
             self._turn(TURN_S)
-            self._reap_strays()
+            self._orphans.step(self._marks())
             self._pass_on_stacks()
             if self._lease_s is not None and time.monotonic() - self._heard_at > self._lease_s:
                 self.why_end = f"no message for {self._lease_s:g} s"
@@ -118,14 +121,10 @@ class Daemon:
             deadline = time.monotonic() + within_s
             while self.children and (left_s := deadline - time.monotonic()) > 0:
                 self._turn(left_s)
-        deadline = time.monotonic() + KILLED_WITHIN_S
-        while (strays := _own_children()) and time.monotonic() < deadline:
-            for pid in strays:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)
-            time.sleep(0.01)
+        guard.end_children(0)
+        if self._lock >= 0:
+            files.leave(self.work)
+        files.leave_base()
 
     # requests
 
@@ -182,26 +181,26 @@ class Daemon:
     def _begin(self, begin: h.Begin) -> None:
         """Take over the directory of this run on this host from a daemon that may still be ending."""
         self._lease_s = begin.lease_s
-        try:
-            self.work, self._lock = files.open_directory(begin.work)
-        except OSError as error:
-            return self._refuse(f"cannot use {error.filename or begin.work}: {error.strerror}")
         deadline = time.monotonic() + PREDECESSOR_ENDS_WITHIN_S
         while self.why_end is None and not _hung_up(0):
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                launch, _, host = files.user_of(self._lock).partition(" ")
-                if launch == begin.launch and host != begin.host:  # the lock's owner is no old daemon of this host
-                    return self._refuse(f"this is the same machine as {host}: list it once")
-                if time.monotonic() >= deadline:
-                    return self._refuse(f"processes of this run are still alive in {self.work}")
-                time.sleep(0.1)
-        if begin.launch:
-            files.set_user(self._lock, f"{begin.launch} {begin.host}")
-        self._heard_at = time.monotonic()
-        return self._send(_about_this_host(self.work))
+                self.work, lock = files.open_directory(begin.work)
+            except OSError as error:
+                return self._refuse(f"cannot use {error.filename or begin.work}: {error.strerror}")
+            if files.take(self.work, lock):
+                self._lock = lock
+                files.set_user(lock, f"{begin.launch} {begin.host}" if begin.launch else "")
+                self._heard_at = time.monotonic()
+                return self._send(_about_this_host(self.work))
+            launch, _, host = files.user_of(lock).partition(" ")
+            os.close(lock)
+            if launch == begin.launch and host != begin.host:  # the lock's owner is no old daemon of this host
+                return self._refuse(f"{h.SAME_MACHINE} {host}: list it once")
+            if time.monotonic() >= deadline:
+                return self._refuse(f"processes of this run are still alive in {self.work}")
+            time.sleep(0.1)
+        self.why_end = self.why_end or "the launcher hung up"
+        return None
 
     def _refuse(self, why: str) -> None:
         self._send(h.Refused(why))
@@ -211,7 +210,9 @@ class Daemon:
         name = request.name
         if name in self.children:
             return None
-        environment = {**request.before, **os.environ, **request.environment}
+        self._starts += 1
+        mark = f"{os.getpid()}.{self._starts}"
+        environment = {**request.before, **os.environ, **request.environment, MARK: mark}
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "zmqrl.hostd.child", request.module],
@@ -225,7 +226,7 @@ class Daemon:
             exit_fd = os.pidfd_open(process.pid)
         except OSError as error:
             return self._exited(name, 127, f"cannot be started: {error}")
-        child = _Child(name, process, exit_fd)
+        child = _Child(name, mark, process, exit_fd)
         self.children[name] = child
         for pipe, take in ((process.stdout, self._take_said), (process.stderr, self._take_log)):
             assert pipe is not None
@@ -266,13 +267,8 @@ class Daemon:
             with contextlib.suppress(BrokenPipeError):
                 stdin.close()
 
-    def _reap_strays(self) -> None:
-        """Reap processes that lost their parent: they are our children now."""
-        known = {child.process.pid for child in self.children.values()}
-        for pid in _own_children():
-            if pid not in known:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+    def _marks(self) -> dict[int, str]:
+        return {child.process.pid: child.mark for child in self.children.values()}
 
     def _signal(self, child: _Child, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -363,6 +359,7 @@ class Daemon:
         self._selector.unregister(child.exit_fd)
         os.close(child.exit_fd)
         del self.children[child.name]
+        self._orphans.died(child.mark, self._marks())
         self._exited(child.name, status, None)
 
     def _exited(self, name: str, status: int, why: str | None) -> None:
@@ -429,21 +426,20 @@ def _hung_up(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _own_children() -> list[int]:
-    """The process ids of our children, among them descendants that lost their parent."""
-    try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:  # a kernel without this file
-        return []
+def _adopt_orphans_and_die_with_parent() -> None:
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def main() -> None:
     """Serve until there is a reason to end, then end all processes."""
     raise_open_files()
     use_all_cores()
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal: the launcher decides what it means
+    _adopt_orphans_and_die_with_parent()
+    parent = guard.fork_guard()
+    _adopt_orphans_and_die_with_parent()
     # Events go to this copy of standard output. Anything that is printed by mistake goes to standard error.
     out = os.dup(1)
     os.dup2(2, 1)
@@ -454,8 +450,9 @@ def main() -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal: the launcher decides what it means
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if os.getppid() != parent:  # it died before it could be watched
+        daemon.why_end = "the guard of this daemon has died"
     try:
         daemon.serve(0)
     finally:

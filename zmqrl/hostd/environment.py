@@ -38,6 +38,7 @@ class CannotMake(Exception):
 
 def main(request: Mapping[str, Any]) -> None:
     """Make the environment of ``request`` and report its Python. Then wait until the launcher hangs up."""
+    sys.stdout.write("\n")  # ends what the startup files of the shell may have printed
     os.environ.update(request["variables"])
     os.environ["PIP_USER"] = "0"  # if the user's pip configuration sets 1, pip cannot install into an environment
     try:

@@ -6,6 +6,7 @@ Paths of files are relative to the run's directory.
 import base64
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ from zmqrl.hostd.messages import Piece, Seen
 from zmqrl.rundir import is_locked
 
 PIECE_BYTES = 1 << 20
+TRIES = 5
 LOCK = ".agent"  # daemons of earlier versions lock this file
 
 
@@ -39,8 +41,42 @@ def open_directory(work: str) -> tuple[Path, int]:
         base.mkdir(mode=0o700, exist_ok=True)
         if base.is_symlink() or base.stat().st_uid != os.getuid():
             raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path, os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for tries_left in reversed(range(TRIES)):
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return path, os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if path.is_relative_to(base):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            # A daemon that ends may have just removed the directory, or one that contains it.
+            if tries_left == 0 or not isinstance(error, FileNotFoundError):
+                raise
+    raise AssertionError
+
+
+def take(path: Path, lock: int) -> bool:
+    """Take the lock of a directory. Returns False if another process has it, or has just removed the directory."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat((path / LOCK).stat(), os.fstat(lock))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def leave(path: Path) -> None:
+    """Remove a directory, which the caller has locked, if it has no files. A directory that the user chose stays."""
+    if path.is_relative_to(_base()):
+        with contextlib.suppress(OSError):
+            if all(file.name == LOCK or (file.is_dir() and not file.is_symlink()) for file in path.rglob("*")):
+                clean(path, whole=True)
+
+
+def leave_base() -> None:
+    """Remove the directories of this user and of this host if they are empty."""
+    for directory in (_path(""), _base()):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def set_user(lock: int, user: str) -> None:

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
+SAME_MACHINE = "this is the same machine as"  # the start of a reason in Refused
+
 
 # requests
 

@@ -20,6 +20,7 @@ UP_WITHIN_S = 30.0
 RENEW_EVERY_S = 1.0  # time between two renewals of a lease
 KILLED_WITHIN_S = 2.0
 WORDS_BYTES = 4096
+MOST_PRINTED_BYTES = 1 << 20
 MOST_PIECES = 64  # pieces of at most 64 KiB each, which is the capacity of a pipe
 
 
@@ -56,6 +57,8 @@ class Link:
         self._unsent = bytearray()
         self._arrived = Lines()
         self._words = bytearray()  # the standard error of the daemon, or of ssh
+        self._printed, self._printed_bytes = b"", 0  # what startup files printed: the last line, and its length so far
+        self._has_answered = False
         self._opened_at = self._heard_at = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class Link:
 
     def is_silent(self) -> bool:
         """Whether the link was opened but the daemon has sent nothing yet."""
-        return self.process is not None and self._heard_at == self._opened_at
+        return self.process is not None and not self._has_answered
 
     @property
     def is_ready(self) -> bool:
@@ -115,6 +118,7 @@ class Link:
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
         self.up, self.made, self._arrived, self._words = None, None, Lines(), bytearray()
+        self._printed, self._printed_bytes, self._has_answered = b"", 0, False
         self._opened_at = self._heard_at = time.monotonic()
 
     def send(self, request: h.Request) -> None:
@@ -146,8 +150,10 @@ class Link:
         ended = process.poll() is not None
         if piece := _read_all(process.stdout.fileno()):
             self._heard_at = now
+        events = self._events(piece)
+        if h.Alive() in events:
+            self._words.clear()  # they do not explain a later silence
         self._words = (self._words + _read_all(process.stderr.fileno()))[-WORDS_BYTES:]
-        events = [self._event(line) for line in self._arrived.add(piece)]
         for event in events:
             match event:
                 case h.Up():
@@ -163,7 +169,8 @@ class Link:
                 said = self._last_words() or "it printed nothing"
                 self._lose(f"it did not come up within {self.up_within_s:g} s: {said}")
             if self.lease_s is not None and self.up is not None and now - self._heard_at > self.lease_s:
-                self._lose(f"no message for {self.lease_s:g} s")
+                said = self._last_words()
+                self._lose(f"no message for {self.lease_s:g} s" + (f": {said}" if said else ""))
         return events
 
     def renew(self) -> None:
@@ -183,13 +190,29 @@ class Link:
         self.hang_up()
         self._forget()
 
-    def _event(self, line: bytes) -> h.Event:
-        try:
-            return h.decode_event(line)
-        except ValueError:
-            return self._lose(
-                f"unexpected output {line[:60]!r}: the shell's startup files on that host must not print anything"
-            )
+    def _events(self, piece: bytes) -> list[h.Event]:
+        """The events in a piece of output. Skips what startup files of the shell print before the daemon's first."""
+        events: list[h.Event] = []
+        if not self._has_answered:
+            self._printed_bytes += len(piece)
+            if self._printed_bytes > MOST_PRINTED_BYTES:
+                shown = (self._printed or piece.strip())[:60]
+                self._lose(f"the shell's startup files on that host print without end: {shown!r}")
+        for line in self._arrived.add(piece):
+            try:
+                if not (self._has_answered or line.startswith(b"{")):
+                    raise ValueError("no JSON object")
+                events.append(h.decode_event(line))
+            except ValueError:
+                if self._has_answered:
+                    self._lose(
+                        f"unexpected output {line[:60]!r}: the shell's startup files on that host must not "
+                        "print anything in the background"
+                    )
+                self._printed = line.strip()[:WORDS_BYTES] or self._printed
+            else:
+                self._has_answered = True
+        return events
 
     def _lose(self, why: str) -> NoReturn:
         self._forget()
@@ -218,7 +241,10 @@ class Link:
                 del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
 
     def _last_words(self) -> str:
-        return self._words.decode(errors="replace").strip().rpartition("\n")[2]
+        """The last line of standard error. Before the first event, also the last line of standard output."""
+        printed = b"" if self._has_answered else self._arrived.rest.strip()[:WORDS_BYTES] or self._printed
+        last = self._words.strip().rpartition(b"\n")[2]
+        return " / ".join(line.decode(errors="replace") for line in (printed, last) if line)
 
 
 class LinkLost(Exception):

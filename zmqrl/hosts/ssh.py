@@ -25,6 +25,7 @@ OTHER_CODE = "zmqrl there ({}) differs from zmqrl here (code {})"
 # A shell prints the first of these if there is no such Python. Python prints the others if there is no such module, or
 # if it is too old for -P.
 NOT_THERE = re.compile(r"python\S*: |: \S*python\S*$|No module named|python -h")
+NO_SHELL = "account is currently not available"  # printed by nologin
 
 
 def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON, *, config: Path | None) -> list[str]:
@@ -37,6 +38,8 @@ def ssh_command(destination: str, python: str, arguments: Sequence[str] = DAEMON
     alive = ["-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"]
     # Do not share a connection with the user's other sessions: the end of one session would end the other.
     alive += ["-o", "ControlMaster=no", "-o", "ControlPath=none"]
+    # The user's configuration may be for a shell: another session may already have its ports, and run its command.
+    alive += ["-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes", "-o", "ExitOnForwardFailure=no"]
     remote = f"exec {shlex.join([python, *arguments])}"
     return ["ssh", *options, "-T", "-o", "BatchMode=yes", *alive, destination, remote]
 
@@ -58,7 +61,7 @@ def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
     for host, about in up.items():
         first.setdefault(about.machine or host, host)
     names = {host: first[about.machine or host] for host, about in up.items()}
-    return {host: f"this is the same machine as {name}: list it once" for host, name in names.items() if name != host}
+    return {host: f"{h.SAME_MACHINE} {name}: list it once" for host, name in names.items() if name != host}
 
 
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
@@ -91,6 +94,8 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
                 else:
                     why = OTHER_CODE.format("an older one", code_hash()[:8]) if OLDER in lost.why else lost.why
                     advice = f": {instead}" if instead is not None and NOT_THERE.search(lost.why) else ""
+                    if NO_SHELL in lost.why:
+                        why = f"{why.rstrip('.')}: its login shell is nologin: use another account (user@host)"
                     failed[link.host] = why + advice
         if now - renewed_at >= RENEW_EVERY_S:
             renewed_at = now

@@ -37,7 +37,7 @@ from zmqrl.recipes import remark
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
-from zmqrl.supervisor.salvage import salvage
+from zmqrl.supervisor.salvage import hosts_of_killed_run, remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
 
 
@@ -71,6 +71,7 @@ def train_on(
     directory = RunDirectory(path, new=config.run_dir is None)
     with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
+        hosts_before = hosts_of_killed_run(directory) if config.resume else {}
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if told := remark(config):
             news.append(told)
@@ -97,6 +98,8 @@ def train_on(
             for replaced in (directory.summary, directory.trace):
                 if replaced.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
+            used = deployment.files.links
+            remove_files({host: link for host, link in hosts_before.items() if host not in used}, news.append)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
             return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter, on_up)
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
+from zmqrl.hostd.messages import SAME_MACHINE, Clean
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Deployment, Site, on_this_machine
 from zmqrl.hosts.launcher import Exited, Launcher, Said
@@ -36,6 +37,7 @@ PAUSE_S = 1.0
 START_WITHIN_S = 60.0
 GREET_WITHIN_S = 20.0
 COPY_WITHIN_S = 30.0
+UP_WITHIN_S = 10.0  # for a host that is no longer needed
 
 Notice = Callable[[str], None]
 
@@ -78,6 +80,27 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             notice(f"cannot read the state of the killed run yet: {error}")
             time.sleep(PAUSE_S)
     return checkpoint
+
+
+def hosts_of_killed_run(directory: RunDirectory) -> dict[str, Link]:
+    """The other hosts of a killed run, which has left files on them. Call this before :func:`salvage`."""
+    with contextlib.suppress(ClusterError, OSError):
+        left = _Left.read(directory.left)
+        return {} if left.is_here else dict(left.links)
+    return {}
+
+
+def remove_files(links: Mapping[str, Link], notice: Notice) -> None:
+    """Remove the files of a killed run from hosts that the resumed run does not use. ``notice`` reports failures."""
+    for link in links.values():
+        link.up_within_s = UP_WITHIN_S
+    with contextlib.closing(DaemonLauncher(links, lambda process: "")):
+        failed = connect(list(links.values()))
+        for link in links.values():
+            link.send(Clean(whole=True))
+    for host, why in failed.items():
+        if not (is_over(why) or SAME_MACHINE in why):  # a node of a job that has ended, or a host with two names
+            notice(f"{host}: files of the killed run are still in {links[host].work}: {why}")
 
 
 def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:

@@ -27,6 +27,12 @@ def no_process_on(lab: Lab) -> bool:
     return not any(lab.processes(host) for host in lab.hosts)
 
 
+def no_files_on(lab: Lab, run: Run) -> bool:
+    """Whether the run has left no directory on any host."""
+    name = directory_name(RunDirectory(run.files.path), socket.gethostname())
+    return not any((Path("/var/tmp/zmqrl-0") / host / name).exists() for host in lab.hosts)
+
+
 def has_ranks(run: Run, ranks: set[int], shard: int = 0) -> Callable[[], bool]:
     """Whether the newest lines of a shard's history use exactly these ranks."""
     return lambda: {rank for line in run.files.history(shard)[-5:] for rank in line["ranks"]} == ranks
@@ -49,8 +55,7 @@ def test_a_run_on_four_hosts_learns_and_ends_and_its_files_are_copied_back(lab: 
     assert (run.files.path / "trace.json").stat().st_size > 1000
     assert "is present" in run.files.log("shard-1")
     eventually(lambda: no_process_on(lab), "the end of every process", 15)
-    name = directory_name(RunDirectory(run.files.path), socket.gethostname())
-    assert not any((Path("/var/tmp/zmqrl-0") / host / name).exists() for host in lab.hosts)
+    assert no_files_on(lab, run)
 
 
 def test_pong_on_four_hosts_makes_thirty_updates(lab: Lab, tmp_path: Path) -> None:
@@ -98,6 +103,7 @@ def test_a_run_with_a_killed_launcher_resumes_on_other_hosts_from_the_state_of_i
     summary = run.files.assert_summary_exact("minutes")
     assert killed_at <= resumed_at < summary["updates"]
     run.files.assert_history_exact(summary["updates"])
+    assert no_files_on(lab, run), "files are left, perhaps on h4, which was not used again"
 
 
 @pytest.mark.parametrize("fault", ["link", "blackhole"])
@@ -165,6 +171,7 @@ def test_an_error_names_all_unusable_hosts_and_nothing_is_started(lab: Lab, tmp_
         assert "\n  h9: " in run.complaint()
         assert not (run.files.path / "config.json").exists()
     eventually(lambda: no_process_on(lab), "the end of the host daemons", 15)
+    assert no_files_on(lab, run)
 
 
 def test_a_host_with_different_code_is_refused(lab: Lab, tmp_path: Path) -> None:
@@ -180,6 +187,7 @@ def test_a_host_with_different_code_is_refused(lab: Lab, tmp_path: Path) -> None
     with launching(lab, tmp_path / "run", hosts=str(hosts)) as run:
         assert run.wait() == 3
         assert run.complaint().startswith("zmqrl: h2: zmqrl there (")
+    eventually(lambda: no_files_on(lab, run), "the hosts are as before")
 
 
 def test_zmqrl_is_installed_on_hosts_that_lack_it(lab: Lab, tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""The connection to a host daemon: what else may be on it, and why it is lost. Other programs stand in for ssh."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.rig import WITHIN_S, eventually
+
+from zmqrl.hostd import messages as h
+from zmqrl.hosts.link import DAEMON, Link, LinkLost
+from zmqrl.hosts.ssh import connect, ssh_command
+
+UP = h.Up(host="h1", pid=1, zmqrl="0", code="c", python="3", cores=1, interfaces={}, address=None, work="/w")
+
+
+def link_to(work: Path, script: str, *, lease_s: float | None = None) -> Link:
+    """A link over which a shell runs ``script``."""
+    return Link("h1", ["sh", "-c", script], work=str(work), lease_s=lease_s)
+
+
+def lost(link: Link) -> str:
+    """Open the link, unless it is open. Returns the reason why it is lost."""
+    if link.process is None:
+        link.open()
+    reasons: list[str] = []
+
+    def is_lost() -> bool:
+        try:
+            link.poll()
+        except LinkLost as error:
+            reasons.append(error.why)
+        return bool(reasons)
+
+    try:
+        eventually(is_lost, "the link is lost")
+    finally:
+        link.cut()
+    return reasons[0]
+
+
+STARTUP_FILES = {
+    "lines": "echo Welcome; echo",
+    "no line ending": "printf 'Loading modules ... '",
+    "JSON": """echo '{"is": "nothing"}'; echo '[1]'; echo null""",
+    "not text": r"printf '\377\376\n'; printf '\000\n'",
+    "much": "seq 100000",
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("printing", STARTUP_FILES.values(), ids=STARTUP_FILES)
+def test_what_startup_files_print_before_the_daemon_starts_is_skipped(tmp_path: Path, printing: str) -> None:
+    link = link_to(tmp_path, f"{printing}; exec {shlex.join([sys.executable, *DAEMON])}")
+    try:
+        assert connect([link]) == {}
+        assert link.up is not None
+    finally:
+        link.cut()
+    assert link.look(WITHIN_S).directory == str(tmp_path)
+
+
+def test_startup_files_that_print_without_end_are_an_error(tmp_path: Path) -> None:
+    assert lost(link_to(tmp_path, "yes welcome")).startswith(
+        "the shell's startup files on that host print without end: b'welcome"
+    )
+    assert "print without end" in lost(link_to(tmp_path, "cat /dev/zero"))
+
+
+def test_output_after_the_first_message_of_the_daemon_is_an_error(tmp_path: Path) -> None:
+    up = shlex.quote(h.encode(UP).decode())
+    link = link_to(tmp_path, f"echo Welcome; printf '%s' {up}; echo a late word; sleep 600")
+    assert lost(link).startswith("unexpected output b'a late word': ")
+
+
+def test_an_account_that_cannot_log_in_is_named(tmp_path: Path) -> None:
+    nologin = shutil.which("nologin", path="/usr/sbin:/sbin") or "echo This account is currently not available."
+    assert connect([link_to(tmp_path, nologin)]) == {
+        "h1": "This account is currently not available: its login shell is nologin: use another account (user@host)"
+    }
+
+
+def test_an_error_shows_the_last_words_on_both_streams(tmp_path: Path) -> None:
+    link = link_to(tmp_path, "echo Welcome; echo See you; exec /nowhere/python -m zmqrl.hostd.daemon")
+    failed = connect([link], instead="install it")
+    assert failed["h1"].startswith("See you / sh: ")
+    assert failed["h1"].endswith("not found: install it")
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"), [("", ""), ("the host daemon is stopped", ": the host daemon is stopped")], ids=["no", "yes"]
+)
+def test_the_reason_for_a_silence_is_named_if_there_is_one(tmp_path: Path, says: str, reason: str) -> None:
+    up, alive = (shlex.quote(h.encode(event).decode()) for event in (UP, h.Alive()))
+    daemon = f"read begin; echo an old warning >&2; printf '%s' {up}; read renew; printf '%s' {alive}"
+    link = link_to(tmp_path, f"{daemon}; printf '%s' '{says}' >&2; sleep 600", lease_s=1.0)
+    assert connect([link]) == {}
+    link.poll()  # also reads the warning
+    link.renew()
+    assert lost(link) == f"no message for 1 s{reason}"
+
+
+def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(tmp_path: Path) -> None:
+    if shutil.which("ssh") is None:
+        pytest.skip("there is no ssh")
+    config = tmp_path / "ssh_config"
+    forwards = ("LocalForward 8888 localhost:8888", "RemoteForward 9999 localhost:9999", "DynamicForward 7777")
+    settings = ("RemoteCommand tmux attach", "RequestTTY yes", "ExitOnForwardFailure yes", "ControlMaster auto")
+    config.write_text("\n".join(["Host h1", "User me", *settings, *forwards, ""]), encoding="utf-8")
+    program, *options = ssh_command("h1", "python", config=config)
+    done = subprocess.run([program, "-G", *options], capture_output=True, text=True, timeout=WITHIN_S)
+    shown = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    assert done.returncode == 0, done.stderr
+    assert shown["user"] == "me"
+    assert shown.get("remotecommand", "none") == "none"
+    assert (shown["requesttty"], shown["exitonforwardfailure"], shown["controlmaster"]) == ("false", "no", "false")
+    assert shown["clearallforwardings"] == "yes"

@@ -1,0 +1,59 @@
+"""Ends what a dead process of a run has left: programs that it started in sessions of their own, such as game servers.
+
+A daemon becomes the parent of descendants that lost theirs. It must keep those whose process of the run lives, such as
+a server that went into the background. Each process therefore has a mark in its environment, which its descendants
+inherit. Standard library only.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from zmqrl.hostd.guard import children
+
+MARK = "ZMQRL_PROCESS"
+
+
+class Orphans:
+    """The children of this process that it did not start, with the mark of the process that did.
+
+    An orphan lacks a mark if a program chose its environment. If it is seen first when a process has died, it is that
+    process's orphan. Otherwise it stays until the daemon ends.
+    """
+
+    def __init__(self) -> None:
+        self._marks: dict[int, str] = {}  # by process id; empty if it is unknown which process an orphan belongs to
+        self._died = ""
+
+    def died(self, mark: str, living: Mapping[int, str]) -> None:
+        """End what the process with this mark has left. ``living`` holds the other marks, by process id."""
+        self._died = mark
+        self.step(living)
+
+    def step(self, living: Mapping[int, str]) -> None:
+        """Kill the orphans of dead processes, and reap dead orphans. Call this again and again."""
+        found = [pid for pid in children(os.getpid()) if pid not in living]
+        self._marks = {pid: self._marks[pid] if pid in self._marks else mark_of(pid) or self._died for pid in found}
+        marks = set(living.values())
+        left = [pid for pid, mark in self._marks.items() if mark and mark not in marks]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not left:
+            self._died = ""  # orphans that appear from now on are no longer its own
+        for pid in found:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    del self._marks[pid]  # another process may get this id
+
+
+def mark_of(pid: int) -> str:
+    """The mark in the environment with which a program began. Empty without a mark, or if it cannot be read."""
+    start = f"{MARK}=".encode()
+    with contextlib.suppress(OSError):
+        for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if variable.startswith(start):
+                return variable.removeprefix(start).decode(errors="replace")
+    return ""
