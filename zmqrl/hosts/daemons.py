@@ -28,6 +28,11 @@ END_WITHIN_S = 8.0  # a daemon takes some seconds to kill processes that do not 
 LOST = -int(signal.SIGKILL)  # the status of a process on a lost host: the process counts as killed
 
 
+def environment_of(threads: int) -> dict[str, str]:
+    """The variables that every process of a run gets. They affect how fast torch computes with ``threads`` threads."""
+    return MALLOC | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
 @dataclass(slots=True)
 class _Running:
     process: ProcessId
@@ -76,8 +81,7 @@ class DaemonLauncher(Launcher):
                 return
             if self.files is not None:
                 self.files.reopened(link.host)
-        threads = str(task.threads)
-        ours = MALLOC | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        ours = environment_of(task.threads)
         ours |= {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
         environment = ours | link.environment
         messages = [*([] if task.job is None else [task.job]), *task.messages]
