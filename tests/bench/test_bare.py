@@ -1,5 +1,6 @@
 """The bare parts of ``zmqrl bench train`` do the work of a worker with the same settings."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,8 @@ FRAMES = Config(
 
 
 def job(config: Config) -> dict[str, Any]:
-    return {"config": config.to_json(), "rank": 1, "threads": torch.get_num_threads()}
+    sent = json.loads(json.dumps(config.to_json()))  # as it arrives in the process
+    return {"config": sent, "rank": 1, "threads": torch.get_num_threads()}
 
 
 @pytest.mark.parametrize("config", [cartpole(), FRAMES], ids=["vectors", "frames"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from zmqrl.bench.bare import BareForward, BareGames, BareGradient
-from zmqrl.bench.crew import Crew, Facts, Role
+from zmqrl.bench.crew import Crew, Facts, Part, Role
 from zmqrl.bench.efficiency import PARTS, Efficiency, Round, per_step_s, split_of
 from zmqrl.bench.reference import Reference, references
 from zmqrl.config import Config
@@ -28,6 +28,7 @@ from zmqrl.profile.recording import Recording
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.run import check_here, initial_checkpoint, train
 
+BARE: Final[Mapping[str, type[Part]]] = {"env_step": BareGames, "act": BareForward, "gradient": BareGradient}
 WARM_UP_S: Final = 2.0  # training before the measurement: libraries choose their code, and memory is touched
 # The run of a benchmark ends by itself, begins anew, and all of its workers are its own and learn.
 NOT_MEASURED: Final = (
@@ -64,8 +65,8 @@ def check(config: Config, *, seconds: float, rounds: int) -> None:
         require(not changed, f"--{name.replace('_', '-')} cannot be used in a benchmark: remove it.")
     check_here(config)
     if config.run_dir is not None:
-        first = _round_directory(config.run_dir, 0)
-        require(not first.exists(), f"{first} already exists: choose another --run-dir.")
+        for directory in (_round_directory(config.run_dir, number) for number in range(rounds)):
+            require(not directory.exists(), f"{directory} already exists: choose another --run-dir.")
     with staying_here():
         initial_checkpoint(config, try_env(config.env, config.envs))
 
@@ -84,10 +85,7 @@ def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="zmqrl-bench-"))
         crew = stack.enter_context(Crew(config.ranks, environment_of(threads) | patience))
-        parts = {
-            name: stack.enter_context(crew.playing(name, part, jobs))
-            for name, part in zip(PARTS, (BareGames, BareForward, BareGradient), strict=True)
-        }
+        parts = {name: stack.enter_context(crew.playing(name, part, jobs)) for name, part in BARE.items()}
         for number in range(rounds):
             begin(f"round {number + 1} of {rounds}: the parts alone")
             bare_s = _measure_parts(crew, parts, seconds / rounds, passes)

@@ -22,9 +22,9 @@ class Options:
     """
 
     seconds: float = 60.0
-    """Least seconds of training to measure, over all rounds. The parts take as long again."""
+    """Least training time to measure, in seconds. The parts take as long again."""
     rounds: int = 3
-    """Number of runs. Before each, the parts are measured."""
+    """Number of runs. The parts are measured before each run."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
