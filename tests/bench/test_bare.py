@@ -17,7 +17,7 @@ FRAMES = Config(
     env="zmqrl/Dummy-v0",
     model="small",
     algo="ba3c",
-    envs=EnvConfig(num_envs=3),
+    envs=EnvConfig(num_envs=8),
     network=NetworkConfig(compute="float32"),
 )
 
@@ -37,7 +37,7 @@ def test_bare_games_play_all_games_of_a_worker_at_each_step(config: Config) -> N
     games.close()
 
 
-@pytest.mark.parametrize(("config", "batch"), [(cartpole(), 256), (FRAMES, 15)], ids=["vectors", "frames"])
+@pytest.mark.parametrize(("config", "batch"), [(cartpole(), 256), (FRAMES, 40)], ids=["vectors", "frames"])
 @pytest.mark.parametrize("part", [BareForward, BareGradient])
 def test_the_network_computes_whole_minibatches(
     part: type[BareForward | BareGradient], config: Config, batch: int
