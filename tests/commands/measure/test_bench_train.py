@@ -122,7 +122,19 @@ def test_a_directory_with_rounds_is_not_used_again(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_a_short_measurement_trains_for_real_and_times_every_part(tmp_path: Path) -> None:
     games = ("--env", "zmqrl/Dummy-v0", "--algo", "ba3c", "--envs.num-envs", "2", "--envs.screen-size", "36")
-    short = ("--model", "small", "--trackers", "--seconds", "0.2", "--rounds", "1", "--run-dir", str(tmp_path))
+    short = (
+        "--model",
+        "small",
+        "--shards",
+        "1",
+        "--trackers",
+        "--seconds",
+        "0.2",
+        "--rounds",
+        "1",
+        "--run-dir",
+        str(tmp_path),
+    )
     command = [sys.executable, "-m", "zmqrl", "bench", "train", *games, *short, "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
