@@ -1,5 +1,7 @@
 """The arithmetic of ``zmqrl bench train``: recorded cycles become the time of an agent step, and times a speed."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from zmqrl.profile.recording import Columns
 
 # Each iteration makes two updates from a rollout of ten agent steps.
 ITERATION = {"updates_per_rollout": 2, "steps_per_rollout": 10}
-SPANS = {"wait": 0.02, "gradient": 0.3, "push": 0.01, "assemble": 0.02}
+SPANS: dict[str, Any] = {"wait": 0.02, "gradient": 0.3, "push": 0.01, "assemble": 0.02}
 PLAYED = SPANS | {"env_step": 0.4, "act": 0.2}
 
 seconds = st.floats(1e-6, 1.0)
