@@ -54,7 +54,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     while weights is not None:
         acted = weights
         load(acted)
-        reporter.played(player.play(rollout))
+        reporter.played(player.play(rollout), player.first_games)
         weights = connection.pull(acted.version - 1)
         if weights is None:
             break
@@ -89,7 +89,7 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version``, about that of the run, seeds the games, so that a restarted worker plays different games."""
+        """``version``, roughly the newest of the run, seeds the games: a restarted worker plays different games."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)

@@ -5,8 +5,8 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from support.stub_games import FrameEnvs
 
-from tests.learner.test_rollout import FrameEnvs
 from zmqrl.learner.envs import Envs
 from zmqrl.learner.losses import BA3CConfig, Learner, PPOConfig
 from zmqrl.learner.networks import Compute, ConvPolicy, NetworkConfig, make_model

@@ -36,7 +36,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         require(
             self.hidden is None or 1 <= self.hidden <= MAX_HIDDEN,
-            f"--network.hidden {self.hidden}: 1 to {MAX_HIDDEN} units are required.",
+            f"--network.hidden {self.hidden}: must be from 1 to {MAX_HIDDEN}.",
         )
 
 

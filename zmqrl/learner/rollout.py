@@ -81,7 +81,10 @@ class Rollout:
 
 
 class Player:
-    """Plays ``envs`` with ``model``. The games continue from one rollout to the next."""
+    """Plays ``envs`` with ``model``. The games continue from one rollout to the next.
+
+    ``first_games``: the number of games that were started with the player and have not ended yet.
+    """
 
     def __init__(
         self,
@@ -104,7 +107,8 @@ class Player:
         self._spans = spans or Spans()
         self._generator = torch.Generator(device).manual_seed(seed)
         self._observations = envs.reset(seed)
-        self._rollouts = 0
+        self._rollouts = self._agent_steps = 0
+        self.first_games = envs.num_envs
 
     def play(self, rollout: Rollout) -> list[Game]:
         """Fill ``rollout`` with the next steps of every game, played with the current parameters.
@@ -131,6 +135,8 @@ class Player:
                     step = self.envs.step(actions)
                 self._observations = step.observations
                 games += step.games
+                self._agent_steps += 1
+                self.first_games -= sum(game.agent_steps == self._agent_steps for game in step.games)
                 for kept, seen in (
                     (rollout.rewards, step.rewards),
                     (rollout.terminated, step.terminated),
