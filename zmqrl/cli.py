@@ -43,7 +43,7 @@ COMMANDS = {
     "profile": Command("inspect.profile", "RUN [RUN] [options]", "show where the time of a run goes"),
     "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run in virtual time"),
     "plan": Command("measure.plan", "--workers-up-to N [options]", "find the workers, backups and shards to use"),
-    "bench": Command("measure.bench", "wire [options]", "measure the transport of gradients and weights"),
+    "bench": Command("measure.bench", "train|wire [options]", "measure training, or the transport of gradients"),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),
     "compare": Command("measure.compare", "RUN RUN [RUN ...]", "compare the settings and results of runs"),
 }

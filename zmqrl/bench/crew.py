@@ -3,20 +3,34 @@
 ``python -m zmqrl.bench.crew`` runs such a process. It reads messages from its parent and answers each message.
 """
 
+import importlib
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Self, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeAlias
 
-from zmqrl.bench.parts import PARTS, Part
 from zmqrl.child_process import ChildProcess
 from zmqrl.errors import ClusterError
-from zmqrl.process import Messages, read_job, say
+from zmqrl.process import Messages, look_for_modules_there, read_job, say
 
 Facts: TypeAlias = dict[str, Any]
 
 ANSWER_WITHIN_S: Final = 300.0
+
+
+class Part(Protocol):
+    """The part of a process in one variant. Its arguments are plain data. ``facts`` holds the data that other parts
+    need.
+    """
+
+    facts: Facts
+
+    def run(self, *args: Any, **given: Any) -> Facts:
+        """Run with the arguments of :meth:`Crew.run` or :meth:`Crew.run_for`. Returns the measurements."""
+
+    def close(self) -> None:
+        """End the part."""
 
 
 class Role(NamedTuple):
@@ -30,9 +44,12 @@ class Role(NamedTuple):
 class Crew:
     """Processes that play parts. Use it as a context manager, which kills the processes at the end."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, environment: Mapping[str, str] | None = None) -> None:
+        """``environment`` adds variables to that of the processes."""
+        through = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
         names = [f"process {process} of the benchmark" for process in range(size)]
-        self._children = [ChildProcess(name, ["-m", "zmqrl.bench.crew"], {}) for name in names]  # they need no job
+        program = ["-m", "zmqrl.bench.crew"]
+        self._children = [ChildProcess(name, program, {}, through=through) for name in names]  # they need no job
 
     @property
     def pids(self) -> list[int]:
@@ -49,7 +66,8 @@ class Crew:
     @contextmanager
     def playing(self, name: str, part: type[Part], jobs: Mapping[int, Facts]) -> Iterator[list[Role]]:
         """Make processes play ``part`` during the block, each with its job. Raises ClusterError if a process fails."""
-        joining = {process: {"join": name, "part": part.__name__, "job": job} for process, job in jobs.items()}
+        about = {"join": name, "module": part.__module__, "part": part.__name__}
+        joining = {process: {**about, "job": job} for process, job in jobs.items()}
         yield [Role(name, process, facts) for process, facts in self._ask(joining).items()]
         # Skip this after an error, because a process that waits for a dead process does not answer.
         self._ask({process: {"leave": name} for process in jobs})
@@ -61,38 +79,46 @@ class Crew:
         Raises ClusterError if a process fails.
         """
         pauses = [*pauses_s, *[0.0] * (len(roles) - len(pauses_s))]
-        asked = {
-            role.process: {"run": role.name, "rounds": rounds, "pause_s": pause}
-            for role, pause in zip(roles, pauses, strict=True)
-        }
-        assert len(asked) == len(roles), "a process does one thing at a time"
-        return list(self._ask(asked).values())
+        return self._run(roles, [{"rounds": rounds, "pause_s": pause} for pause in pauses])
 
-    def _ask(self, messages: Mapping[int, Facts]) -> dict[int, Facts]:
+    def run_for(self, roles: Sequence[Role], seconds: float) -> list[Facts]:
+        """Run all ``roles`` at the same time for ``seconds``. Returns the measurements of each role.
+
+        Raises ClusterError if a process fails.
+        """
+        return self._run(roles, [{"seconds": seconds} for _ in roles], within_s=seconds + ANSWER_WITHIN_S)
+
+    def _run(self, roles: Sequence[Role], given: Sequence[Facts], within_s: float = ANSWER_WITHIN_S) -> list[Facts]:
+        asked = {role.process: {"run": role.name, "given": each} for role, each in zip(roles, given, strict=True)}
+        assert len(asked) == len(roles), "a process does one thing at a time"
+        return list(self._ask(asked, within_s).values())
+
+    def _ask(self, messages: Mapping[int, Facts], within_s: float = ANSWER_WITHIN_S) -> dict[int, Facts]:
         for process, message in messages.items():
             self._children[process].tell(message)
-        deadline = time.monotonic() + ANSWER_WITHIN_S
+        deadline = time.monotonic() + within_s
         return {process: self._answer(process, deadline) for process in messages}
 
     def _answer(self, process: int, deadline: float) -> Facts:
         answer = self._children[process].hear(max(0.0, deadline - time.monotonic()))
         if answer is None:
-            raise ClusterError(f"process {process} of the benchmark did not answer within {ANSWER_WITHIN_S:g} s.")
+            raise ClusterError(f"process {process} of the benchmark did not answer in time.")
         return answer
 
 
 def main() -> None:
     """Play parts until the parent hangs up."""
+    look_for_modules_there()
     read_job(signal.SIGKILL)
     messages = Messages()
     parts: dict[str, Part] = {}
     while True:
         match messages.get():
-            case {"join": str(name), "part": part, "job": job}:
-                parts[name] = PARTS[part](**job)
+            case {"join": str(name), "module": module, "part": part, "job": job}:
+                parts[name] = getattr(importlib.import_module(module), part)(**job)
                 say(parts[name].facts)
-            case {"run": str(name), "rounds": rounds, "pause_s": pause_s}:
-                say(parts[name].run(rounds, pause_s))
+            case {"run": str(name), "given": given}:
+                say(parts[name].run(**given))
             case {"leave": str(name)}:
                 parts.pop(name).close()
                 say({})

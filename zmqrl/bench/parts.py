@@ -1,14 +1,14 @@
-"""The parts that benchmark processes play: a worker for each implementation, and a hub for plain sockets.
+"""The parts of ``zmqrl bench wire``: a worker for each implementation, and a hub for plain sockets.
 
-The arguments of a part are plain data. ``run`` returns the start and end of each round, in ns on the monotonic clock.
+``run(rounds, pause_s)`` runs ``rounds`` rounds, each after a pause. It returns the start and end of each round, in ns
+on the monotonic clock.
 """
 
 import os
 import selectors
 import socket
 import time
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 
@@ -23,18 +23,6 @@ from zmqrl.ps.worker.connection import Connection, PulledWeights
 
 ADAM: Final = OptimizerConfig(name="adam", learning_rate=1e-4)
 HOST: Final = "127.0.0.1"
-
-
-class Part(Protocol):
-    """The part of a process in one variant. ``facts`` holds the data that other parts need."""
-
-    facts: dict[str, Any]
-
-    def run(self, rounds: int, pause_s: float) -> dict[str, Any]:
-        """Run ``rounds`` rounds, each after a pause. Returns lists with the instants of each round."""
-
-    def close(self) -> None:
-        """Disconnect from the other parts."""
 
 
 def gradient(count: int) -> FloatVector:
@@ -242,11 +230,6 @@ class Copier:
 
     def close(self) -> None:
         pass
-
-
-PARTS: Final[dict[str, Callable[..., Part]]] = {
-    each.__name__: each for each in (ZmqrlWorker, ZmqrlPinger, GlooRank, RawHub, RawWorker, Copier)
-}
 
 
 def _keys(data: dict[str, Any] | None) -> ClientKeys | None:

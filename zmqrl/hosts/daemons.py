@@ -42,6 +42,11 @@ PAUSE_S = 3.0  # a shorter time without a sign of life of this process can have 
 BLAMED_FOR_S = 10.0  # a pause explains the hosts that are found lost within this time after it
 
 
+def environment_of(threads: int) -> dict[str, str]:
+    """The variables that every process of a run gets. They affect how fast torch computes with ``threads`` threads."""
+    return MALLOC | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
 @dataclass(slots=True)
 class _Running:
     process: ProcessId
@@ -92,8 +97,7 @@ class DaemonLauncher(Launcher):
                 return
             if self.files is not None:
                 self.files.reopened(link.host)
-        threads = str(task.threads)
-        ours = MALLOC | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        ours = environment_of(task.threads)
         ours |= {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
         environment = ours | link.environment
         messages = [*([] if task.job is None else [task.job]), *task.messages]

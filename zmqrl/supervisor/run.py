@@ -42,13 +42,18 @@ from zmqrl.supervisor.supervisor import Supervisor
 
 
 def train(config: Config, on_up: Callable[[RunDirectory], None] | None = None) -> int:
-    """Train on this machine: see :func:`train_on`. Raises ZmqrlError."""
+    """Train on this machine. Returns the same exit statuses as :func:`train_on`. Raises ZmqrlError."""
+    check_here(config)
+    with never_waiting():
+        return train_on(config, on_this_machine, on_up)
+
+
+def check_here(config: Config) -> None:
+    """Raise UsageError for the first invalid setting, and for a port or device that this machine cannot use."""
     config.check()
     check_ports(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
-    with never_waiting():
-        return train_on(config, on_this_machine, on_up)
 
 
 def train_on(

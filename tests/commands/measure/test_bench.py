@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.rig import ending, eventually, is_alive
+from support.rig import descendants, ending, eventually, is_alive
 
 from zmqrl import cli
 from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS
@@ -138,7 +138,9 @@ def test_an_error_about_an_unknown_benchmark_suggests_the_nearest_one() -> None:
 def test_help_lists_the_benchmarks_and_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["bench"], ["bench", "--help"]):
         assert cli.run(arguments) == 0
-        assert "zmqrl bench wire" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "zmqrl bench wire" in shown
+        assert "zmqrl bench train" in shown
     with pytest.raises(SystemExit) as stop:
         cli.run(["bench", "wire", "--help"])
     assert stop.value.code == 0
@@ -161,19 +163,6 @@ def test_help_lists_the_benchmarks_and_every_option_with_its_default(capsys: pyt
 
 
 # what is left when a benchmark ends early
-
-
-def descendants(pid: int) -> set[int]:
-    """All descendants of the process ``pid``."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found, more = set[int](), {pid}
-    while more:
-        more = {child for child, parent in parents.items() if parent in more}
-        found |= more
-    return found
 
 
 @contextlib.contextmanager

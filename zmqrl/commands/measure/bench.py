@@ -1,11 +1,20 @@
 """``zmqrl bench``: measurements of this machine. Each measurement is a separate command."""
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
+from collections.abc import Iterator
 
 from zmqrl.errors import UsageError, did_you_mean
+from zmqrl.observe.provenance import provenance
+from zmqrl.words import counted
 
-BENCHMARKS = {"wire": ("bench_wire", "measure the transport alone, compared with gloo, plain sockets and memcpy")}
+BENCHMARKS = {
+    "train": ("bench_train", "measure training, compared with what its parts need alone"),
+    "wire": ("bench_wire", "measure the transport alone, compared with gloo, plain sockets and memcpy"),
+}
 
 
 def command(arguments: list[str]) -> int:
@@ -18,3 +27,33 @@ def command(arguments: list[str]) -> int:
         raise UsageError(f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}; zmqrl bench --help lists them.")
     status: int = importlib.import_module(f"zmqrl.commands.measure.{BENCHMARKS[name][0]}").command(rest)
     return status
+
+
+# for all benchmarks
+
+
+def machine() -> str:
+    """A line about this machine, its load and its software."""
+    about = provenance()
+    load = os.getloadavg()[0]
+    return (
+        f"{about['cpu']}, {counted(about['cores'], 'core')}, load {load:.1f} before; Python {about['python']}, "
+        f"torch {about['packages']['torch']}, zmqrl {about['commit'] or about['zmqrl']}"
+    )
+
+
+def say(line: str) -> None:
+    """Show a line on a terminal, in place of the previous one."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Make SIGTERM end the block as an exception would, so that no temporary files stay behind."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

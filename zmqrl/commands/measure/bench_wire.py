@@ -1,10 +1,5 @@
 """``zmqrl bench wire``: what the transport costs on this machine, as a table, JSON and a picture."""
 
-import contextlib
-import os
-import signal
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,11 +9,11 @@ import tyro
 from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Grid, Implementation, Operation, Transport
 from zmqrl.bench.samples import Row
 from zmqrl.bench.wire import measure
+from zmqrl.commands.measure.bench import ended_by_sigterm, machine, say
 from zmqrl.commands.measure.wire_figures import table, write_picture
 from zmqrl.commands.options import check_picture, parse
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError, refusal, require
-from zmqrl.observe.provenance import provenance
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible, quiet_children
 from zmqrl.ps.wire.messages import Codec
@@ -90,13 +85,13 @@ def run(options: Options) -> int:
         require(options.plot.parent.is_dir(), f"--plot {options.plot}: there is no directory {options.plot.parent}.")
     console = page()
     if not options.json:
-        console.print(_machine())
+        console.print(machine())
     result: list[Row] = []
     with ended_by_sigterm(), quiet_children():  # the shards log to our standard error
         for rows in measure(
-            grid, lambda group: _say(f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}")
+            grid, lambda group: say(f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}")
         ):
-            _say("")
+            say("")
             result += rows
             if not options.json:
                 console.print(table(rows))
@@ -108,29 +103,3 @@ def run(options: Options) -> int:
         except OSError as error:
             raise UsageError(refusal(error, options.plot, "choose another --plot")) from error
     return 0
-
-
-def _machine() -> str:
-    about = provenance()
-    load = os.getloadavg()[0]
-    return (
-        f"{about['cpu']}, {counted(about['cores'], 'core')}, load {load:.1f} before; Python {about['python']}, "
-        f"torch {about['packages']['torch']}, zmqrl {about['commit'] or about['zmqrl']}"
-    )
-
-
-def _say(line: str) -> None:
-    """Show a line on a terminal, in place of the previous one."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{line}")
-        sys.stderr.flush()
-
-
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM end the block as an exception would, so that no temporary files stay behind."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
