@@ -4,7 +4,6 @@ Every run makes new keys. A key is a string of 40 characters (Z85). Secret keys 
 stored in files with mode 0600. ``repr`` hides them.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,6 +13,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
 from zmqrl.errors import ClusterError, UsageError
+from zmqrl.json_lines import parse_json
 
 DOMAIN = "zmqrl"
 KEY_BYTES = 32
@@ -64,7 +64,7 @@ class ClientKeys:
     def read(cls, path: Path, *, run: str, rank: int) -> "ClientKeys":
         """Read the key file of ``rank``. Raises UsageError if the file is missing or of another rank or run."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_text(encoding="utf-8"))
             keys, found = cls.from_json(data), (data["run"], data["rank"])
         except OSError as error:
             raise UsageError(f"cannot read {path}, the keys of rank {rank}: {error.strerror}.") from error
