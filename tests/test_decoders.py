@@ -12,7 +12,7 @@ from support.decoders import DECODERS, HOSTILE, VALUES, message, single_changes,
 from support.paths import ROOT, TESTS
 
 EACH = pytest.mark.parametrize("name", DECODERS)
-SAMPLE = 300
+SAMPLE = 100
 FUZZ = TESTS / "support/fuzz.py"
 # libFuzzer ends with an error if one message takes longer (seconds) or if the process uses more memory (MiB).
 LIMITS = ("-timeout=10", "-rss_limit_mb=1024", "-max_len=4096", "-verbosity=0")

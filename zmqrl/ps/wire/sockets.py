@@ -16,12 +16,12 @@ SOCKET_ROLES: tuple[SocketRole, ...] = get_args(SocketRole)
 
 LIBZMQ = (4, 3, 5)
 MARGIN_BYTES = 64 * 1024
+# Not EVENT_ACCEPT_FAILED: while a process has no free descriptor, libzmq sends this event in an endless loop.
 FAILURES = (
     zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_ACCEPT_FAILED
 )
 
 
