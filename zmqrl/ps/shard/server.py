@@ -35,7 +35,7 @@ from zmqrl.ps.shard.store import Slot, SlotStore, is_blank
 from zmqrl.ps.wire import codec, framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import FloatVector, WireVector
-from zmqrl.ps.wire.keys import authenticate
+from zmqrl.ps.wire.keys import Authenticator
 from zmqrl.ps.wire.sockets import FailureMonitor, SocketRole, new_context, shard_sockets
 
 POLL_MS = 25
@@ -95,7 +95,7 @@ class ShardServer:
         self.store = self._open_store()
         self.captured: tuple[int, bytes] | None = None
         self.context = new_context(io_threads=2)
-        self.authenticator = authenticate(self.context, job.keys) if job.keys else None
+        self.authenticator = Authenticator(self.context, job.keys) if job.keys else None
         self.reception = Reception(job.keys, log)
         self.sockets = shard_sockets(self.context, self.identity.payload_bytes["f32"], job.keys)
         self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
