@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import zmq
@@ -74,7 +74,7 @@ def _flood(job: dict[str, Any]) -> None:
     _say_and_wait()
 
 
-def _be_silent(job: dict[str, Any]) -> None:
+def _be_silent(job: dict[str, Any]) -> NoReturn:
     host, port = job["endpoint"].removeprefix("tcp://").split(":")
     selector = selectors.DefaultSelector()
 
@@ -227,6 +227,8 @@ def main() -> None:
 if __name__ == "__main__":
     if "--job" in sys.argv:
         task: dict[str, Any] = json.loads(sys.stdin.readline())
-        _work(task) if "cluster" in task else _flood(task)
+        if "cluster" in task:
+            _work(task)
+        _flood(task)
     else:
         main()

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
@@ -413,7 +413,7 @@ DECODERS: dict[str, Decoder] = {
 # variants
 
 MOST_CHANGES = 6
-DEEP: Any = functools.reduce(lambda inner, _: [inner], range(100), [])
+DEEP: Any = json.loads("[" * 100 + "]" * 100)
 VALUES: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 2, 3, 2**16, 2**31, 2**32, 2**53, 2**63 - 1, 2**64 - 1, 10**400),
     *(1.5, -0.0, 1e308, math.nan, math.inf, "", "x", "x" * 70, "../x", "\0", "\ud800", "1", "nan", b"", b"\x80"),
@@ -465,7 +465,9 @@ def message(decoder: Decoder, variant: bytes) -> bytes:
 
 def nodes(data: Any) -> Iterator[Node]:
     """Every item of a tree of lists and dicts."""
-    pairs = enumerate(data) if isinstance(data, list) else data.items() if isinstance(data, dict) else ()
+    pairs: Iterable[Node] = (
+        enumerate(data) if isinstance(data, list) else data.items() if isinstance(data, dict) else ()
+    )
     for key, value in list(pairs):
         yield data, key
         yield from nodes(value)
@@ -480,7 +482,9 @@ def corpus(decoder: Decoder) -> Iterator[bytes]:
 
 def single_changes(decoder: Decoder) -> Iterator[bytes]:
     """Every variant that changes one item of a seed in one way."""
-    for number, seed in enumerate(decoder.seeds if decoder.form is not None else ()):
+    if decoder.form is None:
+        return
+    for number, seed in enumerate(decoder.seeds):
         count = len(list(nodes([_read(decoder.form, seed)])))
         for item in range(count):
             for action, values in ((0, len(VALUES)), (1, 1), (2, 1), (3, 1)):

@@ -278,5 +278,5 @@ class Eavesdropper:
             if address[2] == PACKET_OUTGOING or datagram[9] != socket.IPPROTO_TCP:  # each packet is seen twice
                 continue
             segment = datagram[4 * (datagram[0] & 15) : int.from_bytes(datagram[2:4]) or None]
-            ends = struct.unpack_from(">HH", segment)
-            self.streams.setdefault(ends, bytearray()).extend(segment[4 * (segment[12] >> 4) :])
+            sender, receiver = struct.unpack_from(">HH", segment)
+            self.streams.setdefault((sender, receiver), bytearray()).extend(segment[4 * (segment[12] >> 4) :])
