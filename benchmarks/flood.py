@@ -229,6 +229,7 @@ if __name__ == "__main__":
         task: dict[str, Any] = json.loads(sys.stdin.readline())
         if "cluster" in task:
             _work(task)
-        _flood(task)
+        else:
+            _flood(task)
     else:
         main()
