@@ -91,7 +91,6 @@ def test_packets_of_a_run_show_weights_scores_and_names_only_without_curve(
         "protocol": m.PROTOCOL.encode(),
         "run": cluster["run"].encode(),
         "layout": cluster["layout"]["hash"].encode(),
-        "host": cluster["supervisor"]["host"].encode(),
         "metrics": b"policy_loss",
         "roles": b"supervisor",
     }
