@@ -490,7 +490,7 @@ def test_the_log_counts_failed_handshakes_by_cause() -> None:
 
         def counted() -> bool:
             monitor.read()
-            return "handshake failed auth" in monitor.counts
+            return "handshake failed auth" in monitor.take()
 
         eventually(counted, "the failure")
         monitor.close()
