@@ -241,13 +241,18 @@ def main() -> None:
         for name, took_s in measured:
             seconds.setdefault(name, []).append(took_s)
             print(f"{name}: {took_s:.2f} s", flush=True)
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        results = {"seconds": seconds, **provenance()}
-        (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if arguments.page is not None:
-        text = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(TABLE.sub(lambda _: table(seconds), text), encoding="utf-8")
+            write(seconds, arguments.output, arguments.page)
+
+
+def write(seconds: dict[str, list[float]], output: Path | None, page: Path | None) -> None:
+    """Write the measurements so far."""
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        results = {"seconds": seconds, "load": os.getloadavg()[0], **provenance()}
+        (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(TABLE.sub(lambda _: table(seconds), text), encoding="utf-8")
 
 
 def table(seconds: dict[str, list[float]]) -> str:
