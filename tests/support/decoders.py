@@ -86,11 +86,20 @@ def example(hint: Any) -> Any:
 
 def headers() -> tuple[bytes, ...]:
     """A header of each kind, for the shard and the worker that the two state machines here expect."""
-    fitting = {"layout": "layout", "generation": 1, "secret": "secret", "version": 0, "members": (0, 1, 2), "total": 64}
+    fitting: dict[str, Any] = {
+        "layout": "layout",
+        "generation": 1,
+        "secret": "secret",
+        "version": 0,
+        "members": (0, 1, 2),
+        "total": 64,
+    }
     made = []
     for cls in framing.KINDS.values():
         hints = get_type_hints(cls, include_extras=True)
-        values = {field.name: fitting.get(field.name, example(hints[field.name])) for field in fields(cls)}
+        values: dict[str, Any] = {
+            field.name: fitting.get(field.name, example(hints[field.name])) for field in fields(cls)
+        }
         made.append(framing.encode(cls(**values)))
     return tuple(made)
 
