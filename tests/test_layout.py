@@ -57,6 +57,7 @@ DAEMON_OF_OLDER_CODE = "zmqrl.cluster.agent"  # named in cluster.json files that
 FOR_HOSTD = (
     "zmqrl",
     "zmqrl.errors",
+    "zmqrl.json_lines",
     "zmqrl.process",
     "zmqrl.process_id",
     "zmqrl.rundir",

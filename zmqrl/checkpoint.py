@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import parse_json
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.wire.codec import FloatVector
 
@@ -189,7 +190,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
         raise UsageError(f"{path} is not a valid checkpoint: {error}.") from error
 
 
@@ -200,7 +201,7 @@ def _check(path: Path, manifest: Mapping[str, Any], name: str) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path} is damaged: {error}.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):

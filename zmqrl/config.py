@@ -2,7 +2,6 @@
 
 import dataclasses
 import ipaddress
-import json
 import math
 import types
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from zmqrl.errors import UsageError, require
+from zmqrl.json_lines import parse_json
 from zmqrl.learner.envs import EnvConfig
 from zmqrl.learner.losses import BA3CConfig, PPOConfig
 from zmqrl.learner.networks import NetworkConfig
@@ -423,7 +423,7 @@ class Config:
     def read(cls, path: Path) -> "Config":
         """Read ``config.json``, or the settings in ``cluster.json``. Raises UsageError when that fails."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from error
         except ValueError as error:

@@ -86,10 +86,20 @@ class JsonLines:
         os.close(self.file)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of any origin. Raises ValueError, also if the data is nested too deeply to be parsed or printed."""
+    try:
+        data = json.loads(text)
+        repr(data)  # an error about the data may have to print it
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return data
+
+
 def _version_in(raw: bytes) -> int | None:
     try:
-        return int(json.loads(raw)["version"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return int(parse_json(raw)["version"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

@@ -22,7 +22,7 @@ from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.shard.job import ShardJob
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.keys import ClientKeys, KeyPair, RunKeys, authenticate
+from zmqrl.ps.wire.keys import Authenticator, ClientKeys, KeyPair, RunKeys
 from zmqrl.ps.wire.sockets import FailureMonitor, SocketRole, connect, new_context, shard_sockets, worker_sockets
 from zmqrl.ps.worker.connection import Connection
 from zmqrl.rundir import write_json
@@ -199,7 +199,7 @@ def test_no_connection_is_accepted_while_no_authenticator_runs() -> None:
         connect(client, endpoints)
         assert not sockets["weights"].poll(1000)
         assert not client["control"].poll(0, zmq.POLLOUT)
-        authenticator = authenticate(ours, keys.of_shard(0))
+        authenticator = Authenticator(ours, keys.of_shard(0))
         late = worker_sockets(theirs, 0, 2, keys.of_worker(0))
         connect(late, endpoints)
         assert late["control"].poll(10_000, zmq.POLLOUT)
@@ -478,7 +478,7 @@ def test_an_error_names_a_damaged_key_file_but_not_its_content(tmp_path: Path, c
 def test_the_log_counts_failed_handshakes_by_cause() -> None:
     keys = RunKeys.make(workers=1, shards=1)
     context = new_context()
-    authenticator = authenticate(context, keys.of_shard(0))
+    authenticator = Authenticator(context, keys.of_shard(0))
     try:
         sockets = shard_sockets(context, 1000, keys.of_shard(0))
         socket = sockets["control"]
@@ -490,7 +490,7 @@ def test_the_log_counts_failed_handshakes_by_cause() -> None:
 
         def counted() -> bool:
             monitor.read()
-            return "handshake failed auth" in monitor.counts
+            return "handshake failed auth" in monitor.take()
 
         eventually(counted, "the failure")
         monitor.close()

@@ -4,17 +4,24 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from support.network import Eavesdropper
 from support.run_rig import WITHIN_S, Line, Run, outside_worker, trained, training
+from zmq.utils import z85
 
+from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.run import worker
 from zmqrl.config import Config, WireConfig
 from zmqrl.errors import UsageError
 from zmqrl.hosts.deployment import on_this_machine
 from zmqrl.process_id import shard_id
 from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.sockets import SOCKET_ROLES
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.plan import Plan
 
@@ -55,6 +62,44 @@ def test_an_external_worker_joins_with_its_key_file_and_leaks_no_secret(tmp_path
         assert all(line["ranks"] == [0, 1] for line in run.files.history(0))
         assert not (directory / "keys").exists()
         assert_no_secret_on_disk(run, keys["secret"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("curve", [False, True])
+def test_packets_of_a_run_show_weights_scores_and_names_only_without_curve(
+    tmp_path: Path, curve: bool, skip_or_fail: Callable[[str], NoReturn]
+) -> None:
+    if os.geteuid() != 0:
+        skip_or_fail("reading packets needs root")
+    options = CURVE if curve else CURVE[:2]
+    with (
+        Eavesdropper() as eavesdropper,
+        training(tmp_path / "run", *options, "--external-workers", "1", "--updates", "30") as run,
+    ):
+        run.wait_to_say("rank 1 is open: zmqrl worker")
+        cluster, directory = run.files.cluster(), run.files.path
+        keys: Line = json.loads((directory / cluster["keys"]["1"]).read_text(encoding="utf-8")) if curve else {}
+        with outside_worker(run) as worker:
+            assert worker.wait(WITHIN_S) == 0
+        assert run.wait() == 0, run.said()
+    ports = {int(shard[role].rpartition(":")[2]) for shard in cluster["shards"] for role in SOCKET_ROLES}
+    overheard = eavesdropper.overheard(ports)
+    first, last = (Checkpoint.read(path).vector() for path in checkpoints(directory / "checkpoints"))
+    said = {
+        "first weights": first[16:32].tobytes(),
+        "last weights": last[16:32].tobytes(),
+        "protocol": m.PROTOCOL.encode(),
+        "run": cluster["run"].encode(),
+        "layout": cluster["layout"]["hash"].encode(),
+        "metrics": b"policy_loss",
+        "roles": b"supervisor",
+    }
+    # The search finds every text in the packets of a plain run, and none in those of an encrypted run.
+    assert [name for name, text in said.items() if text in overheard] == ([] if curve else list(said))
+    assert len(overheard) > 30 * 2 * 2 * first.nbytes, "too few slices have passed"
+    for key in [keys["public"], keys["secret"], *keys["shards"]] if curve else []:
+        assert key.encode() not in overheard
+        assert z85.decode(key) not in overheard
 
 
 def mode(path: Path) -> int:

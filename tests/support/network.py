@@ -1,4 +1,4 @@
-"""Helpers for the wire: a listener, raw connections, and a TCP proxy that fails on command."""
+"""Helpers for the wire: a listener, raw connections, an eavesdropper, and a TCP proxy that fails on command."""
 
 import contextlib
 import socket
@@ -20,6 +20,8 @@ from zmqrl.ps.wire.keys import ClientKeys
 from zmqrl.ps.wire.sockets import SocketRole
 
 ROLES: tuple[SocketRole, ...] = ("grad", "weights", "control")
+# Names of Linux that Python does not have.
+ETH_P_IP, PACKET_OUTGOING, SO_RCVBUFFORCE, ETHERNET_BYTES = 0x0800, 4, 33, 14
 
 
 class Listener:
@@ -239,3 +241,42 @@ def proxied(cluster: Cluster, shards: set[int]) -> Iterator[tuple[Cluster, dict[
     finally:
         for proxy in proxies.values():
             proxy.close()
+
+
+class Eavesdropper:
+    """A context manager that records the TCP packets of the loopback interface. It needs root."""
+
+    def __init__(self) -> None:
+        self.packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP))
+        self.packets.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 28)
+        self.packets.bind(("lo", ETH_P_IP))
+        self.packets.settimeout(0.1)
+        self.streams: dict[tuple[int, int], bytearray] = {}  # by the ports of sender and receiver
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def overheard(self, ports: set[int]) -> bytes:
+        """The bytes of all connections to ``ports``, in both directions."""
+        return b"\n".join(bytes(said) for ends, said in self.streams.items() if ports & set(ends))
+
+    def __enter__(self) -> "Eavesdropper":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self.thread.join(WITHIN_S)
+        self.packets.close()
+
+    def _run(self) -> None:
+        while not self.closing.is_set():
+            try:
+                packet, address = self.packets.recvfrom(1 << 17)
+            except TimeoutError:
+                continue
+            datagram = packet[ETHERNET_BYTES:]
+            if address[2] == PACKET_OUTGOING or datagram[9] != socket.IPPROTO_TCP:  # each packet is seen twice
+                continue
+            segment = datagram[4 * (datagram[0] & 15) : int.from_bytes(datagram[2:4]) or None]
+            sender, receiver = struct.unpack_from(">HH", segment)
+            self.streams.setdefault((sender, receiver), bytearray()).extend(segment[4 * (segment[12] >> 4) :])

@@ -32,6 +32,7 @@ from zmqrl.hostd.child import ASK, ASK_BLOCKED
 from zmqrl.hostd.interfaces import interfaces
 from zmqrl.hostd.lines import Lines
 from zmqrl.hostd.orphans import MARK, Orphans
+from zmqrl.json_lines import parse_json
 from zmqrl.observe.provenance import code_hash
 from zmqrl.process import CORES, PR_SET_PDEATHSIG, raise_open_files, use_all_cores
 
@@ -323,7 +324,7 @@ class Daemon:
 
     def _take_said(self, child: _Child, line: bytes) -> None:
         try:
-            said = json.loads(line)
+            said = parse_json(line)
         except ValueError:
             said = None
         if isinstance(said, dict):

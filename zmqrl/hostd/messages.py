@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
+from zmqrl.json_lines import parse_json
+
 T = TypeVar("T")
 
 SAME_MACHINE = "this is the same machine as"  # the start of a reason in Refused
@@ -321,7 +323,7 @@ def decode_event(line: bytes) -> Event:
 
 
 def _decode(key: str, kinds: Mapping[str, type[T]], line: bytes) -> T:
-    data = json.loads(line)
+    data = parse_json(line)
     if not isinstance(data, dict) or (cls := kinds.get(str(data.get(key)))) is None:
         raise ValueError("no such message")
     values = {}

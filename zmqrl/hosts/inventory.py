@@ -179,7 +179,7 @@ def _from_hostfile(path: str) -> Iterable[Host]:
 def _from_toml(path: str) -> Iterator[Host]:
     try:
         document = tomllib.loads(_read(path))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
     for key in document:
         if key not in ("defaults", "host"):

@@ -1,12 +1,12 @@
 """The required contents of the JSON files in a run directory, and the errors for damaged files."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import parse_json
 
 
 class _Kind(NamedTuple):
@@ -151,8 +151,8 @@ def _content(path: Path) -> bytes | None:
 def _parsed(text: bytes) -> object:
     """Parse ``text`` as JSON. Returns plain data, or None if ``text`` is not JSON."""
     try:
-        found: object = json.loads(text)
-    except (ValueError, RecursionError):
+        found: object = parse_json(text)
+    except ValueError:
         return None
     return found
 

@@ -71,14 +71,20 @@ class Histogram:
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> Self:
-        """Inverse of ``to_json``. Raises KeyError, TypeError or ValueError for other ``data``."""
+        """Inverse of ``to_json``. Raises ValueError for other ``data``."""
         histogram = cls()
-        buckets, counts = np.cumsum(np.asarray(data["gaps"], np.int64)), np.asarray(data["counts"], np.int64)
-        if buckets.size and (buckets.min() < 0 or buckets.max() >= 64 * SUB_BUCKETS or counts.min() < 0):
+        try:
+            buckets, counts = np.cumsum(np.asarray(data["gaps"], np.int64)), np.asarray(data["counts"], np.int64)
+            histogram.maximum, histogram.total = int(data["maximum"]), int(data["total"])  # type: ignore[call-overload]
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"not a histogram: {error}") from error
+        if buckets.shape != counts.shape or buckets.ndim != 1:
+            raise ValueError("a histogram needs one count for each bucket")
+        if not buckets.size:
+            return histogram
+        if not (0 <= buckets.min() <= buckets.max() < 64 * SUB_BUCKETS and 0 <= counts.min() <= counts.max() < 2**53):
             raise ValueError("a histogram has an invalid bucket")
-        if buckets.size:
-            histogram._add_counts(np.bincount(buckets, weights=counts).astype(np.int64))
-        histogram.maximum, histogram.total = int(data["maximum"]), int(data["total"])  # type: ignore[call-overload]
+        histogram._add_counts(np.bincount(buckets, weights=counts).astype(np.int64))
         return histogram
 
     def _add_counts(self, counts: NDArray[np.int64]) -> None:

@@ -1,5 +1,6 @@
 """Reads what the processes of a run recorded in ``DIR/profile``."""
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -58,7 +59,8 @@ class ProcessRecording:
         found: dict[str, Histogram] = {}
         for part in (self.earlier, *(part for _, part in self.parts[self.covered :])):
             for name, data in part.items():
-                found.setdefault(name, Histogram()).merge(Histogram.from_json(data))
+                with contextlib.suppress(ValueError):  # another program wrote it
+                    found.setdefault(name, Histogram()).merge(Histogram.from_json(data))
         return found
 
     def table(self, name: str) -> Columns:
@@ -93,6 +95,33 @@ class ProcessRecording:
         table = self.table(name)
         ends = table[at][table["version"] <= version]
         return int(ends.max()) if len(ends) else None
+
+
+def _add_block(
+    found: dict[tuple[str, int], ProcessRecording], about: Mapping[str, Any], block: Mapping[str, Any], versions: range
+) -> None:
+    """Add a block to the recording of its process. ``about`` describes the process."""
+    process, earlier, new = ProcessId.parse(about["process"]), {**block.get("earlier", {})}, {**block.get("new", {})}
+    recording = found.setdefault(
+        (str(process), int(about["incarnation"])),
+        ProcessRecording(
+            process=process,
+            incarnation=int(about["incarnation"]),
+            run=about["run"],
+            host=about["host"],
+            clock=about["clock"],
+            cores=about["cores"],
+            machine_cores=about.get("machine_cores") or about["cores"],  # not known in older recordings
+        ),
+    )
+    for name, table in block["tables"].items():
+        if table.shape[1] == len(COLUMNS.get(name, ())):
+            recording.tables.setdefault(name, []).append(_of_versions(name, table, versions))
+    if "earlier" in block:
+        recording.earlier, recording.covered = earlier, len(recording.parts)
+    if (machine := block["tables"].get("machine")) is not None:  # the last row ends the block
+        recording.parts.append((int(machine[-1, 0]), new))
+    recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
 
 
 def _of_versions(name: str, table: Table, versions: range) -> Table:
@@ -147,29 +176,12 @@ class Recording:
             about = None
             for block in unpack(path.read_bytes()):
                 about = block.get("about", about)
-                if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:
+                try:
+                    if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:
+                        break
+                    _add_block(found, about, block, versions)
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # of another program
                     break
-                key = about["process"], about["incarnation"]
-                recording = found.setdefault(
-                    key,
-                    ProcessRecording(
-                        process=ProcessId.parse(about["process"]),
-                        incarnation=about["incarnation"],
-                        run=about["run"],
-                        host=about["host"],
-                        clock=about["clock"],
-                        cores=about["cores"],
-                        machine_cores=about.get("machine_cores") or about["cores"],  # not known in older recordings
-                    ),
-                )
-                for name, table in block["tables"].items():
-                    if table.shape[1] == len(COLUMNS.get(name, ())):
-                        recording.tables.setdefault(name, []).append(_of_versions(name, table, versions))
-                if "earlier" in block:
-                    recording.earlier, recording.covered = block["earlier"], len(recording.parts)
-                if (machine := block["tables"].get("machine")) is not None:  # the last row ends the block
-                    recording.parts.append((int(machine[-1, 0]), block.get("new", {})))
-                recording.span_names, recording.untraced = block["spans"], block.get("untraced", 0)
         return cls(tuple(found[key] for key in sorted(found)))
 
     def after(self, version: int) -> "Recording":

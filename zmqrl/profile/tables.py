@@ -74,7 +74,7 @@ def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]
 
 
 def unpack(data: bytes) -> Iterator[dict[str, Any]]:
-    """The blocks of a file, up to the first that is cut off or damaged."""
+    """The blocks of a file, up to the first that is cut off, damaged or not of this format."""
     at = 0
     while at + PREFIX.size <= len(data):
         length, crc32 = PREFIX.unpack_from(data, at)
@@ -83,9 +83,12 @@ def unpack(data: bytes) -> Iterator[dict[str, Any]]:
         at += length
         if len(body) < length or zlib.crc32(body) != crc32:
             return
-        block = msgpack.unpackb(zlib.decompress(body), strict_map_key=False)
-        tables = block.get("tables", {}).items()
-        block["tables"] = {name: _with_added(name, _unpack_table(packed)) for name, packed in tables}
+        try:
+            block = msgpack.unpackb(zlib.decompress(body), strict_map_key=False)
+            tables = block["tables"].items()
+            block["tables"] = {name: _with_added(name, _unpack_table(packed)) for name, packed in tables}
+        except Exception:  # another program wrote the block. msgpack alone raises a dozen kinds of errors
+            return
         yield block
 
 

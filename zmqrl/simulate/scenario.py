@@ -1,7 +1,6 @@
 """A scenario to simulate: hosts, processes, their work, the network between them, and failures."""
 
 import dataclasses
-import json
 import math
 import tomllib
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.json_lines import parse_json
 from zmqrl.process_id import worker_id
 from zmqrl.ps.layout import ALIGNMENT, MAX_COUNT, MAX_SHARDS
 from zmqrl.ps.wire.messages import MAX_WORKERS, Codec
@@ -18,6 +18,7 @@ from zmqrl.simulate.laws import Law
 from zmqrl.words import counted
 
 RECORDED: Final = "run:"
+LARGEST_FLOAT: Final = 2**1023
 NOT_SIMULATED: Final = {
     "mode": "asynchronous updates",
     "on_loss": "changes of the quorum",
@@ -225,7 +226,7 @@ class Scenario:
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ranks and the shards that a failure kills. Raises UsageError if it kills no process."""
         role, _, number = failure.process.rpartition("-")
-        which = int(number) if number.isdigit() else -1
+        which = int(number) if number.isascii() and number.isdigit() else -1
         ranks = [which] if role == "worker" and which < self.ranks else []
         shards = [which] if role == "shard" and which < self.shards else []
         if role == "host":
@@ -261,10 +262,10 @@ class Scenario:
         """Read a scenario file. Also returns the names of the settings in the file. Raises UsageError."""
         try:
             text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a BOM
-            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            data = parse_json(text) if path.suffix == ".json" else tomllib.loads(text)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             kind = "JSON" if path.suffix == ".json" else "TOML"
             raise UsageError(f"{path} is not valid {kind}: {error}.") from error
         try:
@@ -314,9 +315,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         fits = type(None) in arguments
     else:
         wanted = next((argument for argument in arguments if argument is not type(None)), hint)
-        if wanted is float and (value == "inf" or (isinstance(value, int) and not isinstance(value, bool))):
+        if wanted is float and (value == "inf" or (type(value) is int and abs(value) < LARGEST_FLOAT)):
             value = float(value)
-        fits = type(value) is wanted
+        fits = origin is not tuple and type(value) is wanted
     if not fits:
         raise UsageError(f"{where} cannot be {value!r:.60}.")
     return value

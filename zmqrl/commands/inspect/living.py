@@ -1,6 +1,5 @@
 """The state of a run, seen from another terminal: whether the run is alive, and what a dead run left on its hosts."""
 
-import json
 import socket as host_socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from zmqrl.errors import UsageError
 from zmqrl.hostd import inspection
 from zmqrl.hostd.messages import Seen
 from zmqrl.hosts.link import Link, LinkLost
+from zmqrl.json_lines import parse_json
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.rundir import RunDirectory, not_a_run
@@ -32,18 +32,25 @@ class Living:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory."""
+        """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory, or if a file
+        in it is damaged.
+        """
         directory = RunDirectory(path)
         if not directory.config.is_file():
             raise not_a_run(path)
         # left.json is out of date while a run is being resumed.
         for file in (directory.cluster, *([] if directory.in_use() else [directory.left])):
             try:
-                return cls(directory, json.loads(file.read_text(encoding="utf-8")))
+                found = cls(directory, parse_json(file.read_text(encoding="utf-8")))
+                found.processes()
+                bool(found.is_here)
+                return found
             except FileNotFoundError:
                 continue
             except (OSError, ValueError) as error:
                 raise UsageError(f"cannot read {file}: {error}.") from error
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UsageError(f"{file} is damaged: {error!r}.") from error
         return cls(directory, None)
 
     def is_alive(self) -> bool:
@@ -67,8 +74,10 @@ class Living:
     def stall(self) -> Stall | None:
         """The stall of a version, as the supervisor last wrote it. None if no version has stalled."""
         try:
-            return Stall.from_json(json.loads(self.directory.stalled.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
+            stall = Stall.from_json(parse_json(self.directory.stalled.read_text(encoding="utf-8")))
+            stall.sentence()
+            return stall
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             return None
 
     def hosts(self) -> dict[str, Seen | str]:

@@ -1,7 +1,6 @@
 """Trackers, which receive the rows of a run: TensorBoard, MLflow, Weights & Biases."""
 
 import importlib.util
-import json
 import queue
 import threading
 import time
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from zmqrl.errors import UsageError
+from zmqrl.json_lines import parse_json
 from zmqrl.rundir import RunDirectory
 
 ROWS_WAITING: Final = 600  # ten minutes of rows: a tracker that lags further behind will not catch up
@@ -100,7 +100,7 @@ class Trackers:
         closed.
         """
         try:
-            summary = json.loads(self._summary.read_text(encoding="utf-8"))
+            summary = parse_json(self._summary.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             summary = None
         for feed in self._feeds:

@@ -20,7 +20,7 @@ import zmq
 
 from zmqrl.errors import ClusterError
 from zmqrl.observe.spans import SHARD_SPANS, Spans
-from zmqrl.process import log_to_stderr, read_job, say
+from zmqrl.process import log_to_stderr, raise_open_files, read_job, say
 from zmqrl.process_id import shard_id
 from zmqrl.profile.recorder import Recorder, now_us
 from zmqrl.ps.schedule import WHOLE, elapsed_at
@@ -35,7 +35,7 @@ from zmqrl.ps.shard.store import Slot, SlotStore, is_blank
 from zmqrl.ps.wire import codec, framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import FloatVector, WireVector
-from zmqrl.ps.wire.keys import authenticate
+from zmqrl.ps.wire.keys import Authenticator
 from zmqrl.ps.wire.sockets import FailureMonitor, SocketRole, new_context, shard_sockets
 
 POLL_MS = 25
@@ -95,7 +95,7 @@ class ShardServer:
         self.store = self._open_store()
         self.captured: tuple[int, bytes] | None = None
         self.context = new_context(io_threads=2)
-        self.authenticator = authenticate(self.context, job.keys) if job.keys else None
+        self.authenticator = Authenticator(self.context, job.keys) if job.keys else None
         self.reception = Reception(job.keys, log)
         self.sockets = shard_sockets(self.context, self.identity.payload_bytes["f32"], job.keys)
         self.monitors = [FailureMonitor(socket) for socket in self.sockets.values()]
@@ -442,6 +442,10 @@ class ShardServer:
         for role, monitor in zip(self.sockets, self.monitors, strict=True):
             if failures := monitor.take():
                 self.log.info("connections to %s: %s", role, failures)
+        try:
+            os.close(os.dup(0))
+        except OSError:
+            self.log.warning("no new connection can be accepted: all descriptors of this process are in use")
         if false_names := self.reception.take_false_names():
             self.log.warning("sent with the key of another rank or role: %s", false_names)
 
@@ -464,6 +468,7 @@ def _has_no_state(path: Path) -> bool:
 def main() -> None:
     """Run one shard, whose job comes on standard input."""
     job = ShardJob.from_json(read_job(signal.SIGTERM))
+    raise_open_files()
     log = log_to_stderr("zmqrl.ps.shard")
     if job.frozen and _has_no_state(job.state_path):
         say({"missing": str(job.state_path)})

@@ -1,0 +1,235 @@
+"""Measure how much a flood of connections slows a run.
+
+    python benchmarks/flood.py [--connections 5000] [--seconds 8] [--rounds 3] [--output DIR]
+
+One shard and two workers run on this machine. A worker computes for 10 ms, then pushes a slice of 1 MB. In a flood,
+a process holds thousands of connections to the shard, and opens each again as soon as it is closed:
+
+- ``silent``: TCP connections that never send a byte.
+- ``wrong keys``: ZeroMQ connections with CURVE keys that the run does not know.
+
+The flood itself needs processor time, which another machine would pay. So each flood is also sent to another, idle
+shard on this machine: the difference is what the flood costs the run. Writes ``results.json`` into the directory.
+"""
+
+import argparse
+import contextlib
+import json
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeAlias
+
+import numpy as np
+import zmq
+
+from zmqrl.observe.provenance import provenance
+from zmqrl.process import raise_open_files
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.shard.optimizer import OptimizerConfig
+from zmqrl.ps.standalone import StandaloneShards, standalone_shards
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.wire.keys import ClientKeys, KeyPair
+from zmqrl.ps.worker.connection import Connection
+
+Kind: TypeAlias = Literal["silent", "wrong keys"]
+KINDS: tuple[Kind, ...] = ("silent", "wrong keys")
+PARAMETERS = 250_000
+WORKERS = 2
+COMPUTE_S = 0.01
+WITHIN_S = 60.0
+
+
+def _work(job: dict[str, Any]) -> None:
+    """A worker, until the process is killed."""
+    keys = ClientKeys.from_json(job["keys"]) if job["keys"] else None
+    with Connection(Cluster.from_json(job["cluster"], keys), job["rank"]) as connection:
+        version = -1
+        while (weights := connection.pull(version)) is not None:
+            version = weights.version
+            time.sleep(COMPUTE_S)
+            gradient = connection.gradient_buffer()
+            gradient.fill(1e-3)
+            connection.push(weights, gradient)
+
+
+def _flood(job: dict[str, Any]) -> None:
+    """A flood, until the process is killed. Says when all connections have been opened once."""
+    raise_open_files()
+    if job["kind"] == "silent":
+        _be_silent(job)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.max_sockets = job["connections"] + 100
+    for _ in range(job["connections"]):
+        stranger, own = context.socket(zmq.DEALER), KeyPair.make()
+        stranger.curve_publickey, stranger.curve_secretkey = own.public.encode(), own.secret.encode()
+        stranger.curve_serverkey = job["server"].encode()
+        stranger.connect(job["endpoint"])
+    _say_and_wait()
+
+
+def _be_silent(job: dict[str, Any]) -> NoReturn:
+    host, port = job["endpoint"].removeprefix("tcp://").split(":")
+    selector = selectors.DefaultSelector()
+
+    def connect() -> None:
+        silent = socket.create_connection((host, int(port)))
+        silent.setblocking(False)
+        selector.register(silent, selectors.EVENT_READ)
+
+    for _ in range(job["connections"]):
+        connect()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    while True:
+        for key, _ in selector.select():
+            closed = key.fileobj
+            assert isinstance(closed, socket.socket)
+            with contextlib.suppress(ConnectionError):
+                if closed.recv(4096):  # the greeting of the shard
+                    continue
+            selector.unregister(closed)
+            closed.close()
+            with contextlib.suppress(OSError):
+                connect()
+
+
+def _say_and_wait() -> None:
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    while True:
+        time.sleep(60)
+
+
+@contextlib.contextmanager
+def _process(job: dict[str, Any]) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run this file with a job. The process is killed at the end of the block."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-P", __file__, "--job"], stdin=pipe, stdout=pipe) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
+            yield process
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def flooding(
+    kind: Kind, connections: int, shards: StandaloneShards, role: Literal["grad", "weights", "control"] = "control"
+) -> Iterator[int]:
+    """Flood a socket of shard 0. The block begins when every connection has been opened. Yields the process id."""
+    keys = shards.keys
+    job = {"kind": kind, "connections": connections, "endpoint": shards.cluster.endpoints[0][role]}
+    with _process(job | {"server": keys.shards[0].public if keys else None}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline(), "the flood ended"
+        yield process.pid
+
+
+@contextlib.contextmanager
+def working(shards: StandaloneShards) -> Iterator[None]:
+    """Workers of the run, each in a process."""
+    cluster = shards.cluster
+    facts = {
+        "protocol": m.PROTOCOL,
+        "run": cluster.run,
+        "codec": cluster.codec,
+        "layout": cluster.layout.to_json(),
+        "shards": list(cluster.endpoints),
+    }
+    with contextlib.ExitStack() as stack:
+        for rank in range(WORKERS):
+            keys = shards.cluster_for(rank).keys
+            stack.enter_context(
+                _process({"cluster": facts, "rank": rank, "keys": keys.to_json() if keys is not None else None})
+            )
+        yield
+
+
+@contextlib.contextmanager
+def shard(*, curve: bool) -> Iterator[StandaloneShards]:
+    """A parameter server with one shard."""
+    layout = Layout.of([("w", (PARAMETERS,))], 1)
+    sgd = OptimizerConfig(name="sgd", learning_rate=0.1)
+    with standalone_shards(
+        layout, np.zeros(PARAMETERS, np.float32), optimizer=sgd, workers=WORKERS, transport="tcp", curve=curve
+    ) as running:
+        yield running
+
+
+def version_of(shards: StandaloneShards) -> int:
+    """The newest version of shard 0."""
+    return shards.control.stats([0], within_s=WITHIN_S, what="statistics")[0].version
+
+
+def updates_per_s(shards: StandaloneShards, seconds: float) -> float:
+    """The rate of the run during the next ``seconds``."""
+    first, began_at = version_of(shards), time.monotonic()
+    time.sleep(seconds)
+    return (version_of(shards) - first) / (time.monotonic() - began_at)
+
+
+def measure(kind: Kind, connections: int, seconds: float) -> dict[str, float]:
+    """The rates without a flood, and with a flood of another shard and of the shard of the run."""
+    rates = {}
+    with shard(curve=kind == "wrong keys") as run, shard(curve=kind == "wrong keys") as other, working(run):
+        while version_of(run) < 20:
+            time.sleep(0.05)
+        rates["none"] = updates_per_s(run, seconds)
+        for name, target in (("another shard", other), ("this run", run)):
+            with flooding(kind, connections, target):
+                rates[name] = updates_per_s(run, seconds)
+    return rates
+
+
+def main() -> None:
+    """Print one line per kind of flood: the medians over the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connections", type=int, default=5000)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    raise_open_files()
+    rows: list[dict[str, Any]] = []
+    for number in range(arguments.rounds):
+        for kind in arguments.kinds:
+            rates = measure(kind, arguments.connections, arguments.seconds)
+            rows.append({"kind": kind, "round": number, "updates_per_s": rates})
+            print(kind, {name: round(rate, 1) for name, rate in rates.items()}, flush=True)
+    medians = {}
+    for kind in arguments.kinds:
+        names = rows[0]["updates_per_s"]
+        rates = {
+            name: statistics.median(row["updates_per_s"][name] for row in rows if row["kind"] == kind) for name in names
+        }
+        slower = 100 * (1 - rates["this run"] / rates["another shard"])
+        medians[kind] = {"updates_per_s": rates, "slower_percent": slower}
+        print(
+            f"{kind}: {rates['none']:.1f} updates/s without a flood, {rates['another shard']:.1f} while another shard "
+            f"is flooded, {rates['this run']:.1f} while this run is flooded: {slower:.1f} % slower"
+        )
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        results = {"connections": arguments.connections, "medians": medians, "rows": rows, **provenance()}
+        (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if "--job" in sys.argv:
+        task: dict[str, Any] = json.loads(sys.stdin.readline())
+        if "cluster" in task:
+            _work(task)
+        else:
+            _flood(task)
+    else:
+        main()

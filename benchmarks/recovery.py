@@ -1,0 +1,268 @@
+"""Measure how long a run needs to recover from a failure.
+
+    python benchmarks/recovery.py [--rounds 3] [--output benchmarks/results/recovery] [--page docs/reliability.md]
+
+Each case trains CartPole on this machine, with two shards, and causes a real failure. The time runs from the failure
+until every shard has made two more versions. The first of these may have been under way already. Writes
+``results.json`` into the directory, and the table into the page.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from zmqrl.observe.provenance import provenance
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/recovery"
+PAGE = ROOT / "docs/reliability.md"
+TABLE = re.compile(r"(?<=<!-- recovery -->\n).*?(?=<!-- end -->)", re.DOTALL)
+SHARDS = 2
+WITHIN_S = 120.0
+LINE_BYTES = 300  # of a history: more than any line in these runs has
+QUICKLY = ["--ppo.rollout-steps", "32", "--checkpoint.every-minutes", "0.1"]
+
+Made: TypeAlias = tuple[int, int]
+"""Generation and version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run in its own process."""
+
+    process: "subprocess.Popen[bytes]"
+    path: Path
+
+    def made(self) -> Made:
+        """The newest version that every shard has made. (0, 0) while there is none."""
+        found = []
+        for shard in range(SHARDS):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                line = self.newest(shard, 1)[-1]
+                found.append((line["generation"], line["version"]))
+        return min(found) if len(found) == SHARDS else (0, 0)
+
+    def newest(self, shard: int, lines: int) -> list[dict[str, Any]]:
+        """About the newest ``lines`` of the history of a shard. Reads no more than the end of the file."""
+        with (self.path / f"history/shard-{shard}.jsonl").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LINE_BYTES * (lines + 1)))
+            whole = file.read().rpartition(b"\n")[0].split(b"\n")
+        return [json.loads(line) for line in whole[1 if size > LINE_BYTES * (lines + 1) else 0 :]]
+
+    def pid(self, name: str) -> int:
+        """The process id of ``worker-0``, ``shard-0`` and so on."""
+        role, _, number = name.partition("-")
+        key = "rank" if role == "worker" else role
+        (pid,) = [each["pid"] for each in self.cluster()[f"{role}s"] if each[key] == int(number)]
+        return int(pid)
+
+    def cluster(self) -> dict[str, Any]:
+        """The contents of ``cluster.json``."""
+        found: dict[str, Any] = json.loads((self.path / "cluster.json").read_text(encoding="utf-8"))
+        return found
+
+    def recovered_s(self, since: float, before: Made) -> float:
+        """Seconds from ``since`` until every shard has made two versions after ``before``."""
+        goal = before[0], before[1] + 2
+
+        def has_made_more() -> bool:
+            made = self.made()
+            return made >= goal and (made[0] == before[0] or made[1] > 0)
+
+        wait_until(has_made_more, "two more versions")
+        return time.monotonic() - since
+
+    def settle(self) -> None:
+        """Wait until every worker contributes again."""
+        wait_until(lambda: self.made() > (0, 0), "versions")
+        generation, version = self.made()
+        ranks = {each["rank"] for each in self.cluster()["workers"]}
+        wait_until(lambda: self.made() >= (generation, version + 50), "versions")
+        wait_until(
+            lambda: ranks <= {rank for line in self.newest(0, 50) for rank in line["ranks"]}, "all workers", every_s=0.2
+        )
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, every_s: float = 0.005) -> None:
+    """Wait for ``condition``. Raises RuntimeError if this takes too long."""
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not within {WITHIN_S:g} s: {what}")
+        time.sleep(every_s)
+
+
+@contextlib.contextmanager
+def training(path: Path, *options: str) -> Iterator[Run]:
+    """Train until the end of the block."""
+    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", *options, "--shards", str(SHARDS), *QUICKLY]
+    command += ["--run-dir", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT) as process:
+        try:
+            yield Run(process, path)
+        finally:
+            process.kill()
+
+
+# failures
+
+
+def kill(name: str) -> Callable[[Run], float]:
+    """Kill a process with SIGKILL."""
+
+    def measure(run: Run) -> float:
+        before, since = run.made(), time.monotonic()
+        os.kill(run.pid(name), signal.SIGKILL)
+        return run.recovered_s(since, before)
+
+    return measure
+
+
+def stop(name: str) -> Callable[[Run], float]:
+    """Stop a process with SIGSTOP, as a debugger or a frozen machine would. Continue it after the measurement."""
+
+    def measure(run: Run) -> float:
+        pid, before, since = run.pid(name), run.made(), time.monotonic()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            return run.recovered_s(since, before)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    return measure
+
+
+def lose_state(run: Run) -> float:
+    """Delete the state of a shard and kill the shard, so that all shards go back to a checkpoint."""
+    before, since = run.made(), time.monotonic()
+    (run.path / "state/shard-0.slots").unlink()
+    os.kill(run.pid("shard-0"), signal.SIGKILL)
+    return run.recovered_s(since, (before[0] + 1, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A failure of a run with ``options``, repeated ``rounds`` times (None: as often as the user wants)."""
+
+    name: str
+    measure: Callable[[Run], float]
+    rounds: int | None = None
+
+
+WITHOUT_BACKUP = (
+    Case("a worker is killed", kill("worker-1")),
+    Case("a shard is killed", kill("shard-1")),
+    Case("a shard is killed and has lost its state: back to the newest checkpoint", lose_state),
+    Case("a worker hangs (SIGSTOP)", stop("worker-1"), rounds=1),
+    Case("a shard hangs (SIGSTOP)", stop("shard-1"), rounds=1),
+)
+WITH_BACKUP = (
+    Case("a worker is killed, with one backup", kill("worker-1")),
+    Case("a worker hangs (SIGSTOP), with one backup", stop("worker-1")),
+)
+
+
+def failures(options: Sequence[str], cases: Sequence[Case], rounds: int) -> Iterator[tuple[str, float]]:
+    """Cause the failures of ``cases`` in one run."""
+    with (
+        tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch,
+        training(Path(scratch, "run"), *options) as run,
+    ):
+        wait_until((run.path / "cluster.json").exists, "the processes")
+        for case in cases:
+            for _ in range(case.rounds or rounds):
+                run.settle()
+                yield case.name, case.measure(run)
+
+
+def endings(rounds: int) -> Iterator[tuple[str, float]]:
+    """Kill and interrupt the supervisor, and resume the run each time."""
+    with tempfile.TemporaryDirectory(prefix="zmqrl-benchmark-") as scratch:
+        path, resume = Path(scratch, "run"), list[str]()
+        for number in range(rounds):
+            with training(path, "--workers", "2", *resume) as run:
+                resume = ["--resume"]
+                before, since = run.made() if number else (0, 0), time.monotonic()
+                if number:
+                    yield "the supervisor was killed: from --resume to new versions", run.recovered_s(since, before)
+                wait_until((path / "cluster.json").exists, "the processes")
+                run.settle()
+                cluster = run.cluster()
+                pids = [each["pid"] for each in (*cluster["shards"], *cluster["workers"])]
+                since = time.monotonic()
+                run.process.kill()
+                wait_until(lambda: not any(map(is_alive, pids)), "the end of all processes")  # noqa: B023
+                yield "the supervisor is killed: no process is left", time.monotonic() - since
+        with training(path, "--workers", "2", "--resume") as run:
+            before, since = run.made(), time.monotonic()
+            yield "the supervisor was killed: from --resume to new versions", run.recovered_s(since, before)
+            run.settle()
+            since = time.monotonic()
+            run.process.send_signal(signal.SIGINT)
+            run.process.wait(WITHIN_S)
+            yield "Ctrl-C: the end of the command, after a checkpoint", time.monotonic() - since
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: it exists, and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def main() -> None:
+    """Print each measurement, and write the results and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--page", type=Path)
+    arguments = parser.parse_args()
+    seconds: dict[str, list[float]] = {}
+    for measured in (
+        failures(["--workers", "2"], WITHOUT_BACKUP, arguments.rounds),
+        failures(["--workers", "2", "--backups", "1"], WITH_BACKUP, arguments.rounds),
+        endings(arguments.rounds),
+    ):
+        for name, took_s in measured:
+            seconds.setdefault(name, []).append(took_s)
+            print(f"{name}: {took_s:.2f} s", flush=True)
+            write(seconds, arguments.output, arguments.page)
+
+
+def write(seconds: dict[str, list[float]], output: Path | None, page: Path | None) -> None:
+    """Write the measurements so far."""
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        results = {"seconds": seconds, "load": os.getloadavg()[0], **provenance()}
+        (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(TABLE.sub(lambda _: table(seconds), text), encoding="utf-8")
+
+
+def table(seconds: dict[str, list[float]]) -> str:
+    """The table of the page: the median and the longest time of each case."""
+    lines = ["| what happens | median | longest | times |", "|---|---|---|---|"]
+    for name, took_s in seconds.items():
+        figures = f"{statistics.median(took_s):.1f} s | {max(took_s):.1f} s | {len(took_s)}"
+        lines.append(f"| {name} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Long runs and floods of connections: memory, descriptors and threads of shards and workers stay bounded."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from flood import KINDS, Kind, flooding
+from support.rig import Worker, anonymous_mb, ending, eventually, random_pause_s, served, worker_process
+
+from zmqrl.ps.cluster_file import Cluster
+
+pytestmark = pytest.mark.processes
+
+CONNECTIONS, MOST_KB_FOR_A_CONNECTION = 5000, 50
+
+WORK = """
+import json, sys
+from zmqrl.ps.cluster_file import Cluster
+from zmqrl.ps.worker.connection import Connection
+job = json.loads(sys.stdin.readline())
+with Connection(Cluster.from_json(job["cluster"]), job["rank"]) as connection:
+    version = -1
+    while (weights := connection.pull(version)) is not None:
+        version = weights.version
+        gradient = connection.gradient_buffer()
+        gradient.fill(1e-6)
+        connection.push(weights, gradient)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a process uses. ``memory_mb`` leaves out mapped files."""
+
+    memory_mb: float
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        descriptors, threads = (len(list(Path(f"/proc/{pid}/{name}").iterdir())) for name in ("fd", "task"))
+        return cls(anonymous_mb(pid), descriptors, threads)
+
+
+def facts_of(cluster: Cluster) -> dict[str, Any]:
+    layout = cluster.layout.to_json()
+    return {
+        "protocol": "zmqrl/1",
+        "run": cluster.run,
+        "codec": cluster.codec,
+        "layout": layout,
+        "shards": list(cluster.endpoints),
+    }
+
+
+@contextmanager
+def bounded_worker(cluster: Cluster, rank: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """A worker process that itself remembers nothing about past versions."""
+    with ending(subprocess.Popen([sys.executable, "-c", WORK], stdin=subprocess.PIPE)) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"cluster": facts_of(cluster), "rank": rank}).encode() + b"\n")
+        process.stdin.flush()
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("updates", "growth_mb"),
+    [
+        pytest.param(1_000, 3.0, id="1000"),
+        pytest.param(100_000, 3.0, id="100000", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
+def test_memory_descriptors_and_threads_do_not_grow_while_a_subscriber_is_stopped(
+    tmp_path: Path, updates: int, growth_mb: float
+) -> None:
+    with (
+        served(tmp_path, count=64, shards=2, workers=2, quorum=1, transport="tcp") as running,
+        bounded_worker(running.cluster, 0) as worker,
+        worker_process(running.cluster, 1) as sleeper,
+    ):
+        eventually(lambda: all(1 in stats.present for stats in running.stats()), "worker 1")
+        running.wait_for(20)
+        sleeper.send_signal(signal.SIGSTOP)
+        pids = [*map(running.pid, running.all), worker.pid]
+        running.wait_for(updates // 4, within_s=1500)
+        before = list(map(Use.of, pids))
+        running.wait_for(updates, within_s=1500)
+        after = list(map(Use.of, pids))
+        sys.stdout.write(f"{updates} updates: {before} -> {after}\n")
+        for name, old, new in zip(("shard 0", "shard 1", "worker"), before, after, strict=True):
+            assert new.threads == old.threads, name
+            assert new.descriptors <= old.descriptors, name  # the connections of the stopped worker may have ended
+            assert new.memory_mb < old.memory_mb + growth_mb, name
+        assert len(running.history(0)) >= updates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flood_of_connections_neither_stops_a_run_nor_stays_in_memory(tmp_path: Path, kind: Kind) -> None:
+    curve = kind == "wrong keys"
+    with (
+        served(tmp_path, shards=1, workers=1, transport="tcp", curve=curve) as running,
+        ExitStack() as workers,
+    ):
+        workers.enter_context(Worker(running.shards.cluster_for(0), 0, pause_s=random_pause_s(0.01)))
+        running.wait_for(10)
+        before = Use.of(running.pid(0))
+        with flooding(kind, CONNECTIONS, running.shards):
+            running.wait_for(running.version() + 100)
+            during = Use.of(running.pid(0))
+        eventually(lambda: Use.of(running.pid(0)).descriptors <= before.descriptors, "the end of the connections")
+        after = Use.of(running.pid(0))
+        sys.stdout.write(f"{CONNECTIONS} connections: {before} -> {during} -> {after}\n")
+        assert during.threads == before.threads
+        assert during.memory_mb < before.memory_mb + 10 + CONNECTIONS * MOST_KB_FOR_A_CONNECTION / 1024
+        running.finish(workers)
+
+
+@pytest.mark.parametrize("kind", ["silent", pytest.param("wrong keys", marks=pytest.mark.slow)])
+def test_a_flood_that_takes_every_descriptor_does_not_stop_a_run(
+    tmp_path: Path, kind: Kind, capfd: pytest.CaptureFixture[str]
+) -> None:
+    curve = kind == "wrong keys"
+    with served(tmp_path, shards=1, workers=1, transport="tcp", curve=curve) as running, ExitStack() as workers:
+        workers.enter_context(Worker(running.shards.cluster_for(0), 0))
+        running.wait_for(10)
+        pid = running.pid(0)
+        few = Use.of(pid).descriptors + 50
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, few))
+        with flooding(kind, 200, running.shards):
+            running.wait_for(running.version() + 100)
+            eventually(lambda: "all descriptors of this process are in use" in capfd.readouterr().err, "a warning")
+        running.finish(workers)
