@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
+from zmqrl.errors import DISK_IS_FULL
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
@@ -13,7 +14,7 @@ from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.membership import Membership
-from zmqrl.supervisor.processes import Processes
+from zmqrl.supervisor.processes import SPACE_WITHIN_S, Processes
 from zmqrl.supervisor.shards import Shards
 
 ASK_EVERY_S = 0.2
@@ -194,14 +195,20 @@ class SupervisorMachine:
             self.shards.on_exit(process.number)
         elif self.state == "ending" and exited.status == 0:
             return []
-        actions = self.processes.died(exited, now, counts=True)
+        is_full = exited.status == DISK_IS_FULL and self.state != "starting"
+        if is_full:
+            self.shards.rollback_at = None  # a rollback waits, too
+        actions = self.processes.died(exited, now, counts=True, is_full=is_full)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
         if process in hopeless and (process.role == "shard" or workers_left < needed):
             last_line = quoted(exited.log_tail.splitlines()[-1:])
-            deaths = self.processes.deaths(process)
-            actions.append(e.Fail(f"{process} died {deaths} times in a row ({exited.how()}){last_line or '.'}"))
+            deaths = (
+                f"{process} died {self.processes.deaths(process)} times in a row ({exited.how()}){last_line or '.'}"
+            )
+            too_long = f"the disk of {process} was full for {SPACE_WITHIN_S:g} s: free some space, then use --resume."
+            actions.append(e.Fail(too_long if is_full else deaths))
         return actions
 
     # time

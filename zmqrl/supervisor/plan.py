@@ -142,12 +142,12 @@ class Plan:
 
     def write_cluster(self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]) -> None:
         """Write ``cluster.json`` and the key files that it names, unless the processes are unchanged since the last
-        call.
+        write. Raises OSError.
         """
         if pids != self._written_pids:
-            self._written_pids = dict(pids)
             self._write_key_files()
             write_json(self.directory.cluster, self.cluster(endpoints, pids), mode=0o600)
+            self._written_pids = dict(pids)
 
     def cluster(
         self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]

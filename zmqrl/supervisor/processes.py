@@ -12,6 +12,8 @@ from zmqrl.supervisor import events as e
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
 FAILURES_IN_A_ROW = 4  # number of deaths without any work between them
+SPACE_WITHIN_S = 300.0  # how long a process whose disk is full is restarted
+SPACE_LOOK_S = 5.0  # the first delay until such a restart: the later ones are longer
 KILLS_IN_A_ROW = 30  # number of kills from outside zmqrl, by the user or the kernel, for example
 SILENCE_S = 5.0
 HUNG_S = 30.0
@@ -36,6 +38,7 @@ class Processes:
         self._version = 0
         self._failures: dict[ProcessId, int] = {}
         self._kills: dict[ProcessId, int] = {}
+        self._full_since: dict[ProcessId, float] = {}  # when the process first found its disk full
         self._start_at: dict[ProcessId, float] = {}
         self._heard_at: dict[ProcessId, float] = {}
         self._silence_told_at = 0.0
@@ -43,10 +46,11 @@ class Processes:
 
     # deaths and restarts
 
-    def died(self, exited: Exited, now: float, *, counts: bool) -> list[e.Action]:
+    def died(self, exited: Exited, now: float, *, counts: bool, is_full: bool = False) -> list[e.Action]:
         """A process died. Restart it after a delay, which doubles with each death in a row.
 
-        If ``counts``, this death can become the ``first_death``.
+        If ``counts``, this death can become the ``first_death``. If ``is_full``, the process ended because its disk is
+        full: the run waits for space.
         """
         process = exited.process
         self.running.discard(process)
@@ -54,6 +58,8 @@ class Processes:
         first = self.first_death
         if counts and (first is None or (_is_unexplained(first) and not _is_unexplained(exited))):
             self.first_death, self._first_death_at = exited, now
+        if is_full:
+            return [self._wait_for_space(exited, now)]
         tally, most = (self._kills, KILLS_IN_A_ROW) if exited.status == -9 else (self._failures, FAILURES_IN_A_ROW)
         died = tally[process] = tally.get(process, 0) + 1
         if died >= most:
@@ -62,6 +68,18 @@ class Processes:
         words = exited.log_tail.splitlines()[-1 if exited.status in (-9, -15, 0) else -LINES_TOLD :]
         death = f"died ({exited.how()}) and is restarted{'; its log ends:' if words else ''}"
         return [e.TellDeath(process, (death, *(f"  | {line}" for line in words)))]
+
+    def _wait_for_space(self, exited: Exited, now: float) -> e.Action:
+        """Restart the process until its disk has space, but for at most ``SPACE_WITHIN_S``."""
+        process = exited.process
+        waited_s = now - self._full_since.setdefault(process, now)
+        left_s = max(0.0, SPACE_WITHIN_S - waited_s)
+        if not left_s:
+            self.hopeless.add(process)
+        self._start_at[process] = now + min(max(waited_s, SPACE_LOOK_S), LONGEST_DELAY_S, max(left_s, SPACE_LOOK_S))
+        words = exited.log_tail.splitlines()[-1:]
+        death = f"has a full disk; the run waits {left_s:.0f} s for space"
+        return e.TellDeath(process, (death, *(f"  | {line}" for line in words)))
 
     def deaths(self, process: ProcessId) -> int:
         """The number of deaths of the process since it last did some work."""
@@ -87,6 +105,7 @@ class Processes:
         self.hopeless.discard(process)
         self._failures.pop(process, None)
         self._kills.pop(process, None)
+        self._full_since.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
         """Read the tallies of a shard: a worker has worked if the shard has used more of its contributions than

@@ -29,6 +29,7 @@ from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.trackers import check_installed
 from zmqrl.process import interruptible, staying_here
+from zmqrl.process_id import shard_id
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.flat import FlatParameters
@@ -36,6 +37,7 @@ from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
+from zmqrl.supervisor.room import check_room
 from zmqrl.supervisor.salvage import salvage
 from zmqrl.supervisor.supervisor import Supervisor
 
@@ -84,6 +86,8 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             news.append(f"figures for Prometheus: {exporter.url}")
         deployment = deploy(config, directory)
         with contextlib.closing(deployment.launcher):
+            is_here = deployment.sites[shard_id(0)].directory.path == directory.path
+            news += check_room(directory, checkpoint, config.checkpoint.keep, holds_state=is_here)
             if not config.resume:
                 with naming(directory.checkpoints):
                     initial.write(directory.checkpoints)
