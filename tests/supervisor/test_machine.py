@@ -380,6 +380,17 @@ def test_a_disk_that_stays_full_too_long_fails_the_run_with_the_remedy(run: Run)
     assert first.how() == "its disk is full"
 
 
+def test_an_interrupt_does_not_wait_for_space_but_the_limit_of_a_run_does() -> None:
+    run = Run(limits=Limits(minutes=1.0))
+    run.ticks(1.0)
+    fill_disk(run, 100.0)
+    assert run.machine.out_of_space == [shard_id(0)]
+    assert not run.told(e.Stop)
+    run.feed(e.Interrupted())
+    run.ticks(TURN_S)
+    assert run.told(e.Stop) == [e.Stop("interrupted")]
+
+
 def test_a_rollback_waits_for_a_shard_whose_disk_is_full(run: Run) -> None:
     run.ticks(1.0)
     run.kill_shard(1)

@@ -8,7 +8,7 @@ from zmqrl.errors import DISK_IS_FULL
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
-from zmqrl.process_id import shard_id, worker_id
+from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
@@ -88,6 +88,11 @@ class SupervisorMachine:
         self._stop_by = float("inf")
         self._asked_at = 0.0
         self._story = Story()
+
+    @property
+    def out_of_space(self) -> list[ProcessId]:
+        """The shards that are down because their disks are full."""
+        return [process for process in map(shard_id, sorted(self.shards.down)) if self.processes.was_full(process)]
 
     def begin(self, now: float) -> list[e.Action]:
         """Start all processes. Workers import their modules while the shards come up."""
@@ -227,7 +232,8 @@ class SupervisorMachine:
         reason = self._reason_to_stop(now)
         if reason is not None and self.state == "running":
             self.state, self._stop_by = "stopping", now + STOP_WITHIN_S
-        if reason is not None and (self.shards.ready or now >= self._stop_by):
+        in_vain = self.interrupted if self.out_of_space else now >= self._stop_by
+        if reason is not None and (self.shards.ready or in_vain):
             actions.append(e.Stop(reason))
         return actions
 

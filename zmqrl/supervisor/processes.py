@@ -81,6 +81,10 @@ class Processes:
         death = f"has a full disk; the run waits {left_s:.0f} s for space"
         return e.TellDeath(process, (death, *(f"  | {line}" for line in words)))
 
+    def was_full(self, process: ProcessId) -> bool:
+        """Whether the disk of the process was full, and the process has done no work since."""
+        return process in self._full_since
+
     def deaths(self, process: ProcessId) -> int:
         """The number of deaths of the process since it last did some work."""
         return self._kills.get(process, 0) + self._failures.get(process, 0)

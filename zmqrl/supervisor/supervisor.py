@@ -11,7 +11,7 @@ from typing import Any, assert_never
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UnwritableError, ZmqrlError, refusal
+from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, ZmqrlError, refusal
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, Inspected, Said, Task
@@ -462,6 +462,9 @@ class Supervisor:
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
         give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
         while True:
+            if (full := self.machine.out_of_space) and (self.interrupts or time.monotonic() >= give_up_at):
+                disks = " and ".join(f"the disk of {process}" for process in full)
+                raise FullDiskError(f"cannot write a checkpoint: {disks} is full: free some space, then use --resume.")
             try:
                 versions, stopped = stop_shards(
                     self.control, self.shards.numbers, STOP_WITHIN_S, self._look_after, together=together
