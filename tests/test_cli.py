@@ -340,7 +340,12 @@ COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()
 )
 def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:
     path = finished_run(refused.where / "run", counters=COUNTERS)
+    (path / ".config.json.7.unfinished").touch()
     assert names.format(path) in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
+    summary = json.loads((path / "summary.json").read_text())  # of a run that was killed just before it wrote this
+    assert f"--{summary['exit_reason'].replace('_', '-')} " in options
+    assert summary["updates"] == 40
+    assert list(path.glob(".*unfinished")) == []
 
 
 def test_a_repeatable_option_replaces_the_earlier_values_on_resume(tmp_path: Path) -> None:

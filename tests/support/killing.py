@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,12 +29,13 @@ from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.wire.codec import FloatVector
 from zmqrl.ps.worker.connection import PulledWeights
 
-UPDATES = 8
+UPDATES = 8  # the sum of two contributions does not depend on their order
 WITHIN_S = 90.0
 OPTIONS = (
-    *("--workers", "2", "--external-workers", "2", "--shards", "2", "--consistent", "--seed", "3", "--trackers"),
+    *("--workers", "2", "--external-workers", "2", "--shards", "2", "--seed", "3", "--trackers"),
     *("--updates", str(UPDATES), "--checkpoint.every-minutes", "0.005"),
 )
+MAY_DIFFER = ("checkpoints", "profile")  # when checkpoints are made and processes start depends on kills
 Role = Literal["supervisor", "shard"]
 
 
@@ -59,20 +60,24 @@ class Outcome:
 
     checkpoint: Checkpoint
     made: tuple[tuple[Any, ...], ...]
+    names: frozenset[str]
 
     @classmethod
     def of(cls, path: Path) -> "Outcome":
         files = RunFiles(path)
         made = [
-            (shard, line["version"], tuple(line["ranks"]), line["crc32"])
+            (shard, line["version"], tuple(sorted(line["ranks"])), line["crc32"])
             for shard in range(2)
             for line in files.history(shard)
         ]
-        return cls(files.newest(), tuple(made))
+        found = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
+        names = [str(file) for file in found if file.parts[0] not in MAY_DIFFER]
+        return cls(files.newest(), tuple(made), frozenset(names))
 
     def assert_same(self, other: "Outcome") -> None:
         """Assert that both runs made the same versions, bit for bit."""
         assert self.made == other.made
+        assert self.names == other.names
         assert self.checkpoint.version == other.checkpoint.version == UPDATES
         assert self.checkpoint.states == other.checkpoint.states
 
@@ -89,6 +94,7 @@ class Supervisors:
         environment = {} if plan is None else {VARIABLE: plan.text()}
         arguments = ["train", "cartpole", "--run-dir", str(path), *OPTIONS, *options]
         said = path.with_name(f"{path.name}.said")
+        said.write_bytes(b"")
         self._write({"arguments": arguments, "environment": environment, "said": str(said)})
         running = Running(self, int(self._read()), said)
         try:
@@ -152,8 +158,14 @@ def supervisors() -> Iterator[Supervisors]:
         yield Supervisors(process)
 
 
-def run(supervisors: Supervisors, path: Path, plan: Plan | None, *options: str) -> Running:
-    """Run until the supervisor ends or is killed. Two workers push gradients as soon as they can."""
+def run(
+    supervisors: Supervisors,
+    path: Path,
+    plan: Plan | None,
+    *options: str,
+    kill_when: Callable[[], bool] = lambda: False,
+) -> Running:
+    """Run until the supervisor ends or is killed, for example by ``kill_when``. Two workers push gradients."""
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(supervisors.running(path, plan, *options))
         cluster, workers = path / "cluster.json", list[Worker]()
@@ -169,8 +181,15 @@ def run(supervisors: Supervisors, path: Path, plan: Plan | None, *options: str) 
                     pause = 0.1 * rank
                     workers.append(Worker(found, rank, gradient=gradient, pause_s=lambda *_, pause=pause: pause))
                     workers[-1].thread.start()
+
+        def is_over() -> bool:
+            if kill_when():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(running.pid, signal.SIGKILL)
+            return running.has_ended()
+
         try:
-            eventually(running.has_ended, f"the end of the run: {running.told()}", WITHIN_S)
+            eventually(is_over, f"the end of the run: {running.told()}", WITHIN_S)
         finally:
             for worker in workers:
                 worker.leaving.set()

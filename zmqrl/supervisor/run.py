@@ -73,7 +73,7 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             stored = Config.read(directory.config)
             resume.check_task(stored, config, spec.flavour, directory.path)
             checkpoint = salvage(directory, resume.newest_checkpoint(directory, initial), news.append)
-            resume.check_unfinished(config, checkpoint, directory.path)
+            resume.check_unfinished(config, checkpoint, directory)
             resume.check_mode(config, checkpoint, directory.path)
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):
@@ -164,11 +164,12 @@ def _supervise(
     console = LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))
     supervisor = None
     try:
-        for text in news:
-            console.notice(text)
-        supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter)
-        with _interrupts(supervisor), _tracebacks_to(console.log):
-            reason = supervisor.run()
+        with _tracebacks_to(console.log):
+            for text in news:
+                console.notice(text)
+            supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter)
+            with _interrupts(supervisor):
+                reason = supervisor.run()
         if config.profile:
             traced = range(checkpoint.version, checkpoint.version + config.profile)
             arrows = config.mode == "sync"

@@ -57,7 +57,7 @@ class Calls:
         """This process makes a call. ``half`` does the first half of it."""
         if place and not place.startswith(f"{self.plan.run}/"):
             return
-        inside = re.sub(r"\d{5,}|(?<=\.)\d+$", "N", place[len(self.plan.run) + 1 :])
+        inside = re.sub(r"\d{5,}|(?<=json\.)\d+", "N", place[len(self.plan.run) + 1 :])
         call = f"{self.start}{what} {inside}".rstrip()
         with self.lock:
             self.counts[call] += 1
@@ -120,7 +120,7 @@ def install(plan: Plan) -> None:
     def opened(file: Any, mode: str = "r", *given: Any, **options: Any) -> Any:
         return (_pyio.open if set(mode) & set("wax+") and is_regular(file) else usual)(file, mode, *given, **options)
 
-    io.open = builtins.open = opened  # type: ignore[assignment]
+    io.open = builtins.open = opened
 
     class Mapped(mmap.mmap):
         def __setitem__(self, key: Any, value: Any) -> None:
@@ -148,7 +148,7 @@ def install(plan: Plan) -> None:
         calls.at("send")
         return send(self, *given, **options)
 
-    zmq.Socket.send = sent  # type: ignore[assignment,method-assign]
+    zmq.Socket.send = sent  # type: ignore[method-assign]
 
 
 if VARIABLE in os.environ and SHARD in sys.orig_argv:
