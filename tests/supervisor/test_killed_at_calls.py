@@ -36,7 +36,7 @@ SAMPLE: list[tuple[Role, bool, list[Call]]] = [
         ],
     ),
     ("supervisor", True, [Call("rename checkpoints/.vN", 1), Call("unlink left.json", 1)]),
-    ("shard", True, [Call("0 write history/shard-0.jsonl", 1), Call("1 map state/shard-1.slots.new", 4)]),
+    ("shard", True, [Call("0 send", 5), Call("1 map state/shard-1.slots.new", 4)]),
 ]
 
 
@@ -56,11 +56,11 @@ def undisturbed(forks: Supervisors, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def half_done(forks: Supervisors, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed when it had made four versions."""
+    """A run that was killed when it had made three versions."""
     path = tmp_path_factory.mktemp("half_done") / "run"
 
     history = path / "history" / "shard-1.jsonl"
-    running = run(forks, path, None, kill_when=lambda: history.exists() and history.read_bytes().count(b"\n") >= 4)
+    running = run(forks, path, None, kill_when=lambda: history.exists() and history.read_bytes().count(b"\n") >= 3)
     assert running.wait() == -signal.SIGKILL, running.told()
     return path
 

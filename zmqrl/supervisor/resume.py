@@ -12,7 +12,6 @@ from zmqrl.learner.envs import flavour_of
 from zmqrl.observe.metrics import SCORES_KEPT, Counters
 from zmqrl.observe.records import PLACE, flat
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor.ending import write_summary
 from zmqrl.supervisor.events import Reason
 from zmqrl.words import counted
 
@@ -67,11 +66,8 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
 
 
-def check_unfinished(config: Config, checkpoint: Checkpoint, directory: RunDirectory) -> None:
-    """Raise UsageError if the run has already reached a limit of ``config``.
-
-    If the run was killed after its last checkpoint but before its summary, write the summary first.
-    """
+def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, str] | None:
+    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it. Or None."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     score = statistics.fmean(counters.scores) if len(counters.scores) >= SCORES_KEPT else None
     limits: tuple[tuple[Reason, float | None, float | None], ...] = (
@@ -81,12 +77,9 @@ def check_unfinished(config: Config, checkpoint: Checkpoint, directory: RunDirec
     )
     for reason, limit, reached in limits:
         if limit is not None and reached is not None and reached >= limit:
-            if not directory.summary.exists():
-                write_summary(directory.summary, reason, config, checkpoint)
-            option, path = f"--{reason.replace('_', '-')}", directory.path
-            raise UsageError(
-                f"{option} {limit:g}: {path} has already reached {reached:g}: set a higher limit to resume."
-            )
+            option = f"--{reason.replace('_', '-')} {limit:g}"
+            return reason, f"{option}: {path} has already reached {reached:g}: set a higher limit to resume."
+    return None
 
 
 def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:

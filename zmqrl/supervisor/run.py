@@ -36,6 +36,8 @@ from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.shard.optimizer import Optimizer
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
+from zmqrl.supervisor.ending import write_summary
+from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.room import check_room
 from zmqrl.supervisor.salvage import salvage
@@ -73,8 +75,12 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
             stored = Config.read(directory.config)
             resume.check_task(stored, config, spec.flavour, directory.path)
             checkpoint = salvage(directory, resume.newest_checkpoint(directory, initial), news.append)
-            resume.check_unfinished(config, checkpoint, directory)
+            end = resume.end_of(config, checkpoint, directory.path)
+            if end is not None and directory.summary.exists():
+                raise UsageError(end[1])
             resume.check_mode(config, checkpoint, directory.path)
+            if end is not None:
+                return _summarize(config, directory, checkpoint, news, end[0])
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):
                 news.append(f"settings changed from here on: {', '.join(changes)}")
@@ -113,6 +119,19 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
             raise ClusterError(f"the supervisor failed: {error!r}{_logged(directory.log('supervisor'))}.") from error
         finally:
             directory.release()
+
+
+def _summarize(
+    config: Config, directory: RunDirectory, checkpoint: Checkpoint, news: Sequence[str], reason: Reason
+) -> int:
+    """Write the summary of a run that was killed between its last checkpoint and its summary."""
+    write_summary(directory.summary, reason, config, checkpoint)
+    for shard in range(checkpoint.layout.shards):
+        directory.state(shard).unlink(missing_ok=True)
+    with contextlib.closing(LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))) as console:
+        for text in (*news, f"ended ({reason}) at version {checkpoint.version}; see {directory.summary}"):
+            console.notice(text)
+    return 0
 
 
 def _logged(path: Path) -> str:
