@@ -391,6 +391,19 @@ def test_an_interrupt_does_not_wait_for_space_but_the_limit_of_a_run_does() -> N
     assert run.told(e.Stop) == [e.Stop("interrupted")]
 
 
+def test_workers_do_not_count_as_silent_while_no_shard_is_up(run: Run) -> None:
+    run.ticks(1.0)
+    stood = dict(run.stands)
+    for shard in (0, 1):
+        run.kill_shard(shard, DISK_IS_FULL)
+    run.ticks(2 * HUNG_S)
+    for shard in (0, 1):
+        run.start_shard(shard, **stood[shard] | {"incarnation": 99})
+    run.ticks(1.0)
+    assert not run.told(e.TellSilence)
+    assert not run.told(e.KillProcess)
+
+
 def test_a_rollback_waits_for_a_shard_whose_disk_is_full(run: Run) -> None:
     run.ticks(1.0)
     run.kill_shard(1)

@@ -248,10 +248,12 @@ class SupervisorMachine:
         members.
         """
         shards, processes = self.shards, self.processes
-        # While this process was suspended, it asked no shard. The time of the suspension does not count as silence.
-        if self._asked_at and now - self._asked_at > GREET_AGAIN_S:
-            processes.pardon(now - self._asked_at)
-            self.stalls.pardon(now - self._asked_at)
+        since_s = now - self._asked_at if self._asked_at else 0.0
+        if since_s > GREET_AGAIN_S:  # this process was suspended, so it heard nobody
+            processes.pardon(since_s)
+            self.stalls.pardon(since_s)
+        elif not shards.stats:  # only shards hear workers
+            processes.pardon(since_s, "worker")
         self._asked_at = now
         processes.made(min(shards.seen.values()), now)
         self.stalls.made(min(shards.seen.values()), now)
@@ -349,7 +351,7 @@ class SupervisorMachine:
             return "interrupted"
         if self.shards.all_at_stop:
             return "updates"
-        if limits.stop_score is not None and figures.mean_score >= limits.stop_score:
+        if limits.stop_score is not None and figures.confirmed_score >= limits.stop_score:
             return "stop_score"
         if limits.agent_steps is not None and figures.agent_steps >= limits.agent_steps:
             return "agent_steps"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.stalls import Awaited
-from zmqrl.process_id import ProcessId, worker_id
+from zmqrl.process_id import ProcessId, ProcessRole, worker_id
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 
@@ -101,7 +101,7 @@ class Processes:
         return [self.start(process) for process in [process for process, at in self._start_at.items() if now >= at]]
 
     def give_up(self, process: ProcessId) -> None:
-        """Do not restart a process."""
+        """Cancel the pending restart of a process."""
         self._start_at.pop(process, None)
 
     def worked(self, process: ProcessId) -> None:
@@ -160,11 +160,13 @@ class Processes:
             silent_s=self.silent_s(process, now),
         )
 
-    def pardon(self, seconds: float) -> None:
-        """Do not count ``seconds`` as silence: the supervisor itself did not run during this time, so it could not hear
-        anything.
+    def pardon(self, seconds: float, *roles: ProcessRole) -> None:
+        """Do not count ``seconds`` as silence of processes with these ``roles`` (of all, without any): nobody could hear
+        them.
         """
-        self._heard_at = {process: at + seconds for process, at in self._heard_at.items()}
+        for process in self._heard_at:
+            if not roles or process.role in roles:
+                self._heard_at[process] += seconds
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:
         """Report processes that give no sign of life, and kill processes that have hung for ``HUNG_S``."""
