@@ -161,9 +161,7 @@ class Processes:
         )
 
     def pardon(self, seconds: float, *roles: ProcessRole) -> None:
-        """Do not count ``seconds`` as silence of processes with these ``roles`` (of all, without any): nobody could hear
-        them.
-        """
+        """Do not count ``seconds`` as silence of processes: nobody could hear them. Without ``roles``: of all roles."""
         for process in self._heard_at:
             if not roles or process.role in roles:
                 self._heard_at[process] += seconds
