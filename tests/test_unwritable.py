@@ -262,7 +262,7 @@ def test_a_run_waits_for_space_on_a_full_disk_and_goes_on(
     skip_or_fail: Callable[[str], NoReturn], tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
-    with mounted(disk, "size=32m", skip_or_fail), running(disk / "run") as run:
+    with mounted(disk, "size=32m", skip_or_fail), running(disk) as run:
         filling = fill(disk)
         run.wait_to_say("has a full disk; the run waits 300 s for space")
         filling.unlink()
@@ -279,7 +279,7 @@ def test_an_interrupt_on_a_full_disk_ends_the_run_with_the_first_error_and_nothi
 ) -> None:
     disk = tmp_path / "disk"
     with mounted(disk, "size=32m", skip_or_fail):
-        with running(disk / "run") as run:
+        with running(disk) as run:
             filling = fill(disk)
             run.wait_to_say("has a full disk; the run waits 300 s for space")
             run.signal(signal.SIGTERM)
@@ -293,7 +293,7 @@ def test_an_interrupt_on_a_full_disk_ends_the_run_with_the_first_error_and_nothi
             assert len(run.said().splitlines()) < 40
             version = run.files.version()
         filling.unlink()
-        trained(disk / "run", "--resume", "--updates", str(version + 5)).assert_history_exact(version + 5)
+        trained(disk, "--resume", "--updates", str(version + 5)).assert_history_exact(version + 5)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """A run starts only if the disk of its directory has room for what the run will write."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +12,7 @@ from zmqrl.errors import UsageError
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.store import SlotStore
 from zmqrl.rundir import RunDirectory
-from zmqrl.supervisor import room
-from zmqrl.supervisor.room import LOGS_BYTES, check_room, needed_bytes
+from zmqrl.supervisor.run import LOGS_BYTES, check_room, needed_bytes
 
 COUNT = 1_000_000
 STATES = ("first", "second")
@@ -45,9 +46,9 @@ def test_the_room_is_that_of_the_checkpoints_and_the_state_that_the_run_writes(d
 def test_little_room_is_a_warning_and_too_little_prevents_the_run(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, free: int, warnings: list[str]
 ) -> None:
-    monkeypatch.setattr(room, "free_bytes", lambda place: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
     assert check_room(directory, INITIAL, 3, holds_state=False) == [each.format(directory.path) for each in warnings]
-    monkeypatch.setattr(room, "free_bytes", lambda place: 57_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=57_000_000))
     with pytest.raises(UsageError) as refused:
         check_room(directory, INITIAL, 3, holds_state=False)
     assert str(refused.value) == (

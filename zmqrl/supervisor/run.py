@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import shutil
 import signal
 import socket as host_socket
 import sys
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 
-from zmqrl.checkpoint import Checkpoint
+from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
+from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
 from zmqrl.learner.envs import EnvSpec, try_env
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
@@ -34,15 +36,17 @@ from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.shard.optimizer import Optimizer
+from zmqrl.ps.shard.store import store_bytes
 from zmqrl.recipes import remark
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.ending import write_summary
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
-from zmqrl.supervisor.room import check_room
 from zmqrl.supervisor.salvage import salvage
 from zmqrl.supervisor.supervisor import Supervisor
+
+LOGS_BYTES = 10_000_000  # logs, metrics, histories and recordings of a short run
 
 
 def train(config: Config) -> int:
@@ -158,6 +162,34 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     optimizer = Optimizer(config.optimizer)
     layout = parameters.layout(config.shards)
     return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)
+
+
+def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> list[str]:
+    """Compare the free space on the disk of a run directory with the space that the run needs there.
+
+    The run keeps ``keep`` checkpoints of the size of ``checkpoint``. ``holds_state``: the shards store their state in
+    this directory. Returns warnings. Raises UsageError if there is too little space.
+    """
+    free, needed = (
+        shutil.disk_usage(directory.path).free,
+        needed_bytes(directory, checkpoint, keep, holds_state=holds_state),
+    )
+    if free < needed:
+        raise UsageError(
+            f"the disk of {directory.path} has {size(free)} left, but this run needs {size(needed)}: free some space, "
+            f"or {ANOTHER}."
+        )
+    return [f"the disk of {directory.path} has only {size(free)} left"] if free < needed + LOW_DISK_BYTES else []
+
+
+def needed_bytes(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> int:
+    """The bytes that a run will write into its directory: checkpoints, the state of shards, and logs."""
+    # A new checkpoint is written before the oldest one is removed.
+    new = max(1, keep + 1 - len(checkpoints(directory.checkpoints)))
+    needed = new * sum(map(len, checkpoint.states)) + LOGS_BYTES
+    if holds_state:
+        needed += sum(store_bytes(cut.count, checkpoint.state_names) for cut in checkpoint.layout.slices)
+    return needed
 
 
 def check_ports(config: Config) -> None:
