@@ -36,7 +36,7 @@ test-hosts: setup ## the tests on several hosts: network lab and Slurm (root, De
 	$(PYTEST) -n $(JOBS) -m "(lab or slurm) and not slow"
 
 test-all: lint ## all tests, including slow ones, with more random examples
-	$(PYTEST) -n $(JOBS) -m "slow or not slow" --hypothesis-profile=thorough --timeout 1800
+	$(PYTEST) -n $(JOBS) -m "not soak" --hypothesis-profile=thorough --timeout 1800
 
 coverage: setup ## the tests of `make test`, with a report of the lines they run
 	$(PYTEST) -n $(JOBS) --cov --cov-report=term-missing:skip-covered

@@ -340,8 +340,27 @@ COUNTERS = Counters(version=40, agent_steps=5000).to_json()
 )
 def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:
     path = finished_run(refused.where / "run", counters=COUNTERS)
+    (path / "summary.json").touch()
     (path / "evaluations.jsonl").write_text('{"version": 40, "mean": 9.0}\n', encoding="utf-8")
     assert names.format(path) in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished_run(tmp_path / "run", counters=COUNTERS)
+    (path / ".summary.json.7.unfinished").touch()
+    (path / "state").mkdir()
+    (path / "state" / "shard-0.slots").touch()
+    monkeypatch.setattr(sys, "argv", ["zmqrl", "train", "--run-dir", str(path), "--resume", "--updates", "40"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert f"ended (updates) at version 40; see {path / 'summary.json'}" in capsys.readouterr().out
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["exit_reason"], summary["updates"], summary["agent_steps"]) == ("updates", 40, 5000)
+    left = {str(file.relative_to(path)) for file in path.iterdir()}
+    assert left == {".lock", "checkpoints", "config.json", "logs", "summary.json"}
 
 
 def test_a_repeatable_option_replaces_the_earlier_values_on_resume(tmp_path: Path) -> None:

@@ -26,6 +26,13 @@ class UnwritableError(ClusterError):
     """A file of the run cannot be written. A retry does not help."""
 
 
+class FullDiskError(ClusterError):
+    """A disk or a quota is full. A retry helps once there is space."""
+
+
+DISK_IS_FULL = errno.ENOSPC  # the exit status of a process of a run that ended because a disk is full
+
+
 def require(holds: bool, sentence: str) -> None:
     """Raise UsageError with ``sentence`` unless the condition ``holds``."""
     if not holds:
@@ -44,6 +51,11 @@ _REMEDIES = {
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def refusal(error: OSError, place: object, otherwise: str | None = None) -> str:

@@ -72,7 +72,7 @@ class JsonLines:
             return
         with self.path.with_name(f"{self.path.stem}.before-generation-{generation}.jsonl").open("ab") as file:
             file.writelines(undone)
-        shorter = self.path.with_name(f".{self.path.name}.shorter")
+        shorter = self.path.with_name(f".{self.path.name}.unfinished")
         shorter.write_bytes(b"".join(raw for _, raw in kept))
         shorter.replace(self.path)
         self.reopen()

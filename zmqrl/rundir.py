@@ -15,6 +15,7 @@ from zmqrl.process_id import ProcessId
 
 LOCK = ".lock"
 OF_SHARDS = ("history", "state")
+UNFINISHED = ".*.json*.unfinished"  # files that a killed process was writing, under the name that they would get
 ANOTHER = "choose another --run-dir"
 LONGEST_SOCKET_PATH = 90  # a Unix socket address has at most 107 bytes, and a file name follows this path
 
@@ -150,7 +151,7 @@ class RunDirectory:
         self._lock = None
 
     def _remove_what_needs_a_living_run(self) -> None:
-        for file in (self.cluster, self.stalled):
+        for file in (self.cluster, self.stalled, *self.path.glob(UNFINISHED)):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.keys, ignore_errors=True)
 
@@ -188,7 +189,7 @@ def is_locked(path: Path) -> bool:
 
 def write_json(path: Path, data: dict[str, Any], *, mode: int = 0o644) -> None:
     """Write ``data`` so that readers see either the old or the new file, never a part. OSErrors name ``path``."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     with naming(path):
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rig import file_size_limit
 
 from zmqrl.errors import ClusterError
 from zmqrl.hostd import files
@@ -264,3 +265,19 @@ def test_cleaning_removes_the_files_or_the_whole_directory(world: World) -> None
     world.mirror.clean(whole=True)
     world.answer()
     assert not host.place.exists()
+
+
+def test_a_file_that_cannot_be_written_here_stays_on_its_host_until_it_can(world: World) -> None:
+    world.begin()
+    world.hosts["h1"].write(NAME, lines(1, 5))
+    world.hosts["h2"].write("profile/worker-0.7.0.trace.blocks", "spans")
+    with file_size_limit(10):
+        world.look()
+        world.look()
+        assert world.mirror.copy_back(world.answer, within_s=60) == ["h1"], "the end does not wait for space here"
+    assert world.at_home("profile/worker-0.7.0.trace.blocks") == "spans"
+    (told,) = world.mirror.take_news()
+    assert told.startswith(f"cannot write {world.home.path / NAME}, which stays on h1 until it can: ")
+    assert world.mirror.take_news() == []
+    assert world.mirror.copy_back(world.answer, within_s=60) == []
+    assert world.at_home(NAME) == lines(1, 5)

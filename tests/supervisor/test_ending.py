@@ -1,13 +1,16 @@
 """Shards end at their last version, even if they answer late and keep making versions."""
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from zmqrl.errors import ClusterError, UnwritableError
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import ending
 from zmqrl.supervisor.ending import stop_shards
+from zmqrl.supervisor.supervisor import Supervisor
 
 
 class LateControl:
@@ -148,3 +151,16 @@ def test_asynchronous_shards_end_at_their_own_versions_if_their_workers_leave(mo
     versions, stats = stop_shards(control, range(2), 5.0, watch, together=False)
     assert versions == dict(enumerate(control.versions))
     assert {s.state for s in stats.values()} == {"ended"}
+
+
+def test_an_error_at_the_end_of_a_failed_run_does_not_hide_the_first_error() -> None:
+    told: list[str] = []
+    supervisor: Any = SimpleNamespace(console=SimpleNamespace(notice=told.append))
+
+    def close() -> None:
+        raise UnwritableError("cannot write summary.json.")
+
+    Supervisor._close(supervisor, close, ClusterError, ClusterError("shard 0 died."), None)
+    assert told == ["cannot write summary.json."]
+    with pytest.raises(UnwritableError):
+        Supervisor._close(supervisor, close, None, None, None)

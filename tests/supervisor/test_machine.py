@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from zmqrl.errors import DISK_IS_FULL
 from zmqrl.hosts.launcher import Exited, HostLost, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
@@ -15,7 +16,14 @@ from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.membership import SHRINK_AFTER_S
-from zmqrl.supervisor.processes import FAILURES_IN_A_ROW, HUNG_S, KILLS_IN_A_ROW, SILENCE_S
+from zmqrl.supervisor.processes import (
+    FAILURES_IN_A_ROW,
+    HUNG_S,
+    KILLS_IN_A_ROW,
+    LONGEST_DELAY_S,
+    SILENCE_S,
+    SPACE_WITHIN_S,
+)
 from zmqrl.supervisor.shards import LOAD_WITHIN_S
 
 RUN = "0123456789abcdef"
@@ -340,6 +348,95 @@ def test_a_shard_that_keeps_dying_fails_the_run_with_its_last_log_line(run: Run)
         run.kill_shard(0, status=1)
         run.start_shard(0)
     assert run.told(e.Fail) == [e.Fail(f"shard-0 died {FAILURES_IN_A_ROW} times in a row (exit status 1)\n  | the end")]
+
+
+def fill_disk(run: Run, seconds: float) -> list[e.Action]:
+    """The disk of shard 0 is full for some time, in which the shard dies at each start. Returns the actions."""
+    before, until = len(run.actions), run.now + seconds
+    run.kill_shard(0, DISK_IS_FULL)
+    while run.now < until:
+        if e.StartProcess(shard_id(0)) in run.ticks(TURN_S):
+            run.start_shard(0)
+            run.kill_shard(0, DISK_IS_FULL)
+    return run.actions[before:]
+
+
+def test_a_run_waits_for_space_on_the_disk_of_a_shard_and_then_goes_on(run: Run) -> None:
+    run.ticks(1.0)
+    stood = dict(run.stands[0])
+    actions = fill_disk(run, SPACE_WITHIN_S - LONGEST_DELAY_S)
+    told = [action.lines[0] for action in actions if isinstance(action, e.TellDeath)]
+    assert told[0] == "has a full disk; the run waits 300 s for space"
+    assert 5 <= len(told) <= 15, "the log names the wait, but is not flooded"
+    assert not run.told(e.Fail)
+    while e.StartProcess(shard_id(0)) not in run.ticks(TURN_S):
+        pass
+    run.start_shard(0, **stood | {"incarnation": 99})
+    run.ticks(3.0, versions=True)
+    assert run.machine.shards.ready
+    assert run.machine.processes.first_death is None, "the run has recovered"
+    assert not [action for action in fill_disk(run, SPACE_WITHIN_S - 1.0) if isinstance(action, e.Fail)]
+
+
+def test_a_disk_that_stays_full_too_long_fails_the_run_with_the_remedy(run: Run) -> None:
+    run.ticks(1.0)
+    fails = [action for action in fill_disk(run, SPACE_WITHIN_S + 1.0) if isinstance(action, e.Fail)]
+    assert fails[:1] == [e.Fail("the disk of shard-0 was full for 300 s: free some space, then use --resume.")]
+    first = run.machine.processes.first_death
+    assert first is not None
+    assert first.how() == "its disk is full"
+
+
+def test_an_interrupt_does_not_wait_for_space_but_the_limit_of_a_run_does() -> None:
+    run = Run(limits=Limits(minutes=1.0))
+    run.ticks(1.0)
+    fill_disk(run, 100.0)
+    assert run.machine.out_of_space == [shard_id(0)]
+    assert not run.told(e.Stop)
+    run.feed(e.Interrupted())
+    run.ticks(TURN_S)
+    assert run.told(e.Stop) == [e.Stop("interrupted")]
+
+
+def test_workers_do_not_count_as_silent_while_no_shard_is_up(run: Run) -> None:
+    run.ticks(1.0)
+    stood = dict(run.stands)
+    for shard in (0, 1):
+        run.kill_shard(shard, DISK_IS_FULL)
+    run.ticks(2 * HUNG_S)
+    for shard in (0, 1):
+        run.start_shard(shard, **stood[shard] | {"incarnation": 99})
+    run.ticks(1.0)
+    assert not run.told(e.TellSilence)
+    assert not run.told(e.KillProcess)
+
+
+def test_a_rollback_waits_for_a_shard_whose_disk_is_full(run: Run) -> None:
+    run.ticks(1.0)
+    run.kill_shard(1)
+    run.start_shard(1)  # without its state
+    assert not [action for action in fill_disk(run, 2 * LOAD_WITHIN_S) if isinstance(action, e.Fail)]
+    while e.StartProcess(shard_id(0)) not in run.ticks(TURN_S):
+        pass
+    run.start_shard(0)
+    run.ticks(1.0)
+    assert run.machine.shards.ready
+
+
+def test_a_disk_that_is_full_at_the_start_ends_the_run_soon() -> None:
+    machine = SupervisorMachine(
+        checkpoint=(0, 0),
+        generation=0,
+        ranks=1,
+        quorum=1,
+        on_loss="wait",
+        limits=Limits(),
+        local_ranks=range(1),
+        checkpoint_every_s=60.0,
+    )
+    machine.begin(0.0)
+    actions = [machine.handle(died(shard_id(0), DISK_IS_FULL), 1.0) for _ in range(FAILURES_IN_A_ROW)]
+    assert actions[-1][-1] == e.Fail("shard-0 died 4 times in a row (its disk is full)\n  | the end")
 
 
 @pytest.mark.parametrize(("on_loss", "deaths"), [("wait", 2), ("shrink", 3)])

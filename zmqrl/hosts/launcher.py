@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from zmqrl.errors import DISK_IS_FULL
 from zmqrl.process_id import ProcessId
 
 LOG_TAIL_LINES = 8
@@ -53,6 +54,8 @@ class Exited:
         """The status in words."""
         if self.why is not None:
             return self.why
+        if self.status == DISK_IS_FULL:
+            return "its disk is full"
         if self.status >= 0:
             return f"exit status {self.status}"
         if self.status == -signal.SIGABRT and LIBZMQ_ASSERTION in self.log_tail:

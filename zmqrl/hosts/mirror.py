@@ -42,6 +42,9 @@ class Mirror:
         self._fetching: dict[str, str] = {}  # by host: the file that is being fetched
         self._begun = False  # whether this session's processes write: their files replace ours
         self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
+        self._stuck: set[str] = set()  # hosts of files that this machine could not write since the last listing
+        self._told: set[str] = set()  # the files that the user knows this machine cannot write
+        self._news: list[str] = []
         self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
     # to the hosts
@@ -128,16 +131,18 @@ class Mirror:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns the hosts whose files are
         still missing on this machine.
 
-        ``receive`` is the method of the launcher. It does not wait for lost hosts.
+        ``receive`` is the method of the launcher. It does not wait for lost hosts, nor for space on this machine.
         """
         self._sizes.clear()
+        self._stuck.clear()
         self._listed_at = 0.0
         self.step(LIST_EVERY_S)
         deadline = time.monotonic() + within_s
         while True:
             receive()
-            away = [host for host in self.links if host not in self._sizes or host in self._fetching]
-            if all(self.links[host].up is None for host in away) or time.monotonic() >= deadline:
+            away = [h for h in self.links if h not in self._sizes or h in self._fetching or h in self._stuck]
+            given_up = all(self.links[host].up is None or host in self._stuck for host in away)
+            if given_up or time.monotonic() >= deadline:
                 return away
             time.sleep(0.02)
 
@@ -146,12 +151,16 @@ class Mirror:
         self._fetching.pop(host, None)
         self._sizes.pop(host, None)
 
+    def take_news(self) -> list[str]:
+        """Sentences about files that this machine cannot write. Each is returned once. The hosts keep these files."""
+        news, self._news = self._news, []
+        return news
+
     def take(self, host: str, event: h.Listing | h.Piece | h.Written) -> None:
-        """Handle a daemon's message about files. Raises ClusterError if this machine or the host cannot write a
-        file.
-        """
+        """Handle a daemon's message about files. Raises ClusterError if the host cannot write a history."""
         match event:
             case h.Listing():
+                self._stuck.discard(host)
                 self._sizes[host] = {name: size for name, size in event.files.items() if self._is_from(name, host)}
                 for process in [process for process, at in self.host_of.items() if at == host]:
                     prune(self.home.profile, process)  # the process also prunes on its host
@@ -164,9 +173,9 @@ class Mirror:
                     tail = self._tail(path)
                     self._agrees[host, path] = data.startswith(tail)
                     if self._agrees[host, path]:
-                        self._write(path, event.offset + len(tail), data[len(tail) :])
+                        self._write(host, path, event.offset + len(tail), data[len(tail) :])
                 elif event.offset in (0, self._size(path)):  # else a rollback came between
-                    self._write(path, event.offset, data)
+                    self._write(host, path, event.offset, data)
             case h.Written(path=path, error=str(error)) if path.startswith("history/"):
                 raise ClusterError(f"host {host} cannot write {path}: {error}.")
         self._fetch_next(host)
@@ -185,7 +194,7 @@ class Mirror:
         return self.host_of.get(process) == host or (found["shard"] is not None and not self._begun)
 
     def _fetch_next(self, host: str) -> None:
-        if host in self._fetching:
+        if host in self._fetching or host in self._stuck:
             return
         for name, size in self._sizes.get(host, {}).items():
             offset = self._lacks_from(host, name, size)
@@ -207,10 +216,16 @@ class Mirror:
             return 0
         return have if have < size else None
 
-    def _write(self, name: str, offset: int, data: bytes) -> None:
+    def _write(self, host: str, name: str, offset: int, data: bytes) -> None:
+        """Write a piece of a file. If that fails, try again after the next listing."""
         error = files.write(self.home.path, name, offset, data)
-        if error is not None:
-            raise ClusterError(f"cannot write {self.home.path / name}: {error}.")
+        if error is None:
+            self._told.discard(name)
+            return
+        self._stuck.add(host)
+        if name not in self._told:
+            self._told.add(name)
+            self._news.append(f"cannot write {self.home.path / name}, which stays on {host} until it can: {error}")
 
     def _tail(self, name: str) -> bytes:
         """The last bytes of a file of the run directory."""

@@ -39,7 +39,7 @@ def write_trace(recording: Recording, path: Path, shown: range, *, arrows: bool 
             event["ts"] = round(event["ts"] - begin_us, 3)
     events.sort(key=lambda event: event.get("ts", -1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
         unfinished.replace(path)

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
+from zmqrl.errors import DISK_IS_FULL
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
-from zmqrl.process_id import shard_id, worker_id
+from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.schedule import WHOLE
 from zmqrl.ps.story import Story
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.membership import Membership
-from zmqrl.supervisor.processes import Processes
+from zmqrl.supervisor.processes import SPACE_WITHIN_S, Processes
 from zmqrl.supervisor.shards import Shards
 
 ASK_EVERY_S = 0.2
@@ -87,6 +88,11 @@ class SupervisorMachine:
         self._stop_by = float("inf")
         self._asked_at = 0.0
         self._story = Story()
+
+    @property
+    def out_of_space(self) -> list[ProcessId]:
+        """The shards that are down because their disks are full."""
+        return [process for process in map(shard_id, sorted(self.shards.down)) if self.processes.was_full(process)]
 
     def begin(self, now: float) -> list[e.Action]:
         """Start all processes. Workers import their modules while the shards come up."""
@@ -196,13 +202,18 @@ class SupervisorMachine:
             self.shards.on_exit(process.number)
         elif self.state == "ending" and exited.status == 0:
             return []
-        actions = self.processes.died(exited, now, counts=True)
+        is_full = exited.status == DISK_IS_FULL and self.state != "starting"
+        if is_full:
+            self.shards.rollback_at = None  # a rollback waits, too
+        actions = self.processes.died(exited, now, counts=True, is_full=is_full)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
         if process in hopeless and (process.role == "shard" or workers_left < needed):
             last_line = quoted(exited.log_tail.splitlines()[-1:])
-            actions.append(e.Fail(f"{process} {self._hopelessness(exited, now)} ({exited.how()}){last_line or '.'}"))
+            hopeless = f"{process} {self._hopelessness(exited, now)} ({exited.how()}){last_line or '.'}"
+            too_long = f"the disk of {process} was full for {SPACE_WITHIN_S:g} s: free some space, then use --resume."
+            actions.append(e.Fail(too_long if is_full else hopeless))
         return actions
 
     def _hopelessness(self, exited: Exited, now: float) -> str:
@@ -228,7 +239,8 @@ class SupervisorMachine:
         reason = self._reason_to_stop(now)
         if reason is not None and self.state == "running":
             self.state, self._stop_by = "stopping", now + STOP_WITHIN_S
-        if reason is not None and (self.shards.ready or now >= self._stop_by):
+        in_vain = self.interrupted if self.out_of_space else now >= self._stop_by
+        if reason is not None and (self.shards.ready or in_vain):
             actions.append(e.Stop(reason))
         return actions
 
@@ -243,10 +255,12 @@ class SupervisorMachine:
         members.
         """
         shards, processes = self.shards, self.processes
-        # While this process was suspended, it asked no shard. The time of the suspension does not count as silence.
-        if self._asked_at and now - self._asked_at > GREET_AGAIN_S:
-            processes.pardon(now - self._asked_at)
-            self.stalls.pardon(now - self._asked_at)
+        since_s = now - self._asked_at if self._asked_at else 0.0
+        if since_s > GREET_AGAIN_S:  # this process was suspended, so it heard nobody
+            processes.pardon(since_s)
+            self.stalls.pardon(since_s)
+        elif not shards.stats:  # only shards hear workers
+            processes.pardon(since_s, "worker")
         self._asked_at = now
         processes.made(min(shards.seen.values()), now)
         self.stalls.made(min(shards.seen.values()), now)

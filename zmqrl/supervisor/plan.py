@@ -150,13 +150,13 @@ class Plan:
         unreachable_since: Mapping[str, float] | None = None,
     ) -> None:
         """Write ``cluster.json`` and the key files that it names, unless the processes are unchanged since the last
-        call. ``unreachable_since``: when each lost host was lost, in Unix seconds.
+        write. ``unreachable_since``: when each lost host was lost, in Unix seconds. Raises OSError.
         """
         if pids != self._written_pids:
-            self._written_pids = dict(pids)
             self._write_key_files()
             cluster = self.cluster(endpoints, pids) | {"unreachable_since": dict(unreachable_since or {})}
             write_json(self.directory.cluster, cluster, mode=0o600)
+            self._written_pids = dict(pids)
 
     def cluster(
         self, endpoints: Mapping[int, Mapping[SocketRole, str]], pids: Mapping[ProcessId, int]

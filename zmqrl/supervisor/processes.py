@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from zmqrl.hosts.launcher import Exited, HostBack, HostLost
 from zmqrl.observe.folding import ranges
 from zmqrl.observe.stalls import Awaited
-from zmqrl.process_id import ProcessId, worker_id
+from zmqrl.process_id import ProcessId, ProcessRole, worker_id
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
 
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
 FAILURES_IN_A_ROW = 4  # number of deaths without any work between them
+SPACE_WITHIN_S = 300.0  # how long a process whose disk is full is restarted
+SPACE_LOOK_S = 5.0  # the first delay until such a restart: the later ones are longer
 KILLS_IN_A_ROW = 30  # number of kills from outside zmqrl, by the user or the kernel, for example
 SILENCE_S = 5.0
 HUNG_S = 30.0
@@ -50,6 +52,7 @@ class Processes:
         self._version = 0
         self._failures: dict[ProcessId, int] = {}
         self._kills: dict[ProcessId, int] = {}
+        self._full_since: dict[ProcessId, float] = {}  # when the process first found its disk full
         self._start_at: dict[ProcessId, float] = {}
         self._heard_at: dict[ProcessId, float] = {}
         self._silence_told_at = 0.0
@@ -57,10 +60,11 @@ class Processes:
 
     # deaths and restarts
 
-    def died(self, exited: Exited, now: float, *, counts: bool) -> list[e.Action]:
+    def died(self, exited: Exited, now: float, *, counts: bool, is_full: bool = False) -> list[e.Action]:
         """A process died. Restart it after a delay, which doubles with each death in a row.
 
-        If ``counts``, this death can become the ``first_death``.
+        If ``counts``, this death can become the ``first_death``. If ``is_full``, the process ended because its disk is
+        full: the run waits for space.
         """
         process = exited.process
         self.running.discard(process)
@@ -68,6 +72,8 @@ class Processes:
         first = self.first_death
         if counts and (first is None or (_is_unexplained(first) and not _is_unexplained(exited))):
             self.first_death, self._first_death_at = exited, now
+        if is_full:
+            return [self._wait_for_space(exited, now)]
         tally, most = (self._kills, KILLS_IN_A_ROW) if exited.status == -9 else (self._failures, FAILURES_IN_A_ROW)
         died = tally[process] = tally.get(process, 0) + 1
         if died >= most:
@@ -102,6 +108,22 @@ class Processes:
         """Seconds since the host of a process was lost. None if the host is not lost."""
         return next((now - host.since for host in self.lost_hosts.values() if process in host.processes), None)
 
+    def _wait_for_space(self, exited: Exited, now: float) -> e.Action:
+        """Restart the process until its disk has space, but for at most ``SPACE_WITHIN_S``."""
+        process = exited.process
+        waited_s = now - self._full_since.setdefault(process, now)
+        left_s = max(0.0, SPACE_WITHIN_S - waited_s)
+        if not left_s:
+            self.hopeless.add(process)
+        self._start_at[process] = now + min(max(waited_s, SPACE_LOOK_S), LONGEST_DELAY_S, max(left_s, SPACE_LOOK_S))
+        words = exited.log_tail.splitlines()[-1:]
+        death = f"has a full disk; the run waits {left_s:.0f} s for space"
+        return e.TellDeath(process, (death, *(f"  | {line}" for line in words)))
+
+    def was_full(self, process: ProcessId) -> bool:
+        """Whether the disk of the process was full, and the process has done no work since."""
+        return process in self._full_since
+
     def deaths(self, process: ProcessId) -> int:
         """The number of deaths of the process since it last did some work."""
         return self._kills.get(process, 0) + self._failures.get(process, 0)
@@ -126,6 +148,7 @@ class Processes:
         self.hopeless.discard(process)
         self._failures.pop(process, None)
         self._kills.pop(process, None)
+        self._full_since.pop(process, None)
 
     def contributed(self, tallies: Iterable[tuple[int, ...]]) -> None:
         """Read the tallies of a shard: a worker has worked if the shard has used more of its contributions than
@@ -177,11 +200,11 @@ class Processes:
             unreachable_s=self.unreachable_s(process, now),
         )
 
-    def pardon(self, seconds: float) -> None:
-        """Do not count ``seconds`` as silence: the supervisor itself did not run during this time, so it could not hear
-        anything.
-        """
-        self._heard_at = {process: at + seconds for process, at in self._heard_at.items()}
+    def pardon(self, seconds: float, *roles: ProcessRole) -> None:
+        """Do not count ``seconds`` as silence of processes: nobody could hear them. Without ``roles``: of all roles."""
+        for process in self._heard_at:
+            if not roles or process.role in roles:
+                self._heard_at[process] += seconds
 
     def watch_silence(self, now: float) -> tuple[set[ProcessId], list[e.Action]]:
         """Report processes that give no sign of life, and kill processes that have hung for ``HUNG_S``."""

@@ -12,6 +12,7 @@ from zmqrl.observe.forms import EVALUATION, readable_lines
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
 from zmqrl.rundir import RunDirectory
+from zmqrl.supervisor.events import Reason
 from zmqrl.words import counted
 
 
@@ -65,20 +66,21 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
         raise UsageError(f"{path} was trained on games of another flavour ({before}; not {flavour}): start a new run.")
 
 
-def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None:
-    """Raise UsageError if the run at ``path`` has already reached a limit of ``config``."""
+def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, str] | None:
+    """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it. Or None."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
     score = evaluations[-1]["mean"] if evaluations else None
-    for option, limit, reached in (
-        ("--updates", config.updates, checkpoint.version),
-        ("--agent-steps", config.agent_steps, counters.agent_steps),
-        ("--stop-score", config.stop_score, score),
-    ):
+    limits: tuple[tuple[Reason, float | None, float | None], ...] = (
+        ("updates", config.updates, checkpoint.version),
+        ("agent_steps", config.agent_steps, counters.agent_steps),
+        ("stop_score", config.stop_score, score),
+    )
+    for reason, limit, reached in limits:
         if limit is not None and reached is not None and reached >= limit:
-            raise UsageError(
-                f"{option} {limit:g}: {path} has already reached {reached:g}: set a higher limit to resume."
-            )
+            option = f"--{reason.replace('_', '-')} {limit:g}"
+            return reason, f"{option}: {path} has already reached {reached:g}: set a higher limit to resume."
+    return None
 
 
 def check_mode(config: Config, checkpoint: Checkpoint, path: Path) -> None:

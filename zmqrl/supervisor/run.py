@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import shutil
 import signal
 import socket as host_socket
 import sys
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 
-from zmqrl.checkpoint import Checkpoint
+from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
+from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
 from zmqrl.learner.envs import EnvSpec, try_env
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.plugin import load_loss
@@ -29,16 +31,22 @@ from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.trackers import check_installed
 from zmqrl.process import interruptible, staying_here
+from zmqrl.process_id import shard_id
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.shard.optimizer import Optimizer
+from zmqrl.ps.shard.store import store_bytes
 from zmqrl.recipes import remark
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
+from zmqrl.supervisor.ending import write_summary
+from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import hosts_of_killed_run, remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
+
+LOGS_BYTES = 10_000_000  # logs, metrics, histories and recordings of a short run
 
 
 def train(config: Config, on_up: Callable[[RunDirectory], None] | None = None) -> int:
@@ -84,8 +92,12 @@ def train_on(
             stored = Config.read(directory.config)
             resume.check_task(stored, config, spec.flavour, directory.path)
             checkpoint = salvage(directory, resume.newest_checkpoint(directory, initial), news.append)
-            resume.check_unfinished(config, checkpoint, directory.path)
+            end = resume.end_of(config, checkpoint, directory.path)
+            if end is not None and directory.summary.exists():
+                raise UsageError(end[1])
             resume.check_mode(config, checkpoint, directory.path)
+            if end is not None:
+                return _summarize(config, directory, checkpoint, news, end[0])
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):
                 news.append(f"settings changed from here on: {', '.join(changes)}")
@@ -97,6 +109,8 @@ def train_on(
             news.append(f"figures for Prometheus: {exporter.url}")
         deployment = deploy(config, directory)
         with contextlib.closing(deployment.launcher):
+            is_here = deployment.sites[shard_id(0)].directory.path == directory.path
+            news += check_room(directory, checkpoint, config.checkpoint.keep, holds_state=is_here)
             if not config.resume:
                 with naming(directory.checkpoints):
                     initial.write(directory.checkpoints)
@@ -126,6 +140,19 @@ def _claimed(directory: RunDirectory) -> Iterator[None]:
             directory.release()
 
 
+def _summarize(
+    config: Config, directory: RunDirectory, checkpoint: Checkpoint, news: Sequence[str], reason: Reason
+) -> int:
+    """Write the summary of a run that was killed between its last checkpoint and its summary."""
+    write_summary(directory.summary, reason, 0, config, checkpoint)
+    for shard in range(checkpoint.layout.shards):
+        directory.state(shard).unlink(missing_ok=True)
+    with contextlib.closing(LoggedConsole(console_for(sys.stdout), directory.log("supervisor"))) as console:
+        for text in (*news, f"ended ({reason}) at version {checkpoint.version}; see {directory.summary}"):
+            console.notice(text)
+    return 0
+
+
 def _logged(path: Path) -> str:
     """Log the traceback of the current error. Returns the last part of an error sentence, which names the log."""
     try:
@@ -147,6 +174,34 @@ def initial_checkpoint(config: Config, spec: EnvSpec) -> Checkpoint:
     optimizer = Optimizer(config.optimizer)
     layout = parameters.layout(config.shards)
     return Checkpoint.initial(layout, parameters.vector(), config.optimizer.name, optimizer.state_names)
+
+
+def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> list[str]:
+    """Compare the free space on the disk of a run directory with the space that the run needs there.
+
+    The run keeps ``keep`` checkpoints of the size of ``checkpoint``. ``holds_state``: the shards store their state in
+    this directory. Returns warnings. Raises UsageError if there is too little space.
+    """
+    free, needed = (
+        shutil.disk_usage(directory.path).free,
+        needed_bytes(directory, checkpoint, keep, holds_state=holds_state),
+    )
+    if free < needed:
+        raise UsageError(
+            f"the disk of {directory.path} has {size(free)} left, but this run needs {size(needed)}: free some space, "
+            f"or {ANOTHER}."
+        )
+    return [f"the disk of {directory.path} has only {size(free)} left"] if free < needed + LOW_DISK_BYTES else []
+
+
+def needed_bytes(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, holds_state: bool) -> int:
+    """The bytes that a run will write into its directory: checkpoints, the state of shards, and logs."""
+    # A new checkpoint is written before the oldest one is removed.
+    new = max(1, keep + 1 - len(checkpoints(directory.checkpoints)))
+    needed = new * sum(map(len, checkpoint.states)) + LOGS_BYTES
+    if holds_state:
+        needed += sum(store_bytes(cut.count, checkpoint.state_names) for cut in checkpoint.layout.slices)
+    return needed
 
 
 def check_ports(config: Config) -> None:
@@ -182,11 +237,12 @@ def _supervise(
             on_up(directory)
 
     try:
-        for text in news:
-            console.notice(text)
-        supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter, leave)
-        with _interrupts(supervisor), _tracebacks_to(console.log):
-            reason = supervisor.run()
+        with _tracebacks_to(console.log):
+            for text in news:
+                console.notice(text)
+            supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter, leave)
+            with _interrupts(supervisor):
+                reason = supervisor.run()
         if config.profile:
             traced = range(checkpoint.version, checkpoint.version + config.profile)
             arrows = config.mode == "sync"

@@ -6,12 +6,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UnwritableError, refusal
+from zmqrl.errors import ClusterError, FullDiskError, UnwritableError, ZmqrlError, refusal
 from zmqrl.hosts.deployment import Deployment
 from zmqrl.hosts.faults import Faults
 from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected, Paused, Said, Task
@@ -40,6 +41,7 @@ STOP_WITHIN_S = 30.0
 LEAVE_WITHIN_S = 5.0
 COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
+WRITE_AGAIN_S = 1.0  # time between two tries to write cluster.json
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
 MOST_REFUSED = 100  # number of notices about refused workers: more would flood the screen
 
@@ -107,6 +109,7 @@ class Supervisor:
         self._actions: deque[e.Action] = deque()
         self._lines = Folding()
         self._turned_at = time.monotonic()
+        self._write_cluster_at = 0.0  # not 0 after a failure
 
     # the run
 
@@ -114,14 +117,17 @@ class Supervisor:
         """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError if the run fails."""
         reason: e.Reason = "failed"
         with contextlib.ExitStack() as at_the_end:  # closes all parts in reverse order, even if one fails to close
-            at_the_end.callback(self._set_aside)
-            at_the_end.callback(self.followers.close)
-            at_the_end.callback(lambda: self.progress.close(hurried=self.interrupts > 1))
-            at_the_end.callback(lambda: self._write_summary(reason))
-            at_the_end.callback(self._end_histories)
-            at_the_end.callback(lambda: self.control.close() if self.is_connected else None)
-            at_the_end.callback(self.launcher.close)
-            at_the_end.callback(lambda: self._tell(self._lines.take_all()))
+            for close in (
+                self._set_aside,
+                self.followers.close,
+                lambda: self.progress.close(hurried=self.interrupts > 1),
+                lambda: self._write_summary(reason),
+                self._end_histories,
+                lambda: self.control.close() if self.is_connected else None,
+                self.launcher.close,
+                lambda: self._tell(self._lines.take_all()),
+            ):
+                at_the_end.push(partial(self._close, close))
             try:
                 self._bring_up()
                 while self.reason is None:
@@ -139,10 +145,10 @@ class Supervisor:
                 raise
             except Exception as error:
                 self._save_what_is_left()
-                with contextlib.suppress(ClusterError):  # the run has already failed for another reason
+                with contextlib.suppress(ZmqrlError, OSError):  # the run has already failed for another reason
                     self.files.copy_back(self.launcher.receive, within_s=COPY_WITHIN_S)
                 first = self.machine.processes.first_death
-                if first is None or not isinstance(error, ClusterError):
+                if first is None or not isinstance(error, ClusterError) or isinstance(error, UnwritableError):
                     raise
                 host, log = self.sites[first.process].host, self.directory.log(first.process)
                 raise explained(error, first, host, log, begun=self.is_up) from error
@@ -151,6 +157,15 @@ class Supervisor:
             if away:
                 self.console.notice(f"some files of the run are still on {', '.join(away)}")
         return reason
+
+    def _close(self, close: Callable[[], None], kind: object, first: BaseException | None, trace: object) -> None:
+        """Close a part of the run. An error then is only a notice if the run ends with a ``first`` error."""
+        try:
+            close()
+        except (ZmqrlError, OSError) as error:
+            if first is None:
+                raise
+            self.console.notice(str(error))
 
     @property
     def is_up(self) -> bool:
@@ -224,6 +239,8 @@ class Supervisor:
         now = time.monotonic()
         self.faults.step(now)
         self.files.step(now)
+        for text in self.files.take_news():
+            self.console.notice(text)
         if now - self._turned_at >= LATE_S:  # this process was suspended, so messages of the shards are old
             self.progress.put_off(now)
         elif self.progress.due(now):
@@ -373,11 +390,14 @@ class Supervisor:
                     self._feed(e.HostChanged(event))
                 case Paused():
                     self.console.notice(event.sentence())
-        if self.is_up:
+        if self.is_up and time.monotonic() >= self._write_cluster_at:
             try:
                 self.plan.write_cluster(self.endpoints, self.launcher.pids(), self._unreachable_since())
+                self._write_cluster_at = 0.0
             except OSError as error:
-                self.console.notice(refusal(error, self.directory.cluster))
+                if not self._write_cluster_at:
+                    self.console.notice(refusal(error, self.directory.cluster))
+                self._write_cluster_at = time.monotonic() + WRITE_AGAIN_S
 
     def _unreachable_since(self) -> dict[str, float]:
         """The time at which each lost host was lost, in Unix seconds."""
@@ -463,6 +483,9 @@ class Supervisor:
         members, together = self.machine.membership.view.members, self.config.mode == "sync"
         give_up_at = time.monotonic() + 3 * STOP_WITHIN_S
         while True:
+            if (full := self.machine.out_of_space) and (self.interrupts or time.monotonic() >= give_up_at):
+                disks = " and ".join(f"the disk of {process}" for process in full)
+                raise FullDiskError(f"cannot write a checkpoint: {disks} is full: free some space, then use --resume.")
             try:
                 versions, stopped = stop_shards(
                     self.control, self.shards.numbers, STOP_WITHIN_S, self._look_after, together=together
@@ -488,13 +511,8 @@ class Supervisor:
     def _write_summary(self, reason: e.Reason) -> None:
         if not self.is_connected and self.directory.summary.exists():
             return  # nothing is new since the earlier session, which wrote the summary
-        try:
-            status = exit_status(reason, sys.exception())
-            write_summary(self.directory.summary, reason, status, self.config, self.checkpoint)
-        except UnwritableError as error:
-            if reason != "failed":
-                raise
-            self.console.notice(str(error))  # the exit message must be about the first failure
+        status = exit_status(reason, sys.exception())
+        write_summary(self.directory.summary, reason, status, self.config, self.checkpoint)
 
     def _set_aside(self) -> None:
         """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""

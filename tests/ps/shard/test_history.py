@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.rig import file_size_limit
 
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, FullDiskError
 from zmqrl.ps.shard import history as history_module
 from zmqrl.ps.shard.events import Record, View
 from zmqrl.ps.shard.history import History, LostState, pack_record, read_lines, unpack_record
@@ -162,6 +162,15 @@ def test_a_rewind_killed_before_the_cut_keeps_the_undone_lines_once(
     reopened.rewind(1, generation=2)
     assert versions(history.path) == [1]
     assert versions(history.path.with_name("shard-0.before-generation-2.jsonl")) == [2, 3]
+
+
+def test_a_full_disk_leaves_no_half_line_and_the_line_can_be_written_once_there_is_space(history: History) -> None:
+    history.append(record(1), crc32=7)
+    with file_size_limit(history.path.stat().st_size + 10), pytest.raises(FullDiskError, match="the disk is full"):
+        history.append(record(2), crc32=7)
+    assert versions(history.path) == [1]
+    history.append(record(2), crc32=7)
+    assert versions(history.path) == [1, 2]
 
 
 def test_a_disk_too_full_for_a_copy_of_a_damaged_history_is_an_error_and_the_history_stays(history: History) -> None:

@@ -1,7 +1,6 @@
 """The history of a shard: one JSON line for each version, written when the version is committed."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias
 
 import msgpack
 
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, FullDiskError, is_full
 from zmqrl.json_lines import PIECE_BYTES, JsonLines
 from zmqrl.ps.shard.events import Record, Totals, View, added
 
@@ -152,8 +151,9 @@ class History:
         try:
             yield
         except OSError as error:
-            why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-            raise ClusterError(f"cannot write {self.path}: {why}.") from error
+            if is_full(error):
+                raise FullDiskError(f"cannot write {self.path}: the disk is full.") from error
+            raise ClusterError(f"cannot write {self.path}: {error.strerror}.") from error
 
     def _newest(self, version: int = sys.maxsize) -> tuple[int, list[tuple[Line, bytes]]]:
         """The newest lines, parsed and raw, and the offset at which they start in the file.

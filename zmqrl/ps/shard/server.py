@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 import zmq
 
-from zmqrl.errors import ClusterError
+from zmqrl.errors import DISK_IS_FULL, ClusterError, FullDiskError
 from zmqrl.observe.spans import SHARD_SPANS, Spans
 from zmqrl.process import log_to_stderr, raise_open_files, read_job, say
 from zmqrl.process_id import shard_id
@@ -486,7 +486,7 @@ def main() -> None:
                 server.close()
     except ClusterError as error:
         log.error("%s", error)
-        sys.exit(error.exit_status)
+        sys.exit(DISK_IS_FULL if isinstance(error, FullDiskError) else error.exit_status)
 
 
 if __name__ == "__main__":

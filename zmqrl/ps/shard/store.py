@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, FullDiskError, is_full
 from zmqrl.ps.wire.codec import FloatVector
 
+SLOTS = 5
 MAX_RECORD_BYTES = 60 * 1024
 PAGE = 4096
 ALIGNMENT = 64
@@ -87,7 +88,7 @@ class SlotStore:
 
     @classmethod
     def create(
-        cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str], slots: int = 5
+        cls, path: Path, *, identity: bytes, count: int, state_names: Sequence[str], slots: int = SLOTS
     ) -> "SlotStore":
         """Create an empty store for a slice of ``count`` parameters. It replaces any file at ``path``.
 
@@ -95,7 +96,7 @@ class SlotStore:
         be created, for example because the disk is full.
         """
         assert slots >= 3, "one being read, one being published, one being written"
-        file_bytes = PAGE + slots * _sizes(count, state_names)[1]
+        file_bytes = store_bytes(count, state_names, slots)
         unfinished = path.with_name(path.name + ".new")
         try:
             unfinished.unlink(missing_ok=True)
@@ -111,7 +112,7 @@ class SlotStore:
         except OSError as error:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
-            raise ClusterError(
+            raise (FullDiskError if is_full(error) else ClusterError)(
                 f"cannot create the state file {path} of {file_bytes} bytes ({error.strerror}): "
                 "free some disk space, or choose another run directory."
             ) from error
@@ -134,7 +135,7 @@ class SlotStore:
             magic, slots, digest = FILE_HEADER.unpack(header)
             if magic != FILE_MAGIC or digest != _digest(identity, count, state_names) or slots < 3:
                 return None
-            file_bytes = PAGE + slots * _sizes(count, state_names)[1]
+            file_bytes = store_bytes(count, state_names, slots)
             if os.fstat(fd).st_size != file_bytes:
                 return None
             mapping = mmap.mmap(fd, file_bytes)
@@ -234,6 +235,11 @@ def is_blank(path: Path) -> bool:
             if piece.count(0) < len(piece):
                 return False
     return True
+
+
+def store_bytes(count: int, state_names: Sequence[str], slots: int = SLOTS) -> int:
+    """The size of the file of a store for a slice of ``count`` parameters."""
+    return PAGE + slots * _sizes(count, state_names)[1]
 
 
 def _sizes(count: int, state_names: Sequence[str]) -> tuple[int, int]:
