@@ -194,7 +194,9 @@ class SupervisorMachine:
             self.shards.on_exit(process.number)
         elif self.state == "ending" and exited.status == 0:
             return []
-        actions = self.processes.died(exited, now, counts=True)
+        # The shards may have told the worker that the run has ended before they could tell this supervisor.
+        dismissed = process.role == "worker" and exited.status == 0 and self.shards.some_at_stop
+        actions = self.processes.died(exited, now, counts=not dismissed, excused=dismissed)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
