@@ -234,7 +234,9 @@ class ShardHost:
     def _load(self, load: m.Load, weights: int) -> None:
         view = shard_events.View(load.view, load.quorum, load.members)
         elapsed = elapsed_at(load.version, horizon=self.world.horizon, told=load.elapsed)
-        totals = next((tuple(line["totals"]) for line in reversed(self.history) if line["version"] <= load.version), None)
+        totals = next(
+            (tuple(line["totals"]) for line in reversed(self.history) if line["version"] <= load.version), None
+        )
         record = shard_events.Record.handed_over(
             load.generation, load.version, view, totals or (0, 0, 0, 0), elapsed=elapsed
         )
@@ -272,8 +274,8 @@ class ShardHost:
         }
 
     def _publish(self, event: worker_events.PublicationArrived) -> None:
-        for link in self.links():
-            if link.up:
+        for link in self.world.links:
+            if link.shard is self and link.up:
                 link.publications.append(event)
 
     def _send_chunk(self, peer: bytes, fetch: m.Fetch) -> None:
@@ -288,8 +290,8 @@ class ShardHost:
     def _send(self, peer: bytes, event: worker_events.ControlArrived, payload: bytes | None = None) -> None:
         if peer == self.world.supervisor.peer(self.number):
             self.world.supervisor.hear(self.number, event.message, payload)
-        for link in self.links():
-            if link.up and link.peer == peer:
+        for link in self.world.links:
+            if link.peer == peer and link.up:
                 link.answers.append(event)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from unittest.mock import patch
 
 from support.protocol_journal import Journal
-from support.protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, ShardHost, WorkerHost
+from support.protocol_model import LAYOUT, RUN, SECRET, SUPERVISOR, Link, ShardHost, WorkerHost
 from support.protocol_world import World
 
 from zmqrl.commands.inspect.check_history import disagreements
@@ -82,13 +82,15 @@ class ControlPath:
         if not arrived:
             self.back.clear()
 
-    def deliver(self) -> None:
+    def deliver(self, queue: deque[tuple[m.Message, bytes | None]]) -> None:
         """Deliver the oldest message to the shard."""
-        message, payload = self.out.popleft()
+        message, payload = queue.popleft()
         self.shard.feed(shard_events.ControlArrived(self.peer, message, payload))
 
     def poll(self, milliseconds: int) -> bool:
-        return bool(self.back) or bool(self.world.wait(milliseconds / 1000)) and bool(self.back)
+        if not self.back:
+            self.world.wait(milliseconds / 1000)
+        return bool(self.back)
 
 
 class SimulatedControl(ShardControl):
@@ -334,28 +336,36 @@ class RunWorld(World):
 
     # what can happen
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> None:
         """Something happens while the supervisor waits for an answer."""
         self.pulse(seconds)
-        return True
 
     def calm(self, seconds: float) -> None:
         """All messages arrive, all workers compute, and time passes. The supervisor does nothing."""
-        for path in self.paths:
-            while path.out:
-                path.deliver()
-        for link, queue in self.queues():
+        for place, queue in self.deliverable():
             for _ in range(len(queue)):
                 if queue:
-                    link.deliver(queue)
+                    place.deliver(queue)
         for worker in self.workers:
-            worker.act()
+            if not worker.paused:
+                worker.act()
         self.pass_time(seconds if self.is_moving() else max(seconds, 1.0))
         self.links = [link for link in self.links if link.worker.alive or any(link.queues())]
 
+    def deliverable(self) -> list[tuple[Link | ControlPath, deque[Any]]]:
+        """The messages in transit to processes that are not stopped, by connection and direction."""
+        found: list[tuple[Link | ControlPath, deque[Any]]] = [
+            (path, path.out) for path in self.paths if path.out and not path.shard.paused
+        ]
+        for link, queue in self.queues():
+            to_worker = queue is link.publications or queue is link.answers
+            if not (link.worker.paused if to_worker else link.shard.paused):
+                found.append((link, queue))
+        return found
+
     def is_moving(self) -> bool:
         """Whether messages are in transit, or workers compute."""
-        return bool(self.queues()) or any(worker.state == "computing" for worker in self.workers)
+        return bool(self.deliverable()) or any(worker.state == "computing" for worker in self.workers)
 
     def round(self) -> None:
         """The supervisor checks the shards, messages arrive, workers compute."""

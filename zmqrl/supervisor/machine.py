@@ -194,8 +194,8 @@ class SupervisorMachine:
             self.shards.on_exit(process.number)
         elif self.state == "ending" and exited.status == 0:
             return []
-        # The shards may have told the worker that the run has ended before they could tell this supervisor.
-        dismissed = process.role == "worker" and exited.status == 0 and self.shards.some_at_stop
+        # The shards of a run with an end may have dismissed the worker before they could tell this supervisor.
+        dismissed = process.role == "worker" and exited.status == 0 and self.shards.stop_at is not None
         actions = self.processes.died(exited, now, counts=not dismissed, excused=dismissed)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)

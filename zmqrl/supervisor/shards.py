@@ -44,11 +44,6 @@ class Shards:
         return self.all_told and at_stop
 
     @property
-    def some_at_stop(self) -> bool:
-        """Whether at least one shard is known to have made the version to end at."""
-        return self.stop_at is not None and any(seen >= self.stop_at for seen in self.seen.values())
-
-    @property
     def ready(self) -> bool:
         """Whether every shard is up and holds the state of a version."""
         return not self.down and self.rollback is None
