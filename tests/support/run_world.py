@@ -468,14 +468,14 @@ class RunWorld(World):
             found[shard.number] = cast("list[Line]", read)
         return found
 
-    def judge(self) -> None:
-        """Apply the rules of ``zmqrl check-history``. For an ended run, also compare the summary."""
+    def judge(self, *, ended: bool = False) -> None:
+        """Apply the rules of ``zmqrl check-history``. If the run has ``ended``, also check its summary and checkpoint."""
         histories = self.lines()
         assert list(broken_rules(histories, together=True)) == []
-        if self.supervisor.over:
+        if ended:
             last = self.supervisor.checkpoint
-            ended = {"updates": last.version, "contributions": dict(zip(OUTCOMES, last.totals, strict=True))}
-            assert list(disagreements(histories, ended, together=True)) == []
+            summary = {"updates": last.version, "contributions": dict(zip(OUTCOMES, last.totals, strict=True))}
+            assert list(disagreements(histories, summary, together=True)) == []
             for shard, lines in histories.items():
                 if lines and last.weights:
                     assert lines[-1].crc32 == last.weights[shard], "the checkpoint has other weights"
@@ -526,7 +526,7 @@ class RunWorld(World):
             self.round()
         for shard in self.shards:
             shard.rewind(self.supervisor.checkpoint.version)
-        self.judge()
+        self.judge(ended=True)
 
     def where(self) -> str:
         machine = self.supervisor.machine
