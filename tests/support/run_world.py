@@ -469,7 +469,7 @@ class RunWorld(World):
         return found
 
     def judge(self, *, ended: bool = False) -> None:
-        """Apply the rules of ``zmqrl check-history``. If the run has ``ended``, also check its summary and checkpoint."""
+        """Apply the rules of ``zmqrl check-history``. If the run has ``ended``, also check its last checkpoint."""
         histories = self.lines()
         assert list(broken_rules(histories, together=True)) == []
         if ended:
