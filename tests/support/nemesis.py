@@ -135,7 +135,7 @@ class Attack:
 
     def _attack(self) -> None:
         """Wait for the phase of each burst, and undo faults in time, until the process ends."""
-        began_at, phase, ready = time.monotonic(), None, lambda: False
+        began_at, phase, ready = time.monotonic(), None, _never
         while self.process.poll() is None:
             if phase is None and self.bursts:
                 phase = self.bursts.pop(0)
@@ -308,6 +308,10 @@ FAULTS: Mapping[Callable[[Attack], str], int] = {
     Attack.lose_state: 1,
     Attack.tear_history: 1,
 }
+
+
+def _never() -> bool:
+    return False
 
 
 def _after_seconds(most: float) -> Callable[[Attack], Callable[[], bool]]:

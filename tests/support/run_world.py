@@ -489,8 +489,7 @@ class RunWorld(World):
             if path.cut:
                 path.cut = False
                 path.reconnect()
-        for process in (*self.shards, *self.workers):
-            process.paused = False
+        self.resume()
         for shard in self.shards:
             shard.crash_after, shard.torn = None, False
         for zombie in self.zombies:
@@ -501,6 +500,13 @@ class RunWorld(World):
                 self.start_worker(rank)
         for link in self.links:
             link.connect()
+
+    def resume(self) -> None:
+        """Continue all processes that are stopped."""
+        for shard in self.shards:
+            shard.paused = False
+        for worker in (*self.workers, *self.zombies):
+            worker.paused = False
 
     def must_get_on(self, versions: int = 2, within_s: float = 150.0) -> None:
         """Assert that every shard makes more versions, or that the run ends, soon after the faults."""

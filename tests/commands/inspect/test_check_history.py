@@ -224,7 +224,7 @@ def test_a_contribution_that_an_asynchronous_shard_used_twice_is_reported(tmp_pa
 @pytest.mark.parametrize("codec", ["f32", "bf16"])
 def test_a_checkpoint_with_other_weights_than_its_shards_published_is_reported(tmp_path: Path, codec: Codec) -> None:
     layout = Layout.of([("w", (100,))], 2)
-    initial = Checkpoint.initial(layout, np.arange(100, dtype=np.float32) / 7, "sgd", ("momentum",))
+    initial = Checkpoint.initial(layout, np.linspace(0, 1, 100, dtype=np.float32), "sgd", ("momentum",))
     checkpoint, histories = replace(initial, version=VERSIONS), whole()
     for cut, lines in zip(layout.slices, histories, strict=True):
         lines[-1]["crc32"] = zlib.crc32(encode(codec, initial.vector()[cut.start : cut.stop].copy()).data)
