@@ -5,11 +5,14 @@ BIN := .venv/bin
 PIP_ARGS ?=
 # The number of tests that run at the same time. Most tests wait for processes.
 JOBS ?= 3
+# The number of minutes that `make soak` takes, and the number of simulated runs of `make hunt`
+MINUTES ?= 30
+SEEDS ?= 100000
 PYTEST := $(BIN)/python -m pytest --dist loadfile
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help setup train check test test-hosts test-all coverage lint docs clean
+.PHONY: help setup train check test test-hosts test-all hunt soak coverage lint docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,7 +30,7 @@ train: setup ## train Breakout on this machine until Ctrl-C; or set ARGS="pong -
 	$(BIN)/zmqrl train $(or $(ARGS),breakout)
 
 check: lint ## lint, types and the tests that start no processes (under a minute)
-	$(PYTEST) -n 2 -m "not processes and not lab and not slurm and not slow" --hypothesis-profile=quick
+	$(PYTEST) -n 2 -m "not processes and not lab and not slurm and not slow and not soak" --hypothesis-profile=quick
 
 test: lint ## lint, types and all tests except slow ones and those on several hosts
 	$(PYTEST) -n $(JOBS)
@@ -37,6 +40,12 @@ test-hosts: setup ## the tests on several hosts: network lab and Slurm (root, De
 
 test-all: lint ## all tests, including slow ones, with more random examples
 	$(PYTEST) -n $(JOBS) -m "not soak" --hypothesis-profile=thorough --timeout 1800
+
+hunt: setup ## simulate many runs under random faults; SEEDS=100000
+	PYTHONPATH=tests $(BIN)/python -m support.hunt --seeds $(SEEDS)
+
+soak: setup ## attack real runs with random faults for a long time; MINUTES=30
+	MINUTES=$(MINUTES) $(PYTEST) -m soak -s --timeout 0
 
 coverage: setup ## the tests of `make test`, with a report of the lines they run
 	$(PYTEST) -n $(JOBS) --cov --cov-report=term-missing:skip-covered

@@ -12,6 +12,7 @@ from support.stand_ins import frame, received, stood_in
 
 from zmqrl.ps.schedule import elapsed_at
 from zmqrl.ps.shard import events as shard_events
+from zmqrl.ps.shard.history import line_of
 from zmqrl.ps.shard.machine import ShardMachine, ShardTiming
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.worker import events as worker_events
@@ -80,11 +81,14 @@ class ShardHost:
         self.machine: ShardMachine | None = None
         self.slots: list[Slot] = []  # the previous version and the newest
         self.sum: list[Slice] = []
+        self.history: list[dict[str, Any]] = []
         self.captured: Slot | None = None
         self.incarnation = 0
         self.crash_after: int | None = None  # the number of actions
+        self.torn = False  # the crash comes between the commit and the line in the history
+        self.paused = False
 
-    def start(self) -> None:
+    def start(self, *, frozen: bool = False) -> None:
         if self.machine is not None:
             return
         self.incarnation = self.world.number()
@@ -98,16 +102,33 @@ class ShardHost:
             secret=SECRET,
         )
         self.machine = ShardMachine(
-            identity, ShardTiming(), consistent=self.world.consistent, horizon=self.world.horizon
+            identity, ShardTiming(), consistent=self.world.consistent, horizon=self.world.horizon, frozen=frozen
         )
-        if self.slots:
+        if self.slots and (self._mend_history() or frozen):
             previous = self.slots[0].record.version if len(self.slots) > 1 else None
             self.feed(shard_events.StateRestored(self.slots[-1].record, recovered=True, previous=previous))
         for link in self.links():
             link.connect()
 
+    def _mend_history(self) -> bool:
+        """Stand-in for ``History.recover``. Returns whether the slots have the newest version that was made."""
+        record, last = self.slots[-1].record, self.history[-1] if self.history else None
+        version, generation = (0, 0) if last is None else (last["version"], last["generation"])
+        if version > record.version:
+            if generation >= record.generation:
+                return False
+            self.rewind(record.version)
+        elif version < record.version and record.ranks:
+            self.history.append(line_of(record, self.slots[-1].weights))
+        return True
+
+    def rewind(self, version: int) -> None:
+        """Stand-in for ``History.rewind``."""
+        while self.history and self.history[-1]["version"] > version:
+            self.history.pop()
+
     def crash(self, *, arrived: bool = True) -> None:
-        self.machine, self.captured, self.crash_after = None, None, None
+        self.machine, self.captured, self.crash_after, self.torn, self.paused = None, None, None, False, False
         self.sum.clear()
         for link in self.links():
             link.disconnect(arrived=arrived)
@@ -125,11 +146,14 @@ class ShardHost:
         machine = self.machine
         if machine is None:
             return
-        before, generation, version = self._accounted(), machine.generation, machine.version
-        actions = machine.handle(event, self.world.now)
-        if not isinstance(event, shard_events.ControlArrived) and not (
+        if isinstance(event, shard_events.ControlArrived | shard_events.Tick) or (
             isinstance(event, shard_events.StateRestored) and event.recovered
         ):
+            generation, version = machine.generation, machine.version
+            actions = machine.handle(event, self.world.now)
+        else:
+            before, generation, version = self._accounted(), machine.generation, machine.version
+            actions = machine.handle(event, self.world.now)
             arrived = isinstance(event, shard_events.GradientArrived)
             assert self._accounted() == before + arrived, "a contribution was not counted"
         assert (machine.generation, machine.version) >= (generation, version)
@@ -159,6 +183,10 @@ class ShardHost:
                 self.sum.append(slice)
             case shard_events.Update():
                 self._update(action.record)
+                if self.torn:
+                    self.crash()
+                    return
+                self.history.append(line_of(action.record, self.slots[-1].weights))
                 self.feed(shard_events.Updated(action.record))
             case shard_events.CommitAgain():
                 newest = self.slots[-1]
@@ -177,8 +205,13 @@ class ShardHost:
                 self._send(action.peer, worker_events.ControlArrived(self.number, snapshot, self._show(slot)))
             case shard_events.Capture():
                 self.captured = next(slot for slot in self.slots if slot.record.version == action.version)
+            case shard_events.SendChunk():
+                self._send_chunk(action.peer, action.request)
             case shard_events.TakeChunk():
-                self._load(action.message, int(action.payload))
+                load = action.message
+                self._load(load, int(action.payload))
+                loaded = m.Loaded(run=RUN, shard=self.number, generation=load.generation, offset=len(action.payload))
+                self._send(action.peer, worker_events.ControlArrived(self.number, loaded))
 
     def _update(self, record: shard_events.Record) -> None:
         at = (record.generation, self.number, record.version)
@@ -201,11 +234,20 @@ class ShardHost:
     def _load(self, load: m.Load, weights: int) -> None:
         view = shard_events.View(load.view, load.quorum, load.members)
         elapsed = elapsed_at(load.version, horizon=self.world.horizon, told=load.elapsed)
-        record = shard_events.Record.handed_over(load.generation, load.version, view, elapsed=elapsed)
+        totals = next(
+            (tuple(line["totals"]) for line in reversed(self.history) if line["version"] <= load.version), None
+        )
+        record = shard_events.Record.handed_over(
+            load.generation, load.version, view, totals or (0, 0, 0, 0), elapsed=elapsed
+        )
         at = (load.generation, self.number)
         assert at not in self.world.journal.loaded
         self.world.journal.loaded[at] = load.version, weights
         self.slots, self.captured = [Slot(record, weights)], None
+        if self.torn:
+            self.crash()
+            return
+        self.rewind(load.version)
         self.feed(shard_events.StateRestored(record, recovered=False))
 
     def _show(self, slot: Slot) -> "zmq.Frame":
@@ -232,24 +274,34 @@ class ShardHost:
         }
 
     def _publish(self, event: worker_events.PublicationArrived) -> None:
-        for link in self.links():
-            if link.up:
+        for link in self.world.links:
+            if link.shard is self and link.up:
                 link.publications.append(event)
 
-    def _send(self, peer: bytes, event: worker_events.ControlArrived) -> None:
-        if peer == SUPERVISOR:
-            self.world.supervisor.hear(self.number, event.message)
-        for link in self.links():
-            if link.up and link.peer == peer:
+    def _send_chunk(self, peer: bytes, fetch: m.Fetch) -> None:
+        answer: m.Message = m.Missing(run=RUN, shard=self.number, version=fetch.version)
+        payload = None
+        if self.captured is not None and self.captured.record.version == fetch.version:
+            payload = b"%d" % self.captured.weights
+            about = {"run": RUN, "shard": self.number, "version": fetch.version, "offset": 0}
+            answer = m.Chunk(**about, total=len(payload))  # type: ignore[arg-type]
+        self._send(peer, worker_events.ControlArrived(self.number, answer), payload)
+
+    def _send(self, peer: bytes, event: worker_events.ControlArrived, payload: bytes | None = None) -> None:
+        if peer == self.world.supervisor.peer(self.number):
+            self.world.supervisor.hear(self.number, event.message, payload)
+        for link in self.world.links:
+            if link.peer == peer and link.up:
                 link.answers.append(event)
 
 
 class WorkerHost:
     """One worker process: its computing thread and its links."""
 
-    def __init__(self, world: "World", rank: int) -> None:
+    def __init__(self, world: "World", rank: int, incarnation: int | None = None) -> None:
         self.world, self.rank = world, rank
-        self.incarnation = world.number()
+        self.incarnation = world.number() if incarnation is None else incarnation
+        self.paused = False
         self.state: Literal["idle", "pulling", "computing", "ended", "dead"] = "idle"
         self.above = -1
         self.weights: tuple[int, int] | None = None  # generation, version
@@ -300,6 +352,11 @@ class WorkerHost:
             assert self.weights is not None
             self.state, self.above = "idle", self.weights[1] - 1
 
+    def tick(self) -> None:
+        """Let time pass for the connection."""
+        self.write()
+        self.feed(worker_events.Tick())
+
     def write(self) -> None:
         """Report the sockets that can send again."""
         for link in self.links:
@@ -309,14 +366,19 @@ class WorkerHost:
     def feed(self, event: worker_events.Event) -> None:
         if not self.alive:
             return
-        before = [(shard.generation, shard.version) for shard in self.machine.shards]
-        for action in self.machine.handle(event, self.world.now):
+        machine = self.machine
+        before = [(shard.generation, shard.version) for shard in machine.shards]
+        actions = machine.handle(event, self.world.now)
+        if not actions and isinstance(event, worker_events.Tick):
+            return
+        for action in actions:
             self._do(action)
-        after = [(shard.generation, shard.version) for shard in self.machine.shards]
-        assert all(old <= new for old, new in zip(before, after, strict=True)), "a generation or version decreased"
-        tally = self.machine.tally
-        open_slices = [shard for shard in self.machine.shards if shard.push in ("pending", "sent") and shard.attempt]
-        assert tally.sent == tally.used + tally.unused + tally.unknown + len(open_slices)
+        open_slices = 0
+        for old, shard in zip(before, machine.shards, strict=True):
+            assert old <= (shard.generation, shard.version), "a generation or version decreased"
+            open_slices += shard.push in ("pending", "sent") and shard.attempt > 0
+        tally = machine.tally
+        assert tally.sent == tally.used + tally.unused + tally.unknown + open_slices
 
     def _do(self, action: worker_events.Action) -> None:
         match action:
@@ -334,7 +396,7 @@ class WorkerHost:
                 self.world.ends.add(action.version)
                 self.die("ended")
             case worker_events.Failed():
-                assert "no word from shard" in action.reason, action.reason
+                assert "no word from shard" in action.reason or self.world.may_be_refused(self), action.reason
                 self.die()
 
     def _send(self, shard: int, header: m.Gradient) -> None:

@@ -9,7 +9,6 @@ from support.stand_ins import received
 
 from zmqrl.ps.shard import events as shard_events
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.worker import events as worker_events
 
 ROUND_S = 0.25
 MOST_ROUNDS = 600
@@ -31,7 +30,10 @@ class Supervisor:
         self.elapsed = 0
         self.wanted: int | None = None
 
-    def hear(self, shard: int, message: m.Message) -> None:
+    def peer(self, shard: int) -> bytes:
+        return SUPERVISOR
+
+    def hear(self, shard: int, message: m.Message, payload: bytes | None = None) -> None:
         if isinstance(message, m.Stats):
             self.stats[shard] = message
 
@@ -120,6 +122,10 @@ class World:
             shard.start()
         self.workers = [WorkerHost(self, rank) for rank in range(workers)]
 
+    def may_be_refused(self, worker: WorkerHost) -> bool:
+        """Whether the shards have a reason to refuse this worker."""
+        return False
+
     def number(self) -> int:
         """A new, larger number for an incarnation or a connection."""
         self.numbers += 1
@@ -136,8 +142,7 @@ class World:
         for shard in self.shards:
             shard.feed(shard_events.Tick())
         for worker in self.workers:
-            worker.write()
-            worker.feed(worker_events.Tick())
+            worker.tick()
 
     def restart_worker(self, rank: int) -> None:
         """Replace the process of a worker that died, or that ended before a STOP was cancelled."""

@@ -3,7 +3,7 @@
 import os
 import socket as host_socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
 import zmq
@@ -17,6 +17,14 @@ from zmqrl.ps.wire.sockets import new_context, new_socket
 T = TypeVar("T")
 
 ASK_AGAIN_S = 0.5
+
+
+class NoAnswer(ClusterError):
+    """``shards`` did not answer a question that was repeated for a long time."""
+
+    def __init__(self, sentence: str, shards: Collection[int]) -> None:
+        super().__init__(sentence)
+        self.shards = shards
 
 
 class ShardControl:
@@ -100,7 +108,7 @@ class ShardControl:
 
         ``answer`` returns None for a message that is not the answer. The question is repeated, because the question or
         the answer may be lost. ``meanwhile`` is called repeatedly. If answers are missing after ``within_s``, raises a
-        ClusterError that names the silent shards.
+        NoAnswer that names the silent shards.
         """
         waiting = set(shards)
         answers: dict[int, T] = {}
@@ -113,7 +121,7 @@ class ShardControl:
             now = time.monotonic()
             if now >= deadline:
                 silent = ", ".join(f"shard {shard}" for shard in sorted(waiting))
-                raise ClusterError(f"{what}: no answer from {silent} within {within_s:g} s.")
+                raise NoAnswer(f"{what}: no answer from {silent} within {within_s:g} s.", waiting)
             if now >= ask_at:
                 ask_at = now + ASK_AGAIN_S
                 for shard in waiting:
@@ -206,14 +214,15 @@ class ShardControl:
     ) -> tuple[m.Message, bytes | None]:
         """Send one message to one shard and wait for its answer.
 
-        The message is not repeated. Raises ClusterError when the answer does not arrive in time.
+        The message is not repeated. HELLO goes before it: after a reconnect, the shard does not know who we are. Raises
+        ClusterError when the answer does not arrive in time.
         """
         socket = self.sockets[shard]
         deadline = time.monotonic() + within_s
         sent = False
         while time.monotonic() < deadline:
             if not sent:
-                sent = self.send(shard, message, payload)
+                sent = self.send(shard, self.hello()) and self.send(shard, message, payload)
             if not socket.poll(50 if sent else 5):
                 continue
             answer: tuple[m.Message, bytes | None] | None = None

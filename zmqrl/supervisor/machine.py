@@ -205,7 +205,9 @@ class SupervisorMachine:
         is_full = exited.status == DISK_IS_FULL and self.state != "starting"
         if is_full:
             self.shards.rollback_at = None  # a rollback waits, too
-        actions = self.processes.died(exited, now, counts=True, is_full=is_full)
+        # The shards of a run with an end may have dismissed the worker before they could tell this supervisor.
+        dismissed = process.role == "worker" and exited.status == 0 and self.shards.stop_at is not None
+        actions = self.processes.died(exited, now, counts=not dismissed, excused=dismissed, is_full=is_full)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1

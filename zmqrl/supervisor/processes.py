@@ -60,11 +60,14 @@ class Processes:
 
     # deaths and restarts
 
-    def died(self, exited: Exited, now: float, *, counts: bool, is_full: bool = False) -> list[e.Action]:
+    def died(
+        self, exited: Exited, now: float, *, counts: bool, excused: bool = False, is_full: bool = False
+    ) -> list[e.Action]:
         """A process died. Restart it after a delay, which doubles with each death in a row.
 
-        If ``counts``, this death can become the ``first_death``. If ``is_full``, the process ended because its disk is
-        full: the run waits for space.
+        If ``counts``, this death can become the ``first_death``. If ``excused``, the process had a good reason to end,
+        so it may do so as often as a process that is killed from outside. If ``is_full``, the process ended because its
+        disk is full: the run waits for space.
         """
         process = exited.process
         self.running.discard(process)
@@ -74,7 +77,8 @@ class Processes:
             self.first_death, self._first_death_at = exited, now
         if is_full:
             return [self._wait_for_space(exited, now)]
-        tally, most = (self._kills, KILLS_IN_A_ROW) if exited.status == -9 else (self._failures, FAILURES_IN_A_ROW)
+        excused = excused or exited.status == -9
+        tally, most = (self._kills, KILLS_IN_A_ROW) if excused else (self._failures, FAILURES_IN_A_ROW)
         died = tally[process] = tally.get(process, 0) + 1
         if died >= most:
             self.hopeless.add(process)

@@ -22,7 +22,7 @@ from zmqrl.observe.folding import Folded, Folding
 from zmqrl.observe.metrics import Counters
 from zmqrl.observe.stalls import Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
-from zmqrl.ps.control import ShardControl
+from zmqrl.ps.control import NoAnswer, ShardControl
 from zmqrl.ps.shard.history import History
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.sockets import SocketRole
@@ -503,6 +503,8 @@ class Supervisor:
                 if self.shards.rollback is not None or time.monotonic() >= give_up_at:
                     raise
                 self.console.notice(f"cannot write the last checkpoint yet: {error}")
+                for shard in error.shards if isinstance(error, NoAnswer) else ():  # hung: its successor may answer
+                    self.launcher.signal(shard_id(shard), signal.SIGKILL)
         for shard in self.shards.numbers:
             self.directory.state(shard).unlink(missing_ok=True)  # the checkpoint is complete
         self.directory.left.unlink(missing_ok=True)

@@ -1,16 +1,23 @@
 """``zmqrl check-history`` finds violations in manipulated histories. test_run.py checks histories of real runs."""
 
 import json
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.record_rig import run_directory, summary
 
 from zmqrl import cli
+from zmqrl.checkpoint import Checkpoint
 from zmqrl.commands.inspect.check_history import check
 from zmqrl.errors import UsageError
+from zmqrl.ps.layout import Layout
+from zmqrl.ps.wire.codec import encode
+from zmqrl.ps.wire.messages import Codec
 
 Line = dict[str, Any]
 Histories = list[list[Line]]
@@ -166,7 +173,10 @@ def test_shards_that_disagree_on_the_progress_of_a_version_are_reported(tmp_path
 
 def test_shards_in_asynchronous_mode_can_end_at_different_versions(tmp_path: Path) -> None:
     histories = [
-        [line(version, quorum=1, ranks=[version % 2], staleness=[3], generation=1) for version in range(1, last + 1)]
+        [
+            line(version, quorum=1, ranks=[version % 2], staleness=[min(1, version - 1)], generation=1)
+            for version in range(1, last + 1)
+        ]
         for last in (11, 13)
     ]
     assert check(ended(tmp_path / "run", histories, updates=11, used=24, mode="async")) == {
@@ -174,6 +184,67 @@ def test_shards_in_asynchronous_mode_can_end_at_different_versions(tmp_path: Pat
         "versions": 11,
         "violations": [],
     }
+
+
+def test_totals_that_are_not_the_sum_of_the_lines_are_reported(tmp_path: Path) -> None:
+    histories = [
+        [each | {"totals": [2 * each["version"], each["version"], 0, 0]} for each in lines] for lines in whole()
+    ]
+    assert violations(ended(tmp_path / "run", histories)) == []
+    for each in histories[1][8:]:
+        each["totals"] = [each["totals"][0] + 2, *each["totals"][1:]]
+    assert violations(ended(tmp_path / "other", histories)) == [
+        "shard 1: version 9 has the totals 20, 9, 0, 0 instead of 18, 9, 0, 0"
+    ]
+
+
+def test_a_version_that_one_shard_kept_through_a_rollback_is_reported(tmp_path: Path) -> None:
+    histories = whole()
+    histories[1][6]["generation"] = 1
+    assert violations(ended(tmp_path / "run", histories)) == [
+        "version 7 is of generation 2 on shard 0, but of generation 1 on shard 1"
+    ]
+
+
+def test_a_contribution_that_an_asynchronous_shard_used_twice_is_reported(tmp_path: Path) -> None:
+    histories = [
+        [line(version, quorum=1, ranks=[0], staleness=[0], generation=1) for version in range(1, VERSIONS + 1)]
+        for _ in range(2)
+    ]
+    assert violations(ended(tmp_path / "run", histories, used=24, mode="async")) == []
+    histories[0][5]["staleness"] = [1]
+    histories[1][7]["staleness"] = []
+    histories[1][8]["staleness"] = [0, 0]
+    assert violations(ended(tmp_path / "other", histories, used=24, mode="async")) == [
+        "shard 0: version 6 used a contribution of rank 0 that version 5 had used",
+        "shard 1: version 9 lists 2 ages of 1 contribution",
+    ]
+
+
+@pytest.mark.parametrize("codec", ["f32", "bf16"])
+def test_a_checkpoint_with_other_weights_than_its_shards_published_is_reported(tmp_path: Path, codec: Codec) -> None:
+    layout = Layout.of([("w", (100,))], 2)
+    initial = Checkpoint.initial(layout, np.linspace(0, 1, 100, dtype=np.float32), "sgd", ("momentum",))
+    checkpoint, histories = replace(initial, version=VERSIONS), whole()
+    for cut, lines in zip(layout.slices, histories, strict=True):
+        lines[-1]["crc32"] = zlib.crc32(encode(codec, initial.vector()[cut.start : cut.stop].copy()).data)
+    path = ended(tmp_path / "run", histories, wire={"codec": codec})
+    written = checkpoint.write(path / "checkpoints")
+    assert violations(path) == []
+    contributions = {"used": 48, "late": 24, "duplicate": 0, "rejected": 0, "skipped": 3}
+    told = summary(updates=VERSIONS, contributions=contributions, params_sha256="5")
+    (path / "summary.json").write_text(json.dumps(told), encoding="utf-8")
+    assert violations(path) == [
+        f"summary.json names parameters with the hash 5, but those of v00000012 have {checkpoint.params_sha256()}"
+    ]
+    (path / "summary.json").unlink()
+    histories[1][-1]["crc32"] += 1
+    other = ended(tmp_path / "other", histories, wire={"codec": codec})
+    checkpoint.write(other / "checkpoints")
+    assert violations(other) == ["shard 1: v00000012 does not hold the weights that were published as version 12"]
+    (written / "model.safetensors").write_bytes(b"")
+    (found,) = violations(path)
+    assert "model.safetensors is damaged" in found
 
 
 def test_the_command_prints_violations_and_exits_with_1_if_there_are_any(

@@ -1,28 +1,31 @@
-"""``zmqrl check-history``: check that a run's histories are complete, and agree with each other and the summary."""
+"""``zmqrl check-history``: check that the histories of a run agree with each other, its checkpoints and its summary."""
 
-import itertools
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
+
+from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.commands.output import print_json
 from zmqrl.errors import UsageError
 from zmqrl.observe.forms import SETTINGS, SUMMARY, read_object
 from zmqrl.observe.metrics import summed
 from zmqrl.process import interruptible
-from zmqrl.ps.shard.events import Totals
-from zmqrl.ps.shard.history import counts_of, parse_line
+from zmqrl.ps.shard.history_rules import Line, broken_rules, newest, total
+from zmqrl.ps.wire.codec import encode
+from zmqrl.ps.wire.messages import Codec
 from zmqrl.rundir import RunDirectory, not_a_run
 from zmqrl.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Check that the histories of a run are complete and agree with its summary.
+    """Check that the histories of a run are complete and agree with its checkpoints and its summary.
 
     Exit status: 0 without violations, 1 with violations.
     """
@@ -31,41 +34,6 @@ class Options:
     """The run directory."""
     json: bool = False
     """Print one JSON object."""
-
-
-COUNTED = {"late", "duplicate", "rejected", "crc32"}  # other methods check the other keys
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a history, which tells how one version was made.
-
-    ``number`` is the number of the line, from 1. ``made_at`` is the progress of the run at that version.
-    """
-
-    number: int
-    version: int
-    generation: int
-    view: int
-    quorum: int
-    ranks: list[int]
-    counts: Totals
-    made_at: int
-
-    @classmethod
-    def read(cls, number: int, raw: bytes) -> Self | None:
-        """Parse ``raw``. Returns None if ``raw`` is not a valid line."""
-        found = parse_line(raw)
-        if found is None or not found.keys() >= COUNTED:
-            return None
-        version, view, quorum, ranks = (found.get(name, -1) for name in ("version", "view", "quorum", "ranks"))
-        generation = found.get("generation", 0)  # lines that an older zmqrl wrote lack this key
-        made_at = found.get("made_at", 0)  # missing unless schedules follow the progress of the run
-        if not isinstance(ranks, list) or not version:
-            return None
-        if any(type(each) is not int or each < 0 for each in (version, generation, view, quorum, made_at, *ranks)):
-            return None
-        return cls(number, version, generation, view, quorum, ranks, counts_of(found), made_at)
 
 
 def command(arguments: list[str]) -> int:
@@ -107,24 +75,28 @@ def check(path: Path) -> dict[str, Any]:
         found = [
             *([] if history.exists() or directory.in_use() else ["there is no history"]),
             *(f"line {number} cannot be read" for number in unreadable),
-            *_faults(histories[shard]),
             *(
                 f"lines that could not be read were removed; the original file is kept as {aside.name}"
                 for aside in sorted(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
             ),
         ]
         violations += [f"shard {shard}: {sentence}" for sentence in found]
-    violations += _too_few(histories)
     together = settings.get("mode") != "async"
-    if together:
-        violations += _unequal_progress(histories)
+    violations += broken_rules(histories, together=together)
     if ended is not None:
-        violations += _disagreements(histories, ended, together=together)
+        violations += disagreements(histories, ended, together=together)
+    violations += _unlike_checkpoints(directory, histories, _codec(settings), ended)
     return {
         "shards": len(histories),
-        "versions": min((_newest(lines) for lines in histories.values()), default=0),
+        "versions": min((newest(lines) for lines in histories.values()), default=0),
         "violations": violations,
     }
+
+
+def _codec(settings: Mapping[str, Any]) -> Codec:
+    """The codec of the publications. Runs of an older zmqrl have float32 only."""
+    wire = settings.get("wire")
+    return "bf16" if isinstance(wire, dict) and wire.get("codec") == "bf16" else "f32"
 
 
 def _read(path: Path) -> tuple[list[Line], list[int]]:
@@ -139,91 +111,41 @@ def _read(path: Path) -> tuple[list[Line], list[int]]:
     return [line for _, line in read if line is not None], [number for number, line in read if line is None]
 
 
-def _newest(lines: Sequence[Line]) -> int:
-    return max((line.version for line in lines), default=0)
-
-
-def _faults(lines: Sequence[Line]) -> Iterator[str]:
-    """The violations in the history of one shard."""
-    listed: dict[int, int] = {}
-    newest = generation = 0
-    for line in lines:
-        version, ranks = f"version {line.version}", ", ".join(map(str, line.ranks))
-        if line.version in listed:
-            yield f"{version} is listed twice, in lines {listed[line.version]} and {line.number}"
-        elif line.version < newest:
-            yield f"{version} in line {line.number} comes after version {newest}"
-        if line.generation < generation:
-            yield f"{version} of generation {line.generation} comes after generation {generation}"
-        if len(set(line.ranks)) < len(line.ranks):
-            yield f"{version} used a rank twice: {ranks}"
-        elif line.ranks != sorted(line.ranks):
-            yield f"{version} has unsorted ranks: {ranks}"
-        if len(line.ranks) != line.quorum:
-            yield f"{version} used {counted(len(line.ranks), 'contribution')}, but its quorum is {line.quorum}"
-        listed.setdefault(line.version, line.number)
-        newest, generation = max(newest, line.version), max(generation, line.generation)
-    for before, after in itertools.pairwise([0, *sorted(listed)]):
-        if after == before + 2:
-            yield f"version {before + 1} is missing"
-        elif after > before + 2:
-            yield f"versions {before + 1} to {after - 1} are missing"
-
-
-def _too_few(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Report versions with fewer contributions than their view requires.
-
-    The required number is the most frequent number of contributions among the versions of the view. The count omits the
-    first version of a view on each shard: more contributions than a lower quorum needs may already have arrived.
-    """
-    counts: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
-    for lines in histories.values():
-        seen = set()
-        for line in lines:
-            view = line.generation, line.view
-            if view in seen:
-                counts[view][line.quorum] += 1
-            seen.add(view)
-    required = {view: max(found, key=lambda quorum: (found[quorum], -quorum)) for view, found in counts.items()}
-    for shard, lines in histories.items():
-        for line in lines:
-            quorum = required.get((line.generation, line.view), 0)
-            if line.quorum < quorum:
-                yield (
-                    f"shard {shard}: version {line.version} used {line.quorum} of the {quorum} contributions "
-                    f"that view {line.view} of generation {line.generation} requires"
-                )
-
-
-def _unequal_progress(histories: Mapping[int, Sequence[Line]]) -> Iterator[str]:
-    """Report versions for which the histories of the shards state different progress of the run."""
-    seen: dict[tuple[int, int], tuple[int, int]] = {}
-    for shard, lines in histories.items():
-        for line in lines:
-            first, made_at = seen.setdefault((line.generation, line.version), (shard, line.made_at))
-            if line.made_at != made_at:
-                yield (
-                    f"the progress of version {line.version} is {made_at} on shard {first}, "
-                    f"but {line.made_at} on shard {shard}"
-                )
-
-
-def _disagreements(
+def disagreements(
     histories: Mapping[int, Sequence[Line]], ended: Mapping[str, Any], *, together: bool
 ) -> Iterator[str]:
     """Contradictions between the histories and the summary. ``together``: all shards ended at the same version."""
     for shard, lines in histories.items():
-        if together and _newest(lines) != ended["updates"]:
-            newest, end = _newest(lines), ended["updates"]
-            yield f"shard {shard}: the history ends at version {newest}, but the run ended at {end}"
-    for outcome, count in summed(_total(lines) for lines in histories.values()).items():
+        last, end = newest(lines), ended["updates"]
+        if together and last != end:
+            yield f"shard {shard}: the history ends at version {last}, but the run ended at {end}"
+    for outcome, count in summed(list(total(lines)) for lines in histories.values()).items():
         told = ended["contributions"].get(outcome)
         if told != count:
             yield f"summary.json counts {told} contributions as {outcome}, but the histories count {count}"
 
 
-def _total(lines: Iterable[Line]) -> list[int]:
-    return [sum(column) for column in zip((0, 0, 0, 0), *(line.counts for line in lines), strict=True)]
+def _unlike_checkpoints(
+    directory: RunDirectory, histories: Mapping[int, Sequence[Line]], codec: Codec, ended: Mapping[str, Any] | None
+) -> Iterator[str]:
+    """Checkpoints that cannot be read, or that hold other weights than the shards published."""
+    published = {(shard, line.version): line.crc32 for shard, lines in histories.items() for line in lines}
+    for path in checkpoints(directory.checkpoints):
+        try:
+            checkpoint = Checkpoint.read(path)
+        except UsageError as error:
+            if path.exists():  # else the run has just replaced it by a newer one
+                yield str(error).rstrip(".")
+            continue
+        for shard, (cut, state) in enumerate(zip(checkpoint.layout.slices, checkpoint.states, strict=True)):
+            version = checkpoint.version_of(shard)
+            crc32 = zlib.crc32(encode(codec, np.frombuffer(state, "<f4", cut.count)).data)
+            if crc32 != published.get((shard, version), crc32):
+                yield f"shard {shard}: {path.name} does not hold the weights that were published as version {version}"
+        if ended is not None and checkpoint.version == ended["updates"]:
+            told, sha256 = ended.get("params_sha256"), checkpoint.params_sha256()
+            if told not in (None, sha256):
+                yield f"summary.json names parameters with the hash {told}, but those of {path.name} have {sha256}"
 
 
 def _report(found: Mapping[str, Any]) -> str:

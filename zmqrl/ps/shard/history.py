@@ -66,22 +66,7 @@ class History:
 
         Raises ClusterError when that fails, and leaves no part of the line in the file.
         """
-        line = {
-            "version": record.version,
-            "view": record.view.id,
-            "quorum": record.quorum,
-            "ranks": list(record.ranks),
-            "late": record.late,
-            "duplicate": record.duplicate,
-            "rejected": record.rejected,
-            "crc32": crc32,
-            "generation": record.generation,
-            "totals": list(record.totals),
-        }
-        if record.made_at:
-            line["made_at"] = record.made_at
-        if record.staleness:
-            line["staleness"] = list(record.staleness)
+        line = line_of(record, crc32)
         with self._writing():
             self._lines.write(line)
         self.last = line
@@ -194,6 +179,27 @@ class History:
         numbers = [number for number, (line, _) in enumerate(lines, start=before + 1) if line is None]
         what = f"line {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} lines from line {numbers[0]} on"
         self.news.append(f"{self.path}: {what} could not be read; the original file is kept as {aside.name}")
+
+
+def line_of(record: Record, crc32: int) -> Line:
+    """The line of a version. ``crc32`` is the checksum of its publication."""
+    line = {
+        "version": record.version,
+        "view": record.view.id,
+        "quorum": record.quorum,
+        "ranks": list(record.ranks),
+        "late": record.late,
+        "duplicate": record.duplicate,
+        "rejected": record.rejected,
+        "crc32": crc32,
+        "generation": record.generation,
+        "totals": list(record.totals),
+    }
+    if record.made_at:
+        line["made_at"] = record.made_at
+    if record.staleness:
+        line["staleness"] = list(record.staleness)
+    return line
 
 
 def parse_line(raw: bytes) -> Line | None:

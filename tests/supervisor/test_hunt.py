@@ -1,0 +1,168 @@
+"""Complete runs on virtual time, in which everything breaks at random: no rule is broken, and every run ends.
+
+``python -m support.hunt`` makes many more such runs: see CONTRIBUTING.md. Bugs that are planted in the state machines
+show that the hunt finds bugs.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support import hunt, run_world
+
+from zmqrl.ps.control import ShardControl
+from zmqrl.ps.shard import contributions
+from zmqrl.ps.shard.events import Totals, added
+from zmqrl.ps.shard.machine import ShardMachine
+from zmqrl.ps.shard.roster import Roster
+from zmqrl.ps.wire import messages as m
+from zmqrl.ps.worker.known_shard import KnownShard
+from zmqrl.supervisor import events as e
+from zmqrl.supervisor.salvage import to_save
+from zmqrl.supervisor.shards import Shards
+
+SEEDS = 2000
+PARTS = 8
+FOUND_WITHIN = 1000  # runs
+
+
+# `make check` makes only the runs of the first part.
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.processes) for part in range(1, PARTS))])
+def test_no_schedule_of_faults_breaks_a_rule_or_stops_a_run_for_good(part: int) -> None:
+    assert hunt.failures(range(part, SEEDS, PARTS)) == []
+
+
+def test_a_seed_always_gives_the_same_run() -> None:
+    stories: list[list[str]] = [[], []]
+    for story in stories:
+        hunt.play(4, story.append)
+    assert stories[0] == stories[1]
+    assert len(stories[0]) > 10
+
+
+def test_the_hunt_causes_every_fault() -> None:
+    counts = sum((hunt.play(seed).counts for seed in range(60)), start=Counter[str]())
+    assert len(counts) == 18
+    assert min(counts.values()) >= 5
+
+
+def test_a_failure_is_printed_with_the_command_that_replays_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(KnownShard, "need", lambda *_, **__: False)
+    seed = next(seed for seed in itertools.count() if hunt.failure(seed) is not None)
+    (why,) = hunt.failures([seed])
+    assert "AssertionError: stuck" in why
+    assert why.endswith(f"seed {seed}; to replay it: {hunt.replay(seed)}")
+    with pytest.raises(AssertionError, match="stuck"):
+        hunt.main(["--replay", str(seed)])
+    assert "s  the faults are over" in capsys.readouterr().out
+
+
+def judged(before: str, reason: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Plant a shard that uses contributions that it should judge as ``before`` for ``reason``."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        judge = ShardMachine._judge
+
+        def wrong(self: ShardMachine, event: Any) -> Any:
+            outcome, why = judge(self, event)
+            return ("used", "") if outcome == before and reason in why and self.state == "open" else (outcome, why)
+
+        patch.setattr(ShardMachine, "_judge", wrong)
+
+    return plant
+
+
+def never_resends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KnownShard, "need", lambda *_, **__: False)
+
+
+def keeps_what_a_rollback_undid(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KnownShard, "roll_back", lambda self, generation: setattr(self, "generation", generation))
+
+
+def serves_only_the_newest_version(patch: pytest.MonkeyPatch) -> None:
+    def newest(self: ShardMachine, peer: bytes, request: m.SnapshotRequest) -> Any:
+        self.previous = None
+        return snapshot(self, peer, request)
+
+    snapshot = ShardMachine._snapshot
+    patch.setattr(ShardMachine, "_snapshot", newest)
+
+
+def waits_for_the_dead_process_of_a_rank(patch: pytest.MonkeyPatch) -> None:
+    def replaced(self: Roster, rank: int, incarnation: int, now: float) -> bool:
+        worker = self.workers.get(rank)
+        return worker is not None and worker.incarnation is not None and incarnation < worker.incarnation
+
+    patch.setattr(Roster, "is_replaced", replaced)
+
+
+def forgets_late_contributions(patch: pytest.MonkeyPatch) -> None:
+    def without_late(totals: Totals, counts: Totals) -> Totals:
+        return added(totals, (counts[0], 0, *counts[2:]))
+
+    patch.setattr(contributions, "added", without_late)
+
+
+def ignores_lost_state(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Shards, "_must_roll_back", lambda self, why: None)
+
+
+def rolls_back_under_the_same_generation(patch: pytest.MonkeyPatch) -> None:
+    roll_back = Shards.roll_back
+
+    def same(self: Shards, *arguments: Any) -> list[e.Action]:
+        before = max(self.generation, 1)
+        actions = roll_back(self, *arguments)
+        self.generation = before
+        return [replace(each, generation=before) if isinstance(each, e.Load) else each for each in actions]
+
+    patch.setattr(Shards, "roll_back", same)
+
+
+def loads_without_a_hello(patch: pytest.MonkeyPatch) -> None:
+    exchange = ShardControl._exchange
+
+    def without(self: ShardControl, *arguments: Any, **options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as during:
+            send = self.send
+            during.setattr(self, "send", lambda n, *sent: isinstance(sent[0], m.Hello) or send(n, *sent), raising=False)
+            return exchange(self, *arguments, **options)
+
+    patch.setattr(ShardControl, "_exchange", without)
+
+
+def resumes_one_version_too_early(patch: pytest.MonkeyPatch) -> None:
+    def early(*arguments: Any, **options: Any) -> Any:
+        found = to_save(*arguments, **options)
+        return None if found is None else {shard: version - 1 for shard, version in found.items()}
+
+    patch.setattr(run_world, "to_save", early)
+
+
+PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "uses a contribution twice": judged("duplicate", "already held"),
+    "uses a contribution to the previous version": judged("late", "by 1 version"),
+    "uses a contribution that was rolled back": judged("late", "rolled back"),
+    "never resends": never_resends,
+    "keeps what a rollback undid": keeps_what_a_rollback_undid,
+    "serves only the newest version": serves_only_the_newest_version,
+    "waits for the dead process of a rank": waits_for_the_dead_process_of_a_rank,
+    "forgets late contributions": forgets_late_contributions,
+    "ignores lost state": ignores_lost_state,
+    "rolls back under the same generation": rolls_back_under_the_same_generation,
+    "loads without a HELLO": loads_without_a_hello,
+    "resumes one version too early": resumes_one_version_too_early,
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+def test_a_planted_bug_is_found(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    assert any(hunt.failure(seed) is not None for seed in range(FOUND_WITHIN)), "the bug was not found"

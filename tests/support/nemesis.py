@@ -1,0 +1,463 @@
+"""Hunts for faults in real runs: processes are killed and stopped, connections cut, disks filled, files damaged.
+
+A seed decides what happens to a run, and about when. However often the run is interrupted and resumed, it must end with
+the weights of a run without faults, bit by bit. From a shell:
+
+    PYTHONPATH=tests python -m support.nemesis --minutes 30     # many runs
+    PYTHONPATH=tests python -m support.nemesis --replay 17      # the run of one seed again
+"""
+
+import argparse
+import contextlib
+import heapq
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from support.network import Proxy
+from support.paths import ROOT
+from support.rig import damage_newest_slot, ending, eventually
+from support.run_rig import RunFiles
+
+from zmqrl.commands.inspect.check_history import check
+from zmqrl.ps.wire.sockets import SocketRole
+
+UPDATES = 240
+TRAINING = (
+    *("train", "cartpole", "--env", "support.still_env:Still-v0", "--loss", "support.still_env:loss", "--consistent"),
+    *("--workers", "2", "--ppo.rollout-steps", "16", "--straggle", "0:0.02", "--checkpoint.every-minutes", "0.03"),
+    *("--updates", str(UPDATES)),
+)
+ROLES: tuple[SocketRole, ...] = ("grad", "weights", "control")
+DETOURED = 1  # the rank of the worker whose connections pass through proxies
+STUCK_S = 180.0
+GONE_WITHIN_S = 30.0
+
+# Raised by a fault if its process or its file is not there yet, or no longer.
+NOT_THERE = (ProcessLookupError, FileNotFoundError, ValueError, KeyError, IndexError)
+
+Tell = Callable[[str], object]
+
+
+class Attack:
+    """One run under faults. ``tell`` gets a sentence about everything that happens."""
+
+    def __init__(self, seed: int, directory: Path, tell: Tell) -> None:
+        self.seed, self.directory, self.tell_more = seed, directory, tell
+        self.chance = random.Random(seed)
+        self.path = directory / "run"
+        self.files = RunFiles(self.path)
+        self.began_at = time.monotonic()
+        self.marker = f"SOAK={seed}-{os.getpid()}"
+        self.clock_file = directory / "clock"
+        self.shards = self.chance.choice([1, 2, 2, 3])
+        self.bursts = [self.chance.choice(list(PHASES)) for _ in range(self.chance.randint(2, 6))]
+        self.numbers = itertools.count()
+        self.to_undo: list[tuple[float, int, Callable[[], None]]] = []  # when, a number, how
+        self.damaged = False  # state was damaged since the last complete resume
+        self.faults = 0  # in this session
+
+    def tell(self, words: str) -> None:
+        self.tell_more(f"seed {self.seed} {time.monotonic() - self.began_at:6.1f} s  {words}")
+
+    def run(self, expected: str) -> None:
+        """Train under attack until the run has ended, then judge it. ``expected``: the SHA-256 of its weights."""
+        first = free_ports(3 * self.shards)
+        places = {
+            f"tcp://127.0.0.1:{first + 3 * shard + i}": (shard, ROLES[i])
+            for shard in range(self.shards)
+            for i in range(3)
+        }
+        with contextlib.ExitStack() as stack:
+            self.proxies = {place: Proxy(at) for at, place in places.items()}
+            for proxy in self.proxies.values():
+                stack.callback(proxy.close)
+            detours = {at: self.proxies[place].endpoint for at, place in places.items()}
+            options = ("--shards", str(self.shards), "--port-range", f"{first}-{first + 3 * self.shards - 1}")
+            self.environment = environment(
+                self.marker, CLOCK_FILE=str(self.clock_file), DETOUR_RANK=str(DETOURED), DETOURS=json.dumps(detours)
+            )
+            stack.callback(self._undo_all)
+            self.tell(f"{self.shards} shards; bursts of faults: {', '.join(self.bursts)}")
+            for session in itertools.count():
+                assert session < 20, "the run was resumed twenty times"
+                if self._session(session, ("--resume",) if (self.path / "config.json").exists() else (), options):
+                    break
+        self._judge(expected)
+
+    def _session(self, number: int, resume: tuple[str, ...], options: tuple[str, ...]) -> bool:
+        """Run until the process ends. Returns whether the run is complete."""
+        self.faults = 0
+        self.output = self.directory / f"session-{number}.out"
+        self.clock_file.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "support.detoured", *TRAINING, *options, "--run-dir", str(self.path), *resume]
+        self.tell(f"session {number} starts")
+        with (
+            self.output.open("wb") as out,
+            ending(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=self.environment,
+                    cwd=ROOT,
+                )
+            ) as self.process,
+        ):
+            self._attack()
+            status = self.process.wait()
+        self._undo_all()
+        self.tell(f"session {number} ended with status {status} at version {self._version()}")
+        eventually(lambda: not marked(self.marker), f"the end of processes {marked(self.marker)}", GONE_WITHIN_S)
+        said = self._said()
+        assert "Traceback" not in said, said
+        if status == 0 or f"has already reached {UPDATES}" in said:
+            return True
+        if (self.path / "left.json").exists() and f"remove {self.path}/left.json" in said:
+            assert self.damaged, said
+            self.tell("the state of the shards cannot become a checkpoint: resume from the last one")
+            (self.path / "left.json").unlink()
+        else:
+            assert self.faults, f"a session without faults ended with status {status}:\n{said}"
+        return False
+
+    def _attack(self) -> None:
+        """Wait for the phase of each burst, and undo faults in time, until the process ends."""
+        began_at, phase, ready = time.monotonic(), None, _never
+        while self.process.poll() is None:
+            if phase is None and self.bursts:
+                phase = self.bursts.pop(0)
+                ready = PHASES[phase](self)
+            if phase is not None and ready():
+                for _ in range(self.chance.choice([1, 1, 2, 3])):
+                    self._fault(phase)
+                phase, began_at = None, time.monotonic()
+            while self.to_undo and self.to_undo[0][0] <= time.monotonic():
+                heapq.heappop(self.to_undo)[2]()
+            assert time.monotonic() < began_at + STUCK_S, f"no end within {STUCK_S:g} s:\n{self._said()}"
+            time.sleep(0.02)
+
+    def _fault(self, phase: str) -> None:
+        fault = self.chance.choices(list(FAULTS), list(FAULTS.values()))[0]
+        self.faults += 1
+        with contextlib.suppress(*NOT_THERE):
+            self.tell(f"{phase}: {fault(self)}")
+
+    def _undo(self, within_s: float, how: Callable[[], None]) -> str:
+        seconds = self.chance.uniform(0.1, within_s)
+        heapq.heappush(self.to_undo, (time.monotonic() + seconds, next(self.numbers), how))
+        return f"for {seconds:.1f} s"
+
+    def _undo_all(self) -> None:
+        while self.to_undo:
+            heapq.heappop(self.to_undo)[2]()
+
+    def _said(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def _version(self) -> int:
+        return min(len(self.files.history(shard)) for shard in range(self.shards))
+
+    def _pid(self, role: str, number: int) -> int:
+        pid = self.files.cluster()[f"{role}s"][number]["pid"]
+        if pid is None:
+            raise ProcessLookupError
+        return int(pid)
+
+    def _victim(self) -> tuple[str, int]:
+        """A process of the run: its name and its id."""
+        who = self.chance.choice(["worker", "worker", "shard", "shard", "supervisor", "host daemon"])
+        if who == "supervisor":
+            return who, self.process.pid
+        if who == "host daemon":
+            pids = [pid for pid, command in marked(self.marker).items() if "hostd" in command]
+            if not pids:
+                raise ProcessLookupError
+            return who, pids[0]
+        number = self.chance.randrange(2 if who == "worker" else self.shards)
+        return f"{who} {number}", self._pid(who, number)
+
+    def _proxy(self) -> tuple[str, Proxy]:
+        shard, role = self.chance.choice(list(self.proxies))
+        return f"{role} connection between worker {DETOURED} and shard {shard}", self.proxies[shard, role]
+
+    # faults: each returns what it did
+
+    def kill(self) -> str:
+        name, pid = self._victim()
+        os.kill(pid, signal.SIGKILL)
+        return f"kill {name}"
+
+    def interrupt(self) -> str:
+        number = self.chance.choice([signal.SIGINT, signal.SIGTERM])
+        self.process.send_signal(number)
+        return f"send {number.name} to the supervisor"
+
+    def stop(self) -> str:
+        name, pid = self._victim()
+        os.kill(pid, signal.SIGSTOP)
+        return f"stop {name} {self._undo(6.0, lambda: _continue(pid))}"
+
+    def reset(self) -> str:
+        name, proxy = self._proxy()
+        proxy.cut(heal=True)
+        return f"reset the {name}"
+
+    def partition(self) -> str:
+        shard = self.chance.randrange(self.shards)
+        proxies = [proxy for (number, _), proxy in self.proxies.items() if number == shard]
+        for proxy in proxies:
+            proxy.cut()
+        return f"cut worker {DETOURED} off from shard {shard} {self._undo(6.0, lambda: _heal(*proxies))}"
+
+    def blackhole(self) -> str:
+        name, proxy = self._proxy()
+        proxy.flowing.clear()
+        return f"hold all data of the {name} {self._undo(6.0, lambda: _heal(proxy))}"
+
+    def cut_in_mid_frame(self) -> str:
+        name, proxy = self._proxy()
+        proxy.cut_after_bytes = self.chance.randrange(1, 20_000)
+        return f"cut the {name} after {proxy.cut_after_bytes} bytes"
+
+    def slow_down(self) -> str:
+        name, proxy = self._proxy()
+        proxy.delay_s = 0.05
+        return f"slow down the {name} {self._undo(4.0, lambda: setattr(proxy, 'delay_s', 0.0))}"
+
+    def fill_the_disk(self) -> str:
+        name, pid = self._victim()
+        limit, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1024, hard))
+
+        def free() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, hard))
+
+        return f"fill the disk of {name} {self._undo(4.0, free)}"
+
+    def step_the_clock(self) -> str:
+        seconds = self.chance.choice([-3600, -5, -1, 1, 5, 3600])
+        self.clock_file.write_text(str(seconds), encoding="utf-8")
+        return f"set the clock to {seconds} s from now"
+
+    def damage_state(self) -> str:
+        shard = self.chance.randrange(self.shards)
+        with self._stopped_shard(shard):
+            version = damage_newest_slot(self.path / "state" / f"shard-{shard}.slots")
+            self.damaged = True
+        return f"kill shard {shard} and damage version {version} of its state"
+
+    def lose_state(self) -> str:
+        shard = self.chance.randrange(self.shards)
+        with self._stopped_shard(shard):
+            (self.path / "state" / f"shard-{shard}.slots").unlink()
+            self.damaged = True
+        return f"kill shard {shard} and remove its state"
+
+    def tear_history(self) -> str:
+        shard = self.chance.randrange(self.shards)
+        with self._stopped_shard(shard), (self.path / "history" / f"shard-{shard}.jsonl").open("ab") as history:
+            history.write(b'{"version": 7, "vie')
+        return f"kill shard {shard} while it writes its history"
+
+    @contextlib.contextmanager
+    def _stopped_shard(self, shard: int) -> Iterator[None]:
+        """A shard that is killed at the end of the block."""
+        pid = self._pid("shard", shard)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+    # the end
+
+    def _judge(self, expected: str) -> None:
+        assert check(self.path)["violations"] == []
+        last = self.files.newest()
+        assert last.version == UPDATES
+        assert last.params_sha256() == expected, "the weights differ from those of a run without faults"
+        self.tell("every rule was kept, and the weights are those of a run without faults")
+
+
+FAULTS: Mapping[Callable[[Attack], str], int] = {
+    Attack.kill: 8,
+    Attack.stop: 4,
+    Attack.interrupt: 1,
+    Attack.reset: 2,
+    Attack.partition: 2,
+    Attack.blackhole: 2,
+    Attack.cut_in_mid_frame: 2,
+    Attack.slow_down: 1,
+    Attack.fill_the_disk: 2,
+    Attack.step_the_clock: 1,
+    Attack.damage_state: 2,
+    Attack.lose_state: 1,
+    Attack.tear_history: 1,
+}
+
+
+def _never() -> bool:
+    return False
+
+
+def _after_seconds(most: float) -> Callable[[Attack], Callable[[], bool]]:
+    def phase(attack: Attack) -> Callable[[], bool]:
+        at = time.monotonic() + attack.chance.uniform(0.0, most)
+        return lambda: time.monotonic() >= at
+
+    return phase
+
+
+def _after_versions(attack: Attack) -> Callable[[], bool]:
+    version = attack._version() + attack.chance.randint(1, 60)
+    return lambda: attack._version() >= version
+
+
+def _after_words(words: str) -> Callable[[Attack], Callable[[], bool]]:
+    def phase(attack: Attack) -> Callable[[], bool]:
+        count = attack._said().count(words)
+        return lambda: attack._said().count(words) > count
+
+    return phase
+
+
+def _while_rolling_back(attack: Attack) -> Callable[[], bool]:
+    """Damage the state of a shard, then wait until the supervisor rolls back."""
+    versions, rolling_back = _after_versions(attack), _after_words("go back to")(attack)
+    begun = False
+
+    def ready() -> bool:
+        nonlocal begun
+        if not begun and versions():
+            begun = True
+            attack.faults += 1
+            with contextlib.suppress(*NOT_THERE):
+                attack.tell(attack.damage_state())
+        return begun and rolling_back()
+
+    return ready
+
+
+# For each phase of a run: a function that returns whether the phase has come.
+PHASES: Mapping[str, Callable[[Attack], Callable[[], bool]]] = {
+    "at the start or a resume": _after_seconds(8.0),
+    "soon": _after_seconds(1.0),
+    "in training": _after_versions,
+    "at a checkpoint": _after_words("checkpoint of version"),
+    "in a rollback": _while_rolling_back,
+    "at the end": _after_words("stopping ("),
+}
+
+
+def environment(marker: str, **more: str) -> dict[str, str]:
+    """The environment of a run whose processes can be found by ``marker``."""
+    name, _, value = marker.partition("=")
+    path = [str(ROOT / "tests"), str(ROOT / "tests" / "support" / "stepped_clock"), str(ROOT)]
+    paths = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths, name: value, **more}
+
+
+def marked(marker: str) -> dict[int, str]:
+    """The running processes that have ``marker`` in their environment: process id and command."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marker.encode() in (place / "environ").read_bytes().split(b"\0"):
+                found[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` free ports, outside the range from which the kernel takes ports for clients."""
+    for first in random.Random().sample(range(20_000, 32_000, 10), 100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+    raise AssertionError("no free ports")
+
+
+def undisturbed(directory: Path) -> str:
+    """The SHA-256 of the weights of a run without faults."""
+    path = directory / "undisturbed"
+    command = [sys.executable, "-m", "zmqrl", *TRAINING, "--run-dir", str(path)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment("SOAK=0"), cwd=ROOT, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(RunFiles(path).summary()["params_sha256"])
+
+
+def attack(seed: int, directory: Path, expected: str, tell: Tell) -> None:
+    """Make the run of one seed. Raises AssertionError, with the command that replays the seed."""
+    place = directory / f"seed-{seed}"
+    place.mkdir(parents=True)
+    try:
+        Attack(seed, place, tell).run(expected)
+    except BaseException:
+        tell(f"seed {seed} failed; its files are in {place}; to replay it: {replay(seed)}")
+        raise
+    shutil.rmtree(place)
+
+
+def soak(minutes: float, directory: Path, first: int, tell: Tell) -> int:
+    """Attack runs with the seeds from ``first`` on, for a number of minutes. Returns the number of runs."""
+    until = time.monotonic() + 60 * minutes
+    expected = undisturbed(directory)
+    for seed in itertools.count(first):
+        if time.monotonic() >= until:
+            return seed - first
+        attack(seed, directory, expected, tell)
+    raise AssertionError
+
+
+def replay(seed: int) -> str:
+    return f"PYTHONPATH=tests {os.path.relpath(sys.executable)} -m support.nemesis --replay {seed}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m support.nemesis", description="Hunt for faults in real runs.")
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long to hunt, in minutes (default: 30)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="attack one run, with this seed")
+    options = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="zmqrl-soak-"))
+
+    def tell(text: str) -> None:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+    if options.replay is not None:
+        attack(options.replay, directory, undisturbed(directory), tell)
+    else:
+        tell(f"{soak(options.minutes, directory, options.first, tell)} runs, no fault found")
+    shutil.rmtree(directory)
+    return 0
+
+
+def _continue(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+def _heal(*proxies: Proxy) -> None:
+    for proxy in proxies:
+        proxy.heal()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
