@@ -193,10 +193,10 @@ def test_eval_prints_one_json_object_and_nothing_else(cartpole_run: Path) -> Non
 def test_eval_prints_a_score_with_everything_it_depends_on(
     breakout_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["eval", str(breakout_run), "--episodes", "2", "--seed", "3", "--greedy"]) == 0
+    assert cli.run(["eval", str(breakout_run), "--episodes", "2", "--seed", "3"]) == 0
     said = capsys.readouterr()
     first, second, third = said.out.splitlines()
-    assert first == "ALE/Breakout-v5, version 0 (0.0 minutes, 0 agent steps), greedy actions"
+    assert first == "ALE/Breakout-v5, version 0 (0.0 minutes, 0 agent steps), sampled actions"
     assert second.startswith("2 full games, seeds 3 to 4: mean ")
     assert third == f"scores: {BREAKOUT.envs.flavour()}"
     assert said.err == ""
