@@ -213,9 +213,9 @@ class SupervisorMachine:
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
         if process in hopeless and (process.role == "shard" or workers_left < needed):
             last_line = quoted(exited.log_tail.splitlines()[-1:])
-            hopeless = f"{process} {self._hopelessness(exited, now)} ({exited.how()}){last_line or '.'}"
+            why = f"{process} {self._hopelessness(exited, now)} ({exited.how()}){last_line or '.'}"
             too_long = f"the disk of {process} was full for {SPACE_WITHIN_S:g} s: free some space, then use --resume."
-            actions.append(e.Fail(too_long if is_full else hopeless))
+            actions.append(e.Fail(too_long if is_full else why))
         return actions
 
     def _hopelessness(self, exited: Exited, now: float) -> str:
