@@ -424,6 +424,7 @@ def test_an_error_about_damaged_checkpoints_gives_the_command_to_resume_from_an_
         assert shlex.split(move) == ["mv", str(found), str(checkpoints / f"damaged-v{version:08d}")]
         found.rename(checkpoints / f"damaged-v{version:08d}")
     assert shlex.split(resume) == ["zmqrl", "train", "--resume", "--run-dir", str(path)]
+    (path / "summary.json").touch()
     assert "--updates 7: " in refused.sentence(*shlex.split(resume)[1:], "--updates", "7"), "it resumes from there"
 
 
