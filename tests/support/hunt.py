@@ -337,6 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found += len(whys)
             for why in whys:
                 sys.stdout.write(f"{why}\n\n")
+                sys.stdout.flush()
     seconds = time.monotonic() - begun_at
     sys.stdout.write(
         f"{done} runs in {seconds:.0f} s ({done / seconds:.0f}/s on {options.jobs} cores): {found} failed\n"

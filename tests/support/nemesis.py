@@ -54,7 +54,7 @@ class Attack:
     """One run under faults. ``tell`` gets a sentence about everything that happens."""
 
     def __init__(self, seed: int, directory: Path, tell: Tell) -> None:
-        self.seed, self.directory, self.tell_more = seed, directory, tell
+        self.seed, self.directory, self._print = seed, directory, tell
         self.chance = random.Random(seed)
         self.path = directory / "run"
         self.files = RunFiles(self.path)
@@ -69,7 +69,7 @@ class Attack:
         self.faults = 0  # in this session
 
     def tell(self, words: str) -> None:
-        self.tell_more(f"seed {self.seed} {time.monotonic() - self.began_at:6.1f} s  {words}")
+        self._print(f"seed {self.seed} {time.monotonic() - self.began_at:6.1f} s  {words}")
 
     def run(self, expected: str) -> None:
         """Train under attack until the run has ended, then judge it. ``expected``: the SHA-256 of its weights."""
@@ -395,8 +395,9 @@ def undisturbed(directory: Path) -> str:
     """The SHA-256 of the weights of a run without faults."""
     path = directory / "undisturbed"
     command = [sys.executable, "-m", "zmqrl", *TRAINING, "--run-dir", str(path)]
+    with_marker = environment("SOAK=0")
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment("SOAK=0"), cwd=ROOT, text=True
+        command, stdin=subprocess.DEVNULL, capture_output=True, env=with_marker, cwd=ROOT, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return str(RunFiles(path).summary()["params_sha256"])
