@@ -32,6 +32,7 @@ COMMANDS = {
     "worker": Command("run.worker", "DIR/cluster.json", "join a run as an external worker"),
     "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
     "logs": Command("inspect.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
+    "serve": Command("inspect.serve", "[RUNS_DIR|RUN] [options]", "show runs on a live page in the browser"),
     "stop": Command("run.stop", "RUN", "end a run with a checkpoint"),
     "check-history": Command(
         "inspect.check_history",

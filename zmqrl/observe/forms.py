@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -127,6 +127,13 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
         what = f"line {damaged[0]}" + (f" and {len(damaged) - 1} more" if len(damaged) > 1 else "")
         notice(f"{path} is damaged: {what} cannot be read; the run continues without that data")
     return readable
+
+
+def parsed_lines(lines: Iterable[bytes], form: Form) -> Iterator[dict[str, Any]]:
+    """Parse lines of a file of JSON lines. Leaves out damaged lines."""
+    for found in map(_parsed, lines):
+        if isinstance(found, dict) and form.complaint(found) is None:
+            yield found
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, object]]:

@@ -142,10 +142,25 @@ class Recording:
     @classmethod
     def read(cls, directory: Path, versions: range = ALL) -> Self:
         """Read ``versions`` of ``DIR/profile``. A file that is cut off or damaged is read up to the damage."""
-        found: dict[tuple[str, int], ProcessRecording] = {}
+        return cls._of(((path, None) for path in segments(directory)), versions)
+
+    @classmethod
+    def tail(cls, directory: Path, blocks: int) -> Self:
+        """Read only about ``blocks`` of the newest blocks of each process, which has the same cost for a run of any
+        length.
+        """
+        by_process: dict[str, list[Path]] = {}
         for path in segments(directory):
+            by_process.setdefault(path.name.partition(".")[0], []).append(path)
+        return cls._of((path, blocks) for paths in by_process.values() for path in paths[-2:])
+
+    @classmethod
+    def _of(cls, files: Iterable[tuple[Path, int | None]], versions: range = ALL) -> Self:
+        """Read each file, or only the given number of its newest blocks."""
+        found: dict[tuple[str, int], ProcessRecording] = {}
+        for path, newest in files:
             about = None
-            for block in unpack(path.read_bytes()):
+            for block in unpack(path.read_bytes(), newest):
                 about = block.get("about", about)
                 if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:
                     break

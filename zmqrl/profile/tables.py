@@ -73,8 +73,21 @@ def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]
     return PREFIX.pack(len(body), zlib.crc32(body)) + body
 
 
-def unpack(data: bytes) -> Iterator[dict[str, Any]]:
-    """The blocks of a file, up to the first that is cut off or damaged."""
+def unpack(data: bytes, newest: int | None = None) -> Iterator[dict[str, Any]]:
+    """The blocks of a file, up to the first that is cut off or damaged. With ``newest``: the first block, which
+    describes the process, and that many of the newest blocks.
+    """
+    bodies = list(_bodies(data))
+    if newest is not None:
+        bodies[1:] = bodies[max(1, len(bodies) - newest) :]
+    for body in bodies:
+        block = msgpack.unpackb(zlib.decompress(body), strict_map_key=False)
+        tables = block.get("tables", {}).items()
+        block["tables"] = {name: _with_added(name, _unpack_table(packed)) for name, packed in tables}
+        yield block
+
+
+def _bodies(data: bytes) -> Iterator[bytes]:
     at = 0
     while at + PREFIX.size <= len(data):
         length, crc32 = PREFIX.unpack_from(data, at)
@@ -83,10 +96,7 @@ def unpack(data: bytes) -> Iterator[dict[str, Any]]:
         at += length
         if len(body) < length or zlib.crc32(body) != crc32:
             return
-        block = msgpack.unpackb(zlib.decompress(body), strict_map_key=False)
-        tables = block.get("tables", {}).items()
-        block["tables"] = {name: _with_added(name, _unpack_table(packed)) for name, packed in tables}
-        yield block
+        yield body
 
 
 def _with_added(name: str, table: Table) -> Table:
