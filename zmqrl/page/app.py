@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from zmqrl.json_lines import nulled
 from zmqrl.observe.records import differing
@@ -31,20 +31,23 @@ MOST_RUNS = 500  # in one chart
 def make_app(root: Path, *, token: str, address: str) -> Starlette:
     """The page of the runs at and below ``root``."""
     page = Page(Runs(root))
-    texts = [
-        Route("/", page.static),
-        Route("/static/{name:path}", page.static),
-        Route("/api/runs", page.runs),
-        Route("/api/charts", page.charts),
-        Route("/api/run", page.run),
-        Route("/api/timing", page.timing),
-        Route("/api/log", page.log),
-        Route("/api/settings", page.settings),
-    ]
     # Videos are not compressed: a browser asks for ranges of their bytes.
-    compressed = Starlette(routes=texts, middleware=[Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)])
+    compressed = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)]
+    texts = {
+        "/": page.static,
+        "/static/{name:path}": page.static,
+        "/api/runs": page.runs,
+        "/api/charts": page.charts,
+        "/api/run": page.run,
+        "/api/timing": page.timing,
+        "/api/log": page.log,
+        "/api/settings": page.settings,
+    }
     return Starlette(
-        routes=[Route("/video", page.video), Mount("/", compressed)],
+        routes=[
+            Route("/video", page.video),
+            *(Route(path, text, middleware=compressed) for path, text in texts.items()),
+        ],
         middleware=[Middleware(Guard, token=token, address=address)],
     )
 

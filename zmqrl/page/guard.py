@@ -21,8 +21,11 @@ HEADERS: Final = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-# A redirect by status would keep the address of the site that had the link, and a browser then sends no strict cookie.
-OPENED = '<!doctype html><html lang="en"><meta http-equiv="refresh" content="0;url=./"><title>zmqrl</title></html>'
+# After a redirect by status, a browser that came from another site would not send the strict cookie.
+OPENED = (
+    '<!doctype html><html lang="en"><meta http-equiv="refresh" content="0;url=./">'
+    '<link rel="icon" href="static/icon.svg"><title>zmqrl</title></html>'
+)
 
 
 class Guard:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from zmqrl.errors import UsageError
 from zmqrl.observe.folding import by_number
 from zmqrl.observe.forms import EVALUATION, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
@@ -225,15 +227,13 @@ def files_in(directory: Path) -> list[Path]:
 
 def _videos(directory: Path, record: RunRecord) -> Iterator[dict[str, Any]]:
     """Each video with the time of its version, which is unknown for a video of another name."""
+    known = [[0.0, *record.column(key).tolist()] for key in ("version", "wall_s", "agent_steps")]
     for path in files_in(directory):
         if path.suffix in VIDEOS:
             named = VIDEO_VERSION.fullmatch(path.stem)
             version = int(named[1]) if named else None
-            rows = (row for row in record.rows if version is not None and row["version"] >= version)
-            row = next(rows, record.rows[-1] if record.rows and version is not None else None)
-            yield {
-                "name": path.name,
-                "version": version,
-                "minutes": row["wall_s"] / 60 if row and version else 0.0 if version == 0 else None,
-                "agent_steps": row["agent_steps"] if row and version else 0 if version == 0 else None,
-            }
+            wall_s, agent_steps = (
+                None if version is None else float(np.interp(version, known[0], y)) for y in known[1:]
+            )
+            minutes = None if wall_s is None else wall_s / 60
+            yield {"name": path.name, "version": version, "minutes": minutes, "agent_steps": agent_steps}

@@ -36,8 +36,10 @@ export class Charts {
 
   // Marks of videos: [{x, label, chosen}].
   mark(marks) {
+    const changed = JSON.stringify(marks) !== JSON.stringify(this.marks);
     this.marks = marks;
-    this.figures.get("score")?.plot.plot?.redraw();
+    const plot = this.figures.get("score")?.plot.plot;
+    if (changed && plot?.status) plot.redraw(false, false); // a new plot draws itself, with its marks
   }
 
   draw(figure, chart) {
@@ -96,7 +98,7 @@ export class Charts {
           },
         },
       },
-      axes: [{ ...axis, values: (_, all) => all.map(short) }, { ...axis, size: 56, values: (_, all) => all.map(short) }],
+      axes: [{ ...axis, size: 30, values: (_, all) => all.map(short) }, { ...axis, size: 56, values: (_, all) => all.map(short) }],
       hooks: {
         draw: [(plot) => { drawEvaluations(plot, figure.evaluations); if (chart.name === "score") this.drawMarks(plot); }],
         ready: [(plot) => plot.over.addEventListener("click", (event) => {

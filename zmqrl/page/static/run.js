@@ -65,12 +65,12 @@ function showCurves(place, signal, name, onRun) {
     return video.minutes === null ? video.name : `minute ${number(video.minutes, 1)}`;
   }
 
-  function play(video) {
+  function play(video, begin = true) {
     playing = video.name;
     const source = `video?${new URLSearchParams({ run: name, name: video.name })}`;
     const told = `${label(video)}, version ${number(video.version)}`;
     player.replaceChildren(
-      video.name.endsWith(".gif") ? h("img", { src: source, alt: `a game of ${told}` }) : Object.assign(h("video", { src: source, controls: true, playsinline: true, "aria-label": `a game of ${told}` }), { muted: true, autoplay: true }),
+      video.name.endsWith(".gif") ? h("img", { src: source, alt: `a game of ${told}` }) : Object.assign(h("video", { src: source, controls: true, playsinline: true, "aria-label": `a game of ${told}` }), { muted: true, autoplay: begin }),
       h("p", {}, told));
     drawButtons();
     mark();
@@ -86,6 +86,7 @@ function showCurves(place, signal, name, onRun) {
     if (JSON.stringify(run.videos) !== JSON.stringify(videos)) {
       videos = run.videos;
       beside.hidden = !videos.length;
+      if (playing === null && videos.length) play(videos.at(-1), false);
       drawButtons();
       mark();
       arrange();

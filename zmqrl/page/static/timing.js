@@ -3,7 +3,7 @@
 import { poll } from "./api.js";
 import { h, number, scroll, short, table } from "./dom.js";
 
-const milliseconds = (seconds) => short(1e3 * seconds);
+const milliseconds = (seconds) => number(1e3 * seconds, seconds < 0.1 ? 2 : 0);
 const percent = (share) => `${number(100 * share, 1)} %`;
 
 export function showTiming(place, signal, name) {
