@@ -215,6 +215,8 @@ class Config:
     """Trackers to send the metrics to. Without a value: no tracker."""
     metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
     """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port)."""
+    page: bool = False
+    """Show the run on a live page in the browser, as `zmqrl serve` does, until it ends."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that workers compute on."""
     run_dir: Path | None = None

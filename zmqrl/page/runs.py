@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -148,11 +149,7 @@ class Runs:
             "row": record.rows[-1] if record.rows else None,
             "stalled": _sentence(stall),
             "failure": failure(run.log("supervisor")) if failed else None,
-            "evaluations": [
-                {"minutes": each.wall_s / 60, "low": each.low, "high": each.high, "mean": each.mean}
-                | {"version": each.version, "agent_steps": each.agent_steps, "episodes": each.episodes}
-                for each in record.evaluations
-            ],
+            "evaluations": [asdict(each) for each in record.evaluations],
             "videos": list(_videos(run.path / "videos", record)),
             "logs": logs(run.path),
         }

@@ -66,14 +66,16 @@ def _spans(timeline: Timeline, rank: int) -> dict[str, float]:
 
 
 def _hosts(processes: Iterable[ProcessRecording]) -> dict[str, Any]:
-    """By host: its cores, and the cores that each of its processes used in the newest recording."""
+    """By host: its cores and memory, and those that each of its processes used in the newest recording."""
     newest: dict[str, ProcessRecording] = {}
     for each in processes:
         newest[str(each.process)] = max(each, newest.get(str(each.process), each), key=lambda one: one.incarnation)
     hosts: dict[str, dict[str, Any]] = {}
     for name in sorted(newest, key=by_number):
         each = newest[name]
-        host = hosts.setdefault(each.host, {"cores": each.machine_cores, "memory": None, "processes": {}})
+        host = hosts.setdefault(
+            each.host, {"cores": each.machine_cores, "memory_kb": each.machine_memory_kb, "processes": {}}
+        )
         host["processes"][name] = _use(each)
     return hosts
 
@@ -81,4 +83,8 @@ def _hosts(processes: Iterable[ProcessRecording]) -> dict[str, Any]:
 def _use(each: ProcessRecording) -> Mapping[str, float | None]:
     machine = each.table("machine")
     elapsed_s = grown_s(machine, "at_us")
-    return {"cores": grown_s(machine, "process_cpu_us") / elapsed_s if elapsed_s > 0 else None, "memory": None}
+    memory_kb = machine["memory_kb"][-1:].tolist()
+    return {
+        "cores": grown_s(machine, "process_cpu_us") / elapsed_s if elapsed_s > 0 else None,
+        "memory_kb": memory_kb[0] if memory_kb and memory_kb[0] > 0 else None,
+    }

@@ -34,9 +34,10 @@ class ProcessRecording:
     """The recording of one process.
 
     ``clock`` identifies the monotonic clock of the process. ``cores`` is the number of cores that the process may use,
-    and ``machine_cores`` is the number of cores of its machine. ``parts`` has the histograms of each block, with the
-    time at which the block ends. ``earlier`` has the histograms of all blocks before ``parts[covered:]``, including
-    blocks of removed files. ``untraced`` counts the spans that belong to traced versions but had no room in the trace.
+    and ``machine_cores`` is the number of cores of its machine. Older recordings lack ``machine_memory_kb``. ``parts``
+    has the histograms of each block, with the time at which the block ends. ``earlier`` has the histograms of all
+    blocks before ``parts[covered:]``, including blocks of removed files. ``untraced`` counts the spans that belong to
+    traced versions but had no room in the trace.
     """
 
     process: ProcessId
@@ -46,6 +47,7 @@ class ProcessRecording:
     clock: str
     cores: int
     machine_cores: int
+    machine_memory_kb: int | None = None
     tables: dict[str, list[Table]] = field(default_factory=dict)
     earlier: Mapping[str, Any] = field(default_factory=dict)
     parts: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
@@ -175,6 +177,7 @@ class Recording:
                         clock=about["clock"],
                         cores=about["cores"],
                         machine_cores=about.get("machine_cores") or about["cores"],  # not known in older recordings
+                        machine_memory_kb=about.get("machine_memory_kb"),
                     ),
                 )
                 for name, table in block["tables"].items():

@@ -56,14 +56,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     # A worker has a row for each PONG. Sent and returned are on the worker's clock, received and answered on the
     # shard's clock.
     "pings": ("shard", "sent_at_us", "received_at_us", "answered_at_us", "returned_at_us"),
-    # A process adds a row at intervals: totals of the recording thread, the process, the machine and the control group.
-    "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us"),
+    # A process adds a row at intervals: totals of the recording thread, the process, the machine and the control group,
+    # and the resident memory of the process.
+    "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us", "memory_kb"),
     # Single spans in nanoseconds: every span with --profile, otherwise only the newest spans at intervals.
     "spans": ("name", "start_ns", "duration_ns", "version"),
 }
 
 # Columns that older recordings lack. When such a recording is read, their values are -1.
-ADDED: dict[str, tuple[str, ...]] = {"cycles": ("queued_us",)}
+ADDED: dict[str, tuple[str, ...]] = {"cycles": ("queued_us",), "machine": ("memory_kb",)}
 
 
 def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]) -> bytes:

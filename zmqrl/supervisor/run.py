@@ -28,6 +28,8 @@ from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.trackers import check_installed
+from zmqrl.page.beside import page_beside
+from zmqrl.page.server import check_installed as check_page_installed
 from zmqrl.process import interruptible, staying_here
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
@@ -59,6 +61,8 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     config.check()
     config = config.with_schedule()
     check_installed(config.trackers)
+    if config.page:
+        check_page_installed()
     with staying_here():
         spec = try_env(config.env, config.envs)
         initial = initial_checkpoint(config, spec)
@@ -91,7 +95,10 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
                 if replaced.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter)
+            with page_beside(directory) if config.page else contextlib.nullcontext() as url:
+                if url is not None:  # not a notice: the log of a run can have more readers than this screen
+                    sys.stdout.write(f"live page: {url}\n")
+                return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter)
 
 
 @contextlib.contextmanager

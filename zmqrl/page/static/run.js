@@ -91,7 +91,7 @@ function showCurves(place, signal, name, onRun) {
       mark();
       arrange();
     }
-    const shown = run.evaluations.map((each) => [number(each.minutes, 1), number(each.version), short(each.agent_steps), number(each.mean, 1), `${number(each.low, 1)} to ${number(each.high, 1)}`, number(each.episodes)]);
+    const shown = run.evaluations.map((each) => [number(each.wall_s / 60, 1), number(each.version), short(each.agent_steps), number(each.mean, 1), `${number(each.low, 1)} to ${number(each.high, 1)}`, number(each.episodes)]);
     const key = JSON.stringify(shown);
     if (evaluations.dataset.key !== key) {
       evaluations.dataset.key = key;

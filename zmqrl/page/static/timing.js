@@ -68,17 +68,17 @@ function strip(found, ranks) {
 }
 
 function hosts(found) {
-  const rows = Object.entries(found).flatMap(([host, { cores, processes }]) => {
+  const rows = Object.entries(found).flatMap(([host, { cores, memory_kb, processes }]) => {
     const used = Object.values(processes).map((each) => each.cores ?? 0).reduce((sum, each) => sum + each, 0);
-    const memory = Object.values(processes).map((each) => each.memory ?? 0).reduce((sum, each) => sum + each, 0);
-    const whole = { class: "differs", cells: [host, `${Object.keys(processes).length} processes`, `${number(used, 2)} of ${cores} cores`, megabytes(memory || null)] };
-    return [whole, ...Object.entries(processes).map(([process, use]) => ["", process, use.cores === null ? "–" : `${number(use.cores, 2)} cores`, megabytes(use.memory)])];
+    const memory = Object.values(processes).map((each) => each.memory_kb ?? 0).reduce((sum, each) => sum + each, 0);
+    const whole = { class: "differs", cells: [host, `${Object.keys(processes).length} processes`, `${number(used, 2)} of ${cores} cores`, memory ? `${megabytes(memory)} of ${megabytes(memory_kb)}` : "–"] };
+    return [whole, ...Object.entries(processes).map(([process, use]) => ["", process, use.cores === null ? "–" : `${number(use.cores, 2)} cores`, megabytes(use.memory_kb)])];
   });
   return table("hosts", ["host", "process", "CPU", "memory"], rows, { texts: ["process"] });
 }
 
-function megabytes(bytes) {
-  return bytes === null || bytes === undefined ? "–" : `${number(bytes / 1e6)} MB`;
+function megabytes(kilobytes) {
+  return kilobytes === null || kilobytes === undefined ? "–" : `${number(kilobytes / 1024)} MB`;
 }
 
 function heat() {
