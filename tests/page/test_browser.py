@@ -135,11 +135,11 @@ def test_the_curves_of_the_chosen_runs_are_drawn(page: "Page") -> None:
     legend = page.locator("#chart-score .u-legend .u-series:visible").all_inner_texts()
     assert len(legend) == 2  # minutes, and both seeds as one mean
     page.get_by_label("fold seeds into mean and spread").uncheck()
-    page.wait_for_function("document.querySelector('#chart-score .u-legend').innerText.includes('pong-2')")
+    page.wait_for_function("() => document.querySelector('#chart-score .u-legend').innerText.includes('pong-2')")
     page.get_by_label("agent steps", exact=True).check()
-    page.wait_for_function("document.querySelector('#chart-score .u-legend').innerText.includes('agent steps')")
+    page.wait_for_function("() => document.querySelector('#chart-score .u-legend').innerText.includes('agent steps')")
     page.get_by_label("draw pong-2").uncheck()
-    page.wait_for_function("!document.querySelector('#chart-score .u-legend').innerText.includes('pong-2')")
+    page.wait_for_function("() => !document.querySelector('#chart-score .u-legend').innerText.includes('pong-2')")
     assert "pong-1: now 199" in (page.locator("#chart-score .u-wrap").get_attribute("aria-label") or "")
 
 
@@ -162,14 +162,14 @@ def test_a_row_that_a_run_writes_is_shown(page: "Page", root: Path) -> None:
 def test_a_video_plays_beside_the_score_at_its_minute(page: "Page") -> None:
     show(page, "#/run?run=pong-1")
     page.get_by_role("button", name="minute 1.0").click()
-    page.wait_for_function("document.querySelector('video')?.currentTime > 0.2")
+    page.wait_for_function("() => document.querySelector('video')?.currentTime > 0.2")
     assert page.evaluate("document.querySelector('video').videoWidth") == 64
     # A click at the mark in the curve plays it, too.
     page.evaluate("document.querySelector('video').pause()")
     plot = page.locator("#chart-score .u-over")
     width = (plot.bounding_box() or {})["width"]
     plot.click(position={"x": width * 60 / 199, "y": 20})
-    page.wait_for_function("!document.querySelector('video').paused")
+    page.wait_for_function("() => !document.querySelector('video').paused")
 
 
 def test_a_failed_run_says_why_it_ended_and_lists_its_evaluations(page: "Page") -> None:
@@ -195,7 +195,7 @@ def test_a_log_follows_the_process(page: "Page", root: Path) -> None:
         file.writelines(f"line {number}\n" for number in range(300))
     log.get_by_text("line 299").wait_for()
     page.wait_for_function(
-        "(log => log.scrollTop + log.clientHeight > log.scrollHeight - 5)(document.querySelector('.log'))"
+        "() => (log => log.scrollTop + log.clientHeight > log.scrollHeight - 5)(document.querySelector('.log'))"
     )
     (root / "pong-1" / "logs" / "worker-0.log").write_text("<b>of the worker</b>\n")
     page.get_by_label("process").select_option("worker-0")
@@ -214,6 +214,7 @@ def test_the_settings_of_two_runs_are_side_by_side(page: "Page") -> None:
 
 def test_the_keyboard_reaches_everything(page: "Page") -> None:
     show(page, "#/")
+    page.reload()
     page.wait_for_selector("#chart-score canvas")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"

@@ -1,6 +1,7 @@
 """Lines that are read at even distances from a long file."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_sample_of_a_long_file_is_even(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"".join(b"%010d\n" % number for number in range(10_000)))
     numbers = [int(line) for line in sample_lines(path, 100)]
-    gaps = [after - before for before, after in zip(numbers, numbers[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(numbers)]
     assert len(numbers) == 101
     assert set(gaps[:-1]) <= {99, 100, 101}
 

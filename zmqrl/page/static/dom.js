@@ -16,7 +16,7 @@ export function table(caption, columns, rows, options = {}) {
   const head = h("tr", {}, columns.map((column) => h("th", { scope: "col", class: options.texts?.includes(column) && "text" }, column)));
   const body = rows.map((cells) => h("tr", { class: cells.class }, (cells.cells ?? cells).map((cell, i) =>
     cell instanceof Element && /^T[DH]$/.test(cell.tagName) ? cell
-      : h(i ? "td" : "th", { scope: i ? null : "row", class: options.texts?.includes(columns[i]) && "text" }, cell))));
+      : h(i || !cell ? "td" : "th", { scope: i || !cell ? null : "row", class: options.texts?.includes(columns[i]) && "text" }, cell))));
   return scroll(caption, h("table", { class: options.class ?? "data" }, h("caption", {}, caption), h("thead", {}, head), h("tbody", {}, body)));
 }
 
