@@ -252,6 +252,24 @@ def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -
     assert page.url.partition("token=")[2] not in (run / "logs" / "page.log").read_text()
 
 
+@pytest.mark.slow
+def test_a_run_shows_itself_while_it_trains(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", "--ppo.rollout-steps", "32", "--page"]
+    command += ["--run-dir", str(tmp_path / "run")]
+    with ending(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as run:
+        assert run.stdout is not None
+        address = next(line for line in run.stdout if line.startswith("live page: ")).split()[2]
+        page = ServedPage(address, run)
+        eventually(lambda: _answers(page), "the page answers")
+        eventually(lambda: bool(page.json("runs")["runs"][0]["version"]), "the first row is shown", 2 * WITHIN_S)
+        assert page.json("runs")["runs"][0]["state"] == "running"
+        run.send_signal(signal.SIGINT)
+        assert run.wait(2 * WITHIN_S) == 130
+        assert not _answers(page)
+    token = address.partition("token=")[2]
+    assert not [path for path in (tmp_path / "run" / "logs").iterdir() if token in path.read_text()]
+
+
 def _answers(page: ServedPage) -> bool:
     try:
         page.open()

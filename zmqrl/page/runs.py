@@ -15,6 +15,7 @@ from zmqrl.observe.folding import by_number
 from zmqrl.observe.forms import EVALUATION, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
 from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage
 from zmqrl.observe.stalls import Stall
+from zmqrl.page.charts import COLUMNS
 from zmqrl.page.sampling import sample_lines
 from zmqrl.rundir import LOCK, RunDirectory, is_locked
 
@@ -23,6 +24,10 @@ LOOK_EVERY_S = 1.0
 LOOK_SHARE = 10  # a slow search of directories may use a tenth of the time
 STARTING_S = 300.0
 POINTS = 400  # rows of metrics.jsonl in a curve
+KEPT: Final = (
+    *("version", "wall_s", "agent_steps", "episodes", "gradients", "updates_per_s", "contributions"),
+    *(column for _, column in COLUMNS.values()),
+)
 VIDEOS: Final = {".mp4": "video/mp4", ".gif": "image/gif"}
 VIDEO_VERSION = re.compile(r"(?:.*-)?v(\d+)", re.ASCII)
 
@@ -98,11 +103,15 @@ class Runs:
         return "starting" if is_new and not run.left.exists() else "killed"
 
     def record(self, name: str) -> RunRecord:
-        """The settings, about ``POINTS`` rows, the evaluations and the summary of a run. Skips damaged lines."""
+        """The settings, about ``POINTS`` rows, the evaluations and the summary of a run. Leaves out damaged lines, and
+        the metrics that the page does not show.
+        """
         run = self.find(name)
 
         def read() -> RunRecord:
-            rows = lineage(parsed_lines(sample_lines(run.metrics, POINTS), ROW))
+            found = parsed_lines(sample_lines(run.metrics, POINTS), ROW)
+            # Without the other metrics, a hundred runs fit into little memory.
+            rows = lineage({key: row[key] for key in KEPT if key in row} for row in found)
             return RunRecord(
                 path=run.path,
                 settings=self._settings(name),

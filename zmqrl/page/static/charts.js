@@ -63,7 +63,7 @@ export class Charts {
     const evaluations = chart.name === "score" ? groups.flatMap((group, index) => group.evaluations.map((each) => ({ ...each, index }))) : [];
     figure.evaluations = evaluations;
     const key = JSON.stringify([series.map((each) => [each.label, each.stroke, each.width]), bands.length, this.axis]);
-    if (figure.plot.plot && figure.key === key) figure.plot.plot.setData(data);
+    if (figure.plot.plot && figure.key === key) update(figure.plot.plot, data);
     else {
       figure.plot.plot?.destroy();
       figure.key = key;
@@ -135,6 +135,14 @@ export class Charts {
       plot.plot?.destroy();
     }
   }
+}
+
+// New data, in the part of the axis that the user has zoomed into.
+function update(plot, data) {
+  const [before, { min, max }] = [plot.data[0], plot.scales.x];
+  const zoomed = before.length > 1 && (min > before[0] || max < before.at(-1));
+  plot.setData(data, !zoomed);
+  if (zoomed) plot.redraw();
 }
 
 function drawEvaluations(plot, evaluations) {
