@@ -64,7 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "2026-01-05 10:12:09 failed: worker-3 died\nThe first to fail was shard-1\n"
     )
     (run / "videos").mkdir()
-    frames = [np.full((64, 64, 3), 4 * i, np.uint8) for i in range(40)]
+    frames: list[Any] = [np.full((64, 64, 3), 4 * i, np.uint8) for i in range(40)]
     imageio.mimwrite(run / "videos" / "minute-001-v00000600.mp4", frames, fps=20, codec="libx264", macro_block_size=1)
     write_recording(run / "profile", synthetic_run(versions=80, worker_extra_s={("gradient", 2): 0.05}))
     return root

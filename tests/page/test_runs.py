@@ -69,7 +69,12 @@ def test_a_run_whose_supervisor_is_gone_is_killed_and_its_lock_is_left_alone(
     directory = RunDirectory(run_directory(root / "left", [row(1)], summary=summary()))
     directory.cluster.write_text("{}")
     runs, asked = Runs(root), list[Path]()
-    monkeypatch.setattr(runs_module, "is_locked", lambda path: bool(asked.append(path)))
+
+    def is_locked(path: Path) -> bool:
+        asked.append(path)
+        return False
+
+    monkeypatch.setattr(runs_module, "is_locked", is_locked)
     assert [runs.state("left") for _ in range(3)] == ["killed"] * 3
     assert len(asked) == 1
     assert runs.overview("left")["exit_reason"] is None  # that was the end of an earlier session

@@ -165,11 +165,14 @@ def test_a_log_is_followed_line_by_line(page: ServedPage, root: Path) -> None:
 
 def test_a_new_run_and_a_new_row_appear(page: ServedPage, root: Path) -> None:
     run = run_directory(root / "new", [row(1)])
-    names = lambda: {each["name"]: each["version"] for each in page.json("runs")["runs"]}  # noqa: E731
-    eventually(lambda: names().get("new") == 10, "the new run is listed")
+
+    def versions() -> dict[str, int]:
+        return {each["name"]: each["version"] for each in page.json("runs")["runs"]}
+
+    eventually(lambda: versions().get("new") == 10, "the new run is listed")
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row(5)) + "\n")
-    assert names()["new"] == 50
+    assert versions()["new"] == 50
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -98,7 +98,7 @@ def write_recording(directory: Path, processes: Sequence[ProcessRecording]) -> P
             "spans": [],
         }
         parts = {name: np.array_split(rows[0], BLOCKS_WRITTEN) for name, rows in each.tables.items()}
-        blocks = []
+        blocks: list[bytes] = []
         for number in range(BLOCKS_WRITTEN):
             tables = {name: part[number].tolist() for name, part in parts.items()}
             at_us = 5_000_000 * number

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -129,11 +129,13 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
     return readable
 
 
-def parsed_lines(lines: Iterable[bytes], form: Form) -> Iterator[dict[str, Any]]:
-    """Parse lines of a file of JSON lines. Leaves out damaged lines."""
+def parsed_lines(lines: Iterable[bytes], form: Form, keys: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Parse lines of a file of JSON lines. Leaves out damaged lines. With ``keys``, checks and returns only those."""
     for found in map(_parsed, lines):
-        if isinstance(found, dict) and form.complaint(found) is None:
-            yield found
+        if isinstance(found, dict):
+            kept = found if keys is None else {key: found[key] for key in keys if key in found}
+            if form.complaint(kept) is None:
+                yield kept
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, object]]:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from zmqrl.json_lines import nulled
 from zmqrl.observe.records import differing
-from zmqrl.page.charts import charts
+from zmqrl.page.charts import XAxis, charts
 from zmqrl.page.following import follow
 from zmqrl.page.guard import Guard
 from zmqrl.page.runs import VIDEOS, Runs, files_in, stamp
@@ -79,7 +79,7 @@ class Page:
     def charts(self, request: Request) -> Response:
         """The curves of the chosen runs."""
         names, runs = self._named(request), self._runs
-        x = "agent_steps" if request.query_params.get("x") == "agent_steps" else "minutes"
+        x: XAxis = "agent_steps" if request.query_params.get("x") == "agent_steps" else "minutes"
         fold = request.query_params.get("fold") != "no"
         changed = tuple(runs.stamp(name) for name in names)
         return _json(request, changed, lambda: charts(names, [runs.record(name) for name in names], x, fold=fold))

@@ -38,6 +38,8 @@ def run(options: Options) -> int:
     if not options.directory.is_dir():
         raise UsageError(f"{options.directory} is not a directory: name a run directory, or a directory of runs.")
     with listen(options.address, options.port) as listener:
+        import zmqrl.page.app  # noqa: F401 - takes longer than the rest: done before the address is printed
+
         server = PageServer(options.directory, listener)
         sys.stdout.write(f"{server.url}\n")
         if ipaddress.ip_address(options.address).is_loopback:
