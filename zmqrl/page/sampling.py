@@ -43,26 +43,26 @@ def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
     """The line after each of ``most`` even offsets, each line once, and the last line before ``end``."""
     begun = -1
     for i in range(most):
-        # The line after the newline at or before this offset: the first line for the first offset.
-        start = _after_newline(file, i * end // most, end) if i else 0
+        start, line = _next_line(file, i * end // most, end)
         if begun < start < end:
             begun = start
-            yield _line(file, start, end)
+            yield line
     last = end - 1 - len(_last_part(file, end - 1))
     if last > begun:
-        yield _line(file, last, end)
+        yield os.pread(file, end - 1 - last, last)
 
 
-def _after_newline(file: int, offset: int, end: int) -> int:
-    """The offset of the first line that begins after ``offset``."""
-    while offset < end:
-        at = os.pread(file, min(BLOCK_BYTES, end - offset), offset).find(b"\n")
-        if at >= 0:
-            return offset + at + 1
-        offset += BLOCK_BYTES
-    return end
-
-
-def _line(file: int, start: int, end: int) -> bytes:
-    """The line that begins at ``start``, without its newline."""
-    return os.pread(file, _after_newline(file, start, end) - start - 1, start)
+def _next_line(file: int, offset: int, end: int) -> tuple[int, bytes]:
+    """The offset and the text of the first line that begins after ``offset``, or at 0. The part before ``end`` has only
+    complete lines.
+    """
+    size = 2 * BLOCK_BYTES  # most lines need only one read
+    while True:
+        part = os.pread(file, min(size, end - offset), offset)
+        start = part.find(b"\n") + 1 if offset else 0
+        stop = part.find(b"\n", start)
+        if (start or not offset) and stop >= 0:
+            return offset + start, part[start:stop]
+        if offset + size >= end:
+            return end, b""
+        size *= 2
