@@ -292,8 +292,8 @@ def write_table(rows: Sequence[dict[str, Any]]) -> None:
             for row in rows
         ),
         "",
-        f"Median error {statistics.median(errors):.1%} (at most {MEDIAN_ERROR:.0%} is required), "
-        f"worst {errors[-1]:.1%} (at most {WORST_ERROR:.0%}): {'met' if met else '**missed**'}. "
+        f"Median error {statistics.median(errors):.1%} (limit {MEDIAN_ERROR:.0%}), "
+        f"worst {errors[-1]:.1%} (limit {WORST_ERROR:.0%}): {'met' if met else '**missed**'}. "
         f"Median Kolmogorov-Smirnov distance {statistics.median([row['ks'] for row in rows]):.2f}.",
     ]
     page = PAGE.read_text(encoding="utf-8")

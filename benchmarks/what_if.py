@@ -48,10 +48,10 @@ CASES = (
         f"{WAITING} --workers 2 --shards 2 --straggle 0:0.1 --straggle 1:0.2",
     ),
     Case(
-        "one backup more, like rank 0",
+        "one backup more, like rank 1",
         f"{WAITING} {THREE}",
         Changes(backups=1),
-        f"{WAITING} {THREE} --backups 1 --straggle 3:0.06",
+        f"{WAITING} {THREE} --backups 1 --straggle 3:0.1",
     ),
     Case(
         "pauses half as long",

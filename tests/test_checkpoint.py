@@ -1,4 +1,4 @@
-"""The files of a run: checkpoints are complete or ignored, and a directory belongs to one run at a time."""
+"""The files of a run: incomplete checkpoints are ignored, and a directory belongs to one run at a time."""
 
 import json
 import shutil
@@ -128,7 +128,7 @@ def test_a_manifest_whose_version_differs_from_its_directory_is_damaged(tmp_path
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["version"] += 1
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match=f"manifest.json is damaged: it says version {manifest['version']}"):
+    with pytest.raises(UsageError, match=f"manifest.json is damaged: it is for version {manifest['version']}"):
         Checkpoint.read(path)
 
 

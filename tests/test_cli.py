@@ -326,7 +326,7 @@ def test_resuming_shards_at_different_versions_in_synchronous_mode_is_refused(re
     assert sentence == f"zmqrl: the shards of {path} are at versions 40 to 43: resume with --mode async.\n"
 
 
-COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()
+COUNTERS = Counters(version=40, agent_steps=5000).to_json()
 
 
 @pytest.mark.parametrize(
@@ -340,6 +340,7 @@ COUNTERS = Counters(version=40, agent_steps=5000, scores=(9.0,) * 50).to_json()
 )
 def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:
     path = finished_run(refused.where / "run", counters=COUNTERS)
+    (path / "evaluations.jsonl").write_text('{"version": 40, "mean": 9.0}\n', encoding="utf-8")
     assert names.format(path) in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
 
 
@@ -423,7 +424,7 @@ def test_options_of_a_resumed_run_change_its_own_settings_and_not_those_of_a_rec
         assert (optimizer.final_learning_rate, optimizer.schedule_updates) == (1e-4, 90)
 
 
-def test_unknown_settings_of_another_zmqrl_version_are_refused_with_their_file(refused: Refused) -> None:
+def test_an_error_names_the_file_with_unknown_settings_of_another_zmqrl_version(refused: Refused) -> None:
     path = finished_run(refused.where / "run")
     settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
     (path / "config.json").write_text(json.dumps(settings | {"foo": 1}), encoding="utf-8")

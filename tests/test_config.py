@@ -214,9 +214,7 @@ HOUR = ScheduleConfig(default_minutes=60.0)
         ({"consistent": True, "updates": 500, "minutes": 10.0}, {"updates": 500}),
     ],
 )
-def test_schedules_end_at_the_limits_of_the_run_or_else_of_its_recipe(
-    changes: dict[str, Any], end: dict[str, Any]
-) -> None:
+def test_schedules_end_at_the_limits_of_the_run_or_of_its_recipe(changes: dict[str, Any], end: dict[str, Any]) -> None:
     config = Config(optimizer=FALLING, schedule=HOUR, **changes)
     given = config.with_schedule()
     assert given == dataclasses.replace(config, schedule=dataclasses.replace(HOUR, **end))

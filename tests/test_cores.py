@@ -1,4 +1,4 @@
-"""The cores of a process: those that it is bound to, up to the quota of its control groups. OpenMP takes none away."""
+"""The cores that a process can use. Its CPU binding and the quota of its control groups limit them. OpenMP does not."""
 
 import contextlib
 import json

@@ -130,6 +130,7 @@ def test_the_parameter_server_and_the_learner_do_not_import_each_other() -> None
     ]
 
 
+@pytest.mark.processes
 def test_the_host_daemon_needs_little_beyond_the_standard_library() -> None:
     assert not [
         f"{MODULES[module]}:{line} imports {imported}"

@@ -50,6 +50,7 @@ def test_status_shows_an_old_run(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert (found["state"], found["exit_reason"], found["version"]) == ("ended", "updates", 20)
 
 
+@pytest.mark.processes
 def test_an_old_run_can_be_plotted(run: Path) -> None:
     assert cli.run(["plot", str(run)]) == 0
     assert (run / "plot.png").stat().st_size > 10_000

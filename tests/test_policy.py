@@ -1,4 +1,4 @@
-"""Policies read from a run: their facts, their actions, and the errors if a policy cannot be read."""
+"""Policies read from a run: their settings, their actions, and the errors if a policy cannot be read."""
 
 import dataclasses
 import os
@@ -139,7 +139,7 @@ def test_loading_a_policy_does_not_change_the_global_random_state(tmp_path: Path
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_a_policy_has_the_width_of_its_run(tmp_path: Path) -> None:
+def test_a_policy_has_the_network_width_of_its_run(tmp_path: Path) -> None:
     config = dataclasses.replace(CARTPOLE, network=NetworkConfig(hidden=16))
     assert load_policy(write_run(tmp_path / "run", config, 0)).act(np.zeros(4, np.float32)) in (0, 1)
 
@@ -192,7 +192,7 @@ def test_a_custom_network_computes_the_same_as_in_its_workers(
         ),
         (
             "return logits.squeeze(), logits[:, 0]",
-            "returned Tensor float32 (4,) as logits for a batch of 1: float32 (1, 4) is required.",
+            "returned Tensor float32 (4,) as logits for a batch of 1: they must be float32 (1, 4).",
         ),
     ],
 )

@@ -57,7 +57,7 @@ def child(program: str) -> "subprocess.Popen[bytes]":
 
 
 @pytest.mark.parametrize("program", [WAITING, SWALLOWING], ids=["lost before a wait", "swallowed"])
-def test_a_follower_whose_signal_is_lost_ends_with_its_parent(program: str) -> None:
+def test_a_follower_that_misses_the_signal_still_ends_with_its_parent(program: str) -> None:
     with ending(child(program)) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -1,12 +1,14 @@
 """The recipe of the original system computes the same as DBA3C."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from zmqrl.learner.losses import BA3CConfig, Batch, ba3c_loss
 from zmqrl.observe.spans import Spans
-from zmqrl.recipes import dba3c_breakout
+from zmqrl.recipes import RECIPES, dba3c_breakout, remark
 from zmqrl.worker import ActorLearner
 
 
@@ -56,3 +58,16 @@ def test_a_worker_learns_from_five_step_rollouts_with_values_from_the_acting_pol
     metrics = actor_learner.learner.gradient(rollout, 0, version=0)
     assert metrics["grad_norm_clipped"] == metrics["grad_norm"] > 0
     actor_learner.envs.close()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "workers", "told"),
+    [
+        ("dba3c-breakout", 2, "an update learns from 60 samples, in the paper from 1,920: "),
+        ("dba3c-breakout", 60, None),
+        ("breakout", 2, None),
+    ],
+)
+def test_a_recipe_of_a_paper_says_when_its_updates_are_smaller(recipe: str, workers: int, told: str | None) -> None:
+    found = remark(replace(RECIPES[recipe](), workers=workers))
+    assert found == told if told is None or found is None else found.startswith(told)

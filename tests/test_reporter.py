@@ -1,4 +1,4 @@
-"""The reports of a worker and the rows made of them: a lost report loses no gradient."""
+"""Workers send reports, and the supervisor makes rows of them. A lost report does not lose a gradient."""
 
 import math
 from collections.abc import Mapping

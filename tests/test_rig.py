@@ -1,4 +1,4 @@
-"""The tests themselves: none of them waits forever for a process that it has started."""
+"""No test waits forever for a process that it has started."""
 
 import ast
 from collections.abc import Iterator

@@ -100,5 +100,5 @@ def test_the_table_marks_missed_targets(tmp_path: Path, monkeypatch: pytest.Monk
     assert "-50.0% **missed**" in text
     assert "90% **too busy**" in text
     assert "| constant:0.15+exponential:0.15 | 50mbit | 100 | 200 |" in text
-    assert "(at most 25%): **missed**" in text
+    assert "(limit 25%): **missed**" in text
     assert json.loads(json.dumps(bad))["ks"] == 1.0

@@ -1,4 +1,4 @@
-"""Names and texts: paths that are long, not ASCII or not even text, and runs that begin at the same time."""
+"""Paths that are long, not ASCII or not even text, and the names of runs that begin at the same time."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_a_directory_holds_sockets_if_their_paths_are_short_in_bytes(name: str) 
 
 
 @pytest.mark.parametrize("name", ["ü" * 30, "日" * 20, NOT_TEXT, "x" * 100])
-def test_a_run_directory_of_any_name_has_sockets(tmp_path: Path, name: str) -> None:
+def test_sockets_work_in_a_run_directory_of_any_name(tmp_path: Path, name: str) -> None:
     long = tmp_path / name / ("y" * 30)
     directory = RunDirectory(long)
     directory.claim()

@@ -92,7 +92,7 @@ def test_user_code_cannot_change_the_current_directory_of_zmqrl(tmp_path: Path) 
 
 
 @pytest.mark.processes
-def test_files_on_a_host_do_not_hide_modules_that_make_an_environment(hiding: Path) -> None:
+def test_files_on_a_host_do_not_hide_the_modules_that_build_an_environment(hiding: Path) -> None:
     ask = '{"program": "def main(ask): print(ask)", "is": "made"}\n'
     command = [sys.executable, "-c", BOOTSTRAP]
     done = subprocess.run(command, cwd=hiding, input=ask, capture_output=True, text=True, timeout=WITHIN_S, check=False)

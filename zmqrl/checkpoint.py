@@ -127,7 +127,7 @@ class Checkpoint:
             weights = _weights(path, manifest)
             named = _NAME.fullmatch(path.name)
             if named and not named[1] and path.name != name_of(weights.version):
-                raise UsageError(f"{path / MANIFEST} is damaged: it says version {weights.version}.")
+                raise UsageError(f"{path / MANIFEST} is damaged: it is for version {weights.version}.")
             names = tuple(manifest["optimizer"]["state"])
             states = []
             for cut in weights.layout.slices:

@@ -40,7 +40,7 @@ COMMANDS = {
         "check that every shard made each version exactly once",
     ),
     "profile": Command("inspect.profile", "RUN [RUN] [options]", "show where the time of a run goes"),
-    "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run on virtual time"),
+    "simulate": Command("measure.simulate", "[FILE] [options]", "simulate a run in virtual time"),
     "plan": Command("measure.plan", "--workers-up-to N [options]", "find the workers, backups and shards to use"),
     "bench": Command("measure.bench", "wire [options]", "measure the transport of gradients and weights"),
     "plot": Command("measure.plot", "RUN [RUN ...]", "draw the metrics of runs over time"),

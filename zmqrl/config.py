@@ -30,19 +30,19 @@ class WireConfig:
     """How processes reach each other."""
 
     codec: Codec = "f32"
-    """Numbers on the wire: float32, or bfloat16 with half the bytes. Shards keep float32."""
+    """Number format on the wire: float32, or bfloat16 with half the bytes. Shards keep float32."""
     transport: Literal["ipc", "tcp"] = "ipc"
-    """Unix sockets in a private directory (ipc), or TCP."""
+    """How processes connect: over Unix sockets in a private directory (ipc), or over TCP."""
     address: str = "127.0.0.1"
-    """IPv4 address of this machine that the shards listen on. Needs TCP."""
+    """IPv4 address of this machine on which the shards listen. Needs TCP."""
     port_range: Annotated[str | None, tyro.conf.arg(aliases=["--port-range"])] = None
-    """TCP ports for the shards, FIRST-LAST, three per shard. None: free ports. Implies TCP."""
+    """TCP ports for the shards, as FIRST-LAST, three per shard. Implies TCP. None: any free ports."""
     curve: bool = False
     """Encrypt and authenticate TCP on loopback addresses too. On other addresses this is the default."""
     insecure_plaintext: Annotated[bool, tyro.conf.arg(aliases=["--insecure-plaintext"])] = False
     """Do not encrypt TCP: anyone on the network can read weights and push gradients."""
     need_s: float = 1.0
-    """Seconds without progress until a shard asks workers to resend. Must exceed the time to send a slice."""
+    """Seconds without progress after which a shard asks workers to resend. Must exceed the time to send a slice."""
 
     @property
     def tcp(self) -> bool:
@@ -59,7 +59,7 @@ class WireConfig:
             return None
         first, _, last = self.port_range.partition("-")
         is_range = first.isdigit() and last.isdigit() and 1024 <= int(first) <= int(last) < 65536
-        require(is_range, f"--wire.port-range {self.port_range}: FIRST-LAST within 1024-65535 is required.")
+        require(is_range, f"--wire.port-range {self.port_range}: must be FIRST-LAST within 1024-65535.")
         return range(int(first), int(last) + 1)
 
     def check(self) -> None:
@@ -69,7 +69,7 @@ class WireConfig:
         try:
             address = ipaddress.IPv4Address(self.address)
         except ValueError:
-            raise UsageError(f"--wire.address {self.address}: an IPv4 address is required.") from None
+            raise UsageError(f"--wire.address {self.address}: must be an IPv4 address.") from None
         require(
             not address.is_unspecified,
             f"--wire.address {address} would listen on every network: use one address of this machine.",
@@ -81,23 +81,23 @@ class WireConfig:
         require(self.tcp or not self.curve, "--wire.curve needs TCP: add --wire.transport tcp.")
         require(
             not (self.curve and self.insecure_plaintext),
-            "--wire.curve and --wire.insecure-plaintext exclude each other: use only one of them.",
+            "--wire.curve and --wire.insecure-plaintext cannot be combined: use only one of them.",
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """When schedules that follow the progress of the run end: at the first of these limits.
+    """The end of schedules that follow the progress of the run: the first of these limits to be reached.
 
-    A new run without any of them uses the limits of the run. A resumed run keeps those that it had.
+    Without any of them, a new run uses its own limits, and a resumed run keeps its earlier ones.
     """
 
     updates: int | None = None
     """Version at which schedules end."""
     agent_steps: int | None = None
-    """Agent steps of all sessions after which schedules end."""
+    """Agent steps, counted over all sessions, after which schedules end."""
     minutes: float | None = None
-    """Minutes of training in all sessions after which schedules end."""
+    """Minutes of training, counted over all sessions, after which schedules end."""
     default_minutes: tyro.conf.Suppress[float | None] = None
     """The recipe's value for ``minutes`` if the run has no limit."""
 
@@ -124,15 +124,15 @@ class CheckpointConfig:
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
         _require_positive("--checkpoint.every-minutes", self.every_minutes)
-        require(self.keep >= 1, f"--checkpoint.keep {self.keep}: at least 1 checkpoint is required.")
+        require(self.keep >= 1, f"--checkpoint.keep {self.keep}: must be 1 or more.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """Settings of the evaluator."""
+    """The process that evaluates checkpoints, if --evaluator is set."""
 
     episodes: int = 50
-    """Full games per evaluated checkpoint, always with the same seeds."""
+    """Number of full games per evaluated checkpoint, always with the same seeds."""
     every_minutes: float = 5.0
     """Training minutes between evaluations. The first and last checkpoints are always evaluated."""
     greedy: bool = False
@@ -140,21 +140,21 @@ class EvaluationConfig:
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        require(self.episodes >= 1, f"--evaluation.episodes {self.episodes}: at least 1 game is required.")
+        require(self.episodes >= 1, f"--evaluation.episodes {self.episodes}: must be 1 or more.")
         _require_positive("--evaluation.every-minutes", self.every_minutes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingConfig:
-    """Settings of the recorder."""
+    """The process that records games, if --recorder is set."""
 
     minutes: tuple[float, ...] = (0.0, 15.0, 30.0)
-    """Training minutes at which to record a game."""
+    """Times of training, in minutes, at which to record a game."""
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
         for minute in self.minutes:
-            require(0 <= minute < math.inf, f"--recording.minutes {minute}: a finite number of at least 0 is required.")
+            require(0 <= minute < math.inf, f"--recording.minutes {minute}: must be 0 or more and finite.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,56 +167,58 @@ class Config:
     workers: int = 2
     """N: number of workers, without backups. Also the quorum, unless --quorum is set."""
     backups: int = 0
-    """b: extra workers, so that an update does not wait for the slowest ones."""
+    """b: number of extra workers, so that an update does not wait for the slowest ones."""
     quorum: int | None = None
-    """K: number of contributions that an update needs. None: N."""
+    """K: number of contributions that an update needs. None: N, the number of workers."""
     shards: int = 2
     """Number of parameter-server shards."""
     algo: Literal["ppo", "ba3c"] = "ppo"
-    """Algorithm."""
+    """Learning algorithm."""
     model: str = "small"
-    """Network: small, nature, narrow or dba3c (images), mlp (vectors), or MODULE:FUNCTION."""
+    """Network: small, nature, narrow or dba3c for images, mlp for vectors, or your own MODULE:FUNCTION."""
     loss: str | None = None
     """Your own loss function, as MODULE:FUNCTION. None: the loss of --algo."""
     updates: int | None = None
-    """Stop after this many updates, counted over all sessions of a resumed run."""
+    """Stop after this many updates, counted over all sessions of a resumed run. None: no limit."""
     agent_steps: int | None = None
-    """Stop after this many agent steps, counted over all sessions of a resumed run."""
+    """Stop after this many agent steps, counted over all sessions of a resumed run. None: no limit."""
     minutes: float | None = None
-    """Stop after this many minutes, counted from the first update of this session."""
+    """Stop after this many minutes, counted from the first update of this session. None: no limit."""
     stop_score: float | None = None
-    """Stop when the mean score of the last 50 games reaches this value."""
+    """Stop when the policy has this mean score. When the last 50 games in training reach it, the evaluator plays 50 new
+    games with one checkpoint while training continues. The run stops if these games reach it, too. None: do not stop
+    for a score."""
     seed: int = 1
     """Seed of the initial parameters, games and actions."""
     mode: Literal["sync", "async"] = "sync"
-    """Update mode. async applies each contribution by itself when it arrives, for comparison."""
+    """sync: an update needs K contributions. async: each contribution is an update of its own, for comparison."""
     consistent: bool = False
-    """Sum contributions in rank order: bit-identical for any number of shards. Needs b = 0."""
+    """Sum contributions in rank order: results are bit-identical for any number of shards. Needs b = 0."""
     on_loss: Literal["wait", "shrink"] = "wait"
-    """With fewer than K workers alive: wait, or lower K until they are back."""
+    """When fewer than K workers are alive: wait for the others, or lower K until they are back (shrink)."""
     straggle: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Slow down one worker: RANK:SECONDS per update, such as 2:0.5, or RANK:xFACTOR. May be repeated."""
+    """Slow down a worker by RANK:SECONDS per update, such as 2:0.5, or by RANK:xFACTOR, such as 2:x3."""
     pace: str | None = None
-    """Minimum seconds per gradient, as a LAW like --compute of zmqrl simulate."""
+    """Minimum seconds per gradient: a LAW such as constant:0.1, as in `zmqrl simulate`. None: no minimum."""
     scenario: Path | None = None
-    """Scenario file of zmqrl simulate: train with its stragglers, pace and failures."""
+    """Scenario file, as for `zmqrl simulate`: train with its stragglers, pace and failures. None: no scenario."""
     failures: tyro.conf.Suppress[tuple[Failure, ...]] = ()
     evaluator: bool = False
-    """Play full games with the checkpoints in an extra process, and write evaluations.jsonl."""
+    """Start an extra process that plays full games with the checkpoints and writes evaluations.jsonl."""
     recorder: bool = False
-    """Record games in an extra process at --recording.minutes, into videos/."""
+    """Start an extra process that records games into videos/."""
     external_workers: int = 0
     """M: leave the last M ranks open for workers started with `zmqrl worker`."""
     act_only: bool = False
-    """Push zeros instead of computed gradients, to measure the run without learning."""
+    """Push zeros instead of gradients, to measure a run without learning."""
     profile: int | None = None
-    """Trace this many versions to DIR/trace.json. Without a number: 100."""
+    """Write a trace of this many versions to trace.json. Without a number: 100 versions. None: no trace."""
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """Trackers to send the metrics to. Without a value: no tracker."""
+    """Trackers that receive the metrics. Without a value: no tracker."""
     metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
-    """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port)."""
+    """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port). None: no server."""
     page: bool = False
-    """Show the run on a live page in the browser, as `zmqrl serve` does, until it ends."""
+    """Show the run on a live page in the browser until it ends, as `zmqrl serve` does."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that workers compute on."""
     run_dir: Path | None = None
@@ -308,11 +310,11 @@ class Config:
             try:
                 rank, slowness = int(number), float(amount.removeprefix("x"))
             except ValueError:
-                raise UsageError(f"--straggle {text}: RANK:SECONDS is required, such as 2:0.5.") from None
+                raise UsageError(f"--straggle {text}: must be RANK:SECONDS, such as 2:0.5.") from None
             if not 0 <= rank < self.ranks:
                 raise UsageError(f"--straggle {text}: rank {rank} does not exist; ranks are 0 to {self.ranks - 1}.")
             if not 0 <= slowness < 3600:
-                raise UsageError(f"--straggle {text}: a delay from 0 to below 3600 seconds is required.")
+                raise UsageError(f"--straggle {text}: the delay must be at least 0 and below 3600 seconds.")
             before = found.get(rank, Straggler(rank=rank))
             found[rank] = (
                 dataclasses.replace(before, factor=slowness)
@@ -336,6 +338,11 @@ class Config:
             )
         return ports
 
+    @property
+    def needs_evaluator(self) -> bool:
+        """Whether the run has an evaluator: for regular evaluations, or to confirm ``stop_score``."""
+        return self.evaluator or self.stop_score is not None
+
     def metrics_place(self) -> tuple[str, int] | None:
         """Address and port of ``metrics_port``. Raises UsageError if the value is not valid."""
         if self.metrics_port is None:
@@ -344,16 +351,14 @@ class Config:
         try:
             place = ipaddress.IPv4Address(address or "127.0.0.1")
         except ValueError:
-            raise UsageError(
-                f"--metrics-port {self.metrics_port}: an IPv4 address is required before the port."
-            ) from None
+            raise UsageError(f"--metrics-port {self.metrics_port}: the address before the port must be IPv4.") from None
         require(
             not place.is_unspecified,
             f"--metrics-port {self.metrics_port} would listen on every network: use one address of this machine.",
         )
         require(
             port.isascii() and port.isdigit() and int(port) < 65536,
-            f"--metrics-port {self.metrics_port}: a port from 0 to 65535 is required.",
+            f"--metrics-port {self.metrics_port}: the port must be from 0 to 65535.",
         )
         return str(place), int(port)
 
@@ -361,24 +366,26 @@ class Config:
         """Raise UsageError for the first invalid setting."""
         for part in (self.wire, self.schedule, self.checkpoint, self.evaluation, self.recording):
             part.check()
-        require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
-        require(self.backups >= 0, f"--backups {self.backups}: at least 0 workers are required.")
-        require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above {MAX_WORKERS}, the limit.")
-        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: 1 to {MAX_SHARDS} shards are required.")
+        require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
+        require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
+        require(
+            self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}."
+        )
+        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: must be from 1 to {MAX_SHARDS}.")
         k = self.effective_quorum()
-        require(k >= 1, f"--quorum {k}: at least 1 contribution is required.")
+        require(k >= 1, f"--quorum {k}: must be 1 or more.")
         require(k <= self.ranks, f"--quorum {k} is above the number of workers, {self.ranks} (N + b).")
         require(
             0 <= self.external_workers <= self.ranks,
-            f"--external-workers {self.external_workers}: a number from 0 to {self.ranks} (N + b) is required.",
+            f"--external-workers {self.external_workers}: must be from 0 to {self.ranks} (N + b).",
         )
         _require_positive("--updates", self.updates)
         _require_positive("--agent-steps", self.agent_steps)
         _require_positive("--minutes", self.minutes)
         _require_positive("--profile", self.profile)
         score = self.stop_score
-        require(score is None or math.isfinite(score), f"--stop-score {score}: a finite number is required.")
-        require(0 <= self.seed < 2**32, f"--seed {self.seed}: a number from 0 to below 2^32 is required.")
+        require(score is None or math.isfinite(score), f"--stop-score {score}: must be finite.")
+        require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be at least 0 and below 2^32.")
         require(
             self.mode == "sync" or (self.backups == 0 and self.quorum is None and not self.consistent),
             "--mode async cannot be combined with --backups, --quorum or --consistent: remove them.",
@@ -438,13 +445,13 @@ def is_loopback(address: str) -> bool:
 def _require_positive(option: str, value: float | None) -> None:
     if value is not None:
         limit, words = (2**53, "below 2^53") if isinstance(value, int) else (math.inf, "finite")
-        require(0 < value < limit, f"{option} {value}: a number above 0 and {words} is required.")
+        require(0 < value < limit, f"{option} {value}: must be above 0 and {words}.")
 
 
 def _build(cls: type[Any], data: object, path: str) -> Any:
     """Build a dataclass and its nested dataclasses from plain data. Missing settings keep their defaults."""
     if not isinstance(data, dict):
-        raise UsageError(f"{path or 'the file'} is {data!r:.60}: a group of settings is required.")
+        raise UsageError(f"{path or 'the file'} is {data!r:.60}: it must be a group of settings.")
     hints = get_type_hints(cls)
     values = {}
     for name, value in data.items():

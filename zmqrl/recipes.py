@@ -31,6 +31,26 @@ def breakout() -> Config:
     )
 
 
+def breakout_a2c() -> Config:
+    """Breakout with one pass over each rollout (A2C, RMSProp) and the narrow network: two workers on two cores.
+
+    The optimizer is that of Mnih et al. 2016 and OpenAI Baselines, for 80 samples an update. The schedules end with the
+    run, or after an hour if the run has no end.
+    """
+    return Config(
+        recipe="breakout-a2c",
+        env="ALE/Breakout-v5",
+        algo="ba3c",
+        model="narrow",
+        envs=EnvConfig(num_envs=8),
+        ba3c=BA3CConfig(rollout_steps=5, final_entropy_coefficient=0.0),
+        optimizer=OptimizerConfig(
+            name="rmsprop", learning_rate=7e-4, final_learning_rate=5e-5, alpha=0.99, epsilon=1e-5
+        ),
+        schedule=ScheduleConfig(default_minutes=60.0),
+    )
+
+
 def pong() -> Config:
     """Pong with PPO and the narrow network: two workers on two cores."""
     return Config(
@@ -95,8 +115,22 @@ def dba3c_breakout() -> Config:
     )
 
 
+DBA3C_SAMPLES = 60 * 32  # of an update in the best run of the paper
+
+
+def remark(config: Config) -> str | None:
+    """What to know about a run of a recipe that was changed. None: nothing."""
+    samples = config.effective_quorum() * config.algorithm.minibatch_samples(config.envs.num_envs)
+    if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # whole games make no more than 60 * 30
+        return None
+    return (
+        f"an update learns from {samples} samples, in the paper from {DBA3C_SAMPLES:,}: the results are not comparable"
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     "breakout": breakout,
+    "breakout-a2c": breakout_a2c,
     "pong": pong,
     "cartpole": cartpole,
     "dba3c-breakout": dba3c_breakout,

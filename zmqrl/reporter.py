@@ -18,7 +18,7 @@ class Reporter:
         """``version`` is the first version that this worker pulled."""
         self.connection = connection
         self.steps_per_rollout = steps_per_rollout
-        self.agent_steps = self.abandoned_steps = self.games_played = 0
+        self.agent_steps = self.abandoned_steps = self.games_played = self.first_games = 0
         self.games: deque[tuple[int, float, int]] = deque(maxlen=GAMES_IN_A_REPORT)
         self.version = version
         self.gradients = self.lag_sum = 0
@@ -26,8 +26,11 @@ class Reporter:
         self.lags: list[int] = []  # since the last report
         self.sent_at = 0.0
 
-    def played(self, games: list[Game]) -> None:
-        """Count a complete rollout. ``games`` are those that ended in the rollout."""
+    def played(self, games: list[Game], first_games: int = 0) -> None:
+        """Count a complete rollout. ``games`` are those that ended in it. ``first_games`` of the worker's first games
+        have not ended yet.
+        """
+        self.first_games = first_games
         self.agent_steps += self.steps_per_rollout
         for game in games:
             self.games_played += 1
@@ -66,6 +69,7 @@ class Reporter:
                 "abandoned_steps": self.abandoned_steps,
                 "skipped": self.connection.tally().skipped,
                 "games": list(self.games),
+                "first_games": self.first_games,
                 "gradients": self.gradients,
                 "loss_sums": dict(self.losses),
                 "policy_lag_sum": self.lag_sum,

@@ -12,7 +12,7 @@ from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
 from zmqrl.learner.envs import make_envs
 from zmqrl.learner.losses import Learner, NoLearner
-from zmqrl.learner.networks import make_model
+from zmqrl.learner.networks import ConvPolicy, make_model
 from zmqrl.learner.plugin import load_loss
 from zmqrl.learner.rollout import Player, Rollout
 from zmqrl.observe.provenance import code_id
@@ -54,7 +54,7 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     while weights is not None:
         acted = weights
         load(acted)
-        reporter.played(player.play(rollout))
+        reporter.played(player.play(rollout), player.first_games)
         weights = connection.pull(acted.version - 1)
         if weights is None:
             break
@@ -66,6 +66,8 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
         learner.prepare(rollout)
         while weights is not None and (weights.generation, place(weights)[0]) == (acted.generation, iteration):
             begun_at = time.monotonic()
+            if weights.version != acted.version:
+                rollout.activations = None
             load(weights)
             gradient = connection.gradient_buffer()
             with spans("gradient"), parameters.gradient_in(gradient):
@@ -87,7 +89,7 @@ class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
     def __init__(self, config: Config, rank: int, version: int, *, threads: int, spans: Spans) -> None:
-        """``version``, about that of the run, seeds the games, so that a restarted worker plays different games."""
+        """``version``, roughly the newest of the run, seeds the games: a restarted worker plays different games."""
         if config.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no CUDA device on this machine.")
         torch.set_num_threads(threads)
@@ -101,7 +103,8 @@ class ActorLearner:
         self.parameters = FlatParameters(model)
         loss = load_loss(config.loss, config.algorithm) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
-        self.player = Player(model, self.envs, seed, device, spans)
+        keeps = isinstance(model, ConvPolicy) and self.learner.uses_whole_rollouts
+        self.player = Player(model, self.envs, seed, device, spans, keeps_activations=keeps)
         self.rollout = Rollout(
             steps=config.algorithm.rollout_steps,
             num_envs=self.envs.num_envs,

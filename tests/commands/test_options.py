@@ -1,4 +1,4 @@
-"""Options that are given twice: none of them is silently dropped."""
+"""Options that are given twice are never silently dropped."""
 
 import dataclasses
 from typing import Any, get_type_hints
@@ -38,7 +38,7 @@ def test_a_repeated_option_is_refused(arguments: str, sentence: str) -> None:
     assert str(refused.value) == sentence
 
 
-def test_several_values_and_negative_numbers_are_not_repeated_options() -> None:
+def test_several_values_and_negative_numbers_do_not_count_as_repeated_options() -> None:
     config = parse(
         Config, ["--straggle", "0:1", "--straggle", "1:2", "--stop-score", "-5", "--minutes", "5"], "zmqrl", cartpole()
     )

@@ -197,7 +197,7 @@ def test_a_hostfile_names_one_host_per_line(written: Written) -> None:
         ("node[1-2]\nnode2", [("node1", None), ("node2", 2)]),
     ],
 )
-def test_hostfiles_of_every_mpi_are_read(
+def test_hostfiles_of_every_mpi_implementation_are_read(
     text: str, expected: list[tuple[str, int | None]] | None, written: Written
 ) -> None:
     if expected is None:
@@ -322,7 +322,10 @@ HOST = '[[host]]\nname = "h1"\n'
         ("", "hosts.toml names no hosts"),
         ("[defaults]\nslots = 4\n", "hosts.toml names no hosts"),
         ("[[host]\n", "hosts.toml is not valid TOML: "),
-        ("[[hosts]]\n", r"unknown key 'hosts' \(did you mean host\?\); there are \[defaults\] and \[\[host\]\]"),
+        (
+            "[[hosts]]\n",
+            r"unknown key 'hosts' \(did you mean host\?\); the file can have \[defaults\] and \[\[host\]\]",
+        ),
         ('[host]\nname = "h1"\n', r"each host must be below a line \[\[host\]\]"),
         ('host = ["h1"]\n', r"each host must be below a line \[\[host\]\]"),
         ("defaults = 3\n", r"defaults must be below a line \[defaults\]"),
@@ -397,7 +400,7 @@ def test_an_error_names_an_invalid_include_or_exclude(include: str | None, exclu
         select(HOSTS, include, exclude)
 
 
-def test_the_example_of_three_hosts_leaves_the_roles_open() -> None:
+def test_the_example_with_three_hosts_does_not_place_processes() -> None:
     big, small, login = read_hosts(str(EXAMPLES / "three.toml"))
     assert (big.name, small.name, login.name) == ("alice@big", "small", "login")
     assert (big.slots, small.slots, login.slots) == (None, 2, 0)
@@ -407,7 +410,7 @@ def test_the_example_of_three_hosts_leaves_the_roles_open() -> None:
     assert all(host.shards is None and host.workers is None for host in (big, small, login))
 
 
-def test_the_example_of_placement_by_hand_assigns_every_process_to_a_host() -> None:
+def test_the_example_with_placement_by_hand_places_every_process() -> None:
     hosts = {host.name: host for host in read_hosts(str(EXAMPLES / "by-hand.toml"))}
     assert list(hosts) == ["params1", "params2", "node01", "node02", "node03", "node04", "watcher"]
     assert sum(host.shards or 0 for host in hosts.values()) == 2

@@ -513,7 +513,7 @@ def test_each_unreachable_host_is_reported_with_its_reason(lab: Lab, where: Path
         link.cut()
 
 
-def test_nothing_about_a_run_is_on_the_command_line_of_any_host(lab: Lab, far: OverSSH, where: Path) -> None:
+def test_no_command_line_on_a_host_shows_anything_about_a_run(lab: Lab, far: OverSSH, where: Path) -> None:
     watched = Watched(far, where)
     watched.start(ONE, padding="a-secret")
     watched.up(ONE)
@@ -524,6 +524,6 @@ def test_nothing_about_a_run_is_on_the_command_line_of_any_host(lab: Lab, far: O
     watched.launcher.close()
 
 
-def test_a_link_saved_by_older_code_runs_the_current_daemon() -> None:
+def test_a_link_saved_by_an_older_zmqrl_runs_the_current_daemon() -> None:
     old = {"host": "h1", "command": ["ssh", "h1", "exec python -m zmqrl.cluster.agent"], "work": "run", "lease_s": 8.0}
     assert Link.from_dict(old).command == ["ssh", "h1", "exec python -m zmqrl.hostd.daemon"]

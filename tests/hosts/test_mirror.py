@@ -195,7 +195,7 @@ def test_a_follower_finds_its_checkpoints_after_its_host_was_lost(world: World) 
 
 @pytest.mark.parametrize("to", [8, 10])
 @pytest.mark.parametrize("something_else_first", [False, True])
-def test_a_rollback_between_a_request_and_its_answer_mixes_no_lines(
+def test_lines_from_before_and_after_a_rollback_are_never_mixed(
     world: World, to: int, something_else_first: bool
 ) -> None:
     host = world.hosts["h1"]

@@ -287,7 +287,7 @@ def starting(where: Slot, made: str) -> Iterator["subprocess.Popen[bytes]"]:
         yield process
 
 
-def test_an_up_that_fails_halfway_leaves_nothing_and_gives_the_reason(empty_slot: Slot, tmp_path: Path) -> None:
+def test_a_failed_up_leaves_nothing_and_gives_the_reason(empty_slot: Slot, tmp_path: Path) -> None:
     (tmp_path / "tc").write_text("#!/bin/sh\necho no room >&2; exit 1\n")
     (tmp_path / "tc").chmod(0o755)
     failed = empty_slot.up(2, "--rate", "1mbit", check=False, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
@@ -325,8 +325,8 @@ def test_a_lab_refuses_a_directory_a_name_or_addresses_in_use(lab: Lab, tmp_path
     [
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
-        (["up", "0"], "'0' is not a number of hosts, 1 to 8"),
-        (["up", "9"], "'9' is not a number of hosts, 1 to 8"),
+        (["up", "0"], "'0' is not a number of hosts from 1 to 8"),
+        (["up", "9"], "'9' is not a number of hosts from 1 to 8"),
         (["up", "--subnet", "8.8.8"], "'8.8.8' is not the first three parts of private addresses"),
         (["up", "--name", "A-b"], "'A-b' is not a name of up to 8 lower-case letters and digits"),
         (["up", "--rate", "fast"], "'fast' is not a rate such as 50mbit"),

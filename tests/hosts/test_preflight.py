@@ -115,8 +115,8 @@ def test_addresses_can_be_given_in_a_list_or_one_by_one() -> None:
         ("10.0.0.1", "--address 10.0.0.1 is not HOST=ADDRESS, such as h1=10.0.0.1."),
         ("h3=10.0.0.1", "--address h3: no such host"),
         ("h1=0.0.0.0", "would listen on every network"),
-        ("h1=fe80::1", "--address h1=fe80::1: an IPv4 address or a name is required, not an IPv6 address."),
-        ("h1=[2001:db8::1]", "--address h1=[2001:db8::1]: an IPv4 address or a name is required"),
+        ("h1=fe80::1", "--address h1=fe80::1: must be an IPv4 address or a name, not an IPv6 address."),
+        ("h1=[2001:db8::1]", "--address h1=[2001:db8::1]: must be an IPv4 address or a name"),
         ("h1=10.0.0.[1-2]", "the numbers of hosts (1) and of addresses (2) must be equal"),
     ],
 )
@@ -136,10 +136,10 @@ def test_an_invalid_interface_or_network_is_refused(iface: str) -> None:
         check_interface(iface)
 
 
-def test_a_host_that_ssh_reaches_over_ipv6_needs_an_ipv4_address() -> None:
+def test_a_host_that_ssh_reaches_over_ipv6_still_needs_an_ipv4_address() -> None:
     _, unknown = addresses({"h1": dataclasses.replace(UP["h1"], address="2001:db8::1")})
     assert unknown == [
-        "h1: 2001:db8::1 is an IPv6 address, but an IPv4 address is required: choose one with --iface, "
+        "h1: 2001:db8::1 is an IPv6 address, but zmqrl needs an IPv4 address: choose one with --iface, "
         "--address h1=ADDRESS or `address` in the hosts file."
     ]
 
@@ -227,7 +227,7 @@ def test_blocked_routes_from_many_hosts_to_one_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "way_out"), [(SOMEBODY_ELSE, "choose another address"), (ONLY_LITTLE_PASSES, "give all interfaces")]
+    ("error", "way_out"), [(SOMEBODY_ELSE, "choose another address"), (ONLY_LITTLE_PASSES, "set the same MTU")]
 )
 def test_a_wrong_or_slow_route_is_not_reported_as_a_closed_port(error: str, way_out: str) -> None:
     (problem,) = judged({"port": 42000, "error": error}).problems
@@ -236,8 +236,8 @@ def test_a_wrong_or_slow_route_is_not_reported_as_a_closed_port(error: str, way_
 
 
 def test_a_host_whose_probe_does_not_answer_is_a_problem() -> None:
-    assert judged(failed={"h2": "its probe has not answered within 15 s"}).problems == [
-        "h2: its probe has not answered within 15 s."
+    assert judged(failed={"h2": "its probe did not answer within 15 s"}).problems == [
+        "h2: its probe did not answer within 15 s."
     ]
 
 
@@ -250,7 +250,7 @@ def test_a_host_needs_ports_and_open_files_for_its_shards() -> None:
     assert files_needed(crowded, [worker_id(0)]) == 64 + 3 * 2
 
 
-def test_rounds_cover_all_routes_and_use_each_host_once_per_round() -> None:
+def test_each_round_uses_a_host_once_and_all_rounds_cover_all_routes() -> None:
     names = ["launcher", *(f"h{number}" for number in range(9))]
     routes = [Route(a, b, b, (1,)) for a in names for b in names[1:] if a != b]
     apart = rounds(routes)

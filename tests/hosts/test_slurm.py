@@ -61,7 +61,7 @@ def test_a_node_that_resolves_itself_to_loopback_gets_its_outgoing_address(
     ("options", "sentence"),
     [
         (Options(), "no hosts given: use -H HOSTS, or --slurm"),
-        (Options(hosts="h1", slurm=True), "-H and --slurm exclude each other"),
+        (Options(hosts="h1", slurm=True), "-H and --slurm cannot be combined"),
         (Options(hosts="h1", requeue=True), "--requeue needs --slurm"),
         (Options(slurm=True), "--slurm: not inside a Slurm job"),
     ],

@@ -154,7 +154,7 @@ def test_any_registered_environment_with_vectors_and_discrete_actions_can_be_pla
     envs.close()
 
 
-def test_a_game_is_described_without_playing_it() -> None:
+def test_a_game_can_be_described_without_playing_it() -> None:
     spec = describe_env("ALE/Pong-v5", EnvConfig(frame_stack=2, screen_size=42))
     assert (spec.observation_shape, spec.observation_dtype, spec.num_actions) == ((2, 42, 42), np.dtype(np.uint8), 6)
     envs = make_envs("ALE/Pong-v5", EnvConfig(num_envs=2, frame_stack=2, screen_size=42), threads=1)
@@ -200,7 +200,7 @@ def test_an_unsupported_environment_is_refused_in_one_sentence(env_id: str, sent
 
 
 @pytest.mark.parametrize("settings", [{}, {"grayscale": False, "frame_stack": 2, "screen_size": 42}])
-def test_the_dummy_shows_the_same_frames_again_and_ends_its_games(settings: dict[str, Any]) -> None:
+def test_the_dummy_repeats_its_frames_and_ends_its_games(settings: dict[str, Any]) -> None:
     config = EnvConfig(num_envs=4, **settings)
     spec, game = describe_env("zmqrl/Dummy-v0", config), describe_env("ALE/Breakout-v5", config)
     assert spec.flavour.startswith("no game: ")

@@ -117,12 +117,12 @@ NAN = np.array([0.0, np.nan], np.float32)
         (
             User,
             {"first": (NAN, {})},
-            "returned nan as value 1 of an observation from reset: finite numbers are required.",
+            "returned nan as value 1 of an observation from reset: all values must be finite.",
         ),
         (
             User,
             {"observation": np.array([1e39, 0.0]), "observation_space": Box(-np.inf, np.inf, (2,), np.float64)},
-            "returned inf as value 0 of an observation from step 1: finite numbers are required.",
+            "returned inf as value 0 of an observation from step 1: all values must be finite.",
         ),
         (User, {"observation": np.zeros((1, 2))}, "returned an observation of shape (1, 2) from step 1, not (2,)."),
         (User, {"observation": None}, "returned an observation of shape () from step 1, not (2,)."),
@@ -131,11 +131,11 @@ NAN = np.array([0.0, np.nan], np.float32)
             {"observation_space": Discrete(3), "first": (5, {})},
             "fails: IndexError: index 5 is out of bounds for axis 0 with size 3.",
         ),
-        (User, {"reward": np.ones(1)}, "returned a reward of shape (1,) from step 1: one finite number is required."),
-        (User, {"reward": None}, "returned a reward of None from step 1: one finite number is required."),
-        (User, {"reward": "10"}, "returned a reward of '10' from step 1: one finite number is required."),
-        (User, {"reward": np.nan}, "returned a reward of nan from step 1: one finite number is required."),
-        (User, {"reward": 1e39}, "returned a reward of 1e+39 from step 1: one finite number is required."),
+        (User, {"reward": np.ones(1)}, "returned a reward of shape (1,) from step 1: it must be one finite number."),
+        (User, {"reward": None}, "returned a reward of None from step 1: it must be one finite number."),
+        (User, {"reward": "10"}, "returned a reward of '10' from step 1: it must be one finite number."),
+        (User, {"reward": np.nan}, "returned a reward of nan from step 1: it must be one finite number."),
+        (User, {"reward": 1e39}, "returned a reward of 1e+39 from step 1: it must be one finite number."),
     ],
 )
 def test_an_environment_is_tried_before_it_is_used(
@@ -150,8 +150,8 @@ def test_an_environment_is_tried_before_it_is_used(
 @pytest.mark.parametrize(
     ("attributes", "sentence"),
     [
-        ({"reward": np.nan}, "returned a reward of nan from step 3: one finite number is required."),
-        ({"observation": NAN}, "returned nan as value 1 of an observation from step 3: finite numbers are required."),
+        ({"reward": np.nan}, "returned a reward of nan from step 3: it must be one finite number."),
+        ({"observation": NAN}, "returned nan as value 1 of an observation from step 3: all values must be finite."),
     ],
 )
 def test_a_number_that_is_not_finite_is_also_refused_in_the_middle_of_a_game(

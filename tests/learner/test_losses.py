@@ -154,7 +154,7 @@ def test_the_entropy_bonus_follows_the_version(make_config: Callable[..., PPOCon
         with pytest.raises(UsageError, match="entropy-schedule-updates"):
             make_config(final_entropy_coefficient=final_coefficient, entropy_schedule_updates=updates)
     for final in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(UsageError, match=r"final-entropy-coefficient .*: a number from 0 to 1e6 is required"):
+        with pytest.raises(UsageError, match=r"final-entropy-coefficient .*: must be from 0 to 1e6"):
             make_config(final_entropy_coefficient=final, entropy_schedule_updates=100)
 
 
@@ -289,7 +289,7 @@ def test_environments_that_cannot_be_divided_are_refused() -> None:
 
 @pytest.mark.parametrize("field", ["rollout_steps", "epochs", "minibatches"])
 def test_counts_below_one_are_refused(field: str) -> None:
-    with pytest.raises(UsageError, match=f"--ppo.{field.replace('_', '-')} 0: at least 1 "):
+    with pytest.raises(UsageError, match=f"--ppo.{field.replace('_', '-')} 0: must be 1 or more"):
         PPOConfig(**{field: 0})  # type: ignore[arg-type]
 
 
@@ -421,6 +421,7 @@ class Bandits:
         pass
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("config", "iterations"),
     [

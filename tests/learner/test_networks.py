@@ -88,7 +88,7 @@ def test_byte_frames_give_the_same_result_as_frames_divided_by_255(name: str) ->
         torch.testing.assert_close(of_bytes, of_floats, rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_refer_to_the_undivided_weights() -> None:
+def test_gradients_are_those_of_the_undivided_weights() -> None:
     torch.manual_seed(0)
     model = make_model("small", ATARI, 4, FLOAT32)
     gradients = []
@@ -134,6 +134,7 @@ def test_the_memory_format_does_not_change_the_result() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_bfloat16_is_close_to_float32(name: str) -> None:
     computes: list[networks.Compute] = ["float32", "bfloat16"]
@@ -211,7 +212,7 @@ def test_the_width_of_the_hidden_layer_can_be_chosen_for_every_model(name: str) 
 
 @pytest.mark.parametrize("hidden", [0, -3, 10**9])
 def test_an_error_about_an_invalid_width_names_its_option(hidden: int) -> None:
-    with pytest.raises(UsageError, match=rf"^--network.hidden {hidden}: 1 to 8192 units are required\.$"):
+    with pytest.raises(UsageError, match=rf"^--network.hidden {hidden}: must be from 1 to 8192\.$"):
         NetworkConfig(hidden=hidden)
 
 

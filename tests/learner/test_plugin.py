@@ -85,9 +85,12 @@ def test_a_model_is_tried_with_frames_in_the_format_of_a_rollout(write: Write) -
         (
             {"outputs": "logits, logits[:, :1]"},
             "--model M returned a tuple of Tensor float32 (4, 3) and Tensor float32 (4, 1) for 4 observations: "
-            "a tuple of float32 logits (4, 3) and values (4,) is required.",
+            "it must return a tuple of float32 logits (4, 3) and values (4,).",
         ),
-        ({"outputs": "logits"}, "--model M returned Tensor float32 (4, 3) for 4 observations: a tuple of"),
+        (
+            {"outputs": "logits"},
+            "--model M returned Tensor float32 (4, 3) for 4 observations: it must return a tuple of",
+        ),
         ({"outputs": "logits, None"}, "--model M returned a tuple of Tensor float32 (4, 3) and NoneType for"),
         ({"outputs": "logits / 0, logits[:, 0]"}, "--model M returned logits or values that are not finite."),
         ({"outputs": "1 / 0"}, "--model M fails for observations of shape (5,): ZeroDivisionError: division by zero."),
@@ -105,7 +108,7 @@ def test_a_model_that_cannot_be_used_is_refused_with_the_reason(
     assert str(refused.value).startswith(sentence.replace(" M ", f" {reference} "))
 
 
-def test_a_custom_model_takes_none_of_our_network_settings(write: Write) -> None:
+def test_a_custom_model_refuses_the_network_settings(write: Write) -> None:
     name = write(MODEL.format(**GOOD))
     with pytest.raises(UsageError, match=f"^--model {name}:Net has its own width and number format"):
         make_model(f"{name}:Net", (5,), 3, NetworkConfig(hidden=32))
@@ -120,8 +123,8 @@ def test_an_error_names_a_missing_function(write: Write) -> None:
         f"{ending}:f": f"cannot import {ending}: SystemExit: bye.",
         f"{name}:modle": f"{name} has no 'modle' (did you mean model?).",
         f"{name}:make_net": "make_net is a value of type int, not a function.",
-        f"{name}:": "module:function is required.",
-        ":f": "module:function is required.",
+        f"{name}:": "must be module:function.",
+        ":f": "must be module:function.",
     }.items():
         with pytest.raises(UsageError) as refused:
             make_model(reference, (5,), 3)
@@ -165,14 +168,23 @@ def test_an_error_about_an_unknown_model_suggests_the_nearest_one(name: str, hin
 @pytest.mark.parametrize(
     ("result", "sentence"),
     [
-        ("values.mean()", "returned Tensor float32 (): a scalar tensor"),
-        ("values, {}", "returned a tuple of Tensor float32 (4,) and dict: a scalar tensor"),
-        ("values.mean().detach(), {}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
-        ("values.mean(), {'kl': 0.5}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
-        ("values.mean(), {'kl': values}", "returned a tuple of Tensor float32 () and dict: a scalar tensor"),
+        ("values.mean()", "returned Tensor float32 (): it must return a scalar tensor"),
+        ("values, {}", "returned a tuple of Tensor float32 (4,) and dict: it must return a scalar tensor"),
+        (
+            "values.mean().detach(), {}",
+            "returned a tuple of Tensor float32 () and dict: it must return a scalar tensor",
+        ),
+        (
+            "values.mean(), {'kl': 0.5}",
+            "returned a tuple of Tensor float32 () and dict: it must return a scalar tensor",
+        ),
+        (
+            "values.mean(), {'kl': values}",
+            "returned a tuple of Tensor float32 () and dict: it must return a scalar tensor",
+        ),
         ("values.mean(), {'loss': values.mean()}", "reports 'loss': a name must have at most 40 lower-case letters"),
         ("values.mean(), {'KL': values.mean()}", "reports 'KL': a name must have at most 40 lower-case letters"),
-        ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 values: at most 59 are possible."),
+        ("values.mean(), {f'kl_{i}': values.mean() for i in range(60)}", "reports 60 values: the limit is 59."),
         ("batch.no_such_thing", "fails: AttributeError: 'Batch' object has no attribute 'no_such_thing'."),
     ],
 )

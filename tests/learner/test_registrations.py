@@ -42,75 +42,79 @@ GREY = WrapperSpec("GrayscaleObservation", "gymnasium.wrappers:GrayscaleObservat
 @pytest.mark.parametrize(
     ("asked", "config", "sentence"),
     [
-        ({"mode": 3}, EnvConfig(), "mode=3, but it is played with mode=0: change the registration."),
+        ({"mode": 3}, EnvConfig(), "mode=3, but zmqrl uses mode=0: change the registration."),
         (
             {"game": "centipede", "mode": 0},
             EnvConfig(),
-            "mode=0, but it is played with mode=22: change the registration.",
+            "mode=0, but zmqrl uses mode=22: change the registration.",
         ),
-        ({"difficulty": 1}, EnvConfig(), "difficulty=1, but it is played with difficulty=0: change the registration."),
+        (
+            {"difficulty": 1},
+            EnvConfig(),
+            "difficulty=1, but zmqrl uses difficulty=0: change the registration.",
+        ),
         (
             {"full_action_space": True},
             EnvConfig(),
-            "full_action_space=True, but it is played with full_action_space=False: change the registration.",
+            "full_action_space=True, but zmqrl uses full_action_space=False: change the registration.",
         ),
         (
             {"continuous": True},
             EnvConfig(),
-            "continuous=True, but it is played with continuous=False: change the registration.",
+            "continuous=True, but zmqrl uses continuous=False: change the registration.",
         ),
         (
             {"sound_obs": True},
             EnvConfig(),
-            "sound_obs=True, but it is played with sound_obs=False: change the registration.",
+            "sound_obs=True, but zmqrl uses sound_obs=False: change the registration.",
         ),
         (
             {"obs_type": "ram"},
             EnvConfig(),
-            "obs_type='ram', but it is played with obs_type='grayscale': change the registration, or --envs.grayscale.",
+            "obs_type='ram', but zmqrl uses obs_type='grayscale': change the registration, or --envs.grayscale.",
         ),
         (
             {"obs_type": "rgb"},
             EnvConfig(),
-            "obs_type='rgb', but it is played with obs_type='grayscale': change the registration, or --envs.grayscale.",
+            "obs_type='rgb', but zmqrl uses obs_type='grayscale': change the registration, or --envs.grayscale.",
         ),
         (
             {"obs_type": "grayscale"},
             EnvConfig(grayscale=False),
-            "obs_type='grayscale', but it is played with obs_type='rgb': change the registration, or --envs.grayscale.",
+            "obs_type='grayscale', but zmqrl uses obs_type='rgb': change the registration, or --envs.grayscale.",
         ),
         (
             {"repeat_action_probability": 0.25},
             EnvConfig(),
-            "repeat_action_probability=0.25, but it is played with repeat_action_probability=0.0: "
+            "repeat_action_probability=0.25, but zmqrl uses repeat_action_probability=0.0: "
             "change the registration, or --envs.sticky-actions.",
         ),
         (
             {"frameskip": 5},
             EnvConfig(),
-            "frameskip=5, but it is played with frameskip=4: change the registration, or --envs.frame-skip.",
+            "frameskip=5, but zmqrl uses frameskip=4: change the registration, or --envs.frame-skip.",
         ),
         (
             {"frameskip": (2, 6)},
             RANDOM_SKIP,
-            "frameskip=(2, 6), but it is played with frameskip=(2, 5): change the registration, or --envs.frame-skip.",
+            "frameskip=(2, 6), but zmqrl uses frameskip=(2, 5): change the registration, or --envs.frame-skip.",
         ),
         (
             {"max_num_frames_per_episode": 1000},
             EnvConfig(),
-            "max_num_frames_per_episode=1000, but it is played with max_num_frames_per_episode=108000: "
+            "max_num_frames_per_episode=1000, but zmqrl uses max_num_frames_per_episode=108000: "
             "change the registration, or --envs.max-frames.",
         ),
         (
             {"max_episode_steps": 100},
             EnvConfig(),
-            "max_episode_steps=100, but it is played with max_episode_steps=None: "
+            "max_episode_steps=100, but zmqrl uses max_episode_steps=None: "
             "change the registration, or --envs.max-frames.",
         ),
         (
             {"wrappers": (GREY,)},
             EnvConfig(),
-            "wrappers=['GrayscaleObservation'], but it is played with wrappers=[]: change the registration.",
+            "wrappers=['GrayscaleObservation'], but zmqrl uses wrappers=[]: change the registration.",
         ),
         ({"lives": 1}, EnvConfig(), "lives=1, which Atari games do not have: change the registration."),
         ({"game": "brekout"}, EnvConfig(), "game='brekout': no such Atari game (did you mean breakout?)."),

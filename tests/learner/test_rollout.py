@@ -1,81 +1,17 @@
 """The player: what it stores for each step, where it bootstraps, and that it allocates memory only once."""
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from support.stub_games import TRUNCATED_EVERY, CountingEnvs, FrameEnvs
 from torch import Tensor, nn
 
-from zmqrl.learner.envs import Envs, Game, Step
+from zmqrl.learner.envs import Envs
 from zmqrl.learner.networks import make_model
 from zmqrl.learner.rollout import Player, Rollout, put_frames, sample_actions
 from zmqrl.observe.spans import Spans
-
-TERMINATED_EVERY, TRUNCATED_EVERY = 3, 5
-
-
-class CountingEnvs:
-    """Observations are (game, step), final observations (game, -step).
-
-    Games with even numbers terminate at every 3rd step. Games with odd numbers are truncated at every 5th step.
-    """
-
-    num_actions = 4
-    observation_shape: tuple[int, ...] = (2,)
-    observation_dtype: np.dtype[Any] = np.dtype(np.float32)
-
-    def __init__(self, num_envs: int = 4) -> None:
-        self.num_envs = num_envs
-        self.seed = -1
-        self.actions: list[np.ndarray] = []
-
-    def observe(self, last: float) -> np.ndarray:
-        return np.array([(i, last) for i in range(self.num_envs)], np.float32)
-
-    def reset(self, seed: int) -> np.ndarray:
-        self.seed = seed
-        return self.observe(0)
-
-    def step(self, actions: np.ndarray) -> Step:
-        self.actions.append(actions.copy())
-        steps = len(self.actions)
-        games = np.arange(self.num_envs)
-        truncated = (games % 2 == 1) & (steps % TRUNCATED_EVERY == 0)
-        terminated = (games % 2 == 0) & (steps % TERMINATED_EVERY == 0)
-        return Step(
-            observations=self.observe(steps),
-            rewards=(actions * 10).astype(np.float32),
-            terminated=terminated,
-            truncated=truncated,
-            final_observations={int(i): np.array((i, -steps), np.float32) for i in np.flatnonzero(truncated)},
-            games=[Game(score=float(i), agent_steps=steps) for i in np.flatnonzero(terminated | truncated)],
-        )
-
-    def close(self) -> None:
-        pass
-
-
-class FrameEnvs(CountingEnvs):
-    """Endless games with random frames."""
-
-    observation_shape = (4, 84, 84)
-    observation_dtype = np.dtype(np.uint8)
-
-    def observe(self, last: float) -> np.ndarray:
-        return np.random.default_rng(int(last)).integers(0, 256, (self.num_envs, 4, 84, 84), dtype=np.uint8)
-
-    def step(self, actions: np.ndarray) -> Step:
-        self.actions.append(actions.copy())
-        nothing = np.zeros(self.num_envs, bool)
-        return Step(
-            observations=self.observe(len(self.actions)),
-            rewards=np.zeros(self.num_envs, np.float32),
-            terminated=nothing,
-            truncated=nothing,
-            final_observations={},
-            games=[],
-        )
 
 
 class ValueIsTheStep(nn.Module):
@@ -140,7 +76,7 @@ def test_games_continue_from_one_rollout_to_the_next() -> None:
     assert [game.agent_steps for game in first_games] == [3, 3]
     second_games = player.play(rollout)
     assert rollout.number == 1
-    assert [game.agent_steps for game in second_games] == [5, 5, 6, 6]
+    assert [game.agent_steps for game in second_games] == [5, 5, 3, 3]
     np.testing.assert_array_equal(rollout.observations[0].numpy(), envs.observe(4))
 
 
@@ -212,7 +148,18 @@ def test_actions_are_drawn_with_the_probabilities_of_the_logits() -> None:
     torch.testing.assert_close(log_probs.exp(), probabilities[actions])
 
 
-def test_acting_and_stepping_are_spans() -> None:
+def test_the_times_of_acting_and_stepping_are_spans() -> None:
     envs, spans = CountingEnvs(), Spans()
     Player(ValueIsTheStep(), cast(Envs, envs), 0, spans=spans).play(make_rollout(envs, steps=6))
     assert {name: count for name, (count, _) in spans.totals().items()} == {"act": 7, "env_step": 6}
+
+
+def test_a_player_counts_the_games_that_it_started_and_that_have_not_ended() -> None:
+    """Games 0 and 2 end at steps 3, 6, ... and games 1 and 3 at steps 5, 10, ..."""
+    envs = CountingEnvs()
+    player, rollout = make_player(envs), make_rollout(envs, steps=2)
+    left = []
+    for _ in range(4):
+        player.play(rollout)
+        left.append(player.first_games)
+    assert left == [4, 2, 0, 0]

@@ -170,6 +170,7 @@ def test_a_port_is_free_again_once_the_exporter_is_closed() -> None:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.mark.processes
 def test_without_an_address_nothing_is_served_or_imported() -> None:
     program = (
         "import sys, zmqrl.supervisor.run, zmqrl.observe.exporter as exporter\n"

@@ -106,6 +106,6 @@ def test_names_are_shown_as_ranges(names: list[str], shown: str) -> None:
     assert ranges(names) == shown
 
 
-def test_ranks_of_processes_are_shortened() -> None:
+def test_ranges_of_ranks_can_be_shortened() -> None:
     names = [f"worker-{rank}" for rank in (0, 1, 2, 3, 9)]
     assert ranges([*names, "shard-0"], short=True) == "shard-0,worker-0..3,worker-9"

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,36 @@ def test_the_score_is_the_mean_of_the_last_fifty_games_of_all_workers() -> None:
         for rank in (0, 1):
             told(tested, report(rank, version=seq, games=[[seq, float(seq), 9]]))
     assert tested.row(1.0)["score_mean_50"] == sum(range(16, 41)) / 25
+
+
+def test_there_is_no_score_until_the_games_begun_at_the_start_have_ended() -> None:
+    tested = metrics()
+    tested.on_shards([shard(present=[0, 1])])
+    told(tested, report(0, games=[[1, 1.0, 9]], first_games=1))
+    told(tested, report(1, games=[[1, 2.0, 9]], first_games=0))
+    assert tested.row(1.0)["score_mean_50"] is None
+    assert tested.mean_score(1) == -math.inf
+    assert tested.counters().scores == ()
+    told(tested, report(0, games=[[2, 9.0, 99]], first_games=0))
+    assert tested.row(2.0)["score_mean_50"] == 4.0
+    told(tested, report(0, incarnation=2, games=[[1, 4.0, 9]], first_games=3))
+    assert tested.row(3.0)["score_mean_50"] == 4.0, "a worker that starts later changes nothing"
+
+
+def test_the_score_does_not_wait_for_the_games_of_a_worker_that_is_gone() -> None:
+    tested = metrics()
+    tested.on_shards([shard(present=[0, 1])])
+    told(tested, report(0, games=[[1, 1.0, 9]], first_games=0))
+    told(tested, report(1, first_games=2))
+    assert tested.row(1.0)["score_mean_50"] is None
+    tested.on_shards([shard(present=[0])])
+    assert tested.row(2.0)["score_mean_50"] == 1.0
+
+
+def test_a_resumed_run_has_its_score_at_once() -> None:
+    tested = RunMetrics(start=Counters(version=7, scores=(3.0,)))
+    told(tested, report(0, first_games=2))
+    assert tested.row(1.0)["score_mean_50"] == 3.0
 
 
 # what external workers can send

@@ -162,7 +162,7 @@ def test_an_error_names_an_impossible_path(tmp_path: Path) -> None:
 def test_an_error_names_a_directory_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere is not a run directory"):
         RunRecord.read(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="at least 1 run directory"):
+    with pytest.raises(UsageError, match="no run directory given"):
         read_runs([])
 
 

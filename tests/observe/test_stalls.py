@@ -112,7 +112,7 @@ def test_a_process_that_is_being_restarted_is_not_inspected() -> None:
     assert "it is being restarted" in run.told()[0].sentence()
 
 
-def test_only_the_few_processes_longest_in_their_spans_are_inspected() -> None:
+def test_only_the_processes_longest_in_their_spans_are_inspected() -> None:
     run = Watched()
     many = [replace(WORKER, process=worker_id(rank), span_s=float(rank)) for rank in range(50)]
     run.wait(LEAST_PATIENCE_S, many)
@@ -124,7 +124,7 @@ def test_only_the_few_processes_longest_in_their_spans_are_inspected() -> None:
 
 def test_inspections_and_notices_are_repeated_with_growing_pauses() -> None:
     run = Watched()
-    run.wait(2 * 3600.0)
+    run.wait(3600.0)
     asked_at = [at for at, news in run.news if news.ask]
     pauses = [after - before for before, after in itertools.pairwise(asked_at)]
     assert pauses[0] >= ASK_AGAIN_S

@@ -44,7 +44,7 @@ def test_throttled_and_paging_workers_are_named_together() -> None:
     uses = {worker_id(rank): MachineUse("h1", throttled_share=0.2, major_faults_per_s=40 + rank) for rank in range(2)}
     assert warnings(uses) == [
         "workers 0-1 on h1 spent 20% of the time throttled: the CPU quota is too small",
-        "workers 0-1 on h1 had 40-41 major page faults per second: memory is short",
+        "workers 0-1 on h1 had 40-41 major page faults per second: the host is low on memory",
     ]
 
 
@@ -57,7 +57,7 @@ def test_stolen_time_is_a_share_of_all_cores_of_the_machine_even_for_a_pinned_pr
     assert machine_use(Recording((process,)))[process.process].stolen_share == pytest.approx(4 / 10 / 8)
 
 
-def test_a_recording_has_the_cores_of_the_process_and_of_its_machine(tmp_path: Path) -> None:
+def test_a_recording_lists_the_cores_of_the_process_and_of_its_machine(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:

@@ -10,6 +10,8 @@ from zmqrl.profile import plot
 from zmqrl.profile.recording import Recording
 from zmqrl.profile.report import Profile
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:

@@ -132,7 +132,7 @@ def test_spans_that_a_trace_has_no_room_for_are_counted_and_named(
     ]
 
 
-def test_the_files_of_a_trace_are_kept_in_a_long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_does_not_remove_the_files_of_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "SEGMENT_BYTES", 500)
     one = recorder(tmp_path, trace_below=2)
     for version in range(200):

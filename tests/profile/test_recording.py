@@ -88,7 +88,7 @@ def test_a_long_recording_is_read_from_its_newest_versions(long_run: Path, monke
     assert part.left_out == VERSIONS - 10
     assert [step.version for step in profile.steps] == list(range(VERSIONS - 9, VERSIONS))
     assert [each.histograms()["act"].count for each in part.processes] == [6] * 5
-    assert "the report covers only the versions after 30" in profile.to_json()["warnings"][0]
+    assert "the report covers only versions after 30" in profile.to_json()["warnings"][0]
     assert sum(len(each.table("cycles")["version"]) for each in part.processes) <= 30
 
 

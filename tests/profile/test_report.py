@@ -117,7 +117,7 @@ def test_the_gain_of_the_last_backup_is_predicted() -> None:
 
 
 @pytest.mark.parametrize(("fewer", "verdict"), [(25.0, "it costs 10.00 ms"), (10.0, "it saves 50.00 ms")])
-def test_what_a_backup_saves_agrees_with_the_what_if(fewer: float, verdict: str) -> None:
+def test_the_gain_of_a_backup_agrees_with_the_prediction(fewer: float, verdict: str) -> None:
     found = profile(workers=4, quorum=3, worker_extra_s={("env_step", 3): 0.03}, every=20)
     assert "In the replay" not in printed(found)
     rates = {"as it was": 20.0, "one backup fewer": fewer}
@@ -243,5 +243,5 @@ def test_the_report_is_text_and_the_data_is_json(planted: dict[str, Any]) -> Non
     text = printed(found)
     assert ("no complete update was recorded" in text) == (found["updates"] == 0)
     if planted.get("worker_extra_s"):
-        row = next(line for line in text.partition("what updates waited for")[2].splitlines() if line.startswith("act"))
+        row = next(line for line in text.partition("causes of delay")[2].splitlines() if line.startswith("act"))
         assert row.split()[:4] == ["act", "rank", "0", "w0"]

@@ -131,7 +131,7 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
     run = str(straggling.path)
     shown = zmqrl("profile", run, "--trace", str(tmp_path / "t.json"), "--plot", str(tmp_path / "p.png"))
     assert shown.returncode == 0, shown.stderr
-    blame = shown.stdout.partition("what updates waited for")[2].splitlines()[2]
+    blame = shown.stdout.partition("causes of delay")[2].splitlines()[2]
     assert blame.split()[:4] == ["straggle", "rank", "1", HERE]
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     for trace in (tmp_path / "t.json", straggling.path / "trace.json"):
@@ -148,7 +148,7 @@ def test_the_command_prints_a_report_writes_files_and_compares_runs(straggling: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--seconds", "5"), "is not running: leave out --seconds"),
+        (("--seconds", "5"), "is not running: remove --seconds"),
         (("--versions", "900"), "the recording has no critical path for these versions"),
         (("--fail-above", "5%"), "--fail-above compares two runs"),
         (("--trace", "/proc/no/t.json"), "cannot"),

@@ -45,7 +45,7 @@ def test_a_slice_that_is_sent_again_has_one_arrow_to_its_first_arrival(tmp_path:
     assert len([event for event in events if event["name"].endswith(": duplicate")]) == 10 * 2 * 2
 
 
-def test_a_message_that_arrives_before_its_sender_noted_the_sending_has_an_arrow_forward(tmp_path: Path) -> None:
+def test_an_arrow_points_forward_even_if_the_arrival_has_the_earlier_time(tmp_path: Path) -> None:
     processes = synthetic_run(workers=2, shards=2, versions=10)
     for each in processes:
         if each.process.role == "worker":

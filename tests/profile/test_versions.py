@@ -1,4 +1,4 @@
-"""What single versions waited for."""
+"""What each single version waited for."""
 
 import io
 

@@ -44,7 +44,7 @@ def test_the_rows_that_the_report_reads_have_these_names() -> None:
     assert {AS_IT_WAS, ONE_BACKUP_FEWER} <= set(predicted_s(workers=4, quorum=3))
 
 
-def test_half_of_a_pause_and_of_the_transfers_is_saved() -> None:
+def test_halving_the_pauses_or_the_transfers_saves_half_of_their_time() -> None:
     found = predicted_s(worker_extra_s={("gradient_transfer", rank): 0.1 for rank in range(3)})
     assert found["as it was"] == pytest.approx(UPDATE_S + 0.1, rel=0.05)
     assert found["transfers in half the time"] == pytest.approx(UPDATE_S + 0.05 - TRANSFER_S, rel=0.05)

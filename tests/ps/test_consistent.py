@@ -59,7 +59,7 @@ def summed_alone(start: FloatVector) -> FloatVector:
     return weights
 
 
-def test_any_number_of_shards_and_any_arrival_order_give_the_bits_of_rank_order(tmp_path: Path) -> None:
+def test_any_number_of_shards_and_any_arrival_order_give_the_same_bits_as_rank_order(tmp_path: Path) -> None:
     expected = summed_alone(start_vector(COUNT))
     for shards in (1, 4):
         vector = trained(tmp_path / str(shards), shards, seed=shards)

@@ -45,12 +45,12 @@ def used_by(running: Served, rank: int, shard: int) -> int:
 
 
 def heard_of(running: Served, rank: int, shard: int) -> int:
-    """The number of contributions of ``rank`` that have arrived, without one that the shard still holds."""
+    """The number of contributions of ``rank`` that have arrived, not counting one that the shard still holds."""
     return sum(sum(row[1:]) for row in running.stats()[shard].tallies if row[0] == rank)
 
 
 def recovered(capfd: pytest.CaptureFixture[str]) -> int:
-    """The version that the newest shard process found on disk, from its log. WELCOME may name a later version."""
+    """The version that the newest shard process found on disk, from its log. Its WELCOME can name a later version."""
     return int(re.findall(r"recovered version (\d+), generation 1$", capfd.readouterr().err, re.MULTILINE)[-1])
 
 
@@ -183,7 +183,7 @@ main()
 
 
 @pytest.mark.slow
-def test_a_shard_killed_between_a_load_and_the_rewind_finishes_the_rewind(
+def test_a_shard_killed_between_a_load_and_its_rewind_finishes_the_rewind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(tmp_path, shards=1, workers=1) as running:

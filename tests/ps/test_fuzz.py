@@ -70,7 +70,7 @@ def mutated(frames: list[bytes], chance: random.Random) -> list[bytes]:
         case 7:
             return [*frames[:1], *(frame[: chance.randrange(len(frame))] for frame in frames[1:])]
         case _:
-            # Deep nesting and wrong lengths make a careless reader allocate much memory.
+            # Deep nesting and wrong lengths make a careless reader allocate a lot of memory.
             return [chance.choice([b"\x91" * 5000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", bytes(70_000)])]
     return [bytes(header), *frames[1:]]
 

@@ -18,7 +18,9 @@ tensors = st.lists(
 
 
 @given(tensors, st.integers(1, MAX_SHARDS))
-def test_slices_are_contiguous_aligned_even_and_cover_the_vector(named: list[tuple[str, list[int]]], n: int) -> None:
+def test_slices_are_aligned_and_similar_in_size_and_cover_the_vector(
+    named: list[tuple[str, list[int]]], n: int
+) -> None:
     shards = min(n, Layout.of(named, 1).blocks)
     layout = Layout.of(named, shards)
     slices = layout.slices
@@ -33,7 +35,7 @@ def test_slices_are_contiguous_aligned_even_and_cover_the_vector(named: list[tup
 
 @pytest.mark.parametrize("shards", range(1, MAX_SHARDS + 1))
 @pytest.mark.parametrize("count", [1024, 1025, 1039, 1040, 684_295])
-def test_every_number_of_shards_cuts_evenly(count: int, shards: int) -> None:
+def test_any_number_of_shards_gives_slices_similar_in_size(count: int, shards: int) -> None:
     counts = [cut.count for cut in Layout.of([("w", (count,))], shards).slices]
     assert sum(counts) == count
     assert 4 * (max(counts) - min(counts)) <= 64
@@ -47,7 +49,7 @@ def test_a_shard_has_at_least_one_block() -> None:
 
 @pytest.mark.parametrize("shards", [-1, 0, MAX_SHARDS + 1])
 def test_the_number_of_shards_has_limits(shards: int) -> None:
-    with pytest.raises(UsageError, match="between 1 and 64"):
+    with pytest.raises(UsageError, match="must be from 1 to 64"):
         Layout.of([("w", (100_000,))], shards)
 
 

@@ -142,7 +142,7 @@ def test_the_fields_of_a_supervisor_message_match_the_code(kind: str) -> None:
     assert supervisor_rows()[kind] == ", ".join(f"{name} {words}" for name, words in fields(kind))
 
 
-def test_messages_documented_with_the_same_first_fields_have_these_fields() -> None:
+def test_messages_begin_with_the_fields_that_the_page_says_they_share() -> None:
     for kind in ("WEIGHTS", "HEARTBEAT", "NEED", "BYE", "WELCOME", "SNAPSHOT"):
         assert [name for name, _ in fields(kind)][:5] == ["run", "shard", "incarnation", "generation", "version"]
 

@@ -20,7 +20,7 @@ horizons = st.none() | st.floats(0.5, 1e9)
 
 
 @given(version=st.integers(0, 2**53), horizon=horizons, told=progress)
-def test_progress_is_at_least_what_was_told_and_at_most_the_whole_run(
+def test_progress_is_between_the_last_told_value_and_the_whole_run(
     version: int, horizon: float | None, told: int
 ) -> None:
     elapsed = elapsed_at(version, horizon=horizon, told=told)

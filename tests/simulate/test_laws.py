@@ -38,7 +38,7 @@ def test_draws_have_the_mean_and_deviation_of_the_law(text: str, mean: float, de
         ("constant", "constant needs constant:S"),
         ("lognormal:1", "lognormal needs lognormal:MEAN:SIGMA"),
         ("constant:x", "not a number"),
-        ("constant:-1", "at least 0"),
+        ("constant:-1", "must be 0 or more"),
         ("constant:nan", "finite"),
         ("2*constant:1", "2 is not a probability"),
         ("uniform:3:1", "LOW must not be above HIGH"),

@@ -1,4 +1,4 @@
-"""Scenarios slow real workers down."""
+"""Scenarios slow down real workers."""
 
 import pytest
 

@@ -76,7 +76,7 @@ def test_older_recordings_without_the_run_queue_of_each_cycle_are_replayed_as_be
 
 
 @given(st.integers(1, 400), st.integers(1, 300))
-def test_stretches_of_a_long_recording_reach_from_its_beginning_to_its_end(length: int, number: int) -> None:
+def test_the_replayed_stretches_include_both_ends_of_a_long_recording(length: int, number: int) -> None:
     found = spread(range(length), number)
     assert list(found) == sorted(set(found))
     assert (found[0], found[-1]) == (0, length - 1)

@@ -17,7 +17,7 @@ SLICE_BYTES = 4 * 10_000
 
 
 def from_run(run: RecordedRun, **settings: Any) -> float:
-    """Updates per second of ``zmqrl simulate --from RUN`` with these settings."""
+    """Updates per second that ``zmqrl simulate --from RUN`` predicts with these settings."""
     return simulate(replace(run.scenario, compute="run:here", **settings)).updates_per_s
 
 
@@ -47,7 +47,7 @@ def test_a_live_run_keeps_the_recorded_transfers_because_it_ignores_the_network(
     assert without_ignored(scenario) == Scenario(workers=3)
 
 
-def test_a_recorded_slow_network_does_not_answer_questions_about_shards(
+def test_a_run_on_a_slow_network_gives_no_prediction_for_more_shards(
     slow_link: RecordedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zmqrl.commands.measure.simulate.recorded_run", lambda _: slow_link)

@@ -106,7 +106,7 @@ def test_a_worker_that_has_not_contributed_gets_the_newest_weights_at_once() -> 
     assert [a.version for a in of(Assembled, worker.handle(Pulling(4), 0.0))] == [7]
 
 
-def test_a_worker_resends_its_contribution_to_a_shard_that_sends_need() -> None:
+def test_a_worker_resends_its_contribution_to_a_shard_that_sends_a_need_message() -> None:
     worker = computing(4, 7)
     worker.handle(Contributed(1, 4), 0.0)
     worker.handle(Pulling(4), 0.0)

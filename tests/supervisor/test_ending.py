@@ -1,4 +1,4 @@
-"""How shards reach their last version, even if they answer late and keep making versions."""
+"""Shards end at their last version, even if they answer late and keep making versions."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -80,6 +80,7 @@ class LateControl:
         }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize(("pace", "late"), [(1, 0), (7, 1), (50, 3)])
 def test_shards_that_keep_making_versions_are_stopped_despite_old_answers(pace: int, late: int, together: bool) -> None:

@@ -82,8 +82,8 @@ def followers(tmp_path: Path, runner: Any, notices: Notices, brought: set[tuple[
     return Followers(config, RunDirectory(tmp_path), runner, notices, files)
 
 
-def evaluation(version: int) -> Said:
-    found = {"version": version, "wall_s": 300.0, "mean": 12.5, "ci95": [10.0, 15.0], "episodes": 50}
+def evaluation(version: int, mean: float = 12.5) -> Said:
+    found = {"version": version, "wall_s": 300.0, "mean": mean, "ci95": [10.0, 15.0], "episodes": 50}
     return Said(EVALUATOR, {"evaluation": found})
 
 
@@ -107,6 +107,54 @@ def test_a_resumed_run_does_not_evaluate_its_last_checkpoint_again(
     again.on_checkpoint(400, 400.0)
     again.on_checkpoint(700, 700.0)
     assert [told["version"] for name, told in runner.told if name == EVALUATOR] == [300, 700]
+
+
+@pytest.fixture
+def confirming(tmp_path: Path, runner: Any, notices: Notices) -> Followers:
+    """Followers of a run with ``--stop-score 10`` and no other evaluations."""
+    files: Any = Files(set())
+    return Followers(Config(stop_score=10.0), RunDirectory(tmp_path), runner, notices, files)
+
+
+def test_a_score_counts_as_reached_when_new_games_with_one_checkpoint_confirm_it(
+    confirming: Followers, runner: Runner
+) -> None:
+    confirming.on_scores(9.9, 50)
+    assert not confirming.wants_checkpoint(0.0)
+    confirming.on_checkpoint(100, 10.0)
+    assert runner.told == []
+    confirming.on_scores(10.0, 60)
+    assert confirming.wants_checkpoint(0.0)
+    confirming.on_checkpoint(200, 20.0)
+    assert runner.told == [(EVALUATOR, {"version": 200, "episodes": 50, "seed": 2**31 + 50 * 200})]
+    confirming.on_scores(11.0, 70)
+    assert not confirming.wants_checkpoint(0.0), "the evaluator is busy"
+    assert confirming.confirmed_score == -float("inf")
+    confirming.on_answer(evaluation(200))
+    assert confirming.confirmed_score == 12.5
+    confirming.on_scores(13.0, 500)
+    assert not confirming.wants_checkpoint(0.0), "the score has been confirmed"
+
+
+def test_a_score_that_new_games_do_not_confirm_is_tried_again_after_fifty_games_in_training(
+    confirming: Followers, runner: Runner, notices: Notices
+) -> None:
+    confirming.on_scores(10.0, 60)
+    confirming.on_checkpoint(200, 20.0)
+    confirming.on_scores(10.0, 75)
+    confirming.on_answer(evaluation(200, mean=9.0))
+    assert notices.texts[-1] == "version 200 does not confirm --stop-score 10: the run continues"
+    confirming.on_scores(10.0, 124)
+    assert not confirming.wants_checkpoint(0.0)
+    confirming.on_scores(10.0, 125)
+    assert confirming.wants_checkpoint(0.0)
+    confirming.on_checkpoint(300, 30.0)
+    confirming.on_answer(Said(EVALUATOR, {"skipped": 300, "reason": "it is gone"}))
+    confirming.on_scores(10.0, 126)
+    assert confirming.wants_checkpoint(0.0), "a checkpoint that could not be evaluated is no answer"
+    confirming.give_up(EVALUATOR)
+    assert notices.texts[-1] == "without the evaluator, --stop-score cannot end the run"
+    confirming.on_scores(10.0, 127)
 
 
 def test_damaged_evaluations_do_not_stop_a_run(

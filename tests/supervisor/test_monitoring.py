@@ -95,14 +95,14 @@ def test_a_port_is_on_loopback_unless_an_address_is_given(given: str | None, pla
     ("given", "complaint"),
     [
         ("0.0.0.0:9100", "would listen on every network: use one address of this machine"),
-        ("*:9100", "an IPv4 address is required before the port"),
-        ("localhost:9100", "an IPv4 address is required before the port"),
-        ("::9100", "an IPv4 address is required before the port"),
-        ("127.0.0.1", "a port from 0 to 65535 is required"),
-        ("127.0.0.1:", "a port from 0 to 65535 is required"),
-        ("65536", "a port from 0 to 65535 is required"),
-        ("-1", "a port from 0 to 65535 is required"),
-        ("", "a port from 0 to 65535 is required"),
+        ("*:9100", "the address before the port must be IPv4"),
+        ("localhost:9100", "the address before the port must be IPv4"),
+        ("::9100", "the address before the port must be IPv4"),
+        ("127.0.0.1", "the port must be from 0 to 65535"),
+        ("127.0.0.1:", "the port must be from 0 to 65535"),
+        ("65536", "the port must be from 0 to 65535"),
+        ("-1", "the port must be from 0 to 65535"),
+        ("", "the port must be from 0 to 65535"),
     ],
 )
 def test_an_invalid_metrics_port_is_refused_in_one_sentence(given: str, complaint: str) -> None:

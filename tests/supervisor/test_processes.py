@@ -61,7 +61,7 @@ def test_an_explained_death_replaces_an_unexplained_kill_as_the_first_death() ->
     processes = Processes()
     processes.died(died("worker-0", -9), 1.0, counts=True)
     assert processes.first_death == died("worker-0", -9)
-    lost = died("shard-0", -9, why="host h1 is lost: nothing was heard for 8 s")
+    lost = died("shard-0", -9, why="host h1 is lost: no message for 8 s")
     processes.died(lost, 1.5, counts=True)
     processes.died(died("worker-1", 1), 2.0, counts=True)
     assert processes.first_death == lost
@@ -90,10 +90,10 @@ def test_the_first_failure_ends_the_message_and_decides_the_exit_status(
 
 
 def test_a_lost_host_is_reported_as_the_reason() -> None:
-    lost = died("shard-0", -9, tail="", why="host h1 is lost: nothing was heard for 8 s")
+    lost = died("shard-0", -9, tail="", why="host h1 is lost: no message for 8 s")
     text = str(explained(ClusterError("waited 60 s for shard 0."), lost, "h1", Path("logs/shard-0.log"), begun=True))
     assert text == (
-        "waited 60 s for shard 0.\nThe first to fail was shard-0 on h1 (host h1 is lost: nothing was heard for 8 s); "
+        "waited 60 s for shard 0.\nThe first to fail was shard-0 on h1 (host h1 is lost: no message for 8 s); "
         "its log logs/shard-0.log was empty."
     )
 
@@ -148,7 +148,7 @@ def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int
     assert not processes.hopeless
 
 
-def test_a_process_that_is_given_up_is_not_restarted() -> None:
+def test_a_process_that_the_run_gave_up_on_is_not_restarted() -> None:
     processes = Processes()
     processes.died(exited(), 1.0, counts=True)
     processes.give_up(WORKER)

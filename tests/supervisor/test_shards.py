@@ -60,7 +60,7 @@ def test_a_shard_already_past_the_end_of_the_run_ends_at_its_version() -> None:
     assert loaded(42, 38, stop_at=40).loaded() == [e.TellStop(0, 42), e.TellStop(1, 40)]
 
 
-def test_an_empty_shard_is_loaded_even_if_its_old_process_was_still_heard(shards: Shards) -> None:
+def test_an_empty_shard_is_loaded_even_after_a_late_message_from_its_old_process(shards: Shards) -> None:
     shards.on_exit(0)  # its host daemon is lost, but the old process can still be reached
     shards.on_welcome(0, welcome(0, 10, "open"), VIEW)
     assert is_ready(shards)

@@ -36,7 +36,7 @@ class Supervisor:
             self.stats[shard] = message
 
     def visit(self, shard: ShardHost) -> None:
-        """Ask one shard for its state, and send what it lacks."""
+        """Ask one shard for its state, and send the messages that it lacks."""
         n = shard.number
         if shard.machine is None:
             return

@@ -268,7 +268,7 @@ class Worker:
 
     @property
     def version(self) -> int:
-        """The newest version that the worker has computed on."""
+        """The newest version on which the worker has computed."""
         return self.pulled[-1][1] if self.pulled else -1
 
     def _run(self) -> None:

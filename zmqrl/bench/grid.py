@@ -81,13 +81,13 @@ class Grid:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            require(getattr(self, field.name) != (), f"--{field.name}: at least 1 value is required.")
-        require(0 < self.minutes < float("inf"), f"--minutes {self.minutes:g}: a number above 0 is required.")
+            require(getattr(self, field.name) != (), f"--{field.name}: give at least one value.")
+        require(0 < self.minutes < float("inf"), f"--minutes {self.minutes:g}: must be above 0 and finite.")
         limits = {"parameters": MOST_PARAMETERS, "workers": MOST_WORKERS, "shards": MAX_SHARDS, "rounds": 10**6}
         for name, most in limits.items():
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
-                require(1 <= value <= most, f"--{name} {value}: a number from 1 to {most} is required.")
+                require(1 <= value <= most, f"--{name} {value}: must be from 1 to {most}.")
         for parameters, shards in itertools.product(self.parameters, self.shards):
             Layout.of([("vector", (parameters,))], shards)
 

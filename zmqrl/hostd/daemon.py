@@ -107,7 +107,7 @@ class Daemon:
             self._reap_strays()
             self._pass_on_stacks()
             if self._lease_s is not None and time.monotonic() - self._heard_at > self._lease_s:
-                self.why_end = f"nothing was heard for {self._lease_s:g} s"
+                self.why_end = f"no message for {self._lease_s:g} s"
 
     def end(self) -> None:
         """End all processes: close their input and send SIGTERM, then SIGKILL. Then kill the remaining descendants."""

@@ -110,7 +110,7 @@ def _seen(python: str, *options: str) -> list[str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_S)
     except subprocess.SubprocessError as error:
-        raise CannotMake(f"{python} does not list its packages: {error}") from None
+        raise CannotMake(f"cannot list the packages of {python}: {error}") from None
     places: list[str] = json.loads(done.stdout)
     return places
 
@@ -157,7 +157,7 @@ def _lock(lock: int, path: Path) -> None:
         except BlockingIOError:
             if not waiting:
                 waiting = True
-                _tell(f"another launch is making {path}")
+                _tell(f"another launch is creating {path}")
             if _hung_up(200):
                 raise CannotMake("the launcher hung up") from None
 

@@ -26,7 +26,7 @@ class Faults:
         self._begun_at: float | None = None
 
     def begin(self, now: float) -> None:
-        """Let the times of the failures count from now, unless an earlier call has done so."""
+        """Start the clock of the failures, unless an earlier call has started it."""
         self._begun_at = now if self._begun_at is None else self._begun_at
 
     def step(self, now: float) -> None:

@@ -95,7 +95,7 @@ def read_addresses(texts: Iterable[str], hosts: Iterable[Host]) -> dict[str, str
         if not equals:
             raise UsageError(f"--address {item} is not HOST=ADDRESS, such as h1=10.0.0.1.")
         if ":" in addresses:
-            raise UsageError(f"--address {item}: an IPv4 address or a name is required, not an IPv6 address.")
+            raise UsageError(f"--address {item}: must be an IPv4 address or a name, not an IPv6 address.")
         names = _members(pattern, known, "--address")
         found |= zip(names, _addresses(addresses, names, "--address"), strict=True)
     return found
@@ -184,7 +184,7 @@ def _from_toml(path: str) -> Iterator[Host]:
     for key in document:
         if key not in ("defaults", "host"):
             hint = did_you_mean(key, ("defaults", "host"))
-            raise UsageError(f"{path}: unknown key {key!r}{hint}; there are [defaults] and [[host]].")
+            raise UsageError(f"{path}: unknown key {key!r}{hint}; the file can have [defaults] and [[host]].")
     defaults, tables = document.get("defaults", {}), document.get("host", [])
     if not isinstance(defaults, dict):
         raise UsageError(f"{path}: defaults must be below a line [defaults].")

@@ -163,7 +163,7 @@ class Link:
                 said = self._last_words() or "it printed nothing"
                 self._lose(f"it did not come up within {self.up_within_s:g} s: {said}")
             if self.lease_s is not None and self.up is not None and now - self._heard_at > self.lease_s:
-                self._lose(f"nothing was heard for {self.lease_s:g} s")
+                self._lose(f"no message for {self.lease_s:g} s")
         return events
 
     def renew(self) -> None:
@@ -188,7 +188,7 @@ class Link:
             return h.decode_event(line)
         except ValueError:
             return self._lose(
-                f"unexpected output {line[:60]!r}: make the startup files of the shell on that host print nothing"
+                f"unexpected output {line[:60]!r}: the shell's startup files on that host must not print anything"
             )
 
     def _lose(self, why: str) -> NoReturn:

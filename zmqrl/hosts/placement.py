@@ -51,7 +51,7 @@ def place_run(config: Config, hosts: Sequence[Host], cores: Mapping[str, int]) -
         cores,
         shards=config.shards,
         workers=config.ranks - config.external_workers,
-        evaluator=config.evaluator,
+        evaluator=config.needs_evaluator,
         recorder=config.recorder,
     )
 

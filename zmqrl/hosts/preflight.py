@@ -227,9 +227,9 @@ def _way_out(sources: str, target: str, error: str, config: Config) -> str:
     if error == SOMEBODY_ELSE:
         return f"that is not {target}: choose another address with --iface or --address"
     if error == ONLY_LITTLE_PASSES:
-        return "give all interfaces on the way the same MTU"
+        return "set the same MTU on all interfaces along the path"
     if ports is None:
-        return f"let {sources} reach TCP ports of {target}; --port-range chooses which ones"
+        return f"open TCP ports of {target} to {sources}; --port-range chooses which ones"
     return f"open TCP ports {ports} of {target} to {sources}, or choose another --port-range"
 
 

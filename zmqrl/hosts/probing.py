@@ -44,7 +44,7 @@ class Probes:
         deadline = time.monotonic() + within_s
         while missing := [host for host in hosts if host not in found and host not in self.failed]:
             if time.monotonic() >= deadline:
-                self.failed |= dict.fromkeys(missing, f"its probe has not answered within {within_s:g} s")
+                self.failed |= dict.fromkeys(missing, f"its probe did not answer within {within_s:g} s")
                 break
             for event in self.launcher.poll():
                 host = self.launcher.host_of(event.process)

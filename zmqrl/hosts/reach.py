@@ -78,17 +78,17 @@ class HostOptions:
     slurm: bool = False
     """Use the nodes of this Slurm job, through srun."""
     node_address: str | None = None
-    """Address of a node with %N for its name, such as %N-ib0. Default: the one Slurm uses."""
+    """Pattern of node addresses, with %N for the node's name, such as %N-ib0. None: those that Slurm uses."""
     include: str | None = None
-    """Use only these hosts, given as a list."""
+    """Use only these hosts: a list such as h1,node[01-04]. None: all hosts."""
     exclude: str | None = None
-    """Do not use these hosts, given as a list."""
+    """Leave out these hosts: a list such as h1,node[01-04]."""
     ssh_config: Path | None = None
-    """File that ssh reads instead of your own ssh_config."""
+    """File that ssh reads instead of your own configuration."""
     iface: str | None = None
-    """Interface (ib0) or network (10.0.0.0/24) for gradients and weights, on every host."""
+    """Interface, such as ib0, or network, such as 10.0.0.0/24, for gradients and weights on every host."""
     address: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """HOST=ADDRESS: address at which the other hosts reach HOST. May be repeated, and may be a list."""
+    """HOST=ADDRESS: address at which other hosts reach HOST. Can be a list, such as h1=10.0.0.1,h2=10.0.0.2."""
 
     sync: Literal["none", "wheel"] = "none"
     """Use the zmqrl that is installed on the hosts (none), or send this one (wheel)."""
@@ -98,7 +98,7 @@ class HostOptions:
         if self.hosts is None and not self.slurm:
             raise UsageError("no hosts given: use -H HOSTS, or --slurm inside a Slurm job.")
         if self.hosts is not None and self.slurm:
-            raise UsageError("-H and --slurm exclude each other: use one of them.")
+            raise UsageError("-H and --slurm cannot be combined: use only one of them.")
         if self.slurm and self.ssh_config is not None:
             raise UsageError("--ssh-config requires -H: --slurm uses no ssh.")
         if self.ssh_config is not None and not self.ssh_config.is_file():
@@ -197,7 +197,7 @@ def addresses_of(
         elif address is None:
             unknown.append(f"{host.name}: the address at which other hosts reach it is unknown: {instead}.")
         elif ":" in address:  # ssh reached the host at this address
-            unknown.append(f"{host.name}: {address} is an IPv6 address, but an IPv4 address is required: {instead}.")
+            unknown.append(f"{host.name}: {address} is an IPv6 address, but zmqrl needs an IPv4 address: {instead}.")
         elif is_loopback(address) and any(other.host != up[host.name].host for other in up.values()):
             unknown.append(only_itself(host.name, address))
         else:

@@ -206,7 +206,7 @@ def game_of(registered: Registered, config: EnvConfig) -> str:
             raise UsageError(f"{where} {name}={value!r}, which Atari games do not have: change the registration.")
         if value != played[name] and not (value is None and name in ("mode", "difficulty")):
             option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
-            how = f"it is played with {name}={played[name]!r}"
+            how = f"zmqrl uses {name}={played[name]!r}"
             raise UsageError(f"{where} {name}={value!r}, but {how}: change the registration{option}.")
     return game
 

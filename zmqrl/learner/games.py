@@ -18,7 +18,7 @@ class EnvConfig:
     frame_skip: int = 4
     """Emulator frames per agent step. The last two are max-pooled."""
     min_frame_skip: int | None = None
-    """Random frame skip from this number to --envs.frame-skip, without max-pooling."""
+    """Draw each frame skip at random from this number to --envs.frame-skip. No max-pooling. None: not random."""
     frame_stack: int = 4
     """Number of frames in one observation."""
     screen_size: int = 84
@@ -28,11 +28,11 @@ class EnvConfig:
     sticky_actions: float = 0.0
     """Probability per frame that the emulator repeats the last action."""
     noop_max: int = 30
-    """Start a game with a random number of no-op frames, below this value. A FIRE at the start counts as a no-op."""
+    """Start each game with a random number of no-op frames below this value. A FIRE at the start counts as one."""
     life_loss: bool = True
     """End the return when a life is lost. The game continues."""
     fire_reset: bool = True
-    """Press FIRE when a game starts, if it has that action, but not after a lost life."""
+    """Press FIRE at the start of a game that has this action, but not after a lost life."""
     clip_rewards: bool = True
     """Clip rewards to [-1, 1] for learning. Scores are never clipped."""
     max_frames: int = 108_000
@@ -74,26 +74,26 @@ class EnvConfig:
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        require(self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: at least 1 game is required.")
-        require(self.frame_skip >= 1, f"--envs.frame-skip {self.frame_skip}: at least 1 frame is required.")
+        require(self.num_envs >= 1, f"--envs.num-envs {self.num_envs}: must be 1 or more.")
+        require(self.frame_skip >= 1, f"--envs.frame-skip {self.frame_skip}: must be 1 or more.")
         least = self.min_frame_skip
         require(
             least is None or 1 <= least <= self.frame_skip,
-            f"--envs.min-frame-skip {least}: 1 to {self.frame_skip} (--envs.frame-skip) frames are required.",
+            f"--envs.min-frame-skip {least}: must be from 1 to {self.frame_skip} (--envs.frame-skip).",
         )
         require(
             least is None or (self.noop_max == 0 and not self.fire_reset),
             f"--envs.min-frame-skip {least} needs --envs.noop-max 0 --envs.no-fire-reset: "
             "games with random frame skip start without no-ops and FIRE.",
         )
-        require(self.frame_stack >= 1, f"--envs.frame-stack {self.frame_stack}: at least 1 frame is required.")
-        require(self.screen_size >= 1, f"--envs.screen-size {self.screen_size}: at least 1 pixel is required.")
+        require(self.frame_stack >= 1, f"--envs.frame-stack {self.frame_stack}: must be 1 or more.")
+        require(self.screen_size >= 1, f"--envs.screen-size {self.screen_size}: must be 1 or more.")
         require(
             0 <= self.sticky_actions < 1,
-            f"--envs.sticky-actions {self.sticky_actions}: a probability from 0 to below 1 is required, such as 0.25.",
+            f"--envs.sticky-actions {self.sticky_actions}: must be at least 0 and below 1, such as 0.25.",
         )
-        require(self.noop_max >= 0, f"--envs.noop-max {self.noop_max}: at least 0 frames are required.")
-        require(self.max_frames >= 1, f"--envs.max-frames {self.max_frames}: at least 1 frame is required.")
+        require(self.noop_max >= 0, f"--envs.noop-max {self.noop_max}: must be 0 or more.")
+        require(self.max_frames >= 1, f"--envs.max-frames {self.max_frames}: must be 1 or more.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,14 +87,14 @@ class CheckedEnv:
         if not np.isfinite(vector).all():
             place = int(np.flatnonzero(~np.isfinite(vector))[0])
             what = f"returned {vector[place]} as value {place} of an observation {self._moment()}"
-            self._refuse(f"{what}: finite numbers are required")
+            self._refuse(f"{what}: all values must be finite")
         return vector
 
     def _number(self, reward: Any) -> float:
         paid = np.asarray(reward)
         if paid.shape != () or paid.dtype.kind not in "biuf" or not abs(float(paid)) <= LARGEST:
             what = f"shape {paid.shape}" if paid.shape else f"{paid.item()!r:.40}"
-            self._refuse(f"returned a reward of {what} {self._moment()}: one finite number is required")
+            self._refuse(f"returned a reward of {what} {self._moment()}: it must be one finite number")
         return float(paid)
 
     def _moment(self) -> str:
@@ -114,7 +114,7 @@ class GymnasiumEnvs:
         """Raises UsageError like :class:`CheckedEnv`, and when the games have different spaces."""
         self._envs = [CheckedEnv(env_id, registered) for _ in range(num_envs)]
         sizes = {(env.length, env.num_actions) for env in self._envs}
-        require(len(sizes) == 1, f"{env_id} has different spaces each time it is made: they must be equal.")
+        require(len(sizes) == 1, f"{env_id} has different spaces each time it is made: they must be the same.")
         ((length, self.num_actions),) = sizes
         self.num_envs = num_envs
         self.observation_shape = (length,)

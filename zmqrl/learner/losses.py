@@ -21,25 +21,25 @@ class PPOConfig:
     rollout_steps: int = 64
     """Agent steps of each game in one rollout."""
     epochs: int = 3
-    """Passes over each rollout."""
+    """Number of passes over each rollout."""
     minibatches: int = 8
-    """Minibatches in one epoch. Each makes one update."""
+    """Number of minibatches per epoch. Each makes one update."""
     shuffle: Literal["envs", "samples"] = "envs"
-    """Content of a minibatch: all steps of some environments, or single steps."""
+    """Contents of a minibatch: all steps of some environments (envs), or single steps (samples)."""
     gamma: float = 0.99
-    """Discount of future rewards, per agent step."""
+    """Discount factor of future rewards, per agent step."""
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation."""
     clip: float = 0.1
-    """Clip range of the probability ratio, at the start if it has a schedule."""
+    """Clip range of the probability ratio. With a schedule: the initial value."""
     final_clip: float | None = None
-    """Clip range at the end of its linear schedule, which follows the progress of the run. None: constant."""
+    """Clip range at the end of a linear schedule that follows the progress of the run. None: constant."""
     value_coefficient: float = 0.5
     """Coefficient of the value loss."""
     entropy_coefficient: float = 0.01
     """Coefficient of the entropy bonus. With a schedule: the initial value."""
     final_entropy_coefficient: float | None = None
-    """Coefficient of the entropy bonus at the end of its linear schedule. None: constant."""
+    """Coefficient of the entropy bonus at the end of a linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
     """Length of the entropy schedule, in updates. 0: it follows the progress of the run."""
     max_grad_norm: float = 0.5
@@ -49,11 +49,11 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         _check_shared("--ppo", self)
-        require(self.epochs >= 1, f"--ppo.epochs {self.epochs}: at least 1 epoch is required.")
-        require(self.minibatches >= 1, f"--ppo.minibatches {self.minibatches}: at least 1 minibatch is required.")
-        require(0 <= self.gae_lambda <= 1, f"--ppo.gae-lambda {self.gae_lambda}: a number from 0 to 1 is required.")
+        require(self.epochs >= 1, f"--ppo.epochs {self.epochs}: must be 1 or more.")
+        require(self.minibatches >= 1, f"--ppo.minibatches {self.minibatches}: must be 1 or more.")
+        require(0 <= self.gae_lambda <= 1, f"--ppo.gae-lambda {self.gae_lambda}: must be from 0 to 1.")
         for option, clip in (("clip", self.clip), ("final-clip", self.final_clip)):
-            require(clip is None or 0 < clip < math.inf, f"--ppo.{option} {clip}: a finite number above 0 is required.")
+            require(clip is None or 0 < clip < math.inf, f"--ppo.{option} {clip}: must be above 0 and finite.")
 
     @property
     def follows_progress(self) -> bool:
@@ -85,13 +85,13 @@ class BA3CConfig:
     rollout_steps: int = 5
     """Agent steps of each game in one rollout, and so in one update."""
     gamma: float = 0.99
-    """Discount of future rewards, per agent step."""
+    """Discount factor of future rewards, per agent step."""
     value_coefficient: float = 0.5
     """Coefficient of the value loss."""
     entropy_coefficient: float = 0.01
     """Coefficient of the entropy bonus. With a schedule: the initial value."""
     final_entropy_coefficient: float | None = None
-    """Coefficient of the entropy bonus at the end of its linear schedule. None: constant."""
+    """Coefficient of the entropy bonus at the end of a linear schedule. None: constant."""
     entropy_schedule_updates: int = 0
     """Length of the entropy schedule, in updates. 0: it follows the progress of the run."""
     max_grad_norm: float = 0.5
@@ -211,6 +211,11 @@ class Learner:
         self._seed = seed
         self._parameters = list(model.parameters())
 
+    @property
+    def uses_whole_rollouts(self) -> bool:
+        """Whether each gradient is that of a whole rollout, in order. Only then it can use ``Rollout.activations``."""
+        return isinstance(self.config, BA3CConfig)
+
     def prepare(self, rollout: Rollout) -> None:
         """Compute ``advantages`` and ``returns`` of the rollout. Call it once, before ``gradient``."""
         ends = (rollout.terminated, rollout.truncated, rollout.bootstrap_values, rollout.last_values)
@@ -246,7 +251,12 @@ class Learner:
             advantages=rollout.advantages.flatten()[indices],
             returns=rollout.returns.flatten()[indices],
         )
-        logits, values = self.model(rollout.gather_observations(indices))
+        observations = rollout.gather_observations(indices)
+        if rollout.activations is None:
+            logits, values = self.model(observations)
+        else:
+            rollout.activations.begin(learns=True)
+            logits, values = self.model(observations, rollout.activations)
         config, entropy_coefficient = self.config, entropy_coefficient_at(self.config, version, elapsed)
         if isinstance(config, PPOConfig) and config.final_clip is not None:
             config = replace(config, clip=clip_at(config, elapsed))
@@ -280,6 +290,8 @@ class Learner:
 
 class NoLearner:
     """Replaces ``Learner`` in a worker that only plays, to measure everything except learning. Gradients stay zero."""
+
+    uses_whole_rollouts = False
 
     def prepare(self, rollout: Rollout) -> None:
         """Learn nothing from ``rollout``."""
@@ -320,20 +332,20 @@ def _check_shared(group: str, config: PPOConfig | BA3CConfig) -> None:
     """Check the settings that both algorithms share. Raises UsageError for the first invalid one."""
     steps, gamma, norm = config.rollout_steps, config.gamma, config.max_grad_norm
     final = config.final_entropy_coefficient
-    require(steps >= 1, f"{group}.rollout-steps {steps}: at least 1 step is required.")
-    require(0 <= gamma <= 1, f"{group}.gamma {gamma}: a number from 0 to 1 is required.")
+    require(steps >= 1, f"{group}.rollout-steps {steps}: must be 1 or more.")
+    require(0 <= gamma <= 1, f"{group}.gamma {gamma}: must be from 0 to 1.")
     for option, coefficient in (
         ("value-coefficient", config.value_coefficient),
         ("entropy-coefficient", config.entropy_coefficient),
         ("final-entropy-coefficient", 0.0 if final is None else final),
     ):
-        require(0 <= coefficient <= 1e6, f"{group}.{option} {coefficient}: a number from 0 to 1e6 is required.")
-    require(0 < norm < math.inf, f"{group}.max-grad-norm {norm}: a finite number above 0 is required.")
+        require(0 <= coefficient <= 1e6, f"{group}.{option} {coefficient}: must be from 0 to 1e6.")
+    require(0 < norm < math.inf, f"{group}.max-grad-norm {norm}: must be above 0 and finite.")
     updates = config.entropy_schedule_updates
     require(
         updates == 0 or (updates > 0 and final is not None),
-        f"{group}.entropy-schedule-updates {updates}: the number of updates must be at least 0. "
-        f"Above 0, it also needs {group}.final-entropy-coefficient, the coefficient at the end of the schedule.",
+        f"{group}.entropy-schedule-updates {updates}: must be 0 or more. "
+        f"Above 0, also set {group}.final-entropy-coefficient, the coefficient at the end of the schedule.",
     )
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zmqrl.errors import UsageError, did_you_mean, require
+from zmqrl.learner.activations import Activations
 from zmqrl.learner.plugin import load_model
 
 Compute = Literal["float32", "bfloat16"]
@@ -35,7 +36,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         require(
             self.hidden is None or 1 <= self.hidden <= MAX_HIDDEN,
-            f"--network.hidden {self.hidden}: 1 to {MAX_HIDDEN} units are required.",
+            f"--network.hidden {self.hidden}: must be from 1 to {MAX_HIDDEN}.",
         )
 
 
@@ -107,24 +108,27 @@ class ConvPolicy(nn.Module):
         self.critic = _orthogonal(nn.Linear(hidden, 1), 1.0)
         self.dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, observations: Tensor, activations: Activations | None = None) -> tuple[Tensor, Tensor]:
         """Logits float32 (B, A) and values float32 (B,) of observations uint8 or float (B, C, H, W).
+
+        ``activations`` keeps the outputs of the layers, or provides them.
 
         uint8 observations are scaled from 0..255 to 0..1. Float observations are not scaled. The call is fastest
         if observations are channels-last in memory, as in ``Rollout``: then the cast is the only pass over the data.
         """
         # Scaling the few weights costs nothing. Scaling the frames would take a pass over 28 KB per sample. The stored
         # weights stay unscaled, because Adam's steps do not scale with the weights.
+        conv2d, linear = (F.conv2d, F.linear) if activations is None else (activations.conv, activations.linear)
         scale = 1 / 255 if observations.dtype == torch.uint8 else 1.0
         x = observations.to(self.dtype, memory_format=torch.channels_last)
         for conv, pool in zip(self.convs, self.pools, strict=True):
             assert isinstance(conv, nn.Conv2d)
             weight = (conv.weight * scale).to(self.dtype)
-            x = F.conv2d(x, weight, self._cast(conv.bias), conv.stride)
+            x = conv2d(x, weight, self._cast(conv.bias), conv.stride)
             x = F.relu_(F.max_pool2d(x, 2) if pool else x)
             scale = 1.0
         x = x.permute(0, 2, 3, 1).flatten(1)
-        x = F.linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias))
+        x = linear(x, self.hidden.weight.to(self.dtype), self._cast(self.hidden.bias))
         x = (F.relu_(x) if self.hidden_relu else x).to(self.actor.weight.dtype)
         return self.actor(x), self.critic(x).squeeze(-1)
 

@@ -33,8 +33,8 @@ def load_model(reference: str, observation_shape: Sequence[int], num_actions: in
     expected = [(SAMPLES, num_actions), (SAMPLES,)]
     if not isinstance(outputs, tuple) or [_shape(output) for output in outputs] != expected:
         raise UsageError(
-            f"{blame} returned {_kind(outputs)} for {SAMPLES} observations: a tuple of float32 logits "
-            f"{expected[0]} and values {expected[1]} is required."
+            f"{blame} returned {_kind(outputs)} for {SAMPLES} observations: it must return a tuple of float32 logits "
+            f"{expected[0]} and values {expected[1]}."
         )
     if not all(output.isfinite().all() for output in outputs):
         raise UsageError(f"{blame} returned logits or values that are not finite.")
@@ -62,7 +62,7 @@ def logits_of(reference: str, model: nn.Module, observations: Tensor, num_action
     if _shape(logits) != (count, num_actions):
         raise UsageError(
             f"{blame} returned {_kind(logits)} as logits for a batch of {count}: "
-            f"float32 {(count, num_actions)} is required."
+            f"they must be float32 {(count, num_actions)}."
         )
     assert isinstance(logits, Tensor)
     return logits
@@ -90,18 +90,18 @@ def load_loss(reference: str, config: PPOConfig | BA3CConfig) -> Loss:
                     f"must not be one of the learner's names ({', '.join(LEARNER_METRICS)})."
                 )
             if len(stats) > MOST_STATS:
-                raise UsageError(f"{blame} reports {len(stats)} values: at most {MOST_STATS} are possible.")
+                raise UsageError(f"{blame} reports {len(stats)} values: the limit is {MOST_STATS}.")
             return loss
     raise UsageError(
-        f"{blame} returned {_kind(result)}: a scalar tensor computed from logits and values, and a dict of float32 "
-        "scalars to report, are required."
+        f"{blame} returned {_kind(result)}: it must return a scalar tensor computed from logits and values, and "
+        "a dict of float32 scalars to report."
     )
 
 
 def _load(blame: str, reference: str) -> Callable[..., Any]:
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
-        raise UsageError(f"{blame}: module:function is required.")
+        raise UsageError(f"{blame}: must be module:function.")
     with blaming(f"{blame}: cannot import {module_name}"):
         module = importlib.import_module(module_name)
     if not hasattr(module, name):

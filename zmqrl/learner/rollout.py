@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from zmqrl.learner.activations import Activations
 from zmqrl.learner.games import Envs, Game
 from zmqrl.observe.spans import Spans
 
@@ -21,7 +22,8 @@ class Rollout:
     acted. ``rewards``: float32 (T, B), for learning. ``terminated``, ``truncated``: bool (T, B). ``bootstrap_values``:
     float32 (T, B), V(final observation) where truncated, else 0. ``last_values``: float32 (B,). ``Learner.prepare``
     fills ``advantages``, ``returns``: float32 (T, B), and ``explained_variance``, a scalar. ``number``: the number of
-    earlier rollouts of the player.
+    earlier rollouts of the player. ``activations``: those of the policy that acted, for a learner with the same
+    parameters, or None.
 
     Images have the shape (channels, height, width) and are channels-last in memory. The conversion here takes
     about 10 us per sample. A conversion before each forward pass would take 35 us.
@@ -61,6 +63,7 @@ class Rollout:
         self.advantages = per_step(torch.float32)
         self.returns = per_step(torch.float32)
         self.explained_variance = torch.zeros((), device=device)
+        self.activations: Activations | None = None
 
     def gather_observations(self, indices: Tensor) -> Tensor:
         """Observations (M, *shape) of the samples ``indices`` int64 (M,). Sample t * B + i is step t of game i.
@@ -78,7 +81,10 @@ class Rollout:
 
 
 class Player:
-    """Plays ``envs`` with ``model``. The games continue from one rollout to the next."""
+    """Plays ``envs`` with ``model``. The games continue from one rollout to the next.
+
+    ``first_games``: the number of games that were started with the player and have not ended yet.
+    """
 
     def __init__(
         self,
@@ -87,15 +93,22 @@ class Player:
         seed: int,
         device: torch.device = CPU,
         spans: Spans | None = None,
+        *,
+        keeps_activations: bool = False,
     ) -> None:
-        """``seed`` determines the games and the sampled actions. ``spans`` measures ``act`` and ``env_step``."""
+        """``seed`` determines the games and the sampled actions. ``spans`` measures ``act`` and ``env_step``.
+
+        With ``keeps_activations``, rollouts have ``activations``. The model must be a ``ConvPolicy``.
+        """
         self.model = model
+        self._keeps_activations = keeps_activations
         self.envs = envs
         self._device = device
         self._spans = spans or Spans()
         self._generator = torch.Generator(device).manual_seed(seed)
         self._observations = envs.reset(seed)
-        self._rollouts = 0
+        self._rollouts = self._agent_steps = 0
+        self.first_games = envs.num_envs
 
     def play(self, rollout: Rollout) -> list[Game]:
         """Fill ``rollout`` with the next steps of every game, played with the current parameters.
@@ -106,17 +119,24 @@ class Player:
         rollout.number = self._rollouts
         self._rollouts += 1
         rollout.bootstrap_values.zero_()
+        rollout.activations = Activations() if self._keeps_activations else None
         with torch.inference_mode():
             for t in range(rollout.steps):
                 with self._spans("act"):
                     put_frames(rollout.observations[t], self._observations)
-                    logits, rollout.values[t] = self.model(rollout.observations[t])
+                    if rollout.activations is None:
+                        logits, rollout.values[t] = self.model(rollout.observations[t])
+                    else:
+                        rollout.activations.begin(learns=False)
+                        logits, rollout.values[t] = self.model(rollout.observations[t], rollout.activations)
                     rollout.actions[t], rollout.log_probs[t] = sample_actions(logits, self._generator)
                     actions = rollout.actions[t].cpu().numpy()
                 with self._spans("env_step"):
                     step = self.envs.step(actions)
                 self._observations = step.observations
                 games += step.games
+                self._agent_steps += 1
+                self.first_games -= sum(game.agent_steps == self._agent_steps for game in step.games)
                 for kept, seen in (
                     (rollout.rewards, step.rewards),
                     (rollout.terminated, step.terminated),

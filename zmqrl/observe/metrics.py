@@ -132,6 +132,7 @@ class RunMetrics:
         self._episodes = start.episodes
         self._contributions = {outcome: start.contributions.get(outcome, 0) for outcome in OUTCOMES}
         self._scores = deque(start.scores, maxlen=SCORES_KEPT)
+        self._first_games: dict[int, int] | None = None if start.version else {}  # by rank. None: all have ended
         self._workers: defaultdict[int, dict[int, _Worker]] = defaultdict(dict)  # by rank and incarnation
         self._skipped_by_rank: defaultdict[int, int] = defaultdict(int)
         self._late_by_rank: defaultdict[int, int] = defaultdict(int)
@@ -157,6 +158,8 @@ class RunMetrics:
     def on_report(self, report: WorkerReport) -> bool:
         """Add a worker's report. Returns whether this is the first report of a process that took over the rank."""
         processes = self._workers[report.rank]
+        if self._first_games is not None:
+            self._first_games[report.rank] = report.first_games
         takes_over = bool(processes) and report.incarnation not in processes
         worker = processes[report.incarnation] = processes.pop(report.incarnation, _Worker())
         if len(processes) > INCARNATIONS_KEPT:
@@ -278,9 +281,11 @@ class RunMetrics:
         The ``wall_s`` in the row adds the time of earlier sessions, up to the checkpoint. Means are over all
         ``gradients`` that workers have reported since the last row that was ``written``. ``split_s`` is the mean time
         of a worker per gradient, by span. Rates and ``split_s`` are over about 30 s, because workers report complete
-        rollouts. ``missing_s`` has an entry for each member whose contribution to the open version is missing: the time
-        since the last contribution of this member. ``contributions`` and ``agent_steps`` are cumulative over the run. A
-        rollback undoes contributions, but not steps. Counts by rank cover only this session.
+        rollouts. ``score_mean_50`` is None until every game that was begun at the start of the run has ended: until
+        then, the scores are those of short games. ``missing_s`` has an entry for each member whose contribution to the
+        open version is missing: the time since the last contribution of this member. ``contributions`` and
+        ``agent_steps`` are cumulative over the run. A rollback undoes contributions, but not steps. Counts by rank
+        cover only this session.
         """
         elapsed_s = max(0.0, self._start.wall_s + wall_s - self._wall_s)
         self._wall_s += elapsed_s
@@ -302,7 +307,7 @@ class RunMetrics:
             "abandoned_steps": self._abandoned_steps,
             "agent_steps_per_s": _rate(self._smooth_steps, self._smooth_s),
             "updates_per_s": _rate(self._smooth_updates, self._smooth_s),
-            "score_mean_50": _mean(self._scores) if self._scores else None,
+            "score_mean_50": _mean(scores) if (scores := self._fair_scores()) else None,
             "episodes": self._episodes,
             "gradients": self._gradients,
             "policy_lag": lag,
@@ -344,8 +349,21 @@ class RunMetrics:
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
 
     def mean_score(self, games: int) -> float:
-        """Mean score of the last games. Minus infinity until ``games`` games have ended."""
-        return _mean(self._scores) if len(self._scores) >= games else -math.inf
+        """Mean score of the last games. Minus infinity until ``games`` games have ended, and all that were begun at the
+        start of the run.
+        """
+        scores = self._fair_scores()
+        return _mean(scores) if len(scores) >= games else -math.inf
+
+    def _fair_scores(self) -> Collection[float]:
+        """The scores of the last games. Empty until every game that was begun at the start of the run has ended."""
+        if self._first_games is not None:
+            gone = self._first_games.keys() - {rank for shard in self._shards.values() for rank in shard["present"]}
+            if any(left for rank, left in self._first_games.items() if rank not in gone or not self._shards):
+                return ()
+            if self._scores:
+                self._first_games = None
+        return self._scores
 
     def counters(self) -> Counters:
         """The counters for a checkpoint. ``wall_s`` is the same as in the last row."""
@@ -356,7 +374,7 @@ class RunMetrics:
             episodes=self._episodes,
             wall_s=self._wall_s,
             contributions=dict(self._contributions),
-            scores=tuple(self._scores),
+            scores=tuple(self._fair_scores()),
         )
 
 

@@ -115,7 +115,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
     if a path is not a run directory.
     """
     if not paths:
-        raise UsageError("at least 1 run directory is required, such as runs/first.")
+        raise UsageError("no run directory given: name at least one, such as runs/first.")
     return [RunRecord.read(path) for path in {path.resolve(): path for path in paths}.values()]
 
 

@@ -15,7 +15,8 @@ class WorkerReport:
     Counts and sums are cumulative over the incarnation, so that a lost or late report does no harm. ``gradients`` is
     the number of gradients pushed. ``loss_sums`` has ``(sum, count)`` by the name of a figure, over the gradients that
     had this figure. ``policy_lag_sum`` is the sum over all gradients, in versions. ``span_sums`` has seconds by span.
-    ``games`` are ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation.
+    ``games`` are ``(seq, score, agent_steps)`` with seq 1, 2, ... over the incarnation. ``first_games`` is the number
+    of games that the worker began at its start and that have not ended.
 
     ``policy_lag_min`` and ``policy_lag_max`` are the extremes since the last report. A worker without ``gradients``
     sends means since the last report instead of sums: ``losses``, ``policy_lag`` and, in seconds, ``spans``.
@@ -28,6 +29,7 @@ class WorkerReport:
     abandoned_steps: int
     skipped: int
     games: tuple[tuple[int, float, int], ...]
+    first_games: int
     gradients: int | None
     loss_sums: dict[str, tuple[float, int]]
     policy_lag_sum: float | None
@@ -42,7 +44,7 @@ class WorkerReport:
     def parse(cls, report: object) -> Self:
         """Check ``report``. Unknown keys are ignored, and optional keys can be missing. Raises ValueError."""
         if not isinstance(report, dict):
-            raise ValueError(f"a report is a map, not {type(report).__name__}")
+            raise ValueError(f"a report must be a map, not {type(report).__name__}")
         gradients, lag_sum = report.get("gradients"), report.get("policy_lag_sum")
         return cls(
             rank=_count(report.get("rank"), limit=2**16),
@@ -52,6 +54,7 @@ class WorkerReport:
             abandoned_steps=_count(report.get("abandoned_steps", 0)),
             skipped=_count(report.get("skipped", 0)),
             games=_games(report.get("games", [])),
+            first_games=_count(report.get("first_games", 0)),
             gradients=None if gradients is None else _count(gradients),
             loss_sums=_sums(report.get("loss_sums", {})),
             policy_lag_sum=None if lag_sum is None else _finite(lag_sum),
@@ -85,7 +88,7 @@ def _finite(value: object) -> float:
 def _named(value: object) -> dict[str, object]:
     """The figures with a valid name."""
     if not isinstance(value, dict) or len(value) > MOST_FIGURES:
-        raise ValueError(f"metrics are a map of at most {MOST_FIGURES} names")
+        raise ValueError(f"metrics must be a map of at most {MOST_FIGURES} names")
     return {name: x for name, x in value.items() if isinstance(name, str) and NAME.fullmatch(name)}
 
 
@@ -104,7 +107,7 @@ def _sums(value: object) -> dict[str, tuple[float, int]]:
     sums = {}
     for name, pair in _named(value).items():
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError("a sum is [sum, count]")
+            raise ValueError("a sum must be [sum, count]")
         sums[name] = _finite(pair[0]), _count(pair[1])
     return sums
 
@@ -122,10 +125,10 @@ def _lag(report: dict[str, object]) -> dict[str, float | None]:
 
 def _games(value: object) -> tuple[tuple[int, float, int], ...]:
     if not isinstance(value, list | tuple) or len(value) > 1024:
-        raise ValueError("games are a list of at most 1024")
+        raise ValueError("games must be a list of at most 1024")
     games = []
     for game in value:
         if not isinstance(game, list | tuple) or len(game) != 3:
-            raise ValueError("a game is [seq, score, agent_steps]")
+            raise ValueError("a game must be [seq, score, agent_steps]")
         games.append((_count(game[0]), _finite(game[1]), _count(game[2])))
     return tuple(sorted(games))

@@ -112,8 +112,7 @@ def _found(timeline: Timeline, ranks: dict[int, RankAccount], backup_gain_s: flo
 
 
 def _backup_gain_s(timeline: Timeline, versions: set[Version]) -> float | None:
-    """The mean number of seconds by which an update would be longer with one worker fewer, if the remaining workers
-    became no faster.
+    """Mean seconds by which an update would take longer with one worker fewer, if the others became no faster.
 
     This is the time from the K-th contribution to the next contribution, multiplied by the chance that the removed
     worker was among the first K. The time of a contribution is the end of the worker's work. So contributions that were

@@ -309,8 +309,7 @@ def _busy_s(timeline: Timeline, version: Version, rank: int, shard: int) -> floa
 
 
 def _late_for_all_s(timeline: Timeline, version: Version, shard: int) -> float:
-    """The delay in seconds with which the slices for ``shard`` arrived, compared with the other slices: the minimum
-    over all workers.
+    """By how many seconds the slices for ``shard`` arrived later than the other slices: the minimum over all workers.
 
     The slices of a worker share its link, so one of them always arrives last. The link explains a delay that is at most
     the time that the other slices took together. If the link explains the delay of at least one worker, the result is

@@ -65,7 +65,9 @@ def warnings(uses: Mapping[ProcessId, MachineUse]) -> list[str]:
             share = _percent(throttled.values())
             found.append(f"{who(throttled)} spent {share} of the time throttled: the CPU quota is too small")
         if paged := affected("major_faults_per_s", PAGED_ABOVE, role):
-            found.append(f"{who(paged)} had {_span(paged.values())} major page faults per second: memory is short")
+            found.append(
+                f"{who(paged)} had {_span(paged.values())} major page faults per second: the host is low on memory"
+            )
     stolen = {use.host: use.stolen_share for use in uses.values() if (use.stolen_share or 0.0) > STOLEN_ABOVE}
     if stolen:
         share = _percent(each for each in stolen.values() if each is not None)

@@ -34,7 +34,7 @@ def plot_profile(profile: Profile, found: dict[str, Any], path: Path, title: str
         rows = found["blame"][:CAUSES_SHOWN][::-1]
         labels = [f"{row['cause']}, {who(row)} on {row['host']}" for row in rows]
         axes[1, 0].barh(labels, [row["seconds"] for row in rows], color=COLOURS[0])
-        axes[1, 0].set(title="what updates waited for beyond the usual", xlabel="s")
+        axes[1, 0].set(title="causes of delay beyond the usual time", xlabel="s")
         ranks = found["ranks"]
         places = np.arange(len(ranks))
         counted, kth = ([100 * each[name] for each in ranks.values()] for name in ("inclusion", "kth"))

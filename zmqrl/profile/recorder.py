@@ -104,7 +104,7 @@ class Recorder:
         self._rows[table].append(row)
 
     def spent_us(self, *names: str) -> tuple[int, ...]:
-        """For each name, the microseconds in spans of this name since the last call with this name."""
+        """Microseconds in the spans of each name, since the last call with that name."""
         spent = []
         for name in names:
             total_ns = self.spans.total_ns(name)
@@ -131,7 +131,7 @@ class Recorder:
             self._queued_us += _scheduled_us()[1] - began_us
 
     def queued_us(self) -> int:
-        """Microseconds since the last call in which this thread was ready but had no core. Waits are left out."""
+        """How long this thread was ready but had no core, in microseconds since the last call. Waits do not count."""
         then, self._queued_us = self._queued_us, _scheduled_us()[1]
         return self._queued_us - then
 

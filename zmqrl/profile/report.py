@@ -107,9 +107,7 @@ class Profile:
         left_out = self.recording.left_out
         if left_out < 0:
             return []
-        return [
-            f"the report covers only the versions after {left_out:,}: it takes at most {MOST_CYCLES:,} contributions"
-        ]
+        return [f"the report covers only versions after {left_out:,}: its limit is {MOST_CYCLES:,} contributions"]
 
     def _without_path(self) -> dict[str, int]:
         """The number of updates that waited for a rank whose work is not recorded, by rank."""
@@ -250,7 +248,7 @@ def who(row: Mapping[str, Any]) -> str:
 
 
 def _print_blame(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    table = plain_table("what updates waited for beyond the usual", "cause", "who", "host", "seconds", "share")
+    table = plain_table("causes of delay beyond the usual time", "cause", "who", "host", "seconds", "share")
     for row in rows[:BLAME_SHOWN]:
         table.add_row(row["cause"], who(row), row["host"], f"{row['seconds']:.2f}", f"{row['share']:.1%}")
     if len(rows) > BLAME_SHOWN:

@@ -43,7 +43,7 @@ class Layout:
         """Build the layout of named shapes. Raises UsageError when the vector cannot be cut into ``shards`` slices."""
         layout = cls(tuple((name, tuple(int(n) for n in shape)) for name, shape in tensors), shards)
         if not 1 <= shards <= MAX_SHARDS:
-            raise UsageError(f"shards is {shards}, but it must be between 1 and {MAX_SHARDS}.")
+            raise UsageError(f"shards is {shards}, but it must be from 1 to {MAX_SHARDS}.")
         if any(n < 0 for _, shape in layout.tensors for n in shape) or layout.count > MAX_COUNT:
             raise UsageError(f"a tensor has a negative length, or there are more than {MAX_COUNT} parameters.")
         if layout.blocks < shards:

@@ -1,4 +1,4 @@
-"""A run on virtual time: the real state machines of shards and workers on simulated hosts.
+"""A run in virtual time: the real state machines of shards and workers run on simulated hosts.
 
 ``simulate(scenario)`` is the entry point. ``docs/simulation.md`` lists what is simulated and what is not.
 """

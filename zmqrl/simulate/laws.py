@@ -96,8 +96,8 @@ def _term(text: str, where: str) -> Term:
     except ValueError:
         raise UsageError(f"{where}: {text!r} has a part that is not a number; {HOW}.") from None
     require(len(numbers) == len(names), f"{where}: {kind} needs {':'.join([kind, *names])}.")
-    require(all(0 <= n < math.inf for n in numbers), f"{where}: finite numbers of at least 0 are required.")
-    require(0 < probability <= 1, f"{where}: {share} is not a probability; write 0.01*{rest}.")
+    require(all(0 <= n < math.inf for n in numbers), f"{where}: each number must be 0 or more and finite.")
+    require(0 < probability <= 1, f"{where}: {share} is not a probability; write a number such as 0.01*{rest}.")
     require(kind != "uniform" or numbers[0] <= numbers[1], f"{where}: LOW must not be above HIGH.")
     require(kind != "pareto" or numbers[1] > 0, f"{where}: ALPHA must be above 0.")
     return Term(kind, numbers, probability)

@@ -67,7 +67,7 @@ def plan(scenario: Scenario, workers_up_to: int) -> Plan:
     """
     require(
         1 <= workers_up_to <= MAX_WORKERS,
-        f"--workers-up-to {workers_up_to}: 1 to {MAX_WORKERS} workers are possible.",
+        f"--workers-up-to {workers_up_to}: must be from 1 to {MAX_WORKERS}.",
     )
     search, most = _Search(scenario), workers_up_to
     shards_that_fit = [shards for shards in SHARDS if shards * ALIGNMENT <= scenario.parameters]

@@ -69,6 +69,14 @@ class RecordedRun:
             costs=_costs(timeline),
         )
 
+    def typical_rank(self) -> int:
+        """The rank with the median working time, which stands for a worker that the run did not have.
+
+        Of two ranks in the middle, the faster one.
+        """
+        ranks = sorted(self._cycles, key=lambda rank: fmean(each.worked_s for each in self._cycles[rank].values()))
+        return ranks[(len(ranks) - 1) // 2]
+
     def no_answer_for_shards(self) -> str | None:
         """A reason why the recording cannot predict the effect of another number of shards. None if it can.
 
@@ -82,7 +90,7 @@ class RecordedRun:
         )
 
     def delay(self, rank: int, queued: float) -> float:
-        """Unexplained seconds in the run queue per second on a core: more than the processes of the run explain.
+        """Seconds in the run queue, per second on a core, that the processes of the run do not explain.
 
         ``queued`` is the time that the processes of the run explain. Other programs, or a late switch of the kernel,
         cause the rest.

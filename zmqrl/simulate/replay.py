@@ -1,4 +1,4 @@
-"""Replays a recorded run on virtual time, to predict the effect of changes."""
+"""Replays a recorded run in virtual time, to predict the effect of changes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -53,8 +53,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
             backups=max(0, scenario.backups - 1),
             quorum=None if scenario.quorum is None else min(scenario.quorum, len(ranks)),
         )
-    for _ in range(changes.backups):
-        ranks.append(len(ranks) % recorded.scenario.ranks)  # a new worker copies an existing one
+    ranks += [recorded.typical_rank()] * changes.backups
     if changes.backups:
         scenario = replace(scenario, backups=scenario.backups + changes.backups)
     if changes.backups < 0:
@@ -71,7 +70,7 @@ def replay(recorded: RecordedRun, changes: Changes = UNCHANGED) -> float:
 
 @lru_cache(maxsize=1)  # a profile replays the same run many times
 def delays(recorded: RecordedRun) -> dict[int, float]:
-    """By rank, the unexplained seconds in the run queue per second on a core: more than the sharing of cores explains.
+    """By rank, the seconds in the run queue, per second on a core, that the sharing of cores does not explain.
 
     The function compares the recorded time in the run queue with the time in the run queue of the replay. The delays
     that it finds make the replay less crowded, so the comparison is repeated with these delays.

@@ -32,17 +32,17 @@ class ShardCosts:
     """CPU seconds of a shard process for one slice. The processes of a host share its cores."""
 
     receive_s: float = 0.0
-    """To take a contribution from its socket, with any outcome."""
+    """Seconds to take a contribution from its socket, whatever its outcome."""
     accumulate_s: float = 0.0
-    """To add a contribution to the sum."""
+    """Seconds to add a contribution to the sum."""
     optimize_s: float = 0.0
-    """For the optimizer step of a version."""
+    """Seconds for the optimizer step of a version."""
     commit_s: float = 0.0
-    """To store a version and write its line of the history."""
+    """Seconds to store a version and write its line of the history."""
     publish_s: float = 0.0
-    """To hand a version to the sockets."""
+    """Seconds to hand a version to the sockets."""
     send_s: float = 0.0
-    """To send a version to one subscriber, in the I/O thread."""
+    """Seconds to send a version to one subscriber, in the I/O thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,49 +71,49 @@ class Scenario:
     """A run to simulate."""
 
     workers: int = 4
-    """N: workers whose contributions make an update, unless --quorum is set."""
+    """N: number of workers, without backups. Also the quorum, unless --quorum is set."""
     backups: int = 0
-    """b: extra workers, so that an update does not wait for the slowest ones."""
+    """b: number of extra workers, so that an update does not wait for the slowest ones."""
     quorum: int | None = None
-    """K: contributions that make an update. None: N."""
+    """K: number of contributions that an update needs. None: N, the number of workers."""
     shards: int = 2
-    """Parameter-server shards."""
+    """Number of parameter-server shards."""
     updates: int = 100
-    """Versions to simulate."""
+    """Number of versions to simulate."""
     seed: int = 1
     """Seed of all random numbers."""
     hosts: int | None = None
-    """Hosts that workers and shards share, in turn. None: one per process."""
+    """Number of hosts, which take workers and shards in turn. None: one host per process."""
     cores: int | None = None
-    """Cores of each host, which its processes share. None: one per process."""
+    """Number of cores per host, which its processes share. None: one core per process."""
     compute: str = "exponential:0.1"
-    """Seconds of a worker for one gradient, as a LAW or run:DIR."""
+    """Seconds that a worker needs for one gradient: a LAW, or run:DIR for the times of a run."""
     rollout: str | None = None
-    """Seconds to play a rollout, as a LAW, drawn once per iteration. None: part of --compute."""
+    """Seconds to play a rollout: a LAW, drawn once per iteration. None: included in --compute."""
     busy: float = 1.0
     """Share of the compute time that needs a core. 0: workers sleep."""
     updates_per_rollout: int = 1
-    """U: versions learned from one rollout."""
+    """U: number of versions learned from one rollout."""
     agent_steps_per_rollout: int = 30
     """Agent steps of one rollout."""
     abandon: Literal["after-compute", "immediately"] = "after-compute"
-    """When a worker drops work that is too late. after-compute: like the real worker."""
+    """When a worker drops work that is too late. Real workers do so after computing (after-compute)."""
     parameters: int = 331_909
-    """Length of the parameter vector. Default: the network dba3c."""
+    """Length of the parameter vector. The default is that of the network dba3c."""
     codec: Codec = "f32"
-    """Numbers on the wire: 4 bytes (f32) or 2 bytes (bf16)."""
+    """Number format on the wire: 4 bytes (f32) or 2 bytes (bf16) per number."""
     bandwidth: float = math.inf
-    """Bytes per second of the network card of each host, in each direction, or inf."""
+    """Bytes per second of each host's network card, in each direction. inf: no limit."""
     latency: float = 0.0
-    """Seconds from host to host, one way."""
+    """One-way delay between hosts, in seconds."""
     loss: float = 0.0
     """Share of packets that are lost and sent again."""
     loopback: float = math.inf
-    """Bytes per second between processes of one host, or inf."""
+    """Bytes per second between processes of one host. inf: no limit."""
     need_s: float = 1.0
-    """Seconds without progress before a shard asks for resends."""
+    """Seconds without progress after which a shard asks workers to resend."""
     costs: ShardCosts = field(default_factory=ShardCosts)
-    """CPU time of shards."""
+    """CPU time that a shard needs for each of its tasks, in seconds."""
     worker_hosts: tyro.conf.Suppress[tuple[int, ...]] = ()
     """Host of each rank. Empty: all hosts in turn."""
     shard_hosts: tyro.conf.Suppress[tuple[int, ...]] = ()
@@ -171,32 +171,33 @@ class Scenario:
 
     def check(self) -> None:
         """Raise UsageError for the first invalid setting."""
-        require(self.workers >= 1, f"--workers {self.workers}: at least 1 worker is required.")
-        require(self.backups >= 0, f"--backups {self.backups}: at least 0 workers are required.")
-        require(self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above {MAX_WORKERS}, the limit.")
+        require(self.workers >= 1, f"--workers {self.workers}: must be 1 or more.")
+        require(self.backups >= 0, f"--backups {self.backups}: must be 0 or more.")
+        require(
+            self.ranks <= MAX_WORKERS, f"--workers and --backups: {self.ranks} is above the limit of {MAX_WORKERS}."
+        )
         k = self.effective_quorum
-        require(1 <= k <= self.ranks, f"--quorum {k}: 1 to {self.ranks} (N + b) contributions are possible.")
-        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: 1 to {MAX_SHARDS} shards are possible.")
+        require(1 <= k <= self.ranks, f"--quorum {k}: must be from 1 to {self.ranks} (N + b).")
+        require(1 <= self.shards <= MAX_SHARDS, f"--shards {self.shards}: must be from 1 to {MAX_SHARDS}.")
         for name in ("updates", "updates_per_rollout", "agent_steps_per_rollout"):
             _require_at_least_one(name, getattr(self, name))
         for name in ("hosts", "cores"):
             if getattr(self, name) is not None:
                 _require_at_least_one(name, getattr(self, name))
-        require(0 <= self.seed < 2**32, f"--seed {self.seed}: a number from 0 to below 2^32 is required.")
+        require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be at least 0 and below 2^32.")
         least = ALIGNMENT * self.shards
         require(
             least <= self.parameters <= MAX_COUNT,
-            f"--parameters {self.parameters}: {least} to {MAX_COUNT} parameters can be cut into "
-            f"{counted(self.shards, 'shard')}.",
+            f"--parameters {self.parameters}: must be from {least} to {MAX_COUNT} for {counted(self.shards, 'shard')}.",
         )
-        require(0 <= self.busy <= 1, f"--busy {self.busy}: a share from 0 to 1 is required.")
-        require(0 <= self.loss < 1, f"--loss {self.loss}: a share from 0 to below 1 is required.")
+        require(0 <= self.busy <= 1, f"--busy {self.busy}: must be from 0 to 1.")
+        require(0 <= self.loss < 1, f"--loss {self.loss}: must be at least 0 and below 1.")
         for name, rate in (("bandwidth", self.bandwidth), ("loopback", self.loopback)):
-            require(rate > 0, f"--{name} {rate}: a rate above 0 bytes per second, or inf, is required.")
-        require(0 <= self.latency < math.inf, f"--latency {self.latency}: at least 0 seconds are required.")
-        require(0 < self.need_s < math.inf, f"--need-s {self.need_s}: a time above 0 seconds is required.")
+            require(rate > 0, f"--{name} {rate}: must be above 0 bytes per second, or inf.")
+        require(0 <= self.latency < math.inf, f"--latency {self.latency}: must be 0 or more and finite.")
+        require(0 < self.need_s < math.inf, f"--need-s {self.need_s}: must be above 0 and finite.")
         for name, cost in dataclasses.asdict(self.costs).items():
-            require(0 <= cost < math.inf, f"--{_option(name)} {cost}: at least 0 seconds are required.")
+            require(0 <= cost < math.inf, f"--{_option(name)} {cost}: must be 0 or more and finite.")
         if self.recorded_run is None:
             Law.parse(self.compute, "--compute")
         if self.rollout is not None:
@@ -205,7 +206,7 @@ class Scenario:
         for straggler in self.stragglers:
             require(
                 0 <= straggler.rank < self.ranks and straggler.factor >= 0 and straggler.seconds >= 0,
-                f"{straggler}: a rank from 0 to {self.ranks - 1} is required, and a factor and seconds of at least 0.",
+                f"{straggler}: rank must be from 0 to {self.ranks - 1}, and factor and seconds must be 0 or more.",
             )
         for failure in self.failures:
             self.processes_of(failure)
@@ -218,7 +219,7 @@ class Scenario:
             require(
                 not places or (len(places) == number and all(0 <= place < MAX_WORKERS for place in places)),
                 f"{name} has {counted(len(places), 'entry', 'entries')}: "
-                f"expected {counted(number, 'host number')} of at least 0.",
+                f"it must have {counted(number, 'host number')}, each 0 or more.",
             )
 
     def processes_of(self, failure: Failure) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -235,7 +236,7 @@ class Scenario:
             f"failures: there is no process {failure.process!r}; write {worker_id(0)}, shard-0 or host-0.",
         )
         timed = failure.at >= 0 and (failure.restart_s is None or failure.restart_s >= 0)
-        require(timed, f"failures: {failure.process} needs times of at least 0.")
+        require(timed, f"failures: the times of {failure.process} must be 0 or more.")
         return tuple(ranks), tuple(shards)
 
     def to_json(self) -> dict[str, Any]:
@@ -277,13 +278,13 @@ def _option(name: str) -> str:
 
 
 def _require_at_least_one(name: str, number: int) -> None:
-    require(1 <= number < 2**53, f"--{_option(name)} {number}: at least 1 is required.")
+    require(1 <= number < 2**53, f"--{_option(name)} {number}: must be at least 1 and below 2^53.")
 
 
 def _build(cls: type[Any], data: object, where: str) -> Any:
     """Make a dataclass from plain data. Missing settings keep their defaults."""
     if not isinstance(data, dict):
-        raise UsageError(f"{where or 'the file'} is {data!r:.60}, but a group of settings is required.")
+        raise UsageError(f"{where or 'the file'} is {data!r:.60}: it must be a group of settings.")
     hints = get_type_hints(cls)
     values = {}
     for name, value in data.items():

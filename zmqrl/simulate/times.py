@@ -58,7 +58,7 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
 @lru_cache(maxsize=1)  # a sweep simulates the same run many times
 def recorded_run(run: Path) -> RecordedRun | None:
     """The recording of a run. None if the recording is too short to simulate. Raises UsageError."""
-    recording = Recording.read(RunDirectory(run).profile)
+    recording = Recording.newest(RunDirectory(run).profile)
     timeline = Timeline.of(recording, Clocks.of(recording))
     try:
         return RecordedRun(recording, timeline, critical_path(timeline), settings_of(run, RunRecord.read(run)))
@@ -108,9 +108,7 @@ def times_of(scenario: Scenario) -> ComputeTimes:
 
 
 def _whole_iterations(per_rollout: int) -> int:
-    """The number of updates in the smallest number of whole iterations that has at least 100 updates, but at least 4
-    iterations.
-    """
+    """The number of updates to simulate: whole iterations, at least 4 of them, with at least 100 updates in total."""
     return max(4, -(-100 // per_rollout)) * per_rollout
 
 

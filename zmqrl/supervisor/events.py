@@ -89,10 +89,12 @@ class CheckpointFailed:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The metrics for which a run can have limits. ``mean_score`` is -inf until enough games have ended."""
+    """The metrics for which a run can have limits. ``confirmed_score`` is the mean of the last evaluation that was to
+    confirm ``Limits.stop_score``, or -inf.
+    """
 
     agent_steps: int
-    mean_score: float
+    confirmed_score: float
     updates_per_s: float
 
 

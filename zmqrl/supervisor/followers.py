@@ -16,6 +16,8 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
+SCORES_TO_CONFIRM = 50  # games in training before an evaluation is to confirm their mean, and games of this evaluation
+FIRST_NEW_SEED = 2**31  # seeds from here on are those of games that no other evaluation plays
 
 
 class Runner(Protocol):
@@ -35,6 +37,7 @@ class Followers:
     """The followers of a run. If a follower dies, the process that replaces it gets the unanswered messages again.
 
     ``files`` copies checkpoints to the hosts of the followers. ``pending`` holds the unanswered messages.
+    ``confirmed_score`` is the mean score of the last evaluation that was to confirm ``stop_score``, or -inf.
     """
 
     def __init__(
@@ -46,10 +49,14 @@ class Followers:
         files: Mirror,
     ) -> None:
         self.config, self.runner, self.console, self.files = config, runner, console, files
-        self.rows = JsonLines(directory.evaluations) if config.evaluator else None
+        self.rows = JsonLines(directory.evaluations) if config.needs_evaluator else None
+        self.confirmed_score = float("-inf")
+        self.wants_to_confirm = False
+        self.confirming: int | None = None  # the version that is being evaluated for ``stop_score``
+        self.episodes, self.confirm_from = 0, 0  # games ended so far, and needed before the next try to confirm
         self.evaluate_at_s, self.evaluated = 0.0, _last_version(directory.evaluations, console.notice)
         self.to_record = sorted(config.recording.minutes) if config.recorder else []
-        wanted = {EVALUATOR: config.evaluator, RECORDER: config.recorder}
+        wanted = {EVALUATOR: config.needs_evaluator, RECORDER: config.recorder}
         self.pending: dict[ProcessId, list[dict[str, Any]]] = {name: [] for name in wanted if wanted[name]}
 
     def start(self, trained_s: float) -> None:
@@ -61,17 +68,41 @@ class Followers:
             self.runner.start(name)
 
     def wants_checkpoint(self, trained_s: float) -> bool:
-        """Whether a recording is due now."""
+        """Whether a recording is due now, or an evaluation that is to confirm ``stop_score``."""
+        return self.wants_to_confirm or self._is_recording_due(trained_s)
+
+    def _is_recording_due(self, trained_s: float) -> bool:
         return bool(self.to_record) and 60 * self.to_record[0] <= trained_s
+
+    def on_scores(self, mean_score: float, episodes: int) -> None:
+        """Note the mean score of the last games in training, and the number of games that have ended.
+
+        The best of many means is too high by chance. So ``stop_score`` counts as reached only if new games with one
+        checkpoint confirm it. After an evaluation that does not, the next try needs as many new games in training.
+        """
+        self.episodes, wanted = episodes, self.config.stop_score
+        if (
+            wanted is not None
+            and self.confirming is None
+            and self.confirmed_score < wanted
+            and EVALUATOR in self.pending
+        ):
+            self.wants_to_confirm = mean_score >= wanted and episodes >= self.confirm_from
 
     def on_checkpoint(self, version: int, trained_s: float, *, last: bool = False) -> None:
         """Tell the followers about checkpoint ``version``, written after ``trained_s`` seconds of training."""
-        if self.config.evaluator and (last or trained_s >= self.evaluate_at_s):
+        if self.wants_to_confirm and not last:
+            self.wants_to_confirm, self.confirming = False, version
+            new = {"episodes": SCORES_TO_CONFIRM, "seed": FIRST_NEW_SEED + SCORES_TO_CONFIRM * (version % 2**24)}
+            self._tell(EVALUATOR, {"version": version, **new})
+        elif self.confirming is not None and not last:
+            pass  # the evaluator is busy
+        elif self.config.evaluator and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
             if version != self.evaluated:  # an earlier session can have evaluated the first checkpoint of a resumed run
                 self.evaluated = version
                 self._tell(EVALUATOR, {"version": version})
-        while self.wants_checkpoint(trained_s):
+        while self._is_recording_due(trained_s):
             self._tell(RECORDER, {"version": version, "name": f"minute-{self.to_record.pop(0):03g}"})
 
     def on_answer(self, answer: Said) -> None:
@@ -86,17 +117,30 @@ class Followers:
                 f"mean {evaluation['mean']:.1f}, 95% interval {low:.1f} to {high:.1f}, "
                 f"{counted(evaluation['episodes'], 'game')}"
             )
+            if evaluation["version"] == self.confirming:
+                self._on_confirmation(evaluation["mean"])
             self._settle(answer.process, evaluation["version"])
         elif recording := facts.get("recording"):
             self.console.notice(f"recorded {recording['path']}: score {recording['score']:g}")
             self._settle(answer.process, recording["version"])
         elif "skipped" in facts:
             self.console.notice(f"{answer.process} skipped version {facts['skipped']}: {facts['reason']}")
+            if facts["skipped"] == self.confirming:
+                self.confirming = None
             self._settle(answer.process, facts["skipped"])
+
+    def _on_confirmation(self, mean: float) -> None:
+        wanted, version = self.config.stop_score, self.confirming
+        assert wanted is not None
+        self.confirmed_score, self.confirming, self.confirm_from = mean, None, self.episodes + SCORES_TO_CONFIRM
+        if mean < wanted:
+            self.console.notice(f"version {version} does not confirm --stop-score {wanted:g}: the run continues")
 
     def give_up(self, process: ProcessId) -> None:
         """Continue without a follower."""
         self.pending.pop(process, None)
+        if process == EVALUATOR and self.config.stop_score is not None:
+            self.console.notice("without the evaluator, --stop-score cannot end the run")
 
     def finish(
         self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]

@@ -336,7 +336,7 @@ class SupervisorMachine:
             return "interrupted"
         if self.shards.all_at_stop:
             return "updates"
-        if limits.stop_score is not None and figures.mean_score >= limits.stop_score:
+        if limits.stop_score is not None and figures.confirmed_score >= limits.stop_score:
             return "stop_score"
         if limits.agent_steps is not None and figures.agent_steps >= limits.agent_steps:
             return "agent_steps"

@@ -79,7 +79,7 @@ class Processes:
         return [self.start(process) for process in [process for process, at in self._start_at.items() if now >= at]]
 
     def give_up(self, process: ProcessId) -> None:
-        """Do not restart a process."""
+        """Cancel the pending restart of a process."""
         self._start_at.pop(process, None)
 
     def worked(self, process: ProcessId) -> None:

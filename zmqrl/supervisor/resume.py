@@ -1,7 +1,6 @@
 """Prepares to resume a run: chooses the checkpoint, and checks which settings have changed."""
 
 import shlex
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from zmqrl.checkpoint import Checkpoint, newest
 from zmqrl.config import Config
 from zmqrl.errors import UsageError
 from zmqrl.learner.envs import flavour_of
-from zmqrl.observe.metrics import SCORES_KEPT, Counters
+from zmqrl.observe.forms import EVALUATION, readable_lines
+from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
 from zmqrl.rundir import RunDirectory
 from zmqrl.words import counted
@@ -68,7 +68,8 @@ def check_task(stored: Config, config: Config, flavour: str, path: Path) -> None
 def check_unfinished(config: Config, checkpoint: Checkpoint, path: Path) -> None:
     """Raise UsageError if the run at ``path`` has already reached a limit of ``config``."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
-    score = statistics.fmean(counters.scores) if len(counters.scores) >= SCORES_KEPT else None
+    evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
+    score = evaluations[-1]["mean"] if evaluations else None
     for option, limit, reached in (
         ("--updates", config.updates, checkpoint.version),
         ("--agent-steps", config.agent_steps, counters.agent_steps),

@@ -35,6 +35,7 @@ from zmqrl.profile.recording import Recording
 from zmqrl.profile.trace import write_trace
 from zmqrl.ps.flat import FlatParameters
 from zmqrl.ps.shard.optimizer import Optimizer
+from zmqrl.recipes import remark
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
@@ -71,6 +72,8 @@ def train_on(config: Config, deploy: Callable[[Config, RunDirectory], Deployment
     with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
+        if told := remark(config):
+            news.append(told)
         if config.resume:
             stored = Config.read(directory.config)
             resume.check_task(stored, config, spec.flavour, directory.path)

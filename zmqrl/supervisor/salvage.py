@@ -125,7 +125,7 @@ def _set_aside(history: Path) -> set[Path]:
 def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice) -> None:
     """Report missing lines of a history to the user. The shard reports missing lines only to its own log."""
     for aside in sorted(_set_aside(history) - set(set_aside)):
-        notice(f"{history}: lines that could not be read were removed; {aside.name} is the original file")
+        notice(f"{history}: lines that could not be read were removed; the original file is kept as {aside.name}")
     after = 0
     for version in sorted(line["version"] for line in read_lines(history)):
         if version > after + 1:

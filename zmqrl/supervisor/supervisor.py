@@ -27,7 +27,7 @@ from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor import events as e
 from zmqrl.supervisor.checkpointer import Checkpointer
 from zmqrl.supervisor.ending import explained, stop_shards, write_summary
-from zmqrl.supervisor.followers import Followers
+from zmqrl.supervisor.followers import SCORES_TO_CONFIRM, Followers
 from zmqrl.supervisor.machine import Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.progress import Progress
@@ -39,7 +39,6 @@ LEAVE_WITHIN_S = 5.0
 COPY_WITHIN_S = 30.0
 ALONE_WITHIN_S = 10.0
 LATE_S = 3.0  # a turn that begins this long after the previous one is late
-SCORES_FOR_STOP = 50
 MOST_REFUSED = 100  # number of notices about refused workers: more would flood the screen
 
 
@@ -204,8 +203,8 @@ class Supervisor:
         for shard, message in self.control.arrivals(TURN_S):
             self._arrived(shard, message)
         row = self.progress.row
-        mean_score = self.progress.metrics.mean_score(SCORES_FOR_STOP)
-        self._feed(e.Figures(row["agent_steps"], mean_score, row["updates_per_s"] or 0.0))
+        self.followers.on_scores(self.progress.metrics.mean_score(SCORES_TO_CONFIRM), row["episodes"])
+        self._feed(e.Figures(row["agent_steps"], self.followers.confirmed_score, row["updates_per_s"] or 0.0))
         if self.followers.wants_checkpoint(row["wall_s"]):
             self._feed(e.CheckpointWanted())
         if self.interrupts and not self.machine.interrupted:

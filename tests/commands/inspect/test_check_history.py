@@ -132,7 +132,7 @@ def test_a_history_that_was_set_aside_as_damaged_is_reported(tmp_path: Path) -> 
     path = ended(tmp_path / "run", whole())
     (path / "history" / "shard-1.damaged-17.jsonl").write_text("{", encoding="utf-8")
     assert violations(path) == [
-        "shard 1: lines that could not be read were removed; shard-1.damaged-17.jsonl is the original file"
+        "shard 1: lines that could not be read were removed; the original file is kept as shard-1.damaged-17.jsonl"
     ]
 
 
@@ -155,7 +155,7 @@ def test_the_summary_of_an_unfinished_run_is_not_checked(tmp_path: Path) -> None
     assert violations(path) == []
 
 
-def test_shards_that_made_a_version_for_different_progress_are_reported(tmp_path: Path) -> None:
+def test_shards_that_disagree_on_the_progress_of_a_version_are_reported(tmp_path: Path) -> None:
     histories = [[each | {"made_at": 1000 * each["version"]} for each in lines] for lines in whole()]
     assert violations(ended(tmp_path / "run", histories)) == []
     histories[1][4] |= {"made_at": 5001}

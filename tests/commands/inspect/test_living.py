@@ -142,10 +142,10 @@ def test_status_names_the_files_left_on_a_host_and_their_directory() -> None:
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": hosts})
     assert "h1: no processes; in /var/tmp/zmqrl-1000/h1/run: state/shard-2.slots, state/shard-10.slots\n" in said
     assert "h2: no processes; no files\n" in said
-    assert said.endswith("continue with --resume, from the last version of its shards")
+    assert said.endswith("--resume continues from the last version of its shards")
     over: dict[str, Any] = hosts | {"h2": "Expired or invalid job 7"}
     said = status._report({"state": "killed", "exit_reason": None, "version": None, "hosts": over})
-    assert said.endswith("continue with --resume, from the newest checkpoint")
+    assert said.endswith("--resume continues from the newest checkpoint")
 
 
 def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirectory) -> None:
@@ -178,7 +178,7 @@ def test_status_shows_a_stalled_version_with_its_processes(starting: RunDirector
     assert not starting.stalled.exists()
 
 
-def test_an_unreadable_stall_file_counts_as_no_stall(starting: RunDirectory) -> None:
+def test_an_unreadable_stall_file_is_ignored(starting: RunDirectory) -> None:
     write_json(starting.cluster, {"supervisor": {"host": "h9", "pid": 1}, "shards": [], "workers": [], "followers": []})
     for text in ("", "[]", "{}", '{"version": 1, "waited_s": 2, "awaited": [{}], "others": 0}'):
         starting.stalled.write_text(text)

@@ -27,17 +27,17 @@ def test_an_asynchronous_run_has_no_picture(tmp_path: Path) -> None:
         command([path, "--plot", str(tmp_path / "p.png")])
 
 
-def test_leaving_out_a_rank_that_is_not_in_the_run_is_refused(tmp_path: Path) -> None:
+def test_a_rank_that_does_not_exist_cannot_be_left_out(tmp_path: Path) -> None:
     path = run_with(tmp_path / "a", workers=3, backups=1)
-    with pytest.raises(UsageError, match=r"^--without 4: the run has ranks 0-3\.$"):
+    with pytest.raises(UsageError, match=r"^--without 4: the run has only ranks 0-3\.$"):
         command([path, "--without", "1", "--without", "4"])
 
 
-def test_an_asynchronous_run_has_no_what_if(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^--without 0: .* is asynchronous and has no what-if\.$"):
+def test_an_asynchronous_run_has_no_predictions(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--without 0: .* is asynchronous, so it cannot be predicted\.$"):
         command([run_with(tmp_path / "a", mode="async", workers=3), "--without", "0"])
 
 
-def test_leaving_out_a_rank_in_a_comparison_of_two_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--without is for one run: leave it out to compare two"):
+def test_a_rank_cannot_be_left_out_of_a_comparison_of_two_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--without is for one run: remove it to compare two"):
         command([str(tmp_path), str(tmp_path), "--without", "0"])

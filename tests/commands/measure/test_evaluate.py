@@ -41,7 +41,8 @@ def cartpole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def games(policy: Policy, seeds: list[int], *, threads: int = 1, greedy: bool = False) -> list[Turn]:
-    return play_games(policy, seeds, greedy=greedy, threads=threads, on_game=lambda last: None)
+    played = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=lambda last: None)
+    return [game.last for game in played]
 
 
 @pytest.mark.slow
@@ -111,6 +112,19 @@ def test_the_statistics_match_the_scores(cartpole_run: Path) -> None:
     assert high == pytest.approx(np.mean(scores) + half, rel=0.1)
     assert (result["env"], result["version"], result["wall_s"], result["agent_steps"]) == ("CartPole-v1", 40, 90, 81920)
     assert result["flavour"] == "played as registered, scores are sums of true rewards"
+
+
+def test_games_that_different_seeds_repeat_are_counted_once_and_reported(
+    breakout_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer than 30 no-ops start a game, and nothing else of a greedy game is random."""
+    envs = EnvConfig(noop_max=3, max_frames=200)
+    policy = load_policy(write_run(breakout_run.with_name("few-starts"), dataclasses.replace(BREAKOUT, envs=envs), 0))
+    result = evaluate(policy, range(8), greedy=True, threads=2)
+    assert 1 <= result["distinct"] <= 2 < result["episodes"] == 8
+    assert evaluate(policy, range(8), greedy=False, threads=2)["distinct"] == 8
+    cli.run(["eval", str(breakout_run.with_name("few-starts")), "--episodes", "8", "--greedy"])
+    assert f"only {result['distinct']} of the 8 games are different" in capsys.readouterr().out
 
 
 def test_a_player_that_fails_ends_the_evaluation(cartpole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +217,9 @@ def test_progress_is_shown_on_a_terminal(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--episodes 0", "--episodes 0: at least 1 game is required."),
-        ("--threads 0", "--threads 0: at least 1 thread is required."),
-        ("--seed -1", "--seed -1: a number from 0 to below 2^32 is required."),
+        ("--episodes 0", "--episodes 0: must be 1 or more."),
+        ("--threads 0", "--threads 0: must be 1 or more."),
+        ("--seed -1", "--seed -1: must be at least 0 and below 2^32."),
         (
             "--checkpoint 7",
             "there is no checkpoint of version 7 in {run}/checkpoints: choose one of v00000000, v00000040.",

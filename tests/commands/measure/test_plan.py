@@ -10,6 +10,8 @@ from support.paths import ROOT
 from zmqrl.cli import run
 from zmqrl.errors import UsageError
 
+pytestmark = pytest.mark.processes
+
 QUICK = ["--updates", "30", "--parameters", "65536"]
 
 
@@ -66,19 +68,17 @@ def test_without_json_the_plan_is_a_table_with_a_marked_row(capsys: pytest.Captu
 def test_a_plan_requires_a_maximum_number_of_workers() -> None:
     with pytest.raises(UsageError, match="workers-up-to"):
         run(["plan"])
-    with pytest.raises(UsageError, match="--workers-up-to 0: 1 to 1024 workers are possible"):
+    with pytest.raises(UsageError, match="--workers-up-to 0: must be from 1 to 1024"):
         run(["plan", "--workers-up-to", "0"])
 
 
 @pytest.mark.parametrize("option", ["--workers", "--backups", "--shards", "--quorum"])
 def test_a_plan_refuses_the_settings_that_it_chooses_itself(option: str) -> None:
-    with pytest.raises(UsageError, match=f"{option} 3: a plan chooses the number itself: leave {option} out"):
+    with pytest.raises(UsageError, match=f"{option} 3: zmqrl plan chooses this number itself: remove {option}"):
         run(["plan", "--workers-up-to", "2", option, "3"])
 
 
-def test_a_plan_names_the_settings_of_a_scenario_that_the_plan_does_not_use(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_names_the_scenario_settings_that_it_ignores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scenario.toml"
     path.write_text(
         "workers = 1\nshards = 1\nshard_hosts = [1]\nloss = 0.01\n[[failures]]\nprocess = 'worker-0'\nat = 1.0",
@@ -86,7 +86,7 @@ def test_a_plan_names_the_settings_of_a_scenario_that_the_plan_does_not_use(
     )
     assert run(["plan", str(path), *QUICK, "--workers-up-to", "1"]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "--loss without --latency only adds timeouts: set --latency, so that it also limits rates.",
+        "--loss without --latency only adds timeouts: set --latency to also limit transfer rates.",
         "a plan does not use these settings of the scenario: failures, shard_hosts.",
     ]
     assert run(["plan", *QUICK, "--workers-up-to", "1", "--loss", "0.01", "--latency", "1e-4"]) == 0

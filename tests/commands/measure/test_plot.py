@@ -64,7 +64,7 @@ def test_every_panel_names_its_quantity_and_unit(tmp_path: Path) -> None:
         assert what in picture
 
 
-def test_the_legend_names_how_the_groups_differ(tmp_path: Path) -> None:
+def test_the_legend_says_how_the_groups_differ(tmp_path: Path) -> None:
     rows = [row(second) for second in range(1, 5)]
     paths = [
         run_directory(tmp_path / "a1", rows, seed=1, workers=4),
@@ -143,4 +143,4 @@ def test_plot_refuses_bad_usage_in_one_sentence(tmp_path: Path) -> None:
     picture = tmp_path / "picture.jpg"
     assert f"{picture}: the name must end with one of .png, .svg, .pdf" in refusal(run, "--output", picture)
     assert "No such file" in refusal(run, "--output", tmp_path / "gone" / "picture.png", "--panels", "score")
-    assert "at least 1 run directory" in refusal()
+    assert "no run directory given" in refusal()

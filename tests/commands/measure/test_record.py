@@ -239,7 +239,7 @@ def test_a_game_longer_than_the_maximum_is_cut(tmp_path: Path, lamps: None, caps
     run = lamp(tmp_path / "run")
     assert cli.run(["record", str(run), "--seconds", "1.2", "--output", str(tmp_path / "a.gif")]) == 0
     assert len(imageio.mimread(tmp_path / "a.gif")) == 6
-    assert capsys.readouterr().out.endswith("score 0.5, cut: --seconds sets the maximum length\n")
+    assert capsys.readouterr().out.endswith("score 0.5, cut at the maximum length (--seconds)\n")
 
 
 @pytest.mark.parametrize(
@@ -327,9 +327,9 @@ def test_the_dummy_environment_cannot_be_recorded() -> None:
     ("options", "sentence"),
     [
         ("--output a.avi", "--output a.avi: the name must end with .mp4 or .gif."),
-        ("--seconds 0", "--seconds 0: a number above 0 and below 86400 (a day) is required."),
-        ("--seconds nan", "--seconds nan: a number above 0 and below 86400 (a day) is required."),
-        ("--seed -1", "--seed -1: a number from 0 to below 2^32 is required."),
+        ("--seconds 0", "--seconds 0: must be above 0 and below 86400 (a day)."),
+        ("--seconds nan", "--seconds nan: must be above 0 and below 86400 (a day)."),
+        ("--seed -1", "--seed -1: must be at least 0 and below 2^32."),
         (
             "--output {run}/config.json/a.mp4",
             "cannot write {run}/config.json/a.mp4: File exists: move the file of that name out of the way.",

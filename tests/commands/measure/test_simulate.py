@@ -14,6 +14,8 @@ from zmqrl.commands.measure.simulate import options_from
 from zmqrl.errors import UsageError
 from zmqrl.simulate import Scenario, Straggler
 
+pytestmark = pytest.mark.processes
+
 OLD_RUN = ROOT / "tests" / "old_run"
 QUICK = ["--updates", "10", "--compute", "constant:0.1"]
 FILE = """
@@ -52,7 +54,7 @@ def test_a_sweep_prints_a_list_in_the_order_of_the_values(capsys: pytest.Capture
     assert [(each["shards"], each["backups"]) for each in found] == [(1, 0), (1, 2), (4, 0), (4, 2)]
 
 
-def test_the_costs_of_a_file_shrink_with_the_slices_however_the_number_of_shards_is_given(
+def test_costs_shrink_with_the_slices_if_an_option_or_a_sweep_sets_the_shards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "scenario.toml"
@@ -134,24 +136,24 @@ def test_the_examples_in_the_documentation_work(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--workers", "0"], "--workers 0: at least 1 worker is required"),
-        (["--quorum", "9"], r"--quorum 9: 1 to 4 \(N \+ b\) contributions are possible"),
-        (["--workers", "2000"], "2000 is above 1024, the limit"),
+        (["--workers", "0"], "--workers 0: must be 1 or more"),
+        (["--quorum", "9"], r"--quorum 9: must be from 1 to 4 \(N \+ b\)"),
+        (["--workers", "2000"], "2000 is above the limit of 1024"),
         (["--compute", "normal:1"], "--compute normal:1: unknown law 'normal'"),
-        (["--bandwidth", "0"], "--bandwidth 0.0: a rate above 0 bytes per second"),
-        (["--parameters", "8"], "--parameters 8: 32 to"),
+        (["--bandwidth", "0"], "--bandwidth 0.0: must be above 0 bytes per second"),
+        (["--parameters", "8"], "--parameters 8: must be from 32 to"),
         (["--sweep", "shard=1"], r"--sweep shard=1: write NAME=VALUE,VALUE,.*did you mean shards"),
         (["--sweep", "shards"], "--sweep shards: write NAME=VALUE"),
         (["--sweep", "shards=a"], "a value is not a number"),
-        (["--sweep", "shards=0"], "--shards 0: 1 to 64"),
+        (["--sweep", "shards=0"], "--shards 0: must be from 1 to 64"),
         (["--abandon", "never"], "abandon"),
         (["missing.toml"], "cannot read missing.toml: No such file"),
         (["--from", "/nowhere"], "/nowhere is not a run directory"),
-        (["a.toml", "--from", "b"], "give one of FILE, --scenario and --from"),
+        (["a.toml", "--from", "b"], "give only one of FILE, --scenario and --from"),
         (["--plot", "x.gif"], "the name must end with one of .png"),
     ],
 )
-def test_bad_usage_is_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_bad_usage_is_refused_in_one_sentence(arguments: list[str], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         run(["simulate", *arguments, "--updates", "5"])
 
@@ -166,8 +168,8 @@ def test_bad_usage_is_one_sentence(arguments: list[str], sentence: str) -> None:
         ("[[failures]]\nprocess = 'worker-9'\nat = 1", "there is no process 'worker-9'"),
         ("workers 3", "is not valid TOML"),
         ("stragglers = 3", "stragglers cannot be 3"),
-        ("[[stragglers]]\nrank = 4\nfactor = 2", "a rank from 0 to 3"),
-        ("shard_hosts = [0]", "shard_hosts has 1 entry: expected 2 host numbers"),
+        ("[[stragglers]]\nrank = 4\nfactor = 2", "rank must be from 0 to 3"),
+        ("shard_hosts = [0]", "shard_hosts has 1 entry: it must have 2 host numbers"),
         ("mode = 'async'", "mode asks for asynchronous updates, which the simulator does not model: remove it"),
         ("on-loss = 'shrink'", "on_loss asks for changes of the quorum, which the simulator does not model: remove it"),
         (

@@ -58,7 +58,7 @@ def test_a_scenario_may_begin_with_a_bom(tmp_path: Path, name: str, text: str) -
     ("options", "sentence"),
     [
         (["--pace", "normal:1"], "--pace normal:1: unknown law"),
-        (["--straggle", "1:xx"], "--straggle 1:xx: RANK:SECONDS is required"),
+        (["--straggle", "1:xx"], "--straggle 1:xx: must be RANK:SECONDS"),
         (["--scenario", "missing.toml"], "cannot read missing.toml"),
     ],
 )

@@ -53,7 +53,7 @@ PING = m.Ping(run="run", rank=0, incarnation=10, generation=1, version=0, progre
         ({"role": "supervisor", "secret": "guess"}, "secret"),
     ],
 )
-def test_a_hello_of_a_stranger_is_refused_and_counted(wrong: dict[str, Any], code: str) -> None:
+def test_a_hello_from_a_stranger_is_refused_and_counted(wrong: dict[str, Any], code: str) -> None:
     shard = opened()
     (refuse,) = sent(control(shard, replace(HELLO, **wrong), b"stranger"))
     assert isinstance(refuse, m.Refuse)
@@ -206,7 +206,7 @@ def test_a_worker_whose_subscription_ends_is_absent_unless_a_ping_follows() -> N
     assert shard.roster.present(3.0 + DOUBT_S) == [0, 1, 2]
 
 
-def test_a_silent_worker_is_absent_until_it_is_heard_again() -> None:
+def test_a_silent_worker_is_absent_until_its_next_message() -> None:
     shard = opened()
     for now in (3.0, 6.0):
         control(shard, PING, b"0", now=now)
@@ -259,7 +259,7 @@ def test_a_worker_whose_contributions_are_all_late_is_present() -> None:
     assert shard.roster.present(SILENT_S) == [0]
 
 
-def test_absent_workers_count_for_the_first_publication_once_they_are_heard_again() -> None:
+def test_an_absent_worker_counts_for_the_first_publication_after_its_next_message() -> None:
     shard = opened(workers=())
     arrive(shard, 0)
     assert published(arrive(shard, 1, now=9.0)) == [], "rank 0 is absent"
@@ -285,7 +285,7 @@ def test_every_message_from_a_worker_of_another_run_is_refused() -> None:
     assert shard.roster.present(0.0) == [0, 1, 2]
 
 
-def test_a_subscription_without_a_hello_makes_no_worker_present() -> None:
+def test_a_worker_that_subscribes_without_a_hello_is_not_present() -> None:
     shard = opened(workers=(1,))
     shard.handle(PresenceChanged(0, 10, here=True), 0.0)
     assert shard.roster.present(0.0) == [1]
@@ -332,7 +332,7 @@ def test_only_the_supervisor_can_give_commands(message: m.Message) -> None:
     assert control(shard, message) != []
 
 
-def test_a_message_from_another_run_or_not_for_a_shard_is_rejected() -> None:
+def test_a_message_from_another_run_or_not_meant_for_shards_is_rejected() -> None:
     shard = opened()
     assert [type(message) for message in sent(control(shard, m.StatsRequest(run="other")))] == [m.Refuse]
     assert control(shard, m.Left(run="run", shard=1)) == []

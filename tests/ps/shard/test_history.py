@@ -103,7 +103,7 @@ def test_a_history_ahead_of_the_store_means_that_state_is_lost(history: History,
     reopened.close()
 
 
-def test_a_rewind_prevented_by_a_kill_is_done_when_the_shard_is_back(history: History) -> None:
+def test_a_rewind_missed_because_of_a_kill_is_done_at_the_next_start(history: History) -> None:
     for version in (1, 2, 3):
         history.append(record(version), crc32=7)
     history.close()

@@ -309,11 +309,11 @@ def test_a_new_member_can_join_and_a_former_one_no_longer_counts() -> None:
 # NEED and heartbeats
 
 
-def test_need_backs_off_while_no_contribution_arrives() -> None:
+def test_need_messages_back_off_while_no_contribution_arrives() -> None:
     assert [at for at, what in ticks(opened(), 32.0) if what == "need"] == [1.0, 3.0, 7.0, 15.0, 23.0, 31.0]
 
 
-def test_a_contribution_postpones_need_and_resets_its_backoff() -> None:
+def test_a_contribution_postpones_the_need_message_and_resets_its_backoff() -> None:
     shard = opened()
     ticks(shard, 8.0)
     push(shard, 0, now=8.0)
@@ -321,7 +321,7 @@ def test_a_contribution_postpones_need_and_resets_its_backoff() -> None:
     assert published(shard.handle(Tick(), 9.0)) == ["need"]
 
 
-def test_need_names_the_version_and_the_ranks_held() -> None:
+def test_a_need_message_names_the_version_and_the_ranks_held() -> None:
     shard = opened()
     push(shard, 2)
     (need,) = of(Publish, shard.handle(Tick(), 1.0))

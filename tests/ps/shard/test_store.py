@@ -68,7 +68,7 @@ def assert_holds(slot: Slot | None, expected: tuple[int, int] | None) -> None:
 
 
 def assert_survives(path: Path, history: list[tuple[int, int]]) -> None:
-    """Assert which versions the next process would find in the current file."""
+    """Assert that the next process would find the last versions of ``history`` in the current file."""
     copy = path.with_name("copy")
     shutil.copyfile(path, copy)
     found = reopen(copy)
@@ -127,7 +127,7 @@ def test_arrays_are_aligned_to_cache_lines_and_do_not_overlap(path: Path) -> Non
     assert_holds(made.previous, (0, 0))
 
 
-def test_the_first_version_of_a_generation_has_no_previous(path: Path) -> None:
+def test_the_first_version_of_a_generation_has_no_previous_version(path: Path) -> None:
     made = create(path)
     commit(made, 0, 4)
     commit(made, 1, 5)
@@ -246,7 +246,7 @@ def three_versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, lis
 
 @settings(deadline=None)
 @given(part=st.integers(0, 1), place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_a_damaged_byte_anywhere_in_the_newest_version_falls_back_to_the_previous_one(
+def test_with_a_damaged_byte_in_the_newest_version_the_previous_one_is_used(
     three_versions: tuple[bytes, list[range], Path], part: int, place: float, flip: int
 ) -> None:
     data, used, path = three_versions

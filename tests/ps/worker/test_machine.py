@@ -266,7 +266,7 @@ def test_a_push_waits_until_the_shard_has_welcomed_the_worker() -> None:
     assert pushed(welcome(worker, 0, incarnation=6)) == [(0, 0, 0)]
 
 
-def test_a_worker_resends_its_slice_if_need_does_not_list_its_rank() -> None:
+def test_a_worker_resends_its_slice_if_a_need_message_does_not_list_its_rank() -> None:
     worker = contributed()
     assert pushed(need(worker, 0, 0, held=(1, 2))) == [(0, 0, 1)]
     assert pushed(need(worker, 0, 0)) == [(0, 0, 2)]
@@ -274,7 +274,7 @@ def test_a_worker_resends_its_slice_if_need_does_not_list_its_rank() -> None:
 
 
 @pytest.mark.parametrize(("version", "held"), [(0, (3,)), (0, (1, 3)), (1, ())])
-def test_a_worker_ignores_need_that_lists_its_rank_or_another_version(version: int, held: Any) -> None:
+def test_a_worker_ignores_a_need_message_that_lists_its_rank_or_another_version(version: int, held: Any) -> None:
     assert pushed(need(contributed(), 0, version, held)) == []
 
 

@@ -48,7 +48,7 @@ def late_worker() -> WorkerMachine:
     return worker
 
 
-def test_an_idle_worker_helps_a_shard_that_repeats_need() -> None:
+def test_an_idle_worker_helps_a_shard_that_repeats_its_need_message() -> None:
     worker = late_worker()
     assert of(Assembled, need(worker, 0, 1)) == []
     assert [a.version for a in of(Assembled, need(worker, 0, 1))] == [1]
@@ -100,7 +100,7 @@ def test_a_worker_more_than_one_version_behind_does_not_help() -> None:
     assert [action for _ in range(4) for action in need(worker, 0, 1)] == []
 
 
-def test_need_for_a_past_version_does_not_trigger_help() -> None:
+def test_a_need_message_for_a_past_version_does_not_trigger_help() -> None:
     worker = late_worker()
     assert [action for _ in range(4) for action in need(worker, 0, 0)] == []
 
@@ -251,7 +251,7 @@ def test_a_failed_handshake_is_logged_at_once_and_again_when_the_worker_gives_up
     assert failure.reason.startswith("no word from shard 1 for 60 s: the handshake with shard 1 failed")
 
 
-def test_a_failed_handshake_is_forgotten_once_the_shard_is_heard() -> None:
+def test_a_failed_handshake_is_forgotten_once_the_shard_sends_a_message() -> None:
     worker = new()
     worker.handle(HandshakeFailed(1), 2.0)
     for shard in range(2):

@@ -77,6 +77,6 @@ def test_oversized_reports_are_counted_and_logged_once(tmp_path: Path, caplog: p
 
             eventually(small_one_arrives, "a report that is small enough")
         once, at_the_end = [record.getMessage() for record in caplog.records]
-    for words in ("21029 bytes", "at most 16384", "'games' alone has 20003"):
+    for words in ("21029 bytes", "the limit is 16384", "'games' alone takes 20003"):
         assert words in once
     assert at_the_end == "3 reports were too large and not sent"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zmqrl.simulate.virtual.clock import Clock, Shared
 
 
-def test_calls_are_made_in_order_of_time_and_then_of_scheduling() -> None:
+def test_calls_are_ordered_by_time_and_then_by_scheduling() -> None:
     clock, seen = Clock(), list[tuple[float, str]]()
     for delay_s, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
         clock.after(delay_s, lambda name: seen.append((clock.now, name)), name)

@@ -1,4 +1,4 @@
-"""Simulated runs with results that can be computed by hand."""
+"""Simulated runs whose results can be computed by hand."""
 
 from dataclasses import replace
 
@@ -25,8 +25,9 @@ def test_a_step_without_a_network_takes_as_long_as_the_work() -> None:
     assert result.agent_steps_per_s == pytest.approx(4 * 30 / 0.1)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("workers", "backups"), [(1, 0), (8, 0), (6, 2), (5, 5), (1, 7)])
-def test_the_mean_step_is_the_k_th_order_statistic(workers: int, backups: int) -> None:
+def test_the_mean_step_is_the_kth_order_statistic(workers: int, backups: int) -> None:
     """For exponential times, this is the mean times the sum of 1/i for i = b + 1 ... N + b."""
     ranks = workers + backups
     result = simulate(

@@ -63,6 +63,7 @@ def test_workers_that_give_up_on_a_silent_shard_are_restarted() -> None:
     assert 100 < max(result.step_s) < 104
 
 
+@pytest.mark.processes
 @settings(max_examples=40, deadline=None)
 @given(
     failures=st.lists(

@@ -109,7 +109,7 @@ def check(path: Path) -> dict[str, Any]:
             *(f"line {number} cannot be read" for number in unreadable),
             *_faults(histories[shard]),
             *(
-                f"lines that could not be read were removed; {aside.name} is the original file"
+                f"lines that could not be read were removed; the original file is kept as {aside.name}"
                 for aside in sorted(history.parent.glob(f"{history.stem}.damaged-*.jsonl"))
             ),
         ]

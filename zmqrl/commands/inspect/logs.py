@@ -20,16 +20,16 @@ LOOK_EVERY_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show the logs of a run's processes. Equal lines of several processes appear once."""
+    """Show the logs of a run's processes. A line that several processes logged is shown once."""
 
     run: RunPath
     """The run directory."""
     process: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[PROCESS]")] = None
-    """Process, such as worker-3 or supervisor. None: all."""
+    """Name of a process, such as worker-3 or supervisor. None: all processes."""
     follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False
     """Follow the logs until the run ends."""
     tail: int = 20
-    """Lines to show from the end of each log."""
+    """Number of lines to show from the end of each log."""
 
 
 def command(arguments: list[str]) -> int:

@@ -43,23 +43,22 @@ class Options:
     runs: Annotated[RunPaths, tyro.conf.arg(metavar="RUN [RUN]")]
     """The run directory, or two run directories to compare."""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
-    """Profile only the next S seconds of a running run. None: everything that it has recorded."""
+    """Profile only the next S seconds of a run in progress. None: everything recorded so far."""
     json: bool = False
     """Print one JSON object."""
     processes: bool = False
-    """Print the spans and the machine use of every process too."""
+    """Also print the spans and the machine use of every process."""
     without: Annotated[tuple[int, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANK")] = ()
-    """Predict the run without this rank, in addition to the most blamed ranks. May be repeated."""
+    """Also predict the run without this rank. The most blamed ranks always have a prediction."""
     versions: Annotated[str | None, tyro.conf.arg(metavar="V[-W]")] = None
-    """List what the updates that made versions V to W waited for: the K-th rank, the last shard and the worst delay."""
+    """For each version from V to W, list what its update waited for: the K-th rank, the last shard, the worst delay."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a trace of all processes on one clock, for https://ui.perfetto.dev."""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
     """Draw the critical path, the times of updates, and what updates waited for."""
     fail_above: Annotated[str | None, tyro.conf.arg(metavar="P%")] = None
-    """With two runs: exit with status 1 if the time of an update, of a part of the critical path or of a span grew by
-    more than this percentage of the first run's update time. The span wait does not count.
-    """
+    """With two runs: the growth that is allowed, in percent of the first run's update time. The exit status is 1 if an
+    update, a part of the critical path or a span grew by more. The span wait does not count."""
 
 
 def command(arguments: list[str]) -> int:
@@ -74,7 +73,7 @@ def run(options: Options) -> int:
     if len(options.runs) == 2:
         return _compare(options, console)
     if len(options.runs) != 1:
-        raise UsageError(f"zmqrl profile shows one run, or the difference of two, not {len(options.runs)}.")
+        raise UsageError(f"zmqrl profile takes one run, or two to compare, but {len(options.runs)} were given.")
     if options.fail_above is not None:
         raise UsageError("--fail-above compares two runs: name the earlier run, then the later one.")
     if options.plot is not None:
@@ -125,10 +124,10 @@ def is_asynchronous(record: RunRecord) -> bool:
 def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
     """Raise UsageError if zmqrl can make no predictions for the run, or if the run lacks one of ``ranks``."""
     if is_asynchronous(record):
-        raise UsageError(f"--without {ranks[0]}: {path} is asynchronous and has no what-if.")
+        raise UsageError(f"--without {ranks[0]}: {path} is asynchronous, so it cannot be predicted.")
     known = record.settings["workers"] + record.settings.get("backups", 0)
     for rank in ranks:
-        require(0 <= rank < known, f"--without {rank}: the run has {numbered('rank', range(known))}.")
+        require(0 <= rank < known, f"--without {rank}: the run has only {numbered('rank', range(known))}.")
 
 
 def add_settings(
@@ -166,7 +165,7 @@ def _compare(options: Options, console: Console) -> int:
     one_run = [name for name in ("seconds", "versions", "trace", "plot") if getattr(options, name) is not None]
     one_run += [name for name in ("processes", "without") if getattr(options, name)]
     if one_run:
-        raise UsageError(f"--{one_run[0]} is for one run: leave it out to compare two.")
+        raise UsageError(f"--{one_run[0]} is for one run: remove it to compare two.")
     limit = None if options.fail_above is None else share(options.fail_above)
     for path in options.runs:
         if is_asynchronous(RunRecord.read(path)):
@@ -182,7 +181,7 @@ def _compare(options: Options, console: Console) -> int:
     else:
         print_changes(found, console)
         for each in above:
-            growth = f"+{each.growth:.1%} of an update's time in the first run"
+            growth = f"+{each.growth:.1%} of the first run's update time"
             console.print(f"! {each.role} {each.span}: {growth}".replace("  ", " "))
     return GROWN if above else 0
 
@@ -221,10 +220,10 @@ def watch(path: Path, seconds: float) -> Recording:
     Processes write at intervals. So the recording can start and stop as much as ``FLUSH_EVERY_S`` seconds late.
     """
     if not 0 < seconds < 1e6:
-        raise UsageError(f"--seconds {seconds:g}: choose a time above 0.")
+        raise UsageError(f"--seconds {seconds:g}: must be above 0.")
     directory = RunDirectory(path)
     if not directory.in_use():
-        raise UsageError(f"{path} is not running: leave out --seconds to see all that it recorded.")
+        raise UsageError(f"{path} is not running: remove --seconds to profile everything that it recorded.")
     before = newest_version(directory.profile)
     time.sleep(seconds + FLUSH_EVERY_S)  # every process has written its rows by then
     return read(path).last(seconds).after(before)

@@ -36,7 +36,7 @@ class Options:
     """
 
     parameters: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = PARAMETERS
-    """Lengths of the parameter vector. The defaults are Breakout's networks."""
+    """Lengths of the parameter vector. The defaults are those of Breakout's networks."""
     workers: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (2, 4)
     """Numbers of worker processes."""
     shards: Annotated[tuple[int, ...], tyro.conf.arg(metavar="S ...")] = (1,)
@@ -44,7 +44,7 @@ class Options:
     transport: tuple[Transport, ...] = ("tcp", "ipc")
     """Transports of zmqrl: TCP over the loopback interface (tcp), or Unix sockets (ipc)."""
     codec: tuple[Codec, ...] = ("f32",)
-    """Numbers on the wire: float32 or bfloat16."""
+    """Number format on the wire: float32 or bfloat16."""
     curve: tuple[Literal["off", "on"], ...] = ("off",)
     """Encryption and authentication of zmqrl."""
     operation: tuple[Operation, ...] = OPERATIONS
@@ -52,7 +52,7 @@ class Options:
     implementation: tuple[Implementation, ...] = IMPLEMENTATIONS
     """Implementations to compare."""
     rounds: Annotated[int, tyro.conf.arg(metavar="N")] = 100
-    """Samples of each operation."""
+    """Number of samples per operation."""
     minutes: float = 4.0
     """Limit in minutes: a slow machine takes fewer samples, but at least 10."""
     json: bool = False

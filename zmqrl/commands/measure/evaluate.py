@@ -53,9 +53,9 @@ def command(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Play one checkpoint and print its scores. Raises UsageError."""
     threads = CORES if options.threads is None else options.threads
-    require(options.episodes >= 1, f"--episodes {options.episodes}: at least 1 game is required.")
-    require(threads >= 1, f"--threads {threads}: at least 1 thread is required.")
-    require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
+    require(options.episodes >= 1, f"--episodes {options.episodes}: must be 1 or more.")
+    require(threads >= 1, f"--threads {threads}: must be 1 or more.")
+    require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
     seeds = range(options.seed, options.seed + options.episodes)
     with prints_to_stderr():
         policy = load_policy(options.run, options.checkpoint)
@@ -80,9 +80,11 @@ def evaluate(
 
     ``on_game`` gets the last turn of each game when that game ends. ``ci95`` is the percentile bootstrap of the mean
     (Efron and Tibshirani 1993, chapter 13) with a fixed seed. ``cut_off`` counts the games that a time limit ended. The
-    scores of these games count like all others.
+    scores of these games count like all others. ``distinct`` is the number of different games: without sticky actions
+    and with greedy actions, different seeds can give the same game.
     """
-    games = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
+    played = play_games(policy, seeds, greedy=greedy, threads=threads, on_game=on_game)
+    games = [game.last for game in played]
     scores = [game.score for game in games]
     rng = np.random.default_rng(0)
     means = [rng.choice(scores, len(scores)).mean() for _ in range(RESAMPLES)]
@@ -100,36 +102,47 @@ def evaluate(
         "max": max(scores),
         "ci95": np.percentile(means, [2.5, 97.5]).tolist(),
         "cut_off": sum(game.cut_off for game in games),
+        "distinct": len({(game.last.score, game.actions) for game in played}),
         "scores": scores,
         "seeds": list(seeds),
         "provenance": provenance(),
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A game: its ``last`` turn, and the action of each turn."""
+
+    last: Turn
+    actions: tuple[int, ...]
+
+
 def play_games(
     policy: Policy, seeds: Sequence[int], *, greedy: bool, threads: int, on_game: Callable[[Turn], None]
-) -> list[Turn]:
-    """Play one game per seed. Returns the last turn of each game, in the order of ``seeds``.
+) -> list[Played]:
+    """Play one game per seed. Returns the games in the order of ``seeds``.
 
     Each thread plays one game at a time, because batches of frames are hardly faster than single frames in float64.
     """
     leave = threading.Event()
 
-    def play(seed: int) -> Turn:
+    def play(seed: int) -> Played:
+        actions = []
         with closing(whole_game(policy, seed, greedy=greedy)) as turns:
             for turn in turns:
+                actions.append(turn.action)
                 if leave.is_set():
-                    return turn
-        return turn
+                    break
+        return Played(turn, tuple(actions))
 
     with ThreadPoolExecutor(threads) as pool:
         games = [pool.submit(play, seed) for seed in seeds]
         try:
-            playing: set[Future[Turn]] = set(games)
+            playing: set[Future[Played]] = set(games)
             while playing:  # wait briefly, because a signal just before a wait does not end that wait
                 over, playing = wait(playing, LOOK_UP_EVERY_S, FIRST_COMPLETED)
                 for game in over:
-                    on_game(game.result())
+                    on_game(game.result().last)
         finally:
             leave.set()
             pool.shutdown(cancel_futures=True)
@@ -142,13 +155,15 @@ def main() -> None:
     log = log_to_stderr("zmqrl.commands.measure.evaluate")
     told = Messages()
     while True:
-        version = told.get()["version"]
+        message = told.get()
         while not told.empty():  # skip to the newest message
-            version = told.get()["version"]
+            message = told.get()
+        version = message["version"]
         log.info("evaluating version %d", version)
         try:
             policy = load_policy(job["run_dir"], version)
-            seeds = range(job["episodes"])
+            first = message.get("seed", 0)
+            seeds = range(first, first + message.get("episodes", job["episodes"]))
             say({"evaluation": evaluate(policy, seeds, greedy=job["greedy"], threads=job["threads"])})
         except UsageError as error:  # perhaps the checkpoint was pruned
             log.info("skipping version %d: %s", version, error, exc_info=error.__cause__)
@@ -180,13 +195,20 @@ def _report(result: dict[str, Any]) -> str:
     low, high = result["ci95"]
     interval = f" (95 % interval {low:.1f} to {high:.1f})" if result["episodes"] > 1 else ""
     how = "greedy actions" if result["greedy"] else "sampled actions"
+    repeated = result["episodes"] - result["distinct"]
+    again = (
+        f"only {result['distinct']} of the {result['episodes']} games are different: the other seeds repeat them, "
+        "so the interval is too narrow\n"
+        if repeated
+        else ""
+    )
     return (
         f"{result['env']}, version {result['version']} "
         f"({result['wall_s'] / 60:.1f} minutes, {result['agent_steps']:,} agent steps), {how}\n"
         f"{result['episodes']} full games, seeds {result['seeds'][0]} to {result['seeds'][-1]}: "
         f"mean {result['mean']:.1f}{interval}, median {result['median']:g}, "
         f"min {result['min']:g}, max {result['max']:g}; {result['cut_off']} cut off by a time limit\n"
-        f"scores: {result['flavour']}\n"
+        f"{again}scores: {result['flavour']}\n"
     )
 
 

@@ -49,7 +49,7 @@ def command(arguments: list[str]) -> int:
     if not {"-h", "--help"} & set(rest):
         chosen, _ = parse_known(Chosen, rest, PROGRAM)
         for name, value in asdict(chosen).items():
-            require(value is None, f"--{name} {value}: a plan chooses the number itself: leave --{name} out.")
+            require(value is None, f"--{name} {value}: zmqrl plan chooses this number itself: remove --{name}.")
     return run(parse(Options, rest, PROGRAM, Options(workers_up_to=tyro.MISSING, settings=settings)))
 
 

@@ -34,7 +34,7 @@ BANDS_THAT_CAN_BE_TOLD_APART: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw the metrics of runs over time. Seeds of one experiment become one curve."""
+    """Draw the metrics of runs over time. Runs that differ only in their seed become one curve."""
 
     runs: RunPaths
     """Run directories."""

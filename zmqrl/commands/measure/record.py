@@ -65,8 +65,8 @@ def command(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Record one game and print its result. Raises UsageError."""
     output, seconds = options.output, options.seconds
-    require(0 <= options.seed < 2**32, f"--seed {options.seed}: a number from 0 to below 2^32 is required.")
-    require(0 < seconds < 86_400, f"--seconds {seconds:g}: a number above 0 and below 86400 (a day) is required.")
+    require(0 <= options.seed < 2**32, f"--seed {options.seed}: must be at least 0 and below 2^32.")
+    require(0 < seconds < 86_400, f"--seconds {seconds:g}: must be above 0 and below 86400 (a day).")
     require(output is None or output.suffix in FORMATS, f"--output {output}: the name must end with .mp4 or .gif.")
     here = Path.cwd()  # the user's code may change the working directory
     with prints_to_stderr():
@@ -76,7 +76,7 @@ def run(options: Options) -> int:
     if options.json:
         print_json(result)
         return 0
-    end = "" if result["whole"] else ", cut: --seconds sets the maximum length"
+    end = "" if result["whole"] else ", cut at the maximum length (--seconds)"
     sys.stdout.write(
         f"{path}: {result['video_s']:.0f} s of {policy.env_id}, version {policy.version}, "
         f"seed {options.seed}, score {result['score']:g}{end}\n"
@@ -189,7 +189,7 @@ class _Video:
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=OPENED_WITHIN_S).returncode:
             with self._path.open("ab") as file:
                 file.write(bytes(ENOUGH_TO_FAIL_BYTES))  # raises the cause, such as a full disk
-            raise OSError(errno.EIO, "ffmpeg wrote only a part of it")
+            raise OSError(errno.EIO, "ffmpeg did not finish the file")
 
 
 @contextmanager

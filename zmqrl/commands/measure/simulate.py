@@ -1,4 +1,4 @@
-"""``zmqrl simulate``: a run on virtual time, or a sweep of runs."""
+"""``zmqrl simulate``: a run in virtual time, or a sweep of runs."""
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -28,9 +28,9 @@ class Source:
     """The options that choose the base settings. All other options override those."""
 
     scenario: Path | None = None
-    """Scenario file in TOML, or JSON if its name ends with .json. May also be the first argument."""
+    """Scenario file in TOML, or in JSON if its name ends with .json. Can also be the first argument."""
     from_run: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Run directory. Simulate that run, with its settings and times."""
+    """Run directory. Simulate this run, with its settings and its measured times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class Known(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Source):
-    """Simulate a run on virtual time: the real state machines of shards and workers on simulated hosts.
+    """Simulate a run in virtual time: the real state machines of shards and workers run on simulated hosts.
 
     zmqrl simulate [FILE] [options]. Options override the settings in FILE, which have the same names.
     """
 
     sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Simulate several values, such as shards=1,2,4. May be repeated."""
+    """Simulate each of several values of a setting, such as shards=1,2,4."""
     json: bool = False
     """Print one JSON object, or a list of them with --sweep."""
     live: bool = False
@@ -85,7 +85,7 @@ def settings_from(arguments: list[str], program: str) -> tuple[Scenario, list[st
     known, _ = parse_known(Known, rest, program)
     given = [*map(Path, named), *([known.scenario] if known.scenario else [])]
     if len(given) + (known.from_run is not None) > 1:
-        raise UsageError(f"{program}: give one of FILE, --scenario and --from.")
+        raise UsageError(f"{program}: give only one of FILE, --scenario and --from.")
     return base(given[0] if given else None, known), rest
 
 
@@ -131,7 +131,7 @@ def _live(scenario: Scenario) -> Callable[[Scenario], Result]:
     from zmqrl.simulate.live.run import ignored, live  # only live runs need sockets
 
     if names := ignored(scenario):
-        sys.stderr.write(f"--live uses the cores and connections of this machine, not {', '.join(names)}.\n")
+        sys.stderr.write(f"--live uses the cores and connections of this machine, and ignores {', '.join(names)}.\n")
     return live
 
 
@@ -145,7 +145,7 @@ def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
         return
     recorded = recorded_run(run)
     if recorded is None:
-        sys.stderr.write(f"{run} has no profile: every worker gets its mean times, which do not vary.\n")
+        sys.stderr.write(f"{run} has no profile: each worker always takes its mean times.\n")
         return
     reason = recorded.no_answer_for_shards()
     if reason and not scenario.times_transfers and set(shards) != {recorded.scenario.shards}:
@@ -155,7 +155,7 @@ def tell_of_recording(scenario: Scenario, shards: Collection[int]) -> None:
 def tell_of_loss(scenarios: Iterable[Scenario]) -> None:
     """Tell the user if lost packets do not slow down transfers, because the scenario has no latency."""
     if any(each.loss and not each.latency for each in scenarios):
-        sys.stderr.write("--loss without --latency only adds timeouts: set --latency, so that it also limits rates.\n")
+        sys.stderr.write("--loss without --latency only adds timeouts: set --latency to also limit transfer rates.\n")
 
 
 def draw(results: Sequence[Result], axes: Sequence[Axis], path: Path) -> None:

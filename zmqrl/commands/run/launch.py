@@ -35,7 +35,7 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 3.0, 12.0  # a lease is renewed each second; a 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(HostOptions):
-    """Train on several hosts: those of -H over ssh, or with --slurm the nodes of this Slurm job.
+    """Train on several hosts: the hosts of -H over ssh, or the nodes of this Slurm job with --slurm.
 
     Accepts all options of `zmqrl train`.
     """
@@ -65,7 +65,7 @@ def run(options: Options, config: Config) -> int:
     if options.hosts is not None and options.requeue:
         raise UsageError("--requeue needs --slurm.")
     if not LEAST_LEASE_S <= options.lease_s <= LONGEST_LEASE_S:
-        raise UsageError(f"--lease-s {options.lease_s}: {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g} seconds are required.")
+        raise UsageError(f"--lease-s {options.lease_s}: must be from {LEAST_LEASE_S:g} to {LONGEST_LEASE_S:g} seconds.")
     reach = options.reach()
     check(config, reach.hosts)
     if options.requeue and reach.job is not None:

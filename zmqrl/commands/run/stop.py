@@ -24,7 +24,7 @@ class Options:
     run: RunPath
     """The run directory."""
     within_s: float = 120.0
-    """Maximum wait in seconds."""
+    """Maximum time to wait, in seconds."""
 
 
 def command(arguments: list[str]) -> int:

@@ -30,11 +30,11 @@ class Options:
     cluster: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR/cluster.json")]
     """The cluster.json of the run."""
     rank: int | None = None
-    """Open rank to take. Required if several are open. Replaces a worker that has this rank."""
+    """Open rank to take. Required if several ranks are open. A worker that already has the rank is replaced."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Number of threads for games and network."""
+    """Number of threads for the games and the network."""
     any_code: bool = False
-    """Join even if the run uses other code. Only for versions that you know to be compatible."""
+    """Join even if the run uses other code of zmqrl. Use this only if you know that both are compatible."""
 
 
 def command(arguments: list[str]) -> int:
@@ -47,7 +47,7 @@ def run(options: Options) -> int:
     """Work as an external worker until the run ends. Raises ZmqrlError."""
     cluster, config = Cluster.read(options.cluster), Config.read(options.cluster)
     if options.threads < 1:
-        raise UsageError(f"--threads {options.threads}: at least 1 thread is required.")
+        raise UsageError(f"--threads {options.threads}: must be 1 or more.")
     rank, ranks = options.rank, ", ".join(map(str, cluster.open_ranks))
     if rank is None:
         if not cluster.open_ranks:

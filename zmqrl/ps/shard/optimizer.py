@@ -28,42 +28,43 @@ class OptimizerConfig:
     name: Literal["adam", "rmsprop", "sgd"] = "adam"
     """Optimizer."""
     learning_rate: float
-    """Learning rate, or its start value with a schedule."""
+    """Learning rate. With a schedule: the initial value."""
     final_learning_rate: float | None = None
     """Learning rate at the end of a linear schedule. None: constant."""
     schedule_updates: int = 0
     """Length of the learning-rate schedule, in updates. 0: it follows the progress of the run."""
     beta1: float = 0.9
-    """Decay of the first moment per update. For adam."""
+    """Decay of the first moment per update (adam)."""
     beta2: float = 0.999
-    """Decay of the second moment per update. For adam."""
+    """Decay of the second moment per update (adam)."""
     alpha: float = 0.99
-    """Decay of the mean squared gradient per update. For rmsprop."""
+    """Decay of the mean squared gradient per update (rmsprop)."""
     epsilon: float = 1e-8
-    """Added to the root of the second moment. For adam and rmsprop."""
+    """Constant added to the root of the second moment (adam and rmsprop)."""
     momentum: float = 0.0
-    """Decay of the momentum buffer per update. 0: no buffer. For rmsprop and sgd."""
+    """Decay of the momentum buffer per update (rmsprop and sgd). 0: no momentum."""
     weight_decay: float = 0.0
-    """Weight decay: this multiple of the weights is added to the gradient."""
+    """Weight decay: add this multiple of the weights to the gradient."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for the first invalid setting."""
         for name in ("learning_rate", "final_learning_rate", "epsilon", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"{_option(name)} {value}: a finite number of at least 0 is required.")
+                raise UsageError(f"{_option(name)} {value}: must be 0 or more and finite.")
         for name in ("beta1", "beta2", "alpha", "momentum"):
             value = getattr(self, name)
             if not 0 <= value < 1:
-                raise UsageError(f"{_option(name)} {value}: a number from 0 to below 1 is required.")
+                raise UsageError(f"{_option(name)} {value}: must be at least 0 and below 1.")
         if self.schedule_updates < 0 or (self.schedule_updates and self.final_learning_rate is None):
             raise UsageError(
-                f"--optimizer.schedule-updates {self.schedule_updates}: the number of updates must be at least 0. "
-                "Above 0, it also needs --optimizer.final-learning-rate, the rate at the end of the schedule."
+                f"--optimizer.schedule-updates {self.schedule_updates}: must be 0 or more. "
+                "Above 0, also set --optimizer.final-learning-rate, the rate at the end of the schedule."
             )
         if self.name == "adam" and self.momentum:
             raise UsageError(
-                f"--optimizer.momentum {self.momentum}: adam has no momentum; use --optimizer.beta1, or rmsprop or sgd."
+                f"--optimizer.momentum {self.momentum}: adam has no momentum. "
+                "Set --optimizer.beta1, or use rmsprop or sgd."
             )
 
     @property

@@ -197,7 +197,7 @@ class Roster:
         return [action for rank in sorted(self.workers) for action in self._answer(rank, welcome)]
 
     def presence(self, event: PresenceChanged, welcome: m.Welcome, now: float) -> list[Action]:
-        """Note that a subscription began or ended. Answer a worker that sent HELLO before it subscribed."""
+        """Record that a subscription began or ended. Answer a worker that sent HELLO before it subscribed."""
         worker = self.workers.get(event.rank)
         if worker is None:
             if event.rank >= m.MAX_WORKERS:
@@ -222,11 +222,11 @@ class Roster:
         return actions
 
     def heard(self, rank: int, now: float) -> None:
-        """Note that a worker was heard."""
+        """Record that a worker was heard."""
         self.workers[rank].heard_at = now
 
     def ping(self, peer: bytes, ping: m.Ping, now: float) -> list[Action]:
-        """Note a PING. Its sender takes the rank back from a process with a lower incarnation."""
+        """Record a PING. Its sender takes the rank back from a process with a lower incarnation."""
         worker, actions = self.workers.get(ping.rank, Worker()), list[Action]()
         if worker.incarnation is not None and worker.incarnation < ping.incarnation:
             actions = self._take_rank(peer, ping, now)
@@ -239,7 +239,7 @@ class Roster:
         return actions
 
     def leave(self, peer: bytes, leave: m.Leave) -> list[Action]:
-        """Note that a worker leaves. Does nothing if ``peer`` is not the connection of that process."""
+        """Record that a worker leaves. Does nothing if ``peer`` is not the connection of that process."""
         if not self.is_newest(leave.rank, leave.incarnation) or self.workers[leave.rank].peer != peer:
             return []
         worker = self.workers[leave.rank]

@@ -219,8 +219,8 @@ class Connection:
             sizes = {name: len(msgpack.packb(part)) for name, part in figures.items()}
             largest = max(sizes, key=lambda name: sizes[name])
             self._log.warning(
-                "a report of %d bytes was not sent: at most %d are allowed, and %r alone has %d. "
-                "The count of such reports is logged at the end",
+                "a report of %d bytes was not sent: the limit is %d bytes, and %r alone takes %d. "
+                "The end of the log has the number of such reports",
                 size,
                 m.MAX_REPORT_BYTES,
                 largest,

@@ -76,7 +76,7 @@ class KnownShard:
         return message.generation < self.generation or message.incarnation < self.incarnation
 
     def restart(self, incarnation: int) -> None:
-        """Note that a new process runs the shard. That process needs a HELLO, and has not seen our last request."""
+        """Record that a new process runs the shard. That process needs a HELLO, and has not seen our last request."""
         self.incarnation = incarnation
         self.welcomed, self.needs_heard, self.snapshot_at, self.final = False, 0, None, None
 
@@ -88,7 +88,7 @@ class KnownShard:
         self.needs_heard, self.snapshot_at = 0, None
 
     def reach(self, version: int) -> None:
-        """Note that the shard has made ``version``. An older version is ignored."""
+        """Record that the shard has made ``version``. An older version is ignored."""
         if version > self.version:
             self.version, self.needs_heard = version, 0
 
@@ -112,7 +112,7 @@ class KnownShard:
         return self.welcomed and (self.snapshot_at is None or now - self.snapshot_at >= self.snapshot_wait_s)
 
     def requested(self, now: float, wait_s: float) -> None:
-        """Note a request. The next one waits ``wait_s``, or twice the last wait if the last request got no answer."""
+        """Record a request. The next one waits ``wait_s``, or twice the last wait if the last request got no answer."""
         again = self.snapshot_at is not None
         self.snapshot_wait_s = min(2 * self.snapshot_wait_s, SNAPSHOT_MOST_S) if again else wait_s
         self.snapshot_at = now
@@ -167,20 +167,20 @@ class KnownShard:
         return "used" if named else "unused"
 
     def pushed(self) -> None:
-        """Note that the slice was sent, for the first time or again."""
+        """Record that the slice was sent, for the first time or again."""
         self.push = "sent"
         self.attempt += 1
         self._count_attempt(1)
 
     def blocked(self) -> None:
-        """Note that the slice could not be sent after all."""
+        """Record that the slice could not be sent after all."""
         if self.push == "sent":
             self.push = "pending"
             self._count_attempt(-1)
             self.attempt -= 1
 
     def need(self, generation: int | None, *, wanted: bool) -> bool:
-        """Note a NEED. ``wanted``: the NEED asks for our contribution. Returns whether to resend the contribution."""
+        """Record a NEED. ``wanted``: the NEED asks for our contribution. Returns whether to resend the contribution."""
         self.needs_heard += 1
         self.wanted = wanted
         again = wanted and self.push == "sent" and generation == self.generation and not self.is_past()

@@ -163,7 +163,7 @@ class WorkerMachine:
         return actions + self._assemble(now)
 
     def _heard(self, shard: KnownShard, message: Statement, now: float) -> list[e.Action]:
-        """Note the state of the sender. Send HELLO if the shard has restarted, and forget what a rollback undid."""
+        """Record the state of the sender. Send HELLO if the shard has restarted, and forget what a rollback undid."""
         shard.heard_at = now
         actions: list[e.Action] = []
         if message.incarnation > shard.incarnation:
@@ -198,7 +198,7 @@ class WorkerMachine:
         return actions + self._reached(shard, message.version)
 
     def _reached(self, shard: KnownShard, version: int) -> list[e.Action]:
-        """Note that the shard is at ``version``: close older contributions and drop older payloads."""
+        """Record that the shard is at ``version``: close older contributions and drop older payloads."""
         shard.reach(version)
         slowest = min([other.version for other in self.shards])
         for other in self.shards if slowest != self.slowest else (shard,):

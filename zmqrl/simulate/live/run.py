@@ -266,7 +266,9 @@ def _result(scenario: Scenario, shards: list[_Shard], stats: list[m.Stats], told
     for version in range(scenario.updates + 1):
         known = [each.published_at[version] for each in shards if version in each.published_at]
         if not known:
-            raise ClusterError(f"no shard recorded when it published version {version}: it was killed too soon.")
+            raise ClusterError(
+                f"the time of version {version} is unknown: all shards were killed before they recorded it."
+            )
         done_at.append(max(known))
     elapsed_s = done_at[-1] - done_at[0]
     used, late, duplicate, rejected = (

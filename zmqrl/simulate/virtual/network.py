@@ -96,7 +96,7 @@ class _Transfer:
         self._one_card_is_done = False
 
     def half(self) -> None:
-        """Note that one network card has passed the slice."""
+        """Record that one network card has passed the slice."""
         if self._one_card_is_done:
             self._network.clock.after(self._delay_s, self._network.complete, self._deliver, self._arguments)
         self._one_card_is_done = True

@@ -23,7 +23,7 @@ STUCK_S = 120.0
 
 
 def simulate(scenario: Scenario, *, compute: ComputeTimes | None = None) -> Result:
-    """Run ``scenario`` on virtual time. The same arguments give the same result.
+    """Run ``scenario`` in virtual time. The same arguments give the same result.
 
     ``compute`` replaces the times of work that ``scenario.compute`` and ``scenario.rollout`` describe. Raises
     UsageError if the scenario is not valid, ClusterError if the run gets stuck.
@@ -76,11 +76,11 @@ class World:
         return next(self._numbers)
 
     def progressed(self) -> None:
-        """Note that a shard has accepted a contribution."""
+        """Record that a shard has accepted a contribution."""
         self._progressed_at = self.clock.now
 
     def published(self, shard: int, record: Record) -> None:
-        """Note that a shard publishes a version."""
+        """Record that a shard publishes a version."""
         made_at = self.made_at[shard]
         if record.version == len(made_at):  # else the shard publishes the version again, after a restart
             made_at.append(self.clock.now)

@@ -1,0 +1,72 @@
+"""The loop of a worker, with a connection that gives the weights of planned versions."""
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Literal, cast
+
+import numpy as np
+import pytest
+
+from zmqrl.learner.dummy import DUMMY_ID
+from zmqrl.learner.games import EnvConfig
+from zmqrl.learner.losses import BA3CConfig
+from zmqrl.observe.spans import Spans
+from zmqrl.ps.worker.connection import Connection, PulledWeights
+from zmqrl.recipes import RECIPES
+from zmqrl.worker import ActorLearner, work
+
+
+class PlannedConnection:
+    """Gives the weights of ``versions``, one after the other, and keeps the gradients that are pushed."""
+
+    rank = 0
+
+    def __init__(self, vector: np.ndarray, versions: list[int], spans: Spans) -> None:
+        self.vector, self.versions, self.spans = vector, versions, spans
+        self.gradients: list[np.ndarray] = []
+
+    def pull(self, newer_than: int = -1) -> PulledWeights | None:
+        if not self.versions:
+            return None
+        version = self.versions.pop(0)
+        assert version > newer_than
+        return PulledWeights(0, version, self.vector * np.float32(1 + version / 10))
+
+    def gradient_buffer(self) -> np.ndarray:
+        return np.empty_like(self.vector)
+
+    def push(self, _: PulledWeights, gradient: np.ndarray) -> None:
+        self.gradients.append(gradient.copy())
+
+    def tally(self) -> SimpleNamespace:
+        return SimpleNamespace(skipped=0)
+
+    def report(self, _: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("mode", "versions"), [("sync", [4, 4]), ("async", [4, 6])], ids=["no-lag", "lag"])
+def test_a_gradient_is_that_of_its_weights_whatever_the_lag(
+    mode: Literal["sync", "async"], versions: list[int]
+) -> None:
+    config = replace(
+        RECIPES["dba3c-breakout"](),
+        env=DUMMY_ID,
+        model="small",
+        ba3c=BA3CConfig(rollout_steps=3),
+        envs=EnvConfig(num_envs=2),
+        mode=mode,
+    )
+    found = []
+    for keeps in (True, False):
+        actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())
+        assert actor_learner.player._keeps_activations
+        actor_learner.player._keeps_activations = keeps
+        vector = actor_learner.parameters.vector()
+        connection = PlannedConnection(vector, list(versions), actor_learner.player._spans)
+        work(cast(Connection, connection), actor_learner, config, logging.getLogger())
+        found += connection.gradients
+        actor_learner.envs.close()
+    kept, computed = found
+    assert np.linalg.norm(kept - computed) < 1e-5 * np.linalg.norm(computed)
