@@ -24,6 +24,7 @@ ORDER = (
     ("rundir",),
     ("observe",),
     ("profile",),
+    ("page",),
     ("ps",),
     ("simulate",),  # does not import the learner or torch
     ("learner",),

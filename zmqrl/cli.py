@@ -34,6 +34,7 @@ COMMANDS = {
     "status": Command("inspect.status", "RUN [options]", "show the state of a run, and what it left on its hosts"),
     "attach": Command("inspect.attach", "RUN", "show the live panel of a run until it ends"),
     "logs": Command("inspect.logs", "RUN [PROCESS] [-f]", "show the logs of a run's processes"),
+    "serve": Command("inspect.serve", "[RUNS_DIR|RUN] [options]", "show runs on a live page in the browser"),
     "stop": Command("run.stop", "RUN", "end a run with a checkpoint"),
     "check-history": Command(
         "inspect.check_history",

@@ -217,6 +217,8 @@ class Config:
     """Trackers that receive the metrics. Without a value: no tracker."""
     metrics_port: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS:]PORT")] = None
     """Serve Prometheus metrics at ADDRESS (default 127.0.0.1) and PORT (0: any free port). None: no server."""
+    page: bool = False
+    """Show the run on a live page in the browser until it ends, as `zmqrl serve` does."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that workers compute on."""
     run_dir: Path | None = None

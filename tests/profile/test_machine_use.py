@@ -51,7 +51,9 @@ def test_throttled_and_paging_workers_are_named_together() -> None:
 def test_stolen_time_is_a_share_of_all_cores_of_the_machine_even_for_a_pinned_process() -> None:
     process = synthetic_run()[0]
     process.cores, process.machine_cores = 1, 8
-    process.tables["machine"] = [(US * np.array([[0.0, 0, 0, 0, 0, 0], [10.0, 0, 0, 0, 4.0, 0]])).astype(np.int64)]
+    process.tables["machine"] = [
+        (US * np.array([[0.0, 0, 0, 0, 0, 0, 0], [10.0, 0, 0, 0, 4.0, 0, 0]])).astype(np.int64)
+    ]
     assert machine_use(Recording((process,)))[process.process].stolen_share == pytest.approx(4 / 10 / 8)
 
 

@@ -15,7 +15,14 @@ from zmqrl.profile.recording import Recording, newest_version
 from zmqrl.profile.report import Profile
 
 VERSIONS = 40
-PER_S = {"cpu_us": 0.3, "queued_us": 0.2, "process_cpu_us": 0.4, "stolen_us": 0.0, "throttled_us": 0.0}
+PER_S = {
+    "cpu_us": 0.3,
+    "queued_us": 0.2,
+    "process_cpu_us": 0.4,
+    "stolen_us": 0.0,
+    "throttled_us": 0.0,
+    "memory_kb": 0.0,
+}
 
 
 def recorded(busy_until_s: float = 0.0) -> Recording:

@@ -32,7 +32,7 @@ def off_core(processes: Sequence[ProcessRecording], on_core: float, queued: floa
             worked_us = sum(rows[:, at[name]] for name in ("env_step", "act", "gradient", "encode", "push"))
             rows[:, at["cpu_us"]] = worked_us * on_core
             rows[:, at["queued_us"]] = -1 if queued is None else worked_us * queued
-            machine = [[0, 0, 0, 0, 0, 0], [9_000_000, 0, round(1e6 * START_S), 0, 0, 0]]
+            machine = [[0, 0, 0, 0, 0, 0, 0], [9_000_000, 0, round(1e6 * START_S), 0, 0, 0, 0]]
             each.tables["machine"] = [np.array(machine, np.int64)]
     return list(processes)
 
@@ -116,9 +116,10 @@ def test_the_cpu_time_of_other_threads_is_that_of_the_replayed_updates(after: in
         (columns,) = each.tables.get("cycles", [np.zeros((1, len(COLUMNS["cycles"])))])
         began_us, pushed_us = columns[0, 2], columns[-1, 4]
         machine = [
-            [at_us, 0, 0, 60_000_000 + (at_us - began_us) // 10, 0, 0] for at_us in (began_us, pushed_us, 2 * pushed_us)
+            [at_us, 0, 0, 60_000_000 + (at_us - began_us) // 10, 0, 0, 0]
+            for at_us in (began_us, pushed_us, 2 * pushed_us)
         ]
-        each.tables["machine"] = [np.array([[0] * 6, *machine], np.int64)]
+        each.tables["machine"] = [np.array([[0] * 7, *machine], np.int64)]
     whole = recorded(run)
     part = recorded([each.after(after) for each in run])
     (first, *_), (second, *_) = whole.times([0], 40).gradient, part.times([0], 40).gradient

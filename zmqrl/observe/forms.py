@@ -1,7 +1,7 @@
 """The required contents of the JSON files in a run directory, and the errors for damaged files."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -127,6 +127,15 @@ def readable_lines(path: Path, form: Form, notice: Callable[[str], None]) -> lis
         what = f"line {damaged[0]}" + (f" and {len(damaged) - 1} more" if len(damaged) > 1 else "")
         notice(f"{path} is damaged: {what} cannot be read; the run continues without that data")
     return readable
+
+
+def parsed_lines(lines: Iterable[bytes], form: Form, keys: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Parse lines of a file of JSON lines. Leaves out damaged lines. With ``keys``, checks and returns only those."""
+    for found in map(_parsed, lines):
+        if isinstance(found, dict):
+            kept = found if keys is None else {key: found[key] for key in keys if key in found}
+            if form.complaint(kept) is None:
+                yield kept
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, object]]:

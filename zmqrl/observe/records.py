@@ -16,8 +16,8 @@ from zmqrl.rundir import RunDirectory, not_a_run
 
 Figures = NDArray[np.float64]
 
-# Settings that do not change what a run learns: where the run is stored and tracked, and how it was started.
-PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers"})
+# Settings that do not change what a run learns: where the run is stored, tracked and shown, and how it was started.
+PLACE: Final = frozenset({"run_dir", "resume", "detach", "trackers", "page"})
 
 # Keys of a row whose values are not means over gradients. Workers choose the names of the means.
 COUNTED: Final = frozenset({*RunMetrics(start=Counters()).row(0.0), "learning_rate"} - {*LOSSES, "policy_lag"})
@@ -85,7 +85,7 @@ class RunRecord:
             path=directory.path,
             settings=dict(flat(settings)),
             rows=rows,
-            evaluations=_evaluations(directory.evaluations, rows),
+            evaluations=evaluations(read_lines(directory.evaluations, EVALUATION), rows),
             summary=read_object(directory.summary, SUMMARY, "remove it; metrics.jsonl has the metrics of the run"),
         )
 
@@ -162,13 +162,13 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
-    """The evaluations. ``rows`` give the time at which each evaluated version was made."""
-    evaluations = []
-    for line in read_lines(path, EVALUATION) if rows else ():
+def evaluations(lines: Iterable[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
+    """The evaluations in ``lines``. ``rows`` give the time at which each evaluated version was made."""
+    found: list[Evaluation] = []
+    for line in lines if rows else ():
         at = next((row for row in rows if row["version"] >= line["version"]), rows[-1])
         low, high = line.get("ci95") or (line["mean"], line["mean"])
-        evaluations.append(
+        found.append(
             Evaluation(
                 version=line["version"],
                 wall_s=line.get("wall_s", at["wall_s"]),
@@ -179,7 +179,7 @@ def _evaluations(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Evaluati
                 high=high,
             )
         )
-    return evaluations
+    return found
 
 
 def _number(row: Mapping[str, Any], keys: Sequence[str]) -> float:

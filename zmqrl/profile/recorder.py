@@ -81,6 +81,7 @@ class Recorder:
             "clock": clock_id(),
             "cores": len(os.sched_getaffinity(0)),
             "machine_cores": os.cpu_count(),
+            "machine_memory_kb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024,
             "spans": list[str](),
         }
         self._log = log or logging.getLogger("zmqrl.profile")
@@ -172,7 +173,7 @@ class Recorder:
         self.flush(time.monotonic(), last=True)
 
     def _add_machine(self, now: float) -> None:
-        self.add("machine", int(now * 1e6), *machine_totals())
+        self.add("machine", int(now * 1e6), *machine_totals(), _memory_kb())
 
     def _fold(self) -> None:
         """Add the new spans to the histograms. Record the spans of traced versions, and count the spans that the trace
@@ -283,6 +284,14 @@ def _throttled_us() -> int:
         group = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition("::")[2].lstrip("/")
         facts = _facts(Path("/sys/fs/cgroup") / group / "cpu.stat")
         return facts.get("throttled_usec", 0)
+    return 0
+
+
+def _memory_kb() -> int:
+    """The resident memory of this process."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // 1024
     return 0
 
 

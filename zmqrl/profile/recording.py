@@ -35,9 +35,10 @@ class ProcessRecording:
     """The recording of one process.
 
     ``clock`` identifies the monotonic clock of the process. ``cores`` is the number of cores that the process may use,
-    and ``machine_cores`` is the number of cores of its machine. ``parts`` has the histograms of each block, with the
-    time at which the block ends. ``earlier`` has the histograms of all blocks before ``parts[covered:]``, including
-    blocks of removed files. ``untraced`` counts the spans that belong to traced versions but had no room in the trace.
+    and ``machine_cores`` is the number of cores of its machine. Older recordings lack ``machine_memory_kb``. ``parts``
+    has the histograms of each block, with the time at which the block ends. ``earlier`` has the histograms of all
+    blocks before ``parts[covered:]``, including blocks of removed files. ``untraced`` counts the spans that belong to
+    traced versions but had no room in the trace.
     """
 
     process: ProcessId
@@ -47,6 +48,7 @@ class ProcessRecording:
     clock: str
     cores: int
     machine_cores: int
+    machine_memory_kb: int | None = None
     tables: dict[str, list[Table]] = field(default_factory=dict)
     earlier: Mapping[str, Any] = field(default_factory=dict)
     parts: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
@@ -112,6 +114,7 @@ def _add_block(
             clock=about["clock"],
             cores=about["cores"],
             machine_cores=about.get("machine_cores") or about["cores"],  # not known in older recordings
+            machine_memory_kb=about.get("machine_memory_kb"),
         ),
     )
     for name, table in block["tables"].items():
@@ -171,10 +174,25 @@ class Recording:
     @classmethod
     def read(cls, directory: Path, versions: range = ALL) -> Self:
         """Read ``versions`` of ``DIR/profile``. A file that is cut off or damaged is read up to the damage."""
-        found: dict[tuple[str, int], ProcessRecording] = {}
+        return cls._of(((path, None) for path in segments(directory)), versions)
+
+    @classmethod
+    def tail(cls, directory: Path, blocks: int) -> Self:
+        """Read only about ``blocks`` of the newest blocks of each process, which has the same cost for a run of any
+        length.
+        """
+        by_process: dict[str, list[Path]] = {}
         for path in segments(directory):
+            by_process.setdefault(path.name.partition(".")[0], []).append(path)
+        return cls._of((path, blocks) for paths in by_process.values() for path in paths[-2:])
+
+    @classmethod
+    def _of(cls, files: Iterable[tuple[Path, int | None]], versions: range = ALL) -> Self:
+        """Read each file, or only the given number of its newest blocks."""
+        found: dict[tuple[str, int], ProcessRecording] = {}
+        for path, newest in files:
             about = None
-            for block in unpack(path.read_bytes()):
+            for block in unpack(path.read_bytes(), newest):
                 about = block.get("about", about)
                 try:
                     if about is None or not about.keys() >= ABOUT or about["format"] != FORMAT:

@@ -56,14 +56,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     # A worker has a row for each PONG. Sent and returned are on the worker's clock, received and answered on the
     # shard's clock.
     "pings": ("shard", "sent_at_us", "received_at_us", "answered_at_us", "returned_at_us"),
-    # A process adds a row at intervals: totals of the recording thread, the process, the machine and the control group.
-    "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us"),
+    # A process adds a row at intervals: totals of the recording thread, the process, the machine and the control group,
+    # and the resident memory of the process.
+    "machine": ("at_us", "cpu_us", "queued_us", "process_cpu_us", "stolen_us", "throttled_us", "memory_kb"),
     # Single spans in nanoseconds: every span with --profile, otherwise only the newest spans at intervals.
     "spans": ("name", "start_ns", "duration_ns", "version"),
 }
 
 # Columns that older recordings lack. When such a recording is read, their values are -1.
-ADDED: dict[str, tuple[str, ...]] = {"cycles": ("queued_us",)}
+ADDED: dict[str, tuple[str, ...]] = {"cycles": ("queued_us",), "machine": ("memory_kb",)}
 
 
 def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]) -> bytes:
@@ -73,8 +74,24 @@ def pack(block: Mapping[str, Any], tables: Mapping[str, Sequence[Sequence[int]]]
     return PREFIX.pack(len(body), zlib.crc32(body)) + body
 
 
-def unpack(data: bytes) -> Iterator[dict[str, Any]]:
-    """The blocks of a file, up to the first that is cut off, damaged or not of this format."""
+def unpack(data: bytes, newest: int | None = None) -> Iterator[dict[str, Any]]:
+    """The blocks of a file, up to the first that is cut off, damaged or not of this format. With ``newest``: the first
+    block, which describes the process, and that many of the newest blocks.
+    """
+    bodies = list(_bodies(data))
+    if newest is not None:
+        bodies[1:] = bodies[max(1, len(bodies) - newest) :]
+    for body in bodies:
+        try:
+            block = msgpack.unpackb(zlib.decompress(body), strict_map_key=False)
+            tables = block["tables"].items()
+            block["tables"] = {name: _with_added(name, _unpack_table(packed)) for name, packed in tables}
+        except Exception:  # another program wrote the block. msgpack alone raises a dozen kinds of errors
+            return
+        yield block
+
+
+def _bodies(data: bytes) -> Iterator[bytes]:
     at = 0
     while at + PREFIX.size <= len(data):
         length, crc32 = PREFIX.unpack_from(data, at)
@@ -83,13 +100,7 @@ def unpack(data: bytes) -> Iterator[dict[str, Any]]:
         at += length
         if len(body) < length or zlib.crc32(body) != crc32:
             return
-        try:
-            block = msgpack.unpackb(zlib.decompress(body), strict_map_key=False)
-            tables = block["tables"].items()
-            block["tables"] = {name: _with_added(name, _unpack_table(packed)) for name, packed in tables}
-        except Exception:  # another program wrote the block. msgpack alone raises a dozen kinds of errors
-            return
-        yield block
+        yield body
 
 
 def _with_added(name: str, table: Table) -> Table:

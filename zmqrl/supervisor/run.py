@@ -30,6 +30,8 @@ from zmqrl.observe.console import LoggedConsole, console_for
 from zmqrl.observe.exporter import Exporter, exporter_at
 from zmqrl.observe.screen import never_waiting
 from zmqrl.observe.trackers import check_installed
+from zmqrl.page.beside import page_beside
+from zmqrl.page.server import check_installed as check_page_installed
 from zmqrl.process import interruptible, staying_here
 from zmqrl.process_id import shard_id
 from zmqrl.profile.recording import Recording
@@ -77,6 +79,8 @@ def train_on(
     config.check()
     config = config.with_schedule()
     check_installed(config.trackers)
+    if config.page:
+        check_page_installed()
     with staying_here():
         spec = try_env(config.env, config.envs)
         initial = initial_checkpoint(config, spec)
@@ -120,7 +124,11 @@ def train_on(
             used = deployment.files.links
             remove_files({host: link for host, link in hosts_before.items() if host not in used}, news.append)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
-            return _supervise(config, directory, checkpoint, deployment, [*news, *deployment.notices], exporter, on_up)
+            with page_beside(directory) if config.page else contextlib.nullcontext() as url:
+                if url is not None:  # not a notice: the log of a run can have more readers than this screen
+                    sys.stdout.write(f"live page: {url}\n")
+                told = [*news, *deployment.notices]
+                return _supervise(config, directory, checkpoint, deployment, told, exporter, on_up)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,257 @@
+"""The page in a real browser: Chromium without a window, driven by Playwright."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+from support.page_rig import ServedPage, served_page, write_recording
+from support.paths import TESTS
+from support.record_rig import row, run_directory, summary
+from support.recordings import synthetic_run
+
+from zmqrl.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.processes
+
+AXE = TESTS / "axe"
+WITHIN_S = 120.0
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+VIEWS = (
+    "#/",
+    "#/run?run=pong-1",
+    "#/run?run=pong-1&tab=timing",
+    "#/run?run=pong-1&tab=logs",
+    "#/settings?run=pong-1&run=pong-2",
+)
+# The pixels that a canvas has in the colour of its first curve.
+DRAWN = """(canvas) => {
+  const wanted = getComputedStyle(document.documentElement).getPropertyValue("--c0").trim();
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(wanted.slice(at, at + 2), 16));
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  let found = 0;
+  for (let i = 0; i < data.length; i += 4) {
+    const difference = Math.abs(data[i] - r) + Math.abs(data[i + 1] - g) + Math.abs(data[i + 2] - b);
+    if (difference < 30 && data[i + 3] > 200) found++;
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of Pong. The first has an evaluation, a video, a log and a recording of its times."""
+    root = tmp_path_factory.mktemp("browser") / "runs"
+    for seed in (1, 2):
+        run_directory(
+            root / f"pong-{seed}",
+            [row(second, score_mean_50=float(seed * second), workers_present=3) for second in range(1, 200)],
+            evaluations=[{"version": 900, "mean": 90.0, "ci95": [80.0, 100.0], "episodes": 50}],
+            seed=seed,
+        )
+    run = root / "pong-1"
+    (run / "summary.json").write_text(json.dumps(summary(exit_reason="failed")))
+    (run / "logs").mkdir()
+    (run / "logs" / "supervisor.log").write_text(
+        "2026-01-05 10:12:09 failed: worker-3 died\nThe first to fail was shard-1\n"
+    )
+    (run / "videos").mkdir()
+    frames: list[Any] = [np.full((64, 64, 3), 4 * i, np.uint8) for i in range(40)]
+    imageio.mimwrite(run / "videos" / "minute-001-v00000600.mp4", frames, fps=20, codec="libx264", macro_block_size=1)
+    write_recording(run / "profile", synthetic_run(versions=80, worker_extra_s={("gradient", 2): 0.05}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def served(root: Path) -> Iterator[ServedPage]:
+    with served_page(root) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def page(
+    served: ServedPage, need_modules: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]
+) -> "Iterator[Page]":
+    """A browser that has opened the printed address. It collects errors of the page's scripts."""
+    need_modules("playwright")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        skip_or_fail(f"no browser can be found on the PATH: {', '.join(BROWSERS)}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=1e3 * WITHIN_S)
+        try:
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.set_default_timeout(1e3 * WITHIN_S)
+            errors: list[str] = []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.goto(served.url)
+            page.wait_for_selector("#chart-score canvas")
+            yield page
+            assert errors == []
+        finally:
+            browser.close()
+
+
+@pytest.fixture(scope="module")
+def axe(need_programs: Callable[..., None], skip_or_fail: Callable[[str], NoReturn]) -> str:
+    """The script of axe-core."""
+    need_programs("node", "npm")
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
+    try:
+        subprocess.run(command, cwd=AXE, check=True, capture_output=True, text=True, timeout=WITHIN_S)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        skip_or_fail(f"`npm ci` in {AXE} failed: {error}")
+    return (AXE / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+def show(page: "Page", view: str) -> None:
+    page.goto(page.url.partition("#")[0] + view)
+    page.wait_for_selector("main h1")
+
+
+def test_the_token_leaves_the_address_bar(page: "Page", served: ServedPage) -> None:
+    show(page, "#/")
+    assert page.url == f"http://127.0.0.1:{served.port}/#/"
+    assert page.evaluate("document.cookie") == ""
+
+
+def test_the_curves_of_the_chosen_runs_are_drawn(page: "Page") -> None:
+    show(page, "#/")
+    for name in ("score", "throughput", "workers", "policy_lag", "contributions"):
+        canvas = page.wait_for_selector(f"#chart-{name} canvas")
+        assert canvas is not None
+        page.wait_for_function(f"(canvas) => ({DRAWN})(canvas) > 100", arg=canvas)
+    legend = page.locator("#chart-score .u-legend .u-series:visible").all_inner_texts()
+    assert len(legend) == 2  # minutes, and both seeds as one mean
+    page.get_by_label("fold seeds into mean and spread").uncheck()
+    page.wait_for_function("() => document.querySelector('#chart-score .u-legend').innerText.includes('pong-2')")
+    page.get_by_label("agent steps", exact=True).check()
+    page.wait_for_function("() => document.querySelector('#chart-score .u-legend').innerText.includes('agent steps')")
+    page.get_by_label("draw pong-2").uncheck()
+    page.wait_for_function("() => !document.querySelector('#chart-score .u-legend').innerText.includes('pong-2')")
+    assert "pong-1: now 199" in (page.locator("#chart-score .u-wrap").get_attribute("aria-label") or "")
+
+
+def test_a_row_that_a_run_writes_is_shown(page: "Page", root: Path) -> None:
+    show(page, "#/")
+    directory = RunDirectory(root / "pong-2")
+    directory.claim()
+    try:
+        directory.cluster.write_text("{}")
+        with directory.metrics.open("a") as file:
+            file.write(json.dumps(row(250)) + "\n")
+        line = page.locator("tr", has_text="pong-2")
+        line.get_by_text("running").wait_for()
+        line.get_by_text("2,500").wait_for()
+        directory.cluster.unlink()
+    finally:
+        directory.release()
+
+
+def test_a_video_plays_beside_the_score_at_its_minute(page: "Page") -> None:
+    show(page, "#/run?run=pong-1")
+    page.get_by_role("button", name="minute 1.0").click()
+    page.wait_for_function("() => document.querySelector('video')?.currentTime > 0.2")
+    assert page.evaluate("document.querySelector('video').videoWidth") == 64
+    # A click at the mark in the curve plays it, too.
+    page.evaluate("document.querySelector('video').pause()")
+    plot = page.locator("#chart-score .u-over")
+    width = (plot.bounding_box() or {})["width"]
+    plot.click(position={"x": width * 60 / 199, "y": 20})
+    page.wait_for_function("() => !document.querySelector('video').paused")
+
+
+def test_a_failed_run_says_why_it_ended_and_lists_its_evaluations(page: "Page") -> None:
+    show(page, "#/run?run=pong-1")
+    page.get_by_text("The first to fail was shard-1").wait_for()
+    page.get_by_text("ended: failed").wait_for()
+    page.locator("caption", has_text="mean score of full games").wait_for()
+
+
+def test_the_slow_rank_is_marked_as_the_kth_worker(page: "Page") -> None:
+    show(page, "#/run?run=pong-1&tab=timing")
+    page.get_by_role("rowheader", name="rank 2 ◆").wait_for()
+    assert page.locator(".strip td", has_text="◆").count() == 60
+    assert "gradient rank 2" in " ".join(page.locator("table.data").first.inner_text().split())
+    page.get_by_role("rowheader", name="w2", exact=True).wait_for()
+
+
+def test_a_log_follows_the_process(page: "Page", root: Path) -> None:
+    show(page, "#/run?run=pong-1&tab=logs")
+    log = page.get_by_role("log")
+    log.get_by_text("The first to fail").wait_for()
+    with (root / "pong-1" / "logs" / "supervisor.log").open("a") as file:
+        file.writelines(f"line {number}\n" for number in range(300))
+    log.get_by_text("line 299").wait_for()
+    page.wait_for_function(
+        "() => (log => log.scrollTop + log.clientHeight > log.scrollHeight - 5)(document.querySelector('.log'))"
+    )
+    (root / "pong-1" / "logs" / "worker-0.log").write_text("<b>of the worker</b>\n")
+    page.get_by_label("process").select_option("worker-0")
+    log.get_by_text("<b>of the worker</b>").wait_for()  # text, not HTML
+    assert log.locator("b").count() == 0
+
+
+def test_the_settings_of_two_runs_are_side_by_side(page: "Page") -> None:
+    show(page, "#/settings?run=pong-1&run=pong-2")
+    cells = page.locator("tr", has_text="seed").locator("th, td")
+    cells.first.wait_for()
+    assert cells.all_inner_texts() == ["seed", "1", "2"]
+    page.get_by_label("only settings that differ").uncheck()
+    page.get_by_role("rowheader", name="envs.num_envs").wait_for()
+
+
+def test_the_keyboard_reaches_everything(page: "Page") -> None:
+    show(page, "#/")
+    page.reload()
+    page.wait_for_selector("#chart-score canvas")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    seen: list[Any] = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        seen.append(
+            page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent")
+        )
+    assert {"draw pong-1", "pong-1", "draw pong-2", "pong-2", "runs"} <= set(seen)
+    page.get_by_label("draw pong-1").focus()
+    before = page.get_by_label("draw pong-1").is_checked()
+    page.keyboard.press("Space")
+    assert page.get_by_label("draw pong-1").is_checked() != before
+    page.keyboard.press("Space")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_narrow_screen_needs_no_sideways_scrolling(page: "Page", view: str) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    try:
+        show(page, view)
+        page.wait_for_selector("canvas, table, .log")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violations(page: "Page", axe: str, scheme: Any) -> None:
+    page.emulate_media(color_scheme=scheme)
+    for view in VIEWS:
+        show(page, view)
+        page.wait_for_selector("canvas, table, .log")
+        page.evaluate(f"{axe}; null")  # evaluated by the browser itself: the page allows no other scripts
+        found = page.evaluate("axe.run({ resultTypes: ['violations'] })")
+        told = [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
+        assert told == [], view
+    page.emulate_media(color_scheme="light")

@@ -1,0 +1,134 @@
+"""The runs that the page finds, and their states."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.record_rig import row, run_directory, summary
+
+from zmqrl.page import runs as runs_module
+from zmqrl.page.runs import Runs
+from zmqrl.rundir import RunDirectory
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    run_directory(tmp_path / "ended", [row(1), row(2)], summary=summary())
+    run_directory(tmp_path / "pong" / "deep", [row(1)])
+    return tmp_path
+
+
+@pytest.fixture
+def living(root: Path) -> Iterator[RunDirectory]:
+    """A run whose supervisor is this process."""
+    directory = RunDirectory(run_directory(root / "living", [row(1)]))
+    directory.claim()
+    directory.cluster.write_text("{}")
+    try:
+        yield directory
+    finally:
+        directory.release()
+
+
+def test_runs_are_found_below_a_directory_by_their_paths(root: Path) -> None:
+    (root / ".hidden").mkdir()
+    run_directory(root / ".hidden" / "run")
+    run_directory(root / "ended" / "videos" / "inner")
+    (root / "model").mkdir()
+    (root / "model" / "config.json").write_text('{"architectures": []}')
+    (root / "link").symlink_to(root / "ended")
+    assert sorted(Runs(root).found()) == ["ended", "pong/deep"]
+    assert list(Runs(root / "ended").found()) == ["."]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/etc", "ended/../ended", "", "pong"])
+def test_no_other_name_leads_to_a_run(root: Path, name: str) -> None:
+    with pytest.raises(KeyError):
+        Runs(root / "ended").find(name)
+    with pytest.raises(KeyError):
+        Runs(root).find(name)
+
+
+def test_the_state_of_a_run_follows_from_its_files(root: Path, living: RunDirectory) -> None:
+    runs = Runs(root)
+    assert runs.state("ended") == "ended"
+    assert runs.state("living") == "running"
+    assert runs.overview("living")["state"] == "running"
+    assert runs.state("pong/deep") == "starting"
+    long_ago = (1e9, 1e9)
+    for name in ("config.json", "metrics.jsonl"):
+        os.utime(root / "pong" / "deep" / name, long_ago)
+    assert runs.state("pong/deep") == "killed"
+
+
+def test_a_run_whose_supervisor_is_gone_is_killed_and_its_lock_is_left_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(run_directory(root / "left", [row(1)], summary=summary()))
+    directory.cluster.write_text("{}")
+    runs, asked = Runs(root), list[Path]()
+
+    def is_locked(path: Path) -> bool:
+        asked.append(path)
+        return False
+
+    monkeypatch.setattr(runs_module, "is_locked", is_locked)
+    assert [runs.state("left") for _ in range(3)] == ["killed"] * 3
+    assert len(asked) == 1
+    assert runs.overview("left")["exit_reason"] is None  # that was the end of an earlier session
+
+
+def test_a_new_row_is_shown_and_an_unchanged_file_is_not_read_again(root: Path) -> None:
+    runs = Runs(root)
+    first = runs.record("ended")
+    assert runs.record("ended") is first
+    assert runs.overview("ended")["version"] == 20
+    before = runs.stamp("ended")
+    with (root / "ended" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row(3)) + "\n")
+        file.write('{"version": 40, "wall')  # still being written
+    assert runs.stamp("ended") != before
+    assert runs.overview("ended")["version"] == 30
+    assert [each["version"] for each in runs.record("ended").rows] == [10, 20, 30]
+
+
+def test_damaged_lines_and_files_do_not_stop_the_page(root: Path) -> None:
+    run = root / "ended"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\x00\x00\nnull\n" + json.dumps(row(4)) + "\n")
+    (run / "summary.json").write_text("{")
+    (run / "evaluations.jsonl").write_text('{"version": 10, "mean": 3.0, "ci95": [2.0, 4.0]}\nbroken\n')
+    found = Runs(root).details("ended")
+    assert found["version"] == 40
+    assert [each["mean"] for each in found["evaluations"]] == [3.0]
+
+
+def test_rows_that_a_resumed_run_has_undone_are_left_out(root: Path) -> None:
+    with (root / "ended" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row(1, score_mean_50=99.0)) + "\n")
+    assert [each["score_mean_50"] for each in Runs(root).record("ended").rows] == [99.0]
+
+
+def test_videos_have_the_minute_of_their_version(root: Path) -> None:
+    videos = root / "ended" / "videos"
+    videos.mkdir()
+    for name in ("minute-000-v00000000.mp4", "v00000015.gif", "mine.mp4", ".unfinished.mp4", "notes.txt"):
+        (videos / name).touch()
+    found = {each["name"]: each["minutes"] for each in Runs(root).details("ended")["videos"]}
+    assert found == {"minute-000-v00000000.mp4": 0.0, "v00000015.gif": pytest.approx(1.5 / 60), "mine.mp4": None}
+
+
+def test_the_end_of_a_failed_run_names_the_first_failure_of_its_last_session(root: Path) -> None:
+    run = run_directory(root / "failed", [row(1)], summary=summary(exit_reason="failed"))
+    (run / "logs").mkdir()
+    session = "2026-01-05 10:12:03 run directory /r; scores: x\n"
+    log = run / "logs" / "supervisor.log"
+    log.write_text(f"{session}2026-01-05 10:12:09 failed: an old reason\n{session}")
+    assert Runs(root).details("failed")["failure"] is None
+    with log.open("a") as file:
+        file.write("2026-01-05 10:12:09 failed: worker-3 died\nThe first to fail was shard-1 on h2\n  | disk full\n")
+    failure = Runs(root).details("failed")["failure"]
+    assert failure == "worker-3 died\nThe first to fail was shard-1 on h2\n  | disk full"
+    assert Runs(root).details("ended")["failure"] is None

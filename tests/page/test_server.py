@@ -1,0 +1,281 @@
+"""The page's answers over HTTP: who gets one, and what is in it. Each test talks to a real ``zmqrl serve``."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.page_rig import WITHIN_S, ServedPage, served_page
+from support.record_rig import row, run_directory, summary
+from support.rig import ending, eventually, is_alive
+
+from zmqrl.errors import UsageError
+from zmqrl.page import server
+from zmqrl.page.server import check_installed, listen
+
+pytestmark = pytest.mark.processes
+VIDEO = bytes(range(256)) * 40
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("page") / "runs"
+    for seed in (1, 2):
+        run = run_directory(root / f"seed-{seed}", [row(1), row(2)], seed=seed, summary=summary())
+    (run / "videos").mkdir()
+    (run / "videos" / "v00000010.mp4").write_bytes(VIDEO)
+    (run / "logs").mkdir()
+    (run / "logs" / "worker-0.log").write_text("one\ntwo\nthr")
+    (root.parent / "secret.mp4").write_text("secret")
+    (run / "videos" / "link.mp4").symlink_to(root.parent / "secret.mp4")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(root: Path) -> Iterator[ServedPage]:
+    with served_page(root) as page:
+        page.open()
+        yield page
+
+
+def test_the_printed_address_gives_a_cookie_that_no_script_and_no_other_site_can_use(page: ServedPage) -> None:
+    answer = page.ask(page.url.partition(str(page.port))[2], cookie="")
+    assert answer.status == 200
+    assert b'http-equiv="refresh" content="0;url=./"' in answer.body  # the token leaves the address bar
+    attributes = {part.strip().lower() for part in answer.headers["set-cookie"].split(";")[1:]}
+    assert {"httponly", "samesite=strict"} <= attributes
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize("path", ["/", "/?token=wrong", "/?token=", "/api/runs", "/static/page.js", "/video", "/none"])
+def test_without_the_token_nothing_is_answered(page: ServedPage, path: str) -> None:
+    for cookie in ("", page.cookie + "x", page.cookie.partition("=")[0] + "="):
+        answer = page.ask(path, cookie=cookie)
+        assert answer.status == 403
+        assert b"token" in answer.body
+        assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.2", "x"])
+def test_a_foreign_host_name_is_refused_even_with_the_cookie(page: ServedPage, host: str) -> None:
+    assert page.ask("/api/runs", host=host).status == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:1234", "127.0.0.1:80", "[::1]:8470"])
+def test_a_forwarded_port_is_accepted(page: ServedPage, host: str) -> None:
+    assert page.ask("/api/runs", host=host).status == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_the_page_only_reads(page: ServedPage, method: str) -> None:
+    assert page.ask("/api/runs", method=method).status == 405
+
+
+def test_a_browser_may_load_only_what_the_page_itself_serves(page: ServedPage) -> None:
+    for path in ("/", "/api/runs", "/video?run=seed-2&name=v00000010.mp4", "/none"):
+        headers = page.ask(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../server.py",
+        "/static/..%2fserver.py",
+        "/static/%2e%2e/server.py",
+        "/static//etc/passwd",
+        "/api/run?run=..",
+        "/api/run?run=../runs/seed-1",
+        "/api/run?run=/etc",
+        "/api/log?run=seed-2&process=../metrics",
+        "/api/log?run=seed-2&process=/etc/passwd",
+        "/video?run=seed-2&name=../config.json",
+        "/video?run=seed-2&name=../../../secret.mp4",
+        "/video?run=seed-2&name=link.mp4",
+        "/video?run=..&name=secret.mp4",
+        "/api/settings?run=seed-1&run=none",
+    ],
+)
+def test_no_path_leads_out_of_the_runs(page: ServedPage, path: str) -> None:
+    answer = page.ask(path)
+    assert answer.status == 404
+    assert b"secret" not in answer.body.replace(b"secret.mp4", b"")
+
+
+def test_a_request_without_a_run_is_refused(page: ServedPage) -> None:
+    assert page.ask("/api/run").status == 400
+    assert page.ask("/api/run?run=seed-1&run=seed-2").status == 400
+
+
+def test_all_runs_are_listed_with_their_newest_figures(page: ServedPage, root: Path) -> None:
+    found = page.json("runs")
+    assert found["root"] == str(root)
+    assert [(run["name"], run["version"], run["exit_reason"]) for run in found["runs"]] == [
+        ("seed-1", 20, "updates"),
+        ("seed-2", 20, "updates"),
+    ]
+
+
+def test_seeds_are_folded_and_settings_are_side_by_side(page: ServedPage) -> None:
+    charts = page.json("charts", run=["seed-1", "seed-2"], x="agent_steps")
+    assert [group["runs"] for group in charts["groups"]] == [["seed-1", "seed-2"]]
+    assert charts["x"][-1] == 2000
+    settings = page.json("settings", run=["seed-1", "seed-2"])
+    assert "seed" in settings["differ"]
+    assert settings["settings"]["seed"] == [1, 2]
+
+
+def test_an_unchanged_answer_is_not_sent_again(page: ServedPage) -> None:
+    for path in ("/api/runs", "/api/charts?run=seed-1", "/api/timing?run=seed-1", "/static/page.js"):
+        first = page.ask(path)
+        again = page.ask(path, if_none_match=first.headers["etag"])
+        assert (first.status, again.status, again.body) == (200, 304, b"")
+
+
+def test_a_video_is_sent_in_the_ranges_that_the_browser_asks_for(page: ServedPage) -> None:
+    path = "/video?run=seed-2&name=v00000010.mp4"
+    whole = page.ask(path, accept_encoding="gzip")
+    assert (whole.status, whole.body, whole.headers["content-type"]) == (200, VIDEO, "video/mp4")
+    assert "content-encoding" not in whole.headers
+    part = page.ask(path, range="bytes=100-299")
+    assert (part.status, part.body) == (206, VIDEO[100:300])
+    assert part.headers["content-range"] == f"bytes 100-299/{len(VIDEO)}"
+    assert page.ask(path, range="bytes=10200-").body == VIDEO[10200:]
+    assert page.ask(path, range=f"bytes={len(VIDEO)}-").status == 416
+
+
+def test_a_log_is_followed_line_by_line(page: ServedPage, root: Path) -> None:
+    log = root / "seed-2" / "logs" / "worker-0.log"
+    first = page.json("log", run="seed-2", process="worker-0")
+    assert first == {"process": "worker-0", "from": 0, "to": 8, "lines": ["one", "two"]}
+    assert page.json("log", run="seed-2", process="worker-0", after=8)["lines"] == []
+    with log.open("a") as file:
+        file.write("ee\nfour\n")
+    assert page.json("log", run="seed-2", process="worker-0", after=8)["lines"] == ["three", "four"]
+
+
+def test_a_new_run_and_a_new_row_appear(page: ServedPage, root: Path) -> None:
+    run = run_directory(root / "new", [row(1)])
+
+    def versions() -> dict[str, int]:
+        return {each["name"]: each["version"] for each in page.json("runs")["runs"]}
+
+    eventually(lambda: versions().get("new") == 10, "the new run is listed")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row(5)) + "\n")
+    assert versions()["new"] == 50
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal.Signals) -> None:
+    with served_page(root) as page:
+        page.open()
+        waiting = socket.create_connection(("127.0.0.1", page.port), WITHIN_S)  # an idle browser
+        page.process.send_signal(number)
+        assert page.process.wait(WITHIN_S) == (130 if number == signal.SIGINT else -signal.SIGTERM)
+        waiting.close()
+
+
+def test_a_page_of_one_run_names_it_with_a_dot(root: Path) -> None:
+    with served_page(root / "seed-1") as page:
+        page.open()
+        assert [run["name"] for run in page.json("runs")["runs"]] == ["."]
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "sentence"),
+    [
+        ("0.0.0.0", None, "would listen on every network"),
+        ("::", 0, "would listen on every network"),
+        ("localhost", None, "an IP address is required"),
+        ("192.0.2.1", 0, "cannot bind 192.0.2.1:0"),
+        ("127.0.0.1", 70_000, "a number from 0 to 65535"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(address: str, port: int | None, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        listen(address, port)
+
+
+def test_a_taken_port_is_refused_only_if_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} is in use"):
+            listen("127.0.0.1", port)
+        monkeypatch.setattr(server, "PORT", port)
+        with listen("127.0.0.1", None) as other:
+            assert other.getsockname()[1] != port
+
+
+def test_missing_packages_are_named_with_the_command_that_adds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PACKAGES", ("no_such_package",))
+    with pytest.raises(UsageError, match=r"no_such_package: pip install 'zmqrl\[page\]'"):
+        check_installed()
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from zmqrl.page.beside import page_beside
+from zmqrl.rundir import RunDirectory
+
+with page_beside(RunDirectory(Path(sys.argv[1]))) as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
+    run = run_directory(tmp_path / "run", [row(1)])
+    command, pipe = [sys.executable, "-c", PARENT, str(run)], subprocess.PIPE
+    with ending(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        page = ServedPage(parent.stdout.readline().strip(), parent)
+        eventually(lambda: _answers(page), "the page answers")
+        assert [each["version"] for each in page.json("runs")["runs"]] == [10]
+        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        assert os.getpriority(os.PRIO_PROCESS, int(child)) >= 10  # it gives way to the run
+        if killed:
+            parent.kill()
+        else:
+            parent.stdin.close()
+        assert parent.wait(WITHIN_S) == (-signal.SIGKILL if killed else 0)
+        eventually(lambda: not is_alive(int(child)), "the page has ended")
+    assert page.url.partition("token=")[2] not in (run / "logs" / "page.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_shows_itself_while_it_trains(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zmqrl", "train", "cartpole", "--ppo.rollout-steps", "32", "--page"]
+    command += ["--run-dir", str(tmp_path / "run")]
+    with ending(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as run:
+        assert run.stdout is not None
+        address = next(line for line in run.stdout if line.startswith("live page: ")).split()[2]
+        page = ServedPage(address, run)
+        eventually(lambda: _answers(page), "the page answers")
+        eventually(lambda: bool(page.json("runs")["runs"][0]["version"]), "the first row is shown", 2 * WITHIN_S)
+        assert page.json("runs")["runs"][0]["state"] == "running"
+        run.send_signal(signal.SIGINT)
+        assert run.wait(2 * WITHIN_S) == 130
+        assert not _answers(page)
+    token = address.partition("token=")[2]
+    assert not [path for path in (tmp_path / "run" / "logs").iterdir() if token in path.read_text()]
+
+
+def _answers(page: ServedPage) -> bool:
+    try:
+        page.open()
+    except ConnectionError:
+        return False
+    return True

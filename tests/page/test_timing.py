@@ -1,0 +1,57 @@
+"""The heat map, the blame table and the hosts of the page."""
+
+from pathlib import Path
+
+import pytest
+from support.page_rig import write_recording
+from support.recordings import TRANSFER_S, USUAL_S, asynchronous_run, synthetic_run
+
+from zmqrl.page import timing
+from zmqrl.page.timing import read_timing
+
+
+def test_a_slow_rank_stands_out_in_the_heat_map_and_the_blame_table(tmp_path: Path) -> None:
+    processes = synthetic_run(workers=3, shards=2, versions=100, worker_extra_s={("gradient", 1): 0.05})
+    found = read_timing(write_recording(tmp_path / "profile", processes), asynchronous=False)
+    assert found["spans"]["1"]["gradient"] == pytest.approx(USUAL_S["gradient"] + 0.05, rel=0.01)
+    assert found["spans"]["0"]["gradient"] == pytest.approx(USUAL_S["gradient"], rel=0.01)
+    assert {version["kth"] for version in found["versions"]} == {1}
+    assert [version["version"] for version in found["versions"]] == list(range(41, 101))
+    assert all(len(of_rank) == 60 for of_rank in found["work"].values())
+    assert found["kth"]["1"] == 1.0
+    worst = found["blame"][0]
+    assert (worst["cause"], worst["rank"]) == ("gradient", 1)
+    assert worst["share"] == pytest.approx(0.05 / found["update_ms"]["mean"] * 1e3, rel=0.05)
+    assert TRANSFER_S < found["update_ms"]["p50"] / 1e3 < 1.0
+
+
+def test_only_the_newest_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "BLOCKS", 2)
+    profile = write_recording(tmp_path / "profile", synthetic_run(versions=300))
+    found = read_timing(profile, asynchronous=False)
+    assert found["versions"][-1]["version"] == 300
+    assert 50 < found["versions_covered"] < 65  # two of ten blocks
+    monkeypatch.setattr(timing, "VERSIONS", 30)
+    assert read_timing(profile, asynchronous=False)["versions_covered"] <= 30
+
+
+def test_hosts_have_their_processes_with_cores_and_memory(tmp_path: Path) -> None:
+    processes = synthetic_run(workers=2, shards=1, versions=60, hosts={"worker-0": "h1", "worker-1": "h2"})
+    hosts = read_timing(write_recording(tmp_path / "profile", processes), asynchronous=False)["hosts"]
+    assert {host: list(each["processes"]) for host, each in hosts.items()} == {
+        "h1": ["shard-0", "worker-0"],
+        "h2": ["worker-1"],
+    }
+    assert (hosts["h2"]["cores"], hosts["h2"]["memory_kb"]) == (4, 8_000_000)
+    assert hosts["h2"]["processes"]["worker-1"] == {"cores": pytest.approx(0.5), "memory_kb": 100_000}
+
+
+def test_a_run_without_a_recording_has_nothing_to_show(tmp_path: Path) -> None:
+    found = read_timing(tmp_path / "profile", asynchronous=False)
+    assert (found["spans"], found["versions"], found["blame"], found["hosts"]) == ({}, [], [], {})
+
+
+def test_an_asynchronous_run_has_spans_but_no_kth_worker(tmp_path: Path) -> None:
+    found = read_timing(write_recording(tmp_path / "profile", asynchronous_run()), asynchronous=True)
+    assert (found["versions"], found["blame"]) == ([], [])
+    assert set(found["spans"]) == {"0", "1"}

@@ -1,0 +1,52 @@
+"""``zmqrl serve``: a live page of the runs below a directory."""
+
+import ipaddress
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from zmqrl.commands.options import parse
+from zmqrl.errors import UsageError
+from zmqrl.page.server import PageServer, check_installed, listen
+from zmqrl.process import interruptible
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show runs on a live page in the browser, until Ctrl-C. The page only reads the files of runs."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="[RUNS_DIR|RUN]")] = Path("runs")
+    """A run directory, or a directory with runs below it."""
+    port: int | None = None
+    """Port. 0: any free port. None: 8470, or any free port if 8470 is in use."""
+    address: str = "127.0.0.1"
+    """IP address of this machine to listen on. Others than 127.0.0.1 are not encrypted."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``zmqrl serve``. Raises ZmqrlError."""
+    return run(parse(Options, arguments, "zmqrl serve"))
+
+
+@interruptible()
+def run(options: Options) -> int:
+    """Print the address of the page and serve it until Ctrl-C. Raises UsageError."""
+    check_installed()
+    if not options.directory.is_dir():
+        raise UsageError(f"{options.directory} is not a directory: name a run directory, or a directory of runs.")
+    with listen(options.address, options.port) as listener:
+        import zmqrl.page.app  # noqa: F401 - takes longer than the rest: done before the address is printed
+
+        server = PageServer(options.directory, listener)
+        sys.stdout.write(f"{server.url}\n")
+        if ipaddress.ip_address(options.address).is_loopback:
+            forward = f"ssh -L {server.port}:{options.address}:{server.port} THIS_MACHINE"
+            sys.stderr.write(f"from another machine: {forward}, and then the same address. Ctrl-C ends the page.\n")
+        else:
+            sys.stderr.write(f"traffic with {options.address} is not encrypted: use ssh -L to protect the token.\n")
+        sys.stdout.flush()
+        server.run()
+    return 0

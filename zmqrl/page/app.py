@@ -1,0 +1,179 @@
+"""The HTTP requests of the page. docs/page.md lists them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from zmqrl.json_lines import nulled
+from zmqrl.observe.records import differing
+from zmqrl.page.charts import XAxis, charts
+from zmqrl.page.following import follow
+from zmqrl.page.guard import Guard
+from zmqrl.page.runs import VIDEOS, Runs, files_in, stamp
+from zmqrl.page.timing import read_timing
+from zmqrl.rundir import RunDirectory
+
+STATIC: Final = Path(__file__).with_name("static")
+TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+MOST_RUNS = 500  # in one chart
+
+
+def make_app(root: Path, *, token: str, address: str) -> Starlette:
+    """The page of the runs at and below ``root``."""
+    page = Page(Runs(root))
+    # Videos are not compressed: a browser asks for ranges of their bytes.
+    compressed = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)]
+    texts = {
+        "/": page.static,
+        "/static/{name:path}": page.static,
+        "/api/runs": page.runs,
+        "/api/charts": page.charts,
+        "/api/run": page.run,
+        "/api/timing": page.timing,
+        "/api/log": page.log,
+        "/api/settings": page.settings,
+    }
+    return Starlette(
+        routes=[
+            Route("/video", page.video),
+            *(Route(path, text, middleware=compressed) for path, text in texts.items()),
+        ],
+        middleware=[Middleware(Guard, token=token, address=address)],
+    )
+
+
+class Page:
+    """The answers to requests. Starlette calls these methods in threads."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        files = (path for path in STATIC.rglob("*") if path.is_file())
+        self._static = {str(path.relative_to(STATIC)): path.read_bytes() for path in files}
+
+    def static(self, request: Request) -> Response:
+        """A file of the page."""
+        name = request.path_params.get("name", "index.html")
+        content = self._static.get(name)
+        if content is None:
+            raise HTTPException(404, f"there is no {name}.")
+        tag = hashlib.sha256(content).hexdigest()[:16]
+        kind = TYPES.get(Path(name).suffix, "text/plain")
+        return _unless_known(request, tag, lambda: Response(content, media_type=kind))
+
+    def runs(self, request: Request) -> Response:
+        """One line for each run."""
+        runs = self._runs
+        found = [runs.overview(name) for name in runs.found()]
+        return _json(request, None, lambda: {"root": str(runs.root), "runs": found})
+
+    def charts(self, request: Request) -> Response:
+        """The curves of the chosen runs."""
+        names, runs = self._named(request), self._runs
+        x: XAxis = "agent_steps" if request.query_params.get("x") == "agent_steps" else "minutes"
+        fold = request.query_params.get("fold") != "no"
+        changed = tuple(runs.stamp(name) for name in names)
+        return _json(request, changed, lambda: charts(names, [runs.record(name) for name in names], x, fold=fold))
+
+    def run(self, request: Request) -> Response:
+        """All about one run except its curves."""
+        (name,) = self._named(request, 1)
+        return _json(request, None, lambda: self._runs.details(name))
+
+    def timing(self, request: Request) -> Response:
+        """The heat map, the blame table and the hosts of one run."""
+        (name,) = self._named(request, 1)
+        run = self._runs.find(name)
+        changed = tuple(map(stamp, files_in(run.profile)))
+
+        def read() -> dict[str, Any]:
+            mode = self._runs.record(name).settings.get("mode")
+            return self._runs.kept("timing", name, changed, lambda: _timing(run, asynchronous=mode == "async"))
+
+        return _json(request, (name, changed), read)
+
+    def log(self, request: Request) -> Response:
+        """The lines that a process has added to its log since the last request."""
+        (name,) = self._named(request, 1)
+        process = request.query_params.get("process", "")
+        logs = {path.stem: path for path in files_in(self._runs.find(name).path / "logs") if path.suffix == ".log"}
+        if process not in logs:
+            raise HTTPException(404, f"{name} has no log of {process}.")
+        after = request.query_params.get("after", "")
+        try:
+            lines = follow(logs[process], int(after) if after.isdecimal() else None)
+        except OSError as error:
+            raise HTTPException(404, f"cannot read the log of {process}: {error.strerror}.") from error
+        return _json(request, None, lambda: lines | {"process": process})
+
+    def settings(self, request: Request) -> Response:
+        """The settings of runs side by side, and the names of those that differ."""
+        names = self._named(request)
+        runs = [self._runs.record(name) for name in names]
+        settings = sorted(set().union(*(run.settings for run in runs)))
+        return _json(
+            request,
+            None,
+            lambda: {
+                "runs": names,
+                "differ": list(differing(runs)),
+                "settings": {name: [run.settings.get(name) for run in runs] for name in settings},
+            },
+        )
+
+    def video(self, request: Request) -> Response:
+        """A video, or the range of it that the browser asks for."""
+        (name,) = self._named(request, 1)
+        wanted = request.query_params.get("name", "")
+        for path in files_in(self._runs.find(name).path / "videos"):
+            if path.name == wanted and path.suffix in VIDEOS:
+                kind, headers = VIDEOS[path.suffix], {"cache-control": "private, no-cache"}
+                return FileResponse(path, media_type=kind, headers=headers)
+        raise HTTPException(404, f"{name} has no video {wanted}.")
+
+    def _named(self, request: Request, count: int | None = None) -> Sequence[str]:
+        """The runs that a request names."""
+        names = list(dict.fromkeys(request.query_params.getlist("run")))
+        found = self._runs.found()
+        for name in names:
+            if name not in found:
+                raise HTTPException(404, f"there is no run {name}.")
+        if not 1 <= len(names) <= (count or MOST_RUNS):
+            raise HTTPException(400, f"name 1 to {count or MOST_RUNS} runs, not {len(names)}.")
+        return names
+
+
+def _timing(run: RunDirectory, *, asynchronous: bool) -> dict[str, Any]:
+    return read_timing(run.profile, asynchronous=asynchronous)
+
+
+def _json(request: Request, changed: Hashable, make: Callable[[], Any]) -> Response:
+    """An answer in JSON. With ``changed``, nothing is made or sent if the browser knows this state already."""
+    if changed is not None:
+        tag = hashlib.sha256(repr((request.url.query, changed)).encode()).hexdigest()[:16]
+        return _unless_known(request, tag, lambda: _as_json(make()))
+    made = _as_json(make())
+    return _unless_known(request, hashlib.sha256(made.body).hexdigest()[:16], lambda: made)
+
+
+def _as_json(found: Any) -> Response:
+    return Response(json.dumps(nulled(found), allow_nan=False, separators=(",", ":")), media_type="application/json")
+
+
+def _unless_known(request: Request, tag: str, make: Callable[[], Response]) -> Response:
+    etag = f'W/"{tag}"'
+    headers = {"etag": etag, "cache-control": "private, no-cache"}
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers=headers)
+    answer = make()
+    answer.headers.update(headers)
+    return answer

@@ -1,0 +1,111 @@
+"""The charts of the page: metrics of groups of runs on one common axis, as plain data. Pure."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from zmqrl.observe.curves import Curve, Group, curve, grouped, outcome_shares
+from zmqrl.observe.metrics import OUTCOMES
+from zmqrl.observe.records import Figures, RunRecord
+
+GRID_POINTS = 300
+DIGITS = 5
+XAxis: TypeAlias = Literal["minutes", "agent_steps"]
+
+SCORE, CONTRIBUTIONS = "score", "contributions"
+COLUMNS: Final = {
+    SCORE: ("score", "score_mean_50"),
+    "throughput": ("agent steps/s", "agent_steps_per_s"),
+    "workers": ("active workers", "workers_present"),
+    "policy_lag": ("policy lag (versions)", "policy_lag"),
+}
+
+
+def charts(names: Sequence[str], runs: Sequence[RunRecord], x: XAxis, *, fold: bool = True) -> dict[str, Any]:
+    """``{"x", "groups", "charts"}`` of runs. Seeds of one experiment become one group if ``fold``.
+
+    ``x`` has the positions of all points, in minutes or agent steps. Each chart has ``lines``: the mean, the spread
+    (``low`` and ``high``, or null) and, for each longer run of the group, the part ``beyond`` the shortest one. Values
+    are null where a run has none.
+    """
+    groups = grouped(runs) if fold else [Group(label=name, runs=(run,)) for name, run in zip(names, runs, strict=True)]
+    name_of = {run.path: name for name, run in zip(names, runs, strict=True)}
+    farthest = max((_xs(run, x)[-1] for run in runs if run.rows), default=0.0)
+    grid = np.linspace(0.0, farthest, GRID_POINTS) if farthest else np.zeros(1)
+    return {
+        "x": _plain(grid),
+        "groups": [
+            {
+                "label": group.label,
+                "runs": [name_of[run.path] for run in group.runs],
+                "evaluations": [
+                    {"x": each.wall_s / 60 if x == "minutes" else each.agent_steps}
+                    | {"mean": each.mean, "low": each.low, "high": each.high}
+                    for run in group.runs
+                    for each in run.evaluations
+                ],
+            }
+            for group in groups
+        ],
+        "charts": [
+            *(
+                {"name": name, "title": title, "lines": [_line(group, x, column, grid) for group in groups]}
+                for name, (title, column) in COLUMNS.items()
+            ),
+            _contributions(groups, x, grid),
+        ],
+    }
+
+
+def _line(group: Group, x: XAxis, column: str, grid: Figures) -> dict[str, Any]:
+    weights = [run.column("gradients") for run in group.runs] if column == "policy_lag" else None
+    series = [(_xs(run, x), run.column(column)) for run in group.runs]
+    return {"label": group.label} | _on(grid, curve(series, weights))
+
+
+def _contributions(groups: Sequence[Group], x: XAxis, grid: Figures) -> dict[str, Any]:
+    """One group: the share of each outcome. Several groups: the share of contributions that were not used."""
+    shares = [[(_xs(run, x), outcome_shares(run)) for run in group.runs if run.rows] for group in groups]
+    if len(groups) == 1:
+        lines = [
+            {"label": outcome} | _on(grid, curve([(xs, share[outcome]) for xs, share in shares[0]]))
+            for outcome in OUTCOMES
+        ]
+        return {"name": CONTRIBUTIONS, "title": "contributions by outcome (%)", "lines": lines}
+    lines = [
+        {"label": group.label} | _on(grid, curve([(xs, 100 - share["used"]) for xs, share in of_group]))
+        for group, of_group in zip(groups, shares, strict=True)
+    ]
+    return {"name": CONTRIBUTIONS, "title": "contributions not used (%)", "lines": lines}
+
+
+def _on(grid: Figures, found: Curve) -> dict[str, Any]:
+    """A curve on the common grid."""
+    return {
+        "mean": _plain(at(grid, found.x, found.mean)),
+        "low": None if found.low is None else _plain(at(grid, found.x, found.low)),
+        "high": None if found.high is None else _plain(at(grid, found.x, found.high)),
+        "beyond": [_plain(at(grid, *each)) for each in found.beyond],
+    }
+
+
+def at(grid: Figures, x: Figures, y: Figures) -> Figures:
+    """A curve at the points of ``grid``, with NaN outside its range. A short curve keeps at least its nearest point."""
+    if not len(x):
+        return np.full(len(grid), np.nan)
+    within = (grid >= x[0]) & (grid <= x[-1])
+    within[np.abs(grid - x[-1]).argmin()] = True
+    return np.where(within, np.interp(grid, x, y), np.nan)
+
+
+def _plain(values: Figures) -> list[float | None]:
+    """Numbers with ``DIGITS`` significant digits, with None for NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.abs(values))))
+        rounded = np.where(values == 0, 0.0, np.round(values * scale) / scale)
+    return [value if np.isfinite(value) else None for value in rounded.tolist()]
+
+
+def _xs(run: RunRecord, x: XAxis) -> Figures:
+    return run.column("wall_s") / 60 if x == "minutes" else run.column("agent_steps")

@@ -1,0 +1,244 @@
+"""The runs below a directory, read from their files. Each file is read again only after it has changed."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from zmqrl.errors import UsageError
+from zmqrl.observe.folding import by_number
+from zmqrl.observe.forms import EVALUATION, ROW, SETTINGS, SUMMARY, parsed_lines, read_object, readable_lines
+from zmqrl.observe.records import Evaluation, RunRecord, evaluations, flat, lineage
+from zmqrl.observe.stalls import Stall
+from zmqrl.page.charts import COLUMNS
+from zmqrl.page.sampling import sample_lines
+from zmqrl.rundir import LOCK, RunDirectory, is_locked
+
+DEEPEST = 4  # levels of directories below the root
+LOOK_EVERY_S = 1.0
+LOOK_SHARE = 10  # a slow search of directories may use a tenth of the time
+STARTING_S = 300.0
+POINTS = 400  # rows of metrics.jsonl in a curve
+KEPT: Final = (
+    *("version", "wall_s", "agent_steps", "episodes", "gradients", "updates_per_s", "contributions"),
+    *(column for _, column in COLUMNS.values()),
+)
+VIDEOS: Final = {".mp4": "video/mp4", ".gif": "image/gif"}
+VIDEO_VERSION = re.compile(r"(?:.*-)?v(\d+)", re.ASCII)
+
+T = TypeVar("T")
+Stamp = tuple[int, ...]
+"""Changes whenever a file changes: inode, size and time of change. Empty if the file does not exist."""
+
+
+def stamp(path: Path) -> Stamp:
+    """The stamp of a file or directory."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class Runs:
+    """The runs at and below ``root``, by name: their paths relative to ``root``.
+
+    Only runs that a search has found can be named, so that no name leads out of ``root``. Any thread may call any
+    method.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._found: dict[str, RunDirectory] = {}
+        self._look_at = 0.0
+        self._kept: dict[tuple[str, Hashable], tuple[Hashable, Any]] = {}
+
+    def found(self) -> dict[str, RunDirectory]:
+        """The runs, by name."""
+        began = time.monotonic()
+        if began >= self._look_at:
+            self._found = {name: RunDirectory(path) for name, path in self._search()}
+            now = time.monotonic()
+            self._look_at = now + max(LOOK_EVERY_S, LOOK_SHARE * (now - began))
+        return self._found
+
+    def find(self, name: str) -> RunDirectory:
+        """The run of this name. Raises KeyError."""
+        return self.found()[name]
+
+    def kept(self, kind: str, key: Hashable, changed: Hashable, make: Callable[[], T]) -> T:
+        """The result of ``make``, which is called again only when ``changed`` differs from the last call."""
+        known = self._kept.get((kind, key))
+        if known is None or known[0] != changed:
+            known = self._kept[kind, key] = changed, make()
+        made: T = known[1]
+        return made
+
+    def stamp(self, name: str) -> Hashable:
+        """Changes whenever the state, metrics, evaluations or videos of a run change."""
+        run = self.find(name)
+        files = (run.config, run.metrics, run.evaluations, run.summary, run.stalled, run.path / "videos")
+        return self.state(name), *map(stamp, files)
+
+    def state(self, name: str) -> str:
+        """``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``."""
+        run = self.find(name)
+        if alive := stamp(run.cluster):
+            # A run that was found dead is not locked again: a run that is about to resume could find the lock in use.
+            dead = self._kept.get(("dead", name)) == (alive, None)
+            if not dead and is_locked(run.path / LOCK):
+                return "running"
+            if stamp(run.cluster) == alive:
+                self._kept["dead", name] = alive, None
+                return "killed"
+        if run.summary.exists():
+            return "ended"
+        newest = max((each[2] for each in (stamp(run.config), stamp(run.metrics)) if each), default=0)
+        is_new = time.time() - newest / 1e9 < STARTING_S
+        return "starting" if is_new and not run.left.exists() else "killed"
+
+    def record(self, name: str) -> RunRecord:
+        """The settings, about ``POINTS`` rows, the evaluations and the summary of a run. Leaves out damaged lines, and
+        the metrics that the page does not show.
+        """
+        run = self.find(name)
+
+        def read() -> RunRecord:
+            # Without the other metrics, a hundred runs take little time and memory.
+            rows = lineage(parsed_lines(sample_lines(run.metrics, POINTS), ROW, KEPT))
+            return RunRecord(
+                path=run.path,
+                settings=self._settings(name),
+                rows=rows,
+                evaluations=self._evaluations(run, rows),
+                summary=_object(run.summary, SUMMARY),
+            )
+
+        changed = tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
+        return self.kept("record", name, changed, read)
+
+    def overview(self, name: str) -> dict[str, Any]:
+        """One line about a run, from the last row of its metrics."""
+        run = self.find(name)
+
+        def read() -> dict[str, Any]:
+            *_, last = [{}, *parsed_lines(sample_lines(run.metrics, 8), ROW)]
+            settings, summary = self._settings(name), _object(run.summary, SUMMARY) or {}
+            workers, backups = settings.get("workers"), settings.get("backups", 0)
+            return {
+                "name": name,
+                **{key: settings.get(key) for key in ("recipe", "env", "algo", "seed", "shards")},
+                "workers": workers + backups if isinstance(workers, int) and isinstance(backups, int) else None,
+                "quorum": settings.get("quorum") or workers,
+                "exit_reason": summary.get("exit_reason"),
+                **{key: last.get(key) for key in ("version", "agent_steps", "agent_steps_per_s", "workers_present")},
+                "score": last.get("score_mean_50"),
+                "minutes": last["wall_s"] / 60 if last else None,
+                "begun_at": stamp(run.config)[2] / 1e9 if stamp(run.config) else 0.0,
+            }
+
+        changed = tuple(map(stamp, (run.config, run.metrics, run.summary)))
+        found = self.kept("overview", name, changed, read)
+        state = self.state(name)
+        return found | {"state": state} | ({"exit_reason": None} if state != "ended" else {})
+
+    def details(self, name: str) -> dict[str, Any]:
+        """All about one run except its curves: how it ended, its newest row, evaluations, videos and logs."""
+        run, record = self.find(name), self.record(name)
+        found = self.overview(name)
+        stall = _object(run.stalled, SETTINGS) if found["state"] == "running" else None
+        failed = found["state"] == "killed" or found["exit_reason"] == "failed"
+        return found | {
+            "row": record.rows[-1] if record.rows else None,
+            "stalled": _sentence(stall),
+            "failure": failure(run.log("supervisor")) if failed else None,
+            "evaluations": [asdict(each) for each in record.evaluations],
+            "videos": list(_videos(run.path / "videos", record)),
+            "logs": logs(run.path),
+        }
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        path = self.find(name).config
+        return self.kept("settings", name, stamp(path), lambda: dict(flat(_object(path, SETTINGS) or {})))
+
+    def _search(self) -> Iterator[tuple[str, Path]]:
+        """The name and path of each run. Looks into no run, hidden directory or symbolic link."""
+        for place, names, files in os.walk(self.root):
+            path = Path(place)
+            below = path.relative_to(self.root)
+            if "config.json" in files and self._is_run(path / "config.json"):
+                yield str(below), path
+                names.clear()
+            elif len(below.parts) >= DEEPEST:
+                names.clear()
+            names[:] = sorted(name for name in names if not name.startswith("."))
+
+    def _is_run(self, config: Path) -> bool:
+        """Whether a ``config.json`` is that of a run: other programs write files of this name, too."""
+        return self.kept(
+            "is_run", config, stamp(config), lambda: {"env", "workers"} <= (_object(config, SETTINGS) or {}).keys()
+        )
+
+    def _evaluations(self, run: RunDirectory, rows: list[dict[str, Any]]) -> list[Evaluation]:
+        return evaluations(readable_lines(run.evaluations, EVALUATION, lambda notice: None), rows)
+
+
+def _object(path: Path, form: Any) -> dict[str, Any] | None:
+    """The object in a file. None if the file is missing, damaged or being written."""
+    try:
+        return read_object(path, form, "")
+    except UsageError:
+        return None
+
+
+def _sentence(stall: dict[str, Any] | None) -> str | None:
+    try:
+        return None if stall is None else Stall.from_json(stall).sentence()
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def failure(log: Path) -> str | None:
+    """The last failure in the log of a supervisor: its reason, and the first process that failed."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - (1 << 15)))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    _, found, after = text.rpartition(" run directory ")[2].rpartition(" failed: ")  # of the last session
+    return after.strip() if found else None
+
+
+def logs(run: Path) -> dict[str, int]:
+    """The size in bytes of each log of a run, by process."""
+    return {path.stem: path.stat().st_size for path in files_in(run / "logs") if path.suffix == ".log"}
+
+
+def files_in(directory: Path) -> list[Path]:
+    """The files in a directory, without symbolic links and hidden files, in the order of their names and numbers."""
+    try:
+        with os.scandir(directory) as found:
+            names = [each.name for each in found if each.is_file(follow_symlinks=False) and each.name[0] != "."]
+    except OSError:
+        return []
+    return [directory / name for name in sorted(names, key=by_number)]
+
+
+def _videos(directory: Path, record: RunRecord) -> Iterator[dict[str, Any]]:
+    """Each video with the time of its version, which is unknown for a video of another name."""
+    known = [[0.0, *record.column(key).tolist()] for key in ("version", "wall_s", "agent_steps")]
+    for path in files_in(directory):
+        if path.suffix in VIDEOS:
+            named = VIDEO_VERSION.fullmatch(path.stem)
+            version = int(named[1]) if named else None
+            wall_s, agent_steps = (
+                None if version is None else float(np.interp(version, known[0], y)) for y in known[1:]
+            )
+            minutes = None if wall_s is None else wall_s / 60
+            yield {"name": path.name, "version": version, "minutes": minutes, "agent_steps": agent_steps}

@@ -1,0 +1,68 @@
+"""Reads lines of a file at even distances, so that a long file costs no more than a short one."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+BLOCK_BYTES = 1 << 12
+
+
+def sample_lines(path: Path, most: int) -> list[bytes]:
+    """About ``most`` complete lines of a growing file, in order, with the first and the last line.
+
+    A file of at most ``most`` blocks is read whole. An incomplete last line is left out. Returns an empty list if the
+    file does not exist.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        size = os.fstat(file).st_size
+        if size <= most * BLOCK_BYTES:
+            whole = os.pread(file, size, 0).rpartition(b"\n")[0]
+            return whole.split(b"\n") if whole else []
+        end = size - len(_last_part(file, size))
+        return list(_sampled(file, end, most))
+    finally:
+        os.close(file)
+
+
+def _last_part(file: int, size: int) -> bytes:
+    """What follows the last newline."""
+    part = b""
+    while len(part) < size:
+        start = max(0, size - len(part) - BLOCK_BYTES)
+        part = os.pread(file, size - len(part) - start, start) + part
+        if b"\n" in part:
+            return part.rpartition(b"\n")[2]
+    return part
+
+
+def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
+    """The line after each of ``most`` even offsets, each line once, and the last line before ``end``."""
+    begun = -1
+    for i in range(most):
+        start, line = _next_line(file, i * end // most, end)
+        if begun < start < end:
+            begun = start
+            yield line
+    last = end - 1 - len(_last_part(file, end - 1))
+    if last > begun:
+        yield os.pread(file, end - 1 - last, last)
+
+
+def _next_line(file: int, offset: int, end: int) -> tuple[int, bytes]:
+    """The offset and the text of the first line that begins after ``offset``, or at 0. The part before ``end`` has only
+    complete lines.
+    """
+    size = 2 * BLOCK_BYTES  # most lines need only one read
+    while True:
+        part = os.pread(file, min(size, end - offset), offset)
+        start = part.find(b"\n") + 1 if offset else 0
+        stop = part.find(b"\n", start)
+        if (start or not offset) and stop >= 0:
+            return offset + start, part[start:stop]
+        if offset + size >= end:
+            return end, b""
+        size *= 2

@@ -1,0 +1,83 @@
+"""Serves the page on one address of this machine."""
+
+import errno
+import importlib.util
+import ipaddress
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Final
+
+from zmqrl.errors import UsageError, require
+
+PORT: Final = 8470
+PACKAGES: Final = ("starlette", "uvicorn")
+TOKEN_BYTES = 24
+CLOSE_WITHIN_S = 1
+
+
+def check_installed() -> None:
+    """Raise UsageError unless the packages of the page are installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    require(not missing, f"the page needs {' and '.join(missing)}: pip install 'zmqrl[page]'.")
+
+
+def listen(address: str, port: int | None) -> socket.socket:
+    """A socket that listens on ``address``. Without ``port``: on ``PORT``, or on a free port if ``PORT`` is in use.
+
+    Raises UsageError.
+    """
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        raise UsageError(f"--address {address}: an IP address is required.") from None
+    require(not known.is_unspecified, f"--address {address} would listen on every network: use one address.")
+    require(0 <= (port or 0) < 65536, f"--port {port}: a number from 0 to 65535 is required.")
+    family = socket.AF_INET6 if known.version == 6 else socket.AF_INET
+    for each in (PORT, 0) if port is None else (port,):
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address, each))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            in_use = error.errno == errno.EADDRINUSE
+            if in_use and port is None and each:
+                continue
+            what = f"port {each} is in use" if in_use else f"cannot bind {address}:{each}"
+            raise UsageError(f"--port: {what} ({error.strerror}): choose another.") from error
+        return listener
+    raise AssertionError("port 0 is never in use")
+
+
+class PageServer:
+    """Serves the runs at and below ``root`` at ``url``, which contains the token."""
+
+    def __init__(self, root: Path, listener: socket.socket) -> None:
+        self._root, self._listener = root, listener
+        address, self.port = listener.getsockname()[:2]
+        self._address, self._token = address, secrets.token_urlsafe(TOKEN_BYTES)
+        host = f"[{address}]" if ":" in address else address
+        self.url = f"http://{host}:{self.port}/?token={self._token}"
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM. The page runs at a low priority, so that it does not slow down runs."""
+        import uvicorn  # a quarter of a second, which a run without a page does not need
+
+        from zmqrl.page.app import make_app
+
+        os.nice(10)
+        app = make_app(self._root, token=self._token, address=self._address)
+        settings = uvicorn.Config(
+            app,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            log_level="warning",
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=CLOSE_WITHIN_S,
+        )
+        uvicorn.Server(settings).run(sockets=[self._listener])

@@ -1,0 +1,173 @@
+// Charts of several runs on one axis: mean as a line, spread as a band, evaluations as points with their intervals.
+
+import uPlot from "./uplot/uPlot.esm.js";
+import { colour, h, short } from "./dom.js";
+
+const HEIGHT = 240;
+const observer = new ResizeObserver((entries) => {
+  for (const { target, contentRect } of entries)
+    if (target.plot && Math.abs(target.plot.width - contentRect.width) > 1) target.plot.setSize({ width: contentRect.width, height: HEIGHT });
+});
+
+export class Charts {
+  constructor(onMark = () => {}) {
+    this.element = h("div", { class: "charts" });
+    this.onMark = onMark;
+    this.figures = new Map();
+    this.marks = [];
+  }
+
+  // `found` is the answer to api/charts.
+  show(found, axis) {
+    this.found = found;
+    this.axis = axis;
+    for (const chart of found.charts) {
+      let figure = this.figures.get(chart.name);
+      if (!figure) {
+        figure = { caption: h("figcaption"), plot: h("div", { class: "plot" }) };
+        this.element.append(h("figure", { class: "chart", id: `chart-${chart.name}` }, figure.caption, figure.plot));
+        this.figures.set(chart.name, figure);
+        observer.observe(figure.plot);
+      }
+      figure.caption.textContent = chart.title;
+      this.draw(figure, chart);
+    }
+  }
+
+  // Marks of videos: [{x, label, chosen}].
+  mark(marks) {
+    const changed = JSON.stringify(marks) !== JSON.stringify(this.marks);
+    this.marks = marks;
+    const plot = this.figures.get("score")?.plot.plot;
+    if (changed && plot?.status) plot.redraw(false, false); // a new plot draws itself, with its marks
+  }
+
+  draw(figure, chart) {
+    const { x, groups } = this.found;
+    const data = [x], series = [{ label: this.axis === "minutes" ? "minutes" : "agent steps", value: (_, v) => short(v) }], bands = [];
+    chart.lines.forEach((line, index) => {
+      const stroke = colour(index), dash = index >= 8 ? [6, 3] : undefined;
+      data.push(line.mean);
+      series.push({ label: line.label, stroke, dash, width: 2, spanGaps: false, points: { show: line.mean.filter((v) => v !== null).length < 2 }, value: (_, v) => short(v) });
+      const hidden = { label: "", stroke: "transparent", width: 0, points: { show: false }, band: true };
+      if (line.low) {
+        data.push(line.high, line.low);
+        series.push({ ...hidden }, { ...hidden });
+        bands.push({ series: [series.length - 2, series.length - 1], fill: `${stroke}2e` });
+      }
+      for (const rest of line.beyond) {
+        data.push(rest);
+        series.push({ ...hidden, stroke, width: 1, dash: [3, 3] });
+      }
+    });
+    const evaluations = chart.name === "score" ? groups.flatMap((group, index) => group.evaluations.map((each) => ({ ...each, index }))) : [];
+    figure.evaluations = evaluations;
+    const key = JSON.stringify([series.map((each) => [each.label, each.stroke, each.width]), bands.length, this.axis]);
+    if (figure.plot.plot && figure.key === key) update(figure.plot.plot, data);
+    else {
+      figure.plot.plot?.destroy();
+      figure.key = key;
+      const plot = new uPlot(this.options(figure, chart, series, bands), data, figure.plot);
+      figure.plot.plot = plot;
+      // The bands and the ends of long runs need no line of their own in the legend.
+      series.forEach((each, i) => { if (each.band) plot.root.querySelectorAll(".u-legend .u-series")[i].hidden = true; });
+      for (const each of plot.root.querySelectorAll(".u-legend th")) each.setAttribute("scope", "row");
+      plot.root.querySelector(".u-wrap").setAttribute("role", "img");
+    }
+    figure.plot.querySelector(".u-wrap").setAttribute("aria-label", told(chart));
+  }
+
+  options(figure, chart, series, bands) {
+    const style = getComputedStyle(document.documentElement);
+    const axis = { stroke: style.getPropertyValue("--front"), grid: { stroke: style.getPropertyValue("--grid"), width: 1 }, ticks: { show: false } };
+    const fromZero = chart.name !== "score";
+    return {
+      width: figure.plot.clientWidth || 300,
+      height: HEIGHT,
+      series,
+      bands,
+      cursor: { drag: { x: true, y: false }, points: { size: 6 } },
+      scales: {
+        x: { time: false },
+        y: {
+          range: (plot, low, high) => {
+            const all = [low, high, ...figure.evaluations.flatMap((each) => [each.low, each.high])].filter((v) => v !== null && v !== undefined);
+            if (!all.length) return [0, 1];
+            const [least, most] = [Math.min(...all, fromZero ? 0 : Infinity), Math.max(...all)];
+            return least === most ? [least - 1, most + 1] : uPlot.rangeNum(least, most, 0.08, true);
+          },
+        },
+      },
+      axes: [{ ...axis, size: 30, values: (_, all) => all.map(short) }, { ...axis, size: 56, values: (_, all) => all.map(short) }],
+      hooks: {
+        draw: [(plot) => { drawEvaluations(plot, figure.evaluations); if (chart.name === "score") this.drawMarks(plot); }],
+        ready: [(plot) => plot.over.addEventListener("click", (event) => {
+          if (chart.name !== "score" || !this.marks.length) return;
+          const at = (each) => Math.abs(plot.valToPos(each.x, "x") - event.offsetX);
+          const nearest = this.marks.reduce((best, each) => (at(each) < at(best) ? each : best));
+          if (at(nearest) < 12) this.onMark(nearest);
+        })],
+      },
+    };
+  }
+
+  drawMarks(plot) {
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.fillStyle = ctx.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--front");
+    ctx.font = `${12 * devicePixelRatio}px system-ui`;
+    for (const each of this.marks) {
+      const x = plot.valToPos(each.x, "x", true);
+      ctx.lineWidth = (each.chosen ? 2 : 1) * devicePixelRatio;
+      ctx.setLineDash(each.chosen ? [] : [4, 4]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      ctx.fillText("▶", x + 2 * devicePixelRatio, bbox.top + 12 * devicePixelRatio);
+    }
+    ctx.restore();
+  }
+
+  destroy() {
+    for (const { plot } of this.figures.values()) {
+      observer.unobserve(plot);
+      plot.plot?.destroy();
+    }
+  }
+}
+
+// New data, in the part of the axis that the user has zoomed into.
+function update(plot, data) {
+  const [before, { min, max }] = [plot.data[0], plot.scales.x];
+  const zoomed = before.length > 1 && (min > before[0] || max < before.at(-1));
+  plot.setData(data, !zoomed);
+  if (zoomed) plot.redraw();
+}
+
+function drawEvaluations(plot, evaluations) {
+  const { ctx } = plot, scale = devicePixelRatio;
+  ctx.save();
+  for (const each of evaluations) {
+    const x = plot.valToPos(each.x, "x", true), y = (value) => plot.valToPos(value, "y", true);
+    ctx.strokeStyle = ctx.fillStyle = colour(each.index);
+    ctx.lineWidth = scale;
+    ctx.beginPath();
+    ctx.moveTo(x, y(each.low));
+    ctx.lineTo(x, y(each.high));
+    ctx.stroke();
+    ctx.beginPath();
+    ctx.arc(x, y(each.mean), 4 * scale, 0, 2 * Math.PI);
+    ctx.fill();
+  }
+  ctx.restore();
+}
+
+// The chart in words, for those who cannot see it.
+function told(chart) {
+  const lines = chart.lines.slice(0, 12).map((line) => {
+    const known = line.mean.filter((value) => value !== null);
+    return known.length ? `${line.label}: now ${short(known.at(-1))}, lowest ${short(Math.min(...known))}, highest ${short(Math.max(...known))}` : `${line.label}: nothing yet`;
+  });
+  return `${chart.title}. ${lines.join(". ")}`;
+}

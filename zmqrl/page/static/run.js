@@ -1,0 +1,148 @@
+// One run: its figures, curves with videos, timing, hosts, logs and settings.
+
+import { ask, hurry, poll } from "./api.js";
+import { Charts } from "./charts.js";
+import { h, number, setting, short, table } from "./dom.js";
+import { address, axisControl, stateOf } from "./runs.js";
+import { showTiming } from "./timing.js";
+
+const TABS = { curves: showCurves, timing: showTiming, logs: showLogs, settings: showRunSettings };
+const LINES_KEPT = 5000;
+const choice = { x: "minutes" };
+
+export function showRun(main, signal, name, tab) {
+  const title = name === "." ? "This run" : name;
+  const state = h("p"), figures = h("dl", { class: "tiles" }), notices = h("div", { role: "alert" });
+  const place = h("section", { "aria-label": tab });
+  const links = Object.keys(TABS).map((each) => h("li", {}, h("a", { href: address("run", name, { tab: each }), "aria-current": each === tab && "page" }, each)));
+  main.append(h("h1", {}, title), state, notices, figures, h("nav", { "aria-label": "parts of the run" }, h("ul", {}, links)), place);
+  document.title = `zmqrl: ${title}`;
+  const listeners = [];
+
+  function show(run) {
+    state.textContent = `${stateOf(run)} · ${run.env} · ${run.algo} · seed ${run.seed}`;
+    const told = [run.stalled, run.failure].filter(Boolean);
+    if (notices.textContent !== told.join("")) notices.replaceChildren(...told.map((text) => h("p", { class: "notice" }, text)));
+    const row = run.row ?? {};
+    const tiles = {
+      "score (last 50 games)": number(run.score, 1), "agent steps/s": short(run.agent_steps_per_s), "active workers": `${run.workers_present ?? "–"} of ${run.workers ?? "–"}`,
+      "needed for an update (K)": number(run.quorum), "version": number(run.version), "updates/s": short(row.updates_per_s), "minutes": number(run.minutes, 1),
+      "agent steps": short(run.agent_steps), "games": number(row.episodes), "policy lag": short(row.policy_lag),
+    };
+    figures.replaceChildren(...Object.entries(tiles).map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))));
+    for (const listener of listeners) listener(run);
+  }
+
+  (TABS[tab] ?? showCurves)(place, signal, name, (listener) => listeners.push(listener));
+  poll(signal, () => ["api/run", { run: name }], show);
+}
+
+function showCurves(place, signal, name, onRun) {
+  const player = h("div"), buttons = h("ul", { class: "videos" }), heading = h("h2", { id: "videos" }, "Videos");
+  const beside = h("div", {}, heading, player, buttons), evaluations = h("div");
+  const charts = new Charts((mark) => play(mark.video));
+  let videos = [], playing = null;
+  signal.addEventListener("abort", () => charts.destroy());
+  const controls = axisControl(choice, () => { mark(); hurry(); });
+  place.append(controls, beside, charts.element, evaluations);
+  beside.hidden = true;
+
+  // The first chart is the score: the videos are beside it.
+  function arrange() {
+    const score = charts.figures.get("score");
+    if (score && !beside.hidden && beside.parentElement !== charts.element) score.plot.closest("figure").after(beside);
+  }
+
+  function at(video) {
+    return choice.x === "minutes" ? video.minutes : video.agent_steps;
+  }
+
+  function mark() {
+    charts.mark(videos.filter((video) => at(video) !== null).map((video) => ({ x: at(video), video, chosen: video.name === playing })));
+  }
+
+  function label(video) {
+    return video.minutes === null ? video.name : `minute ${number(video.minutes, 1)}`;
+  }
+
+  function play(video, begin = true) {
+    playing = video.name;
+    const source = `video?${new URLSearchParams({ run: name, name: video.name })}`;
+    const told = `${label(video)}, version ${number(video.version)}`;
+    player.replaceChildren(
+      video.name.endsWith(".gif") ? h("img", { src: source, alt: `a game of ${told}` }) : Object.assign(h("video", { src: source, controls: true, playsinline: true, "aria-label": `a game of ${told}` }), { muted: true, autoplay: begin }),
+      h("p", {}, told));
+    drawButtons();
+    mark();
+  }
+
+  function drawButtons() {
+    const focused = document.activeElement?.dataset?.video;
+    buttons.replaceChildren(...videos.map((video) => h("li", {}, h("button", { type: "button", "data-video": video.name, "aria-pressed": String(video.name === playing), onclick: () => play(video) }, `▶ ${label(video)}`))));
+    if (focused) [...buttons.querySelectorAll("button")].find((each) => each.dataset.video === focused)?.focus();
+  }
+
+  onRun((run) => {
+    if (JSON.stringify(run.videos) !== JSON.stringify(videos)) {
+      videos = run.videos;
+      beside.hidden = !videos.length;
+      if (playing === null && videos.length) play(videos.at(-1), false);
+      drawButtons();
+      mark();
+      arrange();
+    }
+    const shown = run.evaluations.map((each) => [number(each.wall_s / 60, 1), number(each.version), short(each.agent_steps), number(each.mean, 1), `${number(each.low, 1)} to ${number(each.high, 1)}`, number(each.episodes)]);
+    const key = JSON.stringify(shown);
+    if (evaluations.dataset.key !== key) {
+      evaluations.dataset.key = key;
+      evaluations.replaceChildren(...(shown.length ? [h("h2", {}, "Evaluations"), table("mean score of full games, with its 95 % interval", ["minute", "version", "agent steps", "mean", "95 % interval", "games"], shown)] : []));
+    }
+  });
+  poll(signal, () => ["api/charts", { run: [name], x: choice.x }], (found) => { charts.show(found, choice.x); arrange(); mark(); });
+}
+
+function showLogs(place, signal, name, onRun) {
+  const select = h("select", { onchange: () => begin() }), follow = h("input", { type: "checkbox", checked: true, onchange: () => scrollDown() });
+  const text = h("div", { class: "log", role: "log", tabindex: "0", "aria-label": "log", "aria-live": "off" });
+  place.append(h("div", { class: "controls" }, h("label", {}, "process ", select), h("label", {}, follow, " follow")), text);
+  let after = null;
+
+  function begin() {
+    after = null;
+    text.replaceChildren();
+    hurry();
+  }
+
+  function scrollDown() {
+    if (follow.checked) text.scrollTop = text.scrollHeight;
+  }
+
+  onRun((run) => {
+    const names = Object.keys(run.logs), known = [...select.options].map((option) => option.value);
+    if (names.join() === known.join()) return;
+    const chosen = select.value || (names.includes("supervisor") ? "supervisor" : names[0]);
+    select.replaceChildren(...names.map((each) => h("option", { value: each, selected: each === chosen }, each)));
+    hurry();
+  });
+  poll(signal, () => select.value ? ["api/log", { run: name, process: select.value, ...(after === null ? {} : { after }) }] : null, (found) => {
+    if (found.process !== select.value) return; // the answer to a question about the process chosen before
+    if (after !== null && found.from !== after) text.replaceChildren(); // the file was replaced by a shorter one
+    after = found.to;
+    text.append(...found.lines.map((line) => h("div", {}, line || "\u00a0")));
+    while (text.childElementCount > LINES_KEPT) text.firstElementChild.remove();
+    if (found.lines.length) scrollDown();
+  });
+}
+
+async function showRunSettings(place, signal, name) {
+  const other = h("select", { onchange: () => { if (other.value) location.hash = address("settings", [name, other.value]); } });
+  const list = h("div");
+  place.append(h("p", {}, h("label", {}, "compare with ", other)), list);
+  poll(signal, () => ["api/settings", { run: [name] }], (found) => {
+    list.replaceChildren(table("settings", ["setting", "value"], Object.entries(found.settings).map(([key, [value]]) => [key, setting(value)]), { class: "data wrap", texts: ["value"] }));
+  });
+  try {
+    const { found } = await ask("api/runs");
+    other.append(h("option", { value: "" }, "choose a run"), ...found.runs.filter((run) => run.name !== name).map((run) => h("option", { value: run.name }, run.name)));
+  } catch { /* the status line already tells it */ }
+}

@@ -1,0 +1,90 @@
+"""Where the time of a run's newest versions went: the heat map, the blame table and the hosts, as plain data."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from zmqrl.observe.folding import by_number
+from zmqrl.profile.critical_path import OTHER, Timeline
+from zmqrl.profile.machine_use import grown_s
+from zmqrl.profile.recording import ProcessRecording, Recording
+from zmqrl.profile.report import Profile
+
+VERSIONS = 240
+VERSIONS_SHOWN = 60
+BLOCKS = 12  # a process writes a block at least every 5 s
+SPANS = ("env_step", "act", OTHER, "gradient", "straggle", "encode", "push", "wait", "assemble")
+
+
+def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
+    """The heat map, the blame table and the use of hosts over the newest versions in ``DIR/profile``.
+
+    ``spans``: seconds of a rank per contribution, by span. ``kth``: by rank, the share of versions in which the rank
+    was the K-th. ``versions`` lists the last versions with the rank that was K-th. ``work``: by rank, the seconds of
+    work for each of these versions, or null.
+    """
+    recording = Recording.tail(profile, BLOCKS)
+    newest = min((_newest(each) for each in recording.of_role("shard")), default=-1)
+    if newest > VERSIONS:
+        recording = recording.after(newest - VERSIONS)
+    found = Profile.of(recording, asynchronous=asynchronous)
+    steps = found.steps
+    kth = {(step.generation, step.version): step.kth.number for step in steps}
+    shown = sorted(kth)[-VERSIONS_SHOWN:]
+    ranks = sorted({rank for _, rank in found.timeline.cycles} | set(kth.values()))
+    report = found.to_json()
+    return {
+        "versions_covered": len(steps),
+        "update_ms": report["update_ms"],
+        "spans": {str(rank): _spans(found.timeline, rank) for rank in ranks},
+        "kth": report["kth"],
+        "inclusion": report["inclusion"],
+        "versions": [{"version": version + 1, "kth": kth[generation, version]} for generation, version in shown],
+        "work": {
+            str(rank): [
+                None if (cycle := found.timeline.cycles.get((version, rank))) is None else cycle.worked_s
+                for version in shown
+            ]
+            for rank in ranks
+        },
+        "blame": report["blame"][:12],
+        "warnings": report["warnings"],
+        "hosts": _hosts(recording.processes),
+    }
+
+
+def _newest(shard: ProcessRecording) -> int:
+    return int(shard.table("versions")["version"].max(initial=-1))
+
+
+def _spans(timeline: Timeline, rank: int) -> dict[str, float]:
+    """Mean seconds of each span of a rank. Spans that took no time are left out."""
+    cycles = [cycle for (_, of), cycle in timeline.cycles.items() if of == rank]
+    means = {name: fmean(cycle.spans.get(name, 0.0) for cycle in cycles) for name in SPANS if cycles}
+    return {name: mean for name, mean in means.items() if mean > 0}
+
+
+def _hosts(processes: Iterable[ProcessRecording]) -> dict[str, Any]:
+    """By host: its cores and memory, and those that each of its processes used in the newest recording."""
+    newest: dict[str, ProcessRecording] = {}
+    for each in processes:
+        newest[str(each.process)] = max(each, newest.get(str(each.process), each), key=lambda one: one.incarnation)
+    hosts: dict[str, dict[str, Any]] = {}
+    for name in sorted(newest, key=by_number):
+        each = newest[name]
+        host = hosts.setdefault(
+            each.host, {"cores": each.machine_cores, "memory_kb": each.machine_memory_kb, "processes": {}}
+        )
+        host["processes"][name] = _use(each)
+    return hosts
+
+
+def _use(each: ProcessRecording) -> Mapping[str, float | None]:
+    machine = each.table("machine")
+    elapsed_s = grown_s(machine, "at_us")
+    memory_kb = machine["memory_kb"][-1:].tolist()
+    return {
+        "cores": grown_s(machine, "process_cpu_us") / elapsed_s if elapsed_s > 0 else None,
+        "memory_kb": memory_kb[0] if memory_kb and memory_kb[0] > 0 else None,
+    }
