@@ -127,8 +127,8 @@ def train_on(
             with page_beside(directory) if config.page else contextlib.nullcontext() as url:
                 if url is not None:  # not a notice: the log of a run can have more readers than this screen
                     sys.stdout.write(f"live page: {url}\n")
-                told = [*news, *deployment.notices]
-                return _supervise(config, directory, checkpoint, deployment, told, exporter, on_up)
+                notices = [*news, *deployment.notices]
+                return _supervise(config, directory, checkpoint, deployment, notices, exporter, on_up)
 
 
 @contextlib.contextmanager
