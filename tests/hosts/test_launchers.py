@@ -22,6 +22,7 @@ from support.rig import ending, eventually, is_alive
 from support.slurm import NODES, Slurm
 
 from zmqrl.hostd.child import ASK
+from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import HERE
 from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
@@ -259,6 +260,7 @@ def test_everything_that_a_process_has_started_ends_with_it_and_nothing_else_doe
     one, other, willing = watched.up(ONE, OTHER, WILLING)
     watched.launcher.tell(WILLING, {"n": 1})
     eventually(lambda: len(watched.said(WILLING)) == 2, "by now, the host daemon has seen the server", WITHIN_S)
+    time.sleep(1.2 * DEATH_IS_SEEN_WITHIN_S)  # by now, the server cannot belong to a process that dies
     watched.place.kill(one["pid"])
     watched.end(ONE)
     eventually(lambda: not any(map(watched.place.alive, one["started"])), "what it started ends", WITHIN_S)

@@ -8,36 +8,48 @@ inherit. Standard library only.
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from zmqrl.hostd.guard import children
 
 MARK = "ZMQRL_PROCESS"
+DEATH_IS_SEEN_WITHIN_S = 1.0  # a daemon may see the orphans of a process before it sees the death
+
+
+@dataclass(slots=True)
+class _Orphan:
+    mark: str  # empty if it is unknown which process the orphan belongs to
+    seen_at: float
 
 
 class Orphans:
     """The children of this process that it did not start, with the mark of the process that did.
 
-    An orphan lacks a mark if a program chose its environment. If it is seen first when a process has died, it is that
-    process's orphan. Otherwise it stays until the daemon ends.
+    An orphan lacks a mark if a program chose its environment. If it appears when a process dies, it is that process's
+    orphan. Otherwise it stays until the daemon ends.
     """
 
     def __init__(self) -> None:
-        self._marks: dict[int, str] = {}  # by process id; empty if it is unknown which process an orphan belongs to
+        self._orphans: dict[int, _Orphan] = {}  # by process id
         self._died = ""
 
     def died(self, mark: str, living: Mapping[int, str]) -> None:
         """End what the process with this mark has left. ``living`` holds the other marks, by process id."""
-        self._died = mark
+        self._died, now = mark, time.monotonic()
+        for orphan in self._orphans.values():
+            if not orphan.mark and now - orphan.seen_at < DEATH_IS_SEEN_WITHIN_S:
+                orphan.mark = mark
         self.step(living)
 
     def step(self, living: Mapping[int, str]) -> None:
         """Kill the orphans of dead processes, and reap dead orphans. Call this again and again."""
+        now, marks = time.monotonic(), {"", *living.values()}
         found = [pid for pid in children(os.getpid()) if pid not in living]
-        self._marks = {pid: self._marks[pid] if pid in self._marks else mark_of(pid) or self._died for pid in found}
-        marks = set(living.values())
-        left = [pid for pid, mark in self._marks.items() if mark and mark not in marks]
+        self._orphans = {pid: self._orphans.get(pid) or _Orphan(mark_of(pid) or self._died, now) for pid in found}
+        left = [pid for pid, orphan in self._orphans.items() if orphan.mark not in marks]
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -46,7 +58,7 @@ class Orphans:
         for pid in found:
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0]:
-                    del self._marks[pid]  # another process may get this id
+                    del self._orphans[pid]  # another process may get this id
 
 
 def mark_of(pid: int) -> str:
