@@ -119,12 +119,12 @@ DBA3C_SAMPLES = 60 * 32  # of an update in the best run of the paper
 
 
 def remark(config: Config) -> str | None:
-    """What to know about a run of a recipe that was changed. None: nothing."""
+    """A notice for a run that is not comparable with its recipe's paper, or None."""
     samples = config.effective_quorum() * config.algorithm.minibatch_samples(config.envs.num_envs)
     if config.recipe != "dba3c-breakout" or samples > DBA3C_SAMPLES - 200:  # whole games make no more than 60 * 30
         return None
     return (
-        f"an update learns from {samples} samples, in the paper from {DBA3C_SAMPLES:,}: the results are not comparable"
+        f"an update learns from {samples} samples, but from {DBA3C_SAMPLES:,} in the paper: results are not comparable"
     )
 
 

@@ -1,4 +1,6 @@
-"""The arithmetic of ``zmqrl bench train``: recorded cycles become the time of an agent step, and times a speed."""
+"""The arithmetic of ``zmqrl bench train``: from recorded cycles to the time of an agent step, and from such times to a
+speed.
+"""
 
 from typing import Any
 

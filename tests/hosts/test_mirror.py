@@ -277,7 +277,8 @@ def test_a_file_that_cannot_be_written_here_stays_on_its_host_until_it_can(world
         assert world.mirror.copy_back(world.answer, within_s=60) == ["h1"], "the end does not wait for space here"
     assert world.at_home("profile/worker-0.7.0.trace.blocks") == "spans"
     (told,) = world.mirror.take_news()
-    assert told.startswith(f"cannot write {world.home.path / NAME}, which stays on h1 until it can: ")
+    assert told.startswith(f"cannot write {world.home.path / NAME}: ")
+    assert told.endswith("; h1 keeps it until it can be written")
     assert world.mirror.take_news() == []
     assert world.mirror.copy_back(world.answer, within_s=60) == []
     assert world.at_home(NAME) == lines(1, 5)

@@ -88,7 +88,7 @@ def test_byte_frames_give_the_same_result_as_frames_divided_by_255(name: str) ->
         torch.testing.assert_close(of_bytes, of_floats, rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_are_those_of_the_undivided_weights() -> None:
+def test_byte_frames_give_the_same_gradients_as_frames_divided_by_255() -> None:
     torch.manual_seed(0)
     model = make_model("small", ATARI, 4, FLOAT32)
     gradients = []

@@ -378,7 +378,7 @@ def test_a_run_waits_for_space_on_the_disk_of_a_shard_and_then_goes_on(run: Run)
     assert not [action for action in fill_disk(run, SPACE_WITHIN_S - 1.0) if isinstance(action, e.Fail)]
 
 
-def test_a_disk_that_stays_full_too_long_fails_the_run_with_the_remedy(run: Run) -> None:
+def test_a_disk_that_stays_full_fails_the_run_and_the_error_names_the_remedy(run: Run) -> None:
     run.ticks(1.0)
     fails = [action for action in fill_disk(run, SPACE_WITHIN_S + 1.0) if isinstance(action, e.Fail)]
     assert fails[:1] == [e.Fail("the disk of shard-0 was full for 300 s: free some space, then use --resume.")]

@@ -458,7 +458,7 @@ def test_a_shard_started_only_to_be_read_avoids_its_old_address_if_it_can(
         '"shards": [{"shard": 0, "host": "h2", "control": "tcp://h2:1"}]}',
     ],
 )
-def test_unreadable_facts_about_a_killed_run_end_a_resume_and_lose_nothing(tmp_path: Path, left: str) -> None:
+def test_a_resume_changes_nothing_if_left_json_is_damaged(tmp_path: Path, left: str) -> None:
     directory, news = RunDirectory(tmp_path), list[str]()
     newest = checkpoint(20, {})
     assert salvage(directory, newest, news.append) is newest

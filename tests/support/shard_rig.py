@@ -126,7 +126,7 @@ def opened(
 
 
 def tallies(shard: ShardMachine) -> dict[int, list[int]]:
-    """Used, late, duplicate and rejected by rank."""
+    """By rank: the numbers of used, late, duplicate and rejected contributions."""
     return {rank: list(tally) for rank, tally in shard.contributions.tallies.items()}
 
 

@@ -1,6 +1,6 @@
 """The parts of ``zmqrl bench train``: what a worker does, without everything around it.
 
-``run(seconds)`` repeats the work for so long. It returns the ``seconds`` that the work took, and the number of agent
+``run(seconds)`` repeats the work for that long. It returns the ``seconds`` that the work took, and the number of agent
 steps, or samples (``steps``).
 """
 
@@ -128,7 +128,9 @@ class BareGradient(_BareNetwork):
 
 
 def _repeated(work: Callable[[], float], seconds: float, steps: int) -> dict[str, Any]:
-    """Repeat ``work``, which returns how long it took for ``steps`` steps, until ``seconds`` have passed."""
+    """Call ``work`` until ``seconds`` have passed. Each call makes ``steps`` steps and returns the seconds that they
+    took.
+    """
     work()  # does not count: the caches hold the data of another part
     end_at = time.monotonic() + seconds
     took, repeated = 0.0, 0

@@ -30,7 +30,8 @@ from zmqrl.supervisor.run import check_here, initial_checkpoint, train
 
 BARE: Final[Mapping[str, type[Part]]] = {"env_step": BareGames, "act": BareForward, "gradient": BareGradient}
 WARM_UP_S: Final = 2.0  # training before the measurement: libraries choose their code, and memory is touched
-# The run of a benchmark ends by itself, begins anew, and all of its workers are its own and learn.
+# These options are refused: the run of a benchmark has its own end, starts from version 0, starts all its workers, and
+# learns.
 NOT_MEASURED: Final = (
     "updates",
     "agent_steps",
@@ -45,7 +46,8 @@ NOT_MEASURED: Final = (
 class Measured(NamedTuple):
     """The result of a benchmark, and what was measured.
 
-    ``passes`` is the number of gradient passes over each sample. ``facts`` are those of the network.
+    ``passes`` is the number of gradient passes over each sample. ``facts`` describe the network: its number format,
+    batch size and ``backward_only``.
     """
 
     efficiency: Efficiency
@@ -57,8 +59,8 @@ class Measured(NamedTuple):
 
 def check(config: Config, *, seconds: float, rounds: int) -> None:
     """Raise UsageError if ``config`` cannot be trained, or cannot be measured."""
-    require(0 < seconds < math.inf, f"--seconds {seconds:g}: a number above 0 is required.")
-    require(1 <= rounds <= 1000, f"--rounds {rounds}: a number from 1 to 1000 is required.")
+    require(0 < seconds < math.inf, f"--seconds {seconds:g}: must be above 0 and finite.")
+    require(1 <= rounds <= 1000, f"--rounds {rounds}: must be from 1 to 1000.")
     default = Config()
     for name in NOT_MEASURED:
         changed = getattr(config, name) != getattr(default, name)
@@ -72,9 +74,9 @@ def check(config: Config, *, seconds: float, rounds: int) -> None:
 
 
 def measure(config: Config, *, seconds: float, rounds: int, begin: Callable[[str], object]) -> Measured:
-    """Measure training for at least ``seconds`` in ``rounds`` rounds, each after the parts. Call ``check`` before.
+    """Measure training for at least ``seconds`` in ``rounds`` rounds, each after the parts. Call ``check`` first.
 
-    Calls ``begin`` before each measurement with a description of it. Raises ClusterError.
+    ``begin`` gets a description of each measurement before it starts. Raises ClusterError.
     """
     threads = place_run(config, [Host(name=HERE)], {HERE: CORES}).threads[worker_id(0)]
     patience = {name: os.environ.get(name, value) for name, value in PATIENCE.items()}

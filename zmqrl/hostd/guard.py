@@ -1,6 +1,6 @@
-"""The guard of a host daemon: its parent process, which does the daemon's last duty if the daemon cannot do it.
+"""The guard of a host daemon: its parent process, which ends the daemon's processes if the daemon cannot.
 
-A daemon that is stopped, or blocked by a disk, ends nothing, and the processes that it has started notice nothing. The
+A daemon that is stopped, or blocked by a disk, cannot end the processes that it has started. They do not notice. The
 guard therefore kills a daemon that has not run for ``FROZEN_S``. When a daemon has ended, its descendants become
 children of the guard, and the guard kills them. The daemon becomes the child of a guard with :func:`fork_guard`.
 
@@ -30,8 +30,8 @@ STATES = {
 def fork_guard(frozen_s: float = FROZEN_S) -> int:
     """Continue in a child of this process, and turn this process into the guard of that child.
 
-    Returns the process id of the guard. The guard keeps the signal handlers and attributes of this process that survive
-    exec, such as the signal at the death of its parent.
+    Returns the process id of the guard. The guard keeps everything that survives exec, such as the parent-death signal
+    and ignored signals.
     """
     guard, child = os.getpid(), os.fork()
     if child:
@@ -45,7 +45,8 @@ def watch(daemon: int, frozen_s: float) -> int:
 
     Then end its descendants. Returns the daemon's exit status. The reason for an unusual end goes to standard error.
 
-    Only the guard's own turns count. If both were suspended, for example with their machine, the daemon gets its time.
+    Time counts only while the guard itself runs. So a daemon is not killed because both were suspended, for example
+    with their machine.
     """
     exit_fd = os.pidfd_open(daemon)
 
@@ -83,7 +84,7 @@ def switches(pid: int) -> int:
 
 
 def state(pid: int) -> str:
-    """The state in which a process does not run, in words."""
+    """Why a process does not run, in words."""
     with contextlib.suppress(OSError):
         return STATES.get(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0], "not running")
     return "gone"

@@ -1,8 +1,8 @@
 """Ends what a dead process of a run has left: programs that it started in sessions of their own, such as game servers.
 
-A daemon becomes the parent of descendants that lost theirs. It must keep those whose process of the run lives, such as
-a server that went into the background. Each process therefore has a mark in its environment, which its descendants
-inherit. Standard library only.
+A daemon becomes the parent of descendants whose own parent died. It must not end a descendant of a process that is
+still alive, such as a server in the background. Each process therefore has a mark in its environment, which its
+descendants inherit. Standard library only.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ class _Orphan:
 
 
 class Orphans:
-    """The children of this process that it did not start, with the mark of the process that did.
+    """The children that this process did not start. Each has the mark of the process of the run that it descends from.
 
-    An orphan lacks a mark if a program chose its environment. If it appears when a process dies, it is that process's
-    orphan. Otherwise it stays until the daemon ends.
+    An orphan has no mark if a program replaced its environment. If it appears within a second of the death of a
+    process, it counts as an orphan of that process. Otherwise it lives until the daemon ends.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Orphans:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         if not left:
-            self._died = ""  # orphans that appear from now on are no longer its own
+            self._died = ""  # orphans that appear later do not belong to the dead process
         for pid in found:
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0]:

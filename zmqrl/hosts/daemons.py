@@ -261,7 +261,9 @@ class Pulse:
         return news
 
     def blamed(self, lease_s: float | None) -> str | None:
-        """The sentence about the last pause if a host has just been lost because of it: its lease ran out."""
+        """The sentence about the last pause, if this pause explains why a host was lost just now: the pause was longer
+        than the lease.
+        """
         if self._last is None or lease_s is None:
             return None
         ended_at, pause = self._last

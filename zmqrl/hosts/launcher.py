@@ -82,7 +82,7 @@ class Inspected:
 
 @dataclass(frozen=True, slots=True)
 class HostLost:
-    """A host was lost, or could still not be reached, together with its ``processes``."""
+    """A host was lost with its ``processes``, or still cannot be reached."""
 
     host: str
     why: str

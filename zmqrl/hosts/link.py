@@ -191,7 +191,7 @@ class Link:
         self._forget()
 
     def _events(self, piece: bytes) -> list[h.Event]:
-        """The events in a piece of output. Skips what startup files of the shell print before the daemon's first."""
+        """The events in a piece of output. Skip what startup files of the shell print before the first event."""
         events: list[h.Event] = []
         if not self._has_answered:
             self._printed_bytes += len(piece)

@@ -225,7 +225,7 @@ class Mirror:
         self._stuck.add(host)
         if name not in self._told:
             self._told.add(name)
-            self._news.append(f"cannot write {self.home.path / name}, which stays on {host} until it can: {error}")
+            self._news.append(f"cannot write {self.home.path / name}: {error}; {host} keeps it until it can be written")
 
     def _tail(self, name: str) -> bytes:
         """The last bytes of a file of the run directory."""

@@ -11,9 +11,9 @@ from torch import Tensor
 class Activations:
     """The outputs of a network's layers, kept from acting, so that learning only computes their gradients.
 
-    While acting, ``conv`` and ``linear`` compute one batch at a time and keep each result. After ``learn``, they return
-    what they kept of all batches, in the same order of layers, as if it came from one large batch. The gradients are
-    those of this batch, within the rounding of a layer's output, as long as the parameters are the same.
+    While acting, ``conv`` and ``linear`` compute one batch at a time and keep each result. In a pass that learns, each
+    layer returns its kept results of all batches, joined as one large batch. The gradients are those of this large
+    batch, up to rounding, as long as the parameters are the same.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Activations:
         self._learns = False
 
     def begin(self, *, learns: bool) -> None:
-        """Begin a pass through the layers: of the next batch, or, if it ``learns``, of all batches together."""
+        """Begin a pass through the layers: with ``learns``, of all batches together, otherwise of the next batch."""
         self._next, self._learns = 0, learns
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> Tensor:

@@ -213,7 +213,7 @@ class Learner:
 
     @property
     def uses_whole_rollouts(self) -> bool:
-        """Whether each gradient is that of a whole rollout, in order. Only then it can use ``Rollout.activations``."""
+        """Whether each gradient is that of a whole rollout, in order. Only then can it use ``Rollout.activations``."""
         return isinstance(self.config, BA3CConfig)
 
     def prepare(self, rollout: Rollout) -> None:

@@ -349,8 +349,8 @@ class RunMetrics:
         return _by_rank({rank: self._wall_s - self._contributed_at_s[rank] for rank in self._members - held})
 
     def mean_score(self, games: int) -> float:
-        """Mean score of the last games. Minus infinity until ``games`` games have ended, and all that were begun at the
-        start of the run.
+        """Mean score of the last games. -inf until ``games`` games, and all games begun at the start of the run, have
+        ended.
         """
         scores = self._fair_scores()
         return _mean(scores) if len(scores) >= games else -math.inf

@@ -86,7 +86,7 @@ class Cycle(NamedTuple):
 
     @property
     def worked_s(self) -> float:
-        """The time without waiting for weights."""
+        """The time that was not spent waiting for weights."""
         return max(0.0, self.pushed - self.began - self.spans["wait"])
 
 

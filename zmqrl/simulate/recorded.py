@@ -109,7 +109,7 @@ class RecordedRun:
         link: float = 1.0,
         delays: Mapping[int, float] | None = None,
     ) -> ComputeTimes:
-        """The recorded work of the ranks. Transfers of weights and gradients count as time without a core.
+        """The recorded work of the ranks. Transfers of weights and gradients count as time that needs no core.
 
         From a recording with more than ``updates`` updates, only some stretches are used: see :func:`spread`.
 

@@ -81,7 +81,7 @@ def stop_shards(
 
 
 def exit_status(reason: Reason, error: BaseException | None) -> int:
-    """The exit status of a run that ends for ``reason``, with ``error`` if one ends it."""
+    """The exit status of a run that ended for ``reason``, with ``error`` if an error ended it."""
     if isinstance(error, ZmqrlError):
         return error.exit_status
     if reason == "interrupted":

@@ -16,7 +16,7 @@ from zmqrl.rundir import RunDirectory
 from zmqrl.words import counted
 
 FINISH_WITHIN_S = 1800.0
-SCORES_TO_CONFIRM = 50  # games in training before an evaluation is to confirm their mean, and games of this evaluation
+SCORES_TO_CONFIRM = 50  # games in training before an evaluation tests their mean, and games in that evaluation
 FIRST_NEW_SEED = 2**31  # seeds from here on are those of games that no other evaluation plays
 
 
@@ -37,7 +37,7 @@ class Followers:
     """The followers of a run. If a follower dies, the process that replaces it gets the unanswered messages again.
 
     ``files`` copies checkpoints to the hosts of the followers. ``pending`` holds the unanswered messages.
-    ``confirmed_score`` is the mean score of the last evaluation that was to confirm ``stop_score``, or -inf.
+    ``confirmed_score`` is the mean score of the last evaluation for ``stop_score``, or -inf.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Followers:
             self.runner.start(name)
 
     def wants_checkpoint(self, trained_s: float) -> bool:
-        """Whether a recording is due now, or an evaluation that is to confirm ``stop_score``."""
+        """Whether a recording, or an evaluation for ``stop_score``, is due now."""
         return self.wants_to_confirm or self._is_recording_due(trained_s)
 
     def _is_recording_due(self, trained_s: float) -> bool:
@@ -78,7 +78,8 @@ class Followers:
         """Note the mean score of the last games in training, and the number of games that have ended.
 
         The best of many means is too high by chance. So ``stop_score`` counts as reached only if new games with one
-        checkpoint confirm it. After an evaluation that does not, the next try needs as many new games in training.
+        checkpoint confirm it. After an evaluation that does not, the next try waits for ``SCORES_TO_CONFIRM`` more
+        games in training.
         """
         self.episodes, wanted = episodes, self.config.stop_score
         if (
@@ -161,7 +162,7 @@ class Followers:
         return None
 
     def _busy(self) -> str:
-        at_work = [f"{name} with version {told[-1]['version']}" for name, told in self.pending.items() if told]
+        at_work = [f"the {name} (version {told[-1]['version']})" for name, told in self.pending.items() if told]
         return " and ".join(at_work)
 
     def close(self) -> None:

@@ -216,8 +216,8 @@ def test_a_contribution_that_an_asynchronous_shard_used_twice_is_reported(tmp_pa
     histories[1][7]["staleness"] = []
     histories[1][8]["staleness"] = [0, 0]
     assert violations(ended(tmp_path / "other", histories, used=24, mode="async")) == [
-        "shard 0: version 6 used a contribution of rank 0 that version 5 had used",
-        "shard 1: version 9 lists 2 ages of 1 contribution",
+        "shard 0: version 6 used a contribution of rank 0 that version 5 had already used",
+        "shard 1: version 9 lists 2 staleness values for 1 contribution",
     ]
 
 

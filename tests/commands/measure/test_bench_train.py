@@ -66,7 +66,7 @@ def test_the_sentences_tell_the_speed_the_limit_and_what_was_measured() -> None:
         "training: 1,143 agent steps/s",
         "component limit: 1,600 agent steps/s",
         "efficiency: 0.71 (0.69 to 0.74 in 2 rounds)",
-        "bare environment: 2,500 agent steps/s, of which training reaches 0.46",
+        "bare environment: 2,500 agent steps/s; training reaches 0.46 of this",
         "batches of 128; 4 passes per sample",
         "reference: 2 cores of an AMD EPYC with AVX-512",
     ):

@@ -31,7 +31,7 @@ def supervisor(files: RunFiles) -> int:
 
 
 def detached(terminal: Terminal) -> None:
-    """Wait until the command has left its run alone."""
+    """Wait until the command has returned and left its run in the background."""
     assert terminal.wait() == 0, terminal.said
     assert "the run is up and continues without this terminal" in terminal.said
     assert "zmqrl attach " in terminal.said

@@ -57,8 +57,8 @@ def status(path: Path) -> dict[str, Any]:
 
     ``state``: starting, running, stopped (the supervisor is stopped by a signal), ended, or killed (the supervisor died
     before the end). ``stalled``: the version that has stalled, and the processes that it waits for, as in
-    ``stalled.json``. ``unreachable_s``: how long each lost host has been unreachable. The ``state`` of a process on
-    another machine is null while it has a process id, else unreachable (as its host) or restarting.
+    ``stalled.json``. ``unreachable_s``: how long each lost host has been unreachable. For a process on another machine,
+    ``state`` is null if the process has a process id. Otherwise it is unreachable, like its host, or restarting.
     """
     living = Living.read(path)
     cluster = living.cluster or {}

@@ -49,13 +49,13 @@ def notes(measured: Measured) -> list[str]:
     spread = f" ({min(each):.2f} to {max(each):.2f} in {counted(len(each), 'round')})" if len(each) > 1 else ""
     share = result.steps_per_s / result.environment_steps_per_s
     passes = f"{measured.passes:g} passes per sample" if measured.passes != 1 else "1 pass per sample"
-    kept = ", backward only, because the activations of acting are kept" if facts["backward_only"] else ""
+    kept = ", backward only: acting has already computed the forward pass" if facts["backward_only"] else ""
     machines = sorted({reference.machine for reference in measured.references.values()})
     return [
         f"training: {result.steps_per_s:,.0f} agent steps/s",
         f"component limit: {result.limit_steps_per_s:,.0f} agent steps/s",
         f"efficiency: {result.efficiency:.2f}{spread}",
-        f"bare environment: {result.environment_steps_per_s:,.0f} agent steps/s, of which training reaches {share:.2f}",
+        f"bare environment: {result.environment_steps_per_s:,.0f} agent steps/s; training reaches {share:.2f} of this",
         f"alone: all workers at once; acting and gradient in batches of {facts['batch']}; {passes}{kept}",
         *(f"reference: {machine}" for machine in machines),
     ]

@@ -23,7 +23,8 @@ PIPE_BYTES = 4096  # more than any path
 def detach(command: str, arguments: Sequence[str]) -> int:
     """Run ``zmqrl COMMAND`` with ``arguments`` in a session of its own. Until the run is up, it prints to our terminal.
 
-    Returns 0 when the run is up, or its exit status if it ends before. Until then, Ctrl-C interrupts the run.
+    Returns 0 when the run is up, or the exit status of the run if the run ends before that. Until then, Ctrl-C
+    interrupts the run.
     """
     program = [sys.executable, "-P", "-m", "zmqrl", command, *(each for each in arguments if each != "--detach")]
     reader, writer = os.pipe()
@@ -60,13 +61,17 @@ def _told(path: Path, pid: int) -> int:
 
 
 def on_up() -> Callable[[RunDirectory], None] | None:
-    """If this process was started by :func:`detach`: how to tell that the run is up, and leave the terminal."""
+    """A function that reports that the run is up and leaves the terminal. None if :func:`detach` did not start this
+    process.
+    """
     starter = os.environ.pop(STARTER, None)
     return None if starter is None else partial(_leave_terminal, int(starter))
 
 
 def _leave_terminal(starter: int, directory: RunDirectory) -> None:
-    """Write what is still printed, such as the message of a crash, to the supervisor's log."""
+    """Send further output, such as the message of a crash, to the supervisor's log. Then tell the starter that the run
+    is up.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Screen):
             stream.close()

@@ -58,7 +58,7 @@ def command(arguments: list[str]) -> int:
     if options.requeue and not config.resume and requeue.is_begun(config):
         config = config_from([*rest, "--resume"], over_tcp)
     if config.detach and options.requeue:
-        raise UsageError("--detach: with --requeue, a run must not outlive the script of its job.")
+        raise UsageError("--detach and --requeue cannot be combined: the job ends with its script. Remove --detach.")
     return detach("launch", arguments) if config.detach else run(options, config)
 
 

@@ -135,13 +135,13 @@ def _used_again(lines: Sequence[Line]) -> Iterator[str]:
     for line in lines:
         if line.staleness and len(line.staleness) != len(line.ranks):
             contributions = counted(len(line.ranks), "contribution")
-            yield f"version {line.version} lists {len(line.staleness)} ages of {contributions}"
+            yield f"version {line.version} lists {counted(len(line.staleness), 'staleness value')} for {contributions}"
             continue
         for rank, age in zip(line.ranks, line.staleness, strict=False):
             on = line.version - 1 - age
             before, by = computed_on.get((line.generation, rank), (-1, 0))
             if on <= before:
-                yield f"version {line.version} used a contribution of rank {rank} that version {by} had used"
+                yield f"version {line.version} used a contribution of rank {rank} that version {by} had already used"
             computed_on[line.generation, rank] = on, line.version
 
 

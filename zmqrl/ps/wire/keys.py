@@ -144,7 +144,8 @@ class Authenticator:
     """Admits only the keys of a run to the sockets of ``context``, until :meth:`stop`.
 
     libzmq asks about the key of each new connection, in the protocol ZAP (https://rfc.zeromq.org/spec/27). The thread
-    of an Authenticator answers several times faster than that of pyzmq, which a flood of unknown keys would keep busy.
+    of an Authenticator answers several times faster than pyzmq's own thread. A flood of unknown keys would keep pyzmq's
+    thread busy.
     """
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", keys: ShardKeys) -> None:

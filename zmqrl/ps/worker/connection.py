@@ -220,7 +220,7 @@ class Connection:
             largest = max(sizes, key=lambda name: sizes[name])
             self._log.warning(
                 "a report of %d bytes was not sent: the limit is %d bytes, and %r alone takes %d. "
-                "The end of the log has the number of such reports",
+                "When the worker ends, this log shows how many reports were not sent",
                 size,
                 m.MAX_REPORT_BYTES,
                 largest,
