@@ -196,7 +196,7 @@ def test_a_page_of_one_run_names_it_with_a_dot(root: Path) -> None:
     [
         ("0.0.0.0", None, "would listen on every network"),
         ("::", 0, "would listen on every network"),
-        ("localhost", None, "an IP address is required"),
+        ("localhost", None, "must be an IP address"),
         ("192.0.2.1", 0, "cannot bind 192.0.2.1:0"),
         ("127.0.0.1", 70_000, "a number from 0 to 65535"),
     ],
