@@ -45,7 +45,7 @@ from zmqrl.supervisor import resume
 from zmqrl.supervisor.ending import write_summary
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
-from zmqrl.supervisor.salvage import hosts_of_killed_run, remove_files, salvage
+from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
 
 LOGS_BYTES = 10_000_000  # logs, metrics, histories and recordings of a short run
@@ -88,7 +88,6 @@ def train_on(
     directory = RunDirectory(path, new=config.run_dir is None)
     with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
-        hosts_before = hosts_of_killed_run(directory) if config.resume else {}
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if told := remark(config):
             news.append(told)
@@ -101,6 +100,7 @@ def train_on(
                 raise UsageError(end[1])
             resume.check_mode(config, checkpoint, directory.path)
             if end is not None:
+                remove_files(directory, news.append)
                 return _summarize(config, directory, checkpoint, news, end[0])
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):
@@ -121,8 +121,7 @@ def train_on(
             for replaced in (directory.summary, directory.trace):
                 if replaced.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
-            used = deployment.files.links
-            remove_files({host: link for host, link in hosts_before.items() if host not in used}, news.append)
+            remove_files(directory, news.append, but=deployment.files.links)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
             with page_beside(directory) if config.page else contextlib.nullcontext() as url:
                 if url is not None:  # not a notice: the log of a run can have more readers than this screen
