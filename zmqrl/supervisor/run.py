@@ -42,7 +42,7 @@ from zmqrl.ps.shard.store import store_bytes
 from zmqrl.recipes import remark
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
-from zmqrl.supervisor.ending import write_summary
+from zmqrl.supervisor.ending import correcting, write_summary
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
 from zmqrl.supervisor.salvage import remove_files, salvage
@@ -247,16 +247,12 @@ def _supervise(
         with _tracebacks_to(console.log):
             for text in news:
                 console.notice(text)
-            supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter, leave)
-            with _interrupts(supervisor):
-                reason = supervisor.run()
-        if config.profile:
-            traced = range(checkpoint.version, checkpoint.version + config.profile)
-            arrows = config.mode == "sync"
-            recording = Recording.read(directory.profile, traced)
-            for text in write_trace(recording, directory.trace, traced, arrows=arrows):
-                console.notice(text)
-            console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
+            session = supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter, leave)
+            with correcting(directory.summary, lambda: session.is_connected):
+                with _interrupts(supervisor):
+                    reason = supervisor.run()
+                if config.profile:
+                    _trace(config, directory, checkpoint, console.notice)
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
     except KeyboardInterrupt:  # a second Ctrl-C while the run was ending
         if supervisor is not None and supervisor.saved:
@@ -275,6 +271,16 @@ def _supervise(
     if reason != "interrupted":
         return 0
     return TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else INTERRUPTED
+
+
+def _trace(config: Config, directory: RunDirectory, start: Checkpoint, notice: Callable[[str], None]) -> None:
+    """Write the trace of the first versions of a session that began at the checkpoint ``start``."""
+    assert config.profile is not None
+    traced = range(start.version, start.version + config.profile)
+    recording = Recording.read(directory.profile, traced)
+    for text in write_trace(recording, directory.trace, traced, arrows=config.mode == "sync"):
+        notice(text)
+    notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
 
 
 @contextlib.contextmanager
