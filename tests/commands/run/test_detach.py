@@ -13,7 +13,8 @@ from support.terminal import Terminal, on_a_terminal
 
 pytestmark = pytest.mark.processes
 
-TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--detach", "--run-dir")
+# The limit ends a run that outlives its test, because the test was killed.
+TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--minutes", "10", "--detach", "--run-dir")
 
 
 @pytest.fixture
