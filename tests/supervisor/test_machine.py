@@ -14,7 +14,7 @@ from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
-from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, ScheduleEnd, SupervisorMachine
+from zmqrl.supervisor.machine import STOP_WITHIN_S, WANTED_AGAIN_S, Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.membership import SHRINK_AFTER_S
 from zmqrl.supervisor.processes import (
     FAILURES_IN_A_ROW,
@@ -328,6 +328,36 @@ def test_a_follower_can_ask_for_a_checkpoint_before_it_is_due(run: Run) -> None:
     run.feed(e.CheckpointWanted())
     run.ticks(1.0)
     assert len(run.told(e.TakeCheckpoint)) == 1
+
+
+def keep_asking(run: Run, seconds: float) -> list[e.TakeCheckpoint]:
+    """A follower asks for a checkpoint at every turn. Returns the checkpoints that are fetched."""
+    since = len(run.actions)
+    for _ in range(round(seconds / TURN_S)):
+        run.feed(e.CheckpointWanted())
+        run.ticks(TURN_S, versions=True)
+    return run.told(e.TakeCheckpoint, since)
+
+
+def test_checkpoints_that_a_follower_asks_for_on_a_full_disk_are_rare_and_reported_once(run: Run) -> None:
+    act = run.act
+
+    def fill_disk(action: e.Action) -> None:
+        if isinstance(action, e.TakeCheckpoint):
+            run.feed(e.CheckpointFailed(action.version, "no space"))
+        else:
+            act(action)
+
+    run.act = fill_disk  # type: ignore[method-assign]
+    assert 1 <= len(keep_asking(run, WANTED_AGAIN_S)) <= 2
+    assert len(keep_asking(run, 3 * WANTED_AGAIN_S)) in (2, 3)
+    assert len(run.told(e.Notice)) == 1
+    run.act = act  # type: ignore[method-assign]
+    assert keep_asking(run, WANTED_AGAIN_S + 5.0), "there is space again"
+    run.act = fill_disk  # type: ignore[method-assign]
+    since = len(run.actions)
+    assert keep_asking(run, 5.0), "a written checkpoint ends the delay"
+    assert len(run.told(e.Notice, since)) == 1
 
 
 def test_a_run_shrinks_to_the_live_workers_and_grows_again() -> None:

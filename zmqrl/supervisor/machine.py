@@ -21,6 +21,7 @@ ASK_EVERY_S = 0.2
 ASK_AT_FIRST_EVERY_S = 0.05  # until the training time starts
 START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
+WANTED_AGAIN_S = 30.0  # time between a failed checkpoint and the next one that a follower asks for
 STOP_WITHIN_S = 30.0
 
 
@@ -84,6 +85,7 @@ class SupervisorMachine:
         self.checkpoint_every_s = checkpoint_every_s
         self.checkpoint_due_at = float("inf")
         self.checkpoint_version: int | None = None  # the version that shards must copy
+        self._checkpoint_failed_at: float | None = None  # None once a checkpoint has been written
         self._start_by: float | None = None
         self._stop_by = float("inf")
         self._asked_at = 0.0
@@ -150,15 +152,19 @@ class SupervisorMachine:
             case e.NotLoaded(why):
                 return [e.Notice(f"cannot roll back yet: {why}")]
             case e.CheckpointWanted():
-                self.checkpoint_due_at = min(self.checkpoint_due_at, now)
+                failed_at = self._checkpoint_failed_at
+                if failed_at is None or now - failed_at >= WANTED_AGAIN_S:
+                    self.checkpoint_due_at = min(self.checkpoint_due_at, now)
                 return []
             case e.CheckpointWritten(versions):
+                self._checkpoint_failed_at = None
                 self.shards.checkpointed(versions)
                 self._next_checkpoint(now)
                 return []
             case e.CheckpointFailed(version, why):
+                is_first, self._checkpoint_failed_at = self._checkpoint_failed_at is None, now
                 self._next_checkpoint(now)
-                return [e.Notice(f"checkpoint of version {version} postponed: {why}")]
+                return [e.Notice(f"checkpoint of version {version} postponed: {why}")] if is_first else []
             case e.Figures():
                 self.figures = event
                 return []
