@@ -282,3 +282,24 @@ def test_a_file_that_cannot_be_written_here_stays_on_its_host_until_it_can(world
     assert world.mirror.take_news() == []
     assert world.mirror.copy_back(world.answer, within_s=60) == []
     assert world.at_home(NAME) == lines(1, 5)
+
+
+def test_a_kind_of_files_that_cannot_be_written_here_is_reported_once(world: World) -> None:
+    world.begin()
+    for block in range(5):
+        world.hosts["h2"].write(f"profile/worker-0.7.{block}.trace.blocks", "a longer block")
+    with file_size_limit(10):
+        for block in range(4):  # the oldest file on the host is always another one
+            world.look()
+            (world.hosts["h2"].place / f"profile/worker-0.7.{block}.trace.blocks").unlink()
+    assert len(world.mirror.take_news()) == 1
+    world.hosts["h1"].write(NAME, lines(1, 5))
+    with file_size_limit(10):
+        world.look()
+    assert [str(world.home.path / NAME) in text for text in world.mirror.take_news()] == [True]
+    world.look()
+    assert world.at_home("profile/worker-0.7.4.trace.blocks") == "a longer block"
+    world.hosts["h2"].write("profile/worker-0.7.5.trace.blocks", "a longer block")
+    with file_size_limit(10):
+        world.look()
+    assert len(world.mirror.take_news()) == 1

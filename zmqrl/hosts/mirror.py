@@ -43,7 +43,7 @@ class Mirror:
         self._begun = False  # whether this session's processes write: their files replace ours
         self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
         self._stuck: set[str] = set()  # hosts of files that this machine could not write since the last listing
-        self._told: set[str] = set()  # the files that the user knows this machine cannot write
+        self._told: set[str] = set()  # the folders of files that the user knows this machine cannot write
         self._news: list[str] = []
         self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
@@ -152,7 +152,7 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """Sentences about files that this machine cannot write. Each is returned once. The hosts keep these files."""
+        """One sentence for each kind of files that this machine cannot write. The hosts keep these files."""
         news, self._news = self._news, []
         return news
 
@@ -218,13 +218,13 @@ class Mirror:
 
     def _write(self, host: str, name: str, offset: int, data: bytes) -> None:
         """Write a piece of a file. If that fails, try again after the next listing."""
-        error = files.write(self.home.path, name, offset, data)
+        folder, error = name.partition("/")[0], files.write(self.home.path, name, offset, data)
         if error is None:
-            self._told.discard(name)
+            self._told.discard(folder)
             return
         self._stuck.add(host)
-        if name not in self._told:
-            self._told.add(name)
+        if folder not in self._told:  # one notice for all files of a kind
+            self._told.add(folder)
             self._news.append(f"cannot write {self.home.path / name}: {error}; {host} keeps it until it can be written")
 
     def _tail(self, name: str) -> bytes:
