@@ -225,6 +225,33 @@ def test_a_rollback_cuts_each_history_to_the_version_of_its_shard(world: World) 
     assert [last_version(world.home.history(shard)) for shard in (0, 1)] == [7, 9]
 
 
+@pytest.mark.parametrize("in_transit", [False, True])
+def test_a_history_that_cannot_be_rolled_back_here_is_copied_again_from_its_host(
+    world: World, in_transit: bool
+) -> None:
+    host = world.hosts["h1"]
+    world.begin()
+    host.write(NAME, lines(1, 15))
+    world.look()
+    world.home.history(0).with_name("shard-0.before-generation-2.jsonl").mkdir()  # so even root cannot write this file
+    if in_transit:
+        host.write(NAME, lines(1, 16))
+        world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
+    answer = host.answer() if in_transit else None
+    world.mirror.rewind(lambda shard: 7, generation=2)
+    (told,) = world.mirror.take_news()
+    assert told.startswith(f"cannot write {world.home.history(0)}: ")
+    assert told.endswith("; it is copied again from h1")
+    host.write(NAME, lines(1, 7) + lines(8, 12, generation=2))
+    if answer is not None:
+        world.mirror.take("h1", answer)
+    with file_size_limit(100):
+        world.look()
+    assert len(world.mirror.take_news()) == 1, "there is no space yet"
+    world.look()
+    assert world.at_home(NAME) == host.read(NAME)
+
+
 def test_a_file_in_transit_still_arrives_after_its_host_was_lost(world: World) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 5))

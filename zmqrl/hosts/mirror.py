@@ -1,13 +1,14 @@
 """Copies files between the run directory and the hosts of a run: histories in, checkpoints out."""
 
 import base64
+import contextlib
 import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
 from zmqrl.checkpoint import MANIFEST, MODEL, name_of
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, refusal
 from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import Link
@@ -115,17 +116,25 @@ class Mirror:
                     link.send(h.List(COMES_HOME))
 
     def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
-        """Roll back the copies of the histories, as each shard rolls back its own history."""
+        """Roll back the copies of the histories, as each shard rolls back its own history.
+
+        If that fails, as on a full disk, remove the copy: it is copied again from the host of the shard.
+        """
         for process, host in self.host_of.items():
             if process.role != "shard" or host not in self.links:
                 continue
             path = self.home.path / _history(process.number)
-            if path.exists():
-                history = History(path)
-                history.rewind(version_of(process.number), generation)
-                history.close()
-                if self._fetching.get(host) == _history(process.number):
-                    self._fetching[host] = OUTDATED
+            if not path.exists():
+                continue
+            if self._fetching.get(host) == _history(process.number):
+                self._fetching[host] = OUTDATED
+            try:
+                with contextlib.closing(History(path)) as history:
+                    history.rewind(version_of(process.number), generation)
+            except (ClusterError, OSError) as error:
+                path.unlink()
+                why = refusal(error, path) if isinstance(error, OSError) else str(error)
+                self._news.append(f"{why.rstrip('.')}; it is copied again from {host}")
 
     def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns the hosts whose files are
@@ -152,7 +161,9 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """One sentence for each kind of files that this machine cannot write. The hosts keep these files."""
+        """One sentence for each kind of files that this machine cannot write, which the hosts keep, and for each failed
+        rollback of a history. Each sentence is returned once.
+        """
         news, self._news = self._news, []
         return news
 
