@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from zmqrl.errors import DISK_IS_FULL
-from zmqrl.hosts.launcher import Exited, HostLost, Inspected
+from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard.events import View
@@ -230,6 +230,21 @@ def test_a_rollback_that_waits_too_long_for_a_shard_ends_the_run(run: Run) -> No
     run.start_shard(0)
     fails = [action for action in run.ticks(LOAD_WITHIN_S + 2.0) if isinstance(action, e.Fail)]
     assert fails[0] == e.Fail("waited 60 s for shard 1.")
+
+
+def test_a_rollback_waits_for_a_lost_host_as_long_as_the_run_does(run: Run) -> None:
+    run.kill_shard(0)
+    run.start_shard(0)  # without its state
+    run.stands.pop(1)
+    run.feed(e.ProcessDied(Exited(shard_id(1), -9, "", 0.0, "host h2 is lost: no route", with_host=True)))
+    run.feed(e.HostChanged(HostLost("h2", "no route", (shard_id(1),))))
+    run.ticks(5 * LOAD_WITHIN_S)
+    assert run.told(e.Fail) == []
+    run.feed(e.HostChanged(HostBack("h2")))
+    run.ticks(LOAD_WITHIN_S - 1.0)
+    assert run.told(e.Fail) == []
+    run.ticks(2.0)
+    assert run.told(e.Fail)[0] == e.Fail("waited 60 s for shard 1."), "the host is back, but the shard is not"
 
 
 def test_a_quorum_of_workers_can_report_that_a_shard_has_lost_versions(run: Run) -> None:

@@ -281,6 +281,8 @@ class SupervisorMachine:
         for process in silent:
             if process.role == "shard":
                 shards.stats.pop(process.number, None)
+        if any(processes.unreachable_s(shard_id(shard), now) is not None for shard in shards.down):
+            shards.rollback_at = None  # a rollback waits for lost hosts, too
         actions += told + shards.roll_back(self.membership.view, now, self.elapsed(now))
         processes.hear_workers(shards.stats.values(), now)
         if shards.rollback is None and shards.all_told:
