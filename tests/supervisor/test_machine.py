@@ -712,6 +712,32 @@ def test_a_worker_that_leaves_an_ending_run_is_not_restarted(run: Run) -> None:
     assert run.told(e.TellDeath) == []
 
 
+@pytest.mark.parametrize(("left", "silent_s"), [(20, 0.0), (10_000, 3.0)])
+def test_a_worker_that_leaves_when_the_run_may_be_over_has_not_failed(left: int, silent_s: float) -> None:
+    run = Run(limits=Limits(updates=20 + left))
+    run.ticks(1.0)
+    run.feed(e.Figures(0, 0.0, 20.0))
+    run.ticks(20 * TURN_S, versions=True)
+    assert max(run.machine.shards.seen.values()) == 20
+    del run.stands[1]  # the supervisor no longer hears this shard
+    run.ticks(silent_s)
+    for _ in range(FAILURES_IN_A_ROW):
+        run.feed(died(worker_id(0), status=0))
+    assert run.machine.processes.first_death is None
+    assert not run.machine.processes.hopeless
+
+
+def test_a_worker_that_ends_itself_long_before_the_end_of_a_run_has_failed() -> None:
+    run = Run(limits=Limits(updates=10_000), quorum=3)
+    run.ticks(1.0)
+    run.feed(e.Figures(0, 0.0, 20.0))
+    for _ in range(FAILURES_IN_A_ROW):
+        run.feed(died(worker_id(0), status=0))
+    assert run.machine.processes.first_death == died(worker_id(0), status=0).exited
+    (failed,) = run.told(e.Fail)
+    assert failed.why.startswith("worker-0 died 4 times in a row (exit status 0)")
+
+
 def test_a_failed_assertion_lists_the_last_events(run: Run) -> None:
     run.kill_shard(0)
     run.machine.shards.seen[1] = -1

@@ -211,8 +211,7 @@ class SupervisorMachine:
         is_full = exited.status == DISK_IS_FULL and self.state != "starting"
         if is_full:
             self.shards.rollback_at = None  # a rollback waits, too
-        # The shards of a run with an end may have dismissed the worker before they could tell this supervisor.
-        dismissed = process.role == "worker" and exited.status == 0 and self.shards.stop_at is not None
+        dismissed = process.role == "worker" and exited.status == 0 and self._may_be_over(now)
         actions = self.processes.died(exited, now, counts=not dismissed, excused=dismissed, is_full=is_full)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
@@ -223,6 +222,17 @@ class SupervisorMachine:
             too_long = f"the disk of {process} was full for {SPACE_WITHIN_S:g} s: free some space, then use --resume."
             actions.append(e.Fail(too_long if is_full else why))
         return actions
+
+    def _may_be_over(self, now: float) -> bool:
+        """Whether the shards may have made the last version, and dismissed the workers, before they could tell this
+        supervisor.
+        """
+        shards = self.shards
+        if shards.stop_at is None:
+            return False
+        silent_s = max(self.processes.silent_s(shard_id(shard), now) for shard in shards.numbers)
+        in_touch = shards.all_told and silent_s <= GREET_AGAIN_S
+        return not in_touch or self._soon_after(max(shards.seen.values())) >= shards.stop_at
 
     def _hopelessness(self, exited: Exited, now: float) -> str:
         """Why a process is not restarted any more: a verb phrase about it."""
@@ -357,8 +367,12 @@ class SupervisorMachine:
         if wanted is None or any(each.version > wanted and each.captured != wanted for each in stats.values()):
             # Choose a version so far ahead that the request reaches every shard before the shard makes that version.
             newest = max(each.version for each in stats.values())
-            wanted = self.checkpoint_version = newest + 2 + int(self.figures.updates_per_s)
+            wanted = self.checkpoint_version = self._soon_after(newest)
         return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
+
+    def _soon_after(self, version: int) -> int:
+        """The version that the run makes about a second after ``version``."""
+        return version + 2 + int(self.figures.updates_per_s)
 
     def _next_checkpoint(self, now: float) -> None:
         self.checkpoint_version, self.checkpoint_due_at = None, now + self.checkpoint_every_s
