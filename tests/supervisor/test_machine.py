@@ -456,6 +456,13 @@ def test_workers_do_not_count_as_silent_while_no_shard_is_up(run: Run) -> None:
     assert not run.told(e.KillProcess)
 
 
+def test_a_status_of_a_worker_never_means_that_a_disk_is_full(run: Run) -> None:
+    for rank in range(2):
+        for _ in range(FAILURES_IN_A_ROW):
+            run.feed(died(worker_id(rank), DISK_IS_FULL))
+    assert run.told(e.Fail) == [e.Fail("worker-1 died 4 times in a row (exit status 28)\n  | the end")]
+
+
 def test_a_rollback_waits_for_a_shard_whose_disk_is_full(run: Run) -> None:
     run.ticks(1.0)
     run.kill_shard(1)

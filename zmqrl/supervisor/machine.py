@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
-from zmqrl.errors import DISK_IS_FULL
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
@@ -208,7 +207,7 @@ class SupervisorMachine:
             self.shards.on_exit(process.number)
         elif self.state == "ending" and exited.status == 0:
             return []
-        is_full = exited.status == DISK_IS_FULL and self.state != "starting"
+        is_full = exited.is_full and self.state != "starting"
         if is_full:
             self.shards.rollback_at = None  # a rollback waits, too
         dismissed = process.role == "worker" and exited.status == 0 and self._may_be_over(now)
