@@ -198,7 +198,7 @@ def test_a_page_of_one_run_names_it_with_a_dot(root: Path) -> None:
         ("::", 0, "would listen on every network"),
         ("localhost", None, "must be an IP address"),
         ("192.0.2.1", 0, "cannot bind 192.0.2.1:0"),
-        ("127.0.0.1", 70_000, "a number from 0 to 65535"),
+        ("127.0.0.1", 70_000, "must be from 0 to 65535"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused(address: str, port: int | None, sentence: str) -> None:
