@@ -3,7 +3,9 @@
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -90,7 +92,7 @@ def page(
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=1e3 * WITHIN_S)
         try:
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             page.set_default_timeout(1e3 * WITHIN_S)
             errors: list[str] = []
             page.on("pageerror", lambda error: errors.append(str(error)))
@@ -101,6 +103,30 @@ def page(
             assert errors == []
         finally:
             browser.close()
+
+
+@pytest.fixture
+def other() -> "Iterator[tuple[int, list[str]]]":
+    """The port of another server, and the headers of the requests that it got."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(str(self.headers))
+            self.send_response(204 if self.path == "/favicon.ico" else 200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Write nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_port, asked
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +148,18 @@ def show(page: "Page", view: str) -> None:
 
 def test_the_token_leaves_the_address_bar(page: "Page", served: ServedPage) -> None:
     show(page, "#/")
-    assert page.url == f"http://127.0.0.1:{served.port}/#/"
+    assert page.url == f"http://127.0.0.1:{served.port}{served.base}/#/"
     assert page.evaluate("document.cookie") == ""
+
+
+def test_another_server_on_the_same_host_name_gets_no_cookie(page: "Page", other: "tuple[int, list[str]]") -> None:
+    port, asked = other
+    assert page.context.cookies()
+    visit = page.context.new_page()
+    visit.goto(f"http://127.0.0.1:{port}/", wait_until="domcontentloaded")
+    visit.close()
+    assert asked
+    assert "cookie" not in " ".join(asked).lower()
 
 
 def test_the_curves_of_the_chosen_runs_are_drawn(page: "Page") -> None:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from support.page_rig import WITHIN_S, ServedPage, served_page
+from support.page_rig import WITHIN_S, Answer, ServedPage, served_page
 from support.record_rig import row, run_directory, summary
 from support.rig import ending, eventually, is_alive
 
@@ -44,21 +45,37 @@ def page(root: Path) -> Iterator[ServedPage]:
 
 
 def test_the_printed_address_gives_a_cookie_that_no_script_and_no_other_site_can_use(page: ServedPage) -> None:
-    answer = page.ask(page.url.partition(str(page.port))[2], cookie="")
+    token = parse_qs(urlsplit(page.url).query)["token"][0]
+    answer = page.ask(f"/?token={token}", cookie="")
     assert answer.status == 200
     assert b'http-equiv="refresh" content="0;url=./"' in answer.body  # the token leaves the address bar
     attributes = {part.strip().lower() for part in answer.headers["set-cookie"].split(";")[1:]}
     assert {"httponly", "samesite=strict"} <= attributes
+    assert f"Path={page.base}/" in answer.headers["set-cookie"]  # for no path of another server on this host name
+    assert len(page.base) > 16
+    assert token not in str(answer.headers)  # the cookie holds something that only the token gives
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 
 @pytest.mark.parametrize("path", ["/", "/?token=wrong", "/?token=", "/api/runs", "/static/page.js", "/video", "/none"])
 def test_without_the_token_nothing_is_answered(page: ServedPage, path: str) -> None:
-    for cookie in ("", page.cookie + "x", page.cookie.partition("=")[0] + "="):
-        answer = page.ask(path, cookie=cookie)
-        assert answer.status == 403
-        assert b"token" in answer.body
-        assert "set-cookie" not in answer.headers
+    name, token = page.cookie.partition("=")[0], page.url.partition("token=")[2]
+    for cookie in ("", page.cookie + "x", f"{name}=", f"{name}={token}"):
+        assert_refused(page.ask(path, cookie=cookie))
+
+
+@pytest.mark.parametrize("path", ["/", "/api/runs", "/static/page.js"])
+def test_only_the_path_of_the_printed_address_is_answered(page: ServedPage, path: str) -> None:
+    for base in ("", "/api", page.base[:-1], page.base + "x", "/" + page.base):
+        assert_refused(page.ask(path, base=base))
+        assert_refused(page.ask(f"{path}?{urlsplit(page.url).query}", base=base, cookie=""))
+    assert_refused(page.ask(""))
+
+
+def assert_refused(answer: Answer) -> None:
+    assert answer.status == 403
+    assert b"token" in answer.body
+    assert "set-cookie" not in answer.headers
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.2", "x"])

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from zmqrl.json_lines import nulled
 from zmqrl.observe.records import differing
@@ -28,8 +28,8 @@ TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascrip
 MOST_RUNS = 500  # in one chart
 
 
-def make_app(root: Path, *, token: str, address: str) -> Starlette:
-    """The page of the runs at and below ``root``."""
+def make_app(root: Path, *, token: str, base: str, address: str) -> Starlette:
+    """The page of the runs at and below ``root``. All paths of its requests are below the path ``base``."""
     page = Page(Runs(root))
     # Videos are not compressed: a browser asks for ranges of their bytes.
     compressed = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)]
@@ -43,12 +43,13 @@ def make_app(root: Path, *, token: str, address: str) -> Starlette:
         "/api/log": page.log,
         "/api/settings": page.settings,
     }
+    routes = [
+        Route("/video", page.video),
+        *(Route(path, text, middleware=compressed) for path, text in texts.items()),
+    ]
     return Starlette(
-        routes=[
-            Route("/video", page.video),
-            *(Route(path, text, middleware=compressed) for path, text in texts.items()),
-        ],
-        middleware=[Middleware(Guard, token=token, address=address)],
+        routes=[Mount(base, routes=routes)],
+        middleware=[Middleware(Guard, token=token, base=base, address=address)],
     )
 
 
