@@ -1,5 +1,7 @@
 """The page's answers over HTTP: who gets one, and what is in it. Each test talks to a real ``zmqrl serve``."""
 
+import asyncio
+import hmac
 import json
 import os
 import signal
@@ -8,16 +10,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from starlette.applications import Starlette
+from starlette.types import Message, Scope
 from support.page_rig import WITHIN_S, Answer, ServedPage, served_page
 from support.record_rig import row, run_directory, summary
 from support.rig import ending, eventually, is_alive
 
 from zmqrl.errors import UsageError
 from zmqrl.page import server
+from zmqrl.page.app import make_app
+from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.page.server import check_installed, listen
+from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.processes
 VIDEO = bytes(range(256)) * 40
@@ -32,6 +40,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "videos" / "v00000010.mp4").write_bytes(VIDEO)
     (run / "logs").mkdir()
     (run / "logs" / "worker-0.log").write_text("one\ntwo\nthr")
+    (root / "seed-1" / "logs").mkdir()
+    (root / "seed-1" / "logs" / "worker-0.log").write_text("alone\n")
     (root.parent / "secret.mp4").write_text("secret")
     (run / "videos" / "link.mp4").symlink_to(root.parent / "secret.mp4")
     return root
@@ -178,6 +188,50 @@ def test_a_log_is_followed_line_by_line(page: ServedPage, root: Path) -> None:
     with log.open("a") as file:
         file.write("ee\nfour\n")
     assert page.json("log", run="seed-2", process="worker-0", after=8)["lines"] == ["three", "four"]
+
+
+def test_an_offset_beyond_every_file_gives_the_end_of_the_log(page: ServedPage) -> None:
+    for after in ("9" * 19, "9" * 5000, "-1", "1e3", "x"):
+        assert page.json("log", run="seed-1", process="worker-0", after=after)["lines"] == ["alone"]
+
+
+def test_a_run_that_is_being_deleted_is_not_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(root, token="token", base="/base/", address="127.0.0.1")
+
+    def deleted(_: Runs, name: str) -> RunDirectory:
+        raise UnknownRun(name)
+
+    def gone(_: Runs, name: str) -> dict[str, Any]:
+        raise FileNotFoundError(2, "No such file or directory", name)
+
+    monkeypatch.setattr(Runs, "overview", gone)
+    assert status(app, "/base/api/run", "run=seed-1") == 404
+    assert status(app, "/base/api/runs") == 200
+    monkeypatch.setattr(Runs, "find", deleted)
+    for view in ("run", "charts", "timing", "log", "settings"):
+        assert status(app, f"/base/api/{view}", "run=seed-1") == 404
+
+
+def status(app: Starlette, path: str, query: str = "") -> int:
+    """The status of the answer of ``app`` to a browser that has the cookie."""
+    found: list[int] = []
+    cookie = f"zmqrl={hmac.digest(b'token', b'cookie', 'sha256').hex()}".encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        found.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+    scope: Scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [(b"host", b"localhost"), (b"cookie", cookie)],
+    }
+    asyncio.run(app(scope, receive, send))
+    return found[0]
 
 
 def test_a_new_run_and_a_new_row_appear(page: ServedPage, root: Path) -> None:
