@@ -246,7 +246,7 @@ def test_a_new_run_and_a_new_row_appear(page: ServedPage, root: Path) -> None:
     assert versions()["new"] == 50
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal.Signals) -> None:
     with served_page(root) as page:
         page.open()
@@ -254,12 +254,6 @@ def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal
         page.process.send_signal(number)
         assert page.process.wait(WITHIN_S) == (130 if number == signal.SIGINT else -signal.SIGTERM)
         waiting.close()
-
-
-def test_a_page_of_one_run_names_it_with_a_dot(root: Path) -> None:
-    with served_page(root / "seed-1") as page:
-        page.open()
-        assert [run["name"] for run in page.json("runs")["runs"]] == ["."]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +299,7 @@ with page_beside(RunDirectory(Path(sys.argv[1]))) as url:
 """
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
     run = run_directory(tmp_path / "run", [row(1)])
     command, pipe = [sys.executable, "-c", PARENT, str(run)], subprocess.PIPE
@@ -314,7 +308,7 @@ def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -
         assert parent.stdout is not None
         page = ServedPage(parent.stdout.readline().strip(), parent)
         eventually(lambda: _answers(page), "the page answers")
-        assert [each["version"] for each in page.json("runs")["runs"]] == [10]
+        assert [(each["name"], each["version"]) for each in page.json("runs")["runs"]] == [(".", 10)]
         (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         assert os.getpriority(os.PRIO_PROCESS, int(child)) >= 10  # it gives way to the run
         if killed:
