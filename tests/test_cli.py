@@ -341,7 +341,10 @@ COUNTERS = Counters(version=40, agent_steps=5000).to_json()
 def test_resuming_a_run_that_has_reached_its_end_is_refused(refused: Refused, options: str, names: str) -> None:
     path = finished_run(refused.where / "run", counters=COUNTERS)
     (path / "summary.json").touch()
-    (path / "evaluations.jsonl").write_text('{"version": 40, "mean": 9.0}\n', encoding="utf-8")
+    (path / "evaluations.jsonl").write_text(
+        '{"version": 40, "mean": 9.0, "seeds": [2147483648]}\n{"version": 40, "mean": 1.0, "seeds": [0]}\n',
+        encoding="utf-8",
+    )
     assert names.format(path) in refused.sentence("train", "--run-dir", str(path), "--resume", *options.split())
 
 

@@ -1,6 +1,7 @@
 """The loop of a worker, with a connection that gives the weights of planned versions."""
 
 import logging
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Literal, cast
@@ -8,9 +9,11 @@ from typing import Literal, cast
 import numpy as np
 import pytest
 
+from zmqrl.config import Config
 from zmqrl.learner.dummy import DUMMY_ID
 from zmqrl.learner.games import EnvConfig
 from zmqrl.learner.losses import BA3CConfig
+from zmqrl.learner.networks import ConvPolicy, NetworkConfig, make_model
 from zmqrl.observe.spans import Spans
 from zmqrl.ps.worker.connection import Connection, PulledWeights
 from zmqrl.recipes import RECIPES
@@ -46,18 +49,40 @@ class PlannedConnection:
         pass
 
 
-@pytest.mark.parametrize(("mode", "versions"), [("sync", [4, 4]), ("async", [4, 6])], ids=["no-lag", "lag"])
-def test_a_gradient_is_that_of_its_weights_whatever_the_lag(
-    mode: Literal["sync", "async"], versions: list[int]
-) -> None:
-    config = replace(
+def config_of(mode: Literal["sync", "async"], model: str = "small") -> Config:
+    return replace(
         RECIPES["dba3c-breakout"](),
         env=DUMMY_ID,
-        model="small",
+        model=model,
+        network=NetworkConfig(),
         ba3c=BA3CConfig(rollout_steps=3),
         envs=EnvConfig(num_envs=2),
         mode=mode,
     )
+
+
+def subclass(observation_shape: tuple[int, ...], num_actions: int) -> ConvPolicy:
+    """A user's network that inherits from ours."""
+    model = make_model("small", observation_shape, num_actions)
+    model.__class__ = type("Mine", (ConvPolicy,), {})
+    return cast(ConvPolicy, model)
+
+
+@pytest.mark.parametrize(
+    ("mode", "model"), [("async", "small"), ("sync", f"{__name__}:subclass")], ids=["mixed-weights", "own-network"]
+)
+def test_activations_are_not_kept_if_the_weights_or_the_layers_can_differ(
+    mode: Literal["sync", "async"], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, __name__.partition(".")[0], sys.modules[__name__])
+    actor_learner = ActorLearner(config_of(mode, model), 0, 0, threads=1, spans=Spans())
+    actor_learner.envs.close()
+    assert not actor_learner.player._keeps_activations
+
+
+@pytest.mark.parametrize("versions", [[4, 4], [4, 5]], ids=["no-lag", "lag"])
+def test_a_gradient_is_that_of_its_weights_whatever_the_lag(versions: list[int]) -> None:
+    config = config_of("sync")
     found = []
     for keeps in (True, False):
         actor_learner = ActorLearner(config, 0, 0, threads=1, spans=Spans())

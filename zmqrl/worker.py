@@ -103,7 +103,9 @@ class ActorLearner:
         self.parameters = FlatParameters(model)
         loss = load_loss(config.loss, config.algorithm) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
-        keeps = isinstance(model, ConvPolicy) and self.learner.uses_whole_rollouts
+        # In asynchronous mode, slices of several versions can make weights that have the number of the oldest one. A
+        # subclass may call its layers in another way.
+        keeps = type(model) is ConvPolicy and self.learner.uses_whole_rollouts and config.mode == "sync"
         self.player = Player(model, self.envs, seed, device, spans, keeps_activations=keeps)
         self.rollout = Rollout(
             steps=config.algorithm.rollout_steps,

@@ -491,7 +491,7 @@ def test_an_error_names_an_unusable_directory(place: Place, where: Path) -> None
     events: list[Event] = []
 
     def has_said() -> bool:
-        events.extend(launcher.poll())
+        events.extend(event for event in launcher.poll() if isinstance(event, Exited))
         return bool(events)
 
     eventually(has_said, "its end", WITHIN_S)

@@ -55,6 +55,12 @@ class Host:
             self.said.append(event.line)
 
 
+@pytest.fixture(autouse=True)
+def no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a test runs in this process leaves a path to the checkout, which would hide the wheel."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 def ask(python: str, code: str) -> Any:
     return json.loads(
         subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd="/", timeout=180).stdout

@@ -157,6 +157,17 @@ def test_a_score_that_new_games_do_not_confirm_is_tried_again_after_fifty_games_
     confirming.on_scores(10.0, 127)
 
 
+def test_a_run_that_ends_does_not_wait_for_a_score_to_be_confirmed(
+    confirming: Followers, runner: Runner, notices: Notices
+) -> None:
+    confirming.on_scores(10.0, 60)
+    confirming.on_checkpoint(200, 20.0)
+    confirming.finish(300, 30.0, lambda: pytest.fail("it waits"), lambda: False)
+    confirming.on_answer(evaluation(200, mean=9.0))
+    assert confirming.confirmed_score == -float("inf")
+    assert not any("the run continues" in text for text in notices.texts)
+
+
 def test_damaged_evaluations_do_not_stop_a_run(
     followers: Followers, runner: Runner, notices: Notices, tmp_path: Path
 ) -> None:

@@ -75,7 +75,7 @@ class _BareNetwork:
         self.observations = rollout.observations[0]
         put_frames(self.observations, seen.astype(spec.observation_dtype))
         is_ours = isinstance(self.model, ConvPolicy)
-        keeps = is_ours and Learner(self.model, settings.algorithm, seed=0).uses_whole_rollouts
+        keeps = type(self.model) is ConvPolicy and Learner(self.model, settings.algorithm, seed=0).uses_whole_rollouts
         self.facts = {
             "compute": str(self.model.dtype if is_ours else torch.float32).removeprefix("torch."),
             "batch": self.samples,

@@ -1,7 +1,7 @@
 """The evaluator and the recorder: processes that get checkpoints and answer with an evaluation or a video."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,8 +147,12 @@ class Followers:
         self, version: int, trained_s: float, look_after: Callable[[], None], hurried: Callable[[], bool]
     ) -> None:
         """Wait for the answers to the last checkpoint, or until ``hurried()`` is true. ``look_after`` is called
-        repeatedly.
+        repeatedly. Do not wait for an evaluation for ``stop_score``, because the run has already ended.
         """
+        if self.confirming is not None:
+            self.confirming = None
+            if not self.config.evaluator:
+                self.pending[EVALUATOR] = []
         self.on_checkpoint(version, trained_s, last=True)
         give_up_at, told = time.monotonic() + FINISH_WITHIN_S, False
         while (busy := self._busy()) and not hurried():
@@ -188,6 +192,11 @@ class Followers:
             for each in self.pending:
                 self.files.drop_checkpoint(each, settled)
         self.runner.worked(process)
+
+
+def is_for_stop_score(evaluation: Mapping[str, Any]) -> bool:
+    """Whether a line of ``evaluations.jsonl`` is that of new games, which could end the run."""
+    return bool(evaluation.get("seeds")) and evaluation["seeds"][0] >= FIRST_NEW_SEED
 
 
 def _last_version(evaluations: Path, notice: Callable[[str], None]) -> int | None:

@@ -13,6 +13,7 @@ from zmqrl.observe.metrics import Counters
 from zmqrl.observe.records import PLACE, flat
 from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.events import Reason
+from zmqrl.supervisor.followers import is_for_stop_score
 from zmqrl.words import counted
 
 
@@ -70,7 +71,8 @@ def end_of(config: Config, checkpoint: Checkpoint, path: Path) -> tuple[Reason, 
     """The limit of ``config`` that the run at ``path`` has already reached, and a sentence about it. Or None."""
     counters = Counters.from_json(checkpoint.counters) if checkpoint.counters else Counters()
     evaluations = readable_lines(RunDirectory(path).evaluations, EVALUATION, lambda _: None)
-    score = evaluations[-1]["mean"] if evaluations else None
+    scores = [each["mean"] for each in evaluations if is_for_stop_score(each)]
+    score = scores[-1] if scores else None
     limits: tuple[tuple[Reason, float | None, float | None], ...] = (
         ("updates", config.updates, checkpoint.version),
         ("agent_steps", config.agent_steps, counters.agent_steps),

@@ -78,7 +78,8 @@ def starting(tmp_path: Path) -> RunDirectory:
     directory = RunDirectory(tmp_path / "run")
     directory.claim()
     write_json(directory.config, cartpole().to_json())
-    write_json(directory.left, {"supervisor": {"host": socket.gethostname(), "pid": os.getpid()}})
+    supervisor = {"host": socket.gethostname(), "pid": os.getpid()}
+    write_json(directory.left, {"supervisor": supervisor, "shards": [], "workers": [], "followers": []})
     return directory
 
 
