@@ -38,6 +38,7 @@ class RunDirectory:
     cluster = property(lambda self: self.path / "cluster.json")
     stalled = property(lambda self: self.path / "stalled.json")
     left = property(lambda self: self.path / "left.json")
+    old_hosts = property(lambda self: self.path / "old-hosts.json")
     keys = property(lambda self: self.path / "keys")
     profile = property(lambda self: self.path / "profile")
     trace = property(lambda self: self.path / "trace.json")

@@ -5,6 +5,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.rig import eventually
@@ -26,7 +27,7 @@ def test_a_directory_without_files_is_removed_with_the_empty_directories_that_co
     path, lock = files.open_directory("run")
     assert files.take(path, lock)
     (path / "state").mkdir()
-    files.leave(path)
+    files.leave(path, lock)
     files.leave_base()
     os.close(lock)
     assert not base.exists()
@@ -40,7 +41,7 @@ def test_a_directory_with_files_stays(base: Path, kept: str) -> None:
         (path / "state" / "shard-0.slots").touch()
     else:
         (path / "state" / "elsewhere").symlink_to(base.parent)
-    files.leave(path)
+    files.leave(path, lock)
     files.leave_base()
     os.close(lock)
     assert len(list((path / "state").iterdir())) == 1
@@ -49,7 +50,7 @@ def test_a_directory_with_files_stays(base: Path, kept: str) -> None:
 
 def test_a_directory_that_the_user_chose_stays(base: Path, tmp_path: Path) -> None:
     path, lock = files.open_directory(str(tmp_path / "mine"))
-    files.leave(path)
+    files.leave(path, lock)
     os.close(lock)
     assert path.exists()
 
@@ -59,13 +60,46 @@ def test_only_the_lock_that_is_in_the_directory_counts(base: Path) -> None:
     _, waiting = files.open_directory("run")
     assert files.take(path, first)
     assert not files.take(path, waiting)
-    files.leave(path)
+    files.leave(path, first)
     os.close(first)
     assert not files.take(path, waiting), "the daemon that waited must open the directory again"
     os.close(waiting)
     path, again = files.open_directory("run")
     assert files.take(path, again)
     os.close(again)
+
+
+def test_a_daemon_whose_directory_was_removed_leaves_the_directory_of_the_next_daemon(base: Path) -> None:
+    path, old = files.open_directory("run")
+    assert files.take(path, old)
+    files.clean(path, whole=True)
+    _, new = files.open_directory("run")
+    assert files.take(path, new)
+    files.leave(path, old)
+    assert (path / files.LOCK).exists()
+    files.leave(path, new)
+    assert not path.exists()
+    os.close(old)
+    os.close(new)
+
+
+@pytest.mark.parametrize("made", ["base", "host"])
+def test_a_base_that_another_daemon_removes_meanwhile_is_made_again(
+    base: Path, made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, removed = Path.mkdir, list[Path]()
+
+    def mkdir_and_lose_it(path: Path, *arguments: Any, **options: Any) -> None:
+        mkdir(path, *arguments, **options)
+        if not removed and path == (base if made == "base" else files._path("")):
+            removed.append(path)
+            files.leave_base()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_and_lose_it)
+    path, lock = files.open_directory("run")
+    os.close(lock)
+    assert base.stat().st_mode & 0o777 == 0o700
+    assert path.is_dir()
 
 
 # daemons

@@ -1,15 +1,21 @@
 """Shards end at their last version, even if they answer late and keep making versions."""
 
+import contextlib
+import json
 from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from zmqrl.errors import ClusterError, UnwritableError
+from zmqrl.errors import ClusterError, UnwritableError, UsageError
 from zmqrl.ps.wire import messages as m
+from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor import ending
-from zmqrl.supervisor.ending import stop_shards
+from zmqrl.supervisor import supervisor as supervisor_module
+from zmqrl.supervisor.ending import correcting, stop_shards
 from zmqrl.supervisor.supervisor import Supervisor
 
 
@@ -157,10 +163,61 @@ def test_an_error_at_the_end_of_a_failed_run_does_not_hide_the_first_error() -> 
     told: list[str] = []
     supervisor: Any = SimpleNamespace(console=SimpleNamespace(notice=told.append))
 
-    def close() -> None:
+    def close(first: BaseException | None) -> None:
         raise UnwritableError("cannot write summary.json.")
 
     Supervisor._close(supervisor, close, ClusterError, ClusterError("shard 0 died."), None)
     assert told == ["cannot write summary.json."]
     with pytest.raises(UnwritableError):
         Supervisor._close(supervisor, close, None, None, None)
+
+
+def test_a_part_that_cannot_be_closed_gives_the_summary_its_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        supervisor_module, "write_summary", lambda path, reason, status, *_: written.append((reason, status))
+    )
+    about = {"is_connected": True, "directory": RunDirectory(tmp_path), "config": None, "checkpoint": None}
+    supervisor: Any = SimpleNamespace(**about)
+
+    def close(first: BaseException | None) -> None:
+        raise ClusterError("the launcher cannot be closed.")
+
+    def end() -> None:
+        with contextlib.ExitStack() as stack:
+            for each in (lambda first: Supervisor._write_summary(supervisor, "updates", first), close):
+                stack.push(partial(Supervisor._close, supervisor, each))
+
+    with pytest.raises(ClusterError):
+        end()
+    assert written == [("updates", 3)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(OSError(28, "No space left on device"), 3), (UsageError("no."), 2), (KeyboardInterrupt(), 130)],
+)
+def test_an_error_after_the_run_corrects_the_exit_status_in_the_summary(
+    error: BaseException, status: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "summary.json"
+
+    def end(*, is_ours: bool) -> None:
+        with correcting(path, lambda: is_ours):
+            raise error
+
+    def told_status() -> object:
+        return json.loads(path.read_text(encoding="utf-8"))["exit_status"]
+
+    with pytest.raises(type(error)):
+        end(is_ours=True)
+    assert not path.exists()
+    write_json(path, {"exit_reason": "updates", "exit_status": 0})
+    with pytest.raises(type(error)):
+        end(is_ours=False)
+    assert told_status() == 0
+    with pytest.raises(type(error)):
+        end(is_ours=True)
+    assert told_status() == status

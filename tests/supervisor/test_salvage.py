@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.record_rig import row, run_directory
-from support.rig import SGD, Worker, damage_newest_slot, forget_totals, served
+from support.rig import SGD, Worker, damage_newest_slot, file_size_limit, forget_totals, served
 
 from zmqrl import cli
 from zmqrl.checkpoint import Checkpoint, checkpoints
@@ -33,7 +33,7 @@ from zmqrl.rundir import RunDirectory, write_json
 from zmqrl.supervisor import salvage as salvage_module
 from zmqrl.supervisor.plan import Plan
 from zmqrl.supervisor.run import initial_checkpoint
-from zmqrl.supervisor.salvage import counters_at, hosts_of_killed_run, remove_files, salvage, to_save
+from zmqrl.supervisor.salvage import counters_at, remove_files, salvage, to_save
 
 pytestmark = pytest.mark.processes
 
@@ -501,30 +501,52 @@ def test_a_node_that_was_returned_to_slurm_is_not_asked_again(tmp_path: Path, sa
     assert salvage(directory, newest, news.append) is newest
     assert news == [f"everything after version 20 is lost: h9: {says}"]
     assert not directory.left.exists()
+    remove_files(directory, news.append)
+    assert len(news) == 1, "its files are gone, too"
+    assert not directory.old_hosts.exists()
 
 
-def test_the_files_of_a_killed_run_are_removed_from_hosts_that_are_no_longer_used(tmp_path: Path) -> None:
-    directory, news = RunDirectory(tmp_path / "run"), list[str]()
+@pytest.fixture
+def old_hosts(tmp_path: Path) -> RunDirectory:
+    """A run whose state has been read. It had a shard on h9, which cannot be reached, and its recorder on h1."""
+    directory = RunDirectory(tmp_path / "run")
     directory.path.mkdir()
     left_on_a_host(directory, "no route to host")
-    state = tmp_path / "h1" / "state" / "shard-0.slots"
-    state.parent.mkdir(parents=True)
-    state.touch()
     left = json.loads(directory.left.read_text(encoding="utf-8"))
-    command = [sys.executable, *DAEMON]
-    left["hosts"] += [{"host": "h1", "command": command, "work": str(tmp_path / "h1"), "lease_s": 8.0}]
-    write_json(directory.left, left)
-    links = hosts_of_killed_run(directory)
-    assert set(links) == {"h1", "h9"}
-    remove_files(links, news.append)
+    for host in ("h1", "h2"):
+        (tmp_path / host / "videos").mkdir(parents=True)
+        (tmp_path / host / "videos" / "v00000020.mp4").write_text(f"of {host}")
+        at = {"command": [sys.executable, *DAEMON], "work": str(tmp_path / host), "lease_s": 8.0}
+        left["hosts"].append({"host": host, **at})
+    write_json(directory.old_hosts, left | {"followers": [{"name": "recorder-0", "host": "h1", "pid": 1}]})
+    directory.left.unlink()
+    return directory
+
+
+def test_the_files_of_a_killed_run_are_moved_from_hosts_that_are_no_longer_used(old_hosts: RunDirectory) -> None:
+    news: list[str] = []
+    remove_files(old_hosts, news.append, but=["h2"])
     assert news == ["h9: files of the killed run are still in run: no route to host"]
-    assert not (tmp_path / "h1").exists()
+    assert [path.read_text() for path in (old_hosts.path / "videos").iterdir()] == ["of h1"]
+    assert not (old_hosts.path.parent / "h1").exists()
+    assert (old_hosts.path.parent / "h2" / "videos").exists(), "the resumed run uses h2"
+    assert not old_hosts.old_hosts.exists()
+
+
+def test_a_host_keeps_the_files_of_a_killed_run_that_cannot_be_copied(old_hosts: RunDirectory) -> None:
+    news: list[str] = []
+    with file_size_limit(2):
+        remove_files(old_hosts, news.append, but=["h2", "h9"])
+    kept = old_hosts.path.parent / "h1"
+    assert news[1:] == [f"h1: files of the killed run are still in {kept}: they could not be copied to this machine"]
+    assert (kept / "videos" / "v00000020.mp4").exists()
 
 
 def test_a_run_on_this_machine_has_left_nothing_on_other_hosts(run: Killed) -> None:
-    assert run.directory.left.exists()
-    assert hosts_of_killed_run(run.directory) == {}
-    assert hosts_of_killed_run(RunDirectory(run.directory.path / "nowhere")) == {}
+    run.salvage()
+    assert not run.directory.old_hosts.exists()
+    remove_files(run.directory, run.news.append)
+    assert run.news == ["version 7 of the shards was saved as a checkpoint"]
 
 
 def test_left_json_stays_while_a_killed_run_is_resumed(tmp_path: Path) -> None:

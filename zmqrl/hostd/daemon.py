@@ -124,7 +124,7 @@ class Daemon:
                 self._turn(left_s)
         guard.end_children(0)
         if self._lock >= 0:
-            files.leave(self.work)
+            files.leave(self.work, self._lock)
         files.leave_base()
 
     # requests

@@ -36,39 +36,65 @@ def open_directory(work: str) -> tuple[Path, int]:
     ``work`` is a path, or a name in the user's directory on this host. Hosts that share a disk have different
     directories.
     """
-    base, path = _base(), _path(work)
-    if path.is_relative_to(base):
-        base.mkdir(mode=0o700, exist_ok=True)
-        if base.is_symlink() or base.stat().st_uid != os.getuid():
-            raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
+    path = _path(work)
     for tries_left in reversed(range(TRIES)):
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return path, os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if path.is_relative_to(base):
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-            # A daemon that ends may have just removed the directory, or one that contains it.
-            if tries_left == 0 or not isinstance(error, FileNotFoundError):
+            _make(path)
+            return path, _open_lock(path)
+        except FileNotFoundError:  # a daemon that ends may have just removed the directory, or one that contains it
+            if tries_left == 0:
                 raise
     raise AssertionError
+
+
+def _make(path: Path) -> None:
+    base = _base()
+    if not path.is_relative_to(base):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return
+    base.mkdir(mode=0o700, exist_ok=True)
+    if base.is_symlink() or base.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(base))
+    within = path.relative_to(base)
+    for directory in (*reversed(within.parents), within):
+        if directory != Path():  # the base is never made without the check above
+            (base / directory).mkdir(mode=0o700, exist_ok=True)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        if path.is_relative_to(_base()):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def take(path: Path, lock: int) -> bool:
     """Take the lock of a directory. Returns False if another process has it, or has just removed the directory."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat((path / LOCK).stat(), os.fstat(lock))
+        return _is_lock_of(path, lock)
     except (BlockingIOError, FileNotFoundError):
         return False
 
 
-def leave(path: Path) -> None:
+def _is_lock_of(path: Path, lock: int) -> bool:
+    """Whether ``lock`` is the lock that is in the directory now. After a removal, another process can make a new
+    one.
+    """
+    return os.path.samestat((path / LOCK).stat(), os.fstat(lock))
+
+
+def leave(path: Path, lock: int) -> None:
     """Remove a directory, which the caller has locked, if it has no files. A directory that the user chose stays."""
     if path.is_relative_to(_base()):
         with contextlib.suppress(OSError):
-            if all(file.name == LOCK or (file.is_dir() and not file.is_symlink()) for file in path.rglob("*")):
+            has_no_files = all(
+                file.name == LOCK or (file.is_dir() and not file.is_symlink()) for file in path.rglob("*")
+            )
+            if has_no_files and _is_lock_of(path, lock):
                 clean(path, whole=True)
 
 

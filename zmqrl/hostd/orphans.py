@@ -34,11 +34,12 @@ class Orphans:
 
     def __init__(self) -> None:
         self._orphans: dict[int, _Orphan] = {}  # by process id
-        self._died = ""
+        self._died, self._died_at = "", 0.0
 
     def died(self, mark: str, living: Mapping[int, str]) -> None:
         """End what the process with this mark has left. ``living`` holds the other marks, by process id."""
-        self._died, now = mark, time.monotonic()
+        self._died = mark
+        self._died_at = now = time.monotonic()
         for orphan in self._orphans.values():
             if not orphan.mark and now - orphan.seen_at < DEATH_IS_SEEN_WITHIN_S:
                 orphan.mark = mark
@@ -53,7 +54,7 @@ class Orphans:
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if not left:
+        if not left or now - self._died_at >= DEATH_IS_SEEN_WITHIN_S:  # some orphans cannot be killed
             self._died = ""  # orphans that appear later do not belong to the dead process
         for pid in found:
             with contextlib.suppress(ChildProcessError):

@@ -35,8 +35,9 @@ from zmqrl.process_id import ProcessId
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_ARENA_MAX": "2"}
 # OpenMP threads spin while they wait. On a busy host, this makes a small network fifty times slower.
 PATIENCE = {"OMP_WAIT_POLICY": "PASSIVE"}
-# A daemon takes some seconds to kill processes that do not end by themselves. If it is stopped, its guard takes longer.
-END_WITHIN_S = 12.0
+# A daemon takes some seconds to kill processes that do not end by themselves. If it is stopped, its guard takes up to
+# 15 s: it notices after 8 to 10 s, and then ends the processes.
+END_WITHIN_S = 16.0
 LOST = -int(signal.SIGKILL)  # the status of a process on a lost host: the process counts as killed
 PAUSE_S = 3.0  # a shorter time without a sign of life of this process can have other causes
 BLAMED_FOR_S = 10.0  # a pause explains the hosts that are found lost within this time after it

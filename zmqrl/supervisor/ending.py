@@ -1,8 +1,9 @@
 """The end of a run: the last version of each shard, the summary, and the explanation of a failure."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UnwritableError, UsageError, ZmqrlError, refusal
 from zmqrl.hosts.launcher import Exited
+from zmqrl.json_lines import parse_json
 from zmqrl.learner.envs import flavour_of
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.metrics import Counters
@@ -95,6 +97,22 @@ def write_summary(path: Path, reason: Reason, status: int, config: Config, last:
         write_json(path, summary(reason, status, config, last))
     except OSError as error:
         raise UnwritableError(refusal(error, path)) from error
+
+
+@contextlib.contextmanager
+def correcting(path: Path, is_ours: Callable[[], bool]) -> Iterator[None]:
+    """Correct the exit status in the summary at ``path`` if an error ends the block, perhaps after the summary was
+    written. ``is_ours``: whether a summary that exists then is from this session. On a full disk, it may stay wrong.
+    """
+    try:
+        yield
+    except BaseException as error:
+        reason: Reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError):
+            if is_ours() and path.exists():
+                written = parse_json(path.read_text(encoding="utf-8"))
+                write_json(path, written | {"exit_status": exit_status(reason, error)})
+        raise
 
 
 def summary(reason: Reason, status: int, config: Config, last: Checkpoint) -> dict[str, Any]:

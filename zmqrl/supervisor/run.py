@@ -42,10 +42,10 @@ from zmqrl.ps.shard.store import store_bytes
 from zmqrl.recipes import remark
 from zmqrl.rundir import ANOTHER, RunDirectory, write_json
 from zmqrl.supervisor import resume
-from zmqrl.supervisor.ending import write_summary
+from zmqrl.supervisor.ending import correcting, write_summary
 from zmqrl.supervisor.events import Reason
 from zmqrl.supervisor.requeue import INTERRUPTED, TIME_IS_UP
-from zmqrl.supervisor.salvage import hosts_of_killed_run, remove_files, salvage
+from zmqrl.supervisor.salvage import remove_files, salvage
 from zmqrl.supervisor.supervisor import Supervisor
 
 LOGS_BYTES = 10_000_000  # logs, metrics, histories and recordings of a short run
@@ -88,7 +88,6 @@ def train_on(
     directory = RunDirectory(path, new=config.run_dir is None)
     with exporter_at(config.metrics_place()) as exporter, _claimed(directory):
         config = dataclasses.replace(config, run_dir=path.with_name(directory.path.name))
-        hosts_before = hosts_of_killed_run(directory) if config.resume else {}
         news = [f"run directory {directory.path}; scores: {config.env}, {spec.flavour}"]
         if told := remark(config):
             news.append(told)
@@ -101,6 +100,7 @@ def train_on(
                 raise UsageError(end[1])
             resume.check_mode(config, checkpoint, directory.path)
             if end is not None:
+                remove_files(directory, news.append)
                 return _summarize(config, directory, checkpoint, news, end[0])
             news.append(f"resuming from version {checkpoint.version}")
             if changes := resume.changes(stored, config):
@@ -121,8 +121,7 @@ def train_on(
             for replaced in (directory.summary, directory.trace):
                 if replaced.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(replaced))
-            used = deployment.files.links
-            remove_files({host: link for host, link in hosts_before.items() if host not in used}, news.append)
+            remove_files(directory, news.append, but=deployment.files.links)
             write_json(directory.config, dataclasses.replace(config, resume=False).to_json())
             with page_beside(directory) if config.page else contextlib.nullcontext() as url:
                 if url is not None:  # not a notice: the log of a run can have more readers than this screen
@@ -248,16 +247,12 @@ def _supervise(
         with _tracebacks_to(console.log):
             for text in news:
                 console.notice(text)
-            supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter, leave)
-            with _interrupts(supervisor):
-                reason = supervisor.run()
-        if config.profile:
-            traced = range(checkpoint.version, checkpoint.version + config.profile)
-            arrows = config.mode == "sync"
-            recording = Recording.read(directory.profile, traced)
-            for text in write_trace(recording, directory.trace, traced, arrows=arrows):
-                console.notice(text)
-            console.notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
+            session = supervisor = Supervisor(config, directory, checkpoint, console, deployment, exporter, leave)
+            with correcting(directory.summary, lambda: session.is_connected):
+                with _interrupts(supervisor):
+                    reason = supervisor.run()
+                if config.profile:
+                    _trace(config, directory, checkpoint, console.notice)
         console.notice(f"ended ({reason}) at version {supervisor.checkpoint.version}; see {directory.summary}")
     except KeyboardInterrupt:  # a second Ctrl-C while the run was ending
         if supervisor is not None and supervisor.saved:
@@ -276,6 +271,16 @@ def _supervise(
     if reason != "interrupted":
         return 0
     return TIME_IS_UP if supervisor.asked_to_end == {signal.SIGUSR1} else INTERRUPTED
+
+
+def _trace(config: Config, directory: RunDirectory, start: Checkpoint, notice: Callable[[str], None]) -> None:
+    """Write the trace of the first versions of a session that began at the checkpoint ``start``."""
+    assert config.profile is not None
+    traced = range(start.version, start.version + config.profile)
+    recording = Recording.read(directory.profile, traced)
+    for text in write_trace(recording, directory.trace, traced, arrows=config.mode == "sync"):
+        notice(text)
+    notice(f"trace written to {directory.trace}: open it in https://ui.perfetto.dev")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from zmqrl.checkpoint import Checkpoint
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
-from zmqrl.hostd.messages import SAME_MACHINE, Clean
+from zmqrl.hostd.messages import SAME_MACHINE
 from zmqrl.hosts.daemons import DaemonLauncher
 from zmqrl.hosts.deployment import Deployment, Site, on_this_machine
 from zmqrl.hosts.launcher import Exited, Launcher, Said
@@ -24,7 +24,7 @@ from zmqrl.json_lines import parse_json
 from zmqrl.observe.forms import ROW, readable_lines
 from zmqrl.observe.metrics import SCORES_KEPT, SHARD_OUTCOMES, Counters
 from zmqrl.observe.records import lineage
-from zmqrl.process_id import ProcessId, shard_id
+from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.control import ShardControl
 from zmqrl.ps.shard.history import last_version, read_lines
 from zmqrl.ps.wire import messages as m
@@ -67,7 +67,7 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
             shards = range(checkpoint.layout.shards)
             if any(last_version(directory.history(shard)) != checkpoint.version_of(shard) for shard in shards):
                 notice(f"everything after version {checkpoint.version} is lost: {gone}")
-            directory.left.unlink()
+            _forget_state(directory)
             break
         except (ZmqrlError, OSError) as error:
             if tries_left == 0 or isinstance(error, Damaged):
@@ -82,25 +82,40 @@ def salvage(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
     return checkpoint
 
 
-def hosts_of_killed_run(directory: RunDirectory) -> dict[str, Link]:
-    """The other hosts of a killed run, which has left files on them. Call this before :func:`salvage`."""
-    with contextlib.suppress(ClusterError, OSError):
-        left = _Left.read(directory.left)
-        return {} if left.is_here else dict(left.links)
-    return {}
+def _forget_state(directory: RunDirectory) -> None:
+    """The state of the shards is not needed any more. Other hosts may still have files of the run."""
+    with contextlib.suppress(ClusterError):
+        if not _Left.read(directory.left).is_here:
+            directory.left.replace(directory.old_hosts)
+            return
+    directory.left.unlink()
 
 
-def remove_files(links: Mapping[str, Link], notice: Notice) -> None:
-    """Remove the files of a killed run from hosts that the resumed run does not use. ``notice`` reports failures."""
+def remove_files(directory: RunDirectory, notice: Notice, but: Collection[str] = ()) -> None:
+    """Call this after :func:`salvage`: remove the files of the killed run from all its hosts except ``but``.
+
+    Files that this machine lacks, such as videos, are copied here first. ``notice`` reports hosts that keep files.
+    """
+    try:
+        left = _Left.read(directory.old_hosts)
+    except (ClusterError, OSError):
+        return
+    links = {host: link for host, link in left.links.items() if host not in but}
     for link in links.values():
         link.up_within_s = UP_WITHIN_S
-    with contextlib.closing(DaemonLauncher(links, lambda process: "")):
+    files = Mirror(links, directory, left.host_of)
+    launcher = DaemonLauncher(links, left.host_of.__getitem__, files=files)
+    with contextlib.closing(launcher):
         failed = connect(list(links.values()))
-        for link in links.values():
-            link.send(Clean(whole=True))
-    for host, why in failed.items():
-        if not (is_over(why) or SAME_MACHINE in why):  # a node of a job that has ended, or a host with two names
-            notice(f"{host}: files of the killed run are still in {links[host].work}: {why}")
+        away = files.copy_back(launcher.receive, within_s=COPY_WITHIN_S)
+        files.clean(whole=True, but=away)
+        for text in files.take_news():
+            notice(text)
+        for host in away:
+            why = failed.get(host, "they could not be copied to this machine")
+            if not (is_over(why) or SAME_MACHINE in why):  # a node of a job that has ended, or a host with two names
+                notice(f"{host}: files of the killed run are still in {links[host].to_dict()['work']}: {why}")
+    directory.old_hosts.unlink()
 
 
 def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> Checkpoint:
@@ -135,7 +150,7 @@ def _newest(directory: RunDirectory, checkpoint: Checkpoint, notice: Notice) -> 
                 found = checkpointer.write(versions, welcomes[0].generation, counters)
                 held = " to ".join(map(str, sorted({min(versions.values()), max(versions.values())})))
                 notice(f"version {held} of the shards was saved as a checkpoint")
-            directory.left.unlink()
+            _forget_state(directory)
             deployment.files.remove_state()
     return found
 
@@ -158,26 +173,34 @@ def _tell_of_history(history: Path, set_aside: Collection[Path], notice: Notice)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Left:
-    """The contents of ``left.json``, which a killed run leaves. ``shards``: the host and the address of each shard."""
+    """The contents of ``left.json``, which a killed run leaves.
+
+    ``shards`` holds the host and the address of each shard. ``host_of`` holds the host of every process.
+    """
 
     run: str
     config: Config
     links: Mapping[str, Link]
     shards: Mapping[ProcessId, tuple[str, str]]
+    host_of: Mapping[ProcessId, str]
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the file. Raises ClusterError if the file is damaged."""
         try:
             data = parse_json(path.read_text(encoding="utf-8"))
+            shards = {
+                shard_id(each["shard"]): (each["host"], str(urlsplit(each["control"]).hostname))
+                for each in data["shards"]
+            }
             found = cls(
                 run=str(data["run"]),
                 config=dataclasses.replace(Config.from_json(data["config"]), profile=None),
                 links={each["host"]: Link.from_dict(each) for each in data["hosts"]},
-                shards={
-                    shard_id(each["shard"]): (each["host"], str(urlsplit(each["control"]).hostname))
-                    for each in data["shards"]
-                },
+                shards=shards,
+                host_of={shard: host for shard, (host, _) in shards.items()}
+                | {worker_id(each["rank"]): each["host"] for each in data.get("workers", [])}
+                | {ProcessId.parse(each["name"]): each["host"] for each in data.get("followers", [])},
             )
             if set(found.shards) != set(map(shard_id, range(found.config.shards))):
                 raise ValueError("it does not list all shards")
@@ -207,7 +230,7 @@ def _where_it_was(left: _Left, directory: RunDirectory) -> Deployment:
     """Deploy to the hosts that have the state of the shards. Raises ClusterError, which names unreachable hosts."""
     if left.is_here:
         return on_this_machine(left.config, directory)
-    host_of = {shard: host for shard, (host, _) in left.shards.items()}
+    host_of = {shard: left.host_of[shard] for shard in left.shards}
     links = {host: left.links[host] for host in dict.fromkeys(host_of.values())}
     failed = connect(list(links.values()))
     if failed:

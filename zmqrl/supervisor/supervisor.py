@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -117,16 +116,17 @@ class Supervisor:
         """Run until there is a reason to stop, and end with a checkpoint. Raises ClusterError if the run fails."""
         reason: e.Reason = "failed"
         with contextlib.ExitStack() as at_the_end:  # closes all parts in reverse order, even if one fails to close
-            for close in (
-                self._set_aside,
-                self.followers.close,
-                lambda: self.progress.close(hurried=self.interrupts > 1),
-                lambda: self._write_summary(reason),
-                self._end_histories,
-                lambda: self.control.close() if self.is_connected else None,
-                self.launcher.close,
-                lambda: self._tell(self._lines.take_all()),
-            ):
+            closers: tuple[Callable[[BaseException | None], None], ...] = (
+                lambda _: self._set_aside(),
+                lambda _: self.followers.close(),
+                lambda _: self.progress.close(hurried=self.interrupts > 1),
+                lambda first: self._write_summary(reason, first),
+                lambda _: self._end_histories(),
+                lambda _: self.control.close() if self.is_connected else None,
+                lambda _: self.launcher.close(),
+                lambda _: self._tell(self._lines.take_all()),
+            )
+            for close in closers:
                 at_the_end.push(partial(self._close, close))
             try:
                 self._bring_up()
@@ -158,10 +158,18 @@ class Supervisor:
                 self.console.notice(f"some files of the run are still on {', '.join(away)}")
         return reason
 
-    def _close(self, close: Callable[[], None], kind: object, first: BaseException | None, trace: object) -> None:
-        """Close a part of the run. An error then is only a notice if the run ends with a ``first`` error."""
+    def _close(
+        self,
+        close: Callable[[BaseException | None], None],
+        kind: object,
+        first: BaseException | None,
+        trace: object,
+    ) -> None:
+        """Close a part of the run. An error then is only a notice if the run ends with a ``first`` error, which
+        ``close`` gets.
+        """
         try:
-            close()
+            close(first)
         except (ZmqrlError, OSError) as error:
             if first is None:
                 raise
@@ -510,11 +518,10 @@ class Supervisor:
         self.directory.left.unlink(missing_ok=True)
         self.saved = True
 
-    def _write_summary(self, reason: e.Reason) -> None:
+    def _write_summary(self, reason: e.Reason, error: BaseException | None) -> None:
         if not self.is_connected and self.directory.summary.exists():
             return  # nothing is new since the earlier session, which wrote the summary
-        status = exit_status(reason, sys.exception())
-        write_summary(self.directory.summary, reason, status, self.config, self.checkpoint)
+        write_summary(self.directory.summary, reason, exit_status(reason, error), self.config, self.checkpoint)
 
     def _set_aside(self) -> None:
         """Unless the shards' state is saved, rename cluster.json to left.json, so that --resume can find that state."""

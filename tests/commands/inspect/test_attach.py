@@ -7,6 +7,7 @@ from support.record_rig import row, run_directory, summary
 
 from zmqrl.commands.inspect import attach
 from zmqrl.errors import ClusterError
+from zmqrl.rundir import RunDirectory, write_json
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,25 @@ def test_a_run_without_a_summary_was_killed(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run", [row(3)])
     with pytest.raises(ClusterError, match="died before the end of the run"):
         attach.run(attach.Options(run=path))
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_the_summary_of_an_earlier_session_is_not_the_result_of_the_session_that_is_viewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    path = run_directory(tmp_path / "run", [row(3)], summary=summary(exit_status=0))
+    directory = RunDirectory(path)
+    directory.claim()
+
+    def end(*_: object) -> None:
+        if begins:
+            directory.summary.unlink()
+            write_json(directory.summary, summary(exit_reason="failed", exit_status=2))
+        directory.release()
+
+    monkeypatch.setattr(attach, "_show", end)
+    if begins:
+        assert attach.run(attach.Options(run=path)) == 2
+    else:
+        with pytest.raises(ClusterError, match="is about an earlier session"):
+            attach.run(attach.Options(run=path))

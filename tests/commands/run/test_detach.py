@@ -3,13 +3,17 @@
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.rig import eventually, is_alive
 from support.run_rig import QUICKLY, WITHIN_S, RunFiles
 from support.terminal import Terminal, on_a_terminal
+
+from zmqrl.commands.run.detach import detach
 
 pytestmark = pytest.mark.processes
 
@@ -36,6 +40,26 @@ def detached(terminal: Terminal) -> None:
     assert terminal.wait() == 0, terminal.said
     assert "the run is up and continues without this terminal" in terminal.said
     assert "zmqrl attach " in terminal.said
+
+
+def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        """A process that stands for the run. Ctrl-C arrives before its starter knows it."""
+
+        def __init__(self, _: list[str], **options: Any) -> None:
+            super().__init__(["sleep", "60"], **options)
+            begun.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    try:
+        assert detach("train", ["cartpole", "--detach"]) == 128 + signal.SIGINT
+    finally:
+        for run in begun:
+            run.kill()
+            run.wait()
 
 
 def test_a_detached_run_outlives_its_terminal_and_can_be_viewed_and_stopped(files: RunFiles) -> None:

@@ -39,6 +39,9 @@ def command(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Show a run. Raises ClusterError if the supervisor of the run was killed, UsageError if there is no such run."""
     living = Living.read(options.run)
+    summary = living.directory.summary
+    # Before a session is up, the summary is that of an earlier session.
+    earlier = _stamp(summary) if living.cluster is None and living.is_alive() else None
     with never_waiting():
         console = console_for(sys.stdout, stamps=False)
         try:
@@ -50,6 +53,11 @@ def run(options: Options) -> int:
             return INTERRUPTED
         finally:
             console.close()
+    if earlier is not None and _stamp(summary) == earlier:
+        raise ClusterError(
+            f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} is "
+            "about an earlier session."
+        )
     return _exit_status(options.run)
 
 
@@ -73,6 +81,15 @@ def _show(living: Living, console: Console) -> None:
         if is_over:
             return
         time.sleep(LOOK_EVERY_S)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes whenever a file is replaced. None: there is no such file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _exit_status(path: Path) -> int:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from zmqrl.observe.screen import Screen
 from zmqrl.process import LOOK_UP_EVERY_S, interruptible
@@ -28,6 +29,20 @@ def detach(command: str, arguments: Sequence[str]) -> int:
     """
     program = [sys.executable, "-P", "-m", "zmqrl", command, *(each for each in arguments if each != "--detach")]
     reader, writer = os.pipe()
+    run: subprocess.Popen[bytes] | None = None
+    is_interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # raises nothing, so that no run is lost at its start
+        nonlocal is_interrupted
+        if run is None:
+            is_interrupted = True
+        else:
+            run.send_signal(signal.SIGINT)
+
+    if callable(signal.getsignal(signal.SIGINT)):  # false if the signal is ignored
+        signal.signal(signal.SIGINT, interrupt)
+    if callable(signal.getsignal(signal.SIGHUP)):
+        signal.signal(signal.SIGHUP, lambda number, frame: None)  # unlike SIG_IGN, the run does not inherit this
     run = subprocess.Popen(
         program,
         stdin=subprocess.DEVNULL,
@@ -35,18 +50,16 @@ def detach(command: str, arguments: Sequence[str]) -> int:
         pass_fds=[writer],
         start_new_session=True,  # so that the run gets no signals from our terminal
     )
+    if is_interrupted:
+        run.send_signal(signal.SIGINT)
     os.close(writer)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    while True:
-        try:
-            while not select.select([reader], [], [], LOOK_UP_EVERY_S)[0]:
-                pass
-            if path := os.read(reader, PIPE_BYTES):
-                return _told(Path(os.fsdecode(path)), run.pid)
-            status = run.wait()
-            return status if status >= 0 else 128 - status
-        except KeyboardInterrupt:
-            run.send_signal(signal.SIGINT)
+    while not select.select([reader], [], [], LOOK_UP_EVERY_S)[0]:
+        pass
+    if path := os.read(reader, PIPE_BYTES):
+        return _told(Path(os.fsdecode(path)), run.pid)
+    status = run.wait()
+    return status if status >= 0 else 128 - status
 
 
 def _told(path: Path, pid: int) -> int:
