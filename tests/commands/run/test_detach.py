@@ -62,6 +62,7 @@ def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyP
             run.wait()
 
 
+@pytest.mark.slow
 def test_a_detached_run_outlives_its_terminal_and_can_be_viewed_and_stopped(files: RunFiles) -> None:
     with on_a_terminal(*TRAIN, str(files.path)) as terminal:
         detached(terminal)
