@@ -257,7 +257,7 @@ def write(seconds: dict[str, list[float]], output: Path | None, page: Path | Non
 
 def table(seconds: dict[str, list[float]]) -> str:
     """The table of the page: the median and the longest time of each case."""
-    lines = ["| what happens | median | longest | times |", "|---|---|---|---|"]
+    lines = ["| what happens | median | longest | runs |", "|---|---|---|---|"]
     for name, took_s in seconds.items():
         figures = f"{statistics.median(took_s):.1f} s | {max(took_s):.1f} s | {len(took_s)}"
         lines.append(f"| {name} | {figures} |")

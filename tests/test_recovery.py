@@ -7,7 +7,7 @@ import recovery
 
 def test_the_table_has_the_median_and_the_longest_time_of_each_case() -> None:
     assert recovery.table({"a shard is killed": [0.25, 1.0, 0.5]}).splitlines() == [
-        "| what happens | median | longest | times |",
+        "| what happens | median | longest | runs |",
         "|---|---|---|---|",
         "| a shard is killed | 0.5 s | 1.0 s | 3 |",
     ]

@@ -30,7 +30,7 @@ class FullDiskError(ClusterError):
     """A disk or a quota is full. A retry helps once there is space."""
 
 
-DISK_IS_FULL = errno.ENOSPC  # the exit status of a process of a run that ended because a disk is full
+DISK_IS_FULL = errno.ENOSPC  # the exit status of a shard that ended because its disk is full
 
 
 def require(holds: bool, sentence: str) -> None:

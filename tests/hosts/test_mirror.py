@@ -225,6 +225,33 @@ def test_a_rollback_cuts_each_history_to_the_version_of_its_shard(world: World) 
     assert [last_version(world.home.history(shard)) for shard in (0, 1)] == [7, 9]
 
 
+@pytest.mark.parametrize("in_transit", [False, True])
+def test_a_history_that_cannot_be_rolled_back_here_is_copied_again_from_its_host(
+    world: World, in_transit: bool
+) -> None:
+    host = world.hosts["h1"]
+    world.begin()
+    host.write(NAME, lines(1, 15))
+    world.look()
+    world.home.history(0).with_name("shard-0.before-generation-2.jsonl").mkdir()  # so even root cannot write this file
+    if in_transit:
+        host.write(NAME, lines(1, 16))
+        world.mirror.take("h1", h.Listing(files.sizes(host.place, ["history"])))
+    answer = host.answer() if in_transit else None
+    world.mirror.rewind(lambda shard: 7, generation=2)
+    (told,) = world.mirror.take_news()
+    assert told.startswith(f"cannot write {world.home.history(0)}: ")
+    assert told.endswith("; it is copied again from h1")
+    host.write(NAME, lines(1, 7) + lines(8, 12, generation=2))
+    if answer is not None:
+        world.mirror.take("h1", answer)
+    with file_size_limit(100):
+        world.look()
+    assert len(world.mirror.take_news()) == 1, "there is no space yet"
+    world.look()
+    assert world.at_home(NAME) == host.read(NAME)
+
+
 def test_a_file_in_transit_still_arrives_after_its_host_was_lost(world: World) -> None:
     host = world.hosts["h1"]
     host.write(NAME, lines(1, 5))
@@ -282,3 +309,24 @@ def test_a_file_that_cannot_be_written_here_stays_on_its_host_until_it_can(world
     assert world.mirror.take_news() == []
     assert world.mirror.copy_back(world.answer, within_s=60) == []
     assert world.at_home(NAME) == lines(1, 5)
+
+
+def test_a_kind_of_files_that_cannot_be_written_here_is_reported_once(world: World) -> None:
+    world.begin()
+    for block in range(5):
+        world.hosts["h2"].write(f"profile/worker-0.7.{block}.trace.blocks", "a longer block")
+    with file_size_limit(10):
+        for block in range(4):  # the oldest file on the host is always another one
+            world.look()
+            (world.hosts["h2"].place / f"profile/worker-0.7.{block}.trace.blocks").unlink()
+    assert len(world.mirror.take_news()) == 1
+    world.hosts["h1"].write(NAME, lines(1, 5))
+    with file_size_limit(10):
+        world.look()
+    assert [str(world.home.path / NAME) in text for text in world.mirror.take_news()] == [True]
+    world.look()
+    assert world.at_home("profile/worker-0.7.4.trace.blocks") == "a longer block"
+    world.hosts["h2"].write("profile/worker-0.7.5.trace.blocks", "a longer block")
+    with file_size_limit(10):
+        world.look()
+    assert len(world.mirror.take_news()) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from support.record_rig import row, run_directory, summary
 
 from zmqrl.page import runs as runs_module
-from zmqrl.page.runs import Runs
+from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.rundir import RunDirectory
 
 
@@ -103,6 +104,52 @@ def test_damaged_lines_and_files_do_not_stop_the_page(root: Path) -> None:
     found = Runs(root).details("ended")
     assert found["version"] == 40
     assert [each["mean"] for each in found["evaluations"]] == [3.0]
+
+
+def test_a_run_that_is_deleted_while_the_page_reads_it_hides_no_other_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(runs_module, "LOOK_SHARE", 0)
+    run_directory(root / "zoo", [row(1)])
+    runs = Runs(root)
+    lines = runs.overviews()
+    assert next(lines)["name"] == "ended"
+    shutil.rmtree(root / "pong")
+    assert [each["name"] for each in lines] == ["zoo"]
+    with pytest.raises(UnknownRun):
+        runs.details("pong/deep")
+
+
+def test_a_run_whose_metrics_cannot_be_read_has_no_figures(root: Path) -> None:
+    metrics = root / "ended" / "metrics.jsonl"
+    metrics.unlink()
+    metrics.mkdir()
+    assert [(each["name"], each["version"]) for each in Runs(root).overviews()] == [("ended", None), ("pong/deep", 10)]
+
+
+def test_no_symbolic_link_of_a_run_is_read(root: Path) -> None:
+    """Not even a link to a directory with the files of a run."""
+    other = run_directory(root / "other", [row(1)], evaluations=[{"version": 1, "mean": 9.0, "ci95": [8.0, 10.0]}])
+    (other / "summary.json").write_text(json.dumps(summary(exit_reason="failed")))
+    for directory, name in (("logs", "supervisor.log"), ("videos", "v00000010.mp4"), ("profile", "x.blocks")):
+        (other / directory).mkdir()
+        (other / directory / name).write_text("2026-01-05 10:12:09 failed: worker-3 died\n")
+    shown = Runs(root).details("other")
+    assert shown["failure"]
+    assert all(shown[part] for part in ("row", "evaluations", "videos", "logs"))
+    linked = root / "linked"
+    linked.mkdir()
+    (linked / "config.json").write_bytes((other / "config.json").read_bytes())
+    for path in other.iterdir():
+        if path.name != "config.json":
+            (linked / path.name).symlink_to(path)
+    hidden = Runs(root).details("linked")
+    assert [hidden[part] for part in ("row", "evaluations", "videos", "logs", "failure")] == [None, [], [], {}, None]
+    assert hidden["exit_reason"] is None
+    (linked / "config.json").unlink()
+    (linked / "config.json").symlink_to(other / "config.json")
+    assert "linked" not in Runs(root).found()
 
 
 def test_rows_that_a_resumed_run_has_undone_are_left_out(root: Path) -> None:

@@ -1,5 +1,6 @@
 """Lines that are read at even distances from a long file."""
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -49,5 +50,9 @@ def test_a_sample_of_a_long_file_is_even(tmp_path: Path) -> None:
     assert set(gaps[:-1]) <= {99, 100, 101}
 
 
-def test_a_missing_file_has_no_lines(tmp_path: Path) -> None:
-    assert sample_lines(tmp_path / "none", 10) == []
+def test_only_a_file_has_lines(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("line\n")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it
+    assert sample_lines(tmp_path / "file", 10) == [b"line"]
+    assert [sample_lines(tmp_path / name, 10) for name in ("none", "link", "pipe", "file/none")] == [[]] * 4

@@ -1,5 +1,7 @@
 """The page's answers over HTTP: who gets one, and what is in it. Each test talks to a real ``zmqrl serve``."""
 
+import asyncio
+import hmac
 import json
 import os
 import signal
@@ -8,15 +10,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from support.page_rig import WITHIN_S, ServedPage, served_page
+from starlette.applications import Starlette
+from starlette.types import Message, Scope
+from support.page_rig import WITHIN_S, Answer, ServedPage, served_page
 from support.record_rig import row, run_directory, summary
 from support.rig import ending, eventually, is_alive
 
 from zmqrl.errors import UsageError
 from zmqrl.page import server
+from zmqrl.page.app import make_app
+from zmqrl.page.runs import Runs, UnknownRun
 from zmqrl.page.server import check_installed, listen
+from zmqrl.rundir import RunDirectory
 
 pytestmark = pytest.mark.processes
 VIDEO = bytes(range(256)) * 40
@@ -31,6 +40,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "videos" / "v00000010.mp4").write_bytes(VIDEO)
     (run / "logs").mkdir()
     (run / "logs" / "worker-0.log").write_text("one\ntwo\nthr")
+    (root / "seed-1" / "logs").mkdir()
+    (root / "seed-1" / "logs" / "worker-0.log").write_text("alone\n")
     (root.parent / "secret.mp4").write_text("secret")
     (run / "videos" / "link.mp4").symlink_to(root.parent / "secret.mp4")
     return root
@@ -44,21 +55,37 @@ def page(root: Path) -> Iterator[ServedPage]:
 
 
 def test_the_printed_address_gives_a_cookie_that_no_script_and_no_other_site_can_use(page: ServedPage) -> None:
-    answer = page.ask(page.url.partition(str(page.port))[2], cookie="")
+    token = parse_qs(urlsplit(page.url).query)["token"][0]
+    answer = page.ask(f"/?token={token}", cookie="")
     assert answer.status == 200
     assert b'http-equiv="refresh" content="0;url=./"' in answer.body  # the token leaves the address bar
     attributes = {part.strip().lower() for part in answer.headers["set-cookie"].split(";")[1:]}
     assert {"httponly", "samesite=strict"} <= attributes
+    assert f"Path={page.base}/" in answer.headers["set-cookie"]  # for no path of another server on this host name
+    assert len(page.base) > 16
+    assert token not in str(answer.headers)  # the cookie holds something that only the token gives
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 
 @pytest.mark.parametrize("path", ["/", "/?token=wrong", "/?token=", "/api/runs", "/static/page.js", "/video", "/none"])
 def test_without_the_token_nothing_is_answered(page: ServedPage, path: str) -> None:
-    for cookie in ("", page.cookie + "x", page.cookie.partition("=")[0] + "="):
-        answer = page.ask(path, cookie=cookie)
-        assert answer.status == 403
-        assert b"token" in answer.body
-        assert "set-cookie" not in answer.headers
+    name, token = page.cookie.partition("=")[0], page.url.partition("token=")[2]
+    for cookie in ("", page.cookie + "x", f"{name}=", f"{name}={token}"):
+        assert_refused(page.ask(path, cookie=cookie))
+
+
+@pytest.mark.parametrize("path", ["/", "/api/runs", "/static/page.js"])
+def test_only_the_path_of_the_printed_address_is_answered(page: ServedPage, path: str) -> None:
+    for base in ("", "/api", page.base[:-1], page.base + "x", "/" + page.base):
+        assert_refused(page.ask(path, base=base))
+        assert_refused(page.ask(f"{path}?{urlsplit(page.url).query}", base=base, cookie=""))
+    assert_refused(page.ask(""))
+
+
+def assert_refused(answer: Answer) -> None:
+    assert answer.status == 403
+    assert b"token" in answer.body
+    assert "set-cookie" not in answer.headers
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.2", "x"])
@@ -163,6 +190,50 @@ def test_a_log_is_followed_line_by_line(page: ServedPage, root: Path) -> None:
     assert page.json("log", run="seed-2", process="worker-0", after=8)["lines"] == ["three", "four"]
 
 
+def test_an_offset_beyond_every_file_gives_the_end_of_the_log(page: ServedPage) -> None:
+    for after in ("9" * 19, "9" * 5000, "-1", "1e3", "x"):
+        assert page.json("log", run="seed-1", process="worker-0", after=after)["lines"] == ["alone"]
+
+
+def test_a_run_that_is_being_deleted_is_not_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(root, token="token", base="/base/", address="127.0.0.1")
+
+    def deleted(_: Runs, name: str) -> RunDirectory:
+        raise UnknownRun(name)
+
+    def gone(_: Runs, name: str) -> dict[str, Any]:
+        raise FileNotFoundError(2, "No such file or directory", name)
+
+    monkeypatch.setattr(Runs, "overview", gone)
+    assert status(app, "/base/api/run", "run=seed-1") == 404
+    assert status(app, "/base/api/runs") == 200
+    monkeypatch.setattr(Runs, "find", deleted)
+    for view in ("run", "charts", "timing", "log", "settings"):
+        assert status(app, f"/base/api/{view}", "run=seed-1") == 404
+
+
+def status(app: Starlette, path: str, query: str = "") -> int:
+    """The status of the answer of ``app`` to a browser that has the cookie."""
+    found: list[int] = []
+    cookie = f"zmqrl={hmac.digest(b'token', b'cookie', 'sha256').hex()}".encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        found.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+    scope: Scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [(b"host", b"localhost"), (b"cookie", cookie)],
+    }
+    asyncio.run(app(scope, receive, send))
+    return found[0]
+
+
 def test_a_new_run_and_a_new_row_appear(page: ServedPage, root: Path) -> None:
     run = run_directory(root / "new", [row(1)])
 
@@ -175,7 +246,7 @@ def test_a_new_run_and_a_new_row_appear(page: ServedPage, root: Path) -> None:
     assert versions()["new"] == 50
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal.Signals) -> None:
     with served_page(root) as page:
         page.open()
@@ -185,12 +256,6 @@ def test_the_page_ends_at_once_when_it_is_interrupted(root: Path, number: signal
         waiting.close()
 
 
-def test_a_page_of_one_run_names_it_with_a_dot(root: Path) -> None:
-    with served_page(root / "seed-1") as page:
-        page.open()
-        assert [run["name"] for run in page.json("runs")["runs"]] == ["."]
-
-
 @pytest.mark.parametrize(
     ("address", "port", "sentence"),
     [
@@ -198,7 +263,7 @@ def test_a_page_of_one_run_names_it_with_a_dot(root: Path) -> None:
         ("::", 0, "would listen on every network"),
         ("localhost", None, "must be an IP address"),
         ("192.0.2.1", 0, "cannot bind 192.0.2.1:0"),
-        ("127.0.0.1", 70_000, "a number from 0 to 65535"),
+        ("127.0.0.1", 70_000, "must be from 0 to 65535"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused(address: str, port: int | None, sentence: str) -> None:
@@ -234,7 +299,7 @@ with page_beside(RunDirectory(Path(sys.argv[1]))) as url:
 """
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -> None:
     run = run_directory(tmp_path / "run", [row(1)])
     command, pipe = [sys.executable, "-c", PARENT, str(run)], subprocess.PIPE
@@ -243,7 +308,7 @@ def test_the_page_beside_a_run_ends_with_the_run(tmp_path: Path, killed: bool) -
         assert parent.stdout is not None
         page = ServedPage(parent.stdout.readline().strip(), parent)
         eventually(lambda: _answers(page), "the page answers")
-        assert [each["version"] for each in page.json("runs")["runs"]] == [10]
+        assert [(each["name"], each["version"]) for each in page.json("runs")["runs"]] == [(".", 10)]
         (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         assert os.getpriority(os.PRIO_PROCESS, int(child)) >= 10  # it gives way to the run
         if killed:

@@ -51,6 +51,17 @@ def test_a_run_without_a_recording_has_nothing_to_show(tmp_path: Path) -> None:
     assert (found["spans"], found["versions"], found["blame"], found["hosts"]) == ({}, [], [], {})
 
 
+def test_symbolic_links_are_left_out(tmp_path: Path) -> None:
+    profile = write_recording(tmp_path / "profile", synthetic_run(workers=2, shards=1, versions=60))
+    assert read_timing(profile, asynchronous=False)["spans"]
+    (tmp_path / "link").symlink_to(profile)
+    (tmp_path / "links").mkdir()
+    for path in profile.iterdir():
+        (tmp_path / "links" / path.name).symlink_to(path)
+    for name in ("link", "links"):
+        assert read_timing(tmp_path / name, asynchronous=False)["spans"] == {}
+
+
 def test_an_asynchronous_run_has_spans_but_no_kth_worker(tmp_path: Path) -> None:
     found = read_timing(write_recording(tmp_path / "profile", asynchronous_run()), asynchronous=True)
     assert (found["versions"], found["blame"]) == ([], [])

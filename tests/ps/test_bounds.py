@@ -74,7 +74,7 @@ def bounded_worker(cluster: Cluster, rank: int) -> "Iterator[subprocess.Popen[by
 @pytest.mark.parametrize(
     ("updates", "growth_mb"),
     [
-        pytest.param(1_000, 3.0, id="1000"),
+        pytest.param(500, 3.0, id="500"),
         pytest.param(100_000, 3.0, id="100000", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from zmqrl.errors import DISK_IS_FULL
-from zmqrl.hosts.launcher import Exited, HostLost, Inspected
+from zmqrl.hosts.launcher import Exited, HostBack, HostLost, Inspected
 from zmqrl.observe.stalls import Doing, Stall
 from zmqrl.process_id import ProcessId, shard_id, worker_id
 from zmqrl.ps.shard.events import View
 from zmqrl.ps.wire import messages as m
 from zmqrl.supervisor import events as e
-from zmqrl.supervisor.machine import STOP_WITHIN_S, Limits, ScheduleEnd, SupervisorMachine
+from zmqrl.supervisor.machine import STOP_WITHIN_S, WANTED_AGAIN_S, Limits, ScheduleEnd, SupervisorMachine
 from zmqrl.supervisor.membership import SHRINK_AFTER_S
 from zmqrl.supervisor.processes import (
     FAILURES_IN_A_ROW,
@@ -232,6 +232,21 @@ def test_a_rollback_that_waits_too_long_for_a_shard_ends_the_run(run: Run) -> No
     assert fails[0] == e.Fail("waited 60 s for shard 1.")
 
 
+def test_a_rollback_waits_for_a_lost_host_as_long_as_the_run_does(run: Run) -> None:
+    run.kill_shard(0)
+    run.start_shard(0)  # without its state
+    run.stands.pop(1)
+    run.feed(e.ProcessDied(Exited(shard_id(1), -9, "", 0.0, "host h2 is lost: no route", with_host=True)))
+    run.feed(e.HostChanged(HostLost("h2", "no route", (shard_id(1),))))
+    run.ticks(5 * LOAD_WITHIN_S)
+    assert run.told(e.Fail) == []
+    run.feed(e.HostChanged(HostBack("h2")))
+    run.ticks(LOAD_WITHIN_S - 1.0)
+    assert run.told(e.Fail) == []
+    run.ticks(2.0)
+    assert run.told(e.Fail)[0] == e.Fail("waited 60 s for shard 1."), "the host is back, but the shard is not"
+
+
 def test_a_quorum_of_workers_can_report_that_a_shard_has_lost_versions(run: Run) -> None:
     run.ticks(1.0)
     since = len(run.actions)
@@ -330,6 +345,36 @@ def test_a_follower_can_ask_for_a_checkpoint_before_it_is_due(run: Run) -> None:
     assert len(run.told(e.TakeCheckpoint)) == 1
 
 
+def keep_asking(run: Run, seconds: float) -> list[e.TakeCheckpoint]:
+    """A follower asks for a checkpoint at every turn. Returns the checkpoints that are fetched."""
+    since = len(run.actions)
+    for _ in range(round(seconds / TURN_S)):
+        run.feed(e.CheckpointWanted())
+        run.ticks(TURN_S, versions=True)
+    return run.told(e.TakeCheckpoint, since)
+
+
+def test_checkpoints_that_a_follower_asks_for_on_a_full_disk_are_rare_and_reported_once(run: Run) -> None:
+    act = run.act
+
+    def fill_disk(action: e.Action) -> None:
+        if isinstance(action, e.TakeCheckpoint):
+            run.feed(e.CheckpointFailed(action.version, "no space"))
+        else:
+            act(action)
+
+    run.act = fill_disk  # type: ignore[method-assign]
+    assert 1 <= len(keep_asking(run, WANTED_AGAIN_S)) <= 2
+    assert len(keep_asking(run, 3 * WANTED_AGAIN_S)) in (2, 3)
+    assert len(run.told(e.Notice)) == 1
+    run.act = act  # type: ignore[method-assign]
+    assert keep_asking(run, WANTED_AGAIN_S + 5.0), "there is space again"
+    run.act = fill_disk  # type: ignore[method-assign]
+    since = len(run.actions)
+    assert keep_asking(run, 5.0), "a written checkpoint ends the delay"
+    assert len(run.told(e.Notice, since)) == 1
+
+
 def test_a_run_shrinks_to_the_live_workers_and_grows_again() -> None:
     run = Run(on_loss="shrink")
     run.ticks(2.0)
@@ -409,6 +454,13 @@ def test_workers_do_not_count_as_silent_while_no_shard_is_up(run: Run) -> None:
     run.ticks(1.0)
     assert not run.told(e.TellSilence)
     assert not run.told(e.KillProcess)
+
+
+def test_a_status_of_a_worker_never_means_that_a_disk_is_full(run: Run) -> None:
+    for rank in range(2):
+        for _ in range(FAILURES_IN_A_ROW):
+            run.feed(died(worker_id(rank), DISK_IS_FULL))
+    assert run.told(e.Fail) == [e.Fail("worker-1 died 4 times in a row (exit status 28)\n  | the end")]
 
 
 def test_a_rollback_waits_for_a_shard_whose_disk_is_full(run: Run) -> None:
@@ -665,6 +717,32 @@ def test_a_worker_that_leaves_an_ending_run_is_not_restarted(run: Run) -> None:
     run.feed(e.Ending())
     run.feed(died(worker_id(0), status=0))
     assert run.told(e.TellDeath) == []
+
+
+@pytest.mark.parametrize(("left", "silent_s"), [(20, 0.0), (10_000, 3.0)])
+def test_a_worker_that_leaves_when_the_run_may_be_over_has_not_failed(left: int, silent_s: float) -> None:
+    run = Run(limits=Limits(updates=20 + left))
+    run.ticks(1.0)
+    run.feed(e.Figures(0, 0.0, 20.0))
+    run.ticks(20 * TURN_S, versions=True)
+    assert max(run.machine.shards.seen.values()) == 20
+    del run.stands[1]  # the supervisor no longer hears this shard
+    run.ticks(silent_s)
+    for _ in range(FAILURES_IN_A_ROW):
+        run.feed(died(worker_id(0), status=0))
+    assert run.machine.processes.first_death is None
+    assert not run.machine.processes.hopeless
+
+
+def test_a_worker_that_ends_itself_long_before_the_end_of_a_run_has_failed() -> None:
+    run = Run(limits=Limits(updates=10_000), quorum=3)
+    run.ticks(1.0)
+    run.feed(e.Figures(0, 0.0, 20.0))
+    for _ in range(FAILURES_IN_A_ROW):
+        run.feed(died(worker_id(0), status=0))
+    assert run.machine.processes.first_death == died(worker_id(0), status=0).exited
+    (failed,) = run.told(e.Fail)
+    assert failed.why.startswith("worker-0 died 4 times in a row (exit status 0)")
 
 
 def test_a_failed_assertion_lists_the_last_events(run: Run) -> None:

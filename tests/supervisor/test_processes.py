@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zmqrl.errors import ClusterError, UsageError
+from zmqrl.errors import DISK_IS_FULL, ClusterError, UsageError
 from zmqrl.hosts.launcher import Exited, HostBack, HostLost
 from zmqrl.process_id import ProcessId
 from zmqrl.supervisor import events as e
@@ -15,6 +15,7 @@ from zmqrl.supervisor.processes import (
     FIRST_DELAY_S,
     KILLS_IN_A_ROW,
     LONGEST_DELAY_S,
+    SPACE_WITHIN_S,
     UNREACHABLE_TOLD_S,
     VERSION_TOLD_WITHIN_S,
     Processes,
@@ -155,6 +156,17 @@ def test_a_process_that_the_run_gave_up_on_is_not_restarted() -> None:
     processes.died(exited(), 1.0, counts=True)
     processes.give_up(WORKER)
     assert processes.due(1000.0) == []
+
+
+def test_a_death_for_another_reason_ends_the_wait_for_space() -> None:
+    processes, shard = Processes(), ProcessId("shard", 0)
+    processes.died(died("shard-0", DISK_IS_FULL), 0.0, counts=True, is_full=True)
+    assert processes.was_full(shard)
+    processes.died(died("shard-0", 1), 100.0, counts=True)
+    assert not processes.was_full(shard)
+    processes.died(died("shard-0", DISK_IS_FULL), 2 * SPACE_WITHIN_S, counts=True, is_full=True)
+    assert processes.was_full(shard)
+    assert not processes.hopeless, "a new wait has begun"
 
 
 def test_the_end_of_a_process_is_described_in_words() -> None:

@@ -42,6 +42,11 @@ class ServedPage:
     cookie: str = ""
 
     @property
+    def base(self) -> str:
+        """The random path that all requests are below, without the last slash."""
+        return urlsplit(self.url).path.rstrip("/")
+
+    @property
     def port(self) -> int:
         port = urlsplit(self.url).port
         assert port is not None
@@ -49,14 +54,17 @@ class ServedPage:
 
     def open(self) -> None:
         """Open the printed address, as a browser does, and keep the cookie."""
-        answer = self.ask(self.url.partition(str(self.port))[2])
+        answer = self.ask(f"/?{urlsplit(self.url).query}")
         self.cookie = answer.headers["set-cookie"].partition(";")[0]
 
-    def ask(self, path: str, *, method: str = "GET", host: str | None = None, **headers: str) -> Answer:
-        """Send a request. Underscores in the names of ``headers`` stand for hyphens."""
+    def ask(
+        self, path: str, *, method: str = "GET", host: str | None = None, base: str | None = None, **headers: str
+    ) -> Answer:
+        """Send a request for a path below ``base``. Underscores in the names of ``headers`` stand for hyphens."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WITHIN_S)
         try:
-            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            address = (self.base if base is None else base) + path
+            connection.putrequest(method, address, skip_host=True, skip_accept_encoding=True)
             sent = {"host": host or f"127.0.0.1:{self.port}", "cookie": self.cookie, **headers}
             for name, value in sent.items():
                 connection.putheader(name.replace("_", "-"), value)

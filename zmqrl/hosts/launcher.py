@@ -50,11 +50,16 @@ class Exited:
     why: str | None = None
     with_host: bool = False
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the process ended because its disk is full. The status says so only if the process is a shard."""
+        return self.process.role == "shard" and self.status == DISK_IS_FULL
+
     def how(self) -> str:
         """The status in words."""
         if self.why is not None:
             return self.why
-        if self.status == DISK_IS_FULL:
+        if self.is_full:
             return "its disk is full"
         if self.status >= 0:
             return f"exit status {self.status}"

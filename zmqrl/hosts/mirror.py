@@ -1,13 +1,14 @@
 """Copies files between the run directory and the hosts of a run: histories in, checkpoints out."""
 
 import base64
+import contextlib
 import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
 from zmqrl.checkpoint import MANIFEST, MODEL, name_of
-from zmqrl.errors import ClusterError
+from zmqrl.errors import ClusterError, refusal
 from zmqrl.hostd import files
 from zmqrl.hostd import messages as h
 from zmqrl.hosts.link import Link
@@ -43,7 +44,7 @@ class Mirror:
         self._begun = False  # whether this session's processes write: their files replace ours
         self._agrees: dict[tuple[str, str], bool] = {}  # before that: whether a host's history continues ours
         self._stuck: set[str] = set()  # hosts of files that this machine could not write since the last listing
-        self._told: set[str] = set()  # the files that the user knows this machine cannot write
+        self._told: set[str] = set()  # the folders of files that the user knows this machine cannot write
         self._news: list[str] = []
         self._checkpoints: defaultdict[ProcessId, set[int]] = defaultdict(set)  # versions that a process needs
 
@@ -115,17 +116,25 @@ class Mirror:
                     link.send(h.List(COMES_HOME))
 
     def rewind(self, version_of: Callable[[int], int], generation: int) -> None:
-        """Roll back the copies of the histories, as each shard rolls back its own history."""
+        """Roll back the copies of the histories, as each shard rolls back its own history.
+
+        If that fails, as on a full disk, remove the copy: it is copied again from the host of the shard.
+        """
         for process, host in self.host_of.items():
             if process.role != "shard" or host not in self.links:
                 continue
             path = self.home.path / _history(process.number)
-            if path.exists():
-                history = History(path)
-                history.rewind(version_of(process.number), generation)
-                history.close()
-                if self._fetching.get(host) == _history(process.number):
-                    self._fetching[host] = OUTDATED
+            if not path.exists():
+                continue
+            if self._fetching.get(host) == _history(process.number):
+                self._fetching[host] = OUTDATED
+            try:
+                with contextlib.closing(History(path)) as history:
+                    history.rewind(version_of(process.number), generation)
+            except (ClusterError, OSError) as error:
+                path.unlink()
+                why = refusal(error, path) if isinstance(error, OSError) else str(error)
+                self._news.append(f"{why.rstrip('.')}; it is copied again from {host}")
 
     def copy_back(self, receive: Callable[[], None], *, within_s: float) -> list[str]:
         """Wait at most ``within_s`` until this machine has all files of the hosts. Returns the hosts whose files are
@@ -152,7 +161,9 @@ class Mirror:
         self._sizes.pop(host, None)
 
     def take_news(self) -> list[str]:
-        """Sentences about files that this machine cannot write. Each is returned once. The hosts keep these files."""
+        """One sentence for each kind of files that this machine cannot write, which the hosts keep, and for each failed
+        rollback of a history. Each sentence is returned once.
+        """
         news, self._news = self._news, []
         return news
 
@@ -218,13 +229,13 @@ class Mirror:
 
     def _write(self, host: str, name: str, offset: int, data: bytes) -> None:
         """Write a piece of a file. If that fails, try again after the next listing."""
-        error = files.write(self.home.path, name, offset, data)
+        folder, error = name.partition("/")[0], files.write(self.home.path, name, offset, data)
         if error is None:
-            self._told.discard(name)
+            self._told.discard(folder)
             return
         self._stuck.add(host)
-        if name not in self._told:
-            self._told.add(name)
+        if folder not in self._told:  # one notice for all files of a kind
+            self._told.add(folder)
             self._news.append(f"cannot write {self.home.path / name}: {error}; {host} keeps it until it can be written")
 
     def _tail(self, name: str) -> bytes:

@@ -11,25 +11,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import Route
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
 
 from zmqrl.json_lines import nulled
 from zmqrl.observe.records import differing
 from zmqrl.page.charts import XAxis, charts
 from zmqrl.page.following import follow
 from zmqrl.page.guard import Guard
-from zmqrl.page.runs import VIDEOS, Runs, files_in, stamp
+from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp
 from zmqrl.page.timing import read_timing
 from zmqrl.rundir import RunDirectory
 
 STATIC: Final = Path(__file__).with_name("static")
 TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MOST_RUNS = 500  # in one chart
+OFFSET_DIGITS = 20  # more than an offset in a file can have
 
 
-def make_app(root: Path, *, token: str, address: str) -> Starlette:
-    """The page of the runs at and below ``root``."""
+def make_app(root: Path, *, token: str, base: str, address: str) -> Starlette:
+    """The page of the runs at and below ``root``. All paths of its requests are below the path ``base``."""
     page = Page(Runs(root))
     # Videos are not compressed: a browser asks for ranges of their bytes.
     compressed = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4)]
@@ -43,12 +44,14 @@ def make_app(root: Path, *, token: str, address: str) -> Starlette:
         "/api/log": page.log,
         "/api/settings": page.settings,
     }
+    routes = [
+        Route("/video", page.video),
+        *(Route(path, text, middleware=compressed) for path, text in texts.items()),
+    ]
     return Starlette(
-        routes=[
-            Route("/video", page.video),
-            *(Route(path, text, middleware=compressed) for path, text in texts.items()),
-        ],
-        middleware=[Middleware(Guard, token=token, address=address)],
+        routes=[Mount(base, routes=routes)],
+        middleware=[Middleware(Guard, token=token, base=base, address=address)],
+        exception_handlers={UnknownRun: _gone, OSError: _gone},
     )
 
 
@@ -72,9 +75,7 @@ class Page:
 
     def runs(self, request: Request) -> Response:
         """One line for each run."""
-        runs = self._runs
-        found = [runs.overview(name) for name in runs.found()]
-        return _json(request, None, lambda: {"root": str(runs.root), "runs": found})
+        return _json(request, None, lambda: {"root": str(self._runs.root), "runs": list(self._runs.overviews())})
 
     def charts(self, request: Request) -> Response:
         """The curves of the chosen runs."""
@@ -109,10 +110,7 @@ class Page:
         if process not in logs:
             raise HTTPException(404, f"{name} has no log of {process}.")
         after = request.query_params.get("after", "")
-        try:
-            lines = follow(logs[process], int(after) if after.isdecimal() else None)
-        except OSError as error:
-            raise HTTPException(404, f"cannot read the log of {process}: {error.strerror}.") from error
+        lines = follow(logs[process], int(after) if after.isdecimal() and len(after) < OFFSET_DIGITS else None)
         return _json(request, None, lambda: lines | {"process": process})
 
     def settings(self, request: Request) -> Response:
@@ -137,19 +135,23 @@ class Page:
         for path in files_in(self._runs.find(name).path / "videos"):
             if path.name == wanted and path.suffix in VIDEOS:
                 kind, headers = VIDEOS[path.suffix], {"cache-control": "private, no-cache"}
-                return FileResponse(path, media_type=kind, headers=headers)
+                return FileResponse(path, media_type=kind, headers=headers, stat_result=path.stat())
         raise HTTPException(404, f"{name} has no video {wanted}.")
 
     def _named(self, request: Request, count: int | None = None) -> Sequence[str]:
         """The runs that a request names."""
         names = list(dict.fromkeys(request.query_params.getlist("run")))
-        found = self._runs.found()
         for name in names:
-            if name not in found:
-                raise HTTPException(404, f"there is no run {name}.")
+            self._runs.find(name)
         if not 1 <= len(names) <= (count or MOST_RUNS):
             raise HTTPException(400, f"name 1 to {count or MOST_RUNS} runs, not {len(names)}.")
         return names
+
+
+def _gone(request: Request, error: Exception) -> Response:
+    """The answer about a run that was never there, or that is deleted while the page reads it."""
+    what = f"there is no run {error.args[0]}" if isinstance(error, UnknownRun) else f"the run cannot be read: {error}"
+    return PlainTextResponse(f"{what}.", 404)
 
 
 def _timing(run: RunDirectory, *, asynchronous: bool) -> dict[str, Any]:

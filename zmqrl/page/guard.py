@@ -1,6 +1,5 @@
 """Decides which requests the page answers: those of a browser that was opened with the printed address."""
 
-import hashlib
 import hmac
 import html
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+COOKIE: Final = "zmqrl"
 LOCAL: Final = ("127.0.0.1", "localhost", "[::1]")
 HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -31,16 +31,19 @@ OPENED = (
 class Guard:
     """Answers only reading requests for the host names of this machine, from a browser that has the token.
 
-    The token is in the address that zmqrl prints. The first answer puts it into a cookie, which scripts cannot read and
-    other sites cannot use, and leads to the same page without the token. A host name that is not ``LOCAL`` or
+    The token is in the address that zmqrl prints. The first answer gives the browser a cookie, which scripts cannot
+    read and other sites cannot use, and leads to the same page without the token. A host name that is not ``LOCAL`` or
     ``address`` is refused: a foreign site could have made its own name lead to this machine (DNS rebinding).
+
+    A browser sends a cookie to every port of a host name. So everything is below ``base``, a random path that starts
+    and ends with a slash, and the cookie is only for this path: the browser asks other servers for other paths. The
+    token cannot be computed from the cookie.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, address: str) -> None:
-        self._app, self._token = app, token.encode()
+    def __init__(self, app: ASGIApp, *, token: str, base: str, address: str) -> None:
+        self._app, self._base, self._token = app, base, token
         self._hosts = {*LOCAL, f"[{address}]" if ":" in address else address}
-        # The pages on all ports of a machine share their cookies, so each page has a name of its own.
-        self._cookie = f"zmqrl-{hashlib.sha256(self._token).hexdigest()[:12]}"
+        self._proof = hmac.digest(token.encode(), b"cookie", "sha256").hex()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or refuse a request."""
@@ -67,16 +70,19 @@ class Guard:
         if method not in ("GET", "HEAD"):
             return PlainTextResponse("this page only shows runs: use GET.\n", 405, {"allow": "GET, HEAD"})
         given = parse_qs(query.decode("latin-1")).get("token", [])
-        if path == "/" and given and self._is_token(given[0]):
+        below = _same(path[: len(self._base)], self._base)
+        if below and len(path) == len(self._base) and given and _same(given[0], self._token):
             opened = HTMLResponse(OPENED)
-            opened.set_cookie(self._cookie, self._token.decode(), httponly=True, samesite="strict")
+            opened.set_cookie(COOKIE, self._proof, path=self._base, httponly=True, samesite="strict")
             return opened
-        if not self._is_token(_cookies(headers).get(self._cookie, "")):
+        if not (below and _same(_cookies(headers).get(COOKIE, ""), self._proof)):
             return HTMLResponse(_page("Open the address that zmqrl printed: it contains a token."), 403)
         return None
 
-    def _is_token(self, text: str) -> bool:
-        return hmac.compare_digest(text.encode(errors="surrogateescape"), self._token)
+
+def _same(text: str, secret: str) -> bool:
+    """Whether they are equal, in a time that does not tell how much of them is."""
+    return hmac.compare_digest(text.encode(errors="surrogateescape"), secret.encode())
 
 
 def _without_port(host: str) -> str:

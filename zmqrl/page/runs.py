@@ -1,7 +1,9 @@
 """The runs below a directory, read from their files. Each file is read again only after it has changed."""
 
+import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import asdict
@@ -45,6 +47,10 @@ def stamp(path: Path) -> Stamp:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+class UnknownRun(KeyError):
+    """There is no run of this name, or no longer."""
+
+
 class Runs:
     """The runs at and below ``root``, by name: their paths relative to ``root``.
 
@@ -68,8 +74,11 @@ class Runs:
         return self._found
 
     def find(self, name: str) -> RunDirectory:
-        """The run of this name. Raises KeyError."""
-        return self.found()[name]
+        """The run of this name. Raises UnknownRun, also if a search has just found that the run is gone."""
+        run = self.found().get(name)
+        if run is None:
+            raise UnknownRun(name)
+        return run
 
     def kept(self, kind: str, key: Hashable, changed: Hashable, make: Callable[[], T]) -> T:
         """The result of ``make``, which is called again only when ``changed`` differs from the last call."""
@@ -121,6 +130,12 @@ class Runs:
 
         changed = tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
         return self.kept("record", name, changed, read)
+
+    def overviews(self) -> Iterator[dict[str, Any]]:
+        """One line about each run, without runs that cannot be read: somebody may be deleting them."""
+        for name in self.found():
+            with contextlib.suppress(UnknownRun, OSError):
+                yield self.overview(name)
 
     def overview(self, name: str) -> dict[str, Any]:
         """One line about a run, from the last row of its metrics."""
@@ -185,15 +200,24 @@ class Runs:
         )
 
     def _evaluations(self, run: RunDirectory, rows: list[dict[str, Any]]) -> list[Evaluation]:
-        return evaluations(readable_lines(run.evaluations, EVALUATION, lambda notice: None), rows)
+        path = run.evaluations
+        return evaluations(readable_lines(path, EVALUATION, lambda notice: None) if _is_plain(path) else [], rows)
 
 
 def _object(path: Path, form: Any) -> dict[str, Any] | None:
-    """The object in a file. None if the file is missing, damaged or being written."""
+    """The object in a file. None if the file is missing, damaged, being written, or a symbolic link."""
     try:
-        return read_object(path, form, "")
+        return read_object(path, form, "") if _is_plain(path) else None
     except UsageError:
         return None
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether this is a file, and not a symbolic link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _sentence(stall: dict[str, Any] | None) -> str | None:
@@ -205,6 +229,8 @@ def _sentence(stall: dict[str, Any] | None) -> str | None:
 
 def failure(log: Path) -> str | None:
     """The last failure in the log of a supervisor: its reason, and the first process that failed."""
+    if log not in files_in(log.parent):
+        return None
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - (1 << 15)))
@@ -217,12 +243,18 @@ def failure(log: Path) -> str | None:
 
 def logs(run: Path) -> dict[str, int]:
     """The size in bytes of each log of a run, by process."""
-    return {path.stem: path.stat().st_size for path in files_in(run / "logs") if path.suffix == ".log"}
+    found = ((path, stamp(path)) for path in files_in(run / "logs") if path.suffix == ".log")
+    return {path.stem: known[1] for path, known in found if known}
 
 
 def files_in(directory: Path) -> list[Path]:
-    """The files in a directory, without symbolic links and hidden files, in the order of their names and numbers."""
+    """The files in a directory, without symbolic links and hidden files, in the order of their names and numbers.
+
+    Empty if the directory itself is a symbolic link.
+    """
     try:
+        if directory.is_symlink():
+            return []
         with os.scandir(directory) as found:
             names = [each.name for each in found if each.is_file(follow_symlinks=False) and each.name[0] != "."]
     except OSError:

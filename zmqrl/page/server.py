@@ -14,6 +14,7 @@ from zmqrl.errors import UsageError, require
 PORT: Final = 8470
 PACKAGES: Final = ("starlette", "uvicorn")
 TOKEN_BYTES = 24
+BASE_BYTES = 12
 CLOSE_WITHIN_S = 1
 
 
@@ -53,14 +54,15 @@ def listen(address: str, port: int | None) -> socket.socket:
 
 
 class PageServer:
-    """Serves the runs at and below ``root`` at ``url``, which contains the token."""
+    """Serves the runs at and below ``root`` at ``url``, which contains a random path and the token."""
 
     def __init__(self, root: Path, listener: socket.socket) -> None:
         self._root, self._listener = root, listener
         address, self.port = listener.getsockname()[:2]
         self._address, self._token = address, secrets.token_urlsafe(TOKEN_BYTES)
+        self._base = f"/{secrets.token_urlsafe(BASE_BYTES)}/"
         host = f"[{address}]" if ":" in address else address
-        self.url = f"http://{host}:{self.port}/?token={self._token}"
+        self.url = f"http://{host}:{self.port}{self._base}?token={self._token}"
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM. The page runs at a low priority, so that it does not slow down runs."""
@@ -69,7 +71,7 @@ class PageServer:
         from zmqrl.page.app import make_app
 
         os.nice(10)
-        app = make_app(self._root, token=self._token, address=self._address)
+        app = make_app(self._root, token=self._token, base=self._base, address=self._address)
         settings = uvicorn.Config(
             app,
             access_log=False,

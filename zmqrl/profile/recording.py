@@ -179,10 +179,11 @@ class Recording:
     @classmethod
     def tail(cls, directory: Path, blocks: int) -> Self:
         """Read only about ``blocks`` of the newest blocks of each process, which has the same cost for a run of any
-        length.
+        length. Leaves out symbolic links.
         """
         by_process: dict[str, list[Path]] = {}
-        for path in segments(directory):
+        files = [] if directory.is_symlink() else [path for path in segments(directory) if not path.is_symlink()]
+        for path in files:
             by_process.setdefault(path.name.partition(".")[0], []).append(path)
         return cls._of((path, blocks) for paths in by_process.values() for path in paths[-2:])
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
-from zmqrl.errors import DISK_IS_FULL
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
@@ -21,6 +20,7 @@ ASK_EVERY_S = 0.2
 ASK_AT_FIRST_EVERY_S = 0.05  # until the training time starts
 START_WITHIN_S = 60.0
 GREET_AGAIN_S = 2.0
+WANTED_AGAIN_S = 30.0  # time between a failed checkpoint and the next one that a follower asks for
 STOP_WITHIN_S = 30.0
 
 
@@ -84,6 +84,7 @@ class SupervisorMachine:
         self.checkpoint_every_s = checkpoint_every_s
         self.checkpoint_due_at = float("inf")
         self.checkpoint_version: int | None = None  # the version that shards must copy
+        self._checkpoint_failed_at: float | None = None  # None once a checkpoint has been written
         self._start_by: float | None = None
         self._stop_by = float("inf")
         self._asked_at = 0.0
@@ -150,15 +151,19 @@ class SupervisorMachine:
             case e.NotLoaded(why):
                 return [e.Notice(f"cannot roll back yet: {why}")]
             case e.CheckpointWanted():
-                self.checkpoint_due_at = min(self.checkpoint_due_at, now)
+                failed_at = self._checkpoint_failed_at
+                if failed_at is None or now - failed_at >= WANTED_AGAIN_S:
+                    self.checkpoint_due_at = min(self.checkpoint_due_at, now)
                 return []
             case e.CheckpointWritten(versions):
+                self._checkpoint_failed_at = None
                 self.shards.checkpointed(versions)
                 self._next_checkpoint(now)
                 return []
             case e.CheckpointFailed(version, why):
+                is_first, self._checkpoint_failed_at = self._checkpoint_failed_at is None, now
                 self._next_checkpoint(now)
-                return [e.Notice(f"checkpoint of version {version} postponed: {why}")]
+                return [e.Notice(f"checkpoint of version {version} postponed: {why}")] if is_first else []
             case e.Figures():
                 self.figures = event
                 return []
@@ -202,11 +207,10 @@ class SupervisorMachine:
             self.shards.on_exit(process.number)
         elif self.state == "ending" and exited.status == 0:
             return []
-        is_full = exited.status == DISK_IS_FULL and self.state != "starting"
+        is_full = exited.is_full and self.state != "starting"
         if is_full:
             self.shards.rollback_at = None  # a rollback waits, too
-        # The shards of a run with an end may have dismissed the worker before they could tell this supervisor.
-        dismissed = process.role == "worker" and exited.status == 0 and self.shards.stop_at is not None
+        dismissed = process.role == "worker" and exited.status == 0 and self._may_be_over(now)
         actions = self.processes.died(exited, now, counts=not dismissed, excused=dismissed, is_full=is_full)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
@@ -217,6 +221,17 @@ class SupervisorMachine:
             too_long = f"the disk of {process} was full for {SPACE_WITHIN_S:g} s: free some space, then use --resume."
             actions.append(e.Fail(too_long if is_full else why))
         return actions
+
+    def _may_be_over(self, now: float) -> bool:
+        """Whether the shards may have made the last version, and dismissed the workers, before they could tell this
+        supervisor.
+        """
+        shards = self.shards
+        if shards.stop_at is None:
+            return False
+        silent_s = max(self.processes.silent_s(shard_id(shard), now) for shard in shards.numbers)
+        in_touch = shards.all_told and silent_s <= GREET_AGAIN_S
+        return not in_touch or self._soon_after(max(shards.seen.values())) >= shards.stop_at
 
     def _hopelessness(self, exited: Exited, now: float) -> str:
         """Why a process is not restarted any more: a verb phrase about it."""
@@ -275,6 +290,8 @@ class SupervisorMachine:
         for process in silent:
             if process.role == "shard":
                 shards.stats.pop(process.number, None)
+        if any(processes.unreachable_s(shard_id(shard), now) is not None for shard in shards.down):
+            shards.rollback_at = None  # a rollback waits for lost hosts, too
         actions += told + shards.roll_back(self.membership.view, now, self.elapsed(now))
         processes.hear_workers(shards.stats.values(), now)
         if shards.rollback is None and shards.all_told:
@@ -349,8 +366,12 @@ class SupervisorMachine:
         if wanted is None or any(each.version > wanted and each.captured != wanted for each in stats.values()):
             # Choose a version so far ahead that the request reaches every shard before the shard makes that version.
             newest = max(each.version for each in stats.values())
-            wanted = self.checkpoint_version = newest + 2 + int(self.figures.updates_per_s)
+            wanted = self.checkpoint_version = self._soon_after(newest)
         return [e.SetAside(shard, wanted) for shard, each in stats.items() if each.captured != wanted]
+
+    def _soon_after(self, version: int) -> int:
+        """The version that the run makes about a second after ``version``."""
+        return version + 2 + int(self.figures.updates_per_s)
 
     def _next_checkpoint(self, now: float) -> None:
         self.checkpoint_version, self.checkpoint_due_at = None, now + self.checkpoint_every_s

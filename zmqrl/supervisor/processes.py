@@ -77,6 +77,7 @@ class Processes:
             self.first_death, self._first_death_at = exited, now
         if is_full:
             return [self._wait_for_space(exited, now)]
+        self._full_since.pop(process, None)  # it got past its full disk and died for another reason
         excused = excused or exited.status == -9
         tally, most = (self._kills, KILLS_IN_A_ROW) if excused else (self._failures, FAILURES_IN_A_ROW)
         died = tally[process] = tally.get(process, 0) + 1
@@ -125,7 +126,7 @@ class Processes:
         return e.TellDeath(process, (death, *(f"  | {line}" for line in words)))
 
     def was_full(self, process: ProcessId) -> bool:
-        """Whether the disk of the process was full, and the process has done no work since."""
+        """Whether a full disk ended the process last, and the process has done no work since."""
         return process in self._full_since
 
     def deaths(self, process: ProcessId) -> int:

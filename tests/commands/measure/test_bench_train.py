@@ -119,6 +119,7 @@ def test_a_directory_with_rounds_is_not_used_again(tmp_path: Path) -> None:
         cli.run(["bench", "train", "cartpole", "--run-dir", str(tmp_path)])
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_short_measurement_trains_for_real_and_times_every_part(tmp_path: Path) -> None:
     games = ("--env", "zmqrl/Dummy-v0", "--algo", "ba3c", "--envs.num-envs", "2", "--envs.screen-size", "36")

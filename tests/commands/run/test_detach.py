@@ -17,7 +17,8 @@ from zmqrl.commands.run.detach import detach
 
 pytestmark = pytest.mark.processes
 
-TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--detach", "--run-dir")
+# The limit ends a run that outlives its test, because the test was killed.
+TRAIN = ("train", "cartpole", *QUICKLY, "--straggle", "0:0.02", "--minutes", "10", "--detach", "--run-dir")
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ def test_ctrl_c_at_the_very_start_interrupts_the_run(monkeypatch: pytest.MonkeyP
             run.wait()
 
 
+@pytest.mark.slow
 def test_a_detached_run_outlives_its_terminal_and_can_be_viewed_and_stopped(files: RunFiles) -> None:
     with on_a_terminal(*TRAIN, str(files.path)) as terminal:
         detached(terminal)

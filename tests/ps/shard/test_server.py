@@ -291,7 +291,7 @@ def test_a_worker_can_leave_and_come_back(tmp_path: Path) -> None:
         for _ in range(2):
             with Worker(running.cluster, 1) as guest:
                 eventually(lambda guest=guest: guest.connection.tally().used > 3, "contributions")  # type: ignore[misc]
-                assert all(stats.present == (0, 1) for stats in running.stats())
+                eventually(lambda: all(stats.present == (0, 1) for stats in running.stats()), "both ranks")
                 guest.leaving.set()
             eventually(lambda: all(stats.present == (0,) for stats in running.stats()), "rank 1 gone")
         running.stop_soon()
