@@ -32,8 +32,8 @@ train: setup ## train Breakout on this machine until Ctrl-C; or set ARGS="pong -
 check: lint ## lint, types and the tests that start no processes (under a minute)
 	$(PYTEST) -n 2 -m "not processes and not lab and not slurm and not slow and not soak" --hypothesis-profile=quick
 
-test: lint ## lint, types and all tests except slow ones and those on several hosts
-	$(PYTEST) -n $(JOBS)
+test: lint ## lint, types and all tests except slow ones; with HOSTS=1 also those on several hosts
+	$(PYTEST) -n $(JOBS) $(if $(HOSTS),--no-loadscope-reorder -m "not slow and not soak")
 
 test-hosts: setup ## the tests on several hosts: network lab and Slurm (root, Debian packages)
 	$(PYTEST) -n $(JOBS) -m "(lab or slurm) and not slow"

@@ -423,6 +423,17 @@ def test_a_run_waits_for_space_on_the_disk_of_a_shard_and_then_goes_on(run: Run)
     assert not [action for action in fill_disk(run, SPACE_WITHIN_S - 1.0) if isinstance(action, e.Fail)]
 
 
+def test_workers_that_give_up_waiting_for_a_full_disk_do_not_end_the_run(run: Run) -> None:
+    run.ticks(1.0)
+    run.kill_shard(0, DISK_IS_FULL)
+    for _ in range(2 * FAILURES_IN_A_ROW):
+        for rank in range(2):
+            run.feed(died(worker_id(rank), 3))
+        run.ticks(2.0)
+    assert not run.told(e.Fail)
+    assert run.machine.processes.first_death is None
+
+
 def test_a_disk_that_stays_full_fails_the_run_and_the_error_names_the_remedy(run: Run) -> None:
     run.ticks(1.0)
     fails = [action for action in fill_disk(run, SPACE_WITHIN_S + 1.0) if isinstance(action, e.Fail)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
+from zmqrl.errors import ClusterError
 from zmqrl.hosts.launcher import Exited
 from zmqrl.observe.folding import quoted
 from zmqrl.observe.stalls import Awaited, Doing, Stalls
@@ -211,7 +212,10 @@ class SupervisorMachine:
         if is_full:
             self.shards.rollback_at = None  # a rollback waits, too
         dismissed = process.role == "worker" and exited.status == 0 and self._may_be_over(now)
-        actions = self.processes.died(exited, now, counts=not dismissed, excused=dismissed, is_full=is_full)
+        # A worker waits only for a limited time for a shard that is down, which can be down for longer.
+        gave_up = process.role == "worker" and exited.status == ClusterError.exit_status and bool(self.shards.down)
+        excused = dismissed or gave_up
+        actions = self.processes.died(exited, now, counts=not excused, excused=excused, is_full=is_full)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
