@@ -431,7 +431,9 @@ def test_workers_that_give_up_waiting_for_a_full_disk_do_not_end_the_run(run: Ru
             run.feed(died(worker_id(rank), 3))
         run.ticks(2.0)
     assert not run.told(e.Fail)
-    assert run.machine.processes.first_death is None
+    first = run.machine.processes.first_death
+    assert first is not None
+    assert first.process == shard_id(0)
 
 
 def test_a_disk_that_stays_full_fails_the_run_and_the_error_names_the_remedy(run: Run) -> None:
