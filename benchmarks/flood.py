@@ -16,9 +16,9 @@ import argparse
 import contextlib
 import json
 import selectors
+import signal
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import numpy as np
 import zmq
 
+from zmqrl.child_process import ChildProcess
 from zmqrl.observe.provenance import provenance
-from zmqrl.process import raise_open_files
+from zmqrl.process import raise_open_files, read_job, say
 from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.layout import Layout
 from zmqrl.ps.shard.optimizer import OptimizerConfig
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
-from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys, KeyPair
 from zmqrl.ps.worker.connection import Connection
 
@@ -71,7 +71,9 @@ def _flood(job: dict[str, Any]) -> None:
         stranger.curve_publickey, stranger.curve_secretkey = own.public.encode(), own.secret.encode()
         stranger.curve_serverkey = job["server"].encode()
         stranger.connect(job["endpoint"])
-    _say_and_wait()
+    say({})
+    while True:
+        signal.pause()
 
 
 def _be_silent(job: dict[str, Any]) -> NoReturn:
@@ -85,8 +87,7 @@ def _be_silent(job: dict[str, Any]) -> NoReturn:
 
     for _ in range(job["connections"]):
         connect()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    say({})
     while True:
         for key, _ in selector.select():
             closed = key.fileobj
@@ -100,25 +101,14 @@ def _be_silent(job: dict[str, Any]) -> NoReturn:
                 connect()
 
 
-def _say_and_wait() -> None:
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    while True:
-        time.sleep(60)
-
-
 @contextlib.contextmanager
-def _process(job: dict[str, Any]) -> "Iterator[subprocess.Popen[bytes]]":
+def _process(name: str, job: dict[str, Any]) -> Iterator[ChildProcess]:
     """Run this file with a job. The process is killed at the end of the block."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-P", __file__, "--job"], stdin=pipe, stdout=pipe) as process:
-        try:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(job).encode() + b"\n")
-            process.stdin.flush()
-            yield process
-        finally:
-            process.kill()
+    process = ChildProcess(name, [__file__, "--job"], job)
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 @contextlib.contextmanager
@@ -128,29 +118,20 @@ def flooding(
     """Flood a socket of shard 0. The block begins when every connection has been opened. Yields the process id."""
     keys = shards.keys
     job = {"kind": kind, "connections": connections, "endpoint": shards.cluster.endpoints[0][role]}
-    with _process(job | {"server": keys.shards[0].public if keys else None}) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline(), "the flood ended"
-        yield process.pid
+    with _process("the flood", job | {"server": keys.shards[0].public if keys else None}) as process:
+        assert process.hear(10 * WITHIN_S) is not None, "the flood did not begin"
+        yield process.process.pid
 
 
 @contextlib.contextmanager
 def working(shards: StandaloneShards) -> Iterator[None]:
     """Workers of the run, each in a process."""
-    cluster = shards.cluster
-    facts = {
-        "protocol": m.PROTOCOL,
-        "run": cluster.run,
-        "codec": cluster.codec,
-        "layout": cluster.layout.to_json(),
-        "shards": list(cluster.endpoints),
-    }
+    cluster = shards.cluster.to_json()
     with contextlib.ExitStack() as stack:
         for rank in range(WORKERS):
             keys = shards.cluster_for(rank).keys
-            stack.enter_context(
-                _process({"cluster": facts, "rank": rank, "keys": keys.to_json() if keys is not None else None})
-            )
+            job = {"cluster": cluster, "rank": rank, "keys": keys.to_json() if keys is not None else None}
+            stack.enter_context(_process(f"worker {rank}", job))
         yield
 
 
@@ -226,7 +207,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "--job" in sys.argv:
-        task: dict[str, Any] = json.loads(sys.stdin.readline())
+        task = read_job(signal.SIGKILL)
         if "cluster" in task:
             _work(task)
         else:

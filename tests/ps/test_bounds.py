@@ -1,26 +1,22 @@
 """Long runs and floods of connections: memory, descriptors and threads of shards and workers stay bounded."""
 
-import json
 import resource
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
 from flood import KINDS, Kind, flooding
-from support.rig import Worker, anonymous_mb, ending, eventually, random_pause_s, served, worker_process
-
-from zmqrl.ps.cluster_file import Cluster
+from support.rig import Worker, anonymous_mb, eventually, random_pause_s, served, start_process, worker_process
 
 pytestmark = pytest.mark.processes
 
 CONNECTIONS, MOST_KB_FOR_A_CONNECTION = 5000, 50
 
+# A worker that itself remembers nothing about past versions.
 WORK = """
 import json, sys
 from zmqrl.ps.cluster_file import Cluster
@@ -50,27 +46,6 @@ class Use:
         return cls(anonymous_mb(pid), descriptors, threads)
 
 
-def facts_of(cluster: Cluster) -> dict[str, Any]:
-    layout = cluster.layout.to_json()
-    return {
-        "protocol": "zmqrl/1",
-        "run": cluster.run,
-        "codec": cluster.codec,
-        "layout": layout,
-        "shards": list(cluster.endpoints),
-    }
-
-
-@contextmanager
-def bounded_worker(cluster: Cluster, rank: int) -> "Iterator[subprocess.Popen[bytes]]":
-    """A worker process that itself remembers nothing about past versions."""
-    with ending(subprocess.Popen([sys.executable, "-c", WORK], stdin=subprocess.PIPE)) as process:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps({"cluster": facts_of(cluster), "rank": rank}).encode() + b"\n")
-        process.stdin.flush()
-        yield process
-
-
 @pytest.mark.parametrize(
     ("updates", "growth_mb"),
     [
@@ -83,7 +58,7 @@ def test_memory_descriptors_and_threads_do_not_grow_while_a_subscriber_is_stoppe
 ) -> None:
     with (
         served(tmp_path, count=64, shards=2, workers=2, quorum=1, transport="tcp") as running,
-        bounded_worker(running.cluster, 0) as worker,
+        start_process({"cluster": running.cluster.to_json(), "rank": 0}, "-c", WORK) as worker,
         worker_process(running.cluster, 1) as sleeper,
     ):
         eventually(lambda: all(1 in stats.present for stats in running.stats()), "worker 1")

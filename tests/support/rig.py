@@ -322,9 +322,10 @@ def signal_that_does_not_wake() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def start_process(job: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run this file as a process with ``job``. The process is killed at the end of the block."""
-    with ending(subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
+def start_process(job: dict[str, Any], *program: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run this file, or ``python PROGRAM``, as a process with ``job``. It is killed at the end of the block."""
+    command = [sys.executable, *(program or (__file__,))]
+    with ending(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(job).encode() + b"\n")
         process.stdin.flush()
@@ -334,14 +335,7 @@ def start_process(job: dict[str, Any]) -> Iterator["subprocess.Popen[bytes]"]:
 @contextlib.contextmanager
 def worker_process(cluster: Cluster, rank: int, pause_s: float = 0.0) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a toy worker in a process. It exits with status 0 when the run has ended."""
-    facts = {
-        "protocol": m.PROTOCOL,
-        "run": cluster.run,
-        "codec": cluster.codec,
-        "layout": cluster.layout.to_json(),
-        "shards": list(cluster.endpoints),
-    }
-    with start_process({"cluster": facts, "rank": rank, "pause_s": pause_s}) as process:
+    with start_process({"cluster": cluster.to_json(), "rank": rank, "pause_s": pause_s}) as process:
         yield process
 
 

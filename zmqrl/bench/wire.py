@@ -24,7 +24,6 @@ from zmqrl.profile.recorder import RecorderJob
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.ps.shard.machine import ShardTiming
 from zmqrl.ps.standalone import StandaloneShards, standalone_shards
-from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.codec import payload_bytes
 
 BLOCK: Final = 10  # rounds of one variant before the next variant's turn
@@ -133,10 +132,9 @@ def _zmqrl(name: str, case: Case, stage: Stage) -> Iterator[Variant]:
 
 
 def _job(shards: StandaloneShards, rank: int) -> Facts:
-    cluster, keys = shards.cluster, shards.keys
-    facts = {"protocol": m.PROTOCOL, "run": cluster.run, "codec": cluster.codec, "shards": list(cluster.endpoints)}
+    keys = shards.keys
     return {
-        "cluster": facts | {"layout": cluster.layout.to_json()},
+        "cluster": shards.cluster.to_json(),
         "keys": keys.of_worker(rank).to_json() if keys else None,
         "rank": rank,
     }

@@ -60,3 +60,14 @@ class Cluster:
             key_files=None if files is None else {rank: files[str(rank)] for rank in open_ranks},
             keys=keys,
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``from_json``, without keys and open ranks."""
+        return {
+            "protocol": m.PROTOCOL,
+            "run": self.run,
+            "codec": self.codec,
+            "layout": self.layout.to_json(),
+            "shards": list(self.endpoints),
+            "mode": "async" if self.asynchronous else "sync",
+        }

@@ -136,13 +136,7 @@ def _sleepers(
     """Start all workers. The workers import all modules before they connect, so that the first versions are not
     slow.
     """
-    cluster = {
-        "protocol": m.PROTOCOL,
-        "run": shards.cluster.run,
-        "layout": shards.cluster.layout.to_json(),
-        "codec": scenario.codec,
-        "shards": list(shards.cluster.endpoints),
-    }
+    cluster = shards.cluster.to_json()
     iterations = -(-scenario.updates // scenario.updates_per_rollout) + 1
     sleepers: list[_Sleeper] = []
     try:
