@@ -96,9 +96,7 @@ class Followers:
             self.wants_to_confirm, self.confirming = False, version
             new = {"episodes": SCORES_TO_CONFIRM, "seed": FIRST_NEW_SEED + SCORES_TO_CONFIRM * (version % 2**24)}
             self._tell(EVALUATOR, {"version": version, **new})
-        elif self.confirming is not None and not last:
-            pass  # the evaluator is busy
-        elif self.config.evaluator and (last or trained_s >= self.evaluate_at_s):
+        elif self.config.evaluator and self.confirming is None and (last or trained_s >= self.evaluate_at_s):
             self.evaluate_at_s = trained_s + 60 * self.config.evaluation.every_minutes
             if version != self.evaluated:  # an earlier session can have evaluated the first checkpoint of a resumed run
                 self.evaluated = version

@@ -199,7 +199,7 @@ class SupervisorMachine:
         process = exited.process
         self.stalls.forget(process)
         if process.role not in ("shard", "worker"):  # a follower: the run continues without it
-            actions = self.processes.died(exited, now, counts=False)
+            actions = self.processes.died(exited, now)
             if process in self.processes.hopeless:
                 self.processes.give_up(process)
                 actions.append(e.GiveUp(process, self._hopelessness(exited, now)))
@@ -211,20 +211,26 @@ class SupervisorMachine:
         is_full = exited.is_full and self.state != "starting"
         if is_full:
             self.shards.rollback_at = None  # a rollback waits, too
-        dismissed = process.role == "worker" and exited.status == 0 and self._may_be_over(now)
-        # A worker waits only for a limited time for a shard that is down, which can be down for longer.
-        gave_up = process.role == "worker" and exited.status == ClusterError.exit_status and bool(self.shards.down)
-        excused = dismissed or gave_up
-        actions = self.processes.died(exited, now, counts=not excused, excused=excused, is_full=is_full)
+        excused = process.role == "worker" and self._may_leave(exited.status, now)
+        actions = self.processes.died(exited, now, excused=excused, is_full=is_full)
         hopeless = self.processes.hopeless
         workers_left = self.ranks - sum(each.role == "worker" for each in hopeless)
         needed = self.membership.view.quorum if self.on_loss == "wait" else 1
         if process in hopeless and (process.role == "shard" or workers_left < needed):
-            last_line = quoted(exited.log_tail.splitlines()[-1:])
-            why = f"{process} {self._hopelessness(exited, now)} ({exited.how()}){last_line or '.'}"
-            too_long = f"the disk of {process} was full for {SPACE_WITHIN_S:g} s: free some space, then use --resume."
-            actions.append(e.Fail(too_long if is_full else why))
+            if is_full:
+                why = f"the disk of {process} was full for {SPACE_WITHIN_S:g} s: free some space, then use --resume."
+            else:
+                last_line = quoted(exited.log_tail.splitlines()[-1:])
+                why = f"{process} {self._hopelessness(exited, now)} ({exited.how()}){last_line or '.'}"
+            actions.append(e.Fail(why))
         return actions
+
+    def _may_leave(self, status: int, now: float) -> bool:
+        """Whether a worker that ended with ``status`` had a good reason."""
+        if status == 0:  # the shards dismiss workers at the end
+            return self._may_be_over(now)
+        # A worker waits only for a limited time for a shard that is down, which can be down for longer.
+        return status == ClusterError.exit_status and bool(self.shards.down)
 
     def _may_be_over(self, now: float) -> bool:
         """Whether the shards may have made the last version, and dismissed the workers, before they could tell this

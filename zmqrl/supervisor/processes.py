@@ -60,16 +60,15 @@ class Processes:
 
     # deaths and restarts
 
-    def died(
-        self, exited: Exited, now: float, *, counts: bool, excused: bool = False, is_full: bool = False
-    ) -> list[e.Action]:
+    def died(self, exited: Exited, now: float, *, excused: bool = False, is_full: bool = False) -> list[e.Action]:
         """A process died. Restart it after a delay, which doubles with each death in a row.
 
-        If ``counts``, this death can become the ``first_death``. If ``excused``, the process had a good reason to end,
-        so it may do so as often as a process that is killed from outside. If ``is_full``, the process ended because its
-        disk is full: the run waits for space.
+        The death of a shard or a worker can become the ``first_death``. If ``excused``, it cannot: the process had a
+        good reason to end, so it may do so as often as a process that is killed from outside. If ``is_full``, the
+        process ended because its disk is full: the run waits for space.
         """
         process = exited.process
+        counts = process.role in ("shard", "worker") and not excused
         self.running.discard(process)
         self._heard_at.pop(process, None)
         first = self.first_death
@@ -86,9 +85,9 @@ class Processes:
         self._start_at[process] = now + min(FIRST_DELAY_S * 2.0 ** (died - 1), LONGEST_DELAY_S)
         if exited.with_host:  # host_changed reports it
             return []
-        words = exited.log_tail.splitlines()[-1 if exited.status in (-9, -15, 0) else -LINES_TOLD :]
-        death = f"died ({exited.how()}) and is restarted{'; its log ends:' if words else ''}"
-        return [e.TellDeath(process, (death, *(f"  | {line}" for line in words)))]
+        ends = "; its log ends:" if exited.log_tail else ""
+        most = 1 if exited.status in (-9, -15, 0) else LINES_TOLD
+        return [_told(exited, f"died ({exited.how()}) and is restarted{ends}", most)]
 
     def host_changed(self, change: HostLost | HostBack, now: float) -> list[e.Action]:
         """Report a host that is lost, now and then while it cannot be reached, and when it is back."""
@@ -121,9 +120,7 @@ class Processes:
         if not left_s:
             self.hopeless.add(process)
         self._start_at[process] = now + min(max(waited_s, SPACE_LOOK_S), LONGEST_DELAY_S, max(left_s, SPACE_LOOK_S))
-        words = exited.log_tail.splitlines()[-1:]
-        death = f"has a full disk; the run waits {left_s:.0f} s for space"
-        return e.TellDeath(process, (death, *(f"  | {line}" for line in words)))
+        return _told(exited, f"has a full disk; the run waits {left_s:.0f} s for space", 1)
 
     def was_full(self, process: ProcessId) -> bool:
         """Whether a full disk ended the process last, and the process has done no work since."""
@@ -225,6 +222,11 @@ class Processes:
                 self._silence_told_at = now
                 actions += [e.TellSilence(process, seconds)]
         return silent, actions
+
+
+def _told(exited: Exited, death: str, most: int) -> e.Action:
+    """The report of a death, with at most ``most`` of the last lines of the log."""
+    return e.TellDeath(exited.process, (death, *(f"  | {line}" for line in exited.log_tail.splitlines()[-most:])))
 
 
 def _is_unexplained(exited: Exited) -> bool:

@@ -20,7 +20,7 @@ import torch
 
 from zmqrl.checkpoint import Checkpoint, checkpoints
 from zmqrl.config import Config
-from zmqrl.errors import ClusterError, UsageError, ZmqrlError, naming, refusal
+from zmqrl.errors import ClusterError, UsageError, ZmqrlError, cannot_listen, naming, refusal
 from zmqrl.hosts.deployment import Deployment, on_this_machine
 from zmqrl.hosts.preflight import LOW_DISK_BYTES, size
 from zmqrl.learner.envs import EnvSpec, try_env
@@ -189,10 +189,8 @@ def check_room(directory: RunDirectory, checkpoint: Checkpoint, keep: int, *, ho
     The run keeps ``keep`` checkpoints of the size of ``checkpoint``. ``holds_state``: the shards store their state in
     this directory. Returns warnings. Raises UsageError if there is too little space.
     """
-    free, needed = (
-        shutil.disk_usage(directory.path).free,
-        needed_bytes(directory, checkpoint, keep, holds_state=holds_state),
-    )
+    free = shutil.disk_usage(directory.path).free
+    needed = needed_bytes(directory, checkpoint, keep, holds_state=holds_state)
     if free < needed:
         raise UsageError(
             f"the disk of {directory.path} has {size(free)} left, but this run needs {size(needed)}: free some space, "
@@ -221,9 +219,8 @@ def check_ports(config: Config) -> None:
             try:
                 probe.bind((config.wire.address, port))
             except OSError as error:
-                in_use = error.errno == errno.EADDRINUSE
-                what = f"port {port} is in use" if in_use else f"cannot bind {config.wire.address}:{port}"
-                raise UsageError(f"{what} ({error.strerror}): choose another --wire.port-range or address.") from error
+                why = cannot_listen(error, config.wire.address, port)
+                raise UsageError(f"{why}: choose another --wire.port-range or address.") from error
 
 
 def _supervise(
