@@ -142,7 +142,7 @@ def test_the_largest_report_stays_far_below_the_limit() -> None:
     tested = reporter(sent)
     for name in WORKER_SPANS:
         sent.spans(name).total_ns = 2**62
-    tested.played([cast(Game, SimpleNamespace(score=1.0 / 3, agent_steps=2**40))] * 100)
+    tested.played([cast(Game, SimpleNamespace(score=1.0 / 3, agent_steps=2**40))] * 100, 0)
     tested.gradients = tested.lag_sum = 2**52
     tested.losses.update({f"{index:_>40}": (1e30, 2**52) for index in range(MOST_FIGURES)})
     tested.send()

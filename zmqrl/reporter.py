@@ -26,7 +26,7 @@ class Reporter:
         self.lags: list[int] = []  # since the last report
         self.sent_at = 0.0
 
-    def played(self, games: list[Game], first_games: int = 0) -> None:
+    def played(self, games: list[Game], first_games: int) -> None:
         """Count a complete rollout. ``games`` are those that ended in it. ``first_games`` of the worker's first games
         have not ended yet.
         """

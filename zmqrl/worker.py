@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import torch
+from torch import nn
 
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError, UsageError, ZmqrlError
@@ -85,6 +86,15 @@ def work(connection: Connection, actor_learner: "ActorLearner", config: Config, 
     reporter.send()
 
 
+def keeps_activations(config: Config, model: nn.Module, learner: Learner | NoLearner) -> bool:
+    """Whether a worker learns with the activations of acting.
+
+    In asynchronous mode, slices of several versions can make weights that have the number of the oldest one. A subclass
+    of our network may call its layers in another way.
+    """
+    return type(model) is ConvPolicy and learner.uses_whole_rollouts and config.mode == "sync"
+
+
 class ActorLearner:
     """The games, network, loss and rollout memory of a worker. Creating them takes seconds."""
 
@@ -103,9 +113,7 @@ class ActorLearner:
         self.parameters = FlatParameters(model)
         loss = load_loss(config.loss, config.algorithm) if config.loss is not None else None
         self.learner = NoLearner() if config.act_only else Learner(model, config.algorithm, seed=seed, loss=loss)
-        # In asynchronous mode, slices of several versions can make weights that have the number of the oldest one. A
-        # subclass may call its layers in another way.
-        keeps = type(model) is ConvPolicy and self.learner.uses_whole_rollouts and config.mode == "sync"
+        keeps = keeps_activations(config, model, self.learner)
         self.player = Player(model, self.envs, seed, device, spans, keeps_activations=keeps)
         self.rollout = Rollout(
             steps=config.algorithm.rollout_steps,

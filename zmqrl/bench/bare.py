@@ -16,6 +16,7 @@ from zmqrl.learner.envs import describe_env, make_envs
 from zmqrl.learner.losses import Learner
 from zmqrl.learner.networks import ConvPolicy, make_model
 from zmqrl.learner.rollout import Rollout, put_frames
+from zmqrl.worker import keeps_activations
 
 ACTIONS = 1024  # random actions of each game, drawn beforehand
 
@@ -75,15 +76,22 @@ class _BareNetwork:
         self.observations = rollout.observations[0]
         put_frames(self.observations, seen.astype(spec.observation_dtype))
         is_ours = isinstance(self.model, ConvPolicy)
-        keeps = type(self.model) is ConvPolicy and Learner(self.model, settings.algorithm, seed=0).uses_whole_rollouts
+        learner = Learner(self.model, settings.algorithm, seed=0)
         self.facts = {
             "compute": str(self.model.dtype if is_ours else torch.float32).removeprefix("torch."),
             "batch": self.samples,
-            "backward_only": keeps and settings.mode == "sync",
+            "backward_only": keeps_activations(settings, self.model, learner),
         }
+
+    def run(self, seconds: float) -> dict[str, Any]:
+        return _repeated(self._pass, seconds, self.samples)
 
     def close(self) -> None:
         pass
+
+    def _pass(self) -> float:
+        """Compute one minibatch. Returns the seconds that count."""
+        raise NotImplementedError
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -93,9 +101,6 @@ class _BareNetwork:
 
 class BareForward(_BareNetwork):
     """Computes logits and values of whole minibatches, without gradients."""
-
-    def run(self, seconds: float) -> dict[str, Any]:
-        return _repeated(self._pass, seconds, self.samples)
 
     @torch.inference_mode()
     def _pass(self) -> float:
@@ -114,9 +119,6 @@ class BareGradient(_BareNetwork):
         super().__init__(config=config, rank=rank, threads=threads)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.outputs = [torch.randn_like(output) for output in self.model(self.observations)]
-
-    def run(self, seconds: float) -> dict[str, Any]:
-        return _repeated(self._pass, seconds, self.samples)
 
     def _pass(self) -> float:
         begun = self._now()
