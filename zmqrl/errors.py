@@ -33,6 +33,12 @@ class FullDiskError(ClusterError):
 DISK_IS_FULL = errno.ENOSPC  # the exit status of a shard that ended because its disk is full
 
 
+def cannot_listen(error: OSError, address: str, port: int) -> str:
+    """Why this machine cannot listen on a port, in words."""
+    what = f"port {port} is in use" if error.errno == errno.EADDRINUSE else f"cannot bind {address}:{port}"
+    return f"{what} ({error.strerror})"
+
+
 def require(holds: bool, sentence: str) -> None:
     """Raise UsageError with ``sentence`` unless the condition ``holds``."""
     if not holds:

@@ -10,6 +10,7 @@ from typing import Any
 
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 PIECE_BYTES = 1 << 20
+SHALLOW = 100  # levels of data that can always be printed
 
 
 class JsonLines:
@@ -22,13 +23,8 @@ class JsonLines:
         self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
-        size = end = os.fstat(self.file).st_size
-        while end > 0:
-            start = max(0, end - PIECE_BYTES)
-            newline = os.pread(self.file, end - start, start).rfind(b"\n")
-            end = start + newline + 1
-            if newline >= 0:
-                break
+        size = os.fstat(self.file).st_size
+        end = line_start(self.file, size)
         if end < size:
             os.ftruncate(self.file, end)
 
@@ -86,14 +82,31 @@ class JsonLines:
         os.close(self.file)
 
 
+def line_start(file: int, end: int, piece_bytes: int = PIECE_BYTES) -> int:
+    """The offset after the last newline before ``end`` in an open file, or 0. Reads the file in pieces from ``end``."""
+    while end > 0:
+        start = max(0, end - piece_bytes)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        end = start + newline + 1
+        if newline >= 0:
+            break
+    return end
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON of any origin. Raises ValueError, also if the data is nested too deeply to be parsed or printed."""
     try:
         data = json.loads(text)
-        repr(data)  # an error about the data may have to print it
+        if _brackets(text) > SHALLOW:  # printing takes as long as parsing
+            repr(data)  # an error about the data may have to print it
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return data
+
+
+def _brackets(text: str | bytes) -> int:
+    """At least the depth of the data in ``text``."""
+    return text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
 
 
 def _version_in(raw: bytes) -> int | None:

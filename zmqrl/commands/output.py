@@ -16,6 +16,13 @@ def print_json(found: Any, indent: int | None = None) -> None:
     sys.stdout.write(json.dumps(nulled(found), allow_nan=False, indent=indent) + "\n")
 
 
+def show_line(line: str) -> None:
+    """Show a line on a terminal, in place of the previous one. Without a terminal, print nothing."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
+
+
 @contextlib.contextmanager
 def prints_to_stderr() -> Iterator[None]:
     """Redirect to standard error what the user's code and C libraries print on standard output in the block."""

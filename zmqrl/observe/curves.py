@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmqrl.observe.metrics import OUTCOMES
-from zmqrl.observe.records import ASIDE, Figures, RunRecord, differing
+from zmqrl.observe.records import ASIDE, Evaluation, Figures, RunRecord, differing
 
 GRID_POINTS = 200
 SETTINGS_IN_A_LABEL = 3
@@ -38,6 +38,16 @@ class Curve:
     low: Figures | None
     high: Figures | None
     beyond: tuple[tuple[Figures, Figures], ...]
+
+
+def positions(run: RunRecord, x: str) -> Figures:
+    """The position of each row on the x-axis: minutes of training if ``x`` is ``minutes``, otherwise agent steps."""
+    return run.column("wall_s") / 60 if x == "minutes" else run.column("agent_steps")
+
+
+def position(evaluation: Evaluation, x: str) -> float:
+    """The position of an evaluation on the same axis."""
+    return evaluation.wall_s / 60 if x == "minutes" else evaluation.agent_steps
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:

@@ -1,13 +1,12 @@
 """Serves the figures of a run over HTTP, for Prometheus. Separate threads serve the newest snapshot."""
 
 import contextlib
-import errno
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zmqrl.errors import UsageError
+from zmqrl.errors import UsageError, cannot_listen
 from zmqrl.observe.records import COUNTED
 from zmqrl.process_id import ProcessId
 
@@ -81,9 +80,7 @@ class Exporter:
         try:
             self._server, self._thread = start_http_server(port, address, registry)
         except OSError as error:
-            in_use = error.errno == errno.EADDRINUSE
-            what = f"port {port} is in use" if in_use else f"cannot bind {address}:{port}"
-            raise UsageError(f"--metrics-port: {what} ({error.strerror}): choose another.") from error
+            raise UsageError(f"--metrics-port: {cannot_listen(error, address, port)}: choose another.") from error
         self.url = f"http://{address}:{self._server.server_port}/metrics"
 
     def show(self, snapshot: Snapshot) -> None:

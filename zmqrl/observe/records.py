@@ -71,6 +71,11 @@ class RunRecord:
     evaluations: Sequence[Evaluation]
     summary: Mapping[str, Any] | None
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the run has ``--mode async``."""
+        return bool(self.settings.get("mode") == "async")
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the run directory ``path``. Raises UsageError if ``path`` is not a run directory, or has a damaged

@@ -21,7 +21,6 @@ from zmqrl.page.following import follow
 from zmqrl.page.guard import Guard
 from zmqrl.page.runs import VIDEOS, Runs, UnknownRun, files_in, stamp
 from zmqrl.page.timing import read_timing
-from zmqrl.rundir import RunDirectory
 
 STATIC: Final = Path(__file__).with_name("static")
 TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -97,8 +96,8 @@ class Page:
         changed = tuple(map(stamp, files_in(run.profile)))
 
         def read() -> dict[str, Any]:
-            mode = self._runs.record(name).settings.get("mode")
-            return self._runs.kept("timing", name, changed, lambda: _timing(run, asynchronous=mode == "async"))
+            asynchronous = self._runs.record(name).is_asynchronous
+            return self._runs.kept("timing", name, changed, lambda: read_timing(run.profile, asynchronous=asynchronous))
 
         return _json(request, (name, changed), read)
 
@@ -152,10 +151,6 @@ def _gone(request: Request, error: Exception) -> Response:
     """The answer about a run that was never there, or that is deleted while the page reads it."""
     what = f"there is no run {error.args[0]}" if isinstance(error, UnknownRun) else f"the run cannot be read: {error}"
     return PlainTextResponse(f"{what}.", 404)
-
-
-def _timing(run: RunDirectory, *, asynchronous: bool) -> dict[str, Any]:
-    return read_timing(run.profile, asynchronous=asynchronous)
 
 
 def _json(request: Request, changed: Hashable, make: Callable[[], Any]) -> Response:

@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from zmqrl.observe.curves import Curve, Group, curve, grouped, outcome_shares
+from zmqrl.observe.curves import Curve, Group, curve, grouped, outcome_shares, position, positions
 from zmqrl.observe.metrics import OUTCOMES
 from zmqrl.observe.records import Figures, RunRecord
 
@@ -31,7 +31,7 @@ def charts(names: Sequence[str], runs: Sequence[RunRecord], x: XAxis, *, fold: b
     """
     groups = grouped(runs) if fold else [Group(label=name, runs=(run,)) for name, run in zip(names, runs, strict=True)]
     name_of = {run.path: name for name, run in zip(names, runs, strict=True)}
-    farthest = max((_xs(run, x)[-1] for run in runs if run.rows), default=0.0)
+    farthest = max((positions(run, x)[-1] for run in runs if run.rows), default=0.0)
     grid = np.linspace(0.0, farthest, GRID_POINTS) if farthest else np.zeros(1)
     return {
         "x": _plain(grid),
@@ -40,8 +40,7 @@ def charts(names: Sequence[str], runs: Sequence[RunRecord], x: XAxis, *, fold: b
                 "label": group.label,
                 "runs": [name_of[run.path] for run in group.runs],
                 "evaluations": [
-                    {"x": each.wall_s / 60 if x == "minutes" else each.agent_steps}
-                    | {"mean": each.mean, "low": each.low, "high": each.high}
+                    {"x": position(each, x)} | {"mean": each.mean, "low": each.low, "high": each.high}
                     for run in group.runs
                     for each in run.evaluations
                 ],
@@ -60,21 +59,21 @@ def charts(names: Sequence[str], runs: Sequence[RunRecord], x: XAxis, *, fold: b
 
 def _line(group: Group, x: XAxis, column: str, grid: Figures) -> dict[str, Any]:
     weights = [run.column("gradients") for run in group.runs] if column == "policy_lag" else None
-    series = [(_xs(run, x), run.column(column)) for run in group.runs]
+    series = [(positions(run, x), run.column(column)) for run in group.runs]
     return {"label": group.label} | _on(grid, curve(series, weights))
 
 
 def _contributions(groups: Sequence[Group], x: XAxis, grid: Figures) -> dict[str, Any]:
     """One group: the share of each outcome. Several groups: the share of contributions that were not used."""
-    shares = [[(_xs(run, x), outcome_shares(run)) for run in group.runs if run.rows] for group in groups]
+    shares = [[(positions(run, x), outcome_shares(run)) for run in group.runs if run.rows] for group in groups]
     if len(groups) == 1:
         lines = [
-            {"label": outcome} | _on(grid, curve([(xs, share[outcome]) for xs, share in shares[0]]))
+            {"label": outcome} | _on(grid, curve([(along, share[outcome]) for along, share in shares[0]]))
             for outcome in OUTCOMES
         ]
         return {"name": CONTRIBUTIONS, "title": "contributions by outcome (%)", "lines": lines}
     lines = [
-        {"label": group.label} | _on(grid, curve([(xs, 100 - share["used"]) for xs, share in of_group]))
+        {"label": group.label} | _on(grid, curve([(along, 100 - share["used"]) for along, share in of_group]))
         for group, of_group in zip(groups, shares, strict=True)
     ]
     return {"name": CONTRIBUTIONS, "title": "contributions not used (%)", "lines": lines}
@@ -105,7 +104,3 @@ def _plain(values: Figures) -> list[float | None]:
         scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.abs(values))))
         rounded = np.where(values == 0, 0.0, np.round(values * scale) / scale)
     return [value if np.isfinite(value) else None for value in rounded.tolist()]
-
-
-def _xs(run: RunRecord, x: XAxis) -> Figures:
-    return run.column("wall_s") / 60 if x == "minutes" else run.column("agent_steps")

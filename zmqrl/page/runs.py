@@ -89,10 +89,9 @@ class Runs:
         return made
 
     def stamp(self, name: str) -> Hashable:
-        """Changes whenever the state, metrics, evaluations or videos of a run change."""
+        """Changes whenever the settings, metrics, evaluations or summary of a run change."""
         run = self.find(name)
-        files = (run.config, run.metrics, run.evaluations, run.summary, run.stalled, run.path / "videos")
-        return self.state(name), *map(stamp, files)
+        return tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
 
     def state(self, name: str) -> str:
         """``running``, ``ended``, ``killed`` (the supervisor died before the end) or ``starting``."""
@@ -128,8 +127,7 @@ class Runs:
                 summary=_object(run.summary, SUMMARY),
             )
 
-        changed = tuple(map(stamp, (run.config, run.metrics, run.evaluations, run.summary)))
-        return self.kept("record", name, changed, read)
+        return self.kept("record", name, self.stamp(name), read)
 
     def overviews(self) -> Iterator[dict[str, Any]]:
         """One line about each run, without runs that cannot be read: somebody may be deleting them."""

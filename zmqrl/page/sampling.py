@@ -5,6 +5,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from zmqrl.json_lines import line_start
+
 BLOCK_BYTES = 1 << 12
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would keep its reader waiting
 
@@ -27,21 +29,9 @@ def sample_lines(path: Path, most: int) -> list[bytes]:
         if size <= most * BLOCK_BYTES:
             whole = os.pread(file, size, 0).rpartition(b"\n")[0]
             return whole.split(b"\n") if whole else []
-        end = size - len(_last_part(file, size))
-        return list(_sampled(file, end, most))
+        return list(_sampled(file, line_start(file, size, BLOCK_BYTES), most))
     finally:
         os.close(file)
-
-
-def _last_part(file: int, size: int) -> bytes:
-    """What follows the last newline."""
-    part = b""
-    while len(part) < size:
-        start = max(0, size - len(part) - BLOCK_BYTES)
-        part = os.pread(file, size - len(part) - start, start) + part
-        if b"\n" in part:
-            return part.rpartition(b"\n")[2]
-    return part
 
 
 def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
@@ -52,7 +42,7 @@ def _sampled(file: int, end: int, most: int) -> Iterator[bytes]:
         if begun < start < end:
             begun = start
             yield line
-    last = end - 1 - len(_last_part(file, end - 1))
+    last = line_start(file, end - 1, BLOCK_BYTES)
     if last > begun:
         yield os.pread(file, end - 1 - last, last)
 

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from zmqrl.errors import UsageError, require
+from zmqrl.errors import UsageError, cannot_listen, require
 
 PORT: Final = 8470
 PACKAGES: Final = ("starlette", "uvicorn")
@@ -44,11 +44,9 @@ def listen(address: str, port: int | None) -> socket.socket:
             listener.listen()
         except OSError as error:
             listener.close()
-            in_use = error.errno == errno.EADDRINUSE
-            if in_use and port is None and each:
+            if error.errno == errno.EADDRINUSE and port is None and each:
                 continue
-            what = f"port {each} is in use" if in_use else f"cannot bind {address}:{each}"
-            raise UsageError(f"--port: {what} ({error.strerror}): choose another.") from error
+            raise UsageError(f"--port: {cannot_listen(error, address, each)}: choose another.") from error
         return listener
     raise AssertionError("port 0 is never in use")
 

@@ -1,12 +1,12 @@
 """Where the time of a run's newest versions went: the heat map, the blame table and the hosts, as plain data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from zmqrl.observe.folding import by_number
-from zmqrl.profile.critical_path import OTHER, Timeline
+from zmqrl.profile.critical_path import OTHER, Cycle
 from zmqrl.profile.machine_use import grown_s
 from zmqrl.profile.recording import ProcessRecording, Recording
 from zmqrl.profile.report import Profile
@@ -33,11 +33,14 @@ def read_timing(profile: Path, *, asynchronous: bool) -> dict[str, Any]:
     kth = {(step.generation, step.version): step.kth.number for step in steps}
     shown = sorted(kth)[-VERSIONS_SHOWN:]
     ranks = sorted({rank for _, rank in found.timeline.cycles} | set(kth.values()))
+    cycles: dict[int, list[Cycle]] = {rank: [] for rank in ranks}
+    for (_, rank), made in found.timeline.cycles.items():
+        cycles[rank].append(made)
     report = found.to_json()
     return {
         "versions_covered": len(steps),
         "update_ms": report["update_ms"],
-        "spans": {str(rank): _spans(found.timeline, rank) for rank in ranks},
+        "spans": {str(rank): _spans(of_rank) for rank, of_rank in cycles.items()},
         "kth": report["kth"],
         "inclusion": report["inclusion"],
         "versions": [{"version": version + 1, "kth": kth[generation, version]} for generation, version in shown],
@@ -58,9 +61,8 @@ def _newest(shard: ProcessRecording) -> int:
     return int(shard.table("versions")["version"].max(initial=-1))
 
 
-def _spans(timeline: Timeline, rank: int) -> dict[str, float]:
-    """Mean seconds of each span of a rank. Spans that took no time are left out."""
-    cycles = [cycle for (_, of), cycle in timeline.cycles.items() if of == rank]
+def _spans(cycles: Sequence[Cycle]) -> dict[str, float]:
+    """Mean seconds of each span of a rank's contributions. Spans that took no time are left out."""
     means = {name: fmean(cycle.spans.get(name, 0.0) for cycle in cycles) for name in SPANS if cycles}
     return {name: mean for name, mean in means.items() if mean > 0}
 

@@ -36,7 +36,7 @@ def settings_of(run: Path, record: RunRecord) -> Scenario:
     """The scenario from only the settings of a run, which ``record`` holds. Raises UsageError if it is asynchronous."""
     settings = record.settings
     require(
-        settings.get("mode") != "async",
+        not record.is_asynchronous,
         f"{run} has mode = async: the simulator does not model asynchronous updates. Use a synchronous run.",
     )
     per_rollout, agent_steps = _rollout_of(settings, run)

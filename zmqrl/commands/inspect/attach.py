@@ -1,7 +1,6 @@
 """``zmqrl attach``: the live view of a run that was started elsewhere."""
 
 import contextlib
-import json
 import shlex
 import sys
 import time
@@ -13,10 +12,12 @@ from zmqrl.commands.inspect.logs import LOOK_EVERY_S, Reader
 from zmqrl.commands.options import RunPath, parse
 from zmqrl.config import Config
 from zmqrl.errors import ClusterError
+from zmqrl.json_lines import parse_json
 from zmqrl.observe.console import NOTICES_SHOWN, Console, console_for
-from zmqrl.observe.records import RunRecord
+from zmqrl.observe.forms import SUMMARY, read_object
 from zmqrl.observe.screen import never_waiting
 from zmqrl.process import interruptible
+from zmqrl.rundir import RunDirectory
 from zmqrl.supervisor.ending import exit_status
 from zmqrl.supervisor.progress import live_figures
 from zmqrl.supervisor.requeue import INTERRUPTED
@@ -58,7 +59,7 @@ def run(options: Options) -> int:
             f"{options.run} did not begin to train again: see {living.directory.log('supervisor')}; {summary.name} is "
             "about an earlier session."
         )
-    return _exit_status(options.run)
+    return _exit_status(living.directory)
 
 
 def _show(living: Living, console: Console) -> None:
@@ -76,7 +77,7 @@ def _show(living: Living, console: Console) -> None:
             console.notice(line)
         for line in rows.lines()[-1:]:
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
-                row = json.loads(line)
+                row = parse_json(line)
                 console.update(live_figures(config, directory, row, row["wall_s"] - trained_before_s))
         if is_over:
             return
@@ -92,9 +93,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _exit_status(path: Path) -> int:
+def _exit_status(directory: RunDirectory) -> int:
     """The exit status of a run that has ended. Raises ClusterError if its supervisor died before the end."""
-    summary = RunRecord.read(path).summary
+    path, summary = directory.path, read_object(directory.summary, SUMMARY, "remove it")
     if summary is None:
         raise ClusterError(f"the supervisor of {path} died before the end of the run: see zmqrl status {path}.")
     if "exit_status" not in summary:  # an older zmqrl wrote it

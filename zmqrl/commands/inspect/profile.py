@@ -81,7 +81,7 @@ def run(options: Options) -> int:
     shown = None if options.versions is None else version_range(options.versions)
     path = options.runs[0]
     record = RunRecord.read(path)
-    asynchronous = is_asynchronous(record)
+    asynchronous = record.is_asynchronous
     if options.without:
         check_ranks(path, record, options.without)
     if asynchronous and options.plot is not None:
@@ -116,14 +116,9 @@ def run(options: Options) -> int:
     return 0
 
 
-def is_asynchronous(record: RunRecord) -> bool:
-    """Whether a run has ``--mode async``."""
-    return record.settings.get("mode") == "async"
-
-
 def check_ranks(path: Path, record: RunRecord, ranks: Sequence[int]) -> None:
     """Raise UsageError if zmqrl can make no predictions for the run, or if the run lacks one of ``ranks``."""
-    if is_asynchronous(record):
+    if record.is_asynchronous:
         raise UsageError(f"--without {ranks[0]}: {path} is asynchronous, so it cannot be predicted.")
     known = record.settings["workers"] + record.settings.get("backups", 0)
     for rank in ranks:
@@ -168,7 +163,7 @@ def _compare(options: Options, console: Console) -> int:
         raise UsageError(f"--{one_run[0]} is for one run: remove it to compare two.")
     limit = None if options.fail_above is None else share(options.fail_above)
     for path in options.runs:
-        if is_asynchronous(RunRecord.read(path)):
+        if RunRecord.read(path).is_asynchronous:
             raise UsageError(f"{path} is asynchronous and has no updates to compare: use synchronous runs.")
     before, after = (Profile.of(read(path)).to_json() for path in options.runs)
     for path, profile in zip(options.runs, (before, after), strict=True):

@@ -42,13 +42,6 @@ def machine() -> str:
     )
 
 
-def say(line: str) -> None:
-    """Show a line on a terminal, in place of the previous one."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{line}")
-        sys.stderr.flush()
-
-
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
     """Make SIGTERM end the block as an exception would, so that no temporary files stay behind."""

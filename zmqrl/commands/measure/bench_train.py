@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from zmqrl.bench.train import check, measure, to_json
-from zmqrl.commands.measure.bench import ended_by_sigterm, machine, say
+from zmqrl.commands.measure.bench import ended_by_sigterm, machine
 from zmqrl.commands.measure.train_figures import headline, notes, table
 from zmqrl.commands.options import parse_known
-from zmqrl.commands.output import print_json, prints_to_stderr
+from zmqrl.commands.output import print_json, prints_to_stderr, show_line
 from zmqrl.commands.run.train import RECIPE, config_from
 from zmqrl.config import Config
 from zmqrl.observe.provenance import provenance
@@ -41,8 +41,8 @@ def run(options: Options, config: Config) -> int:
     before = machine()
     with ended_by_sigterm(), prints_to_stderr():
         check(config, seconds=options.seconds, rounds=options.rounds)
-        measured = measure(config, seconds=options.seconds, rounds=options.rounds, begin=say)
-        say("")
+        measured = measure(config, seconds=options.seconds, rounds=options.rounds, begin=show_line)
+        show_line("")
     if options.json:
         print_json(to_json(config, measured) | {"provenance": provenance()}, indent=1)
     else:

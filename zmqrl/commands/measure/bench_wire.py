@@ -9,10 +9,10 @@ import tyro
 from zmqrl.bench.grid import IMPLEMENTATIONS, OPERATIONS, Grid, Implementation, Operation, Transport
 from zmqrl.bench.samples import Row
 from zmqrl.bench.wire import measure
-from zmqrl.commands.measure.bench import ended_by_sigterm, machine, say
+from zmqrl.commands.measure.bench import ended_by_sigterm, machine
 from zmqrl.commands.measure.wire_figures import table, write_picture
 from zmqrl.commands.options import check_picture, parse
-from zmqrl.commands.output import print_json
+from zmqrl.commands.output import print_json, show_line
 from zmqrl.errors import UsageError, refusal, require
 from zmqrl.observe.tables import page
 from zmqrl.process import interruptible, quiet_children
@@ -89,9 +89,10 @@ def run(options: Options) -> int:
     result: list[Row] = []
     with ended_by_sigterm(), quiet_children():  # the shards log to our standard error
         for rows in measure(
-            grid, lambda group: say(f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}")
+            grid,
+            lambda group: show_line(f"measuring {group.parameters:,} parameters, {counted(group.workers, 'worker')}"),
         ):
-            say("")
+            show_line("")
             result += rows
             if not options.json:
                 console.print(table(rows))

@@ -14,7 +14,7 @@ import tyro
 
 from zmqrl.commands.measure.play import Turn, whole_game
 from zmqrl.commands.options import RunPath, parse
-from zmqrl.commands.output import print_json, prints_to_stderr
+from zmqrl.commands.output import print_json, prints_to_stderr, show_line
 from zmqrl.errors import UsageError, require
 from zmqrl.observe.provenance import provenance
 from zmqrl.policy import Policy, load_policy
@@ -176,19 +176,14 @@ class _Progress:
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes
         self.scores: list[float] = []
-        self._say("no game has ended yet")
+        show_line("no game has ended yet")
 
     def add(self, last: Turn) -> None:
         self.scores.append(last.score)
-        self._say(f"{len(self.scores)} of {counted(self.episodes, 'game')}, mean score {np.mean(self.scores):.1f}")
+        show_line(f"{len(self.scores)} of {counted(self.episodes, 'game')}, mean score {np.mean(self.scores):.1f}")
 
     def close(self) -> None:
-        self._say("")
-
-    def _say(self, line: str) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{line}")
-            sys.stderr.flush()
+        show_line("")
 
 
 def _report(result: dict[str, Any]) -> str:

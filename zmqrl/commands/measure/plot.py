@@ -15,9 +15,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from zmqrl.commands.options import RunPaths, check_picture, parse
 from zmqrl.errors import UsageError, refusal
-from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares
+from zmqrl.observe.curves import MIN_MAX_SEEDS, Curve, Group, curve, grouped, outcome_shares, position, positions
 from zmqrl.observe.drawing import STYLE, look, save
-from zmqrl.observe.records import Evaluation, Figures, RunRecord, read_runs
+from zmqrl.observe.records import Figures, RunRecord, read_runs
 from zmqrl.process import interruptible
 
 XAxis: TypeAlias = Literal["minutes", "agent-steps"]
@@ -126,7 +126,7 @@ def draw_score(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
             mean = np.array([point.mean for point in points])
             ends = np.array([[point.low for point in points], [point.high for point in points]])
             axes.errorbar(
-                [_position(point, x) for point in points],
+                [position(point, x) for point in points],
                 mean,
                 yerr=np.abs(ends - mean),
                 fmt="o",
@@ -160,7 +160,7 @@ def draw_contributions(axes: Axes, groups: Sequence[Group], x: XAxis) -> None:
         axes.set_ylabel("contributions\nnot used (%)")
         return
     axes.set_ylabel("contributions\n(%)")
-    shares = [(_xs(run, x), outcome_shares(run)) for run in groups[0].runs]
+    shares = [(positions(run, x), outcome_shares(run)) for run in groups[0].runs]
     curves = {outcome: curve([(xs, share[outcome]) for xs, share in shares]) for outcome in OUTCOME_COLOURS}
     xs = curves["used"].x
     if not xs.any():
@@ -237,14 +237,14 @@ def _draw_curves(
         _say_nothing_yet(axes)
     for group, line in _looks(groups):
         gradients = [run.column("gradients") for run in group.runs] if of_gradients else None
-        found = curve([(_xs(run, x), column(run)) for run in group.runs], gradients)
+        found = curve([(positions(run, x), column(run)) for run in group.runs], gradients)
         single = len(found.x) == 1  # a line of one point is invisible, and the edge would clip the point
         axes.plot(found.x, found.mean, marker="o" if single else None, markersize=4, clip_on=not single, **line)
         for beyond in found.beyond:
             axes.plot(*beyond, **(line | {"linewidth": 0.8, "alpha": 0.6}))
         lows, highs = found, found
         if extremes is not None and len(groups) <= BANDS_THAT_CAN_BE_TOLD_APART:
-            lows, highs = (curve([(_xs(run, x), extreme(run)) for run in group.runs]) for extreme in extremes)
+            lows, highs = (curve([(positions(run, x), extreme(run)) for run in group.runs]) for extreme in extremes)
         _draw_band(axes, lows, highs, line["color"])
 
 
@@ -265,16 +265,8 @@ def _looks(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
         yield group, look(index)
 
 
-def _xs(run: RunRecord, x: XAxis) -> Figures:
-    return run.column("wall_s") / 60 if x == "minutes" else run.column("agent_steps")
-
-
-def _position(evaluation: Evaluation, x: XAxis) -> float:
-    return evaluation.wall_s / 60 if x == "minutes" else evaluation.agent_steps
-
-
 def _draw_x_axis(axes: Axes, groups: Sequence[Group], x: XAxis, *, labelled: bool) -> None:
-    farthest = max(_xs(run, x)[-1] for group in groups for run in group.runs)
+    farthest = max(positions(run, x)[-1] for group in groups for run in group.runs)
     axes.set_xlim(0, 1.01 * farthest or 1)  # a run without progress needs an axis too
     axes.tick_params(labelbottom=labelled)
     if labelled:
