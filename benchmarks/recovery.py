@@ -46,7 +46,7 @@ class Run:
     path: Path
 
     def made(self) -> Made:
-        """The newest version that every shard has made. (0, 0) while there is none."""
+        """The newest version that every shard has made. (0, 0) before the first one."""
         found = []
         for shard in range(SHARDS):
             with contextlib.suppress(OSError, ValueError, IndexError):

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,9 +103,10 @@ def test_the_reason_for_a_silence_is_named_if_there_is_one(tmp_path: Path, says:
     assert lost(link) == f"no message for 1 s{reason}"
 
 
-def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(tmp_path: Path) -> None:
-    if shutil.which("ssh") is None:
-        pytest.skip("there is no ssh")
+def test_settings_for_a_shell_in_the_ssh_configuration_have_no_effect(
+    tmp_path: Path, need_programs: Callable[..., None]
+) -> None:
+    need_programs("ssh")
     config = tmp_path / "ssh_config"
     forwards = ("LocalForward 8888 localhost:8888", "RemoteForward 9999 localhost:9999", "DynamicForward 7777")
     settings = ("RemoteCommand tmux attach", "RequestTTY yes", "ExitOnForwardFailure yes", "ControlMaster auto")

@@ -247,7 +247,7 @@ def test_a_history_that_cannot_be_rolled_back_here_is_copied_again_from_its_host
         world.mirror.take("h1", answer)
     with file_size_limit(100):
         world.look()
-    assert len(world.mirror.take_news()) == 1, "there is no space yet"
+    assert len(world.mirror.take_news()) == 1, "the disk is still full"
     world.look()
     assert world.at_home(NAME) == host.read(NAME)
 

@@ -53,6 +53,6 @@ def test_a_sample_of_a_long_file_is_even(tmp_path: Path) -> None:
 def test_only_a_file_has_lines(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("line\n")
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    os.mkfifo(tmp_path / "pipe")  # nobody writes into it
+    os.mkfifo(tmp_path / "pipe")  # no process writes to it
     assert sample_lines(tmp_path / "file", 10) == [b"line"]
     assert [sample_lines(tmp_path / name, 10) for name in ("none", "link", "pipe", "file/none")] == [[]] * 4

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from support.network import ROLES, Wire
+from support.network import Wire
 from support.rig import Served, Worker, anonymous_mb, eventually, random_pause_s, served
 
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
-from zmqrl.ps.wire.sockets import MARGIN_BYTES
+from zmqrl.ps.wire.sockets import MARGIN_BYTES, SOCKET_ROLES
 
 pytestmark = pytest.mark.processes
 
@@ -252,7 +252,7 @@ def test_oversized_frames_and_garbage_break_only_their_own_connection(
         stack.enter_context(workers)
         workers.enter_context(Worker(running.cluster, 0, pause_s=random_pause_s(0.01)))
         endpoints = running.cluster.endpoints[0]
-        ports = {role: int(endpoints[role].rpartition(":")[2]) for role in ROLES}
+        ports = {role: int(endpoints[role].rpartition(":")[2]) for role in SOCKET_ROLES}
         running.wait_for(5)
         before_mb = memory_mb(running)[0]
         limits = {"grad": 4 * COUNT + MARGIN_BYTES, "weights": m.MAX_SUBSCRIPTION_BYTES, "control": m.MAX_CONTROL_BYTES}
@@ -262,7 +262,7 @@ def test_oversized_frames_and_garbage_break_only_their_own_connection(
                     socket_of.send(b"\1" * (limits[role] + 1))
                 time.sleep(0.01)
         for turn in range(300):
-            role = ROLES[turn % 3]
+            role = SOCKET_ROLES[turn % 3]
             with socket.create_connection(("127.0.0.1", ports[role]), 5) as garbage:
                 garbage.sendall(
                     chance.choice(
@@ -283,7 +283,7 @@ def test_oversized_frames_and_garbage_break_only_their_own_connection(
         def losses() -> dict[str, int]:
             nonlocal logged
             logged += capfd.readouterr().err
-            found: dict[str, int] = dict.fromkeys(ROLES, 0)
+            found: dict[str, int] = dict.fromkeys(SOCKET_ROLES, 0)
             for role, count in re.findall(r"connections to (\w+): (\d+) x disconnected", logged):
                 found[role] += int(count)
             return found

@@ -151,7 +151,7 @@ def test_a_score_that_new_games_do_not_confirm_is_tried_again_after_fifty_games_
     confirming.on_checkpoint(300, 30.0)
     confirming.on_answer(Said(EVALUATOR, {"skipped": 300, "reason": "it is gone"}))
     confirming.on_scores(10.0, 126)
-    assert confirming.wants_checkpoint(0.0), "a checkpoint that could not be evaluated is no answer"
+    assert confirming.wants_checkpoint(0.0), "the checkpoint was not evaluated, so the score is still unconfirmed"
     confirming.give_up(EVALUATOR)
     assert notices.texts[-1] == "without the evaluator, --stop-score cannot end the run"
     confirming.on_scores(10.0, 127)

@@ -34,7 +34,7 @@ def test_a_shard_that_died_before_all_workers_is_the_first_death() -> None:
     processes.made(7, 0.0)
     for turn in range(4):
         for name in ("shard-1", "worker-0", "worker-1"):
-            processes.died(died(name, tail=str(turn)), 1.0 + turn, counts=True)
+            processes.died(died(name, tail=str(turn)), 1.0 + turn)
         processes.made(7, 10.0 + turn)  # the other shard, which then waits, reports its version
     assert processes.first_death is not None
     assert (str(processes.first_death.process), processes.first_death.log_tail) == ("shard-1", "0")
@@ -42,17 +42,17 @@ def test_a_shard_that_died_before_all_workers_is_the_first_death() -> None:
 
 def test_a_death_that_the_run_survived_is_not_the_first_death() -> None:
     processes = Processes()
-    processes.died(died("worker-3"), 1.0, counts=True)
+    processes.died(died("worker-3"), 1.0)
     processes.made(5, 1.0 + LATE_S)
     assert processes.first_death is None
-    processes.died(died("shard-0"), 20.0, counts=True)
+    processes.died(died("shard-0"), 20.0)
     assert processes.first_death == died("shard-0")
 
 
 def test_versions_made_before_a_death_but_reported_later_do_not_show_progress() -> None:
     processes = Processes()
     processes.made(5, 0.0)
-    processes.died(died("worker-0"), 1.0, counts=True)
+    processes.died(died("worker-0"), 1.0)
     processes.made(9, 1.2)
     processes.made(9, 1.0 + LATE_S)
     assert processes.first_death is not None
@@ -62,11 +62,11 @@ def test_versions_made_before_a_death_but_reported_later_do_not_show_progress() 
 
 def test_an_explained_death_replaces_an_unexplained_kill_as_the_first_death() -> None:
     processes = Processes()
-    processes.died(died("worker-0", -9), 1.0, counts=True)
+    processes.died(died("worker-0", -9), 1.0)
     assert processes.first_death == died("worker-0", -9)
     lost = died("shard-0", -9, why="host h1 is lost: no message for 8 s")
-    processes.died(lost, 1.5, counts=True)
-    processes.died(died("worker-1", 1), 2.0, counts=True)
+    processes.died(lost, 1.5)
+    processes.died(died("worker-1", 1), 2.0)
     assert processes.first_death == lost
 
 
@@ -110,7 +110,7 @@ def exited(rank: int = 0, status: int = 1) -> Exited:
 
 def delay_s(processes: Processes, death: Exited) -> float:
     """The delay in seconds between the death of a process and its restart."""
-    processes.died(death, 100.0, counts=True)
+    processes.died(death, 100.0)
     for step in range(1, 1000):
         if e.StartProcess(death.process) in processes.due(100.0 + 0.05 * step):
             return round(0.05 * step, 2)
@@ -142,9 +142,9 @@ def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int
     """A run tolerates more kills from outside than failures."""
     processes = Processes()
     for _ in range(in_a_row - 1):
-        processes.died(exited(status=status), 1.0, counts=True)
+        processes.died(exited(status=status), 1.0)
     assert not processes.hopeless
-    processes.died(exited(status=status), 1.0, counts=True)
+    processes.died(exited(status=status), 1.0)
     assert processes.hopeless == {WORKER}
     assert processes.deaths(WORKER) == in_a_row
     processes.worked(WORKER)
@@ -153,18 +153,18 @@ def test_a_process_that_keeps_dying_is_hopeless_until_it_works_again(status: int
 
 def test_a_process_that_the_run_gave_up_on_is_not_restarted() -> None:
     processes = Processes()
-    processes.died(exited(), 1.0, counts=True)
+    processes.died(exited(), 1.0)
     processes.give_up(WORKER)
     assert processes.due(1000.0) == []
 
 
 def test_a_death_for_another_reason_ends_the_wait_for_space() -> None:
     processes, shard = Processes(), ProcessId("shard", 0)
-    processes.died(died("shard-0", DISK_IS_FULL), 0.0, counts=True, is_full=True)
+    processes.died(died("shard-0", DISK_IS_FULL), 0.0, is_full=True)
     assert processes.was_full(shard)
-    processes.died(died("shard-0", 1), 100.0, counts=True)
+    processes.died(died("shard-0", 1), 100.0)
     assert not processes.was_full(shard)
-    processes.died(died("shard-0", DISK_IS_FULL), 2 * SPACE_WITHIN_S, counts=True, is_full=True)
+    processes.died(died("shard-0", DISK_IS_FULL), 2 * SPACE_WITHIN_S, is_full=True)
     assert processes.was_full(shard)
     assert not processes.hopeless, "a new wait has begun"
 
@@ -179,7 +179,7 @@ def test_the_end_of_a_process_is_described_in_words() -> None:
 
 
 def test_a_death_is_reported_with_the_last_lines_of_the_log() -> None:
-    (told,) = Processes().died(exited(), 1.0, counts=True)
+    (told,) = Processes().died(exited(), 1.0)
     lines = ("died (exit status 1) and is restarted; its log ends:", "  | Traceback", "  | RuntimeError: no display")
     assert told == e.TellDeath(WORKER, lines)
 
@@ -189,7 +189,7 @@ def test_work_after_a_rollback_clears_the_record_of_a_process() -> None:
     processes.contributed([(0, 100_000, 0, 0, 0)])
     processes.reset_tallies()
     for used in range(1, FAILURES_IN_A_ROW + 1):
-        processes.died(exited(), 1.0, counts=True)
+        processes.died(exited(), 1.0)
         processes.contributed([(0, used, 0, 0, 0)])
     assert not processes.hopeless
 
@@ -222,7 +222,7 @@ def lose(processes: Processes, now: float, why: str = "no route") -> list[str]:
     """The notices after both workers are lost with their host h2, or after a try to reach the host."""
     actions: list[e.Action] = []
     for process in (WORKER, OTHER):
-        actions += processes.died(Exited(process, -9, "", 0.0, "host h2 is lost", with_host=True), now, counts=True)
+        actions += processes.died(Exited(process, -9, "", 0.0, "host h2 is lost", with_host=True), now)
     actions += processes.host_changed(HostLost("h2", why, (WORKER, OTHER)), now)
     assert all(isinstance(action, e.Notice) for action in actions), "no process is reported as dead"
     return [action.text for action in actions if isinstance(action, e.Notice)]

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 from support.network import Eavesdropper
+from support.rig import descendants
 from support.run_rig import WITHIN_S, Line, Run, outside_worker, trained, training
 from zmq.utils import z85
 
@@ -52,8 +53,8 @@ def test_an_external_worker_joins_with_its_key_file_and_leaks_no_secret(tmp_path
         assert (keys["run"], keys["rank"], len(keys["shards"])) == (cluster["run"], 1, 2)
         with outside_worker(run) as worker:
             run.wait_for(1)
-            ours = with_descendants(run.process.pid)
-            assert set(run.pids()) < set(ours)
+            ours = {run.process.pid, *descendants(run.process.pid)}
+            assert set(run.pids()) < ours
             for pid in (*ours, worker.pid):
                 assert_no_keys_in_public(pid, keys)
             assert worker.wait(WITHIN_S) == 0
@@ -104,11 +105,6 @@ def test_packets_of_a_run_show_weights_scores_and_names_only_without_curve(
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def with_descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    return [pid, *(found for child in children for found in with_descendants(int(child)))]
 
 
 def assert_no_keys_in_public(pid: int, keys: Line) -> None:

@@ -47,7 +47,7 @@ def test_a_supervisor_that_was_cut_off_just_before_a_rollback_greets_its_shards_
     world.lose_state(world.shards[0])
     while world.shards[0].machine is None:
         world.round()
-    for path in world.paths:  # to the shards, the supervisor is now somebody else
+    for path in world.paths:  # the shards no longer recognize the supervisor
         path.reconnect()
     world.must_get_on(versions=2, within_s=15.0)
     assert world.supervisor.loads == 2

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from support.killed.sitecustomize import VARIABLE, Plan, install
 from support.paths import ROOT, TESTS
-from support.rig import Worker, ending, eventually
+from support.rig import Worker, ending, eventually, is_alive
 from support.run_rig import RunFiles
 
 from zmqrl.checkpoint import Checkpoint
@@ -128,11 +128,7 @@ class Running:
     status: int | None = None
 
     def has_ended(self) -> bool:
-        try:
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return True
-        return state == "Z"
+        return not is_alive(self.pid)
 
     def wait(self) -> int:
         if self.status is None:

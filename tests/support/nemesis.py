@@ -31,7 +31,7 @@ from support.rig import damage_newest_slot, ending, eventually
 from support.run_rig import RunFiles
 
 from zmqrl.commands.inspect.check_history import check
-from zmqrl.ps.wire.sockets import SocketRole
+from zmqrl.ps.wire.sockets import SOCKET_ROLES
 
 UPDATES = 240
 TRAINING = (
@@ -39,7 +39,6 @@ TRAINING = (
     *("--workers", "2", "--ppo.rollout-steps", "16", "--straggle", "0:0.02", "--checkpoint.every-minutes", "0.03"),
     *("--updates", str(UPDATES)),
 )
-ROLES: tuple[SocketRole, ...] = ("grad", "weights", "control")
 DETOURED = 1  # the rank of the worker whose connections pass through proxies
 STUCK_S = 180.0
 GONE_WITHIN_S = 30.0
@@ -75,9 +74,9 @@ class Attack:
         """Train under attack until the run has ended, then judge it. ``expected``: the SHA-256 of its weights."""
         first = free_ports(3 * self.shards)
         places = {
-            f"tcp://127.0.0.1:{first + 3 * shard + i}": (shard, ROLES[i])
+            f"tcp://127.0.0.1:{first + 3 * shard + i}": (shard, role)
             for shard in range(self.shards)
-            for i in range(3)
+            for i, role in enumerate(SOCKET_ROLES)
         }
         with contextlib.ExitStack() as stack:
             self.proxies = {place: Proxy(at) for at, place in places.items()}
@@ -119,7 +118,7 @@ class Attack:
             self._attack()
             status = self.process.wait()
         self._undo_all()
-        self.tell(f"session {number} ended with status {status} at version {self._version()}")
+        self.tell(f"session {number} ended with status {status} at version {self.files.version(self.shards)}")
         eventually(lambda: not marked(self.marker), f"the end of processes {marked(self.marker)}", GONE_WITHIN_S)
         said = self._said()
         assert "Traceback" not in said, said
@@ -166,9 +165,6 @@ class Attack:
 
     def _said(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
-
-    def _version(self) -> int:
-        return min(len(self.files.history(shard)) for shard in range(self.shards))
 
     def _pid(self, role: str, number: int) -> int:
         pid = self.files.cluster()[f"{role}s"][number]["pid"]
@@ -323,8 +319,8 @@ def _after_seconds(most: float) -> Callable[[Attack], Callable[[], bool]]:
 
 
 def _after_versions(attack: Attack) -> Callable[[], bool]:
-    version = attack._version() + attack.chance.randint(1, 60)
-    return lambda: attack._version() >= version
+    version = attack.files.version(attack.shards) + attack.chance.randint(1, 60)
+    return lambda: attack.files.version(attack.shards) >= version
 
 
 def _after_words(words: str) -> Callable[[Attack], Callable[[], bool]]:

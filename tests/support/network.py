@@ -17,9 +17,8 @@ from zmqrl.ps.cluster_file import Cluster
 from zmqrl.ps.wire import framing
 from zmqrl.ps.wire import messages as m
 from zmqrl.ps.wire.keys import ClientKeys
-from zmqrl.ps.wire.sockets import SocketRole
+from zmqrl.ps.wire.sockets import SOCKET_ROLES, SocketRole
 
-ROLES: tuple[SocketRole, ...] = ("grad", "weights", "control")
 # Names of Linux that Python does not have.
 ETH_P_IP, PACKET_OUTGOING, SO_RCVBUFFORCE, ETHERNET_BYTES = 0x0800, 4, 33, 14
 
@@ -231,9 +230,11 @@ def _reset(end: socket.socket) -> None:
 @contextlib.contextmanager
 def proxied(cluster: Cluster, shards: set[int]) -> Iterator[tuple[Cluster, dict[tuple[int, SocketRole], Proxy]]]:
     """The same cluster with a proxy in front of each socket of ``shards``."""
-    proxies = {(shard, role): Proxy(cluster.endpoints[shard][role]) for shard in sorted(shards) for role in ROLES}
+    proxies = {
+        (shard, role): Proxy(cluster.endpoints[shard][role]) for shard in sorted(shards) for role in SOCKET_ROLES
+    }
     endpoints = tuple(
-        {role: proxies[shard, role].endpoint if (shard, role) in proxies else there[role] for role in ROLES}
+        {role: proxies[shard, role].endpoint if (shard, role) in proxies else there[role] for role in SOCKET_ROLES}
         for shard, there in enumerate(cluster.endpoints)
     )
     try:

@@ -210,7 +210,7 @@ def training(
     The block then asserts that no process is left.
     """
     command = [sys.executable, *program, "train", "cartpole", "--run-dir", str(path), *QUICKLY, *options]
-    with _started(command, path, environment or {}) as run:
+    with started(command, path, environment or {}) as run:
         try:
             yield run
         finally:
@@ -225,12 +225,12 @@ def launching(lab: Lab, path: Path, *options: str, hosts: str | None = None) -> 
     """Run ``zmqrl launch cartpole`` on ``hosts`` of ``lab``, by default on all. Leaving the block kills it."""
     where = ("-H", hosts or ",".join(lab.hosts), "--ssh-config", str(lab.ssh_config))
     command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
-    with _started(command, path, {}) as run:
+    with started(command, path, {}) as run:
         yield run
 
 
 @contextlib.contextmanager
-def _started(command: Sequence[str], path: Path, environment: Mapping[str, str]) -> Iterator[Run]:
+def started(command: Sequence[str], path: Path, environment: Mapping[str, str]) -> Iterator[Run]:
     with (
         (path.parent / f"{path.name}.stdout").open("wb") as stdout,
         (path.parent / f"{path.name}.stderr").open("wb") as stderr,

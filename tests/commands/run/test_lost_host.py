@@ -4,15 +4,13 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.rig import ending
-from support.run_rig import QUICKLY, Run
+from support.run_rig import QUICKLY, Run, started
 
 from zmqrl.commands.inspect import status
 
@@ -51,15 +49,8 @@ def launching(host: Host, path: Path, *options: str) -> Iterator[Run]:
     """Run ``zmqrl launch`` on ``host``. Leaving the block kills the launcher: the processes on the host then end."""
     where = ("-H", "h1", "--address", "h1=127.0.0.1", "--no-preflight")
     command = [sys.executable, "-m", "zmqrl", "launch", *where, "cartpole", "--run-dir", str(path), *QUICKLY, *options]
-    environment = os.environ | {"PATH": f"{host.place}:{os.environ['PATH']}"}
-    with (
-        path.with_name("run.stdout").open("wb") as stdout,
-        path.with_name("run.stderr").open("wb") as stderr,
-        ending(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
-        ) as it,
-    ):
-        yield Run(it, path)
+    with started(command, path, {"PATH": f"{host.place}:{os.environ['PATH']}"}) as run:
+        yield run
 
 
 @pytest.fixture
