@@ -361,7 +361,8 @@ class Daemon:
         os.close(child.exit_fd)
         del self.children[child.name]
         self._orphans.died(child.mark, self._marks())
-        self._exited(child.name, status, None)
+        if self.why_end is None:  # otherwise the launcher loses this host, with its processes
+            self._exited(child.name, status, None)
 
     def _exited(self, name: str, status: int, why: str | None) -> None:
         self._send(h.Exited(name, status, why))
