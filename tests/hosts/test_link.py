@@ -42,6 +42,15 @@ def lost(link: Link) -> str:
     return reasons[0]
 
 
+@pytest.mark.processes
+def test_hosts_that_fail_are_named_in_the_order_of_the_list(tmp_path: Path) -> None:
+    failed = tmp_path / "failed"
+    late = link_to(tmp_path, f"while [ ! -e {failed} ]; do sleep 0.05; done; sleep 0.2; echo late >&2; exit 1")
+    early = link_to(tmp_path, f"echo early >&2; touch {failed}; exit 1")
+    early.host = "h0"
+    assert list(connect([late, early])) == ["h1", "h0"]
+
+
 STARTUP_FILES = {
     "lines": "echo Welcome; echo",
     "no line ending": "printf 'Loading modules ... '",

@@ -95,7 +95,12 @@ def survey(
         measured = probes.measure(routes, transfer=False)
         if whole and measured:
             measured |= _transfers(probes, [route for route, about in measured.items() if "error" not in about], say)
-    return Survey(facts=facts, failed=probes.failed, routes=measured, loopback=loopback)
+    return Survey(
+        facts=facts,
+        failed={host: probes.failed[host] for host in up if host in probes.failed},
+        routes=measured,
+        loopback=loopback,
+    )
 
 
 def loopbacks(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> dict[str, str]:

@@ -37,8 +37,8 @@ class Probes:
         self.failed: dict[str, str] = {}
 
     def answers(self, hosts: Collection[str], *, within_s: float = ANSWER_WITHIN_S) -> dict[str, dict[str, Any]]:
-        """Wait for an answer from each of ``hosts`` that has not failed. ``heard_s`` is the time at which the answer
-        arrived.
+        """Wait for an answer from each of ``hosts`` that has not failed. The result is in the order of
+        ``hosts``, and ``heard_s`` is the time at which the answer arrived.
         """
         found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + within_s
@@ -53,7 +53,7 @@ class Probes:
                 elif isinstance(event, Said):
                     found[self.launcher.host_of(event.process)] = {**event.facts, "heard_s": time.time()}
             time.sleep(TURN_S)
-        return found
+        return {host: found[host] for host in hosts if host in found}
 
     def clocks(self, hosts: Collection[str], times: int = 3) -> dict[str, float]:
         """How far each host's clock is ahead of ours, in seconds. The result is from the shortest of several round

@@ -49,7 +49,7 @@ def connect_all(links: Sequence[Link], news: News | None = None, *, instead: str
     failed = connect(links, news, instead=instead)
     failed |= listed_twice({link.host: link.up for link in links if link.up is not None})
     if failed:
-        told = "".join(f"\n  {host}: {why}" for host, why in failed.items())
+        told = "".join(f"\n  {link.host}: {failed[link.host]}" for link in links if link.host in failed)
         raise ClusterError(f"{len(failed)} of {counted(len(links), 'host')} cannot be used:{told}")
 
 
@@ -66,7 +66,7 @@ def listed_twice(up: Mapping[str, h.Up]) -> dict[str, str]:
 
 def connect(links: Sequence[Link], news: News | None = None, *, instead: str | None = None) -> dict[str, str]:
     """Open all ``links``, several at a time. Retry a host whose server drops connections. Returns the reason for each
-    failure, by host.
+    failure, by host, in the order of ``links``.
 
     Every link has its own time limit, so the call cannot wait forever. ``news`` is called with each host and event.
     ``instead`` is the advice for a host that lacks the Python interpreter, or whose interpreter lacks a module.
@@ -102,4 +102,4 @@ def connect(links: Sequence[Link], news: News | None = None, *, instead: str | N
             for link in links:
                 link.renew()
         time.sleep(0.02)
-    return failed
+    return {link.host: failed[link.host] for link in links if link.host in failed}
