@@ -26,7 +26,7 @@ from zmqrl.hostd.child import ASK
 from zmqrl.hostd.orphans import DEATH_IS_SEEN_WITHIN_S
 from zmqrl.hosts.connecting import connect
 from zmqrl.hosts.daemons import DaemonLauncher
-from zmqrl.hosts.launcher import Event, Exited, Inspected, Said, Task
+from zmqrl.hosts.launcher import Event, Exited, HostLost, HostUp, Inspected, Said, Task
 from zmqrl.hosts.link import DAEMON, Link
 from zmqrl.hosts.ways.slurm import srun_command
 from zmqrl.hosts.ways.ssh import ssh_command
@@ -348,6 +348,8 @@ def test_a_killed_host_daemon_takes_its_processes_with_it_and_is_restarted(watch
     eventually(lambda: not watched.place.alive(facts["pid"]), "the end of its process", WITHIN_S)
     watched.start(ONE)
     eventually(lambda: len(watched.said(ONE)) == 2, "up again", WITHIN_S)
+    changes = [type(event) for event in watched.told if isinstance(event, HostUp | HostLost)]
+    assert changes == [HostUp, HostLost, HostUp]
 
 
 LAUNCHING = """
