@@ -1,6 +1,7 @@
 """zmqrl is installed on a host as a wheel, in an environment of its own. In these tests, the host is this machine."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -210,18 +211,16 @@ def test_a_host_without_a_network_gets_the_packages_that_it_lacks_from_the_launc
     small_wheel(tmp_path, "zmqrl_small", padding=5 * PIECE_BYTES // 2)
     for name, value in Host(tmp_path / "here", PIP_FIND_LINKS=str(tmp_path)).variables.items():
         monkeypatch.setenv(name, value)
-    for attempt in ("first", "second"):
-        said: list[str] = []
-        there = Host(tmp_path / attempt)
-        host = inventory.Host(name="h", python=sys.executable)
-        made = sync.make_environments([host], lambda _, words: list(words), said.append, there.variables, offline=True)
-        assert made["h"].startswith(str(tmp_path / attempt))
-        code = "import json, zmqrl_small; print(json.dumps(len(zmqrl_small.PADDING)))"
-        assert ask(made["h"], code) == 5 * PIECE_BYTES // 2
-        assert not [path for path in (tmp_path / attempt).rglob("*.whl") if "ensurepip" not in str(path)]
-        assert ("h: downloading 1 package for Python 3." in " ".join(said)) == (attempt == "first")
-        assert "h: sending 1 wheel, 3 MB" in said
-        monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")  # the wheel is in the cache of the launcher now
+    said: list[str] = []
+    there, host = Host(tmp_path / "there"), inventory.Host(name="h", python=sys.executable)
+    made = sync.make_environments([host], lambda _, words: list(words), said.append, there.variables, offline=True)
+    code = "import json, zmqrl_small; print(json.dumps([zmqrl_small.__file__, len(zmqrl_small.PADDING)]))"
+    where, size = ask(made["h"], code)
+    assert where.startswith(str(tmp_path / "there"))
+    assert size == 5 * PIECE_BYTES // 2
+    assert not [path for path in (tmp_path / "there").rglob("*.whl") if "ensurepip" not in str(path)]
+    assert "h: missing, or of another version: zmqrl-small" in said
+    assert "h: sending 1 wheel, 3 MB" in said
 
 
 @pytest.mark.slow
@@ -240,6 +239,27 @@ def test_a_package_that_cannot_be_downloaded_for_a_host_is_named(
         "--offline: cannot download packages for h: Could not find a version that satisfies the requirement "
         "zmqrl-small==1.0 (from versions: none)."
     )
+
+
+def test_a_package_is_downloaded_once_for_all_hosts_with_the_same_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def download(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        calls.append(command)
+        (Path(command[command.index("--dest") + 1]) / "A_Package-1.0-py3-none-any.whl").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", download)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lacking = h.Lacking(packages=["a-package"], python="3.11", abis=["cp311"], platforms=["linux_x86_64"])
+    newer = dataclasses.replace(lacking, python="3.12", abis=["cp312"])
+    for host, about in (("h1", lacking), ("h2", lacking), ("h3", newer)):
+        (wheel,) = wheels_for(host, about, {"a-package": "1.0"}, print)
+        assert wheel.name == "A_Package-1.0-py3-none-any.whl"
+    assert [command[-1] for command in calls] == ["a-package==1.0"] * 2
+    assert ["--python-version=3.12" in command for command in calls] == [False, True]
 
 
 def test_pieces_carry_files_in_order(tmp_path: Path) -> None:
