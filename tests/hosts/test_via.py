@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.paths import ROOT
 
 from zmqrl.errors import UsageError
 from zmqrl.hostd.messages import Up
@@ -94,6 +95,17 @@ def test_a_hosts_file_sets_the_command_for_all_hosts_or_for_one(tmp_path: Path) 
     assert [found.command(host)[0] for host in found.hosts] == ["podman"] * 3 + [sys.executable]
 
 
+def test_the_example_reaches_each_host_in_its_way() -> None:
+    found = HostOptions(hosts=str(ROOT / "launch" / "hosts" / "containers.toml")).reach()
+    begin = {host.name: " ".join(found.command(host)).partition(" -P ")[0] for host in found.hosts}
+    assert begin == {
+        "c1": "docker exec -i c1 /opt/zmqrl/bin/python",
+        "c2": "docker exec -i c2 /opt/zmqrl/bin/python",
+        "zmqrl-0": "kubectl exec -i zmqrl-0 -- /opt/zmqrl/bin/python",
+        "localhost": ".venv/bin/python",
+    }
+
+
 @pytest.mark.parametrize(
     ("toml", "sentence"),
     [
@@ -135,7 +147,15 @@ def test_without_via_a_host_is_reached_by_ssh_and_this_machine_directly() -> Non
 def up(**interfaces: str) -> Up:
     """The report of a daemon that ssh did not start."""
     found = {"lo": ["127.0.0.1"], **{name: [address] for name, address in interfaces.items()}}
-    about: dict[str, Any] = {"pid": 1, "zmqrl": "1", "code": "0", "python": "3", "cores": 1, "address": None, "work": "/w"}
+    about: dict[str, Any] = {
+        "pid": 1,
+        "zmqrl": "1",
+        "code": "0",
+        "python": "3",
+        "cores": 1,
+        "address": None,
+        "work": "/w",
+    }
     return Up(host="here", interfaces=found, **about)
 
 
