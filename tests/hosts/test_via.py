@@ -102,7 +102,7 @@ def test_the_example_reaches_each_host_in_its_way() -> None:
         "c1": "docker exec -i c1 /opt/zmqrl/bin/python",
         "c2": "docker exec -i c2 /opt/zmqrl/bin/python",
         "zmqrl-0": "kubectl exec -i zmqrl-0 -- /opt/zmqrl/bin/python",
-        "localhost": ".venv/bin/python",
+        "localhost": "/home/me/zmqrl/.venv/bin/python",
     }
 
 
