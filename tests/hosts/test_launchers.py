@@ -37,6 +37,7 @@ from zmqrl.process_id import ProcessId, worker_id
 
 WITHIN_S = 240.0
 ONE, WILLING, STUBBORN, OTHER = map(worker_id, range(4))
+EXPORTED = {"A_TOKEN": "it's a $secret"}
 pytestmark = pytest.mark.processes
 
 
@@ -57,7 +58,12 @@ class Place:
 
     def link(self, work: Path) -> Link:
         return Link(
-            self.host, self.command(), work=str(work), lease_s=self.lease_s, environment={"PYTHONPATH": str(TESTS)}
+            self.host,
+            self.command(),
+            work=str(work),
+            lease_s=self.lease_s,
+            environment={"PYTHONPATH": str(TESTS)},
+            exported=EXPORTED,
         )
 
     def launcher(self, work: Path) -> DaemonLauncher:
@@ -235,6 +241,13 @@ def test_a_process_logs_at_the_level_of_its_launcher(watched: Watched, monkeypat
     monkeypatch.setenv(LOG_LEVEL, "debug")  # too late for the host daemon to inherit it
     watched.start(OTHER)
     assert [facts["log_level"] for facts in watched.up(ONE, OTHER)] == [None, "debug"]
+
+
+def test_an_exported_variable_reaches_the_process_but_not_the_files_of_the_run(watched: Watched) -> None:
+    watched.start(ONE, variables=["A_TOKEN"])
+    (facts,) = watched.up(ONE)
+    assert facts["variables"] == EXPORTED
+    assert "secret" not in json.dumps(watched.launcher.to_dict())
 
 
 def test_a_process_receives_messages_in_order_and_answers(watched: Watched) -> None:

@@ -99,7 +99,7 @@ class DaemonLauncher(Launcher):
                 self.files.reopened(link.host)
         ours = environment_of(task.threads)
         ours |= {name: os.environ[name] for name in (HERE, LOG_LEVEL) if name in os.environ}
-        environment = ours | link.environment
+        environment = ours | link.environment | link.exported
         messages = [*([] if task.job is None else [task.job]), *task.messages]
         link.send(h.Start(name=name, module=task.module, before=PATIENCE, environment=environment, messages=messages))
 
